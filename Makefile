@@ -1,0 +1,82 @@
+# From a fresh clone: `make figures` or `make test`. Both make a virtual environment of their own first.
+#
+#   PYTHON=…   a Python ≥ 3.11; else the first one found
+#   VENV=…     where the environment goes (default .venv)
+#   MPIRUN=…   another MPI's launcher, together with MPI= (no MPI from PyPI), e.g. make figures MPI= MPIRUN=mpirun
+#   RUNFLAGS=… flags for every run, e.g. RUNFLAGS="--threads 2"
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+MPI ?= mpich
+BIN := $(VENV)/bin
+MPIRUN ?= $(BIN)/mpirun
+UTC := $(shell date -u +%Y%m%dT%H%M%SZ)
+
+comma := ,
+RUN_EXTRAS := $(if $(MPI),[$(MPI)])
+DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
+
+.PHONY: help figures figures-full test clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make figures       the four figures from a quick set of runs, about 5 minutes on 2 cores'
+	@echo 'make figures-full  the same with as many rounds as the precision needs, under an hour'
+	@echo 'make test          lint, types and the whole test suite'
+	@echo 'make clean         remove the environment and caches; logs/ and figures/ stay'
+
+# ---- environment ----
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or newer was found; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.$(RUN_EXTRAS)'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.$(DEV_EXTRAS)'
+	@touch $@ $(VENV)/.installed-run
+
+# ---- figures: $(call measure,ranks,config,log folder,flags) and $(call report,set) ----
+
+measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/cpu/$(2).toml --log-dir $(3) $(4) $(RUNFLAGS)
+
+define report
+	@mkdir -p figures/$(1)
+	$(BIN)/dejavubench process logs/$(1)
+	@$(BIN)/dejavubench process logs/$(1) --format markdown -o figures/$(1)/tables.md
+	$(BIN)/dejavubench figures logs/$(1) -o figures/$(1)
+endef
+
+QUICK := quick-$(UTC)
+FULL := full-$(UTC)
+FEW := --precision none --warmup 1 --note 'quick set: few rounds, so wide intervals'
+
+figures: $(VENV)/.installed-run
+	$(call measure,1,fig2,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2$(comma)opt-125m --input-len 32$(comma)128 --output-len 8)
+	$(call measure,1,appendix_a,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2 --ubatch-size 1$(comma)2$(comma)4 --input-len 32$(comma)64$(comma)128 --output-len 8)
+	$(call measure,2,fig7,logs/$(QUICK),$(FEW) --rounds 2 --ubatch-size 1 --input-len 64 --output-len 8)
+	$(call measure,2,fig25,logs/$(QUICK),$(FEW) --rounds 3 --ubatch-size 2 --input-len 128 --output-len 16)
+	$(call report,$(QUICK))
+	@echo 'A quick set: few rounds, so the intervals are wide. make figures-full measures as long as it needs.'
+
+figures-full: $(VENV)/.installed-run
+	$(call measure,1,fig2,logs/$(FULL))
+	$(call measure,1,appendix_a,logs/$(FULL))
+	$(call measure,2,fig7,logs/$(FULL))
+	$(call measure,2,fig25,logs/$(FULL))
+	$(call report,$(FULL))
+
+# ---- tests ----
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,128 @@
+"""What stands above and below a figure: machine, sizes, how often it was measured, and what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dejavubench.analysis import health, stats, tables
+from dejavubench.records import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMES = {
+    "model": "model",
+    "data_type": "data type",
+    "kv_layout": "KV layout",
+    "ubatch_size": "batch",
+    "input_len": "prompt",
+    "output_len": "new tokens",
+    "tensor_para_size": "tensor parallel",
+    "pipeline_para_size": "pipeline depth",
+}
+
+_TITLES = {
+    "fig2": "Fig 2: time of a prompt and of one token, no streaming",
+    "appendix_a": "Appendix A: time of a prompt and of one token, no streaming",
+    "fig7": "Fig 7: slowdown over no streaming, one optimisation after the other",
+    "fig25": "Fig 25: a request with its whole KV cache streamed",
+}
+
+_HOW = {
+    "fig2": "Medians over rounds; the ratio is that of one round's prompt to its median token.",
+    "appendix_a": "Medians over rounds; the ratio is that of one round's prompt to its median token.",
+    "fig7": "Slowdown: median over rounds of the arm's time / geometric mean of the same round's none times; "
+    "bars start at 1 (no streaming).",
+    "fig25": "TOTAL: median over rounds; overhead: median over rounds of TOTAL / geometric mean of the same round's "
+    "none TOTALs, less one.",
+}
+
+
+def title(figure: str, models: Sequence[str]) -> str:
+    return f"{_TITLES[figure]} ({models[0]})" if len(models) == 1 else _TITLES[figure]
+
+
+def caption(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    """Sentences for below the figure; ``frame`` is what is drawn."""
+    sentences = [
+        machine(runs[0]),
+        ", ".join(f"{NAMES[name]} {_values(frame, name)}" for name in tables.POINT_COLUMNS) + ".",
+        f"{_HOW[figure]} {_rounds(frame)}",
+        _paths(frame),
+        _noise(figure, frame),
+        _left_out(runs),
+        *(health.brief(run) for run in runs),
+        "Run " + ", ".join(run.path.name for run in runs) + ".",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def machine(run: Run) -> str:
+    """CPU, cores, hosts, software and date, as far as the run recorded them."""
+    known = run.header.environment
+    names = known.get("hostnames") or []
+    versions = known.get("versions") or {}
+    words = [
+        known.get("cpu_model") or "CPU not recorded",
+        f"{known['cores']} cores" if known.get("cores") else None,
+        f"{len(names)} host{'' if len(names) == 1 else 's'}" if names else None,
+        f"torch {versions['torch']}" if "torch" in versions else None,
+        known.get("mpi_library"),
+        str(known.get("date") or run.header.started_utc)[:10],
+    ]
+    return ", ".join(str(word).splitlines()[0] for word in words if word) + "."
+
+
+def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """What sets a panel apart: the given columns of its first row, in words."""
+    first = frame.iloc[0]
+    return ", ".join(f"{first[name]}" if name == "model" else f"{NAMES[name]} {first[name]}" for name in columns)
+
+
+def _values(frame: pd.DataFrame, name: str) -> str:
+    return "/".join(str(value) for value in dict.fromkeys(frame[name]))
+
+
+def _rounds(frame: pd.DataFrame) -> str:
+    low, high = int(frame["samples"].min()), int(frame["samples"].max())
+    if high == 1:
+        return "n = 1 round, so there are no intervals."
+    bars = "Error bars: 95 % bootstrap intervals of the median, "
+    count = bars + (f"n = {low} rounds." if low == high else f"n = {low} to {high} rounds.")
+    return count + (" QUICK: few rounds, wide intervals." if low < stats.FEW_ROUNDS else "")
+
+
+def _paths(frame: pd.DataFrame) -> str:
+    if "hosts" not in frame:
+        return ""
+    words = []
+    for (mode, hosts), part in frame[frame["hosts"].notna()].groupby(["mode", "hosts"], sort=False):
+        durability = "/".join(dict.fromkeys(part["durability"].dropna()))
+        words.append(f"{mode}: {hosts}" + (f", durability {durability}" if durability else ""))
+    return "; ".join(words) + "." if words else ""
+
+
+def _noise(figure: str, frame: pd.DataFrame) -> str:
+    if "noise_floor_low_pct" not in frame or frame["noise_floor_low_pct"].isna().all():
+        return ""
+    if figure == "fig25":
+        return "Grey band: noise floor, a second none against the first."
+    part = frame[frame["phase"] == "total"]
+    low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()
+    return f"Noise floor of TOTAL (none#2 / none): {low:+.2f} to {high:+.2f} %."
+
+
+def _left_out(runs: Sequence[Run]) -> str:
+    places: dict[str, list[str]] = {}
+    for run in runs:
+        for row in tables.run_rows(run):
+            if row["status"] != "ok":
+                where = f"{row['model']} batch {row['ubatch_size']} prompt {row['input_len']} {row['arm']}"
+                places.setdefault(row["status"], []).append(where)
+    words = [f"{status}: {names[0]}{_and_more(names)}" for status, names in places.items()]
+    return "Not shown, " + "; ".join(words) + "." if words else ""
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

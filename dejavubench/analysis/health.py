@@ -1,0 +1,60 @@
+"""What a reader must know of a run beside its numbers: ranks that did not come to their end, failures, torn files."""
+
+from __future__ import annotations
+
+from dejavubench.records import End, Failure, PhaseMark, RankInfo, RankLog, Run
+
+
+def complete(run: Run) -> bool:
+    """Whether every rank that is known of has written its End record."""
+    return bool(run.ranks) and all(log.ended for log in run.ranks) and not _absent(run)
+
+
+def notes(run: Run) -> list[str]:
+    """One line a finding, the most telling first; empty for a run that ended well."""
+    if not run.ranks:
+        return ["INCOMPLETE: no rank has written a record"]
+    failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
+    found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
+    silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
+    found += [f"INCOMPLETE: {_name(log)} stopped without a word {_where(log.last_phase)}" for log in silent]
+    found += [f"INCOMPLETE: rank {rank} has no file, though other ranks name it" for rank in sorted(_absent(run))]
+    if silent:
+        found.append("such a run is still going on, or was killed; what was recorded before is shown")
+    found += [f"{log.path.name}: the last line was cut off by the end of the process" for log in run.ranks if log.torn]
+    unexplained = any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not failed
+    if unexplained:
+        found.append("FAILED: a rank ended with status failed; see the verification below")
+    return found
+
+
+def brief(run: Run) -> str:
+    """One sentence for a caption; empty for a run that ended well."""
+    if not run.ranks or complete(run):
+        return ""
+    cut = sum(not log.ended for log in run.ranks) + len(_absent(run))
+    return (
+        f"INCOMPLETE: {cut} of {len(run.ranks) + len(_absent(run))} ranks of {run.path.name} did not come to their end."
+    )
+
+
+def _absent(run: Run) -> set[int]:
+    named = {peer for _, info in run.of(RankInfo) for peer in info.peers}
+    return named - {log.rank for log in run.ranks}
+
+
+def _name(log: RankLog) -> str:
+    info = next(log.of(RankInfo), None)
+    return f"rank {log.rank} ({info.role} on {info.host})" if info else f"rank {log.rank}"
+
+
+def _where(mark: PhaseMark | None) -> str:
+    if mark is None:
+        return "before its first phase"
+    places = [
+        mark.point and f"point {mark.point}",
+        mark.arm and f"arm {mark.arm}",
+        None if mark.iteration is None else f"iteration {mark.iteration}",
+        None if mark.ubatch is None else f"microbatch {mark.ubatch}",
+    ]
+    return f"in phase {mark.phase}" + "".join(f", {place}" for place in places if place)

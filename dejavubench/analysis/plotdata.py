@@ -1,0 +1,241 @@
+"""Records → what each of the paper's figures shows, as pandas tables; :mod:`plots` draws them, a CSV keeps them.
+
+A :class:`Drawing` is one file: Fig 2 and Appendix A hold all models of a run, Fig 7 and Fig 25 one model each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from dejavubench.analysis import captions, stats, tables
+from dejavubench.analysis.compare import NotComparableError, require_comparable
+from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.tables import POINT_COLUMNS
+from dejavubench.records import PointInfo, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Figure = Literal["fig2", "appendix_a", "fig7", "fig25"]
+Row = dict[str, Any]
+
+LEVEL_LABELS = {
+    "0": "Naive streaming",
+    "0-batched": "Naive, one wait a step",
+    "1": "+ buffered copies",
+    "2": "+ layer-by-layer streaming",
+    "3": "DéjàVu (all)",
+}
+PHASES = ("total", "prompt", "token")
+FIG2_LINES = ("ubatch_size", "input_len")
+FIG7_PANELS = ("kv_layout", "mode")
+FIG25_PANELS = ("ubatch_size", "input_len", "output_len")
+
+
+class NothingToDrawError(Exception):
+    """A run without what its figure needs; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure: ``name`` is that of its files, ``frame`` what is drawn, ``caption`` what stands below it."""
+
+    figure: Figure
+    name: str
+    title: str
+    frame: pd.DataFrame
+    caption: str
+
+
+def figure_of(run: Run) -> Figure:
+    """The figure that the run was made for, or, where it does not say, that its arms fit.
+
+    Raises:
+        NothingToDrawError: a figure that is not known, or streaming with nothing to compare it to.
+    """
+    match run.header.figure:
+        case "fig2" | "appendix_a" | "fig7" | "fig25":
+            return run.header.figure
+        case None:
+            pass
+        case other:
+            raise NothingToDrawError(f"{run.path.name}: figure {other!r} is not one of fig2, appendix_a, fig7, fig25")
+    streaming = [arm for arm in run.header.arms if arm.mode != "none"]
+    if not streaming:
+        return "fig2"
+    if len(streaming) == len(run.header.arms):
+        raise NothingToDrawError(f"{run.path.name}: streaming without a none arm, so there is nothing to compare it to")
+    return "fig7" if len({arm.level for arm in streaming}) > 1 else "fig25"
+
+
+def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing], list[str]]:
+    """All that can be drawn, each run by itself or (``together``) all runs of a figure in one; and what could not be.
+
+    Raises:
+        NotComparableError: ``together`` with runs that differ in machine or sizes, or hold the same point twice.
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    by_figure: dict[Figure, list[Run]] = {}
+    complaints: list[str] = []
+    for run in runs:
+        try:
+            by_figure.setdefault(figure_of(run), []).append(run)
+        except NothingToDrawError as error:
+            complaints.append(str(error))
+    found: list[tuple[Drawing, str]] = []
+    for figure, members in by_figure.items():
+        for group in [members] if together else [[run] for run in members]:
+            try:
+                suffix = "-".join(run.path.name for run in group)
+                found += [(drawing, suffix) for drawing in _draw(figure, group)]
+            except NothingToDrawError as error:
+                complaints.append(str(error))
+    names = Counter(drawing.name for drawing, _ in found)
+    return [replace(d, name=f"{d.name}-{suffix}") if names[d.name] > 1 else d for d, suffix in found], complaints
+
+
+def _draw(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
+    import pandas as pd
+
+    if len(runs) > 1:
+        require_comparable(runs, () if figure in ("fig2", "appendix_a") else _held(_panels(figure)))
+    rows = [row for run in runs for row in _ROWS[figure](run)]
+    if not rows:
+        raise NothingToDrawError(f"{', '.join(run.path.name for run in runs)}: no measured round that {figure} needs")
+    frame = pd.DataFrame(rows)
+    _refuse_twice(frame)
+    held = [] if figure in ("fig2", "appendix_a") else _held(_panels(figure))
+    groups = [frame] if not held else [part for _, part in frame.groupby(held, sort=False)]
+    varying = [name for name in held if frame[name].nunique() > 1]
+    result = []
+    for part in groups:
+        models = list(dict.fromkeys(part["model"]))
+        named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
+        words = [
+            figure.replace("_", "-"),
+            named,
+            *(_short(name, part[name].iloc[0]) for name in varying if name != "model"),
+        ]
+        caption = captions.caption(figure, runs, part)
+        title = captions.title(figure, models)
+        result.append(Drawing(figure, "-".join(words), title, part.reset_index(drop=True), caption))
+    return result
+
+
+def _panels(figure: Figure) -> Sequence[str]:
+    return FIG7_PANELS if figure == "fig7" else FIG25_PANELS
+
+
+def _held(panels: Sequence[str]) -> list[str]:
+    """What is the same within one drawing."""
+    return [name for name in POINT_COLUMNS if name not in panels]
+
+
+def _short(name: str, value: object) -> str:
+    prefix = {
+        "ubatch_size": "b",
+        "input_len": "p",
+        "output_len": "t",
+        "tensor_para_size": "tp",
+        "pipeline_para_size": "pp",
+    }
+    return f"{prefix.get(name, '')}{value}"
+
+
+def _refuse_twice(frame: pd.DataFrame) -> None:
+    keys = [*POINT_COLUMNS, "arm", *(["phase"] if "phase" in frame else [])]
+    twice = frame[frame.duplicated(keys, keep=False)]
+    if not twice.empty:
+        first = twice.iloc[0]
+        where = ", ".join(f"{name} {first[name]}" for name in POINT_COLUMNS)
+        runs = ", ".join(dict.fromkeys(twice["run"]))
+        raise NotComparableError(f"{runs} hold the same point and arm ({where}, {first['arm']}); give one of them")
+
+
+# What each figure shows.
+
+
+def _shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
+    """Arms with measured rounds whose bytes were right."""
+    return [
+        (point, arm)
+        for point in collect(run).values()
+        for arm in point.arms.values()
+        if arm.total and arm.failed_check is None and not point.point.skipped
+    ]
+
+
+def _sizes(run: Run, point: PointInfo) -> Row:
+    return {"run": run.path.name, "point": point.id} | {name: getattr(point, name) for name in POINT_COLUMNS}
+
+
+def _spread(name: str, item: stats.Estimate | None, unit: str = "") -> Row:
+    if item is None:
+        return dict.fromkeys((f"{name}{unit}", f"{name}_low{unit}", f"{name}_high{unit}"))
+    return {f"{name}{unit}": item.median, f"{name}_low{unit}": item.low, f"{name}_high{unit}": item.high}
+
+
+def _prompt_token_rows(run: Run) -> list[Row]:
+    rows = []
+    for point, arm in _shown_arms(run):
+        if arm.arm.mode != "none" or arm.arm.role == "repeat" or not arm.prompt:
+            continue
+        ratio = stats.paired_ratios(arm.prompt, [arm.token]) if arm.token else ()
+        row = _sizes(run, point.point) | {"arm": arm.arm.name, "samples": len(arm.total)}
+        row |= _spread("prompt", stats.estimate(arm.prompt.values()), "_ms")
+        row |= _spread("token", stats.estimate(arm.token.values()) if arm.token else None, "_ms")
+        rows.append(row | _spread("prompt_over_token", stats.estimate(ratio) if len(ratio) else None))
+    return rows
+
+
+def _level_rows(run: Run) -> list[Row]:
+    rows = []
+    for point, arm in _shown_arms(run):
+        if arm.arm.level is None:
+            continue
+        for phase in PHASES:
+            overhead = stats.paired_overhead(getattr(arm, phase), point.baselines(phase))
+            if overhead is None:
+                continue
+            row = _sizes(run, point.point) | _arm_columns(run, arm)
+            row |= {"label": LEVEL_LABELS.get(arm.arm.level, f"level {arm.arm.level}"), "phase": phase}
+            row |= {"samples": overhead.samples} | _spread("slowdown", overhead.shifted(1.0))
+            rows.append(row | _noise(stats.noise_floor(point.baselines(phase))))
+    return rows
+
+
+def _total_rows(run: Run) -> list[Row]:
+    rows = []
+    for point, arm in _shown_arms(run):
+        streaming = arm.arm.role == "streaming"
+        overhead = stats.paired_overhead(arm.total, point.baselines()) if streaming else None
+        row = _sizes(run, point.point) | _arm_columns(run, arm) | {"samples": len(arm.total)}
+        row |= _spread("total", stats.estimate(arm.total.values()), "_ms")
+        row |= _percent(_spread("overhead", overhead, "_pct"))
+        rows.append(row | _noise(stats.noise_floor(point.baselines())))
+    return rows if any(row["mode"] != "none" for row in rows) else []
+
+
+def _arm_columns(run: Run, arm: ArmSamples) -> Row:
+    info = arm.arm
+    row = {"arm": info.name, "mode": info.mode, "role": info.role, "level": info.level, "durability": info.durability}
+    return row | {"hosts": tables.hosts(run, info.mode)}
+
+
+def _noise(floor: stats.Estimate | None) -> Row:
+    return _percent(_spread("noise_floor", floor, "_pct"))
+
+
+def _percent(row: Row) -> Row:
+    return {name: None if value is None else 100 * value for name, value in row.items()}
+
+
+_ROWS: dict[Figure, Callable[[Run], list[Row]]] = {
+    "fig2": _prompt_token_rows,
+    "appendix_a": _prompt_token_rows,
+    "fig7": _level_rows,
+    "fig25": _total_rows,
+}

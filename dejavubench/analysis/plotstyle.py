@@ -1,0 +1,48 @@
+"""What all figures have in common: colours of Okabe and Ito, markers, error bars.
+
+Markers, line styles and hatches carry the same information as the colours, for who reads in grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.5,
+    "pdf.fonttype": 42,
+}
+
+
+GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
+
+
+def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
+    """Distances of the interval's ends from the median, [2, n]; NaN, so not drawn, where one sample is all."""
+    middle = frame[f"{name}{unit}"].to_numpy(dtype=float)
+    low = frame[f"{name}_low{unit}"].to_numpy(dtype=float)
+    high = frame[f"{name}_high{unit}"].to_numpy(dtype=float)
+    return np.clip(np.stack([middle - low, high - middle]), 0, None)
+
+
+def legend_of(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Every label once."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)

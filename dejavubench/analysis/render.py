@@ -1,0 +1,306 @@
+"""Rows as a table for people (rich), as markdown, csv or json.
+
+People get two narrow blocks a run, times and streaming, and the notes; csv and json hold every column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from dejavubench.analysis import health, stats, tables
+from dejavubench.analysis.tables import POINT_COLUMNS, Row
+from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
+from dejavubench.records import Ceiling, Run
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+FORMATS = ("table", "csv", "json", "markdown")
+PIPE_WIDTH = 160
+NOTE_HOW = (
+    "times: median over rounds of the maximum over sources; [ ]: 95 % bootstrap interval; "
+    "overhead: paired round by round with the geometric mean of none and none#2"
+)
+
+
+@dataclass
+class Block:
+    """A table as text: ``rows`` in groups, one a point."""
+
+    title: str
+    columns: list[str]
+    groups: list[list[list[str]]] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """A run (or a text log), ready to be shown."""
+
+    title: str
+    rows: list[Row]
+    blocks: list[Block]
+    notes: list[str]
+    header: dict[str, Any] | None = None
+
+
+def report(run: Run) -> Report:
+    """Everything that is said of one run.
+
+    Raises:
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    rows = tables.run_rows(run)
+    notes = [*health.notes(run), *_reasons(rows), *_ceilings(run), *_noise(rows), *_few(rows), NOTE_HOW]
+    header = run.header.model_dump(mode="json")
+    title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
+    return Report(title, rows, _blocks(rows), notes, {"path": str(run.path), **header})
+
+
+def log_report(path: Path) -> Report:
+    """What is said of a text log.
+
+    Raises:
+        TextLogError: the log cannot be read, or is too short.
+    """
+    rows = tables.log_rows(path)
+    notes = [f"{rows[0]['warmups'] or 2} samples at the beginning are dropped as warm-up, as the paper's scripts do"]
+    block = _block("times", rows, ["statistic"], TIME_COLUMNS + SPREAD_COLUMNS)
+    return Report(str(path), rows, [block], notes + _reasons(rows) + _few(rows))
+
+
+def summary(run: Run) -> RenderableType:
+    """The table at the end of a run, for a rich console.
+
+    Raises:
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    return renderable(report(run))
+
+
+# Columns for people: heading, and how a row's value is written.
+
+Column = tuple[str, Callable[[Row], str]]
+
+
+def _overhead(row: Row) -> str:
+    if row["mode"] == "none":
+        return _noise_of(row) if row["arm"] != "none" else "baseline"
+    if row["overhead_pct"] is None:
+        return row["baseline"] or "–"
+    return f"{signed_percent(row['overhead_pct'])} {span(row['overhead_low_pct'], row['overhead_high_pct'])}"
+
+
+def _noise_of(row: Row) -> str:
+    if row["noise_floor_pct"] is None:
+        return "–"
+    bounds = span(row["noise_floor_low_pct"], row["noise_floor_high_pct"])
+    return f"noise {signed_percent(row['noise_floor_pct'])} {bounds}"
+
+
+def _share(row: Row) -> str:
+    return "–" if row["ceiling_share_pct"] is None else f"{row['ceiling_share_pct']:.0f} % of {row['ceiling']}"
+
+
+def _copies(row: Row) -> str:
+    if row["copies_per_prompt"] is None:
+        return "–"
+    return f"{counted(row['copies_per_prompt'])} / {counted(row['copies_per_token'])}"
+
+
+def _cpu(row: Row) -> str:
+    return " / ".join(value_or_dash(row[f"cpu_{role}_s"], ".2f") for role in ("model", "helper", "sink"))
+
+
+def _hidden(row: Row) -> str:
+    if row["hidden_pct"] is None:
+        return "–"
+    return f"{row['hidden_pct']:.0f}" if row["hidden_pct"] >= 0 else "nothing"
+
+
+def _verdict(row: Row) -> str:
+    return "–" if row["verdict"] is None else f"{row['verdict']} (≤ {row['target_pct']:g} %)"
+
+
+def _interval(row: Row) -> str:
+    return "–" if row["total_low_ms"] is None else f"[{ms(row['total_low_ms'])}, {ms(row['total_high_ms'])}]"
+
+
+TIME_COLUMNS: list[Column] = [
+    ("prompt ms", lambda row: ms(row["prompt_ms"])),
+    ("token ms", lambda row: ms(row["token_ms"])),
+    ("total ms", lambda row: ms(row["total_ms"])),
+    ("rounds", lambda row: value_or_dash(row["samples"], "d")),
+]
+SPREAD_COLUMNS: list[Column] = [
+    ("total 95 % ms", _interval),
+    ("total IQR ms", lambda row: ms(row["total_iqr_ms"])),
+]
+OVERHEAD_COLUMNS: list[Column] = [
+    ("overhead %", _overhead),
+    ("verdict", _verdict),
+    ("verified", lambda row: row["verified"] or "–"),
+]
+STREAM_COLUMNS: list[Column] = [
+    ("stall ms", lambda row: ms(row["stall_ms"])),
+    ("largest lag", lambda row: nbytes(row["largest_lag_bytes"])),
+    ("bytes", lambda row: nbytes(row["streamed_bytes"])),
+    ("copies prompt / token", _copies),
+    ("GB/s alone", lambda row: value_or_dash(row["alone_gb_per_s"], ".2f")),
+    ("share of ceiling", _share),
+    ("hosts", lambda row: row["hosts"] or "–"),
+    ("durability", lambda row: row["durability"] or "–"),
+]
+REST_COLUMNS: list[Column] = [
+    *SPREAD_COLUMNS,
+    ("drain ms", lambda row: ms(row["drain_ms"])),
+    ("GB/s over TOTAL", lambda row: value_or_dash(row["total_gb_per_s"], ".3f")),
+    ("hidden %", _hidden),
+    ("CPU s model / helper / sink", _cpu),
+]
+
+
+def _blocks(rows: list[Row]) -> list[Block]:
+    varying = [name for name in POINT_COLUMNS if len({row[name] for row in rows}) > 1]
+    common = ", ".join(f"{name} {rows[0][name]}" for name in POINT_COLUMNS if rows and name not in varying)
+    streaming = [row for row in rows if row["mode"] != "none" and row["status"] == "ok"]
+    if all(row["mode"] == "none" for row in rows):
+        return [_block(common, rows, varying, TIME_COLUMNS + SPREAD_COLUMNS)]
+    verdicts = any(row["verdict"] for row in rows)
+    overheads = [column for column in OVERHEAD_COLUMNS if verdicts or column[0] != "verdict"]
+    blocks = [_block(common, rows, varying, TIME_COLUMNS + overheads)]
+    if streaming:
+        blocks.append(_block("streaming, one iteration", streaming, varying, STREAM_COLUMNS))
+        measured = [row for row in rows if row["status"] == "ok"]
+        blocks.append(_block("spread, drain and CPU, one iteration", measured, varying, REST_COLUMNS))
+    return blocks
+
+
+def _block(title: str, rows: Sequence[Row], leading: list[str], columns: list[Column]) -> Block:
+    block = Block(title, [*leading, "arm", *(heading for heading, _ in columns)])
+    last: object = None
+    for row in rows:
+        if not block.groups or row["point"] != last:
+            block.groups.append([])
+            last = row["point"]
+        cells = [write(row) for _, write in columns] if row["status"] == "ok" else [row["status"]]
+        cells += ["–"] * (len(columns) - len(cells))
+        block.groups[-1].append([*(str(row[name]) for name in leading), row["arm"], *cells])
+    return block
+
+
+def _machine(run: Run) -> str:
+    environment = run.header.environment
+    cores = environment.get("cores")
+    words = [environment.get("cpu_model"), f"{cores} cores" if cores else None, run.header.started_utc]
+    return ", ".join(str(word) for word in words if word)
+
+
+def _reasons(rows: list[Row]) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] not in ("ok", None):
+            where = " ".join(word for word in (row["point"], row["arm"]) if word)
+            found.setdefault(f"{row['status']}: {row['reason']}", []).append(where)
+    return [f"{what} ({', '.join(places)})" for what, places in found.items()]
+
+
+def _ceilings(run: Run) -> list[str]:
+    best: dict[str, Ceiling] = {}
+    for _, item in run.of(Ceiling):
+        if item.name not in best or item.value > best[item.name].value:
+            best[item.name] = item
+    if not best:
+        return []
+    return ["ceilings: " + "; ".join(f"{i.name} {i.value:.4g} {i.unit} ({i.shape})" for i in best.values())]
+
+
+def _noise(rows: list[Row]) -> list[str]:
+    floors = {row["point"]: row for row in rows if row["noise_floor_pct"] is not None}
+    if not floors:
+        return []
+    if len(floors) == 1:
+        return [f"noise floor (none#2 against none): {_noise_of(next(iter(floors.values()))).removeprefix('noise ')} %"]
+    medians = sorted(row["noise_floor_pct"] for row in floors.values())
+    low, high = signed_percent(medians[0]), signed_percent(medians[-1])
+    return [f"noise floor (none#2 against none): medians from {low} to {high} % over {len(floors)} points"]
+
+
+def _few(rows: list[Row]) -> list[str]:
+    counts = [row["samples"] for row in rows if row["samples"]]
+    if not counts or min(counts) >= stats.FEW_ROUNDS:
+        return []
+    return [f"few rounds ({min(counts)}): intervals are wide; --rounds or --precision makes them narrow"]
+
+
+# The formats.
+
+
+def renderable(item: Report) -> RenderableType:
+    """A report for a rich console; its colours show on a terminal only."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(item.title, style="bold")]
+    for block in item.blocks:
+        parts += [Text(block.title, style="italic"), _rich_table(block)]
+    parts += [Text(note, style="red" if note.startswith(("FAILED", "INCOMPLETE")) else "") for note in item.notes]
+    return Group(*parts)
+
+
+def _rich_table(block: Block) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(block.columns):
+        table.add_column(heading, overflow="fold", justify="left" if number <= block.columns.index("arm") else "right")
+    for number, group in enumerate(block.groups):
+        if number and len(group) > 1:
+            table.add_section()
+        for cells in group:
+            table.add_row(*cells, style="red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else None)
+    return table
+
+
+def console(out: IO[str]) -> Console:
+    """A rich console on ``out``: colours on a terminal only, and elsewhere wide enough not to fold tables."""
+    from rich.console import Console
+
+    terminal = out.isatty()
+    return Console(file=out, highlight=False, width=None if terminal else PIPE_WIDTH, no_color=not terminal)
+
+
+def markdown(item: Report) -> str:
+    lines = [f"## {item.title}", ""]
+    for block in item.blocks:
+        align = ["---" if n <= block.columns.index("arm") else "---:" for n in range(len(block.columns))]
+        lines += [f"**{block.title}**", "", _pipes(block.columns), _pipes(align)]
+        lines += [_pipes(cells) for group in block.groups for cells in group]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in item.notes)]) + "\n"
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write(reports: Sequence[Report], style: str, out: IO[str]) -> None:
+    """Write reports in one of :data:`FORMATS`."""
+    if style == "csv":
+        out.write(tables.frame(row for item in reports for row in item.rows).to_csv(index=False))
+    elif style == "json":
+        documents = [{"run": i.title, "header": i.header, "notes": i.notes, "rows": i.rows} for i in reports]
+        json.dump(documents, out, indent=2, allow_nan=False, ensure_ascii=False)
+        out.write("\n")
+    elif style == "markdown":
+        out.write("\n".join(markdown(item) for item in reports))
+    else:
+        screen = console(out)
+        for number, item in enumerate(reports):
+            if number:
+                screen.print()
+            screen.print(renderable(item))

@@ -1,0 +1,163 @@
+"""From the records of a run to one series a quantity, for each point and arm.
+
+A series holds one value a measured round; warm-ups are left out. Within a round, times are the median over a
+source's microbatches (and steps) and then the maximum over sources; bytes, copies and CPU seconds are sums.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from statistics import median
+
+from dejavubench.records import (
+    Alone,
+    ArmInfo,
+    Iteration,
+    Microbatch,
+    PointInfo,
+    RecordError,
+    Run,
+    SinkActivity,
+    Verification,
+)
+
+Rounds = dict[int, float]
+
+
+@dataclass
+class ArmSamples:
+    """What was measured of one arm at one point.
+
+    Attributes:
+        total, prompt, token, drain, stall: ms by round. ``token`` is one step; ``stall`` is what the model waited
+            for streaming in the prompt and in the steps (the drain is apart).
+        nbytes: streamed in one iteration by all sources; prompt_copies: copies or messages for one microbatch's
+            prompt; token_copies: for one step.
+        cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
+        lag_nbytes: the largest of all rounds and sources.
+        warmups: iterations that were recorded as warm-up.
+        checks: verifications in the order of the records; empty: none was made.
+        alone: T_alone in ms (maximum over sources of their best) and its bytes (sum over sources).
+    """
+
+    point: PointInfo
+    arm: ArmInfo
+    total: Rounds = field(default_factory=dict)
+    prompt: Rounds = field(default_factory=dict)
+    token: Rounds = field(default_factory=dict)
+    drain: Rounds = field(default_factory=dict)
+    stall: Rounds = field(default_factory=dict)
+    nbytes: Rounds = field(default_factory=dict)
+    prompt_copies: Rounds = field(default_factory=dict)
+    token_copies: Rounds = field(default_factory=dict)
+    cpu_model: Rounds = field(default_factory=dict)
+    cpu_helper: Rounds = field(default_factory=dict)
+    cpu_sink: Rounds = field(default_factory=dict)
+    lag_nbytes: int = 0
+    warmups: int = 0
+    checks: list[Verification] = field(default_factory=list)
+    alone: tuple[float, int] | None = None
+
+    @property
+    def failed_check(self) -> Verification | None:
+        return next((check for check in self.checks if not check.ok or check.tokens_equal is False), None)
+
+
+@dataclass
+class PointSamples:
+    """The arms of one point; arms that did not run are not in ``arms``."""
+
+    point: PointInfo
+    arms: dict[str, ArmSamples] = field(default_factory=dict)
+
+    def baselines(self, quantity: str = "total") -> list[Rounds]:
+        """The series of ``none`` and of its repeat, as far as they are there and verified."""
+        chosen = {arm.arm.role: arm for arm in self.arms.values() if arm.arm.role != "streaming"}
+        arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
+        return [getattr(arm, quantity) for arm in arms if getattr(arm, quantity) and arm.failed_check is None]
+
+
+class _Collector:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.arms = {arm.name: arm for arm in run.header.arms}
+        self.points = {point.id: PointSamples(point) for point in run.header.points}
+
+    def of(self, point: str, arm: str) -> ArmSamples:
+        if point not in self.points or arm not in self.arms:
+            raise RecordError(f"{self.run.path}: a record of point {point}, arm {arm}, which run.json does not name")
+        samples = self.points[point]
+        return samples.arms.setdefault(arm, ArmSamples(samples.point, self.arms[arm]))
+
+
+def collect(run: Run) -> dict[str, PointSamples]:
+    """Samples of every point of a run by its id, in the header's order; so are the arms of each.
+
+    Raises:
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    collector = _Collector(run)
+    for _, item in run.of(Iteration):
+        samples = collector.of(item.point, item.arm)
+        if item.round is None:
+            samples.warmups += 1
+        else:
+            samples.total[item.round] = item.total_ms
+    _add_microbatches(collector)
+    _add_sinks(collector)
+    for _, check in run.of(Verification):
+        collector.of(check.point, check.arm).checks.append(check)
+    _add_alone(collector)
+    for point in collector.points.values():
+        point.arms = {name: point.arms[name] for name in collector.arms if name in point.arms}
+    return collector.points
+
+
+def _add_microbatches(collector: _Collector) -> None:
+    """Rounds that have no Iteration record (the run was killed within them) are left out."""
+    rounds: dict[tuple[str, str, int], dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
+    for rank, item in collector.run.of(Microbatch):
+        if item.round is not None:
+            rounds[item.point, item.arm, item.round][rank].append(item)
+    for (point, arm, number), sources in rounds.items():
+        samples = collector.of(point, arm)
+        if number in samples.total:
+            _add_round(samples, number, list(sources.values()))
+
+
+def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]) -> None:
+    everything = [item for source in sources for item in source]
+    in_flight = max(len(source) for source in sources)
+    steps = max(len(item.token_ms) for item in everything)
+
+    samples.prompt[number] = max(median(item.prompt_ms for item in source) for source in sources)
+    samples.drain[number] = max(median(item.drain_ms for item in source) for source in sources)
+    samples.stall[number] = max(sum(i.prompt.stall_ms + i.tokens.stall_ms for i in source) for source in sources)
+    if steps:
+        samples.token[number] = max(median(ms for item in source for ms in item.token_ms) for source in sources)
+        samples.token_copies[number] = sum(item.tokens.copies for item in everything) / (steps * in_flight)
+    samples.nbytes[number] = sum(i.prompt.nbytes + i.tokens.nbytes + i.drain.nbytes for i in everything)
+    samples.prompt_copies[number] = sum(item.prompt.copies for item in everything) / in_flight
+    samples.cpu_model[number] = sum(item.cpu_model_s for item in everything)
+    samples.cpu_helper[number] = sum(item.cpu_helper_s for item in everything)
+    lag = max(phase.lag_nbytes for item in everything for phase in (item.prompt, item.tokens, item.drain))
+    samples.lag_nbytes = max(samples.lag_nbytes, lag)
+
+
+def _add_sinks(collector: _Collector) -> None:
+    for _, item in collector.run.of(SinkActivity):
+        samples = collector.of(item.point, item.arm)
+        if item.round in samples.total:
+            samples.cpu_sink[item.round] = samples.cpu_sink.get(item.round, 0.0) + item.cpu_s
+
+
+def _add_alone(collector: _Collector) -> None:
+    best: dict[tuple[str, str], dict[int, Alone]] = defaultdict(dict)
+    for rank, item in collector.run.of(Alone):
+        known = best[item.point, item.arm].get(rank)
+        if known is None or item.ms < known.ms:
+            best[item.point, item.arm][rank] = item
+    for (point, arm), sources in best.items():
+        items = sources.values()
+        collector.of(point, arm).alone = (max(item.ms for item in items), sum(item.nbytes for item in items))

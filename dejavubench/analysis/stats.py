@@ -1,0 +1,164 @@
+"""Statistics of raw samples: medians, bootstrap intervals, paired overheads, verdicts. numpy alone, quick to import.
+
+An overhead is paired: for each round, the arm's TOTAL over the geometric mean of the round's ``none`` TOTALs;
+the median over rounds, less one, is the overhead. What drifts from round to round cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dejavubench.records import ArmInfo, Iteration
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SEED = 20240301
+
+FEWEST_ROUNDS = 5
+"""With fewer, not even smallest to largest covers the median with 90 %; nothing is decided from them."""
+
+FEW_ROUNDS = 10
+"""Below this, tables and figures say that intervals are wide."""
+
+Series = Mapping[int, float]
+"""round → value of one arm."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A median with its 95 % bootstrap interval, in the unit of the samples.
+
+    ``low`` and ``high`` are NaN when there is only one sample.
+    """
+
+    median: float
+    low: float
+    high: float
+    iqr: float
+    samples: int
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    def shifted(self, by: float) -> Estimate:
+        return Estimate(self.median + by, self.low + by, self.high + by, self.iqr, self.samples)
+
+
+class Verdict(StrEnum):
+    """How an overhead stands to its target."""
+
+    MET = "met"
+    UNRESOLVED = "unresolved"
+    MISSED = "missed"
+
+
+def estimate(samples: Iterable[float]) -> Estimate:
+    """Median, interquartile range and percentile-bootstrap interval of the median (fixed seed, 2000 resamples).
+
+    Raises:
+        ValueError: no samples, or one that is not finite.
+    """
+    values = np.asarray(list(samples), dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("a median needs at least one sample")
+    if not np.isfinite(values).all():
+        raise ValueError("a sample is not a finite number")
+    median = float(np.median(values))
+    lower, upper = np.percentile(values, [25, 75])
+    if values.size == 1:
+        return Estimate(median, float("nan"), float("nan"), 0.0, 1)
+    picks = np.random.default_rng(SEED).integers(0, values.size, size=(RESAMPLES, values.size))
+    medians = np.median(values[picks], axis=1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(medians, [tail, 100 - tail])
+    return Estimate(median, float(low), float(high), float(upper - lower), int(values.size))
+
+
+def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
+    """arm / geometric mean of the baselines, for each round that all of them have, in round order.
+
+    Raises:
+        ValueError: no baseline was given.
+    """
+    if not baselines:
+        raise ValueError("no baseline")
+    rounds = sorted(set(arm).intersection(*baselines))
+    logs = np.array([[np.log(series[number]) for series in baselines] for number in rounds], dtype=np.float64)
+    values = np.array([arm[number] for number in rounds], dtype=np.float64)
+    return values / np.exp(logs.mean(axis=1)) if rounds else values
+
+
+def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None:
+    """Median of the paired ratios less one, as a fraction; None where there is no baseline or no common round."""
+    if not baselines:
+        return None
+    ratios = paired_ratios(arm, baselines)
+    return estimate(ratios).shifted(-1.0) if ratios.size else None
+
+
+def noise_floor(baselines: Sequence[Series]) -> Estimate | None:
+    """The second ``none`` against the first, as if it were an arm; None unless there are two."""
+    return paired_overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
+
+
+def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
+    """Whether an overhead meets ``target`` (a fraction); None where either is missing.
+
+    Met only by the interval's upper end, missed only by its lower end; with fewer than 5 rounds unresolved.
+    """
+    if overhead is None or target is None:
+        return None
+    if overhead.samples < FEWEST_ROUNDS:
+        return Verdict.UNRESOLVED
+    if overhead.high <= target:
+        return Verdict.MET
+    return Verdict.MISSED if overhead.low > target else Verdict.UNRESOLVED
+
+
+def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[int, float]]]:
+    """point → arm → round → TOTAL in ms; warm-ups are left out."""
+    totals: dict[str, dict[str, dict[int, float]]] = {}
+    for item in iterations:
+        if item.round is not None:
+            totals.setdefault(item.point, {}).setdefault(item.arm, {})[item.round] = item.total_ms
+    return totals
+
+
+def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> list[Series]:
+    """The series of the baseline and of its repeat, in this order, as far as they are there."""
+    roles = {arm.role: series[arm.name] for arm in arms if arm.role != "streaming" and arm.name in series}
+    return [roles[role] for role in ("baseline", "repeat") if role in roles]
+
+
+def precise_enough(iterations: Iterable[Iteration], arms: Sequence[ArmInfo], half_width: float) -> bool:
+    """Whether each arm's overhead, and the noise floor, is known to ± ``half_width`` (a fraction) at every point.
+
+    Without a baseline the interval of TOTAL relative to its median counts. Never true before 5 rounds.
+    """
+    totals = totals_by_arm(iterations)
+    return bool(totals) and all(_point_precise(series, arms, half_width) for series in totals.values())
+
+
+def _point_precise(series: Mapping[str, Series], arms: Sequence[ArmInfo], half_width: float) -> bool:
+    if any(len(series.get(arm.name, ())) < FEWEST_ROUNDS for arm in arms):
+        return False
+    baselines = baseline_series(arms, series)
+    if not baselines:
+        totals = [estimate(series[arm.name].values()) for arm in arms]
+        return all(total.half_width / total.median <= half_width for total in totals)
+    overheads = [paired_overhead(series[arm.name], baselines) for arm in arms if arm.role == "streaming"]
+    if len(baselines) == 2:
+        overheads.append(noise_floor(baselines))
+    if not overheads:  # a single none, nothing to compare it with
+        total = estimate(baselines[0].values())
+        return total.half_width / total.median <= half_width
+    return all(
+        item is not None and item.samples >= FEWEST_ROUNDS and item.half_width <= half_width for item in overheads
+    )

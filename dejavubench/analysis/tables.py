@@ -1,0 +1,275 @@
+"""Records → rows → a pandas table: one row for each point and arm of a run, or each rank of a text log.
+
+Every column with a unit has it in its name. A time is the median over measured rounds of the maximum over
+sources; ``_low`` and ``_high`` are its 95 % bootstrap interval, ``_iqr`` the spread. Missing values are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.textlog import DROPPED, RankTimes, TextLogError, read_ranks
+from dejavubench.records import ArmInfo, Ceiling, RankInfo, Run, Skipped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+POINT_COLUMNS = (
+    "model",
+    "data_type",
+    "kv_layout",
+    "ubatch_size",
+    "input_len",
+    "output_len",
+    "tensor_para_size",
+    "pipeline_para_size",
+)
+
+
+def _timed(name: str) -> tuple[str, ...]:
+    return (f"{name}_ms", f"{name}_low_ms", f"{name}_high_ms", f"{name}_iqr_ms")
+
+
+COLUMNS = (
+    *("run", "point", *POINT_COLUMNS, "arm", "mode", "level", "durability", "hosts", "status", "reason", "verified"),
+    *("samples", "warmups", *_timed("prompt"), *_timed("token"), *_timed("total"), "drain_ms"),
+    *("baseline", "overhead_pct", "overhead_low_pct", "overhead_high_pct", "target_pct", "verdict"),
+    *("noise_floor_pct", "noise_floor_low_pct", "noise_floor_high_pct"),
+    *("stall_ms", "largest_lag_bytes", "streamed_bytes", "copies_per_prompt", "copies_per_token"),
+    *("alone_ms", "alone_gb_per_s", "total_gb_per_s", "ceiling", "ceiling_gb_per_s", "ceiling_share_pct", "hidden_pct"),
+    *("cpu_model_s", "cpu_helper_s", "cpu_sink_s", "statistic"),
+)
+
+CEILING_OF_MODE = {"mpi": "mpi-windowed", "disk": "disk-write", "host": "memory-copy"}
+LOCAL_MODES = ("host", "disk")
+STATISTIC = "median over rounds of the maximum over sources"
+
+
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a pandas table with all of :data:`COLUMNS`."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(COLUMNS)).convert_dtypes()
+
+
+def run_rows(run: Run) -> list[Row]:
+    """One row for each point and arm of the header, also for those that were skipped, failed or not reached.
+
+    Raises:
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    points = collect(run)
+    reasons = {(item.point, item.arm): item.reason for _, item in run.of(Skipped)}
+    rows = []
+    for point in run.header.points:
+        whole = point.skipped or reasons.get((point.id, None))
+        rows += [_row(run, points[point.id], a, whole or reasons.get((point.id, a.name))) for a in run.header.arms]
+    return rows
+
+
+def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Row:
+    row: Row = dict.fromkeys(COLUMNS)
+    row.update(run=run.path.name, point=point.point.id, arm=arm.name, mode=arm.mode, statistic=STATISTIC)
+    row.update(level=arm.level, durability=arm.durability, hosts=hosts(run, arm.mode))
+    row.update({name: getattr(point.point, name) for name in POINT_COLUMNS})
+    samples = point.arms.get(arm.name)
+    if skipped is not None:
+        row.update(status="SKIPPED", reason=skipped)
+    elif samples is None or not (samples.total or samples.checks):
+        row.update(status="no rounds", reason="the run ended before a measured round of this arm")
+    elif (check := samples.failed_check) is not None:
+        what = check.where or ("other tokens than none" if check.tokens_equal is False else "bytes differ")
+        row.update(status="FAILED", reason=f"iteration {check.iteration}: {what}", verified="FAILED")
+    elif not samples.total:
+        row.update(status="no rounds", reason="the run ended before a measured round of this arm")
+    else:
+        row.update(status="ok", verified=_verified(samples))
+        row.update(_times(samples), **_overhead(point, samples, run), **_streaming(samples))
+        row.update(_rates(run, point, samples))
+    return row
+
+
+def _verified(samples: ArmSamples) -> str | None:
+    """How many iterations were compared; None where nothing is streamed, so that there is nothing to compare."""
+    if samples.checks:
+        return f"yes ({len(samples.checks)})"
+    return None if samples.arm.mode == "none" else "no"
+
+
+def _median(series: Mapping[int, float]) -> float | None:
+    return stats.estimate(series.values()).median if series else None
+
+
+def _whole(series: Mapping[int, float]) -> int | None:
+    return round(stats.estimate(series.values()).median) if series else None
+
+
+def _timing(name: str, values: Iterable[float]) -> Row:
+    found = list(values)
+    if not found:
+        return {}
+    item = stats.estimate(found)
+    bounds: tuple[float | None, float | None] = (item.low, item.high) if item.samples > 1 else (None, None)
+    return dict(zip(_timed(name), (item.median, *bounds, item.iqr), strict=True))
+
+
+def _times(samples: ArmSamples) -> Row:
+    return {
+        "samples": len(samples.total),
+        "warmups": samples.warmups,
+        **_timing("prompt", samples.prompt.values()),
+        **_timing("token", samples.token.values()),
+        **_timing("total", samples.total.values()),
+        "drain_ms": _median(samples.drain),
+    }
+
+
+def _percent(name: str, item: stats.Estimate | None) -> Row:
+    if item is None:
+        return {}
+    bounds = (100 * item.low, 100 * item.high) if item.samples > 1 else (None, None)
+    return {f"{name}_pct": 100 * item.median, f"{name}_low_pct": bounds[0], f"{name}_high_pct": bounds[1]}
+
+
+def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Row:
+    baselines = point.baselines()
+    row = _percent("noise_floor", stats.noise_floor(baselines))
+    if samples.arm.role != "streaming":
+        return row | {"baseline": "is a baseline"}
+    item = stats.paired_overhead(samples.total, baselines)
+    target = run.header.experiment.get("target_overhead")
+    row |= _percent("overhead", item)
+    row["baseline"] = ("no baseline", "none", "none and none#2")[len(baselines)]
+    row["target_pct"] = None if target is None else 100 * target
+    row["verdict"] = stats.verdict(item, target)
+    return row
+
+
+def _streaming(samples: ArmSamples) -> Row:
+    if samples.arm.mode == "none":
+        return {"cpu_model_s": _median(samples.cpu_model)}
+    return {
+        "stall_ms": _median(samples.stall),
+        "largest_lag_bytes": samples.lag_nbytes,
+        "streamed_bytes": _whole(samples.nbytes),
+        "copies_per_prompt": _whole(samples.prompt_copies),
+        "copies_per_token": _median(samples.token_copies),
+        "cpu_model_s": _median(samples.cpu_model),
+        "cpu_helper_s": _median(samples.cpu_helper),
+        "cpu_sink_s": _median(samples.cpu_sink),
+    }
+
+
+def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> Row:
+    """GB/s are 10⁹ bytes a second: the bytes over T_alone (effective), and over TOTAL (what was sustained)."""
+    if samples.arm.mode == "none":
+        return {}
+    row: Row = {"hidden_pct": _hidden(point, samples)}
+    total, nbytes = _median(samples.total), _median(samples.nbytes)
+    if total and nbytes:
+        row["total_gb_per_s"] = nbytes / total / 1e6
+    name = CEILING_OF_MODE.get(samples.arm.mode)
+    best = ceiling(run, name, point.point.id, samples.arm.name) if name else None
+    if best is not None:
+        row.update(ceiling=name, ceiling_gb_per_s=best)
+    if samples.alone is not None:
+        alone_ms, alone_nbytes = samples.alone
+        row.update(alone_ms=alone_ms, alone_gb_per_s=alone_nbytes / alone_ms / 1e6)
+        if best:
+            row["ceiling_share_pct"] = 100 * row["alone_gb_per_s"] / best
+    return row
+
+
+def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
+    """1 − (T_arm − T_none) / T_alone in percent; None where T_alone is below the noise, or the noise unknown.
+
+    The difference is the paired overhead times T_none. The noise is what the second ``none`` may differ by: the
+    farther end of the noise floor's interval.
+    """
+    baselines = point.baselines()
+    floor = stats.noise_floor(baselines)
+    overhead = stats.paired_overhead(samples.total, baselines)
+    if samples.alone is None or floor is None or overhead is None or floor.samples < 2:
+        return None
+    none_ms = stats.estimate(value for series in baselines for value in series.values()).median
+    alone_ms = samples.alone[0]
+    if alone_ms <= none_ms * max(abs(floor.low), abs(floor.high)):
+        return None
+    return 100 * (1 - overhead.median * none_ms / alone_ms)
+
+
+def ceiling(run: Run, name: str, point: str, arm: str) -> float | None:
+    """A ceiling in GB/s: best of each rank that measured it, summed over ranks.
+
+    One measured for this arm, or else this point, goes before one of the whole run.
+    """
+    measured = [(rank, item) for rank, item in run.of(Ceiling) if item.name == name and item.unit == "GB/s"]
+    for fits in (
+        lambda item: (item.point, item.arm) == (point, arm),
+        lambda item: (item.point, item.arm) == (point, None),
+        lambda item: (item.point, item.arm) == (None, arm),
+        lambda item: (item.point, item.arm) == (None, None),
+    ):
+        best: dict[int, float] = {}
+        for rank, item in measured:
+            if fits(item):
+                best[rank] = max(best.get(rank, 0.0), item.value)
+        if best:
+            return sum(best.values())
+    return None
+
+
+def hosts(run: Run, mode: str) -> str | None:
+    """``local``, ``same host``, ``different hosts`` or ``some on the same host``; None for ``none`` or when unknown."""
+    if mode == "none":
+        return None
+    if mode in LOCAL_MODES:
+        return "local"
+    infos = dict(run.of(RankInfo))
+    pairs = [
+        (info.host, infos[peer].host)
+        for info in infos.values()
+        if info.role == "source"
+        for peer in info.peers
+        if peer in infos
+    ]
+    if not pairs:
+        return None
+    same = [here == there for here, there in pairs]
+    return "same host" if all(same) else "some on the same host" if any(same) else "different hosts"
+
+
+def log_rows(path: Path) -> list[Row]:
+    """One row a rank of a text log; the first two samples are dropped as warm-up, as the paper's scripts do.
+
+    Raises:
+        TextLogError: the log cannot be read, or is too short.
+    """
+    ranks = read_ranks(path)
+    if all(len(times.totals) <= DROPPED for times in ranks.values()):
+        most = max(len(times.totals) for times in ranks.values())
+        raise TextLogError(f"{path} is too short: {most} TOTAL lines, and the first {DROPPED} are dropped as warm-up")
+    return [_log_row(path, rank, times) for rank, times in sorted(ranks.items())]
+
+
+def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
+    row: Row = dict.fromkeys(COLUMNS)
+    row.update(run=str(path), arm=path.stem, baseline="no baseline", verified="not recorded")
+    row.update(statistic=f"median over iterations of rank {rank}, without the first {DROPPED} tokens of each")
+    if len(times.totals) <= DROPPED:
+        row.update(status="too short", reason=f"rank {rank} has {len(times.totals)} TOTAL lines")
+        return row
+    row.update(status="ok", samples=len(times.totals) - DROPPED, warmups=DROPPED)
+    row.update(_timing("prompt", times.prompts[DROPPED:]))
+    steps = [item[DROPPED:] for item in times.tokens[DROPPED:] if len(item) > DROPPED]
+    row.update(_timing("token", [float(np.median(item)) for item in steps]))
+    row.update(_timing("total", times.totals[DROPPED:]))
+    return row

@@ -1,0 +1,57 @@
+"""How numbers are written for people; a missing one is a dash."""
+
+from __future__ import annotations
+
+MINUS = "−"
+
+
+def value_or_dash(value: float | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds with about four digits."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def nbytes(value: float | None) -> str:
+    """Bytes in decimal units, as GB/s are."""
+    if value is None:
+        return "–"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def counted(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+
+
+def signed_percent(value: float) -> str:
+    """A percentage with its sign, without the unit: +0.42, +31.5, +9,150."""
+    size = abs(value)
+    text = f"{size:.2f}" if size < 10 else f"{size:.1f}" if size < 100 else f"{size:,.0f}"
+    return f"{'+' if value >= 0 else MINUS}{text}"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of percentages; nothing where there is none."""
+    return "" if low is None or high is None else f"[{signed_percent(low)}, {signed_percent(high)}]"
+
+
+def slowdown(value: float) -> str:
+    """A factor: 1.008×, 1.40×, 13.4×, 131×."""
+    return (
+        f"{value:.3f}×"
+        if value < 1.1
+        else f"{value:.2f}×"
+        if value < 10
+        else f"{value:.1f}×"
+        if value < 100
+        else f"{value:,.0f}×"
+    )

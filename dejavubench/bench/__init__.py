@@ -1,0 +1,1 @@
+"""One measured session: who runs what when, the clocks, the records and the verification."""

@@ -1,0 +1,166 @@
+"""The batch maker: takes microbatches through prompt, tokens and drain, and clocks them.
+
+With pipeline depth U there are U microbatches in flight; each stage takes them in turn. Stage 0 clocks a
+step from its submission to its token's return, the other stages from hidden states in to hidden states out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.manager import Streaming
+from dejavubench.kvcache import KVCache
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import MPICollectives
+
+
+class Streamed(Protocol):
+    """What the batch maker tells of a microbatch's cache; ``CacheManager`` is one."""
+
+    prompt: Streaming
+    tokens: Streaming
+    draining: Streaming
+
+    def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None: ...
+    def layer_ready(self, layer: int) -> None: ...
+    def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None: ...
+    def drain(self) -> None: ...
+
+
+class NoStreaming:
+    """``none``: the model runs, nothing leaves."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+        self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
+
+    def layer_ready(self, layer: int) -> None:
+        return
+
+    def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
+        return
+
+    def drain(self) -> None:
+        return
+
+
+@dataclass
+class Clocked:
+    """One microbatch's times in milliseconds, and the tokens [T, B] that this rank knows of."""
+
+    step_ms: list[float] = field(default_factory=list)
+    all_token_ms: float = 0.0
+    drain_ms: float = 0.0
+    tokens: list[torch.Tensor] = field(default_factory=list)
+    _submitted: float = 0.0
+    _tokens_began: float = 0.0
+
+    def submit(self, step: int) -> None:
+        self._submitted = time.perf_counter()
+        if step == 1:
+            self._tokens_began = self._submitted
+
+    def returned(self) -> None:
+        now = time.perf_counter()
+        self.step_ms.append((now - self._submitted) * 1e3)
+        if len(self.step_ms) > 1:
+            self.all_token_ms = (now - self._tokens_began) * 1e3
+
+    @property
+    def total_ms(self) -> float:
+        return self.step_ms[0] + self.all_token_ms + self.drain_ms
+
+
+class BatchMaker:
+    """Runs iterations on one source.
+
+    Args:
+        model: this worker's part.
+        collectives: messages between the stages.
+        prompts: token ids [B, P] of each microbatch in flight.
+        output_len: new tokens T of each request.
+    """
+
+    def __init__(self, model: GPT, collectives: MPICollectives, prompts: list[torch.Tensor], output_len: int) -> None:
+        self.model = model
+        self.collectives = collectives
+        self.prompts = prompts
+        self.output_len = output_len
+
+    def run(
+        self, caches: list[KVCache], streams: list[Streamed], mark: Callable[[str], None]
+    ) -> tuple[list[Clocked], float]:
+        """One iteration: every microbatch in flight from prompt to drain.
+
+        Args:
+            caches, streams: one a microbatch.
+            mark: told, outside the phases' clocks, which phase begins.
+
+        Returns:
+            The microbatches' clocks, and the makespan in milliseconds from the first submission to the last drain.
+        """
+        clocks = [Clocked() for _ in self.prompts]
+        mark("prompt")
+        began = time.perf_counter()
+        for step in range(self.output_len):
+            if step == 1:
+                mark("tokens")
+            for ubatch in range(len(clocks)):
+                self._step(step, ubatch, clocks[ubatch], caches[ubatch], streams[ubatch])
+        for ubatch, clock in enumerate(clocks):
+            self._return_token(ubatch, clock)
+        mark("drain")
+        for clock, stream in zip(clocks, streams, strict=True):
+            drain_began = time.perf_counter()
+            stream.drain()
+            clock.drain_ms = (time.perf_counter() - drain_began) * 1e3
+        makespan = (time.perf_counter() - began) * 1e3
+        self.collectives.finish()
+        return clocks, makespan
+
+    def _step(self, step: int, ubatch: int, clock: Clocked, cache: KVCache, stream: Streamed) -> None:
+        model, shard = self.model, self.model.shard
+        x = self._input(step, ubatch, clock)
+        position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
+        out = model.forward(x, cache, position, None if step else stream.layer_ready)
+        if shard.last:
+            tokens = model.greedy(out)
+            if not shard.first:
+                self.collectives.send_tokens(tokens, ubatch)
+            clock.tokens.append(tokens)
+        else:
+            self.collectives.send_hidden(out, ubatch)
+        known = x[:, 0].numpy() if shard.first and step else None
+        stream.step_ready(step, known)
+        if shard.last or not shard.first:
+            clock.returned()
+
+    def _input(self, step: int, ubatch: int, clock: Clocked) -> torch.Tensor:
+        """Tokens on the first stage, hidden states elsewhere; starts the step's clock."""
+        shard = self.model.shard
+        if not shard.first:
+            shape = (*self.prompts[ubatch].shape[: 1 if step else 2], *((1,) if step else ()), self.model.spec.hidden)
+            hidden = self.collectives.recv_hidden(shape, self.model.compute_dtype, ubatch)
+            clock.submit(step)
+            return hidden
+        if step == 0:
+            clock.submit(step)
+            return self.prompts[ubatch]
+        self._return_token(ubatch, clock)
+        clock.submit(step)
+        return clock.tokens[-1].unsqueeze(1)
+
+    def _return_token(self, ubatch: int, clock: Clocked) -> None:
+        """On the first of several stages: the newest token comes back from the last one."""
+        shard = self.model.shard
+        if shard.first and not shard.last:
+            clock.tokens.append(self.collectives.recv_tokens(self.prompts[ubatch].shape[0], ubatch))
+            clock.returned()

@@ -1,0 +1,299 @@
+"""What this machine can do, measured between the rounds that it bounds: the same session, the same threads.
+
+Each probe is short and runs once a round; the best of all rounds is the ceiling. ``mpi-destination`` and
+``disk-destination`` are no ceilings: they are this library's flush and fetch alone, in the same round as the
+raw loop (``mpi-windowed``, ``disk-write``) that they are held against.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.disk import DiskDestination, Durability
+from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import KVGeometry
+from dejavubench.records import Ceiling
+
+MESSAGE = 16 << 20
+WINDOW = 4
+MESSAGES = 16
+LAST_LEVEL_CACHES = 128 << 20
+"""At least four times the last-level cache of the machines this was written on; see :func:`last_level_nbytes`."""
+MATMUL_SIDES = (768, 1024, 2048)
+
+Sample = tuple[float, str]
+"""(value, shape): what one shape of a probe gave."""
+
+
+def last_level_nbytes() -> int:
+    """Bytes of the largest cache of CPU 0; 0 where the kernel does not tell."""
+    sizes = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]] if text[-1] in "KM" else int(text))
+    return max(sizes)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Memory:
+    """Read and copy bandwidth over buffers of at least four times the last-level cache."""
+
+    def __init__(self) -> None:
+        elements = max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()) // 4
+        self._from = torch.ones(elements)
+        self._to = torch.zeros(elements)
+
+    def read(self) -> list[Sample]:
+        nbytes = self._from.nbytes
+        shapes: list[tuple[str, Callable[[], object]]] = [
+            ("sum", self._from.sum),
+            ("max", self._from.max),
+            ("dot", lambda: torch.dot(self._from, self._from)),
+        ]
+        return [(nbytes / _seconds(work) / 1e9, f"{what} of {nbytes >> 20} MiB") for what, work in shapes]
+
+    def copy(self) -> list[Sample]:
+        nbytes = self._from.nbytes
+        return [(nbytes / _seconds(lambda: self._to.copy_(self._from)) / 1e9, f"{nbytes >> 20} MiB, bytes copied")]
+
+
+def matmul(dtype: torch.dtype) -> list[Sample]:
+    """GFLOP/s of square products in the type that the model computes in."""
+    samples = []
+    for side in MATMUL_SIDES:
+        a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+        samples.append((2 * side**3 / _seconds(lambda a=a, b=b: torch.mm(a, b)) / 1e9, f"{side}³"))  # type: ignore[misc]
+    return samples
+
+
+def _stream(peer: int | None) -> Stream:
+    """A stream whose chunks are whole messages, so that nothing but flush and fetch is left to measure."""
+    width = 256
+    geometry = KVGeometry(MESSAGES, 1, 1, MESSAGE // (2 * 4 * width), width, 4)
+    return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, MESSAGE), peer)
+
+
+class Link:
+    """Bandwidth between one source and its sink; each method runs on both, and only the source has a sample."""
+
+    def __init__(self, comm: MPI.Intracomm, peer: int, source: bool) -> None:
+        self._comm = comm
+        self._peer = peer
+        self._source = source
+        self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]
+
+    def ping_pong(self) -> list[Sample]:
+        """One message back and forth."""
+        samples = []
+        for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE, 4)):
+            buffer = self._slots[0].numpy()[:nbytes]
+            self._meet()
+            began = time.perf_counter()
+            for _ in range(times):
+                if self._source:
+                    self._comm.Send(buffer, self._peer)
+                    self._comm.Recv(buffer, self._peer)
+                else:
+                    self._comm.Recv(buffer, self._peer)
+                    self._comm.Send(buffer, self._peer)
+            samples.append((2 * times * nbytes / (time.perf_counter() - began) / 1e9, f"{nbytes >> 10} KiB"))
+        return samples if self._source else []
+
+    def windowed(self) -> list[Sample]:
+        """The raw loop: windows of messages issued at once, then a word back (as osu_bw does)."""
+        word = bytearray(1)
+        self._meet()
+        began = time.perf_counter()
+        for _ in range(MESSAGES // WINDOW):
+            if self._source:
+                MPI.Request.Waitall([self._comm.Isend(slot.numpy(), self._peer) for slot in self._slots])
+                self._comm.Recv(word, self._peer)
+            else:
+                MPI.Request.Waitall([self._comm.Irecv(slot.numpy(), self._peer) for slot in self._slots])
+                self._comm.Send(word, self._peer)
+        return self._sample(time.perf_counter() - began)
+
+    def destination(self) -> list[Sample]:
+        """The ``mpi`` destination's flush on this side, fetch and acknowledgement on the other."""
+        stream = _stream(self._peer)
+        chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
+        self._meet()
+        began = time.perf_counter()
+        if self._source:
+            destination = MPIDestination(self._comm)
+            destination.begin(stream)
+            for number, chunk in enumerate(chunks):
+                while number - destination.completed(stream) >= WINDOW:
+                    pass
+                destination.flush(stream, chunk, self._slots[number % WINDOW])
+            while destination.completed(stream) < len(chunks):
+                pass
+        else:
+            endpoint = MPISinkEndpoint(self._comm)
+            posted = deque(endpoint.post(stream, self._slots[number % WINDOW]) for number in range(WINDOW))
+            for number in range(len(chunks)):
+                posted.popleft().Wait()
+                endpoint.acknowledge(stream)
+                if number + WINDOW < len(chunks):
+                    posted.append(endpoint.post(stream, self._slots[number % WINDOW]))
+            endpoint.finish()
+        return self._sample(time.perf_counter() - began)
+
+    def message(self) -> list[Sample]:
+        """Microseconds of the naive loop's one message of 16 bytes, and how many of them are this program's own.
+
+        A send to MPI_PROC_NULL goes through everything but the library's transport.
+        """
+        run = self._slots[0].numpy().data[:16]
+        times = 2000
+        self._meet()
+        if not self._source:
+            for _ in range(times):
+                self._comm.Recv(run, self._peer)
+            return []
+        send = self._comm.Ssend
+        began = time.perf_counter()
+        for _ in range(times):
+            send(run, self._peer)
+        return [((time.perf_counter() - began) / times * 1e6, "16 B, MPI_Ssend")]
+
+    def message_overhead(self) -> list[Sample]:
+        """Microseconds of a message that goes nowhere: the loop, the view and mpi4py, without MPI's transport."""
+        run = self._slots[0].numpy().data[:16]
+        times = 2000
+        send = self._comm.Ssend
+        took = _seconds(lambda: [send(run, MPI.PROC_NULL) for _ in range(times)])
+        return [(took / times * 1e6, "16 B to MPI_PROC_NULL")] if self._source else []
+
+    def _meet(self) -> None:
+        self._comm.Sendrecv(bytearray(1), self._peer, recvbuf=bytearray(1), source=self._peer)
+
+    def _sample(self, seconds: float) -> list[Sample]:
+        if not self._source:
+            return []
+        return [(MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")]
+
+
+class Disk:
+    """Sequential writes of one size, each as durable as the option says: a raw loop and the destination.
+
+    Both overwrite files whose blocks are there already, so that neither allocates.
+    """
+
+    CHUNKS = 8
+    NBYTES = 2 * CHUNKS * MESSAGE + (1 << 20)
+    """What both files take."""
+
+    def __init__(self, directory: Path, name: str, durability: Durability) -> None:
+        self._durability = durability
+        self._data = aligned_buffer(MESSAGE).fill_(1)
+        self._destination = DiskDestination(directory, f"{name}-ceiling", durability, False, {})
+        self._raw = os.open(
+            directory / f"{name}-raw",
+            os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_DIRECT | os.O_DSYNC if durability == "direct" else 0),
+            0o600,
+        )
+        os.unlink(directory / f"{name}-raw")
+        stream = _stream(None)
+        geometry = stream.schedule.geometry
+        few = KVGeometry(self.CHUNKS, 1, 1, geometry.positions, geometry.head_size, geometry.itemsize)
+        self._stream = Stream(0, StreamSchedule(few, few.whole, few.positions, 0, MESSAGE))
+        self._write_raw()
+
+    def _write_raw(self) -> None:
+        for number in range(self.CHUNKS):
+            done = 0
+            while done < MESSAGE:
+                done += os.pwrite(self._raw, self._data.numpy().data[done:], number * MESSAGE + done)
+            if self._durability == "fdatasync":
+                os.fdatasync(self._raw)
+
+    def write(self) -> list[Sample]:
+        """The raw loop."""
+        os.fdatasync(self._raw)
+        return self._sample(_seconds(self._write_raw))
+
+    def destination(self) -> list[Sample]:
+        """The ``disk`` destination's flush."""
+        self._destination.begin(self._stream)
+        chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
+        began = time.perf_counter()
+        for chunk in chunks:
+            self._destination.flush(self._stream, chunk, self._data)
+        return self._sample(time.perf_counter() - began)
+
+    def _sample(self, seconds: float) -> list[Sample]:
+        shape = f"{self.CHUNKS} × {MESSAGE >> 20} MiB, {self._durability}"
+        return [(self.CHUNKS * MESSAGE / seconds / 1e9, shape)]
+
+    def close(self) -> None:
+        os.close(self._raw)
+        self._destination.close()
+
+
+class Ceilings:
+    """The probes that make sense on one rank at one point, and what they have given so far.
+
+    Args:
+        dtype: what the model computes in; None on a sink.
+        link: between this rank and its peer, if something is streamed between them.
+        disk: if something is streamed there.
+        memory: None on a sink.
+    """
+
+    def __init__(self, dtype: torch.dtype | None, link: Link | None, disk: Disk | None, memory: Memory | None) -> None:
+        self._disk = disk
+        self._samples: dict[str, list[list[Sample]]] = {}
+        self._probes: list[tuple[str, str, Callable[[], list[Sample]]]] = []
+        if memory is not None and dtype is not None:
+            self._probes += [
+                ("memory-read", "GB/s", memory.read),
+                ("memory-copy", "GB/s", memory.copy),
+                ("matmul", "GFLOP/s", lambda: matmul(dtype)),
+            ]
+        if link is not None:
+            self._probes += [
+                ("mpi-ping-pong", "GB/s", link.ping_pong),
+                ("mpi-windowed", "GB/s", link.windowed),
+                ("mpi-destination", "GB/s", link.destination),
+                ("mpi-message", "us", link.message),
+                ("mpi-message-overhead", "us", link.message_overhead),
+            ]
+        if disk is not None:
+            self._probes += [("disk-write", "GB/s", disk.write), ("disk-destination", "GB/s", disk.destination)]
+
+    def run(self) -> None:
+        """Each probe once."""
+        for name, _, probe in self._probes:
+            self._samples.setdefault(name, []).append(probe())
+
+    def records(self, point: str) -> Iterator[Ceiling]:
+        """One record a probe: the best, and the best of each round. Rates are best high, times best low."""
+        for name, unit, _ in self._probes:
+            best = min if unit == "us" else max
+            rounds = [best(samples) for samples in self._samples.get(name, []) if samples]
+            if rounds:
+                value, shape = best(rounds)
+                yield Ceiling(
+                    name=name, unit=unit, value=value, samples=[v for v, _ in rounds], shape=shape, point=point
+                )
+
+    def close(self) -> None:
+        if self._disk is not None:
+            self._disk.close()

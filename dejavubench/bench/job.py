@@ -1,0 +1,240 @@
+"""The ranks of a session: who is where, what they share, and what they do when one of them fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import traceback
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn, cast
+
+import torch
+from mpi4py import MPI
+
+from dejavubench import fit, records
+from dejavubench.bench import environment
+from dejavubench.bench.ceilings import Disk
+from dejavubench.bench.recorder import Recorder, write_header
+from dejavubench.bench.streams import Side
+from dejavubench.dejavulib.destinations.disk import file_nbytes
+from dejavubench.errors import UsageError
+from dejavubench.experiment import Experiment
+from dejavubench.parallel.collectives import MPICollectives, polite_gather
+from dejavubench.parallel.topology import Topology
+from dejavubench.points import Point
+from dejavubench.units import nbytes_text
+
+
+class Job:
+    """One rank's view of the session. Making one is collective.
+
+    Attributes:
+        world: control messages between measurements.
+        data, verification: communicators of their own for chunks and for comparing them.
+        sources: how the sources compute together; None on a sink.
+        folder: the run's folder on this host.
+        skipped: points that cannot run here, by id, and why.
+
+    Raises:
+        UsageError: on every rank, if the session cannot start on any of them.
+    """
+
+    def __init__(self, experiment: Experiment, command: list[str]) -> None:
+        self.experiment = experiment
+        self.world = MPI.COMM_WORLD
+        self.rank = self.world.rank
+        experiment.check_ranks(self.world.size)
+        if experiment.device == "cuda":
+            raise UsageError("--device cuda: this build runs the model on the CPU; no CUDA device is used")
+        self.topology = Topology(self.world.size, self.rank, experiment.tensor_para_size, experiment.pipeline_para_size)
+        self.is_source = self.topology.role == "source"
+        torch.set_num_threads(experiment.threads)
+        self.hosts: list[str] = self.world.allgather(environment.hostname())
+        self._confine()
+        self.skipped = self._agree(self._reasons)
+        fit.refuse_if_none_runs(experiment, self.skipped)
+        self.run_id, self.folder = self._make_folder()
+        self.stream_dir = experiment.stream_dir or self.folder
+        self._agree(self._open_folders)
+        self.data = self.world.Dup()
+        self.verification = self.world.Dup()
+        among_sources = cast(MPI.Intracomm, self.world.Split(0 if self.is_source else 1, self.rank))
+        self.spin = self._on_this_host(self.topology.sources) * experiment.threads <= len(os.sched_getaffinity(0))
+        self.sources = MPICollectives(among_sources, self.topology, self.spin) if self.is_source else None
+        self._write_first_records(command)
+
+    # ---- preparing ----
+
+    def _on_this_host(self, ranks: range) -> int:
+        return sum(self.hosts[rank] == self.hosts[self.rank] for rank in ranks)
+
+    def _confine(self) -> None:
+        """``--confine``: this source, with the helper thread it will start, on one core."""
+        if self.experiment.confine and self.is_source:
+            cores = sorted(os.sched_getaffinity(0))
+            before = self._on_this_host(range(self.rank))
+            os.sched_setaffinity(0, {cores[before % len(cores)]})
+
+    def _agree(self, prepare: Callable[[], dict[str, str]]) -> dict[str, str]:
+        """Run ``prepare`` on every rank and put its answers together.
+
+        Raises:
+            UsageError: on every rank, the first that any of them raised.
+        """
+        error, found = None, {}
+        try:
+            found = prepare()
+        except UsageError as mistake:
+            error = str(mistake)
+        outcomes = self.world.allgather((error, found))
+        for message, _ in outcomes:
+            if message is not None:
+                raise UsageError(message)
+        merged: dict[str, str] = {}
+        for _, reasons in outcomes:
+            merged = {**reasons, **merged}
+        return merged
+
+    def _reasons(self) -> dict[str, str]:
+        """Why points cannot run on this host: memory, and room for what is streamed to disk."""
+        sources = self._on_this_host(self.topology.sources)
+        found = fit.reasons(self.experiment, sources, self._on_this_host(self.topology.sinks))
+        durabilities = {arm.durability for arm in self.experiment.arms() if arm.mode == "disk"}
+        if not durabilities or not self.is_source:
+            return found
+        directory = self.experiment.stream_dir or self.experiment.log_dir
+        existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+        room = shutil.disk_usage(existing).free
+        probes = Disk.NBYTES if self.experiment.ceilings and self.rank == 0 else 0
+        for point in self.experiment.points():
+            if point.id not in found:
+                needed = sources * len(durabilities) * self._stream_nbytes(point) + probes
+                if needed > room:
+                    found[point.id] = (
+                        f"{directory}: streaming to disk needs {nbytes_text(needed)}, {nbytes_text(room)} are free"
+                    )
+        return found
+
+    def _stream_nbytes(self, point: Point) -> int:
+        streams = self.side(point).local()
+        return sum(file_nbytes(stream.schedule) for ubatch in streams for stream in ubatch)
+
+    def side(self, point: Point) -> Side:
+        return Side(point, self.topology, self.experiment.staging_mib << 20)
+
+    def _make_folder(self) -> tuple[str, Path]:
+        """Rank 0 names the run and makes its folder, never an existing one."""
+        outcome: tuple[str, Path] | UsageError | None = None
+        if self.rank == 0:
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+            wanted = self.experiment.log_dir / f"{self.experiment.name}-{stamp}"
+            folder, number = wanted, 1
+            try:
+                while True:
+                    try:
+                        folder.mkdir(parents=True)
+                        break
+                    except FileExistsError:
+                        if not self.experiment.log_dir.is_dir():
+                            raise
+                        number += 1
+                        folder = wanted.with_name(f"{wanted.name}-{number}")
+                outcome = uuid.uuid4().hex[:12], folder.absolute()
+            except OSError as error:
+                outcome = UsageError(f"log_dir {self.experiment.log_dir}: {error.strerror}")
+        outcome = self.world.bcast(outcome)
+        if isinstance(outcome, UsageError):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def _open_folders(self) -> dict[str, str]:
+        try:
+            self.stream_dir.mkdir(parents=True, exist_ok=True)
+            self.recorder = Recorder(
+                self.folder,
+                self.rank,
+                several_points=len(self.experiment.points()) > 1,
+                to_stdout=self.rank == 0 and len(self.experiment.arms()) == 1,
+            )
+        except OSError as error:
+            raise UsageError(f"{error.filename}: {error.strerror}") from None
+        if not os.access(self.stream_dir, os.W_OK):
+            raise UsageError(f"stream_dir {self.stream_dir}: not writable")
+        return {}
+
+    def _write_first_records(self, command: list[str]) -> None:
+        experiment, topology = self.experiment, self.topology
+        self.recorder.write(
+            records.RankInfo(
+                rank=self.rank,
+                role=topology.role,
+                host=self.hosts[self.rank],
+                pid=os.getpid(),
+                cores=sorted(os.sched_getaffinity(0)),
+                threads=torch.get_num_threads(),
+                tensor_rank=topology.tensor_rank,
+                stage=topology.stage,
+                peers=[] if topology.peer is None else [topology.peer],
+                wait="spin" if self.spin else "yield",
+                environment=environment.of_rank(),
+            )
+        )
+        if self.rank == 0:
+            points = [point.info(self.skipped.get(point.id)) for point in experiment.points()]
+            header = records.RunHeader(
+                name=experiment.name,
+                run_id=self.run_id,
+                started_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                command=command,
+                experiment=experiment.model_dump(mode="json"),
+                experiment_hash=experiment.hash(),
+                figure=experiment.figure,
+                note=experiment.note,
+                warmup=experiment.warmup,
+                arms=[arm.info() for arm in experiment.arms()],
+                points=points,
+                environment=environment.of_run(self.hosts, experiment.threads),
+            )
+            write_header(self.folder, header)
+            for arm in experiment.arms():
+                if arm.skipped:
+                    for point in points:
+                        self.recorder.write(records.Skipped(point=point.id, arm=arm.name, reason=arm.skipped))
+            for id, reason in self.skipped.items():
+                self.recorder.write(records.Skipped(point=id, reason=reason))
+
+    # ---- ending ----
+
+    def finish(self, ok: bool) -> None:
+        """Write each rank's last record and bring other hosts' records to rank 0's folder."""
+        self.recorder.write(records.End(status="ok" if ok else "failed"))
+        self.recorder.close()
+        mine = self.folder / records.rank_file(self.rank)
+        others = polite_gather(self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes())
+        for rank, content in enumerate(others or []):
+            path = self.folder / records.rank_file(rank)
+            if content is not None and not path.exists():
+                path.write_bytes(content)
+
+    def abort(self, error: BaseException) -> NoReturn:
+        """Say which rank failed in which phase, and end every rank's process at once."""
+        where = f"rank {self.rank} failed in phase {self.recorder.phase_name}"
+        if isinstance(error, KeyboardInterrupt):
+            print(f"dejavubench: interrupted in phase {self.recorder.phase_name}", file=sys.stderr, flush=True)
+            status = 130
+        else:
+            traceback.print_exception(error, file=sys.stderr)
+            print(f"dejavubench: {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            status = 1
+        try:
+            failure = records.Failure(phase=self.recorder.phase_name, error=f"{type(error).__name__}: {error}")
+            self.recorder.write(failure)
+        except OSError as second:  # the disk may be what failed
+            print(f"dejavubench: rank {self.rank} cannot record its failure: {second}", file=sys.stderr, flush=True)
+        self.world.Abort(status)
+        raise SystemExit(status)  # Abort does not return; for the type checker

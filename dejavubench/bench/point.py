@@ -1,0 +1,300 @@
+"""Measuring one point of a sweep on one rank: warm-up, rounds of arms, and what is measured beside them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+from dejavubench import records
+from dejavubench.bench.batchmaker import Clocked, Streamed
+from dejavubench.bench.ceilings import Ceilings, Disk, Link, Memory
+from dejavubench.bench.job import Job
+from dejavubench.bench.progress import Progress
+from dejavubench.bench.rounds import orders
+from dejavubench.bench.sink import Sink
+from dejavubench.bench.source import Place, Source, tokens
+from dejavubench.bench.verify import VerificationError
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.dejavulib.manager import Streaming
+from dejavubench.models.dtypes import compute_dtype, dtype_of
+from dejavubench.models.gpt import GPT
+from dejavubench.models.sharding import Shard
+from dejavubench.models.weights import random_weights, weights_identity
+from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polite_gather
+from dejavubench.points import Arm, Point
+
+Enough = Callable[[list[records.Iteration]], bool]
+
+BESIDE = 5
+"""Rounds after which ceilings, and each destination alone, are measured: the first ones."""
+
+
+class PointSession:
+    """One rank's part in measuring one point. Making one is collective, and so is every public method.
+
+    Args:
+        model: this source's part of the model, loaded; None on a sink.
+    """
+
+    def __init__(self, job: Job, point: Point, model: GPT | None, progress: Progress) -> None:
+        self.job = job
+        self.point = point
+        self.experiment = job.experiment
+        self.arms = [arm for arm in self.experiment.arms() if not arm.skipped]
+        self.progress = progress
+        self.iterations: list[records.Iteration] = []
+        self._count = dict.fromkeys((arm.name for arm in self.arms), 0)
+        dtype = dtype_of(point.data_type)
+        identity = {
+            "run": job.run_id,
+            "model": point.spec.name,
+            "weights": weights_identity(point.spec, self.experiment.seed, dtype),
+            "data_type": point.data_type,
+        }
+        place = Place(job.data, job.verification, job.stream_dir, identity)
+        side = job.side(point)
+        self.source: Source | None = None
+        self.sink: Sink | None = None
+        if model is not None:
+            assert job.sources is not None
+            self.source = Source(side, self.experiment, model, job.sources, place)
+        else:
+            self.sink = Sink(side, dtype, place)
+        self._ceilings = self._make_ceilings(dtype) if self.experiment.ceilings else None
+        self._expected = torch.empty(0)
+
+    def measure(self, enough: Enough | None) -> None:
+        """Reference, warm-up, rounds.
+
+        Args:
+            enough: told rank 0's iterations after each round beyond the wanted ones; None: rounds are counted.
+
+        Raises:
+            VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
+        """
+        if self.source is not None and self.experiment.verify:
+            self._expected = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
+        order = orders(len(self.arms), self.experiment.seed)
+        for _ in range(self.experiment.warmup):
+            for place, number in enumerate(next(order)):
+                self._iteration(self.arms[number], None, place)
+        began, number = time.monotonic(), 0
+        order = orders(len(self.arms), self.experiment.seed + 1)
+        while not self._finished(number, time.monotonic() - began, enough):
+            for place, arm in enumerate(next(order)):
+                self._iteration(self.arms[arm], number, place)
+            if number < BESIDE:
+                self._beside()
+            number += 1
+        if self._ceilings is not None:
+            for ceiling in self._ceilings.records(self.point.id):
+                self.job.recorder.write(ceiling)
+
+    def close(self) -> None:
+        if self.source is not None:
+            self.source.close()
+        if self.sink is not None:
+            self.sink.close()
+        if self._ceilings is not None:
+            self._ceilings.close()
+
+    def _finished(self, rounds: int, elapsed: float, enough: Enough | None) -> bool:
+        if rounds < self.experiment.rounds:
+            return False
+        if enough is None:
+            return True
+        done = elapsed > self.experiment.max_time or (self.job.rank == 0 and enough(self.iterations))
+        if not polite_bcast(self.job.world, done):
+            self.progress.more(len(self.arms))
+            return False
+        return True
+
+    # ---- one iteration ----
+
+    def _mark(self, phase: str, arm: Arm | None = None) -> None:
+        where: dict[str, str | int] = {} if arm is None else {"arm": arm.name, "iteration": self._count[arm.name]}
+        self.job.recorder.phase(phase, point=self.point.id, **where)
+
+    def _iteration(self, arm: Arm, round: int | None, order: int) -> None:
+        self._mark("prepare", arm)
+        self._prepare(arm)
+        polite_barrier(self.job.world, "start")
+        total = None
+        if self.source is not None:
+            total = self._run_source(self.source, arm, round)
+        if self.sink is not None:
+            self._mark("receive" if arm.remote else "idle", arm)
+            received = self.sink.run(arm)
+            self.job.recorder.write(
+                records.SinkActivity(
+                    point=self.point.id,
+                    arm=arm.name,
+                    iteration=self._count[arm.name],
+                    round=round,
+                    nbytes=received.nbytes,
+                    messages=received.messages,
+                    cpu_s=received.cpu_s,
+                )
+            )
+        totals = polite_gather(self.job.world, total)
+        if totals is not None:
+            iteration = records.Iteration(
+                point=self.point.id,
+                arm=arm.name,
+                iteration=self._count[arm.name],
+                round=round,
+                order=order,
+                total_ms=max(ms for ms in totals if ms is not None),
+            )
+            self.iterations.append(iteration)
+            self.job.recorder.write(iteration)
+        if self.experiment.verify:
+            self._verify(arm)
+        self._count[arm.name] += 1
+        what = "warm-up" if round is None else f"round {round + 1}"
+        self.progress.step(f"{self.point.id} {self.point.spec.name} {what} {arm.name}")
+
+    def _prepare(self, arm: Arm, level: str | None = None) -> None:
+        """Fill everything with the arm's pattern and empty the disk's queue, outside the clock."""
+        # From 0x11 to 0x3e: as a number of any type it is small and finite, so that it cannot poison a sum.
+        pattern = 0x11 + (5 * self.arms.index(arm) + 3 * self._count[arm.name]) % 0x2E
+        part = self.source or self.sink
+        assert part is not None
+        part.prepare(arm, pattern, level)
+        if any(each.mode == "disk" for each in self.arms):
+            os.sync()
+
+    def _run_source(self, source: Source, arm: Arm, round: int | None) -> float:
+        cpu, helper = time.process_time(), source.helper_cpu_s(arm)
+        clocks, makespan = source.run(arm, lambda phase: self._mark(phase, arm))
+        helper = source.helper_cpu_s(arm) - helper
+        cpu = time.process_time() - cpu - helper
+        total = clocks[0].total_ms if len(clocks) == 1 else makespan
+        self._generated = tokens(clocks)
+        ubatches = [
+            self._microbatch(arm, round, number, clock, stream, cpu / len(clocks), helper / len(clocks))
+            for number, (clock, stream) in enumerate(zip(clocks, source.streams(arm), strict=True))
+        ]
+        for ubatch in ubatches:
+            self.job.recorder.write(ubatch)
+        if self.job.rank == 0:
+            self.job.recorder.text(ubatches, total)
+        return total
+
+    def _microbatch(
+        self, arm: Arm, round: int | None, number: int, clock: Clocked, stream: Streamed, cpu: float, helper: float
+    ) -> records.Microbatch:
+        return records.Microbatch(
+            point=self.point.id,
+            arm=arm.name,
+            iteration=self._count[arm.name],
+            round=round,
+            ubatch=number,
+            prompt_ms=clock.step_ms[0],
+            token_ms=clock.step_ms[1:],
+            all_token_ms=clock.all_token_ms,
+            drain_ms=clock.drain_ms,
+            total_ms=clock.total_ms,
+            prompt=_phase(stream.prompt),
+            tokens=_phase(stream.tokens),
+            drain=_phase(stream.draining),
+            cpu_model_s=cpu,
+            cpu_helper_s=helper,
+        )
+
+    # ---- verification ----
+
+    def _verify(self, arm: Arm) -> None:
+        self._mark("verify", arm)
+        part = self.source or self.sink
+        assert part is not None
+        difference, equal = part.verify(arm), None
+        if self.source is not None and self._expected.numel():
+            equal = torch.equal(self._generated, self._expected)
+            if not equal:
+                difference = difference or _first_token(self._generated, self._expected)
+        findings = self.job.world.allgather((difference, equal))
+        differences = [f"rank {rank}: {found}" for rank, (found, _) in enumerate(findings) if found]
+        if self.job.rank == 0:
+            known = [same for _, same in findings if same is not None]
+            self.job.recorder.write(
+                records.Verification(
+                    point=self.point.id,
+                    arm=arm.name,
+                    iteration=self._count[arm.name],
+                    ok=not differences,
+                    nbytes=0 if arm.mode == "none" else self.point.streamed_nbytes * self.point.pipeline_para_size,
+                    tokens_equal=all(known) if known else None,
+                    where=differences[0] if differences else None,
+                )
+            )
+        if differences:
+            raise VerificationError(f"{self.point.id} {arm.name}, iteration {self._count[arm.name]}: {differences[0]}")
+
+    # ---- beside the rounds ----
+
+    def _make_ceilings(self, dtype: torch.dtype) -> Ceilings:
+        """Rank 0 and its sink measure; the others have nothing to do and sleep."""
+        topology, link, disk, memory = self.job.topology, None, None, None
+        peer = topology.peer
+        if peer is not None and topology.worker == 0 and any(arm.remote for arm in self.arms):
+            link = Link(self.job.verification, peer, self.source is not None)
+        durability = next((arm.durability for arm in self.arms if arm.mode == "disk"), None)
+        if self.job.rank == 0:
+            memory = Memory()
+            if durability is not None:
+                disk = Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}", durability)
+        return Ceilings(compute_dtype(dtype), link, disk, memory)
+
+    def _beside(self) -> None:
+        """Each destination alone, then what the machine can do."""
+        streaming = {(arm.mode, arm.durability): arm for arm in self.arms if arm.mode != "none"}
+        for arm in streaming.values():
+            self._mark("alone", arm)
+            self._prepare(arm, DEFAULT_LEVEL)
+            polite_barrier(self.job.world, "start")
+            took = self.source.alone(arm) if self.source is not None else None
+            if self.sink is not None:
+                self.sink.alone(arm)
+            times = polite_gather(self.job.world, took)
+            if times is not None:
+                self._write_alone(arm, max(ms for ms in times if ms is not None))
+        if self._ceilings is not None:
+            self._mark("ceilings")
+            self._ceilings.run()
+            polite_barrier(self.job.world, "ceilings")
+
+    def _write_alone(self, measured: Arm, ms: float) -> None:
+        nbytes = self.point.streamed_nbytes * self.point.pipeline_para_size
+        for arm in self.arms:
+            if (arm.mode, arm.durability) == (measured.mode, measured.durability):
+                self.job.recorder.write(records.Alone(point=self.point.id, arm=arm.name, ms=ms, nbytes=nbytes))
+
+
+def load_model(job: Job, point: Point) -> GPT:
+    """This source's part of the point's model, with weights from the experiment's seed."""
+    assert job.sources is not None
+    dtype = dtype_of(point.data_type)
+    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, compute_dtype(dtype), job.sources)
+    model.load(random_weights(point.spec, job.experiment.seed))
+    return model
+
+
+def _phase(streaming: Streaming) -> records.PhaseStreaming:
+    return records.PhaseStreaming(
+        nbytes=streaming.nbytes,
+        copies=streaming.copies,
+        stall_ms=streaming.stall_s * 1e3,
+        lag_nbytes=streaming.lag_nbytes,
+    )
+
+
+def _first_token(generated: torch.Tensor, expected: torch.Tensor) -> str:
+    ubatch, request, step = (int(i) for i in torch.nonzero(generated != expected)[0])
+    return (
+        f"new token {step} of request {request} of microbatch {ubatch} is {int(generated[ubatch, request, step])}, "
+        f"without streaming it is {int(expected[ubatch, request, step])}"
+    )

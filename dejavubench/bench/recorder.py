@@ -1,0 +1,65 @@
+"""Writes one rank's records, line by line, so that what was measured survives whatever comes next."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from dejavubench import records
+from dejavubench.records import Microbatch, Record
+
+
+class Recorder:
+    """The rank's file in the run's folder; on rank 0 the text logs as well.
+
+    Attributes:
+        phase_name: the phase that was last marked, for messages.
+    """
+
+    def __init__(self, folder: Path, rank: int, several_points: bool, to_stdout: bool) -> None:
+        self.folder = folder
+        self.rank = rank
+        self.phase_name = "load"
+        self._several_points = several_points
+        self._to_stdout = to_stdout
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / records.rank_file(rank), "x", encoding="utf-8")  # noqa: SIM115 - open for the run
+
+    def write(self, record: Record) -> None:
+        """Append one line and hand it to the kernel, which keeps it when this process dies."""
+        self._file.write(records.to_line(record))
+        self._file.flush()
+
+    def phase(self, phase: str, **where: str | int | None) -> None:
+        """Mark that a phase begins."""
+        self.phase_name = phase
+        self.write(records.PhaseMark.model_validate({"phase": phase, **where}))
+
+    def text(self, ubatches: list[Microbatch], total_ms: float) -> None:
+        """DéjàVu's text lines of one iteration, into ``<arm>.log`` and, if it is the only arm, to stdout."""
+        lines = []
+        for each in ubatches:
+            number = each.iteration * len(ubatches) + each.ubatch
+            lines.append(records.prompt_line(self.rank, number, each.prompt_ms))
+            lines += [records.token_line(self.rank, number, ms) for ms in each.token_ms]
+            lines.append(records.all_token_line(self.rank, number, each.all_token_ms))
+        lines.append(records.total_line(self.rank, ubatches[0].iteration, total_ms))
+        text = "\n".join(lines) + "\n"
+        point, arm = ubatches[0].point, ubatches[0].arm.replace("/", "-")
+        name = f"{point}-{arm}.log" if self._several_points else f"{arm}.log"
+        with open(self.folder / name, "a", encoding="utf-8") as log:
+            log.write(text)
+        if self._to_stdout:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_header(folder: Path, header: records.RunHeader) -> None:
+    """``run.json``, whole or not at all."""
+    partial = folder / (records.RUN_FILE + ".part")
+    partial.write_text(json.dumps(header.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    partial.rename(folder / records.RUN_FILE)

@@ -1,0 +1,82 @@
+"""One session under ``mpirun``: every point of the experiment, one after the other.
+
+Every rank runs :func:`run` with the same experiment and derives the same schedule from it, so that nothing
+is negotiated while a clock runs. Between measurements ranks meet in barriers that sleep.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from dejavubench.bench.job import Job
+from dejavubench.bench.point import Enough, PointSession, load_model
+from dejavubench.bench.progress import Progress
+from dejavubench.bench.verify import VerificationError
+from dejavubench.experiment import Experiment
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import polite_barrier
+
+
+def run(
+    experiment: Experiment,
+    command: list[str],
+    enough: Enough | None = None,
+    on_end: Callable[[Path], None] | None = None,
+) -> int:
+    """Measure all points of an experiment.
+
+    Args:
+        experiment: the same on every rank.
+        command: as it was typed, for the record.
+        enough: whether a point's iterations so far give the precision that was asked for; None: rounds are counted.
+        on_end: called on rank 0 with the run's folder once all records are in it.
+
+    Returns:
+        The process's exit status: 0 if all that was asked ran and verified. A rank that fails ends the whole job.
+
+    Raises:
+        UsageError: on every rank, before anything has started.
+    """
+    job = Job(experiment, command)
+    try:
+        verified = _measure_all(job, enough)
+        job.finish(verified)
+        if job.rank == 0 and on_end is not None:
+            on_end(job.folder)
+            print(f"records: {job.folder}", file=sys.stderr)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
+        job.abort(error)
+    polite_barrier(job.world, "end")
+    return 0 if verified else 1
+
+
+def _measure_all(job: Job, enough: Enough | None) -> bool:
+    """Whether every point verified; the first that does not ends the session."""
+    points = [point for point in job.experiment.points() if point.id not in job.skipped]
+    arms = [arm for arm in job.experiment.arms() if not arm.skipped]
+    each = len(arms) * (job.experiment.warmup + job.experiment.rounds)
+    loaded: tuple[object, GPT] | None = None
+    with Progress(each * len(points), shown=job.rank == 0) as progress:
+        for id, reason in job.skipped.items():
+            progress.say(f"{id} SKIPPED: {reason}")
+        for point in points:
+            model = None
+            if job.is_source:
+                job.recorder.phase("load", point=point.id)
+                key = (point.spec, point.data_type)
+                if loaded is None or loaded[0] != key:
+                    loaded = None  # give its memory back before the next one is made
+                    loaded = (key, load_model(job, point))
+                model = loaded[1]
+            polite_barrier(job.world, "load")
+            session = PointSession(job, point, model, progress)
+            try:
+                session.measure(enough)
+            except VerificationError as error:
+                progress.say(f"dejavubench: verification failed: {error}")
+                session.close()
+                return False
+            session.close()
+    return True

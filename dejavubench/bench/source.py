@@ -1,0 +1,221 @@
+"""The source's part in a point: the model, its caches, and the streaming of each arm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
+from dejavubench.bench.streams import Side
+from dejavubench.bench.verify import compare, own_pieces, send_pieces
+from dejavubench.dejavulib.copies import aligned_buffer, scatter
+from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import DiskDestination, file_nbytes
+from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.destinations.mpi import MPIDestination
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.experiment import Experiment
+from dejavubench.kvcache import KVCache
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import MPICollectives
+from dejavubench.points import Arm
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and as whom this rank streams."""
+
+    data: MPI.Intracomm
+    verification: MPI.Intracomm
+    stream_dir: Path
+    identity: dict[str, str]
+
+
+def prompts(side: Side, seed: int) -> list[torch.Tensor]:
+    """Random token ids [B, P] of each microbatch in flight, the same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    point = side.point
+    shape = (point.ubatch_size, point.input_len)
+    return [torch.randint(point.spec.vocab_size, shape, generator=generator) for _ in range(side.ubatches)]
+
+
+class Source:
+    """One worker that runs the model.
+
+    Args:
+        side: this worker's place in the point's plan.
+        model: its part of the model, loaded.
+    """
+
+    def __init__(
+        self, side: Side, experiment: Experiment, model: GPT, collectives: MPICollectives, place: Place
+    ) -> None:
+        self.side = side
+        self.experiment = experiment
+        self.place = place
+        self.caches = [KVCache.allocate(side.geometry, model.dtype) for _ in range(side.ubatches)]
+        self.prompts = prompts(side, experiment.seed)
+        self.maker = BatchMaker(model, collectives, self.prompts, side.point.output_len)
+        self._streamers: dict[tuple[str, str | None], Streamer] = {}
+        self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
+        self._silent = [NoStreaming() for _ in self.caches]
+        self._pattern = 0
+        self._scratch: KVCache | None = None
+
+    # ---- an iteration ----
+
+    def reference(self, mark: Callable[[str], None]) -> torch.Tensor:
+        """One iteration without streaming, before anything is measured; its tokens are what every arm must give."""
+        clocks, _ = self.maker.run(self.caches, self._silent_streams(), mark)
+        return tokens(clocks)
+
+    def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
+        """Fill everything that the arm writes to with its pattern, outside the clock."""
+        self._pattern = pattern
+        for cache in self.caches:
+            cache.fill(pattern)
+        for stream, prompt in zip(self.streams(arm, level), self.prompts, strict=True):
+            known = prompt.numpy() if self.maker.model.shard.first else None
+            stream.begin(known, pattern)
+
+    def run(self, arm: Arm, mark: Callable[[str], None]) -> tuple[list[Clocked], float]:
+        return self.maker.run(self.caches, self.streams(arm), mark)
+
+    def alone(self, arm: Arm) -> float:
+        """Stream the arm's chunks at level 3 with no compute beside them; milliseconds, first chunk to drained."""
+        managers = self.streams(arm, DEFAULT_LEVEL)
+        began = time.perf_counter()
+        for manager in managers:
+            for layer in range(self.side.geometry.layers):
+                manager.layer_ready(layer)
+            for step in range(self.side.point.output_len):
+                manager.step_ready(step)
+        for manager in managers:
+            manager.drain()
+        return (time.perf_counter() - began) * 1e3
+
+    def helper_cpu_s(self, arm: Arm) -> float:
+        """CPU seconds of the arm's helper thread so far."""
+        streamer = self._streamers.get((arm.mode, arm.durability))
+        return streamer.cpu_seconds() if streamer else 0.0
+
+    # ---- streaming ----
+
+    def streams(self, arm: Arm, level: str | None = None) -> list[Streamed]:
+        """One a microbatch in flight; ``level`` other than the arm's own if given."""
+        if arm.mode == "none":
+            return self._silent_streams()
+        return cast(list[Streamed], self._managers_of(arm, level or cast(str, arm.level)))
+
+    def _silent_streams(self) -> list[Streamed]:
+        return list[Streamed](self._silent)
+
+    def _managers_of(self, arm: Arm, level: str) -> list[CacheManager]:
+        key = (arm.mode, arm.durability, level)
+        if key not in self._managers:
+            streams = self.side.remote() if arm.remote else self.side.local()
+            streamer, timeout = self._streamer(arm), self.experiment.drain_timeout
+            self._managers[key] = [
+                CacheManager(cache, streams[ubatch], LEVELS[level], streamer, timeout)
+                for ubatch, cache in enumerate(self.caches)
+            ]
+        return self._managers[key]
+
+    def _streamer(self, arm: Arm) -> Streamer:
+        key = (arm.mode, arm.durability)
+        if key not in self._streamers:
+            destination = self._destination(arm)
+            slots = self.experiment.staging_slots if destination.staged else 0
+            self._streamers[key] = Streamer(destination, self.side.slot_nbytes, slots)
+        return self._streamers[key]
+
+    def _destination(self, arm: Arm) -> Destination:
+        match arm.mode:
+            case "host":
+                return HostDestination()
+            case "disk":
+                name = f"{self.place.identity['run']}-{self.side.point.id}-rank{self.side.topology.rank:04d}"
+                assert arm.durability is not None
+                return DiskDestination(
+                    self.place.stream_dir,
+                    f"{name}-{arm.durability}",
+                    arm.durability,
+                    self.experiment.keep,
+                    self.place.identity,
+                )
+            case "mpi":
+                return MPIDestination(self.place.data)
+            case _:
+                raise StreamingError(f"{arm.mode} is no destination of this build")
+
+    def disk_nbytes(self, arms: list[Arm]) -> int:
+        """Bytes of all stream files that the arms will make."""
+        kinds = {arm.durability for arm in arms if arm.mode == "disk"}
+        each = sum(file_nbytes(stream.schedule) for streams in self.side.local() for stream in streams)
+        return len(kinds) * each
+
+    @property
+    def staging_nbytes(self) -> int:
+        return sum(streamer.staging_nbytes for streamer in self._streamers.values())
+
+    # ---- verification ----
+
+    def verify(self, arm: Arm) -> str | None:
+        """Compare what this arm's destination holds with the caches; None, or where they first differ.
+
+        For a remote arm the sink compares, and this side sends what it has.
+
+        Raises:
+            StreamingError: the destination's own checksums do not agree.
+        """
+        if arm.mode == "none":
+            return None
+        for ubatch, manager in enumerate(self._managers_of(arm, cast(str, arm.level))):
+            if arm.remote:
+                send_pieces(self.place.verification, manager.cache, manager.streams)
+                continue
+            found = compare(
+                self._fetched(arm, manager.streams),
+                manager.streams,
+                own_pieces(manager.cache),
+                self._pattern,
+                self.side,
+                ubatch,
+            )
+            if found:
+                return found
+        return None
+
+    def _fetched(self, arm: Arm, streams: list[Stream]) -> KVCache:
+        """What a local destination holds, back in the cache's layout, the rest filled with the pattern."""
+        destination = self._streamer(arm).destination
+        if isinstance(destination, DiskDestination):
+            for stream in streams:
+                destination.check(stream)
+        if self._scratch is None:
+            self._scratch = KVCache.allocate(self.side.geometry, self.caches[0].k.dtype)
+        self._scratch.fill(self._pattern)
+        for stream in streams:
+            for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
+                packed = aligned_buffer(chunk.nbytes)
+                destination.fetch(stream, chunk, packed)
+                scatter(packed, self._scratch, chunk.region)
+        return self._scratch
+
+    def close(self) -> None:
+        for streamer in self._streamers.values():
+            streamer.close()
+
+
+def tokens(clocks: list[Clocked]) -> torch.Tensor:
+    """Generated tokens [U, B, T] of an iteration; empty on stages that do not see them."""
+    if not clocks[0].tokens:
+        return torch.empty(0)
+    return torch.stack([torch.stack(clock.tokens, dim=1) for clock in clocks])

@@ -1,0 +1,100 @@
+"""Comparing, outside the clock, what arrived with what the source has. Plain indexing, none of the library's copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.bench.streams import Side
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.kvcache import BOTH, KV, KVCache, Region
+from dejavubench.waiting import wait_asleep
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_MESSAGE = 256 << 20  # bytes of one message: far below MPI's 2^31 − 1
+
+Piece = Callable[[Stream, Region, KV], torch.Tensor]
+"""Gives what the source holds of one layer's K or V within a stream's region, as integers."""
+
+
+class VerificationError(Exception):
+    """What arrived is not what was sent; the message locates it."""
+
+
+def as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """The same bits as integers: equal bytes compare equal, whatever number they would be."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
+def compare(got: KVCache, streams: list[Stream], piece: Piece, pattern: int, side: Side, ubatch: int) -> str | None:
+    """Whether ``got`` holds each stream's region as the source has it, and the pattern everywhere else.
+
+    Returns:
+        None, or where the first difference is, in the whole model's numbers.
+    """
+    geometry = got.geometry
+    first: str | None = None
+    fill = int.from_bytes(bytes([pattern]) * geometry.itemsize, "little", signed=True)
+    for layer in range(geometry.layers):
+        for kv in BOTH:
+            found = as_integers(got.tensor(kv)[layer])
+            expected = torch.full_like(found, fill)
+            streamed = torch.zeros_like(found, dtype=torch.bool)
+            for stream in streams:
+                region = stream.schedule.region
+                if region.layers.start <= layer < region.layers.stop:
+                    index = geometry.index(kv, region)[1:]
+                    expected[index] = piece(stream, region.layer(layer), kv).view(expected[index].shape)
+                    streamed[index] = True
+            if first is None and not torch.equal(found, expected):  # but go on: the source sends all it has
+                flat = int(torch.nonzero((found != expected).flatten())[0])
+                inside = bool(streamed.flatten()[flat])
+                count = int((found != expected).sum())
+                first = _where(side, ubatch, kv, layer * found.numel() + flat, inside, count)
+    return first
+
+
+def _where(side: Side, ubatch: int, kv: KV, flat: int, inside: bool, count: int) -> str:
+    layer, request, head, position, element = side.geometry.locate(kv, flat)
+    layer, head = side.locate(layer, head)
+    what = "is not what the source has" if inside else "was written outside the streamed region"
+    return (
+        f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} (element {element}) of "
+        f"microbatch {ubatch} {what}; {count} elements of this layer's {kv.upper()} differ"
+    )
+
+
+def own_pieces(cache: KVCache) -> Piece:
+    """What this process's own cache holds."""
+    return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
+
+
+def send_pieces(comm: MPI.Intracomm, cache: KVCache, streams: list[Stream]) -> None:
+    """The source's side of comparing on the sink: its cache, layer by layer, on a communicator of its own."""
+    for stream in streams:
+        assert stream.peer is not None
+        for layer in range(*stream.schedule.region.layers):
+            for kv in BOTH:
+                piece = as_integers(cache.piece(kv, stream.schedule.region.layer(layer)).contiguous())
+                for part in _messages(piece):
+                    wait_asleep(comm.Isend(part.numpy(), stream.peer, stream.id).Test, "verification")
+
+
+def received_pieces(comm: MPI.Intracomm, cache: KVCache) -> Piece:
+    """The sink's side: what the source sends."""
+
+    def receive(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
+        assert stream.peer is not None
+        geometry = cache.geometry
+        piece = as_integers(torch.empty(geometry.piece_shape(kv, region), dtype=cache.tensor(kv).dtype))
+        for part in _messages(piece):
+            wait_asleep(comm.Irecv(part.numpy(), stream.peer, stream.id).Test, "verification")
+        return piece
+
+    return receive
+
+
+def _messages(piece: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return piece.view(-1).split(_MESSAGE // piece.element_size())

@@ -1,0 +1,45 @@
+"""Usage errors of a job of many ranks: one message, exit 2 on every rank, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+"""Variables that MPI launchers set in every rank."""
+
+
+def launched_rank() -> int | None:
+    """This rank's number as the launcher tells it; None without a launcher. MPI is not imported."""
+    for variable in LAUNCHED:
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return None
+
+
+def fail_usage(message: str, command: str | None = None) -> NoReturn:
+    """Print ``message`` on rank 0's stderr and exit with status 2.
+
+    Every rank must come here. Only now, and only under a launcher, is MPI asked who rank 0 is; all ranks then leave
+    MPI in good order, so that the launcher has nothing to add.
+    """
+    rank = launched_rank()
+    if rank is None:
+        _print(message, command)
+        sys.exit(2)
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # no MPI to ask, which is not the error to report
+        if rank == 0:
+            _print(message, command)
+        sys.exit(2)
+    if MPI.COMM_WORLD.rank == 0:
+        _print(message, command)
+    MPI.Finalize()
+    sys.exit(2)
+
+
+def _print(message: str, command: str | None) -> None:
+    hint = f" (see {command} --help)" if command else ""
+    print(f"Error: {message}{hint}", file=sys.stderr, flush=True)

@@ -1,0 +1,67 @@
+"""``dejavubench figures``: records → the paper's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dejavubench.cli.process import BadInput
+
+if TYPE_CHECKING:
+    from dejavubench.analysis.plotdata import Drawing
+
+
+@click.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="DIR",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where PNG, PDF and CSV go; made if it is not there.",
+)
+@click.option("--together", is_flag=True, help="Put all runs of a figure in one drawing, if they can be compared.")
+@click.option("--force", is_flag=True, help="Overwrite files that are in DIR.")
+def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) -> None:
+    """Draw Fig 2, Appendix A, Fig 7 and Fig 25 from runs.
+
+    PATH is a run's folder or a folder of run folders (such as logs). A run is drawn as the figure that its
+    configuration names, or else as the one that its arms fit.
+    """
+    from dejavubench.analysis import plotdata
+    from dejavubench.analysis.compare import NotComparableError
+    from dejavubench.analysis.find import find
+    from dejavubench.records import RecordError
+
+    try:
+        runs, logs = find(paths)
+        if logs:
+            raise BadInput(f"{logs[0]} is a file; figures are drawn from run folders")
+        drawings, complaints = plotdata.drawings(runs, together)
+    except (RecordError, NotComparableError) as error:
+        raise BadInput(str(error)) from None
+    if not drawings:
+        raise BadInput("nothing to draw: " + "; ".join(complaints))
+    for complaint in complaints:
+        click.echo(f"left out: {complaint}", err=True)
+    _save(drawings, folder, force)
+
+
+def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
+    from dejavubench.analysis import plots
+
+    there = [path for drawing in drawings for path in plots.paths(drawing, folder) if path.exists()]
+    if there and not force:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise BadInput(f"{there[0]} exists{more}; --force overwrites")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for drawing in drawings:
+            plots.save(drawing, folder)
+            click.echo(str(plots.paths(drawing, folder)[0]))
+    except OSError as error:
+        raise BadInput(f"{error.filename or folder}: {error.strerror}") from None

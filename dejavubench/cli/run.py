@@ -1,0 +1,145 @@
+"""``dejavubench run``: flags and a TOML file become one experiment, which is measured or, dry, described."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from dejavubench.cli.errors import launched_rank
+from dejavubench.errors import UsageError
+from dejavubench.experiment import Experiment, Group, load
+
+if TYPE_CHECKING:
+    from dejavubench.records import Iteration
+
+ALIASES = {"rounds": ["--times"]}
+"""The original's spellings that differ by more than an underscore."""
+
+
+# ---- flags, made from the experiment's fields ----
+
+
+class FieldOption(click.Option):
+    """A flag of one of the experiment's fields; what is not given stays out of the overrides."""
+
+    def __init__(self, key: str) -> None:
+        info = Experiment.model_fields[key]
+        extra: Any = info.json_schema_extra
+        self.group: Group = extra["group"]
+        flag, default = "--" + key.replace("_", "-"), info.default
+        text = info.description or ""
+        kind: dict[str, Any]
+        if isinstance(default, bool):
+            flag += f"/--no-{flag[2:]}"
+            text += f" [default: {'on' if default else 'off'}]"
+            kind = {"is_flag": True}
+        else:
+            if default is not None:
+                shown = ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+                text += f" [default: {shown.removesuffix('.0')}]"
+            kind = {"metavar": extra["metavar"], "type": str}
+        if key == "streaming":  # bare, as the original spells it: the experiment names the choices
+            kind |= {"is_flag": False, "flag_value": ""}
+        super().__init__([flag, *ALIASES.get(key, []), key], default=None, help=text, **kind)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options group by group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {group: [] for group in (*get_args(Group), "This command")}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx)
+            if row:
+                sections[getattr(param, "group", "This command")].append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max=36)
+
+
+@click.command(cls=GroupedCommand, params=[FieldOption(key) for key in Experiment.model_fields])
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--ckpt-path", metavar="DIR", help="The original's; refused, for weights are random from --seed.")
+@click.option("--dry-run", is_flag=True, help="Describe every point, start nothing. Needs no MPI.")
+def run(config: Path | None, ckpt_path: str | None, dry_run: bool, **flags: Any) -> None:
+    """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
+
+    Lists, written a,b,c here and as lists in CONFIG, sweep: one mpirun measures every combination. Flags win
+    over CONFIG. One destination at one level runs alone; several are compared, in every round, with two
+    baselines that stream nothing. Hyphens and underscores are one spelling.
+
+    Start it under mpirun with as many ranks as sources (tensor_para_size × pipeline_para_size), or twice as many
+    where sinks receive.
+    """
+    overrides = {key: value for key, value in flags.items() if value is not None}
+
+    def read() -> Experiment:
+        if ckpt_path is not None:
+            raise UsageError("--ckpt-path: checkpoints cannot be loaded yet; weights are random, from --seed")
+        return load(config, overrides, os.environ)
+
+    if dry_run:
+        _describe(read())
+        return
+    experiment = agreed(read)
+    from dejavubench.bench.session import run as run_session
+
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    sys.exit(run_session(experiment, command=command, enough=_enough(experiment), on_end=_print_summary))
+
+
+# ---- running ----
+
+
+def agreed(read: Callable[[], Experiment]) -> Experiment:
+    """Rank 0's experiment on every rank: other hosts' files and environment do not count.
+
+    Raises:
+        UsageError: rank 0 could not read it; on every rank.
+    """
+    outcome: Experiment | UsageError
+    try:
+        outcome = read()
+    except UsageError as error:
+        if launched_rank() is None:
+            raise
+        outcome = error
+    from mpi4py import MPI
+
+    outcome = MPI.COMM_WORLD.bcast(outcome)
+    if isinstance(outcome, UsageError):
+        raise outcome
+    return outcome
+
+
+def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
+    """Whether a point's rounds so far give the precision that was asked for; None: rounds are counted."""
+    half_width = experiment.precision
+    if half_width is None:
+        return None
+    from dejavubench.analysis.stats import precise_enough
+
+    arms = [arm.info() for arm in experiment.arms() if not arm.skipped]
+    return lambda iterations: precise_enough(iterations, arms, half_width)
+
+
+def _print_summary(folder: Path) -> None:
+    from rich.console import Console
+
+    from dejavubench.analysis import render
+    from dejavubench.records import read_run
+
+    Console(stderr=True).print(render.summary(read_run(folder)))
+
+
+def _describe(experiment: Experiment) -> None:
+    if launched_rank():  # rank 0 says it for all
+        return
+    from dejavubench.cli.dry_run import describe
+
+    describe(experiment)

@@ -1,0 +1,97 @@
+"""What a destination is: something that moves contiguous chunks of a stream."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+
+
+class StreamingError(Exception):
+    """Streaming could not go on; the message says which chunk and why."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a destination can do; stated in every report.
+
+    Attributes:
+        remote: chunks leave for another rank, so a sink must receive them.
+        device_memory: takes chunks from the accelerator's memory; else from host memory only.
+        durable: a complete chunk survives a loss of power.
+        durability: the named option in force, where there is one.
+    """
+
+    remote: bool
+    device_memory: bool = False
+    durable: bool = False
+    durability: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One microbatch slot's cache on its way from this worker to one target.
+
+    ``id`` is unique among the streams between two ranks; ``peer`` is the other side's rank, if remote.
+    """
+
+    id: int
+    schedule: StreamSchedule
+    peer: int | None = None
+
+
+class Destination(ABC):
+    """The source's side of a destination. One helper thread calls it; chunks of a stream come in order.
+
+    A chunk is *complete* when the destination has it: copied (host), acknowledged (mpi), durable as the
+    option says (disk). Packed buffers handed to :meth:`flush` stay untouched until their chunk is complete.
+    """
+
+    name: str
+    capabilities: Capabilities
+    staged = True
+    """Chunks go through staging slots; off where :meth:`place` always gives a chunk its final place."""
+
+    @abstractmethod
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+        """Prepare for a microbatch, outside the clock.
+
+        Args:
+            tokens: the prompt's token ids, int64 [B, P].
+            pattern: the byte that whatever holds the chunks is filled with, so that leftovers show.
+        """
+
+    def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:  # noqa: B027 - most need nothing
+        """A decode step's chunks follow; ``tokens`` are the ids [B] that went into it, None if not known here."""
+
+    def place(self, stream: Stream, chunk: Chunk) -> torch.Tensor | None:
+        """The chunk's final place, if this process can gather straight into it; no staging is used then."""
+        return None
+
+    @abstractmethod
+    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Begin to move a packed chunk (uint8, contiguous); may return before it is complete."""
+
+    @abstractmethod
+    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+        """Move a chunk's runs, each a copy or message of its own, in packed order; returns when all are issued.
+
+        Args:
+            each_complete: a run is complete before the next one begins.
+        """
+
+    @abstractmethod
+    def completed(self, stream: Stream) -> int:
+        """How many chunks of the stream are complete, counted from its beginning; does not wait."""
+
+    def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Read a complete chunk back into ``packed``; remote destinations cannot."""
+        raise NotImplementedError(f"{self.name} is read on the sink")
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Give back what the destination holds."""

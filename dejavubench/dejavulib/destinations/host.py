@@ -1,0 +1,59 @@
+"""``host``: a buffer in this process's memory that holds a whole stream in packed order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
+from dejavubench.dejavulib.schedule import Chunk
+
+
+class HostDestination(Destination):
+    """Chunks are gathered straight into their place, so that one copy moves them."""
+
+    name = "host"
+    capabilities = Capabilities(remote=False)
+    staged = False
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, torch.Tensor] = {}
+        self._completed: dict[int, int] = {}
+
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+        buffer = self._buffers.get(stream.id)
+        if buffer is None or buffer.numel() != stream.schedule.nbytes:
+            buffer = self._buffers[stream.id] = aligned_buffer(stream.schedule.nbytes)
+        buffer.fill_(pattern)
+        self._completed[stream.id] = 0
+
+    def place(self, stream: Stream, chunk: Chunk) -> torch.Tensor:
+        return self._buffers[stream.id][chunk.offset : chunk.offset + chunk.nbytes]
+
+    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        place = self.place(stream, chunk)
+        if packed.data_ptr() != place.data_ptr():
+            place.copy_(packed)
+        self._completed[stream.id] += 1
+
+    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+        # A copy by the CPU is complete when it returns: each_complete makes no difference here.
+        place = self.place(stream, chunk).numpy().data
+        at = 0
+        for run in runs:
+            end = at + len(run)
+            place[at:end] = run
+            at = end
+        self._completed[stream.id] += 1
+
+    def completed(self, stream: Stream) -> int:
+        return self._completed[stream.id]
+
+    def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        packed.copy_(self.place(stream, chunk))
+
+    def close(self) -> None:
+        self._buffers.clear()

@@ -1,0 +1,129 @@
+"""``mpi``: chunks as messages to a sink's memory, on a communicator of their own.
+
+A message carries nothing but the chunk: both sides know the schedule. The sink acknowledges each chunk
+once it is where it belongs; a send that has merely left counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream, StreamingError
+from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.waiting import wait_asleep
+
+
+def _data_tag(stream: Stream) -> int:
+    return 2 * stream.id
+
+
+def _ack_tag(stream: Stream) -> int:
+    return 2 * stream.id + 1
+
+
+class MPIDestination(Destination):
+    """The source's side.
+
+    Args:
+        comm: shared by all sources and sinks; duplicated, so that no other message can be mistaken for a chunk.
+
+    Raises:
+        StreamingError: the MPI library does not let a second thread call it.
+    """
+
+    name = "mpi"
+    capabilities = Capabilities(remote=True)
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise StreamingError("this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by mpi needs")
+        self._comm = comm
+        self._sends: dict[int, deque[MPI.Request]] = {}
+        self._acks: dict[int, deque[MPI.Request]] = {}
+        self._completed: dict[int, int] = {}
+
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+        if self._acks.get(stream.id):
+            raise StreamingError(
+                f"stream {stream.id} begins anew with {len(self._acks[stream.id])} chunks on their way"
+            )
+        self._sends[stream.id] = deque()
+        self._acks[stream.id] = deque()
+        self._completed[stream.id] = 0
+
+    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        assert stream.peer is not None
+        self._expect_ack(stream)
+        message = (packed.numpy(), MPI.BYTE)
+        self._sends[stream.id].append(self._comm.Isend(message, stream.peer, _data_tag(stream)))
+
+    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+        assert stream.peer is not None
+        self._expect_ack(stream)
+        peer, tag = stream.peer, _data_tag(stream)
+        if each_complete:
+            send = self._comm.Ssend  # returns only once the sink has taken the run
+            for run in runs:
+                send(run, peer, tag)
+        else:
+            issue = self._comm.Isend
+            MPI.Request.Waitall([issue(run, peer, tag) for run in runs])
+
+    def _expect_ack(self, stream: Stream) -> None:
+        assert stream.peer is not None
+        self._acks[stream.id].append(self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer, _ack_tag(stream)))
+
+    def completed(self, stream: Stream) -> int:
+        sends, acks = self._sends[stream.id], self._acks[stream.id]
+        while sends and sends[0].Test():
+            sends.popleft()
+        while acks and acks[0].Test():
+            acks.popleft()
+            self._completed[stream.id] += 1
+        return self._completed[stream.id]
+
+
+class MPISinkEndpoint:
+    """The sink's side: receives a stream's chunks, in order, and acknowledges them.
+
+    Args:
+        comm: the communicator that the sources' :class:`MPIDestination` has.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self._acks: list[MPI.Request] = []
+        self._ack = bytearray(1)
+
+    def post(self, stream: Stream, packed: torch.Tensor) -> MPI.Request:
+        """``fetch``: begin to receive the next chunk of the stream into ``packed``."""
+        assert stream.peer is not None
+        return self._comm.Irecv((packed.numpy(), MPI.BYTE), stream.peer, _data_tag(stream))
+
+    def arriving(self, stream: Stream) -> bool:
+        """Whether a message of the stream has begun to arrive that no receive was posted for."""
+        assert stream.peer is not None
+        return self._comm.Iprobe(stream.peer, _data_tag(stream))
+
+    def fetch_runs(self, stream: Stream, runs: Sequence[memoryview]) -> None:
+        """Receive runs, each a message, straight into the views of the cache that they belong to."""
+        assert stream.peer is not None
+        receive, peer, tag = self._comm.Recv, stream.peer, _data_tag(stream)
+        for run in runs:
+            receive(run, peer, tag)
+
+    def acknowledge(self, stream: Stream) -> None:
+        """Tell the source that the oldest chunk not yet acknowledged is where it belongs."""
+        assert stream.peer is not None
+        self._acks = [request for request in self._acks if not request.Test()]
+        self._acks.append(self._comm.Isend((self._ack, MPI.BYTE), stream.peer, _ack_tag(stream)))
+
+    def finish(self) -> None:
+        """Wait until every acknowledgement has left."""
+        wait_asleep(lambda: MPI.Request.Testall(self._acks), "acknowledgements")
+        self._acks = []

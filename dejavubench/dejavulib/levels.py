@@ -1,0 +1,42 @@
+"""The optimisation levels of DéjàVuLib (``DEJAVULIB_BASELINE``): three switches, nothing else differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step of the paper's Figure 7.
+
+    Attributes:
+        name: ``0``, ``0-batched``, ``1``, ``2`` or ``3``.
+        label: the paper's label.
+        buffered: a region is gathered into one staging buffer and moved by one transfer. Off: each run is
+            a copy or message of its own.
+        layerwise: in the prompt phase each layer is streamed as soon as it is computed.
+        overlapped: nothing waits until the end of the request. Off: the prompt phase, and each token step,
+            end when their own streaming is complete.
+        each_complete: unbuffered only: a run is complete before the next one begins. Off: all runs are
+            issued, then one wait.
+    """
+
+    name: str
+    label: str
+    buffered: bool
+    layerwise: bool
+    overlapped: bool
+    each_complete: bool = False
+
+
+LEVELS: dict[str, Level] = {
+    level.name: level
+    for level in (
+        Level("0", "Naive streaming", buffered=False, layerwise=False, overlapped=False, each_complete=True),
+        Level("0-batched", "Naive, one wait a step", buffered=False, layerwise=False, overlapped=False),
+        Level("1", "+ buffered copies", buffered=True, layerwise=False, overlapped=False),
+        Level("2", "+ layer-by-layer streaming", buffered=True, layerwise=True, overlapped=False),
+        Level("3", "DéjàVu (all)", buffered=True, layerwise=True, overlapped=True),
+    )
+}
+DEFAULT_LEVEL = "3"

@@ -1,0 +1,131 @@
+"""The sink's side of a stream: chunks come in the schedule's order and are scattered into the sink's cache."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import torch
+
+from dejavubench.dejavulib.copies import aligned_buffer, run_views, scatter
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.levels import Level
+from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.kvcache import KVCache
+from dejavubench.waiting import wait_asleep
+
+
+class _Request(Protocol):
+    def Test(self) -> bool: ...  # noqa: N802 - MPI's name
+
+
+class SinkEndpoint(Protocol):
+    """What a remote destination offers on the sink."""
+
+    def post(self, stream: Stream, packed: torch.Tensor) -> _Request: ...
+    def arriving(self, stream: Stream) -> bool: ...
+    def fetch_runs(self, stream: Stream, runs: list[memoryview]) -> None: ...
+    def acknowledge(self, stream: Stream) -> None: ...
+    def finish(self) -> None: ...
+
+
+class CacheReceiver:
+    """Receives one microbatch's stream into ``cache``; the owner calls :meth:`begin`, then
+    :meth:`poll` until :attr:`done`.
+
+    Two receives are posted at a time, so that one chunk arrives while another is scattered.
+
+    Attributes:
+        nbytes, messages: what has arrived so far.
+    """
+
+    SLOTS = 2
+
+    def __init__(self, cache: KVCache, stream: Stream, level: Level, endpoint: SinkEndpoint) -> None:
+        self._cache = cache
+        self._stream = stream
+        self._level = level
+        self._endpoint = endpoint
+        largest = max((c.nbytes for c in stream.schedule.all_chunks(level)), default=0) if level.buffered else 0
+        self._slots = [aligned_buffer(largest) for _ in range(self.SLOTS)] if level.buffered else []
+        self._chunks: Iterator[Chunk] = iter(())
+        self._posted: deque[tuple[_Request, Chunk, torch.Tensor]] = deque()
+        self._runs: list[memoryview] | None = None
+        self._left = self.nbytes = self.messages = 0
+
+    def begin(self) -> None:
+        """Prepare for the next microbatch, outside the clock; posts the first receives."""
+        self._chunks = self._stream.schedule.all_chunks(self._level)
+        self._left = self._stream.schedule.count(self._level)
+        self.nbytes = self.messages = 0
+        if self._level.buffered:
+            for slot in self._slots:
+                self._post(slot)
+        else:
+            self._prepare_runs()
+
+    @property
+    def done(self) -> bool:
+        return self._left == 0
+
+    @property
+    def expected(self) -> str:
+        """What is being waited for, for messages."""
+        total = self._stream.schedule.count(self._level)
+        return f"chunk {total - self._left} of {total} of stream {self._stream.id} from rank {self._stream.peer}"
+
+    def poll(self) -> bool:
+        """Take what has arrived; whether something had."""
+        if self.done:
+            return False
+        return self._poll_chunk() if self._level.buffered else self._poll_runs()
+
+    def _poll_chunk(self) -> bool:
+        request, chunk, slot = self._posted[0]
+        if not request.Test():
+            return False
+        self._posted.popleft()
+        scatter(slot[: chunk.nbytes], self._cache, chunk.region)
+        self._arrived(chunk, 1)
+        self._post(slot)
+        return True
+
+    def _poll_runs(self) -> bool:
+        if self._runs is None or not self._endpoint.arriving(self._stream):
+            return False
+        self._endpoint.fetch_runs(self._stream, self._runs)
+        self._arrived(self._chunk, len(self._runs))
+        self._prepare_runs()
+        return True
+
+    def _post(self, slot: torch.Tensor) -> None:
+        chunk = next(self._chunks, None)
+        if chunk is not None:
+            self._posted.append((self._endpoint.post(self._stream, slot[: chunk.nbytes]), chunk, slot))
+
+    def _prepare_runs(self) -> None:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            self._runs = None
+        else:
+            self._chunk = chunk
+            self._runs = run_views(self._cache, self._stream.schedule.atoms(chunk.step))
+
+    def _arrived(self, chunk: Chunk, messages: int) -> None:
+        self._endpoint.acknowledge(self._stream)
+        self._left -= 1
+        self.nbytes += chunk.nbytes
+        self.messages += messages
+
+
+def receive_all(receivers: Iterable[CacheReceiver]) -> None:
+    """Take what arrives for all of them until each is done, sleeping while nothing comes."""
+    pending = list(receivers)
+
+    def poll() -> bool:
+        return sum(receiver.poll() for receiver in pending) > 0  # each gets its turn
+
+    while pending:
+        wait_asleep(poll, "chunks")
+        pending = [receiver for receiver in pending if not receiver.done]

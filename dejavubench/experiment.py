@@ -1,0 +1,378 @@
+"""What to run: one validated :class:`Experiment`, from a TOML file, flags and the environment.
+
+Every default of the program is written here, once. Neither torch nor MPI is needed to know what will run.
+``--help`` imports this module: what only a run needs is imported, and pydantic's schema built, when used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from dejavubench import specs, units
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.errors import UsageError
+from dejavubench.machine import native_bf16
+from dejavubench.points import Arm, DataType, Durability, LayoutName, Mode, Point
+
+BASELINE_VARIABLE = "DEJAVULIB_BASELINE"
+"""The original's environment variable for the level."""
+
+Figure = Literal["fig2", "appendix_a", "fig7", "fig25"]
+Group = Literal["What is run", "Model", "Streaming", "Measurement", "Machine"]
+
+__all__ = ["Arm", "Experiment", "Point", "UsageError", "load"]
+
+CACHE_STEP = 32
+"""Unless told otherwise a cache's positions are a multiple of this, as kernels like them."""
+
+
+# ---- how values are read ----
+
+
+def _as_list(value: Any) -> Any:
+    """A TOML list, a comma-separated string or one value, as a tuple without repeats."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    items = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not items or "" in items:
+        raise ValueError("name at least one, and none of them empty")
+    if any(isinstance(item, bool) for item in items):
+        raise ValueError("true and false are no values of this list")
+    if len(set(map(str, items))) != len(items):
+        raise ValueError(f"{', '.join(map(str, items))}: something is named twice")
+    return items
+
+
+def _as_data_types(value: Any) -> Any:
+    """``auto`` is settled here: all ranks follow what rank 0 can do."""
+    best = "bf16" if native_bf16() else "fp32"
+    return _as_list([best if item == "auto" else item for item in _as_list(value)])
+
+
+def _as_levels(value: Any) -> Any:
+    levels = tuple(str(item) for item in _as_list(value))
+    for level in levels:
+        if level not in LEVELS:
+            raise ValueError(f"there is no level {level!r}; levels are {', '.join(LEVELS)}")
+    return levels
+
+
+def _as_modes(value: Any) -> Any:
+    modes, known = _as_list(value) if value != "" else ("",), get_args(Mode)
+    for mode in modes:
+        if mode not in known:
+            what = f"there is no destination {mode!r}" if mode else "no destination is named"
+            raise ValueError(f"{what}; choose one or more of {', '.join(known)}")
+    return modes
+
+
+def _as_models(value: Any) -> Any:
+    names = _as_list(value)
+    for name in names:
+        if name != specs.CUSTOM:
+            specs.spec(str(name))
+    return names
+
+
+def _unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``none`` as a flag's value takes back what the file says."""
+    return lambda value: None if value in (None, "none") else read(value)
+
+
+Counts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_list)]
+
+
+def _option(default: Any, group: Group, metavar: str, text: str, **constraints: Any) -> Any:
+    """A field that is also a flag: its default, its place in the help, its help."""
+    extra: dict[str, Any] = {"group": group, "metavar": metavar}
+    return Field(default, description=text, json_schema_extra=extra, validate_default=True, **constraints)
+
+
+class Experiment(BaseModel):
+    """What to run. Each field is a key of the TOML file and a flag of ``dejavubench run``.
+
+    Fields that take a list sweep: every combination of theirs is a point, measured on its own. Values are
+    resolved when read: ``auto`` is a data type, a time is in seconds, a percentage is a fraction.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    name: str = _option("run", "What is run", "NAME", "Names the run's folder; a config's file name.", min_length=1)
+    figure: Figure | None = _option(None, "What is run", "FIGURE", "The paper's figure it is for: fig2, appendix_a, …")
+    note: str | None = _option(None, "What is run", "TEXT", "Kept with the records and shown under the figures.")
+    ubatch_size: Counts = _option((1,), "What is run", "N[,N…]", "Requests in a microbatch.")
+    input_len: Counts = _option((1,), "What is run", "P[,P…]", "Tokens of each prompt.")
+    output_len: Counts = _option((32,), "What is run", "T[,T…]", "New tokens of each request, the prompt's included.")
+    max_seq_len: PositiveInt | None = _option(
+        None,
+        "What is run",
+        "N",
+        f"Positions of the cache. Without it: P + T, rounded up to whole {CACHE_STEP}s.",
+    )
+
+    model: Annotated[tuple[str, ...], BeforeValidator(_as_models)] = _option(
+        (specs.CUSTOM,), "Model", "NAME[,NAME…]", f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {specs.CUSTOM}."
+    )
+    layer_num: PositiveInt = _option(24, "Model", "N", "Of a custom model: layers.")
+    head_num: PositiveInt = _option(16, "Model", "N", "Of a custom model: attention heads.")
+    size_per_head: PositiveInt = _option(64, "Model", "N", "Of a custom model: elements of a head.")
+    vocab_size: PositiveInt = _option(50304, "Model", "N", "Of a custom model: rows of the embedding.")
+    inference_data_type: Annotated[tuple[DataType, ...], BeforeValidator(_as_data_types)] = _option(
+        ("auto",), "Model", "TYPE[,TYPE…]", "fp32, bf16, fp16; auto is bf16 where the CPU computes in it, else fp32."
+    )
+    weights_data_type: Annotated[DataType | None, BeforeValidator(lambda v: v and _as_data_types(v)[0])] = _option(
+        None, "Model", "TYPE", "Accepted if it is the inference type; there is no conversion in between."
+    )
+    kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(_as_list)] = _option(
+        ("hnd",), "Model", "LAYOUT[,LAYOUT…]", "Of the KV cache: ft (FasterTransformer), hnd or nhd."
+    )
+    tensor_para_size: PositiveInt = _option(1, "Model", "N", "Tensor-parallel degree.")
+    pipeline_para_size: PositiveInt = _option(
+        1, "Model", "N", "Pipeline depth; as many microbatches are in flight as it has stages."
+    )
+    seed: int = _option(0, "Model", "N", "Of weights, prompts and the order of arms.", ge=0)
+
+    streaming: Annotated[tuple[Mode, ...], BeforeValidator(_as_modes)] = _option(
+        ("none",), "Streaming", "MODE[,MODE…]", "Where the cache goes: none, host, disk, mpi (nccl needs CUDA)."
+    )
+    level: Annotated[tuple[str, ...], BeforeValidator(_as_levels)] = _option(
+        (DEFAULT_LEVEL,),
+        "Streaming",
+        "LEVEL[,LEVEL…]",
+        f"Optimisations: {', '.join(LEVELS)}. Wins over the config, and that over ${BASELINE_VARIABLE}.",
+    )
+    compare: bool = _option(False, "Streaming", "", "Add the two baselines without streaming.")
+    durability: Annotated[tuple[Durability, ...], BeforeValidator(_as_list)] = _option(
+        ("fdatasync",), "Streaming", "D[,D…]", "When disk has a chunk: fdatasync, direct or page-cache."
+    )
+    stream_dir: Path | None = _option(
+        None, "Streaming", "DIR", "Folder for what is streamed to disk. Without it: the run's own."
+    )
+    keep: bool = _option(False, "Streaming", "", "Leave what was streamed to disk.")
+    staging_mib: PositiveInt = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
+    staging_slots: PositiveInt = _option(4, "Streaming", "N", "Staging slots of a source.")
+    drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
+        60.0, "Streaming", "TIME", "A drain that takes longer fails the run."
+    )
+
+    rounds: PositiveInt = _option(
+        5, "Measurement", "N", "Rounds of each point, every arm once in each; with --precision the fewest."
+    )
+    warmup: int = _option(2, "Measurement", "N", "Iterations of each arm before, recorded and marked.", ge=0)
+    precision: Annotated[float | None, BeforeValidator(_unless_none(units.fraction))] = _option(
+        None,
+        "Measurement",
+        "P%",
+        "More rounds, until the overheads' 95 % intervals are within ± P; or none.",
+    )
+    max_time: Annotated[float, BeforeValidator(units.seconds)] = _option(
+        600.0, "Measurement", "TIME", "With --precision: the longest that one point's rounds may take, e.g. 10m."
+    )
+    target_overhead: Annotated[float | None, BeforeValidator(_unless_none(units.fraction))] = _option(
+        None, "Measurement", "P%", "Say of each arm whether it is met, missed or unresolved."
+    )
+    verify: bool = _option(True, "Measurement", "", "Compare every byte that arrived, outside the clock.")
+    ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, disk and matmul can do.")
+    log_dir: Path = _option(Path("logs"), "Measurement", "DIR", "Where the run's folder is made.")
+
+    device: Literal["auto", "cpu", "cuda"] = _option("auto", "Machine", "DEVICE", "auto, cpu or cuda.")
+    threads: PositiveInt = _option(1, "Machine", "N", "Threads of each rank, the same for all arms.")
+    confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        for key in ("layer_num", "head_num", "size_per_head", "vocab_size"):
+            if specs.CUSTOM not in self.model and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for --model {specs.CUSTOM}; {', '.join(self.model)} has its own")
+        types = self.inference_data_type
+        if self.weights_data_type and types != (self.weights_data_type,):
+            raise ValueError(
+                f"weights_data_type {self.weights_data_type} is not inference_data_type {', '.join(types)}; "
+                "weights are held in the type that is computed in: name the same for both"
+            )
+        if self.max_seq_len and self.max_seq_len < self._positions_needed:
+            raise ValueError(
+                f"max_seq_len {self.max_seq_len} is too short: input_len {max(self.input_len)} and output_len "
+                f"{max(self.output_len)} take {self._positions_needed} positions of the cache"
+            )
+        if "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"name {self.name!r} cannot be a folder's name")
+        if set(self.streaming) == {"none"} and len(self.level) > 1:
+            raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
+        if self.streaming == ("nccl",):
+            raise ValueError("streaming nccl moves the cache from GPU to GPU: it needs a CUDA device")
+        problems = [point.problem for point in self.points()]
+        if all(problems):  # of a sweep, what can run does
+            raise ValueError(problems[0])
+        return self
+
+    # ---- points ----
+
+    @property
+    def _positions_needed(self) -> int:
+        """The last new token is never written to the cache."""
+        return max(self.input_len) + max(self.output_len) - 1
+
+    def _positions(self, context: int | None, input_len: int, output_len: int) -> int:
+        if self.max_seq_len:
+            return self.max_seq_len
+        rounded = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
+        return rounded if context is None else min(rounded, context)
+
+    def _spec(self, name: str) -> specs.ModelSpec:
+        if name != specs.CUSTOM:
+            return specs.spec(name)
+        context = self._positions(None, max(self.input_len), max(self.output_len))
+        return specs.custom(self.layer_num, self.head_num, self.size_per_head, self.vocab_size, context)
+
+    def points(self) -> list[Point]:
+        """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
+        kinds = product(map(self._spec, self.model), self.inference_data_type, self.kv_layout)
+        lengths = product(self.ubatch_size, self.input_len, self.output_len)
+        return [
+            Point(
+                id=f"p{number:03d}",
+                spec=spec,
+                data_type=data_type,
+                kv_layout=kv_layout,
+                ubatch_size=ubatch_size,
+                input_len=input_len,
+                output_len=output_len,
+                positions=self._positions(spec.context, input_len, output_len),
+                tensor_para_size=self.tensor_para_size,
+                pipeline_para_size=self.pipeline_para_size,
+            )
+            for number, ((spec, data_type, kv_layout), (ubatch_size, input_len, output_len)) in enumerate(
+                product(kinds, lengths)
+            )
+        ]
+
+    # ---- arms ----
+
+    def arms(self) -> list[Arm]:
+        """The arms of every round. One named destination at one level is alone; else two baselines come first."""
+        streaming = list(self._streaming_arms())
+        if self.compare or len(self.streaming) > 1 or len(streaming) > 1:
+            return [Arm("none", "none", role="baseline"), Arm("none#2", "none", role="repeat"), *streaming]
+        return streaming or [Arm("none", "none", role="baseline")]
+
+    def _streaming_arms(self) -> Iterator[Arm]:
+        for mode in self.streaming:
+            if mode == "none":
+                continue
+            skipped = "no CUDA device" if mode == "nccl" else None
+            for level, durability in product(self.level, self.durability if mode == "disk" else (None,)):
+                name = f"{mode}@{level}"
+                if durability and durability != self.durability[0]:
+                    name += f"/{durability}"
+                yield Arm(name, mode, level, durability, "streaming", skipped)
+
+    # ---- ranks ----
+
+    @property
+    def sources(self) -> int:
+        """Ranks that run the model."""
+        return self.tensor_para_size * self.pipeline_para_size
+
+    @property
+    def needs_sinks(self) -> bool:
+        """Whether some arm streams to other ranks."""
+        return any(arm.remote and not arm.skipped for arm in self.arms())
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The numbers of ranks that it runs under: without sinks, where no arm needs them, or with."""
+        return (2 * self.sources,) if self.needs_sinks else (self.sources, 2 * self.sources)
+
+    def check_ranks(self, size: int) -> None:
+        """Raises:
+        UsageError: it does not run under ``size`` ranks.
+        """
+        if size in self.ranks:
+            return
+        sources = (
+            f"tensor_para_size {self.tensor_para_size} × pipeline_para_size {self.pipeline_para_size} "
+            f"takes {_count(self.sources, 'source')}"
+        )
+        remote = next((arm.mode for arm in self.arms() if arm.remote and not arm.skipped), None)
+        why = f"{sources}, and {remote} as many sinks" if remote else f"{sources}, with or without as many sinks"
+        raise UsageError(f"{_count(size, 'rank')}: {why}; start mpirun -n {' or -n '.join(map(str, self.ranks))}")
+
+    # ---- identity ----
+
+    def hash(self) -> str:
+        """16 hex digits that are the same for the same measurement, whatever it is called and wherever it is kept."""
+        import hashlib
+        import json
+
+        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+# ---- reading ----
+
+
+def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Experiment:
+    """An experiment from a TOML file (or none), flags that override it, and the environment's level.
+
+    Raises:
+        UsageError: the file cannot be read, or a value is wrong; the message names the file, key or flag.
+    """
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    if path is not None:
+        values = {"name": path.stem, **_read_toml(path)}
+        where = {key: f"{path}: {key}" for key in values}
+    for key, value in overrides.items():
+        values[key] = value
+        where[key] = "--" + key.replace("_", "-")
+    if "level" not in values and BASELINE_VARIABLE in environ:
+        values["level"] = environ[BASELINE_VARIABLE]
+        where["level"] = BASELINE_VARIABLE
+    try:
+        return Experiment(**values)
+    except ValidationError as error:
+        raise UsageError(_one_line(error, where, path)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    import difflib
+    import tomllib
+
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name not in Experiment.model_fields:
+            close = difflib.get_close_matches(name, Experiment.model_fields, n=1)
+            raise UsageError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        if name in values:
+            raise UsageError(f"{path}: {name} is given twice")
+        values[name] = value
+    return values
+
+
+def _one_line(error: ValidationError, where: Mapping[str, str], path: Path | None) -> str:
+    """pydantic's first complaint, with the place where the value came from."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if not first["loc"]:  # several keys that do not fit together; the message names them
+        return f"{path}: {message}" if path else message
+    key = cast(str, first["loc"][0])
+    given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    return f"{where.get(key, key)}: {message}{given}"

@@ -1,0 +1,244 @@
+"""Does it fit, and how long will it take: bytes and seconds of each point, before anything starts.
+
+The memory is what is known to be allocated; allocators and libraries add to it. The time is that of the
+model's arithmetic and memory traffic at rates that :func:`probe` measures in about 0.1 s on this machine,
+plus a rough cost of each copy where a level makes one per run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from dejavubench.errors import UsageError
+from dejavubench.experiment import Experiment
+from dejavubench.kvcache import BOTH, KVGeometry, KVLayout, Span
+from dejavubench.machine import available_nbytes, native_bf16
+from dejavubench.points import Arm, DataType, Point
+from dejavubench.specs import ModelSpec
+from dejavubench.units import nbytes_text
+
+MIB = 1 << 20
+PROCESS_NBYTES = 250 * MIB
+"""Resident memory of a rank with torch and MPI imported and nothing allocated, as measured."""
+
+PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
+"""What the model makes of matmul peak in the prompt, and of read bandwidth in a decode step (the design's aims)."""
+
+COPY_S = {"host": 1e-6, "disk": 3e-6, "mpi": 1e-5, "nccl": 1e-5}
+"""Seconds of one copy or message of a few bytes that is complete before the next one begins; rough."""
+
+FSYNC_S = 4e-4
+"""Seconds until a few bytes are on the device; rough."""
+
+
+# ---- memory ----
+
+
+def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
+    """Parameters on the worker that holds most.
+
+    Layers and head are split over the tensor ranks; each of the first stage has the whole embedding.
+    """
+    hidden, ffn, embed = spec.hidden, spec.ffn_size, spec.embed_size or spec.hidden
+    split = 4 * hidden * hidden + 3 * hidden + 2 * hidden * ffn + ffn  # columns and rows, and biases of columns
+    layer = split // tensor_size + 2 * hidden + 4 * hidden  # biases of rows, two norms
+    first = spec.vocab_size * embed
+    if spec.position == "learned":
+        assert spec.context is not None
+        first += (spec.context + spec.position_offset) * hidden
+    first += 2 * hidden if spec.embed_norm else 0
+    projection = embed * hidden if embed != hidden else 0
+    last = projection + (2 * hidden if spec.norm_first else 0)
+    cuts = spec.layer_cuts(stages)
+    counts = [(stop - start) * layer for start, stop in pairwise(cuts)]
+    counts[0] += first + projection
+    counts[-1] += last
+    if stages > 1:  # else it is the embedding itself
+        counts[-1] += -(-spec.vocab_size // tensor_size) * embed
+    return max(counts)
+
+
+def weights_itemsize(data_type: DataType) -> int:
+    """Bytes of one weight on this CPU: half types are held in fp32 unless it multiplies them (fp16: never)."""
+    return 2 if data_type == "bf16" and native_bf16() else 4
+
+
+def worker_geometry(point: Point) -> KVGeometry:
+    """The cache of one microbatch on the worker that holds most layers."""
+    cuts = point.spec.layer_cuts(point.pipeline_para_size)
+    layers = max(stop - start for start, stop in pairwise(cuts))
+    heads = point.spec.head_num // point.tensor_para_size
+    return KVGeometry(
+        layers,
+        point.ubatch_size,
+        heads,
+        point.positions,
+        point.spec.size_per_head,
+        point.itemsize,
+        KVLayout(point.kv_layout),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one point takes; of one worker, the one that holds most.
+
+    Attributes:
+        weights: held in the type that the CPU multiplies: fp32 for fp16, and for bf16 where it is not native.
+        cache: of all microbatches in flight.
+        source: all of a source's: process, weights, cache, staging, host buffer, activations.
+        sink: all of a sink's: process, cache, two chunks on their way.
+        disk: what a source writes to its files.
+    """
+
+    weights: int
+    cache: int
+    source: int
+    sink: int
+    disk: int
+
+    def host(self, sources: int, sinks: int) -> int:
+        """Bytes on a host that so many of the ranks run on."""
+        return sources * self.source + sinks * self.sink
+
+
+def memory(experiment: Experiment, point: Point) -> Memory:
+    """What ``point`` takes when it runs on the CPU."""
+    spec, in_flight = point.spec, point.pipeline_para_size
+    modes = {arm.mode for arm in experiment.arms() if not arm.skipped}
+    geometry = worker_geometry(point)
+    streamed = in_flight * point.ubatch_size * point.written * geometry.token_nbytes
+    cache = in_flight * geometry.nbytes
+    parameters = worker_parameters(spec, point.tensor_para_size, point.pipeline_para_size)
+    weights = weights_itemsize(point.data_type) * parameters
+    loading = 4 * spec.vocab_size * (spec.embed_size or spec.hidden)  # one full tensor at a time
+    activations = 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)
+    staging = experiment.staging_slots * experiment.staging_mib * MIB if modes != {"none"} else 0
+    host = streamed if "host" in modes else 0
+    return Memory(
+        weights=weights,
+        cache=cache,
+        source=PROCESS_NBYTES + weights + cache + staging + host + max(loading, activations),
+        sink=PROCESS_NBYTES + cache + 2 * experiment.staging_mib * MIB,
+        disk=streamed if "disk" in modes else 0,
+    )
+
+
+def reasons(
+    experiment: Experiment,
+    sources: int | None = None,
+    sinks: int | None = None,
+    available: Callable[[], int] = available_nbytes,
+) -> dict[str, str]:
+    """Why points cannot run, and what they would need: point's id → reason.
+
+    Args:
+        experiment: all of its points are looked at.
+        sources, sinks: how many of the ranks are on this host; without them, all that the points need.
+        available: bytes of memory that this host has to give.
+    """
+    sources = experiment.sources if sources is None else sources
+    sinks = (experiment.sources if experiment.needs_sinks else 0) if sinks is None else sinks
+    room, found = available(), {}
+    for point in experiment.points():
+        if point.problem is not None:
+            found[point.id] = point.problem
+        elif (needed := memory(experiment, point).host(sources, sinks)) > room:
+            found[point.id] = (
+                f"{point.spec.name} needs {nbytes_text(needed)} of memory, {nbytes_text(room)} are available"
+            )
+    return found
+
+
+def refuse_if_none_runs(experiment: Experiment, found: Mapping[str, str]) -> None:
+    """What cannot run is skipped in a sweep, but something must run.
+
+    Raises:
+        UsageError: every point has a reason not to; the message is the first one's.
+    """
+    if len(found) == len(experiment.points()):
+        raise UsageError(next(iter(found.values())))
+
+
+# ---- time ----
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one core does: ``matmul`` in fp32 FLOP/s, ``read`` in bytes/s."""
+
+    matmul: float
+    read: float
+
+
+def probe() -> Rates:
+    """Measure this machine in about 0.1 s: best of a few products and passes over memory with numpy.
+
+    numpy multiplies with all cores it is granted; their number is divided out.
+    """
+    square = np.ones((768, 768), dtype=np.float32)
+    passed = np.ones(32 * MIB // 8)
+    np.matmul(square, square)  # starts the threads
+    product_s = min(_timed(lambda: np.matmul(square, square)) for _ in range(4))
+    read_s = min(_timed(passed.max) for _ in range(3))
+    cores = len(os.sched_getaffinity(0))
+    return Rates(matmul=2 * 768**3 / product_s / cores, read=passed.nbytes / read_s)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
+    """Seconds of one microbatch's prompt and of one decode step, over all workers' layers on one worker."""
+    spec, batch = point.spec, point.ubatch_size
+    hidden, seen = spec.hidden, point.input_len + point.output_len // 2
+    layers = spec.layer_num * (4 * hidden * hidden + 2 * hidden * spec.ffn_size)
+    head = spec.vocab_size * (spec.embed_size or hidden)
+    itemsize = weights_itemsize(point.data_type)
+    matmul = rates.matmul * threads * (4 / itemsize)  # a CPU that multiplies half types does so twice as fast
+    prompt = 2 * batch * (point.input_len * layers + head) + 2 * batch * spec.layer_num * hidden * point.input_len**2
+    token = 2 * batch * (layers + head + 2 * spec.layer_num * hidden * seen)
+    read = (layers + head) * itemsize + batch * seen * point.token_nbytes
+    by_reading = read / (rates.read * TOKEN_SHARE)
+    return prompt / (matmul * PROMPT_SHARE), max(token / (matmul * PROMPT_SHARE), by_reading)
+
+
+def naive_seconds(point: Point, arm: Arm) -> float:
+    """Seconds that a microbatch waits for copies of single runs; 0 where the level is buffered."""
+    if arm.level not in ("0", "0-batched"):
+        return 0.0
+    geometry = worker_geometry(point)
+
+    def copies(positions: int) -> int:
+        region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
+        return geometry.layers * sum(len(geometry.runs(kv, region).offsets) for kv in BOTH)
+
+    runs = copies(point.input_len) + (point.output_len - 1) * copies(1)
+    durable = arm.mode == "disk" and arm.durability != "page-cache"
+    if arm.level == "0":
+        return runs * (FSYNC_S if durable else COPY_S[arm.mode])
+    return runs * COPY_S[arm.mode] / 3 + (point.output_len * FSYNC_S if durable else 0.0)
+
+
+def iteration_seconds(experiment: Experiment, point: Point, arm: Arm, rates: Rates) -> float:
+    """Seconds of one iteration of ``arm``: pipeline-depth microbatches, workers sharing this machine's cores."""
+    prompt, token = compute_seconds(point, rates, experiment.threads)
+    depth, workers = experiment.pipeline_para_size, experiment.sources
+    at_once = min(workers, max(1, len(os.sched_getaffinity(0)) // experiment.threads))
+    compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / at_once
+    return compute + depth * naive_seconds(point, arm)
+
+
+def point_seconds(experiment: Experiment, point: Point, rates: Rates) -> float:
+    """Seconds of all warm-up iterations and (with ``precision`` the fewest) rounds of a point."""
+    each = sum(iteration_seconds(experiment, point, arm, rates) for arm in experiment.arms() if not arm.skipped)
+    return (experiment.warmup + experiment.rounds) * each

@@ -1,0 +1,306 @@
+"""A decoder-only GPT that fills a KV cache: GPT-2, OPT and BLOOM, told apart by their :class:`ModelSpec`.
+
+One worker holds a :class:`Shard`: the layers of its pipeline stage, and of each the heads, MLP columns and
+vocabulary rows of its tensor rank (Shoeybi et al. 2019, arXiv 1909.08053: columns, then rows, then one sum).
+The model is handed its collectives and its cache. It knows nothing of streaming: it calls back when a layer's
+keys and values are in place.
+
+Letters in shapes: B requests, n new positions, S positions seen so far, H local heads, D elements of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import floor, log2
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.models.sharding import Alone, Shard, TensorParallel
+from dejavubench.specs import ModelSpec
+
+EPS = 1e-5
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+BLOCK = 128
+"""Queries that share one bias table; bounds its size, and no block looks beyond its own last query."""
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Linear:
+    weight: Tensor  # [out, in]
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPS)
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+Part = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer. Of ``before`` and ``after`` one is its norms, the other leaves x as it is."""
+
+    before: tuple[Part, Part]
+    qkv: Linear  # the rows of queries, then of keys, then of values
+    out: Linear
+    up: Linear
+    down: Linear
+    after: tuple[Part, Part]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the cut of one full tensor goes."""
+
+    name: str
+    into: Tensor
+    cut: tuple[slice, ...]
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """The slope of each of the model's heads, [heads].
+
+    Press et al. 2022 (arXiv 2108.12409): a geometric series from 2^(-8/heads); where ``heads`` is no power of two,
+    every other slope of the next longer series fills up, as in BLOOM.
+    """
+    power = 2 ** floor(log2(heads))
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (heads - power), 2)]
+    return torch.tensor(slopes)
+
+
+# ---- the model ------------------------------------------------------------------------------------------------
+
+
+class GPT:
+    """One worker's part of the model. Its weights are undefined until :meth:`load`.
+
+    Args:
+        spec: sizes and architecture.
+        shard: which part.
+        dtype: the inference data type: that of the KV cache; weights are rounded through it.
+        compute_dtype: that of weights, linears and residual stream; see :func:`.dtypes.compute_dtype`.
+        collectives: sums and gathers over the tensor-parallel group.
+
+    Raises:
+        ValueError: the model cannot be split like this.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        shard: Shard,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype,
+        collectives: TensorParallel = Alone(),  # noqa: B008 (it holds nothing)
+    ) -> None:
+        self.spec, self.shard, self.dtype, self.compute_dtype = spec, shard, dtype, compute_dtype
+        self.collectives = collectives
+        self.act = ACTIVATIONS[spec.activation]
+        self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)
+        self.slots: list[Slot] = []
+        embed = spec.embed_size or spec.hidden
+        width = Span(0, spec.hidden)
+
+        self.embedding: Tensor | None = None
+        self.position: Tensor | None = None
+        self.project_in: Part = same
+        self.embed_norm: Part = same
+        if shard.first:
+            self.embedding = self._tensor("embedding", Span(0, spec.vocab_size), Span(0, embed))
+            if spec.position == "learned":
+                assert spec.context is not None
+                rows = Span(0, spec.context + spec.position_offset)
+                self.position = self._tensor("position", rows, width)[spec.position_offset :]  # [context, hidden]
+            if spec.embed_norm:
+                self.embed_norm = self._norm("embed_norm")
+            if embed != width.size:
+                self.project_in = self._linear(["project_in"], width, Span(0, embed), bias=False)
+
+        self.layers = [self._layer(f"layers.{number}") for number in range(*shard.layers(spec))]
+
+        self.final_norm: Part = same
+        self.project_out: Part = same
+        self.head: Linear | None = None
+        if shard.last:
+            if spec.norm_first:
+                self.final_norm = self._norm("final_norm")
+            if embed != width.size:
+                self.project_out = self._linear(["project_out"], Span(0, embed), width, bias=False)
+            if self.embedding is None:
+                self.head = Linear(self._tensor("embedding", self.vocab, Span(0, embed)))
+            else:
+                self.head = Linear(self.embedding[self.vocab.slice])  # tied: a view
+
+        # [H, 1, 1]; without ALiBi one slope of 0 for all heads, so that the bias is the causal mask alone
+        self.slopes = torch.zeros(1, 1, 1)
+        if spec.position == "alibi":
+            self.slopes = alibi_slopes(spec.head_num)[self.heads.slice].view(-1, 1, 1)
+        self._bias_table = torch.empty(1, 0, BLOCK, 0)
+
+    # -- weights --
+
+    def _tensor(self, name: str, *cut: Span) -> Tensor:
+        into = torch.empty([span.size for span in cut], dtype=self.compute_dtype)
+        self.slots.append(Slot(name, into, tuple(span.slice for span in cut)))
+        return into
+
+    def _norm(self, name: str) -> Norm:
+        width = Span(0, self.spec.hidden)
+        return Norm(self._tensor(f"{name}.weight", width), self._tensor(f"{name}.bias", width))
+
+    def _linear(self, names: Sequence[str], outs: Span, ins: Span, bias: bool = True) -> Linear:
+        """One linear of the given rows and columns of each of the named ones, one below the other."""
+        weights = torch.empty(len(names), outs.size, ins.size, dtype=self.compute_dtype)
+        biases = torch.empty(len(names), outs.size, dtype=self.compute_dtype) if bias else None
+        for number, name in enumerate(names):
+            self.slots.append(Slot(f"{name}.weight", weights[number], (outs.slice, ins.slice)))
+            if biases is not None:
+                self.slots.append(Slot(f"{name}.bias", biases[number], (outs.slice,)))
+        return Linear(weights.flatten(0, 1), None if biases is None else biases.flatten())
+
+    def _layer(self, at: str) -> Layer:
+        size, width, ffn = self.spec.size_per_head, Span(0, self.spec.hidden), self.shard.ffn(self.spec)
+        rows = Span(self.heads.start * size, self.heads.stop * size)
+        norms = (self._norm(f"{at}.norm1"), self._norm(f"{at}.norm2"))
+        once = self.shard.tensor_rank == 0  # what is summed over the group holds its bias on one rank
+        return Layer(
+            before=norms if self.spec.norm_first else (same, same),
+            qkv=self._linear([f"{at}.query", f"{at}.key", f"{at}.value"], rows, width),
+            out=self._linear([f"{at}.out"], width, rows, bias=once),
+            up=self._linear([f"{at}.up"], ffn, width),
+            down=self._linear([f"{at}.down"], width, ffn, bias=once),
+            after=(same, same) if self.spec.norm_first else norms,
+        )
+
+    def load(self, full: Callable[[str], Tensor]) -> None:
+        """Take this shard's weights out of full tensors, one at a time, rounded through ``dtype``."""
+        for slot in self.slots:
+            slot.into.copy_(full(slot.name)[slot.cut].to(self.dtype))
+
+    @property
+    def parameters(self) -> int:
+        """Elements that this worker holds; the tied head counts once."""
+        return sum(slot.into.numel() for slot in self.slots)
+
+    # -- cache --
+
+    def kv_geometry(self, ubatch_size: int, positions: int, layout: KVLayout) -> KVGeometry:
+        """The cache this worker needs for one microbatch.
+
+        Raises:
+            ValueError: more positions than the model's context.
+        """
+        if self.spec.context is not None and positions > self.spec.context:
+            raise ValueError(f"{self.spec.name} attends to {self.spec.context} positions at most, not {positions}")
+        heads, size = self.heads.size, self.spec.size_per_head
+        return KVGeometry(len(self.layers), ubatch_size, heads, positions, size, self.dtype.itemsize, layout)
+
+    # -- one step --
+
+    @torch.inference_mode()
+    def forward(
+        self, x: Tensor, cache: KVCache, position: int, on_layer: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """Run n new positions, the first of them ``position``, through this worker's layers.
+
+        Args:
+            x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden]; not changed.
+            cache: written at [position, position + n), read up to there and never beyond.
+            on_layer: called with the number of a local layer as soon as that layer's keys and values are in
+                place: before its attention, which like all that follows only reads them.
+
+        Returns:
+            Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of the last position.
+
+        Raises:
+            ValueError: the positions do not fit in the cache or the model's context.
+        """
+        stop = position + x.shape[1]
+        room = min(cache.geometry.positions, self.spec.context or stop)
+        if stop > room:
+            raise ValueError(f"positions [{position}, {stop}) are beyond the {room} that fit")
+        if self.shard.first:
+            x = self._embed(x, position)
+        for number, layer in enumerate(self.layers):
+            q, k, v = self._heads(layer.qkv(layer.before[0](x)))
+            cache.store(number, position, k, v)
+            if on_layer is not None:
+                on_layer(number)
+            attended = self._attend(q, cache, number, position)  # [B, n, H·D]
+            x = layer.after[0](self.collectives.all_reduce(layer.out(attended)).add_(x))
+            inner = self.act(layer.up(layer.before[1](x)))
+            x = layer.after[1](self.collectives.all_reduce(layer.down(inner)).add_(x))
+        if self.head is None:
+            return x
+        return self.head(self.project_out(self.final_norm(x[:, -1])))
+
+    @torch.inference_mode()
+    def greedy(self, logits: Tensor) -> Tensor:
+        """The most likely token of each request, [B], over the whole vocabulary; of equals the lowest."""
+        value, index = logits.max(-1)
+        mine = torch.stack([value.double(), (index + self.vocab.start).double()])  # both exact in fp64
+        all_ranks = self.collectives.all_gather(mine)  # [tensor_size, 2, B]
+        winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
+        return all_ranks[:, 1].gather(0, winner)[0].long()
+
+    def _embed(self, tokens: Tensor, position: int) -> Tensor:
+        assert self.embedding is not None
+        x = self.project_in(F.embedding(tokens, self.embedding))
+        if self.position is not None:
+            x = x + self.position[position : position + tokens.shape[1]]
+        return self.embed_norm(x)  # [B, n, hidden]
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """[B, n, 3·H·D] → queries, keys and values, views [B, H, n, D]."""
+        return qkv.unflatten(-1, (3, self.heads.size, self.spec.size_per_head)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int) -> Tensor:
+        """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D]."""
+        n, stop = q.shape[2], position + q.shape[2]
+        # CPU kernels for a single query are poor in half types: reading the cache as fp32 is twice as fast or more
+        dtype = torch.float32 if n == 1 else self.compute_dtype
+        q, k, v = (x.to(dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
+        if self.spec.position != "alibi" and (n == 1 or position == 0):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1)
+        else:
+            self._reserve_bias(cache.geometry.positions)
+            out = torch.cat([self._attend_block(q, k, v, block, position) for block in Span(0, n).cut(BLOCK)], dim=2)
+        return out.transpose(1, 2).flatten(2).to(self.compute_dtype)
+
+    def _attend_block(self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int) -> Tensor:
+        seen = position + block.stop
+        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :].to(q.dtype)
+        return F.scaled_dot_product_attention(q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], attn_mask=bias)
+
+    def _reserve_bias(self, positions: int) -> None:
+        """Make the table of biases as wide as the cache: [1, H, BLOCK, positions].
+
+        Row BLOCK−1 and the last column are the newest query and its own key. A bias depends on their distance
+        alone, so the lower right corner of this one table serves any number of queries after any position.
+        """
+        if self._bias_table.shape[-1] >= positions:
+            return
+        distance = torch.arange(1 - positions, 1) - torch.arange(1 - BLOCK, 1)[:, None]  # key − query
+        bias = (self.slopes * distance).masked_fill(distance > 0, float("-inf"))
+        self._bias_table = bias.to(self.compute_dtype).unsqueeze(0)

@@ -1,0 +1,153 @@
+"""Tensor- and pipeline-parallel communication of CPU tensors over MPI, and barriers that burn no core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from dejavubench.parallel.topology import Topology
+from dejavubench.waiting import wait_asleep, wait_yielding
+
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_HIDDEN, _TOKENS = 0, 1  # what a message holds: the last bit of its tag
+
+
+def _bits(x: Tensor) -> np.ndarray[Any, Any]:
+    """A contiguous tensor's memory as integers: MPI has no type for bf16, and moving needs none."""
+    return x.view(_SAME_SIZE[x.element_size()]).numpy()
+
+
+def _tag(ubatch: int, kind: int) -> int:
+    return 2 * ubatch + kind
+
+
+class MPICollectives:
+    """What one source needs of the other sources: sums and gathers in its stage, messages between stages.
+
+    Making one is collective over the sources. It works on communicators of its own, so that its traffic never meets
+    anybody else's.
+
+    Args:
+        sources: the communicator of all sources, in order of their ranks.
+        topology: this rank's place.
+        spin: wait in blocking MPI calls, which busy-poll: lowest latency, for a core per rank. Off: test, and let
+            other processes run in between, for ranks that share cores.
+
+    Raises:
+        ValueError: ``sources`` is not the communicator of this topology's sources.
+    """
+
+    def __init__(self, sources: MPI.Intracomm, topology: Topology, spin: bool) -> None:
+        if (sources.Get_size(), sources.Get_rank()) != (topology.workers, topology.worker):
+            raise ValueError(
+                f"worker {topology.worker} of {topology.workers} came with rank {sources.Get_rank()} "
+                f"of a communicator of {sources.Get_size()}"
+            )
+        self.topology = topology
+        self.spin = spin
+        self._tensor = sources.Split(color=topology.stage, key=topology.tensor_rank)
+        self._pipeline = sources.Split(color=topology.tensor_rank, key=topology.stage)
+        self._sending: list[tuple[MPI.Request, Tensor]] = []
+
+    # ---- within a stage ----
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over the tensor-parallel group, in place if ``x`` is contiguous. Half types are summed in fp32."""
+        if self.topology.tensor_size == 1:
+            return x
+        total = x.contiguous().float() if x.element_size() < 4 else x.contiguous()
+        if self.spin:
+            self._tensor.Allreduce(MPI.IN_PLACE, total.numpy())
+        else:
+            wait_yielding(self._tensor.Iallreduce(MPI.IN_PLACE, total.numpy()).Test)
+        return total.to(x.dtype)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Everyone's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
+        if self.topology.tensor_size == 1:
+            return x.unsqueeze(0)
+        mine = x.contiguous()
+        everyone = mine.new_empty((self.topology.tensor_size, *x.shape))
+        if self.spin:
+            self._tensor.Allgather(_bits(mine), _bits(everyone))
+        else:
+            wait_yielding(self._tensor.Iallgather(_bits(mine), _bits(everyone)).Test)
+        return everyone
+
+    # ---- between stages, each tensor rank with its like ----
+
+    def send_hidden(self, hidden: Tensor, ubatch: int) -> None:
+        """Begin to send ``hidden`` to the next stage; it must not be changed any more. ``ubatch``: a small number."""
+        self._send(hidden, self.topology.stage + 1, _tag(ubatch, _HIDDEN))
+
+    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor:
+        """The previous stage's hidden of this microbatch."""
+        return self._recv(shape, dtype, self.topology.stage - 1, _tag(ubatch, _HIDDEN))
+
+    def send_tokens(self, tokens: Tensor, ubatch: int) -> None:
+        """Begin to send the last stage's new tokens [B] to the first stage."""
+        self._send(tokens, 0, _tag(ubatch, _TOKENS))
+
+    def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor:
+        """This microbatch's new tokens [B] from the last stage."""
+        return self._recv((ubatch_size,), torch.long, self.topology.stages - 1, _tag(ubatch, _TOKENS))
+
+    def finish(self) -> None:
+        """Wait until everything that was sent has been taken."""
+        for request, _ in self._sending:
+            self._wait(request)
+        self._sending.clear()
+
+    def close(self) -> None:
+        """Finish, and give the communicators back; collective."""
+        self.finish()
+        self._tensor.Free()
+        self._pipeline.Free()
+
+    def _send(self, x: Tensor, stage: int, tag: int) -> None:
+        self._sending = [(request, kept) for request, kept in self._sending if not request.Test()]
+        x = x.contiguous()
+        self._sending.append((self._pipeline.Isend(_bits(x), stage, tag), x))
+
+    def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
+        x = torch.empty(*shape, dtype=dtype)
+        if self.spin:
+            self._pipeline.Recv(_bits(x), stage, tag)
+        else:
+            self._wait(self._pipeline.Irecv(_bits(x), stage, tag))
+        return x
+
+    def _wait(self, request: MPI.Request) -> None:
+        if self.spin:
+            request.Wait()
+        else:
+            wait_yielding(request.Test)
+
+
+# ---- for the time between measurements: nobody is in a hurry, so nobody burns a core ----
+
+
+def polite_barrier(comm: MPI.Intracomm, what: str = "barrier", timeout: float | None = None) -> None:
+    """A barrier whose waiting ranks sleep.
+
+    Raises:
+        DeadlineError: somebody did not come within ``timeout`` seconds; the message names ``what``.
+    """
+    wait_asleep(comm.Ibarrier().Test, what, timeout)
+
+
+def polite_bcast(comm: MPI.Intracomm, value: Any, root: int = 0) -> Any:
+    """``root``'s small Python object, on every rank."""
+    polite_barrier(comm, "broadcast")  # once all are here, the blocking call is over in no time
+    return comm.bcast(value, root)
+
+
+def polite_gather(comm: MPI.Intracomm, value: Any, root: int = 0) -> list[Any] | None:
+    """Every rank's small Python object in order of rank, on ``root``; None elsewhere."""
+    polite_barrier(comm, "gather")
+    return comm.gather(value, root)

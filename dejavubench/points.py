@@ -1,0 +1,141 @@
+"""What an experiment consists of: points (one combination of its lists) and arms (one way to stream)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dejavubench.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from dejavubench.records import ArmInfo, PointInfo
+
+Mode = Literal["none", "host", "disk", "mpi", "nccl"]
+DataType = Literal["fp32", "bf16", "fp16"]
+LayoutName = Literal["ft", "hnd", "nhd"]
+Durability = Literal["fdatasync", "direct", "page-cache"]
+
+ITEMSIZE: dict[DataType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of one element of the cache."""
+
+REMOTE: frozenset[Mode] = frozenset({"mpi", "nccl"})
+"""Destinations that are other ranks."""
+
+FT_VECTOR_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One (destination, level) of a run.
+
+    Attributes:
+        name: unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0``, ``disk@3/page-cache``.
+        mode: the destination.
+        level: None for ``none``.
+        durability: None but for ``disk``.
+        role: ``baseline`` (``none``), ``repeat`` (``none#2``) or ``streaming``.
+        skipped: why it cannot run here; its row says so.
+    """
+
+    name: str
+    mode: Mode
+    level: str | None = None
+    durability: Durability | None = None
+    role: Literal["baseline", "repeat", "streaming"] = "streaming"
+    skipped: str | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether other ranks receive what it streams."""
+        return self.mode in REMOTE
+
+    def info(self) -> ArmInfo:
+        """The arm as it is recorded."""
+        from dejavubench.records import ArmInfo
+
+        return ArmInfo(name=self.name, mode=self.mode, level=self.level, durability=self.durability, role=self.role)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of an experiment's lists; ``positions`` are those of the cache."""
+
+    id: str
+    spec: ModelSpec
+    data_type: DataType
+    kv_layout: LayoutName
+    ubatch_size: int
+    input_len: int
+    output_len: int
+    positions: int
+    tensor_para_size: int
+    pipeline_para_size: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element of the cache."""
+        return ITEMSIZE[self.data_type]
+
+    @property
+    def written(self) -> int:
+        """Positions that keys and values are written to, and streamed from: P + T − 1."""
+        return self.input_len + self.output_len - 1
+
+    @property
+    def token_nbytes(self) -> int:
+        """Bytes of one position of one request: K and V of all layers and heads of the whole model."""
+        return 2 * self.spec.layer_num * self.spec.hidden * self.itemsize
+
+    @property
+    def streamed_nbytes(self) -> int:
+        """Bytes of one microbatch's cache over all workers: what a streaming arm moves for it."""
+        return self.ubatch_size * self.written * self.token_nbytes
+
+    @property
+    def problem(self) -> str | None:
+        """Why this combination can run nowhere; None if it can."""
+        spec = self.spec
+        if spec.context is not None and self.written > spec.context:
+            return (
+                f"input_len {self.input_len} and output_len {self.output_len} take {self.written} positions; "
+                f"{spec.name} has {spec.context}"
+            )
+        if spec.context is not None and self.positions > spec.context:
+            return f"max_seq_len {self.positions} is more than the {spec.context} positions of {spec.name}"
+        for size, what in ((spec.head_num, "heads"), (spec.ffn_size, "columns of the MLP")):
+            if size % self.tensor_para_size:
+                return f"tensor_para_size {self.tensor_para_size} does not divide the {size} {what} of {spec.name}"
+        if self.pipeline_para_size > spec.layer_num:
+            return (
+                f"pipeline_para_size {self.pipeline_para_size} is more than the {spec.layer_num} layers of {spec.name}"
+            )
+        if self.kv_layout == "ft" and spec.size_per_head * self.itemsize % FT_VECTOR_BYTES:
+            return (
+                f"kv_layout ft keeps {FT_VECTOR_BYTES} bytes of a key together: {spec.size_per_head} elements a head "
+                f"in {self.data_type} are no multiple"
+            )
+        return None
+
+    def info(self, skipped: str | None = None) -> PointInfo:
+        """The point as it is recorded; ``skipped``: why it does not run."""
+        from dejavubench.records import PointInfo
+
+        return PointInfo(
+            id=self.id,
+            model=self.spec.name,
+            parameters=self.spec.parameters,
+            layer_num=self.spec.layer_num,
+            head_num=self.spec.head_num,
+            size_per_head=self.spec.size_per_head,
+            vocab_size=self.spec.vocab_size,
+            data_type=self.data_type,
+            kv_layout=self.kv_layout,
+            ubatch_size=self.ubatch_size,
+            input_len=self.input_len,
+            output_len=self.output_len,
+            positions=self.positions,
+            tensor_para_size=self.tensor_para_size,
+            pipeline_para_size=self.pipeline_para_size,
+            streamed_nbytes=self.streamed_nbytes,
+            skipped=skipped,
+        )

@@ -1,0 +1,368 @@
+"""The log schema: what a run writes and what analysis reads. The one thing that both sides share.
+
+A run's folder holds ``run.json`` (a :class:`RunHeader`), ``rank-0000.jsonl`` … (one record a line, any of
+:data:`Record`) and the text logs that the paper's own scripts read. Times are in milliseconds of a
+monotonic clock, sizes in bytes; samples are kept raw and warm-up iterations are marked, never dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+
+
+class RecordError(Exception):
+    """A record file or run folder that cannot be read; the message names it."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArmInfo(_Model):
+    """One (destination, level) of a run.
+
+    ``name`` is unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0-batched``.
+    ``level`` is None for ``none``; ``durability`` is None but for ``disk``.
+    """
+
+    name: str
+    mode: str
+    level: str | None = None
+    durability: str | None = None
+    role: Literal["baseline", "repeat", "streaming"] = "streaming"
+
+
+class PointInfo(_Model):
+    """One combination of a sweep's lists. ``id`` is ``p000`` …; SKIPPED points say why."""
+
+    id: str
+    model: str
+    parameters: int
+    layer_num: int
+    head_num: int
+    size_per_head: int
+    vocab_size: int
+    data_type: str
+    kv_layout: str
+    ubatch_size: int
+    input_len: int
+    output_len: int
+    positions: int
+    tensor_para_size: int
+    pipeline_para_size: int
+    streamed_nbytes: int
+    skipped: str | None = None
+
+
+class RunHeader(_Model):
+    """``run.json``: what was asked for, as validated, and where it ran."""
+
+    schema_version: int = SCHEMA
+    name: str
+    run_id: str
+    started_utc: str
+    command: list[str]
+    experiment: dict[str, Any]
+    experiment_hash: str
+    figure: str | None = None
+    note: str | None = None
+    warmup: int
+    arms: list[ArmInfo]
+    points: list[PointInfo]
+    environment: dict[str, Any]
+
+
+class _Line(_Model):
+    """One line of a rank's file; ``kind`` tells which."""
+
+
+T = TypeVar("T", bound=_Line)
+
+
+class RankInfo(_Line):
+    """First line of each rank's file. ``wait``: how collectives wait, ``spin`` or ``yield``."""
+
+    kind: Literal["rank"] = "rank"
+    rank: int
+    role: Literal["source", "sink", "idle"]
+    host: str
+    pid: int
+    cores: list[int]
+    threads: int
+    tensor_rank: int = 0
+    stage: int = 0
+    peers: list[int] = []
+    wait: str = "spin"
+    environment: dict[str, Any] = {}
+
+
+class PhaseMark(_Line):
+    """Written, untimed, when a phase begins; the last one tells where a killed rank was."""
+
+    kind: Literal["phase"] = "phase"
+    phase: str
+    point: str | None = None
+    arm: str | None = None
+    iteration: int | None = None
+    ubatch: int | None = None
+
+
+class PhaseStreaming(_Model):
+    """What streaming did in one phase (prompt, tokens or drain) of one microbatch on one source.
+
+    ``copies`` counts copies or messages handed to the destination; ``stall_ms`` is the time the model
+    waited for streaming; ``lag_nbytes`` the most bytes that were in place in the cache and not yet complete.
+    """
+
+    nbytes: int = 0
+    copies: int = 0
+    stall_ms: float = 0.0
+    lag_nbytes: int = 0
+
+
+class Microbatch(_Line):
+    """The clocks of one microbatch on one source rank.
+
+    ``iteration`` counts from 0 within (point, arm), warm-ups included; ``round`` is None in warm-up.
+    ``total_ms`` = ``prompt_ms`` + ``all_token_ms`` + ``drain_ms``; ``token_ms`` has T − 1 entries.
+    """
+
+    kind: Literal["microbatch"] = "microbatch"
+    point: str
+    arm: str
+    iteration: int
+    round: int | None
+    ubatch: int
+    prompt_ms: float
+    token_ms: list[float]
+    all_token_ms: float
+    drain_ms: float
+    total_ms: float
+    prompt: PhaseStreaming = PhaseStreaming()
+    tokens: PhaseStreaming = PhaseStreaming()
+    drain: PhaseStreaming = PhaseStreaming()
+    cpu_model_s: float = 0.0
+    cpu_helper_s: float = 0.0
+
+
+class Iteration(_Line):
+    """One iteration (pipeline-depth microbatches) of one arm, written by rank 0.
+
+    ``total_ms`` is the figure that overheads are made of: with one microbatch in flight its TOTAL, maximum
+    over sources; with more, the makespan, barrier to last drain, maximum over sources.
+    ``order`` is the arm's place within its round.
+    """
+
+    kind: Literal["iteration"] = "iteration"
+    point: str
+    arm: str
+    iteration: int
+    round: int | None
+    order: int
+    total_ms: float
+
+
+class SinkActivity(_Line):
+    """What one sink did in one iteration of one arm."""
+
+    kind: Literal["sink"] = "sink"
+    point: str
+    arm: str
+    iteration: int
+    round: int | None
+    nbytes: int
+    messages: int
+    cpu_s: float
+
+
+class Verification(_Line):
+    """The untimed comparison after one iteration. ``where`` locates the first difference."""
+
+    kind: Literal["verification"] = "verification"
+    point: str
+    arm: str
+    iteration: int
+    ok: bool
+    nbytes: int
+    tokens_equal: bool | None = None
+    where: str | None = None
+
+
+class Ceiling(_Line):
+    """What the machine can do, measured in this session. ``bounds`` names what it is a bound for.
+
+    ``value`` is the best of ``samples``, in ``unit``; ``shape`` says which of the fixed list gave it.
+    """
+
+    kind: Literal["ceiling"] = "ceiling"
+    name: str
+    unit: str
+    value: float
+    samples: list[float]
+    shape: str
+    point: str | None = None
+    arm: str | None = None
+
+
+class Alone(_Line):
+    """An arm's own chunks at level 3 with no compute beside them: from first chunk to drained."""
+
+    kind: Literal["alone"] = "alone"
+    point: str
+    arm: str
+    ms: float
+    nbytes: int
+
+
+class Skipped(_Line):
+    """A point (``arm`` None) or an arm of it that cannot run here; neither ok nor failed."""
+
+    kind: Literal["skipped"] = "skipped"
+    point: str
+    arm: str | None = None
+    reason: str
+
+
+class Failure(_Line):
+    kind: Literal["failure"] = "failure"
+    phase: str
+    error: str
+
+
+class End(_Line):
+    """Last line of a rank that came to its end."""
+
+    kind: Literal["end"] = "end"
+    status: Literal["ok", "failed"] = "ok"
+
+
+Record = (
+    RankInfo
+    | PhaseMark
+    | Microbatch
+    | Iteration
+    | SinkActivity
+    | Verification
+    | Ceiling
+    | Alone
+    | Skipped
+    | Failure
+    | End
+)
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+
+
+@dataclass
+class RankLog:
+    """One rank's records in the order they were written. ``torn``: the last line was cut off by a crash."""
+
+    path: Path
+    rank: int
+    records: list[Record] = field(default_factory=list)
+    torn: bool = False
+
+    def of(self, kind: type[T]) -> Iterator[T]:
+        return (record for record in self.records if isinstance(record, kind))
+
+    @property
+    def ended(self) -> bool:
+        return any(isinstance(record, End) for record in self.records)
+
+    @property
+    def last_phase(self) -> PhaseMark | None:
+        return next((r for r in reversed(self.records) if isinstance(r, PhaseMark)), None)
+
+
+@dataclass
+class Run:
+    """A run's folder, read."""
+
+    path: Path
+    header: RunHeader
+    ranks: list[RankLog]
+
+    def of(self, kind: type[T]) -> Iterator[tuple[int, T]]:
+        """(rank, record) of one kind over all ranks."""
+        return ((log.rank, record) for log in self.ranks for record in log.of(kind))
+
+
+def rank_file(rank: int) -> str:
+    return f"rank-{rank:04d}.jsonl"
+
+
+def to_line(record: Record) -> str:
+    return record.model_dump_json() + "\n"
+
+
+def read_rank(path: Path) -> RankLog:
+    """Read one rank's file; a torn last line is tolerated.
+
+    Raises:
+        RecordError: a line that is not the last cannot be read.
+    """
+    log = RankLog(path, int(path.stem.removeprefix("rank-")))
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            log.records.append(_ADAPTER.validate_json(line))
+        except ValidationError as error:
+            if number == len(lines):  # no newline behind it: the write was cut short
+                log.torn = True
+                continue
+            first = error.errors()[0]
+            raise RecordError(f"{path}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return log
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        RecordError: no readable ``run.json``, another schema version, or a broken line.
+    """
+    path = folder / RUN_FILE
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: {error}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA:
+        raise RecordError(f"{path}: schema version {version}, this program reads {SCHEMA}")
+    try:
+        header = RunHeader.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return Run(folder, header, [read_rank(file) for file in sorted(folder.glob("rank-*.jsonl"))])
+
+
+# DéjàVu's text lines, exactly as the original prints them (C's "%f": six decimals).
+
+
+def prompt_line(rank: int, ubatch: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} Microbatch {ubatch}, PROMPT processing took {ms:f} ms"
+
+
+def token_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOKEN generation took {ms:f} ms"
+
+
+def all_token_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, ALL-TOKEN generation took {ms:f} ms"
+
+
+def total_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOTAL generation took {ms:f} ms"

@@ -1,0 +1,113 @@
+"""Run by test_parallel.py under mpirun with 4 ranks: each collective by itself, checked on every rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_bcast, polite_gather
+from dejavubench.parallel.topology import Topology
+from dejavubench.waiting import DeadlineError
+
+
+def sums_and_gathers(mpi: MPICollectives, place: Topology) -> None:
+    mine, size = place.tensor_rank, place.tensor_size
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for shape in ((3, 5), (1,), (2, 3, 4)):
+            base = torch.arange(torch.Size(shape).numel()).view(shape)
+            x = (base + mine).to(dtype)
+            total = mpi.all_reduce(x)
+            assert total.dtype == dtype
+            assert torch.equal(total, (base * size + sum(range(size))).to(dtype))
+            gathered = mpi.all_gather((base + mine).to(dtype))
+            assert torch.equal(gathered, torch.stack([(base + rank).to(dtype) for rank in range(size)]))
+    # 1 + 2⁻⁹ + 2⁻⁹ is 1 when each sum is rounded to bf16, but not when the sum is made in fp32
+    parts = [1.0, 2**-9, 2**-9 + 2**-8, 0.0]
+    total = mpi.all_reduce(torch.tensor([parts[mine]], dtype=torch.bfloat16))
+    assert total.item() == torch.tensor(sum(parts[:size])).bfloat16().item()
+    turned = torch.arange(6.0).view(2, 3).t()  # not contiguous
+    assert torch.equal(mpi.all_reduce(turned.clone(memory_format=torch.preserve_format)), turned * size)
+    assert torch.equal(mpi.all_gather(turned)[-1], turned)
+    with torch.inference_mode():
+        assert torch.equal(mpi.all_reduce(torch.ones(4)), torch.full((4,), float(size)))
+
+
+def hand_over(mpi: MPICollectives, place: Topology) -> None:
+    """Several microbatches on their way at once, taken out of order; large enough not to be sent eagerly."""
+    shape, ubatches = (2, 300, 512), 4
+
+    def hidden(stage: int, ubatch: int) -> torch.Tensor:
+        return torch.full(shape, 100.0 * stage + 10 * ubatch + place.tensor_rank, dtype=torch.bfloat16)
+
+    if place.stage < place.stages - 1:
+        for ubatch in range(ubatches):
+            mpi.send_hidden(hidden(place.stage, ubatch), ubatch)
+    if place.stage > 0:
+        for ubatch in reversed(range(ubatches)):
+            got = mpi.recv_hidden(shape, torch.bfloat16, ubatch)
+            assert torch.equal(got, hidden(place.stage - 1, ubatch))
+    for ubatch in range(ubatches):
+        tokens = torch.tensor([ubatch, place.tensor_rank, 2**40])
+        if place.stage == place.stages - 1:
+            mpi.send_tokens(tokens, ubatch)
+        if place.stage == 0:
+            assert torch.equal(mpi.recv_tokens(3, ubatch), tokens)
+    mpi.finish()
+
+
+def politeness(world: MPI.Intracomm) -> None:
+    assert polite_bcast(world, {"a": world.rank}, root=1) == {"a": 1}
+    gathered = polite_gather(world, world.rank * "x", root=2)
+    assert gathered == (["", "x", "xx", "xxx"] if world.rank == 2 else None)
+    began, used = time.monotonic(), time.process_time()
+    if world.rank == 0:
+        time.sleep(1.0)
+    polite_barrier(world)
+    waited, burnt = time.monotonic() - began, time.process_time() - used
+    assert burnt < 0.5 * waited, f"rank {world.rank} burnt {burnt:.2f} s of {waited:.2f} s of waiting"
+    late = world.Dup()
+    if world.rank != 0:
+        try:
+            polite_barrier(late, "rank 0's arrival", timeout=0.05)
+        except DeadlineError as error:
+            assert "rank 0's arrival" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError("the barrier opened although rank 0 was not there")
+    world.Barrier()
+    if world.rank == 0:
+        polite_barrier(late)  # the others' part of it is still under way
+
+
+def main(tensor_size: int, stages: int, spin: bool) -> None:
+    world = MPI.COMM_WORLD
+    place = Topology(world.size, world.rank, tensor_size, stages)
+    for _ in range(2):  # and again after close
+        mpi = MPICollectives(world, place, spin)
+        sums_and_gathers(mpi, place)
+        hand_over(mpi, place)
+        mpi.close()
+    politeness(world)
+    try:
+        MPICollectives(MPI.COMM_SELF, place, spin)
+    except ValueError as error:
+        assert f"worker {world.rank} of 4" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("a communicator of one rank was taken for that of four")
+    world.Barrier()
+    if world.rank == 0:
+        print(f"all well in {os.path.basename(__file__)}")
+
+
+if __name__ == "__main__":
+    tensor_size, stages, wait = sys.argv[1:]
+    try:
+        main(int(tensor_size), int(stages), wait == "spin")
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        MPI.COMM_WORLD.Abort(1)

@@ -1,0 +1,181 @@
+"""Run folders as `dejavubench run` leaves them, written through the classes of records.py, with known answers.
+
+Each round has a drift of its own, shared by all its arms, so that only paired statistics recover an arm's factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dejavubench.records import (
+    RUN_FILE,
+    Alone,
+    ArmInfo,
+    Ceiling,
+    End,
+    Iteration,
+    Microbatch,
+    PhaseMark,
+    PhaseStreaming,
+    PointInfo,
+    RankInfo,
+    Record,
+    RunHeader,
+    SinkActivity,
+    Skipped,
+    Verification,
+    rank_file,
+    to_line,
+)
+
+NONE = ArmInfo(name="none", mode="none", role="baseline")
+AGAIN = ArmInfo(name="none#2", mode="none", role="repeat")
+
+ENVIRONMENT = {
+    "cpu_model": "AMD EPYC 9V74 80-Core Processor",
+    "cores": 2,
+    "hostnames": ["node-a"],
+    "mpi_library": "MPICH 5.0.2",
+    "versions": {"torch": "2.13.0"},
+    "date": "2025-01-02",
+}
+
+PROMPT_MS, TOKEN_MS = 400.0, 20.0
+
+
+def arm(mode: str, level: str = "3") -> ArmInfo:
+    return ArmInfo(name=f"{mode}@{level}", mode=mode, level=level, durability="fdatasync" if mode == "disk" else None)
+
+
+def point(number: int = 0, **changes: Any) -> PointInfo:
+    sizes: dict[str, Any] = {
+        "id": f"p{number:03d}",
+        "model": "gpt2",
+        "parameters": 124_439_808,
+        "layer_num": 12,
+        "head_num": 12,
+        "size_per_head": 64,
+        "vocab_size": 50257,
+        "data_type": "bf16",
+        "kv_layout": "hnd",
+        "ubatch_size": 4,
+        "input_len": 256,
+        "output_len": 6,
+        "positions": 261,
+        "tensor_para_size": 1,
+        "pipeline_para_size": 1,
+        "streamed_nbytes": 38_486_016,
+    }
+    return PointInfo(**(sizes | changes))
+
+
+def header(arms: Sequence[ArmInfo], points: Sequence[PointInfo], **changes: Any) -> RunHeader:
+    fields: dict[str, Any] = {
+        "name": "synthetic",
+        "run_id": "0123456789abcdef",
+        "started_utc": "2025-01-02T03:04:05Z",
+        "command": ["dejavubench", "run"],
+        "experiment": {"target_overhead": None},
+        "experiment_hash": "f00d",
+        "warmup": 2,
+        "arms": list(arms),
+        "points": list(points),
+        "environment": ENVIRONMENT,
+    }
+    return RunHeader(**(fields | changes))
+
+
+def microbatch(
+    where: PointInfo, which: ArmInfo, iteration: int, number: int | None, drift: float, by: float
+) -> Microbatch:
+    """One microbatch whose every time is ``drift`` × ``by`` × the time of a point of this size."""
+    size = where.ubatch_size * where.input_len / 1024
+    token = TOKEN_MS * (1 + 0.1 * where.ubatch_size) * drift * by
+    prompt = PROMPT_MS * size * drift * by
+    tokens = [token * (1 + 0.01 * step) for step in range(where.output_len - 1)]
+    streams = which.mode != "none"
+    share = where.streamed_nbytes // 2 if streams else 0
+    drain = 0.5 * drift if streams else 0.0
+    return Microbatch(
+        point=where.id,
+        arm=which.name,
+        iteration=iteration,
+        round=number,
+        ubatch=iteration,
+        prompt_ms=prompt,
+        token_ms=tokens,
+        all_token_ms=sum(tokens),
+        drain_ms=drain,
+        total_ms=prompt + sum(tokens) + drain,
+        prompt=PhaseStreaming(nbytes=share, copies=12 * streams, stall_ms=0.2 * streams, lag_nbytes=share),
+        tokens=PhaseStreaming(nbytes=share, copies=len(tokens) * streams, stall_ms=0.1 * streams, lag_nbytes=1000),
+        drain=PhaseStreaming(stall_ms=drain),
+        cpu_model_s=0.5,
+        cpu_helper_s=0.02 * streams,
+    )
+
+
+def write_run(
+    folder: Path,
+    arms: Sequence[ArmInfo] = (NONE, AGAIN, arm("mpi")),
+    points: Sequence[PointInfo] | None = None,
+    factors: Mapping[str, float] | None = None,
+    rounds: int = 12,
+    noise: float = 0.002,
+    skipped: Iterable[Skipped] = (),
+    bad: Verification | None = None,
+    ended: bool = True,
+    **changes: Any,
+) -> Path:
+    """A run with rank 0 as source and rank 1 as sink on one host; ``factors``: arm → slowdown of its phases."""
+    points = [point()] if points is None else list(points)
+    top = header(arms, points, **changes)
+    rng = np.random.default_rng(7)
+    source: list[Record] = [_info(0, "source", [1])]
+    sink: list[Record] = [_info(1, "sink", [0])]
+    left_out = {(item.point, item.arm) for item in skipped}
+    source += list(skipped)
+    for where in points:
+        for iteration in range(-top.warmup, rounds):
+            drift = float(np.exp(rng.normal(0.0, 0.15)))
+            for order, which in enumerate(arms):
+                if where.skipped or (where.id, which.name) in left_out or (where.id, None) in left_out:
+                    continue
+                by = (factors or {}).get(which.name, 1.0) * float(np.exp(rng.normal(0.0, noise)))
+                number = iteration if iteration >= 0 else None
+                one = microbatch(where, which, iteration + top.warmup, number, drift, by)
+                _add(source, sink, one, which, order)
+                if bad and (bad.point, bad.arm, bad.iteration) == (where.id, which.name, one.iteration):
+                    source[-1] = bad
+        for which in arms:
+            if which.mode != "none":
+                source.append(Alone(point=where.id, arm=which.name, ms=4.0, nbytes=where.streamed_nbytes))
+    for name, value in (("mpi-windowed", 10.0), ("disk-write", 12.0), ("memory-copy", 11.0)):
+        source.append(Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8"))
+    if ended:
+        source.append(End())
+        sink.append(End())
+    folder.mkdir(parents=True)
+    (folder / RUN_FILE).write_text(top.model_dump_json(indent=2))
+    for rank, records in enumerate((source, sink)):
+        (folder / rank_file(rank)).write_text("".join(map(to_line, records)))
+    return folder
+
+
+def _info(rank: int, role: Any, peers: list[int]) -> RankInfo:
+    return RankInfo(rank=rank, role=role, host="node-a", pid=100 + rank, cores=[rank], threads=1, peers=peers)
+
+
+def _add(source: list[Record], sink: list[Record], one: Microbatch, which: ArmInfo, order: int) -> None:
+    place: dict[str, Any] = {"point": one.point, "arm": one.arm, "iteration": one.iteration}
+    mark = PhaseMark(phase="tokens", ubatch=one.ubatch, **place)
+    source += [mark, one, Iteration(round=one.round, order=order, total_ms=one.total_ms, **place)]
+    if which.mode == "mpi":
+        sink.append(SinkActivity(round=one.round, nbytes=one.prompt.nbytes * 2, messages=17, cpu_s=0.03, **place))
+    if which.mode != "none":
+        sink.append(mark)
+        source.append(Verification(ok=True, nbytes=one.prompt.nbytes * 2, tokens_equal=True, **place))

@@ -1,0 +1,307 @@
+"""What is asked for: defaults, lists, files, flags, and one line for everything that cannot be run."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dejavubench import experiment as experiment_module
+from dejavubench.experiment import Experiment, UsageError, load
+from dejavubench.points import Arm
+
+
+def flags(**values: Any) -> Experiment:
+    return load(None, values, {})
+
+
+def refused(**values: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        flags(**values)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "pydantic" not in message
+    return message
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sweep.toml"
+    path.write_text(text)
+    return path
+
+
+# ---- values ----
+
+
+def test_defaults_are_the_original_batch_makers() -> None:
+    point = flags().points()[0]
+    assert (point.spec.layer_num, point.spec.head_num, point.spec.size_per_head) == (24, 16, 64)
+    assert (point.spec.vocab_size, point.ubatch_size, point.input_len, point.output_len) == (50304, 1, 1, 32)
+    assert [arm.name for arm in flags().arms()] == ["none"]
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, 'model = "gpt2"\nubatch_size = [1, 2]\ninput-len = 8\n')
+    experiment = load(path, {"ubatch_size": "4,8"}, {})
+    assert experiment.ubatch_size == (4, 8)
+    assert experiment.input_len == (8,)
+    assert experiment.output_len == (32,)
+    assert experiment.name == "sweep"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("precision", "0.5%", 0.005),
+        ("precision", "0.02", 0.02),
+        ("precision", "none", None),
+        ("target_overhead", "2%", 0.02),
+        ("max_time", "10m", 600.0),
+        ("max_time", "90", 90.0),
+        ("max_time", "1h", 3600.0),
+        ("drain_timeout", "5s", 5.0),
+        ("ubatch_size", "1, 2", (1, 2)),
+        ("kv_layout", "ft,nhd", ("ft", "nhd")),
+    ],
+)
+def test_values_as_people_write_them(key: str, text: str, value: object) -> None:
+    assert getattr(flags(**{key: text}), key) == value
+
+
+def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment_module, "native_bf16", lambda: True)
+    assert flags().inference_data_type == ("bf16",)
+    monkeypatch.setattr(experiment_module, "native_bf16", lambda: False)
+    assert flags().inference_data_type == ("fp32",)
+
+
+def test_weights_type_is_accepted_when_it_is_the_inference_type() -> None:
+    experiment = flags(weights_data_type="fp16", inference_data_type="fp16")
+    assert experiment.points()[0].data_type == "fp16"
+
+
+# ---- the level and its environment variable ----
+
+
+def test_level_comes_from_flag_then_file_then_environment(tmp_path: Path) -> None:
+    environment = {"DEJAVULIB_BASELINE": "0"}
+    path = write(tmp_path, 'streaming = "mpi"\nlevel = [1, 2]\n')
+    assert load(None, {"streaming": "mpi"}, environment).level == ("0",)
+    assert load(path, {}, environment).level == ("1", "2")
+    assert load(path, {"level": "3"}, environment).level == ("3",)
+    assert load(None, {}, {}).level == ("3",)
+
+
+def test_bad_level_in_the_environment_names_the_variable() -> None:
+    with pytest.raises(
+        UsageError, match=r"^DEJAVULIB_BASELINE: there is no level '4'; levels are 0, 0-batched, 1, 2, 3$"
+    ):
+        load(None, {"streaming": "mpi"}, {"DEJAVULIB_BASELINE": "4"})
+
+
+# ---- points ----
+
+
+def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
+    points = flags(model="gpt2,opt-125m", kv_layout="ft,hnd", ubatch_size="1,4", input_len="32,64").points()
+    assert [point.id for point in points] == [f"p{number:03d}" for number in range(16)]
+    assert [point.spec.name for point in points] == ["gpt2"] * 8 + ["opt-125m"] * 8  # a model is loaded once
+    assert [(p.kv_layout, p.ubatch_size, p.input_len) for p in points[:5]] == [
+        ("ft", 1, 32),
+        ("ft", 1, 64),
+        ("ft", 4, 32),
+        ("ft", 4, 64),
+        ("hnd", 1, 32),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "positions"),
+    [
+        ({"model": "gpt2", "input_len": 256, "output_len": 32}, 288),
+        ({"model": "gpt2", "input_len": 250, "output_len": 32}, 288),
+        ({"model": "gpt2", "input_len": 1000, "output_len": 25}, 1024),  # never beyond the context
+        ({"model": "bloom-560m", "input_len": 3000, "output_len": 1}, 3008),  # ALiBi: unbounded
+        ({"model": "gpt2", "input_len": 8, "output_len": 8, "max_seq_len": 15}, 15),
+    ],
+)
+def test_positions_of_the_cache(values: dict[str, Any], positions: int) -> None:
+    point = flags(**values).points()[0]
+    assert point.positions == positions
+    assert point.written == point.input_len + point.output_len - 1 <= positions
+
+
+def test_custom_model_has_one_context_for_all_lengths() -> None:
+    points = flags(layer_num=2, head_num=4, size_per_head=8, input_len="4,100", output_len=10).points()
+    assert {point.spec.context for point in points} == {128}
+    assert [point.positions for point in points] == [32, 128]
+
+
+def test_streamed_bytes_of_a_request_of_opt_66b() -> None:
+    point = flags(model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1).points()[0]
+    assert point.streamed_nbytes == 3_538_944_000  # REFERENCE: 64 layers, hidden 9216, 1500 tokens
+
+
+def test_a_sweep_keeps_points_that_cannot_run_and_says_why() -> None:
+    gpt2, opt = flags(model="gpt2,opt-125m", input_len=1500).points()
+    assert gpt2.problem == "input_len 1500 and output_len 32 take 1531 positions; gpt2 has 1024"
+    assert opt.problem is None
+
+
+# ---- arms ----
+
+
+def arms(**values: Any) -> list[str]:
+    return [arm.name for arm in flags(**values).arms()]
+
+
+def test_one_destination_at_one_level_is_alone() -> None:
+    assert flags(streaming="mpi").arms() == [Arm("mpi@3", "mpi", "3")]
+
+
+def test_several_are_compared_with_two_baselines() -> None:
+    names = arms(streaming="none,host,disk,mpi")
+    assert names == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
+    roles = [arm.role for arm in flags(streaming="none,host").arms()]
+    assert roles == ["baseline", "repeat", "streaming"]
+
+
+@pytest.mark.parametrize("values", [{"compare": True}, {"level": "0,3"}, {"streaming": "none,mpi"}])
+def test_what_adds_baselines(values: dict[str, Any]) -> None:
+    assert arms(**{"streaming": "mpi", **values})[:2] == ["none", "none#2"]
+
+
+def test_levels_belong_to_destinations_and_durability_to_disk() -> None:
+    names = arms(streaming="disk,mpi", level="0,3", durability="fdatasync,page-cache")
+    assert names == [
+        *("none", "none#2"),
+        *("disk@0", "disk@0/page-cache", "disk@3", "disk@3/page-cache"),
+        *("mpi@0", "mpi@3"),
+    ]
+
+
+def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
+    skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl,host").arms()}
+    assert skipped == {"none": None, "none#2": None, "nccl@3": "no CUDA device", "host@3": None}
+    assert refused(streaming="nccl") == "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
+
+
+# ---- ranks ----
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks"),
+    [
+        ({"streaming": "none"}, (1, 2)),
+        ({"streaming": "host", "tensor_para_size": 2}, (2, 4)),
+        ({"streaming": "mpi"}, (2,)),
+        ({"streaming": "none,nccl"}, (1, 2)),  # skipped, so nobody needs its sinks
+        ({"streaming": "none,mpi", "tensor_para_size": 2, "pipeline_para_size": 2}, (8,)),
+    ],
+)
+def test_accepted_ranks(values: dict[str, Any], ranks: tuple[int, ...]) -> None:
+    experiment = flags(**values)
+    assert experiment.ranks == ranks
+    for size in ranks:
+        experiment.check_ranks(size)
+    with pytest.raises(UsageError, match=f"start mpirun -n {ranks[0]}"):
+        experiment.check_ranks(3)
+
+
+def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
+    with pytest.raises(UsageError) as caught:
+        flags(streaming="mpi", tensor_para_size=2).check_ranks(2)
+    assert str(caught.value) == (
+        "2 ranks: tensor_para_size 2 × pipeline_para_size 1 takes 2 sources, and mpi as many sinks; start mpirun -n 4"
+    )
+
+
+# ---- identity ----
+
+
+def test_every_spelling_of_the_same_values_is_the_same_experiment() -> None:
+    first = flags(model="gpt2", ubatch_size="1,2", precision="1%", streaming="none,disk", stream_dir="/tmp")
+    for other in (
+        Experiment(**first.model_dump(mode="json")),
+        Experiment.model_validate_json(first.model_dump_json()),
+        pickle.loads(pickle.dumps(first)),
+    ):
+        assert other == first
+        assert other.hash() == first.hash()
+
+
+def test_hash_is_of_what_is_measured() -> None:
+    first = flags(model="gpt2")
+    assert flags(model="gpt2", name="other", note="x", log_dir="elsewhere").hash() == first.hash()
+    assert flags(model="gpt2", seed=1).hash() != first.hash()
+
+
+# ---- what cannot be run ----
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "gtp2"}, "--model: unknown model 'gtp2'; did you mean gpt2?"),
+        ({"ubatch_size": "two"}, "--ubatch-size: must be a valid integer, .* not 'two'"),
+        ({"ubatch_size": "0"}, "--ubatch-size: must be greater than 0, not '0'"),
+        ({"ubatch_size": "4,4"}, "--ubatch-size: 4, 4: something is named twice"),
+        ({"ubatch_size": "1,,2"}, "--ubatch-size: name at least one, and none of them empty"),
+        ({"streaming": ""}, "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl"),
+        ({"streaming": "tape"}, "--streaming: there is no destination 'tape'; choose .* none, host, disk, mpi, nccl"),
+        ({"level": "4", "streaming": "mpi"}, "--level: there is no level '4'; levels are 0, 0-batched, 1, 2, 3"),
+        ({"level": "0,1"}, "level 0, 1: none streams nothing at any level; name a destination"),
+        ({"durability": "hope"}, "--durability: must be 'fdatasync', 'direct' or 'page-cache', not 'hope'"),
+        ({"inference_data_type": "fp8"}, "--inference-data-type: must be 'fp32', 'bf16' or 'fp16', not 'fp8'"),
+        ({"weights_data_type": "fp16", "inference_data_type": "fp32"}, "weights_data_type fp16 is not .* fp32; .*"),
+        ({"kv_layout": "hdn"}, "--kv-layout: must be 'ft', 'hnd' or 'nhd', not 'hdn'"),
+        ({"device": "tpu"}, "--device: must be 'auto', 'cpu' or 'cuda', not 'tpu'"),
+        ({"precision": "0"}, "--precision: '0' is neither a percentage such as 0.5% nor a fraction between 0 and 1"),
+        ({"max_time": "soon"}, "--max-time: 'soon' is not a time such as 90, 90s, 10m or 1h"),
+        ({"rounds": "0"}, "--rounds: must be greater than 0, not '0'"),
+        ({"name": "a/b"}, "name 'a/b' cannot be a folder's name"),
+        ({"model": "gpt2", "layer_num": 2}, "layer_num is for --model custom; gpt2 has its own"),
+        ({"model": "gpt2", "tensor_para_size": 5}, "tensor_para_size 5 does not divide the 12 heads of gpt2"),
+        ({"model": "gpt2", "pipeline_para_size": 13}, "pipeline_para_size 13 is more than the 12 layers of gpt2"),
+        ({"model": "gpt2", "input_len": 1000}, "input_len 1000 and output_len 32 take 1031 positions; gpt2 has 1024"),
+        ({"model": "gpt2", "max_seq_len": 2048}, "max_seq_len 2048 is more than the 1024 positions of gpt2"),
+        ({"input_len": 16, "output_len": 8, "max_seq_len": 22}, "max_seq_len 22 is too short: .* take 23 positions .*"),
+        (
+            {"size_per_head": 4, "kv_layout": "ft", "inference_data_type": "bf16"},
+            "kv_layout ft keeps 16 bytes of a key together: 4 elements a head in bf16 are no multiple",
+        ),
+    ],
+)
+def test_wrong_value_is_one_line_naming_the_flag(values: dict[str, Any], message: str) -> None:
+    import re
+
+    assert re.fullmatch(message.replace("?", r"\?"), refused(**values))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ubatch = 3", "unknown key 'ubatch'; did you mean ubatch_size?"),
+        ("[experiment]\nrounds = 3", "unknown key 'experiment'"),
+        ("model = [", "Invalid value (at end of document)"),
+        ("rounds = 3\nrounds = 4", "Cannot overwrite a value (at end of document)"),
+        ("rounds = 'x'", "rounds: must be a valid integer, unable to parse string as an integer, not 'x'"),
+        ("ubatch_size = [1, true]", "ubatch_size: true and false are no values of this list"),
+        ("input_len = 5\ninput-len = 6", "input_len is given twice"),
+        ("model = 'gpt2'\ninput_len = 2000", "input_len 2000 and output_len 32 take 2031 positions; gpt2 has 1024"),
+    ],
+)
+def test_bad_toml_is_one_line_naming_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        load(path, {}, {})
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.toml: No such file or directory$"):
+        load(tmp_path / "none.toml", {}, {})
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"binary\.toml: .*can't decode"):
+        load(binary, {}, {})

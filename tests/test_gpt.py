@@ -1,0 +1,402 @@
+"""The GPT against the Hugging Face models of its three families, and what it promises about its cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.models.dtypes import compute_dtype, dtype_of, flags_in, name_of, resolve_auto
+from dejavubench.models.gpt import BLOCK, GPT, alibi_slopes
+from dejavubench.models.sharding import Shard
+from dejavubench.models.weights import random_weights
+from dejavubench.specs import ModelSpec
+
+PROMPT, STEPS, BATCH, VOCAB = 9, 32, 3, 101
+CONTEXT = 64
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# ---- the same model twice: ours, and Hugging Face's with ours' names ----
+
+
+Weights = Callable[[str], Tensor]
+
+
+def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
+    spec = ModelSpec("tiny-gpt2", 3, 4, 8, VOCAB, CONTEXT, 128)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4))
+    state = shaken(theirs)
+
+    def full(name: str) -> Tensor:
+        part = {"query": 0, "key": 1, "value": 2}
+        if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
+            both = state[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"]
+            return both.chunk(3, dim=-1)[part[match[2]]].t()  # their linears are [in, out]
+        name = name.replace("layers.", "transformer.h.")
+        name = name.replace(".norm1.", ".ln_1.").replace(".norm2.", ".ln_2.").replace("final_norm", "transformer.ln_f")
+        name = name.replace(".out.", ".attn.c_proj.").replace(".up.", ".mlp.c_fc.").replace(".down.", ".mlp.c_proj.")
+        tensor = state[{"embedding": "transformer.wte.weight", "position": "transformer.wpe.weight"}.get(name, name)]
+        return tensor.t() if ".c_" in name else tensor
+
+    return spec, theirs, full
+
+
+def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
+    embed = 32 if norm_first else 16
+    spec = ModelSpec("tiny-opt", 3, 4, 8, VOCAB, CONTEXT, 128, position_offset=2, activation="relu")
+    if not norm_first:
+        spec = replace(spec, norm_first=False, embed_size=embed)
+    config = OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=3,
+        ffn_dim=128,
+        max_position_embeddings=CONTEXT,
+        do_layer_norm_before=norm_first,
+        word_embed_proj_dim=embed,
+        num_attention_heads=4,
+    )
+    theirs = OPTForCausalLM(config)
+    state = shaken(theirs)
+    names = {
+        "embedding": "embed_tokens.weight",
+        "position": "embed_positions.weight",
+        ".norm1.": ".self_attn_layer_norm.",
+        ".norm2.": ".final_layer_norm.",
+        "final_norm": "final_layer_norm",
+        ".query.": ".self_attn.q_proj.",
+        ".key.": ".self_attn.k_proj.",
+        ".value.": ".self_attn.v_proj.",
+        ".out.": ".self_attn.out_proj.",
+        ".up.": ".fc1.",
+        ".down.": ".fc2.",
+    }
+
+    def full(name: str) -> Tensor:
+        for ours, other in names.items():
+            name = name.replace(ours, other)
+        return state[f"model.decoder.{name}"]
+
+    return spec, theirs, full
+
+
+def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
+    hidden = heads * 8
+    spec = ModelSpec("tiny-bloom", 3, heads, 8, VOCAB, None, 4 * hidden, position="alibi", embed_norm=True)
+    theirs = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=hidden, n_layer=3, n_head=heads))
+    state = shaken(theirs)
+    names = {
+        "embedding": "word_embeddings.weight",
+        "embed_norm": "word_embeddings_layernorm",
+        "layers.": "h.",
+        ".norm1.": ".input_layernorm.",
+        ".norm2.": ".post_attention_layernorm.",
+        "final_norm": "ln_f",
+        ".out.": ".self_attention.dense.",
+        ".up.": ".mlp.dense_h_to_4h.",
+        ".down.": ".mlp.dense_4h_to_h.",
+    }
+
+    def full(name: str) -> Tensor:
+        part = {"query": 0, "key": 1, "value": 2}
+        if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
+            both = state[f"transformer.h.{match[1]}.self_attention.query_key_value.{match[3]}"]
+            return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(0, 1)  # their rows: head by head
+        for ours, other in names.items():
+            name = name.replace(ours, other)
+        return state[f"transformer.{name}"]
+
+    return spec, theirs, full
+
+
+def shaken(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Its state, every tensor made random: no bias stays 0, no norm 1, and attention is far from uniform."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.empty_like(parameter).normal_(std=0.15, generator=generator))
+    model.eval()
+    return model.state_dict()
+
+
+FAMILIES: dict[str, Callable[[], tuple[ModelSpec, PreTrainedModel, Weights]]] = {
+    "gpt2": gpt2,
+    "opt": lambda: opt(norm_first=True),
+    "opt-post-norm": lambda: opt(norm_first=False),
+    "bloom": lambda: bloom(heads=4),
+    "bloom-6-heads": lambda: bloom(heads=6),
+}
+
+
+def build(spec: ModelSpec, weights: Weights, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
+    model = GPT(spec, shard, dtype, torch.float32)
+    model.load(weights)
+    return model
+
+
+def poisoned(model: GPT, requests: int, positions: int, layout: KVLayout = KVLayout.HND) -> KVCache:
+    """A cache full of NaN: what reads a position that was not written yet cannot go unseen."""
+    cache = KVCache.allocate(model.kv_geometry(requests, positions, layout), model.dtype)
+    cache.fill(0xFF)
+    assert cache.k.isnan().all()
+    return cache
+
+
+def prompts(vocab: int = VOCAB, requests: int = BATCH, length: int = PROMPT) -> Tensor:
+    return torch.randint(vocab, (requests, length), generator=torch.Generator().manual_seed(1))
+
+
+def close(ours: Tensor, theirs: Tensor, within: float = 1e-4) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= within * theirs.abs().max()
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
+    spec, theirs, weights = FAMILIES[family]()
+    ours = build(spec, weights)
+    cache = poisoned(ours, BATCH, PROMPT + STEPS, layout)
+    seen = prompts()
+    assert ours.parameters == spec.parameters == sum(p.numel() for p in theirs.parameters())
+
+    logits = ours.forward(seen, cache, 0)
+    for step in range(STEPS):
+        with torch.inference_mode():
+            expected = theirs(input_ids=seen, attention_mask=torch.ones_like(seen)).logits[:, -1]
+        close(logits, expected)
+        token = ours.greedy(logits)
+        assert torch.equal(token, expected.argmax(-1))
+        seen = torch.cat([seen, token[:, None]], dim=1)
+        if step + 1 < STEPS:
+            logits = ours.forward(token[:, None], cache, PROMPT + step)
+    assert cache.keys(0, PROMPT + STEPS)[:, :, -1].isnan().all()  # the last token is never run
+
+
+# ---- the cache ----
+
+GPT2 = ModelSpec("small", 3, 4, 8, VOCAB, 256, 128)
+BLOOM = ModelSpec("small-alibi", 3, 6, 8, VOCAB, None, 192, position="alibi", embed_norm=True)
+OPT_POST = ModelSpec(
+    "small-post-norm", 3, 4, 8, VOCAB, 256, 128, position_offset=2, activation="relu", norm_first=False, embed_size=16
+)
+SPECS = [GPT2, BLOOM, OPT_POST]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_prompt_in_pieces_is_the_prompt(spec: ModelSpec) -> None:
+    """Also longer than one block of biases, and with pieces that begin in the middle."""
+    length = BLOCK + 45
+    model = build(spec, random_weights(spec, 0))
+    tokens = prompts(length=length)
+    whole, pieces = poisoned(model, BATCH, length + 7), poisoned(model, BATCH, length + 7)
+    expected = model.forward(tokens, whole, 0)
+    for start, stop in ((0, 20), (20, 21), (21, length)):
+        logits = model.forward(tokens[:, start:stop], pieces, start)
+    close(logits, expected)
+    for kv in ("k", "v"):
+        close(pieces.tensor(kv)[..., :length, :], whole.tensor(kv)[..., :length, :])
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_on_layer_comes_when_keys_and_values_are_final(spec: ModelSpec, layout: KVLayout) -> None:
+    model = build(spec, random_weights(spec, 0))
+    cache = poisoned(model, BATCH, PROMPT + 1, layout)
+    for x, position in ((prompts(), 0), (prompts(length=1), PROMPT)):
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def look(layer: int, seen: dict[int, tuple[Tensor, Tensor]] = seen) -> None:
+            seen[layer] = (cache.k[layer].clone(), cache.v[layer].clone())
+
+        model.forward(x, cache, position, look)
+        assert list(seen) == [0, 1, 2]
+        for layer, (k, v) in seen.items():
+            assert torch.equal(k.nan_to_num(7), cache.k[layer].nan_to_num(7))
+            assert torch.equal(v.nan_to_num(7), cache.v[layer].nan_to_num(7))
+        stop = position + x.shape[1]
+        assert not cache.keys(2, stop).isnan().any()
+        assert not cache.values(2, stop).isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_only_the_cache_is_of_a_half_type(dtype: torch.dtype) -> None:
+    """Weights and compute stay fp32, the values are those that the half type can hold."""
+    weights = random_weights(GPT2, 0)
+    full, half = build(GPT2, weights), build(GPT2, weights, dtype=dtype)
+    assert half.layers[0].qkv.weight.dtype == torch.float32
+    assert torch.equal(half.layers[0].up.weight, full.layers[0].up.weight.to(dtype).float())
+    caches = [poisoned(model, BATCH, PROMPT) for model in (full, half)]
+    assert caches[1].k.dtype == dtype
+    assert half.kv_geometry(1, 8, KVLayout.HND).itemsize == 2
+    a, b = (model.forward(prompts(), cache, 0) for model, cache in zip((full, half), caches, strict=True))
+    assert a.dtype == b.dtype == torch.float32
+    assert not torch.equal(a, b)
+    close(b, a, within=0.1)
+
+
+def test_computes_in_bf16_where_asked() -> None:
+    model = GPT(BLOOM, Shard(), torch.bfloat16, torch.bfloat16)
+    model.load(random_weights(BLOOM, 0))
+    cache = poisoned(model, BATCH, PROMPT + 1)
+    prompt, token = model.forward(prompts(), cache, 0), model.forward(prompts(length=1), cache, PROMPT)
+    exact = build(BLOOM, random_weights(BLOOM, 0))
+    exact_cache = poisoned(exact, BATCH, PROMPT + 1)
+    assert prompt.dtype == token.dtype == torch.bfloat16
+    close(prompt.float(), exact.forward(prompts(), exact_cache, 0), within=0.1)
+    close(token.float(), exact.forward(prompts(length=1), exact_cache, PROMPT), within=0.1)
+
+
+def test_input_is_not_changed() -> None:
+    stage = build(GPT2, random_weights(GPT2, 0), Shard(stage=1, stages=2))
+    hidden = torch.randn(BATCH, PROMPT, GPT2.hidden)
+    before = hidden.clone()
+    stage.forward(hidden, poisoned(stage, BATCH, PROMPT), 0)
+    assert torch.equal(hidden, before)
+
+
+# ---- splits; the collectives are tested under MPI in test_parallel.py ----
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_stages_in_a_row_are_the_model(spec: ModelSpec) -> None:
+    weights = random_weights(spec, 3)
+    whole = build(spec, weights)
+    expected = whole.forward(prompts(), poisoned(whole, BATCH, PROMPT), 0)
+    x = prompts()
+    for stage in range(2):
+        part = build(spec, weights, Shard(stage=stage, stages=2))
+        x = part.forward(x, poisoned(part, BATCH, PROMPT), 0)
+    assert torch.equal(x, expected)
+
+
+def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
+    class Gathered:
+        """The collectives of one rank, once all others' contributions are known."""
+
+        def __init__(self) -> None:
+            self.parts: list[Tensor] = []
+
+        def all_reduce(self, x: Tensor) -> Tensor:
+            raise AssertionError("greedy needs no sum")
+
+        def all_gather(self, x: Tensor) -> Tensor:
+            self.parts.append(x)
+            return torch.stack([self.parts[i % len(self.parts)] for i in range(3)])
+
+    logits = torch.zeros(3, VOCAB)
+    logits[0, [50, 51, 99]] = 4.0  # equal on two ranks and twice on one of them
+    logits[1, 100] = 1.0
+    logits[2, [3, 4]] = -0.5  # below the rest, which is equal: token 0
+    gathered = Gathered()
+    spec = replace(GPT2, head_num=6, ffn_size=192)
+    for rank in range(3):
+        model = GPT(spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered)
+        tokens = model.greedy(logits[:, model.vocab.slice])
+    assert tokens.tolist() == logits.argmax(-1).tolist() == [50, 100, 0]
+    assert tokens.dtype == torch.long
+
+
+def test_shards_cover_everything_once() -> None:
+    for stages, tensor_size in ((1, 1), (3, 2), (2, 4)):
+        shards = [Shard(s, stages, t, tensor_size) for s in range(stages) for t in range(tensor_size)]
+        for of in (Shard.heads, Shard.ffn, Shard.vocab):
+            covered = [i for shard in shards if shard.first for i in range(*of(shard, GPT2))]
+            assert covered == list(range({"heads": 4, "ffn": 128, "vocab": VOCAB}[of.__name__]))
+        layers = [i for shard in shards if shard.tensor_rank == 0 for i in range(*shard.layers(GPT2))]
+        assert layers == [0, 1, 2]
+        assert sum(shard.first for shard in shards) == sum(shard.last for shard in shards) == tensor_size
+    assert [Shard(0, 1, t, 4).vocab(GPT2).size for t in range(4)] == [26, 25, 25, 25]  # as torch.tensor_split
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Shard(stage=1), "not a part of 1 stages"),
+        (lambda: Shard(tensor_rank=2, tensor_size=2), "not a part of"),
+        (lambda: Shard(stages=4).layers(GPT2), "3 layers"),
+        (lambda: Shard(tensor_size=3).heads(GPT2), "4 heads of small cannot be divided evenly over 3"),
+        (lambda: Shard(tensor_size=4).ffn(replace(GPT2, ffn_size=130)), "130 wide, cannot be divided evenly over 4"),
+        (lambda: Shard(tensor_size=102).vocab(GPT2), "vocabulary of 101"),
+        (lambda: GPT(GPT2, Shard(tensor_size=3), torch.float32, torch.float32), "4 heads"),
+    ],
+)
+def test_impossible_splits_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_positions_that_do_not_fit_are_refused() -> None:
+    model = build(GPT2, random_weights(GPT2, 0))
+    with pytest.raises(ValueError, match="attends to 256 positions at most, not 257"):
+        model.kv_geometry(1, 257, KVLayout.HND)
+    cache = poisoned(model, BATCH, PROMPT)
+    model.forward(prompts(), cache, 0)
+    with pytest.raises(ValueError, match=r"positions \[9, 10\) are beyond the 9"):
+        model.forward(prompts(length=1), cache, PROMPT)
+
+
+# ---- data types and slopes ----
+
+
+def test_alibi_slopes_of_the_paper() -> None:
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    # 12 heads: the 8 above, then 4 of the series of 16, every other one
+    torch.testing.assert_close(alibi_slopes(12)[8:], torch.tensor([2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]))
+    assert alibi_slopes(112).shape == (112,)
+
+
+def test_data_types_by_name() -> None:
+    assert [name_of(dtype_of(name)) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    with pytest.raises(ValueError, match="unknown data type 'int8'"):
+        resolve_auto("int8")
+    with pytest.raises(ValueError, match="float64"):
+        name_of(torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "auto", "bf16_runs_in"),
+    [
+        ({"avx2"}, "fp32", torch.float32),
+        ({"avx512f"}, "fp32", torch.float32),
+        ({"avx512f", "avx512_bf16"}, "bf16", torch.bfloat16),
+        ({"amx_tile", "amx_bf16"}, "bf16", torch.bfloat16),
+    ],
+)
+def test_native_types_of_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], auto: str, bf16_runs_in: torch.dtype
+) -> None:
+    monkeypatch.setattr("dejavubench.models.dtypes.cpu_flags", lambda: frozenset(flags))
+    assert resolve_auto("auto") == auto
+    assert resolve_auto("auto", "cuda") == "fp16"
+    assert compute_dtype(torch.bfloat16) == bf16_runs_in
+    assert compute_dtype(torch.float16) == compute_dtype(torch.float32) == torch.float32
+    assert compute_dtype(torch.float16, "cuda") == torch.float16
+
+
+def test_flags_of_cpuinfo() -> None:
+    assert flags_in("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\nflags\t\t: x\n") == {
+        "fpu",
+        "avx2",
+        "avx512_bf16",
+    }
+    assert flags_in("nothing here") == frozenset()

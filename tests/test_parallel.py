@@ -1,0 +1,102 @@
+"""Who each rank is, and a split model under a real mpirun."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dejavubench.parallel.topology import Topology
+
+HERE = Path(__file__).parent
+
+
+# ---- topology ----
+
+
+def test_sources_then_sinks() -> None:
+    ranks = [Topology(8, rank, tensor_size=2, stages=2) for rank in range(8)]
+    assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 4
+    assert [place.worker for place in ranks] == [0, 1, 2, 3] * 2
+    assert [place.stage for place in ranks] == [0, 0, 1, 1] * 2
+    assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1] * 2
+    assert [place.peer for place in ranks] == [4, 5, 6, 7, 0, 1, 2, 3]
+    assert ranks[0].has_sinks
+    assert list(ranks[0].sources) == [0, 1, 2, 3]
+    assert list(ranks[0].sinks) == [4, 5, 6, 7]
+    assert ranks[6].shard() == (1, 2, 0, 2)
+
+
+def test_without_sinks() -> None:
+    place = Topology(4, 3, tensor_size=2, stages=2)
+    assert (place.has_sinks, place.role, place.peer, len(place.sinks)) == (False, "source", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((3, 0, 1, 1), "runs on 1 ranks, or with sinks on 2; there are 3"),
+        ((2, 0, 2, 2), "runs on 4 ranks, or with sinks on 8; there are 2"),
+        ((0, 0, 1, 1), "there are 0"),
+        ((2, 2, 1, 1), "no rank 2 of 2"),
+        ((2, -1, 1, 1), "no rank -1"),
+        ((2, 0, 0, 1), "must be positive"),
+    ],
+)
+def test_impossible_places_are_refused(numbers: tuple[int, int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Topology(*numbers)
+
+
+# ---- under mpirun ----
+
+
+def mpirun(ranks: int, script: str, *args: object) -> str:
+    """What the script printed; fails with what it said on stderr."""
+    program = shutil.which("mpirun", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    if program is None:
+        pytest.skip("no mpirun")
+    command = [program, "-n", str(ranks), sys.executable, str(HERE / "mpi" / script), *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("family", "layout", "tensor_size", "stages", "wait"),
+    [
+        ("gpt2", "hnd", 2, 1, "spin"),
+        ("gpt2", "ft", 2, 1, "yield"),
+        ("gpt2", "nhd", 1, 2, "spin"),
+        ("opt-post-norm", "hnd", 1, 2, "yield"),
+        ("gpt2", "ft", 2, 2, "spin"),
+        ("bloom", "hnd", 2, 2, "yield"),
+        ("opt-post-norm", "nhd", 2, 2, "yield"),
+    ],
+)
+def test_split_model_equals_the_unsplit_one(
+    family: str, layout: str, tensor_size: int, stages: int, wait: str
+) -> None:
+    seen = json.loads(mpirun(tensor_size * stages, "split_model.py", family, layout, tensor_size, stages, wait))
+    assert len(seen["tokens"]) == len(seen["logits"]) == tensor_size
+    for tokens in seen["tokens"]:  # of every tensor rank
+        assert tokens == seen["expected_tokens"]
+    expected = torch.tensor(seen["expected_logits"])  # [ubatch, B, vocabulary]
+    logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)  # 101 = 51 + 50
+    assert logits.shape == expected.shape == (stages, 3, 101)
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("wait", ["spin", "yield"])
+@pytest.mark.parametrize(("tensor_size", "stages"), [(4, 1), (2, 2), (1, 4)])
+def test_collectives(tensor_size: int, stages: int, wait: str) -> None:
+    assert mpirun(4, "collectives.py", tensor_size, stages, wait) == "all well in collectives.py\n"

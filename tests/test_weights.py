@@ -1,0 +1,175 @@
+"""Random weights: the same for every split, of the published sizes, and such that a wrong cache shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.models.gpt import GPT
+from dejavubench.models.sharding import Shard
+from dejavubench.models.weights import parameters, random_weights, recipes, weights_identity
+from dejavubench.specs import ModelSpec
+
+GPT2 = ModelSpec("small", 6, 8, 16, 1000, 128, 512)
+OPT = replace(GPT2, name="small-opt", position_offset=2, activation="relu")
+OPT_POST = replace(OPT, name="small-post-norm", norm_first=False, embed_size=64)
+BLOOM = replace(GPT2, name="small-alibi", context=None, position="alibi", embed_norm=True)
+FAMILIES = [GPT2, OPT, OPT_POST, BLOOM]
+PROMPT, STEPS, BATCH = 64, 24, 4
+
+GOLDEN = {"embedding": ["-0x1.ef1d0e0000000p-7", "-0x1.002f1e0000000p-5"], "layers.0.query.weight": ["-0x1.e32d940000000p-4", "-0x1.6d9a200000000p-3"], "layers.5.down.weight": ["-0x1.ca0d2c0000000p-6", "0x1.ca0d2c0000000p-6"]}
+GOLDEN_IDENTITY = "73d6819febb7129f"
+
+each_family = pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.name)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(spec: ModelSpec, shard: Shard = Shard(), dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:  # noqa: B008
+    model = GPT(spec, shard, dtype, torch.float32)
+    model.load(random_weights(spec, seed))
+    return model
+
+
+@each_family
+def test_every_tensor_is_used_once_and_counts_as_published(spec: ModelSpec) -> None:
+    model = build(spec)
+    assert sorted(slot.name for slot in model.slots) == sorted(recipes(spec))
+    assert {slot.name: tuple(slot.into.shape) for slot in model.slots} == {
+        name: recipe.shape for name, recipe in recipes(spec).items()
+    }
+    assert model.parameters == parameters(spec) == spec.parameters
+
+
+def test_parameters_of_gpt2_124m() -> None:
+    assert parameters(ModelSpec("gpt2", 12, 12, 64, 50257, 1024, 3072)) == 124_439_808
+
+
+@each_family
+@pytest.mark.parametrize(("stages", "tensor_size"), [(1, 2), (2, 1), (3, 4)])
+def test_shards_are_cuts_of_the_same_full_tensors(spec: ModelSpec, stages: int, tensor_size: int) -> None:
+    full = random_weights(spec, 5)
+    covered = {name: torch.zeros(recipe.shape, dtype=torch.int) for name, recipe in recipes(spec).items()}
+    for stage in range(stages):
+        for tensor_rank in range(tensor_size):
+            model = build(spec, Shard(stage, stages, tensor_rank, tensor_size), torch.bfloat16, seed=5)
+            for slot in model.slots:
+                assert torch.equal(slot.into, full(slot.name)[slot.cut].bfloat16().float())
+                covered[slot.name][slot.cut] += 1
+    assert all((count > 0).all() for count in covered.values())
+    split = [name for name in covered if any(part in name for part in (".query.", ".up.", ".out.", ".down."))]
+    assert split
+    assert all((covered[name] == 1).all() for name in split)  # row-split biases too: added once
+
+
+def test_drawn_by_seed_and_name_alone() -> None:
+    name = "layers.1.up.weight"
+    draw = random_weights(GPT2, 7)
+    first = draw(name)
+    assert torch.equal(first, random_weights(GPT2, 7)(name))
+    draw("layers.0.up.weight")
+    assert torch.equal(first, draw(name))
+    assert not torch.equal(first, draw("layers.0.up.weight"))
+    assert not torch.equal(first, random_weights(GPT2, 8)(name))
+    assert first.std().item() == pytest.approx(recipes(GPT2)[name].std, rel=0.02)
+    with pytest.raises(KeyError):
+        draw("layers.99.up.weight")
+
+
+def test_bits_are_those_of_every_machine() -> None:
+    """Golden values: records and cache files name the weights by their identity, which must go on meaning them."""
+    draw = random_weights(GPT2, 0)
+    for name, golden in GOLDEN.items():
+        assert [value.hex() for value in draw(name)[0, :2].tolist()] == golden
+    assert weights_identity(GPT2, 0, torch.float32) == GOLDEN_IDENTITY
+
+
+def test_identity_tells_weights_apart() -> None:
+    mine = weights_identity(GPT2, 0, torch.float32)
+    assert mine == weights_identity(replace(GPT2, name="another name"), 0, torch.float32)
+    others = [
+        weights_identity(GPT2, 1, torch.float32),
+        weights_identity(GPT2, 0, torch.bfloat16),
+        weights_identity(replace(GPT2, layer_num=7), 0, torch.float32),
+        weights_identity(OPT, 0, torch.float32),
+    ]
+    assert len({mine, *others}) == 5
+    assert all(len(identity) == 16 and int(identity, 16) >= 0 for identity in (mine, *others))
+
+
+# ---- a wrong cache must show ----
+
+
+def generate(model: GPT, prompts: Tensor, cache: KVCache) -> Tensor:
+    """New tokens [B, STEPS]; the cache then holds all positions but the last token's."""
+    tokens = [model.greedy(model.forward(prompts, cache, 0))]
+    for step in range(STEPS - 1):
+        tokens.append(model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)))
+    return torch.stack(tokens, dim=1)
+
+
+def filled(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
+    model = build(spec)
+    cache = KVCache.allocate(model.kv_geometry(BATCH, PROMPT + STEPS, KVLayout.HND), torch.float32)
+    prompts = torch.randint(spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+    return model, cache, generate(model, prompts, cache)
+
+
+@each_family
+def test_sequences_differ_and_do_not_echo(spec: ModelSpec) -> None:
+    _, _, tokens = filled(spec)
+    assert len({tuple(row) for row in tokens.tolist()}) == BATCH
+    for row in tokens:
+        assert len(row.unique()) >= STEPS // 2
+        assert (row[1:] == row[:-1]).float().mean() < 0.25
+
+
+@each_family
+def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
+    model, cache, tokens = filled(spec)
+
+    def logits() -> Tensor:
+        return model.forward(tokens[:, -1:], cache, PROMPT + STEPS - 1)
+
+    right = logits()
+    assert torch.equal(logits(), right)
+    # ALiBi: a steep head sees only its neighbours, so the flattest one is asked
+    head, early = spec.head_num - 1, 3
+    damages: dict[str, Callable[[], object]] = {
+        f"{kind} of layer {layer}": damage
+        for layer in range(spec.layer_num)
+        for kind, damage in (
+            ("one head's keys", lambda layer=layer: cache.k[layer, :, head, early].zero_()),
+            ("one position's values", lambda layer=layer: cache.v[layer, :, :, early].zero_()),
+            ("values", lambda layer=layer: cache.v[layer].zero_()),
+        )
+    }
+    for what, damage in damages.items():
+        k, v = cache.k.clone(), cache.v.clone()
+        damage()
+        change = ((logits() - right).abs().amax(1) / right.std(1)).min().item()
+        assert change > {"one head's keys": 1e-5, "one position's values": 1e-4}.get(what.split(" of ")[0], 0.1), what
+        cache.k.copy_(k)
+        cache.v.copy_(v)
+
+
+@each_family
+def test_a_wrong_cache_shows_in_the_tokens(spec: ModelSpec) -> None:
+    """Losing one layer's values of the prompt changes what is generated."""
+    model, cache, right = filled(spec)
+    for layer in range(spec.layer_num):
+        prompts = torch.randint(spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+        token = model.greedy(model.forward(prompts, cache, 0))
+        cache.v[layer, :, :, :PROMPT] = 0
+        tokens = [token]
+        for step in range(STEPS - 1):
+            tokens.append(model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)))
+        assert not torch.equal(torch.stack(tokens, dim=1), right)
