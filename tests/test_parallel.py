@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,34 +71,28 @@ def mpirun(ranks: int, script: str, *args: object) -> str:
     return done.stdout
 
 
+@cache
+def outcomes(tensor_size: int, stages: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """By (family, waiting policy): what the split model and the unsplit one made."""
+    lines = mpirun(tensor_size * stages, "split_model.py", tensor_size, stages).splitlines()
+    return {(found["family"], found["wait"]): found for found in map(json.loads, lines)}
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize(
-    ("family", "layout", "tensor_size", "stages", "wait"),
-    [
-        ("gpt2", "hnd", 2, 1, "spin"),
-        ("gpt2", "ft", 2, 1, "yield"),
-        ("gpt2", "nhd", 1, 2, "spin"),
-        ("opt-post-norm", "hnd", 1, 2, "yield"),
-        ("gpt2", "ft", 2, 2, "spin"),
-        ("bloom", "hnd", 2, 2, "yield"),
-        ("opt-post-norm", "nhd", 2, 2, "yield"),
-    ],
-)
-def test_split_model_equals_the_unsplit_one(
-    family: str, layout: str, tensor_size: int, stages: int, wait: str
-) -> None:
-    seen = json.loads(mpirun(tensor_size * stages, "split_model.py", family, layout, tensor_size, stages, wait))
+@pytest.mark.parametrize("wait", ["spin", "yield"])
+@pytest.mark.parametrize("family", ["gpt2", "opt-post-norm", "bloom"])
+@pytest.mark.parametrize(("tensor_size", "stages"), [(2, 1), (1, 2), (2, 2)])
+def test_split_model_equals_the_unsplit_one(tensor_size: int, stages: int, family: str, wait: str) -> None:
+    seen = outcomes(tensor_size, stages)[family, wait]
     assert len(seen["tokens"]) == len(seen["logits"]) == tensor_size
     for tokens in seen["tokens"]:  # of every tensor rank
         assert tokens == seen["expected_tokens"]
     expected = torch.tensor(seen["expected_logits"])  # [ubatch, B, vocabulary]
-    logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)  # 101 = 51 + 50
+    logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)  # split in 2: 101 = 51 + 50
     assert logits.shape == expected.shape == (stages, 3, 101)
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("wait", ["spin", "yield"])
-@pytest.mark.parametrize(("tensor_size", "stages"), [(4, 1), (2, 2), (1, 4)])
-def test_collectives(tensor_size: int, stages: int, wait: str) -> None:
-    assert mpirun(4, "collectives.py", tensor_size, stages, wait) == "all well in collectives.py\n"
+def test_collectives() -> None:
+    assert mpirun(4, "collectives.py") == "all well\n"

@@ -32,6 +32,9 @@ LAST_LEVEL_CACHES = 128 << 20
 """At least four times the last-level cache of the machines this was written on; see :func:`last_level_nbytes`."""
 MATMUL_SIDES = (768, 1024, 2048)
 
+RUN_STRIDE = 4096
+"""Bytes between the runs of the copy probes, as between the vectors of a key in ``ft`` at some 256 positions."""
+
 Sample = tuple[float, str]
 """(value, shape): what one shape of a probe gave."""
 
@@ -71,6 +74,31 @@ class Memory:
     def copy(self) -> list[Sample]:
         nbytes = self._from.nbytes
         return [(nbytes / _seconds(lambda: self._to.copy_(self._from)) / 1e9, f"{nbytes >> 20} MiB, bytes copied")]
+
+
+def run_copy() -> list[Sample]:
+    """Microseconds of one 16-byte copy in the naive loop of ``host``."""
+    runs, place, times = _runs()
+    whole, out = runs.numpy().data, place.numpy().data
+    views = [whole[at : at + 16] for at in range(0, times * RUN_STRIDE, RUN_STRIDE)]
+    began = time.perf_counter()
+    at = 0
+    for view in views:
+        out[at : at + 16] = view
+        at += 16
+    return [((time.perf_counter() - began) / times * 1e6, f"16 B, {RUN_STRIDE} B apart")]
+
+
+def run_copy_compiled() -> list[Sample]:
+    """The same copies in one call of torch: what the loop costs where Python does not run it."""
+    runs, place, times = _runs()
+    took = _seconds(lambda: place.view(times, 16).copy_(runs.view(times, RUN_STRIDE)[:, :16]))
+    return [(took / times * 1e6, f"16 B, {RUN_STRIDE} B apart")]
+
+
+def _runs() -> tuple[torch.Tensor, torch.Tensor, int]:
+    times = 4096
+    return aligned_buffer(times * RUN_STRIDE), aligned_buffer(times * 16), times
 
 
 def matmul(dtype: torch.dtype) -> list[Sample]:
@@ -266,6 +294,8 @@ class Ceilings:
                 ("memory-read", "GB/s", memory.read),
                 ("memory-copy", "GB/s", memory.copy),
                 ("matmul", "GFLOP/s", lambda: matmul(dtype)),
+                ("run-copy", "us", run_copy),
+                ("run-copy-compiled", "us", run_copy_compiled),
             ]
         if link is not None:
             self._probes += [

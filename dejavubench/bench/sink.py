@@ -48,7 +48,7 @@ class Sink:
             cache.fill(pattern)
         if arm.remote:
             for receiver in self._receivers_of(level or cast(str, arm.level)):
-                receiver.begin()
+                receiver.begin(pattern)
 
     def run(self, arm: Arm, level: str | None = None) -> Received:
         """Receive one iteration of a remote arm; in the others this rank has nothing to do."""

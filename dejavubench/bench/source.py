@@ -81,7 +81,10 @@ class Source:
         self._pattern = pattern
         for cache in self.caches:
             cache.fill(pattern)
-        for stream, prompt in zip(self.streams(arm, level), self.prompts, strict=True):
+        streams = self.streams(arm, level)
+        if arm.mode != "none":
+            self._streamer(arm).fill_staging(pattern)
+        for stream, prompt in zip(streams, self.prompts, strict=True):
             known = prompt.numpy() if self.maker.model.shard.first else None
             stream.begin(known, pattern)
 

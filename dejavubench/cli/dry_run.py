@@ -6,24 +6,19 @@ import os
 from collections.abc import Mapping
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dejavubench import fit
+from dejavubench.cli.console import console as console_on_stdout
 from dejavubench.experiment import Experiment
 from dejavubench.machine import available_nbytes
 from dejavubench.points import ITEMSIZE, Point
 from dejavubench.units import nbytes_text, seconds_text
 
-WIDE = 200
-"""Columns where no terminal bounds them."""
-
 
 def describe(experiment: Experiment) -> None:
     """Print the points of ``experiment`` to stdout; starts nothing."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = WIDE
+    console = console_on_stdout()
     rates, skipped, arms = fit.probe(), fit.reasons(experiment), experiment.arms()
     running = [point for point in experiment.points() if point.id not in skipped]
 

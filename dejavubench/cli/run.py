@@ -129,12 +129,11 @@ def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
 
 
 def _print_summary(folder: Path) -> None:
-    from rich.console import Console
-
     from dejavubench.analysis import render
+    from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    Console(stderr=True).print(render.summary(read_run(folder)))
+    console(stderr=True).print(render.summary(read_run(folder)))
 
 
 def _describe(experiment: Experiment) -> None:

@@ -77,6 +77,18 @@ class Streamer:
         self._thread = threading.Thread(target=self._work, name="streamer", daemon=True)
         self._thread.start()
 
+    def fill_staging(self, pattern: int) -> None:
+        """Overwrite the staging memory, outside the clock, so that what a chunk leaves there cannot pass for another.
+
+        Raises:
+            StreamingError: something is still under way.
+        """
+        with self._changed:
+            if self._jobs or self._under_way:
+                raise StreamingError("staging cannot be filled while chunks are under way")
+            for slot in self._slots:
+                slot.fill_(pattern)
+
     def submit(self, manager: CacheManager, jobs: list[_Job], phase: Streaming) -> None:
         """Queue chunks whose keys and values are in place; they count as lag until they are complete."""
         nbytes = sum(job.chunk.nbytes for job in jobs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -26,6 +26,8 @@ class SinkEndpoint(Protocol):
     def post(self, stream: Stream, packed: torch.Tensor) -> _Request: ...
     def arriving(self, stream: Stream) -> bool: ...
     def fetch_runs(self, stream: Stream, runs: list[memoryview]) -> None: ...
+    def post_runs(self, stream: Stream, runs: list[memoryview]) -> list[Any]: ...
+    def wait_runs(self, posted: list[Any]) -> None: ...
     def acknowledge(self, stream: Stream) -> None: ...
     def finish(self) -> None: ...
 
@@ -34,7 +36,8 @@ class CacheReceiver:
     """Receives one microbatch's stream into ``cache``; the owner calls :meth:`begin`, then
     :meth:`poll` until :attr:`done`.
 
-    Two receives are posted at a time, so that one chunk arrives while another is scattered.
+    Two receives are posted at a time, so that one chunk arrives while another is scattered. At the levels that
+    are not buffered runs go straight to where they belong: asked for one by one, or at ``0-batched`` all posted.
 
     Attributes:
         nbytes, messages: what has arrived so far.
@@ -52,15 +55,17 @@ class CacheReceiver:
         self._chunks: Iterator[Chunk] = iter(())
         self._posted: deque[tuple[_Request, Chunk, torch.Tensor]] = deque()
         self._runs: list[memoryview] | None = None
+        self._posted_runs: list[Any] = []
         self._left = self.nbytes = self.messages = 0
 
-    def begin(self) -> None:
-        """Prepare for the next microbatch, outside the clock; posts the first receives."""
+    def begin(self, pattern: int = 0) -> None:
+        """Prepare for a microbatch, outside the clock: fill the slots with ``pattern``, post the first receives."""
         self._chunks = self._stream.schedule.all_chunks(self._level)
         self._left = self._stream.schedule.count(self._level)
         self.nbytes = self.messages = 0
         if self._level.buffered:
             for slot in self._slots:
+                slot.fill_(pattern)
                 self._post(slot)
         else:
             self._prepare_runs()
@@ -92,9 +97,16 @@ class CacheReceiver:
         return True
 
     def _poll_runs(self) -> bool:
-        if self._runs is None or not self._endpoint.arriving(self._stream):
+        if self._runs is None:
             return False
-        self._endpoint.fetch_runs(self._stream, self._runs)
+        if self._posted_runs:
+            if not self._posted_runs[0].Test():
+                return False
+            self._endpoint.wait_runs(self._posted_runs)
+        else:
+            if not self._endpoint.arriving(self._stream):
+                return False
+            self._endpoint.fetch_runs(self._stream, self._runs)
         self._arrived(self._chunk, len(self._runs))
         self._prepare_runs()
         return True
@@ -111,6 +123,8 @@ class CacheReceiver:
         else:
             self._chunk = chunk
             self._runs = run_views(self._cache, self._stream.schedule.atoms(chunk.step))
+            if not self._level.each_complete:
+                self._posted_runs = self._endpoint.post_runs(self._stream, self._runs)
 
     def _arrived(self, chunk: Chunk, messages: int) -> None:
         self._endpoint.acknowledge(self._stream)

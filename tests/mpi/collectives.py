@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
+import traceback
 
 import torch
 from mpi4py import MPI
@@ -63,12 +62,12 @@ def politeness(world: MPI.Intracomm) -> None:
     assert polite_bcast(world, {"a": world.rank}, root=1) == {"a": 1}
     gathered = polite_gather(world, world.rank * "x", root=2)
     assert gathered == (["", "x", "xx", "xxx"] if world.rank == 2 else None)
-    began, used = time.monotonic(), time.process_time()
+    used = time.process_time()
     if world.rank == 0:
         time.sleep(1.0)
     polite_barrier(world)
-    waited, burnt = time.monotonic() - began, time.process_time() - used
-    assert burnt < 0.5 * waited, f"rank {world.rank} burnt {burnt:.2f} s of {waited:.2f} s of waiting"
+    burnt = time.process_time() - used
+    assert burnt < 0.5, f"rank {world.rank} burnt {burnt:.2f} s of the second that rank 0 slept"
     late = world.Dup()
     if world.rank != 0:
         try:
@@ -82,32 +81,35 @@ def politeness(world: MPI.Intracomm) -> None:
         polite_barrier(late)  # the others' part of it is still under way
 
 
-def main(tensor_size: int, stages: int, spin: bool) -> None:
-    world = MPI.COMM_WORLD
-    place = Topology(world.size, world.rank, tensor_size, stages)
-    for _ in range(2):  # and again after close
-        mpi = MPICollectives(world, place, spin)
-        sums_and_gathers(mpi, place)
-        hand_over(mpi, place)
-        mpi.close()
-    politeness(world)
+def wrong_communicator(world: MPI.Intracomm) -> None:
     try:
-        MPICollectives(MPI.COMM_SELF, place, spin)
+        MPICollectives(MPI.COMM_SELF, Topology(world.size, world.rank, world.size), spin=True)
     except ValueError as error:
         assert f"worker {world.rank} of 4" in str(error)  # noqa: PT017
     else:
         raise AssertionError("a communicator of one rank was taken for that of four")
-    world.Barrier()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    world = MPI.COMM_WORLD
+    for tensor_size, stages in ((4, 1), (2, 2), (1, 4)):
+        for spin in (True, False):
+            place = Topology(world.size, world.rank, tensor_size, stages)
+            mpi = MPICollectives(world, place, spin)
+            sums_and_gathers(mpi, place)
+            hand_over(mpi, place)
+            mpi.close()
+    politeness(world)
+    wrong_communicator(world)
+    polite_barrier(world)
     if world.rank == 0:
-        print(f"all well in {os.path.basename(__file__)}")
+        print("all well")
 
 
 if __name__ == "__main__":
-    tensor_size, stages, wait = sys.argv[1:]
     try:
-        main(int(tensor_size), int(stages), wait == "spin")
+        main()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         MPI.COMM_WORLD.Abort(1)

@@ -1,6 +1,6 @@
-"""Run by test_parallel.py under mpirun: a split model against the unsplit one, all microbatches in flight.
+"""Run by test_parallel.py under mpirun: split models against the unsplit ones, all microbatches in flight.
 
-Each source runs its shard; rank 0 also runs the unsplit model by itself and prints both as one line of JSON.
+Each source runs its shard; rank 0 also runs the unsplit model by itself and prints both, one line of JSON a case.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ def cache_for(model: GPT, layout: KVLayout) -> KVCache:
     return cache
 
 
-def split(model: GPT, place: Topology, mpi: MPICollectives, layout: KVLayout) -> tuple[list[object], list[torch.Tensor]]:
-    """Tokens [ubatch][step][request] (first stage) and last logits by microbatch (last stage)."""
-    ubatches = range(place.stages)
+Tokens = list[list[list[int]]]  # [ubatch][step][request]
+
+
+def split(model: GPT, stages: int, mpi: MPICollectives, layout: KVLayout) -> tuple[Tokens, list[torch.Tensor]]:
+    """New tokens (first stage), and the last logits [B, vocabulary rows] of each microbatch (last stage)."""
+    ubatches = range(stages)
     caches = [cache_for(model, layout) for _ in ubatches]
-    tokens: list[list[list[int]]] = [[] for _ in ubatches]
+    tokens: Tokens = [[] for _ in ubatches]
     logits: list[torch.Tensor] = []
     first, last = model.shard.first, model.shard.last
     for step in range(STEPS):
@@ -54,9 +57,9 @@ def split(model: GPT, place: Topology, mpi: MPICollectives, layout: KVLayout) ->
             elif step == 0:
                 x = prompt_of(ubatch)
             else:
-                x = (mpi.recv_tokens(REQUESTS, ubatch) if not last else torch.tensor(tokens[ubatch][-1]))[:, None]
                 if not last:
-                    tokens[ubatch].append(x[:, 0].tolist())
+                    tokens[ubatch].append(mpi.recv_tokens(REQUESTS, ubatch).tolist())
+                x = torch.tensor(tokens[ubatch][-1])[:, None]
             out = model.forward(x, caches[ubatch], position)
             if not last:
                 mpi.send_hidden(out, ubatch)
@@ -71,50 +74,55 @@ def split(model: GPT, place: Topology, mpi: MPICollectives, layout: KVLayout) ->
         for ubatch in ubatches:
             tokens[ubatch].append(mpi.recv_tokens(REQUESTS, ubatch).tolist())
     mpi.finish()
-    return tokens, logits[-place.stages :]  # type: ignore[return-value]
+    return tokens, logits[-stages:]
 
 
-def main(family: str, layout: str, tensor_size: int, stages: int, spin: bool) -> None:
-    torch.set_num_threads(1)
+def unsplit(family: str, seed: int, ubatch: int, layout: KVLayout) -> tuple[list[list[int]], list[list[float]]]:
+    """New tokens [step][request] and the last logits [request][vocabulary] of one microbatch."""
+    model = GPT(SPECS[family], Shard(), torch.float32, torch.float32)
+    model.load(random_weights(SPECS[family], seed))
+    cache = cache_for(model, layout)
+    logits = model.forward(prompt_of(ubatch), cache, 0)
+    tokens = [model.greedy(logits)]
+    for step in range(1, STEPS):
+        logits = model.forward(tokens[-1][:, None], cache, PROMPT + step - 1)
+        tokens.append(model.greedy(logits))
+    return [step.tolist() for step in tokens], logits.tolist()
+
+
+def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: str) -> None:
     world = MPI.COMM_WORLD
-    spec, kv_layout = SPECS[family], KVLayout(layout)
     place = Topology(world.size, world.rank, tensor_size, stages)
     seed = polite_bcast(world, 11 if world.rank == 0 else None)
-    mpi = MPICollectives(world, place, spin)
-    model = GPT(spec, Shard(*place.shard()), torch.float32, torch.float32, mpi)
-    model.load(random_weights(spec, seed))
-    tokens, logits = split(model, place, mpi, kv_layout)
+    mpi = MPICollectives(world, place, spin=wait == "spin")
+    model = GPT(SPECS[family], Shard(*place.shard()), torch.float32, torch.float32, mpi)
+    model.load(random_weights(SPECS[family], seed))
+    tokens, logits = split(model, stages, mpi, layout)
     mpi.close()
-
-    everyone = polite_gather(world, (place, tokens, [x.tolist() for x in logits]))
+    everyone = polite_gather(world, (place.stage, tokens, [part.tolist() for part in logits]))
     if everyone is not None:
-        whole = GPT(spec, Shard(), torch.float32, torch.float32)
-        whole.load(random_weights(spec, seed))
-        alone = Topology(1, 0)
-        expected_tokens, expected_logits = [], []
-        for ubatch in range(stages):
-            cache = cache_for(whole, kv_layout)
-            out = whole.forward(prompt_of(ubatch), cache, 0)
-            steps = [whole.greedy(out)]
-            for step in range(1, STEPS):
-                out = whole.forward(steps[-1][:, None], cache, PROMPT + step - 1)
-                steps.append(whole.greedy(out))
-            expected_tokens.append([step.tolist() for step in steps])
-            expected_logits.append(out.tolist())
-        assert alone.workers == 1
-        print(
-            json.dumps(
-                {
-                    "tokens": [tokens for place, tokens, _ in everyone if place.stage == 0],
-                    "logits": [logits for place, _, logits in everyone if place.stage == stages - 1],
-                    "expected_tokens": expected_tokens,
-                    "expected_logits": expected_logits,
-                }
-            )
-        )
+        expected = [unsplit(family, seed, ubatch, layout) for ubatch in range(stages)]
+        result = {
+            "family": family,
+            "wait": wait,
+            "tokens": [tokens for stage, tokens, _ in everyone if stage == 0],
+            "logits": [logits for stage, _, logits in everyone if stage == stages - 1],
+            "expected_tokens": [tokens for tokens, _ in expected],
+            "expected_logits": [logits for _, logits in expected],
+        }
+        print(json.dumps(result))
     polite_barrier(world)
 
 
+def main(tensor_size: int, stages: int) -> None:
+    torch.set_num_threads(1)
+    layouts = list(KVLayout)
+    for wait in ("spin", "yield"):
+        for family in SPECS:
+            layouts.append(layouts.pop(0))
+            compare(family, layouts[0], tensor_size, stages, wait)
+        layouts.append(layouts.pop(0))  # so that no family meets the same layout twice
+
+
 if __name__ == "__main__":
-    family, layout, tensor_size, stages, wait = sys.argv[1:]
-    main(family, layout, int(tensor_size), int(stages), wait == "spin")
+    main(*map(int, sys.argv[1:]))

@@ -105,13 +105,23 @@ class MPISinkEndpoint:
         assert stream.peer is not None
         return self._comm.Irecv((packed.numpy(), MPI.BYTE), stream.peer, _data_tag(stream))
 
+    def post_runs(self, stream: Stream, runs: Sequence[memoryview]) -> list[MPI.Request]:
+        """Begin to receive runs, each a message, straight into the views of the cache that they belong to."""
+        assert stream.peer is not None
+        receive, peer, tag = self._comm.Irecv, stream.peer, _data_tag(stream)
+        return [receive(run, peer, tag) for run in runs]
+
+    def wait_runs(self, posted: Sequence[MPI.Request]) -> None:
+        """Wait until all posted runs have arrived."""
+        MPI.Request.Waitall(list(posted))
+
     def arriving(self, stream: Stream) -> bool:
         """Whether a message of the stream has begun to arrive that no receive was posted for."""
         assert stream.peer is not None
         return self._comm.Iprobe(stream.peer, _data_tag(stream))
 
     def fetch_runs(self, stream: Stream, runs: Sequence[memoryview]) -> None:
-        """Receive runs, each a message, straight into the views of the cache that they belong to."""
+        """Receive runs one by one into the views of the cache that they belong to; each is asked for in turn."""
         assert stream.peer is not None
         receive, peer, tag = self._comm.Recv, stream.peer, _data_tag(stream)
         for run in runs:

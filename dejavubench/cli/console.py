@@ -1,0 +1,18 @@
+"""Where tables for people go."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+
+WIDE = 160
+"""Columns where nothing bounds them: mpirun's ranks and pipes see no terminal."""
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on stdout or stderr: as wide as the terminal, or ``COLUMNS``, or :data:`WIDE`."""
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDE
+    return made
