@@ -41,8 +41,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed-run
 
 # ---- figures: $(call measure,ranks,config,log folder,flags) and $(call report,set) ----
+# A single arm's text lines go to stdout and, as here, to the run's folder; tables and progress to stderr.
 
-measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/cpu/$(2).toml --log-dir $(3) $(4) $(RUNFLAGS)
+measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/cpu/$(2).toml --log-dir $(3) $(4) $(RUNFLAGS) >/dev/null
 
 define report
 	@mkdir -p figures/$(1)

@@ -178,17 +178,16 @@ class Rates:
 
 
 def probe() -> Rates:
-    """Measure this machine in about 0.1 s: best of a few products and passes over memory with numpy.
+    """Measure one core in about 0.1 s: best of a few products and passes over memory with numpy.
 
-    numpy multiplies with all cores it is granted; their number is divided out.
+    The products are of 64 × 64 matrices, which numpy's BLAS libraries leave to the calling thread.
     """
-    square = np.ones((768, 768), dtype=np.float32)
+    matrices = np.ones((256, 64, 64), dtype=np.float32)
+    product = np.empty_like(matrices)
     passed = np.ones(32 * MIB // 8)
-    np.matmul(square, square)  # starts the threads
-    product_s = min(_timed(lambda: np.matmul(square, square)) for _ in range(4))
-    read_s = min(_timed(passed.max) for _ in range(3))
-    cores = len(os.sched_getaffinity(0))
-    return Rates(matmul=2 * 768**3 / product_s / cores, read=passed.nbytes / read_s)
+    product_s = min(_timed(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10))
+    read_s = min(_timed(passed.max) for _ in range(5))
+    return Rates(matmul=2 * matrices.shape[0] * 64**3 / product_s, read=passed.nbytes / read_s)
 
 
 def _timed(work: Callable[[], object]) -> float:

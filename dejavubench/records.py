@@ -198,7 +198,7 @@ class Verification(_Line):
 
 
 class Ceiling(_Line):
-    """What the machine can do, measured in this session. ``bounds`` names what it is a bound for.
+    """What the machine can do, measured in this session; docs/METHOD.md lists the names.
 
     ``value`` is the best of ``samples``, in ``unit``; ``shape`` says which of the fixed list gave it.
     """

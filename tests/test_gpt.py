@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from dejavubench.kvcache import KVCache, KVLayout
-from dejavubench.models.dtypes import compute_dtype, dtype_of, flags_in, name_of, resolve_auto
+from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
 from dejavubench.models.gpt import BLOCK, GPT, alibi_slopes
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
@@ -368,35 +368,14 @@ def test_alibi_slopes_of_the_paper() -> None:
 def test_data_types_by_name() -> None:
     assert [name_of(dtype_of(name)) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
     with pytest.raises(ValueError, match="unknown data type 'int8'"):
-        resolve_auto("int8")
+        dtype_of("int8")
     with pytest.raises(ValueError, match="float64"):
         name_of(torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("flags", "auto", "bf16_runs_in"),
-    [
-        ({"avx2"}, "fp32", torch.float32),
-        ({"avx512f"}, "fp32", torch.float32),
-        ({"avx512f", "avx512_bf16"}, "bf16", torch.bfloat16),
-        ({"amx_tile", "amx_bf16"}, "bf16", torch.bfloat16),
-    ],
-)
-def test_native_types_of_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], auto: str, bf16_runs_in: torch.dtype
-) -> None:
-    monkeypatch.setattr("dejavubench.models.dtypes.cpu_flags", lambda: frozenset(flags))
-    assert resolve_auto("auto") == auto
-    assert resolve_auto("auto", "cuda") == "fp16"
+@pytest.mark.parametrize(("native", "bf16_runs_in"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_compute_types(monkeypatch: pytest.MonkeyPatch, native: bool, bf16_runs_in: torch.dtype) -> None:
+    monkeypatch.setattr("dejavubench.machine.native_bf16", lambda: native)
     assert compute_dtype(torch.bfloat16) == bf16_runs_in
     assert compute_dtype(torch.float16) == compute_dtype(torch.float32) == torch.float32
     assert compute_dtype(torch.float16, "cuda") == torch.float16
-
-
-def test_flags_of_cpuinfo() -> None:
-    assert flags_in("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\nflags\t\t: x\n") == {
-        "fpu",
-        "avx2",
-        "avx512_bf16",
-    }
-    assert flags_in("nothing here") == frozenset()

@@ -64,7 +64,8 @@ def mpirun(ranks: int, script: str, *args: object) -> str:
     program = shutil.which("mpirun", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     if program is None:
         pytest.skip("no mpirun")
-    command = [program, "-n", str(ranks), sys.executable, str(HERE / "mpi" / script), *map(str, args)]
+    python = [sys.executable, "-m", "mpi4py"]  # an exception on one rank aborts all
+    command = [program, "-n", str(ranks), *python, str(HERE / "mpi" / script), *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

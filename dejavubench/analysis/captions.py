@@ -47,7 +47,9 @@ def caption(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Sentences for below the figure; ``frame`` is what is drawn."""
     sentences = [
         machine(runs[0]),
-        ", ".join(f"{NAMES[name]} {_values(frame, name)}" for name in tables.POINT_COLUMNS) + ".",
+        f"Model {_models(runs, frame)}, "
+        + ", ".join(f"{NAMES[name]} {_values(frame, name)}" for name in tables.POINT_COLUMNS if name != "model")
+        + ".",
         f"{_HOW[figure]} {_rounds(frame)}",
         _paths(frame),
         _noise(figure, frame),
@@ -71,13 +73,18 @@ def machine(run: Run) -> str:
         known.get("mpi_library"),
         str(known.get("date") or run.header.started_utc)[:10],
     ]
-    return ", ".join(str(word).splitlines()[0] for word in words if word) + "."
+    return ", ".join(" ".join(str(word).split()) for word in words if word) + "."
 
 
 def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """What sets a panel apart: the given columns of its first row, in words."""
     first = frame.iloc[0]
     return ", ".join(f"{first[name]}" if name == "model" else f"{NAMES[name]} {first[name]}" for name in columns)
+
+
+def _models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    sizes = {point.model: point.parameters for run in runs for point in run.header.points}
+    return "/".join(f"{model} ({sizes[model] / 1e6:,.1f} M parameters)" for model in dict.fromkeys(frame["model"]))
 
 
 def _values(frame: pd.DataFrame, name: str) -> str:
@@ -90,7 +97,14 @@ def _rounds(frame: pd.DataFrame) -> str:
         return "n = 1 round, so there are no intervals."
     bars = "Error bars: 95 % bootstrap intervals of the median, "
     count = bars + (f"n = {low} rounds." if low == high else f"n = {low} to {high} rounds.")
-    return count + (" QUICK: few rounds, wide intervals." if low < stats.FEW_ROUNDS else "")
+    return count + _beware(low)
+
+
+def _beware(rounds: int) -> str:
+    if rounds >= stats.FEW_ROUNDS:
+        return ""
+    uncovered = f" (fewer than {stats.COVERING_ROUNDS} cannot cover 95 %)" if rounds < stats.COVERING_ROUNDS else ""
+    return f" QUICK: few rounds, wide intervals{uncovered}."
 
 
 def _paths(frame: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ def notes(run: Run) -> list[str]:
     found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
     found += [f"INCOMPLETE: {_name(log)} stopped without a word {_where(log.last_phase)}" for log in silent]
-    found += [f"INCOMPLETE: rank {rank} has no file, though other ranks name it" for rank in sorted(_absent(run))]
+    found += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
     if silent:
         found.append("such a run is still going on, or was killed; what was recorded before is shown")
     found += [f"{log.path.name}: the last line was cut off by the end of the process" for log in run.ranks if log.torn]
@@ -40,6 +40,7 @@ def brief(run: Run) -> str:
 
 def _absent(run: Run) -> set[int]:
     named = {peer for _, info in run.of(RankInfo) for peer in info.peers}
+    named |= set(range(int(run.header.environment.get("ranks") or 0)))
     return named - {log.rank for log in run.ranks}
 
 

@@ -30,7 +30,6 @@ LEVEL_LABELS = {
     "3": "DéjàVu (all)",
 }
 PHASES = ("total", "prompt", "token")
-FIG2_LINES = ("ubatch_size", "input_len")
 FIG7_PANELS = ("kv_layout", "mode")
 FIG25_PANELS = ("ubatch_size", "input_len", "output_len")
 
@@ -100,37 +99,31 @@ def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing]
 def _draw(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     import pandas as pd
 
+    held = _held(figure)
     if len(runs) > 1:
-        require_comparable(runs, () if figure in ("fig2", "appendix_a") else _held(_panels(figure)))
+        require_comparable(runs, held)
     rows = [row for run in runs for row in _ROWS[figure](run)]
     if not rows:
         raise NothingToDrawError(f"{', '.join(run.path.name for run in runs)}: no measured round that {figure} needs")
     frame = pd.DataFrame(rows)
     _refuse_twice(frame)
-    held = [] if figure in ("fig2", "appendix_a") else _held(_panels(figure))
-    groups = [frame] if not held else [part for _, part in frame.groupby(held, sort=False)]
-    varying = [name for name in held if frame[name].nunique() > 1]
-    result = []
-    for part in groups:
-        models = list(dict.fromkeys(part["model"]))
-        named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
-        words = [
-            figure.replace("_", "-"),
-            named,
-            *(_short(name, part[name].iloc[0]) for name in varying if name != "model"),
-        ]
-        caption = captions.caption(figure, runs, part)
-        title = captions.title(figure, models)
-        result.append(Drawing(figure, "-".join(words), title, part.reset_index(drop=True), caption))
-    return result
+    parts = [part for _, part in frame.groupby(held, sort=False)] if held else [frame]
+    varying = [name for name in held if name != "model" and frame[name].nunique() > 1]
+    return [_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
 
 
-def _panels(figure: Figure) -> Sequence[str]:
-    return FIG7_PANELS if figure == "fig7" else FIG25_PANELS
+def _drawing(figure: Figure, runs: Sequence[Run], part: pd.DataFrame, varying: Sequence[str]) -> Drawing:
+    models = list(dict.fromkeys(part["model"]))
+    named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
+    words = [figure, named, *(_short(name, part[name].iloc[0]) for name in varying)]
+    return Drawing(figure, "-".join(words), captions.title(figure, models), part, captions.caption(figure, runs, part))
 
 
-def _held(panels: Sequence[str]) -> list[str]:
-    """What is the same within one drawing."""
+def _held(figure: Figure) -> list[str]:
+    """The sizes that are the same within one drawing; Fig 2 and Appendix A set any of them side by side."""
+    if figure in ("fig2", "appendix_a"):
+        return []
+    panels = FIG7_PANELS if figure == "fig7" else FIG25_PANELS
     return [name for name in POINT_COLUMNS if name not in panels]
 
 

@@ -54,7 +54,15 @@ def report(run: Run) -> Report:
         RecordError: a record names a point or an arm that the header does not have.
     """
     rows = tables.run_rows(run)
-    notes = [*health.notes(run), *_reasons(rows), *_ceilings(run), *_noise(rows), *_few(rows), NOTE_HOW]
+    notes = [
+        *health.notes(run),
+        *_reasons(rows),
+        *_ceilings(run),
+        *_unshared(rows),
+        *_noise(rows),
+        *_few(rows),
+        NOTE_HOW,
+    ]
     header = run.header.model_dump(mode="json")
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
     return Report(title, rows, _blocks(rows), notes, {"path": str(run.path), **header})
@@ -211,11 +219,20 @@ def _reasons(rows: list[Row]) -> list[str]:
 def _ceilings(run: Run) -> list[str]:
     best: dict[str, Ceiling] = {}
     for _, item in run.of(Ceiling):
-        if item.name not in best or item.value > best[item.name].value:
+        known = best.get(item.name)
+        better = known is None or (item.value < known.value if item.unit == "us" else item.value > known.value)
+        if better:
             best[item.name] = item
     if not best:
         return []
     return ["ceilings: " + "; ".join(f"{i.name} {i.value:.4g} {i.unit} ({i.shape})" for i in best.values())]
+
+
+def _unshared(rows: list[Row]) -> list[str]:
+    rated = [row for row in rows if row["alone_gb_per_s"] is not None and row["ceiling"] is not None]
+    if any(row["ceiling_share_pct"] is None for row in rated):
+        return ["share of ceiling is not shown: the ceiling was not measured for every source"]
+    return []
 
 
 def _noise(rows: list[Row]) -> list[str]:
@@ -233,7 +250,9 @@ def _few(rows: list[Row]) -> list[str]:
     counts = [row["samples"] for row in rows if row["samples"]]
     if not counts or min(counts) >= stats.FEW_ROUNDS:
         return []
-    return [f"few rounds ({min(counts)}): intervals are wide; --rounds or --precision makes them narrow"]
+    few = min(counts)
+    uncovered = f", and fewer than {stats.COVERING_ROUNDS} cannot cover 95 %" if few < stats.COVERING_ROUNDS else ""
+    return [f"few rounds ({few}): intervals are wide{uncovered}; --rounds or --precision makes them narrow"]
 
 
 # The formats.

@@ -23,6 +23,9 @@ SEED = 20240301
 FEWEST_ROUNDS = 5
 """With fewer, not even smallest to largest covers the median with 90 %; nothing is decided from them."""
 
+COVERING_ROUNDS = 6
+"""The fewest whose range covers the median with 95 % (1 − 2 · 0.5ⁿ)."""
+
 FEW_ROUNDS = 10
 """Below this, tables and figures say that intervals are wide."""
 

@@ -177,14 +177,15 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> Row:
     if total and nbytes:
         row["total_gb_per_s"] = nbytes / total / 1e6
     name = CEILING_OF_MODE.get(samples.arm.mode)
-    best = ceiling(run, name, point.point.id, samples.arm.name) if name else None
-    if best is not None:
-        row.update(ceiling=name, ceiling_gb_per_s=best)
+    found = ceiling(run, name, point.point.id, samples.arm.name) if name else None
+    if found is not None:
+        row.update(ceiling=name, ceiling_gb_per_s=found[0])
     if samples.alone is not None:
         alone_ms, alone_nbytes = samples.alone
         row.update(alone_ms=alone_ms, alone_gb_per_s=alone_nbytes / alone_ms / 1e6)
-        if best:
-            row["ceiling_share_pct"] = 100 * row["alone_gb_per_s"] / best
+        sources = sum(info.role == "source" for _, info in run.of(RankInfo))
+        if found is not None and found[1] == sources:  # else the rate of all is held against the ceiling of some
+            row["ceiling_share_pct"] = 100 * row["alone_gb_per_s"] / found[0]
     return row
 
 
@@ -206,8 +207,8 @@ def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
     return 100 * (1 - overhead.median * none_ms / alone_ms)
 
 
-def ceiling(run: Run, name: str, point: str, arm: str) -> float | None:
-    """A ceiling in GB/s: best of each rank that measured it, summed over ranks.
+def ceiling(run: Run, name: str, point: str, arm: str) -> tuple[float, int] | None:
+    """A ceiling in GB/s, best of each rank that measured it, summed over ranks; and how many ranks these are.
 
     One measured for this arm, or else this point, goes before one of the whole run.
     """
@@ -223,7 +224,7 @@ def ceiling(run: Run, name: str, point: str, arm: str) -> float | None:
             if fits(item):
                 best[rank] = max(best.get(rank, 0.0), item.value)
         if best:
-            return sum(best.values())
+            return sum(best.values()), len(best)
     return None
 
 

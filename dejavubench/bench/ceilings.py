@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
+from dejavubench.dejavulib.blockfile import Durability, open_flags
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.disk import DiskDestination, Durability
+from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
@@ -232,11 +233,7 @@ class Disk:
         self._durability = durability
         self._data = aligned_buffer(MESSAGE).fill_(1)
         self._destination = DiskDestination(directory, f"{name}-ceiling", durability, False, {})
-        self._raw = os.open(
-            directory / f"{name}-raw",
-            os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_DIRECT | os.O_DSYNC if durability == "direct" else 0),
-            0o600,
-        )
+        self._raw = os.open(directory / f"{name}-raw", open_flags(durability), 0o600)
         os.unlink(directory / f"{name}-raw")
         stream = _stream(None)
         geometry = stream.schedule.geometry
@@ -249,7 +246,7 @@ class Disk:
             done = 0
             while done < MESSAGE:
                 done += os.pwrite(self._raw, self._data.numpy().data[done:], number * MESSAGE + done)
-            if self._durability == "fdatasync":
+            if self._durability != "page-cache":
                 os.fdatasync(self._raw)
 
     def write(self) -> list[Sample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -20,13 +21,16 @@ from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.streams import Side
-from dejavubench.dejavulib.destinations.disk import file_nbytes
+from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.parallel.collectives import MPICollectives, polite_gather
 from dejavubench.parallel.topology import Topology
 from dejavubench.points import Point
 from dejavubench.units import nbytes_text
+
+BEFORE_ABORT = 0.3
+"""Seconds for the launcher to pass on what a failing rank has printed: once told to abort, it may drop that."""
 
 
 class Job:
@@ -57,9 +61,10 @@ class Job:
         self._confine()
         self.skipped = self._agree(self._reasons)
         fit.refuse_if_none_runs(experiment, self.skipped)
+        self._agree(self._make_stream_dir)
         self.run_id, self.folder = self._make_folder()
         self.stream_dir = experiment.stream_dir or self.folder
-        self._agree(self._open_folders)
+        self._agree(self._open_recorder)
         self.data = self.world.Dup()
         self.verification = self.world.Dup()
         among_sources = cast(MPI.Intracomm, self.world.Split(0 if self.is_source else 1, self.rank))
@@ -152,9 +157,19 @@ class Job:
         assert outcome is not None
         return outcome
 
-    def _open_folders(self) -> dict[str, str]:
+    def _make_stream_dir(self) -> dict[str, str]:
+        directory = self.experiment.stream_dir
+        if directory is not None:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"stream_dir {directory}: {error.strerror}") from None
+            if not os.access(directory, os.W_OK):
+                raise UsageError(f"stream_dir {directory}: not writable")
+        return {}
+
+    def _open_recorder(self) -> dict[str, str]:
         try:
-            self.stream_dir.mkdir(parents=True, exist_ok=True)
             self.recorder = Recorder(
                 self.folder,
                 self.rank,
@@ -163,8 +178,6 @@ class Job:
             )
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from None
-        if not os.access(self.stream_dir, os.W_OK):
-            raise UsageError(f"stream_dir {self.stream_dir}: not writable")
         return {}
 
     def _write_first_records(self, command: list[str]) -> None:
@@ -222,19 +235,26 @@ class Job:
                 path.write_bytes(content)
 
     def abort(self, error: BaseException) -> NoReturn:
-        """Say which rank failed in which phase, and end every rank's process at once."""
-        where = f"rank {self.rank} failed in phase {self.recorder.phase_name}"
-        if isinstance(error, KeyboardInterrupt):
-            print(f"dejavubench: interrupted in phase {self.recorder.phase_name}", file=sys.stderr, flush=True)
-            status = 130
-        else:
-            traceback.print_exception(error, file=sys.stderr)
-            print(f"dejavubench: {where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            status = 1
+        """Record which phase failed, and end every rank's process at once."""
+        phase = self.recorder.phase_name
         try:
-            failure = records.Failure(phase=self.recorder.phase_name, error=f"{type(error).__name__}: {error}")
-            self.recorder.write(failure)
+            self.recorder.write(records.Failure(phase=phase, error=f"{type(error).__name__}: {error}"))
         except OSError as second:  # the disk may be what failed
             print(f"dejavubench: rank {self.rank} cannot record its failure: {second}", file=sys.stderr, flush=True)
-        self.world.Abort(status)
-        raise SystemExit(status)  # Abort does not return; for the type checker
+        abort_all(error, phase)
+
+
+def abort_all(error: BaseException, phase: str) -> NoReturn:
+    """Say which rank failed in which phase, and end every rank's process at once."""
+    world = MPI.COMM_WORLD
+    if isinstance(error, KeyboardInterrupt):
+        text, status = f"dejavubench: rank {world.rank} interrupted in phase {phase}\n", 130
+    else:
+        what = f"{type(error).__name__}: {error}"
+        text = "".join(traceback.format_exception(error))
+        text, status = f"{text}dejavubench: rank {world.rank} failed in phase {phase}: {what}\n", 1
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    time.sleep(BEFORE_ABORT)
+    world.Abort(status)
+    raise SystemExit(status)  # Abort does not return; for the type checker

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dejavubench.bench.job import Job
+from dejavubench.bench.job import Job, abort_all
 from dejavubench.bench.point import Enough, PointSession, load_model
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.verify import VerificationError
+from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import polite_barrier
@@ -39,16 +40,21 @@ def run(
     Raises:
         UsageError: on every rank, before anything has started.
     """
-    job = Job(experiment, command)
+    try:
+        job = Job(experiment, command)
+    except UsageError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - as below
+        abort_all(error, "start")
     try:
         verified = _measure_all(job, enough)
         job.finish(verified)
         if job.rank == 0 and on_end is not None:
             on_end(job.folder)
             print(f"records: {job.folder}", file=sys.stderr)
+        polite_barrier(job.world, "end")
     except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
         job.abort(error)
-    polite_barrier(job.world, "end")
     return 0 if verified else 1
 
 

@@ -16,11 +16,12 @@ from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare, own_pieces, send_pieces
 from dejavubench.dejavulib.copies import aligned_buffer, scatter
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
-from dejavubench.dejavulib.destinations.disk import DiskDestination, file_nbytes
+from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.experiment import Experiment
 from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
@@ -173,10 +174,7 @@ class Source:
     def verify(self, arm: Arm) -> str | None:
         """Compare what this arm's destination holds with the caches; None, or where they first differ.
 
-        For a remote arm the sink compares, and this side sends what it has.
-
-        Raises:
-            StreamingError: the destination's own checksums do not agree.
+        For a remote arm the sink compares, and this side sends what it has. For disk the checksums come first.
         """
         if arm.mode == "none":
             return None
@@ -184,8 +182,12 @@ class Source:
             if arm.remote:
                 send_pieces(self.place.verification, manager.cache, manager.streams)
                 continue
+            try:
+                held = self._fetched(arm, manager.streams)
+            except StreamingError as error:  # the destination itself says that it does not hold what was written
+                return str(error)
             found = compare(
-                self._fetched(arm, manager.streams),
+                held,
                 manager.streams,
                 own_pieces(manager.cache),
                 self._pattern,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import click
 
 from dejavubench import __version__
-from dejavubench.cli.errors import fail_usage
+from dejavubench.cli.errors import end_all_ranks, fail_usage
 from dejavubench.errors import UsageError
 
 COMMANDS = {
@@ -49,8 +50,11 @@ class LazyGroup(click.Group):
             error.show()
             sys.exit(error.exit_code)
         except click.Abort:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            print("interrupted", file=sys.stderr, flush=True)
+            end_all_ranks(130)
+        except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
+            traceback.print_exc()
+            end_all_ranks(1)
         sys.exit(status if isinstance(status, int) else 0)
 
 

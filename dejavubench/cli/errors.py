@@ -40,6 +40,17 @@ def fail_usage(message: str, command: str | None = None) -> NoReturn:
     sys.exit(2)
 
 
+def end_all_ranks(status: int) -> NoReturn:
+    """Exit with ``status``, and take the other ranks along if this is one of several.
+
+    A rank that just leaves would wait in MPI's finalisation for ranks that wait for it elsewhere.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.size > 1:
+        mpi.COMM_WORLD.Abort(status)
+    sys.exit(status)
+
+
 def _print(message: str, command: str | None) -> None:
     hint = f" (see {command} --help)" if command else ""
     print(f"Error: {message}{hint}", file=sys.stderr, flush=True)

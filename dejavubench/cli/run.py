@@ -100,7 +100,7 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
     """Rank 0's experiment on every rank: other hosts' files and environment do not count.
 
     Raises:
-        UsageError: rank 0 could not read it; on every rank.
+        UsageError: rank 0 could not read it, or it does not run under this many ranks; on every rank.
     """
     outcome: Experiment | UsageError
     try:
@@ -114,6 +114,7 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome
+    outcome.check_ranks(MPI.COMM_WORLD.size)  # before torch is imported, which takes a while
     return outcome
 
 

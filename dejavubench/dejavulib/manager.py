@@ -58,24 +58,33 @@ class Streamer:
     """The helper thread of one source process, and its bounded staging memory.
 
     Args:
-        destination: where chunks go; called from the helper thread alone.
+        destination: where chunks go; once a microbatch has begun, called from the helper thread alone.
         slot_nbytes: bytes of one staging slot.
         slots: how many slots there are, so how many chunks can be on their way at once.
+
+    Raises:
+        ValueError: the destination needs staging and there is none.
     """
 
     def __init__(self, destination: Destination, slot_nbytes: int, slots: int) -> None:
+        if destination.staged and slots < 1:
+            raise ValueError(f"{destination.name} needs at least one staging slot, not {slots}")
         self.destination = destination
         self.slot_nbytes = slot_nbytes
         self._slots = deque(aligned_buffer(slot_nbytes) for _ in range(slots))
         self.staging_nbytes = slots * slot_nbytes
         self._jobs: deque[_Job] = deque()
-        self._under_way: deque[_Job] = deque()
+        self._under_way: deque[_Job] = deque()  # begun and not complete, oldest first
+        self._finished = 0  # chunks that have become complete
         self._changed = threading.Condition()
         self._waiting = False  # the model is waiting, so there is nobody to be polite to
         self._closing = False
-        self._error: BaseException | None = None
+        self._error: StreamingError | None = None
         self._thread = threading.Thread(target=self._work, name="streamer", daemon=True)
+        threads, self._started = torch.get_num_threads(), threading.Event()
         self._thread.start()
+        self._started.wait()
+        torch.set_num_threads(threads)  # the helper's own setting became the default of every new thread
 
     def fill_staging(self, pattern: int) -> None:
         """Overwrite the staging memory, outside the clock, so that what a chunk leaves there cannot pass for another.
@@ -110,15 +119,15 @@ class Streamer:
             self._waiting = True
             self._changed.notify_all()
             try:
-                left, since = manager.lag_nbytes, time.monotonic()
+                self._raise_error()
+                finished, since = self._finished, time.monotonic()
                 while manager.lag_nbytes:
                     self._changed.wait(timeout=min(1.0, timeout))
                     self._raise_error()
-                    if manager.lag_nbytes != left:
-                        left, since = manager.lag_nbytes, time.monotonic()
+                    if self._finished != finished:
+                        finished, since = self._finished, time.monotonic()
                     elif time.monotonic() - since > timeout:
                         raise StreamingError(f"no chunk became complete within {timeout:g} s; {self._first_missing()}")
-                self._raise_error()
             finally:
                 self._waiting = False
 
@@ -129,7 +138,7 @@ class Streamer:
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def close(self) -> None:
-        """End the helper thread and close the destination."""
+        """End the helper thread and close the destination; chunks that are not complete are given up."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -139,7 +148,9 @@ class Streamer:
     # ---- the helper thread ----
 
     def _work(self) -> None:
-        torch.set_num_threads(1)  # a setting of the calling thread: copies must not wake a pool of workers
+        torch.set_num_threads(1)  # copies must not wake a pool of workers
+        torch.get_num_threads()  # takes the setting over for good; without it a thread's first operation does
+        self._started.set()
         try:
             while True:
                 job = self._next()
@@ -149,19 +160,27 @@ class Streamer:
                     return
                 if self._under_way:
                     self._collect()
+        except StreamingError as error:
+            self._fail(error)
         except BaseException as error:  # noqa: BLE001 - handed to the model's thread, which raises it
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+            failure = StreamingError(f"{type(error).__name__}: {error}; {self._first_missing()}")
+            failure.__cause__ = error
+            self._fail(failure)
+
+    def _fail(self, error: StreamingError) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
 
     def _next(self) -> _Job | None:
         """The next job that can start; None when it is time to look at what is under way, or to end."""
         with self._changed:
             while True:
-                if self._jobs and (self._slots or not self._needs_slot(self._jobs[0])):
-                    return self._jobs.popleft()
                 if self._closing:
                     return None
+                if self._jobs and (self._slots or not self._needs_slot(self._jobs[0])):
+                    self._under_way.append(self._jobs[0])
+                    return self._jobs.popleft()
                 if self._under_way:
                     nap = NAP / 2 if self._waiting else NAP_BESIDE_COMPUTE
                     self._changed.wait(timeout=nap)
@@ -188,23 +207,23 @@ class Streamer:
             self.destination.flush_runs(stream, chunk, runs, manager.level.each_complete)
             copies = len(runs)
         manager.phase_of(chunk.step).copies += copies
-        self._under_way.append(job)
         self._collect()
         if not manager.level.buffered:
             manager.prepare_runs(stream, chunk.step + 1)  # while the model computes that step
 
     def _collect(self) -> None:
         """Note what has become complete and take its slots back."""
-        done: dict[int, int] = {}
+        streams = {job.stream.key: job.stream for job in self._under_way}
+        done = {key: self.destination.completed(stream) for key, stream in streams.items()}
         left: deque[_Job] = deque()
         finished: list[_Job] = []
         for job in self._under_way:
-            count = done.setdefault(job.stream.id, self.destination.completed(job.stream))
-            (finished if job.chunk.index < count else left).append(job)
+            (finished if job.chunk.index < done[job.stream.key] else left).append(job)
         if not finished:
             return
         with self._changed:
             self._under_way = left
+            self._finished += len(finished)
             for job in finished:
                 if job.slot is not None:
                     self._slots.append(job.slot)
@@ -232,6 +251,9 @@ class CacheManager:
         streamer: the process's helper thread.
         timeout: seconds without any progress after which a wait is given up.
 
+    Raises:
+        ValueError: the streams' chunks do not fit the streamer's staging slots.
+
     Attributes:
         prompt, tokens, draining: what streaming did in each phase of the microbatch. Bytes and copies count
             for the phase whose keys and values they carry, whenever they move.
@@ -241,13 +263,16 @@ class CacheManager:
     def __init__(
         self, cache: KVCache, streams: list[Stream], level: Level, streamer: Streamer, timeout: float = 60.0
     ) -> None:
+        largest = max((stream.schedule.slot_nbytes for stream in streams), default=0)
+        if level.buffered and streamer.destination.staged and largest > streamer.slot_nbytes:
+            raise ValueError(f"chunks of up to {largest} bytes do not fit staging slots of {streamer.slot_nbytes}")
         self.cache = cache
         self.level = level
         self.streams = streams
         self.lag_nbytes = 0
         self._streamer = streamer
         self._timeout = timeout
-        self._runs: dict[tuple[int, int], list[memoryview]] = {}
+        self._runs: dict[tuple[tuple[int | None, int], int], list[memoryview]] = {}
         self._steps: dict[int, list[tuple[Stream, Chunk]]] = {}
         self._layers: dict[int, list[tuple[Stream, Chunk]]] = {}
         for stream in streams:
@@ -317,10 +342,10 @@ class CacheManager:
         """Cut the views of a step's runs ahead of time, so that the naive loop does nothing but move them."""
         for other, chunk in self._steps.get(step, []):
             if other is stream:
-                self._runs[stream.id, chunk.index] = run_views(self.cache, stream.schedule.atoms(step))
+                self._runs[stream.key, chunk.index] = run_views(self.cache, stream.schedule.atoms(step))
 
     def take_runs(self, stream: Stream, chunk: Chunk) -> list[memoryview]:
-        return self._runs.pop((stream.id, chunk.index))
+        return self._runs.pop((stream.key, chunk.index))
 
     def _submit(self, chunks: list[tuple[Stream, Chunk]], phase: Streaming, tokens: np.ndarray | None) -> None:
         if chunks:

@@ -38,6 +38,7 @@ class CacheReceiver:
 
     Two receives are posted at a time, so that one chunk arrives while another is scattered. At the levels that
     are not buffered runs go straight to where they belong: asked for one by one, or at ``0-batched`` all posted.
+    There the caches of both sides must cut a region into the same runs: same heads, in the same layout.
 
     Attributes:
         nbytes, messages: what has arrived so far.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import floor, log2
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +82,7 @@ def alibi_slopes(heads: int) -> Tensor:
     Press et al. 2022 (arXiv 2108.12409): a geometric series from 2^(-8/heads); where ``heads`` is no power of two,
     every other slope of the next longer series fills up, as in BLOOM.
     """
-    power = 2 ** floor(log2(heads))
+    power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not more
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (heads - power), 2)]
     return torch.tensor(slopes)

@@ -68,7 +68,7 @@ class TensorParallel(Protocol):
     """What the model needs of the ranks that hold the other parts of its layers."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over the group; may be in place."""
+        """The sum over the group; may be in place. The caller may change the result."""
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Everyone's ``x``, as [tensor_size, *x.shape]."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 
 import torch
 from mpi4py import MPI
@@ -108,8 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BaseException:
-        traceback.print_exc()
-        MPI.COMM_WORLD.Abort(1)
+    main()

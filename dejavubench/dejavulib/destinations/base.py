@@ -44,6 +44,11 @@ class Stream:
     schedule: StreamSchedule
     peer: int | None = None
 
+    @property
+    def key(self) -> tuple[int | None, int]:
+        """Unique among the streams of one process."""
+        return self.peer, self.id
+
 
 class Destination(ABC):
     """The source's side of a destination. One helper thread calls it; chunks of a stream come in order.
@@ -59,7 +64,7 @@ class Destination(ABC):
 
     @abstractmethod
     def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
-        """Prepare for a microbatch, outside the clock.
+        """Prepare for a microbatch, outside the clock; other streams' chunks may be on their way meanwhile.
 
         Args:
             tokens: the prompt's token ids, int64 [B, P].

@@ -43,24 +43,24 @@ class MPIDestination(Destination):
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise StreamingError("this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by mpi needs")
         self._comm = comm
-        self._sends: dict[int, deque[MPI.Request]] = {}
-        self._acks: dict[int, deque[MPI.Request]] = {}
-        self._completed: dict[int, int] = {}
+        self._sends: dict[tuple[int | None, int], deque[MPI.Request]] = {}
+        self._acks: dict[tuple[int | None, int], deque[MPI.Request]] = {}
+        self._completed: dict[tuple[int | None, int], int] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
-        if self._acks.get(stream.id):
+        if self._acks.get(stream.key):
             raise StreamingError(
-                f"stream {stream.id} begins anew with {len(self._acks[stream.id])} chunks on their way"
+                f"stream {stream.id} begins anew with {len(self._acks[stream.key])} chunks on their way"
             )
-        self._sends[stream.id] = deque()
-        self._acks[stream.id] = deque()
-        self._completed[stream.id] = 0
+        self._sends[stream.key] = deque()
+        self._acks[stream.key] = deque()
+        self._completed[stream.key] = 0
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         assert stream.peer is not None
         self._expect_ack(stream)
         message = (packed.numpy(), MPI.BYTE)
-        self._sends[stream.id].append(self._comm.Isend(message, stream.peer, _data_tag(stream)))
+        self._sends[stream.key].append(self._comm.Isend(message, stream.peer, _data_tag(stream)))
 
     def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
         assert stream.peer is not None
@@ -76,16 +76,16 @@ class MPIDestination(Destination):
 
     def _expect_ack(self, stream: Stream) -> None:
         assert stream.peer is not None
-        self._acks[stream.id].append(self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer, _ack_tag(stream)))
+        self._acks[stream.key].append(self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer, _ack_tag(stream)))
 
     def completed(self, stream: Stream) -> int:
-        sends, acks = self._sends[stream.id], self._acks[stream.id]
+        sends, acks = self._sends[stream.key], self._acks[stream.key]
         while sends and sends[0].Test():
             sends.popleft()
         while acks and acks[0].Test():
             acks.popleft()
-            self._completed[stream.id] += 1
-        return self._completed[stream.id]
+            self._completed[stream.key] += 1
+        return self._completed[stream.key]
 
 
 class MPISinkEndpoint:

@@ -1,0 +1,119 @@
+"""A preallocated file, written in order, as durable as a named option says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.copies import PAGE, aligned_buffer
+from dejavubench.dejavulib.destinations.base import StreamingError
+
+Durability = Literal["fdatasync", "direct", "page-cache"]
+
+FILL = 4 << 20  # bytes of one write while a file is filled
+
+
+def open_flags(durability: Durability) -> int:
+    """Flags of a file that is made now and must not exist."""
+    return os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if durability == "direct" else 0)
+
+
+class BlockFile:
+    """A file of a fixed size.
+
+    Args:
+        path: no such file may exist.
+        nbytes: its size, whole pages; allocated now, so that later writes cannot run out of room.
+        durability: ``fdatasync``: through the page cache. ``direct``: past it, by O_DIRECT. Both are on the
+            device when :meth:`sync` returns. ``page-cache``: it survives the process, not the power.
+        keep: leave the file. Else it loses its name now, so that even a killed process leaves nothing.
+
+    Raises:
+        StreamingError: it cannot be made, or the device has no room for it.
+    """
+
+    def __init__(self, path: Path, nbytes: int, durability: Durability, keep: bool) -> None:
+        self.path = path
+        self.nbytes = nbytes
+        self._durability = durability
+        self._tail = np.empty(0, np.uint8)  # direct: what of a page is written already, at the end of the last write
+        self._bounce = aligned_buffer(PAGE)
+        try:
+            self._fd = os.open(path, open_flags(durability), 0o644)
+        except OSError as error:
+            raise StreamingError(f"cannot create {path} for {durability} streaming: {error.strerror}") from None
+        if not keep:
+            os.unlink(path)
+        try:
+            os.posix_fallocate(self._fd, 0, nbytes)
+        except OSError as error:
+            os.close(self._fd)
+            if keep:
+                os.unlink(path)
+            raise StreamingError(f"no room for {nbytes} bytes in {path.parent}: {error.strerror}") from None
+
+    def write(self, at: int, data: np.ndarray) -> None:
+        """Write bytes at a page's beginning or right behind those written last; durable after :meth:`sync`."""
+        if self._durability != "direct":
+            self._pwrite(at, data)
+            return
+        head = at % PAGE
+        if head or data.ctypes.data % PAGE:  # the device takes whole pages from aligned memory
+            data = self._aligned(self._tail[:head], data)
+        whole = len(data) // PAGE * PAGE
+        self._pwrite(at - head, data[:whole])
+        self._tail = data[whole:].copy()
+        if len(self._tail):
+            self._pwrite(at - head + whole, self._aligned(self._tail, np.zeros(PAGE - len(self._tail), np.uint8)))
+
+    def sync(self) -> None:
+        """Return when everything written is as durable as the option says."""
+        if self._durability != "page-cache":
+            os.fdatasync(self._fd)
+
+    def fill(self, pattern: int, start: int) -> None:
+        """Set every byte from ``start`` on to ``pattern``, on the device."""
+        filling = aligned_buffer(FILL).fill_(pattern).numpy()
+        for at in range(start, self.nbytes, FILL):
+            self.write(at, filling[: min(FILL, self.nbytes - at)])
+        os.fdatasync(self._fd)
+
+    def read(self, at: int, nbytes: int) -> torch.Tensor:
+        """Bytes [at, at + nbytes) as uint8.
+
+        Raises:
+            StreamingError: the file ends before.
+        """
+        first = at // PAGE * PAGE
+        whole = aligned_buffer(-(-(at + nbytes - first) // PAGE) * PAGE)
+        got = 0
+        while got < at + nbytes - first:
+            count = os.preadv(self._fd, [whole.numpy().data[got:]], first + got)
+            if count == 0:
+                raise StreamingError(f"{self.path.name} ends at byte {first + got}, before {at + nbytes}")
+            got += count
+        return whole[at - first : at - first + nbytes]
+
+    def forget_cached(self) -> None:
+        """Have the next read ask the device, unless the page cache is all that was promised."""
+        if self._durability != "page-cache":
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _aligned(self, *pieces: np.ndarray) -> np.ndarray:
+        """The pieces one behind the other in aligned memory."""
+        nbytes = sum(map(len, pieces))
+        if self._bounce.numel() < nbytes:
+            self._bounce = aligned_buffer(nbytes)
+        return np.concatenate(pieces, out=self._bounce.numpy()[:nbytes])
+
+    def _pwrite(self, at: int, data: np.ndarray) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data.data[done:], at + done)

@@ -1,0 +1,129 @@
+"""Caches with known contents for the tests of the library, and references that share no code with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Protocol
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, KVLayout, Region, Span
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
+    """The K or V tensor, each element holding its number in [L, B, H, S, D], whatever the layout."""
+    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions, geometry.head_size)
+    ids = np.arange(prod(sizes)).reshape(sizes)
+    if geometry.layout is KVLayout.NHD:
+        return np.ascontiguousarray(ids.transpose(0, 1, 3, 2, 4))
+    if geometry.layout is KVLayout.FT and kv == "k":
+        x = 16 // geometry.itemsize
+        return np.ascontiguousarray(ids.reshape(*sizes[:4], -1, x).transpose(0, 1, 2, 4, 3, 5))
+    return ids
+
+
+def inside(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
+    """Which elements of the K or V tensor belong to a region."""
+    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions, geometry.head_size)
+    at = np.unravel_index(logical_ids(geometry, kv), sizes)
+    spans = (region.layers, region.requests, region.heads, region.positions)
+    within = [(span[0] <= axis) & (axis < span[1]) for axis, span in zip(at, spans, strict=False)]
+    return np.logical_and.reduce(within)
+
+
+def packed_bytes(cache: KVCache, regions: list[Region]) -> bytes:
+    """The packed form of regions of one layer each, as the schedule defines it."""
+    packed = []
+    for region in regions:
+        for kv in BOTH:
+            tensor = cache.tensor(kv).view(INTEGERS[cache.geometry.itemsize]).numpy()
+            packed.append(tensor[inside(cache.geometry, kv, region)].tobytes())  # in the tensor's own order
+    return b"".join(packed)
+
+
+def packed_stream(cache: KVCache, schedule: StreamSchedule) -> bytes:
+    """The whole stream as it lies in a file or buffer."""
+    return b"".join(packed_bytes(cache, schedule.atoms(step)) for step in range(schedule.steps + 1))
+
+
+def random_cache(geometry: KVGeometry, seed: int = 0) -> KVCache:
+    """Random bits as integers of the geometry's element size: no byte pattern is special, equal is equal."""
+    generator = torch.Generator().manual_seed(seed)
+    cache = KVCache.allocate(geometry, INTEGERS[geometry.itemsize])
+    for kv in BOTH:
+        cache.bytes(kv).random_(0, 256, generator=generator)
+    return cache
+
+
+class Told(Protocol):
+    """What a model calls back."""
+
+    def layer_ready(self, layer: int) -> None: ...
+    def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None: ...
+
+
+def play_model(
+    source: KVCache, cache: KVCache, schedule: StreamSchedule, manager: Told, new_tokens: np.ndarray | None = None
+) -> None:
+    """Be the model: bring ``source`` into ``cache`` layer by layer and step by step, telling the manager.
+
+    What has not been announced holds something else, so a gather that runs too early takes wrong bytes.
+    """
+
+    def write(layer: int, span: Span) -> None:
+        k, v = (source.keys(layer, span.stop), source.values(layer, span.stop))
+        cache.store(layer, span.start, k[:, :, span.start :], v[:, :, span.start :])
+
+    for layer in range(source.geometry.layers):
+        write(layer, schedule.positions(0))
+        manager.layer_ready(layer)
+    manager.step_ready(0)
+    for step in range(1, schedule.steps + 1):
+        for layer in range(source.geometry.layers):
+            write(layer, schedule.positions(step))
+        manager.step_ready(step, None if new_tokens is None else new_tokens[:, step - 1])
+
+
+# ---- strategies ----
+
+
+@st.composite
+def spans(draw: Callable[..., int], size: int) -> Span:
+    """A non-empty interval of an axis."""
+    start = draw(st.integers(0, size - 1))
+    return Span(start, draw(st.integers(start + 1, size)))
+
+
+@st.composite
+def geometries(draw: Callable[..., int], most: int = 4) -> KVGeometry:
+    layout = draw(st.sampled_from(list(KVLayout)))
+    itemsize = draw(st.sampled_from([1, 2, 4]))
+    smallest = 16 // itemsize if layout is KVLayout.FT else 1
+    head_size = smallest * draw(st.integers(1, 3))
+    layers, requests, heads, positions = (draw(st.integers(1, most)) for _ in range(4))
+    return KVGeometry(layers, requests, heads, positions, head_size, itemsize, layout)
+
+
+@st.composite
+def regions(draw: Callable[..., Span], geometry: KVGeometry) -> Region:
+    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions)
+    return Region(*(draw(spans(size)) for size in sizes))
+
+
+@st.composite
+def schedules(draw: Callable[..., int], most: int = 4) -> StreamSchedule:
+    """A stream of a part of a small cache, with slots from the smallest that will do upwards."""
+    geometry = draw(geometries(most))
+    region = draw(regions(geometry))
+    written = draw(st.integers(1, geometry.positions))
+    input_len = draw(st.integers(1, written))
+    smallest = 2 * region.heads.size * geometry.head_size * geometry.itemsize
+    whole_prompt = smallest * region.requests.size * input_len * region.layers.size
+    slot = draw(st.integers(smallest, whole_prompt + smallest))
+    return StreamSchedule(geometry, region, input_len, written - input_len, slot)

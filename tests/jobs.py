@@ -1,0 +1,180 @@
+"""Real jobs for tests: mpirun of this Python's environment, in a folder of its own, with a deadline."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+from click.testing import CliRunner
+
+from dejavubench.cli import main
+from dejavubench.cli.errors import LAUNCHED
+from dejavubench.records import RankInfo, Run, read_run
+
+HERE = Path(__file__).parent
+CLI = ("-m", "dejavubench")
+TINY = ("--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
+"""A model whose job takes hardly longer than its start."""
+
+PATIENCE = 120.0
+"""Seconds that a whole job may take on a loaded machine; not a measurement."""
+
+GONE_WITHIN = 10.0
+"""Seconds after a failure within which every process of the job must be gone (the requirement)."""
+
+
+def mpirun_program() -> str:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    program = shutil.which("mpirun", path=path)
+    if program is None:
+        pytest.skip("no mpirun")
+    return program
+
+
+class Job:
+    """A job under way; use it as a context, so that nothing outlives a test.
+
+    Args:
+        cwd: where it runs, and writes its logs.
+        ranks: how many.
+        args: of the driver.
+        driver: what Python runs: the command line, or a script of ``tests/mpi``.
+        environment: added to this process's.
+    """
+
+    def __init__(
+        self,
+        cwd: Path,
+        ranks: int,
+        *args: object,
+        driver: Sequence[str] = CLI,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.cwd = cwd
+        cwd.mkdir(parents=True, exist_ok=True)
+        inherited = {key: value for key, value in os.environ.items() if key not in ("DEJAVULIB_BASELINE", *LAUNCHED)}
+        self._out, self._err = cwd / "stdout", cwd / "stderr"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [mpirun_program(), "-n", str(ranks), sys.executable, *driver, *map(str, args)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=cwd,
+                env={**inherited, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", **(environment or {})},
+            )
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()  # the launcher takes its ranks along
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """The exit status; a job that is still there after ``timeout`` seconds fails the test."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {timeout:g} s; on stderr:\n{self.stderr[-4000:]}")
+
+    def until(self, happened: Callable[[], bool], what: str) -> None:
+        """Wait for something that the job does."""
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{what} did not happen (status {self.process.poll()}):\n{self.stderr[-4000:]}")
+            time.sleep(0.02)
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def folder(self) -> Path:
+        """The one run's folder that it has made."""
+        (folder,) = (self.cwd / "logs").iterdir()
+        return folder
+
+    @property
+    def run(self) -> Run:
+        return read_run(self.folder)
+
+    def pid(self, rank: int) -> int:
+        """A rank's process, as its first record tells."""
+        return next(info.pid for at, info in self.run.of(RankInfo) if at == rank)
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does to mpirun."""
+        self.process.send_signal(signal.SIGINT)
+
+    def all_gone(self, timeout: float = GONE_WITHIN) -> None:
+        """Every rank's process has ended, or does so within ``timeout`` seconds."""
+        pids = {info.pid for _, info in self.run.of(RankInfo)}
+        assert pids, "no rank has said which process it is"
+        deadline = time.monotonic() + timeout
+        while left := {pid for pid in pids if _runs(pid)}:
+            assert time.monotonic() < deadline, f"processes {left} are still there"
+            time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def run(
+    cwd: Path,
+    ranks: int,
+    *args: object,
+    driver: Sequence[str] = CLI,
+    environment: Mapping[str, str] | None = None,
+    status: int = 0,
+) -> Job:
+    """A job that has come to its end with ``status``."""
+    with Job(cwd, ranks, *args, driver=driver, environment=environment) as job:
+        assert job.wait() == status, job.stderr[-4000:] + job.stdout[-1000:]
+        return job
+
+
+def processed(folder: Path, style: str = "table") -> str:
+    """What ``dejavubench process FOLDER`` prints."""
+    result = CliRunner().invoke(main, ["process", str(folder), "--format", style], env=dict.fromkeys(LAUNCHED))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@contextmanager
+def small_disk(folder: Path, nbytes: int) -> Iterator[None]:
+    """A tmpfs at ``folder``; skips where this user may not mount one."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {done.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,0 +1,215 @@
+"""Run by test_streaming_mpi.py under mpirun: the mpi destination and its sink, all layouts and levels.
+
+``stream_worker.py SOURCES,SPLIT,SOURCE_UBATCH,SINK_UBATCH …``, one after another: the first ranks are sources, the
+others sinks; those of one side share the ``layers`` (pipeline stages) or the ``heads`` (tensor parallel). The
+microbatch sizes of the two sides may differ. What is true of the whole model's cache is known to every rank, so each
+sink checks every byte.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.plan import Setup, stream_in, stream_out
+from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.parallel.collectives import polite_barrier
+
+LAYERS, HEADS, REQUESTS, HEAD_SIZE = 3, 2, 6, 8
+INPUT_LEN, STEPS, UNUSED = 5, 3, 2
+WRITTEN = INPUT_LEN + STEPS
+WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 150
+"""Staging slots that hold layers whole, and those that force cuts along requests and positions."""
+
+ROUNDS = 2
+
+
+class Worker:
+    """One rank's part in moving the whole model's cache for one layout, level and slot size."""
+
+    def __init__(self, sides: tuple[Setup, Setup], comm: MPI.Intracomm, layout: KVLayout, level: Level, slot: int):
+        self.comm = comm
+        self.level = level
+        self.slot = slot
+        source, target = sides
+        self.is_source = comm.rank < source.workers
+        self.setup = source if self.is_source else target
+        self.worker = comm.rank if self.is_source else comm.rank - source.workers
+        layers, heads = self.setup.layers(self.worker), self.setup.heads_of(self.worker)
+        self.layers, self.heads = layers, heads
+        self.geometry = KVGeometry(
+            layers.size, self.setup.ubatch_size, heads.size, WRITTEN + UNUSED, HEAD_SIZE, 2, layout
+        )
+        ubatches = REQUESTS // self.setup.ubatch_size
+        self.caches = [KVCache.allocate(self.geometry, torch.int16) for _ in range(ubatches)]
+        self.streams: list[list[Stream]] = [[] for _ in range(ubatches)]
+        between: Counter[int] = Counter()
+        everything = Region(Span(0, LAYERS), Span(0, REQUESTS), Span(0, HEADS), Span(0, WRITTEN))
+        for transfer in (stream_out if self.is_source else stream_in)(source, target, self.worker, everything):
+            if self.is_source:
+                peer, ubatch, region = source.workers + transfer.target, transfer.source_ubatch, transfer.source_region
+            else:
+                peer, ubatch, region = transfer.source, transfer.target_ubatch, transfer.target_region
+            schedule = StreamSchedule(self.geometry, region, INPUT_LEN, STEPS, slot)
+            self.streams[ubatch].append(Stream(between[peer], schedule, peer))
+            between[peer] += 1
+
+    def mine(self, truth: np.ndarray, ubatch: int) -> torch.Tensor:
+        """This worker's part of the truth [L, N, H, S, D], for one microbatch."""
+        first = ubatch * self.setup.ubatch_size
+        return torch.from_numpy(truth[self.layers.slice, first : first + self.setup.ubatch_size, self.heads.slice])
+
+    def send(self, truth: list[np.ndarray]) -> int:
+        """Be the model of every microbatch in turn; how many messages left."""
+        streamer = Streamer(MPIDestination(self.comm), self.slot, 2)
+        managers = [
+            CacheManager(cache, streams, self.level, streamer, 60.0)
+            for cache, streams in zip(self.caches, self.streams, strict=True)
+        ]
+        for cache, manager in zip(self.caches, managers, strict=True):
+            cache.fill(0x77)
+            manager.begin()
+        polite_barrier(self.comm)
+        for step in range(STEPS + 1):
+            span = Span(0, INPUT_LEN) if step == 0 else Span(INPUT_LEN + step - 1, INPUT_LEN + step)
+            for ubatch, (cache, manager) in enumerate(zip(self.caches, managers, strict=True)):
+                k, v = (self.mine(part, ubatch)[..., span.slice, :] for part in truth)
+                for layer in range(self.layers.size):
+                    cache.store(layer, span.start, k[layer], v[layer])
+                    if step == 0:
+                        manager.layer_ready(layer)
+                manager.step_ready(step)
+        for manager in managers:
+            manager.drain()
+            assert manager.lag_nbytes == 0
+            nbytes = sum(stream.schedule.nbytes for stream in manager.streams)
+            assert manager.prompt.nbytes + manager.tokens.nbytes == nbytes
+        streamer.close()
+        return sum(manager.prompt.copies + manager.tokens.copies for manager in managers)
+
+    def receive(self, truth: list[np.ndarray], pattern: int) -> int:
+        """Receive every microbatch and check it; how many messages came."""
+        for cache in self.caches:
+            cache.fill(pattern)
+        endpoint = MPISinkEndpoint(self.comm)
+        receivers = [
+            CacheReceiver(cache, stream, self.level, endpoint)
+            for cache, streams in zip(self.caches, self.streams, strict=True)
+            for stream in streams
+        ]
+        for receiver in receivers:
+            receiver.begin()
+            assert not receiver.done
+            assert receiver.expected.startswith(f"chunk 0 of {receiver._stream.schedule.count(self.level)} ")
+        polite_barrier(self.comm)
+        receive_all(receivers)
+        endpoint.finish()
+        for receiver in receivers:
+            assert receiver.nbytes == receiver._stream.schedule.nbytes
+        self.check(truth, pattern)
+        return sum(receiver.messages for receiver in receivers)
+
+    def check(self, truth: list[np.ndarray], pattern: int) -> None:
+        unused = self.geometry.region(positions=Span(WRITTEN, WRITTEN + UNUSED))
+        for ubatch, cache in enumerate(self.caches):
+            k, v = (self.mine(part, ubatch) for part in truth)
+            for layer in range(self.layers.size):
+                for kind, got, sent in (("K", cache.keys, k), ("V", cache.values, v)):
+                    wrong = torch.nonzero(got(layer, WRITTEN) != sent[layer])
+                    assert not len(wrong), f"{kind} of layer {layer} of microbatch {ubatch}: first at {wrong[0]}"
+            for kv in BOTH:
+                left = cache.piece(kv, unused).contiguous().view(torch.uint8)
+                assert (left == pattern).all(), f"{kv} of microbatch {ubatch}: unused positions were written"
+
+
+def setup_of(workers: int, split: str, ubatch_size: int) -> Setup:
+    if split == "heads":
+        return Setup((0, LAYERS), HEADS, workers, ubatch_size)
+    return Setup({1: (0, LAYERS), 2: (0, 2, LAYERS)}[workers], HEADS, 1, ubatch_size)
+
+
+def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
+    """Every layout, level and slot, twice each with other data; how many messages have moved."""
+    total = 0
+    same_runs = sides[0].tensor_parallel == sides[1].tensor_parallel
+    for number, layout in enumerate(KVLayout):
+        for level in (level for level in LEVELS.values() if level.buffered or same_runs):
+            for slot in (WHOLE_LAYERS, CUT_LAYERS):
+                worker = Worker(sides, comm, layout, level, slot)
+                for round in range(ROUNDS):
+                    random = np.random.default_rng([number, round, slot])
+                    shape = (LAYERS, REQUESTS, HEADS, WRITTEN, HEAD_SIZE)
+                    truth = [random.integers(-(2**15), 2**15, shape, dtype=np.int16) for _ in BOTH]
+                    sent = worker.send(truth) if worker.is_source else 0
+                    received = 0 if worker.is_source else worker.receive(truth, 0x20 + round)
+                    counts = np.array(comm.allgather((sent, received)))
+                    assert counts[:, 0].sum() == counts[:, 1].sum() > 0, f"messages sent and received: {counts}"
+                    total += int(counts[:, 0].sum())
+    return total
+
+
+def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
+    """A sink that takes nothing: what has merely left is not complete, and the drain says so."""
+    worker = Worker(sides, comm, KVLayout.HND, LEVELS["3"], WHOLE_LAYERS)
+    if worker.is_source:
+        destination = MPIDestination(comm)
+        streamer = Streamer(destination, WHOLE_LAYERS, 64)
+        manager = CacheManager(worker.caches[0], worker.streams[0], LEVELS["3"], streamer, 0.2)
+        manager.begin()
+        for layer in range(worker.layers.size):
+            manager.layer_ready(layer)
+        for step in range(STEPS + 1):
+            manager.step_ready(step)
+        try:
+            manager.drain()
+        except StreamingError as error:
+            assert "the first missing is chunk 0 (step 0) of stream 0" in str(error), error  # noqa: PT017
+        else:
+            raise AssertionError("drained although the sink has taken nothing")
+        try:
+            destination.begin(worker.streams[0][0])
+        except StreamingError as error:
+            assert "begins anew with" in str(error), error  # noqa: PT017
+        else:
+            raise AssertionError("a stream with chunks on their way began anew")
+        polite_barrier(comm)
+        manager._timeout = 60.0
+        manager.drain()  # and when the sink comes, all is well
+        streamer.close()
+    else:
+        endpoint = MPISinkEndpoint(comm)
+        receivers = [CacheReceiver(worker.caches[0], stream, LEVELS["3"], endpoint) for stream in worker.streams[0]]
+        polite_barrier(comm)
+        for receiver in receivers:
+            receiver.begin()
+        receive_all(receivers)
+        endpoint.finish()
+
+
+def main(sources: int, split: str, source_ubatch: int, sink_ubatch: int) -> None:
+    comm = MPI.COMM_WORLD.Dup()
+    sides = (setup_of(sources, split, source_ubatch), setup_of(comm.size - sources, split, sink_ubatch))
+    total = stream_all(sides, comm)
+    if source_ubatch == sink_ubatch:
+        silent_sink(sides, comm)
+    polite_barrier(comm)
+    if comm.rank == 0:
+        print(f"{sources} {split} {source_ubatch} {sink_ubatch}: {total} messages")
+    comm.Free()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for variant in sys.argv[1:]:
+        sources, split, source_ubatch, sink_ubatch = variant.split(",")
+        main(int(sources), split, int(source_ubatch), int(sink_ubatch))

@@ -1,0 +1,162 @@
+"""Medians, intervals, paired overheads and verdicts."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import AGAIN, NONE, arm
+
+from dejavubench.analysis.stats import (
+    Estimate,
+    Verdict,
+    baseline_series,
+    estimate,
+    noise_floor,
+    paired_overhead,
+    paired_ratios,
+    precise_enough,
+    verdict,
+)
+from dejavubench.records import ArmInfo, Iteration
+
+times = st.floats(min_value=0.01, max_value=1e5, allow_nan=False)
+
+
+@given(st.lists(times, min_size=2, max_size=40))
+def test_interval_holds_the_median_and_stays_within_the_samples(samples: list[float]) -> None:
+    found = estimate(samples)
+    assert found.median == pytest.approx(np.median(samples))
+    assert min(samples) <= found.low <= found.median <= found.high <= max(samples)
+    assert found.samples == len(samples)
+
+
+@given(st.lists(times, min_size=1, max_size=20), st.floats(min_value=0.5, max_value=2.0))
+def test_an_estimate_scales_with_its_samples_and_repeats_itself(samples: list[float], factor: float) -> None:
+    one, other = estimate(samples), estimate([factor * value for value in samples])
+    assert estimate(samples) == one or len(samples) == 1
+    assert other.median == pytest.approx(factor * one.median)
+    assert other.iqr == pytest.approx(factor * one.iqr)
+
+
+def test_one_sample_has_no_interval() -> None:
+    assert math.isnan(estimate([3.0]).low)
+    assert math.isnan(estimate([3.0]).high)
+
+
+@pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")]])
+def test_what_is_no_sample_is_refused(samples: list[float]) -> None:
+    with pytest.raises(ValueError, match="sample"):
+        estimate(samples)
+
+
+def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        found = estimate(rng.lognormal(size=25))
+        covered += found.low <= 1.0 <= found.high
+    assert 180 <= covered <= 199
+
+
+@given(st.dictionaries(st.integers(0, 30), times, min_size=1), st.floats(min_value=0.5, max_value=50))
+def test_drift_that_a_round_shares_cancels(drift: dict[int, float], factor: float) -> None:
+    first = {number: 2.0 * value for number, value in drift.items()}
+    second = {number: 8.0 * value for number, value in drift.items()}  # geometric mean: 4 × drift
+    slow = {number: 4.0 * factor * value for number, value in drift.items()}
+    found = paired_overhead(slow, [first, second])
+    assert found is not None
+    assert found.median == pytest.approx(factor - 1, abs=1e-9)
+    floor = noise_floor([first, second])
+    assert floor is not None
+    assert floor.median == pytest.approx(3.0)
+
+
+def test_only_rounds_that_all_have_are_paired() -> None:
+    ratios = paired_ratios({0: 1.0, 1: 6.0, 5: 9.0}, [{1: 2.0, 0: 1.0}, {1: 4.5, 5: 1.0}])
+    assert ratios == pytest.approx([2.0])
+
+
+def test_one_none_is_the_baseline_and_none_at_all_is_said() -> None:
+    one = paired_overhead({0: 3.0, 1: 3.3}, [{0: 2.0, 1: 2.2}])
+    assert one is not None
+    assert one.median == pytest.approx(0.5)
+    assert paired_overhead({0: 3.0}, []) is None
+    assert paired_overhead({0: 3.0}, [{1: 3.0}]) is None
+    assert noise_floor([{0: 1.0}]) is None
+    with pytest.raises(ValueError, match="no baseline"):
+        paired_ratios({0: 3.0}, [])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rounds", "expected"),
+    [
+        (0.001, 0.02, 5, Verdict.MET),
+        (0.001, 0.0201, 5, Verdict.UNRESOLVED),
+        (0.02, 0.03, 5, Verdict.UNRESOLVED),
+        (0.0201, 0.03, 5, Verdict.MISSED),
+        (0.001, 0.002, 4, Verdict.UNRESOLVED),
+        (float("nan"), float("nan"), 1, Verdict.UNRESOLVED),
+    ],
+)
+def test_a_target_is_met_only_by_the_upper_end(low: float, high: float, rounds: int, expected: Verdict) -> None:
+    assert verdict(Estimate((low + high) / 2, low, high, 0.0, rounds), 0.02) is expected
+
+
+def test_no_verdict_without_overhead_or_target() -> None:
+    assert verdict(None, 0.02) is None
+    assert verdict(Estimate(0.0, 0.0, 0.0, 0.0, 9), None) is None
+
+
+def iterations(arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2) -> list[Iteration]:
+    rng = np.random.default_rng(3)
+    return [
+        Iteration(
+            point="p000",
+            arm=which.name,
+            iteration=number + warmups,
+            round=number if number >= 0 else None,
+            order=order,
+            total_ms=100.0 * float(np.exp(rng.normal(0.0, noise if number >= 0 else 9.0))),
+        )
+        for number in range(-warmups, rounds)
+        for order, which in enumerate(arms)
+    ]
+
+
+@pytest.mark.parametrize(
+    "arms", [[NONE, AGAIN, arm("mpi")], [NONE, arm("mpi")], [NONE, AGAIN], [NONE], [arm("mpi")]], ids=str
+)
+def test_precise_enough_wants_five_quiet_rounds(arms: list[ArmInfo]) -> None:
+    assert precise_enough(iterations(arms, 5, 0.001), arms, 0.01)
+    assert not precise_enough(iterations(arms, 4, 0.001), arms, 0.01)
+    assert not precise_enough(iterations(arms, 8, 0.3), arms, 0.01)
+    assert not precise_enough([], arms, 0.01)
+
+
+def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
+    arms = [NONE, AGAIN, arm("mpi")]
+    quiet = iterations(arms, 8, 0.0005)
+    assert not precise_enough([item for item in quiet if item.arm != "mpi@3"], arms, 0.01)
+    assert not precise_enough(
+        quiet + [i.model_copy(update={"point": "p001"}) for i in quiet if i.iteration < 5], arms, 0.01
+    )
+    loud = [i.model_copy(update={"total_ms": i.total_ms * (1 + 0.1 * (i.iteration % 3))}) for i in quiet]
+    floor_only = [there if there.arm == "none#2" else here for here, there in zip(quiet, loud, strict=True)]
+    assert not precise_enough(floor_only, arms, 0.01)
+
+
+def test_baselines_come_in_the_order_of_their_roles() -> None:
+    series = {"none#2": {0: 2.0}, "none": {0: 1.0}, "mpi@3": {0: 3.0}}
+    assert baseline_series([arm("mpi"), AGAIN, NONE], series) == [{0: 1.0}, {0: 2.0}]
+
+
+def test_stats_needs_neither_pandas_nor_matplotlib() -> None:
+    code = "import sys, dejavubench.analysis.stats; print(sorted({'pandas', 'matplotlib', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

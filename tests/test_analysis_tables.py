@@ -1,0 +1,231 @@
+"""From records to rows: times, overheads, rates, hosts, and what is wrong with a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from synthetic import AGAIN, NONE, arm, point, write_run
+
+from dejavubench.analysis import health, render, tables
+from dejavubench.analysis.samples import collect
+from dejavubench.records import (
+    Ceiling,
+    End,
+    Failure,
+    Microbatch,
+    RankInfo,
+    RecordError,
+    Skipped,
+    Verification,
+    read_run,
+    to_line,
+)
+
+
+def rows_of(folder: Path) -> dict[str, tables.Row]:
+    return {row["arm"]: row for row in tables.run_rows(read_run(folder))}
+
+
+def append(folder: Path, rank: int, line: str) -> None:
+    with (folder / f"rank-{rank:04d}.jsonl").open("a") as file:
+        file.write(line)
+
+
+def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    rows = rows_of(write_run(tmp_path / "r", arms, factors={"host@3": 1.10, "mpi@3": 1.01}, rounds=20))
+    assert rows["host@3"]["overhead_pct"] == pytest.approx(10, abs=0.3)
+    assert rows["mpi@3"]["overhead_low_pct"] < 1.1 < rows["mpi@3"]["overhead_high_pct"] + 0.2
+    assert rows["mpi@3"]["noise_floor_pct"] == pytest.approx(0, abs=0.3)
+    assert rows["none"]["overhead_pct"] is None
+    assert rows["mpi@3"]["baseline"] == "none and none#2"
+    assert (rows["mpi@3"]["samples"], rows["mpi@3"]["warmups"]) == (20, 2)
+    assert rows["mpi@3"]["total_low_ms"] <= rows["mpi@3"]["total_ms"] <= rows["mpi@3"]["total_high_ms"]
+
+
+def test_what_streaming_did_is_summed_and_rated(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("mpi"), arm("disk"), arm("host")]
+    rows = rows_of(write_run(tmp_path / "r", arms, noise=0.0))
+    mpi = rows["mpi@3"]
+    assert mpi["streamed_bytes"] == 38_486_016
+    assert (mpi["copies_per_prompt"], mpi["copies_per_token"]) == (12, 1.0)
+    assert mpi["stall_ms"] == pytest.approx(0.3)  # prompt and tokens; the drain is no stall
+    assert mpi["largest_lag_bytes"] == 38_486_016 // 2
+    assert mpi["alone_gb_per_s"] == pytest.approx(38_486_016 / 4e-3 / 1e9)
+    assert (mpi["ceiling"], mpi["ceiling_share_pct"]) == ("mpi-windowed", pytest.approx(96.2, abs=0.1))
+    assert mpi["total_gb_per_s"] == pytest.approx(38.486016 / mpi["total_ms"])
+    assert (mpi["cpu_model_s"], mpi["cpu_helper_s"], mpi["cpu_sink_s"]) == (0.5, 0.02, 0.03)
+    assert mpi["verified"] == "yes (14)"
+    assert (mpi["hosts"], rows["disk@3"]["hosts"], rows["none"]["hosts"]) == ("same host", "local", None)
+    assert (rows["disk@3"]["durability"], rows["disk@3"]["ceiling"]) == ("fdatasync", "disk-write")
+    assert rows["host@3"]["ceiling"] == "memory-copy"
+    assert rows["none"]["verified"] is None
+
+
+def test_hidden_fraction_is_one_less_the_excess_over_t_alone(tmp_path: Path) -> None:
+    quiet = rows_of(write_run(tmp_path / "quiet", factors={"mpi@3": 1.002}, noise=0.0, rounds=12))
+    none = quiet["none"]["total_ms"]
+    expected = 100 * (1 - quiet["mpi@3"]["overhead_pct"] / 100 * none / 4.0)
+    assert quiet["mpi@3"]["hidden_pct"] == pytest.approx(expected)
+    noisy = rows_of(write_run(tmp_path / "noisy", noise=0.05, rounds=12))
+    assert noisy["mpi@3"]["hidden_pct"] is None  # T_alone of 4 ms is below the noise
+    single = rows_of(write_run(tmp_path / "single", [NONE, arm("mpi")], noise=0.0))
+    assert single["mpi@3"]["hidden_pct"] is None  # the noise is not known
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "expected"),
+    [(1.01, 0.002, "met"), (1.02, 0.02, "unresolved"), (1.05, 0.002, "missed")],
+)
+def test_verdicts_need_a_target(tmp_path: Path, factor: float, noise: float, expected: str) -> None:
+    experiment = {"target_overhead": 0.02}
+    folder = write_run(tmp_path / "r", factors={"mpi@3": factor}, experiment=experiment, rounds=20, noise=noise)
+    assert rows_of(folder)["mpi@3"]["verdict"] == expected
+    assert rows_of(write_run(tmp_path / "none"))["mpi@3"]["verdict"] is None
+
+
+@pytest.mark.parametrize(("arms", "baseline"), [([NONE, arm("mpi")], "none"), ([arm("mpi")], "no baseline")])
+def test_fewer_baselines_are_said(tmp_path: Path, arms: list, baseline: str) -> None:
+    row = rows_of(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.5}))["mpi@3"]
+    assert row["baseline"] == baseline
+    assert row["overhead_pct"] == (pytest.approx(50, abs=1) if baseline == "none" else None)
+    assert row["total_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    "broken", [{"ok": False, "where": "layer 3, K, request 1"}, {"ok": True, "tokens_equal": False}]
+)
+def test_an_arm_whose_bytes_are_wrong_has_no_times(tmp_path: Path, broken: dict) -> None:
+    bad = Verification(point="p000", arm="mpi@3", iteration=5, nbytes=1, **broken)
+    rows = rows_of(write_run(tmp_path / "r", bad=bad))
+    assert (rows["mpi@3"]["status"], rows["mpi@3"]["verified"]) == ("FAILED", "FAILED")
+    assert rows["mpi@3"]["reason"].startswith("iteration 5: ")
+    assert all(rows["mpi@3"][name] is None for name in tables.COLUMNS if name.endswith(("_ms", "_pct", "_per_s")))
+    assert rows["none"]["status"] == "ok"
+
+
+def test_skipped_points_and_arms_say_why(tmp_path: Path) -> None:
+    points = [point(0), point(1, input_len=512), point(2, input_len=1024, skipped="needs 9 GB")]
+    skipped = [Skipped(point="p000", arm="mpi@3", reason="no CUDA device"), Skipped(point="p001", reason="too long")]
+    rows = tables.run_rows(read_run(write_run(tmp_path / "r", points=points, skipped=skipped)))
+    found = {(row["point"], row["arm"]): (row["status"], row["reason"]) for row in rows}
+    assert found["p000", "none"] == ("ok", None)
+    assert found["p000", "mpi@3"] == ("SKIPPED", "no CUDA device")
+    assert found["p001", "none#2"] == ("SKIPPED", "too long")
+    assert found["p002", "none"] == ("SKIPPED", "needs 9 GB")
+
+
+def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [NONE], rounds=6, noise=0.0)
+    run = read_run(folder)
+    before = rows_of(folder)["none"]
+    slower = [item.model_copy(update={"prompt_ms": 2 * item.prompt_ms}) for _, item in run.of(Microbatch)]
+    (folder / "rank-0001.jsonl").write_text("".join(map(to_line, slower)))
+    after = rows_of(folder)["none"]
+    assert after["prompt_ms"] == pytest.approx(2 * before["prompt_ms"])
+    assert after["token_ms"] == before["token_ms"]
+    assert after["cpu_model_s"] == 2 * before["cpu_model_s"]
+    assert after["statistic"] == "median over rounds of the maximum over sources"
+
+
+def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [NONE], rounds=5)
+    run = read_run(folder)
+    last = [item for _, item in run.of(Microbatch)][-1]
+    append(folder, 0, to_line(last.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9})))
+    samples = collect(read_run(folder))["p000"].arms["none"]
+    assert sorted(samples.prompt) == sorted(samples.total) == [0, 1, 2, 3, 4]
+
+
+def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r")
+
+    def measured(value: float, unit: str = "GB/s", **where: str) -> str:
+        return to_line(Ceiling(name="mpi-windowed", unit=unit, value=value, samples=[value], shape="1 MiB", **where))
+
+    append(folder, 1, measured(5.0) + measured(7.0))
+    assert tables.ceiling(read_run(folder), "mpi-windowed", "p000", "mpi@3") == (17.0, 2)
+    append(folder, 1, measured(3.0, point="p000") + measured(900.0, unit="MB/s", point="p000"))
+    assert tables.ceiling(read_run(folder), "mpi-windowed", "p000", "mpi@3") == (3.0, 1)
+    assert tables.ceiling(read_run(folder), "pcie", "p000", "mpi@3") is None
+
+
+def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r")
+    info = RankInfo(rank=2, role="source", host="node-a", pid=1, cores=[0], threads=1)
+    (folder / "rank-0002.jsonl").write_text(to_line(info) + to_line(End()))
+    row = rows_of(folder)["mpi@3"]
+    assert row["ceiling_gb_per_s"] == 10.0
+    assert row["ceiling_share_pct"] is None
+    assert any("share of ceiling is not shown" in note for note in render.report(read_run(folder)).notes)
+
+
+@pytest.mark.parametrize(
+    ("sinks", "expected"),
+    [(["node-a", "node-a"], "same host"), (["node-b", "node-c"], "different hosts"), (["node-a", "node-b"], "some on")],
+)
+def test_pairs_on_one_host_are_labelled(tmp_path: Path, sinks: list[str], expected: str) -> None:
+    folder = write_run(tmp_path / "r")
+    for rank in range(4):
+        info = RankInfo(
+            rank=rank,
+            role="source" if rank < 2 else "sink",
+            host="node-a" if rank < 2 else sinks[rank - 2],
+            pid=1,
+            cores=[0],
+            threads=1,
+            peers=[(rank + 2) % 4],
+        )
+        (folder / f"rank-{rank:04d}.jsonl").write_text(to_line(info))
+    label = tables.hosts(read_run(folder), "mpi")
+    assert label is not None
+    assert label.startswith(expected)
+
+
+def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [NONE, arm("mpi")], rounds=2)
+    file = folder / "rank-0001.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]) + '{"kind":"sink","poi')
+    run = read_run(folder)
+    notes = health.notes(run)
+    assert notes[0] == (
+        "INCOMPLETE: rank 1 (sink on node-a) stopped without a word in phase tokens, point p000, arm mpi@3, "
+        "iteration 3, microbatch 3"
+    )
+    assert "rank-0001.jsonl: the last line was cut off by the end of the process" in notes
+    assert not health.complete(run)
+    assert health.brief(run) == "INCOMPLETE: 1 of 2 ranks of r did not come to their end."
+
+
+def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", ended=False)
+    append(folder, 0, to_line(Failure(phase="drain", error="OSError: no space left")))
+    (folder / "rank-0001.jsonl").unlink()
+    notes = health.notes(read_run(folder))
+    assert notes[0] == "FAILED: rank 0 (source on node-a), drain: OSError: no space left"
+    assert "INCOMPLETE: rank 1 has no file" in notes
+    (folder / "rank-0000.jsonl").unlink()
+    assert health.notes(read_run(folder)) == ["INCOMPLETE: no rank has written a record"]
+
+
+def test_a_good_run_has_no_notes(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "r"))
+    assert (health.notes(run), health.brief(run), health.complete(run)) == ([], "", True)
+
+
+def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", rounds=1)
+    header = json.loads((folder / "run.json").read_text())
+    header["arms"] = header["arms"][:2]
+    (folder / "run.json").write_text(json.dumps(header))
+    with pytest.raises(RecordError, match=r"arm mpi@3, which run\.json does not name"):
+        tables.run_rows(read_run(folder))
+
+
+def test_the_frame_has_every_column(tmp_path: Path) -> None:
+    frame = tables.frame(tables.run_rows(read_run(write_run(tmp_path / "r"))))
+    assert tuple(frame.columns) == tables.COLUMNS
+    assert list(frame["arm"]) == ["none", "none#2", "mpi@3"]

@@ -1,0 +1,260 @@
+"""What a job does when something goes wrong: real mpirun jobs with one fault each, injected by mpi/faulty.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from jobs import GONE_WITHIN, HERE, TINY, Job, processed, small_disk
+
+from dejavubench.records import End, Failure, Microbatch, Verification
+
+pytestmark = pytest.mark.mpi
+
+FAULTY = (str(HERE / "mpi" / "faulty.py"),)
+SIZES = (*TINY, "--ubatch-size", "2", "--input-len", "6", "--output-len", "6", "--no-ceilings")
+PROMPT, WRITTEN = 6, 11  # positions [6, 11) are the five decode steps'
+STRIKES = 2
+"""The iteration in which faulty.py's faults strike; those before it are as they should be."""
+
+
+def faulty(cwd: Path, fault: str, *args: object, streaming: str = "mpi", rounds: int = 4) -> Job:
+    """A job of one source and one sink with a fault in it, under way."""
+    common = ("--streaming", streaming, "--warmup", "0", "--rounds", rounds)
+    return Job(cwd, 2, fault, "run", *SIZES, *common, *args, driver=FAULTY)
+
+
+def struck(job: Job) -> bool:
+    return any(job.cwd.glob("struck-*"))
+
+
+def measured(job: Job, rank: int = 0) -> int:
+    """Microbatches in the readable records of a rank."""
+    return sum(at == rank for at, _ in job.run.of(Microbatch))
+
+
+def phase_of(job: Job, rank: int) -> str | None:
+    """The phase that a rank has marked last."""
+    mark = job.run.ranks[rank].last_phase
+    return mark.phase if mark else None
+
+
+# ---- wrong bytes ----
+
+
+def refused(job: Job) -> str:
+    """Where the failed verification of a job that has ended in order located the difference."""
+    assert job.wait() == 1, job.stderr
+    assert struck(job)
+    checks = [check for _, check in job.run.of(Verification)]
+    assert [check.ok for check in checks] == [True] * STRIKES + [False]
+    assert {end.status for _, end in job.run.of(End)} == {"failed"}
+    assert len(list(job.run.of(End))) == 2
+    where = checks[-1].where
+    assert where
+    message = f"dejavubench: verification failed: p000 {checks[-1].arm}, iteration {STRIKES}: {where}\n"
+    assert job.stderr.count(message) == 1
+    assert "Traceback" not in job.stderr
+    (row,) = json.loads(processed(job.folder, "json"))[0]["rows"]
+    assert row["status"] == "FAILED"
+    assert where in row["reason"]
+    assert not any(value for key, value in row.items() if key.endswith("_ms")), "times of wrong bytes are reported"
+    return where
+
+
+@pytest.mark.parametrize(
+    ("layout", "level", "at"),
+    [("ft", "3", (1, "k", 1, 2, 3)), ("hnd", "2", (0, "v", 0, 3, 9)), ("nhd", "0", (1, "v", 1, 0, 10))],
+)
+def test_a_wrong_byte_in_a_sinks_buffer_is_located(
+    tmp_path: Path, layout: str, level: str, at: tuple[int, str, int, int, int]
+) -> None:
+    fault = f"corrupt:{':'.join(map(str, at))}"
+    with faulty(tmp_path, fault, "--kv-layout", layout, "--level", level) as job:
+        where = refused(job)
+    layer, kv, request, head, position = at
+    assert where == (
+        f"rank 1: layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} (element 0) of "
+        f"microbatch 0 is not what the source has; 1 elements of this layer's {kv.upper()} differ"
+    )
+
+
+def test_a_chunk_that_the_sink_drops_is_located(tmp_path: Path) -> None:
+    with faulty(tmp_path, "drop-at-sink:8") as job:
+        where = refused(job)
+    assert where.startswith("rank 1: layer 0, K, request 0, head 0, position 8 (element 0) of microbatch 0 is not")
+    assert where.endswith("; 128 elements of this layer's K differ")  # 2 requests × 4 heads × 16
+
+
+def test_a_chunk_delivered_twice_to_a_wrong_place_is_located(tmp_path: Path) -> None:
+    with faulty(tmp_path, f"scatter-twice:9:{WRITTEN}") as job:
+        where = refused(job)
+    assert where.startswith(
+        f"rank 1: layer 0, K, request 0, head 0, position {WRITTEN} (element 0) of microbatch 0 was"
+    )
+    assert "was written outside the streamed region; 128 elements" in where
+
+
+def test_a_gather_one_step_too_early_is_located(tmp_path: Path) -> None:
+    with faulty(tmp_path, "gather-step-early") as job:
+        where = refused(job)
+    assert where.startswith(f"rank 1: layer 0, K, request 0, head 0, position {PROMPT} (element 0)")
+
+
+def test_a_gather_one_layer_too_early_is_located(tmp_path: Path) -> None:
+    with faulty(tmp_path, "gather-layer-early", streaming="host") as job:
+        where = refused(job)
+    assert where.startswith("rank 0: layer 1, K, request 0, head 0, position 0 (element 0)")
+
+
+def test_a_wrong_byte_on_disk_is_told_by_its_checksum(tmp_path: Path) -> None:
+    with faulty(tmp_path, "corrupt-file:3:1", streaming="disk") as job:
+        where = refused(job)
+    assert re.fullmatch(r"rank 0: \S+\.kv: checksum of step 3, layer 1 does not agree", where)
+
+
+def test_wrong_bytes_with_the_right_checksum_on_disk_are_located(tmp_path: Path) -> None:
+    with faulty(tmp_path, "corrupt-flush:2", streaming="disk") as job:
+        where = refused(job)
+    assert where.startswith(f"rank 0: layer 0, K, request 0, head 0, position {PROMPT + 1} (element 0)")
+
+
+def test_a_wrong_token_fails_though_all_bytes_are_right(tmp_path: Path) -> None:
+    with faulty(tmp_path, "wrong-token:3:1") as job:
+        where = refused(job)
+        (check,) = [check for _, check in job.run.of(Verification) if not check.ok]
+    assert re.fullmatch(r"rank 0: new token 3 of request 1 of microbatch 0 is \d+, without streaming it is \d+", where)
+    assert check.tokens_equal is False
+
+
+# ---- a job that cannot go on ----
+
+
+def ended(job: Job, rank: int, phase: str, error: str) -> None:
+    """A rank failed: the whole job is gone soon after, has said so, and its records tell the same."""
+    job.until(lambda: struck(job), "the fault")
+    assert job.wait(GONE_WITHIN) not in (0, None)
+    job.all_gone()
+    assert f"dejavubench: rank {rank} failed in phase {phase}: {error}" in job.stderr
+    assert f"FAILED: rank {rank} " in processed(job.folder)
+    ((who, failure),) = job.run.of(Failure)
+    assert (who, failure.phase) == (rank, phase)
+    assert failure.error.startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("role", "phase"),
+    [
+        *(("source", phase) for phase in ("load", "prompt", "tokens", "drain", "verify")),
+        *(("sink", phase) for phase in ("load", "receive", "verify")),
+    ],
+)
+def test_an_exception_ends_every_rank_and_names_rank_and_phase(tmp_path: Path, role: str, phase: str) -> None:
+    with faulty(tmp_path, f"throw:{role}:{phase}") as job:
+        error = "RuntimeError: injected"
+        if phase == "drain":  # thrown in the helper thread, raised by the model's
+            error = f"StreamingError: {error}"
+        ended(job, ("source", "sink").index(role), phase, error)
+        assert job.stderr.count(" failed in phase ") == 1  # of the rank that failed, and of no other
+        assert measured(job) == (0 if phase == "load" else STRIKES + (phase == "verify"))
+        if phase != "load":
+            assert "  2 " in processed(job.folder)
+
+
+@pytest.mark.parametrize("step", [5, 2], ids=["last", "middle"])
+def test_a_chunk_that_is_never_sent_ends_the_drain(tmp_path: Path, step: int) -> None:
+    with faulty(tmp_path, f"drop-at-source:{step}", "--drain-timeout", "2") as job:
+        ended(job, 0, "drain", "StreamingError: no chunk became complete within 2 s; the first missing is chunk ")
+        if step == 5:
+            assert "the first missing is chunk 6 (step 5) of stream 0" in job.stderr  # 2 layers, then 5 steps
+
+
+@pytest.mark.parametrize("level", ["0", "3"])
+def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
+    with faulty(tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level) as job:
+        phase = "drain" if level == "3" else "prompt"
+        ended(
+            job, 0, phase, "StreamingError: no chunk became complete within 2 s; the first missing is chunk 0 (step 0)"
+        )
+
+
+def test_a_disk_that_fills_up_while_streaming(tmp_path: Path) -> None:
+    with faulty(tmp_path, "disk-full", "--level", "2", streaming="disk") as job:
+        ended(job, 0, "tokens", "StreamingError: OSError: [Errno 28] No space left on device")
+        assert measured(job) == STRIKES
+
+
+def test_run_json_that_cannot_be_written_ends_the_job(tmp_path: Path) -> None:
+    with faulty(tmp_path, "records-full-at-start") as job:
+        job.until(lambda: struck(job), "the fault")
+        assert job.wait(GONE_WITHIN) not in (0, None)
+        assert "dejavubench: rank 0 failed in phase start: OSError: [Errno 28] No space left on device" in job.stderr
+
+
+def unwritten(job: Job, error: str) -> None:
+    """Some rank could not write its records any more; those until then can be read."""
+    assert job.wait() not in (0, None)
+    job.all_gone()
+    assert re.search(rf"dejavubench: rank [01] failed in phase \w+: {re.escape(error)}", job.stderr)
+    assert re.search(rf"dejavubench: rank [01] cannot record its failure: {re.escape(error[9:])}", job.stderr)
+    assert measured(job) > 10
+    assert "INCOMPLETE: rank " in processed(job.folder)
+
+
+def test_records_on_a_disk_that_fills_up(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "logs", 256 << 10), faulty(tmp_path, "no-fault", rounds=10**6) as job:
+        unwritten(job, "OSError: [Errno 28] No space left on device")
+
+
+def test_records_that_reach_a_limit_of_file_size(tmp_path: Path) -> None:
+    with faulty(tmp_path, f"record-limit:{64 << 10}", rounds=10**6) as job:
+        unwritten(job, "OSError: [Errno 27] File too large")
+
+
+# ---- from outside ----
+
+
+@pytest.mark.parametrize("victim", ["source", "sink"])
+@pytest.mark.parametrize("phase", ["load", "prompt", "tokens", "drain"])
+def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(tmp_path: Path, phase: str, victim: str) -> None:
+    with faulty(tmp_path, f"linger:{phase}") as job:
+        job.until(lambda: struck(job), "the phase")
+        if phase != "load":
+            job.until(lambda: phase_of(job, 1) == "receive", "the sink's waiting")
+        os.kill(job.pid(("source", "sink").index(victim)), signal.SIGKILL)
+        assert job.wait(GONE_WITHIN) not in (0, None)
+        job.all_gone()
+        said = processed(job.folder)
+        where = "" if phase == "load" else f", arm mpi@3, iteration {STRIKES}"
+        assert re.search(
+            rf"INCOMPLETE: rank 0 \(source on .*\) stopped without a word in phase {phase}, point p000{where}\n", said
+        )
+        sink = "before its first phase" if phase == "load" else f"in phase receive, point p000{where}"
+        assert re.search(rf"INCOMPLETE: rank 1 \(sink on .*\) stopped without a word {sink}\n", said)
+        assert measured(job) == (0 if phase == "load" else STRIKES)
+
+
+def test_ctrl_c_ends_in_order(tmp_path: Path) -> None:
+    with faulty(tmp_path, "slow-model", rounds=1000) as job:
+        job.until(lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) > 0, "an iteration")
+        job.interrupt()
+        assert job.wait(GONE_WITHIN) not in (0, None)
+        job.all_gone()
+        assert "Traceback" not in job.stderr
+        assert re.search(r"dejavubench: rank \d interrupted in phase \w+", job.stderr)
+        assert "KeyboardInterrupt" in processed(job.folder)
+
+
+@pytest.mark.parametrize("how", ["interrupt", "exception"])
+def test_a_rank_that_fails_before_the_session_does_not_wait_for_the_others(tmp_path: Path, how: str) -> None:
+    with faulty(tmp_path, f"late:{how}") as job:
+        job.until(lambda: len(list(job.cwd.glob("struck-*"))) == 2, "rank 0's waiting for rank 1")
+        if how == "interrupt":
+            job.interrupt()
+        assert job.wait(GONE_WITHIN) not in (0, None)
+        assert ("RuntimeError: injected" if how == "exception" else "interrupted") in job.stderr
+        assert job.stderr.count("Traceback") == (how == "exception")

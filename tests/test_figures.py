@@ -1,0 +1,217 @@
+"""`dejavubench figures`: files, rows and captions of each figure, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from synthetic import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
+
+from dejavubench.analysis import plotdata
+from dejavubench.analysis.plotdata import LEVEL_LABELS, Drawing
+from dejavubench.cli.figures import figures
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records import PointInfo, Skipped, Verification, read_run
+
+LADDER = ["0", "0-batched", "1", "2", "3"]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(figures, [str(argument) for argument in arguments])
+
+
+def failed(result: Result) -> str:
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr.strip()
+
+
+def drawn(folder: Path, out: Path) -> list[str]:
+    """Names of the figures of a run; each must have a PNG and a PDF worth the name, and a CSV."""
+    result = call(folder, "-o", out)
+    assert result.exit_code == 0, result.output
+    names = [Path(line).stem for line in result.stdout.splitlines()]
+    for name in names:
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 400
+            assert len(image.convert("L").getcolors() or ()) > 20
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (out / f"{name}.pdf").stat().st_size > 5000
+    assert len(list(out.iterdir())) == 3 * len(names)
+    return names
+
+
+def one(folder: Path) -> Drawing:
+    found, _ = plotdata.drawings([read_run(folder)])
+    assert len(found) == 1
+    return found[0]
+
+
+def sweep() -> list[PointInfo]:
+    return [
+        point(4 * i + 2 * j + k, model=model, ubatch_size=batch, input_len=length)
+        for i, model in enumerate(("gpt2", "opt-125m"))
+        for j, batch in enumerate((1, 4))
+        for k, length in enumerate((64, 512))
+    ]
+
+
+def test_fig2_has_a_row_for_each_point(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [NONE, AGAIN], sweep(), rounds=3, figure="fig2")
+    assert drawn(folder, tmp_path / "out") == ["fig2-gpt2-opt-125m"]
+    table = pd.read_csv(tmp_path / "out" / "fig2-gpt2-opt-125m.csv")
+    assert list(table["input_len"]) == [64, 512] * 4
+    assert list(table["arm"]) == ["none"] * 8
+    assert table["prompt_over_token"].to_numpy() == pytest.approx((table["prompt_ms"] / table["token_ms"]).to_numpy())
+    assert (table["prompt_low_ms"] <= table["prompt_ms"]).all()
+
+
+def test_appendix_a_is_named_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [NONE], [point(model="opt-125m")], rounds=2, figure="appendix_a")
+    assert drawn(folder, tmp_path / "out") == ["appendix_a-opt-125m"]
+
+
+def test_fig7_has_each_level_and_phase_of_layouts_and_destinations(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, *(arm(mode, level) for mode in ("mpi", "disk") for level in LADDER)]
+    factors = {item.name: 30.0 if item.level == "0" else 1.2 for item in arms[2:]}
+    points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
+    folder = write_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
+    assert drawn(folder, tmp_path / "out") == ["fig7-gpt2"]
+    table = pd.read_csv(tmp_path / "out" / "fig7-gpt2.csv")
+    assert len(table) == 2 * 2 * 5 * 3
+    naive = table[(table["label"] == "Naive streaming") & (table["phase"] == "total")]
+    assert naive["slowdown"].to_numpy() == pytest.approx(30, rel=0.02)
+    assert set(table["label"]) == set(LEVEL_LABELS.values())
+
+
+def test_labels_are_those_of_the_library() -> None:
+    assert {name: level.label for name, level in LEVELS.items()} == LEVEL_LABELS
+
+
+def test_fig25_has_totals_overheads_and_the_noise_band(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("host"), arm("disk"), arm("mpi")]
+    folder = write_run(tmp_path / "r", arms, factors={"disk@3": 1.05}, rounds=12, figure="fig25")
+    assert drawn(folder, tmp_path / "out") == ["fig25-gpt2"]
+    table = pd.read_csv(tmp_path / "out" / "fig25-gpt2.csv").set_index("arm")
+    assert list(table.index) == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
+    assert table.loc["disk@3", "overhead_pct"] == pytest.approx(5, abs=0.5)
+    assert pd.isna(table.loc["none", "overhead_pct"])
+    assert table["noise_floor_low_pct"].notna().all()
+
+
+def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Path) -> None:
+    caption = one(write_run(tmp_path / "r", rounds=4, figure="fig25")).caption
+    for words in (
+        "AMD EPYC 9V74 80-Core Processor, 2 cores, 1 host, torch 2.13.0, MPICH 5.0.2, 2025-01-02",
+        "Model gpt2 (124.4 M parameters), data type bf16, KV layout hnd, batch 4, prompt 256, new tokens 6",
+        "n = 4 rounds. QUICK: few rounds, wide intervals (fewer than 6 cannot cover 95 %).",
+        "mpi: same host",
+        "Grey band: noise floor",
+    ):
+        assert words in caption
+    assert "QUICK" not in one(write_run(tmp_path / "long", rounds=10)).caption
+    assert "CPU not recorded" in one(write_run(tmp_path / "bare", environment={}, rounds=1)).caption
+
+
+def test_what_is_not_shown_is_said(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("host"), arm("mpi"), arm("disk")]
+    bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
+    skipped = [Skipped(point="p000", arm="disk@3", reason="no space")]
+    drawing = one(write_run(tmp_path / "r", arms, bad=bad, skipped=skipped, ended=False))
+    assert list(drawing.frame["arm"]) == ["none", "none#2", "host@3"]
+    assert "FAILED: gpt2 batch 4 prompt 256 mpi@3" in drawing.caption
+    assert "SKIPPED: gpt2 batch 4 prompt 256 disk@3" in drawing.caption
+    assert "INCOMPLETE: 2 of 2 ranks" in drawing.caption
+
+
+@pytest.mark.parametrize(
+    ("arms", "expected"),
+    [
+        ([NONE, AGAIN], "fig2"),
+        ([NONE, AGAIN, arm("host"), arm("mpi")], "fig25"),
+        ([NONE, arm("mpi", "0"), arm("mpi", "3")], "fig7"),
+    ],
+)
+def test_a_run_without_a_figure_is_drawn_as_what_its_arms_fit(tmp_path: Path, arms: list, expected: str) -> None:
+    assert plotdata.figure_of(read_run(write_run(tmp_path / "r", arms, rounds=1))) == expected
+
+
+def test_runs_that_draw_the_same_figure_keep_names_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / "logs" / name, rounds=1, figure="fig25")
+    assert drawn(tmp_path / "logs", tmp_path / "out") == ["fig25-gpt2-a", "fig25-gpt2-b"]
+
+
+def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> None:
+    points = [point(0), point(1, model="opt-125m"), point(2, model="opt-125m", data_type="fp32")]
+    found, _ = plotdata.drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
+    assert [item.name for item in found] == ["fig25-gpt2-bf16", "fig25-opt-125m-bf16", "fig25-opt-125m-fp32"]
+
+
+def test_together_puts_runs_in_one_drawing(tmp_path: Path) -> None:
+    write_run(tmp_path / "logs" / "a", [NONE], [point(0, input_len=64)], rounds=1)
+    write_run(tmp_path / "logs" / "b", [NONE], [point(0, input_len=128)], rounds=1)
+    assert call(tmp_path / "logs", "-o", tmp_path / "out", "--together").stdout.splitlines() == [
+        str(tmp_path / "out" / "fig2-gpt2.png")
+    ]
+    assert list(pd.read_csv(tmp_path / "out" / "fig2-gpt2.csv")["input_len"]) == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"environment": ENVIRONMENT | {"cpu_model": "Xeon"}},
+            "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon (b)",
+        ),
+        ({"environment": ENVIRONMENT | {"cores": 8}}, "cores: 2 (a), 8 (b)"),
+        ({"points": [point(model="opt-125m")]}, "model: gpt2 (a), opt-125m (b)"),
+        ({"points": [point(data_type="fp32")]}, "data_type: bf16 (a), fp32 (b)"),
+        ({}, "a, b hold the same point and arm"),
+    ],
+)
+def test_together_refuses_what_cannot_be_compared(tmp_path: Path, change: dict, message: str) -> None:
+    write_run(tmp_path / "logs" / "a", rounds=1)
+    write_run(tmp_path / "logs" / "b", rounds=1, **change)
+    assert message in failed(call(tmp_path / "logs", "-o", tmp_path / "out", "--together"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fig7_together_needs_equal_batch_and_lengths(tmp_path: Path) -> None:
+    arms = [NONE, arm("mpi", "0"), arm("mpi", "3")]
+    write_run(tmp_path / "logs" / "a", arms, [point(kv_layout="ft")], rounds=1)
+    write_run(tmp_path / "logs" / "b", arms, [point(input_len=64, ubatch_size=1)], rounds=1)
+    message = failed(call(tmp_path / "logs", "-o", tmp_path / "out", "--together"))
+    assert "ubatch_size: 4 (a), 1 (b); input_len: 256 (a), 64 (b)" in message
+
+
+def test_existing_files_are_not_overwritten_silently(tmp_path: Path) -> None:
+    folder, out = write_run(tmp_path / "r", rounds=1), tmp_path / "out"
+    out.mkdir()
+    (out / "fig25-gpt2.csv").write_text("mine")
+    assert "fig25-gpt2.csv exists; --force overwrites" in failed(call(folder, "-o", out))
+    assert [path.name for path in out.iterdir()] == ["fig25-gpt2.csv"]
+    assert call(folder, "-o", out, "--force").exit_code == 0
+    assert (out / "fig25-gpt2.csv").read_text() != "mine"
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+    alone = write_run(tmp_path / "logs" / "alone", [arm("mpi")], rounds=1)
+    assert "streaming without a none arm" in failed(call(alone, "-o", tmp_path / "out"))
+    assert "not one of fig2" in failed(call(write_run(tmp_path / "x", figure="fig99"), "-o", tmp_path / "out"))
+    assert "no measured round" in failed(call(write_run(tmp_path / "y", rounds=0), "-o", tmp_path / "out"))
+    (tmp_path / "log").write_text("hello")
+    assert "is a file" in failed(call(tmp_path / "log", "-o", tmp_path / "out"))
+    write_run(tmp_path / "logs" / "good", rounds=1)
+    result = call(tmp_path / "logs", "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "left out: alone: streaming without a none arm" in result.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in failed(call(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "file" / "out"))

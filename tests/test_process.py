@@ -1,0 +1,161 @@
+"""`dejavubench process`: what it reads, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+from synthetic import AGAIN, NONE, arm, point, write_run
+from test_analysis_textlog import original_log
+
+from dejavubench.analysis import render
+from dejavubench.analysis.tables import COLUMNS
+from dejavubench.cli.process import process
+from dejavubench.records import Verification, read_run
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(process, [str(argument) for argument in arguments])
+
+
+def failed(result: Result) -> str:
+    """The one message of a refused call."""
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("disk"), arm("mpi")]
+    experiment = {"target_overhead": 0.02}
+    result = call(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.1}, experiment=experiment, rounds=6))
+    assert result.exit_code == 0, result.output
+    for word in ("prompt ms", "token ms", "total ms", "overhead %", "missed (≤ 2 %)", "fdatasync", "same host"):
+        assert word in result.stdout
+    assert "noise floor (none#2 against none)" in result.stdout
+    assert "few rounds (6)" in result.stdout
+    assert "ceilings: mpi-windowed 10 GB/s" in result.stdout
+    assert "\x1b[" not in result.stdout
+    assert "…" not in result.stdout
+
+
+def test_csv_and_json_hold_every_column(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", points=[point(0), point(1, input_len=512)])
+    table = list(csv.DictReader(io.StringIO(call(folder, "--format", "csv").stdout)))
+    assert [(row["point"], row["arm"]) for row in table[:4]] == [
+        ("p000", "none"),
+        ("p000", "none#2"),
+        ("p000", "mpi@3"),
+        ("p001", "none"),
+    ]
+    assert tuple(table[0]) == COLUMNS
+    (document,) = json.loads(call(folder, "--format", "json").stdout)
+    assert [row["total_ms"] for row in document["rows"]] == pytest.approx([float(row["total_ms"]) for row in table])
+    assert document["header"]["run_id"] == "0123456789abcdef"
+
+
+def test_json_of_one_round_is_strict(tmp_path: Path) -> None:
+    text = call(write_run(tmp_path / "r", rounds=1), "--format", "json").stdout
+    assert "NaN" not in text
+    row = json.loads(text)[0]["rows"][2]
+    assert row["total_ms"] > 0
+    assert row["overhead_low_pct"] is None
+
+
+def test_markdown_is_tables(tmp_path: Path) -> None:
+    text = call(write_run(tmp_path / "r"), "--format", "markdown").stdout
+    assert "| arm | prompt ms | token ms | total ms | rounds | overhead % | verified |" in text
+    assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| mpi@3") and "yes" in line}) == 1
+
+
+def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / "logs" / "quick" / name, rounds=2)
+    log = original_log(tmp_path / "mpi.log")
+    result = call(tmp_path / "logs", log, tmp_path / "logs" / "quick" / "a", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["run"] for row in rows] == ["a"] * 3 + ["b"] * 3 + [str(log)] * 2
+    assert [row["arm"] for row in rows[-2:]] == ["mpi", "mpi"]
+    assert (float(rows[-2]["total_ms"]), float(rows[-2]["prompt_ms"]), float(rows[-2]["token_ms"])) == (3500, 11.5, 1.5)
+    assert rows[-2]["samples"] == "2"
+    assert rows[-1]["statistic"].startswith("median over iterations of rank 1")
+    assert "few rounds" in result.stderr
+
+
+def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path) -> None:
+    bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9, where="layer 1, V, request 0")
+    points = [point(0), point(1, skipped="needs 99 GB")]
+    text = call(write_run(tmp_path / "r", points=points, bad=bad)).stdout
+    assert "FAILED: iteration 3: layer 1, V, request 0 (p000 mpi@3)" in text
+    assert "SKIPPED: needs 99 GB (p001 none, p001 none#2, p001 mpi@3)" in text
+    assert "spread, drain" not in text  # no streaming arm is left to tell of
+
+
+def test_a_killed_run_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
+    result = call(write_run(tmp_path / "r", rounds=3, ended=False))
+    assert result.exit_code == 0
+    assert "INCOMPLETE: rank 0 (source on node-a) stopped without a word in phase tokens" in result.stdout
+    assert "mpi@3" in result.stdout
+
+
+def test_output_is_never_overwritten_silently(tmp_path: Path) -> None:
+    folder, target = write_run(tmp_path / "r"), tmp_path / "table.md"
+    assert call(folder, "-o", target, "--format", "markdown").exit_code == 0
+    assert "mpi@3" in target.read_text()
+    target.write_text("mine")
+    assert "exists; --force overwrites it" in failed(call(folder, "-o", target))
+    assert target.read_text() == "mine"
+    assert call(folder, "-o", target, "--force").exit_code == 0
+    assert "mpi@3" in target.read_text()
+    assert "No such file" in failed(call(folder, "-o", tmp_path / "absent" / "table"))
+
+
+def test_bad_input_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "does not exist" in failed(call(tmp_path / "absent"))
+    assert "holds no run" in failed(call(tmp_path / "empty"))
+    (tmp_path / "text").write_text("hello\n")
+    assert "holds no line of the form" in failed(call(tmp_path / "text"))
+    assert "too short: 2 TOTAL lines" in failed(call(original_log(tmp_path / "short", iterations=2)))
+
+
+def test_a_corrupt_line_is_named_by_file_and_line(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r")
+    file = folder / "rank-0000.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:6], '{"kind": "microbatch", "point"\n', *lines[6:]]))
+    assert f"{file}:7: " in failed(call(folder))
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", schema_version=2)
+    assert "schema version 2, this program reads 1" in failed(call(folder))
+
+
+def test_summary_goes_to_any_rich_console(tmp_path: Path) -> None:
+    screen = Console(file=io.StringIO(), width=120)
+    screen.print(render.summary(read_run(write_run(tmp_path / "r", environment={}))))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "mpi@3" in text
+    assert "96 % of" in text
+
+
+@pytest.mark.parametrize("command", ["process", "figures"])
+def test_help_needs_neither_pandas_nor_matplotlib(command: str) -> None:
+    code = (
+        f"import sys; from dejavubench.cli.{command} import {command}; {command}(['--help'], standalone_mode=False);"
+        "print(sorted({'pandas', 'matplotlib', 'torch', 'mpi4py', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "PATH" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

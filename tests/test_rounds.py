@@ -1,0 +1,43 @@
+"""The order of arms: each follows each other one equally often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice, pairwise, permutations
+
+import pytest
+
+from dejavubench.bench.rounds import orders, williams
+
+ARMS = range(1, 13)
+
+
+def following(rounds: list[list[int]]) -> Counter[tuple[int, int]]:
+    return Counter(pair for order in rounds for pair in pairwise(order))
+
+
+@pytest.mark.parametrize("arms", ARMS)
+def test_williams_designs_are_balanced(arms: int) -> None:
+    design = williams(arms)
+    repeats = 2 if arms % 2 else 1
+    assert len(design) == repeats * arms
+    assert all(sorted(order) == list(range(arms)) for order in design)
+    assert following(design) == Counter(dict.fromkeys(permutations(range(arms), 2), repeats))
+    for place in range(arms):  # and each arm comes equally often at each place
+        assert Counter(order[place] for order in design) == Counter(dict.fromkeys(range(arms), repeats))
+
+
+@pytest.mark.parametrize("arms", ARMS)
+def test_whole_blocks_of_rounds_are_balanced(arms: int) -> None:
+    block = len(williams(arms))
+    rounds = list(islice(orders(arms, seed=5), 3 * block))
+    for start in range(0, 3 * block, block):
+        counts = following(rounds[start : start + block])
+        assert counts == Counter(dict.fromkeys(permutations(range(arms), 2), 2 if arms % 2 else 1))
+
+
+def test_the_seed_decides() -> None:
+    assert list(islice(orders(5, 1), 40)) == list(islice(orders(5, 1), 40))
+    assert list(islice(orders(5, 1), 40)) != list(islice(orders(5, 2), 40))
+    rounds = list(islice(orders(6, 1), 12))
+    assert rounds[:6] != rounds[6:], "every block would come in the same order"

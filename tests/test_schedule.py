@@ -1,0 +1,144 @@
+"""Which chunks move in which order: the same packed stream at every level, each element once, none too large."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from caches import inside, packed_stream, random_cache, schedules
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib.copies import gather, run_views
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import BOTH, KVGeometry, KVLayout, Region, Span
+
+levels = st.sampled_from(list(LEVELS.values()))
+
+
+@settings(max_examples=200, deadline=None)
+@given(schedules(), levels)
+def test_chunks_are_consecutive_and_none_is_larger_than_a_slot(schedule: StreamSchedule, level: Level) -> None:
+    chunks = list(schedule.all_chunks(level))
+    assert [chunk.index for chunk in chunks] == list(range(schedule.count(level)))
+    assert [chunk.step for chunk in chunks] == sorted(chunk.step for chunk in chunks)
+    at = 0
+    for chunk in chunks:
+        assert chunk.offset == at
+        assert chunk.nbytes == schedule.geometry.region_nbytes(chunk.region) > 0
+        assert not level.buffered or chunk.nbytes <= schedule.slot_nbytes
+        at += chunk.nbytes
+    assert at == schedule.nbytes
+    for step in range(schedule.steps + 1):
+        of_step = list(schedule.chunks(level, step))
+        assert of_step == [chunk for chunk in chunks if chunk.step == step]
+        assert of_step[0].offset == schedule.step_offset(step)
+        assert sum(chunk.nbytes for chunk in of_step) == schedule.step_nbytes(step)
+        if level.layerwise and step == 0:
+            assert all(chunk.region.layers.size == 1 for chunk in of_step)
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedules(), levels)
+def test_every_element_moves_exactly_once(schedule: StreamSchedule, level: Level) -> None:
+    for kv in BOTH:
+        moved = np.zeros(schedule.geometry.shape(kv), dtype=int)
+        for chunk in schedule.all_chunks(level):
+            moved += inside(schedule.geometry, kv, chunk.region)
+            positions = schedule.positions(chunk.step)
+            assert positions & chunk.region.positions == chunk.region.positions
+        assert np.array_equal(moved, inside(schedule.geometry, kv, schedule.region).astype(int))
+    written = Span(0, schedule.input_len + schedule.steps)
+    assert schedule.region.positions == written
+
+
+@settings(max_examples=150, deadline=None)
+@given(schedules())
+def test_the_packed_stream_is_the_same_at_every_level(schedule: StreamSchedule) -> None:
+    cache = random_cache(schedule.geometry, seed=3)
+    expected = packed_stream(cache, schedule)
+    assert len(expected) == schedule.nbytes
+    for level in LEVELS.values():
+        packed = torch.zeros(schedule.nbytes, dtype=torch.uint8)
+        for chunk in schedule.all_chunks(level):
+            place = packed[chunk.offset : chunk.offset + chunk.nbytes]
+            if level.buffered:
+                gather(cache, chunk.region, place)
+            else:
+                runs = run_views(cache, schedule.atoms(chunk.step))
+                place.copy_(torch.frombuffer(bytearray(b"".join(runs)), dtype=torch.uint8))
+        assert packed.numpy().tobytes() == expected, f"level {level.name}"
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedules())
+def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedule) -> None:
+    for step in range(schedule.steps + 1):
+        atoms = schedule.atoms(step)
+        sizes = [schedule.geometry.region_nbytes(atom) for atom in atoms]
+        assert all(atom.layers.size == 1 for atom in atoms)
+        assert max(sizes) <= schedule.slot_nbytes
+        if schedule.layer_nbytes(step) <= schedule.slot_nbytes:
+            assert len(atoms) == schedule.region.layers.size
+        for (first, one), (second, two) in zip(
+            zip(atoms, sizes, strict=True), zip(atoms[1:], sizes[1:], strict=True), strict=False
+        ):
+            whole_requests = schedule.positions(step) == first.positions == second.positions
+            joinable = first.layers == second.layers and (whole_requests or first.requests == second.requests)
+            assert not joinable or one + two > schedule.slot_nbytes or one > two
+
+
+@pytest.mark.parametrize(
+    ("slot", "expected"),
+    [
+        # A layer of the prompt is 3 requests × 4 positions × 256 bytes = 3072, of a step 768; 4 layers.
+        (16384, {"0": [1, 1], "1": [1, 1], "2": [4, 1], "3": [4, 1]}),
+        (6144, {"0": [1, 1], "1": [2, 1], "2": [4, 1], "3": [4, 1]}),
+        (3071, {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]}),  # two requests and one; a step: 3 layers and 1
+        (2048, {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]}),  # the same; a step: 2 layers and 2
+        (2047, {"0": [1, 1], "1": [12, 2], "2": [12, 2], "3": [12, 2]}),  # request by request
+        (1023, {"0": [1, 1], "1": [24, 4], "2": [24, 4], "3": [24, 4]}),  # three positions and one
+        (256, {"0": [1, 1], "1": [48, 12], "2": [48, 12], "3": [48, 12]}),
+    ],
+)
+def test_how_many_chunks(slot: int, expected: dict[str, list[int]]) -> None:
+    geometry = KVGeometry(4, 3, 2, 10, 32, 2)
+    schedule = StreamSchedule(geometry, geometry.whole, input_len=4, steps=3, slot_nbytes=slot)
+    assert schedule.layer_nbytes(0) == 3072
+    for name, (prompt, token) in expected.items():
+        assert [len(list(schedule.chunks(LEVELS[name], step))) for step in range(4)] == [prompt, token, token, token]
+        assert schedule.count(LEVELS[name]) == prompt + 3 * token
+
+
+def test_both_sides_derive_the_same_chunks() -> None:
+    """The two sides' caches differ; what moves between them does not."""
+    source = KVGeometry(6, 2, 4, 12, 8, 2, KVLayout.FT)
+    target = KVGeometry(3, 5, 2, 20, 8, 2, KVLayout.FT)
+    out = Region(Span(3, 6), Span(0, 2), Span(2, 4), source.whole.positions)
+    into = Region(Span(0, 3), Span(2, 4), Span(0, 2), target.whole.positions)
+    for level in LEVELS.values():
+        leaving = list(StreamSchedule(source, out, 5, 3, 200).all_chunks(level))
+        arriving = list(StreamSchedule(target, into, 5, 3, 200).all_chunks(level))
+        assert [(c.index, c.step, c.offset, c.nbytes) for c in leaving] == [
+            (c.index, c.step, c.offset, c.nbytes) for c in arriving
+        ]
+        for one, other in zip(leaving, arriving, strict=True):
+            assert one.region.layers == other.region.layers.shifted(3)
+            assert one.region.requests.shifted(2) == other.region.requests
+            assert one.region.positions == other.region.positions
+
+
+def test_a_slot_that_is_too_small_is_refused() -> None:
+    geometry = KVGeometry(2, 3, 2, 10, 32, 2)
+    one_position = 2 * 2 * 32 * 2
+    StreamSchedule(geometry, geometry.whole, 4, 3, one_position)
+    with pytest.raises(ValueError, match=f"slot of {one_position - 1} bytes does not hold one position"):
+        StreamSchedule(geometry, geometry.whole, 4, 3, one_position - 1)
+
+
+def test_positions_beyond_the_cache_are_refused() -> None:
+    geometry = KVGeometry(2, 3, 2, 10, 32, 2)
+    StreamSchedule(geometry, geometry.whole, 7, 3, 1024)
+    with pytest.raises(ValueError, match="is not inside a cache"):
+        StreamSchedule(geometry, geometry.whole, 8, 3, 1024)
