@@ -25,6 +25,9 @@ CLI = ("-m", "dejavubench")
 TINY = ("--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
 """A model whose job takes hardly longer than its start."""
 
+QUICK = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--no-ceilings")
+"""One small point of it."""
+
 PATIENCE = 120.0
 """Seconds that a whole job may take on a loaded machine; not a measurement."""
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from jobs import HERE, TINY, Job, processed, run, small_disk
+from jobs import HERE, QUICK, TINY, Job, processed, run
 
 from dejavubench.records import (
     Alone,
@@ -111,8 +111,6 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
 
 
 # ---- levels and files ----
-
-QUICK = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--no-ceilings")
 
 
 def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_path: Path) -> None:
@@ -357,63 +355,3 @@ def test_what_cannot_run_is_skipped_in_a_sweep(tmp_path: Path) -> None:
     assert rows["p000", "host@3"]["status"] == "ok"
     assert "SKIPPED" in job.stderr
     assert context in job.stderr
-
-
-# ---- usage errors ----
-
-
-def usage_error(cwd: Path, ranks: int, *args: object) -> str:
-    """The one line that a refused job prints, from one rank."""
-    job = run(cwd, ranks, "run", *args, status=2)
-    assert job.stdout == ""
-    assert job.stderr.count("\n") == 1, job.stderr
-    assert job.stderr.startswith("Error: ")
-    assert not (cwd / "logs").exists()
-    return job.stderr
-
-
-@pytest.mark.parametrize(
-    ("ranks", "args", "words"),
-    [
-        (3, ["--streaming", "mpi"], ["3 ranks", "mpi as many sinks", "mpirun -n 2"]),
-        (3, ["--streaming", "none"], ["3 ranks", "mpirun -n 1 or -n 2"]),
-        (2, ["--model", "gpt3"], ["--model", "gpt3", "gpt2"]),
-        (3, ["--tensor-para-size", 3], ["tensor_para_size 3", "4 heads"]),
-        (2, ["--max-seq-len", 16, "--input-len", 14, "--output-len", 8], ["max_seq_len 16", "21 positions"]),
-        (2, ["--level", 4], ["--level", "'4'", "0-batched"]),
-        (2, ["--streaming"], ["--streaming", "none, host, disk, mpi"]),
-        (2, ["--streaming", "nccl"], ["nccl", "CUDA"]),
-        (2, ["--device", "cuda"], ["--device cuda"]),
-    ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) and str(value[0])[:2] == "--" else "",
-)
-def test_usage_errors(tmp_path: Path, ranks: int, args: list[object], words: list[str]) -> None:
-    model = () if "--model" in args else TINY
-    message = usage_error(tmp_path, ranks, *model, *args)
-    assert [word for word in words if word not in message] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("input_len = 4\nouput_len = 8\n", ["ouput_len", "output_len"]), ('rounds = "many"\n', ["rounds", "'many'"])],
-    ids=["unknown-key", "wrong-value"],
-)
-def test_bad_toml_names_the_key(tmp_path: Path, text: str, words: list[str]) -> None:
-    (tmp_path / "bad.toml").write_text(text)
-    message = usage_error(tmp_path, 2, "bad.toml")
-    assert [word for word in ("bad.toml", *words) if word not in message] == []
-
-
-@pytest.mark.parametrize("option", ["--log-dir", "--stream-dir"])
-def test_a_folder_that_cannot_be_made(tmp_path: Path, option: str) -> None:
-    (tmp_path / "file").touch()
-    message = usage_error(tmp_path, 2, *QUICK, "--streaming", "disk", option, "file/below")
-    assert "file" in message
-    assert "Not a directory" in message
-
-
-def test_no_room_for_what_is_streamed_to_disk(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "small", 256 << 10):
-        args = ("--streaming", "disk", "--stream-dir", "small", "--input-len", 2000)
-        message = usage_error(tmp_path, 2, *TINY, *args, "--no-ceilings")
-    assert re.search(r"small: streaming to disk needs [\d.]+ MiB, \d+ KiB are free", message)

@@ -1,0 +1,56 @@
+"""What mpi/faulty.py's faults are made of: replacing a function of the product, in the right phase, and saying so."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from dejavubench.bench import recorder
+
+RANK = MPI.COMM_WORLD.rank
+ITERATION = 2
+"""The iteration that a fault strikes in."""
+
+FAULTS: dict[str, Callable[..., None]] = {}
+
+
+def fault(prepare: Callable[..., None]) -> Callable[..., None]:
+    """A fault is a function that puts itself in place; its name is that on the command line."""
+    FAULTS[prepare.__name__.replace("_", "-")] = prepare
+    return prepare
+
+
+class Now:
+    """Which phase this rank is in, as it records it; both None until the first is marked."""
+
+    phase: str | None = None
+    iteration: int | None = None
+
+    @classmethod
+    def follow(cls) -> None:
+        original = recorder.Recorder.phase
+
+        def phase(self: recorder.Recorder, phase: str, **where: Any) -> None:
+            original(self, phase, **where)
+            cls.phase, cls.iteration = phase, where.get("iteration")
+
+        recorder.Recorder.phase = phase  # type: ignore[method-assign]
+
+
+def struck() -> None:
+    """Tell the test that the fault has happened."""
+    Path(f"struck-{RANK}").touch()
+
+
+def instead(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace ``owner.name`` by what ``make`` makes of it."""
+    original = getattr(owner, name)
+    setattr(owner, name, functools.wraps(original)(make(original)))
+
+
+def now(phase: str) -> bool:
+    return Now.phase == phase and (Now.iteration is None or Now.iteration >= ITERATION)
