@@ -23,12 +23,13 @@ import xxhash
 from caches import packed_stream, play_model, random_cache
 
 from dejavubench.dejavulib.blockfile import Durability
+from dejavubench.dejavulib.destinations import disk
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager, Streamer
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.streamfile import file_nbytes
+from dejavubench.dejavulib.streamfile import StepTrailer, file_nbytes
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region, Span
 
 PAGE = 4096
@@ -242,7 +243,9 @@ def test_killed_at_any_instant_the_watermark_covers_whole_steps_only(
             on_device[0] = content
         old = read_watermark(on_device[0]) if durability != "page-cache" else None
         if old:  # the device may have taken any page since, and its watermark not yet
-            assert all(record.sound for record in read(content).records[:old]), f"after {what}: {old} steps on the device"
+            assert all(record.sound for record in read(content).records[:old]), (
+                f"after {what}: {old} steps on the device"
+            )
         watermark = read_watermark(content)
         watermarks.append(watermark)
         if not watermark:
