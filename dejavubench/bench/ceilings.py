@@ -250,7 +250,8 @@ class Disk:
                 os.fdatasync(self._raw)
 
     def write(self) -> list[Sample]:
-        """The raw loop."""
+        """The raw loop, over a file that has just been written whole, as the destination's has."""
+        self._write_raw()
         os.fdatasync(self._raw)
         return self._sample(_seconds(self._write_raw))
 
