@@ -9,8 +9,11 @@ import os
 import time
 from collections.abc import Callable
 
-NAP = 100e-6
-"""Seconds between two tests of a sleeping wait: about 3 % of a core, and 0.1 ms of latency at most."""
+NAP = 50e-6
+"""Seconds of the first naps between two tests, when what is waited for may come at once."""
+
+LONGEST_NAP = 500e-6
+"""Naps grow to this, a fiftieth of the time waited so far: a long wait costs a few hundredths of a core."""
 
 SPIN = 20e-6
 """Seconds of testing without sleep before the first nap: catches what is just arriving."""
@@ -20,8 +23,8 @@ class DeadlineError(Exception):
     """What was waited for did not come in time."""
 
 
-def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = None, nap: float = NAP) -> None:
-    """Call ``test`` until it is true, sleeping in between.
+def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = None) -> None:
+    """Call ``test`` until it is true, sleeping in between, the longer the longer it takes.
 
     Raises:
         DeadlineError: it was not true within ``timeout`` seconds; the message names ``what``.
@@ -32,7 +35,7 @@ def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = Non
         if timeout is not None and waited > timeout:
             raise DeadlineError(f"{what}: nothing came within {timeout:g} s")
         if waited > SPIN:
-            time.sleep(nap)
+            time.sleep(min(max(NAP, waited / 50), LONGEST_NAP))
 
 
 def wait_yielding(test: Callable[[], bool]) -> None:

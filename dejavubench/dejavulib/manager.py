@@ -182,7 +182,7 @@ class Streamer:
                     self._under_way.append(self._jobs[0])
                     return self._jobs.popleft()
                 if self._under_way:
-                    nap = NAP / 2 if self._waiting else NAP_BESIDE_COMPUTE
+                    nap = NAP if self._waiting else NAP_BESIDE_COMPUTE
                     self._changed.wait(timeout=nap)
                     return None
                 self._changed.wait()

@@ -28,7 +28,7 @@ from dejavubench.parallel.collectives import polite_barrier
 LAYERS, HEADS, REQUESTS, HEAD_SIZE = 3, 2, 6, 8
 INPUT_LEN, STEPS, UNUSED = 5, 3, 2
 WRITTEN = INPUT_LEN + STEPS
-WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 150
+WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 200
 """Staging slots that hold layers whole, and those that force cuts along requests and positions."""
 
 
@@ -137,14 +137,14 @@ def setup_of(workers: int, split: str, ubatch_size: int) -> Setup:
 
 
 def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
-    """Every layout, level and slot, with cut layers twice with other data; how many messages have moved."""
+    """Every layout, level and slot, between two ranks also twice with other data; how many messages have moved."""
     total = 0
     same_runs = sides[0].tensor_parallel == sides[1].tensor_parallel
     for number, layout in enumerate(KVLayout):
         for level in (level for level in LEVELS.values() if level.buffered or same_runs):
-            for slot in (WHOLE_LAYERS, CUT_LAYERS):
+            for slot, rounds in ((WHOLE_LAYERS, 1), (CUT_LAYERS, 2 if comm.size == 2 else 1)):
                 worker = Worker(sides, comm, layout, level, slot)
-                for round in range(2 if slot == CUT_LAYERS else 1):
+                for round in range(rounds):
                     random = np.random.default_rng([number, round, slot])
                     shape = (LAYERS, REQUESTS, HEADS, WRITTEN, HEAD_SIZE)
                     truth = [random.integers(-(2**15), 2**15, shape, dtype=np.int16) for _ in BOTH]

@@ -1,0 +1,141 @@
+"""A reader of stream files that shares no code with the writer, and what writes a small one."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from caches import play_model
+
+from dejavubench.dejavulib.blockfile import Durability
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region
+
+PAGE = 4096
+INPUT_LEN, STEPS = 4, 3
+WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 300
+DURABILITIES: list[Durability] = ["fdatasync", "direct", "page-cache"]
+IDENTITY = {"run": "r1", "model": "tiny", "weights": "seed 0", "data_type": "fp16"}
+
+PROMPT = np.arange(8).reshape(2, INPUT_LEN) + 100
+NEW_TOKENS = np.arange(6).reshape(2, STEPS) + 200
+
+
+# ---- a reader that shares no code with the writer ----
+
+
+@dataclass
+class Record:
+    """One step of a file."""
+
+    packed: bytes
+    layers: list[bytes]
+    tokens: np.ndarray
+    checksums: list[int]
+
+    @property
+    def sound(self) -> bool:
+        return [xxhash.xxh3_64_intdigest(layer) for layer in self.layers] == self.checksums
+
+
+@dataclass
+class Document:
+    header: dict[str, Any]
+    watermark: int | None
+    records: list[Record]
+    padding: set[int]
+
+
+def read(content: bytes) -> Document:
+    """Follow the documented layout, from the header alone."""
+    assert content[:8] == b"DEJAVUKV"
+    version, length = struct.unpack_from("<II", content, 8)
+    assert version == 1
+    text = content[16 : 16 + length]
+    assert content[16 + length : 24 + length] == xxhash.xxh3_64_digest(text)
+    header = json.loads(text)
+    at, records, padding = 2 * PAGE, [], set[int]()
+    for step in range(header["steps"] + 1):
+        positions = 1 if step else header["input_len"]
+        layers, requests, heads = (stop - start for start, stop in (header["region"][a] for a in AXES))
+        geometry = header["geometry"]
+        layer_nbytes = 2 * requests * heads * positions * geometry["head_size"] * geometry["itemsize"]
+        packed = content[at : at + layers * layer_nbytes]
+        at += len(packed)
+        tokens = np.frombuffer(content, "<i4", requests * positions, at).reshape(requests, positions)
+        at += tokens.nbytes
+        checksums = np.frombuffer(content[at : at + 8 * layers], "<u8").tolist()
+        at += 8 * layers
+        cut = [packed[layer * layer_nbytes : (layer + 1) * layer_nbytes] for layer in range(layers)]
+        records.append(Record(packed, cut, tokens, checksums))
+        end, at = at, -(-at // PAGE) * PAGE  # each record begins a page
+        padding |= set(content[end:at])
+    assert len(content) == at
+    return Document(header, read_watermark(content), records, padding)
+
+
+AXES = ("layers", "requests", "heads")
+
+
+def read_watermark(content: bytes) -> int | None:
+    """Complete steps; None where the page says nothing that can be trusted."""
+    count, checksum = content[PAGE : PAGE + 8], content[PAGE + 8 : PAGE + 16]
+    return struct.unpack("<Q", count)[0] if xxhash.xxh3_64_digest(count) == checksum else None
+
+
+# ---- writing ----
+
+
+def schedule_of(layout: KVLayout, slot: int = WHOLE_LAYERS, region: Region | None = None) -> StreamSchedule:
+    geometry = KVGeometry(3, 2, 2, 9, 16, 2, layout)
+    return StreamSchedule(geometry, region or geometry.whole, INPUT_LEN, STEPS, slot)
+
+
+@contextmanager
+def writing(
+    directory: Path,
+    schedule: StreamSchedule,
+    level: str = "3",
+    durability: Durability = "fdatasync",
+    name: str = "test",
+) -> Iterator[tuple[CacheManager, DiskDestination]]:
+    """A manager whose stream is kept in ``<name>-stream0.kv``; skips where O_DIRECT is refused."""
+    probe = directory / "probe"
+    if durability == "direct":
+        try:
+            os.close(os.open(probe, os.O_CREAT | os.O_RDWR | os.O_DIRECT))
+        except OSError as error:
+            pytest.skip(f"the temporary folder's file system refuses O_DIRECT: {error.strerror}")
+        finally:
+            probe.unlink(missing_ok=True)
+    destination = DiskDestination(directory, name, durability, True, IDENTITY)
+    streamer = Streamer(destination, schedule.slot_nbytes, 2)
+    cache = KVCache.allocate(schedule.geometry, torch.int16)
+    try:
+        yield CacheManager(cache, [Stream(0, schedule)], LEVELS[level], streamer, 30.0), destination
+    finally:
+        streamer.close()
+
+
+def microbatch(manager: CacheManager, source: KVCache, pattern: int = 0x5A) -> None:
+    manager.begin(PROMPT, pattern)
+    play_model(source, manager.cache, manager.streams[0].schedule, manager, NEW_TOKENS)
+    manager.drain()
+
+
+def path_of(directory: Path, name: str = "test") -> Path:
+    return directory / f"{name}-stream0.kv"

@@ -1,0 +1,124 @@
+"""A destination that keeps what it is given, for the tests of the manager, and small caches to stream to it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from caches import play_model
+
+from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region
+
+PATIENCE = 30.0
+"""Seconds until a test that waits for a thread gives up; nothing is measured by it."""
+
+INPUT_LEN, STEPS = 4, 3
+WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 300
+"""Slots that hold several layers of the small cache, and those that not even one request of the prompt fits."""
+
+
+def small_geometry(layout: KVLayout = KVLayout.HND) -> KVGeometry:
+    return KVGeometry(3, 2, 2, 9, 16, 2, layout)
+
+
+def schedule_of(geometry: KVGeometry, slot: int = WHOLE_LAYERS, region: Region | None = None) -> StreamSchedule:
+    return StreamSchedule(geometry, region or geometry.whole, INPUT_LEN, STEPS, slot)
+
+
+class Memory(Destination):
+    """Keeps what it is given; chunks become complete as the test allows, and packed buffers are watched till then.
+
+    Attributes:
+        allowed: chunks of each stream that may become complete.
+        polls: how often it is asked before another chunk is complete.
+    """
+
+    name = "memory"
+    capabilities = Capabilities(remote=False)
+
+    def __init__(self, allowed: int = 1 << 30, polls: int = 1) -> None:
+        self.allowed = allowed
+        self.polls = polls
+        self.most_under_way = 0
+        self.slots: set[int] = set()
+        self.each_complete: set[bool] = set()
+        self.steps: dict[Stream, list[tuple[int, object]]] = defaultdict(list)
+        self.packed: dict[tuple[int | None, int], list[bytes]] = defaultdict(list)
+        self.closed = 0
+        self._watched: dict[tuple[int | None, int], list[torch.Tensor | None]] = defaultdict(list)
+        self._complete: dict[tuple[int | None, int], int] = defaultdict(int)
+        self._asked = 0
+
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+        assert self._complete[stream.key] == len(self.packed[stream.key]), "the slot is reused with chunks under way"
+        for book in (self.packed, self._watched, self._complete):
+            book.pop(stream.key, None)
+
+    def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:
+        self.steps[stream].append((step, None if tokens is None else tokens.tolist()))
+
+    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        assert chunk.index == len(self.packed[stream.key])
+        self._take(stream, packed.numpy().tobytes(), packed)
+        self.slots.add(packed.data_ptr())
+
+    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+        assert chunk.index == len(self.packed[stream.key])
+        self.each_complete.add(each_complete)
+        self._take(stream, b"".join(runs), None)
+
+    def _take(self, stream: Stream, packed: bytes, watched: torch.Tensor | None) -> None:
+        self.packed[stream.key].append(packed)
+        self._watched[stream.key].append(watched)
+        under_way = sum(len(packed) - self._complete[key] for key, packed in self.packed.items())
+        self.most_under_way = max(self.most_under_way, under_way)
+
+    def completed(self, stream: Stream) -> int:
+        key, self._asked = stream.key, self._asked + 1
+        if self._asked % self.polls == 0 and self._complete[key] < min(len(self.packed[key]), self.allowed):
+            number = self._complete[key]
+            watched = self._watched[key][number]
+            if watched is not None:
+                assert watched.numpy().tobytes() == self.packed[key][number], "a slot was reused too soon"
+            self._complete[key] += 1
+        return self._complete[key]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@contextmanager
+def streaming(destination: Destination, slot: int = WHOLE_LAYERS, slots: int = 2) -> Iterator[Streamer]:
+    streamer = Streamer(destination, slot, slots if destination.staged else 0)
+    try:
+        yield streamer
+    finally:
+        streamer.close()
+
+
+def poisoned(geometry: KVGeometry, pattern: int) -> KVCache:
+    cache = KVCache.allocate(geometry, torch.int16)
+    cache.fill(pattern)
+    return cache
+
+
+def held(destination: Destination, stream: Stream) -> bytes:
+    """The whole packed stream as a destination has it."""
+    if isinstance(destination, Memory):
+        return b"".join(destination.packed[stream.key])
+    packed = torch.zeros(stream.schedule.nbytes, dtype=torch.uint8)
+    for chunk in stream.schedule.all_chunks(LEVELS["3"]):
+        destination.fetch(stream, chunk, packed[chunk.offset : chunk.offset + chunk.nbytes])
+    return packed.numpy().tobytes()
+
+
+def play_and_drain(cache: KVCache, stream: Stream, manager: CacheManager) -> None:
+    play_model(cache, cache, stream.schedule, manager)
+    manager.drain()

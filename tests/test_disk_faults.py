@@ -1,0 +1,172 @@
+"""The disk destination: damage is found, what cannot be is refused, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from caches import random_cache
+from diskfile import (
+    DURABILITIES,
+    IDENTITY,
+    PAGE,
+    PROMPT,
+    STEPS,
+    microbatch,
+    path_of,
+    read,
+    schedule_of,
+    writing,
+)
+
+from dejavubench.dejavulib.blockfile import Durability
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.kvcache import KVLayout, Region, Span
+
+# ---- damage ----
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize(("step", "layer"), [(0, 0), (0, 2), (1, 1), (STEPS, 2)])
+def test_a_flipped_bit_is_found(step: int, layer: int, durability: Durability, tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    with writing(tmp_path, schedule, durability=durability) as (manager, destination):
+        microbatch(manager, random_cache(schedule.geometry))
+        destination.check(manager.streams[0])
+        content = path_of(tmp_path).read_bytes()
+        packed = read(content).records[step].layers[layer]
+        at = content.index(packed) + len(packed) // 3
+        with path_of(tmp_path).open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([content[at] ^ 0x10]))
+        with pytest.raises(StreamingError, match=f"test-stream0.kv: checksum of step {step}, layer {layer} does not"):
+            destination.check(manager.streams[0])
+
+
+def test_a_damaged_layer_is_named_in_the_caches_numbers(tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.HND, region=Region(Span(1, 3), Span(0, 2), Span(0, 2), Span(0, 7)))
+    with writing(tmp_path, schedule) as (manager, destination):
+        microbatch(manager, random_cache(schedule.geometry))
+        with path_of(tmp_path).open("r+b") as file:
+            file.seek(2 * PAGE)
+            first = file.read(1)
+            file.seek(2 * PAGE)
+            file.write(bytes([first[0] ^ 1]))
+        with pytest.raises(StreamingError, match="checksum of step 0, layer 1"):
+            destination.check(manager.streams[0])
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    with writing(tmp_path, schedule) as (manager, destination):
+        microbatch(manager, random_cache(schedule.geometry))
+        os.truncate(path_of(tmp_path), 2 * PAGE + 100)
+        with pytest.raises(StreamingError, match=f"test-stream0.kv ends at byte {2 * PAGE + 100}"):
+            destination.check(manager.streams[0])
+
+
+# ---- what is refused, what is left behind ----
+
+CHILD = """
+import os, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import KVGeometry
+
+directory, what = Path(sys.argv[1]), sys.argv[2]
+if what == "limit":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
+geometry = KVGeometry(4, 2, 2, 64, 16, 2)  # 64 KiB, and the pages before and behind
+stream = Stream(0, StreamSchedule(geometry, geometry.whole, 60, 4, 1 << 20))
+for keep in (False, True):
+    destination = DiskDestination(directory, f"child-{keep}", "fdatasync", keep, {})
+    try:
+        destination.begin(stream, np.zeros((2, 60), np.int64))
+    except StreamingError as error:
+        print("refused:", error)
+    else:
+        print("begun", flush=True)
+if what == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def child(directory: Path, what: str = "begin") -> tuple[int, list[str]]:
+    """Status and output of a process that makes two files, of which the second is to be kept, and does ``what``."""
+    command = [sys.executable, "-c", CHILD, str(directory), what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_killed_it_leaves_only_the_files_that_are_to_be_kept(tmp_path: Path) -> None:
+    assert child(tmp_path, "kill") == (-signal.SIGKILL, ["begun", "begun"])
+    (left,) = tmp_path.iterdir()
+    assert left.name == "child-True-stream0.kv"
+    assert read(left.read_bytes()).watermark == 0
+
+
+def test_a_file_size_limit_is_noticed_before_anything_streams(tmp_path: Path) -> None:
+    _, said = child(tmp_path, "limit")
+    assert len(said) == 2
+    for line in said:
+        assert re.fullmatch(rf"refused: no room for \d+ bytes in {re.escape(str(tmp_path))}: File too large", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_file_system_is_noticed_before_anything_streams(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small tmpfs is not allowed: {mounted.stderr.decode().strip()}")
+    try:
+        _, said = child(small)
+        left = list(small.iterdir())
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert len(said) == 2
+    assert all(line.endswith(f"bytes in {small}: No space left on device") for line in said), said
+    assert left == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_closing_leaves_a_file_only_if_told_to(keep: bool, tmp_path: Path) -> None:
+    destination = DiskDestination(tmp_path, "test", "fdatasync", keep, IDENTITY)
+    destination.begin(Stream(0, schedule_of(KVLayout.HND)), PROMPT)
+    destination.close()
+    assert list(tmp_path.iterdir()) == ([path_of(tmp_path)] if keep else [])
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    path_of(tmp_path).write_bytes(b"precious")
+    with (
+        writing(tmp_path, schedule_of(KVLayout.HND)) as (manager, _),
+        pytest.raises(StreamingError, match=r"cannot create .*test-stream0.kv for fdatasync streaming: File exists"),
+    ):
+        manager.begin()
+    assert path_of(tmp_path).read_bytes() == b"precious"
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with (
+        writing(tmp_path / "nowhere", schedule_of(KVLayout.HND)) as (manager, _),
+        pytest.raises(StreamingError, match="No such file or directory"),
+    ):
+        manager.begin()
+
+
+def test_a_header_that_does_not_fit(tmp_path: Path) -> None:
+    destination = DiskDestination(tmp_path, "test", "fdatasync", False, {"weights": "x" * PAGE})
+    with pytest.raises(StreamingError, match="does not fit a page"):
+        destination.begin(Stream(0, schedule_of(KVLayout.HND)))
+    destination.close()

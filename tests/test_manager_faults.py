@@ -1,0 +1,170 @@
+"""CacheManager and its helper thread when something fails, hangs or ends early, and whose threads it touches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from caches import play_model, random_cache
+from memory import (
+    PATIENCE,
+    WHOLE_LAYERS,
+    Memory,
+    play_and_drain,
+    schedule_of,
+    small_geometry,
+    streaming,
+)
+
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.waiting import wait_asleep
+
+
+class Failing(Memory):
+    """Fails at its third chunk."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def _take(self, stream: Stream, packed: bytes, watched: torch.Tensor | None) -> None:
+        if len(self.packed[stream.key]) == 2:
+            raise self._error
+        super()._take(stream, packed, watched)
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+def test_an_error_in_the_helper_reaches_the_model(level: Level) -> None:
+    stream = Stream(9, schedule_of(small_geometry()))
+    cache = random_cache(stream.schedule.geometry)
+    error = OSError(5, "Input/output error")
+    with streaming(Failing(error)) as streamer:
+        manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+        manager.begin()
+        # At level 3 the model may have handed everything over before it happens; then the drain says it.
+        with pytest.raises(StreamingError, match=r"Input/output error; the first missing is chunk 2 .* of stream 9"):
+            play_and_drain(cache, stream, manager)
+        calls: list[Callable[[], None]] = [manager.drain, manager.begin, lambda: manager.step_ready(1)]
+        if level.layerwise:
+            calls.append(lambda: manager.layer_ready(0))
+        for call in calls:  # and so does every later call
+            with pytest.raises(StreamingError) as caught:
+                call()
+            assert caught.value.__cause__ is error
+
+
+def test_a_destinations_own_error_comes_as_it_is() -> None:
+    stream = Stream(0, schedule_of(small_geometry()))
+    error = StreamingError("the sink has said goodbye")
+    with streaming(Failing(error)) as streamer:
+        manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
+        manager.begin()
+        with pytest.raises(StreamingError) as caught:
+            play_and_drain(manager.cache, stream, manager)
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(("complete", "step"), [(0, 0), (2, 0), (3, 1), (5, 3)])
+def test_the_drains_deadline_names_the_first_missing_chunk(complete: int, step: int) -> None:
+    stream = Stream(4, schedule_of(small_geometry()))
+    with streaming(Memory(allowed=complete)) as streamer:
+        manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, 0.1)
+        manager.begin()
+        expected = rf"no chunk became complete within 0.1 s; .* chunk {complete} \(step {step}\) of stream 4"
+        with pytest.raises(StreamingError, match=expected):
+            play_and_drain(manager.cache, stream, manager)
+
+
+@pytest.mark.parametrize("level", ["0", "3"])
+def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
+    release = threading.Event()
+
+    class Hanging(Memory):
+        def _take(self, stream: Stream, packed: bytes, watched: torch.Tensor | None) -> None:
+            if self.packed[stream.key]:
+                release.wait(PATIENCE)
+            super()._take(stream, packed, watched)
+
+    stream = Stream(4, schedule_of(small_geometry()))
+    with streaming(Hanging()) as streamer:
+        manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS[level], streamer, 0.1)
+        manager.begin()
+        with pytest.raises(StreamingError, match="the first missing is chunk 1 "):
+            play_and_drain(manager.cache, stream, manager)
+        release.set()
+
+
+def test_close_gives_up_what_is_under_way() -> None:
+    stream = Stream(0, schedule_of(small_geometry()))
+    destination = Memory(allowed=0)
+    streamer = Streamer(destination, WHOLE_LAYERS, 2)
+    manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
+    manager.begin()
+    play_model(manager.cache, manager.cache, stream.schedule, manager)
+    wait_asleep(lambda: len(destination.packed[stream.key]) == 2, "both slots in use", PATIENCE)
+    assert streamer.cpu_seconds() > 0
+    streamer.close()
+    assert destination.closed == 1
+    assert len(destination.packed[stream.key]) == 2
+    assert not any(thread.name == "streamer" for thread in threading.enumerate())
+    assert streamer.cpu_seconds() == 0
+
+
+def test_close_after_an_error() -> None:
+    stream = Stream(0, schedule_of(small_geometry()))
+    streamer = Streamer(Failing(ValueError("no")), WHOLE_LAYERS, 2)
+    manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
+    manager.begin()
+    with pytest.raises(StreamingError, match="ValueError: no"):
+        play_and_drain(manager.cache, stream, manager)
+    streamer.close()
+    assert not any(thread.name == "streamer" for thread in threading.enumerate())
+
+
+def test_staging_that_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory needs at least one staging slot, not 0"):
+        Streamer(Memory(), 1024, 0)
+    stream = Stream(0, schedule_of(small_geometry(), slot=2048))
+    cache = random_cache(stream.schedule.geometry)
+    with streaming(Memory(), slot=1024) as streamer:
+        with pytest.raises(ValueError, match="up to 2048 bytes do not fit staging slots of 1024"):
+            CacheManager(cache, [stream], LEVELS["3"], streamer)
+        CacheManager(cache, [stream], LEVELS["0"], streamer)  # goes through no slot
+
+
+# ---- threads ----
+
+
+def test_the_helper_computes_on_one_thread_and_leaves_the_models_alone() -> None:
+    counts: dict[str, int] = {}
+
+    class Curious(Memory):
+        def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+            counts["helper"] = torch.get_num_threads()
+            super().flush(stream, chunk, packed)
+
+    def another() -> None:
+        with streaming(Curious()) as streamer:
+            manager = CacheManager(random_cache(small_geometry()), [stream], LEVELS["3"], streamer, PATIENCE)
+            manager.begin()
+            play_and_drain(manager.cache, stream, manager)
+            counts["model"] = torch.get_num_threads()
+            look = threading.Thread(target=lambda: counts.update(new=torch.get_num_threads()))
+            look.start()
+            look.join()
+
+    stream = Stream(0, schedule_of(small_geometry()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model = threading.Thread(target=another)  # a thread that has not computed yet
+        model.start()
+        model.join()
+    finally:
+        torch.set_num_threads(before)
+    assert counts == {"helper": 1, "model": 3, "new": 3}
