@@ -238,6 +238,13 @@ class Failure(_Line):
     error: str
 
 
+class FirstExit(_Line):
+    """In a file of its own beside the ranks': those of one host that ended before anything was said of an end."""
+
+    kind: Literal["first-exit"] = "first-exit"
+    ranks: list[int]
+
+
 class End(_Line):
     """Last line of a rank that came to its end."""
 
@@ -256,6 +263,7 @@ Record = (
     | Alone
     | Skipped
     | Failure
+    | FirstExit
     | End
 )
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
@@ -284,11 +292,12 @@ class RankLog:
 
 @dataclass
 class Run:
-    """A run's folder, read."""
+    """A run's folder, read. ``first_exits``: the ranks that were the first of their host to end without a word."""
 
     path: Path
     header: RunHeader
     ranks: list[RankLog]
+    first_exits: frozenset[int] = frozenset()
 
     def of(self, kind: type[T]) -> Iterator[tuple[int, T]]:
         """(rank, record) of one kind over all ranks."""
@@ -297,6 +306,11 @@ class Run:
 
 def rank_file(rank: int) -> str:
     return f"rank-{rank:04d}.jsonl"
+
+
+def first_exit_file(lowest: int) -> str:
+    """Of the host whose lowest rank is ``lowest``."""
+    return f"first-exit-{lowest:04d}.json"
 
 
 def to_line(record: Record) -> str:
@@ -346,7 +360,15 @@ def read_run(folder: Path) -> Run:
     except ValidationError as error:
         first = error.errors()[0]
         raise RecordError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return Run(folder, header, [read_rank(file) for file in sorted(folder.glob("rank-*.jsonl"))])
+    ranks = [read_rank(file) for file in sorted(folder.glob("rank-*.jsonl"))]
+    return Run(folder, header, ranks, frozenset().union(*map(_read_first_exit, folder.glob("first-exit-*.json"))))
+
+
+def _read_first_exit(path: Path) -> list[int]:
+    try:
+        return FirstExit.model_validate_json(path.read_bytes()).ranks
+    except ValidationError as error:
+        raise RecordError(f"{path}: {error.errors()[0]['msg']}") from None
 
 
 # DéjàVu's text lines, exactly as the original prints them (C's "%f": six decimals).

@@ -12,8 +12,9 @@ from caches import play_model
 
 from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region
 
 PATIENCE = 30.0

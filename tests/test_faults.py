@@ -231,11 +231,11 @@ def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(tmp_path:
         job.all_gone()
         said = processed(job.folder)
         where = "" if phase == "load" else f", arm mpi@3, iteration {STRIKES}"
-        assert re.search(
-            rf"INCOMPLETE: rank 0 \(source on .*\) stopped without a word in phase {phase}, point p000{where}\n", said
-        )
         sink = "before its first phase" if phase == "load" else f"in phase receive, point p000{where}"
-        assert re.search(rf"INCOMPLETE: rank 1 \(sink on .*\) stopped without a word {sink}\n", said)
+        places = {"source": (0, f"in phase {phase}, point p000{where}"), "sink": (1, sink)}
+        for role, (rank, place) in places.items():
+            how = "was the first to stop, without a word," if role == victim else "stopped without a word"
+            assert re.search(rf"INCOMPLETE: rank {rank} \({role} on .*\) {how} {place}\n", said), said
         assert measured(job) == (0 if phase == "load" else STRIKES)
 
 

@@ -25,7 +25,8 @@ from dejavubench.dejavulib.destinations.base import Destination, Stream, Streami
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.levels import LEVELS, Level
-from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.kvcache import BOTH, KVLayout, Span
 from dejavubench.waiting import wait_asleep
 

@@ -20,8 +20,9 @@ from memory import (
 
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.levels import LEVELS, Level
-from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.waiting import wait_asleep
 
 

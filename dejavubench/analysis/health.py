@@ -17,7 +17,11 @@ def notes(run: Run) -> list[str]:
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
-    found += [f"INCOMPLETE: {_name(log)} stopped without a word {_where(log.last_phase)}" for log in silent]
+    first = set() if failed else run.first_exits  # a rank that failed has said so itself
+    silent.sort(key=lambda log: log.rank not in first)
+    for log in silent:
+        how = "was the first to stop, without a word," if log.rank in first else "stopped without a word"
+        found.append(f"INCOMPLETE: {_name(log)} {how} {_where(log.last_phase)}")
     found += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
     if silent:
         found.append("such a run is still going on, or was killed; what was recorded before is shown")

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.manager import Streaming
+from dejavubench.dejavulib.streamer import Streaming
 from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import MPICollectives

@@ -21,10 +21,11 @@ from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.streams import Side
+from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
-from dejavubench.parallel.collectives import MPICollectives, polite_gather
+from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_gather
 from dejavubench.parallel.topology import Topology
 from dejavubench.points import Point
 from dejavubench.units import nbytes_text
@@ -71,6 +72,7 @@ class Job:
         self.spin = self._on_this_host(self.topology.sources) * experiment.threads <= len(os.sched_getaffinity(0))
         self.sources = MPICollectives(among_sources, self.topology, self.spin) if self.is_source else None
         self._write_first_records(command)
+        self._watch = self._watch_this_host()
 
     # ---- preparing ----
 
@@ -157,6 +159,13 @@ class Job:
         assert outcome is not None
         return outcome
 
+    def _watch_this_host(self) -> Watch | None:
+        """The lowest rank of each host has them watched."""
+        pids = self.world.allgather(os.getpid())
+        here = {rank: pid for rank, pid in enumerate(pids) if self.hosts[rank] == self.hosts[self.rank]}
+        lowest = min(here)
+        return Watch(self.folder / records.first_exit_file(lowest), here) if self.rank == lowest else None
+
     def _make_stream_dir(self) -> dict[str, str]:
         directory = self.experiment.stream_dir
         if directory is not None:
@@ -227,6 +236,9 @@ class Job:
         """Write each rank's last record and bring other hosts' records to rank 0's folder."""
         self.recorder.write(records.End(status="ok" if ok else "failed"))
         self.recorder.close()
+        polite_barrier(self.world, "end")
+        if self._watch is not None:
+            self._watch.end()
         mine = self.folder / records.rank_file(self.rank)
         others = polite_gather(self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes())
         for rank, content in enumerate(others or []):

@@ -18,7 +18,7 @@ from dejavubench.bench.sink import Sink
 from dejavubench.bench.source import Place, Source, tokens
 from dejavubench.bench.verify import VerificationError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
-from dejavubench.dejavulib.manager import Streaming
+from dejavubench.dejavulib.streamer import Streaming
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sharding import Shard

@@ -20,7 +20,8 @@ from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.dejavulib.manager import CacheManager, Streamer
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.experiment import Experiment
 from dejavubench.kvcache import KVCache

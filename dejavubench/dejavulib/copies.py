@@ -7,7 +7,8 @@ layout's own order, so that what is contiguous in the cache stays contiguous.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -25,25 +26,56 @@ def aligned_buffer(nbytes: int) -> torch.Tensor:
     return torch.from_numpy(buffer)
 
 
+class Packing:
+    """A region of one cache with its views cut beforehand, so that packing it costs two copies and little else.
+
+    Its methods raise ValueError for a buffer that is not of exactly the region's bytes.
+    """
+
+    def __init__(self, cache: KVCache, region: Region) -> None:
+        self._dtype = cache.k.dtype
+        self._nbytes = cache.geometry.region_nbytes(region)
+        self._pieces = [cache.piece(kv, region) for kv in BOTH]
+        # [layers, K and V, elements] in the packed buffer: of each layer K, then V, each contiguous
+        per_layer = [piece.numel() // region.layers.size if region.layers.size else 0 for piece in self._pieces]
+        self._places = [
+            (piece.shape, (sum(per_layer), *_contiguous(piece.shape[1:])), start)
+            for piece, start in zip(self._pieces, (0, per_layer[0]), strict=True)
+        ]
+
+    def gather(self, packed: torch.Tensor) -> None:
+        """Pack the region into ``packed``, a contiguous uint8 tensor."""
+        for packed_piece, piece in self._pairs(packed):
+            packed_piece.copy_(piece)
+
+    def scatter(self, packed: torch.Tensor) -> None:
+        """Put ``packed`` where the region belongs: the inverse of :meth:`gather`."""
+        for packed_piece, piece in self._pairs(packed):
+            piece.copy_(packed_piece)
+
+    def _pairs(self, packed: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        if packed.numel() != self._nbytes:
+            raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
+        elements = packed.view(self._dtype)
+        first = elements.storage_offset()
+        return [
+            (elements.as_strided(shape, strides, first + start), piece)
+            for (shape, strides, start), piece in zip(self._places, self._pieces, strict=True)
+        ]
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 def gather(cache: KVCache, region: Region, packed: torch.Tensor) -> None:
     """Pack ``region`` into ``packed``, a contiguous uint8 tensor of exactly the region's bytes."""
-    for packed_piece, piece in _pairs(cache, region, packed):
-        packed_piece.copy_(piece)
+    Packing(cache, region).gather(packed)
 
 
 def scatter(packed: torch.Tensor, cache: KVCache, region: Region) -> None:
     """Put ``packed`` where ``region`` belongs: the inverse of :func:`gather`."""
-    for packed_piece, piece in _pairs(cache, region, packed):
-        piece.copy_(packed_piece)
-
-
-def _pairs(cache: KVCache, region: Region, packed: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    geometry = cache.geometry
-    both = packed.view(cache.k.dtype).view(region.layers.size, 2, -1)  # [layers, K and V, elements]
-    return [
-        (both[:, number].view(geometry.piece_shape(kv, region)), cache.piece(kv, region))
-        for number, kv in enumerate(BOTH)
-    ]
+    Packing(cache, region).scatter(packed)
 
 
 def run_views(cache: KVCache, regions: Iterable[Region]) -> list[memoryview]:

@@ -98,5 +98,9 @@ class Destination(ABC):
         """Read a complete chunk back into ``packed``; remote destinations cannot."""
         raise NotImplementedError(f"{self.name} is read on the sink")
 
+    def cpu_seconds(self) -> float:
+        """CPU time so far of threads of the destination's own; 0 where the helper thread does everything."""
+        return 0.0
+
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what the destination holds."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -55,7 +57,8 @@ class DiskDestination(Destination):
         self._keep = keep
         self._identity = identity
         self._files: dict[int, _Open] = {}
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="checksums")
+        self._beside = ThreadPoolExecutor(1, "checksums", initializer=self._note_clock)
+        self._beside_clock: int | None = None  # CPU clock of that thread, once it has begun
 
     # ---- preparing ----
 
@@ -142,8 +145,15 @@ class DiskDestination(Destination):
                     layer = layers.start + number
                     raise StreamingError(f"{blocks.path.name}: checksum of step {step}, layer {layer} does not agree")
 
+    def _note_clock(self) -> None:
+        self._beside_clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def cpu_seconds(self) -> float:
+        return 0.0 if self._beside_clock is None else time.clock_gettime(self._beside_clock)
+
     def close(self) -> None:
         self._beside.shutdown()
+        self._beside_clock = None
         for file in self._files.values():
             file.blocks.close()
         self._files.clear()

@@ -1,0 +1,250 @@
+"""``Streamer``: the helper thread of one source process, and its bounded staging memory.
+
+Hand-over is made to cost the model as little as it can: the model puts chunks into a queue and goes on; each side
+keeps counts that it alone changes. What the helper runs under Python's lock is kept short, because the model's
+thread waits for that lock between any two of its own operations.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.copies import Packing, aligned_buffer
+from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.waiting import NAP
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.manager import CacheManager
+
+NAP_BESIDE_COMPUTE = 500e-6
+"""Seconds between two looks at what is on its way while the model computes: a hundredth of a core."""
+
+
+@dataclass
+class Streaming:
+    """What streaming did in one phase.
+
+    Attributes:
+        nbytes: bytes that were put in place and handed to streaming.
+        copies: copies or messages that moved them.
+        stall_s: seconds the model waited for streaming, hand-over included.
+        lag_nbytes: the most bytes that were in place and not yet complete.
+    """
+
+    nbytes: int = 0
+    copies: int = 0
+    stall_s: float = 0.0
+    lag_nbytes: int = 0
+
+
+@dataclass
+class Job:
+    """One chunk on its way.
+
+    Attributes:
+        packing: how it is gathered; None where its runs move one by one.
+        tokens: the token ids that went into its decode step, if they are known here.
+        slot: the staging that it holds until it is complete.
+    """
+
+    manager: CacheManager
+    stream: Stream
+    chunk: Chunk
+    packing: Packing | None
+    tokens: np.ndarray | None = None
+    slot: torch.Tensor | None = None
+
+
+class Streamer:
+    """One helper thread and its staging slots.
+
+    Args:
+        destination: where chunks go; once a microbatch has begun, called from the helper thread alone.
+        slot_nbytes: bytes of one staging slot.
+        slots: how many slots there are, so how many chunks can be on their way at once.
+
+    Raises:
+        ValueError: the destination needs staging and there is none.
+    """
+
+    def __init__(self, destination: Destination, slot_nbytes: int, slots: int) -> None:
+        if destination.staged and slots < 1:
+            raise ValueError(f"{destination.name} needs at least one staging slot, not {slots}")
+        self.destination = destination
+        self.slot_nbytes = slot_nbytes
+        self.staging_nbytes = slots * slot_nbytes
+        self._slots = deque(aligned_buffer(slot_nbytes) for _ in range(slots))
+        self._inbox: SimpleQueue[list[Job]] = SimpleQueue()  # the model's side fills it; [] only wakes the helper
+        self._completion: SimpleQueue[None] = SimpleQueue()  # wakes the model, which then looks for itself
+        self._waits_for: CacheManager | None = None  # whose last chunk the model waits for: nobody to be polite to
+        self._submitted = 0  # chunks; changed by the model's thread alone
+        self._finished = 0  # chunks; this and what follows is changed by the helper alone
+        self._jobs: deque[Job] = deque()
+        self._under_way: deque[Job] = deque()  # begun and not complete, oldest first
+        self._closing = False
+        self._error: StreamingError | None = None
+        self._thread = threading.Thread(target=self._work, name="streamer", daemon=True)
+        threads, self._started = torch.get_num_threads(), threading.Event()
+        self._thread.start()
+        self._started.wait()
+        torch.set_num_threads(threads)  # the helper's own setting became the default of every new thread
+
+    def fill_staging(self, pattern: int) -> None:
+        """Overwrite the staging memory, outside the clock, so that what a chunk leaves there cannot pass for another.
+
+        Raises:
+            StreamingError: something is still under way.
+        """
+        if self._submitted != self._finished:
+            raise StreamingError("staging cannot be filled while chunks are under way")
+        for slot in self._slots:
+            slot.fill_(pattern)
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Queue chunks whose keys and values are in place."""
+        self._raise_error()
+        self._submitted += len(jobs)
+        self._inbox.put(jobs)
+
+    def wait(self, manager: CacheManager, timeout: float) -> None:
+        """Wait until every chunk that ``manager`` has submitted is complete.
+
+        Raises:
+            StreamingError: the helper failed, or ``timeout`` seconds passed without a chunk completing.
+        """
+        self._raise_error()
+        if not manager.lag_nbytes:
+            return
+        self._waits_for = manager  # before looking again: what completes from now on is told
+        self._inbox.put([])
+        try:
+            finished, since = self._finished, time.monotonic()
+            while manager.lag_nbytes:
+                with suppress(Empty):  # it is time then to see whether anything has moved at all
+                    self._completion.get(timeout=min(1.0, timeout))
+                self._raise_error()
+                if self._finished != finished:
+                    finished, since = self._finished, time.monotonic()
+                elif time.monotonic() - since > timeout:
+                    raise StreamingError(f"no chunk became complete within {timeout:g} s; {self._first_missing()}")
+        finally:
+            self._waits_for = None
+
+    def cpu_seconds(self) -> float:
+        """CPU time so far of the helper thread, and of what the destination runs beside it."""
+        if self._thread.ident is None or not self._thread.is_alive():
+            return 0.0
+        helper = time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+        return helper + self.destination.cpu_seconds()
+
+    def close(self) -> None:
+        """End the helper thread and close the destination; chunks that are not complete are given up."""
+        self._closing = True
+        self._inbox.put([])
+        self._thread.join()
+        self.destination.close()
+
+    # ---- the helper thread ----
+
+    def _work(self) -> None:
+        torch.set_num_threads(1)  # copies must not wake a pool of workers
+        torch.get_num_threads()  # takes the setting over for good; without it a thread's first operation does
+        self._started.set()
+        try:
+            while not self._closing:
+                job = self._next()
+                if job is not None:
+                    self._start(job)
+                if self._under_way:
+                    self._collect()
+        except StreamingError as error:
+            self._fail(error)
+        except BaseException as error:  # noqa: BLE001 - handed to the model's thread, which raises it
+            failure = StreamingError(f"{type(error).__name__}: {error}; {self._first_missing()}")
+            failure.__cause__ = error
+            self._fail(failure)
+
+    def _fail(self, error: StreamingError) -> None:
+        self._error = error
+        self._completion.put(None)
+
+    def _next(self) -> Job | None:
+        """The next job that can start; None when it is time to look at what is under way, or to end."""
+        while not self._closing:
+            if self._jobs and (self._slots or not self._needs_slot(self._jobs[0])):
+                self._under_way.append(self._jobs[0])
+                return self._jobs.popleft()
+            nap = None
+            if self._under_way:
+                nap = NAP if self._waits_for else NAP_BESIDE_COMPUTE
+            try:
+                self._jobs.extend(self._inbox.get(timeout=nap))
+            except Empty:
+                return None
+        return None
+
+    def _needs_slot(self, job: Job) -> bool:
+        return job.packing is not None and self.destination.staged
+
+    def _start(self, job: Job) -> None:
+        stream, chunk, manager = job.stream, job.chunk, job.manager
+        if chunk.step and chunk.offset == stream.schedule.step_offset(chunk.step):
+            self.destination.step(stream, chunk.step, job.tokens)
+        if job.packing is not None:
+            packed = self.destination.place(stream, chunk)
+            if packed is None:
+                job.slot = self._slots.popleft()
+                packed = job.slot[: chunk.nbytes]
+            job.packing.gather(packed)
+            self.destination.flush(stream, chunk, packed)
+            copies = 1
+        else:
+            runs = manager.take_runs(stream, chunk)
+            self.destination.flush_runs(stream, chunk, runs, manager.level.each_complete)
+            copies = len(runs)
+        manager.phase_of(chunk.step).copies += copies
+        if job.packing is None:
+            self._collect()
+            manager.prepare_runs(stream, chunk.step + 1)  # while the model computes that step
+
+    def _collect(self) -> None:
+        """Note what has become complete and take its slots back."""
+        complete: dict[int, int] = {}
+        left: deque[Job] = deque()
+        for job in self._under_way:
+            stream = id(job.stream)
+            if stream not in complete:
+                complete[stream] = self.destination.completed(job.stream)
+            if job.chunk.index < complete[stream]:
+                self._finish(job)
+            else:
+                left.append(job)
+        self._under_way = left
+
+    def _finish(self, job: Job) -> None:
+        self._finished += 1
+        if job.slot is not None:
+            self._slots.append(job.slot)
+        job.manager.completed_nbytes += job.chunk.nbytes
+        if job.manager is self._waits_for and not job.manager.lag_nbytes:
+            self._completion.put(None)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _first_missing(self) -> str:
+        job = next(iter([*self._under_way, *self._jobs]), None)
+        if job is None:
+            return "none is under way"
+        return f"the first missing is chunk {job.chunk.index} (step {job.chunk.step}) of stream {job.stream.id}"
