@@ -213,6 +213,10 @@ class Ceiling(_Line):
     arm: str | None = None
 
 
+HELD_AGAINST = {"mpi-destination": "mpi-windowed", "disk-destination": "disk-write"}
+"""Ceilings that are this library's own, and the raw loop in turn with which each was measured, sample by sample."""
+
+
 class Alone(_Line):
     """An arm's own chunks at level 3 with no compute beside them: from first chunk to drained."""
 

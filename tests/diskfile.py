@@ -50,7 +50,7 @@ class Record:
 
     @property
     def sound(self) -> bool:
-        return [xxhash.xxh3_64_intdigest(layer) for layer in self.layers] == self.checksums
+        return [xxhash.xxh3_64_intdigest(item) for item in (self.tokens.tobytes(), *self.layers)] == self.checksums
 
 
 @dataclass
@@ -79,8 +79,8 @@ def read(content: bytes) -> Document:
         at += len(packed)
         tokens = np.frombuffer(content, "<i4", requests * positions, at).reshape(requests, positions)
         at += tokens.nbytes
-        checksums = np.frombuffer(content[at : at + 8 * layers], "<u8").tolist()
-        at += 8 * layers
+        checksums = np.frombuffer(content[at : at + 8 * (1 + layers)], "<u8").tolist()
+        at += 8 * (1 + layers)
         cut = [packed[layer * layer_nbytes : (layer + 1) * layer_nbytes] for layer in range(layers)]
         records.append(Record(packed, cut, tokens, checksums))
         end, at = at, -(-at // PAGE) * PAGE  # each record begins a page

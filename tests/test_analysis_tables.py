@@ -152,6 +152,17 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
     assert tables.ceiling(read_run(folder), "pcie", "p000", "mpi@3") is None
 
 
+def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r")
+    for name, samples in (("mpi-windowed", [10.0, 2.0, 4.0]), ("mpi-destination", [9.0, 2.0, 4.4])):
+        item = Ceiling(name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000")
+        append(folder, 0, to_line(item))
+    (found,) = tables.against_raw(read_run(folder)).items()
+    assert found[0] == "mpi-destination"
+    assert (found[1].median, found[1].samples) == (pytest.approx(1.0), 3)
+    assert any("mpi-destination 100.0 % of mpi-windowed" in note for note in render.report(read_run(folder)).notes)
+
+
 def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
     info = RankInfo(rank=2, role="source", host="node-a", pid=1, cores=[0], threads=1)

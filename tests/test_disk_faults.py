@@ -49,6 +49,21 @@ def test_a_flipped_bit_is_found(step: int, layer: int, durability: Durability, t
             destination.check(manager.streams[0])
 
 
+@pytest.mark.parametrize("step", [0, STEPS])
+def test_a_damaged_token_id_is_found(step: int, tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    with writing(tmp_path, schedule) as (manager, destination):
+        microbatch(manager, random_cache(schedule.geometry))
+        content = path_of(tmp_path).read_bytes()
+        record = read(content).records[step]
+        at = content.index(record.packed) + len(record.packed) + record.tokens.nbytes - 1
+        with path_of(tmp_path).open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([content[at] ^ 0x10]))
+        with pytest.raises(StreamingError, match=f"checksum of step {step}, token ids does not agree"):
+            destination.check(manager.streams[0])
+
+
 def test_a_damaged_layer_is_named_in_the_caches_numbers(tmp_path: Path) -> None:
     schedule = schedule_of(KVLayout.HND, region=Region(Span(1, 3), Span(0, 2), Span(0, 2), Span(0, 7)))
     with writing(tmp_path, schedule) as (manager, destination):

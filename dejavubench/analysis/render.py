@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dejavubench.analysis import health, stats, tables
 from dejavubench.analysis.tables import POINT_COLUMNS, Row
 from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
-from dejavubench.records import Ceiling, Run
+from dejavubench.records import HELD_AGAINST, Ceiling, Run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -58,6 +58,7 @@ def report(run: Run) -> Report:
         *health.notes(run),
         *_reasons(rows),
         *_ceilings(run),
+        *_against_raw(run),
         *_unshared(rows),
         *_noise(rows),
         *_few(rows),
@@ -226,6 +227,18 @@ def _ceilings(run: Run) -> list[str]:
     if not best:
         return []
     return ["ceilings: " + "; ".join(f"{i.name} {i.value:.4g} {i.unit} ({i.shape})" for i in best.values())]
+
+
+def _against_raw(run: Run) -> list[str]:
+    found = tables.against_raw(run)
+    if not found:
+        return []
+    words = [
+        f"{name} {100 * item.median:.1f} % of {HELD_AGAINST[name]} "
+        f"[{100 * item.low:.1f}, {100 * item.high:.1f}] ({item.samples} pairs)"
+        for name, item in found.items()
+    ]
+    return [f"the library's chunks alone against the raw loop in turn with it: {'; '.join(words)}"]
 
 
 def _unshared(rows: list[Row]) -> list[str]:

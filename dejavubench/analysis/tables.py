@@ -15,7 +15,7 @@ import numpy as np
 from dejavubench.analysis import stats
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
 from dejavubench.analysis.textlog import DROPPED, RankTimes, TextLogError, read_ranks
-from dejavubench.records import ArmInfo, Ceiling, RankInfo, Run, Skipped
+from dejavubench.records import HELD_AGAINST, ArmInfo, Ceiling, RankInfo, Run, Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,6 +246,17 @@ def hosts(run: Run, mode: str) -> str | None:
         return None
     same = [here == there for here, there in pairs]
     return "same host" if all(same) else "some on the same host" if any(same) else "different hosts"
+
+
+def against_raw(run: Run) -> dict[str, stats.Estimate]:
+    """Of each destination that was run alone: its rate over that of the raw loop in turn with it, pair by pair."""
+    ratios: dict[str, list[float]] = {}
+    samples = {(rank, item.point, item.name): item.samples for rank, item in run.of(Ceiling)}
+    for (rank, point, name), own in samples.items():
+        raw = samples.get((rank, point, HELD_AGAINST.get(name, "")))
+        if raw is not None:
+            ratios.setdefault(name, []).extend(a / b for a, b in zip(own, raw, strict=True))
+    return {name: stats.estimate(values) for name, values in ratios.items() if values}
 
 
 def log_rows(path: Path) -> list[Row]:

@@ -1,8 +1,8 @@
 """What this machine can do, measured between the rounds that it bounds: the same session, the same threads.
 
-Each probe is short and runs once a round; the best of all rounds is the ceiling. ``mpi-destination`` and
-``disk-destination`` are no ceilings: they are this library's flush and fetch alone, in the same round as the
-raw loop (``mpi-windowed``, ``disk-write``) that they are held against.
+Each probe is short and runs after each of the first rounds; the best of all is the ceiling. ``mpi-destination`` and
+``disk-destination`` are no ceilings: they are this library's flush and fetch alone, in turn with the raw loop
+(``mpi-windowed``, ``disk-write``) that they are held against.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoi
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.kvcache import KVGeometry
-from dejavubench.records import Ceiling
+from dejavubench.machine import available_nbytes
+from dejavubench.records import HELD_AGAINST, Ceiling
+from dejavubench.waiting import wait_asleep
 
 MESSAGE = 16 << 20
 WINDOW = 4
 MESSAGES = 16
 LAST_LEVEL_CACHES = 128 << 20
 """At least four times the last-level cache of the machines this was written on; see :func:`last_level_nbytes`."""
+PAIRS = 4
+"""How often a destination and its raw loop are run in turn, the one or the other first, after a round."""
+
 MATMUL_SIDES = (768, 1024, 2048)
 
 RUN_STRIDE = 4096
@@ -56,10 +61,13 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 class Memory:
-    """Read and copy bandwidth over buffers of at least four times the last-level cache."""
+    """Read and copy bandwidth over two buffers of at least four times the last-level cache.
+
+    Never more than a quarter of the memory that is free beside the model: where that is too little, the shape tells.
+    """
 
     def __init__(self) -> None:
-        elements = max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()) // 4
+        elements = min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
         self._from = torch.ones(elements)
         self._to = torch.zeros(elements)
 
@@ -211,6 +219,9 @@ class Link:
         return [(took / times * 1e6, "16 B to MPI_PROC_NULL")] if self._source else []
 
     def _meet(self) -> None:
+        """Begin together: asleep until the other side has come, which may be measuring memory, then at once."""
+        come = [self._comm.Isend(bytearray(1), self._peer), self._comm.Irecv(bytearray(1), self._peer)]
+        wait_asleep(lambda: MPI.Request.Testall(come), "the other side of a link")
         self._comm.Sendrecv(bytearray(1), self._peer, recvbuf=bytearray(1), source=self._peer)
 
     def _sample(self, seconds: float) -> list[Sample]:
@@ -307,12 +318,23 @@ class Ceilings:
             self._probes += [("disk-write", "GB/s", disk.write), ("disk-destination", "GB/s", disk.destination)]
 
     def run(self) -> None:
-        """Each probe once."""
-        for name, _, probe in self._probes:
-            self._samples.setdefault(name, []).append(probe())
+        """Each probe once, but destinations and the raw loops that they are held against :data:`PAIRS` times."""
+        probes = {name: probe for name, _, probe in self._probes}
+        paired = {name for pair in HELD_AGAINST.items() for name in pair}
+        for name in probes:
+            if name not in paired:
+                self._run(name, probes[name])
+        for number in range(PAIRS):
+            for pair in HELD_AGAINST.items():
+                for name in pair[:: 1 if number % 2 else -1]:
+                    if name in probes:
+                        self._run(name, probes[name])
+
+    def _run(self, name: str, probe: Callable[[], list[Sample]]) -> None:
+        self._samples.setdefault(name, []).append(probe())
 
     def records(self, point: str) -> Iterator[Ceiling]:
-        """One record a probe: the best, and the best of each round. Rates are best high, times best low."""
+        """One record a probe: the best, and the best shape of each time. Rates are best high, times best low."""
         for name, unit, _ in self._probes:
             best = min if unit == "us" else max
             rounds = [best(samples) for samples in self._samples.get(name, []) if samples]

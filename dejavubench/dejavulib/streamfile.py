@@ -5,7 +5,7 @@ Layout, little-endian; offsets follow from the header alone and are the same at 
     page 0   magic "DEJAVUKV", version u32, length u32, header (JSON), xxh3-64 of the header
     page 1   watermark: number of complete steps u64, xxh3-64 of those eight bytes
     page 2…  a record a step, beginning with a page of its own:
-             packed keys and values | token ids i32 [B, n] | xxh3-64 of each layer u64 [L]
+             packed keys and values | token ids i32 [B, n] | xxh3-64 of these u64 | and of each layer u64 [L]
 
 No two records share a page, so that a torn write cannot reach back into a step that is complete. The
 watermark moves only after a record is as durable as the option says.
@@ -37,9 +37,13 @@ def pages(nbytes: int) -> int:
 
 
 def trailer_nbytes(schedule: StreamSchedule, step: int) -> int:
-    """Bytes behind a step's keys and values: its token ids and its checksums."""
-    tokens = schedule.region.requests.size * schedule.positions(step).size
-    return 4 * tokens + 8 * schedule.region.layers.size
+    """Bytes behind a step's keys and values: its token ids and the checksums."""
+    return tokens_nbytes(schedule, step) + 8 + 8 * schedule.region.layers.size
+
+
+def tokens_nbytes(schedule: StreamSchedule, step: int) -> int:
+    """Bytes of a step's token ids."""
+    return 4 * schedule.region.requests.size * schedule.positions(step).size
 
 
 def record_nbytes(schedule: StreamSchedule, step: int) -> int:
@@ -57,12 +61,6 @@ def record_offset(schedule: StreamSchedule, step: int) -> int:
 def chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:
     """Where a chunk begins in the file."""
     return record_offset(schedule, chunk.step) + chunk.offset - schedule.step_offset(chunk.step)
-
-
-def checksums_offset(schedule: StreamSchedule, step: int) -> int:
-    """Where the checksums of a step's layers are."""
-    trailer = trailer_nbytes(schedule, step) - 8 * schedule.region.layers.size
-    return record_offset(schedule, step) + schedule.step_nbytes(step) + trailer
 
 
 def file_nbytes(schedule: StreamSchedule) -> int:
@@ -125,4 +123,6 @@ class StepTrailer:
 
     def packed(self) -> np.ndarray:
         """The trailer's bytes, once all of the step has been added."""
-        return np.frombuffer(self._tokens.tobytes() + np.asarray(self._checksums, "<u8").tobytes(), np.uint8)
+        tokens = self._tokens.tobytes()
+        checksums = np.asarray([xxhash.xxh3_64_intdigest(tokens), *self._checksums], "<u8")
+        return np.frombuffer(tokens + checksums.tobytes(), np.uint8)

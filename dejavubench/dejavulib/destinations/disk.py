@@ -132,18 +132,20 @@ class DiskDestination(Destination):
         """Read the file back from the device and compare every checksum.
 
         Raises:
-            StreamingError: naming the step and layer whose bytes are not what was written.
+            StreamingError: naming the step, and the layer or the token ids, whose bytes are not what was written.
         """
         blocks, schedule = self._files[stream.id].blocks, stream.schedule
         blocks.forget_cached()
         layers = schedule.region.layers
         for step in range(schedule.steps + 1):
-            packed = blocks.read(streamfile.record_offset(schedule, step), schedule.step_nbytes(step)).numpy()
-            written = blocks.read(streamfile.checksums_offset(schedule, step), 8 * layers.size).numpy().view("<u8")
-            for number, block in enumerate(np.split(packed, layers.size)):
-                if xxhash.xxh3_64_intdigest(block.data) != written[number]:
-                    layer = layers.start + number
-                    raise StreamingError(f"{blocks.path.name}: checksum of step {step}, layer {layer} does not agree")
+            at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
+            record = blocks.read(at, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
+            behind = nbytes + streamfile.tokens_nbytes(schedule, step)
+            names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
+            contents = [record[nbytes:behind], *np.split(record[:nbytes], layers.size)]
+            for name, content, written in zip(names, contents, record[behind:].view("<u8"), strict=True):
+                if xxhash.xxh3_64_intdigest(content.data) != written:
+                    raise StreamingError(f"{blocks.path.name}: checksum of step {step}, {name} does not agree")
 
     def _note_clock(self) -> None:
         self._beside_clock = time.pthread_getcpuclockid(threading.get_ident())
