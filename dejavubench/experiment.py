@@ -136,7 +136,7 @@ class Experiment(BaseModel):
     pipeline_para_size: PositiveInt = _option(
         1, "Model", "N", "Pipeline depth; as many microbatches are in flight as it has stages."
     )
-    seed: int = _option(0, "Model", "N", "Of weights, prompts and the order of arms.", ge=0)
+    seed: int = _option(0, "Model", "N", "Of weights, prompts and the order of arms.", ge=0, lt=2**63)
 
     streaming: Annotated[tuple[Mode, ...], BeforeValidator(_as_modes)] = _option(
         ("none",), "Streaming", "MODE[,MODE…]", "Where the cache goes: none, host, disk, mpi (nccl needs CUDA)."
@@ -145,7 +145,7 @@ class Experiment(BaseModel):
         (DEFAULT_LEVEL,),
         "Streaming",
         "LEVEL[,LEVEL…]",
-        f"Optimisations: {', '.join(LEVELS)}. Wins over the config, and that over ${BASELINE_VARIABLE}.",
+        f"Optimisations: {', '.join(LEVELS)}. Wins over ${BASELINE_VARIABLE}, and that over the config.",
     )
     compare: bool = _option(False, "Streaming", "", "Add the two baselines without streaming.")
     durability: Annotated[tuple[Durability, ...], BeforeValidator(_as_list)] = _option(
@@ -158,7 +158,7 @@ class Experiment(BaseModel):
     staging_mib: PositiveInt = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
     staging_slots: PositiveInt = _option(4, "Streaming", "N", "Staging slots of a source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
-        60.0, "Streaming", "TIME", "A drain that takes longer fails the run."
+        60.0, "Streaming", "TIME", "Without any progress for so long, a wait for streaming fails the run."
     )
 
     rounds: PositiveInt = _option(
@@ -201,7 +201,7 @@ class Experiment(BaseModel):
                 f"max_seq_len {self.max_seq_len} is too short: input_len {max(self.input_len)} and output_len "
                 f"{max(self.output_len)} take {self._positions_needed} positions of the cache"
             )
-        if "/" in self.name or self.name.startswith("."):
+        if "/" in self.name or self.name.startswith(".") or not self.name.isprintable() or len(self.name) > 100:
             raise ValueError(f"name {self.name!r} cannot be a folder's name")
         if set(self.streaming) == {"none"} and len(self.level) > 1:
             raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
@@ -298,11 +298,13 @@ class Experiment(BaseModel):
             return
         sources = (
             f"tensor_para_size {self.tensor_para_size} × pipeline_para_size {self.pipeline_para_size} "
-            f"takes {_count(self.sources, 'source')}"
+            f"takes {units.count_text(self.sources, 'source')}"
         )
         remote = next((arm.mode for arm in self.arms() if arm.remote and not arm.skipped), None)
         why = f"{sources}, and {remote} as many sinks" if remote else f"{sources}, with or without as many sinks"
-        raise UsageError(f"{_count(size, 'rank')}: {why}; start mpirun -n {' or -n '.join(map(str, self.ranks))}")
+        raise UsageError(
+            f"{units.count_text(size, 'rank')}: {why}; start mpirun -n {' or -n '.join(map(str, self.ranks))}"
+        )
 
     # ---- identity ----
 
@@ -315,15 +317,11 @@ class Experiment(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
 # ---- reading ----
 
 
 def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Experiment:
-    """An experiment from a TOML file (or none), flags that override it, and the environment's level.
+    """An experiment from a TOML file (or none), the environment's level, which overrides it, and flags, which win.
 
     Raises:
         UsageError: the file cannot be read, or a value is wrong; the message names the file, key or flag.
@@ -333,12 +331,12 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     if path is not None:
         values = {"name": path.stem, **_read_toml(path)}
         where = {key: f"{path}: {key}" for key in values}
+    if BASELINE_VARIABLE in environ:
+        values["level"] = environ[BASELINE_VARIABLE]
+        where["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
         values[key] = value
         where[key] = "--" + key.replace("_", "-")
-    if "level" not in values and BASELINE_VARIABLE in environ:
-        values["level"] = environ[BASELINE_VARIABLE]
-        where["level"] = BASELINE_VARIABLE
     try:
         return Experiment(**values)
     except ValidationError as error:

@@ -93,7 +93,7 @@ class Memory:
         weights: held in the type that the CPU multiplies: fp32 for fp16, and for bf16 where it is not native.
         cache: of all microbatches in flight.
         source: all of a source's: process, weights, cache, staging, host buffer, activations.
-        sink: all of a sink's: process, cache, two chunks on their way.
+        sink: all of a sink's: process, cache, two chunks of each microbatch on their way.
         disk: what a source writes to its files.
     """
 
@@ -125,8 +125,8 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         weights=weights,
         cache=cache,
         source=PROCESS_NBYTES + weights + cache + staging + host + max(loading, activations),
-        sink=PROCESS_NBYTES + cache + 2 * experiment.staging_mib * MIB,
-        disk=streamed if "disk" in modes else 0,
+        sink=PROCESS_NBYTES + cache + 2 * in_flight * experiment.staging_mib * MIB,
+        disk=streamed * len({arm.durability for arm in experiment.arms() if arm.mode == "disk"}),
     )
 
 

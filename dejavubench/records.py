@@ -89,11 +89,14 @@ T = TypeVar("T", bound=_Line)
 
 
 class RankInfo(_Line):
-    """First line of each rank's file. ``wait``: how collectives wait, ``spin`` or ``yield``."""
+    """First line of each rank's file.
+
+    ``wait``: how collectives wait, ``spin`` or ``yield``; ``staging_nbytes``: the bound of its staging memory.
+    """
 
     kind: Literal["rank"] = "rank"
     rank: int
-    role: Literal["source", "sink", "idle"]
+    role: Literal["source", "sink"]
     host: str
     pid: int
     cores: list[int]
@@ -102,6 +105,7 @@ class RankInfo(_Line):
     stage: int = 0
     peers: list[int] = []
     wait: str = "spin"
+    staging_nbytes: int = 0
     environment: dict[str, Any] = {}
 
 
@@ -113,7 +117,6 @@ class PhaseMark(_Line):
     point: str | None = None
     arm: str | None = None
     iteration: int | None = None
-    ubatch: int | None = None
 
 
 class PhaseStreaming(_Model):
@@ -200,7 +203,8 @@ class Verification(_Line):
 class Ceiling(_Line):
     """What the machine can do, measured in this session; docs/METHOD.md lists the names.
 
-    ``value`` is the best of ``samples``, in ``unit``; ``shape`` says which of the fixed list gave it.
+    ``value`` is the best of ``samples``, in ``unit``; ``shape`` says which of the fixed list gave it. ``durability``
+    is that of the arms that it bounds, where it is the disk's.
     """
 
     kind: Literal["ceiling"] = "ceiling"
@@ -210,7 +214,7 @@ class Ceiling(_Line):
     samples: list[float]
     shape: str
     point: str | None = None
-    arm: str | None = None
+    durability: str | None = None
 
 
 HELD_AGAINST = {"mpi-destination": "mpi-windowed", "disk-destination": "disk-write"}
@@ -371,8 +375,8 @@ def read_run(folder: Path) -> Run:
 def _read_first_exit(path: Path) -> list[int]:
     try:
         return FirstExit.model_validate_json(path.read_bytes()).ranks
-    except ValidationError as error:
-        raise RecordError(f"{path}: {error.errors()[0]['msg']}") from None
+    except ValidationError:  # a full disk may have cut it short: then it is not known who was first
+        return []
 
 
 # DéjàVu's text lines, exactly as the original prints them (C's "%f": six decimals).

@@ -60,3 +60,8 @@ def seconds_text(value: float) -> str:
     if value < 2 * 3600:
         return f"{value / 60:.0f} min"
     return f"{value / 3600:.1f} h" if value < 48 * 3600 else f"{value / 86400:.1f} days"
+
+
+def count_text(number: int, what: str) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -6,6 +6,7 @@ MPI libraries busy-poll in blocking calls. Whoever has nothing to compute tests 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,27 @@ LONGEST_NAP = 500e-6
 
 SPIN = 20e-6
 """Seconds of testing without sleep before the first nap: catches what is just arriving."""
+
+
+class Wake:
+    """One thread wakes another: a binary semaphore that costs the one who wakes a few microseconds.
+
+    A condition variable costs several times as much. ``queue.SimpleQueue`` would do, but its ``get`` waits for ever if
+    a short timeout has passed before it begins to wait (CPython 3.11), as happens where processes share a core.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Let the other thread's wait return, the one it is in or its next one. Called from one thread only."""
+        if self._lock.locked():  # the other side only ever locks it
+            self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it was set, within ``timeout`` seconds if given. Called from one thread only."""
+        return self._lock.acquire(timeout=-1 if timeout is None else timeout)
 
 
 class DeadlineError(Exception):

@@ -18,6 +18,7 @@ import xxhash
 from caches import play_model
 
 from dejavubench.dejavulib.blockfile import Durability
+from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.levels import LEVELS
@@ -124,7 +125,7 @@ def writing(
         finally:
             probe.unlink(missing_ok=True)
     destination = DiskDestination(directory, name, durability, True, IDENTITY)
-    streamer = Streamer(destination, schedule.slot_nbytes, 2)
+    streamer = Streamer(destination, staging(schedule.slot_nbytes, 2))
     cache = KVCache.allocate(schedule.geometry, torch.int16)
     try:
         yield CacheManager(cache, [Stream(0, schedule)], LEVELS[level], streamer, 30.0), destination

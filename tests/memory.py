@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from caches import play_model
 
+from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -97,7 +98,7 @@ class Memory(Destination):
 
 @contextmanager
 def streaming(destination: Destination, slot: int = WHOLE_LAYERS, slots: int = 2) -> Iterator[Streamer]:
-    streamer = Streamer(destination, slot, slots if destination.staged else 0)
+    streamer = Streamer(destination, staging(slot, slots if destination.staged else 0))
     try:
         yield streamer
     finally:

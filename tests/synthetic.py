@@ -172,7 +172,7 @@ def _info(rank: int, role: Any, peers: list[int]) -> RankInfo:
 
 def _add(source: list[Record], sink: list[Record], one: Microbatch, which: ArmInfo, order: int) -> None:
     place: dict[str, Any] = {"point": one.point, "arm": one.arm, "iteration": one.iteration}
-    mark = PhaseMark(phase="tokens", ubatch=one.ubatch, **place)
+    mark = PhaseMark(phase="tokens", **place)
     source += [mark, one, Iteration(round=one.round, order=order, total_ms=one.total_ms, **place)]
     if which.mode == "mpi":
         sink.append(SinkActivity(round=one.round, nbytes=one.prompt.nbytes * 2, messages=17, cpu_s=0.03, **place))

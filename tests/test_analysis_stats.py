@@ -96,11 +96,11 @@ def test_one_none_is_the_baseline_and_none_at_all_is_said() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "rounds", "expected"),
     [
-        (0.001, 0.02, 5, Verdict.MET),
-        (0.001, 0.0201, 5, Verdict.UNRESOLVED),
-        (0.02, 0.03, 5, Verdict.UNRESOLVED),
-        (0.0201, 0.03, 5, Verdict.MISSED),
-        (0.001, 0.002, 4, Verdict.UNRESOLVED),
+        (0.001, 0.02, 6, Verdict.MET),
+        (0.001, 0.0201, 6, Verdict.UNRESOLVED),
+        (0.02, 0.03, 6, Verdict.UNRESOLVED),
+        (0.0201, 0.03, 6, Verdict.MISSED),
+        (0.001, 0.002, 5, Verdict.UNRESOLVED),
         (float("nan"), float("nan"), 1, Verdict.UNRESOLVED),
     ],
 )
@@ -132,9 +132,9 @@ def iterations(arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2)
 @pytest.mark.parametrize(
     "arms", [[NONE, AGAIN, arm("mpi")], [NONE, arm("mpi")], [NONE, AGAIN], [NONE], [arm("mpi")]], ids=str
 )
-def test_precise_enough_wants_five_quiet_rounds(arms: list[ArmInfo]) -> None:
-    assert precise_enough(iterations(arms, 5, 0.001), arms, 0.01)
-    assert not precise_enough(iterations(arms, 4, 0.001), arms, 0.01)
+def test_precise_enough_wants_six_quiet_rounds(arms: list[ArmInfo]) -> None:
+    assert precise_enough(iterations(arms, 6, 0.001), arms, 0.01)
+    assert not precise_enough(iterations(arms, 5, 0.001), arms, 0.01)
     assert not precise_enough(iterations(arms, 8, 0.3), arms, 0.01)
     assert not precise_enough([], arms, 0.01)
 

@@ -83,11 +83,12 @@ def test_weights_type_is_accepted_when_it_is_the_inference_type() -> None:
 # ---- the level and its environment variable ----
 
 
-def test_level_comes_from_flag_then_file_then_environment(tmp_path: Path) -> None:
+def test_level_comes_from_flag_then_environment_then_file(tmp_path: Path) -> None:
     environment = {"DEJAVULIB_BASELINE": "0"}
     path = write(tmp_path, 'streaming = "mpi"\nlevel = [1, 2]\n')
     assert load(None, {"streaming": "mpi"}, environment).level == ("0",)
-    assert load(path, {}, environment).level == ("1", "2")
+    assert load(path, {}, {}).level == ("1", "2")
+    assert load(path, {}, environment).level == ("0",)
     assert load(path, {"level": "3"}, environment).level == ("3",)
     assert load(None, {}, {}).level == ("3",)
 

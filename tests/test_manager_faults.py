@@ -18,6 +18,7 @@ from memory import (
     streaming,
 )
 
+from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
@@ -103,7 +104,7 @@ def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
 def test_close_gives_up_what_is_under_way() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     destination = Memory(allowed=0)
-    streamer = Streamer(destination, WHOLE_LAYERS, 2)
+    streamer = Streamer(destination, staging(WHOLE_LAYERS, 2))
     manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
     manager.begin()
     play_model(manager.cache, manager.cache, stream.schedule, manager)
@@ -118,7 +119,7 @@ def test_close_gives_up_what_is_under_way() -> None:
 
 def test_close_after_an_error() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
-    streamer = Streamer(Failing(ValueError("no")), WHOLE_LAYERS, 2)
+    streamer = Streamer(Failing(ValueError("no")), staging(WHOLE_LAYERS, 2))
     manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
     manager.begin()
     with pytest.raises(StreamingError, match="ValueError: no"):
@@ -128,8 +129,8 @@ def test_close_after_an_error() -> None:
 
 
 def test_staging_that_cannot_do_is_refused() -> None:
-    with pytest.raises(ValueError, match="memory needs at least one staging slot, not 0"):
-        Streamer(Memory(), 1024, 0)
+    with pytest.raises(ValueError, match="memory needs at least one staging slot"):
+        Streamer(Memory(), [])
     stream = Stream(0, schedule_of(small_geometry(), slot=2048))
     cache = random_cache(stream.schedule.geometry)
     with streaming(Memory(), slot=1024) as streamer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from dejavubench import specs
 from dejavubench.bench.streams import Side
-from dejavubench.bench.verify import as_integers, compare, own_pieces
+from dejavubench.bench.verify import Piece, as_integers, compare, compare_packed
 from dejavubench.dejavulib.copies import aligned_buffer, gather, scatter
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.kvcache import BOTH, KV, KVCache, Region, Span
 from dejavubench.parallel.topology import Topology
 from dejavubench.points import DataType, LayoutName, Point
@@ -43,6 +44,11 @@ def arrived(side: Side, source: KVCache, streams: list[Stream]) -> KVCache:
         gather(source, stream.schedule.region, packed)
         scatter(packed, cache, stream.schedule.region)
     return cache
+
+
+def own_pieces(cache: KVCache) -> Piece:
+    """What this process's own cache holds."""
+    return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
 
 
 def differ(side: Side, source: KVCache, got: KVCache, streams: list[Stream], ubatch: int = 1) -> str | None:
@@ -159,6 +165,45 @@ def test_every_stream_is_asked_for_even_after_a_difference() -> None:
 
     assert compare(arrived(side, source, []), streams, piece, PATTERN, side, 0) is not None
     assert asked == [(layer, kv) for layer in range(2) for kv in BOTH]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(LAYOUTS), st.sampled_from([1 << 16, 600]), st.data())
+def test_a_wrong_byte_in_a_packed_stream_is_located(layout: LayoutName, slot: int, data: st.DataObject) -> None:
+    """The order in which a local destination holds a stream is checked by indexing, not by the library's own copies."""
+    side = replace(side_of(layout), slot_nbytes=slot)
+    (stream,) = side.local()[0]
+    source = random_cache(side.geometry, seed=6)
+    packed = torch.cat(
+        [
+            as_integers(source.piece(kv, atom)).reshape(-1)
+            for step in range(3)
+            for atom in stream.schedule.atoms(step)
+            for kv in BOTH
+        ]
+    ).view(torch.uint8)
+
+    def fetch(_: Stream, chunk: Chunk) -> torch.Tensor:
+        return packed[chunk.offset : chunk.offset + chunk.nbytes]
+
+    assert compare_packed(fetch, source, [stream], side, 1) is None
+    step = data.draw(st.integers(0, 2))
+    atom = data.draw(st.sampled_from(stream.schedule.atoms(step)))
+    kv = data.draw(st.sampled_from(BOTH))
+    request = data.draw(st.integers(*(atom.requests.start, atom.requests.stop - 1)))
+    head, position = data.draw(st.integers(0, 1)), data.draw(st.integers(atom.positions.start, atom.positions.stop - 1))
+    one = Region(atom.layers, Span(request, request + 1), Span(head, head + 1), Span(position, position + 1))
+    marked = KVCache.allocate(side.geometry, torch.int16)
+    marked.piece(kv, one).fill_(1)
+    marks = torch.cat(
+        [marked.piece(k, a).reshape(-1) for s in range(3) for a in stream.schedule.atoms(s) for k in BOTH]
+    )
+    packed.view(torch.int16)[int(torch.nonzero(marks)[0])] ^= 0x100
+    said = SAID.fullmatch(compare_packed(fetch, source, [stream], side, 1) or "")
+    assert said is not None
+    expected = (atom.layers.start + FIRST_LAYER, kv.upper(), request, head + FIRST_HEAD, position, 0)
+    assert said.groups()[:6] == tuple(map(str, expected))
+    assert said.group(7) == "is not what the source has"
 
 
 @pytest.mark.parametrize("pattern", [0x00, 0x7F, 0x80, 0xFF])

@@ -60,6 +60,5 @@ def _where(mark: PhaseMark | None) -> str:
         mark.point and f"point {mark.point}",
         mark.arm and f"arm {mark.arm}",
         None if mark.iteration is None else f"iteration {mark.iteration}",
-        None if mark.ubatch is None else f"microbatch {mark.ubatch}",
     ]
     return f"in phase {mark.phase}" + "".join(f", {place}" for place in places if place)

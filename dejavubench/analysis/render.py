@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dejavubench.analysis import health, stats, tables
 from dejavubench.analysis.tables import POINT_COLUMNS, Row
 from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
-from dejavubench.records import HELD_AGAINST, Ceiling, Run
+from dejavubench.records import Ceiling, RankInfo, Run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -59,6 +59,7 @@ def report(run: Run) -> Report:
         *_reasons(rows),
         *_ceilings(run),
         *_against_raw(run),
+        *_staging(run),
         *_unshared(rows),
         *_noise(rows),
         *_few(rows),
@@ -218,12 +219,12 @@ def _reasons(rows: list[Row]) -> list[str]:
 
 
 def _ceilings(run: Run) -> list[str]:
-    best: dict[str, Ceiling] = {}
+    best: dict[tuple[str, str | None], Ceiling] = {}
     for _, item in run.of(Ceiling):
-        known = best.get(item.name)
+        known = best.get((item.name, item.durability))
         better = known is None or (item.value < known.value if item.unit == "us" else item.value > known.value)
         if better:
-            best[item.name] = item
+            best[item.name, item.durability] = item
     if not best:
         return []
     return ["ceilings: " + "; ".join(f"{i.name} {i.value:.4g} {i.unit} ({i.shape})" for i in best.values())]
@@ -234,11 +235,18 @@ def _against_raw(run: Run) -> list[str]:
     if not found:
         return []
     words = [
-        f"{name} {100 * item.median:.1f} % of {HELD_AGAINST[name]} "
-        f"[{100 * item.low:.1f}, {100 * item.high:.1f}] ({item.samples} pairs)"
-        for name, item in found.items()
+        f"{what}: {100 * item.median:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}] % ({item.samples} pairs)"
+        for what, item in found.items()
     ]
-    return [f"the library's chunks alone against the raw loop in turn with it: {'; '.join(words)}"]
+    return [f"the library's chunks alone against a raw loop in turn with them: {'; '.join(words)}"]
+
+
+def _staging(run: Run) -> list[str]:
+    each: dict[str, int] = {}
+    for _, info in run.of(RankInfo):
+        each[info.role] = max(each.get(info.role, 0), info.staging_nbytes)
+    words = [f"{nbytes(size)} a {role}" for role, size in each.items() if size]
+    return [f"staging memory, at most: {', '.join(words)}"] if words else []
 
 
 def _unshared(rows: list[Row]) -> list[str]:

@@ -20,11 +20,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 20240301
 
-FEWEST_ROUNDS = 5
-"""With fewer, not even smallest to largest covers the median with 90 %; nothing is decided from them."""
-
 COVERING_ROUNDS = 6
-"""The fewest whose range covers the median with 95 % (1 − 2 · 0.5ⁿ)."""
+"""The fewest whose range covers the median with 95 % (1 − 2 · 0.5ⁿ); nothing is decided from fewer."""
 
 FEW_ROUNDS = 10
 """Below this, tables and figures say that intervals are wide."""
@@ -114,11 +111,11 @@ def noise_floor(baselines: Sequence[Series]) -> Estimate | None:
 def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
     """Whether an overhead meets ``target`` (a fraction); None where either is missing.
 
-    Met only by the interval's upper end, missed only by its lower end; with fewer than 5 rounds unresolved.
+    Met only by the interval's upper end, missed only by its lower end; with fewer than 6 rounds unresolved.
     """
     if overhead is None or target is None:
         return None
-    if overhead.samples < FEWEST_ROUNDS:
+    if overhead.samples < COVERING_ROUNDS:
         return Verdict.UNRESOLVED
     if overhead.high <= target:
         return Verdict.MET
@@ -143,14 +140,14 @@ def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> li
 def precise_enough(iterations: Iterable[Iteration], arms: Sequence[ArmInfo], half_width: float) -> bool:
     """Whether each arm's overhead, and the noise floor, is known to ± ``half_width`` (a fraction) at every point.
 
-    Without a baseline the interval of TOTAL relative to its median counts. Never true before 5 rounds.
+    Without a baseline the interval of TOTAL relative to its median counts. Never true before 6 rounds.
     """
     totals = totals_by_arm(iterations)
     return bool(totals) and all(_point_precise(series, arms, half_width) for series in totals.values())
 
 
 def _point_precise(series: Mapping[str, Series], arms: Sequence[ArmInfo], half_width: float) -> bool:
-    if any(len(series.get(arm.name, ())) < FEWEST_ROUNDS for arm in arms):
+    if any(len(series.get(arm.name, ())) < COVERING_ROUNDS for arm in arms):
         return False
     baselines = baseline_series(arms, series)
     if not baselines:
@@ -163,5 +160,5 @@ def _point_precise(series: Mapping[str, Series], arms: Sequence[ArmInfo], half_w
         total = estimate(baselines[0].values())
         return total.half_width / total.median <= half_width
     return all(
-        item is not None and item.samples >= FEWEST_ROUNDS and item.half_width <= half_width for item in overheads
+        item is not None and item.samples >= COVERING_ROUNDS and item.half_width <= half_width for item in overheads
     )

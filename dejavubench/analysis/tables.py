@@ -177,7 +177,7 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> Row:
     if total and nbytes:
         row["total_gb_per_s"] = nbytes / total / 1e6
     name = CEILING_OF_MODE.get(samples.arm.mode)
-    found = ceiling(run, name, point.point.id, samples.arm.name) if name else None
+    found = ceiling(run, name, point.point.id, samples.arm.durability) if name else None
     if found is not None:
         row.update(ceiling=name, ceiling_gb_per_s=found[0])
     if samples.alone is not None:
@@ -207,21 +207,20 @@ def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
     return 100 * (1 - overhead.median * none_ms / alone_ms)
 
 
-def ceiling(run: Run, name: str, point: str, arm: str) -> tuple[float, int] | None:
+def ceiling(run: Run, name: str, point: str, durability: str | None) -> tuple[float, int] | None:
     """A ceiling in GB/s, best of each rank that measured it, summed over ranks; and how many ranks these are.
 
-    One measured for this arm, or else this point, goes before one of the whole run.
+    One measured at this point goes before one of the whole run; the disk's counts for its own durability alone.
     """
-    measured = [(rank, item) for rank, item in run.of(Ceiling) if item.name == name and item.unit == "GB/s"]
-    for fits in (
-        lambda item: (item.point, item.arm) == (point, arm),
-        lambda item: (item.point, item.arm) == (point, None),
-        lambda item: (item.point, item.arm) == (None, arm),
-        lambda item: (item.point, item.arm) == (None, None),
-    ):
+    measured = [
+        (rank, item)
+        for rank, item in run.of(Ceiling)
+        if item.name == name and item.unit == "GB/s" and item.durability in (None, durability)
+    ]
+    for where in (point, None):
         best: dict[int, float] = {}
         for rank, item in measured:
-            if fits(item):
+            if item.point == where:
                 best[rank] = max(best.get(rank, 0.0), item.value)
         if best:
             return sum(best.values()), len(best)
@@ -249,13 +248,14 @@ def hosts(run: Run, mode: str) -> str | None:
 
 
 def against_raw(run: Run) -> dict[str, stats.Estimate]:
-    """Of each destination that was run alone: its rate over that of the raw loop in turn with it, pair by pair."""
+    """Destinations alone: by what is held against what, their rate over that of the raw loop, pair by pair."""
     ratios: dict[str, list[float]] = {}
-    samples = {(rank, item.point, item.name): item.samples for rank, item in run.of(Ceiling)}
-    for (rank, point, name), own in samples.items():
-        raw = samples.get((rank, point, HELD_AGAINST.get(name, "")))
+    found = {(rank, item.point, item.durability, item.name): item for rank, item in run.of(Ceiling)}
+    for (rank, point, durability, name), own in found.items():
+        raw = found.get((rank, point, durability, HELD_AGAINST.get(name, "")))
         if raw is not None:
-            ratios.setdefault(name, []).extend(a / b for a, b in zip(own, raw, strict=True))
+            what = f"{name} is of {raw.name}" + (f", {durability}" if durability else "")
+            ratios.setdefault(what, []).extend(a / b for a, b in zip(own.samples, raw.samples, strict=True))
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 
 

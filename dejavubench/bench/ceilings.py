@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,6 +41,9 @@ MATMUL_SIDES = (768, 1024, 2048)
 
 RUN_STRIDE = 4096
 """Bytes between the runs of the copy probes, as between the vectors of a key in ``ft`` at some 256 positions."""
+
+RUNS = 4096
+"""Runs of one measurement of them."""
 
 Sample = tuple[float, str]
 """(value, shape): what one shape of a probe gave."""
@@ -106,8 +110,15 @@ def run_copy_compiled() -> list[Sample]:
 
 
 def _runs() -> tuple[torch.Tensor, torch.Tensor, int]:
-    times = 4096
-    return aligned_buffer(times * RUN_STRIDE), aligned_buffer(times * 16), times
+    return aligned_buffer(RUNS * RUN_STRIDE), aligned_buffer(RUNS * 16), RUNS
+
+
+def run_write_overhead() -> list[Sample]:
+    """Microseconds of the naive loop's write where nothing is kept: Python and the system call alone."""
+    data = aligned_buffer(16).numpy().data
+    with open(os.devnull, "wb", buffering=0) as nowhere:
+        took = _seconds(lambda: [os.pwrite(nowhere.fileno(), data, 0) for _ in range(RUNS)])
+    return [(took / RUNS * 1e6, "16 B to /dev/null")]
 
 
 def matmul(dtype: torch.dtype) -> list[Sample]:
@@ -241,7 +252,7 @@ class Disk:
     """What both files take."""
 
     def __init__(self, directory: Path, name: str, durability: Durability) -> None:
-        self._durability = durability
+        self.durability = durability
         self._data = aligned_buffer(MESSAGE).fill_(1)
         self._destination = DiskDestination(directory, f"{name}-ceiling", durability, False, {})
         self._raw = os.open(directory / f"{name}-raw", open_flags(durability), 0o600)
@@ -257,7 +268,7 @@ class Disk:
             done = 0
             while done < MESSAGE:
                 done += os.pwrite(self._raw, self._data.numpy().data[done:], number * MESSAGE + done)
-            if self._durability != "page-cache":
+            if self.durability != "page-cache":
                 os.fdatasync(self._raw)
 
     def write(self) -> list[Sample]:
@@ -275,8 +286,20 @@ class Disk:
             self._destination.flush(self._stream, chunk, self._data)
         return self._sample(time.perf_counter() - began)
 
+    def run(self) -> list[Sample]:
+        """Microseconds of one 16-byte write in the naive loop, as durable as the option says."""
+        times, views = (32 if self.durability == "fdatasync" else RUNS), self._data.numpy()
+        if self.durability == "direct":  # the destination gathers them into pages of its own
+            return []
+        began = time.perf_counter()
+        for at in range(0, 16 * times, 16):
+            os.pwrite(self._raw, views[at : at + 16].data, at)
+            if self.durability == "fdatasync":
+                os.fdatasync(self._raw)
+        return [((time.perf_counter() - began) / times * 1e6, f"16 B, {self.durability}")]
+
     def _sample(self, seconds: float) -> list[Sample]:
-        shape = f"{self.CHUNKS} × {MESSAGE >> 20} MiB, {self._durability}"
+        shape = f"{self.CHUNKS} × {MESSAGE >> 20} MiB, {self.durability}"
         return [(self.CHUNKS * MESSAGE / seconds / 1e9, shape)]
 
     def close(self) -> None:
@@ -284,66 +307,92 @@ class Disk:
         self._destination.close()
 
 
+@dataclass
+class Probe:
+    """One thing to measure, and what it has given: of each time the samples of all its shapes."""
+
+    name: str
+    unit: str
+    run: Callable[[], list[Sample]]
+    durability: Durability | None = None
+    samples: list[list[Sample]] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        self.samples.append(self.run())
+
+
 class Ceilings:
-    """The probes that make sense on one rank at one point, and what they have given so far.
+    """The probes that make sense on one rank at one point.
 
     Args:
-        dtype: what the model computes in; None on a sink.
+        dtype: what the model computes in.
         link: between this rank and its peer, if something is streamed between them.
-        disk: if something is streamed there.
-        memory: None on a sink.
+        disks: of each durability that something is streamed with.
+        memory: None on a sink, which then measures its side of the link alone.
     """
 
-    def __init__(self, dtype: torch.dtype | None, link: Link | None, disk: Disk | None, memory: Memory | None) -> None:
-        self._disk = disk
-        self._samples: dict[str, list[list[Sample]]] = {}
-        self._probes: list[tuple[str, str, Callable[[], list[Sample]]]] = []
-        if memory is not None and dtype is not None:
+    def __init__(self, dtype: torch.dtype, link: Link | None, disks: Sequence[Disk], memory: Memory | None) -> None:
+        self._disks = disks
+        self._probes: list[Probe] = []
+        if memory is not None:
             self._probes += [
-                ("memory-read", "GB/s", memory.read),
-                ("memory-copy", "GB/s", memory.copy),
-                ("matmul", "GFLOP/s", lambda: matmul(dtype)),
-                ("run-copy", "us", run_copy),
-                ("run-copy-compiled", "us", run_copy_compiled),
+                Probe("memory-read", "GB/s", memory.read),
+                Probe("memory-copy", "GB/s", memory.copy),
+                Probe("matmul", "GFLOP/s", lambda: matmul(dtype)),
+                Probe("run-copy", "us", run_copy),
+                Probe("run-copy-compiled", "us", run_copy_compiled),
             ]
         if link is not None:
             self._probes += [
-                ("mpi-ping-pong", "GB/s", link.ping_pong),
-                ("mpi-windowed", "GB/s", link.windowed),
-                ("mpi-destination", "GB/s", link.destination),
-                ("mpi-message", "us", link.message),
-                ("mpi-message-overhead", "us", link.message_overhead),
+                Probe("mpi-ping-pong", "GB/s", link.ping_pong),
+                Probe("mpi-windowed", "GB/s", link.windowed),
+                Probe("mpi-destination", "GB/s", link.destination),
+                Probe("mpi-message", "us", link.message),
+                Probe("mpi-message-overhead", "us", link.message_overhead),
             ]
-        if disk is not None:
-            self._probes += [("disk-write", "GB/s", disk.write), ("disk-destination", "GB/s", disk.destination)]
+        for disk in disks:
+            self._probes += [
+                Probe("disk-write", "GB/s", disk.write, disk.durability),
+                Probe("disk-destination", "GB/s", disk.destination, disk.durability),
+                Probe("disk-run", "us", disk.run, disk.durability),
+            ]
+        if disks:
+            self._probes.append(Probe("disk-run-overhead", "us", run_write_overhead))
 
     def run(self) -> None:
         """Each probe once, but destinations and the raw loops that they are held against :data:`PAIRS` times."""
-        probes = {name: probe for name, _, probe in self._probes}
-        paired = {name for pair in HELD_AGAINST.items() for name in pair}
-        for name in probes:
-            if name not in paired:
-                self._run(name, probes[name])
+        named = {(probe.name, probe.durability): probe for probe in self._probes}
+        pairs = [
+            (probe, named[HELD_AGAINST[probe.name], probe.durability])
+            for probe in self._probes
+            if probe.name in HELD_AGAINST
+        ]
+        in_pairs = [probe for pair in pairs for probe in pair]
+        for probe in self._probes:
+            if probe not in in_pairs:
+                probe()
         for number in range(PAIRS):
-            for pair in HELD_AGAINST.items():
-                for name in pair[:: 1 if number % 2 else -1]:
-                    if name in probes:
-                        self._run(name, probes[name])
-
-    def _run(self, name: str, probe: Callable[[], list[Sample]]) -> None:
-        self._samples.setdefault(name, []).append(probe())
+            for pair in pairs:
+                for probe in pair[:: 1 if number % 2 else -1]:
+                    probe()
 
     def records(self, point: str) -> Iterator[Ceiling]:
         """One record a probe: the best, and the best shape of each time. Rates are best high, times best low."""
-        for name, unit, _ in self._probes:
-            best = min if unit == "us" else max
-            rounds = [best(samples) for samples in self._samples.get(name, []) if samples]
-            if rounds:
-                value, shape = best(rounds)
+        for probe in self._probes:
+            best = min if probe.unit == "us" else max
+            times = [best(samples) for samples in probe.samples if samples]
+            if times:
+                value, shape = best(times)
                 yield Ceiling(
-                    name=name, unit=unit, value=value, samples=[v for v, _ in rounds], shape=shape, point=point
+                    name=probe.name,
+                    unit=probe.unit,
+                    value=value,
+                    samples=[v for v, _ in times],
+                    shape=shape,
+                    point=point,
+                    durability=probe.durability,
                 )
 
     def close(self) -> None:
-        if self._disk is not None:
-            self._disk.close()
+        for disk in self._disks:
+            disk.close()

@@ -61,8 +61,8 @@ def of_rank() -> dict[str, Any]:
     }
 
 
-def of_run(hosts: list[str], threads: int) -> dict[str, Any]:
-    """What rank 0 says for all."""
+def of_run(hosts: list[str], threads: int, cores: int) -> dict[str, Any]:
+    """What rank 0 says for all; ``cores`` were granted to it before the program confined it to fewer."""
     versions = {"dejavubench": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -71,7 +71,7 @@ def of_run(hosts: list[str], threads: int) -> dict[str, Any]:
             continue
     return {
         **of_rank(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
         "hostnames": sorted(set(hosts)),
         "ranks": len(hosts),
         "threads": threads,

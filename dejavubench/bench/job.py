@@ -22,9 +22,12 @@ from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.streams import Side
 from dejavubench.bench.watch import Watch
+from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
+from dejavubench.machine import native_bf16
+from dejavubench.models.dtypes import compute_dtype
 from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_gather
 from dejavubench.parallel.topology import Topology
 from dejavubench.points import Point
@@ -58,7 +61,11 @@ class Job:
         self.topology = Topology(self.world.size, self.rank, experiment.tensor_para_size, experiment.pipeline_para_size)
         self.is_source = self.topology.role == "source"
         torch.set_num_threads(experiment.threads)
-        self.hosts: list[str] = self.world.allgather(environment.hostname())
+        self._cores = os.sched_getaffinity(0)  # before this program confines anything
+        facts = self.world.allgather((environment.hostname(), self._cores, native_bf16()))
+        self.hosts: list[str] = [host for host, _, _ in facts]
+        self._native_bf16 = all(native for _, _, native in facts)
+        on_host = set().union(*(cores for host, cores, _ in facts if host == self.hosts[self.rank]))
         self._confine()
         self.skipped = self._agree(self._reasons)
         fit.refuse_if_none_runs(experiment, self.skipped)
@@ -69,12 +76,23 @@ class Job:
         self.data = self.world.Dup()
         self.verification = self.world.Dup()
         among_sources = cast(MPI.Intracomm, self.world.Split(0 if self.is_source else 1, self.rank))
-        self.spin = self._on_this_host(self.topology.sources) * experiment.threads <= len(os.sched_getaffinity(0))
+        self.spin = self._on_this_host(self.topology.sources) * experiment.threads <= len(on_host)
         self.sources = MPICollectives(among_sources, self.topology, self.spin) if self.is_source else None
         self._write_first_records(command)
         self._watch = self._watch_this_host()
 
     # ---- preparing ----
+
+    def _staging_nbytes(self) -> int:
+        """The most staging memory that this rank will use."""
+        slot, arms = self.experiment.staging_mib << 20, [arm for arm in self.experiment.arms() if not arm.skipped]
+        if self.is_source:
+            return slot * self.experiment.staging_slots if any(arm.mode in ("disk", "mpi") for arm in arms) else 0
+        return slot * CacheReceiver.SLOTS * self.topology.stages if any(arm.remote for arm in arms) else 0
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What all workers of the model multiply in."""
+        return compute_dtype(dtype, native_bf16=self._native_bf16)
 
     def _on_this_host(self, ranks: range) -> int:
         return sum(self.hosts[rank] == self.hosts[self.rank] for rank in ranks)
@@ -116,10 +134,13 @@ class Job:
         directory = self.experiment.stream_dir or self.experiment.log_dir
         existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
         room = shutil.disk_usage(existing).free
-        probes = Disk.NBYTES if self.experiment.ceilings and self.rank == 0 else 0
+        probes = Disk.NBYTES * len(durabilities) if self.experiment.ceilings and self.rank == 0 else 0
+        kept = 0
         for point in self.experiment.points():
             if point.id not in found:
-                needed = sources * len(durabilities) * self._stream_nbytes(point) + probes
+                files = sources * len(durabilities) * self._stream_nbytes(point)
+                needed = kept + files + probes
+                kept += files if self.experiment.keep and needed <= room else 0
                 if needed > room:
                     found[point.id] = (
                         f"{directory}: streaming to disk needs {nbytes_text(needed)}, {nbytes_text(room)} are free"
@@ -183,7 +204,7 @@ class Job:
                 self.folder,
                 self.rank,
                 several_points=len(self.experiment.points()) > 1,
-                to_stdout=self.rank == 0 and len(self.experiment.arms()) == 1,
+                to_stdout=self.rank == 0 and len(self.experiment.arms()) == len(self.experiment.points()) == 1,
             )
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from None
@@ -203,6 +224,7 @@ class Job:
                 stage=topology.stage,
                 peers=[] if topology.peer is None else [topology.peer],
                 wait="spin" if self.spin else "yield",
+                staging_nbytes=self._staging_nbytes(),
                 environment=environment.of_rank(),
             )
         )
@@ -220,7 +242,7 @@ class Job:
                 warmup=experiment.warmup,
                 arms=[arm.info() for arm in experiment.arms()],
                 points=points,
-                environment=environment.of_run(self.hosts, experiment.threads),
+                environment=environment.of_run(self.hosts, experiment.threads, len(self._cores)),
             )
             write_header(self.folder, header)
             for arm in experiment.arms():

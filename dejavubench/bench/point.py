@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,7 +21,7 @@ from dejavubench.bench.source import Place, Source, tokens
 from dejavubench.bench.verify import VerificationError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.dejavulib.streamer import Streaming
-from dejavubench.models.dtypes import compute_dtype, dtype_of
+from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights, weights_identity
@@ -27,6 +29,8 @@ from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polit
 from dejavubench.points import Arm, Point
 
 Enough = Callable[[list[records.Iteration]], bool]
+TextLines = tuple[list[records.Microbatch], float]
+"""What the text logs say of an iteration: its microbatches and TOTAL in ms."""
 
 BESIDE = 5
 """Rounds after which ceilings, and each destination alone, are measured: the first ones."""
@@ -121,13 +125,15 @@ class PointSession:
     def _iteration(self, arm: Arm, round: int | None, order: int) -> None:
         self._mark("prepare", arm)
         self._prepare(arm)
-        polite_barrier(self.job.world, "start")
-        total = None
-        if self.source is not None:
-            total = self._run_source(self.source, arm, round)
-        if self.sink is not None:
-            self._mark("receive" if arm.remote else "idle", arm)
-            received = self.sink.run(arm)
+        total, lines, received = None, None, None
+        with nothing_collected():
+            polite_barrier(self.job.world, "start")
+            if self.source is not None:
+                total, lines = self._run_source(self.source, arm, round)
+            if self.sink is not None:
+                self._mark("receive" if arm.remote else "idle", arm)
+                received = self.sink.run(arm)
+        if received is not None:
             self.job.recorder.write(
                 records.SinkActivity(
                     point=self.point.id,
@@ -153,6 +159,8 @@ class PointSession:
             self.job.recorder.write(iteration)
         if self.experiment.verify:
             self._verify(arm)
+        if lines is not None and self.job.rank == 0:  # times of wrong bytes are not reported
+            self.job.recorder.text(*lines)
         self._count[arm.name] += 1
         what = "warm-up" if round is None else f"round {round + 1}"
         self.progress.step(f"{self.point.id} {self.point.spec.name} {what} {arm.name}")
@@ -166,8 +174,9 @@ class PointSession:
         part.prepare(arm, pattern, level)
         if any(each.mode == "disk" for each in self.arms):
             os.sync()
+        gc.collect()
 
-    def _run_source(self, source: Source, arm: Arm, round: int | None) -> float:
+    def _run_source(self, source: Source, arm: Arm, round: int | None) -> tuple[float, TextLines]:
         cpu, helper = time.process_time(), source.helper_cpu_s(arm)
         clocks, makespan = source.run(arm, lambda phase: self._mark(phase, arm))
         helper = source.helper_cpu_s(arm) - helper
@@ -180,9 +189,7 @@ class PointSession:
         ]
         for ubatch in ubatches:
             self.job.recorder.write(ubatch)
-        if self.job.rank == 0:
-            self.job.recorder.text(ubatches, total)
-        return total
+        return total, (ubatches, total)
 
     def _microbatch(
         self, arm: Arm, round: int | None, number: int, clock: Clocked, stream: Streamed, cpu: float, helper: float
@@ -216,6 +223,7 @@ class PointSession:
             equal = torch.equal(self._generated, self._expected)
             if not equal:
                 difference = difference or _first_token(self._generated, self._expected)
+        polite_barrier(self.job.world, "verification")  # whoever compares may take long
         findings = self.job.world.allgather((difference, equal))
         differences = [f"rank {rank}: {found}" for rank, (found, _) in enumerate(findings) if found]
         if self.job.rank == 0:
@@ -238,16 +246,16 @@ class PointSession:
 
     def _make_ceilings(self, dtype: torch.dtype) -> Ceilings:
         """Rank 0 and its sink measure; the others have nothing to do and sleep."""
-        topology, link, disk, memory = self.job.topology, None, None, None
+        topology, link, memory = self.job.topology, None, None
+        disks: list[Disk] = []
         peer = topology.peer
         if peer is not None and topology.worker == 0 and any(arm.remote for arm in self.arms):
             link = Link(self.job.verification, peer, self.source is not None)
-        durability = next((arm.durability for arm in self.arms if arm.mode == "disk"), None)
         if self.job.rank == 0:
             memory = Memory()
-            if durability is not None:
-                disk = Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}", durability)
-        return Ceilings(compute_dtype(dtype), link, disk, memory)
+            kinds = dict.fromkeys(arm.durability for arm in self.arms if arm.durability is not None)
+            disks = [Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind) for kind in kinds]
+        return Ceilings(self.job.compute_dtype(dtype), link, disks, memory)
 
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""
@@ -255,10 +263,11 @@ class PointSession:
         for arm in streaming.values():
             self._mark("alone", arm)
             self._prepare(arm, DEFAULT_LEVEL)
-            polite_barrier(self.job.world, "start")
-            took = self.source.alone(arm) if self.source is not None else None
-            if self.sink is not None:
-                self.sink.alone(arm)
+            with nothing_collected():
+                polite_barrier(self.job.world, "start")
+                took = self.source.alone(arm) if self.source is not None else None
+                if self.sink is not None:
+                    self.sink.alone(arm)
             times = polite_gather(self.job.world, took)
             if times is not None:
                 self._write_alone(arm, max(ms for ms in times if ms is not None))
@@ -278,9 +287,19 @@ def load_model(job: Job, point: Point) -> GPT:
     """This source's part of the point's model, with weights from the experiment's seed."""
     assert job.sources is not None
     dtype = dtype_of(point.data_type)
-    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, compute_dtype(dtype), job.sources)
+    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, job.compute_dtype(dtype), job.sources)
     model.load(random_weights(point.spec, job.experiment.seed))
     return model
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Python's cycle collector, which would stop a naive level's thousands of objects for a while, stays outside."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _phase(streaming: Streaming) -> records.PhaseStreaming:

@@ -65,6 +65,8 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
     each = len(arms) * (job.experiment.warmup + job.experiment.rounds)
     loaded: tuple[object, GPT] | None = None
     with Progress(each * len(points), shown=job.rank == 0) as progress:
+        if len(arms) == 1 and len(points) > 1:
+            progress.say("text lines of several points are not mixed on stdout: each has a .log in the run's folder")
         for id, reason in job.skipped.items():
             progress.say(f"{id} SKIPPED: {reason}")
         for point in points:

@@ -11,9 +11,10 @@ import torch
 from dejavubench.bench.source import Place
 from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare, received_pieces
+from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
+from dejavubench.dejavulib.receiver import CacheReceiver, largest_chunk, receive_all
 from dejavubench.kvcache import KVCache
 from dejavubench.points import Arm
 
@@ -39,6 +40,7 @@ class Sink:
         self.caches = [KVCache.allocate(side.geometry, dtype) for _ in range(side.ubatches)]
         self._endpoint = MPISinkEndpoint(place.data)
         self._receivers: dict[str, list[CacheReceiver]] = {}
+        self._slots: list[list[torch.Tensor]] = []  # of each stream, for the receivers of all levels
         self._pattern = 0
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
@@ -80,10 +82,17 @@ class Sink:
 
     def _receivers_of(self, level: str) -> list[CacheReceiver]:
         if level not in self._receivers:
-            self._receivers[level] = [
-                CacheReceiver(cache, stream, LEVELS[level], self._endpoint)
+            pairs = [
+                (cache, stream)
                 for cache, streams in zip(self.caches, self.side.remote(), strict=True)
                 for stream in streams
+            ]
+            if LEVELS[level].buffered and not self._slots:
+                self._slots = [staging(largest_chunk(stream), CacheReceiver.SLOTS) for _, stream in pairs]
+            slots = self._slots or [[] for _ in pairs]
+            self._receivers[level] = [
+                CacheReceiver(cache, stream, LEVELS[level], self._endpoint, own)
+                for (cache, stream), own in zip(pairs, slots, strict=True)
             ]
         return self._receivers[level]
 

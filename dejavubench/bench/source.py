@@ -13,16 +13,16 @@ from mpi4py import MPI
 
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
 from dejavubench.bench.streams import Side
-from dejavubench.bench.verify import compare, own_pieces, send_pieces
-from dejavubench.dejavulib.copies import aligned_buffer, scatter
+from dejavubench.bench.verify import compare_packed, send_pieces
+from dejavubench.dejavulib.copies import aligned_buffer, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.experiment import Experiment
 from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
@@ -68,8 +68,7 @@ class Source:
         self._streamers: dict[tuple[str, str | None], Streamer] = {}
         self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
         self._silent = [NoStreaming() for _ in self.caches]
-        self._pattern = 0
-        self._scratch: KVCache | None = None
+        self._slots: list[torch.Tensor] = []  # staging of all arms, of which one at a time has chunks under way
 
     # ---- an iteration ----
 
@@ -80,7 +79,6 @@ class Source:
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
         """Fill everything that the arm writes to with its pattern, outside the clock."""
-        self._pattern = pattern
         for cache in self.caches:
             cache.fill(pattern)
         streams = self.streams(arm, level)
@@ -137,8 +135,9 @@ class Source:
         key = (arm.mode, arm.durability)
         if key not in self._streamers:
             destination = self._destination(arm)
-            slots = self.experiment.staging_slots if destination.staged else 0
-            self._streamers[key] = Streamer(destination, self.side.slot_nbytes, slots)
+            if destination.staged and not self._slots:
+                self._slots = staging(self.side.slot_nbytes, self.experiment.staging_slots)
+            self._streamers[key] = Streamer(destination, self._slots if destination.staged else ())
         return self._streamers[key]
 
     def _destination(self, arm: Arm) -> Destination:
@@ -160,16 +159,6 @@ class Source:
             case _:
                 raise StreamingError(f"{arm.mode} is no destination of this build")
 
-    def disk_nbytes(self, arms: list[Arm]) -> int:
-        """Bytes of all stream files that the arms will make."""
-        kinds = {arm.durability for arm in arms if arm.mode == "disk"}
-        each = sum(file_nbytes(stream.schedule) for streams in self.side.local() for stream in streams)
-        return len(kinds) * each
-
-    @property
-    def staging_nbytes(self) -> int:
-        return sum(streamer.staging_nbytes for streamer in self._streamers.values())
-
     # ---- verification ----
 
     def verify(self, arm: Arm) -> str | None:
@@ -183,37 +172,26 @@ class Source:
             if arm.remote:
                 send_pieces(self.place.verification, manager.cache, manager.streams)
                 continue
-            try:
-                held = self._fetched(arm, manager.streams)
-            except StreamingError as error:  # the destination itself says that it does not hold what was written
-                return str(error)
-            found = compare(
-                held,
-                manager.streams,
-                own_pieces(manager.cache),
-                self._pattern,
-                self.side,
-                ubatch,
-            )
+            found = self._held_wrongly(arm, manager, ubatch)
             if found:
                 return found
         return None
 
-    def _fetched(self, arm: Arm, streams: list[Stream]) -> KVCache:
-        """What a local destination holds, back in the cache's layout, the rest filled with the pattern."""
+    def _held_wrongly(self, arm: Arm, manager: CacheManager, ubatch: int) -> str | None:
         destination = self._streamer(arm).destination
-        if isinstance(destination, DiskDestination):
-            for stream in streams:
-                destination.check(stream)
-        if self._scratch is None:
-            self._scratch = KVCache.allocate(self.side.geometry, self.caches[0].k.dtype)
-        self._scratch.fill(self._pattern)
-        for stream in streams:
-            for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
-                packed = aligned_buffer(chunk.nbytes)
-                destination.fetch(stream, chunk, packed)
-                scatter(packed, self._scratch, chunk.region)
-        return self._scratch
+
+        def fetch(stream: Stream, chunk: Chunk) -> torch.Tensor:
+            packed = aligned_buffer(chunk.nbytes)
+            destination.fetch(stream, chunk, packed)
+            return packed
+
+        try:
+            if isinstance(destination, DiskDestination):
+                for stream in manager.streams:
+                    destination.check(stream)
+            return compare_packed(fetch, manager.cache, manager.streams, self.side, ubatch)
+        except StreamingError as error:  # the destination itself says that it does not hold what was written
+            return str(error)
 
     def close(self) -> None:
         for streamer in self._streamers.values():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from mpi4py import MPI
 
 from dejavubench.bench.streams import Side
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.kvcache import BOTH, KV, KVCache, Region
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region
 from dejavubench.waiting import wait_asleep
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -56,6 +59,40 @@ def compare(got: KVCache, streams: list[Stream], piece: Piece, pattern: int, sid
     return first
 
 
+def compare_packed(
+    fetch: Callable[[Stream, Chunk], torch.Tensor], cache: KVCache, streams: list[Stream], side: Side, ubatch: int
+) -> str | None:
+    """Whether a local destination holds each stream as ``cache`` has it, in the packed order that schedules define.
+
+    Args:
+        fetch: gives the bytes that the destination holds where a chunk belongs.
+
+    Returns:
+        None, or where the first difference is, in the whole model's numbers.
+    """
+    geometry = cache.geometry
+    for stream in streams:
+        for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
+            packed, at = as_integers(fetch(stream, chunk).view(cache.k.dtype)), 0
+            for layer in range(*chunk.region.layers):
+                for kv in BOTH:
+                    expected = as_integers(cache.piece(kv, chunk.region.layer(layer)).contiguous()).view(-1)
+                    found = packed[at : at + expected.numel()]
+                    at += expected.numel()
+                    if not torch.equal(found, expected):
+                        wrong = torch.nonzero(found != expected).flatten()
+                        flat = _flat(geometry, kv, chunk.region.layer(layer), int(wrong[0]))
+                        return _where(side, ubatch, kv, flat, True, len(wrong))
+    return None
+
+
+def _flat(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int:
+    """Where in the whole K or V the ``number``-th element of a region is."""
+    within = np.unravel_index(number, geometry.piece_shape(kv, region))
+    starts = [cut.indices(size)[0] for cut, size in zip(geometry.index(kv, region), geometry.shape(kv), strict=True)]
+    return int(np.ravel_multi_index([a + b for a, b in zip(starts, within, strict=True)], geometry.shape(kv)))
+
+
 def _where(side: Side, ubatch: int, kv: KV, flat: int, inside: bool, count: int) -> str:
     layer, request, head, position, element = side.geometry.locate(kv, flat)
     layer, head = side.locate(layer, head)
@@ -64,11 +101,6 @@ def _where(side: Side, ubatch: int, kv: KV, flat: int, inside: bool, count: int)
         f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} (element {element}) of "
         f"microbatch {ubatch} {what}; {count} elements of this layer's {kv.upper()} differ"
     )
-
-
-def own_pieces(cache: KVCache) -> Piece:
-    """What this process's own cache holds."""
-    return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
 
 
 def send_pieces(comm: MPI.Intracomm, cache: KVCache, streams: list[Stream]) -> None:

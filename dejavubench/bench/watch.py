@@ -59,7 +59,9 @@ def _watch(file: Path, pids: dict[int, int]) -> None:
             poll.unregister(sys.stdin.fileno())  # who started this has ended without a word: its own turn comes
         first = sorted(ranks[fd] for fd in ready if fd in ranks)
         if first:
-            file.write_text(json.dumps({"kind": "first-exit", "ranks": first}) + "\n")
+            partial = file.with_suffix(".part")
+            partial.write_text(json.dumps({"kind": "first-exit", "ranks": first}) + "\n")
+            partial.rename(file)
             return
 
 

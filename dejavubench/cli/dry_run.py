@@ -13,7 +13,7 @@ from dejavubench.cli.console import console as console_on_stdout
 from dejavubench.experiment import Experiment
 from dejavubench.machine import available_nbytes
 from dejavubench.points import ITEMSIZE, Point
-from dejavubench.units import nbytes_text, seconds_text
+from dejavubench.units import count_text, nbytes_text, seconds_text
 
 
 def describe(experiment: Experiment) -> None:
@@ -22,7 +22,9 @@ def describe(experiment: Experiment) -> None:
     rates, skipped, arms = fit.probe(), fit.reasons(experiment), experiment.arms()
     running = [point for point in experiment.points() if point.id not in skipped]
 
-    console.print(f"{experiment.name}: {_count(len(running) + len(skipped), 'point')}, {_count(len(arms), 'arm')}")
+    console.print(
+        f"{experiment.name}: {count_text(len(running) + len(skipped), 'point')}, {count_text(len(arms), 'arm')}"
+    )
     console.print(f"Arms     {', '.join(arm.name for arm in arms)}")
     console.print(f"Each     {_rounds(experiment)}")
     console.print(f"Ranks    {_ranks(experiment)}")
@@ -44,7 +46,7 @@ def describe(experiment: Experiment) -> None:
         console.print(
             f"About {total} in all; loading, verification and ceilings come on top. From rates measured just now in "
             f"0.1 s:\n{rates.matmul / 1e9:.0f} GFLOP/s in fp32 and {rates.read / 1e9:.1f} GB/s read by one of "
-            f"{_count(len(os.sched_getaffinity(0)), 'core')}."
+            f"{count_text(len(os.sched_getaffinity(0)), 'core')}."
         )
     else:
         console.print("No point can run here.")
@@ -90,7 +92,7 @@ def _row(experiment: Experiment, point: Point, skipped: bool, rates: fit.Rates) 
 
 
 def _rounds(experiment: Experiment) -> str:
-    text = f"{_count(experiment.warmup, 'warm-up iteration')}, {_count(experiment.rounds, 'round')}"
+    text = f"{count_text(experiment.warmup, 'warm-up iteration')}, {count_text(experiment.rounds, 'round')}"
     if experiment.precision is None:
         return text
     within = f"until overheads are within ± {100 * experiment.precision:g} %"
@@ -98,11 +100,7 @@ def _rounds(experiment: Experiment) -> str:
 
 
 def _ranks(experiment: Experiment) -> str:
-    sources = _count(experiment.sources, "source")
+    sources = count_text(experiment.sources, "source")
     split = f"tensor_para_size {experiment.tensor_para_size} × pipeline_para_size {experiment.pipeline_para_size}"
     sinks = ", as many sinks" if experiment.needs_sinks else ""
     return f"{' or '.join(map(str, experiment.ranks))} ({split} = {sources}{sinks})"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -54,5 +54,5 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
             raise BadInput(f"{output}: {error.strerror}") from None
     if style == "csv":  # the other formats carry the notes themselves
         for item in reports:
-            for note in item.notes:
+            for note in (note for note in item.notes if note != render.NOTE_HOW):
                 click.echo(f"{item.title}: {note}", err=True)

@@ -13,9 +13,13 @@ from math import prod
 import numpy as np
 import torch
 
+from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.kvcache import BOTH, KVCache, Region
 
 PAGE = mmap.PAGESIZE
+
+VIEWS_KEPT = 200_000
+"""Views of runs that are cut once and kept: some 40 MB of Python objects for each microbatch and naive level."""
 
 
 def aligned_buffer(nbytes: int) -> torch.Tensor:
@@ -68,6 +72,11 @@ def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+def staging(nbytes: int, slots: int) -> list[torch.Tensor]:
+    """So many staging slots."""
+    return [aligned_buffer(nbytes) for _ in range(slots)]
+
+
 def gather(cache: KVCache, region: Region, packed: torch.Tensor) -> None:
     """Pack ``region`` into ``packed``, a contiguous uint8 tensor of exactly the region's bytes."""
     Packing(cache, region).gather(packed)
@@ -88,3 +97,34 @@ def run_views(cache: KVCache, regions: Iterable[Region]) -> list[memoryview]:
             whole, nbytes = memory[kv], runs.nbytes
             views += [whole[start : start + nbytes] for start in runs.offsets.tolist()]
     return views
+
+
+class RunViews:
+    """The views of a stream's runs, step by step, so that the naive loop does nothing but move them.
+
+    Those of the first steps are cut now and kept, up to :data:`VIEWS_KEPT` of them; the others when they are needed,
+    or :meth:`prepare` is told ahead of time.
+    """
+
+    def __init__(self, cache: KVCache, schedule: StreamSchedule) -> None:
+        self._cache = cache
+        self._schedule = schedule
+        self._kept: list[list[memoryview]] = []
+        self._ahead: dict[int, list[memoryview]] = {}
+        count = 0
+        while len(self._kept) <= schedule.steps and count < VIEWS_KEPT:
+            self._kept.append(self._cut(len(self._kept)))
+            count += len(self._kept[-1])
+
+    def prepare(self, step: int) -> None:
+        """Cut the views of a step that will be asked for next."""
+        if len(self._kept) <= step <= self._schedule.steps:
+            self._ahead = {step: self._cut(step)}
+
+    def of(self, step: int) -> list[memoryview]:
+        if step < len(self._kept):
+            return self._kept[step]
+        return self._ahead.get(step) or self._cut(step)
+
+    def _cut(self, step: int) -> list[memoryview]:
+        return run_views(self._cache, self._schedule.atoms(step))

@@ -11,15 +11,15 @@ import time
 
 import numpy as np
 
-from dejavubench.dejavulib.copies import Packing, run_views
+from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.levels import Level
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Job, Streamer, Streaming
 from dejavubench.kvcache import KVCache
 
-_Planned = tuple[Stream, Chunk, Packing | None]
-"""A chunk that will be streamed; how it is packed, cut beforehand, or None where its runs move one by one."""
+_Planned = tuple[Stream, Chunk, Packing | None, RunViews | None]
+"""A chunk that will be streamed; how it is packed, or else the views of its runs: cut beforehand."""
 
 
 class CacheManager:
@@ -54,13 +54,13 @@ class CacheManager:
         self._submitted_nbytes = 0
         self._streamer = streamer
         self._timeout = timeout
-        self._runs: dict[tuple[tuple[int | None, int], int], list[memoryview]] = {}
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
         self._steps: dict[int, list[_Planned]] = {}
         self._layers: dict[int, list[_Planned]] = {}
         for stream in streams:
+            runs = None if level.buffered else RunViews(cache, stream.schedule)
             for chunk in stream.schedule.all_chunks(level):
-                planned = (stream, chunk, Packing(cache, chunk.region) if level.buffered else None)
+                planned = (stream, chunk, Packing(cache, chunk.region) if level.buffered else None, runs)
                 if level.layerwise and chunk.step == 0:
                     self._layers.setdefault(chunk.region.layers.start, []).append(planned)
                 else:
@@ -88,8 +88,6 @@ class CacheManager:
         self.prompt.stall_s = time.perf_counter() - began
         for stream in self.streams:
             self._streamer.destination.begin(stream, tokens, pattern)
-            if not self.level.buffered:
-                self.prepare_runs(stream, 0)
 
     def layer_ready(self, layer: int) -> None:
         """Keys and values of the prompt are in place in this layer of the cache."""
@@ -132,19 +130,10 @@ class CacheManager:
     def phase_of(self, step: int) -> Streaming:
         return self.tokens if step else self.prompt
 
-    def prepare_runs(self, stream: Stream, step: int) -> None:
-        """Cut the views of a step's runs ahead of time, so that the naive loop does nothing but move them."""
-        for other, chunk, _ in self._steps.get(step, []):
-            if other is stream:
-                self._runs[stream.key, chunk.index] = run_views(self.cache, stream.schedule.atoms(step))
-
-    def take_runs(self, stream: Stream, chunk: Chunk) -> list[memoryview]:
-        return self._runs.pop((stream.key, chunk.index))
-
     def _submit(self, chunks: list[_Planned], phase: Streaming, tokens: np.ndarray | None) -> None:
         if not chunks:
             return
-        nbytes = sum(chunk.nbytes for _, chunk, _ in chunks)
+        nbytes = sum(chunk.nbytes for _, chunk, *_ in chunks)
         phase.nbytes += nbytes
         self._submitted_nbytes += nbytes
         phase.lag_nbytes = max(phase.lag_nbytes, self.lag_nbytes)

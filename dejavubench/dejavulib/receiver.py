@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from dejavubench.dejavulib.copies import aligned_buffer, run_views, scatter
+from dejavubench.dejavulib.copies import RunViews, scatter, staging
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.levels import Level
+from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.kvcache import KVCache
 from dejavubench.waiting import wait_asleep
@@ -32,6 +32,12 @@ class SinkEndpoint(Protocol):
     def finish(self) -> None: ...
 
 
+def largest_chunk(stream: Stream) -> int:
+    """Bytes of a stream's largest chunk at any buffered level: what a slot on the sink must hold."""
+    buffered = [level for level in LEVELS.values() if level.buffered]
+    return max(chunk.nbytes for level in buffered for chunk in stream.schedule.all_chunks(level))
+
+
 class CacheReceiver:
     """Receives one microbatch's stream into ``cache``; the owner calls :meth:`begin`, then
     :meth:`poll` until :attr:`done`.
@@ -40,19 +46,32 @@ class CacheReceiver:
     are not buffered runs go straight to where they belong: asked for one by one, or at ``0-batched`` all posted.
     There the caches of both sides must cut a region into the same runs: same heads, in the same layout.
 
+    Args:
+        slots: staging of at least :func:`largest_chunk` bytes each, which receivers that do not work at the same time
+            may share; without it, the receiver has its own.
+
     Attributes:
         nbytes, messages: what has arrived so far.
     """
 
     SLOTS = 2
 
-    def __init__(self, cache: KVCache, stream: Stream, level: Level, endpoint: SinkEndpoint) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        stream: Stream,
+        level: Level,
+        endpoint: SinkEndpoint,
+        slots: Sequence[torch.Tensor] = (),
+    ) -> None:
         self._cache = cache
         self._stream = stream
         self._level = level
         self._endpoint = endpoint
-        largest = max((c.nbytes for c in stream.schedule.all_chunks(level)), default=0) if level.buffered else 0
-        self._slots = [aligned_buffer(largest) for _ in range(self.SLOTS)] if level.buffered else []
+        self._slots = slots
+        if level.buffered and not slots:
+            self._slots = staging(largest_chunk(stream), self.SLOTS)
+        self._views = None if level.buffered else RunViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
         self._posted: deque[tuple[_Request, Chunk, torch.Tensor]] = deque()
         self._runs: list[memoryview] | None = None
@@ -123,7 +142,8 @@ class CacheReceiver:
             self._runs = None
         else:
             self._chunk = chunk
-            self._runs = run_views(self._cache, self._stream.schedule.atoms(chunk.step))
+            assert self._views is not None
+            self._runs = self._views.of(chunk.step)
             if not self._level.each_complete:
                 self._posted_runs = self._endpoint.post_runs(self._stream, self._runs)
 

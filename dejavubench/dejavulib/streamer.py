@@ -1,8 +1,8 @@
 """``Streamer``: the helper thread of one source process, and its bounded staging memory.
 
-Hand-over is made to cost the model as little as it can: the model puts chunks into a queue and goes on; each side
-keeps counts that it alone changes. What the helper runs under Python's lock is kept short, because the model's
-thread waits for that lock between any two of its own operations.
+Hand-over is made to cost the model as little as it can: the model appends chunks to a queue, wakes the helper and goes
+on; each side keeps counts that it alone changes. What the helper runs under Python's lock is kept short, because the
+model's thread waits for that lock between any two of its own operations.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.copies import Packing, aligned_buffer
+from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.waiting import NAP
+from dejavubench.waiting import NAP, Wake
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.manager import CacheManager
 
 NAP_BESIDE_COMPUTE = 500e-6
 """Seconds between two looks at what is on its way while the model computes: a hundredth of a core."""
+
+
+CLOSING = 30.0
+"""Seconds that closing waits for a destination that is in the middle of something."""
 
 
 @dataclass
@@ -52,7 +55,8 @@ class Job:
     """One chunk on its way.
 
     Attributes:
-        packing: how it is gathered; None where its runs move one by one.
+        packing: how it is gathered, or else
+        runs: the views that its runs are moved through one by one.
         tokens: the token ids that went into its decode step, if they are known here.
         slot: the staging that it holds until it is complete.
     """
@@ -61,6 +65,7 @@ class Job:
     stream: Stream
     chunk: Chunk
     packing: Packing | None
+    runs: RunViews | None
     tokens: np.ndarray | None = None
     slot: torch.Tensor | None = None
 
@@ -70,27 +75,26 @@ class Streamer:
 
     Args:
         destination: where chunks go; once a microbatch has begun, called from the helper thread alone.
-        slot_nbytes: bytes of one staging slot.
-        slots: how many slots there are, so how many chunks can be on their way at once.
+        slots: staging, of one size; as many chunks can be on their way at once. Streamers of which only one has
+            something under way may share it.
 
     Raises:
         ValueError: the destination needs staging and there is none.
     """
 
-    def __init__(self, destination: Destination, slot_nbytes: int, slots: int) -> None:
-        if destination.staged and slots < 1:
-            raise ValueError(f"{destination.name} needs at least one staging slot, not {slots}")
+    def __init__(self, destination: Destination, slots: Sequence[torch.Tensor]) -> None:
+        if destination.staged and not slots:
+            raise ValueError(f"{destination.name} needs at least one staging slot")
         self.destination = destination
-        self.slot_nbytes = slot_nbytes
-        self.staging_nbytes = slots * slot_nbytes
-        self._slots = deque(aligned_buffer(slot_nbytes) for _ in range(slots))
-        self._inbox: SimpleQueue[list[Job]] = SimpleQueue()  # the model's side fills it; [] only wakes the helper
-        self._completion: SimpleQueue[None] = SimpleQueue()  # wakes the model, which then looks for itself
+        self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
+        self._slots = deque(slots)
+        self._inbox: deque[Job] = deque()  # the model's side fills it
+        self._wake_helper, self._wake_model = Wake(), Wake()
         self._waits_for: CacheManager | None = None  # whose last chunk the model waits for: nobody to be polite to
         self._submitted = 0  # chunks; changed by the model's thread alone
         self._finished = 0  # chunks; this and what follows is changed by the helper alone
-        self._jobs: deque[Job] = deque()
         self._under_way: deque[Job] = deque()  # begun and not complete, oldest first
+        self._ahead: Job | None = None  # whose next step's views are still to be cut, when there is time
         self._closing = False
         self._error: StreamingError | None = None
         self._thread = threading.Thread(target=self._work, name="streamer", daemon=True)
@@ -114,7 +118,8 @@ class Streamer:
         """Queue chunks whose keys and values are in place."""
         self._raise_error()
         self._submitted += len(jobs)
-        self._inbox.put(jobs)
+        self._inbox.extend(jobs)
+        self._wake_helper.set()
 
     def wait(self, manager: CacheManager, timeout: float) -> None:
         """Wait until every chunk that ``manager`` has submitted is complete.
@@ -126,19 +131,23 @@ class Streamer:
         if not manager.lag_nbytes:
             return
         self._waits_for = manager  # before looking again: what completes from now on is told
-        self._inbox.put([])
+        self._wake_helper.set()
         try:
-            finished, since = self._finished, time.monotonic()
+            progress, since = self._progress, time.monotonic()
             while manager.lag_nbytes:
-                with suppress(Empty):  # it is time then to see whether anything has moved at all
-                    self._completion.get(timeout=min(1.0, timeout))
+                self._wake_model.wait(min(1.0, timeout))
                 self._raise_error()
-                if self._finished != finished:
-                    finished, since = self._finished, time.monotonic()
+                if self._progress != progress:
+                    progress, since = self._progress, time.monotonic()
                 elif time.monotonic() - since > timeout:
                     raise StreamingError(f"no chunk became complete within {timeout:g} s; {self._first_missing()}")
         finally:
             self._waits_for = None
+
+    @property
+    def _progress(self) -> tuple[int, int]:
+        """Changes while anything moves."""
+        return self._finished, self.destination.moved
 
     def cpu_seconds(self) -> float:
         """CPU time so far of the helper thread, and of what the destination runs beside it."""
@@ -148,10 +157,16 @@ class Streamer:
         return helper + self.destination.cpu_seconds()
 
     def close(self) -> None:
-        """End the helper thread and close the destination; chunks that are not complete are given up."""
+        """End the helper thread and close the destination; chunks that are not complete are given up.
+
+        Raises:
+            StreamingError: the helper is stuck in the destination.
+        """
         self._closing = True
-        self._inbox.put([])
-        self._thread.join()
+        self._wake_helper.set()
+        self._thread.join(CLOSING)
+        if self._thread.is_alive():
+            raise StreamingError(f"{self.destination.name} does not come back; {self._first_missing()}")
         self.destination.close()
 
     # ---- the helper thread ----
@@ -176,20 +191,23 @@ class Streamer:
 
     def _fail(self, error: StreamingError) -> None:
         self._error = error
-        self._completion.put(None)
+        self._wake_model.set()
 
     def _next(self) -> Job | None:
         """The next job that can start; None when it is time to look at what is under way, or to end."""
         while not self._closing:
-            if self._jobs and (self._slots or not self._needs_slot(self._jobs[0])):
-                self._under_way.append(self._jobs[0])
-                return self._jobs.popleft()
+            if self._inbox and (self._slots or not self._needs_slot(self._inbox[0])):
+                self._under_way.append(self._inbox[0])
+                return self._inbox.popleft()
             nap = None
             if self._under_way:
                 nap = NAP if self._waits_for else NAP_BESIDE_COMPUTE
-            try:
-                self._jobs.extend(self._inbox.get(timeout=nap))
-            except Empty:
+            elif self._ahead is not None:  # the model computes the step before
+                ahead, self._ahead = self._ahead, None
+                assert ahead.runs is not None
+                ahead.runs.prepare(ahead.chunk.step + 1)
+                continue
+            if not self._wake_helper.wait(nap):
                 return None
         return None
 
@@ -209,13 +227,12 @@ class Streamer:
             self.destination.flush(stream, chunk, packed)
             copies = 1
         else:
-            runs = manager.take_runs(stream, chunk)
+            assert job.runs is not None
+            runs = job.runs.of(chunk.step)
             self.destination.flush_runs(stream, chunk, runs, manager.level.each_complete)
+            self._ahead = job
             copies = len(runs)
         manager.phase_of(chunk.step).copies += copies
-        if job.packing is None:
-            self._collect()
-            manager.prepare_runs(stream, chunk.step + 1)  # while the model computes that step
 
     def _collect(self) -> None:
         """Note what has become complete and take its slots back."""
@@ -232,19 +249,19 @@ class Streamer:
         self._under_way = left
 
     def _finish(self, job: Job) -> None:
-        self._finished += 1
         if job.slot is not None:
             self._slots.append(job.slot)
+        self._finished += 1
         job.manager.completed_nbytes += job.chunk.nbytes
         if job.manager is self._waits_for and not job.manager.lag_nbytes:
-            self._completion.put(None)
+            self._wake_model.set()
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _first_missing(self) -> str:
-        job = next(iter([*self._under_way, *self._jobs]), None)
+        job = next(iter([*self._under_way, *self._inbox]), None)
         if job is None:
             return "none is under way"
         return f"the first missing is chunk {job.chunk.index} (step {job.chunk.step}) of stream {job.stream.id}"

@@ -33,12 +33,18 @@ def name_of(dtype: torch.dtype) -> str:
     raise ValueError(f"{dtype} is not one of {', '.join(DTYPES)}")
 
 
-def compute_dtype(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:
+def compute_dtype(
+    dtype: torch.dtype, device: torch.device | str = "cpu", native_bf16: bool | None = None
+) -> torch.dtype:
     """What linears run in: ``dtype`` where the device has it natively, else fp32.
+
+    Args:
+        native_bf16: whether the CPU multiplies bf16; None: as this machine says. Workers of one model must agree.
 
     A CPU without AVX512-BF16 or AMX multiplies bf16 several times slower than fp32, and fp16 is slow on all
     CPUs that torch supports: weights are then held in fp32 and only the KV cache is of ``dtype``.
     """
     if torch.device(device).type == "cuda":
         return dtype
-    return dtype if dtype == torch.bfloat16 and machine.native_bf16() else torch.float32
+    native = machine.native_bf16() if native_bf16 is None else native_bf16
+    return dtype if dtype == torch.bfloat16 and native else torch.float32

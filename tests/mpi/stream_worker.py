@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
+from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
 from dejavubench.dejavulib.levels import LEVELS, Level
@@ -70,7 +71,7 @@ class Worker:
 
     def send(self, truth: list[np.ndarray]) -> int:
         """Be the model of every microbatch in turn; how many messages left."""
-        streamer = Streamer(MPIDestination(self.comm), self.slot, 2)
+        streamer = Streamer(MPIDestination(self.comm), staging(self.slot, 2))
         managers = [
             CacheManager(cache, streams, self.level, streamer, 60.0)
             for cache, streams in zip(self.caches, self.streams, strict=True)
@@ -162,7 +163,7 @@ def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
     worker = Worker(sides, comm, KVLayout.HND, LEVELS["3"], WHOLE_LAYERS)
     if worker.is_source:
         destination = MPIDestination(comm)
-        streamer = Streamer(destination, WHOLE_LAYERS, 64)
+        streamer = Streamer(destination, staging(WHOLE_LAYERS, 64))
         manager = CacheManager(worker.caches[0], worker.streams[0], LEVELS["3"], streamer, 0.2)
         manager.begin()
         for layer in range(worker.layers.size):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from injection import fault, instead, now, struck
+from mpi4py import MPI
 
 from dejavubench import kvcache
 from dejavubench.bench.verify import as_integers
@@ -67,7 +68,7 @@ def drop_at_source(step: str) -> None:
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def flush(self: mpi.MPIDestination, stream: Any, chunk: Any, packed: torch.Tensor) -> None:
             if chunk.step == int(step) and (now("tokens") or now("drain")):
-                self._expect_ack(stream)
+                self._under_way[stream.key].append((MPI.REQUEST_NULL, self._expect_ack(stream)))
                 struck()
                 return
             original(self, stream, chunk, packed)

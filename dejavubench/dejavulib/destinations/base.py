@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+
+BLOCK = 256
+"""Runs after which an unbuffered chunk shows that it moves."""
 
 
 class StreamingError(Exception):
@@ -59,6 +62,9 @@ class Destination(ABC):
 
     name: str
     capabilities: Capabilities
+    moved = 0
+    """Blocks of runs that have been moved so far: what a long unbuffered chunk has to show for itself."""
+
     staged = True
     """Chunks go through staging slots; off where :meth:`place` always gives a chunk its final place."""
 
@@ -89,6 +95,12 @@ class Destination(ABC):
         Args:
             each_complete: a run is complete before the next one begins.
         """
+
+    def counted(self, runs: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
+        """``runs`` in blocks, each counted as moved when the next one is asked for."""
+        for start in range(0, len(runs), BLOCK):
+            yield runs[start : start + BLOCK]
+            self.moved += 1
 
     @abstractmethod
     def completed(self, stream: Stream) -> int:

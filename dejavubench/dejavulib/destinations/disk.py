@@ -15,6 +15,7 @@ import xxhash
 
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.blockfile import BlockFile, Durability
+from dejavubench.dejavulib.copies import PAGE
 from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream, StreamingError
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.streamfile import StepTrailer
@@ -103,12 +104,13 @@ class DiskDestination(Destination):
 
     def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
         file, at = self._files[stream.id], streamfile.chunk_offset(stream.schedule, chunk)
-        for run in runs:
-            file.trailer.add(run)
-            file.blocks.write(at, np.frombuffer(run, np.uint8))
-            if each_complete:
-                file.blocks.sync()
-            at += len(run)
+        for block in self.counted(runs):
+            for run in block:
+                file.trailer.add(run)
+                file.blocks.write(at, np.frombuffer(run, np.uint8))
+                if each_complete:
+                    file.blocks.sync()
+                at += len(run)
         file.blocks.write(at, file.trailer.packed())
         file.blocks.sync()
         self._complete(file, stream.schedule, chunk)
@@ -129,7 +131,7 @@ class DiskDestination(Destination):
         packed.copy_(self._files[stream.id].blocks.read(at, chunk.nbytes))
 
     def check(self, stream: Stream) -> None:
-        """Read the file back from the device and compare every checksum.
+        """Read the file back from the device; compare every checksum, and that the watermark is at the end.
 
         Raises:
             StreamingError: naming the step, and the layer or the token ids, whose bytes are not what was written.
@@ -137,6 +139,9 @@ class DiskDestination(Destination):
         blocks, schedule = self._files[stream.id].blocks, stream.schedule
         blocks.forget_cached()
         layers = schedule.region.layers
+        watermark = streamfile.watermark_page(schedule.steps + 1)
+        if not np.array_equal(blocks.read(streamfile.WATERMARK, PAGE).numpy(), watermark):
+            raise StreamingError(f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps written")
         for step in range(schedule.steps + 1):
             at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
             record = blocks.read(at, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()

@@ -43,10 +43,11 @@ class HostDestination(Destination):
         # A copy by the CPU is complete when it returns: each_complete makes no difference here.
         place = self.place(stream, chunk).numpy().data
         at = 0
-        for run in runs:
-            end = at + len(run)
-            place[at:end] = run
-            at = end
+        for block in self.counted(runs):
+            for run in block:
+                end = at + len(run)
+                place[at:end] = run
+                at = end
         self._completed[stream.id] += 1
 
     def completed(self, stream: Stream) -> int:

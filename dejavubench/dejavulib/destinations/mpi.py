@@ -43,47 +43,44 @@ class MPIDestination(Destination):
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise StreamingError("this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by mpi needs")
         self._comm = comm
-        self._sends: dict[tuple[int | None, int], deque[MPI.Request]] = {}
-        self._acks: dict[tuple[int | None, int], deque[MPI.Request]] = {}
+        self._under_way: dict[tuple[int | None, int], deque[tuple[MPI.Request, MPI.Request]]] = {}
         self._completed: dict[tuple[int | None, int], int] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
-        if self._acks.get(stream.key):
+        if self._under_way.get(stream.key):
             raise StreamingError(
-                f"stream {stream.id} begins anew with {len(self._acks[stream.key])} chunks on their way"
+                f"stream {stream.id} begins anew with {len(self._under_way[stream.key])} chunks on their way"
             )
-        self._sends[stream.key] = deque()
-        self._acks[stream.key] = deque()
+        self._under_way[stream.key] = deque()
         self._completed[stream.key] = 0
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         assert stream.peer is not None
-        self._expect_ack(stream)
-        message = (packed.numpy(), MPI.BYTE)
-        self._sends[stream.key].append(self._comm.Isend(message, stream.peer, _data_tag(stream)))
+        ack = self._expect_ack(stream)
+        send = self._comm.Isend((packed.numpy(), MPI.BYTE), stream.peer, _data_tag(stream))
+        self._under_way[stream.key].append((send, ack))
 
     def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
         assert stream.peer is not None
-        self._expect_ack(stream)
         peer, tag = stream.peer, _data_tag(stream)
+        self._under_way[stream.key].append((MPI.REQUEST_NULL, self._expect_ack(stream)))
         if each_complete:
             send = self._comm.Ssend  # returns only once the sink has taken the run
-            for run in runs:
-                send(run, peer, tag)
+            for block in self.counted(runs):
+                for run in block:
+                    send(run, peer, tag)
         else:
             issue = self._comm.Isend
-            MPI.Request.Waitall([issue(run, peer, tag) for run in runs])
+            MPI.Request.Waitall([issue(run, peer, tag) for block in self.counted(runs) for run in block])
 
-    def _expect_ack(self, stream: Stream) -> None:
+    def _expect_ack(self, stream: Stream) -> MPI.Request:
         assert stream.peer is not None
-        self._acks[stream.key].append(self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer, _ack_tag(stream)))
+        return self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer, _ack_tag(stream))
 
     def completed(self, stream: Stream) -> int:
-        sends, acks = self._sends[stream.key], self._acks[stream.key]
-        while sends and sends[0].Test():
-            sends.popleft()
-        while acks and acks[0].Test():
-            acks.popleft()
+        under_way = self._under_way[stream.key]
+        while under_way and all(request.Test() for request in under_way[0]):  # its buffer is free as well
+            under_way.popleft()
             self._completed[stream.key] += 1
         return self._completed[stream.key]
 
