@@ -59,7 +59,7 @@ FEW := --precision none --warmup 1 --note 'quick set: few rounds, so wide interv
 figures: $(VENV)/.installed-run
 	$(call measure,1,fig2,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2$(comma)opt-125m --input-len 32$(comma)128 --output-len 8)
 	$(call measure,1,appendix_a,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2 --ubatch-size 1$(comma)2$(comma)4 --input-len 32$(comma)64$(comma)128 --output-len 8)
-	$(call measure,2,fig7,logs/$(QUICK),$(FEW) --rounds 2 --ubatch-size 1 --input-len 64 --output-len 8)
+	$(call measure,2,fig7,logs/$(QUICK),$(FEW) --rounds 2 --kv-layout ft$(comma)hnd --ubatch-size 1 --input-len 64 --output-len 8)
 	$(call measure,2,fig25,logs/$(QUICK),$(FEW) --rounds 3 --ubatch-size 2 --input-len 128 --output-len 16)
 	$(call report,$(QUICK))
 	@echo 'A quick set: few rounds, so the intervals are wide. make figures-full measures as long as it needs.'

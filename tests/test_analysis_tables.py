@@ -158,9 +158,9 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
         item = Ceiling(name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000")
         append(folder, 0, to_line(item))
     (found,) = tables.against_raw(read_run(folder)).items()
-    assert found[0] == "mpi-destination is of mpi-windowed"
+    assert found[0] == "mpi-destination / mpi-windowed"
     assert (found[1].median, found[1].samples) == (pytest.approx(1.0), 3)
-    assert any("mpi-destination is of mpi-windowed: 100.0 [" in note for note in render.report(read_run(folder)).notes)
+    assert any("mpi-destination / mpi-windowed: 100.0 [" in note for note in render.report(read_run(folder)).notes)
 
 
 def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -> None:

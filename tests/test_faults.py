@@ -63,6 +63,7 @@ def refused(job: Job) -> str:
     assert row["status"] == "FAILED"
     assert where in row["reason"]
     assert not any(value for key, value in row.items() if key.endswith("_ms")), "times of wrong bytes are reported"
+    assert job.stdout.count(" TOTAL generation took ") == STRIKES, "and so they are not in the text lines"
     return where
 
 

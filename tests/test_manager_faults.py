@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -99,6 +99,26 @@ def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
         with pytest.raises(StreamingError, match="the first missing is chunk 1 "):
             play_and_drain(manager.cache, stream, manager)
         release.set()
+
+
+def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
+    """Blocks of runs are progress: the chunk as a whole takes longer than the deadline."""
+
+    class Slow(Memory):
+        def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+            for _ in self.counted(list(runs) * 100):
+                release.wait(0.1)  # never set: a tenth of a second a block
+            super().flush_runs(stream, chunk, runs, each_complete)
+
+    release = threading.Event()
+    schedule = schedule_of(small_geometry())
+    stream = Stream(0, schedule)
+    with streaming(Slow()) as streamer:
+        manager = CacheManager(random_cache(schedule.geometry), [stream], LEVELS["0"], streamer, 0.4)
+        manager.begin()
+        manager.step_ready(0)
+        assert streamer.destination.moved >= 5
+        assert manager.lag_nbytes == 0
 
 
 def test_close_gives_up_what_is_under_way() -> None:

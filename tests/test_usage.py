@@ -31,6 +31,7 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
         (2, ["--max-seq-len", 16, "--input-len", 14, "--output-len", 8], ["max_seq_len 16", "21 positions"]),
         (2, ["--level", 4], ["--level", "'4'", "0-batched"]),
         (2, ["--streaming"], ["--streaming", "none, host, disk, mpi"]),
+        (2, ["--seed", 2**64], ["--seed"]),
         (2, ["--streaming", "nccl"], ["nccl", "CUDA"]),
         (2, ["--device", "cuda"], ["--device cuda"]),
     ],
@@ -66,3 +67,14 @@ def test_no_room_for_what_is_streamed_to_disk(tmp_path: Path) -> None:
         args = ("--streaming", "disk", "--stream-dir", "small", "--input-len", 2000)
         message = usage_error(tmp_path, 2, *TINY, *args, "--no-ceilings")
     assert re.search(r"small: streaming to disk needs [\d.]+ MiB, \d+ KiB are free", message)
+
+
+def test_files_that_are_kept_add_up(tmp_path: Path) -> None:
+    """Each point's files would fit alone; all that are to be kept do not."""
+    sizes = ("--input-len", "300,301", "--output-len", 2, "--inference-data-type", "bf16")
+    args = ("--streaming", "disk", "--stream-dir", "small", *sizes, "--no-ceilings", "--warmup", 0, "--rounds", 1)
+    with small_disk(tmp_path / "small", 256 << 10):
+        run(tmp_path, 1, "run", *TINY, *args)
+        job = run(tmp_path / "kept", 1, "run", *TINY, *args, "--keep", "--stream-dir", tmp_path / "small")
+        assert "p001 SKIPPED" in job.stderr
+        assert "streaming to disk needs" in job.stderr

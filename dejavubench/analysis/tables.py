@@ -254,7 +254,7 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
     for (rank, point, durability, name), own in found.items():
         raw = found.get((rank, point, durability, HELD_AGAINST.get(name, "")))
         if raw is not None:
-            what = f"{name} is of {raw.name}" + (f", {durability}" if durability else "")
+            what = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
             ratios.setdefault(what, []).extend(a / b for a, b in zip(own.samples, raw.samples, strict=True))
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 

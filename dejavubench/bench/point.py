@@ -33,7 +33,10 @@ TextLines = tuple[list[records.Microbatch], float]
 """What the text logs say of an iteration: its microbatches and TOTAL in ms."""
 
 BESIDE = 5
-"""Rounds after which ceilings, and each destination alone, are measured: the first ones."""
+"""Rounds after which ceilings, and each destination alone, are measured: the first ones of the first point."""
+
+BESIDE_LATER = 1
+"""The same at each later point of a sweep, which has the first one's ceilings to be held against as well."""
 
 
 class PointSession:
@@ -41,14 +44,16 @@ class PointSession:
 
     Args:
         model: this source's part of the model, loaded; None on a sink.
+        beside: rounds after which ceilings, and each destination alone, are measured.
     """
 
-    def __init__(self, job: Job, point: Point, model: GPT | None, progress: Progress) -> None:
+    def __init__(self, job: Job, point: Point, model: GPT | None, progress: Progress, beside: int) -> None:
         self.job = job
         self.point = point
         self.experiment = job.experiment
         self.arms = [arm for arm in self.experiment.arms() if not arm.skipped]
         self.progress = progress
+        self._beside_rounds = beside
         self.iterations: list[records.Iteration] = []
         self._count = dict.fromkeys((arm.name for arm in self.arms), 0)
         dtype = dtype_of(point.data_type)
@@ -90,7 +95,7 @@ class PointSession:
         while not self._finished(number, time.monotonic() - began, enough):
             for place, arm in enumerate(next(order)):
                 self._iteration(self.arms[arm], number, place)
-            if number < BESIDE:
+            if number < self._beside_rounds:
                 self._beside()
             number += 1
         if self._ceilings is not None:

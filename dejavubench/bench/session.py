@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dejavubench.bench.job import Job, abort_all
-from dejavubench.bench.point import Enough, PointSession, load_model
+from dejavubench.bench.point import BESIDE, BESIDE_LATER, Enough, PointSession, load_model
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.verify import VerificationError
 from dejavubench.errors import UsageError
@@ -79,7 +79,8 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                     loaded = (key, load_model(job, point))
                 model = loaded[1]
             polite_barrier(job.world, "load")
-            session = PointSession(job, point, model, progress)
+            beside = BESIDE if point is points[0] else BESIDE_LATER
+            session = PointSession(job, point, model, progress, beside)
             try:
                 session.measure(enough)
             except VerificationError as error:
