@@ -207,7 +207,8 @@ class Streamer:
                 assert ahead.runs is not None
                 ahead.runs.prepare(ahead.chunk.step + 1)
                 continue
-            if not self._wake_helper.wait(nap):
+            self._wake_helper.wait(nap)
+            if self._under_way:  # even if more has come meanwhile: it may be waiting for a slot
                 return None
         return None
 
