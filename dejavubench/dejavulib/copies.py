@@ -39,6 +39,11 @@ class Packing:
     def __init__(self, cache: KVCache, region: Region) -> None:
         self._dtype = cache.k.dtype
         self._nbytes = cache.geometry.region_nbytes(region)
+        self._kernel = None
+        if cache.k.is_cuda:
+            from dejavubench.dejavulib.kernels import RegionCopy
+
+            self._kernel = RegionCopy(cache, region)
         self._pieces = [cache.piece(kv, region) for kv in BOTH]
         # [layers, K and V, elements] in the packed buffer: of each layer K, then V, each contiguous
         per_layer = [piece.numel() // region.layers.size if region.layers.size else 0 for piece in self._pieces]
@@ -49,18 +54,27 @@ class Packing:
 
     def gather(self, packed: torch.Tensor) -> None:
         """Pack the region into ``packed``, a contiguous uint8 tensor."""
+        if self._kernel is not None:
+            self._kernel.gather(self._checked(packed))
+            return
         for packed_piece, piece in self._pairs(packed):
             packed_piece.copy_(piece)
 
     def scatter(self, packed: torch.Tensor) -> None:
         """Put ``packed`` where the region belongs: the inverse of :meth:`gather`."""
+        if self._kernel is not None:
+            self._kernel.scatter(self._checked(packed))
+            return
         for packed_piece, piece in self._pairs(packed):
             piece.copy_(packed_piece)
 
-    def _pairs(self, packed: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _checked(self, packed: torch.Tensor) -> torch.Tensor:
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
-        elements = packed.view(self._dtype)
+        return packed
+
+    def _pairs(self, packed: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        elements = self._checked(packed).view(self._dtype)
         first = elements.storage_offset()
         return [
             (elements.as_strided(shape, strides, first + start), piece)

@@ -1,0 +1,178 @@
+"""``gather`` / ``scatter`` of a region on a CUDA device: one kernel of our own (``regions.cu``, run through cupy).
+
+What the kernel is told, and how large its vectors are, is computed here from the geometry alone, so that it can be
+checked without a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import gcd, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCE = Path(__file__).with_name("regions.cu")
+TYPES = {16: "uint4", 8: "uint2", 4: "unsigned int", 2: "unsigned short", 1: "unsigned char"}
+"""C's types of the vectors that are moved, by their bytes."""
+
+WAYS = ("true", "false")
+"""The source's ``GATHER``: into the packed buffer, or out of it."""
+
+THREADS, EACH = 256, 4
+"""Threads of a block, and vectors of a thread (``EACH`` of the source)."""
+
+DIVIDER = np.dtype([("divisor", "u4"), ("multiplier", "u4"), ("shift", "u4"), ("_", "u4")])
+KIND = np.dtype(
+    [(name, "i8") for name in ("first", "layer", "axis0", "axis1", "axis2", "packed")]
+    + [("size", "u4"), ("_", "u4")]
+    + [(name, DIVIDER) for name in ("row", "inner", "middle")]
+)
+PLAN = np.dtype([("layer", "i8"), ("kinds", KIND, 2)])
+"""The source's ``Region``, byte for byte."""
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """What the kernel is told of one region.
+
+    Attributes:
+        vector: bytes of what a thread moves at once: the most that divides every size and stride, at most 16.
+        layers: planes are twice as many.
+        content: one :data:`PLAN`, in vectors.
+    """
+
+    vector: int
+    layers: int
+    content: np.ndarray
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks along a plane, and planes."""
+        largest = max(int(kind["size"]) for kind in self.content["kinds"])
+        return -(-largest // (THREADS * EACH)), 2 * self.layers
+
+
+def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
+    """Cut a region into planes and rows.
+
+    Raises:
+        ValueError: the region is empty, or a plane has more vectors than the kernel counts.
+    """
+    pieces = {kv: _Piece.of(geometry, region, kv) for kv in BOTH}
+    vector = gcd(16, *(number for piece in pieces.values() for number in piece.nbytes))
+    content = np.zeros((), PLAN)
+    sizes = [piece.row * prod(piece.counts) for piece in pieces.values()]
+    if not all(sizes) or not region.layers.size:
+        raise ValueError(f"nothing to move in {region}")
+    content["layer"] = sum(sizes) // vector
+    for number, (piece, size) in enumerate(zip(pieces.values(), sizes, strict=True)):
+        if size // vector >= 2**31:
+            raise ValueError(f"{size} bytes of one layer's {BOTH[number].upper()} are more than the kernel counts")
+        kind = content["kinds"][number]
+        kind["first"], kind["layer"] = piece.first // vector, piece.layer // vector
+        kind["axis0"], kind["axis1"], kind["axis2"] = (stride // vector for stride in piece.strides)
+        kind["packed"], kind["size"] = sum(sizes[:number]) // vector, size // vector
+        kind["row"] = divider(piece.row // vector)
+        kind["inner"], kind["middle"] = divider(piece.counts[2]), divider(piece.counts[1])
+    return RegionPlan(vector, region.layers.size, content)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One layer's K or V within a region, in bytes: rows of ``row``, counted by three axes, the outermost first."""
+
+    first: int
+    layer: int
+    counts: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    row: int
+
+    @property
+    def nbytes(self) -> tuple[int, ...]:
+        return (self.first, self.layer, *self.strides, self.row)
+
+    @classmethod
+    def of(cls, geometry: KVGeometry, region: Region, kv: KV) -> _Piece:
+        shape = geometry.shape(kv)
+        cuts = [cut.indices(size) for cut, size in zip(geometry.index(kv, region), shape, strict=True)]
+        strides = [prod(shape[axis + 1 :]) * geometry.itemsize for axis in range(len(shape))]
+        counts = [stop - start for start, stop, _ in cuts]
+        inner = len(shape) - 1  # the outermost axis that still belongs to a row
+        while inner > 1 and counts[inner] == shape[inner]:
+            inner -= 1
+        axes = list(zip(counts[1:inner], strides[1:inner], strict=True))
+        axes = [(1, 0)] * (3 - len(axes)) + axes
+        first = sum(start * stride for (start, _, _), stride in zip(cuts, strides, strict=True))
+        return cls(
+            first,
+            strides[0],
+            (axes[0][0], axes[1][0], axes[2][0]),
+            (axes[0][1], axes[1][1], axes[2][1]),
+            counts[inner] * strides[inner],
+        )
+
+
+def divider(divisor: int) -> tuple[int, int, int, int]:
+    """What divides by ``divisor`` with one multiplication: n // divisor = (high half of n · multiplier + n) >> shift.
+
+    Granlund and Montgomery, "Division by invariant integers using multiplication", PLDI 1994, fig. 4.1; for n < 2³¹.
+    """
+    shift = (divisor - 1).bit_length()
+    multiplier = (2**32 * (2**shift - divisor)) // divisor + 1
+    return divisor, multiplier, shift, 0
+
+
+# ---- on a device ----
+
+
+@cache
+def _module() -> Any:
+    import cupy
+
+    names = [f"copy_region<{kind}, {way}>" for kind in TYPES.values() for way in WAYS]
+    return cupy.RawModule(code=SOURCE.read_text(), options=("--std=c++17",), name_expressions=names)
+
+
+class RegionCopy:
+    """Packs one region of a CUDA cache, or puts it back, by one launch on torch's current stream.
+
+    Raises:
+        ValueError: from its methods: the packed buffer is elsewhere, or does not begin where whole vectors do.
+    """
+
+    def __init__(self, cache: KVCache, region: Region) -> None:
+        import torch
+
+        told = plan(cache.geometry, region)
+        self._cache = cache
+        self._vector, self._blocks = told.vector, told.blocks
+        self._plan = torch.frombuffer(bytearray(told.content.tobytes()), dtype=torch.uint8).to(cache.k.device)
+        self._fixed = [np.uintp(tensor.data_ptr()) for tensor in (self._plan, cache.k, cache.v)]
+        kind = TYPES[told.vector]
+        self._gather, self._scatter = (_module().get_function(f"copy_region<{kind}, {way}>") for way in WAYS)
+
+    def gather(self, packed: torch.Tensor) -> None:
+        self._launch(self._gather, packed)
+
+    def scatter(self, packed: torch.Tensor) -> None:
+        self._launch(self._scatter, packed)
+
+    def _launch(self, kernel: Any, packed: torch.Tensor) -> None:
+        import cupy
+        import torch
+
+        if packed.device != self._cache.k.device or packed.data_ptr() % self._vector:
+            raise ValueError(
+                f"the packed buffer must be on {self._cache.k.device}, not on {packed.device}, and begin at a multiple "
+                f"of {self._vector} bytes"
+            )
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream(packed.device)):
+            kernel(self._blocks, (THREADS,), (*self._fixed, np.uintp(packed.data_ptr())))

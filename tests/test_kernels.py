@@ -1,0 +1,137 @@
+"""The CUDA kernel of gather and scatter: its arithmetic without a device, its bytes and speed with one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from caches import geometries, random_cache, regions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib.copies import Packing
+from dejavubench.dejavulib.kernels import KIND, PLAN, SOURCE, RegionPlan, divider, plan
+from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def divided(n: np.ndarray, by: np.void) -> np.ndarray:
+    """The source's ``Divider``, in the same 32-bit steps."""
+    high = (n.astype(np.uint64) * np.uint64(by["multiplier"])) >> np.uint64(32)
+    total = high + n.astype(np.uint64)
+    assert (total < 2**32).all(), "the sum does not fit 32 bits"
+    return (total >> np.uint64(by["shift"])).astype(np.int64)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 2**31 - 1), st.lists(st.integers(0, 2**31 - 1), min_size=1))
+def test_division_by_multiplication(divisor: int, numbers: list[int]) -> None:
+    by = np.array(divider(divisor), dtype=KIND["row"])[()]
+    edges = [0, divisor - 1, divisor, 2**31 - 1, (2**31 - 1) // divisor * divisor]
+    tried = np.array([n for n in numbers + edges if n < 2**31])
+    assert (divided(tried, by) == tried // divisor).all()
+
+
+def gathered(cache: KVCache, told: RegionPlan) -> bytes:
+    """What the kernel packs, thread for thread, in numpy."""
+    packed = np.zeros(int(told.content["layer"]) * told.layers * told.vector, np.uint8)
+    vectors = packed.reshape(-1, told.vector)
+    for plane in range(told.blocks[1]):
+        kind, layer = told.content["kinds"][plane & 1], plane >> 1
+        memory = cache.bytes(BOTH[plane & 1]).numpy().reshape(-1, told.vector)
+        at = np.arange(int(kind["size"]))
+        row = divided(at, kind["row"])
+        outer = divided(row, kind["inner"])
+        outermost = divided(outer, kind["middle"])
+        place = (
+            kind["first"]
+            + layer * kind["layer"]
+            + outermost * kind["axis0"]
+            + (outer - outermost * kind["middle"]["divisor"]) * kind["axis1"]
+            + (row - outer * kind["inner"]["divisor"]) * kind["axis2"]
+            + (at - row * kind["row"]["divisor"])
+        )
+        vectors[layer * told.content["layer"] + kind["packed"] + at] = memory[place.astype(np.int64)]
+    return packed.tobytes()
+
+
+def reference(cache: KVCache, region: Region) -> torch.Tensor:
+    packed = torch.zeros(cache.geometry.region_nbytes(region), dtype=torch.uint8)
+    Packing(cache, region).gather(packed)
+    return packed
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_what_the_kernel_is_told_packs_every_region(data: st.DataObject) -> None:
+    geometry = data.draw(geometries())
+    region = data.draw(regions(geometry))
+    cache = random_cache(geometry)
+    assert gathered(cache, plan(geometry, region)) == reference(cache, region).numpy().tobytes()
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_usual_heads_move_in_sixteen_bytes(layout: KVLayout) -> None:
+    geometry = KVGeometry(40, 8, 40, 640, 128, 2, layout)
+    for positions in (Span(0, 500), Span(511, 512)):
+        assert plan(geometry, geometry.region(positions=positions)).vector == 16
+
+
+def test_the_plan_is_the_sources_struct() -> None:
+    assert (KIND.itemsize, PLAN.itemsize) == (104, 216)
+
+
+def test_it_compiles(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    command = [
+        nvcc,
+        "-arch=sm_90",
+        "-std=c++17",
+        "-Werror",
+        "all-warnings",
+        "-c",
+        str(SOURCE),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@GPU
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_kernel_moves_every_region_there_and_back(data: st.DataObject) -> None:
+    geometry = data.draw(geometries())
+    region = data.draw(regions(geometry))
+    source = random_cache(geometry)
+    device = KVCache(geometry, source.k.cuda(), source.v.cuda())
+    packed = torch.zeros(geometry.region_nbytes(region), dtype=torch.uint8, device="cuda")
+    Packing(device, region).gather(packed)
+    assert torch.equal(packed.cpu(), reference(source, region))
+    other = KVCache(geometry, torch.zeros_like(device.k), torch.zeros_like(device.v))
+    Packing(other, region).scatter(packed)
+    expected = KVCache(geometry, torch.zeros_like(source.k), torch.zeros_like(source.v))
+    Packing(expected, region).scatter(packed.cpu())
+    for kv in BOTH:
+        assert torch.equal(other.tensor(kv).cpu(), expected.tensor(kv))
+
+
+@pytest.mark.gpu
+@GPU
+def test_a_buffer_that_is_not_on_the_device_is_refused() -> None:
+    geometry = KVGeometry(2, 1, 2, 4, 16, 2, KVLayout.HND)
+    packing = Packing(KVCache.allocate(geometry, torch.int16, "cuda"), geometry.whole)
+    with pytest.raises(ValueError, match="must be on cuda:0, not on cpu"):
+        packing.gather(torch.zeros(geometry.nbytes, dtype=torch.uint8))
+    odd = torch.zeros(geometry.nbytes + 1, dtype=torch.uint8, device="cuda")[1:]
+    with pytest.raises(ValueError, match="begin at a multiple of 16 bytes"):
+        packing.gather(odd)
