@@ -30,6 +30,11 @@ def aligned_buffer(nbytes: int) -> torch.Tensor:
     return torch.from_numpy(buffer)
 
 
+def pinned_buffer(nbytes: int) -> torch.Tensor:
+    """A page-aligned buffer of uint8 that a CUDA device copies to and from without the CPU."""
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+
 class Packing:
     """A region of one cache with its views cut beforehand, so that packing it costs two copies and little else.
 
@@ -86,9 +91,9 @@ def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def staging(nbytes: int, slots: int) -> list[torch.Tensor]:
-    """So many staging slots."""
-    return [aligned_buffer(nbytes) for _ in range(slots)]
+def staging(nbytes: int, slots: int, pinned: bool = False) -> list[torch.Tensor]:
+    """So many staging slots in host memory; ``pinned``: for a cache on a CUDA device."""
+    return [pinned_buffer(nbytes) if pinned else aligned_buffer(nbytes) for _ in range(slots)]
 
 
 def gather(cache: KVCache, region: Region, packed: torch.Tensor) -> None:

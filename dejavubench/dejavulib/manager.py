@@ -10,15 +10,17 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import torch
 
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.device import DeviceRuns
 from dejavubench.dejavulib.levels import Level
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Job, Streamer, Streaming
 from dejavubench.kvcache import KVCache
 
-_Planned = tuple[Stream, Chunk, Packing | None, RunViews | None]
+_Planned = tuple[Stream, Chunk, Packing | None, RunViews | DeviceRuns | None]
 """A chunk that will be streamed; how it is packed, or else the views of its runs: cut beforehand."""
 
 
@@ -47,6 +49,8 @@ class CacheManager:
         largest = max((stream.schedule.slot_nbytes for stream in streams), default=0)
         if level.buffered and streamer.destination.staged and largest > streamer.slot_nbytes:
             raise ValueError(f"chunks of up to {largest} bytes do not fit staging slots of {streamer.slot_nbytes}")
+        if level.buffered and cache.k.is_cuda and (streamer.device is None or largest > streamer.device.slot_nbytes):
+            raise ValueError(f"a cache on a CUDA device needs staging slots of {largest} bytes there")
         self.cache = cache
         self.level = level
         self.streams = streams
@@ -58,7 +62,7 @@ class CacheManager:
         self._steps: dict[int, list[_Planned]] = {}
         self._layers: dict[int, list[_Planned]] = {}
         for stream in streams:
-            runs = None if level.buffered else RunViews(cache, stream.schedule)
+            runs = None if level.buffered else self._runs_of(stream)
             for chunk in stream.schedule.all_chunks(level):
                 planned = (stream, chunk, Packing(cache, chunk.region) if level.buffered else None, runs)
                 if level.layerwise and chunk.step == 0:
@@ -66,6 +70,11 @@ class CacheManager:
                 else:
                     self._steps.setdefault(chunk.step, []).append(planned)
         self._reset()
+
+    def _runs_of(self, stream: Stream) -> RunViews | DeviceRuns:
+        if self.cache.k.is_cuda:
+            return DeviceRuns(self.cache, stream.schedule, self.level.each_complete)
+        return RunViews(self.cache, stream.schedule)
 
     def _reset(self) -> None:
         self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
@@ -137,4 +146,8 @@ class CacheManager:
         phase.nbytes += nbytes
         self._submitted_nbytes += nbytes
         phase.lag_nbytes = max(phase.lag_nbytes, self.lag_nbytes)
-        self._streamer.submit([Job(self, *planned, tokens) for planned in chunks])
+        ready = None
+        if self.cache.k.is_cuda:
+            ready = torch.cuda.Event()
+            ready.record()  # on the model's stream, behind what has written them
+        self._streamer.submit([Job(self, *planned, tokens, ready) for planned in chunks])

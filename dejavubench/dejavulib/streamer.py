@@ -19,6 +19,7 @@ import torch
 
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.waiting import NAP, Wake
 
@@ -58,6 +59,7 @@ class Job:
         packing: how it is gathered, or else
         runs: the views that its runs are moved through one by one.
         tokens: the token ids that went into its decode step, if they are known here.
+        ready: CUDA only: recorded when its keys and values are in place on the device.
         slot: the staging that it holds until it is complete.
     """
 
@@ -65,8 +67,9 @@ class Job:
     stream: Stream
     chunk: Chunk
     packing: Packing | None
-    runs: RunViews | None
+    runs: RunViews | DeviceRuns | None
     tokens: np.ndarray | None = None
+    ready: torch.cuda.Event | None = None
     slot: torch.Tensor | None = None
 
 
@@ -77,15 +80,19 @@ class Streamer:
         destination: where chunks go; once a microbatch has begun, called from the helper thread alone.
         slots: staging, of one size; as many chunks can be on their way at once. Streamers of which only one has
             something under way may share it.
+        device: staging on the device, for caches that are there; ``slots`` are pinned then.
 
     Raises:
         ValueError: the destination needs staging and there is none.
     """
 
-    def __init__(self, destination: Destination, slots: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, destination: Destination, slots: Sequence[torch.Tensor], device: DeviceStaging | None = None
+    ) -> None:
         if destination.staged and not slots:
             raise ValueError(f"{destination.name} needs at least one staging slot")
         self.destination = destination
+        self.device = device
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = deque(slots)
         self._inbox: deque[Job] = deque()  # the model's side fills it
@@ -196,7 +203,7 @@ class Streamer:
     def _next(self) -> Job | None:
         """The next job that can start; None when it is time to look at what is under way, or to end."""
         while not self._closing:
-            if self._inbox and (self._slots or not self._needs_slot(self._inbox[0])):
+            if self._inbox and self._can_start(self._inbox[0]):
                 self._under_way.append(self._inbox[0])
                 return self._inbox.popleft()
             nap = None
@@ -212,31 +219,52 @@ class Streamer:
                 return None
         return None
 
-    def _needs_slot(self, job: Job) -> bool:
-        return job.packing is not None and self.destination.staged
+    def _can_start(self, job: Job) -> bool:
+        if job.packing is None:
+            return True
+        if job.ready is not None and self.device is not None and not self.device.has_room:
+            return False
+        return bool(self._slots) or not self.destination.staged
 
     def _start(self, job: Job) -> None:
-        stream, chunk, manager = job.stream, job.chunk, job.manager
-        if chunk.step and chunk.offset == stream.schedule.step_offset(chunk.step):
-            self.destination.step(stream, chunk.step, job.tokens)
-        if job.packing is not None:
-            packed = self.destination.place(stream, chunk)
-            if packed is None:
-                job.slot = self._slots.popleft()
-                packed = job.slot[: chunk.nbytes]
+        if job.packing is None:
+            self._move_runs(job)
+            return
+        packed = self.destination.place(job.stream, job.chunk)
+        if packed is None:
+            job.slot = self._slots.popleft()
+            packed = job.slot[: job.chunk.nbytes]
+        if job.ready is None:
             job.packing.gather(packed)
-            self.destination.flush(stream, chunk, packed)
-            copies = 1
+            self._flush(job, packed)
         else:
-            assert job.runs is not None
-            runs = job.runs.of(chunk.step)
-            self.destination.flush_runs(stream, chunk, runs, manager.level.each_complete)
-            self._ahead = job
-            copies = len(runs)
-        manager.phase_of(chunk.step).copies += copies
+            assert self.device is not None
+            self.device.begin(job, job.packing, packed)
+
+    def _flush(self, job: Job, packed: torch.Tensor) -> None:
+        self._announce(job)
+        self.destination.flush(job.stream, job.chunk, packed)
+        job.manager.phase_of(job.chunk.step).copies += 1
+
+    def _move_runs(self, job: Job) -> None:
+        assert job.runs is not None
+        if job.ready is not None:
+            job.ready.synchronize()
+        self._announce(job)
+        runs = job.runs.of(job.chunk.step)
+        self.destination.flush_runs(job.stream, job.chunk, runs, job.manager.level.each_complete)
+        self._ahead = job
+        job.manager.phase_of(job.chunk.step).copies += len(runs)
+
+    def _announce(self, job: Job) -> None:
+        if job.chunk.step and job.chunk.offset == job.stream.schedule.step_offset(job.chunk.step):
+            self.destination.step(job.stream, job.chunk.step, job.tokens)
 
     def _collect(self) -> None:
-        """Note what has become complete and take its slots back."""
+        """Pass on what has come from the device, note what has become complete and take its slots back."""
+        if self.device is not None:
+            for job, packed in self.device.arrived():
+                self._flush(job, packed)
         complete: dict[int, int] = {}
         left: deque[Job] = deque()
         for job in self._under_way:

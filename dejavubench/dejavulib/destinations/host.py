@@ -7,26 +7,33 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.copies import aligned_buffer, pinned_buffer
 from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
 from dejavubench.dejavulib.schedule import Chunk
 
 
 class HostDestination(Destination):
-    """Chunks are gathered straight into their place, so that one copy moves them."""
+    """Chunks are gathered straight into their place, so that one copy moves them.
+
+    Args:
+        pinned: for a cache on a CUDA device.
+    """
 
     name = "host"
     capabilities = Capabilities(remote=False)
     staged = False
 
-    def __init__(self) -> None:
+    def __init__(self, pinned: bool = False) -> None:
+        self._pinned = pinned
         self._buffers: dict[int, torch.Tensor] = {}
         self._completed: dict[int, int] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
         buffer = self._buffers.get(stream.id)
         if buffer is None or buffer.numel() != stream.schedule.nbytes:
-            buffer = self._buffers[stream.id] = aligned_buffer(stream.schedule.nbytes)
+            buffer = self._buffers[stream.id] = (pinned_buffer if self._pinned else aligned_buffer)(
+                stream.schedule.nbytes
+            )
         buffer.fill_(pattern)
         self._completed[stream.id] = 0
 

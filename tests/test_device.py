@@ -1,0 +1,118 @@
+"""Streaming a cache that is on a CUDA device: right bytes at every level, never before they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from caches import packed_stream, play_model, random_cache
+from memory import CUT_LAYERS, PATIENCE, STEPS, WHOLE_LAYERS, Memory, held, schedule_of, small_geometry
+
+from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.destinations.base import Destination, Stream
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout
+from dejavubench.waiting import wait_asleep
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+A_WHILE = 20_000_000
+"""Cycles that the model's stream is kept busy with: some ten milliseconds."""
+
+
+def on_device(cache: KVCache) -> KVCache:
+    return KVCache(cache.geometry, cache.k.cuda(), cache.v.cuda())
+
+
+@contextmanager
+def streaming(destination: Destination, slot: int, slots: int = 2) -> Iterator[Streamer]:
+    device = DeviceStaging([torch.empty(slot, dtype=torch.uint8, device="cuda") for _ in range(slots)])
+    streamer = Streamer(destination, staging(slot, slots, pinned=True) if destination.staged else [], device)
+    try:
+        yield streamer
+    finally:
+        streamer.close()
+
+
+def make(kind: str, directory: Path) -> Destination:
+    if kind == "memory":
+        return Memory(polls=3)
+    if kind == "host":
+        return HostDestination(pinned=True)
+    return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
+
+
+class Busy:
+    """A manager whose model is still at work on the device when it announces what it will have written."""
+
+    def __init__(self, manager: CacheManager) -> None:
+        self._manager = manager
+
+    def layer_ready(self, layer: int) -> None:
+        self._manager.layer_ready(layer)
+        torch.cuda._sleep(A_WHILE)
+
+    def step_ready(self, step: int, tokens: object = None) -> None:
+        self._manager.step_ready(step)
+        torch.cuda._sleep(A_WHILE)
+
+
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+@pytest.mark.parametrize("kind", ["memory", "host", "fdatasync", "page-cache"])
+def test_every_byte_arrives(kind: str, level: Level, layout: KVLayout, slot: int, tmp_path: Path) -> None:
+    geometry = small_geometry(layout)
+    stream = Stream(0, schedule_of(geometry, slot))
+    cache = on_device(random_cache(geometry))
+    with streaming(make(kind, tmp_path), slot) as streamer:
+        manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+        for microbatch in range(2):
+            source = random_cache(geometry, seed=microbatch)
+            cache.fill(0x11 + microbatch)
+            manager.begin(pattern=0x21 + microbatch)
+            torch.cuda._sleep(A_WHILE)
+            play_model(on_device(source), cache, stream.schedule, Busy(manager))
+            manager.drain()
+            assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+            assert manager.lag_nbytes == 0
+            assert manager.tokens.nbytes == STEPS * stream.schedule.step_nbytes(1)
+            if not level.buffered:
+                atoms = [atom for step in range(1, STEPS + 1) for atom in stream.schedule.atoms(step)]
+                assert manager.tokens.copies == sum(len(geometry.runs(kv, a).offsets) for a in atoms for kv in BOTH)
+        if isinstance(streamer.destination, DiskDestination):
+            streamer.destination.check(stream)
+
+
+def test_the_model_does_not_wait_at_level_3() -> None:
+    stream = Stream(0, schedule_of(small_geometry()))
+    cache = on_device(random_cache(stream.schedule.geometry))
+    destination = Memory(allowed=0)
+    with streaming(destination, WHOLE_LAYERS) as streamer:
+        manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
+        manager.begin()
+        play_model(cache, cache, stream.schedule, manager)  # returns though nothing becomes complete
+        assert manager.lag_nbytes == stream.schedule.nbytes
+        wait_asleep(lambda: len(destination.packed[stream.key]) == 2, "both slots in use", PATIENCE)
+        destination.allowed = 1 << 30
+        manager.drain()
+    assert destination.most_under_way == 2
+
+
+def test_staging_on_the_device_is_asked_for() -> None:
+    geometry = KVGeometry(3, 2, 2, 9, 16, 2)
+    cache = on_device(random_cache(geometry))
+    streamer = Streamer(Memory(), staging(WHOLE_LAYERS, 2, pinned=True))
+    try:
+        with pytest.raises(ValueError, match="needs staging slots of 65536 bytes there"):
+            CacheManager(cache, [Stream(0, schedule_of(geometry))], LEVELS["3"], streamer)
+    finally:
+        streamer.close()
