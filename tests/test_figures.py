@@ -108,12 +108,12 @@ def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Pat
     for words in (
         "AMD EPYC 9V74 80-Core Processor, 2 cores, 1 host, torch 2.13.0, MPICH 5.0.2, 2025-01-02",
         "Model gpt2 (124.4 M parameters), data type bf16, KV layout hnd, batch 4, prompt 256, new tokens 6",
-        "n = 4 rounds. QUICK: few rounds, wide intervals (fewer than 6 cannot cover 95 %).",
+        "n = 4 rounds. Few rounds: wide intervals (fewer than 6 cannot cover 95 %).",
         "mpi: same host",
         "Grey band: noise floor",
     ):
         assert words in caption
-    assert "QUICK" not in one(write_run(tmp_path / "long", rounds=10)).caption
+    assert "Few rounds" not in one(write_run(tmp_path / "long", rounds=10)).caption
     assert "CPU not recorded" in one(write_run(tmp_path / "bare", environment={}, rounds=1)).caption
 
 

@@ -61,7 +61,7 @@ def levels(frame: pd.DataFrame) -> Figure:
 def _slowdown_axis(ax: Axes, low: float, top: float) -> None:
     """Room for the values behind the bars, and ticks that a log axis over less than a decade would not have."""
     right = max(1.1, top) ** 1.3
-    ticks = (1, 2, 5, 10, 20, 50) if right > 10 else (1, 1.5, 2, 3, 4, 5, 7, 10) if right > 2 else _FINE_TICKS
+    ticks = next(ticks for reach, ticks in _TICKS if right > reach)
     decades = [1.0] if right <= 10 else [10.0**power for power in range(int(np.log10(right)) + 1)]
     known = sorted({tick * decade for tick in ticks for decade in decades})
     ax.set_xlim(min(0.98, 0.98 * low), right)
@@ -70,7 +70,13 @@ def _slowdown_axis(ax: Axes, low: float, top: float) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 
 
-_FINE_TICKS = (1, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2)
+_TICKS: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (10, (1, 2, 5)),
+    (2, (1, 1.5, 2, 3, 4, 5, 7, 10)),
+    (1.3, (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2)),
+    (0, (1, 1.02, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)),
+)
+"""Where an axis has ticks that reaches beyond so much."""
 
 
 def _level_labels() -> list[str]:

@@ -104,7 +104,7 @@ def _beware(rounds: int) -> str:
     if rounds >= stats.FEW_ROUNDS:
         return ""
     uncovered = f" (fewer than {stats.COVERING_ROUNDS} cannot cover 95 %)" if rounds < stats.COVERING_ROUNDS else ""
-    return f" QUICK: few rounds, wide intervals{uncovered}."
+    return f" Few rounds: wide intervals{uncovered}."
 
 
 def _paths(frame: pd.DataFrame) -> str:
