@@ -47,9 +47,9 @@ measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/cpu/$(2).toml --log-d
 
 define report
 	@mkdir -p figures/$(1)
-	$(BIN)/dejavubench process logs/$(1)
-	@$(BIN)/dejavubench process logs/$(1) --format markdown -o figures/$(1)/tables.md
+	$(BIN)/dejavubench process logs/$(1) --format markdown -o figures/$(1)/tables.md
 	$(BIN)/dejavubench figures logs/$(1) -o figures/$(1)
+	@echo 'Tables: figures/$(1)/tables.md; records: logs/$(1)'
 endef
 
 QUICK := quick-$(UTC)
@@ -59,8 +59,8 @@ FEW := --precision none --warmup 1 --note 'quick set: few rounds, so wide interv
 figures: $(VENV)/.installed-run
 	$(call measure,1,fig2,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2$(comma)opt-125m --input-len 32$(comma)128 --output-len 8)
 	$(call measure,1,appendix_a,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2 --ubatch-size 1$(comma)2$(comma)4 --input-len 32$(comma)64$(comma)128 --output-len 8)
-	$(call measure,2,fig7,logs/$(QUICK),$(FEW) --rounds 2 --kv-layout ft$(comma)hnd --ubatch-size 1 --input-len 64 --output-len 8)
-	$(call measure,2,fig25,logs/$(QUICK),$(FEW) --rounds 3 --ubatch-size 2 --input-len 128 --output-len 16)
+	$(call measure,2,fig7,logs/$(QUICK),$(FEW) --rounds 6 --kv-layout ft$(comma)hnd --ubatch-size 1 --input-len 64 --output-len 8)
+	$(call measure,2,fig25,logs/$(QUICK),$(FEW) --rounds 6 --ubatch-size 2 --input-len 128 --output-len 16)
 	$(call report,$(QUICK))
 	@echo 'A quick set: few rounds, so the intervals are wide. make figures-full measures as long as it needs.'
 

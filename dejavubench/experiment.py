@@ -139,7 +139,7 @@ class Experiment(BaseModel):
     seed: int = _option(0, "Model", "N", "Of weights, prompts and the order of arms.", ge=0, lt=2**63)
 
     streaming: Annotated[tuple[Mode, ...], BeforeValidator(_as_modes)] = _option(
-        ("none",), "Streaming", "MODE[,MODE…]", "Where the cache goes: none, host, disk, mpi (nccl needs CUDA)."
+        ("none",), "Streaming", "MODE[,MODE…]", "Where the cache goes: none, host, disk, mpi (nccl is not there yet)."
     )
     level: Annotated[tuple[str, ...], BeforeValidator(_as_levels)] = _option(
         (DEFAULT_LEVEL,),
@@ -205,6 +205,8 @@ class Experiment(BaseModel):
             raise ValueError(f"name {self.name!r} cannot be a folder's name")
         if set(self.streaming) == {"none"} and len(self.level) > 1:
             raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
+        if self.device == "cuda":
+            raise ValueError("--device cuda: this build runs the model on the CPU; no CUDA device is used")
         if self.streaming == ("nccl",):
             raise ValueError("streaming nccl moves the cache from GPU to GPU: it needs a CUDA device")
         problems = [point.problem for point in self.points()]

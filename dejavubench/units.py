@@ -9,7 +9,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def fraction(value: object) -> float:
-    """``0.5%`` or ``0.005`` as a fraction.
+    """``0.5%`` or ``0.005`` as a fraction; a bare number that is more likely meant as a percentage is refused.
 
     Raises:
         ValueError: it is neither.
@@ -21,6 +21,8 @@ def fraction(value: object) -> float:
         number = math.nan
     if isinstance(value, bool) or not 0 < number < 1:
         raise ValueError(f"{value!r} is neither a percentage such as 0.5% nor a fraction between 0 and 1")
+    if not text.endswith("%") and number >= 0.1:
+        raise ValueError(f"{value!r} would be {100 * number:g} %: write {text}% or {100 * number:g}%")
     return number
 
 

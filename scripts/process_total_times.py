@@ -3,6 +3,11 @@
 import sys
 from pathlib import Path
 
+try:
+    import dejavubench  # noqa: F401
+except ImportError:
+    sys.exit("dejavubench is not installed for this Python: source .venv/bin/activate, or see the README")
+
 from dejavubench.analysis.textlog import TextLogError, total_average
 
 

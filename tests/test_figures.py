@@ -108,7 +108,7 @@ def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Pat
     for words in (
         "AMD EPYC 9V74 80-Core Processor, 2 cores, 1 host, torch 2.13.0, MPICH 5.0.2, 2025-01-02",
         "Model gpt2 (124.4 M parameters), data type bf16, KV layout hnd, batch 4, prompt 256, new tokens 6",
-        "n = 4 rounds. Few rounds: wide intervals (fewer than 6 cannot cover 95 %).",
+        "n = 4 rounds. Few rounds (fewer than 6 cannot cover 95 %).",
         "mpi: same host",
         "Grey band: noise floor",
     ):

@@ -227,19 +227,20 @@ def _overheads(ax: Axes, part: pd.DataFrame) -> None:
 
 
 def _noise_band(ax: Axes, part: pd.DataFrame) -> list[float]:
-    """Shade the noise floor and write it in the column of ``none``; its upper end, if there is one."""
+    """Shade ± the farther end of the noise floor, written in the column of ``none``; its reach, if there is one."""
     known = part[part["noise_floor_low_pct"].notna()]
     if known.empty:
         return []
     low, high = (float(known[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
-    ax.axhspan(low, high, color="#CCCCCC", lw=0)
+    reach = max(abs(low), abs(high))
+    ax.axhspan(-reach, reach, color="#CCCCCC", lw=0)
     ax.annotate(
         f"noise floor\n{span(low, high)}",
-        (0, high),
+        (0, reach),
         xytext=(0, 4),
         textcoords="offset points",
         ha="center",
         fontsize=7.5,
         color="#555555",
     )
-    return [high]
+    return [reach]

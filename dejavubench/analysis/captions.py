@@ -55,6 +55,7 @@ def caption(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:
         _noise(figure, frame),
         _left_out(runs),
         *(health.brief(run) for run in runs),
+        *dict.fromkeys(f"Note: {run.header.note}." for run in runs if run.header.note),
         "Run " + ", ".join(run.path.name for run in runs) + ".",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -73,7 +74,7 @@ def machine(run: Run) -> str:
         known.get("mpi_library"),
         str(known.get("date") or run.header.started_utc)[:10],
     ]
-    return ", ".join(" ".join(str(word).split()) for word in words if word) + "."
+    return ", ".join(" ".join(str(word).replace("Version:", "").split()) for word in words if word) + "."
 
 
 def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -96,6 +97,8 @@ def _rounds(frame: pd.DataFrame) -> str:
     if high == 1:
         return "n = 1 round, so there are no intervals."
     bars = "Error bars: 95 % bootstrap intervals of the median, "
+    if low < stats.COVERING_ROUNDS:
+        bars = "Error bars: the range of so few rounds, no 95 % intervals, "
     count = bars + (f"n = {low} rounds." if low == high else f"n = {low} to {high} rounds.")
     return count + _beware(low)
 
@@ -104,7 +107,7 @@ def _beware(rounds: int) -> str:
     if rounds >= stats.FEW_ROUNDS:
         return ""
     uncovered = f" (fewer than {stats.COVERING_ROUNDS} cannot cover 95 %)" if rounds < stats.COVERING_ROUNDS else ""
-    return f" Few rounds: wide intervals{uncovered}."
+    return f" Few rounds{uncovered}."
 
 
 def _paths(frame: pd.DataFrame) -> str:
@@ -121,7 +124,10 @@ def _noise(figure: str, frame: pd.DataFrame) -> str:
     if "noise_floor_low_pct" not in frame or frame["noise_floor_low_pct"].isna().all():
         return ""
     if figure == "fig25":
-        return "Grey band: noise floor, a second none against the first."
+        return (
+            "Grey band: noise floor, ± the farther end of the interval of a second none against the first; "
+            "dotted: the first none."
+        )
     part = frame[frame["phase"] == "total"]
     low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()
     return f"Noise floor of TOTAL (none#2 / none): {low:+.2f} to {high:+.2f} %."

@@ -84,4 +84,5 @@ def _value_axis(ax: Axes, values: pd.Series) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
     else:
+        ax.margins(y=0.1)
         ax.set_ylim(bottom=0)

@@ -66,7 +66,9 @@ def figure_of(run: Run) -> Figure:
     if not streaming:
         return "fig2"
     if len(streaming) == len(run.header.arms):
-        raise NothingToDrawError(f"{run.path.name}: streaming without a none arm, so there is nothing to compare it to")
+        raise NothingToDrawError(
+            f"{run.path.name}: streaming without a none arm, so there is nothing to compare it to; --compare adds it"
+        )
     return "fig7" if len({arm.level for arm in streaming}) > 1 else "fig25"
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "markdown")
 PIPE_WIDTH = 160
+NOISY_PCT = 5.0
+"""Noise from which a report warns."""
+
+NOTE_TIMES = "times: median over rounds of the maximum over sources; [ ]: 95 % bootstrap interval"
 NOTE_HOW = (
     "times: median over rounds of the maximum over sources; [ ]: 95 % bootstrap interval; "
     "overhead: paired round by round with the geometric mean of none and none#2"
@@ -56,6 +60,7 @@ def report(run: Run) -> Report:
     rows = tables.run_rows(run)
     notes = [
         *health.notes(run),
+        *([f"note: {run.header.note}"] if run.header.note else []),
         *_reasons(rows),
         *_ceilings(run),
         *_against_raw(run),
@@ -63,7 +68,7 @@ def report(run: Run) -> Report:
         *_unshared(rows),
         *_noise(rows),
         *_few(rows),
-        NOTE_HOW,
+        NOTE_TIMES if all(row["mode"] == "none" for row in rows) else NOTE_HOW,
     ]
     header = run.header.model_dump(mode="json")
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
@@ -77,7 +82,10 @@ def log_report(path: Path) -> Report:
         TextLogError: the log cannot be read, or is too short.
     """
     rows = tables.log_rows(path)
-    notes = [f"{rows[0]['warmups'] or 2} samples at the beginning are dropped as warm-up, as the paper's scripts do"]
+    dropped = rows[0]["warmups"] or 2
+    notes = [
+        f"{dropped} samples at the beginning are dropped as warm-up; medians, where the paper's scripts print means"
+    ]
     block = _block("times", rows, ["statistic"], TIME_COLUMNS + SPREAD_COLUMNS)
     return Report(str(path), rows, [block], notes + _reasons(rows) + _few(rows))
 
@@ -112,7 +120,11 @@ def _noise_of(row: Row) -> str:
 
 
 def _share(row: Row) -> str:
-    return "–" if row["ceiling_share_pct"] is None else f"{row['ceiling_share_pct']:.0f} % of {row['ceiling']}"
+    return (
+        "–"
+        if row["ceiling_share_pct"] is None or row["level"] != "3"
+        else f"{row['ceiling_share_pct']:.0f} % of {row['ceiling']}"
+    )
 
 
 def _copies(row: Row) -> str:
@@ -159,7 +171,7 @@ STREAM_COLUMNS: list[Column] = [
     ("largest lag", lambda row: nbytes(row["largest_lag_bytes"])),
     ("bytes", lambda row: nbytes(row["streamed_bytes"])),
     ("copies prompt / token", _copies),
-    ("GB/s alone", lambda row: value_or_dash(row["alone_gb_per_s"], ".2f")),
+    ("GB/s alone", lambda row: value_or_dash(row["alone_gb_per_s"] if row["level"] == "3" else None, ".2f")),
     ("share of ceiling", _share),
     ("hosts", lambda row: row["hosts"] or "–"),
     ("durability", lambda row: row["durability"] or "–"),
@@ -227,7 +239,10 @@ def _ceilings(run: Run) -> list[str]:
             best[item.name, item.durability] = item
     if not best:
         return []
-    return ["ceilings: " + "; ".join(f"{i.name} {i.value:.4g} {i.unit} ({i.shape})" for i in best.values())]
+    return [
+        "ceilings: "
+        + "; ".join(f"{i.name} {i.value:.4g} {i.unit.replace('us', 'µs')} ({i.shape})" for i in best.values())
+    ]
 
 
 def _against_raw(run: Run) -> list[str]:
@@ -260,6 +275,18 @@ def _noise(rows: list[Row]) -> list[str]:
     floors = {row["point"]: row for row in rows if row["noise_floor_pct"] is not None}
     if not floors:
         return []
+    return [*_noisy(floors), *_noise_floor(floors)]
+
+
+def _noisy(floors: dict[str, Row]) -> list[str]:
+    ends = [row[f"noise_floor_{end}_pct"] for row in floors.values() for end in ("low", "high")]
+    reach = max((abs(end) for end in ends if end is not None), default=0.0)
+    if reach <= NOISY_PCT:
+        return []
+    return [f"NOISY: none differs from none by up to {reach:.0f} %; smaller overheads say nothing. A busy machine?"]
+
+
+def _noise_floor(floors: dict[str, Row]) -> list[str]:
     if len(floors) == 1:
         return [f"noise floor (none#2 against none): {_noise_of(next(iter(floors.values()))).removeprefix('noise ')} %"]
     medians = sorted(row["noise_floor_pct"] for row in floors.values())
@@ -272,8 +299,11 @@ def _few(rows: list[Row]) -> list[str]:
     if not counts or min(counts) >= stats.FEW_ROUNDS:
         return []
     few = min(counts)
-    uncovered = f", and fewer than {stats.COVERING_ROUNDS} cannot cover 95 %" if few < stats.COVERING_ROUNDS else ""
-    return [f"few rounds ({few}): intervals are wide{uncovered}; --rounds or --precision makes them narrow"]
+    if few < stats.COVERING_ROUNDS:
+        what = f"[ ] is then the range of so few and no 95 % interval, for which {stats.COVERING_ROUNDS} are needed"
+    else:
+        what = "intervals are wide"
+    return [f"few rounds ({few}): {what}; --rounds or --precision gives more"]
 
 
 # The formats.
@@ -287,7 +317,9 @@ def renderable(item: Report) -> RenderableType:
     parts: list[RenderableType] = [Text(item.title, style="bold")]
     for block in item.blocks:
         parts += [Text(block.title, style="italic"), _rich_table(block)]
-    parts += [Text(note, style="red" if note.startswith(("FAILED", "INCOMPLETE")) else "") for note in item.notes]
+    parts += [
+        Text(note, style="red" if note.startswith(("FAILED", "INCOMPLETE", "NOISY")) else "") for note in item.notes
+    ]
     return Group(*parts)
 
 

@@ -108,6 +108,11 @@ def noise_floor(baselines: Sequence[Series]) -> Estimate | None:
     return paired_overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
 
 
+def noise_reach(floor: Estimate) -> float:
+    """How far from nothing two arms that do the same may lie: the farther end of the noise floor's interval."""
+    return max(abs(floor.low), abs(floor.high))
+
+
 def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
     """Whether an overhead meets ``target`` (a fraction); None where either is missing.
 

@@ -56,8 +56,6 @@ class Job:
         self.world = MPI.COMM_WORLD
         self.rank = self.world.rank
         experiment.check_ranks(self.world.size)
-        if experiment.device == "cuda":
-            raise UsageError("--device cuda: this build runs the model on the CPU; no CUDA device is used")
         self.topology = Topology(self.world.size, self.rank, experiment.tensor_para_size, experiment.pipeline_para_size)
         self.is_source = self.topology.role == "source"
         torch.set_num_threads(experiment.threads)
