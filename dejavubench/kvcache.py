@@ -121,6 +121,18 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A region of the K or V tensor, in bytes: contiguous rows of ``nbytes``, the first at ``first``.
+
+    ``axes`` count them, each as (count, stride); the outermost, the layers, comes first.
+    """
+
+    first: int
+    axes: tuple[tuple[int, int], ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class KVGeometry:
     """The sizes of one worker's cache and the order of its axes.
 
@@ -235,17 +247,23 @@ class KVGeometry:
         """
         if region.layers.size != 1:
             raise ValueError("runs are those of one layer")
+        rows = self.rows(kv, region)
+        offsets = np.full(1, rows.first, dtype=np.int64)
+        for count, stride in rows.axes:
+            offsets = (offsets[:, None] + np.arange(count, dtype=np.int64) * stride).ravel()
+        return Runs(kv, offsets, rows.nbytes)
+
+    def rows(self, kv: KV, region: Region) -> Rows:
+        """How a region lies in the K or V tensor: what is contiguous, and the axes that count it."""
         shape = self.shape(kv)
         cuts = [range(*cut.indices(size)) for cut, size in zip(self.index(kv, region), shape, strict=True)]
         strides = [prod(shape[axis + 1 :]) * self.itemsize for axis in range(len(shape))]
         inner = len(shape) - 1  # the outermost axis that still belongs to the contiguous piece
         while inner > 1 and len(cuts[inner]) == shape[inner]:
             inner -= 1
-        offsets = np.zeros(1, dtype=np.int64)
-        for axis in range(inner):
-            steps = np.asarray(cuts[axis], dtype=np.int64) * strides[axis]
-            offsets = (offsets[:, None] + steps[None, :]).ravel()
-        return Runs(kv, offsets + cuts[inner].start * strides[inner], len(cuts[inner]) * strides[inner])
+        axes = tuple((len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True))
+        first = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))
+        return Rows(first, axes, len(cuts[inner]) * strides[inner])
 
     def locate(self, kv: KV, flat: int) -> tuple[int, int, int, int, int]:
         """(layer, request, head, position, element of the head) of the ``flat``-th element of K or V."""

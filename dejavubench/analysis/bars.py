@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from dejavubench.analysis import captions
+from dejavubench.analysis import captions, stats
 from dejavubench.analysis.plotdata import FIG7_PANELS, FIG25_PANELS, LEVEL_LABELS, PHASES
 from dejavubench.analysis.plotstyle import GRID, MARKERS, errors_of, legend_of
 from dejavubench.analysis.words import ms, signed_percent, slowdown, span
@@ -232,7 +232,7 @@ def _noise_band(ax: Axes, part: pd.DataFrame) -> list[float]:
     if known.empty:
         return []
     low, high = (float(known[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
-    reach = max(abs(low), abs(high))
+    reach = stats.noise_reach(low, high)
     ax.axhspan(-reach, reach, color="#CCCCCC", lw=0)
     ax.annotate(
         f"noise floor\n{span(low, high)}",

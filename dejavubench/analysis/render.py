@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "markdown")
 PIPE_WIDTH = 160
+ALONE_LEVEL = "3"
+"""The level whose chunks T_alone is of."""
+
 NOISY_PCT = 5.0
 """Noise from which a report warns."""
 
 NOTE_TIMES = "times: median over rounds of the maximum over sources; [ ]: 95 % bootstrap interval"
-NOTE_HOW = (
-    "times: median over rounds of the maximum over sources; [ ]: 95 % bootstrap interval; "
-    "overhead: paired round by round with the geometric mean of none and none#2"
-)
+NOTE_HOW = f"{NOTE_TIMES}; overhead: paired round by round with the geometric mean of none and none#2"
 
 
 @dataclass
@@ -119,12 +119,14 @@ def _noise_of(row: Row) -> str:
     return f"noise {signed_percent(row['noise_floor_pct'])} {bounds}"
 
 
+def _alone(row: Row) -> str:
+    return value_or_dash(row["alone_gb_per_s"] if row["level"] == ALONE_LEVEL else None, ".2f")
+
+
 def _share(row: Row) -> str:
-    return (
-        "–"
-        if row["ceiling_share_pct"] is None or row["level"] != "3"
-        else f"{row['ceiling_share_pct']:.0f} % of {row['ceiling']}"
-    )
+    if row["ceiling_share_pct"] is None or row["level"] != ALONE_LEVEL:
+        return "–"
+    return f"{row['ceiling_share_pct']:.0f} % of {row['ceiling']}"
 
 
 def _copies(row: Row) -> str:
@@ -171,7 +173,7 @@ STREAM_COLUMNS: list[Column] = [
     ("largest lag", lambda row: nbytes(row["largest_lag_bytes"])),
     ("bytes", lambda row: nbytes(row["streamed_bytes"])),
     ("copies prompt / token", _copies),
-    ("GB/s alone", lambda row: value_or_dash(row["alone_gb_per_s"] if row["level"] == "3" else None, ".2f")),
+    ("GB/s alone", _alone),
     ("share of ceiling", _share),
     ("hosts", lambda row: row["hosts"] or "–"),
     ("durability", lambda row: row["durability"] or "–"),

@@ -108,9 +108,9 @@ def noise_floor(baselines: Sequence[Series]) -> Estimate | None:
     return paired_overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
 
 
-def noise_reach(floor: Estimate) -> float:
+def noise_reach(low: float, high: float) -> float:
     """How far from nothing two arms that do the same may lie: the farther end of the noise floor's interval."""
-    return max(abs(floor.low), abs(floor.high))
+    return max(abs(low), abs(high))
 
 
 def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:

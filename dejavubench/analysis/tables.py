@@ -202,7 +202,7 @@ def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
         return None
     none_ms = stats.estimate(value for series in baselines for value in series.values()).median
     alone_ms = samples.alone[0]
-    if alone_ms <= none_ms * stats.noise_reach(floor):
+    if alone_ms <= none_ms * stats.noise_reach(floor.low, floor.high):
         return None
     return 100 * (1 - overhead.median * none_ms / alone_ms)
 

@@ -28,7 +28,7 @@ from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import native_bf16
 from dejavubench.models.dtypes import compute_dtype
-from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_gather
+from dejavubench.parallel.collectives import MPICollectives, polite_gather
 from dejavubench.parallel.topology import Topology
 from dejavubench.points import Point
 from dejavubench.units import nbytes_text
@@ -256,11 +256,10 @@ class Job:
         """Write each rank's last record and bring other hosts' records to rank 0's folder."""
         self.recorder.write(records.End(status="ok" if ok else "failed"))
         self.recorder.close()
-        polite_barrier(self.world, "end")
-        if self._watch is not None:
-            self._watch.end()
         mine = self.folder / records.rank_file(self.rank)
         others = polite_gather(self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes())
+        if self._watch is not None:  # every rank has come here, so every one has said that it ended
+            self._watch.end()
         for rank, content in enumerate(others or []):
             path = self.folder / records.rank_file(rank)
             if content is not None and not path.exists():

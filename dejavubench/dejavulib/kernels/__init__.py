@@ -101,23 +101,11 @@ class _Piece:
 
     @classmethod
     def of(cls, geometry: KVGeometry, region: Region, kv: KV) -> _Piece:
-        shape = geometry.shape(kv)
-        cuts = [cut.indices(size) for cut, size in zip(geometry.index(kv, region), shape, strict=True)]
-        strides = [prod(shape[axis + 1 :]) * geometry.itemsize for axis in range(len(shape))]
-        counts = [stop - start for start, stop, _ in cuts]
-        inner = len(shape) - 1  # the outermost axis that still belongs to a row
-        while inner > 1 and counts[inner] == shape[inner]:
-            inner -= 1
-        axes = list(zip(counts[1:inner], strides[1:inner], strict=True))
+        rows = geometry.rows(kv, region)
+        (_, layer), *axes = rows.axes
         axes = [(1, 0)] * (3 - len(axes)) + axes
-        first = sum(start * stride for (start, _, _), stride in zip(cuts, strides, strict=True))
-        return cls(
-            first,
-            strides[0],
-            (axes[0][0], axes[1][0], axes[2][0]),
-            (axes[0][1], axes[1][1], axes[2][1]),
-            counts[inner] * strides[inner],
-        )
+        counts, strides = zip(*axes, strict=True)
+        return cls(rows.first, layer, counts, strides, rows.nbytes)
 
 
 def divider(divisor: int) -> tuple[int, int, int, int]:
