@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dejavubench.bench.steps import Steps
 from dejavubench.dejavulib.streamer import Streaming
-from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import MPICollectives
+from dejavubench.parallel.collectives import Collectives
 
 
 class Streamed(Protocol):
@@ -54,9 +54,13 @@ class NoStreaming:
 
 @dataclass
 class Clocked:
-    """One microbatch's times in milliseconds, and the tokens [T, B] that this rank knows of."""
+    """One microbatch's times in milliseconds, and the tokens [T, B] that this rank knows of.
+
+    ``event_ms``: a CUDA device's own time of each step; empty on the CPU.
+    """
 
     step_ms: list[float] = field(default_factory=list)
+    event_ms: list[float] = field(default_factory=list)
     all_token_ms: float = 0.0
     drain_ms: float = 0.0
     tokens: list[torch.Tensor] = field(default_factory=list)
@@ -84,24 +88,31 @@ class BatchMaker:
 
     Args:
         model: this worker's part.
+        steps: what runs it, over the caches of the microbatches in flight.
         collectives: messages between the stages.
         prompts: token ids [B, P] of each microbatch in flight.
         output_len: new tokens T of each request.
     """
 
-    def __init__(self, model: GPT, collectives: MPICollectives, prompts: list[torch.Tensor], output_len: int) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        steps: Steps,
+        collectives: Collectives,
+        prompts: list[torch.Tensor],
+        output_len: int,
+    ) -> None:
         self.model = model
+        self.steps = steps
         self.collectives = collectives
         self.prompts = prompts
         self.output_len = output_len
 
-    def run(
-        self, caches: list[KVCache], streams: list[Streamed], mark: Callable[[str], None]
-    ) -> tuple[list[Clocked], float]:
+    def run(self, streams: list[Streamed], mark: Callable[[str], None]) -> tuple[list[Clocked], float]:
         """One iteration: every microbatch in flight from prompt to drain.
 
         Args:
-            caches, streams: one a microbatch.
+            streams: one a microbatch.
             mark: told, outside the phases' clocks, which phase begins.
 
         Returns:
@@ -114,7 +125,7 @@ class BatchMaker:
             if step == 1:
                 mark("tokens")
             for ubatch in range(len(clocks)):
-                self._step(step, ubatch, clocks[ubatch], caches[ubatch], streams[ubatch])
+                self._step(step, ubatch, clocks[ubatch], streams[ubatch])
         for ubatch, clock in enumerate(clocks):
             self._return_token(ubatch, clock)
         mark("drain")
@@ -124,23 +135,26 @@ class BatchMaker:
             clock.drain_ms = (time.perf_counter() - drain_began) * 1e3
         makespan = (time.perf_counter() - began) * 1e3
         self.collectives.finish()
+        for ubatch, clock in enumerate(clocks):
+            clock.event_ms = self.steps.event_ms(ubatch)
         return clocks, makespan
 
-    def _step(self, step: int, ubatch: int, clock: Clocked, cache: KVCache, stream: Streamed) -> None:
-        model, shard = self.model, self.model.shard
+    def _step(self, step: int, ubatch: int, clock: Clocked, stream: Streamed) -> None:
+        shard = self.model.shard
         x = self._input(step, ubatch, clock)
         position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
-        out = model.forward(x, cache, position, None if step else stream.layer_ready)
-        if shard.last:
-            tokens = model.greedy(out)
-            if not shard.first:
-                self.collectives.send_tokens(tokens, ubatch)
-            clock.tokens.append(tokens)
-        else:
+        out = self.steps.run(ubatch, x, position, None if step else stream.layer_ready)
+        if not shard.last:
             self.collectives.send_hidden(out, ubatch)
-        known = x[:, 0].numpy() if shard.first and step else None
+        elif not shard.first:
+            self.collectives.send_tokens(out, ubatch)
+        known = clock.tokens[step - 1].numpy() if shard.first and step else None
         stream.step_ready(step, known)
-        if shard.last or not shard.first:
+        if shard.last:
+            clock.tokens.append(self.steps.wait(ubatch))
+            clock.returned()
+        elif not shard.first:
+            self.steps.wait(ubatch)
             clock.returned()
 
     def _input(self, step: int, ubatch: int, clock: Clocked) -> torch.Tensor:
@@ -162,5 +176,5 @@ class BatchMaker:
         """On the first of several stages: the newest token comes back from the last one."""
         shard = self.model.shard
         if shard.first and not shard.last:
-            clock.tokens.append(self.collectives.recv_tokens(self.prompts[ubatch].shape[0], ubatch))
+            clock.tokens.append(self.collectives.recv_tokens(self.prompts[ubatch].shape[0], ubatch).cpu())
             clock.returned()

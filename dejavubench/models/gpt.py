@@ -18,41 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.models.parts import Linear, Norm, Part, same
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
 from dejavubench.specs import ModelSpec
 
-EPS = 1e-5
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 BLOCK = 128
 """Queries that share one bias table; bounds its size, and no block looks beyond its own last query."""
-
-
-# ---- parts ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Linear:
-    weight: Tensor  # [out, in]
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class Norm:
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPS)
-
-
-def same(x: Tensor) -> Tensor:
-    return x
-
-
-Part = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,6 +71,7 @@ class GPT:
         dtype: the inference data type: that of the KV cache; weights are rounded through it.
         compute_dtype: that of weights, linears and residual stream; see :func:`.dtypes.compute_dtype`.
         collectives: sums and gathers over the tensor-parallel group.
+        device: where weights are, and the caches that it is given.
 
     Raises:
         ValueError: the model cannot be split like this.
@@ -112,10 +84,10 @@ class GPT:
         dtype: torch.dtype,
         compute_dtype: torch.dtype,
         collectives: TensorParallel = Alone(),  # noqa: B008 (it holds nothing)
+        device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.shard, self.dtype, self.compute_dtype = spec, shard, dtype, compute_dtype
-        self.collectives = collectives
-        self.act = ACTIVATIONS[spec.activation]
+        self.collectives, self.device = collectives, torch.device(device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)
         self.slots: list[Slot] = []
         embed = spec.embed_size or spec.hidden
@@ -152,17 +124,20 @@ class GPT:
                 self.head = Linear(self.embedding[self.vocab.slice])  # tied: a view
 
         # [H, 1, 1]; without ALiBi one slope of 0 for all heads, so that the bias is the causal mask alone
-        self.slopes = torch.zeros(1, 1, 1)
+        self.slopes = torch.zeros(1, 1, 1, device=self.device)
         if spec.position == "alibi":
-            self.slopes = alibi_slopes(spec.head_num)[self.heads.slice].view(-1, 1, 1)
+            self.slopes = alibi_slopes(spec.head_num)[self.heads.slice].view(-1, 1, 1).to(self.device)
         self._bias_table = torch.empty(1, 0, BLOCK, 0)
 
     # -- weights --
 
     def _tensor(self, name: str, *cut: Span) -> Tensor:
-        into = torch.empty([span.size for span in cut], dtype=self.compute_dtype)
+        into = self._empty(*(span.size for span in cut))
         self.slots.append(Slot(name, into, tuple(span.slice for span in cut)))
         return into
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.compute_dtype, device=self.device)
 
     def _norm(self, name: str) -> Norm:
         width = Span(0, self.spec.hidden)
@@ -170,8 +145,8 @@ class GPT:
 
     def _linear(self, names: Sequence[str], outs: Span, ins: Span, bias: bool = True) -> Linear:
         """One linear of the given rows and columns of each of the named ones, one below the other."""
-        weights = torch.empty(len(names), outs.size, ins.size, dtype=self.compute_dtype)
-        biases = torch.empty(len(names), outs.size, dtype=self.compute_dtype) if bias else None
+        weights = self._empty(len(names), outs.size, ins.size)
+        biases = self._empty(len(names), outs.size) if bias else None
         for number, name in enumerate(names):
             self.slots.append(Slot(f"{name}.weight", weights[number], (outs.slice, ins.slice)))
             if biases is not None:
@@ -219,11 +194,13 @@ class GPT:
 
     @torch.inference_mode()
     def forward(
-        self, x: Tensor, cache: KVCache, position: int, on_layer: Callable[[int], None] | None = None
+        self, x: Tensor, cache: KVCache, position: int | Tensor, on_layer: Callable[[int], None] | None = None
     ) -> Tensor:
         """Run n new positions, the first of them ``position``, through this worker's layers.
 
         Args:
+            position: or on a CUDA device, for one position, an int64 tensor [1] of its number there: a captured step
+                then goes on to serve every position. Nothing checks that it fits.
             x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden]; not changed.
             cache: written at [position, position + n), read up to there and never beyond.
             on_layer: called with the number of a local layer as soon as that layer's keys and values are in
@@ -235,21 +212,19 @@ class GPT:
         Raises:
             ValueError: the positions do not fit in the cache or the model's context.
         """
-        stop = position + x.shape[1]
-        room = min(cache.geometry.positions, self.spec.context or stop)
-        if stop > room:
-            raise ValueError(f"positions [{position}, {stop}) are beyond the {room} that fit")
+        if isinstance(position, int):
+            self._check_fits(Span(position, position + x.shape[1]), cache)
         if self.shard.first:
             x = self._embed(x, position)
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer.qkv(layer.before[0](x)))
-            cache.store(number, position, k, v)
+            self._store(k, v, cache, number, position)
             if on_layer is not None:
                 on_layer(number)
             attended = self._attend(q, cache, number, position)  # [B, n, H·D]
-            x = layer.after[0](self.collectives.all_reduce(layer.out(attended)).add_(x))
-            inner = self.act(layer.up(layer.before[1](x)))
-            x = layer.after[1](self.collectives.all_reduce(layer.down(inner)).add_(x))
+            x = layer.after[0](self._sum(layer.out, attended, x))
+            inner = layer.up(layer.before[1](x), self.spec.activation)
+            x = layer.after[1](self._sum(layer.down, inner, x))
         if self.head is None:
             return x
         return self.head(self.project_out(self.final_norm(x[:, -1])))
@@ -258,27 +233,54 @@ class GPT:
     def greedy(self, logits: Tensor) -> Tensor:
         """The most likely token of each request, [B], over the whole vocabulary; of equals the lowest."""
         value, index = logits.max(-1)
+        if self.shard.tensor_size == 1:
+            return index
         mine = torch.stack([value.double(), (index + self.vocab.start).double()])  # both exact in fp64
         all_ranks = self.collectives.all_gather(mine)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
         return all_ranks[:, 1].gather(0, winner)[0].long()
 
-    def _embed(self, tokens: Tensor, position: int) -> Tensor:
+    def _check_fits(self, new: Span, cache: KVCache) -> None:
+        room = min(cache.geometry.positions, self.spec.context or new.stop)
+        if new.stop > room:
+            raise ValueError(f"positions [{new.start}, {new.stop}) are beyond the {room} that fit")
+
+    def _embed(self, tokens: Tensor, position: int | Tensor) -> Tensor:
         assert self.embedding is not None
         x = self.project_in(F.embedding(tokens, self.embedding))
         if self.position is not None:
-            x = x + self.position[position : position + tokens.shape[1]]
+            n = tokens.shape[1]
+            x = x + (self.position[position : position + n] if isinstance(position, int) else self.position[position])
         return self.embed_norm(x)  # [B, n, hidden]
+
+    def _sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+        """``linear`` of a part of the columns, summed over the group, and the residual stream."""
+        if self.shard.tensor_size == 1:
+            return linear(x, residual=residual)
+        return self.collectives.all_reduce(linear(x)).add_(residual)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """[B, n, 3·H·D] → queries, keys and values, views [B, H, n, D]."""
         return qkv.unflatten(-1, (3, self.heads.size, self.spec.size_per_head)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int) -> Tensor:
+    def _store(self, k: Tensor, v: Tensor, cache: KVCache, layer: int, position: int | Tensor) -> None:
+        if isinstance(position, int):
+            cache.store(layer, position, k, v)
+            return
+        from dejavubench.models import cuda_step
+
+        cuda_step.store(k[:, :, 0], v[:, :, 0], cache, layer, position)
+
+    def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int | Tensor) -> Tensor:
         """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D]."""
+        if isinstance(position, Tensor):
+            from dejavubench.models import cuda_step
+
+            slopes = self.slopes.view(-1) if self.spec.position == "alibi" else None
+            return cuda_step.attend(q[:, :, 0], cache, layer, position, slopes).unsqueeze(1)
         n, stop = q.shape[2], position + q.shape[2]
         # CPU kernels for a single query are poor in half types: reading the cache as fp32 is twice as fast or more
-        dtype = torch.float32 if n == 1 else self.compute_dtype
+        dtype = torch.float32 if n == 1 and q.device.type == "cpu" else self.compute_dtype
         q, k, v = (x.to(dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
         if self.spec.position != "alibi" and (n == 1 or position == 0):
             out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1)
@@ -290,6 +292,8 @@ class GPT:
     def _attend_block(self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int) -> Tensor:
         seen = position + block.stop
         bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :].to(q.dtype)
+        if bias.is_cuda:
+            bias = bias.clone()  # its kernels read whole vectors, which a slice need not begin at
         return F.scaled_dot_product_attention(q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], attn_mask=bias)
 
     def _reserve_bias(self, positions: int) -> None:
@@ -300,6 +304,7 @@ class GPT:
         """
         if self._bias_table.shape[-1] >= positions:
             return
-        distance = torch.arange(1 - positions, 1) - torch.arange(1 - BLOCK, 1)[:, None]  # key − query
+        keys, queries = (torch.arange(1 - count, 1, device=self.device) for count in (positions, BLOCK))
+        distance = keys - queries[:, None]
         bias = (self.slopes * distance).masked_fill(distance > 0, float("-inf"))
         self._bias_table = bias.to(self.compute_dtype).unsqueeze(0)

@@ -97,32 +97,45 @@ def recipes(spec: ModelSpec) -> dict[str, Recipe]:
     return found
 
 
-def random_weights(spec: ModelSpec, seed: int) -> Callable[[str], Tensor]:
-    """A source of full fp32 tensors by name, for :meth:`GPT.load`; nothing is kept between calls.
+def random_weights(
+    spec: ModelSpec, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Callable[[str], Tensor]:
+    """A source of full tensors by name, for :meth:`GPT.load`; nothing is kept between calls.
 
     Uniform rather than normal: it takes no transcendental functions, so the bits are the same on every CPU.
+
+    Args:
+        device, dtype: where and in what they are drawn. On a CUDA device the model's own type, so that no tensor is
+            ever there twice; other values than a CPU draws.
     """
     known = recipes(spec)
 
     def full(name: str) -> Tensor:
         recipe = known[name]
         if recipe.std == 0.0:
-            return torch.full(recipe.shape, recipe.fill)
+            return torch.full(recipe.shape, recipe.fill, device=device, dtype=dtype)
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         *rows, columns = recipe.shape
-        drawn = torch.empty(*rows, (columns + 1) // 2 if recipe.opposed else columns)
+        width = (columns + 1) // 2 if recipe.opposed else columns
+        drawn = torch.empty(*rows, width, device=device, dtype=dtype)
         drawn.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)  # uniform on ±1: variance 1/3
         return torch.stack((drawn, -drawn), dim=-1).flatten(-2)[..., :columns] if recipe.opposed else drawn
 
     return full
 
 
-def weights_identity(spec: ModelSpec, seed: int, dtype: torch.dtype) -> str:
-    """16 hex digits that differ whenever the weights' values may differ. The model's name does not count."""
+def weights_identity(spec: ModelSpec, seed: int, dtype: torch.dtype, device: str = "cpu") -> str:
+    """16 hex digits that differ whenever the weights' values may differ. The model's name does not count.
+
+    Args:
+        device: the type of device that they were drawn on.
+    """
     sizes = asdict(spec)
     del sizes["name"]
-    what = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
+    what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
+    if device != "cpu":
+        what += (device,)
     return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
 
 

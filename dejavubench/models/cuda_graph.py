@@ -1,0 +1,69 @@
+"""One decode step as a CUDA graph: a token is one replay, with sampling, the next position and the copy to the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dejavubench.kvcache import KVCache
+from dejavubench.models.gpt import GPT
+
+WARM_UP = 3
+"""Steps before capture: kernels are compiled and libraries take their workspaces where allocation is still allowed."""
+
+
+class DecodeGraph:
+    """A model's decode step over one cache, captured. Making one writes to the cache.
+
+    Args:
+        model: on a CUDA device, loaded.
+        requests: B.
+
+    Attributes:
+        x: what a replay takes: tokens [B, 1] on the first stage, else hidden [B, 1, hidden]. Where the model is whole,
+            each replay leaves its new tokens there.
+        out: what it gives, on the device: tokens [B] on the last stage, else hidden [B, 1, hidden].
+        tokens: on the last stage ``out`` on the host, pinned; the next replay overwrites it.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache, requests: int) -> None:
+        self._model, self._cache = model, cache
+        first, width = model.shard.first, model.spec.hidden
+        shape, dtype = ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
+        self.x = torch.zeros(shape, dtype=dtype, device=model.device)
+        self.position = torch.zeros(1, dtype=torch.long, device=model.device)
+        self.tokens = torch.zeros(requests, dtype=torch.long, pin_memory=True)
+        self.graph = torch.cuda.CUDAGraph()
+        beside = torch.cuda.Stream(model.device)
+        beside.wait_stream(torch.cuda.current_stream(model.device))
+        with torch.inference_mode(), torch.cuda.stream(beside):
+            for _ in range(WARM_UP):
+                self._step()
+            beside.synchronize()
+            with torch.cuda.graph(self.graph, stream=beside):
+                self.out = self._step()
+        torch.cuda.current_stream(model.device).wait_stream(beside)
+
+    def _step(self) -> Tensor:
+        shard = self._model.shard
+        out = self._model.forward(self.x, self._cache, self.position)
+        self.position.add_(1)
+        if shard.last:
+            out = self._model.greedy(out)
+            self.tokens.copy_(out, non_blocking=True)
+            if shard.first:
+                self.x.copy_(out.unsqueeze(1))
+        return out
+
+    @torch.inference_mode()
+    def begin(self, position: int, prompt_out: Tensor) -> None:
+        """Go on behind a prompt; ``prompt_out``: on the last stage the new tokens [B] that it gave."""
+        self.position.fill_(position)
+        if self._model.shard.last:
+            self.tokens.copy_(prompt_out, non_blocking=True)
+            if self._model.shard.first:
+                self.x.copy_(prompt_out.unsqueeze(1))
+
+    def replay(self) -> None:
+        """Launch the next step; returns at once."""
+        self.graph.replay()

@@ -1,0 +1,76 @@
+"""The parts that a layer is made of, each by the fastest way there is for where its input lies.
+
+On a CUDA device the few rows of a decode step go through kernels of our own (:mod:`.cuda_step`), which fuse what
+surrounds a product and read the weights at the memory's speed; a prompt goes through torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-5
+FEW_ROWS = 16
+"""Rows up to which a product on a CUDA device is a matter of reading the weights."""
+
+Activation = Literal["none", "gelu", "relu"]
+Part = Callable[[Tensor], Tensor]
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Part] = {"none": same, "gelu": gelu, "relu": F.relu}
+
+
+def _is_step(x: Tensor) -> bool:
+    """Whether ``x`` [B, n, width] or [B, width] is a decode step on a CUDA device, in a type that our kernels take."""
+    width = x.shape[-1]
+    return x.is_cuda and x.element_size() == 2 and width % 8 == 0 and x.numel() // width <= FEW_ROWS
+
+
+@dataclass(frozen=True)
+class Linear:
+    weight: Tensor  # [out, in]
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
+        """activation(x · weightᵀ + bias) + residual, of any leading shape; ``residual`` is left as it is."""
+        if _is_step(x):
+            return self._step(x, activation, residual)
+        if x.is_cuda and activation != "none" and self.bias is not None:
+            # cuBLAS applies bias and activation as it writes; torch has no public name for it
+            rows = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.T, use_gelu=activation == "gelu")
+            out = rows.unflatten(0, x.shape[:-1])
+        else:
+            out = ACTIVATIONS[activation](F.linear(x, self.weight, self.bias))
+        return out if residual is None else out.add_(residual)
+
+    def _step(self, x: Tensor, activation: Activation, residual: Tensor | None) -> Tensor:
+        from dejavubench.models import cuda_step
+
+        rows = None if residual is None else residual.flatten(0, -2)
+        return cuda_step.linear(x.flatten(0, -2), self.weight, self.bias, activation, rows).unflatten(0, x.shape[:-1])
+
+
+@dataclass(frozen=True)
+class Norm:
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if _is_step(x):
+            from dejavubench.models import cuda_step
+
+            return cuda_step.layer_norm(x.flatten(0, -2), self.weight, self.bias, EPS).view(x.shape)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPS)

@@ -1,0 +1,111 @@
+"""The model on a CUDA device: the numbers of the CPU's, and a captured step that serves every position."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dejavubench.bench.steps import steps_of
+from dejavubench.kvcache import KVCache, KVLayout, Span
+from dejavubench.models.gpt import GPT
+from dejavubench.models.sharding import Shard
+from dejavubench.models.weights import random_weights
+from dejavubench.specs import ModelSpec
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+BATCH, PROMPT, STEPS = 3, 37, 12
+
+GPT2 = ModelSpec("small-gpt2", 3, 4, 64, 1003, 128, 1024)
+OPT = ModelSpec("small-opt", 3, 4, 64, 1003, 128, 1024, position_offset=2, activation="relu")
+SPECS = {
+    "gpt2": GPT2,
+    "opt": OPT,
+    "opt-post-norm": replace(OPT, norm_first=False, embed_size=128),
+    "bloom": replace(GPT2, context=None, position="alibi", embed_norm=True),
+}
+
+
+def build(spec: ModelSpec, dtype: torch.dtype) -> GPT:
+    model = GPT(spec, Shard(), dtype, dtype, device="cuda")
+    model.load(random_weights(spec, 0))  # the CPU's values
+    return model
+
+
+def prompt(spec: ModelSpec) -> torch.Tensor:
+    return torch.randint(spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("family", SPECS)
+def test_the_prompt_gives_what_the_cpu_gives(family: str, layout: KVLayout) -> None:
+    spec, tokens = SPECS[family], prompt(SPECS[family])
+    theirs = GPT(spec, Shard(), torch.float32, torch.float32)
+    theirs.load(random_weights(spec, 0))
+    ours = build(spec, torch.float32)
+    logits, caches = [], []
+    for model, device in ((theirs, "cpu"), (ours, "cuda")):
+        cache = KVCache.allocate(model.kv_geometry(BATCH, 64, layout), torch.float32, device)
+        logits.append(model.forward(tokens.to(device), cache, 0).cpu())
+        caches.append(cache.k.cpu())
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(caches[1], caches[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("family", SPECS)
+def test_a_step_at_a_position_on_the_device_gives_what_one_from_the_host_gives(
+    family: str, layout: KVLayout, dtype: torch.dtype
+) -> None:
+    spec = SPECS[family]
+    model = build(spec, dtype)
+    caches = [KVCache.allocate(model.kv_geometry(BATCH, 64, layout), dtype, "cuda") for _ in range(2)]
+    for cache in caches:
+        tokens = model.greedy(model.forward(prompt(spec).cuda(), cache, 0)).unsqueeze(1)
+    for step in range(STEPS):
+        eager = model.forward(tokens, caches[0], PROMPT + step)
+        captured = model.forward(tokens, caches[1], torch.tensor([PROMPT + step], device="cuda"))
+        spread = eager.float().std()
+        assert (eager.float() - captured.float()).abs().max() < 0.1 * spread
+        tokens = model.greedy(eager).unsqueeze(1)
+    error = (caches[0].v.float() - caches[1].v.float()).abs().max()
+    assert error < 0.05 * caches[0].v.float().std() + 0.02
+    assert not caches[1].v.isnan().any()
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("family", SPECS)
+def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(family: str, layout: KVLayout) -> None:
+    spec, dtype = SPECS[family], torch.float16
+    model = build(spec, dtype)
+    geometry = model.kv_geometry(BATCH, 64, layout)
+    cache, other = (KVCache.allocate(geometry, dtype, "cuda") for _ in range(2))
+    steps = steps_of(model, [cache], BATCH)
+    cache.fill(0x11)
+    generated = []
+    for step in range(STEPS):
+        steps.run(0, prompt(spec) if step == 0 else torch.empty(0), PROMPT + step - 1 if step else 0, None)
+        generated.append(steps.wait(0))
+    assert len(steps.event_ms(0)) == STEPS
+    assert not steps.event_ms(0)
+    tokens = model.greedy(model.forward(prompt(spec).cuda(), other, 0))
+    for step in range(STEPS):
+        assert torch.equal(generated[step], tokens.cpu()), step
+        tokens = model.greedy(model.forward(tokens.unsqueeze(1), other, torch.tensor([PROMPT + step], device="cuda")))
+    written = geometry.index("v", geometry.region(positions=Span(0, PROMPT + STEPS - 1)))
+    assert torch.equal(cache.v[written], other.v[written])
+
+
+def test_weights_are_drawn_on_the_device_in_their_type_and_cut_alike_for_every_split() -> None:
+    full = random_weights(GPT2, 3, "cuda", torch.float16)
+    whole = full("layers.0.up.weight")
+    assert whole.is_cuda
+    assert whole.dtype == torch.float16
+    assert torch.equal(whole, random_weights(GPT2, 3, "cuda", torch.float16)("layers.0.up.weight"))
+    assert 0.9 < float(whole.float().std()) * GPT2.hidden**0.5 < 1.1
+    half = GPT(GPT2, Shard(tensor_rank=1, tensor_size=2), torch.float16, torch.float16, device="cuda")
+    half.load(full)
+    assert torch.equal(half.layers[0].up.weight, whole[GPT2.ffn_size // 2 :])

@@ -1,0 +1,192 @@
+"""The kernels of a decode step against plain torch in fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+LAYOUTS = list(KVLayout)
+TYPES = [torch.float16, torch.bfloat16]
+BITS = {torch.float16: 10, torch.bfloat16: 7}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float16, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape, device="cuda") * scale).to(dtype)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    """Equal but for one rounding to the type, and what the order of an fp32 sum changes."""
+    unit = 2.0 ** -BITS[got.dtype]
+    torch.testing.assert_close(got.float(), expected, rtol=unit, atol=unit)
+
+
+def random_cache(layout: KVLayout, requests: int, heads: int, positions: int, size: int) -> KVCache:
+    cache = KVCache.allocate(KVGeometry(2, requests, heads, positions, size, 2, layout), torch.float16, "cuda")
+    cache.k.normal_()
+    cache.v.normal_()
+    return cache
+
+
+def at(position: int) -> Tensor:
+    return torch.tensor([position], device="cuda")
+
+
+# ---- linear ---------------------------------------------------------------------------------------------------
+
+
+SHAPES = [(4800, 1600), (1600, 6400), (50257, 1600), (15360, 5120), (5120, 5120), (64, 8), (2304, 768), (100, 80)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 16])
+@pytest.mark.parametrize(
+    ("outs", "ins", "dtype"),
+    [*((*shape, torch.float16) for shape in SHAPES), (1600, 6400, torch.bfloat16), (15360, 5120, torch.bfloat16)],
+)
+def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.dtype) -> None:
+    from dejavubench.models import cuda_step
+
+    x, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
+    bias, residual = random(outs, dtype=dtype), random(rows, outs, dtype=dtype)
+    product = x.float() @ weight.float().T
+    close(cuda_step.linear(x, weight), product)
+    close(cuda_step.linear(x, weight, bias, "relu"), F.relu(product + bias))
+    close(cuda_step.linear(x, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
+    before = residual.clone()
+    close(cuda_step.linear(x, weight, bias, residual=residual), product + bias + residual)
+    assert torch.equal(residual, before)
+
+
+def test_a_linear_takes_rows_with_a_stride() -> None:
+    from dejavubench.models import cuda_step
+
+    wide, weight = random(4, 3 * 256), random(640, 256, scale=1 / 16)
+    x, residual = wide[:, 256:512], random(4, 1280)[:, 640:]
+    close(cuda_step.linear(x, weight, residual=residual), x.float() @ weight.float().T + residual)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ins", "dtype"), [(17, 64, torch.float16), (1, 64, torch.float32), (1, 12, torch.half)]
+)
+def test_what_a_linear_has_no_kernel_for_is_refused(rows: int, ins: int, dtype: torch.dtype) -> None:
+    from dejavubench.models import cuda_step
+
+    with pytest.raises(ValueError, match="no decode kernel"):
+        cuda_step.linear(random(rows, ins, dtype=dtype), random(64, ins, dtype=dtype))
+
+
+# ---- layer norm -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [64, 768, 1600, 5120, 14336])
+def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
+    from dejavubench.models import cuda_step
+
+    x = random(5, width, dtype=dtype) + 3
+    weight, bias = random(width, dtype=dtype), random(width, dtype=dtype)
+    expected = F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-5)
+    close(cuda_step.layer_norm(x, weight, bias, 1e-5), expected)
+
+
+# ---- cache and attention --------------------------------------------------------------------------------------
+
+
+def one_step(requests: int, heads: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as views of one product."""
+    q, k, v = random(requests, 3 * heads * size).view(requests, 3, heads, size).unbind(1)
+    return q, k, v
+
+
+def expected_attention(q: Tensor, cache: KVCache, layer: int, position: int, slopes: Tensor | None) -> Tensor:
+    k, v = cache.keys(layer, position + 1).float(), cache.values(layer, position + 1).float()
+    scores = torch.einsum("bhd,bhsd->bhs", q.float(), k) * q.shape[-1] ** -0.5
+    if slopes is not None:
+        scores += slopes[:, None] * (torch.arange(position + 1, device="cuda") - position)
+    return torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), v).flatten(1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [64, 80, 96, 128])
+def test_stored_is_what_the_cache_stores(layout: KVLayout, size: int) -> None:
+    from dejavubench.models import cuda_step
+
+    cache = random_cache(layout, 3, 5, 20, size)
+    expected = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
+    _, k, v = one_step(3, 5, size)
+    cuda_step.store(k, v, cache, 1, at(13))
+    expected.store(1, 13, k[:, :, None], v[:, :, None])
+    assert torch.equal(cache.k, expected.k)
+    assert torch.equal(cache.v, expected.v)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize(("requests", "heads", "size"), [(1, 3, 64), (5, 40, 80), (2, 40, 128), (8, 72, 128)])
+def test_attention_is_that_of_torch(layout: KVLayout, alibi: bool, requests: int, heads: int, size: int) -> None:
+    from dejavubench.models import cuda_step
+
+    cache = random_cache(layout, requests, heads, 700, size)
+    slopes = torch.rand(heads, device="cuda") if alibi else None
+    for position in (0, 1, 31, 32, 33, 64, 511, 699):
+        q, k, v = one_step(requests, heads, size)
+        before = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
+        before.store(1, position, k[:, :, None], v[:, :, None])
+        fused = cuda_step.attend(q, cache, 1, at(position), slopes, (k, v))
+        assert torch.equal(cache.k, before.k)
+        assert torch.equal(cache.v, before.v)
+        close(fused, expected_attention(q, cache, 1, position, slopes))
+        assert torch.equal(fused, cuda_step.attend(q, cache, 1, at(position), slopes))
+
+
+def test_what_lies_beyond_the_position_is_never_read() -> None:
+    from dejavubench.models import cuda_step
+
+    for layout in LAYOUTS:
+        cache = random_cache(layout, 2, 4, 300, 64)
+        beyond = cache.geometry.region(positions=Span(100, 300))
+        cache.piece("k", beyond).fill_(float("nan"))
+        cache.piece("v", beyond).fill_(float("nan"))
+        q, _, _ = one_step(2, 4, 64)
+        assert not cuda_step.attend(q, cache, 0, at(99)).isnan().any()
+
+
+# ---- a step ---------------------------------------------------------------------------------------------------
+
+
+def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
+    from dejavubench.models import cuda_step
+
+    hidden, heads, requests = 1600, 25, 2
+    cache = random_cache(KVLayout.HND, requests, heads, 256, 64)
+    x, position = random(requests, hidden), at(0)
+    qkv_weight, out_weight = random(3 * hidden, hidden, scale=1 / 40), random(hidden, hidden, scale=1 / 40)
+    ones, zeros = torch.ones_like(x[0]), torch.zeros_like(x[0])
+
+    def step() -> Tensor:
+        qkv = cuda_step.linear(cuda_step.layer_norm(x, ones, zeros, 1e-5), qkv_weight)
+        q, k, v = qkv.view(requests, 3, heads, 64).unbind(1)
+        return cuda_step.linear(cuda_step.attend(q, cache, 0, position, None, (k, v)), out_weight, residual=x)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for place in (5, 200, 255):
+        position.fill_(place)
+        expected = step()
+        for _ in range(20):
+            captured.zero_()
+            graph.replay()
+            assert torch.equal(captured, expected)
