@@ -15,14 +15,16 @@ UTC := $(shell date -u +%Y%m%dT%H%M%SZ)
 
 comma := ,
 RUN_EXTRAS := $(if $(MPI),[$(MPI)])
+GPU_EXTRAS := [$(if $(MPI),$(MPI)$(comma))cuda]
 DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 
-.PHONY: help figures figures-full test clean
+.PHONY: help figures figures-full figures-gpu test clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make figures       the four figures from a quick set of runs, about 5 minutes on 2 cores'
 	@echo 'make figures-full  the same with as many rounds as the precision needs, under an hour'
+	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
 	@echo 'make test          lint, types and the whole test suite'
 	@echo 'make clean         remove the environment and caches; logs/ and figures/ stay'
 
@@ -40,10 +42,14 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.$(DEV_EXTRAS)'
 	@touch $@ $(VENV)/.installed-run
 
+$(VENV)/.installed-gpu: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.$(GPU_EXTRAS)'
+	@touch $@ $(VENV)/.installed-run
+
 # ---- figures: $(call measure,ranks,config,log folder,flags) and $(call report,set) ----
 # A single arm's text lines go to stdout and, as here, to the run's folder; tables and progress to stderr.
 
-measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/cpu/$(2).toml --log-dir $(3) $(4) $(RUNFLAGS) >/dev/null
+measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/$(2).toml --log-dir $(3) $(4) $(RUNFLAGS) >/dev/null
 
 define report
 	@mkdir -p figures/$(1)
@@ -57,19 +63,44 @@ FULL := full-$(UTC)
 FEW := --precision none --warmup 1 --note 'quick set: few rounds, so wide intervals'
 
 figures: $(VENV)/.installed-run
-	$(call measure,1,fig2,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2$(comma)opt-125m --input-len 32$(comma)128 --output-len 8)
-	$(call measure,1,appendix_a,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2 --ubatch-size 1$(comma)2$(comma)4 --input-len 32$(comma)64$(comma)128 --output-len 8)
-	$(call measure,2,fig7,logs/$(QUICK),$(FEW) --rounds 6 --kv-layout ft$(comma)hnd --ubatch-size 1 --input-len 64 --output-len 8)
-	$(call measure,2,fig25,logs/$(QUICK),$(FEW) --rounds 6 --ubatch-size 2 --input-len 128 --output-len 16)
+	$(call measure,1,cpu/fig2,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2$(comma)opt-125m --input-len 32$(comma)128 --output-len 8)
+	$(call measure,1,cpu/appendix_a,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2 --ubatch-size 1$(comma)2$(comma)4 --input-len 32$(comma)64$(comma)128 --output-len 8)
+	$(call measure,2,cpu/fig7,logs/$(QUICK),$(FEW) --rounds 6 --kv-layout ft$(comma)hnd --ubatch-size 1 --input-len 64 --output-len 8)
+	$(call measure,2,cpu/fig25,logs/$(QUICK),$(FEW) --rounds 6 --ubatch-size 2 --input-len 128 --output-len 16)
 	$(call report,$(QUICK))
 	@echo 'A quick set: few rounds, so the intervals are wide. make figures-full measures as long as it needs.'
 
 figures-full: $(VENV)/.installed-run
-	$(call measure,1,fig2,logs/$(FULL))
-	$(call measure,1,appendix_a,logs/$(FULL))
-	$(call measure,2,fig7,logs/$(FULL))
-	$(call measure,2,fig25,logs/$(FULL))
+	$(call measure,1,cpu/fig2,logs/$(FULL))
+	$(call measure,1,cpu/appendix_a,logs/$(FULL))
+	$(call measure,2,cpu/fig7,logs/$(FULL))
+	$(call measure,2,cpu/fig25,logs/$(FULL))
 	$(call report,$(FULL))
+
+# ---- figures on a GPU ----
+# Two ranks that share a card take turns on it unless MPS lets them in at once: it is started for their run alone, with
+# a folder of its own, and stopped however that run ends.
+
+GPU := gpu-$(UTC)
+
+define under-mps
+	@set -e; folder=$$(mktemp -d); \
+	export CUDA_MPS_PIPE_DIRECTORY="$$folder" CUDA_MPS_LOG_DIRECTORY="$$folder"; \
+	trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM HUP; \
+	nvidia-cuda-mps-control -d; \
+	trap 'echo quit | nvidia-cuda-mps-control || echo "MPS was not stopped" >&2; rm -rf "$$folder"' EXIT; \
+	$(1)
+endef
+
+figures-gpu: $(VENV)/.installed-gpu
+	@command -v nvidia-cuda-mps-control >/dev/null || \
+		{ echo 'nvidia-cuda-mps-control, of the NVIDIA driver, was not found: two ranks could not share a GPU' >&2; exit 1; }
+	$(call measure,1,h200/fig2,logs/$(GPU))
+	$(call measure,1,h200/appendix_a,logs/$(GPU))
+	$(call measure,1,h200/fig7,logs/$(GPU))
+	$(call measure,2,h200/fig25,logs/$(GPU))
+	$(call under-mps,$(call measure,2,h200/fig25_nccl_loopback,logs/$(GPU)))
+	$(call report,$(GPU))
 
 # ---- tests ----
 

@@ -12,18 +12,28 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from dejavubench import specs, units
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
-from dejavubench.machine import native_bf16
+from dejavubench.machine import cuda_devices, native_bf16
 from dejavubench.points import Arm, DataType, Durability, LayoutName, Mode, Point
 
 BASELINE_VARIABLE = "DEJAVULIB_BASELINE"
 """The original's environment variable for the level."""
 
 Figure = Literal["fig2", "appendix_a", "fig7", "fig25"]
+Device = Literal["auto", "cpu", "cuda"]
 Group = Literal["What is run", "Model", "Streaming", "Measurement", "Machine"]
 
 __all__ = ["Arm", "Experiment", "Point", "UsageError", "load"]
@@ -49,10 +59,27 @@ def _as_list(value: Any) -> Any:
     return items
 
 
-def _as_data_types(value: Any) -> Any:
-    """``auto`` is settled here: all ranks follow what rank 0 can do."""
-    best = "bf16" if native_bf16() else "fp32"
+def _as_device(value: Any) -> Any:
+    """``auto`` is settled here: all ranks follow what rank 0 has."""
+    if value not in ("auto", "cuda"):  # the driver is not asked for nothing
+        return value
+    try:
+        found = cuda_devices()
+    except RuntimeError as error:
+        raise ValueError(f"{error}; --device cpu does without it") from None
+    if value == "cuda" and not found:
+        raise ValueError("no CUDA device is found here: there is no NVIDIA driver, or it lists none")
+    return "cuda" if found else "cpu"
+
+
+def _as_data_types(value: Any, info: ValidationInfo) -> Any:
+    """``auto`` is settled here, for the device that is settled by now."""
+    best = "fp16" if info.data.get("device") == "cuda" else "bf16" if native_bf16() else "fp32"
     return _as_list([best if item == "auto" else item for item in _as_list(value)])
+
+
+def _as_data_type(value: Any, info: ValidationInfo) -> Any:
+    return value and _as_data_types(value, info)[0]
 
 
 def _as_levels(value: Any) -> Any:
@@ -98,10 +125,14 @@ class Experiment(BaseModel):
     """What to run. Each field is a key of the TOML file and a flag of ``dejavubench run``.
 
     Fields that take a list sweep: every combination of theirs is a point, measured on its own. Values are
-    resolved when read: ``auto`` is a data type, a time is in seconds, a percentage is a fraction.
+    resolved when read: ``auto`` is a device or a data type, a time is in seconds, a percentage is a fraction.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    device: Annotated[Device, BeforeValidator(_as_device)] = _option(  # first: data types follow from it
+        "auto", "Machine", "DEVICE", "cpu or cuda, what the model runs on; auto is cuda where there is such a device."
+    )
 
     name: str = _option("run", "What is run", "NAME", "Names the run's folder; a config's file name.", min_length=1)
     figure: Figure | None = _option(None, "What is run", "FIGURE", "The paper's figure it is for: fig2, appendix_a, …")
@@ -124,9 +155,12 @@ class Experiment(BaseModel):
     size_per_head: PositiveInt = _option(64, "Model", "N", "Of a custom model: elements of a head.")
     vocab_size: PositiveInt = _option(50304, "Model", "N", "Of a custom model: rows of the embedding.")
     inference_data_type: Annotated[tuple[DataType, ...], BeforeValidator(_as_data_types)] = _option(
-        ("auto",), "Model", "TYPE[,TYPE…]", "fp32, bf16, fp16; auto is bf16 where the CPU computes in it, else fp32."
+        ("auto",),
+        "Model",
+        "TYPE[,TYPE…]",
+        "fp32, bf16, fp16; auto is fp16 on cuda, bf16 where the CPU computes in it, else fp32.",
     )
-    weights_data_type: Annotated[DataType | None, BeforeValidator(lambda v: v and _as_data_types(v)[0])] = _option(
+    weights_data_type: Annotated[DataType | None, BeforeValidator(_as_data_type)] = _option(
         None, "Model", "TYPE", "Accepted if it is the inference type; there is no conversion in between."
     )
     kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(_as_list)] = _option(
@@ -139,7 +173,10 @@ class Experiment(BaseModel):
     seed: int = _option(0, "Model", "N", "Of weights, prompts and the order of arms.", ge=0, lt=2**63)
 
     streaming: Annotated[tuple[Mode, ...], BeforeValidator(_as_modes)] = _option(
-        ("none",), "Streaming", "MODE[,MODE…]", "Where the cache goes: none, host, disk, mpi (nccl is not there yet)."
+        ("none",),
+        "Streaming",
+        "MODE[,MODE…]",
+        "Where the cache goes: none, host, disk, mpi (a remote CPU), nccl (a remote GPU).",
     )
     level: Annotated[tuple[str, ...], BeforeValidator(_as_levels)] = _option(
         (DEFAULT_LEVEL,),
@@ -150,6 +187,9 @@ class Experiment(BaseModel):
     compare: bool = _option(False, "Streaming", "", "Add the two baselines without streaming.")
     durability: Annotated[tuple[Durability, ...], BeforeValidator(_as_list)] = _option(
         ("fdatasync",), "Streaming", "D[,D…]", "When disk has a chunk: fdatasync, direct or page-cache."
+    )
+    nccl_loopback: bool = _option(
+        False, "Streaming", "", "Let a source and its sink share one GPU for nccl; results are labelled loopback."
     )
     stream_dir: Path | None = _option(
         None, "Streaming", "DIR", "Folder for what is streamed to disk. Without it: the run's own."
@@ -181,7 +221,6 @@ class Experiment(BaseModel):
     ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, disk and matmul can do.")
     log_dir: Path = _option(Path("logs"), "Measurement", "DIR", "Where the run's folder is made.")
 
-    device: Literal["auto", "cpu", "cuda"] = _option("auto", "Machine", "DEVICE", "auto, cpu or cuda.")
     threads: PositiveInt = _option(1, "Machine", "N", "Threads of each rank, the same for all arms.")
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
@@ -205,9 +244,9 @@ class Experiment(BaseModel):
             raise ValueError(f"name {self.name!r} cannot be a folder's name")
         if set(self.streaming) == {"none"} and len(self.level) > 1:
             raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
-        if self.device == "cuda":
-            raise ValueError("--device cuda: this build runs the model on the CPU; no CUDA device is used")
-        if self.streaming == ("nccl",):
+        if self.nccl_loopback and "nccl" not in self.streaming:
+            raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
+        if self.streaming == ("nccl",) and self.device != "cuda":
             raise ValueError("streaming nccl moves the cache from GPU to GPU: it needs a CUDA device")
         problems = [point.problem for point in self.points()]
         if all(problems):  # of a sweep, what can run does
@@ -268,12 +307,13 @@ class Experiment(BaseModel):
         for mode in self.streaming:
             if mode == "none":
                 continue
-            skipped = "no CUDA device" if mode == "nccl" else None
+            skipped = "no CUDA device" if mode == "nccl" and self.device != "cuda" else None
+            loopback = mode == "nccl" and self.nccl_loopback
             for level, durability in product(self.level, self.durability if mode == "disk" else (None,)):
-                name = f"{mode}@{level}"
+                name = f"{mode}-loopback@{level}" if loopback else f"{mode}@{level}"
                 if durability and durability != self.durability[0]:
                     name += f"/{durability}"
-                yield Arm(name, mode, level, durability, "streaming", skipped)
+                yield Arm(name, mode, level, durability, "streaming", skipped, loopback)
 
     # ---- ranks ----
 
@@ -374,5 +414,7 @@ def _one_line(error: ValidationError, where: Mapping[str, str], path: Path | Non
     if not first["loc"]:  # several keys that do not fit together; the message names them
         return f"{path}: {message}" if path else message
     key = cast(str, first["loc"][0])
+    if key == "device" and first["input"] == "cuda":  # the value is right, but not here
+        return f"{where.get(key, key)} cuda: {message}"
     given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     return f"{where.get(key, key)}: {message}{given}"

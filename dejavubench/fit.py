@@ -1,31 +1,38 @@
 """Does it fit, and how long will it take: bytes and seconds of each point, before anything starts.
 
-The memory is what is known to be allocated; allocators and libraries add to it. The time is that of the
-model's arithmetic and memory traffic at rates that :func:`probe` measures in about 0.1 s on this machine,
-plus a rough cost of each copy where a level makes one per run.
+The memory is what is known to be allocated, a host's and, on cuda, a card's; allocators and libraries add to it. The
+time, on a CPU only, is that of the model's arithmetic and memory traffic at rates that :func:`probe` measures in about
+0.1 s on this machine, plus a rough cost of each copy where a level makes one per run.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Experiment
+from dejavubench.experiment import Device, Experiment
 from dejavubench.kvcache import BOTH, KVGeometry, KVLayout, Span
-from dejavubench.machine import available_nbytes, native_bf16
-from dejavubench.points import Arm, DataType, Point
+from dejavubench.machine import CudaDevice, available_nbytes, cuda_devices, native_bf16
+from dejavubench.points import ITEMSIZE, Arm, DataType, Point
 from dejavubench.specs import ModelSpec
-from dejavubench.units import nbytes_text
+from dejavubench.units import count_text, nbytes_text
 
 MIB = 1 << 20
 PROCESS_NBYTES = 250 * MIB
 """Resident memory of a rank with torch and MPI imported and nothing allocated, as measured."""
+
+CUDA_PROCESS_NBYTES = 3 * 1024 * MIB
+"""The same with a CUDA context, its libraries and compiled kernels."""
+
+CUDA_CONTEXT_NBYTES = 1024 * MIB
+"""Of a card for each process that uses it: context, kernels, cuBLAS workspaces, graphs; rough."""
 
 PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
 """What the model makes of matmul peak in the prompt, and of read bandwidth in a decode step (the design's aims)."""
@@ -64,8 +71,10 @@ def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     return max(counts)
 
 
-def weights_itemsize(data_type: DataType) -> int:
-    """Bytes of one weight on this CPU: half types are held in fp32 unless it multiplies them (fp16: never)."""
+def weights_itemsize(data_type: DataType, device: Device = "cpu") -> int:
+    """Bytes of one weight: a CPU holds half types in fp32 unless it multiplies them (fp16: never)."""
+    if device == "cuda":
+        return ITEMSIZE[data_type]
     return 2 if data_type == "bf16" and native_bf16() else 4
 
 
@@ -86,48 +95,122 @@ def worker_geometry(point: Point) -> KVGeometry:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """Bytes that one rank takes: of its host's memory and of its card's."""
+
+    host: int
+    device: int = 0
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Which of a host's CUDA devices its ranks use, by number: its sources and its sinks, each in order of rank.
+
+    Attributes:
+        sinks: empty where what arrives is kept in host memory only.
+    """
+
+    sources: tuple[int, ...]
+    sinks: tuple[int, ...] = ()
+
+
+def cards(experiment: Experiment, sources: int, sinks: int, devices: int) -> Cards:
+    """Every rank gets the next of a host's devices, in turn; a loopback's sinks those of their sources."""
+    numbers = [rank % devices for rank in range(sources + sinks)]
+    if not any(arm.mode == "nccl" and not arm.skipped for arm in experiment.arms()):
+        return Cards(tuple(numbers[:sources]))
+    of_sinks = [rank % devices for rank in range(sinks)] if experiment.nccl_loopback else numbers[sources:]
+    return Cards(tuple(numbers[:sources]), tuple(of_sinks))
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes that one point takes; of one worker, the one that holds most.
 
     Attributes:
-        weights: held in the type that the CPU multiplies: fp32 for fp16, and for bf16 where it is not native.
+        weights: as the device multiplies them: a CPU has fp32 for fp16, and for bf16 where it is not native.
         cache: of all microbatches in flight.
-        source: all of a source's: process, weights, cache, staging, host buffer, activations.
-        sink: all of a sink's: process, cache, two chunks of each microbatch on their way.
+        source: all of a source's: process, weights, cache, staging, host buffer, activations; on cuda, in (pinned)
+            host memory staging, host buffer and where a naive level's prompt lands, the others on its card, which has
+            staging of its own.
+        sink: all of a sink's: process, cache, two chunks of each microbatch on their way; on cuda, in host memory what
+            comes by mpi, on its card what comes by nccl.
         disk: what a source writes to its files.
     """
 
     weights: int
     cache: int
-    source: int
-    sink: int
+    source: Needs
+    sink: Needs
     disk: int
 
     def host(self, sources: int, sinks: int) -> int:
         """Bytes on a host that so many of the ranks run on."""
-        return sources * self.source + sinks * self.sink
+        return sources * self.source.host + sinks * self.sink.host
+
+    def devices(self, cards: Cards) -> dict[int, int]:
+        """Bytes on each of a host's devices that are used, by number."""
+        taken: Counter[int] = Counter()
+        for numbers, needs in ((cards.sources, self.source), (cards.sinks, self.sink)):
+            for number in numbers:
+                taken[number] += needs.device
+        return dict(taken)
 
 
 def memory(experiment: Experiment, point: Point) -> Memory:
-    """What ``point`` takes when it runs on the CPU."""
-    spec, in_flight = point.spec, point.pipeline_para_size
-    modes = {arm.mode for arm in experiment.arms() if not arm.skipped}
+    """What ``point`` takes on the device that the experiment is for."""
+    in_flight = point.pipeline_para_size
+    arms = [arm for arm in experiment.arms() if not arm.skipped]
+    modes = {arm.mode for arm in arms}
     geometry = worker_geometry(point)
     streamed = in_flight * point.ubatch_size * point.written * geometry.token_nbytes
     cache = in_flight * geometry.nbytes
-    parameters = worker_parameters(spec, point.tensor_para_size, point.pipeline_para_size)
-    weights = weights_itemsize(point.data_type) * parameters
-    loading = 4 * spec.vocab_size * (spec.embed_size or spec.hidden)  # one full tensor at a time
-    activations = 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)
-    staging = experiment.staging_slots * experiment.staging_mib * MIB if modes != {"none"} else 0
+    parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size)
+    weights = weights_itemsize(point.data_type, experiment.device) * parameters
+    slot = experiment.staging_mib * MIB
+    staging = experiment.staging_slots * slot if modes != {"none"} else 0
     host = streamed if "host" in modes else 0
+    arriving = cache + 2 * in_flight * slot
+    if experiment.device == "cuda":
+        naive = any(arm.level in ("0", "0-batched") for arm in arms)
+        landing = point.ubatch_size * point.input_len * geometry.token_nbytes if naive else 0
+        working = _cuda_working_nbytes(point)
+        source = Needs(
+            host=CUDA_PROCESS_NBYTES + staging + host + landing,
+            device=CUDA_CONTEXT_NBYTES + weights + cache + staging + working,
+        )
+        sink = _cuda_sink(arriving, by_mpi="mpi" in modes, by_nccl="nccl" in modes)
+    else:
+        source = Needs(PROCESS_NBYTES + weights + cache + staging + host + _cpu_working_nbytes(point))
+        sink = Needs(PROCESS_NBYTES + arriving)
     return Memory(
         weights=weights,
         cache=cache,
-        source=PROCESS_NBYTES + weights + cache + staging + host + max(loading, activations),
-        sink=PROCESS_NBYTES + cache + 2 * in_flight * experiment.staging_mib * MIB,
+        source=source,
+        sink=sink,
         disk=streamed * len({arm.durability for arm in experiment.arms() if arm.mode == "disk"}),
     )
+
+
+def _cuda_sink(arriving: int, by_mpi: bool, by_nccl: bool) -> Needs:
+    """What comes by mpi is kept in host memory; only what comes by nccl takes a card, and a context there."""
+    process = CUDA_PROCESS_NBYTES if by_nccl else PROCESS_NBYTES
+    return Needs(process + (arriving if by_mpi else 0), CUDA_CONTEXT_NBYTES + arriving if by_nccl else 0)
+
+
+def _cpu_working_nbytes(point: Point) -> int:
+    """What comes and goes: one full tensor while weights are drawn, a layer's activations during a prompt."""
+    spec = point.spec
+    loading = 4 * spec.vocab_size * (spec.embed_size or spec.hidden)
+    return max(loading, 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size))
+
+
+def _cuda_working_nbytes(point: Point) -> int:
+    """The same on a card, in the model's type: tensors whose columns come in pairs are there twice; and logits."""
+    spec, rows = point.spec, point.ubatch_size * point.input_len
+    loading = point.itemsize * max(spec.vocab_size * (spec.embed_size or spec.hidden), 2 * spec.hidden * spec.ffn_size)
+    activations = 2 * rows * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
+    return max(loading, activations + point.ubatch_size * spec.vocab_size * (point.itemsize + 4))
 
 
 def reasons(
@@ -135,6 +218,7 @@ def reasons(
     sources: int | None = None,
     sinks: int | None = None,
     available: Callable[[], int] = available_nbytes,
+    devices: Callable[[], Sequence[CudaDevice]] = cuda_devices,
 ) -> dict[str, str]:
     """Why points cannot run, and what they would need: point's id → reason.
 
@@ -142,18 +226,62 @@ def reasons(
         experiment: all of its points are looked at.
         sources, sinks: how many of the ranks are on this host; without them, all that the points need.
         available: bytes of memory that this host has to give.
+        devices: the CUDA devices of this host, asked for on cuda only.
     """
-    sources = experiment.sources if sources is None else sources
-    sinks = (experiment.sources if experiment.needs_sinks else 0) if sinks is None else sinks
+    sources, sinks = _ranks_here(experiment, sources, sinks)
     room, found = available(), {}
     for point in experiment.points():
         if point.problem is not None:
             found[point.id] = point.problem
-        elif (needed := memory(experiment, point).host(sources, sinks)) > room:
+            continue
+        needs = memory(experiment, point)
+        if experiment.device == "cuda" and (short := _short_of(experiment, needs, sources, sinks, devices())):
+            found[point.id] = f"{point.spec.name} needs {short}"
+        elif (needed := needs.host(sources, sinks)) > room:
             found[point.id] = (
                 f"{point.spec.name} needs {nbytes_text(needed)} of memory, {nbytes_text(room)} are available"
             )
     return found
+
+
+def _ranks_here(experiment: Experiment, sources: int | None, sinks: int | None) -> tuple[int, int]:
+    every = experiment.sources if experiment.needs_sinks else 0
+    return experiment.sources if sources is None else sources, every if sinks is None else sinks
+
+
+def _short_of(
+    experiment: Experiment, needs: Memory, sources: int, sinks: int, devices: Sequence[CudaDevice]
+) -> str | None:
+    """The first device on which the ranks of this host have too little memory, and how much they need."""
+    if not devices:
+        used = sources or (sinks and needs.sink.device)
+        return "a CUDA device, none is found on this host" if used else None
+    for number, needed in needs.devices(cards(experiment, sources, sinks, len(devices))).items():
+        room = devices[number].nbytes
+        if needed > room:
+            return f"{nbytes_text(needed)} of GPU memory, {nbytes_text(room)} are on {devices[number].name}"
+    return None
+
+
+def too_few_devices(
+    experiment: Experiment,
+    sources: int | None = None,
+    sinks: int | None = None,
+    devices: Callable[[], Sequence[CudaDevice]] = cuda_devices,
+) -> str | None:
+    """Why nccl cannot run here: ranks of this host would share a GPU without leave. None if it can, or is not asked.
+
+    Args:
+        experiment, sources, sinks, devices: as for :func:`reasons`.
+    """
+    sources, sinks = _ranks_here(experiment, sources, sinks)
+    nccl = any(arm.mode == "nccl" and not arm.skipped for arm in experiment.arms())
+    if not nccl or experiment.nccl_loopback or sources + sinks <= len(devices()):
+        return None
+    return (
+        f"streaming nccl needs a GPU for each rank: {count_text(sources + sinks, 'rank')} on this host, "
+        f"{count_text(len(devices()), 'GPU')}; --nccl-loopback lets a source and its sink share one"
+    )
 
 
 def refuse_if_none_runs(experiment: Experiment, found: Mapping[str, str]) -> None:

@@ -1,9 +1,17 @@
-"""Ground floor: what this machine's kernel says of its CPU and memory. Needs the standard library alone."""
+"""Ground floor: what this machine's kernel says of its CPU and memory, and the CUDA driver of its devices.
+
+Needs the standard library alone.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Linux's names of the x86 extensions that multiply bf16; plain AVX-512 only emulates it."""
@@ -25,6 +33,72 @@ def native_bf16() -> bool:
         return has_bf16(Path("/proc/cpuinfo").read_text())
     except OSError:
         return False
+
+
+# ---- CUDA devices ----
+
+CUDA_DRIVER = "libcuda.so.1"
+NO_DEVICE = frozenset({34, 100})
+"""What cuInit answers where there is nothing to use: a stub in the driver's place, no device."""
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """One CUDA device that this process may use.
+
+    Attributes:
+        name: e.g. ``NVIDIA H200``.
+        nbytes: all of its memory, whoever uses it now.
+        uuid: the same for every process, whatever number the device has there.
+    """
+
+    name: str
+    nbytes: int
+    uuid: str
+
+
+@cache
+def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, ...]:
+    """The CUDA devices in the driver's order; none where the driver or a device is missing. No context is made.
+
+    Args:
+        load: gives the driver's library by name, or raises OSError.
+
+    Raises:
+        RuntimeError: the driver is there and does not work; the message says at which call.
+    """
+    try:
+        driver = load(CUDA_DRIVER)
+    except OSError:
+        return ()
+    if (error := driver.cuInit(0)) in NO_DEVICE:
+        return ()
+    _check("cuInit", error)
+    count = ctypes.c_int()
+    _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
+    return tuple(_cuda_device(driver, number) for number in range(count.value))
+
+
+def _cuda_device(driver: Any, number: int) -> CudaDevice:
+    device, nbytes = ctypes.c_int(), ctypes.c_size_t()
+    name, identity = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
+    _ask(driver, "cuDeviceGet", ctypes.byref(device), number)
+    _ask(driver, "cuDeviceGetName", name, len(name), device)
+    _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(nbytes), device)
+    _ask(driver, "cuDeviceGetUuid_v2", identity, device)
+    return CudaDevice(name.value.decode(), nbytes.value, f"GPU-{uuid.UUID(bytes=identity.raw)}")
+
+
+def _ask(driver: Any, call: str, *arguments: Any) -> None:
+    _check(call, getattr(driver, call)(*arguments))
+
+
+def _check(call: str, error: int) -> None:
+    if error:
+        raise RuntimeError(f"the CUDA driver does not work: {call} gives error {error}")
+
+
+# ---- memory ----
 
 
 def available_nbytes(root: Path = Path("/")) -> int:

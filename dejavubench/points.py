@@ -29,12 +29,14 @@ class Arm:
     """One (destination, level) of a run.
 
     Attributes:
-        name: unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0``, ``disk@3/page-cache``.
+        name: unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0``, ``disk@3/page-cache``,
+            ``nccl-loopback@3``.
         mode: the destination.
         level: None for ``none``.
         durability: None but for ``disk``.
         role: ``baseline`` (``none``), ``repeat`` (``none#2``) or ``streaming``.
         skipped: why it cannot run here; its row says so.
+        loopback: source and sink share one GPU, so that nothing leaves it; its name says so wherever it is shown.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Arm:
     durability: Durability | None = None
     role: Literal["baseline", "repeat", "streaming"] = "streaming"
     skipped: str | None = None
+    loopback: bool = False
 
     @property
     def remote(self) -> bool:

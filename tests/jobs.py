@@ -22,7 +22,7 @@ from dejavubench.records import RankInfo, Run, read_run
 
 HERE = Path(__file__).parent
 CLI = ("-m", "dejavubench")
-TINY = ("--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
+TINY = ("--device", "cpu", "--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
 """A model whose job takes hardly longer than its start."""
 
 QUICK = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--no-ceilings")

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dejavubench.cli import main
+from dejavubench import experiment as experiment_module
+from dejavubench.cli import dry_run, main
 from dejavubench.experiment import Experiment
+from dejavubench.machine import CudaDevice
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))
 HEAVY = {"torch", "mpi4py", "pandas", "matplotlib", "numpy"}
 MPIRUN = Path(sys.executable).parent / "mpirun"
+H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +25,17 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has; tests of cuda give themselves a device."""
+    _have(monkeypatch)
+
+
+def _have(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
+    for module in (experiment_module, dry_run):
+        monkeypatch.setattr(module, "cuda_devices", lambda: devices)
 
 
 def invoke(*arguments: str) -> Result:
@@ -55,6 +69,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.startswith("Usage: dejavubench")
     assert done.stdout.endswith("HEAVY []\n")
+
+
+def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> tuple[CudaDevice, ...]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(experiment_module, "cuda_devices", asked)
+    assert invoke("run", "--help").exit_code == 0
 
 
 def test_help_of_run_has_every_field_with_its_default() -> None:
@@ -126,6 +148,10 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
             ["run", "--streaming", "mpi", "--level", "9"],
             "--level: there is no level '9'; levels are 0, 0-batched, 1, 2, 3",
         ),
+        (
+            ["run", "--device", "cuda"],
+            "--device cuda: no CUDA device is found here: there is no NVIDIA driver, or it lists none",
+        ),
         (["run", "--streaming", "nccl"], "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"),
     ],
 )
@@ -172,15 +198,18 @@ def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
 def test_the_configs_are_there() -> None:
     names = {path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS}
     figures = ("fig2", "appendix_a", "fig7", "fig25")
-    assert {f"{folder}/{figure}.toml" for folder in ("cpu", "paper") for figure in figures} <= names
+    assert {f"{folder}/{figure}.toml" for folder in ("cpu", "h200", "paper") for figure in figures} <= names
+    assert "h200/fig25_nccl_loopback.toml" in names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT / "configs").as_posix())
-def test_dry_run_of_every_config(path: Path, tmp_path: Path) -> None:
+def test_dry_run_of_every_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.parent.name == "h200":
+        _have(monkeypatch, H200)
     result = invoke("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
     assert result.exit_code == 0
     experiment = Experiment.model_validate(_validated(path))
-    assert experiment.figure == path.stem
+    assert experiment.figure == path.stem.removesuffix("_nccl_loopback")
     for point in experiment.points():
         assert sum(line.startswith(f"{point.id} ") for line in result.stdout.splitlines()) in (1, 2)
     assert ", ".join(arm.name for arm in experiment.arms()) in result.stdout
@@ -206,11 +235,69 @@ def test_dry_run_shows_what_skipped_points_need() -> None:
 def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     from dejavubench import fit
 
-    monkeypatch.setattr(fit, "reasons", lambda experiment: {"p000": "gpt2 needs 2 GiB of memory, 1 GiB are available"})
+    monkeypatch.setattr(
+        fit, "reasons", lambda experiment, devices: {"p000": "gpt2 needs 2 GiB of memory, 1 GiB are available"}
+    )
     result = invoke("run", "--dry-run", "--model", "gpt2")
     assert result.exit_code == 0
     assert "p000 SKIPPED: gpt2 needs 2 GiB of memory, 1 GiB are available" in result.stdout
     assert result.stdout.endswith("No point can run here.\n")
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name == "h200"], ids=lambda path: path.stem)
+def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _have(monkeypatch, H200)
+    result = invoke("run", str(path), "--dry-run")
+    experiment = Experiment.model_validate(_validated(path))
+    assert experiment.device == "cuda"
+    assert not [arm for arm in experiment.arms() if arm.skipped]
+    assert [point.problem for point in experiment.points() if point.problem] == []
+    skipped = [line for line in result.stdout.splitlines() if " SKIPPED: " in line]
+    assert all(line.endswith("GiB of GPU memory, 140 GiB are on NVIDIA H200") for line in skipped)
+    assert {line.split()[2] for line in skipped} == ({"opt-66b"} if path.stem == "fig2" else set())
+    assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in result.stdout
+
+
+def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dejavubench import fit
+
+    def probe() -> fit.Rates:
+        raise AssertionError("the CPU's rates say nothing of a GPU")
+
+    _have(monkeypatch, H200, H200)
+    monkeypatch.setattr(fit, "probe", probe)
+    lengths = ("--ubatch-size", "8", "--input-len", "500", "--output-len", "500")
+    result = invoke("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
+    (row,) = (line for line in result.stdout.splitlines() if line.startswith("p000"))
+    assert row.split() == [
+        *("p000", "opt-13b", "fp16", "hnd", "8", "500", "500", "1024"),
+        *("3.06", "GiB", "3.00", "GiB", "6.06", "GiB", "31.9", "GiB", "6.10", "GiB", "-", "-"),
+    ]
+    assert "GPUs     2 × NVIDIA H200 (140 GiB)\n" in result.stdout
+    assert result.stdout.endswith("How long it takes on a GPU is not estimated.\n")
+    assert "Weights of" not in result.stdout
+
+
+def test_dry_run_says_when_ranks_would_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    _have(monkeypatch, H200)
+    arguments = ("run", "--dry-run", "--model", "gpt2", "--streaming", "none,nccl")
+    alone, loopback = invoke(*arguments), invoke(*arguments, "--nccl-loopback")
+    assert "Not with all ranks on this host: streaming nccl needs a GPU for each rank" in alone.stdout
+    assert "Not with" not in loopback.stdout
+    assert "Arms     none, none#2, nccl-loopback@3\n" in loopback.stdout
+
+
+@pytest.mark.parametrize("device", [None, H200], ids=["cpu", "cuda"])
+def test_dry_run_fits_80_columns(device: CudaDevice | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _have(monkeypatch, *([device] if device else []))
+    path = ROOT / "configs/paper/fig25.toml"
+    lines = invoke("run", str(path), "--dry-run").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    points = [line.split() for line in lines if line.startswith("p005") and "SKIPPED:" not in line]
+    assert points[0] == ["p005", "bloom-176b", "fp16", "ft", "8", "500", "500", "1024"]
+    assert points[1][-1] == "SKIPPED"
 
 
 def test_dry_run_does_not_import_mpi_or_torch() -> None:

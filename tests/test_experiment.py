@@ -8,7 +8,21 @@ import pytest
 
 from dejavubench import experiment as experiment_module
 from dejavubench.experiment import Experiment, UsageError, load
+from dejavubench.machine import CudaDevice
 from dejavubench.points import Arm
+
+H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has; tests of cuda give themselves a device."""
+    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: ())
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: (H200,))
 
 
 def flags(**values: Any) -> Experiment:
@@ -73,6 +87,50 @@ def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch: pytest.Monk
     assert flags().inference_data_type == ("bf16",)
     monkeypatch.setattr(experiment_module, "native_bf16", lambda: False)
     assert flags().inference_data_type == ("fp32",)
+
+
+# ---- the device ----
+
+
+def test_auto_is_the_cpu_without_a_cuda_device() -> None:
+    assert flags().device == "cpu"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_auto_is_cuda_and_fp16_where_there_is_a_device() -> None:
+    assert (flags().device, flags().inference_data_type) == ("cuda", ("fp16",))
+    assert flags(weights_data_type="auto").weights_data_type == "fp16"
+    assert flags(device="cuda", inference_data_type="auto,fp32").inference_data_type == ("fp16", "fp32")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_cpu_is_used_when_it_is_named() -> None:
+    experiment = flags(device="cpu")
+    assert experiment.device == "cpu"
+    assert experiment.inference_data_type != ("fp16",)
+    assert refused(device="cpu", streaming="nccl").endswith("it needs a CUDA device")
+
+
+def test_cuda_without_a_device_is_refused_naming_where_it_was_asked_for(tmp_path: Path) -> None:
+    problem = "no CUDA device is found here: there is no NVIDIA driver, or it lists none"
+    assert refused(device="cuda", streaming="nccl") == f"--device cuda: {problem}"
+    path = write(tmp_path, 'device = "cuda"\n')
+    with pytest.raises(UsageError) as caught:
+        load(path, {}, {})
+    assert str(caught.value) == f"{path}: device cuda: {problem}"
+    assert load(path, {"device": "cpu"}, {}).device == "cpu"
+
+
+def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> tuple[CudaDevice, ...]:
+        raise RuntimeError("the CUDA driver does not work: cuInit gives error 803")
+
+    monkeypatch.setattr(experiment_module, "cuda_devices", broken)
+    what = "the CUDA driver does not work: cuInit gives error 803; --device cpu does without it"
+    assert refused(device="cuda") == f"--device cuda: {what}"
+    assert refused(device="auto") == f"--device: {what}"
+    assert refused() == f"device: {what}"
+    assert flags(device="cpu").device == "cpu"
 
 
 def test_weights_type_is_accepted_when_it_is_the_inference_type() -> None:
@@ -185,6 +243,30 @@ def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
     skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl,host").arms()}
     assert skipped == {"none": None, "none#2": None, "nccl@3": "no CUDA device", "host@3": None}
     assert refused(streaming="nccl") == "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_nccl_is_an_arm_like_others_on_cuda() -> None:
+    assert flags(streaming="nccl").arms() == [Arm("nccl@3", "nccl", "3")]
+    assert arms(streaming="nccl,host", level="0,3")[2:] == ["nccl@0", "nccl@3", "host@0", "host@3"]
+    assert flags(streaming="none,nccl").ranks == (2,)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_loopback_is_called_so_wherever_its_arm_is_named() -> None:
+    experiment = flags(streaming="none,host,nccl", nccl_loopback=True)
+    assert [(arm.name, arm.mode, arm.loopback) for arm in experiment.arms()[2:]] == [
+        ("host@3", "host", False),
+        ("nccl-loopback@3", "nccl", True),
+    ]
+    assert experiment.hash() != flags(streaming="none,host,nccl").hash()
+
+
+def test_loopback_is_for_nccl() -> None:
+    message = "nccl_loopback is for streaming nccl, which is not among the destinations"
+    assert refused(streaming="none,mpi", nccl_loopback=True) == message
+    skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl", nccl_loopback=True).arms()}
+    assert skipped["nccl-loopback@3"] == "no CUDA device"
 
 
 # ---- ranks ----

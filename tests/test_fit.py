@@ -6,14 +6,27 @@ from typing import Any
 import pytest
 import torch
 
+from dejavubench import experiment as experiment_module
 from dejavubench import fit, units
 from dejavubench.experiment import Experiment, UsageError, load
-from dejavubench.machine import available_nbytes, has_bf16
+from dejavubench.machine import CudaDevice, available_nbytes, has_bf16
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sharding import Shard
 from dejavubench.specs import SPECS, custom
 
 GIB = 1 << 30
+H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has; tests of cuda give themselves a device."""
+    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: ())
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: (H200,))
 
 
 def flags(**values: Any) -> Experiment:
@@ -60,8 +73,9 @@ def test_each_destination_adds_what_it_takes() -> None:
 
     streamed = flags(model="gpt2", ubatch_size=4, input_len=256).points()[0].streamed_nbytes
     none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * fit.MIB
-    assert disk.source == none.source + staging
-    assert host.source == none.source + staging + streamed
+    assert disk.source.host == none.source.host + staging
+    assert host.source.host == none.source.host + staging + streamed
+    assert {rank.device for needs in (none, host, disk) for rank in (needs.source, needs.sink)} == {0}
     assert (none.disk, host.disk, disk.disk) == (0, 0, streamed)
 
 
@@ -86,6 +100,123 @@ def test_only_the_ranks_of_this_host_count() -> None:
     room = needs.host(1, 0)
     assert fit.reasons(experiment, available=lambda: room).keys() == {"p000"}
     assert not fit.reasons(experiment, sources=1, sinks=0, available=lambda: room)
+
+
+# ---- memory of a card ----
+
+
+def cuda_needs(**values: Any) -> fit.Memory:
+    values = {"model": "opt-13b", "ubatch_size": 8, "input_len": 500, "output_len": 500, **values}
+    experiment = flags(device="cuda", **values)
+    return fit.memory(experiment, experiment.points()[0])
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_card_holds_weights_and_cache_in_the_models_type() -> None:
+    needs = cuda_needs()
+    cache = 8 * 1024 * 2 * 40 * 5120 * 2  # requests × positions × K and V × layers × hidden × bytes
+    working = 2 * 4000 * (4 * 5120 + 4 * 5120) * 2 + 8 * 50272 * (2 + 4)  # activations; logits in fp16 and fp32
+    assert (needs.weights, needs.cache) == (2 * SPECS["opt-13b"].parameters, cache)
+    assert needs.source.device == fit.CUDA_CONTEXT_NBYTES + needs.weights + cache + working
+    assert needs.source.host == fit.CUDA_PROCESS_NBYTES  # weights are drawn on the card: no copy on the host
+    assert cuda_needs(inference_data_type="fp32").weights == 2 * needs.weights
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("model", "elements"), [("opt-13b", 50272 * 5120), ("opt-66b", 2 * 9216 * 4 * 9216)], ids=["embedding", "paired"]
+)
+def test_a_drawn_tensor_counts_where_it_is_more_than_a_prompt(model: str, elements: int) -> None:
+    needs = cuda_needs(model=model, ubatch_size=1, input_len=8)
+    assert needs.source.device - fit.CUDA_CONTEXT_NBYTES - needs.weights - needs.cache == 2 * elements
+
+
+@pytest.mark.usefixtures("gpu")
+def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
+    none, host, mpi, nccl = (cuda_needs(streaming=mode) for mode in ("none", "host", "mpi", "nccl"))
+    staging, streamed = 4 * 16 * fit.MIB, 8 * 999 * 2 * 40 * 5120 * 2
+    arriving = none.cache + 2 * 16 * fit.MIB
+    for needs in (host, mpi, nccl):
+        assert needs.source.device == none.source.device + staging
+    assert host.source.host == none.source.host + staging + streamed
+    assert mpi.source.host == nccl.source.host == none.source.host + staging
+    assert (mpi.sink.host, mpi.sink.device) == (fit.PROCESS_NBYTES + arriving, 0)
+    assert (nccl.sink.host, nccl.sink.device) == (fit.CUDA_PROCESS_NBYTES, fit.CUDA_CONTEXT_NBYTES + arriving)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_naive_levels_land_a_whole_prompt() -> None:
+    levels = {level: cuda_needs(streaming="host", level=level).source.host for level in ("0", "0-batched", "1")}
+    prompt = 8 * 500 * 2 * 40 * 5120 * 2
+    assert levels["0"] == levels["0-batched"] == levels["1"] + prompt
+
+
+@pytest.mark.usefixtures("gpu")
+def test_ranks_take_a_hosts_cards_in_turn_and_a_loopbacks_sinks_those_of_their_sources() -> None:
+    alone, remote, nccl = (flags(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl"))
+    loopback = flags(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
+    assert fit.cards(alone, 2, 0, 4) == fit.cards(remote, 2, 2, 4) == fit.Cards((0, 1))
+    assert fit.cards(nccl, 2, 2, 4) == fit.Cards((0, 1), (2, 3))
+    assert fit.cards(nccl, 0, 2, 4) == fit.Cards((), (0, 1))  # the sinks' own host
+    assert fit.cards(loopback, 2, 2, 4) == fit.Cards((0, 1), (0, 1))
+    assert fit.cards(alone, 2, 0, 1) == fit.Cards((0, 0))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_ranks_on_one_card_add_up() -> None:
+    values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
+    experiment = flags(**values)
+    needs = fit.memory(experiment, experiment.points()[0])
+    both = needs.source.device + needs.sink.device
+    assert needs.devices(fit.cards(experiment, 1, 1, 1)) == {0: both}
+    enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
+    assert not fit.reasons(experiment, available=lambda: 64 * GIB, devices=lambda: (enough,))
+    assert fit.reasons(experiment, available=lambda: 64 * GIB, devices=lambda: (too_small,)).keys() == {"p000"}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_does_not_fit_the_card_is_skipped_in_a_sweep_with_needed_and_there() -> None:
+    sweep = flags(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
+    reasons = fit.reasons(sweep, available=lambda: 64 * GIB, devices=lambda: (H200,))
+    needed = units.nbytes_text(fit.memory(sweep, sweep.points()[1]).source.device)
+    assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory, 140 GiB are on NVIDIA H200"}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_host_memory_counts_on_cuda_too() -> None:
+    experiment = flags(model="opt-13b", streaming="host")
+    (reason,) = fit.reasons(experiment, available=lambda: GIB, devices=lambda: (H200,)).values()
+    assert reason.endswith("of memory, 1.00 GiB are available")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
+    experiment = flags(model="gpt2", streaming="mpi")
+    what: dict[str, Any] = {"available": lambda: 64 * GIB, "devices": lambda: ()}
+    assert fit.reasons(experiment, 0, 1, **what) == {}
+    assert fit.reasons(experiment, 1, 0, **what) == {"p000": "gpt2 needs a CUDA device, none is found on this host"}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
+    nccl = flags(streaming="none,nccl")
+    assert fit.too_few_devices(nccl, devices=lambda: (H200,)) == (
+        "streaming nccl needs a GPU for each rank: 2 ranks on this host, 1 GPU; "
+        "--nccl-loopback lets a source and its sink share one"
+    )
+    assert fit.too_few_devices(nccl, devices=lambda: (H200, H200)) is None
+    assert fit.too_few_devices(nccl, sources=1, sinks=0, devices=lambda: (H200,)) is None
+    for values in ({"streaming": "none,nccl", "nccl_loopback": True}, {"streaming": "mpi"}):
+        assert fit.too_few_devices(flags(**values), devices=lambda: (H200,)) is None
+
+
+def test_the_driver_is_not_asked_on_the_cpu() -> None:
+    def asked() -> tuple[CudaDevice, ...]:
+        raise AssertionError("asked")
+
+    experiment = flags(model="gpt2", streaming="none,nccl")
+    assert fit.reasons(experiment, available=lambda: 64 * GIB, devices=asked) == {}
+    assert fit.too_few_devices(experiment, devices=asked) is None
 
 
 # ---- time ----

@@ -1,0 +1,109 @@
+"""What the CUDA driver is asked, and what stands for "none": a driver in Python takes the library's place."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from dejavubench.machine import CudaDevice, cuda_devices
+
+UUID = bytes(range(16))
+
+
+class Driver:
+    """The driver's calls that are used, for devices of the given names and sizes; counts what it is asked."""
+
+    def __init__(self, *devices: tuple[str, int], **errors: int) -> None:
+        self.devices, self.errors, self.asked = devices, errors, 0
+
+    def load(self, name: str) -> Driver:
+        assert name == "libcuda.so.1"
+        return self
+
+    def _answer(self, call: str) -> int:
+        self.asked += 1
+        return self.errors.get(call, 0)
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 (the driver's own names)
+        assert flags == 0
+        return self._answer("cuInit")
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.devices)
+        return self._answer("cuDeviceGetCount")
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
+        device._obj.value = 70 + number
+        return self._answer("cuDeviceGet")
+
+    def cuDeviceGetName(self, name: Any, length: int, device: ctypes.c_int) -> int:  # noqa: N802
+        name.value = self.devices[device.value - 70][0].encode()[: length - 1]
+        return self._answer("cuDeviceGetName")
+
+    def cuDeviceTotalMem_v2(self, nbytes: Any, device: ctypes.c_int) -> int:  # noqa: N802
+        nbytes._obj.value = self.devices[device.value - 70][1]
+        return self._answer("cuDeviceTotalMem_v2")
+
+    def cuDeviceGetUuid_v2(self, identity: Any, device: ctypes.c_int) -> int:  # noqa: N802
+        identity.raw = bytes([device.value]) + UUID[1:]
+        return self._answer("cuDeviceGetUuid_v2")
+
+
+def test_devices_have_name_bytes_and_uuid() -> None:
+    driver = Driver(("NVIDIA H200", 150_754_820_096), ("NVIDIA L4", 24 << 30))
+    assert cuda_devices(driver.load) == (
+        CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-46010203-0405-0607-0809-0a0b0c0d0e0f"),
+        CudaDevice("NVIDIA L4", 24 << 30, "GPU-47010203-0405-0607-0809-0a0b0c0d0e0f"),
+    )
+
+
+def test_the_driver_is_asked_once() -> None:
+    driver = Driver(("NVIDIA H200", 1))
+    load = driver.load
+    first, asked = cuda_devices(load), driver.asked
+    assert cuda_devices(load) is first
+    assert driver.asked == asked > 0
+
+
+def test_no_library_is_no_device() -> None:
+    def load(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    assert cuda_devices(load) == ()
+
+
+@pytest.mark.parametrize("error", [34, 100], ids=["stub", "no-device"])
+def test_a_driver_without_a_device_is_no_device(error: int) -> None:
+    assert cuda_devices(Driver(cuInit=error).load) == ()
+    assert cuda_devices(Driver().load) == ()
+
+
+@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceTotalMem_v2"])
+def test_any_other_answer_is_an_error_that_names_the_call(call: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"^the CUDA driver does not work: {call} gives error 803$"):
+        cuda_devices(Driver(("NVIDIA H200", 1), **{call: 803}).load)
+
+
+@pytest.mark.gpu
+def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    program = (
+        "import ctypes, sys\n"
+        "from dejavubench.machine import cuda_devices\n"
+        "found = cuda_devices()\n"
+        "active, flags = ctypes.c_int(), ctypes.c_uint()\n"
+        "driver = ctypes.CDLL('libcuda.so.1')\n"
+        "assert driver.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active)) == 0\n"
+        "assert not {'torch', 'cupy'} & set(sys.modules)\n"
+        "print(len(found), found[0].nbytes, found[0].uuid, active.value, found[0].name, sep='|')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    told = torch.cuda.get_device_properties(0)
+    expected = [str(torch.cuda.device_count()), str(told.total_memory), f"GPU-{told.uuid}", "0", told.name]
+    assert done.stdout.strip().split("|") == expected
