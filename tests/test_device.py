@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.dejavulib.strided import Choice, Way
 from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout
 from dejavubench.waiting import wait_asleep
 
@@ -33,8 +36,9 @@ def on_device(cache: KVCache) -> KVCache:
 
 
 @contextmanager
-def streaming(destination: Destination, slot: int, slots: int = 2) -> Iterator[Streamer]:
-    device = DeviceStaging([torch.empty(slot, dtype=torch.uint8, device="cuda") for _ in range(slots)])
+def streaming(destination: Destination, slot: int, slots: int = 2, way: Way = "kernel") -> Iterator[Streamer]:
+    staged = [torch.empty(slot, dtype=torch.uint8, device="cuda") for _ in range(slots)]
+    device = DeviceStaging(staged, {"prompt": Choice(way), "token": Choice(way)})
     streamer = Streamer(destination, staging(slot, slots, pinned=True) if destination.staged else [], device)
     try:
         yield streamer
@@ -67,13 +71,20 @@ class Busy:
 
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
 @pytest.mark.parametrize("layout", list(KVLayout))
-@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+@pytest.mark.parametrize(
+    ("level", "way"),
+    [
+        pytest.param(level, way, id=f"{name}-{way}")
+        for name, level in LEVELS.items()
+        for way in (get_args(Way) if level.buffered else ["kernel"])
+    ],
+)
 @pytest.mark.parametrize("kind", ["memory", "host", "fdatasync", "page-cache"])
-def test_every_byte_arrives(kind: str, level: Level, layout: KVLayout, slot: int, tmp_path: Path) -> None:
+def test_every_byte_arrives(kind: str, level: Level, way: Way, layout: KVLayout, slot: int, tmp_path: Path) -> None:
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot))
     cache = on_device(random_cache(geometry))
-    with streaming(make(kind, tmp_path), slot) as streamer:
+    with streaming(make(kind, tmp_path), slot, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         for microbatch in range(2):
             source = random_cache(geometry, seed=microbatch)
@@ -92,11 +103,12 @@ def test_every_byte_arrives(kind: str, level: Level, layout: KVLayout, slot: int
             streamer.destination.check(stream)
 
 
-def test_the_model_does_not_wait_at_level_3() -> None:
+@pytest.mark.parametrize("way", get_args(Way))
+def test_the_model_does_not_wait_at_level_3(way: Way) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = on_device(random_cache(stream.schedule.geometry))
     destination = Memory(allowed=0)
-    with streaming(destination, WHOLE_LAYERS) as streamer:
+    with streaming(destination, WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)  # returns though nothing becomes complete
@@ -116,3 +128,21 @@ def test_staging_on_the_device_is_asked_for() -> None:
             CacheManager(cache, [Stream(0, schedule_of(geometry))], LEVELS["3"], streamer)
     finally:
         streamer.close()
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> None:
+    geometry = KVGeometry(3, 2, 4, 80, 64, 2, layout)
+    stream = Stream(0, StreamSchedule(geometry, geometry.whole, 70, STEPS, WHOLE_LAYERS * 8))
+    source, cache = random_cache(geometry), on_device(random_cache(geometry, seed=1))
+    with streaming(Memory(), stream.schedule.slot_nbytes) as streamer:
+        assert streamer.device is not None
+        assert streamer.device.ways == {"prompt": "kernel (not measured)", "token": "kernel (not measured)"}
+        streamer.device.calibrate(cache, stream.schedule.all_chunks(LEVELS["3"]))
+        assert all("not measured" not in way for way in streamer.device.ways.values())
+        assert ("too short" in streamer.device.ways["token"]) == (layout is KVLayout.FT)
+        manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
+        manager.begin()
+        play_model(on_device(source), cache, stream.schedule, Busy(manager))
+        manager.drain()
+        assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)

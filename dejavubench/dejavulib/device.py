@@ -3,63 +3,109 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
-from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from dejavubench.dejavulib.strided import Choice, StridedCopy, choose
 from dejavubench.kvcache import BOTH, KVCache
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.streamer import Job
 
 
+Kind = Literal["prompt", "token"]
+"""Chunks of a kind are alike, so that which way is faster is measured for one of them."""
+
+TIES: Mapping[Kind, float] = {"prompt": 0.03, "token": 0.0}
+"""By how much strided DMA may be slower: beside a prompt the kernel takes what the model could use."""
+
+
 class _Copy(NamedTuple):
     job: Job
     packed: torch.Tensor
-    slot: torch.Tensor
+    slot: torch.Tensor | None
     done: torch.cuda.Event
 
 
 class DeviceStaging:
-    """Gathers chunks into staging on the device and copies them to the host, in order; nothing here waits.
+    """Brings chunks to the host, in order; nothing here waits.
+
+    By the gather kernel into staging on the device and a copy of that, or by strided DMA straight from the cache. It is
+    the kernel until :meth:`calibrate` has measured which one is faster.
 
     Args:
-        slots: staging on the device: as many chunks can be on their way to the host at once.
+        slots: staging on the device: as many gathered chunks can be on their way to the host at once.
+        choices: which way, where that is known already.
     """
 
-    def __init__(self, slots: Sequence[torch.Tensor]) -> None:
+    def __init__(self, slots: Sequence[torch.Tensor], choices: Mapping[Kind, Choice] | None = None) -> None:
         self.slot_nbytes = min(slot.numel() for slot in slots)
         self._slots = deque(slots)
         self._stream = torch.cuda.Stream(slots[0].device)
         self._copies: deque[_Copy] = deque()
+        self._choices: dict[Kind, Choice] = {"prompt": Choice("kernel"), "token": Choice("kernel"), **(choices or {})}
+        self._strided: WeakKeyDictionary[Packing, StridedCopy] = WeakKeyDictionary()
 
     @property
     def has_room(self) -> bool:
+        """Whether any chunk can begin; those that come by strided DMA hold no slot."""
         return bool(self._slots)
 
+    @property
+    def ways(self) -> dict[str, str]:
+        """For the record: how the chunks of each kind come to the host."""
+        return {kind: str(choice) for kind, choice in self._choices.items()}
+
+    def calibrate(self, cache: KVCache, chunks: Iterable[Chunk]) -> None:
+        """Choose a way for each kind by its first chunk; outside any clock, with nothing under way."""
+        first: dict[Kind, Chunk] = {}
+        for chunk in chunks:
+            first.setdefault(_kind(chunk), chunk)
+        for kind, chunk in first.items():
+            self._choices[kind] = choose(cache, chunk.region, TIES[kind], self._slots[0])
+
     def begin(self, job: Job, packing: Packing, packed: torch.Tensor) -> None:
-        """Once the keys and values are in place: gather, then copy to ``packed`` (pinned, of the chunk's bytes)."""
+        """Once the keys and values are in place: bring them to ``packed`` (pinned, of the chunk's bytes)."""
         assert job.ready is not None
-        slot = self._slots.popleft()
         self._stream.wait_event(job.ready)
+        slot = None
         with torch.cuda.stream(self._stream):
-            chunk = slot[: packed.numel()]
-            packing.gather(chunk)
-            packed.copy_(chunk, non_blocking=True)
+            if self._choices[_kind(job.chunk)].way == "strided DMA":
+                self._strided_copy(job, packing).to_host(packed, self._stream)
+            else:
+                slot = self._slots.popleft()
+                chunk = slot[: packed.numel()]
+                packing.gather(chunk)
+                packed.copy_(chunk, non_blocking=True)
             done = torch.cuda.Event()
             done.record(self._stream)
         self._copies.append(_Copy(job, packed, slot, done))
+
+    def _strided_copy(self, job: Job, packing: Packing) -> StridedCopy:
+        """That of a planned chunk, made when it first comes and kept as long as its ``packing``."""
+        if packing not in self._strided:
+            self._strided[packing] = StridedCopy(job.manager.cache, job.chunk.region)
+        return self._strided[packing]
 
     def arrived(self) -> Iterator[tuple[Job, torch.Tensor]]:
         """Chunks that are in host memory now, oldest first."""
         while self._copies and self._copies[0].done.query():
             copy = self._copies.popleft()
-            self._slots.append(copy.slot)
+            if copy.slot is not None:
+                self._slots.append(copy.slot)
             yield copy.job, copy.packed
+
+
+def _kind(chunk: Chunk) -> Kind:
+    return "token" if chunk.step else "prompt"
 
 
 class DeviceRuns:
@@ -102,23 +148,21 @@ class DeviceRuns:
 
 
 class _PulledRuns(Sequence[memoryview]):
-    """One step's runs. Slices are iterators: a run is pulled when it is asked for."""
+    """One step's runs. Slices are iterators: a run is pulled when it is asked for, with no line of Python for each."""
 
     def __init__(
         self, starts: np.ndarray, sizes: np.ndarray, landing: torch.Tensor, stream: int, each_complete: bool
     ) -> None:
         ends = np.cumsum(sizes)
         places = landing.data_ptr() + ends - sizes
-        self._copies: list[tuple[int, int, int]] = list(
-            zip(places.tolist(), starts.tolist(), sizes.tolist(), strict=True)
-        )
+        self._places, self._starts, self._sizes = places.tolist(), starts.tolist(), sizes.tolist()
         memory = landing.numpy().data
-        self._views = [memory[end - size : end] for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)]
+        self._views = [memory[end - size : end] for end, size in zip(ends.tolist(), self._sizes, strict=True)]
         self._stream = stream
         self._each_complete = each_complete
 
     def __len__(self) -> int:
-        return len(self._copies)
+        return len(self._views)
 
     def __getitem__(self, which: Any) -> Any:
         from cupy.cuda import runtime
@@ -127,25 +171,19 @@ class _PulledRuns(Sequence[memoryview]):
             if which >= len(self):
                 raise IndexError(which)
             return next(iter(self[which : which + 1]))
-        copies, stream = self._copies[which], self._stream
+        views = self._views[which]
         if self._each_complete:
-            return self._one_by_one(copies, self._views[which])
+            waited = map(runtime.streamSynchronize, repeat(self._stream))
+            # a view is taken first, so that the iteration ends with the last one
+            return map(itemgetter(0), zip(views, self._copied(which), waited, strict=False))
         if which.start in (0, None):  # the first block issues them all
-            for place, start, nbytes in self._copies:
-                runtime.memcpyAsync(place, start, nbytes, runtime.memcpyDeviceToHost, stream)
-            runtime.streamSynchronize(stream)
-        return iter(self._views[which])
+            deque(self._copied(slice(None)), maxlen=0)
+            runtime.streamSynchronize(self._stream)
+        return iter(views)
 
-    def _one_by_one(self, copies: list[tuple[int, int, int]], views: list[memoryview]) -> Iterator[memoryview]:
+    def _copied(self, which: slice) -> Iterator[None]:
+        """Issues one copy each time it is asked for the next."""
         from cupy.cuda import runtime
 
-        copy, wait, kind, stream = (
-            runtime.memcpyAsync,
-            runtime.streamSynchronize,
-            runtime.memcpyDeviceToHost,
-            self._stream,
-        )
-        for (place, start, nbytes), view in zip(copies, views, strict=True):
-            copy(place, start, nbytes, kind, stream)
-            wait(stream)
-            yield view
+        prepared = (self._places[which], self._starts[which], self._sizes[which])
+        return map(runtime.memcpyAsync, *prepared, repeat(runtime.memcpyDeviceToHost), repeat(self._stream))

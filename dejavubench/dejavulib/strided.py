@@ -1,0 +1,247 @@
+"""Strided DMA: a region of a CUDA cache straight into pinned host memory, with no kernel and no staging on the device.
+
+The alternative to the gather kernel wherever what is contiguous in the cache is long enough, and lies regularly enough,
+for few copies of many rows. Which of the two is faster is measured, not assumed: :func:`choose`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from statistics import median_low
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Rows
+
+Way = Literal["kernel", "strided DMA"]
+
+SHORTEST_ROW = 64
+"""Bytes of a row below which strided DMA is not tried: in ``ft``'s 16 a token took twice the kernel's time."""
+
+MOST_PITCH = 2**31 - 1
+"""Bytes from one row to the next that CUDA accepts."""
+
+ROUNDS = 7
+"""How often each way is timed, in turns."""
+
+
+class Axis(NamedTuple):
+    """So many of something, and how far apart they are in the cache and in the packed buffer, in bytes."""
+
+    number: int
+    source: int
+    packed: int
+
+
+class BoxCopy(NamedTuple):
+    """``slices`` of ``rows`` of ``width`` bytes each, all of K or of V.
+
+    ``source`` and ``packed`` are the first byte's places in the K or V tensor and in the packed buffer. On both sides
+    a row's pitch is at least its width and a slice's a multiple of a row's, as CUDA wants it.
+    """
+
+    kv: KV
+    source: int
+    packed: int
+    width: int
+    rows: Axis
+    slices: Axis
+
+
+def plan(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
+    """The copies that bring a region into its packed order (of each layer K, then V), as few as the layout allows.
+
+    Never more than one for each layer's K or V: one layer has at most two axes that do not merge.
+
+    Raises:
+        ValueError: the region is empty.
+    """
+    if not region.tokens_heads:
+        raise ValueError(f"nothing to move in {region}")
+    layer_nbytes = geometry.region_nbytes(region) // region.layers.size
+    copies: list[BoxCopy] = []
+    for number, kv in enumerate(BOTH):
+        rows = geometry.rows(kv, region)
+        copies += _boxes(kv, rows.first, number * layer_nbytes // 2, *_regular(rows, layer_nbytes))
+    return copies
+
+
+def _regular(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
+    """What is contiguous on both sides, and the axes that count it, merged where strides go on; the outermost first."""
+    layers, *others = rows.axes
+    width, packed = rows.nbytes, rows.nbytes
+    axes = []
+    for count, stride in reversed(others):
+        axes.append(Axis(count, stride, packed))
+        packed *= count
+    axes.append(Axis(*layers, layer_nbytes))
+    merged: list[Axis] = []
+    for axis in axes:
+        count, inner_source, inner_packed = merged[-1] if merged else (width, 1, 1)
+        if axis.number == 1:
+            continue
+        if axis[1:] != (count * inner_source, count * inner_packed):
+            merged.append(axis)
+        elif merged:
+            merged[-1] = Axis(axis.number * count, inner_source, inner_packed)
+        else:
+            width *= axis.number
+    return width, merged[::-1]
+
+
+def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> Iterator[BoxCopy]:
+    """One copy counts two axes; the outer ones are counted by copies."""
+    rows = axes[-1] if axes else Axis(1, width, width)
+    slices = axes[-2] if len(axes) > 1 else Axis(1, rows.number * rows.source, rows.number * rows.packed)
+    outer = axes[:-2]
+    for at in product(*(range(axis.number) for axis in outer)):
+        beyond = [(i * axis.source, i * axis.packed) for i, axis in zip(at, outer, strict=True)]
+        first, place = source + sum(s for s, _ in beyond), packed + sum(p for _, p in beyond)
+        yield BoxCopy(kv, first, place, width, rows, slices)
+
+
+def worth_trying(geometry: KVGeometry, region: Region) -> bool:
+    """Whether a region's rows are long enough for strided DMA to have a chance against the kernel."""
+    copies = plan(geometry, region)
+    return min(copy.width for copy in copies) >= SHORTEST_ROW and max(copy.rows.source for copy in copies) <= MOST_PITCH
+
+
+# ---- on a device ----
+
+PITCHED = np.dtype([("begin", "u8"), ("pitch", "u8"), ("row", "u8"), ("rows", "u8")])
+"""The runtime's ``cudaPitchedPtr``; ``rows``: how many lie between the beginnings of two slices."""
+
+TOLD = np.dtype(
+    [
+        ("source_array", "u8"),
+        ("source_at", "u8", 3),
+        ("source", PITCHED),
+        ("packed_array", "u8"),
+        ("packed_at", "u8", 3),
+        ("packed", PITCHED),
+        ("extent", "u8", 3),
+        ("kind", "i4"),
+        ("_", "u4"),
+    ]
+)
+"""The runtime's ``cudaMemcpy3DParms``, byte for byte."""
+
+
+class StridedCopy:
+    """Brings one region of a CUDA cache to the host; what CUDA is told is prepared beforehand.
+
+    One copy for all layers' K and one for their V is what makes it quick to issue: a copy for each layer's would cost a
+    token more time than its bytes do.
+    """
+
+    def __init__(self, cache: KVCache, region: Region) -> None:
+        self._nbytes = cache.geometry.region_nbytes(region)
+        copies = plan(cache.geometry, region)
+        self._places = np.array([copy.packed for copy in copies], np.uint64)
+        self._told = np.array([_told(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies])
+        first = self._told.ctypes.data
+        self._addresses = range(first, first + self._told.nbytes, TOLD.itemsize)
+
+    def to_host(self, packed: torch.Tensor, stream: torch.cuda.Stream) -> None:
+        """Issue the copies on ``stream``; ``packed`` is pinned.
+
+        Raises:
+            ValueError: ``packed`` is not of the region's bytes.
+        """
+        from cupy.cuda import runtime
+
+        if packed.numel() != self._nbytes:
+            raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
+        self._told["packed"]["begin"] = self._places + np.uint64(packed.data_ptr())
+        queue = stream.cuda_stream
+        for address in self._addresses:
+            runtime.memcpy3DAsync(address, queue)
+
+
+DEVICE_TO_HOST = 2
+"""The runtime's ``cudaMemcpyDeviceToHost``."""
+
+
+def _told(copy: BoxCopy, tensor: int) -> np.ndarray:
+    """One :data:`TOLD`, but for where the packed buffer begins; ``tensor``: the address of K or V."""
+    rows, slices = copy.rows, copy.slices
+    told = np.zeros((), TOLD)
+    told["source"] = (tensor + copy.source, rows.source, copy.width, slices.source // rows.source)
+    told["packed"] = (0, rows.packed, copy.width, slices.packed // rows.packed)
+    told["extent"] = (copy.width, rows.number, slices.number)
+    told["kind"] = DEVICE_TO_HOST
+    return told
+
+
+# ---- which one ----
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How chunks of one kind come to the host, and what was measured for one of them.
+
+    Attributes:
+        kernel_s, dma_s: seconds from the first call to the last byte; None: not measured.
+    """
+
+    way: Way
+    kernel_s: float | None = None
+    dma_s: float | None = None
+
+    def __str__(self) -> str:
+        if self.kernel_s is None:
+            return f"{self.way} (not measured)"
+        if self.dma_s is None:
+            return f"{self.way} (rows too short for strided DMA)"
+        if self.way == "kernel":
+            return f"kernel ({self.kernel_s / self.dma_s:.2f} of strided DMA's time)"
+        return f"strided DMA ({self.dma_s / self.kernel_s:.2f} of the kernel's time)"
+
+
+def choose(
+    cache: KVCache, region: Region, tie: float = 0.0, slot: torch.Tensor | None = None, rounds: int = ROUNDS
+) -> Choice:
+    """Time both ways in turns on an idle device, outside any clock, and take the one with the lower median.
+
+    Args:
+        tie: by what share of the kernel's time strided DMA may be slower and is still taken.
+        slot: staging on the device for the kernel; otherwise it is allocated.
+    """
+    nbytes = cache.geometry.region_nbytes(region)
+    staged = (torch.empty(nbytes, dtype=torch.uint8, device=cache.k.device) if slot is None else slot)[:nbytes]
+    packed, packing = pinned_buffer(nbytes), Packing(cache, region)
+    stream = torch.cuda.Stream(cache.k.device)
+
+    def kernel() -> None:
+        packing.gather(staged)
+        packed.copy_(staged, non_blocking=True)
+
+    if not worth_trying(cache.geometry, region):
+        return Choice("kernel", _timed([kernel], stream, rounds)[0])
+    strided = StridedCopy(cache, region)
+    kernel_s, dma_s = _timed([kernel, lambda: strided.to_host(packed, stream)], stream, rounds)
+    return Choice("strided DMA" if dma_s <= kernel_s * (1 + tie) else "kernel", kernel_s, dma_s)
+
+
+def _timed(ways: list[Callable[[], None]], stream: torch.cuda.Stream, rounds: int) -> list[float]:
+    """Median seconds of each, its issuing from Python included; the first round warms up."""
+    torch.cuda.synchronize(stream.device)
+    seconds: list[list[float]] = [[] for _ in ways]
+    with torch.cuda.stream(stream):
+        for _ in range(rounds + 1):
+            for way, times in zip(ways, seconds, strict=True):
+                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                began = time.perf_counter()
+                begin.record()
+                way()
+                end.record()
+                issued = time.perf_counter() - began
+                end.synchronize()
+                times.append(max(issued, begin.elapsed_time(end) / 1e3))
+    return [median_low(times[1:]) for times in seconds]

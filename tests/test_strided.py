@@ -1,0 +1,185 @@
+"""Strided DMA: its plan without a device, byte for byte; the bytes and the choice with one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from caches import geometries, random_cache, regions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.dejavulib.strided import TOLD, BoxCopy, Choice, StridedCopy, choose, plan, worth_trying
+from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region, Span
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+OPT_13B = {layout: KVGeometry(40, 8, 40, 1000, 128, 2, layout) for layout in KVLayout}
+PROMPT_LAYER, TOKEN = ({"layers": Span(3, 4), "positions": Span(0, 500)}, {"positions": Span(700, 701)})
+
+
+def emulated(cache: KVCache, region: Region) -> bytes:
+    """What the copies of a plan leave in the packed buffer, row by row; no byte is written twice."""
+    packed = np.zeros(cache.geometry.region_nbytes(region), np.uint8)
+    written = np.zeros(len(packed), int)
+    for copy in plan(cache.geometry, region):
+        memory = cache.bytes(copy.kv).numpy()
+        for piece in range(copy.slices.number):
+            for row in range(copy.rows.number):
+                source = copy.source + piece * copy.slices.source + row * copy.rows.source
+                place = copy.packed + piece * copy.slices.packed + row * copy.rows.packed
+                packed[place : place + copy.width] = memory[source : source + copy.width]
+                written[place : place + copy.width] += 1
+    assert (written == 1).all()
+    return packed.tobytes()
+
+
+def reference(cache: KVCache, region: Region) -> bytes:
+    packed = torch.zeros(cache.geometry.region_nbytes(region), dtype=torch.uint8)
+    Packing(cache, region).gather(packed)
+    return packed.numpy().tobytes()
+
+
+def as_cuda_wants_it(copy: BoxCopy) -> bool:
+    """Rows do not overlap, and a slice begins so many whole rows after the one before."""
+    sides = [(copy.rows.source, copy.slices.source), (copy.rows.packed, copy.slices.packed)]
+    return all(
+        pitch >= copy.width and apart % pitch == 0 and apart >= copy.rows.number * pitch for pitch, apart in sides
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_the_plan_packs_every_region(data: st.DataObject) -> None:
+    geometry = data.draw(geometries())
+    region = data.draw(regions(geometry))
+    cache = random_cache(geometry)
+    assert emulated(cache, region) == reference(cache, region)
+    assert all(as_cuda_wants_it(copy) for copy in plan(geometry, region))
+    assert len(plan(geometry, region)) <= 2 * region.layers.size
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("part", [PROMPT_LAYER, TOKEN], ids=["prompt", "token"])
+def test_whole_heads_take_one_copy_for_k_and_one_for_v(layout: KVLayout, part: dict[str, Span]) -> None:
+    assert [copy.kv for copy in plan(OPT_13B[layout], OPT_13B[layout].region(**part))] == ["k", "v"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "part", "widths"),
+    [
+        (KVLayout.HND, PROMPT_LAYER, [128_000, 128_000]),  # positions × head
+        (KVLayout.NHD, PROMPT_LAYER, [5_120_000, 5_120_000]),  # positions × heads × head
+        (KVLayout.FT, PROMPT_LAYER, [8000, 128_000]),  # positions × 16 bytes
+        (KVLayout.HND, TOKEN, [256, 256]),
+        (KVLayout.NHD, TOKEN, [10_240, 10_240]),
+        (KVLayout.FT, TOKEN, [16, 256]),
+    ],
+)
+def test_rows_are_what_is_contiguous(layout: KVLayout, part: dict[str, Span], widths: list[int]) -> None:
+    region = OPT_13B[layout].region(**part)
+    assert [copy.width for copy in plan(OPT_13B[layout], region)] == widths
+    assert worth_trying(OPT_13B[layout], region) == (min(widths) >= 64)
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None:
+    geometry = OPT_13B[layout]
+    token = plan(geometry, geometry.region(heads=Span(10, 20), **TOKEN))
+    prompt = plan(geometry, geometry.region(heads=Span(10, 20), **PROMPT_LAYER))
+    assert (len(token), len(prompt)) == (2 if layout is KVLayout.NHD else 80, 2)
+
+
+def test_cuda_is_told_as_many_bytes_as_it_reads() -> None:
+    assert TOLD.itemsize == 160
+    assert [TOLD.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [32, 96, 128, 152]
+
+
+def test_an_empty_region_is_refused() -> None:
+    geometry = OPT_13B[KVLayout.HND]
+    with pytest.raises(ValueError, match="nothing to move"):
+        plan(geometry, geometry.region(positions=Span(4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (Choice("kernel"), "kernel (not measured)"),
+        (Choice("kernel", 1e-3), "kernel (rows too short for strided DMA)"),
+        (Choice("kernel", 1e-3, 2e-3), "kernel (0.50 of strided DMA's time)"),
+        (Choice("strided DMA", 1e-3, 0.71e-3), "strided DMA (0.71 of the kernel's time)"),
+    ],
+)
+def test_a_choice_says_what_it_was_made_by(choice: Choice, said: str) -> None:
+    assert str(choice) == said
+
+
+# ---- on a device ----
+
+
+@GPU
+@pytest.mark.gpu
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_every_region_arrives(data: st.DataObject) -> None:
+    geometry = data.draw(geometries())
+    region = data.draw(regions(geometry))
+    cache = random_cache(geometry)
+    packed = pinned_buffer(geometry.region_nbytes(region))
+    packed.fill_(0xA5)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    device = KVCache(geometry, cache.k.cuda(), cache.v.cuda())
+    torch.cuda.synchronize()
+    StridedCopy(device, region).to_host(packed, stream)
+    stream.synchronize()
+    assert packed.numpy().tobytes() == reference(cache, region)
+
+
+@GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("heads", [Span(0, 40), Span(10, 30)], ids=["all heads", "some heads"])
+def test_large_regions_arrive(layout: KVLayout, heads: Span) -> None:
+    geometry = KVGeometry(3, 4, 40, 333, 128, 2, layout)
+    cache = random_cache(geometry)
+    device = KVCache(geometry, cache.k.cuda(), cache.v.cuda())
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    for part in ({"positions": Span(0, 301)}, {"layers": Span(1, 2)}, {"positions": Span(332, 333)}):
+        region = geometry.region(heads=heads, **part)
+        packed = pinned_buffer(geometry.region_nbytes(region))
+        StridedCopy(device, region).to_host(packed, stream)
+        stream.synchronize()
+        assert torch.equal(packed, torch.frombuffer(bytearray(reference(cache, region)), dtype=torch.uint8))
+
+
+@GPU
+@pytest.mark.gpu
+def test_the_faster_way_is_chosen() -> None:
+    geometry = KVGeometry(4, 2, 8, 200, 128, 2)
+    cache = KVCache.allocate(geometry, torch.float16, "cuda")
+    choice = choose(cache, geometry.region(layers=Span(0, 1)))
+    assert choice.kernel_s is not None
+    assert choice.dma_s is not None
+    assert choice.way == ("strided DMA" if choice.dma_s <= choice.kernel_s else "kernel")
+    assert choose(cache, geometry.region(layers=Span(0, 1)), tie=100.0).way == "strided DMA"
+
+
+@GPU
+@pytest.mark.gpu
+def test_rows_too_short_are_the_kernels() -> None:
+    geometry = KVGeometry(2, 2, 2, 9, 64, 2, KVLayout.FT)
+    cache = KVCache.allocate(geometry, torch.float16, "cuda")
+    choice = choose(cache, geometry.region(positions=Span(3, 4)))
+    assert (choice.way, choice.dma_s) == ("kernel", None)
+
+
+@GPU
+@pytest.mark.gpu
+def test_a_buffer_of_another_size_is_refused() -> None:
+    geometry = KVGeometry(2, 2, 2, 9, 16, 2)
+    cache = KVCache.allocate(geometry, torch.float16, "cuda")
+    with pytest.raises(ValueError, match="a buffer of 7 bytes"):
+        StridedCopy(cache, geometry.whole).to_host(pinned_buffer(7), torch.cuda.Stream())
