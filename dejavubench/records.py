@@ -91,7 +91,8 @@ T = TypeVar("T", bound=_Line)
 class RankInfo(_Line):
     """First line of each rank's file.
 
-    ``wait``: how collectives wait, ``spin`` or ``yield``; ``staging_nbytes``: the bound of its staging memory.
+    ``wait``: how collectives wait, ``spin`` or ``yield``; ``staging_nbytes``: the bound of its staging memory;
+    ``device``: the name of the GPU that it computes on, or receives on; None on a CPU.
     """
 
     kind: Literal["rank"] = "rank"
@@ -106,6 +107,7 @@ class RankInfo(_Line):
     peers: list[int] = []
     wait: str = "spin"
     staging_nbytes: int = 0
+    device: str | None = None
     environment: dict[str, Any] = {}
 
 
@@ -137,6 +139,8 @@ class Microbatch(_Line):
 
     ``iteration`` counts from 0 within (point, arm), warm-ups included; ``round`` is None in warm-up.
     ``total_ms`` = ``prompt_ms`` + ``all_token_ms`` + ``drain_ms``; ``token_ms`` has T − 1 entries.
+    ``prompt_event_ms`` and ``token_event_ms`` are the same steps between CUDA events on the model's stream; None and
+    empty where the model runs on a CPU.
     """
 
     kind: Literal["microbatch"] = "microbatch"
@@ -150,6 +154,8 @@ class Microbatch(_Line):
     all_token_ms: float
     drain_ms: float
     total_ms: float
+    prompt_event_ms: float | None = None
+    token_event_ms: list[float] = []
     prompt: PhaseStreaming = PhaseStreaming()
     tokens: PhaseStreaming = PhaseStreaming()
     drain: PhaseStreaming = PhaseStreaming()
@@ -217,8 +223,20 @@ class Ceiling(_Line):
     durability: str | None = None
 
 
-HELD_AGAINST = {"mpi-destination": "mpi-windowed", "disk-destination": "disk-write"}
+HELD_AGAINST = {
+    "mpi-destination": "mpi-windowed",
+    "disk-destination": "disk-write",
+    "pcie-destination": "pcie-d2h",
+    "gather": "gather-copy",
+}
 """Ceilings that are this library's own, and the raw loop in turn with which each was measured, sample by sample."""
+
+OVERHEAD_OF = {
+    "mpi-message-overhead": "mpi-message",
+    "disk-run-overhead": "disk-run",
+    "run-copy-overhead": "run-copy",
+}
+"""Times of a naive loop that moves nothing, and those of the loop whose share that is this program's own they tell."""
 
 
 class Alone(_Line):
@@ -229,6 +247,16 @@ class Alone(_Line):
     arm: str
     ms: float
     nbytes: int
+
+
+class CopyWays(_Line):
+    """How chunks left a source's GPU at one point: by kind of chunk (prompt, token) the way, ``kernel`` or ``strided
+    DMA``, and the measured ratio that it was chosen by, in words.
+    """
+
+    kind: Literal["copy-ways"] = "copy-ways"
+    point: str
+    ways: dict[str, str]
 
 
 class Skipped(_Line):
@@ -269,6 +297,7 @@ Record = (
     | Verification
     | Ceiling
     | Alone
+    | CopyWays
     | Skipped
     | Failure
     | FirstExit

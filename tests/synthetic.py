@@ -44,6 +44,24 @@ ENVIRONMENT = {
     "date": "2025-01-02",
 }
 
+GPU = {
+    "name": "NVIDIA H200",
+    "uuid": "aaaa",
+    "driver": "580.1",
+    "cuda": "13.0",
+    "nccl": "2.28.9",
+    "mps": True,
+    "pcie_generation": "5",
+    "pcie_width": "16",
+}
+GPU_ENVIRONMENT = ENVIRONMENT | {"gpu": GPU, "gpus": ["NVIDIA H200"], "cuda_aware_mpi": False}
+
+
+def on_gpu(uuid: str = "aaaa") -> dict[str, Any]:
+    """What a rank says of itself that has a GPU."""
+    return {"device": "NVIDIA H200", "environment": {"gpu": GPU | {"uuid": uuid}}}
+
+
 PROMPT_MS, TOKEN_MS = 400.0, 20.0
 
 
@@ -129,14 +147,23 @@ def write_run(
     skipped: Iterable[Skipped] = (),
     bad: Verification | None = None,
     ended: bool = True,
+    infos: Sequence[Mapping[str, Any]] = ({}, {}),
+    events: bool = False,
     **changes: Any,
 ) -> Path:
-    """A run with rank 0 as source and rank 1 as sink on one host; ``factors``: arm → slowdown of its phases."""
+    """A run with rank 0 as source and rank 1 as sink on one host.
+
+    Args:
+        factors: arm → slowdown of its phases.
+        infos: what else the two ranks say of themselves.
+        events: CUDA events have timed the prompt and the steps as well, a hundredth less each.
+        changes: fields of the header.
+    """
     points = [point()] if points is None else list(points)
     top = header(arms, points, **changes)
     rng = np.random.default_rng(7)
-    source: list[Record] = [_info(0, "source", [1])]
-    sink: list[Record] = [_info(1, "sink", [0])]
+    source: list[Record] = [_info(0, "source", [1], **infos[0])]
+    sink: list[Record] = [_info(1, "sink", [0], **infos[1])]
     left_out = {(item.point, item.arm) for item in skipped}
     source += list(skipped)
     for where in points:
@@ -148,6 +175,12 @@ def write_run(
                 by = (factors or {}).get(which.name, 1.0) * float(np.exp(rng.normal(0.0, noise)))
                 number = iteration if iteration >= 0 else None
                 one = microbatch(where, which, iteration + top.warmup, number, drift, by)
+                if events:
+                    timed = {
+                        "prompt_event_ms": 0.99 * one.prompt_ms,
+                        "token_event_ms": [0.99 * t for t in one.token_ms],
+                    }
+                    one = one.model_copy(update=timed)
                 _add(source, sink, one, which, order)
                 if bad and (bad.point, bad.arm, bad.iteration) == (where.id, which.name, one.iteration):
                     source[-1] = bad
@@ -166,8 +199,8 @@ def write_run(
     return folder
 
 
-def _info(rank: int, role: Any, peers: list[int]) -> RankInfo:
-    return RankInfo(rank=rank, role=role, host="node-a", pid=100 + rank, cores=[rank], threads=1, peers=peers)
+def _info(rank: int, role: Any, peers: list[int], **more: Any) -> RankInfo:
+    return RankInfo(rank=rank, role=role, host="node-a", pid=100 + rank, cores=[rank], threads=1, peers=peers, **more)
 
 
 def _add(source: list[Record], sink: list[Record], one: Microbatch, which: ArmInfo, order: int) -> None:

@@ -190,7 +190,7 @@ def test_pairs_on_one_host_are_labelled(tmp_path: Path, sinks: list[str], expect
             peers=[(rank + 2) % 4],
         )
         (folder / f"rank-{rank:04d}.jsonl").write_text(to_line(info))
-    label = tables.hosts(read_run(folder), "mpi")
+    label = tables.hosts(read_run(folder), arm("mpi"))
     assert label is not None
     assert label.startswith(expected)
 

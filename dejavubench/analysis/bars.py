@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dejavubench.analysis import captions, stats
+from dejavubench.analysis.machine import LOOPBACK
 from dejavubench.analysis.plotdata import FIG7_PANELS, FIG25_PANELS, LEVEL_LABELS, PHASES
 from dejavubench.analysis.plotstyle import GRID, MARKERS, errors_of, legend_of
 from dejavubench.analysis.words import ms, signed_percent, slowdown, span
@@ -25,6 +26,7 @@ MODE_STYLE = {
     "disk": ("#E69F00", "\\\\"),
     "mpi": ("#009E73", ".."),
     "nccl": ("#CC79A7", "xx"),
+    LOOPBACK: ("#D55E00", "oo"),
     "tcp": ("#F0E442", "--"),
 }
 PHASE_STYLE = {
@@ -46,7 +48,9 @@ def levels(frame: pd.DataFrame) -> Figure:
     for row, layout in zip(axes, layouts, strict=True):
         for ax, mode in zip(row, modes, strict=True):
             part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
-            ax.set_title(f"KV layout {layout}, to {mode}{_where(part)}", loc="left", fontweight="bold")
+            ax.set_title(
+                f"KV layout {layout}, {_to(mode)}{_where(part)}".replace(") (", ", "), loc="left", fontweight="bold"
+            )
             _level_bars(ax, part, labels)
     for ax in axes[-1]:
         ax.set_xlabel("slowdown over none (×, log)")
@@ -112,11 +116,15 @@ def _level_bars(ax: Axes, part: pd.DataFrame, labels: Sequence[str]) -> None:
     ax.grid(axis="x", **GRID)
 
 
+def _to(mode: str) -> str:
+    return captions.destination(mode) if mode == LOOPBACK else f"to {captions.destination(mode)}"
+
+
 def _where(part: pd.DataFrame) -> str:
     if part.empty:
         return ""
     words = [
-        part["hosts"].iloc[0] if part["mode"].iloc[0] not in ("host", "disk") else None,
+        part["hosts"].iloc[0] if part["mode"].iloc[0] not in ("host", "disk", LOOPBACK) else None,
         part["durability"].iloc[0],
     ]
     known = [str(word) for word in words if isinstance(word, str)]
@@ -156,8 +164,9 @@ def _mode_rank(mode: str) -> int:
 
 def _arm_label(row: pd.Series, several: bool) -> str:
     detail = row["durability"] if isinstance(row["durability"], str) else row["hosts"]
-    words = [f"{row['mode']}, level {row['level']}" if several and isinstance(row["level"], str) else row["mode"]]
-    if isinstance(detail, str) and detail != "local":
+    mode = captions.destination(row["mode"]).replace(" on ", "\non ").replace(" (", "\n(")
+    words = [f"{mode}, level {row['level']}" if several and isinstance(row["level"], str) else mode]
+    if isinstance(detail, str) and detail != "local" and row["mode"] != LOOPBACK:
         words.append(f"({detail})")
     return "\n".join(words)
 

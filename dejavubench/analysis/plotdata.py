@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from dejavubench.analysis import captions, stats, tables
+from dejavubench.analysis import captions, machine, stats, tables
 from dejavubench.analysis.compare import NotComparableError, require_comparable
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
 from dejavubench.analysis.tables import POINT_COLUMNS
@@ -216,8 +216,8 @@ def _total_rows(run: Run) -> list[Row]:
 
 def _arm_columns(run: Run, arm: ArmSamples) -> Row:
     info = arm.arm
-    row = {"arm": info.name, "mode": info.mode, "role": info.role, "level": info.level, "durability": info.durability}
-    return row | {"hosts": tables.hosts(run, info.mode)}
+    row = {"arm": info.name, "mode": machine.destination(run, info), "role": info.role, "level": info.level}
+    return row | {"durability": info.durability, "hosts": tables.hosts(run, info)}
 
 
 def _noise(floor: stats.Estimate | None) -> Row:

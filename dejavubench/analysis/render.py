@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dejavubench.analysis import health, stats, tables
+from dejavubench.analysis import health, machine, stats, tables
 from dejavubench.analysis.tables import POINT_COLUMNS, Row
 from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
-from dejavubench.records import Ceiling, RankInfo, Run
+from dejavubench.records import Ceiling, CopyWays, RankInfo, Run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -64,7 +64,10 @@ def report(run: Run) -> Report:
         *_reasons(rows),
         *_ceilings(run),
         *_against_raw(run),
+        *_own_shares(run),
         *_staging(run),
+        *_gpu(run),
+        *_loopback(run),
         *_unshared(rows),
         *_noise(rows),
         *_few(rows),
@@ -187,12 +190,38 @@ REST_COLUMNS: list[Column] = [
 ]
 
 
+EVENT_COLUMNS: list[Column] = [
+    ("prompt ms, events", lambda row: ms(row["prompt_event_ms"])),
+    ("token ms, events", lambda row: ms(row["token_event_ms"])),
+]
+MODEL_COLUMNS: list[Column] = [
+    ("prompt TFLOP/s", lambda row: _four_digits(row["prompt_tflop_per_s"])),
+    ("% of matmul", lambda row: value_or_dash(row["prompt_share_pct"], ".1f")),
+    ("token GB/s", lambda row: _four_digits(row["token_gb_per_s"])),
+    ("% of memory-read", lambda row: value_or_dash(row["token_share_pct"], ".1f")),
+]
+
+
+def _four_digits(value: float | None) -> str:
+    return (
+        "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    )
+
+
+def _model_blocks(rows: list[Row], varying: list[str]) -> list[Block]:
+    """One row a point, of the first ``none``; its ceilings are in the notes."""
+    alone = [row for row in rows if row["arm"] == "none" and row["prompt_tflop_per_s"] is not None]
+    events = EVENT_COLUMNS if any(row["prompt_event_ms"] is not None for row in alone) else []
+    return [_block("the model against the machine", alone, varying, events + MODEL_COLUMNS)] if alone else []
+
+
 def _blocks(rows: list[Row]) -> list[Block]:
     varying = [name for name in POINT_COLUMNS if len({row[name] for row in rows}) > 1]
     common = ", ".join(f"{name} {rows[0][name]}" for name in POINT_COLUMNS if rows and name not in varying)
     streaming = [row for row in rows if row["mode"] != "none" and row["status"] == "ok"]
+    against = _model_blocks(rows, varying)
     if all(row["mode"] == "none" for row in rows):
-        return [_block(common, rows, varying, TIME_COLUMNS + SPREAD_COLUMNS)]
+        return [_block(common, rows, varying, TIME_COLUMNS + SPREAD_COLUMNS), *against]
     verdicts = any(row["verdict"] for row in rows)
     overheads = [column for column in OVERHEAD_COLUMNS if verdicts or column[0] != "verdict"]
     blocks = [_block(common, rows, varying, TIME_COLUMNS + overheads)]
@@ -200,7 +229,7 @@ def _blocks(rows: list[Row]) -> list[Block]:
         blocks.append(_block("streaming, one iteration", streaming, varying, STREAM_COLUMNS))
         measured = [row for row in rows if row["status"] == "ok"]
         blocks.append(_block("spread, drain and CPU, one iteration", measured, varying, REST_COLUMNS))
-    return blocks
+    return blocks + against
 
 
 def _block(title: str, rows: Sequence[Row], leading: list[str], columns: list[Column]) -> Block:
@@ -219,7 +248,8 @@ def _block(title: str, rows: Sequence[Row], leading: list[str], columns: list[Co
 def _machine(run: Run) -> str:
     environment = run.header.environment
     cores = environment.get("cores")
-    words = [environment.get("cpu_model"), f"{cores} cores" if cores else None, run.header.started_utc]
+    what = "CPU cores" if machine.on_gpu(run) else "cores"
+    words = [machine.processor(run), f"{cores} {what}" if cores else None, run.header.started_utc]
     return ", ".join(str(word) for word in words if word)
 
 
@@ -256,6 +286,48 @@ def _against_raw(run: Run) -> list[str]:
         for what, item in found.items()
     ]
     return [f"the library's chunks alone against a raw loop in turn with them: {'; '.join(words)}"]
+
+
+def _own_shares(run: Run) -> list[str]:
+    words = [f"{name} {share:.0f} %" for name, share in tables.own_shares(run).items()]
+    return [f"this program's own share of the time of one run at the naive levels: {', '.join(words)}"] if words else []
+
+
+def _gpu(run: Run) -> list[str]:
+    """What drives the GPU, and how what is streamed leaves it."""
+    if not machine.on_gpu(run):
+        return []
+    known = run.header.environment
+    gpu, mpi = known.get("gpu") or {}, known.get("cuda_aware_mpi")
+    link = f"PCIe {gpu['pcie_generation']}.0 × {gpu['pcie_width']}" if gpu.get("pcie_generation") else None
+    words = [
+        *(
+            f"{what} {gpu[key]}"
+            for key, what in (("driver", "driver"), ("cuda", "CUDA"), ("nccl", "NCCL"))
+            if gpu.get(key)
+        ),
+        link,
+        {True: "MPS runs", False: "no MPS", None: None}[gpu.get("mps")],
+        {True: "MPI takes device memory", False: "MPI takes host memory only", None: None}[mpi],
+    ]
+    ways: dict[str, None] = {}
+    layouts = {point.id: point.kv_layout for point in run.header.points}
+    for _, record in run.of(CopyWays):
+        ways |= dict.fromkeys(f"{layouts[record.point]} {kind}: {way}" for kind, way in record.ways.items())
+    notes = ["GPU: " + ", ".join(word for word in words if word)] if any(words) else []
+    return notes + ([f"how chunks leave the GPU: {'; '.join(ways)}"] if ways else [])
+
+
+def _loopback(run: Run) -> list[str]:
+    if all(machine.destination(run, arm) != machine.LOOPBACK for arm in run.header.arms):
+        return []
+    mps = (run.header.environment.get("gpu") or {}).get("mps")
+    shared = ["loopback on one GPU: both ranks share its processors and its memory; this is no rate of a remote GPU"]
+    return (
+        [*shared, "NO MPS: the ranks take turns on the GPU, which slows the model by itself"]
+        if mps is False
+        else shared
+    )
 
 
 def _staging(run: Run) -> list[str]:
@@ -320,7 +392,8 @@ def renderable(item: Report) -> RenderableType:
     for block in item.blocks:
         parts += [Text(block.title, style="italic"), _rich_table(block)]
     parts += [
-        Text(note, style="red" if note.startswith(("FAILED", "INCOMPLETE", "NOISY")) else "") for note in item.notes
+        Text(note, style="red" if note.startswith(("FAILED", "INCOMPLETE", "NOISY", "NO MPS")) else "")
+        for note in item.notes
     ]
     return Group(*parts)
 

@@ -32,6 +32,7 @@ class ArmSamples:
     Attributes:
         total, prompt, token, drain, stall: ms by round. ``token`` is one step; ``stall`` is what the model waited
             for streaming in the prompt and in the steps (the drain is apart).
+        prompt_event, token_event: ms by round, between CUDA events; empty where the model runs on a CPU.
         nbytes: streamed in one iteration by all sources; prompt_copies: copies or messages for one microbatch's
             prompt; token_copies: for one step.
         cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
@@ -48,6 +49,8 @@ class ArmSamples:
     token: Rounds = field(default_factory=dict)
     drain: Rounds = field(default_factory=dict)
     stall: Rounds = field(default_factory=dict)
+    prompt_event: Rounds = field(default_factory=dict)
+    token_event: Rounds = field(default_factory=dict)
     nbytes: Rounds = field(default_factory=dict)
     prompt_copies: Rounds = field(default_factory=dict)
     token_copies: Rounds = field(default_factory=dict)
@@ -137,12 +140,22 @@ def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]
     if steps:
         samples.token[number] = max(median(ms for item in source for ms in item.token_ms) for source in sources)
         samples.token_copies[number] = sum(item.tokens.copies for item in everything) / (steps * in_flight)
+    _add_events(samples, number, sources)
     samples.nbytes[number] = sum(i.prompt.nbytes + i.tokens.nbytes + i.drain.nbytes for i in everything)
     samples.prompt_copies[number] = sum(item.prompt.copies for item in everything) / in_flight
     samples.cpu_model[number] = sum(item.cpu_model_s for item in everything)
     samples.cpu_helper[number] = sum(item.cpu_helper_s for item in everything)
     lag = max(phase.lag_nbytes for item in everything for phase in (item.prompt, item.tokens, item.drain))
     samples.lag_nbytes = max(samples.lag_nbytes, lag)
+
+
+def _add_events(samples: ArmSamples, number: int, sources: list[list[Microbatch]]) -> None:
+    prompts = [[i.prompt_event_ms for i in source if i.prompt_event_ms is not None] for source in sources]
+    tokens = [[ms for item in source for ms in item.token_event_ms] for source in sources]
+    if all(prompts):
+        samples.prompt_event[number] = max(map(median, prompts))
+    if all(tokens):
+        samples.token_event[number] = max(map(median, tokens))
 
 
 def _add_sinks(collector: _Collector) -> None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavubench.analysis import stats
+from dejavubench.analysis import machine, stats
+from dejavubench.analysis.machine import ceiling
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
 from dejavubench.analysis.textlog import DROPPED, RankTimes, TextLogError, read_ranks
-from dejavubench.records import HELD_AGAINST, ArmInfo, Ceiling, RankInfo, Run, Skipped
+from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, ArmInfo, Ceiling, RankInfo, Run, Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,9 +47,12 @@ COLUMNS = (
     *("stall_ms", "largest_lag_bytes", "streamed_bytes", "copies_per_prompt", "copies_per_token"),
     *("alone_ms", "alone_gb_per_s", "total_gb_per_s", "ceiling", "ceiling_gb_per_s", "ceiling_share_pct", "hidden_pct"),
     *("cpu_model_s", "cpu_helper_s", "cpu_sink_s", "statistic"),
+    *("prompt_event_ms", "token_event_ms"),
+    *("prompt_tflop_per_s", "prompt_share_pct", "token_gb_per_s", "token_share_pct"),
 )
 
 CEILING_OF_MODE = {"mpi": "mpi-windowed", "disk": "disk-write", "host": "memory-copy"}
+CEILING_FROM_GPU = CEILING_OF_MODE | {"host": "pcie-d2h", "nccl": "nccl-send"}
 LOCAL_MODES = ("host", "disk")
 STATISTIC = "median over rounds of the maximum over sources"
 
@@ -78,7 +82,7 @@ def run_rows(run: Run) -> list[Row]:
 def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Row:
     row: Row = dict.fromkeys(COLUMNS)
     row.update(run=run.path.name, point=point.point.id, arm=arm.name, mode=arm.mode, statistic=STATISTIC)
-    row.update(level=arm.level, durability=arm.durability, hosts=hosts(run, arm.mode))
+    row.update(level=arm.level, durability=arm.durability, hosts=hosts(run, arm))
     row.update({name: getattr(point.point, name) for name in POINT_COLUMNS})
     samples = point.arms.get(arm.name)
     if skipped is not None:
@@ -93,7 +97,7 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
     else:
         row.update(status="ok", verified=_verified(samples))
         row.update(_times(samples), **_overhead(point, samples, run), **_streaming(samples))
-        row.update(_rates(run, point, samples))
+        row.update(_rates(run, point, samples), **_model(run, point, samples))
     return row
 
 
@@ -129,6 +133,8 @@ def _times(samples: ArmSamples) -> Row:
         **_timing("token", samples.token.values()),
         **_timing("total", samples.total.values()),
         "drain_ms": _median(samples.drain),
+        "prompt_event_ms": _median(samples.prompt_event),
+        "token_event_ms": _median(samples.token_event),
     }
 
 
@@ -176,16 +182,33 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> Row:
     total, nbytes = _median(samples.total), _median(samples.nbytes)
     if total and nbytes:
         row["total_gb_per_s"] = nbytes / total / 1e6
-    name = CEILING_OF_MODE.get(samples.arm.mode)
+    name = (CEILING_FROM_GPU if machine.on_gpu(run) else CEILING_OF_MODE).get(samples.arm.mode)
     found = ceiling(run, name, point.point.id, samples.arm.durability) if name else None
     if found is not None:
         row.update(ceiling=name, ceiling_gb_per_s=found[0])
     if samples.alone is not None:
         alone_ms, alone_nbytes = samples.alone
         row.update(alone_ms=alone_ms, alone_gb_per_s=alone_nbytes / alone_ms / 1e6)
-        sources = sum(info.role == "source" for _, info in run.of(RankInfo))
-        if found is not None and found[1] == sources:  # else the rate of all is held against the ceiling of some
+        if found is not None and found[1] == len(
+            machine.sources(run)
+        ):  # else the rate of all is held against the ceiling of some
             row["ceiling_share_pct"] = 100 * row["alone_gb_per_s"] / found[0]
+    return row
+
+
+def _model(run: Run, point: PointSamples, samples: ArmSamples) -> Row:
+    """What the model alone makes of the machine; of a pipeline, whose stages take turns, nothing is said."""
+    if samples.arm.mode != "none" or point.point.pipeline_para_size > 1:
+        return {}
+    work, id = machine.work(run, point.point), point.point.id
+    prompt, token, row = _median(samples.prompt), _median(samples.token), Row()
+    if prompt:
+        gflop_per_s = work.prompt_flop / prompt / 1e6
+        row["prompt_tflop_per_s"] = gflop_per_s / 1e3
+        row["prompt_share_pct"] = machine.share(run, "matmul", id, gflop_per_s, "GFLOP/s")
+    if token and work.token_nbytes:
+        row["token_gb_per_s"] = work.token_nbytes / token / 1e6
+        row["token_share_pct"] = machine.share(run, "memory-read", id, row["token_gb_per_s"])
     return row
 
 
@@ -207,32 +230,17 @@ def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
     return 100 * (1 - overhead.median * none_ms / alone_ms)
 
 
-def ceiling(run: Run, name: str, point: str, durability: str | None) -> tuple[float, int] | None:
-    """A ceiling in GB/s, best of each rank that measured it, summed over ranks; and how many ranks these are.
+def hosts(run: Run, arm: ArmInfo) -> str | None:
+    """``local``, ``same host``, ``different hosts``, ``some on the same host`` or ``loopback on one GPU``.
 
-    One measured at this point goes before one of the whole run; the disk's counts for its own durability alone.
+    None for ``none`` or when unknown.
     """
-    measured = [
-        (rank, item)
-        for rank, item in run.of(Ceiling)
-        if item.name == name and item.unit == "GB/s" and item.durability in (None, durability)
-    ]
-    for where in (point, None):
-        best: dict[int, float] = {}
-        for rank, item in measured:
-            if item.point == where:
-                best[rank] = max(best.get(rank, 0.0), item.value)
-        if best:
-            return sum(best.values()), len(best)
-    return None
-
-
-def hosts(run: Run, mode: str) -> str | None:
-    """``local``, ``same host``, ``different hosts`` or ``some on the same host``; None for ``none`` or when unknown."""
-    if mode == "none":
+    if arm.mode == "none":
         return None
-    if mode in LOCAL_MODES:
+    if arm.mode in LOCAL_MODES:
         return "local"
+    if machine.destination(run, arm) == machine.LOOPBACK:
+        return "loopback on one GPU"
     infos = dict(run.of(RankInfo))
     pairs = [
         (info.host, infos[peer].host)
@@ -257,6 +265,20 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
             what = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
             ratios.setdefault(what, []).extend(a / b for a, b in zip(own.samples, raw.samples, strict=True))
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
+
+
+def own_shares(run: Run) -> dict[str, float]:
+    """By naive loop, how many percent of the time of one run are this program's own: best against best."""
+    best: dict[tuple[str, str | None], float] = {}
+    for _, item in run.of(Ceiling):
+        key = (item.name, item.durability)
+        best[key] = min(best.get(key, item.value), item.value)
+    return {
+        name + (f", {durability}" if durability else ""): 100 * best[overhead, None] / whole
+        for overhead, of in OVERHEAD_OF.items()
+        for (name, durability), whole in best.items()
+        if name == of and (overhead, None) in best
+    }
 
 
 def log_rows(path: Path) -> list[Row]:

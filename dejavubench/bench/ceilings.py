@@ -2,7 +2,8 @@
 
 Each probe is short and runs after each of the first rounds; the best of all is the ceiling. ``mpi-destination`` and
 ``disk-destination`` are no ceilings: they are this library's flush and fetch alone, in turn with the raw loop
-(``mpi-windowed``, ``disk-write``) that they are held against.
+(``mpi-windowed``, ``disk-write``) that they are held against. What a CUDA device can do is measured by
+:mod:`~dejavubench.bench.device_ceilings`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from mpi4py import MPI
@@ -28,6 +30,9 @@ from dejavubench.kvcache import KVGeometry
 from dejavubench.machine import available_nbytes
 from dejavubench.records import HELD_AGAINST, Ceiling
 from dejavubench.waiting import wait_asleep
+
+if TYPE_CHECKING:
+    from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
 
 MESSAGE = 16 << 20
 WINDOW = 4
@@ -151,7 +156,7 @@ class Link:
         samples = []
         for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE, 4)):
             buffer = self._slots[0].numpy()[:nbytes]
-            self._meet()
+            self.meet()
             began = time.perf_counter()
             for _ in range(times):
                 if self._source:
@@ -166,7 +171,7 @@ class Link:
     def windowed(self) -> list[Sample]:
         """The raw loop: windows of messages issued at once, then a word back (as osu_bw does)."""
         word = bytearray(1)
-        self._meet()
+        self.meet()
         began = time.perf_counter()
         for _ in range(MESSAGES // WINDOW):
             if self._source:
@@ -181,7 +186,7 @@ class Link:
         """The ``mpi`` destination's flush on this side, fetch and acknowledgement on the other."""
         stream = _stream(self._peer)
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
-        self._meet()
+        self.meet()
         began = time.perf_counter()
         if self._source:
             destination = MPIDestination(self._comm)
@@ -210,7 +215,7 @@ class Link:
         """
         run = self._slots[0].numpy().data[:16]
         times = 2000
-        self._meet()
+        self.meet()
         if not self._source:
             for _ in range(times):
                 self._comm.Recv(run, self._peer)
@@ -229,11 +234,18 @@ class Link:
         took = _seconds(lambda: [send(run, MPI.PROC_NULL) for _ in range(times)])
         return [(took / times * 1e6, "16 B to MPI_PROC_NULL")] if self._source else []
 
-    def _meet(self) -> None:
+    def meet(self) -> None:
         """Begin together: asleep until the other side has come, which may be measuring memory, then at once."""
         come = [self._comm.Isend(bytearray(1), self._peer), self._comm.Irecv(bytearray(1), self._peer)]
         wait_asleep(lambda: MPI.Request.Testall(come), "the other side of a link")
         self._comm.Sendrecv(bytearray(1), self._peer, recvbuf=bytearray(1), source=self._peer)
+
+    def confirm(self) -> None:
+        """A word from the sink, for which the source waits without sleeping."""
+        if self._source:
+            self._comm.Recv(bytearray(1), self._peer)
+        else:
+            self._comm.Send(bytearray(1), self._peer)
 
     def _sample(self, seconds: float) -> list[Sample]:
         if not self._source:
@@ -328,10 +340,20 @@ class Ceilings:
         dtype: what the model computes in.
         link: between this rank and its peer, if something is streamed between them.
         disks: of each durability that something is streamed with.
-        memory: None on a sink, which then measures its side of the link alone.
+        memory: None on a sink, which then measures its side of the link alone, and beside ``device``.
+        device: of the CUDA device that the model runs on, in place of the CPU's memory, products and copies.
+        device_link: by NCCL between this rank and its peer, if something is streamed so.
     """
 
-    def __init__(self, dtype: torch.dtype, link: Link | None, disks: Sequence[Disk], memory: Memory | None) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        link: Link | None,
+        disks: Sequence[Disk],
+        memory: Memory | None,
+        device: DeviceProbes | None = None,
+        device_link: DeviceLink | None = None,
+    ) -> None:
         self._disks = disks
         self._probes: list[Probe] = []
         if memory is not None:
@@ -342,6 +364,8 @@ class Ceilings:
                 Probe("run-copy", "us", run_copy),
                 Probe("run-copy-compiled", "us", run_copy_compiled),
             ]
+        if device is not None:
+            self._probes += device.probes()
         if link is not None:
             self._probes += [
                 Probe("mpi-ping-pong", "GB/s", link.ping_pong),
@@ -350,6 +374,8 @@ class Ceilings:
                 Probe("mpi-message", "us", link.message),
                 Probe("mpi-message-overhead", "us", link.message_overhead),
             ]
+        if device_link is not None:
+            self._probes.append(Probe("nccl-send", "GB/s", device_link.send))
         for disk in disks:
             self._probes += [
                 Probe("disk-write", "GB/s", disk.write, disk.durability),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import socket
@@ -16,9 +17,22 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.machine import available_nbytes, native_bf16
+from dejavubench.parallel.nccl import mps_running
 
-PACKAGES = ("torch", "numpy", "mpi4py", "pandas", "matplotlib", "xxhash", "mpich", "openmpi")
+PACKAGES = (
+    *("torch", "numpy", "mpi4py", "pandas", "matplotlib", "xxhash", "mpich", "openmpi"),
+    *("cupy-cuda13x", "triton", "nvidia-nccl-cu13"),
+)
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "UCX_TLS", "DEJAVULIB_BASELINE", "SLURM_JOB_ID")
+DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS")
+"""Beside all that begin with ``NCCL_`` or ``CUDA_MPS_``."""
+
+DRIVER_FACTS = {
+    "driver": "driver_version",
+    "pcie_generation": "pcie.link.gen.max",
+    "pcie_width": "pcie.link.width.max",
+}
+"""What is asked of the driver's own tool, under its names there."""
 
 
 def cpu_model() -> str:
@@ -46,9 +60,58 @@ def source_revision() -> str | None:
     return found.stdout.strip()
 
 
-def of_rank() -> dict[str, Any]:
-    """What may differ from rank to rank."""
+def cuda_aware_mpi() -> bool:
+    """Whether the MPI library that is loaded says of itself that it takes pointers to device memory."""
+    maps = Path("/proc/self/maps")
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
+    for path in sorted(name for name in loaded if Path(name).name.startswith("libmpi")):
+        query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
+        if query is not None:
+            return bool(query())
+    return False
+
+
+def of_device(device: int) -> dict[str, Any]:
+    """The CUDA device of a rank and the software that drives it, as far as they tell."""
+    known = torch.cuda.get_device_properties(device)
     return {
+        "name": known.name,
+        "uuid": str(known.uuid),
+        "memory_nbytes": known.total_memory,
+        "l2_nbytes": known.L2_cache_size,
+        "multiprocessors": known.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "mps": mps_running(),
+        **_driver_facts(str(known.uuid)),
+    }
+
+
+def _driver_facts(uuid: str) -> dict[str, str]:
+    """Of :data:`DRIVER_FACTS`; empty where the driver's tool is not installed or does not know the device."""
+    query = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={','.join(DRIVER_FACTS.values())}"]
+    try:
+        found = subprocess.run(
+            [*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in found.stdout.strip().split(",")]
+    return dict(zip(DRIVER_FACTS, values, strict=True)) if len(values) == len(DRIVER_FACTS) else {}
+
+
+def _device_variables() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in DEVICE_VARIABLES or name.startswith(("NCCL_", "CUDA_MPS_"))
+    }
+
+
+def of_rank(device: int | None = None) -> dict[str, Any]:
+    """What may differ from rank to rank; ``device``: the number of its CUDA device, if it uses one."""
+    variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    found = {
         "cpu_model": cpu_model(),
         "cpus": os.cpu_count(),
         "cores": sorted(os.sched_getaffinity(0)),
@@ -57,20 +120,32 @@ def of_rank() -> dict[str, Any]:
         "memory_available": available_nbytes(),
         "kernel": platform.release(),
         "mpi_thread_level": MPI.Query_thread(),
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "variables": variables,
     }
+    if device is not None:
+        found["gpu"] = of_device(device)
+        found["cuda_aware_mpi"] = cuda_aware_mpi()
+        variables |= _device_variables()
+    return found
 
 
-def of_run(hosts: list[str], threads: int, cores: int) -> dict[str, Any]:
-    """What rank 0 says for all; ``cores`` were granted to it before the program confined it to fewer."""
+def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None) -> dict[str, Any]:
+    """What rank 0 says for all.
+
+    Args:
+        cores: were granted to it before the program confined it to fewer.
+        device: its CUDA device, if it uses one; runs on different ones are not compared.
+    """
     versions = {"dejavubench": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    mine = of_rank(device)
     return {
-        **of_rank(),
+        **mine,
+        **({"gpus": [mine["gpu"]["name"]]} if device is not None else {}),
         "cores": cores,
         "hostnames": sorted(set(hosts)),
         "ranks": len(hosts),

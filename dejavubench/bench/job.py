@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -28,7 +29,9 @@ from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import native_bf16
 from dejavubench.models.dtypes import compute_dtype
-from dejavubench.parallel.collectives import MPICollectives, polite_gather
+from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
+from dejavubench.parallel.nccl import Loopback, NCCLPair, SharedCardError, card_of, connect_pairs, prepare_cards
+from dejavubench.parallel.nccl_collectives import NCCLCollectives
 from dejavubench.parallel.topology import Topology
 from dejavubench.points import Point
 from dejavubench.units import nbytes_text
@@ -42,7 +45,10 @@ class Job:
 
     Attributes:
         world: control messages between measurements.
+        device: where this rank computes, or receives what comes by NCCL.
         data, verification: communicators of their own for chunks and for comparing them.
+        announcements: another, for what NCCL is about to bring.
+        loopback: how NCCL works between ranks that share a GPU, where they may and do.
         sources: how the sources compute together; None on a sink.
         folder: the run's folder on this host.
         skipped: points that cannot run here, by id, and why.
@@ -65,6 +71,9 @@ class Job:
         self._native_bf16 = all(native for _, _, native in facts)
         on_host = set().union(*(cores for host, cores, _ in facts if host == self.hosts[self.rank]))
         self._confine()
+        self.device = torch.device("cpu")
+        self._agree(self._take_device)
+        self.loopback = self._prepare_cards()
         self.skipped = self._agree(self._reasons)
         fit.refuse_if_none_runs(experiment, self.skipped)
         self._agree(self._make_stream_dir)
@@ -73,9 +82,10 @@ class Job:
         self._agree(self._open_recorder)
         self.data = self.world.Dup()
         self.verification = self.world.Dup()
+        self.announcements = self.world.Dup()
         among_sources = cast(MPI.Intracomm, self.world.Split(0 if self.is_source else 1, self.rank))
         self.spin = self._on_this_host(self.topology.sources) * experiment.threads <= len(on_host)
-        self.sources = MPICollectives(among_sources, self.topology, self.spin) if self.is_source else None
+        self.sources = self._connect_sources(among_sources) if self.is_source else None
         self._write_first_records(command)
         self._watch = self._watch_this_host()
 
@@ -90,7 +100,60 @@ class Job:
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What all workers of the model multiply in."""
-        return compute_dtype(dtype, native_bf16=self._native_bf16)
+        return compute_dtype(dtype, self.compute_device, self._native_bf16)
+
+    @property
+    def compute_device(self) -> str:
+        """The type of device that all workers compute on."""
+        return "cuda" if self.experiment.device == "cuda" else "cpu"
+
+    def _take_device(self) -> dict[str, str]:
+        """Which of its host's CUDA devices this rank uses, where it needs one."""
+        receives = any(arm.mode == "nccl" and not arm.skipped for arm in self.experiment.arms())
+        if self.compute_device == "cpu" or not (self.is_source or receives):
+            return {}
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise UsageError(f"--device cuda: {self.hosts[self.rank]} has no CUDA device for rank {self.rank}")
+        sources, sinks = (self._on_this_host(ranks) for ranks in (self.topology.sources, self.topology.sinks))
+        refused = fit.too_few_devices(self.experiment, sources, sinks)
+        if refused:
+            raise UsageError(refused)
+        cards = fit.cards(self.experiment, sources, sinks, count)
+        peers = self.topology.sources if self.is_source else self.topology.sinks
+        of_role = cards.sources if self.is_source else cards.sinks
+        self.device = torch.device("cuda", of_role[self._on_this_host(range(peers.start, self.rank))])
+        torch.cuda.set_device(self.device)
+        return {}
+
+    def _prepare_cards(self) -> Loopback | None:
+        """Tell NCCL of ranks that share a GPU, where they may. It is not loaded where no two ranks need it."""
+        with_device = cast(MPI.Intracomm, self.world.Split(0 if self.device.type == "cuda" else 1, self.rank))
+        found: list[Loopback | None] = []
+
+        def prepare() -> dict[str, str]:
+            if self.device.type == "cuda" and with_device.size > 1:
+                try:
+                    found.append(prepare_cards(with_device, card_of(self.device), self.experiment.nccl_loopback))
+                except SharedCardError as error:
+                    raise UsageError(str(error)) from None
+            return {}
+
+        self._agree(prepare)
+        with_device.Free()
+        return found[0] if found else None
+
+    def _connect_sources(self, among_sources: MPI.Intracomm) -> Collectives:
+        if self.device.type == "cuda" and self.topology.workers > 1:
+            return NCCLCollectives(among_sources, self.topology, self.spin, self.device)
+        return MPICollectives(among_sources, self.topology, self.spin)
+
+    def connect(self) -> dict[int, NCCLPair]:
+        """For one point, each source with its sink by NCCL, if something is streamed so; by the other's rank."""
+        if not any(arm.mode == "nccl" and not arm.skipped for arm in self.experiment.arms()):
+            return {}
+        pairs = list(zip(self.topology.sources, self.topology.sinks, strict=True))
+        return connect_pairs(self.world, pairs, self.device)
 
     def _on_this_host(self, ranks: range) -> int:
         return sum(self.hosts[rank] == self.hosts[self.rank] for rank in ranks)
@@ -210,6 +273,10 @@ class Job:
 
     def _write_first_records(self, command: list[str]) -> None:
         experiment, topology = self.experiment, self.topology
+        device = self.device.index if self.device.type == "cuda" else None
+        facts = environment.of_rank(device)
+        if self.loopback is not None:
+            facts["nccl_loopback"] = dataclasses.asdict(self.loopback)
         self.recorder.write(
             records.RankInfo(
                 rank=self.rank,
@@ -223,7 +290,8 @@ class Job:
                 peers=[] if topology.peer is None else [topology.peer],
                 wait="spin" if self.spin else "yield",
                 staging_nbytes=self._staging_nbytes(),
-                environment=environment.of_rank(),
+                device=facts["gpu"]["name"] if "gpu" in facts else None,
+                environment=facts,
             )
         )
         if self.rank == 0:
@@ -240,7 +308,7 @@ class Job:
                 warmup=experiment.warmup,
                 arms=[arm.info() for arm in experiment.arms()],
                 points=points,
-                environment=environment.of_run(self.hosts, experiment.threads, len(self._cores)),
+                environment=environment.of_run(self.hosts, experiment.threads, len(self._cores), device),
             )
             write_header(self.folder, header)
             for arm in experiment.arms():

@@ -13,6 +13,7 @@ import torch
 from dejavubench import records
 from dejavubench.bench.batchmaker import Clocked, Streamed
 from dejavubench.bench.ceilings import Ceilings, Disk, Link, Memory
+from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
 from dejavubench.bench.job import Job
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.rounds import orders
@@ -60,10 +61,11 @@ class PointSession:
         identity = {
             "run": job.run_id,
             "model": point.spec.name,
-            "weights": weights_identity(point.spec, self.experiment.seed, dtype),
+            "weights": weights_identity(point.spec, self.experiment.seed, dtype, job.compute_device),
             "data_type": point.data_type,
         }
-        place = Place(job.data, job.verification, job.stream_dir, identity)
+        place = Place(job.data, job.verification, job.announcements, job.connect(), job.stream_dir, identity)
+        self._links = place.links
         side = job.side(point)
         self.source: Source | None = None
         self.sink: Sink | None = None
@@ -71,8 +73,9 @@ class PointSession:
             assert job.sources is not None
             self.source = Source(side, self.experiment, model, job.sources, place)
         else:
-            self.sink = Sink(side, dtype, place)
-        self._ceilings = self._make_ceilings(dtype) if self.experiment.ceilings else None
+            self.sink = Sink(side, dtype, place, job.device)
+        self._dtype = dtype
+        self._ceilings: Ceilings | None = None
         self._expected = torch.empty(0)
 
     def measure(self, enough: Enough | None) -> None:
@@ -90,6 +93,8 @@ class PointSession:
         for _ in range(self.experiment.warmup):
             for place, number in enumerate(next(order)):
                 self._iteration(self.arms[number], None, place)
+        if self.experiment.ceilings:  # now that the model has taken what memory it needs
+            self._ceilings = self._make_ceilings(self._dtype)
         began, number = time.monotonic(), 0
         order = orders(len(self.arms), self.experiment.seed + 1)
         while not self._finished(number, time.monotonic() - began, enough):
@@ -101,6 +106,8 @@ class PointSession:
         if self._ceilings is not None:
             for ceiling in self._ceilings.records(self.point.id):
                 self.job.recorder.write(ceiling)
+        if self.source is not None and self.source.ways:
+            self.job.recorder.write(records.CopyWays(point=self.point.id, ways=self.source.ways))
 
     def close(self) -> None:
         if self.source is not None:
@@ -207,6 +214,8 @@ class PointSession:
             ubatch=number,
             prompt_ms=clock.step_ms[0],
             token_ms=clock.step_ms[1:],
+            prompt_event_ms=clock.event_ms[0] if clock.event_ms else None,
+            token_event_ms=clock.event_ms[1:],
             all_token_ms=clock.all_token_ms,
             drain_ms=clock.drain_ms,
             total_ms=clock.total_ms,
@@ -251,16 +260,23 @@ class PointSession:
 
     def _make_ceilings(self, dtype: torch.dtype) -> Ceilings:
         """Rank 0 and its sink measure; the others have nothing to do and sleep."""
-        topology, link, memory = self.job.topology, None, None
+        topology, device = self.job.topology, self.job.device
+        link, device_link, memory, probes = None, None, None, None
         disks: list[Disk] = []
         peer = topology.peer
         if peer is not None and topology.worker == 0 and any(arm.remote for arm in self.arms):
             link = Link(self.job.verification, peer, self.source is not None)
+            if peer in self._links:
+                device_link = DeviceLink(link, self._links[peer], device, self.source is not None)
         if self.job.rank == 0:
-            memory = Memory()
+            if device.type == "cuda":
+                geometry, slot = self.job.side(self.point).geometry, self.experiment.staging_mib << 20
+                probes = DeviceProbes(device, dtype, geometry, self.point.input_len, slot)
+            else:
+                memory = Memory()
             kinds = dict.fromkeys(arm.durability for arm in self.arms if arm.durability is not None)
             disks = [Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind) for kind in kinds]
-        return Ceilings(self.job.compute_dtype(dtype), link, disks, memory)
+        return Ceilings(self.job.compute_dtype(dtype), link, disks, memory, probes, device_link)
 
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""
@@ -292,8 +308,12 @@ def load_model(job: Job, point: Point) -> GPT:
     """This source's part of the point's model, with weights from the experiment's seed."""
     assert job.sources is not None
     dtype = dtype_of(point.data_type)
-    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, job.compute_dtype(dtype), job.sources)
-    model.load(random_weights(point.spec, job.experiment.seed))
+    multiplied, seed = job.compute_dtype(dtype), job.experiment.seed
+    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, multiplied, job.sources, job.device)
+    if job.device.type == "cuda":
+        model.load(random_weights(point.spec, seed, job.device, multiplied))
+    else:
+        model.load(random_weights(point.spec, seed))
     return model
 
 

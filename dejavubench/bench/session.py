@@ -6,9 +6,12 @@ is negotiated while a clock runs. Between measurements ranks meet in barriers th
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from dejavubench.bench.job import Job, abort_all
 from dejavubench.bench.point import BESIDE, BESIDE_LATER, Enough, PointSession, load_model
@@ -76,6 +79,7 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                 key = (point.spec, point.data_type)
                 if loaded is None or loaded[0] != key:
                     loaded = None  # give its memory back before the next one is made
+                    _give_memory_back()
                     loaded = (key, load_model(job, point))
                 model = loaded[1]
             polite_barrier(job.world, "load")
@@ -88,4 +92,13 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                 session.close()
                 return False
             session.close()
+            del session
+            _give_memory_back()
     return True
+
+
+def _give_memory_back() -> None:
+    """A point's caches and graphs go before the next point's are made."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

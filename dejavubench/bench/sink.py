@@ -12,11 +12,14 @@ from dejavubench.bench.source import Place
 from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare, received_pieces
 from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
+from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
+from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.dejavulib.receiver import CacheReceiver, largest_chunk, receive_all
+from dejavubench.dejavulib.receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all
 from dejavubench.kvcache import KVCache
-from dejavubench.points import Arm
+from dejavubench.points import Arm, Mode
 
 
 @dataclass
@@ -27,39 +30,43 @@ class Received:
 
 
 class Sink:
-    """One worker that receives.
+    """One worker that receives: in host memory what comes by MPI, in its device's what comes by NCCL.
 
     Args:
         side: this worker's place in the point's plan.
         dtype: of the cache.
+        device: where NCCL brings it; a cache is made there once an arm needs it.
     """
 
-    def __init__(self, side: Side, dtype: torch.dtype, place: Place) -> None:
+    def __init__(self, side: Side, dtype: torch.dtype, place: Place, device: torch.device) -> None:
         self.side = side
         self.place = place
-        self.caches = [KVCache.allocate(side.geometry, dtype) for _ in range(side.ubatches)]
-        self._endpoint = MPISinkEndpoint(place.data)
-        self._receivers: dict[str, list[CacheReceiver]] = {}
-        self._slots: list[list[torch.Tensor]] = []  # of each stream, for the receivers of all levels
+        self.device = device
+        self._dtype = dtype
+        self._caches: dict[Mode, list[KVCache]] = {}
+        self._endpoints: dict[Mode, SinkEndpoint] = {}
+        self._receivers: dict[tuple[Mode, str], list[CacheReceiver]] = {}
+        self._slots: dict[Mode, list[list[torch.Tensor]]] = {}  # of each stream, for the receivers of all levels
         self._pattern = 0
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
         """Fill the caches with the arm's pattern and post the first receives, outside the clock."""
+        if not arm.remote:
+            return
         self._pattern = pattern
-        for cache in self.caches:
+        for cache in self._caches_of(arm.mode):
             cache.fill(pattern)
-        if arm.remote:
-            for receiver in self._receivers_of(level or cast(str, arm.level)):
-                receiver.begin(pattern)
+        for receiver in self._receivers_of(arm.mode, level or cast(str, arm.level)):
+            receiver.begin(pattern)
 
     def run(self, arm: Arm, level: str | None = None) -> Received:
         """Receive one iteration of a remote arm; in the others this rank has nothing to do."""
         if not arm.remote:
             return Received()
-        receivers = self._receivers_of(level or cast(str, arm.level))
+        receivers = self._receivers_of(arm.mode, level or cast(str, arm.level))
         began = time.process_time()
         receive_all(receivers)
-        self._endpoint.finish()
+        self._endpoint_of(arm.mode).finish()
         return Received(
             sum(receiver.nbytes for receiver in receivers),
             sum(receiver.messages for receiver in receivers),
@@ -74,27 +81,61 @@ class Sink:
         if not arm.remote:
             return None
         first = None
-        for ubatch, (cache, streams) in enumerate(zip(self.caches, self.side.remote(), strict=True)):
+        for ubatch, (cache, streams) in enumerate(zip(self._caches_of(arm.mode), self.side.remote(), strict=True)):
             piece = received_pieces(self.place.verification, cache)
             found = compare(cache, streams, piece, self._pattern, self.side, ubatch)
             first = first or found
         return first
 
-    def _receivers_of(self, level: str) -> list[CacheReceiver]:
-        if level not in self._receivers:
+    # ---- of each destination ----
+
+    def _device_of(self, mode: Mode) -> torch.device:
+        return self.device if mode == "nccl" else torch.device("cpu")
+
+    def _caches_of(self, mode: Mode) -> list[KVCache]:
+        if mode not in self._caches:
+            geometry, device = self.side.geometry, self._device_of(mode)
+            self._caches[mode] = [KVCache.allocate(geometry, self._dtype, device) for _ in range(self.side.ubatches)]
+        return self._caches[mode]
+
+    def _endpoint_of(self, mode: Mode) -> SinkEndpoint:
+        if mode not in self._endpoints:
+            self._endpoints[mode] = self._make_endpoint(mode)
+        return self._endpoints[mode]
+
+    def _make_endpoint(self, mode: Mode) -> SinkEndpoint:
+        if mode == "nccl":
+            # it is handed what scatters as well, which DeviceReceiver knows
+            return cast(SinkEndpoint, NCCLSinkEndpoint(self.place.announcements, self.place.links))
+        return MPISinkEndpoint(self.place.data)
+
+    def _receivers_of(self, mode: Mode, level: str) -> list[CacheReceiver]:
+        if (mode, level) not in self._receivers:
             pairs = [
                 (cache, stream)
-                for cache, streams in zip(self.caches, self.side.remote(), strict=True)
+                for cache, streams in zip(self._caches_of(mode), self.side.remote(), strict=True)
                 for stream in streams
             ]
-            if LEVELS[level].buffered and not self._slots:
-                self._slots = [staging(largest_chunk(stream), CacheReceiver.SLOTS) for _, stream in pairs]
-            slots = self._slots or [[] for _ in pairs]
-            self._receivers[level] = [
-                CacheReceiver(cache, stream, LEVELS[level], self._endpoint, own)
+            if LEVELS[level].buffered and mode not in self._slots:
+                self._slots[mode] = [self._staging(mode, stream) for _, stream in pairs]
+            slots, kind = self._slots.get(mode) or [[] for _ in pairs], _receiver_kind(mode)
+            self._receivers[mode, level] = [
+                kind(cache, stream, LEVELS[level], self._endpoint_of(mode), own)
                 for (cache, stream), own in zip(pairs, slots, strict=True)
             ]
-        return self._receivers[level]
+        return self._receivers[mode, level]
+
+    def _staging(self, mode: Mode, stream: Stream) -> list[torch.Tensor]:
+        slots = _receiver_kind(mode).SLOTS
+        if mode == "nccl":
+            return device_slots(largest_chunk(stream), slots, self.device)
+        return staging(largest_chunk(stream), slots)
 
     def close(self) -> None:
         self._receivers.clear()
+        for endpoint in self._endpoints.values():
+            endpoint.close()
+
+
+def _receiver_kind(mode: Mode) -> type[CacheReceiver]:
+    return DeviceReceiver if mode == "nccl" else CacheReceiver

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,6 +12,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
+from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare_packed, send_pieces
 from dejavubench.dejavulib.copies import aligned_buffer, staging
@@ -19,6 +20,9 @@ from dejavubench.dejavulib.destinations.base import Destination, Stream, Streami
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination
+from dejavubench.dejavulib.destinations.nccl import NCCLDestination
+from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.dejavulib.device_receiver import device_slots
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
@@ -26,16 +30,23 @@ from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.experiment import Experiment
 from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import MPICollectives
+from dejavubench.parallel.collectives import Collectives
+from dejavubench.parallel.nccl import NCCLPair
 from dejavubench.points import Arm
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and as whom this rank streams."""
+    """Where and as whom this rank streams.
+
+    Attributes:
+        announcements, links: of what goes by NCCL: links by the other side's rank, empty where nothing does.
+    """
 
     data: MPI.Intracomm
     verification: MPI.Intracomm
+    announcements: MPI.Intracomm
+    links: Mapping[int, NCCLPair]
     stream_dir: Path
     identity: dict[str, str]
 
@@ -56,25 +67,30 @@ class Source:
         model: its part of the model, loaded.
     """
 
-    def __init__(
-        self, side: Side, experiment: Experiment, model: GPT, collectives: MPICollectives, place: Place
-    ) -> None:
+    def __init__(self, side: Side, experiment: Experiment, model: GPT, collectives: Collectives, place: Place) -> None:
         self.side = side
         self.experiment = experiment
         self.place = place
-        self.caches = [KVCache.allocate(side.geometry, model.dtype) for _ in range(side.ubatches)]
+        self.device = model.device
+        self.caches = [KVCache.allocate(side.geometry, model.dtype, model.device) for _ in range(side.ubatches)]
         self.prompts = prompts(side, experiment.seed)
-        self.maker = BatchMaker(model, collectives, self.prompts, side.point.output_len)
+        steps = steps_of(model, self.caches, side.point.ubatch_size)
+        self.maker = BatchMaker(model, steps, collectives, self.prompts, side.point.output_len)
         self._streamers: dict[tuple[str, str | None], Streamer] = {}
         self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
         self._silent = [NoStreaming() for _ in self.caches]
         self._slots: list[torch.Tensor] = []  # staging of all arms, of which one at a time has chunks under way
+        self._device_staging: DeviceStaging | None = None  # likewise
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.type == "cuda"
 
     # ---- an iteration ----
 
     def reference(self, mark: Callable[[str], None]) -> torch.Tensor:
         """One iteration without streaming, before anything is measured; its tokens are what every arm must give."""
-        clocks, _ = self.maker.run(self.caches, self._silent_streams(), mark)
+        clocks, _ = self.maker.run(self._silent_streams(), mark)
         return tokens(clocks)
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
@@ -89,7 +105,7 @@ class Source:
             stream.begin(known, pattern)
 
     def run(self, arm: Arm, mark: Callable[[str], None]) -> tuple[list[Clocked], float]:
-        return self.maker.run(self.caches, self.streams(arm), mark)
+        return self.maker.run(self.streams(arm), mark)
 
     def alone(self, arm: Arm) -> float:
         """Stream the arm's chunks at level 3 with no compute beside them; milliseconds, first chunk to drained."""
@@ -134,16 +150,34 @@ class Source:
     def _streamer(self, arm: Arm) -> Streamer:
         key = (arm.mode, arm.durability)
         if key not in self._streamers:
-            destination = self._destination(arm)
-            if destination.staged and not self._slots:
-                self._slots = staging(self.side.slot_nbytes, self.experiment.staging_slots)
-            self._streamers[key] = Streamer(destination, self._slots if destination.staged else ())
+            self._streamers[key] = self._make_streamer(self._destination(arm))
         return self._streamers[key]
+
+    def _make_streamer(self, destination: Destination) -> Streamer:
+        slot, slots = self.side.slot_nbytes, self.experiment.staging_slots
+        if destination.capabilities.device_memory:
+            return Streamer(destination, device_slots(slot, slots, self.device))
+        if destination.staged and not self._slots:
+            self._slots = staging(slot, slots, self.on_cuda)
+        if self.on_cuda and self._device_staging is None:
+            self._device_staging = self._stage_on_device()
+        return Streamer(destination, self._slots if destination.staged else (), self._device_staging)
+
+    def _stage_on_device(self) -> DeviceStaging:
+        on_device = DeviceStaging(device_slots(self.side.slot_nbytes, self.experiment.staging_slots, self.device))
+        whole = self.side.local()[0][0].schedule
+        on_device.calibrate(self.caches[0], whole.all_chunks(LEVELS[DEFAULT_LEVEL]))
+        return on_device
+
+    @property
+    def ways(self) -> dict[str, str]:
+        """How chunks of each kind leave the device, once something has been streamed from it."""
+        return {} if self._device_staging is None else self._device_staging.ways
 
     def _destination(self, arm: Arm) -> Destination:
         match arm.mode:
             case "host":
-                return HostDestination()
+                return HostDestination(pinned=self.on_cuda)
             case "disk":
                 name = f"{self.place.identity['run']}-{self.side.point.id}-rank{self.side.topology.rank:04d}"
                 assert arm.durability is not None
@@ -156,6 +190,8 @@ class Source:
                 )
             case "mpi":
                 return MPIDestination(self.place.data)
+            case "nccl":
+                return NCCLDestination(self.place.announcements, self.place.links, self.experiment.drain_timeout)
             case _:
                 raise StreamingError(f"{arm.mode} is no destination of this build")
 

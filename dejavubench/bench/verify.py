@@ -44,18 +44,18 @@ def compare(got: KVCache, streams: list[Stream], piece: Piece, pattern: int, sid
         for kv in BOTH:
             found = as_integers(got.tensor(kv)[layer])
             expected = torch.full_like(found, fill)
-            streamed = torch.zeros_like(found, dtype=torch.bool)
-            for stream in streams:
-                region = stream.schedule.region
-                if region.layers.start <= layer < region.layers.stop:
-                    index = geometry.index(kv, region)[1:]
-                    expected[index] = piece(stream, region.layer(layer), kv).view(expected[index].shape)
-                    streamed[index] = True
+            inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
+            for stream in inside:
+                place = expected[geometry.index(kv, stream.schedule.region)[1:]]
+                place.copy_(piece(stream, stream.schedule.region.layer(layer), kv).view(place.shape))
             if first is None and not torch.equal(found, expected):  # but go on: the source sends all it has
-                flat = int(torch.nonzero((found != expected).flatten())[0])
-                inside = bool(streamed.flatten()[flat])
-                count = int((found != expected).sum())
-                first = _where(side, ubatch, kv, layer * found.numel() + flat, inside, count)
+                wrong = torch.nonzero((found != expected).flatten()).flatten()
+                streamed = torch.zeros_like(found, dtype=torch.bool)
+                for stream in inside:
+                    streamed[geometry.index(kv, stream.schedule.region)[1:]] = True
+                flat = int(wrong[0])
+                was_streamed = bool(streamed.flatten()[flat])
+                first = _where(side, ubatch, kv, layer * found.numel() + flat, was_streamed, len(wrong))
     return first
 
 
@@ -73,7 +73,7 @@ def compare_packed(
     geometry = cache.geometry
     for stream in streams:
         for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
-            packed, at = as_integers(fetch(stream, chunk).view(cache.k.dtype)), 0
+            packed, at = as_integers(fetch(stream, chunk).to(cache.k.device).view(cache.k.dtype)), 0
             for layer in range(*chunk.region.layers):
                 for kv in BOTH:
                     expected = as_integers(cache.piece(kv, chunk.region.layer(layer)).contiguous()).view(-1)
@@ -109,7 +109,7 @@ def send_pieces(comm: MPI.Intracomm, cache: KVCache, streams: list[Stream]) -> N
         assert stream.peer is not None
         for layer in range(*stream.schedule.region.layers):
             for kv in BOTH:
-                piece = as_integers(cache.piece(kv, stream.schedule.region.layer(layer)).contiguous())
+                piece = as_integers(cache.piece(kv, stream.schedule.region.layer(layer)).contiguous()).cpu()
                 for part in _messages(piece):
                     wait_asleep(comm.Isend(part.numpy(), stream.peer, stream.id).Test, "verification")
 

@@ -1,0 +1,195 @@
+"""What is said of runs on a GPU, and how much of the machine the model makes use of, there and on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import AGAIN, GPU, GPU_ENVIRONMENT, NONE, arm, on_gpu, point, write_run
+
+from dejavubench.analysis import bars, captions, machine, plotdata, plots, render, tables
+from dejavubench.points import Point
+from dejavubench.records import ArmInfo, Ceiling, PointInfo, Run, read_run, to_line
+from dejavubench.specs import SPECS
+
+LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
+
+
+def gpu_run(folder: Path, *args: Any, uuids: tuple[str, str] = ("aaaa", "bbbb"), **changes: Any) -> Run:
+    infos = [on_gpu(uuids[0]) | {"copies": {"hnd": "strided DMA (0.97 of the kernel's time)"}}, on_gpu(uuids[1])]
+    return read_run(write_run(folder, *args, infos=infos, **{"environment": GPU_ENVIRONMENT} | changes))
+
+
+def measured(folder: Path, name: str, unit: str, value: float, samples: list[float] | None = None) -> None:
+    item = Ceiling(name=name, unit=unit, value=value, samples=samples or [value], shape="x", point="p000")
+    with (folder / "rank-0000.jsonl").open("a") as file:
+        file.write(to_line(item))
+
+
+def info_of(model: str, **changes: Any) -> PointInfo:
+    sizes = {"input_len": 500, "output_len": 500, "ubatch_size": 8, "positions": 999} | changes
+    whole: dict[str, Any] = {
+        "data_type": "fp16",
+        "kv_layout": "hnd",
+        "tensor_para_size": 1,
+        "pipeline_para_size": 1,
+    }
+    return Point(id="p000", spec=SPECS[model], **(whole | sizes)).info()
+
+
+@pytest.mark.parametrize("model", SPECS)
+def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_path: Path) -> None:
+    run = gpu_run(tmp_path / "r", [NONE], rounds=1)
+    spec, info = SPECS[model], info_of(model)
+    layers = spec.layer_num * (4 * spec.hidden**2 + 2 * spec.hidden * spec.ffn_size)
+    head = spec.vocab_size * (spec.embed_size or spec.hidden)
+    work = machine.work(run, info)
+    flop = 2 * 8 * (500 * layers + head) + 2 * 8 * spec.layer_num * spec.hidden * 500**2
+    assert work.prompt_flop == pytest.approx(flop, rel=1e-3)
+    assert work.token_nbytes == pytest.approx(
+        2 * (layers + head) + 8 * 750 * 4 * spec.layer_num * spec.hidden, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("data_type", "native", "itemsize"),
+    [("fp32", (True, True), 4), ("bf16", (True, True), 2), ("bf16", (True, False), 4), ("fp16", (True, True), 4)],
+)
+def test_weights_of_a_cpu_are_as_wide_as_it_multiplies(
+    data_type: str, native: tuple[bool, bool], itemsize: int, tmp_path: Path
+) -> None:
+    infos = [{"environment": {"native_bf16": item}} for item in native]
+    run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=infos))
+    assert machine.weights_itemsize(run, data_type) == itemsize
+
+
+def test_weights_of_a_gpu_are_of_the_type_and_unknown_ones_are_not_guessed(tmp_path: Path) -> None:
+    assert machine.weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), "fp16") == 2
+    cpu = read_run(write_run(tmp_path / "cpu", [NONE], rounds=1))  # whose ranks say nothing of bf16
+    assert machine.weights_itemsize(cpu, "bf16") is None
+    assert tables.run_rows(cpu)[0]["token_gb_per_s"] is None
+
+
+def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> None:
+    gpu_run(tmp_path / "r", [NONE, AGAIN], noise=0.0, events=True)
+    measured(tmp_path / "r", "matmul", "GFLOP/s", 1000.0)
+    measured(tmp_path / "r", "memory-read", "GB/s", 100.0)
+    run = read_run(tmp_path / "r")
+    row, work = tables.run_rows(run)[0], machine.work(run, point())
+    assert row["prompt_tflop_per_s"] == pytest.approx(work.prompt_flop / row["prompt_ms"] / 1e9)
+    assert row["prompt_share_pct"] == pytest.approx(100 * row["prompt_tflop_per_s"])
+    assert work.token_nbytes is not None
+    assert row["token_gb_per_s"] == pytest.approx(work.token_nbytes / row["token_ms"] / 1e6)
+    assert row["token_share_pct"] == pytest.approx(row["token_gb_per_s"])
+    assert row["token_event_ms"] == pytest.approx(0.99 * row["token_ms"])
+    text = render.markdown(render.report(run))
+    assert "**the model against the machine**" in text
+    assert "| arm | prompt ms, events | token ms, events | prompt TFLOP/s | % of matmul |" in text
+
+
+def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Path) -> None:
+    points = [point(0), point(1, input_len=512, pipeline_para_size=2)]
+    first, _, deep, _ = tables.run_rows(gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3))
+    assert first["prompt_tflop_per_s"] > 0
+    assert first["prompt_share_pct"] is None
+    assert deep["prompt_tflop_per_s"] is None
+
+
+def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host")], rounds=6)
+    assert "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH" in captions.machine(run)
+    assert "EPYC" not in captions.machine(run)
+    report = render.report(run)
+    assert "NVIDIA H200, 2 CPU cores" in report.title
+    assert (
+        "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, MPI takes host memory only" in report.notes
+    )
+    assert "how chunks leave the GPU: hnd: strided DMA (0.97 of the kernel's time)" in report.notes
+
+
+def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
+    run = gpu_run(tmp_path / "r", [NONE], rounds=1)
+    info = next(iter(machine.sources(run)))
+    more = info.model_copy(update={"rank": 2, "environment": {"gpu": GPU | {"uuid": "cccc"}}})
+    (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(more))
+    assert machine.processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
+    same = more.model_copy(update={"environment": info.environment})
+    (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(same))
+    assert machine.processor(read_run(tmp_path / "r")) == "NVIDIA H200"
+
+
+def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
+    gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host")])
+    measured(tmp_path / "r", "pcie-d2h", "GB/s", 50.0, [50.0, 40.0])
+    measured(tmp_path / "r", "pcie-destination", "GB/s", 48.0, [48.0, 40.0])
+    run = read_run(tmp_path / "r")
+    row = tables.run_rows(run)[2]
+    assert (row["ceiling"], row["ceiling_gb_per_s"]) == ("pcie-d2h", 50.0)
+    assert tables.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
+
+
+def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
+    gpu_run(tmp_path / "r", [NONE])
+    measured(tmp_path / "r", "run-copy", "us", 8.0)
+    measured(tmp_path / "r", "run-copy-overhead", "us", 0.4)
+    run = read_run(tmp_path / "r")
+    assert tables.own_shares(run) == {"run-copy": pytest.approx(5.0)}
+    assert any(note.endswith("naive levels: run-copy 5 %") for note in render.report(run).notes)
+
+
+@pytest.mark.parametrize(
+    ("which", "uuids", "hosts", "shown"),
+    [
+        (arm("nccl"), ("aaaa", "bbbb"), "same host", "nccl"),
+        (arm("nccl"), ("aaaa", "aaaa"), "loopback on one GPU", "nccl-loopback"),
+        (LOOPBACK, ("aaaa", "bbbb"), "loopback on one GPU", "nccl-loopback"),
+        (arm("nccl-loopback"), ("aaaa", "bbbb"), "loopback on one GPU", "nccl-loopback"),
+        (arm("mpi"), ("aaaa", "aaaa"), "same host", "mpi"),
+    ],
+)
+def test_ranks_that_share_a_gpu_are_no_remote_gpu(
+    which: ArmInfo, uuids: tuple[str, str], hosts: str, shown: str, tmp_path: Path
+) -> None:
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, which], rounds=2, uuids=uuids)
+    assert tables.run_rows(run)[2]["hosts"] == hosts
+    ((drawing,), _) = plotdata.drawings([run])
+    row = drawing.frame.iloc[2]
+    assert (row["mode"], row["hosts"]) == (shown, hosts)
+    label = bars._arm_label(row, False)
+    loopback = shown == "nccl-loopback"
+    assert ("remote GPU" in label) == (shown == "nccl")
+    assert ("loopback\non one GPU" in label) == loopback
+    assert ("Both ranks share the GPU" in drawing.caption) == loopback
+    assert any("no rate of a remote GPU" in note for note in render.report(run).notes) == loopback
+
+
+def test_a_shared_gpu_without_mps_is_warned_of(tmp_path: Path) -> None:
+    environment = GPU_ENVIRONMENT | {"gpu": GPU | {"mps": False}}
+    run = gpu_run(tmp_path / "r", [NONE, LOOPBACK], rounds=1, environment=environment)
+    assert any(note.startswith("NO MPS") for note in render.report(run).notes)
+
+
+def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, *(arm("host", level) for level in ("0", "0-batched", "1", "3"))]
+    factors = {"host@0": 110.0, "host@0-batched": 30.0, "host@1": 1.5}
+    points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
+    run = gpu_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
+    ((drawing,), _) = plotdata.drawings([run])
+    assert "Second-hand, of the paper's figure" in drawing.caption
+    assert set(drawing.frame["run"]) == {"r"}  # nothing of it is drawn
+    (tmp_path / "out").mkdir()
+    plots.save(drawing, tmp_path / "out")
+    only = gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
+    cpu = read_run(write_run(tmp_path / "cpu", arms, points, factors, rounds=3, figure="fig7"))
+    for other in (only, cpu):
+        ((drawing,), _) = plotdata.drawings([other])
+        assert "Second-hand" not in drawing.caption
+
+
+def test_figures_of_loopback_are_drawn(tmp_path: Path) -> None:
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), LOOPBACK], rounds=3, figure="fig25")
+    ((drawing,), _) = plotdata.drawings([run])
+    (tmp_path / "out").mkdir()
+    plots.save(drawing, tmp_path / "out")
+    assert all(path.stat().st_size > 1000 for path in plots.paths(drawing, tmp_path / "out"))

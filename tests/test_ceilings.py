@@ -1,0 +1,132 @@
+"""What a machine can do: how probes are run and kept, what a CUDA device's take, and what is said of a machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dejavubench.bench import device_ceilings, environment
+from dejavubench.bench.ceilings import PAIRS, Ceilings, Probe, Sample
+from dejavubench.bench.device_ceilings import LEAST_NBYTES, SHARE, DeviceProbes, buffer_nbytes, gather_layers
+from dejavubench.kvcache import KVGeometry, KVLayout
+from dejavubench.records import HELD_AGAINST, OVERHEAD_OF
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+GB = 10**9
+PROMPT = KVGeometry(40, 8, 40, 640, 128, 2)  # opt-13b, batch 8
+
+
+class FakeDevice:
+    """Stands for :class:`DeviceProbes`: notes what is run, and gives rising values."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def probes(self) -> list[Probe]:
+        units = {"gather": "GB/s", "gather-copy": "GB/s", "pcie-d2h": "GB/s", "pcie-destination": "GB/s"}
+        units |= {"memory-read": "GB/s", "run-copy": "us"}
+        return [Probe(name, unit, lambda name=name: self._run(name)) for name, unit in units.items()]  # type: ignore[misc]
+
+    def _run(self, name: str) -> list[Sample]:
+        self.ran.append(name)
+        value = float(self.ran.count(name))
+        return [(value, "small"), (value + 0.5, "large")]
+
+
+def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
+    device = FakeDevice()
+    ceilings = Ceilings(torch.float16, None, [], None, device)  # type: ignore[arg-type]
+    ceilings.run()
+    assert [name for name in device.ran if name not in ("gather", "gather-copy")].count("pcie-d2h") == PAIRS
+    pairs = [name for name in device.ran if name.startswith("gather")]
+    assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIRS // 2)
+    found = {item.name: item for item in ceilings.records("p000")}
+    assert set(found) == set(device.ran)  # nothing of the CPU's own
+    assert (found["memory-read"].value, found["memory-read"].shape) == (1.5, "large")
+    assert (found["run-copy"].value, found["run-copy"].shape) == (1.0, "small")
+    assert len(found["gather"].samples) == len(found["gather-copy"].samples) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("l2", "free"), [(60 << 20, 100 * GB), (60 << 20, 4 * GB), (60 << 20, 10**7), (1 << 30, 200 * GB)]
+)
+def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) -> None:
+    nbytes = buffer_nbytes(l2, free)
+    assert nbytes % 16 == 0
+    assert nbytes <= free // SHARE
+    if free > SHARE * 4 * LEAST_NBYTES:
+        assert nbytes >= max(LEAST_NBYTES, 4 * l2)
+    layers = gather_layers(PROMPT, 500, l2, free, nbytes)
+    layer = PROMPT.nbytes // PROMPT.layers
+    assert 2 * nbytes + layers * layer <= free * 3 // SHARE
+
+
+def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
+    l2 = 60 << 20
+    one = PROMPT.nbytes // 40 * 500 // 640
+    layers = gather_layers(PROMPT, 500, l2, 100 * GB, LEAST_NBYTES)
+    assert 4 * l2 <= layers * one < 4 * l2 + one
+    assert gather_layers(PROMPT, 500, l2, GB, buffer_nbytes(l2, GB)) == 0  # no layer has room
+    assert gather_layers(KVGeometry(2, 1, 4, 8, 64, 2), 4, l2, 100 * GB, LEAST_NBYTES) == 2  # there are no more
+
+
+def test_nothing_of_a_device_is_asked_without_one() -> None:
+    assert not {"gpu", "gpus", "cuda_aware_mpi"} & set(environment.of_run(["node-a"], 1, 2))
+    assert environment.cuda_aware_mpi() in (True, False)
+    assert environment._driver_facts("no such device") == {}
+
+
+# ---- on a device ----
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    geometry = KVGeometry(4, 8, 16, 320, 128, 2, layout)
+    ceilings = Ceilings(torch.float16, None, [], None, DeviceProbes(device, torch.float16, geometry, 256, 16 << 20))
+    ceilings.run()
+    found = {item.name: item for item in ceilings.records("p000")}
+    for item in found.values():
+        print(f"{layout.value} {item.name}: {item.value:.4g} {item.unit} ({item.shape})")
+    assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large", *HELD_AGAINST} - set(found) == {
+        "mpi-destination",
+        "disk-destination",
+    }
+    assert all(item.value > 0 for item in found.values())
+    assert found["memory-copy"].value < 1.2 * found["memory-read"].value  # bytes read and written are counted
+    assert found["pcie-d2h"].value < found["memory-copy"].value
+    assert found["gather"].value < 1.1 * found["memory-read"].value
+    overheads = {overhead: of for overhead, of in OVERHEAD_OF.items() if overhead in found}
+    assert all(found[overhead].value < found[of].value for overhead, of in overheads.items())
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_read_kernel_reads_all() -> None:
+    words = torch.zeros(1 << 20, dtype=torch.int32, device="cuda")
+    out = torch.zeros(1, dtype=torch.int32, device="cuda")
+    import cupy
+    import numpy as np
+
+    for at in (0, 1, words.numel() // 2, words.numel() - 1):
+        words.zero_()
+        words[at] = 0x9E3779B9 - (1 << 32)  # the one result that the kernel writes
+        out.zero_()
+        told = (np.uintp(words.data_ptr()), np.uint64(words.numel() // 4), np.uintp(out.data_ptr()))
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
+            device_ceilings._read_kernel()((16,), (device_ceilings.READ_THREADS,), told)
+        assert int(out) == 0x9E3779B9 - (1 << 32)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_device_tells_what_it_is() -> None:
+    found = environment.of_rank(torch.cuda.current_device())
+    print(found["gpu"], found["cuda_aware_mpi"])
+    assert found["gpu"]["name"] == torch.cuda.get_device_name()
+    assert found["gpu"]["memory_nbytes"] > GB
+    assert {"uuid", "cuda", "nccl", "mps"} <= set(found["gpu"])
+    assert environment.of_run(["a"], 1, 2, torch.cuda.current_device())["gpus"] == [found["gpu"]["name"]]
