@@ -39,6 +39,9 @@ BESIDE = 5
 BESIDE_LATER = 1
 """The same at each later point of a sweep, which has the first one's ceilings to be held against as well."""
 
+BESIDE_S = 20.0
+"""Seconds of a point after which no further round is followed by them: with large caches the filling takes long."""
+
 
 class PointSession:
     """One rank's part in measuring one point. Making one is collective, and so is every public method.
@@ -95,13 +98,15 @@ class PointSession:
                 self._iteration(self.arms[number], None, place)
         if self.experiment.ceilings:  # now that the model has taken what memory it needs
             self._ceilings = self._make_ceilings(self._dtype)
-        began, number = time.monotonic(), 0
+        began, number, beside_s = time.monotonic(), 0, 0.0
         order = orders(len(self.arms), self.experiment.seed + 1)
         while not self._finished(number, time.monotonic() - began, enough):
             for place, arm in enumerate(next(order)):
                 self._iteration(self.arms[arm], number, place)
-            if number < self._beside_rounds:
+            if number < self._beside_rounds and polite_bcast(self.job.world, beside_s < BESIDE_S):
+                began_beside = time.monotonic()
                 self._beside()
+                beside_s += time.monotonic() - began_beside
             number += 1
         if self._ceilings is not None:
             for ceiling in self._ceilings.records(self.point.id):

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import torch
 
+from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceRuns
@@ -20,7 +21,7 @@ from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Job, Streamer, Streaming
 from dejavubench.kvcache import KVCache
 
-_Planned = tuple[Stream, Chunk, Packing | None, RunViews | DeviceRuns | None]
+_Planned = tuple[Stream, Chunk, Packing | None, RunViews | DeviceRuns | RunAddresses | None]
 """A chunk that will be streamed; how it is packed, or else the views of its runs: cut beforehand."""
 
 
@@ -49,7 +50,8 @@ class CacheManager:
         largest = max((stream.schedule.slot_nbytes for stream in streams), default=0)
         if level.buffered and streamer.destination.staged and largest > streamer.slot_nbytes:
             raise ValueError(f"chunks of up to {largest} bytes do not fit staging slots of {streamer.slot_nbytes}")
-        if level.buffered and cache.k.is_cuda and (streamer.device is None or largest > streamer.device.slot_nbytes):
+        by_host = cache.k.is_cuda and not streamer.destination.capabilities.device_memory
+        if level.buffered and by_host and (streamer.device is None or largest > streamer.device.slot_nbytes):
             raise ValueError(f"a cache on a CUDA device needs staging slots of {largest} bytes there")
         self.cache = cache
         self.level = level
@@ -71,7 +73,9 @@ class CacheManager:
                     self._steps.setdefault(chunk.step, []).append(planned)
         self._reset()
 
-    def _runs_of(self, stream: Stream) -> RunViews | DeviceRuns:
+    def _runs_of(self, stream: Stream) -> RunViews | DeviceRuns | RunAddresses:
+        if self._streamer.destination.capabilities.device_memory:
+            return RunAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
             return DeviceRuns(self.cache, stream.schedule, self.level.each_complete)
         return RunViews(self.cache, stream.schedule)

@@ -16,20 +16,23 @@ from dejavubench.kvcache import KVCache
 from dejavubench.waiting import wait_asleep
 
 
-class _Request(Protocol):
+class Request(Protocol):
+    """A receipt under way."""
+
     def Test(self) -> bool: ...  # noqa: N802 - MPI's name
 
 
 class SinkEndpoint(Protocol):
     """What a remote destination offers on the sink."""
 
-    def post(self, stream: Stream, packed: torch.Tensor) -> _Request: ...
+    def post(self, stream: Stream, packed: torch.Tensor) -> Request: ...
     def arriving(self, stream: Stream) -> bool: ...
-    def fetch_runs(self, stream: Stream, runs: list[memoryview]) -> None: ...
-    def post_runs(self, stream: Stream, runs: list[memoryview]) -> list[Any]: ...
+    def fetch_runs(self, stream: Stream, runs: list[Any]) -> None: ...
+    def post_runs(self, stream: Stream, runs: list[Any]) -> list[Any]: ...
     def wait_runs(self, posted: list[Any]) -> None: ...
     def acknowledge(self, stream: Stream) -> None: ...
     def finish(self) -> None: ...
+    def close(self) -> None: ...
 
 
 def largest_chunk(stream: Stream) -> int:
@@ -70,11 +73,11 @@ class CacheReceiver:
         self._endpoint = endpoint
         self._slots = slots
         if level.buffered and not slots:
-            self._slots = staging(largest_chunk(stream), self.SLOTS)
-        self._views = None if level.buffered else RunViews(cache, stream.schedule)
+            self._slots = self._make_slots(largest_chunk(stream))
+        self._views = None if level.buffered else self._find_runs()
         self._chunks: Iterator[Chunk] = iter(())
-        self._posted: deque[tuple[_Request, Chunk, torch.Tensor]] = deque()
-        self._runs: list[memoryview] | None = None
+        self._posted: deque[tuple[Request, Chunk, torch.Tensor]] = deque()
+        self._runs: list[Any] | None = None
         self._posted_runs: list[Any] = []
         self._left = self.nbytes = self.messages = 0
 
@@ -111,7 +114,7 @@ class CacheReceiver:
         if not request.Test():
             return False
         self._posted.popleft()
-        scatter(slot[: chunk.nbytes], self._cache, chunk.region)
+        self._unpack(chunk, slot[: chunk.nbytes])
         self._arrived(chunk, 1)
         self._post(slot)
         return True
@@ -134,7 +137,7 @@ class CacheReceiver:
     def _post(self, slot: torch.Tensor) -> None:
         chunk = next(self._chunks, None)
         if chunk is not None:
-            self._posted.append((self._endpoint.post(self._stream, slot[: chunk.nbytes]), chunk, slot))
+            self._posted.append((self._receive(chunk, slot[: chunk.nbytes]), chunk, slot))
 
     def _prepare_runs(self) -> None:
         chunk = next(self._chunks, None)
@@ -146,6 +149,20 @@ class CacheReceiver:
             self._runs = self._views.of(chunk.step)
             if not self._level.each_complete:
                 self._posted_runs = self._endpoint.post_runs(self._stream, self._runs)
+
+    # ---- where the cache is: here in host memory ----
+
+    def _make_slots(self, nbytes: int) -> Sequence[torch.Tensor]:
+        return staging(nbytes, self.SLOTS)
+
+    def _find_runs(self) -> Any:
+        return RunViews(self._cache, self._stream.schedule)
+
+    def _receive(self, chunk: Chunk, packed: torch.Tensor) -> Request:
+        return self._endpoint.post(self._stream, packed)
+
+    def _unpack(self, chunk: Chunk, packed: torch.Tensor) -> None:
+        scatter(packed, self._cache, chunk.region)
 
     def _arrived(self, chunk: Chunk, messages: int) -> None:
         self._endpoint.acknowledge(self._stream)

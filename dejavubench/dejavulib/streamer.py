@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging
@@ -67,7 +68,7 @@ class Job:
     stream: Stream
     chunk: Chunk
     packing: Packing | None
-    runs: RunViews | DeviceRuns | None
+    runs: RunViews | DeviceRuns | RunAddresses | None
     tokens: np.ndarray | None = None
     ready: torch.cuda.Event | None = None
     slot: torch.Tensor | None = None
@@ -80,7 +81,8 @@ class Streamer:
         destination: where chunks go; once a microbatch has begun, called from the helper thread alone.
         slots: staging, of one size; as many chunks can be on their way at once. Streamers of which only one has
             something under way may share it.
-        device: staging on the device, for caches that are there; ``slots`` are pinned then.
+        device: staging on the device, for caches that are there; ``slots`` are pinned then. Not for a destination that
+            takes chunks from the device's memory: there ``slots`` are on the device.
 
     Raises:
         ValueError: the destination needs staging and there is none.
@@ -95,6 +97,8 @@ class Streamer:
         self.device = device
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = deque(slots)
+        on_device = bool(slots) and slots[0].is_cuda
+        self._beside = torch.cuda.Stream(slots[0].device) if on_device else None  # slots there are filled on it
         self._inbox: deque[Job] = deque()  # the model's side fills it
         self._wake_helper, self._wake_model = Wake(), Wake()
         self._waits_for: CacheManager | None = None  # whose last chunk the model waits for: nobody to be polite to
@@ -120,6 +124,8 @@ class Streamer:
             raise StreamingError("staging cannot be filled while chunks are under way")
         for slot in self._slots:
             slot.fill_(pattern)
+        if self._beside is not None:
+            torch.cuda.synchronize(self._beside.device)
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue chunks whose keys and values are in place."""
@@ -171,6 +177,8 @@ class Streamer:
         """
         self._closing = True
         self._wake_helper.set()
+        if self._error is not None or self._submitted != self._finished:
+            self.destination.give_up()
         self._thread.join(CLOSING)
         if self._thread.is_alive():
             raise StreamingError(f"{self.destination.name} does not come back; {self._first_missing()}")
@@ -237,6 +245,11 @@ class Streamer:
         if job.ready is None:
             job.packing.gather(packed)
             self._flush(job, packed)
+        elif self._beside is not None:
+            with torch.cuda.stream(self._beside):
+                self._beside.wait_event(job.ready)
+                job.packing.gather(packed)
+                self._flush(job, packed)
         else:
             assert self.device is not None
             self.device.begin(job, job.packing, packed)

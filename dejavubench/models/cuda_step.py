@@ -88,17 +88,19 @@ class Tiling:
 def tiling(outs: int, ins: int, processors: int) -> Tiling:
     """The tiling of a weight [outs, ins], from what was measured on Hopper.
 
-    Two blocks fit on a processor. Where there are fewer tiles than that, the columns are cut into as few parts as fill
-    0.7 of the places, but into none that is too short to be worth a sum.
+    Two blocks fit on a processor. Tiles that fill most of these places are left whole. Others are cut so that the
+    blocks come near a multiple of the processors: each processor then reads equally much. A further part costs its
+    share of the sum, and one that is too short is not worth it.
     """
-    tiles, places = triton.cdiv(outs, TILE), 2 * processors
-    most = 1 if tiles >= places else max(1, min(MOST_PARTS, ins // SHORTEST))
+    tiles = triton.cdiv(outs, TILE)
+    splits = 1
+    if tiles < 1.4 * processors:
 
-    def filled(splits: int) -> float:
-        return tiles * splits / (triton.cdiv(tiles * splits, places) * places)
+        def worth(splits: int) -> float:
+            blocks = tiles * splits
+            return blocks / (triton.cdiv(blocks, processors) * processors) - 0.06 * splits
 
-    enough = (splits for splits in range(1, most + 1) if filled(splits) >= 0.7)
-    splits = next(enough, max(range(1, most + 1), key=filled))
+        splits = max(range(1, max(1, min(MOST_PARTS, ins // SHORTEST)) + 1), key=worth)
     if splits == 1 and ins >= 4096:
         return Tiling(TILE, 256, 1, 4, 4, 256)
     return Tiling(TILE, 128, splits, 4, 5, 256)
@@ -267,8 +269,9 @@ def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
         positions: that the cache has room for.
         vectors: whether keys lie in vectors, as in ``ft``.
     """
+    enough, least = (16, 32) if vectors else (8, 64)
     splits = 1
-    while splits < MOST_SPLITS and pairs * splits < 8 * processors and positions > 64 * splits:
+    while splits < MOST_SPLITS and pairs * splits < enough * processors and positions > least * splits:
         splits *= 2
     return Parts(16, splits, 1, 2) if vectors else Parts(32, splits, 1, 1)
 

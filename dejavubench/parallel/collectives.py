@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,18 @@ def _bits(x: Tensor) -> np.ndarray[Any, Any]:
 
 def _tag(ubatch: int, kind: int) -> int:
     return 2 * ubatch + kind
+
+
+class Collectives(Protocol):
+    """What one source needs of the other sources; see :class:`MPICollectives` for what each does."""
+
+    def all_reduce(self, x: Tensor) -> Tensor: ...
+    def all_gather(self, x: Tensor) -> Tensor: ...
+    def send_hidden(self, hidden: Tensor, ubatch: int) -> None: ...
+    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor: ...
+    def send_tokens(self, tokens: Tensor, ubatch: int) -> None: ...
+    def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor: ...
+    def finish(self) -> None: ...
 
 
 class MPICollectives:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 
 BLOCK = 256
 """Runs after which an unbuffered chunk shows that it moves."""
+
+
+_Run = TypeVar("_Run")
 
 
 class StreamingError(Exception):
@@ -66,7 +70,10 @@ class Destination(ABC):
     """Blocks of runs that have been moved so far: what a long unbuffered chunk has to show for itself."""
 
     staged = True
-    """Chunks go through staging slots; off where :meth:`place` always gives a chunk its final place."""
+    """Chunks go through staging slots; off where :meth:`place` always gives a chunk its final place.
+
+    The slots are in the device's memory if the destination takes chunks from there, else in host memory.
+    """
 
     @abstractmethod
     def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
@@ -86,20 +93,24 @@ class Destination(ABC):
 
     @abstractmethod
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        """Begin to move a packed chunk (uint8, contiguous); may return before it is complete."""
+        """Begin to move a packed chunk (uint8, contiguous); may return before it is complete.
+
+        One in the device's memory is filled by what has been issued on torch's current stream.
+        """
 
     @abstractmethod
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[Any], each_complete: bool) -> None:
         """Move a chunk's runs, each a copy or message of its own, in packed order; returns when all are issued.
 
         Args:
+            runs: views of host memory; (address, bytes) for a destination that takes device memory.
             each_complete: a run is complete before the next one begins.
         """
 
-    def counted(self, runs: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
+    def counted(self, runs: Sequence[_Run], block: int = BLOCK) -> Iterator[Sequence[_Run]]:
         """``runs`` in blocks, each counted as moved when the next one is asked for."""
-        for start in range(0, len(runs), BLOCK):
-            yield runs[start : start + BLOCK]
+        for start in range(0, len(runs), block):
+            yield runs[start : start + block]
             self.moved += 1
 
     @abstractmethod
@@ -113,6 +124,9 @@ class Destination(ABC):
     def cpu_seconds(self) -> float:
         """CPU time so far of threads of the destination's own; 0 where the helper thread does everything."""
         return 0.0
+
+    def give_up(self) -> None:  # noqa: B027 - most never wait for anybody
+        """Chunks on their way are given up: whatever waits for another rank must end. Called from any thread."""
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what the destination holds."""

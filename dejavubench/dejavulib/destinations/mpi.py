@@ -134,3 +134,7 @@ class MPISinkEndpoint:
         """Wait until every acknowledgement has left."""
         wait_asleep(lambda: MPI.Request.Testall(self._acks), "acknowledgements")
         self._acks = []
+
+    def close(self) -> None:
+        """Nothing is held but what :meth:`finish` waits for."""
+        self.finish()

@@ -1,0 +1,48 @@
+"""The runs of a cache by their addresses: for a destination that moves them from where they lie on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import BOTH, KVCache
+
+ADDRESSES_KEPT = 200_000
+"""Runs whose addresses are computed once and kept: some 30 MB of Python objects for each microbatch and naive level."""
+
+
+class RunAddresses:
+    """The runs of a stream's steps as (address, bytes) in packed order: the naive loop does nothing but move them.
+
+    The counterpart of :class:`~.copies.RunViews`: those of the first steps are kept, up to :data:`ADDRESSES_KEPT` of
+    them; the others are computed when they are needed, or :meth:`prepare` is told ahead of time.
+    """
+
+    def __init__(self, cache: KVCache, schedule: StreamSchedule) -> None:
+        self._cache = cache
+        self._schedule = schedule
+        self._kept: list[list[tuple[int, int]]] = []
+        self._ahead: dict[int, list[tuple[int, int]]] = {}
+        count = 0
+        while len(self._kept) <= schedule.steps and count < ADDRESSES_KEPT:
+            self._kept.append(self._find(len(self._kept)))
+            count += len(self._kept[-1])
+
+    def prepare(self, step: int) -> None:
+        """Compute the addresses of a step that will be asked for next."""
+        if len(self._kept) <= step <= self._schedule.steps:
+            self._ahead = {step: self._find(step)}
+
+    def of(self, step: int) -> list[tuple[int, int]]:
+        if step < len(self._kept):
+            return self._kept[step]
+        return self._ahead.get(step) or self._find(step)
+
+    def _find(self, step: int) -> list[tuple[int, int]]:
+        starts, sizes = [], []
+        for atom in self._schedule.atoms(step):
+            for kv in BOTH:
+                runs = self._cache.geometry.runs(kv, atom)
+                starts.append(runs.offsets + self._cache.tensor(kv).data_ptr())
+                sizes.append(np.full(len(runs.offsets), runs.nbytes))
+        return list(zip(np.concatenate(starts).tolist(), np.concatenate(sizes).tolist(), strict=True))

@@ -1,0 +1,132 @@
+"""Tensor- and pipeline-parallel communication of CUDA tensors over NCCL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from dejavubench.parallel.collectives import MPICollectives
+from dejavubench.parallel.nccl import MAKING, NCCLCommunicator, NCCLPair, connect_pairs
+from dejavubench.parallel.topology import Topology
+from dejavubench.waiting import wait_asleep
+
+
+class NCCLCollectives:
+    """What one source needs of the other sources, for ranks with GPUs: see :class:`~.collectives.MPICollectives`.
+
+    Sums, gathers and receives go on torch's current stream; a sum or gather can be captured in a CUDA graph once one of
+    its size has been made. Communicators form a chain along the stages, each used in one direction, with one beside for
+    each stage's sums: every rank issues on them in the model's order, so that no two ranks wait for each other in a
+    circle. New tokens, which alone go back, take MPI: some bytes that the host waits for anyway.
+
+    Args:
+        sources: the communicator of all sources, in order of their ranks.
+        topology: this rank's place.
+        spin: how the host waits for tokens, see :class:`~.collectives.MPICollectives`.
+        device: this rank's.
+
+    Raises:
+        ValueError: ``sources`` is not the communicator of this topology's sources.
+        NCCLError: NCCL cannot be set up.
+    """
+
+    def __init__(
+        self, sources: MPI.Intracomm, topology: Topology, spin: bool, device: torch.device, timeout: float = MAKING
+    ) -> None:
+        self.topology = topology
+        self.spin = spin
+        self.device = device
+        self._timeout = timeout
+        self._mpi = MPICollectives(sources, topology, spin)
+        self._tensor = self._stage_communicator(sources, timeout) if topology.tensor_size > 1 else None
+        width = topology.tensor_size
+        pairs = [(worker, worker + width) for worker in range(topology.workers - width)]
+        others = connect_pairs(sources, pairs, device, timeout)
+        self._next: NCCLPair | None = others.get(topology.worker + width)
+        self._previous: NCCLPair | None = others.get(topology.worker - width)
+
+    def _stage_communicator(self, sources: MPI.Intracomm, timeout: float) -> NCCLCommunicator:
+        stage = cast(MPI.Intracomm, sources.Split(color=self.topology.stage, key=self.topology.tensor_rank))
+        try:
+            return NCCLCommunicator(stage, self.device, timeout)
+        finally:
+            stage.Free()
+
+    # ---- within a stage ----
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over the tensor-parallel group, in the tensor's own type; in place if ``x`` is contiguous."""
+        if self._tensor is None:
+            return x
+        total = x.contiguous()
+        self._tensor.all_reduce(total)
+        return total
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Everyone's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
+        if self._tensor is None:
+            return x.unsqueeze(0)
+        mine = x.contiguous()
+        everyone = mine.new_empty((self.topology.tensor_size, *x.shape))
+        self._tensor.all_gather(mine, everyone)
+        return everyone
+
+    # ---- between stages, each tensor rank with its like ----
+
+    def send_hidden(self, hidden: Tensor, ubatch: int) -> None:
+        """Begin to send ``hidden`` to the next stage, beside the current stream; it must not be changed any more.
+
+        Microbatches are received in the order in which they are sent.
+        """
+        assert self._next is not None, "the last stage has no next one"
+        hidden = hidden.contiguous()
+        self._next.after(self._next.filled())
+        self._next.send(hidden.data_ptr(), hidden.numel() * hidden.element_size())
+        hidden.record_stream(self._next.stream)  # its memory is not given away before
+
+    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor:
+        """The previous stage's hidden of this microbatch."""
+        assert self._previous is not None, "the first stage has no previous one"
+        hidden = torch.empty(*shape, dtype=dtype, device=self.device)
+        self._previous.after(self._previous.filled())  # the memory may still be read by what has been issued
+        self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
+        torch.cuda.current_stream(self.device).wait_event(self._previous.mark())
+        return hidden
+
+    def send_tokens(self, tokens: Tensor, ubatch: int) -> None:
+        """Begin to send the last stage's new tokens [B] to the first stage; waits until they are known."""
+        self._mpi.send_tokens(tokens.cpu(), ubatch)
+
+    def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor:
+        """This microbatch's new tokens [B] from the last stage, in host memory."""
+        return self._mpi.recv_tokens(ubatch_size, ubatch)
+
+    def finish(self) -> None:
+        """Wait until everything that was sent has been taken.
+
+        Raises:
+            DeadlineError: the next stage did not take what was sent.
+        """
+        if self._next is not None:
+            wait_asleep(self._next.mark().query, "hidden states on their way to the next stage", self._timeout)
+        self._mpi.finish()
+
+    def abort(self) -> None:
+        """After an error: no kernel may go on waiting for a rank that is gone."""
+        for communicator in self._communicators():
+            communicator.abort()
+
+    def close(self) -> None:
+        """Finish, and give the communicators back; collective."""
+        self.finish()
+        torch.cuda.synchronize(self.device)
+        self._mpi.close()
+        for communicator in self._communicators():
+            communicator.close()
+
+    def _communicators(self) -> list[NCCLCommunicator | NCCLPair]:
+        return [each for each in (self._tensor, self._previous, self._next) if each is not None]

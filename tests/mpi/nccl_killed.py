@@ -1,0 +1,91 @@
+"""Run by test_nccl.py with 2 ranks: ``nccl_killed.py source|sink LEVEL``: that one stops within a stream.
+
+It stops dead and stays, so that the launcher has nothing to clean up: what ends the other one is its own deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from nccl_pair import connect, one_device_each, streams
+
+from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
+from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.receiver import receive_all
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.kvcache import KVCache, KVGeometry
+
+SLOT, DEADLINE = 1 << 20, 2.0
+GEOMETRY = KVGeometry(8, 4, 8, 130, 64, 2)
+
+
+class Stopping:
+    """A link that stops its rank for ever at its ``last`` message, once the other side waits for that."""
+
+    def __init__(self, link: Any, last: int) -> None:
+        self._link = link
+        self._left = last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+    def send(self, address: int, nbytes: int) -> None:
+        self._count()
+        self._link.send(address, nbytes)
+
+    def recv(self, address: int, nbytes: int) -> None:
+        self._count()
+        self._link.recv(address, nbytes)
+
+    def _count(self) -> None:
+        self._left -= 1
+        while self._left < 0:
+            time.sleep(60)
+
+
+def main(stops: str, level: str) -> None:
+    world = MPI.COMM_WORLD
+    device = one_device_each(world, one_card=False)
+    link, _ = connect(world, device, 0, loopback=False)
+    role = ("source", "sink")[world.rank]
+    ends = Stopping(link, 5) if role == stops else link
+    peer = 1 - world.rank
+    (stream,) = streams(GEOMETRY, peer, 100, 20, SLOT, 1)
+    cache = KVCache.allocate(GEOMETRY, torch.int16, device)
+    comm = world.Dup()
+    began = time.monotonic()
+    try:
+        if role == "source":
+            streamer = Streamer(NCCLDestination(comm, {peer: ends}, DEADLINE), device_slots(SLOT, 4, device))
+            manager = CacheManager(cache, [stream], LEVELS[level], streamer, DEADLINE)
+            try:
+                manager.begin()
+                for layer in range(GEOMETRY.layers):
+                    manager.layer_ready(layer)
+                for step in range(21):
+                    manager.step_ready(step)
+                manager.drain()
+            finally:
+                streamer.close()
+        else:
+            endpoint = NCCLSinkEndpoint(comm, {peer: ends}, DEADLINE)
+            receiver = DeviceReceiver(cache, stream, LEVELS[level], endpoint)
+            receiver.begin()
+            receive_all([receiver])
+    except StreamingError as error:
+        torch.cuda.synchronize()  # no kernel is left that waits
+        print(f"{role}: StreamingError: {error}: ended after {time.monotonic() - began:.1f} s", flush=True)
+        time.sleep(0.5)  # the launcher passes it on before it ends the other
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

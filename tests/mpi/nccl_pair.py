@@ -1,0 +1,40 @@
+"""What the scripts of this folder that stream from GPU to GPU share: two ranks, one pair, random caches."""
+
+from __future__ import annotations
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import BOTH, KVCache, KVGeometry
+from dejavubench.parallel.nccl import Loopback, NCCLPair, card_of, connect_pairs, prepare_cards
+
+
+def one_device_each(world: MPI.Intracomm, one_card: bool) -> torch.device:
+    """This rank's device, made current; all share one if ``one_card``."""
+    device = torch.device("cuda", 0 if one_card else world.rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def connect(
+    world: MPI.Intracomm, device: torch.device, source: int, loopback: bool
+) -> tuple[NCCLPair, Loopback | None]:
+    """The two ranks' link, of which rank ``source`` sends."""
+    found = prepare_cards(world, card_of(device), loopback)
+    return connect_pairs(world, [(source, 1 - source)], device)[1 - world.rank], found
+
+
+def streams(geometry: KVGeometry, peer: int, input_len: int, steps: int, slot: int, count: int) -> list[Stream]:
+    schedule = StreamSchedule(geometry, geometry.whole, input_len, steps, slot)
+    return [Stream(number, schedule, peer) for number in range(count)]
+
+
+def random_cache(geometry: KVGeometry, device: torch.device, seed: int) -> KVCache:
+    """The same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    cache = KVCache.allocate(geometry, torch.int16)
+    for kv in BOTH:
+        cache.bytes(kv).random_(0, 256, generator=generator)
+    return KVCache(geometry, cache.k.to(device), cache.v.to(device))

@@ -1,0 +1,116 @@
+"""Run by test_nccl.py with 2 ranks: every layout and level from one GPU's cache into another's, two microbatches.
+
+``nccl_stream.py SOURCE [--loopback | --refused]``: which rank is the source; both ranks on one card.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from mpi4py import MPI
+from nccl_pair import connect, one_device_each, random_cache, streams
+
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
+from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.receiver import receive_all
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
+from dejavubench.parallel.collectives import polite_barrier
+from dejavubench.parallel.nccl import SharedCardError
+
+INPUT_LEN, STEPS, UNUSED = 33, 4, 3
+SLOTS = (1 << 16, 1 << 12)
+"""Staging that holds layers whole, and that forces cuts along requests and positions."""
+
+MICROBATCHES = 2
+BUSY = 5_000_000
+"""Cycles that the model's stream is busy with before each layer: chunks are announced long before they are there."""
+
+
+def send(streamer: Streamer, level: Level, group: list[Stream], truth: list[KVCache], comm: MPI.Intracomm) -> None:
+    caches = [KVCache.allocate(cache.geometry, torch.int16, cache.k.device) for cache in truth]
+    managers = [CacheManager(cache, [stream], level, streamer) for cache, stream in zip(caches, group, strict=True)]
+    streamer.fill_staging(0x61)
+    for cache, manager in zip(caches, managers, strict=True):
+        cache.fill(0x51)
+        manager.begin()
+    polite_barrier(comm)
+    for step in range(STEPS + 1):
+        span = group[0].schedule.positions(step)
+        for whole, manager in zip(truth, managers, strict=True):
+            for layer in range(whole.geometry.layers):
+                torch.cuda._sleep(BUSY)
+                k, v = (part(layer, span.stop)[:, :, span.slice] for part in (whole.keys, whole.values))
+                manager.cache.store(layer, span.start, k, v)
+                if step == 0:
+                    manager.layer_ready(layer)
+            manager.step_ready(step)
+    for manager in managers:
+        manager.drain()
+
+
+def receive(
+    endpoint: NCCLSinkEndpoint, level: Level, group: list[Stream], truth: list[KVCache], comm: MPI.Intracomm
+) -> None:
+    caches = [KVCache.allocate(cache.geometry, torch.int16, cache.k.device) for cache in truth]
+    receivers = [DeviceReceiver(cache, stream, level, endpoint) for cache, stream in zip(caches, group, strict=True)]
+    for cache, receiver in zip(caches, receivers, strict=True):
+        cache.fill(0x31)
+        receiver.begin(0x41)
+    polite_barrier(comm)
+    receive_all(reversed(receivers))
+    endpoint.finish()
+    written = Span(0, INPUT_LEN + STEPS)
+    for cache, whole in zip(caches, truth, strict=True):
+        expected = KVCache.allocate(cache.geometry, torch.int16, cache.k.device)
+        expected.fill(0x31)
+        region = cache.geometry.region(positions=written)
+        for kv in BOTH:
+            expected.piece(kv, region).copy_(whole.piece(kv, region))
+            wrong = torch.nonzero(cache.tensor(kv) != expected.tensor(kv))
+            assert not len(wrong), f"{cache.geometry.layout} level {level.name}: {kv} differs, first at {wrong[0]}"
+
+
+def main(source: int, one_card: bool, loopback: bool) -> None:
+    world = MPI.COMM_WORLD
+    comm = world.Dup()
+    device = one_device_each(world, one_card)
+    try:
+        link, found = connect(world, device, source, loopback)
+    except SharedCardError as error:
+        if world.rank == 0:
+            print(error)
+        return
+    assert (found is not None) == one_card
+    peer, count = 1 - world.rank, 0
+    if world.rank == source:
+        streamer = Streamer(NCCLDestination(comm, {peer: link}, 30.0), device_slots(max(SLOTS), 3, device))
+    else:
+        endpoint = NCCLSinkEndpoint(comm, {peer: link}, 30.0)
+    for number, layout in enumerate(KVLayout):
+        geometry = KVGeometry(3, 2, 4, INPUT_LEN + STEPS + UNUSED, 32, 2, layout)
+        for slot in SLOTS:
+            for level in LEVELS.values():
+                group = streams(geometry, peer, INPUT_LEN, STEPS, slot, MICROBATCHES)
+                truth = [random_cache(geometry, device, 10 * number + each) for each in range(MICROBATCHES)]
+                if world.rank == source:
+                    send(streamer, level, group, truth, comm)
+                else:
+                    receive(endpoint, level, group, truth, comm)
+                count += 1
+    polite_barrier(comm)
+    if world.rank == source:
+        streamer.close()
+    else:
+        endpoint.close()
+    polite_barrier(comm)
+    if world.rank == 0:
+        print(f"{count} streams, all well")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), len(sys.argv) > 2, "--loopback" in sys.argv)
