@@ -10,15 +10,18 @@ from synthetic import AGAIN, GPU, GPU_ENVIRONMENT, NONE, arm, on_gpu, point, wri
 
 from dejavubench.analysis import bars, captions, machine, plotdata, plots, render, tables
 from dejavubench.points import Point
-from dejavubench.records import ArmInfo, Ceiling, PointInfo, Run, read_run, to_line
+from dejavubench.records import ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
 from dejavubench.specs import SPECS
 
 LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
 
 
 def gpu_run(folder: Path, *args: Any, uuids: tuple[str, str] = ("aaaa", "bbbb"), **changes: Any) -> Run:
-    infos = [on_gpu(uuids[0]) | {"copies": {"hnd": "strided DMA (0.97 of the kernel's time)"}}, on_gpu(uuids[1])]
-    return read_run(write_run(folder, *args, infos=infos, **{"environment": GPU_ENVIRONMENT} | changes))
+    infos = [on_gpu(uuids[0]), on_gpu(uuids[1])]
+    written = write_run(folder, *args, infos=infos, **{"environment": GPU_ENVIRONMENT} | changes)
+    with (written / "rank-0000.jsonl").open("a") as file:
+        file.write(to_line(CopyWays(point="p000", ways={"prompt": "strided DMA (0.97 of the kernel's time)"})))
+    return read_run(written)
 
 
 def measured(folder: Path, name: str, unit: str, value: float, samples: list[float] | None = None) -> None:
@@ -105,7 +108,7 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
     assert (
         "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, MPI takes host memory only" in report.notes
     )
-    assert "how chunks leave the GPU: hnd: strided DMA (0.97 of the kernel's time)" in report.notes
+    assert "how chunks leave the GPU: hnd prompt: strided DMA (0.97 of the kernel's time)" in report.notes
 
 
 def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:

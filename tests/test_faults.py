@@ -202,7 +202,9 @@ def unwritten(job: Job, error: str) -> None:
     assert job.wait() not in (0, None)
     job.all_gone()
     assert re.search(rf"dejavubench: rank [01] failed in phase \w+: {re.escape(error)}", job.stderr)
-    assert re.search(rf"dejavubench: rank [01] cannot record its failure: {re.escape(error[9:])}", job.stderr)
+    said = re.search(rf"dejavubench: rank [01] cannot record its failure: {re.escape(error[9:])}", job.stderr)
+    recorded = any('"kind":"failure"' in file.read_text() for file in job.folder.glob("rank-*.jsonl"))
+    assert said or recorded  # that line is short: there may be room for it where there was none for the one that failed
     assert measured(job) > 10
     assert "INCOMPLETE: rank " in processed(job.folder)
 
