@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache
+from dejavubench.kvcache import BOTH, KVCache, Region
 
 ADDRESSES_KEPT = 200_000
 """Runs whose addresses are computed once and kept: some 30 MB of Python objects for each microbatch and naive level."""
+
+
+def run_addresses(cache: KVCache, regions: Iterable[Region]) -> tuple[np.ndarray, np.ndarray]:
+    """Address and bytes of each run of regions of one layer each, in packed order."""
+    starts, sizes = [], []
+    for region in regions:
+        for kv in BOTH:
+            runs = cache.geometry.runs(kv, region)
+            starts.append(runs.offsets + cache.tensor(kv).data_ptr())
+            sizes.append(np.full(len(runs.offsets), runs.nbytes))
+    return np.concatenate(starts), np.concatenate(sizes)
 
 
 class RunAddresses:
@@ -39,10 +52,5 @@ class RunAddresses:
         return self._ahead.get(step) or self._find(step)
 
     def _find(self, step: int) -> list[tuple[int, int]]:
-        starts, sizes = [], []
-        for atom in self._schedule.atoms(step):
-            for kv in BOTH:
-                runs = self._cache.geometry.runs(kv, atom)
-                starts.append(runs.offsets + self._cache.tensor(kv).data_ptr())
-                sizes.append(np.full(len(runs.offsets), runs.nbytes))
-        return list(zip(np.concatenate(starts).tolist(), np.concatenate(sizes).tolist(), strict=True))
+        starts, sizes = run_addresses(self._cache, self._schedule.atoms(step))
+        return list(zip(starts.tolist(), sizes.tolist(), strict=True))

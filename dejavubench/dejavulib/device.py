@@ -12,10 +12,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from dejavubench.dejavulib.addresses import run_addresses
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.strided import Choice, StridedCopy, choose
-from dejavubench.kvcache import BOTH, KVCache
+from dejavubench.kvcache import KVCache
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.streamer import Job
@@ -136,15 +137,8 @@ class DeviceRuns:
         return self._ahead.get(step) or self._find(step)
 
     def _find(self, step: int) -> _PulledRuns:
-        starts, sizes = [], []
-        for atom in self._schedule.atoms(step):
-            for kv in BOTH:
-                runs = self._cache.geometry.runs(kv, atom)
-                starts.append(runs.offsets + self._cache.tensor(kv).data_ptr())
-                sizes.append(np.full(len(runs.offsets), runs.nbytes))
-        return _PulledRuns(
-            np.concatenate(starts), np.concatenate(sizes), self._landing, self._stream.cuda_stream, self._each_complete
-        )
+        starts, sizes = run_addresses(self._cache, self._schedule.atoms(step))
+        return _PulledRuns(starts, sizes, self._landing, self._stream.cuda_stream, self._each_complete)
 
 
 class _PulledRuns(Sequence[memoryview]):

@@ -27,10 +27,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.models.parts import FEW_ROWS, Activation
 
-Activation = Literal["none", "gelu", "relu"]
-
-ROWS = 16
+ROWS = FEW_ROWS
 """Rows of the tensor cores' smallest product; fewer are padded, more are not for these kernels."""
 
 TYPES = (torch.float16, torch.bfloat16)
