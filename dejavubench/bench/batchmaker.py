@@ -1,12 +1,14 @@
 """The batch maker: takes microbatches through prompt, tokens and drain, and clocks them.
 
 With pipeline depth U there are U microbatches in flight; each stage takes them in turn. Stage 0 clocks a
-step from its submission to its token's return, the other stages from hidden states in to hidden states out.
+step from its submission to its token's return, the other stages from hidden states in to hidden states out. A step
+that was submitted while the one before it still ran is clocked from that one's return: what its request waited for.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -64,19 +66,21 @@ class Clocked:
     all_token_ms: float = 0.0
     drain_ms: float = 0.0
     tokens: list[torch.Tensor] = field(default_factory=list)
-    _submitted: float = 0.0
+    _submitted: deque[float] = field(default_factory=deque)  # steps under way
+    _returned: float = 0.0
     _tokens_began: float = 0.0
 
-    def submit(self, step: int) -> None:
-        self._submitted = time.perf_counter()
-        if step == 1:
-            self._tokens_began = self._submitted
+    def submit(self) -> None:
+        self._submitted.append(time.perf_counter())
 
     def returned(self) -> None:
-        now = time.perf_counter()
-        self.step_ms.append((now - self._submitted) * 1e3)
+        now, began = time.perf_counter(), max(self._submitted.popleft(), self._returned)
+        if len(self.step_ms) == 1:
+            self._tokens_began = began
+        self.step_ms.append((now - began) * 1e3)
         if len(self.step_ms) > 1:
             self.all_token_ms = (now - self._tokens_began) * 1e3
+        self._returned = now
 
     @property
     def total_ms(self) -> float:
@@ -128,6 +132,8 @@ class BatchMaker:
                 self._step(step, ubatch, clocks[ubatch], streams[ubatch])
         for ubatch, clock in enumerate(clocks):
             self._return_token(ubatch, clock)
+            if self.steps.ahead and self.output_len > 1:
+                self._returned(ubatch, clock)
         mark("drain")
         for clock, stream in zip(clocks, streams, strict=True):
             drain_began = time.perf_counter()
@@ -148,14 +154,22 @@ class BatchMaker:
             self.collectives.send_hidden(out, ubatch)
         elif not shard.first:
             self.collectives.send_tokens(out, ubatch)
+        if self.steps.ahead and step > 1:  # the step before, while this one runs; the phases do not overlap
+            self._returned(ubatch, clock)
         known = clock.tokens[step - 1].numpy() if shard.first and step else None
         stream.step_ready(step, known)
+        if not self.steps.ahead or step == 0:
+            self._returned(ubatch, clock)
+
+    def _returned(self, ubatch: int, clock: Clocked) -> None:
+        """The oldest step under way is over, on stages that do not wait for a later one's token."""
+        shard = self.model.shard
+        if shard.first and not shard.last:
+            return
+        tokens = self.steps.wait(ubatch)
         if shard.last:
-            clock.tokens.append(self.steps.wait(ubatch))
-            clock.returned()
-        elif not shard.first:
-            self.steps.wait(ubatch)
-            clock.returned()
+            clock.tokens.append(tokens)
+        clock.returned()
 
     def _input(self, step: int, ubatch: int, clock: Clocked) -> torch.Tensor:
         """Tokens on the first stage, hidden states elsewhere; starts the step's clock."""
@@ -163,14 +177,14 @@ class BatchMaker:
         if not shard.first:
             shape = (*self.prompts[ubatch].shape[: 1 if step else 2], *((1,) if step else ()), self.model.spec.hidden)
             hidden = self.collectives.recv_hidden(shape, self.model.compute_dtype, ubatch)
-            clock.submit(step)
+            clock.submit()
             return hidden
         if step == 0:
-            clock.submit(step)
+            clock.submit()
             return self.prompts[ubatch]
         self._return_token(ubatch, clock)
-        clock.submit(step)
-        return clock.tokens[-1].unsqueeze(1)
+        clock.submit()
+        return clock.tokens[-1].unsqueeze(1)  # steps that run ahead have newer ones of their own
 
     def _return_token(self, ubatch: int, clock: Clocked) -> None:
         """On the first of several stages: the newest token comes back from the last one."""

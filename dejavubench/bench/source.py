@@ -15,7 +15,7 @@ from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Strea
 from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare_packed, send_pieces
-from dejavubench.dejavulib.copies import aligned_buffer, staging
+from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -81,6 +81,7 @@ class Source:
         self._silent = [NoStreaming() for _ in self.caches]
         self._slots: list[torch.Tensor] = []  # staging of all arms, of which one at a time has chunks under way
         self._device_staging: DeviceStaging | None = None  # likewise
+        self._fetched: torch.Tensor | None = None  # what verification reads a chunk into
 
     @property
     def on_cuda(self) -> bool:
@@ -215,9 +216,12 @@ class Source:
 
     def _held_wrongly(self, arm: Arm, manager: CacheManager, ubatch: int) -> str | None:
         destination = self._streamer(arm).destination
+        if self._fetched is None:
+            self._fetched = staging(self.side.slot_nbytes, 1, self.on_cuda)[0]
+        fetched = self._fetched
 
         def fetch(stream: Stream, chunk: Chunk) -> torch.Tensor:
-            packed = aligned_buffer(chunk.nbytes)
+            packed = fetched[: chunk.nbytes]
             destination.fetch(stream, chunk, packed)
             return packed
 

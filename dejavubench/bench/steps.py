@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,7 +14,14 @@ from dejavubench.models.gpt import GPT
 
 
 class Steps(Protocol):
-    """What the batch maker runs; the microbatches in flight are told apart by their number."""
+    """What the batch maker runs; the microbatches in flight are told apart by their number.
+
+    Attributes:
+        ahead: a decode step takes its tokens from the one before it by itself, so that it may begin, and should, before
+            they are known on the host.
+    """
+
+    ahead: bool
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
         """Begin a step of ``x`` (tokens or hidden), whose first position is ``position``.
@@ -23,7 +31,10 @@ class Steps(Protocol):
         """
 
     def wait(self, ubatch: int) -> Tensor:
-        """Wait for the step that was begun; on the last stage its new tokens [B] on the host."""
+        """Wait for the oldest step that was begun and not waited for; on the last stage its new tokens [B] on the host.
+
+        Of the steps that run ahead at most two are begun and not waited for.
+        """
 
     def event_ms(self, ubatch: int) -> list[float]:
         """The device's own times of all steps since the last call; empty where there are none."""
@@ -36,6 +47,8 @@ def steps_of(model: GPT, caches: list[KVCache], requests: int) -> Steps:
 
 class HostSteps:
     """On the CPU a step is over when it returns."""
+
+    ahead = False
 
     def __init__(self, model: GPT, caches: list[KVCache]) -> None:
         self._model, self._caches = model, caches
@@ -59,23 +72,24 @@ class DeviceSteps:
     def __init__(self, model: GPT, caches: list[KVCache], requests: int) -> None:
         from dejavubench.models.cuda_graph import DecodeGraph
 
+        self.ahead = model.shard.first and model.shard.last
         self._model, self._caches = model, caches
         self._graphs = [DecodeGraph(model, cache, requests) for cache in caches]
         self._events: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in caches]
+        self._begun: list[deque[tuple[torch.cuda.Event, Tensor]]] = [deque() for _ in caches]
+        # on the host, of each microbatch: those of a step can be read while the next one is under way
+        self._tokens = [torch.zeros(2, requests, dtype=torch.long, pin_memory=True) for _ in caches]
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
-        graph, shard = self._graphs[ubatch], self._model.shard
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
-        if position == 0:
-            out = self._prompt(ubatch, x, on_layer)
-        else:
-            if not (shard.first and shard.last):  # else the graph has fed its tokens back itself
-                graph.x.copy_(x, non_blocking=True)
-            graph.replay()
-            out = graph.out
+        out = self._prompt(ubatch, x, on_layer) if position == 0 else self._replay(ubatch, x)
+        tokens = self._tokens[ubatch][len(self._events[ubatch]) % 2]
+        if self._model.shard.last:
+            tokens.copy_(out, non_blocking=True)
         ended.record()
         self._events[ubatch].append((began, ended))
+        self._begun[ubatch].append((ended, tokens))
         return out
 
     def _prompt(self, ubatch: int, x: Tensor, on_layer: Callable[[int], None] | None) -> Tensor:
@@ -86,12 +100,21 @@ class DeviceSteps:
         self._graphs[ubatch].begin(x.shape[1], out)
         return out
 
+    def _replay(self, ubatch: int, x: Tensor) -> Tensor:
+        graph = self._graphs[ubatch]
+        if not self.ahead:  # else the graph has fed its tokens back itself
+            graph.x.copy_(x, non_blocking=True)
+        graph.replay()
+        return graph.out
+
     def wait(self, ubatch: int) -> Tensor:
-        self._events[ubatch][-1][1].synchronize()
-        return self._graphs[ubatch].tokens.clone()
+        ended, tokens = self._begun[ubatch].popleft()
+        ended.synchronize()
+        return tokens.clone()
 
     def event_ms(self, ubatch: int) -> list[float]:
         events, self._events[ubatch] = self._events[ubatch], []
+        self._begun[ubatch].clear()  # a first stage that is not the last waits for tokens, not for its steps
         if events:
             events[-1][1].synchronize()
         return [began.elapsed_time(ended) for began, ended in events]

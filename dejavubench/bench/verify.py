@@ -40,10 +40,11 @@ def compare(got: KVCache, streams: list[Stream], piece: Piece, pattern: int, sid
     geometry = got.geometry
     first: str | None = None
     fill = int.from_bytes(bytes([pattern]) * geometry.itemsize, "little", signed=True)
+    # allocated once: touching new pages would cost as much as comparing
+    reused = {kv: torch.empty_like(as_integers(got.tensor(kv)[0])) for kv in BOTH}
     for layer in range(geometry.layers):
         for kv in BOTH:
-            found = as_integers(got.tensor(kv)[layer])
-            expected = torch.full_like(found, fill)
+            found, expected = as_integers(got.tensor(kv)[layer]), reused[kv].fill_(fill)
             inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
             for stream in inside:
                 place = expected[geometry.index(kv, stream.schedule.region)[1:]]
@@ -65,24 +66,24 @@ def compare_packed(
     """Whether a local destination holds each stream as ``cache`` has it, in the packed order that schedules define.
 
     Args:
-        fetch: gives the bytes that the destination holds where a chunk belongs.
+        fetch: gives the bytes that the destination holds where a chunk belongs, until it is called again.
 
     Returns:
         None, or where the first difference is, in the whole model's numbers.
     """
-    geometry = cache.geometry
     for stream in streams:
         for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
-            packed, at = as_integers(fetch(stream, chunk).to(cache.k.device).view(cache.k.dtype)), 0
-            for layer in range(*chunk.region.layers):
-                for kv in BOTH:
-                    expected = as_integers(cache.piece(kv, chunk.region.layer(layer)).contiguous()).view(-1)
-                    found = packed[at : at + expected.numel()]
-                    at += expected.numel()
-                    if not torch.equal(found, expected):
-                        wrong = torch.nonzero(found != expected).flatten()
-                        flat = _flat(geometry, kv, chunk.region.layer(layer), int(wrong[0]))
-                        return _where(side, ubatch, kv, flat, True, len(wrong))
+            pieces = [as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH]  # [layers, elements]
+            expected = torch.cat(pieces, dim=1)
+            found = as_integers(fetch(stream, chunk).view(cache.k.dtype)).to(expected.device).view_as(expected)
+            if not torch.equal(found, expected):
+                wrong = found != expected
+                layer = int(wrong.any(1).nonzero()[0])
+                by_kv = wrong[layer].split([piece.shape[1] for piece in pieces])
+                differ, kv = next((each, kv) for each, kv in zip(by_kv, BOTH, strict=True) if each.any())
+                region = chunk.region.layer(chunk.region.layers.start + layer)
+                flat = _flat(cache.geometry, kv, region, int(differ.nonzero()[0]))
+                return _where(side, ubatch, kv, flat, True, int(differ.sum()))
     return None
 
 
@@ -115,12 +116,15 @@ def send_pieces(comm: MPI.Intracomm, cache: KVCache, streams: list[Stream]) -> N
 
 
 def received_pieces(comm: MPI.Intracomm, cache: KVCache) -> Piece:
-    """The sink's side: what the source sends."""
+    """The sink's side: what the source sends; each piece until the next one of its shape is asked for."""
+    reused: dict[tuple[int, ...], torch.Tensor] = {}
 
     def receive(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
         assert stream.peer is not None
-        geometry = cache.geometry
-        piece = as_integers(torch.empty(geometry.piece_shape(kv, region), dtype=cache.tensor(kv).dtype))
+        shape = cache.geometry.piece_shape(kv, region)
+        if shape not in reused:
+            reused[shape] = as_integers(torch.empty(shape, dtype=cache.tensor(kv).dtype))
+        piece = reused[shape]
         for part in _messages(piece):
             wait_asleep(comm.Irecv(part.numpy(), stream.peer, stream.id).Test, "verification")
         return piece

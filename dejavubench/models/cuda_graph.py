@@ -1,4 +1,4 @@
-"""One decode step as a CUDA graph: a token is one replay, with sampling, the next position and the copy to the host."""
+"""One decode step as a CUDA graph: a token is one replay, with sampling, its own input and the next position."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DecodeGraph:
     Attributes:
         x: what a replay takes: tokens [B, 1] on the first stage, else hidden [B, 1, hidden]. Where the model is whole,
             each replay leaves its new tokens there.
-        out: what it gives, on the device: tokens [B] on the last stage, else hidden [B, 1, hidden].
-        tokens: on the last stage ``out`` on the host, pinned; the next replay overwrites it.
+        out: what it gives, on the device, until the next replay: tokens [B] on the last stage, else hidden
+            [B, 1, hidden].
     """
 
     def __init__(self, model: GPT, cache: KVCache, requests: int) -> None:
@@ -32,7 +32,6 @@ class DecodeGraph:
         shape, dtype = ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
         self.x = torch.zeros(shape, dtype=dtype, device=model.device)
         self.position = torch.zeros(1, dtype=torch.long, device=model.device)
-        self.tokens = torch.zeros(requests, dtype=torch.long, pin_memory=True)
         self.graph = torch.cuda.CUDAGraph()
         beside = torch.cuda.Stream(model.device)
         beside.wait_stream(torch.cuda.current_stream(model.device))
@@ -50,7 +49,6 @@ class DecodeGraph:
         self.position.add_(1)
         if shard.last:
             out = self._model.greedy(out)
-            self.tokens.copy_(out, non_blocking=True)
             if shard.first:
                 self.x.copy_(out.unsqueeze(1))
         return out
@@ -59,10 +57,8 @@ class DecodeGraph:
     def begin(self, position: int, prompt_out: Tensor) -> None:
         """Go on behind a prompt; ``prompt_out``: on the last stage the new tokens [B] that it gave."""
         self.position.fill_(position)
-        if self._model.shard.last:
-            self.tokens.copy_(prompt_out, non_blocking=True)
-            if self._model.shard.first:
-                self.x.copy_(prompt_out.unsqueeze(1))
+        if self._model.shard.last and self._model.shard.first:
+            self.x.copy_(prompt_out.unsqueeze(1))
 
     def replay(self) -> None:
         """Launch the next step; returns at once."""

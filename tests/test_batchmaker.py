@@ -1,0 +1,94 @@
+"""The batch maker: in which order a step is begun, streamed and waited for, and whose clock counts what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import Collectives
+
+PROMPT, NEW = 5, 4
+
+
+class Journal(NoStreaming):
+    """Steps that do nothing, and the streaming of them: who was called, in order. A step's token is its number."""
+
+    def __init__(self, ahead: bool) -> None:
+        super().__init__()
+        self.ahead = ahead
+        self.calls: list[str] = []
+        self.positions: list[int] = []
+        self.known: list[Any] = []
+        self._waited = 0
+
+    def run(self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None) -> torch.Tensor:
+        self.calls.append(f"run {len(self.positions)}")
+        self.positions.append(position)
+        return torch.empty(0)
+
+    def wait(self, ubatch: int) -> torch.Tensor:
+        self.calls.append(f"token {self._waited}")
+        self._waited += 1
+        return torch.tensor([self._waited - 1])
+
+    def event_ms(self, ubatch: int) -> list[float]:
+        return []
+
+    def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
+        self.calls.append(f"stream {step}")
+        self.known.append(None if tokens is None else tokens.tolist())
+
+    def drain(self) -> None:
+        self.calls.append("drain")
+
+
+def run(ahead: bool, new: int = NEW) -> tuple[Journal, Any]:
+    journal = Journal(ahead)
+    whole = cast(GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True)))
+    alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
+    maker = BatchMaker(whole, journal, alone, [torch.zeros(1, PROMPT, dtype=torch.long)], new)
+    (clock,), _ = maker.run([journal], journal.calls.append)
+    return journal, clock
+
+
+def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
+    journal, _ = run(ahead=False)
+    steps = [call for step in range(1, NEW) for call in (f"run {step}", f"stream {step}", f"token {step}")]
+    assert journal.calls == ["prompt", "run 0", "stream 0", "token 0", "tokens", *steps, "drain", "drain"]
+
+
+def test_a_step_that_feeds_itself_begins_before_the_last_one_is_known_but_phases_do_not_overlap() -> None:
+    journal, _ = run(ahead=True)
+    assert journal.calls == [
+        *("prompt", "run 0", "stream 0", "token 0"),
+        *("tokens", "run 1", "stream 1", "run 2", "token 1", "stream 2", "run 3", "token 2", "stream 3", "token 3"),
+        *("drain", "drain"),
+    ]
+
+
+def test_either_way_streaming_is_told_what_went_into_a_step_and_the_clock_has_every_token() -> None:
+    for ahead in (False, True):
+        journal, clock = run(ahead)
+        assert journal.known == [None, [0], [1], [2]]
+        assert journal.positions == [0, PROMPT, PROMPT + 1, PROMPT + 2]
+        assert torch.equal(torch.cat(clock.tokens), torch.arange(NEW))
+        assert len(clock.step_ms) == NEW
+        assert sum(clock.step_ms[1:]) <= clock.all_token_ms + 1e-6
+
+
+def test_steps_that_run_ahead_are_clocked_one_behind_the_other() -> None:
+    _, clock = run(ahead=True)
+    assert abs(sum(clock.step_ms[2:]) - (clock.all_token_ms - clock.step_ms[1])) < 1e-6
+
+
+def test_a_request_of_one_token_has_no_steps() -> None:
+    for ahead in (False, True):
+        journal, clock = run(ahead, new=1)
+        assert journal.calls == ["prompt", "run 0", "stream 0", "token 0", "drain", "drain"]
+        assert clock.all_token_ms == 0.0
