@@ -331,10 +331,12 @@ def _loopback(run: Run) -> list[str]:
 
 
 def _staging(run: Run) -> list[str]:
-    each: dict[str, int] = {}
-    for _, info in run.of(RankInfo):
-        each[info.role] = max(each.get(info.role, 0), info.staging_nbytes)
-    words = [f"{nbytes(size)} a {role}" for role, size in each.items() if size]
+    words = []
+    for where, field in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
+        each: dict[str, int] = {}
+        for _, info in run.of(RankInfo):
+            each[info.role] = max(each.get(info.role, 0), getattr(info, field))
+        words += [f"{nbytes(size)} a {role}{where}" for role, size in each.items() if size]
     return [f"staging memory, at most: {', '.join(words)}"] if words else []
 
 

@@ -23,6 +23,7 @@ from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.streams import Side
 from dejavubench.bench.watch import Watch
+from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
@@ -91,12 +92,16 @@ class Job:
 
     # ---- preparing ----
 
-    def _staging_nbytes(self) -> int:
-        """The most staging memory that this rank will use."""
-        slot, arms = self.experiment.staging_mib << 20, [arm for arm in self.experiment.arms() if not arm.skipped]
-        if self.is_source:
-            return slot * self.experiment.staging_slots if any(arm.mode in ("disk", "mpi") for arm in arms) else 0
-        return slot * CacheReceiver.SLOTS * self.topology.stages if any(arm.remote for arm in arms) else 0
+    def _staging_nbytes(self) -> tuple[int, int]:
+        """The most staging memory that this rank will use on the host, and on its device."""
+        slot = self.experiment.staging_mib << 20
+        modes = {arm.mode for arm in self.experiment.arms() if not arm.skipped}
+        if not self.is_source:
+            each = slot * self.topology.stages
+            return each * CacheReceiver.SLOTS * ("mpi" in modes), each * DeviceReceiver.SLOTS * ("nccl" in modes)
+        ring, on_cuda = slot * self.experiment.staging_slots, self.device.type == "cuda"
+        through_host = bool(modes & {"host", "disk", "mpi"}) and on_cuda  # gathered on the device first
+        return ring * bool(modes & {"disk", "mpi"}), ring * (through_host + ("nccl" in modes))
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What all workers of the model multiply in."""
@@ -275,6 +280,7 @@ class Job:
         experiment, topology = self.experiment, self.topology
         device = self.device.index if self.device.type == "cuda" else None
         facts = environment.of_rank(device)
+        on_host, on_device = self._staging_nbytes()
         if self.loopback is not None:
             facts["nccl_loopback"] = dataclasses.asdict(self.loopback)
         self.recorder.write(
@@ -289,7 +295,8 @@ class Job:
                 stage=topology.stage,
                 peers=[] if topology.peer is None else [topology.peer],
                 wait="spin" if self.spin else "yield",
-                staging_nbytes=self._staging_nbytes(),
+                staging_nbytes=on_host,
+                staging_device_nbytes=on_device,
                 device=facts["gpu"]["name"] if "gpu" in facts else None,
                 environment=facts,
             )

@@ -204,7 +204,7 @@ class GPT:
             x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden]; not changed.
             cache: written at [position, position + n), read up to there and never beyond.
             on_layer: called with the number of a local layer as soon as that layer's keys and values are in
-                place: before its attention, which like all that follows only reads them.
+                place: before its attention, which like all that follows only reads them. Not of a captured step.
 
         Returns:
             Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of the last position.
@@ -218,10 +218,13 @@ class GPT:
             x = self._embed(x, position)
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer.qkv(layer.before[0](x)))
-            self._store(k, v, cache, number, position)
-            if on_layer is not None:
-                on_layer(number)
-            attended = self._attend(q, cache, number, position)  # [B, n, H·D]
+            if isinstance(position, int):
+                cache.store(number, position, k, v)
+                if on_layer is not None:
+                    on_layer(number)
+                attended = self._attend(q, cache, number, position)  # [B, n, H·D]
+            else:
+                attended = self._store_and_attend(q, k, v, cache, number, position)
             x = layer.after[0](self._sum(layer.out, attended, x))
             inner = layer.up(layer.before[1](x), self.spec.activation)
             x = layer.after[1](self._sum(layer.down, inner, x))
@@ -263,21 +266,16 @@ class GPT:
         """[B, n, 3·H·D] → queries, keys and values, views [B, H, n, D]."""
         return qkv.unflatten(-1, (3, self.heads.size, self.spec.size_per_head)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _store(self, k: Tensor, v: Tensor, cache: KVCache, layer: int, position: int | Tensor) -> None:
-        if isinstance(position, int):
-            cache.store(layer, position, k, v)
-            return
+    def _store_and_attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, at: Tensor) -> Tensor:
+        """A captured step: one kernel puts the keys and values of one position in place and attends; → [B, 1, H·D]."""
         from dejavubench.models import cuda_step
 
-        cuda_step.store(k[:, :, 0], v[:, :, 0], cache, layer, position)
+        slopes = self.slopes.view(-1) if self.spec.position == "alibi" else None
+        query, *new = (x[:, :, 0] for x in (q, k, v))
+        return cuda_step.attend(query, cache, layer, at, slopes, (new[0], new[1])).unsqueeze(1)
 
-    def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int | Tensor) -> Tensor:
+    def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int) -> Tensor:
         """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D]."""
-        if isinstance(position, Tensor):
-            from dejavubench.models import cuda_step
-
-            slopes = self.slopes.view(-1) if self.spec.position == "alibi" else None
-            return cuda_step.attend(q[:, :, 0], cache, layer, position, slopes).unsqueeze(1)
         n, stop = q.shape[2], position + q.shape[2]
         # CPU kernels for a single query are poor in half types: reading the cache as fp32 is twice as fast or more
         dtype = torch.float32 if n == 1 and q.device.type == "cpu" else self.compute_dtype
