@@ -91,8 +91,9 @@ T = TypeVar("T", bound=_Line)
 class RankInfo(_Line):
     """First line of each rank's file.
 
-    ``wait``: how collectives wait, ``spin`` or ``yield``; ``staging_nbytes``, ``staging_device_nbytes``:
-    the bounds of its staging memory on the host and on the device; ``device``: the name of the GPU that it computes on, or receives on; None on a CPU.
+    ``wait``: how collectives wait, ``spin`` or ``yield``; ``staging_nbytes``, ``staging_device_nbytes``: the bounds of
+    its staging memory on the host and on its device; ``device``: the name of the GPU that it computes on, or receives
+    on; None on a CPU.
     """
 
     kind: Literal["rank"] = "rank"

@@ -10,7 +10,7 @@ from synthetic import AGAIN, GPU, GPU_ENVIRONMENT, NONE, arm, on_gpu, point, wri
 
 from dejavubench.analysis import bars, captions, machine, plotdata, plots, render, tables
 from dejavubench.points import Point
-from dejavubench.records import ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
+from dejavubench.records import Alone, ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
 from dejavubench.specs import SPECS
 
 LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
@@ -165,6 +165,26 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     assert ("loopback\non one GPU" in label) == loopback
     assert ("Both ranks share the GPU" in drawing.caption) == loopback
     assert any("no rate of a remote GPU" in note for note in render.report(run).notes) == loopback
+
+
+def test_a_destination_that_needs_the_whole_request_is_said_to_bind_it(tmp_path: Path) -> None:
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("disk")], noise=0.0)
+    request = tables.run_rows(run)[0]["total_ms"]
+    with (tmp_path / "r" / "rank-0000.jsonl").open("a") as file:
+        for name, part in (("host@3", 0.5), ("disk@3", 0.97)):
+            item = Alone(point="p000", arm=name, ms=part * request, nbytes=10**9)
+            file.write(3 * to_line(item))  # beside the one of the synthetic run
+    (note,) = (note for note in render.report(read_run(tmp_path / "r")).notes if "bound by its destination" in note)
+    assert note.startswith("disk@3 ")
+
+
+def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_device(tmp_path: Path) -> None:
+    infos = [on_gpu() | {"staging_nbytes": 10**6, "staging_device_nbytes": 2 * 10**6}, on_gpu()]
+    write_run(tmp_path / "r", [NONE], rounds=1, infos=infos, environment=GPU_ENVIRONMENT)
+    measured(tmp_path / "r", "matmul", "GFLOP/s", 750_300.0)
+    notes = render.report(read_run(tmp_path / "r")).notes
+    assert any("matmul 750.3 TFLOP/s" in note for note in notes)
+    assert "staging memory, at most: 1.0 MB a source, 2.0 MB a source on its device" in notes
 
 
 def test_a_shared_gpu_without_mps_is_warned_of(tmp_path: Path) -> None:

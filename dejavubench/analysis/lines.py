@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Fig 2 and Appendix A: rows are models, columns prompt ms, token ms and their ratio.
 
+MANY_TICKS_SIZE = 8
+
 _QUANTITIES = (
     ("prompt", "_ms", "prompt time (ms)"),
     ("token", "_ms", "time per token (ms)"),
@@ -44,7 +46,7 @@ def prompt_token(frame: pd.DataFrame) -> Figure:
             _value_axis(ax, frame[f"{name}{unit}"].dropna())
             ax.set_ylabel(label)
     handles, labels = legend_of(axes.flat)
-    axes[0, 0].legend(handles, labels, loc="upper left", fontsize=8, framealpha=0.8)
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8, frameon=False)
     return figure
 
 
@@ -72,6 +74,7 @@ def _length_axis(ax: Axes, lengths: Sequence[int]) -> None:
         ax.set_xscale("log", base=2)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(lengths, [str(length) for length in lengths])
+    ax.tick_params(axis="x", labelsize=MANY_TICKS_SIZE if len(lengths) > 4 else None)
     ax.set_xlabel("prompt length (tokens)")
 
 
@@ -84,5 +87,4 @@ def _value_axis(ax: Axes, values: pd.Series) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
     else:
-        ax.margins(y=0.1)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.1 * ax.dataLim.y1)

@@ -68,6 +68,7 @@ def report(run: Run) -> Report:
         *_staging(run),
         *_gpu(run),
         *_loopback(run),
+        *_bound(rows),
         *_unshared(rows),
         *_noise(rows),
         *_few(rows),
@@ -271,10 +272,13 @@ def _ceilings(run: Run) -> list[str]:
             best[item.name, item.durability] = item
     if not best:
         return []
-    return [
-        "ceilings: "
-        + "; ".join(f"{i.name} {i.value:.4g} {i.unit.replace('us', 'µs')} ({i.shape})" for i in best.values())
-    ]
+    return ["ceilings: " + "; ".join(f"{i.name} {_measured(i)} ({i.shape})" for i in best.values())]
+
+
+def _measured(item: Ceiling) -> str:
+    if item.unit == "GFLOP/s" and item.value >= 1000:
+        return f"{item.value / 1000:.4g} TFLOP/s"
+    return f"{item.value:.4g} {item.unit.replace('us', 'µs')}"
 
 
 def _against_raw(run: Run) -> list[str]:
@@ -332,12 +336,31 @@ def _loopback(run: Run) -> list[str]:
 
 def _staging(run: Run) -> list[str]:
     words = []
-    for where, field in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
+    for where, bound in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
         each: dict[str, int] = {}
         for _, info in run.of(RankInfo):
-            each[info.role] = max(each.get(info.role, 0), getattr(info, field))
+            each[info.role] = max(each.get(info.role, 0), getattr(info, bound))
         words += [f"{nbytes(size)} a {role}{where}" for role, size in each.items() if size]
     return [f"staging memory, at most: {', '.join(words)}"] if words else []
+
+
+BOUND = 0.9
+"""Share of a request's time from which a destination, alone, has no more time than it needs."""
+
+
+def _bound(rows: list[Row]) -> list[str]:
+    """Arms whose destination needs, with nothing beside it, nearly all of the time that a request takes."""
+    requests = {row["point"]: row["total_ms"] for row in rows if row["arm"] == "none"}
+    found = []
+    for row in rows:
+        request, alone_ms = requests.get(row["point"]), row["alone_ms"]
+        if row["level"] == ALONE_LEVEL and request and alone_ms and alone_ms >= BOUND * request:
+            found.append(
+                f"{row['arm']} is bound by its destination: the stream alone takes {ms(alone_ms)} ms "
+                f"({row['alone_gb_per_s']:.2f} GB/s) of a request's {ms(request)} ms ({row['point']}); "
+                "where it is slower than that, the rest is drain"
+            )
+    return found
 
 
 def _unshared(rows: list[Row]) -> list[str]:

@@ -310,37 +310,6 @@ def _within(at, vector: tl.constexpr, step):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _store(  # type: ignore[no-untyped-def]
-    k_new, v_new, keys, values, position_at, heads, k_b, k_h, v_b, v_h,
-    kb, kh, ks, kv, vb, vh, vs, size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr,
-):  # fmt: skip
-    request, head = (tl.program_id(0) // heads).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
-    at = tl.arange(0, padded)
-    real = at < size
-    gdc_launch_dependents()
-    position = tl.load(position_at).to(tl.int64)
-    gdc_wait()
-    key = tl.load(k_new + request * k_b + head * k_h + at, mask=real)
-    value = tl.load(v_new + request * v_b + head * v_h + at, mask=real)
-    tl.store(keys + request * kb + head * kh + position * ks + _within(at, vector, kv), key, mask=real)
-    tl.store(values + request * vb + head * vh + position * vs + at, value, mask=real)
-
-
-def store(k: Tensor, v: Tensor, cache: KVCache, layer: int, position: Tensor) -> None:
-    """Write the keys and values [B, H, D] of one position, any views whose heads are contiguous.
-
-    Args:
-        position: an integer on the device, [1].
-    """
-    requests, heads, size = k.shape
-    _store[(requests * heads,)](
-        k, v, cache.k[layer], cache.v[layer], position, heads, *k.stride()[:2], *v.stride()[:2],
-        *_Axes.of(cache, "k").numbers, *_Axes.of(cache, "v").numbers[:3],
-        size, triton.next_power_of_2(size), _vector(cache), num_warps=1, launch_pdl=_overlaps(k.device),
-    )  # fmt: skip
-
-
-@triton.jit
 def _scores(query, base, spots, real, ks, kv, size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr):  # type: ignore[no-untyped-def]
     """query · key of the positions ``spots``; ``query`` points at D elements, ``base`` at the head's keys."""
     if vector:
@@ -364,7 +333,7 @@ def _attend(  # type: ignore[no-untyped-def]
     q, k_new, v_new, keys, values, position_at, slopes, out, partial, arrived, heads, scale,
     q_b, q_h, k_b, k_h, v_b, v_h, kb, kh, ks, kv, vb, vh, vs,
     size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr, block: tl.constexpr, splits: tl.constexpr,
-    stages: tl.constexpr, alibi: tl.constexpr, new: tl.constexpr,
+    stages: tl.constexpr, alibi: tl.constexpr,
 ):  # fmt: skip
     pair, split = tl.program_id(0), tl.program_id(1)
     request, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
@@ -396,14 +365,10 @@ def _attend(  # type: ignore[no-untyped-def]
     weight = 0.0
     total = tl.zeros((padded,), tl.float32)
     if split == parts - 1:  # the newest position, whose distance is 0
-        if new:
-            key = tl.load(k_new + request * k_b + head * k_h + within, mask=inside, other=0.0)
-            value = tl.load(v_new + request * v_b + head * v_h + within, mask=inside, other=0.0)
-            tl.store(base_k + position * ks + _within(within, vector, kv), key, mask=inside)
-            tl.store(base_v + position * vs + within, value, mask=inside)
-        else:
-            key = tl.load(base_k + position * ks + _within(within, vector, kv), mask=inside, other=0.0)
-            value = tl.load(base_v + position * vs + within, mask=inside, other=0.0)
+        key = tl.load(k_new + request * k_b + head * k_h + within, mask=inside, other=0.0)
+        value = tl.load(v_new + request * v_b + head * v_h + within, mask=inside, other=0.0)
+        tl.store(base_k + position * ks + _within(within, vector, kv), key, mask=inside)
+        tl.store(base_v + position * vs + within, value, mask=inside)
         most = tl.sum(tl.load(query + within, mask=inside, other=0.0).to(tl.float32) * key.to(tl.float32), 0) * scale
         weight = 1.0
         total += value.to(tl.float32)
@@ -447,20 +412,14 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 def attend(
-    q: Tensor,
-    cache: KVCache,
-    layer: int,
-    position: Tensor,
-    slopes: Tensor | None = None,
-    new: tuple[Tensor, Tensor] | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, position: Tensor, slopes: Tensor | None = None
 ) -> Tensor:
-    """Attention of one query a request and head over positions [0, position], [B, H·D].
+    """Put the keys and values of one position in place; attention of its queries over [0, position], [B, H·D].
 
     Args:
-        q: [B, H, D], like ``new`` any view whose heads are contiguous.
+        q, k, v: [B, H, D], any views whose heads are contiguous.
         position: an integer on the device, [1]; written by no function of this module.
         slopes: ALiBi's, [H] in fp32; a score gets slope · (key − query).
-        new: keys and values [B, H, D] of ``position``; they are stored too. Without them the cache has them.
 
     Raises:
         ValueError: the type is neither fp16 nor bf16.
@@ -469,28 +428,21 @@ def attend(
     if q.dtype not in TYPES:
         raise ValueError(f"no decode kernel for attention in {q.dtype}")
     cut = parts(requests * heads, cache.geometry.positions, _processors(q.device), _vector(cache) > 0)
-    return _run_attend(q, cache, layer, position, slopes, new, cut)
+    return _run_attend(q, k, v, cache, layer, position, slopes, cut)
 
 
 def _run_attend(
-    q: Tensor,
-    cache: KVCache,
-    layer: int,
-    position: Tensor,
-    slopes: Tensor | None,
-    new: tuple[Tensor, Tensor] | None,
-    cut: Parts,
+    q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, position: Tensor, slopes: Tensor | None, cut: Parts
 ) -> Tensor:
     requests, heads, size = q.shape
     out = q.new_empty(requests, heads * size)
-    k, v = (q, q) if new is None else new
     partial, arrived = _workspace(q.device)
     _attend[(requests * heads, cut.splits)](
         q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial, arrived, heads, size**-0.5,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         *_Axes.of(cache, "k").numbers, *_Axes.of(cache, "v").numbers[:3],
         size, triton.next_power_of_2(size), _vector(cache), cut.positions, cut.splits,
-        cut.stages, slopes is not None, new is not None,
+        cut.stages, slopes is not None,
         num_warps=cut.warps, launch_pdl=_overlaps(q.device),
     )  # fmt: skip
     return out

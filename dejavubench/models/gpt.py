@@ -271,8 +271,8 @@ class GPT:
         from dejavubench.models import cuda_step
 
         slopes = self.slopes.view(-1) if self.spec.position == "alibi" else None
-        query, *new = (x[:, :, 0] for x in (q, k, v))
-        return cuda_step.attend(query, cache, layer, at, slopes, (new[0], new[1])).unsqueeze(1)
+        q, k, v = (x[:, :, 0] for x in (q, k, v))
+        return cuda_step.attend(q, k, v, cache, layer, at, slopes).unsqueeze(1)
 
     def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int) -> Tensor:
         """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D]."""
