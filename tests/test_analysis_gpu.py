@@ -170,10 +170,11 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
 def test_a_destination_that_needs_the_whole_request_is_said_to_bind_it(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("disk")], noise=0.0)
     request = tables.run_rows(run)[0]["total_ms"]
-    with (tmp_path / "r" / "rank-0000.jsonl").open("a") as file:
-        for name, part in (("host@3", 0.5), ("disk@3", 0.97)):
-            item = Alone(point="p000", arm=name, ms=part * request, nbytes=10**9)
-            file.write(3 * to_line(item))  # beside the one of the synthetic run
+    path = tmp_path / "r" / "rank-0000.jsonl"
+    others = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
+    parts = {"host@3": 0.5, "disk@3": 0.97}
+    times = [Alone(point="p000", arm=name, ms=part * request, nbytes=10**9) for name, part in parts.items()]
+    path.write_text("".join([*others, *map(to_line, times)]))
     (note,) = (note for note in render.report(read_run(tmp_path / "r")).notes if "bound by its destination" in note)
     assert note.startswith("disk@3 ")
 
