@@ -38,6 +38,8 @@ Group = Literal["What is run", "Model", "Streaming", "Measurement", "Machine"]
 
 __all__ = ["Arm", "Experiment", "Point", "UsageError", "load"]
 
+NO_FP32_ON_CUDA = "inference_data_type fp32 does not run on a CUDA device: its decode kernels take fp16 and bf16"
+
 CACHE_STEP = 32
 """Unless told otherwise a cache's positions are a multiple of this, as kernels like them."""
 
@@ -230,6 +232,8 @@ class Experiment(BaseModel):
             if specs.CUSTOM not in self.model and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is for --model {specs.CUSTOM}; {', '.join(self.model)} has its own")
         types = self.inference_data_type
+        if self.device == "cuda" and set(types) == {"fp32"}:
+            raise ValueError(NO_FP32_ON_CUDA)
         if self.weights_data_type and types != (self.weights_data_type,):
             raise ValueError(
                 f"weights_data_type {self.weights_data_type} is not inference_data_type {', '.join(types)}; "

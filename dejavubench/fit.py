@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Device, Experiment
+from dejavubench.experiment import NO_FP32_ON_CUDA, Device, Experiment
 from dejavubench.kvcache import BOTH, KVGeometry, KVLayout, Span
 from dejavubench.machine import CudaDevice, available_nbytes, cuda_devices, native_bf16
 from dejavubench.points import ITEMSIZE, Arm, DataType, Point
@@ -176,7 +176,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         landing = point.ubatch_size * point.input_len * geometry.token_nbytes if naive else 0
         working = _cuda_working_nbytes(point)
         source = Needs(
-            host=CUDA_PROCESS_NBYTES + staging + host + landing,
+            host=CUDA_PROCESS_NBYTES + staging + _pinned(host) + _pinned(landing),
             device=CUDA_CONTEXT_NBYTES + weights + cache + staging + working,
         )
         sink = _cuda_sink(arriving, by_mpi="mpi" in modes, by_nccl="nccl" in modes)
@@ -190,6 +190,11 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         sink=sink,
         disk=streamed * len({arm.durability for arm in experiment.arms() if arm.mode == "disk"}),
     )
+
+
+def _pinned(nbytes: int) -> int:
+    """What torch takes for one pinned buffer: the next power of two."""
+    return 1 << (nbytes - 1).bit_length() if nbytes else 0
 
 
 def _cuda_sink(arriving: int, by_mpi: bool, by_nccl: bool) -> Needs:
@@ -233,6 +238,9 @@ def reasons(
     for point in experiment.points():
         if point.problem is not None:
             found[point.id] = point.problem
+            continue
+        if experiment.device == "cuda" and point.data_type == "fp32":
+            found[point.id] = NO_FP32_ON_CUDA
             continue
         needs = memory(experiment, point)
         if experiment.device == "cuda" and (short := _short_of(experiment, needs, sources, sinks, devices())):

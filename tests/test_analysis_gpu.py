@@ -167,7 +167,7 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     assert any("no rate of a remote GPU" in note for note in render.report(run).notes) == loopback
 
 
-def test_a_destination_that_needs_the_whole_request_is_said_to_bind_it(tmp_path: Path) -> None:
+def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("disk")], noise=0.0)
     request = tables.run_rows(run)[0]["total_ms"]
     path = tmp_path / "r" / "rank-0000.jsonl"
@@ -175,8 +175,8 @@ def test_a_destination_that_needs_the_whole_request_is_said_to_bind_it(tmp_path:
     parts = {"host@3": 0.5, "disk@3": 0.97}
     times = [Alone(point="p000", arm=name, ms=part * request, nbytes=10**9) for name, part in parts.items()]
     path.write_text("".join([*others, *map(to_line, times)]))
-    (note,) = (note for note in render.report(read_run(tmp_path / "r")).notes if "bound by its destination" in note)
-    assert note.startswith("disk@3 ")
+    (note,) = (note for note in render.report(read_run(tmp_path / "r")).notes if "hardly any time to spare" in note)
+    assert note.startswith("p000 disk@3 ")
 
 
 def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_device(tmp_path: Path) -> None:

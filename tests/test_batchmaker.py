@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 
 from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
@@ -14,13 +16,16 @@ from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
 PROMPT, NEW = 5, 4
+WAIT = 0.5
+"""Seconds that a step's streaming takes in one test; all else is over in far less."""
 
 
 class Journal(NoStreaming):
     """Steps that do nothing, and the streaming of them: who was called, in order. A step's token is its number."""
 
-    def __init__(self, ahead: bool) -> None:
+    def __init__(self, ahead: bool, wait_at: int | None) -> None:
         super().__init__()
+        self.wait_at = wait_at
         self.ahead = ahead
         self.calls: list[str] = []
         self.positions: list[int] = []
@@ -42,14 +47,16 @@ class Journal(NoStreaming):
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         self.calls.append(f"stream {step}")
+        if step == self.wait_at:
+            time.sleep(WAIT)
         self.known.append(None if tokens is None else tokens.tolist())
 
     def drain(self) -> None:
         self.calls.append("drain")
 
 
-def run(ahead: bool, new: int = NEW) -> tuple[Journal, Any]:
-    journal = Journal(ahead)
+def run(ahead: bool, new: int = NEW, wait_at: int | None = None) -> tuple[Journal, Any]:
+    journal = Journal(ahead, wait_at)
     whole = cast(GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True)))
     alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
     maker = BatchMaker(whole, journal, alone, [torch.zeros(1, PROMPT, dtype=torch.long)], new)
@@ -85,6 +92,14 @@ def test_either_way_streaming_is_told_what_went_into_a_step_and_the_clock_has_ev
 def test_steps_that_run_ahead_are_clocked_one_behind_the_other() -> None:
     _, clock = run(ahead=True)
     assert abs(sum(clock.step_ms[2:]) - (clock.all_token_ms - clock.step_ms[1])) < 1e-6
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_waiting_for_a_steps_streaming_is_in_its_own_time(ahead: bool) -> None:
+    """As at the levels that do not overlap."""
+    _, clock = run(ahead, wait_at=2)
+    assert clock.step_ms[2] >= WAIT * 1e3
+    assert max(clock.step_ms[:2] + clock.step_ms[3:]) < WAIT * 1e3
 
 
 def test_a_request_of_one_token_has_no_steps() -> None:

@@ -70,6 +70,11 @@ def test_fig2_has_a_row_for_each_point(tmp_path: Path) -> None:
     assert (table["prompt_low_ms"] <= table["prompt_ms"]).all()
 
 
+def test_requests_of_one_token_have_no_token_time_to_draw(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [NONE], [point(output_len=1)], rounds=2, figure="fig2")
+    assert drawn(folder, tmp_path / "out") == ["fig2-gpt2"]
+
+
 def test_appendix_a_is_named_so(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE], [point(model="opt-125m")], rounds=2, figure="appendix_a")
     assert drawn(folder, tmp_path / "out") == ["appendix_a-opt-125m"]

@@ -8,7 +8,7 @@ import torch
 
 from dejavubench import experiment as experiment_module
 from dejavubench import fit, units
-from dejavubench.experiment import Experiment, UsageError, load
+from dejavubench.experiment import NO_FP32_ON_CUDA, Experiment, UsageError, load
 from dejavubench.machine import CudaDevice, available_nbytes, has_bf16
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sharding import Shard
@@ -119,7 +119,7 @@ def test_a_card_holds_weights_and_cache_in_the_models_type() -> None:
     assert (needs.weights, needs.cache) == (2 * SPECS["opt-13b"].parameters, cache)
     assert needs.source.device == fit.CUDA_CONTEXT_NBYTES + needs.weights + cache + working
     assert needs.source.host == fit.CUDA_PROCESS_NBYTES  # weights are drawn on the card: no copy on the host
-    assert cuda_needs(inference_data_type="fp32").weights == 2 * needs.weights
+    assert cuda_needs(inference_data_type="bf16").weights == needs.weights
 
 
 @pytest.mark.usefixtures("gpu")
@@ -138,7 +138,7 @@ def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
     arriving = none.cache + 2 * 16 * fit.MIB
     for needs in (host, mpi, nccl):
         assert needs.source.device == none.source.device + staging
-    assert host.source.host == none.source.host + staging + streamed
+    assert host.source.host == none.source.host + staging + fit._pinned(streamed)
     assert mpi.source.host == nccl.source.host == none.source.host + staging
     assert (mpi.sink.host, mpi.sink.device) == (fit.PROCESS_NBYTES + arriving, 0)
     assert (nccl.sink.host, nccl.sink.device) == (fit.CUDA_PROCESS_NBYTES, fit.CUDA_CONTEXT_NBYTES + arriving)
@@ -148,7 +148,20 @@ def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
 def test_naive_levels_land_a_whole_prompt() -> None:
     levels = {level: cuda_needs(streaming="host", level=level).source.host for level in ("0", "0-batched", "1")}
     prompt = 8 * 500 * 2 * 40 * 5120 * 2
-    assert levels["0"] == levels["0-batched"] == levels["1"] + prompt
+    both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host  # they share it
+    assert levels["0"] == levels["0-batched"] == both == levels["1"] + fit._pinned(prompt)
+
+
+def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
+    assert [fit._pinned(nbytes) for nbytes in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_fp32_is_skipped_on_a_gpu() -> None:
+    points = flags(inference_data_type="fp32,fp16", model="gpt2")
+    assert fit.reasons(points, available=lambda: 64 * GIB, devices=lambda: (H200,)) == {"p000": NO_FP32_ON_CUDA}
+    with pytest.raises(UsageError, match="fp32 does not run on a CUDA device"):
+        flags(inference_data_type="fp32", model="gpt2")
 
 
 @pytest.mark.usefixtures("gpu")

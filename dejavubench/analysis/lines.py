@@ -87,4 +87,5 @@ def _value_axis(ax: Axes, values: pd.Series) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
     else:
-        ax.set_ylim(0, 1.1 * ax.dataLim.y1)
+        top = ax.dataLim.y1  # −inf where nothing was drawn
+        ax.set_ylim(0, 1.1 * top if top > 0 else None)

@@ -68,7 +68,7 @@ def report(run: Run) -> Report:
         *_staging(run),
         *_gpu(run),
         *_loopback(run),
-        *_bound(rows),
+        *_no_time_left(rows),
         *_unshared(rows),
         *_noise(rows),
         *_few(rows),
@@ -121,6 +121,13 @@ def _noise_of(row: Row) -> str:
         return "–"
     bounds = span(row["noise_floor_low_pct"], row["noise_floor_high_pct"])
     return f"noise {signed_percent(row['noise_floor_pct'])} {bounds}"
+
+
+def _token_overhead(row: Row) -> str:
+    if row["token_overhead_pct"] is None:
+        return "–"
+    bounds = span(row["token_overhead_low_pct"], row["token_overhead_high_pct"])
+    return f"{signed_percent(row['token_overhead_pct'])} {bounds}"
 
 
 def _alone(row: Row) -> str:
@@ -184,6 +191,7 @@ STREAM_COLUMNS: list[Column] = [
 ]
 REST_COLUMNS: list[Column] = [
     *SPREAD_COLUMNS,
+    ("token %", _token_overhead),
     ("drain ms", lambda row: ms(row["drain_ms"])),
     ("GB/s over TOTAL", lambda row: value_or_dash(row["total_gb_per_s"], ".3f")),
     ("hidden %", _hidden),
@@ -344,21 +352,21 @@ def _staging(run: Run) -> list[str]:
     return [f"staging memory, at most: {', '.join(words)}"] if words else []
 
 
-BOUND = 0.9
-"""Share of a request's time from which a destination, alone, has no more time than it needs."""
+NO_TIME_LEFT = 0.9
+"""Share of a request's time from which a stream, alone, has hardly any time to spare."""
 
 
-def _bound(rows: list[Row]) -> list[str]:
-    """Arms whose destination needs, with nothing beside it, nearly all of the time that a request takes."""
+def _no_time_left(rows: list[Row]) -> list[str]:
+    """Arms whose stream needs, with nothing beside it, nearly all of the time that a request takes, or more."""
     requests = {row["point"]: row["total_ms"] for row in rows if row["arm"] == "none"}
     found = []
     for row in rows:
         request, alone_ms = requests.get(row["point"]), row["alone_ms"]
-        if row["level"] == ALONE_LEVEL and request and alone_ms and alone_ms >= BOUND * request:
+        if row["level"] == ALONE_LEVEL and request and alone_ms and alone_ms >= NO_TIME_LEFT * request:
+            share = f", {_share(row)}" if row["ceiling_share_pct"] is not None else ""
             found.append(
-                f"{row['arm']} is bound by its destination: the stream alone takes {ms(alone_ms)} ms "
-                f"({row['alone_gb_per_s']:.2f} GB/s) of a request's {ms(request)} ms ({row['point']}); "
-                "where it is slower than that, the rest is drain"
+                f"{row['point']} {row['arm']} has hardly any time to spare: its stream alone takes {ms(alone_ms)} ms "
+                f"({row['alone_gb_per_s']:.2f} GB/s{share}), a request {ms(request)} ms; a slower round ends in a drain"
             )
     return found
 

@@ -43,6 +43,7 @@ COLUMNS = (
     *("run", "point", *POINT_COLUMNS, "arm", "mode", "level", "durability", "hosts", "status", "reason", "verified"),
     *("samples", "warmups", *_timed("prompt"), *_timed("token"), *_timed("total"), "drain_ms"),
     *("baseline", "overhead_pct", "overhead_low_pct", "overhead_high_pct", "target_pct", "verdict"),
+    *("token_overhead_pct", "token_overhead_low_pct", "token_overhead_high_pct"),
     *("noise_floor_pct", "noise_floor_low_pct", "noise_floor_high_pct"),
     *("stall_ms", "largest_lag_bytes", "streamed_bytes", "copies_per_prompt", "copies_per_token"),
     *("alone_ms", "alone_gb_per_s", "total_gb_per_s", "ceiling", "ceiling_gb_per_s", "ceiling_share_pct", "hidden_pct"),
@@ -153,6 +154,7 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Row:
     item = stats.paired_overhead(samples.total, baselines)
     target = run.header.experiment.get("target_overhead")
     row |= _percent("overhead", item)
+    row |= _percent("token_overhead", stats.paired_overhead(samples.token, point.baselines("token")))
     row["baseline"] = ("no baseline", "none", "none and none#2")[len(baselines)]
     row["target_pct"] = None if target is None else 100 * target
     row["verdict"] = stats.verdict(item, target)

@@ -24,6 +24,7 @@ from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.streams import Side
 from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
+from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
@@ -95,13 +96,18 @@ class Job:
     def _staging_nbytes(self) -> tuple[int, int]:
         """The most staging memory that this rank will use on the host, and on its device."""
         slot = self.experiment.staging_mib << 20
-        modes = {arm.mode for arm in self.experiment.arms() if not arm.skipped}
+        arms = [arm for arm in self.experiment.arms() if not arm.skipped]
+        modes = {arm.mode for arm in arms}
         if not self.is_source:
             each = slot * self.topology.stages
             return each * CacheReceiver.SLOTS * ("mpi" in modes), each * DeviceReceiver.SLOTS * ("nccl" in modes)
         ring, on_cuda = slot * self.experiment.staging_slots, self.device.type == "cuda"
         through_host = bool(modes & {"host", "disk", "mpi"}) and on_cuda  # gathered on the device first
-        return ring * bool(modes & {"disk", "mpi"}), ring * (through_host + ("nccl" in modes))
+        landing = 0
+        if on_cuda and any(not LEVELS[arm.level].buffered for arm in arms if arm.level and arm.mode != "nccl"):
+            points = [point for point in self.experiment.points() if point.id not in self.skipped]
+            landing = max(self.side(point).local()[0][0].schedule.step_nbytes(0) for point in points)
+        return ring * bool(modes & {"disk", "mpi"}) + landing, ring * (through_host + ("nccl" in modes))
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What all workers of the model multiply in."""

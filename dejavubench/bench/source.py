@@ -21,7 +21,7 @@ from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination
-from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.dejavulib.device import DeviceStaging, Landing
 from dejavubench.dejavulib.device_receiver import device_slots
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -81,6 +81,7 @@ class Source:
         self._silent = [NoStreaming() for _ in self.caches]
         self._slots: list[torch.Tensor] = []  # staging of all arms, of which one at a time has chunks under way
         self._device_staging: DeviceStaging | None = None  # likewise
+        self._landing = Landing()  # likewise
         self._fetched: torch.Tensor | None = None  # what verification reads a chunk into
 
     @property
@@ -162,7 +163,7 @@ class Source:
             self._slots = staging(slot, slots, self.on_cuda)
         if self.on_cuda and self._device_staging is None:
             self._device_staging = self._stage_on_device()
-        return Streamer(destination, self._slots if destination.staged else (), self._device_staging)
+        return Streamer(destination, self._slots if destination.staged else (), self._device_staging, self._landing)
 
     def _stage_on_device(self) -> DeviceStaging:
         on_device = DeviceStaging(device_slots(self.side.slot_nbytes, self.experiment.staging_slots, self.device))

@@ -77,14 +77,15 @@ class DeviceSteps:
         self._graphs = [DecodeGraph(model, cache, requests) for cache in caches]
         self._events: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in caches]
         self._begun: list[deque[tuple[torch.cuda.Event, Tensor]]] = [deque() for _ in caches]
-        # on the host, of each microbatch: those of a step can be read while the next one is under way
-        self._tokens = [torch.zeros(2, requests, dtype=torch.long, pin_memory=True) for _ in caches]
+        # on the host, taken in turns: those of a step can be read while the next one is under way
+        self._tokens = [deque(torch.zeros(2, requests, dtype=torch.long, pin_memory=True)) for _ in caches]
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
         out = self._prompt(ubatch, x, on_layer) if position == 0 else self._replay(ubatch, x)
-        tokens = self._tokens[ubatch][len(self._events[ubatch]) % 2]
+        tokens = self._tokens[ubatch][0]
+        self._tokens[ubatch].rotate()
         if self._model.shard.last:
             tokens.copy_(out, non_blocking=True)
         ended.record()

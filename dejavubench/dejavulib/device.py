@@ -109,21 +109,35 @@ def _kind(chunk: Chunk) -> Kind:
     return "token" if chunk.step else "prompt"
 
 
+class Landing:
+    """Pinned memory in which single runs land, as large as the largest step that comes by it: one for all streamers of
+    which only one at a time has something under way."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, nbytes: int) -> torch.Tensor:
+        if self._buffer.numel() < nbytes:
+            self._buffer = pinned_buffer(nbytes)
+        return self._buffer[:nbytes]
+
+
 class DeviceRuns:
     """The runs of a stream's steps, each pulled to the host by a copy of its own as it is iterated over.
 
-    They land in a pinned buffer of the largest step's bytes, the price of moving a step's runs one by one.
+    They land in pinned memory of the largest step's bytes, the price of moving a step's runs one by one.
 
     Args:
+        landing: gives it when the runs are found; what lands there is passed on before the next step's.
         each_complete: each copy is waited for before its run is given out. Off: all of a step's are issued, then one
             synchronisation.
     """
 
-    def __init__(self, cache: KVCache, schedule: StreamSchedule, each_complete: bool) -> None:
+    def __init__(self, cache: KVCache, schedule: StreamSchedule, each_complete: bool, landing: Landing) -> None:
         self._cache = cache
         self._schedule = schedule
         self._each_complete = each_complete
-        self._landing = pinned_buffer(max(schedule.step_nbytes(step) for step in range(min(schedule.steps, 1) + 1)))
+        self._landing = landing.of(max(schedule.step_nbytes(step) for step in range(min(schedule.steps, 1) + 1)))
         self._stream = torch.cuda.Stream(cache.k.device)
         self._ahead: dict[int, _PulledRuns] = {}
 

@@ -60,6 +60,7 @@ class CacheManager:
         self._submitted_nbytes = 0
         self._streamer = streamer
         self._timeout = timeout
+        self._ready: torch.cuda.Event | None = None  # CUDA only: when what was submitted last is in place
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
         self._steps: dict[int, list[_Planned]] = {}
         self._layers: dict[int, list[_Planned]] = {}
@@ -77,7 +78,7 @@ class CacheManager:
         if self._streamer.destination.capabilities.device_memory:
             return RunAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
-            return DeviceRuns(self.cache, stream.schedule, self.level.each_complete)
+            return DeviceRuns(self.cache, stream.schedule, self.level.each_complete, self._streamer.landing)
         return RunViews(self.cache, stream.schedule)
 
     def _reset(self) -> None:
@@ -126,6 +127,9 @@ class CacheManager:
         phase = self.phase_of(step)
         self._submit(self._steps.get(step, []), phase, tokens)
         if not self.level.overlapped:
+            if self._ready is not None:  # until then the device computes, which is no stall
+                self._ready.synchronize()
+                began = time.perf_counter()
             self._streamer.wait(self, self._timeout)
         phase.stall_s += time.perf_counter() - began
 
@@ -150,8 +154,7 @@ class CacheManager:
         phase.nbytes += nbytes
         self._submitted_nbytes += nbytes
         phase.lag_nbytes = max(phase.lag_nbytes, self.lag_nbytes)
-        ready = None
         if self.cache.k.is_cuda:
-            ready = torch.cuda.Event()
-            ready.record()  # on the model's stream, behind what has written them
-        self._streamer.submit([Job(self, *planned, tokens, ready) for planned in chunks])
+            self._ready = torch.cuda.Event()
+            self._ready.record()  # on the model's stream, behind what has written them
+        self._streamer.submit([Job(self, *planned, tokens, self._ready) for planned in chunks])

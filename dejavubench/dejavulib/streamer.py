@@ -20,7 +20,7 @@ import torch
 from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
-from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging
+from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging, Landing
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.waiting import NAP, Wake
 
@@ -83,18 +83,24 @@ class Streamer:
             something under way may share it.
         device: staging on the device, for caches that are there; ``slots`` are pinned then. Not for a destination that
             takes chunks from the device's memory: there ``slots`` are on the device.
+        landing: where single runs from a device land; without it, the streamer has its own.
 
     Raises:
         ValueError: the destination needs staging and there is none.
     """
 
     def __init__(
-        self, destination: Destination, slots: Sequence[torch.Tensor], device: DeviceStaging | None = None
+        self,
+        destination: Destination,
+        slots: Sequence[torch.Tensor],
+        device: DeviceStaging | None = None,
+        landing: Landing | None = None,
     ) -> None:
         if destination.staged and not slots:
             raise ValueError(f"{destination.name} needs at least one staging slot")
         self.destination = destination
         self.device = device
+        self.landing = landing or Landing()
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = deque(slots)
         on_device = bool(slots) and slots[0].is_cuda
