@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -28,6 +29,9 @@ from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine import cuda_devices, native_bf16
 from dejavubench.points import Arm, DataType, Durability, LayoutName, Mode, Point
+
+if TYPE_CHECKING:
+    from dejavubench.checkpoint import Checkpoint
 
 BASELINE_VARIABLE = "DEJAVULIB_BASELINE"
 """The original's environment variable for the level."""
@@ -109,6 +113,16 @@ def _as_models(value: Any) -> Any:
     return names
 
 
+def _as_folder(value: Any) -> Any:
+    """Looked at by rank 0, before anything starts: a broken folder is a usage error."""
+    if value is None:
+        return None
+    from dejavubench.checkpoint import open_checkpoint
+
+    open_checkpoint(Path(value))
+    return Path(value)
+
+
 def _unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """``none`` as a flag's value takes back what the file says."""
     return lambda value: None if value in (None, "none") else read(value)
@@ -163,7 +177,10 @@ class Experiment(BaseModel):
         "fp32, bf16, fp16; auto is fp16 on cuda, bf16 where the CPU computes in it, else fp32.",
     )
     weights_data_type: Annotated[DataType | None, BeforeValidator(_as_data_type)] = _option(
-        None, "Model", "TYPE", "Accepted if it is the inference type; there is no conversion in between."
+        None, "Model", "TYPE", "Round the weights through it before the inference type; else only through that."
+    )
+    ckpt_path: Annotated[Path | None, BeforeValidator(_as_folder)] = _option(
+        None, "Model", "DIR", "A Hugging Face folder of safetensors (GPT-2, OPT, BLOOM) instead of random weights."
     )
     kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(_as_list)] = _option(
         ("hnd",), "Model", "LAYOUT[,LAYOUT…]", "Of the KV cache: ft (FasterTransformer), hnd or nhd."
@@ -226,19 +243,31 @@ class Experiment(BaseModel):
     threads: PositiveInt = _option(1, "Machine", "N", "Threads of each rank, the same for all arms.")
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
+    _checkpoint: Checkpoint | None = PrivateAttr(None)  # as rank 0 found it; other ranks are told
+
+    def model_post_init(self, context: Any) -> None:
+        if self.ckpt_path is not None:
+            from dejavubench.checkpoint import open_checkpoint
+
+            self._checkpoint = open_checkpoint(self.ckpt_path)
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What ``ckpt_path`` holds, as it was when this experiment was made."""
+        return self._checkpoint
+
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
         for key in ("layer_num", "head_num", "size_per_head", "vocab_size"):
+            if self.ckpt_path is not None and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for --model {specs.CUSTOM}; {self.ckpt_path} has its own")
             if specs.CUSTOM not in self.model and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is for --model {specs.CUSTOM}; {', '.join(self.model)} has its own")
         types = self.inference_data_type
         if self.device == "cuda" and set(types) == {"fp32"}:
             raise ValueError(NO_FP32_ON_CUDA)
-        if self.weights_data_type and types != (self.weights_data_type,):
-            raise ValueError(
-                f"weights_data_type {self.weights_data_type} is not inference_data_type {', '.join(types)}; "
-                "weights are held in the type that is computed in: name the same for both"
-            )
+        if self.ckpt_path is not None and self.model != (specs.CUSTOM,):
+            raise ValueError(f"model {', '.join(self.model)}: ckpt_path has a model of its own; name one of the two")
         if self.max_seq_len and self.max_seq_len < self._positions_needed:
             raise ValueError(
                 f"max_seq_len {self.max_seq_len} is too short: input_len {max(self.input_len)} and output_len "
@@ -271,6 +300,8 @@ class Experiment(BaseModel):
         return rounded if context is None else min(rounded, context)
 
     def _spec(self, name: str) -> specs.ModelSpec:
+        if self._checkpoint is not None:
+            return self._checkpoint.spec
         if name != specs.CUSTOM:
             return specs.spec(name)
         context = self._positions(None, max(self.input_len), max(self.output_len))
@@ -359,7 +390,9 @@ class Experiment(BaseModel):
         import hashlib
         import json
 
-        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir"})
+        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir", "ckpt_path"})
+        if self._checkpoint is not None:
+            content["checkpoint"] = self._checkpoint.identity
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -130,6 +130,7 @@ class Point:
             layer_num=self.spec.layer_num,
             head_num=self.spec.head_num,
             size_per_head=self.spec.size_per_head,
+            ffn_size=self.spec.ffn_size,
             vocab_size=self.spec.vocab_size,
             data_type=self.data_type,
             kv_layout=self.kv_layout,

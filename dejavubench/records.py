@@ -50,6 +50,7 @@ class PointInfo(_Model):
     layer_num: int
     head_num: int
     size_per_head: int
+    ffn_size: int | None = None
     vocab_size: int
     data_type: str
     kv_layout: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 
@@ -45,22 +46,36 @@ class ModelSpec:
         return self.head_num * self.size_per_head
 
     @property
-    def parameters(self) -> int:
-        """Parameters of the unsplit model; the head is tied to the embedding."""
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of the unsplit model by our name; linears are [out, in]. The head is the embedding."""
         hidden, ffn, embed = self.hidden, self.ffn_size, self.embed_size or self.hidden
-        norm = 2 * hidden
-        layer = (4 * hidden * hidden + 4 * hidden) + (2 * hidden * ffn + ffn + hidden) + 2 * norm
-        total = self.layer_num * layer + self.vocab_size * embed
+        found: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, embed)}
+
+        def with_bias(name: str, *shape: int) -> None:
+            found[f"{name}.weight"], found[f"{name}.bias"] = shape, shape[:1]
+
+        if embed != hidden:
+            found["project_in.weight"], found["project_out.weight"] = (hidden, embed), (embed, hidden)
         if self.position == "learned":
             assert self.context is not None
-            total += (self.context + self.position_offset) * hidden
-        if self.norm_first:
-            total += norm
+            found["position"] = (self.context + self.position_offset, hidden)
         if self.embed_norm:
-            total += norm
-        if embed != hidden:
-            total += 2 * embed * hidden  # project in and out, no biases
-        return total
+            with_bias("embed_norm", hidden)
+        for layer in range(self.layer_num):
+            for norm in ("norm1", "norm2"):
+                with_bias(f"layers.{layer}.{norm}", hidden)
+            for linear in ("query", "key", "value", "out"):
+                with_bias(f"layers.{layer}.{linear}", hidden, hidden)
+            with_bias(f"layers.{layer}.up", ffn, hidden)
+            with_bias(f"layers.{layer}.down", hidden, ffn)
+        if self.norm_first:
+            with_bias("final_norm", hidden)
+        return found
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the unsplit model."""
+        return sum(prod(shape) for shape in self.tensors.values())
 
     def layer_cuts(self, stages: int) -> tuple[int, ...]:
         """Layer boundaries of pipeline stages, as even as can be: 13 layers in 2 → (0, 7, 13).

@@ -68,9 +68,10 @@ class Work:
 
 
 def work(run: Run, point: PointInfo) -> Work:
-    """From a point's sizes; every model here has an MLP of four times its width and a head tied to its embedding."""
+    """From a point's sizes; every model here has a head tied to its embedding."""
     hidden, batch = point.head_num * point.size_per_head, point.ubatch_size
-    layers = 12 * point.layer_num * hidden * hidden
+    ffn = point.ffn_size or 4 * hidden  # older records do not say; their models had that
+    layers = point.layer_num * (4 * hidden * hidden + 2 * hidden * ffn)
     head = min(point.vocab_size * hidden, point.parameters - layers)  # opt-350m's embedding is narrower
     attention = point.layer_num * hidden * point.input_len**2
     seen = point.input_len + point.output_len / 2  # the first decode step sees P + 1 positions, the last P + T − 1

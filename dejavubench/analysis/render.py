@@ -120,14 +120,14 @@ def _noise_of(row: Row) -> str:
     if row["noise_floor_pct"] is None:
         return "–"
     bounds = span(row["noise_floor_low_pct"], row["noise_floor_high_pct"])
-    return f"noise {signed_percent(row['noise_floor_pct'])} {bounds}"
+    return f"noise {signed_percent(row['noise_floor_pct'])} {bounds}".rstrip()
 
 
 def _token_overhead(row: Row) -> str:
     if row["token_overhead_pct"] is None:
         return "–"
     bounds = span(row["token_overhead_low_pct"], row["token_overhead_high_pct"])
-    return f"{signed_percent(row['token_overhead_pct'])} {bounds}"
+    return f"{signed_percent(row['token_overhead_pct'])} {bounds}".rstrip()
 
 
 def _alone(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,10 @@ from dejavubench.bench.source import Place, Source, tokens
 from dejavubench.bench.verify import VerificationError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.dejavulib.streamer import Streaming
+from dejavubench.experiment import Experiment
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
+from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights, weights_identity
 from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polite_gather
@@ -64,7 +67,7 @@ class PointSession:
         identity = {
             "run": job.run_id,
             "model": point.spec.name,
-            "weights": weights_identity(point.spec, self.experiment.seed, dtype, job.compute_device),
+            "weights": identity_of_weights(self.experiment, point, job.compute_device),
             "data_type": point.data_type,
         }
         place = Place(job.data, job.verification, job.announcements, job.connect(), job.stream_dir, identity)
@@ -92,6 +95,8 @@ class PointSession:
         """
         if self.source is not None and self.experiment.verify:
             self._expected = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
+            if self.job.rank == 0:
+                self.job.recorder.generated(self.point.id, torch.stack(self.source.prompts), self._expected)
         order = orders(len(self.arms), self.experiment.seed)
         for _ in range(self.experiment.warmup):
             for place, number in enumerate(next(order)):
@@ -310,16 +315,29 @@ class PointSession:
 
 
 def load_model(job: Job, point: Point) -> GPT:
-    """This source's part of the point's model, with weights from the experiment's seed."""
+    """This source's part of the point's model, with weights of the checkpoint or from the experiment's seed."""
     assert job.sources is not None
-    dtype = dtype_of(point.data_type)
-    multiplied, seed = job.compute_dtype(dtype), job.experiment.seed
+    experiment, dtype = job.experiment, dtype_of(point.data_type)
+    multiplied, seed = job.compute_dtype(dtype), experiment.seed
     model = GPT(point.spec, Shard(*job.topology.shard()), dtype, multiplied, job.sources, job.device)
-    if job.device.type == "cuda":
-        model.load(random_weights(point.spec, seed, job.device, multiplied))
+    held_in = None if experiment.weights_data_type is None else dtype_of(experiment.weights_data_type)
+    if experiment.checkpoint is not None:
+        load_checkpoint(model, experiment.checkpoint, held_in)
+    elif job.device.type == "cuda":
+        model.load(random_weights(point.spec, seed, job.device, multiplied), held_in)
     else:
-        model.load(random_weights(point.spec, seed))
+        model.load(random_weights(point.spec, seed), held_in)
     return model
+
+
+def identity_of_weights(experiment: Experiment, point: Point, device: str) -> str:
+    """16 hex digits that differ whenever the values that the model multiplies with may differ."""
+    types = (point.data_type, experiment.weights_data_type)
+    if experiment.checkpoint is not None:
+        return hashlib.blake2b(repr((experiment.checkpoint.identity, *types)).encode(), digest_size=8).hexdigest()
+    return weights_identity(
+        point.spec, experiment.seed, dtype_of(point.data_type), device, experiment.weights_data_type
+    )
 
 
 @contextmanager

@@ -6,8 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+from torch import Tensor
+
 from dejavubench import records
 from dejavubench.records import Microbatch, Record
+
+TOKENS_FILE = "tokens.jsonl"
 
 
 class Recorder:
@@ -53,6 +57,18 @@ class Recorder:
         if self._to_stdout:
             sys.stdout.write(text)
             sys.stdout.flush()
+
+    def generated(self, point: str, prompts: Tensor, tokens: Tensor) -> None:
+        """A point's requests, one a line of ``tokens.jsonl``: token ids that went in, and those that were generated.
+
+        Args:
+            prompts, tokens: [microbatches, B, P] and [microbatches, B, T].
+        """
+        with open(self.folder / TOKENS_FILE, "a", encoding="utf-8") as file:
+            for ubatch, (asked, answered) in enumerate(zip(prompts.tolist(), tokens.tolist(), strict=True)):
+                for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
+                    line = {"point": point, "ubatch": ubatch, "request": request, "prompt": prompt, "tokens": new}
+                    file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         self._file.close()

@@ -64,9 +64,8 @@ class GroupedCommand(click.Command):
 
 @click.command(cls=GroupedCommand, params=[FieldOption(key) for key in Experiment.model_fields])
 @click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option("--ckpt-path", metavar="DIR", help="The original's; refused, for weights are random from --seed.")
 @click.option("--dry-run", is_flag=True, help="Describe every point, start nothing. Needs no MPI.")
-def run(config: Path | None, ckpt_path: str | None, dry_run: bool, **flags: Any) -> None:
+def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
 
     Lists, written a,b,c here and as lists in CONFIG, sweep: one mpirun measures every combination. Flags win
@@ -79,8 +78,6 @@ def run(config: Path | None, ckpt_path: str | None, dry_run: bool, **flags: Any)
     overrides = {key: value for key, value in flags.items() if value is not None}
 
     def read() -> Experiment:
-        if ckpt_path is not None:
-            raise UsageError("--ckpt-path: checkpoints cannot be loaded yet; weights are random, from --seed")
         return load(config, overrides, os.environ)
 
     if dry_run:

@@ -167,10 +167,10 @@ class GPT:
             after=(same, same) if self.spec.norm_first else norms,
         )
 
-    def load(self, full: Callable[[str], Tensor]) -> None:
-        """Take this shard's weights out of full tensors, one at a time, rounded through ``dtype``."""
+    def load(self, full: Callable[[str], Tensor], held_in: torch.dtype | None = None) -> None:
+        """Take this shard's weights out of full tensors, one at a time, rounded through ``held_in`` and ``dtype``."""
         for slot in self.slots:
-            slot.into.copy_(full(slot.name)[slot.cut].to(self.dtype))
+            slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
     @property
     def parameters(self) -> int:

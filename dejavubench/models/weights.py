@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import prod, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -59,42 +59,29 @@ class Recipe:
     opposed: bool = False
 
 
+GAINS = {"query": SCORE_GAIN, "key": SCORE_GAIN}
+"""Of linears whose gain is neither 1 nor one of :class:`Scales`."""
+
+BIAS = 0.02
+
+
 def recipes(spec: ModelSpec) -> dict[str, Recipe]:
-    """Every tensor of the unsplit model by name; linears are [out, in]. The head is the embedding."""
-    hidden, ffn, embed = spec.hidden, spec.ffn_size, spec.embed_size or spec.hidden
+    """How every tensor of the unsplit model is drawn, by name."""
     scales = NORM_FIRST if spec.norm_first else NORM_AFTER
-    found: dict[str, Recipe] = {"embedding": Recipe((spec.vocab_size, embed), scales.embed)}
+    gains = {**GAINS, "out": scales.out, "down": scales.down}
 
-    def norm(name: str, scale: float = 1.0) -> None:
-        found[f"{name}.weight"] = Recipe((hidden,), 0.0, fill=scale)
-        found[f"{name}.bias"] = Recipe((hidden,), 0.0)
+    def recipe(name: str, shape: tuple[int, ...]) -> Recipe:
+        part, kind = name.rsplit(".", 2)[-2:] if "." in name else (name, "table")
+        if kind == "table":
+            return Recipe(shape, scales.embed)
+        if "norm" in part:
+            scale = scales.embed if part == "embed_norm" else 1.0
+            return Recipe(shape, 0.0, fill=scale if kind == "weight" else 0.0)
+        if kind == "bias":
+            return Recipe(shape, BIAS)
+        return Recipe(shape, gains.get(part, 1.0) / sqrt(shape[1]), opposed=part == "down")
 
-    def linear(name: str, outs: int, ins: int, gain: float = 1.0, bias: bool = True, opposed: bool = False) -> None:
-        found[f"{name}.weight"] = Recipe((outs, ins), gain / sqrt(ins), opposed=opposed)
-        if bias:
-            found[f"{name}.bias"] = Recipe((outs,), 0.02)
-
-    if embed != hidden:
-        linear("project_in", hidden, embed, bias=False)
-        linear("project_out", embed, hidden, bias=False)
-    if spec.position == "learned":
-        assert spec.context is not None
-        found["position"] = Recipe((spec.context + spec.position_offset, hidden), scales.embed)
-    if spec.embed_norm:
-        norm("embed_norm", scale=scales.embed)
-    for layer in range(spec.layer_num):
-        at = f"layers.{layer}"
-        norm(f"{at}.norm1")
-        linear(f"{at}.query", hidden, hidden, gain=SCORE_GAIN)
-        linear(f"{at}.key", hidden, hidden, gain=SCORE_GAIN)
-        linear(f"{at}.value", hidden, hidden)
-        linear(f"{at}.out", hidden, hidden, gain=scales.out)
-        norm(f"{at}.norm2")
-        linear(f"{at}.up", ffn, hidden)
-        linear(f"{at}.down", hidden, ffn, gain=scales.down, opposed=True)
-    if spec.norm_first:
-        norm("final_norm")
-    return found
+    return {name: recipe(name, shape) for name, shape in spec.tensors.items()}
 
 
 def random_weights(
@@ -125,20 +112,17 @@ def random_weights(
     return full
 
 
-def weights_identity(spec: ModelSpec, seed: int, dtype: torch.dtype, device: str = "cpu") -> str:
+def weights_identity(
+    spec: ModelSpec, seed: int, dtype: torch.dtype, device: str = "cpu", held_in: str | None = None
+) -> str:
     """16 hex digits that differ whenever the weights' values may differ. The model's name does not count.
 
     Args:
         device: the type of device that they were drawn on.
+        held_in: the name of a type that they were rounded through before.
     """
     sizes = asdict(spec)
     del sizes["name"]
     what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
-    if device != "cpu":
-        what += (device,)
+    what += tuple(more for more in (device if device != "cpu" else None, held_in) if more)
     return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
-
-
-def parameters(spec: ModelSpec) -> int:
-    """Elements of all tensors of the unsplit model."""
-    return sum(prod(recipe.shape) for recipe in recipes(spec).values())

@@ -1,0 +1,255 @@
+"""Hugging Face folders: each family's weights come out right whatever the split, and broken folders are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import run
+from safetensors.torch import load_file, save_file
+from test_gpt import CONTEXT, FAMILIES, VOCAB, build, close, prompts
+from transformers import PreTrainedModel
+
+from dejavubench.checkpoint import CheckpointError, open_checkpoint
+from dejavubench.experiment import load
+from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.models import loading
+from dejavubench.models.gpt import GPT
+from dejavubench.models.loading import load_checkpoint
+from dejavubench.models.sharding import Shard
+
+SMALL_FILES = "30KB"
+
+
+def save(theirs: PreTrainedModel, folder: Path, shards: bool = False) -> Path:
+    theirs.save_pretrained(folder, max_shard_size=SMALL_FILES if shards else "1GB")
+    assert (folder / "model.safetensors.index.json").exists() == shards
+    return folder
+
+
+def saved(family: str, folder: Path) -> Path:
+    return save(FAMILIES[family]()[1], folder)
+
+
+def loaded(folder: Path, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
+    checkpoint = open_checkpoint(folder)
+    model = GPT(checkpoint.spec, shard, dtype, torch.float32)
+    load_checkpoint(model, checkpoint)
+    return model
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_gives_the_model_that_was_saved(family: str, shards: bool, tmp_path: Path) -> None:
+    spec, theirs, _ = FAMILIES[family]()
+    model = loaded(save(theirs, tmp_path / "model", shards))
+    assert model.spec == replace(spec, name="model")
+    cache = KVCache.allocate(model.kv_geometry(3, 16, KVLayout.HND), torch.float32)
+    with torch.inference_mode():
+        expected = theirs(input_ids=prompts()).logits[:, -1]
+    close(model.forward(prompts(), cache, 0), expected)
+
+
+@pytest.mark.parametrize("piece", [1, 3000, loading.PIECE])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_worker_reads_its_own_cuts(
+    family: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small the pieces in which they are read."""
+    monkeypatch.setattr(loading, "PIECE", piece)
+    spec, theirs, weights = FAMILIES[family]()
+    folder = save(theirs, tmp_path / "model")
+    for stage in range(2):
+        for tensor_rank in range(2):
+            shard = Shard(stage, 2, tensor_rank, 2)
+            ours, expected = loaded(folder, shard), build(spec, weights, shard)
+            for slot, other in zip(ours.slots, expected.slots, strict=True):
+                assert torch.equal(slot.into, other.into), slot.name
+
+
+def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: Path) -> None:
+    folder = saved("gpt2", tmp_path / "model")
+    checkpoint = open_checkpoint(folder)
+    exact, rounded = loaded(folder), GPT(checkpoint.spec, Shard(), torch.float32, torch.float32)
+    load_checkpoint(rounded, checkpoint, torch.bfloat16)
+    for slot, other in zip(exact.slots, rounded.slots, strict=True):
+        assert torch.equal(slot.into.bfloat16().float(), other.into)
+
+
+# ---- jobs ----
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("family", "ranks", "split"),
+    [
+        ("gpt2", 1, ()),
+        ("gpt2", 2, ("--tensor_para_size", 2)),
+        ("opt", 2, ("--pipeline_para_size", 2)),
+        ("bloom", 4, ("--tensor_para_size", 2, "--pipeline_para_size", 2)),
+        ("opt-post-norm", 2, ("--tensor_para_size", 2, "--kv-layout", "ft")),
+        ("bloom-6-heads", 2, ("--pipeline_para_size", 2, "--kv-layout", "nhd")),
+    ],
+)
+def test_a_run_generates_the_tokens_of_transformers(family: str, ranks: int, split: tuple, tmp_path: Path) -> None:
+    new = 32
+    _, theirs, _ = FAMILIES[family]()
+    save(theirs, tmp_path / "model", shards=True)
+    sizes = ("--ubatch-size", 2, "--input-len", 8, "--output-len", new, "--inference-data-type", "fp32")
+    short = ("--rounds", 1, "--warmup", 0, "--no-ceilings", "--device", "cpu", "--streaming", "none")
+    job = run(tmp_path, ranks, "run", "--ckpt_path", "model", *sizes, *short, *split)
+    lines = [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
+    stages = 2 if "--pipeline_para_size" in split else 1
+    assert [(line["ubatch"], line["request"]) for line in lines] == [(u, r) for u in range(stages) for r in range(2)]
+    for line in lines:
+        prompt = torch.tensor([line["prompt"]])
+        with torch.inference_mode():
+            expected = theirs.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False, eos_token_id=None,
+                pad_token_id=0,
+            )  # fmt: skip
+        assert line["tokens"] == expected[0, 8:].tolist()
+
+
+# ---- broken folders ----
+
+
+def without_config(folder: Path) -> str:
+    (folder / "config.json").unlink()
+    return "has no config.json"
+
+
+def configured(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def another_architecture(folder: Path) -> str:
+    configured(model_type="mixtral")(folder)
+    return "config.json: models of type 'mixtral' are not supported; gpt2, opt, bloom are"
+
+
+def another_activation(folder: Path) -> str:
+    configured(activation_function="relu")(folder)
+    return "gpt2 with activation_function 'relu' is not supported, only 'gelu_new'"
+
+
+def heads_that_do_not_fit(folder: Path) -> str:
+    configured(n_head=5)(folder)
+    return "config.json: 5 heads do not divide a width of 32"
+
+
+def another_width(folder: Path) -> str:
+    configured(n_positions=CONTEXT + 1)(folder)
+    said = f"tensor transformer.wpe.weight is {CONTEXT} × 32; by config.json it should be {CONTEXT + 1} × 32"
+    return f"model.safetensors: {said}"
+
+
+def torn_config(folder: Path) -> str:
+    (folder / "config.json").write_text("{")
+    return "config.json: it is no JSON"
+
+
+def missing_tensor(folder: Path) -> str:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["transformer.h.1.mlp.c_fc.bias"]
+    save_file(tensors, path)
+    return "tensor transformer.h.1.mlp.c_fc.bias is in none of its files"
+
+
+def cut_off(folder: Path) -> str:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    return r"model.safetensors: tensor .* ends at byte \d+, the file at \d+: it is cut off"
+
+
+def cut_off_in_the_header(folder: Path) -> str:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    return "model.safetensors: no safetensors file, or one that is cut off in its header"
+
+
+def no_weights(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    return "has neither model.safetensors nor model.safetensors.index.json"
+
+
+def pickled(folder: Path) -> str:
+    no_weights(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    return r"pytorch_model.bin is a pickle, .* write safetensors instead: .*save_pretrained"
+
+
+def missing_shard(folder: Path) -> str:
+    index = {"weight_map": {"transformer.wte.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "index.json: it names model-00002-of-00002.safetensors, which is missing"
+
+
+def index_that_leads_out(folder: Path) -> str:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
+    return "which is no file of this folder"
+
+
+def no_folder(folder: Path) -> str:
+    shutil.rmtree(folder)
+    return "is no folder"
+
+
+BROKEN = [
+    *(without_config, another_architecture, another_activation, heads_that_do_not_fit, another_width, torn_config),
+    *(missing_tensor, cut_off, cut_off_in_the_header, no_weights, pickled, missing_shard, index_that_leads_out),
+    no_folder,
+]
+
+
+@pytest.mark.parametrize("damage", BROKEN, ids=lambda damage: damage.__name__)
+def test_a_broken_folder_is_refused_naming_what_is_wrong(damage: Callable[[Path], str], tmp_path: Path) -> None:
+    folder = saved("gpt2", tmp_path / "model")
+    words = damage(folder)
+    with pytest.raises(CheckpointError, match=words) as raised:
+        open_checkpoint(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.mpi
+def test_a_broken_folder_is_one_message_and_status_2(tmp_path: Path) -> None:
+    folder = saved("opt", tmp_path / "model")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    job = run(tmp_path, 2, "run", "--ckpt-path", "model", "--streaming", "none", status=2)
+    assert job.stderr.startswith("Error: --ckpt-path: ")
+    assert job.stderr.count("\n") == 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_model_of_its_own_is_not_named_beside_a_folder(tmp_path: Path) -> None:
+    from dejavubench.errors import UsageError
+
+    folder = saved("gpt2", tmp_path / "model")
+    with pytest.raises(UsageError, match="ckpt_path has a model of its own"):
+        load(None, {"ckpt_path": folder, "model": "gpt2"}, {})
+    with pytest.raises(UsageError, match=r"layer_num is for --model custom"):
+        load(None, {"ckpt_path": folder, "layer_num": 3}, {})
+
+
+def test_other_weights_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:
+    folder = saved("gpt2", tmp_path / "model")
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "model"))
+    first = load(None, {"ckpt_path": folder}, {})
+    assert first.points()[0].spec.vocab_size == VOCAB
+    assert load(None, {"ckpt_path": copy}, {}).hash() == first.hash()
+    tensors = load_file(copy / "model.safetensors")
+    tensors["transformer.h.2.attn.c_proj.bias"] += 1
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    open_checkpoint.cache_clear()
+    assert load(None, {"ckpt_path": copy}, {}).hash() != first.hash()
