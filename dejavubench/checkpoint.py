@@ -1,20 +1,20 @@
-"""Ground floor: a Hugging Face folder: which model it holds, and under which names its files keep our tensors.
+"""Ground floor: a Hugging Face folder: which model it holds, and in which of its files our tensors are.
 
 Neither torch nor MPI is needed to know that, nor to find out that a folder is broken: only the headers of its
-safetensors files are read here. Names and layouts are those that ``save_pretrained`` of transformers writes.
+safetensors files are read here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dejavubench.families import FAMILIES, CheckpointError, Config, Stored
 from dejavubench.specs import ModelSpec
 
 CONFIG = "config.json"
@@ -24,10 +24,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 SAMPLE = 4096
 """Bytes at either end of each tensor that the identity is made of, beside the headers."""
-
-
-class CheckpointError(ValueError):
-    """A folder cannot be used; the message names the file and, where one is at fault, the tensor."""
 
 
 # ---- what a file holds ----
@@ -77,207 +73,6 @@ class Header:
                     file.seek(at)
                     digest.update(file.read(min(SAMPLE, stop - at)))
         return digest.digest()
-
-
-# ---- where our tensors are ----
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How one of our tensors is kept.
-
-    Attributes:
-        name: in the files, without the family's prefix.
-        transposed: as [in, out].
-        part: it is this third of a fused query, key and value.
-        interleaved: of a fused one: the elements of a head, whose query, key and value follow each other (BLOOM); 0:
-            all queries come first, then all keys.
-    """
-
-    name: str
-    transposed: bool = False
-    part: int | None = None
-    interleaved: int = 0
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture: its sizes from ``config.json``, and the names of its tensors.
-
-    Attributes:
-        prefixes: of all names in the files, one of them.
-        requires: values of the configuration that are implemented; a key that is missing has them.
-    """
-
-    spec: Callable[[str, _Config], ModelSpec]
-    names: Callable[[str, int], Stored]
-    prefixes: tuple[str, ...]
-    requires: Mapping[str, Any] = field(default_factory=dict)
-
-
-class _Config:
-    """``config.json``, read key by key."""
-
-    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        self._path, self.content = path, content
-
-    def size(self, *keys: str, default: int | None = None) -> int:
-        """The first of these keys that is there."""
-        value = next((self.content[key] for key in keys if self.content.get(key) is not None), default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self._path}: {keys[0]} must be a positive integer, not {value!r}")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.content.get(key, default)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{self._path}: {key} must be true or false, not {value!r}")
-        return value
-
-    def heads(self, hidden: int, *keys: str) -> tuple[int, int]:
-        """Heads, and elements of each."""
-        heads = self.size(*keys)
-        if hidden % heads:
-            raise CheckpointError(f"{self._path}: {heads} heads do not divide a width of {hidden}")
-        return heads, hidden // heads
-
-
-# ---- the families ----
-
-
-def _gpt2_spec(name: str, config: _Config) -> ModelSpec:
-    hidden = config.size("n_embd")
-    heads, size = config.heads(hidden, "n_head")
-    return ModelSpec(
-        name,
-        config.size("n_layer"),
-        heads,
-        size,
-        config.size("vocab_size"),
-        config.size("n_positions"),
-        config.size("n_inner", default=4 * hidden),
-    )
-
-
-def _opt_spec(name: str, config: _Config) -> ModelSpec:
-    hidden = config.size("hidden_size")
-    heads, size = config.heads(hidden, "num_attention_heads")
-    embed = config.size("word_embed_proj_dim", default=hidden)
-    return ModelSpec(
-        name,
-        config.size("num_hidden_layers"),
-        heads,
-        size,
-        config.size("vocab_size"),
-        config.size("max_position_embeddings"),
-        config.size("ffn_dim"),
-        position_offset=2,
-        activation="relu",
-        norm_first=config.flag("do_layer_norm_before", True),
-        embed_size=None if embed == hidden else embed,
-    )
-
-
-def _bloom_spec(name: str, config: _Config) -> ModelSpec:
-    hidden = config.size("hidden_size", "n_embed")
-    heads, size = config.heads(hidden, "n_head", "num_attention_heads")
-    layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
-    return ModelSpec(name, layers, heads, size, vocab, None, 4 * hidden, position="alibi", embed_norm=True)
-
-
-_QKV = {"query": 0, "key": 1, "value": 2}
-
-
-def _gpt2_name(name: str, size: int) -> Stored:
-    """Its linears are kept as [in, out] (``Conv1D``)."""
-    if name in ("embedding", "position"):
-        return Stored({"embedding": "wte.weight", "position": "wpe.weight"}[name])
-    layer, part, kind = _split(name)
-    if layer is None:
-        return Stored(f"ln_f.{kind}")
-    if part in _QKV:
-        return Stored(f"h.{layer}.attn.c_attn.{kind}", kind == "weight", _QKV[part])
-    theirs = {"norm1": "ln_1", "out": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}[part]
-    return Stored(f"h.{layer}.{theirs}.{kind}", kind == "weight" and not part.startswith("norm"))
-
-
-def _opt_name(name: str, size: int) -> Stored:
-    whole = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
-    if name in whole:
-        return Stored(whole[name])
-    layer, part, kind = _split(name)
-    if layer is None:
-        return Stored(f"{'final_layer_norm' if part == 'final_norm' else part}.{kind}")  # project_in, project_out
-    theirs = {
-        **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
-        **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
-        **{"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
-    }[part]
-    return Stored(f"layers.{layer}.{theirs}.{kind}")
-
-
-def _bloom_name(name: str, size: int) -> Stored:
-    if name == "embedding":
-        return Stored("word_embeddings.weight")
-    layer, part, kind = _split(name)
-    if layer is None:
-        theirs = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
-        return Stored(f"{theirs}.{kind}")
-    if part in _QKV:
-        return Stored(f"h.{layer}.self_attention.query_key_value.{kind}", False, _QKV[part], size)
-    theirs = {
-        **{"norm1": "input_layernorm", "out": "self_attention.dense", "norm2": "post_attention_layernorm"},
-        **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
-    }[part]
-    return Stored(f"h.{layer}.{theirs}.{kind}")
-
-
-def _split(name: str) -> tuple[int | None, str, str]:
-    """``layers.3.up.weight`` → (3, "up", "weight")."""
-    if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(\w+)", name):
-        return int(match[1]), match[2], match[3]
-    part, _, kind = name.partition(".")
-    return None, part, kind
-
-
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family(
-        _gpt2_spec,
-        _gpt2_name,
-        ("transformer.", ""),
-        {
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "opt": Family(
-        _opt_spec,
-        _opt_name,
-        ("model.decoder.", "decoder."),
-        {
-            "activation_function": "relu",
-            "enable_bias": True,
-            "layer_norm_elementwise_affine": True,
-            "_remove_final_layer_norm": False,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "bloom": Family(
-        _bloom_spec,
-        _bloom_name,
-        ("transformer.", ""),
-        {
-            "layer_norm_epsilon": 1e-5,
-            "apply_residual_connection_post_layernorm": False,
-            "tie_word_embeddings": True,
-        },
-    ),
-}
-"""By ``model_type``."""
 
 
 # ---- a folder ----
@@ -350,7 +145,7 @@ def _stored_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if stored.transposed else shape
 
 
-def _read_config(folder: Path) -> _Config:
+def _read_config(folder: Path) -> Config:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder")
     path = folder / CONFIG
@@ -364,7 +159,7 @@ def _read_config(folder: Path) -> _Config:
         raise CheckpointError(f"{path}: it is no JSON") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: it is no JSON object")
-    return _Config(path, content)
+    return Config(path, content)
 
 
 def _headers(folder: Path) -> list[Header]:

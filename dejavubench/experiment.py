@@ -180,7 +180,10 @@ class Experiment(BaseModel):
         None, "Model", "TYPE", "Round the weights through it before the inference type; else only through that."
     )
     ckpt_path: Annotated[Path | None, BeforeValidator(_as_folder)] = _option(
-        None, "Model", "DIR", "A Hugging Face folder of safetensors (GPT-2, OPT, BLOOM) instead of random weights."
+        None,
+        "Model",
+        "DIR",
+        "A Hugging Face folder (GPT-2, OPT, BLOOM, Llama, Mistral, Qwen) with safetensors, instead of random weights.",
     )
     kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(_as_list)] = _option(
         ("hnd",), "Model", "LAYOUT[,LAYOUT…]", "Of the KV cache: ft (FasterTransformer), hnd or nhd."

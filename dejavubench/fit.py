@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 
@@ -52,21 +53,23 @@ def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
 
     Layers and head are split over the tensor ranks; each of the first stage has the whole embedding.
     """
-    hidden, ffn, embed = spec.hidden, spec.ffn_size, spec.embed_size or spec.hidden
-    split = 4 * hidden * hidden + 3 * hidden + 2 * hidden * ffn + ffn  # columns and rows, and biases of columns
-    layer = split // tensor_size + 2 * hidden + 4 * hidden  # biases of rows, two norms
-    first = spec.vocab_size * embed
-    if spec.position == "learned":
-        assert spec.context is not None
-        first += (spec.context + spec.position_offset) * hidden
-    first += 2 * hidden if spec.embed_norm else 0
+    hidden, embed = spec.hidden, spec.embed_size or spec.hidden
+    tensors = {name: prod(shape) for name, shape in spec.tensors.items()}
+    whole = ("norm", "out.bias", "down.bias")  # of a layer, what every tensor rank has
+    first_layer = {name: size for name, size in tensors.items() if name.startswith("layers.0.")}
+    layer = sum(
+        size if any(word in name for word in whole) else size // tensor_size for name, size in first_layer.items()
+    )
     projection = embed * hidden if embed != hidden else 0
-    last = projection + (2 * hidden if spec.norm_first else 0)
+    norms = {
+        part: sum(size for name, size in tensors.items() if name.startswith(part)) for part in ("embed_", "final_")
+    }
+    first = tensors["embedding"] + tensors.get("position", 0) + norms["embed_"] + projection
     cuts = spec.layer_cuts(stages)
     counts = [(stop - start) * layer for start, stop in pairwise(cuts)]
-    counts[0] += first + projection
-    counts[-1] += last
-    if stages > 1:  # else it is the embedding itself
+    counts[0] += first
+    counts[-1] += projection + norms["final_"]
+    if stages > 1 or not spec.tied:  # else the head is the embedding itself
         counts[-1] += -(-spec.vocab_size // tensor_size) * embed
     return max(counts)
 
@@ -82,7 +85,7 @@ def worker_geometry(point: Point) -> KVGeometry:
     """The cache of one microbatch on the worker that holds most layers."""
     cuts = point.spec.layer_cuts(point.pipeline_para_size)
     layers = max(stop - start for start, stop in pairwise(cuts))
-    heads = point.spec.head_num // point.tensor_para_size
+    heads = point.spec.kv_heads // point.tensor_para_size
     return KVGeometry(
         layers,
         point.ubatch_size,
@@ -336,7 +339,7 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     """Seconds of one microbatch's prompt and of one decode step, over all workers' layers on one worker."""
     spec, batch = point.spec, point.ubatch_size
     hidden, seen = spec.hidden, point.input_len + point.output_len // 2
-    layers = spec.layer_num * (4 * hidden * hidden + 2 * hidden * spec.ffn_size)
+    layers = spec.layer_weights
     head = spec.vocab_size * (spec.embed_size or hidden)
     itemsize = weights_itemsize(point.data_type)
     matmul = rates.matmul * threads * (4 / itemsize)  # a CPU that multiplies half types does so twice as fast

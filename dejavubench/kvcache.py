@@ -68,6 +68,10 @@ class Span(tuple[int, int]):
     def shifted(self, by: int) -> Span:
         return Span(self[0] + by, self[1] + by)
 
+    def scaled(self, by: int) -> Span:
+        """The same interval where each step is ``by`` smaller ones."""
+        return Span(self[0] * by, self[1] * by)
+
     def __and__(self, other: Span) -> Span:
         start = max(self[0], other[0])
         return Span(start, max(start, min(self[1], other[1])))

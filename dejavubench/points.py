@@ -87,7 +87,7 @@ class Point:
     @property
     def token_nbytes(self) -> int:
         """Bytes of one position of one request: K and V of all layers and heads of the whole model."""
-        return 2 * self.spec.layer_num * self.spec.hidden * self.itemsize
+        return 2 * self.spec.layer_num * self.spec.kv_heads * self.spec.size_per_head * self.itemsize
 
     @property
     def streamed_nbytes(self) -> int:
@@ -105,7 +105,8 @@ class Point:
             )
         if spec.context is not None and self.positions > spec.context:
             return f"max_seq_len {self.positions} is more than the {spec.context} positions of {spec.name}"
-        for size, what in ((spec.head_num, "heads"), (spec.ffn_size, "columns of the MLP")):
+        heads = "heads" if spec.group == 1 else "KV heads"
+        for size, what in ((spec.kv_heads, heads), (spec.ffn_size, "columns of the MLP")):
             if size % self.tensor_para_size:
                 return f"tensor_para_size {self.tensor_para_size} does not divide the {size} {what} of {spec.name}"
         if self.pipeline_para_size > spec.layer_num:
@@ -130,7 +131,9 @@ class Point:
             layer_num=self.spec.layer_num,
             head_num=self.spec.head_num,
             size_per_head=self.spec.size_per_head,
-            ffn_size=self.spec.ffn_size,
+            kv_head_num=self.spec.kv_heads,
+            layer_weights=self.spec.layer_weights,
+            head_weights=self.spec.vocab_size * (self.spec.embed_size or self.spec.hidden),
             vocab_size=self.spec.vocab_size,
             data_type=self.data_type,
             kv_layout=self.kv_layout,

@@ -42,7 +42,11 @@ class ArmInfo(_Model):
 
 
 class PointInfo(_Model):
-    """One combination of a sweep's lists. ``id`` is ``p000`` …; SKIPPED points say why."""
+    """One combination of a sweep's lists. ``id`` is ``p000`` …; SKIPPED points say why.
+
+    ``layer_weights``, ``head_weights``: elements of the matrices of all layers, and of the head. Older records have
+    neither, nor ``kv_head_num``: their models had as many as heads, and an MLP of four times their width.
+    """
 
     id: str
     model: str
@@ -50,7 +54,9 @@ class PointInfo(_Model):
     layer_num: int
     head_num: int
     size_per_head: int
-    ffn_size: int | None = None
+    kv_head_num: int | None = None
+    layer_weights: int | None = None
+    head_weights: int | None = None
     vocab_size: int
     data_type: str
     kv_layout: str

@@ -8,6 +8,25 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class Rope:
+    """Rotary position embeddings (Su et al. 2021, arXiv 2104.09864), and how they are stretched.
+
+    Attributes:
+        theta: base of the frequencies.
+        kind: ``default``, ``linear`` (positions divided by ``factor``), or ``llama3``: frequencies whose wavelength is
+            beyond ``original_context / low`` are divided by ``factor``, those below ``original_context / high`` kept,
+            and those in between mixed (as in transformers' ``rope_type`` of the same names).
+    """
+
+    theta: float = 10000.0
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The sizes of a decoder-only model and what sets its architecture apart, as data.
 
@@ -19,12 +38,21 @@ class ModelSpec:
         vocab_size: rows of the embedding.
         context: the most positions it can attend to; None where positions are unbounded (ALiBi).
         ffn_size: inner width of the MLP.
-        position: ``learned`` embeddings or ``alibi`` biases.
+        position: ``learned`` embeddings, ``alibi`` biases or ``rope``.
         position_offset: rows of the position table before position 0 (OPT has 2).
-        activation: ``gelu`` (the tanh approximation) or ``relu``.
+        activation: ``gelu`` (the tanh approximation), ``relu`` or ``silu``.
         norm_first: layer norm before attention and MLP, and a final one; off (opt-350m): after each, no final.
         embed_norm: a layer norm right after the embedding (BLOOM).
         embed_size: width of the embedding where it differs from ``hidden`` and is projected (opt-350m).
+        kv_head_num: heads of keys and values where they are fewer: query heads share them in groups (GQA).
+        width: of the residual stream where it is not ``head_num`` × ``size_per_head``.
+        rms: norms are RMS norms, without biases (Zhang and Sennrich 2019, arXiv 1910.07467).
+        eps: of the norms.
+        rope: of ``rope`` positions.
+        gated: the MLP is activation(gate) × up (Shazeer 2020, arXiv 2002.05202).
+        qkv_bias, bias: linears of queries, keys and values have biases; all others have.
+        qk_norm: an RMS norm of each head's queries and keys (Qwen3).
+        tied: the head is the embedding.
     """
 
     name: str
@@ -34,25 +62,48 @@ class ModelSpec:
     vocab_size: int
     context: int | None
     ffn_size: int
-    position: Literal["learned", "alibi"] = "learned"
+    position: Literal["learned", "alibi", "rope"] = "learned"
     position_offset: int = 0
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
     norm_first: bool = True
     embed_norm: bool = False
     embed_size: int | None = None
+    kv_head_num: int | None = None
+    width: int | None = None
+    rms: bool = False
+    eps: float = 1e-5
+    rope: Rope | None = None
+    gated: bool = False
+    qkv_bias: bool = True
+    bias: bool = True
+    qk_norm: bool = False
+    tied: bool = True
 
     @property
     def hidden(self) -> int:
-        return self.head_num * self.size_per_head
+        """Width of the residual stream."""
+        return self.width or self.head_num * self.size_per_head
+
+    @property
+    def kv_heads(self) -> int:
+        return self.kv_head_num or self.head_num
+
+    @property
+    def group(self) -> int:
+        """Query heads that share the keys and values of one head."""
+        return self.head_num // self.kv_heads
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of the unsplit model by our name; linears are [out, in]. The head is the embedding."""
+        """Shape of every tensor of the unsplit model by our name; linears are [out, in]. A tied head has none."""
         hidden, ffn, embed = self.hidden, self.ffn_size, self.embed_size or self.hidden
+        queries, keys = (heads * self.size_per_head for heads in (self.head_num, self.kv_heads))
         found: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, embed)}
 
-        def with_bias(name: str, *shape: int) -> None:
-            found[f"{name}.weight"], found[f"{name}.bias"] = shape, shape[:1]
+        def add(name: str, *shape: int, bias: bool) -> None:
+            found[f"{name}.weight"] = shape
+            if bias:
+                found[f"{name}.bias"] = shape[:1]
 
         if embed != hidden:
             found["project_in.weight"], found["project_out.weight"] = (hidden, embed), (embed, hidden)
@@ -60,22 +111,36 @@ class ModelSpec:
             assert self.context is not None
             found["position"] = (self.context + self.position_offset, hidden)
         if self.embed_norm:
-            with_bias("embed_norm", hidden)
+            add("embed_norm", hidden, bias=not self.rms)
         for layer in range(self.layer_num):
+            at = f"layers.{layer}"
             for norm in ("norm1", "norm2"):
-                with_bias(f"layers.{layer}.{norm}", hidden)
-            for linear in ("query", "key", "value", "out"):
-                with_bias(f"layers.{layer}.{linear}", hidden, hidden)
-            with_bias(f"layers.{layer}.up", ffn, hidden)
-            with_bias(f"layers.{layer}.down", hidden, ffn)
+                add(f"{at}.{norm}", hidden, bias=not self.rms)
+            for linear, outs in (("query", queries), ("key", keys), ("value", keys)):
+                add(f"{at}.{linear}", outs, hidden, bias=self.qkv_bias)
+            for norm in ("query_norm", "key_norm") if self.qk_norm else ():
+                add(f"{at}.{norm}", self.size_per_head, bias=False)
+            add(f"{at}.out", hidden, queries, bias=self.bias)
+            for linear in ("gate", "up") if self.gated else ("up",):
+                add(f"{at}.{linear}", ffn, hidden, bias=self.bias)
+            add(f"{at}.down", hidden, ffn, bias=self.bias)
         if self.norm_first:
-            with_bias("final_norm", hidden)
+            add("final_norm", hidden, bias=not self.rms)
+        if not self.tied:
+            found["head"] = (self.vocab_size, embed)
         return found
 
     @property
     def parameters(self) -> int:
         """Parameters of the unsplit model."""
         return sum(prod(shape) for shape in self.tensors.values())
+
+    @property
+    def layer_weights(self) -> int:
+        """Elements of the matrices of all layers."""
+        return sum(
+            prod(shape) for name, shape in self.tensors.items() if name.startswith("layers.") and len(shape) == 2
+        )
 
     def layer_cuts(self, stages: int) -> tuple[int, ...]:
         """Layer boundaries of pipeline stages, as even as can be: 13 layers in 2 → (0, 7, 13).

@@ -12,11 +12,20 @@ import pytest
 import torch
 from jobs import run
 from safetensors.torch import load_file, save_file
-from test_gpt import CONTEXT, FAMILIES, VOCAB, build, close, prompts
-from transformers import PreTrainedModel
+from test_gpt import CONTEXT, FAMILIES, VOCAB, close, prompts, shaken
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-from dejavubench.checkpoint import CheckpointError, open_checkpoint
+from dejavubench.checkpoint import open_checkpoint
 from dejavubench.experiment import load
+from dejavubench.families import CheckpointError
 from dejavubench.kvcache import KVCache, KVLayout
 from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
@@ -24,6 +33,45 @@ from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.sharding import Shard
 
 SMALL_FILES = "30KB"
+
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def llama_like(config: PretrainedConfig) -> PreTrainedModel:
+    theirs = AutoModelForCausalLM.from_config(config)
+    shaken(theirs)
+    return theirs
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    **{name: lambda family=family: family()[1] for name, family in FAMILIES.items()},
+    "llama": lambda: llama_like(LlamaConfig(**SIZES)),
+    "llama-tied-linear": lambda: llama_like(
+        LlamaConfig(
+            **SIZES, tie_word_embeddings=True, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+        )
+    ),
+    "llama3": lambda: llama_like(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
+    "mistral": lambda: llama_like(MistralConfig(**SIZES, head_dim=16, sliding_window=48)),
+    "qwen2": lambda: llama_like(Qwen2Config(**SIZES)),
+    "qwen3": lambda: llama_like(Qwen3Config(**SIZES, head_dim=16)),
+}
 
 
 def save(theirs: PreTrainedModel, folder: Path, shards: bool = False) -> Path:
@@ -33,7 +81,7 @@ def save(theirs: PreTrainedModel, folder: Path, shards: bool = False) -> Path:
 
 
 def saved(family: str, folder: Path) -> Path:
-    return save(FAMILIES[family]()[1], folder)
+    return save(MODELS[family](), folder)
 
 
 def loaded(folder: Path, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
@@ -43,33 +91,46 @@ def loaded(folder: Path, shard: Shard = Shard(), dtype: torch.dtype = torch.floa
     return model
 
 
-@pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_gives_the_model_that_was_saved(family: str, shards: bool, tmp_path: Path) -> None:
+def test_a_folder_has_the_sizes_of_the_model_that_was_saved(family: str, tmp_path: Path) -> None:
     spec, theirs, _ = FAMILIES[family]()
+    assert open_checkpoint(save(theirs, tmp_path / "model")).spec == replace(spec, name="model")
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("family", MODELS)
+def test_a_folder_gives_the_model_that_was_saved(family: str, layout: KVLayout, shards: bool, tmp_path: Path) -> None:
+    """Prompt and decode steps, as far as its context goes."""
+    theirs = MODELS[family]()
     model = loaded(save(theirs, tmp_path / "model", shards))
-    assert model.spec == replace(spec, name="model")
-    cache = KVCache.allocate(model.kv_geometry(3, 16, KVLayout.HND), torch.float32)
-    with torch.inference_mode():
-        expected = theirs(input_ids=prompts()).logits[:, -1]
-    close(model.forward(prompts(), cache, 0), expected)
+    assert model.parameters == model.spec.parameters == sum(p.numel() for p in theirs.parameters())
+    seen, steps = prompts(), 32
+    cache = KVCache.allocate(model.kv_geometry(*seen.shape[:1], seen.shape[1] + steps, layout), torch.float32)
+    logits = model.forward(seen, cache, 0)
+    for _ in range(steps):
+        with torch.inference_mode():
+            expected = theirs(input_ids=seen).logits[:, -1]
+        close(logits, expected)
+        token = model.greedy(logits)
+        assert torch.equal(token, expected.argmax(-1))
+        logits = model.forward(token[:, None], cache, seen.shape[1])
+        seen = torch.cat([seen, token[:, None]], dim=1)
 
 
 @pytest.mark.parametrize("piece", [1, 3000, loading.PIECE])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 def test_every_worker_reads_its_own_cuts(
     family: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However small the pieces in which they are read."""
+    folder = saved(family, tmp_path / "model")
+    whole = {slot.name: slot.into for slot in loaded(folder).slots}
     monkeypatch.setattr(loading, "PIECE", piece)
-    spec, theirs, weights = FAMILIES[family]()
-    folder = save(theirs, tmp_path / "model")
     for stage in range(2):
         for tensor_rank in range(2):
-            shard = Shard(stage, 2, tensor_rank, 2)
-            ours, expected = loaded(folder, shard), build(spec, weights, shard)
-            for slot, other in zip(ours.slots, expected.slots, strict=True):
-                assert torch.equal(slot.into, other.into), slot.name
+            for slot in loaded(folder, Shard(stage, 2, tensor_rank, 2)).slots:
+                assert torch.equal(slot.into, whole[slot.name][slot.cut]), slot.name
 
 
 def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: Path) -> None:
@@ -94,11 +155,14 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
         ("bloom", 4, ("--tensor_para_size", 2, "--pipeline_para_size", 2)),
         ("opt-post-norm", 2, ("--tensor_para_size", 2, "--kv-layout", "ft")),
         ("bloom-6-heads", 2, ("--pipeline_para_size", 2, "--kv-layout", "nhd")),
+        ("llama3", 2, ("--tensor_para_size", 2)),
+        ("qwen3", 4, ("--tensor_para_size", 2, "--pipeline_para_size", 2, "--kv-layout", "ft")),
+        ("mistral", 2, ("--pipeline_para_size", 2)),
     ],
 )
 def test_a_run_generates_the_tokens_of_transformers(family: str, ranks: int, split: tuple, tmp_path: Path) -> None:
     new = 32
-    _, theirs, _ = FAMILIES[family]()
+    theirs = MODELS[family]()
     save(theirs, tmp_path / "model", shards=True)
     sizes = ("--ubatch-size", 2, "--input-len", 8, "--output-len", new, "--inference-data-type", "fp32")
     short = ("--rounds", 1, "--warmup", 0, "--no-ceilings", "--device", "cpu", "--streaming", "none")
@@ -134,7 +198,7 @@ def configured(**changes: object) -> Callable[[Path], None]:
 
 def another_architecture(folder: Path) -> str:
     configured(model_type="mixtral")(folder)
-    return "config.json: models of type 'mixtral' are not supported; gpt2, opt, bloom are"
+    return "config.json: models of type 'mixtral' are not supported; gpt2, opt, bloom, llama, mistral, qwen2, qwen3 are"
 
 
 def another_activation(folder: Path) -> str:

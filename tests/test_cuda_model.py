@@ -12,7 +12,7 @@ from dejavubench.kvcache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
-from dejavubench.specs import ModelSpec
+from dejavubench.specs import ModelSpec, Rope
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -24,6 +24,20 @@ SPECS = {
     "gpt2": GPT2,
     "opt": OPT,
     "opt-post-norm": replace(OPT, norm_first=False, embed_size=128),
+    "llama": replace(
+        GPT2,
+        position="rope",
+        rope=Rope(),
+        activation="silu",
+        kv_head_num=2,
+        width=96,
+        rms=True,
+        gated=True,
+        qkv_bias=False,
+        bias=False,
+        qk_norm=True,
+        tied=False,
+    ),
     "bloom": replace(GPT2, context=None, position="alibi", embed_norm=True),
 }
 

@@ -139,6 +139,28 @@ def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
         assert torch.equal(attended, cuda_step.attend(q, k, v, cache, 1, at(position), slopes))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("group", [2, 5])
+def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) -> None:
+    from dejavubench.models import cuda_step
+
+    requests, heads, size = 3, 4, 64
+    cache = random_cache(layout, requests, heads, 300, size)
+    wide = random_cache(layout, requests, heads * group, 300, size)
+    for kv in ("k", "v"):
+        axis = 3 if layout is KVLayout.NHD else 2
+        wide.tensor(kv).copy_(cache.tensor(kv).repeat_interleave(group, axis))
+    _, k, v = one_step(requests, heads, size)
+    q, _, _ = one_step(requests, heads * group, size)
+    attended = cuda_step.attend(q, k, v, cache, 1, at(250))
+    each = [x.repeat_interleave(group, 1) for x in (k, v)]
+    close(attended, cuda_step.attend(q, *each, wide, 1, at(250)).float())
+    expected = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
+    expected.store(1, 250, k[:, :, None], v[:, :, None])
+    assert torch.equal(cache.k, expected.k)
+    assert torch.equal(cache.v, expected.v)
+
+
 def test_what_lies_beyond_the_position_is_never_read() -> None:
     from dejavubench.models import cuda_step
 

@@ -68,14 +68,14 @@ class Work:
 
 
 def work(run: Run, point: PointInfo) -> Work:
-    """From a point's sizes; every model here has a head tied to its embedding."""
-    hidden, batch = point.head_num * point.size_per_head, point.ubatch_size
-    ffn = point.ffn_size or 4 * hidden  # older records do not say; their models had that
-    layers = point.layer_num * (4 * hidden * hidden + 2 * hidden * ffn)
-    head = min(point.vocab_size * hidden, point.parameters - layers)  # opt-350m's embedding is narrower
-    attention = point.layer_num * hidden * point.input_len**2
+    """From a point's sizes."""
+    queries, batch = point.head_num * point.size_per_head, point.ubatch_size
+    keys = (point.kv_head_num or point.head_num) * point.size_per_head
+    layers = point.layer_weights or 12 * point.layer_num * queries**2
+    head = point.head_weights or min(point.vocab_size * queries, point.parameters - layers)  # of older records
+    attention = point.layer_num * queries * point.input_len**2
     seen = point.input_len + point.output_len / 2  # the first decode step sees P + 1 positions, the last P + T − 1
-    cached = 2 * point.layer_num * hidden * ITEMSIZE[point.data_type]
+    cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
     itemsize = weights_itemsize(run, point.data_type)
     return Work(
         prompt_flop=2 * batch * (point.input_len * layers + head + attention),

@@ -35,7 +35,7 @@ class Side:
     def setup(self) -> Setup:
         point = self.point
         cuts = point.spec.layer_cuts(point.pipeline_para_size)
-        return Setup(cuts, point.spec.head_num, point.tensor_para_size, point.ubatch_size)
+        return Setup(cuts, point.spec.kv_heads, point.tensor_para_size, point.ubatch_size)
 
     @property
     def geometry(self) -> KVGeometry:

@@ -10,7 +10,7 @@ Nothing is left to chance: sums over parts are made in a fixed order by the bloc
 give equal bits. All functions may be captured in a graph once they have run outside one; positions are read on the
 device. The working memory is one for each device: two streams must not run these kernels at the same time.
 
-Letters in shapes: M rows (at most 16), B requests, H heads, D elements of a head.
+Letters in shapes: M rows (at most 16), B requests, H heads of queries, G of keys and values, D elements of a head.
 """
 
 from __future__ import annotations
@@ -333,14 +333,15 @@ def _attend(  # type: ignore[no-untyped-def]
     q, k_new, v_new, keys, values, position_at, slopes, out, partial, arrived, heads, scale,
     q_b, q_h, k_b, k_h, v_b, v_h, kb, kh, ks, kv, vb, vh, vs,
     size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr, block: tl.constexpr, splits: tl.constexpr,
-    stages: tl.constexpr, alibi: tl.constexpr,
+    stages: tl.constexpr, alibi: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
     pair, split = tl.program_id(0), tl.program_id(1)
     request, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
+    kv_head = head // group
     within = tl.arange(0, padded)
     inside = within < size
-    base_k = keys + request * kb + head * kh
-    base_v = values + request * vb + head * vh
+    base_k = keys + request * kb + kv_head * kh
+    base_v = values + request * vb + kv_head * vh
     gdc_launch_dependents()
     position = tl.load(position_at).to(tl.int32)
     # positions [0, position) are cut evenly; the newest one is its own piece of the last part
@@ -365,10 +366,11 @@ def _attend(  # type: ignore[no-untyped-def]
     weight = 0.0
     total = tl.zeros((padded,), tl.float32)
     if split == parts - 1:  # the newest position, whose distance is 0
-        key = tl.load(k_new + request * k_b + head * k_h + within, mask=inside, other=0.0)
-        value = tl.load(v_new + request * v_b + head * v_h + within, mask=inside, other=0.0)
-        tl.store(base_k + position * ks + _within(within, vector, kv), key, mask=inside)
-        tl.store(base_v + position * vs + within, value, mask=inside)
+        key = tl.load(k_new + request * k_b + kv_head * k_h + within, mask=inside, other=0.0)
+        value = tl.load(v_new + request * v_b + kv_head * v_h + within, mask=inside, other=0.0)
+        if head % group == 0:  # none of the others reads it from the cache
+            tl.store(base_k + position * ks + _within(within, vector, kv), key, mask=inside)
+            tl.store(base_v + position * vs + within, value, mask=inside)
         most = tl.sum(tl.load(query + within, mask=inside, other=0.0).to(tl.float32) * key.to(tl.float32), 0) * scale
         weight = 1.0
         total += value.to(tl.float32)
@@ -417,7 +419,8 @@ def attend(
     """Put the keys and values of one position in place; attention of its queries over [0, position], [B, H·D].
 
     Args:
-        q, k, v: [B, H, D], any views whose heads are contiguous.
+        q: [B, H, D], like ``k`` and ``v`` any view whose heads are contiguous.
+        k, v: [B, G, D]; each is that of H / G of the queries' heads in a row.
         position: an integer on the device, [1]; written by no function of this module.
         slopes: ALiBi's, [H] in fp32; a score gets slope · (key − query).
 
@@ -442,7 +445,7 @@ def _run_attend(
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         *_Axes.of(cache, "k").numbers, *_Axes.of(cache, "v").numbers[:3],
         size, triton.next_power_of_2(size), _vector(cache), cut.positions, cut.splits,
-        cut.stages, slopes is not None,
+        cut.stages, slopes is not None, heads // k.shape[1],
         num_warps=cut.warps, launch_pdl=_overlaps(q.device),
     )  # fmt: skip
     return out

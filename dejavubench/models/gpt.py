@@ -1,16 +1,17 @@
-"""A decoder-only GPT that fills a KV cache: GPT-2, OPT and BLOOM, told apart by their :class:`ModelSpec`.
+"""A decoder-only GPT that fills a KV cache: GPT-2, OPT, BLOOM and the Llama family, told apart by :class:`ModelSpec`.
 
 One worker holds a :class:`Shard`: the layers of its pipeline stage, and of each the heads, MLP columns and
 vocabulary rows of its tensor rank (Shoeybi et al. 2019, arXiv 1909.08053: columns, then rows, then one sum).
 The model is handed its collectives and its cache. It knows nothing of streaming: it calls back when a layer's
 keys and values are in place.
 
-Letters in shapes: B requests, n new positions, S positions seen so far, H local heads, D elements of a head.
+Letters in shapes: B requests, n new positions, S positions seen so far, H local heads of queries, G of keys and
+values (as many, or fewer that groups of queries share), D elements of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
-from dejavubench.models.parts import Linear, Norm, Part, same
+from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, same
+from dejavubench.models.rope import Rotary
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
 from dejavubench.specs import ModelSpec
 
@@ -32,8 +34,9 @@ class Layer:
 
     before: tuple[Part, Part]
     qkv: Linear  # the rows of queries, then of keys, then of values
+    qk_norm: tuple[Part, Part]
     out: Linear
-    up: Linear
+    up: Linear  # where it is gated, the rows of the gate come first
     down: Linear
     after: tuple[Part, Part]
 
@@ -88,7 +91,7 @@ class GPT:
     ) -> None:
         self.spec, self.shard, self.dtype, self.compute_dtype = spec, shard, dtype, compute_dtype
         self.collectives, self.device = collectives, torch.device(device)
-        self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)
+        self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
         self.slots: list[Slot] = []
         embed = spec.embed_size or spec.hidden
         width = Span(0, spec.hidden)
@@ -106,7 +109,7 @@ class GPT:
             if spec.embed_norm:
                 self.embed_norm = self._norm("embed_norm")
             if embed != width.size:
-                self.project_in = self._linear(["project_in"], width, Span(0, embed), bias=False)
+                self.project_in = self._linear({"project_in": width}, Span(0, embed), bias=False)
 
         self.layers = [self._layer(f"layers.{number}") for number in range(*shard.layers(spec))]
 
@@ -117,9 +120,9 @@ class GPT:
             if spec.norm_first:
                 self.final_norm = self._norm("final_norm")
             if embed != width.size:
-                self.project_out = self._linear(["project_out"], Span(0, embed), width, bias=False)
-            if self.embedding is None:
-                self.head = Linear(self._tensor("embedding", self.vocab, Span(0, embed)))
+                self.project_out = self._linear({"project_out": Span(0, embed)}, width, bias=False)
+            if self.embedding is None or not spec.tied:
+                self.head = Linear(self._tensor("embedding" if spec.tied else "head", self.vocab, Span(0, embed)))
             else:
                 self.head = Linear(self.embedding[self.vocab.slice])  # tied: a view
 
@@ -128,6 +131,9 @@ class GPT:
         if spec.position == "alibi":
             self.slopes = alibi_slopes(spec.head_num)[self.heads.slice].view(-1, 1, 1).to(self.device)
         self._bias_table = torch.empty(1, 0, BLOCK, 0)
+        self.rotary: Rotary | None = None
+        if spec.rope is not None:
+            self.rotary = Rotary(spec.rope, spec.size_per_head, compute_dtype, self.device)
 
     # -- weights --
 
@@ -139,32 +145,39 @@ class GPT:
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.compute_dtype, device=self.device)
 
-    def _norm(self, name: str) -> Norm:
-        width = Span(0, self.spec.hidden)
-        return Norm(self._tensor(f"{name}.weight", width), self._tensor(f"{name}.bias", width))
+    def _norm(self, name: str, size: int | None = None) -> Part:
+        width = Span(0, size or self.spec.hidden)
+        weight = self._tensor(f"{name}.weight", width)
+        return RMSNorm(weight, self.spec.eps) if self.spec.rms else Norm(weight, self._tensor(f"{name}.bias", width))
 
-    def _linear(self, names: Sequence[str], outs: Span, ins: Span, bias: bool = True) -> Linear:
-        """One linear of the given rows and columns of each of the named ones, one below the other."""
-        weights = self._empty(len(names), outs.size, ins.size)
-        biases = self._empty(len(names), outs.size) if bias else None
-        for number, name in enumerate(names):
-            self.slots.append(Slot(f"{name}.weight", weights[number], (outs.slice, ins.slice)))
+    def _linear(self, rows: Mapping[str, Span], ins: Span, bias: bool = True) -> Linear:
+        """One linear of the given rows of each of the named ones, one below the other, and of these columns."""
+        weights = self._empty(sum(outs.size for outs in rows.values()), ins.size)
+        biases = self._empty(len(weights)) if bias else None
+        at = 0
+        for name, outs in rows.items():
+            self.slots.append(Slot(f"{name}.weight", weights[at : at + outs.size], (outs.slice, ins.slice)))
             if biases is not None:
-                self.slots.append(Slot(f"{name}.bias", biases[number], (outs.slice,)))
-        return Linear(weights.flatten(0, 1), None if biases is None else biases.flatten())
+                self.slots.append(Slot(f"{name}.bias", biases[at : at + outs.size], (outs.slice,)))
+            at += outs.size
+        return Linear(weights, biases)
 
     def _layer(self, at: str) -> Layer:
-        size, width, ffn = self.spec.size_per_head, Span(0, self.spec.hidden), self.shard.ffn(self.spec)
-        rows = Span(self.heads.start * size, self.heads.stop * size)
+        spec, width, ffn = self.spec, Span(0, self.spec.hidden), self.shard.ffn(self.spec)
+        keys, queries = (self.heads.scaled(times * spec.size_per_head) for times in (1, spec.group))
         norms = (self._norm(f"{at}.norm1"), self._norm(f"{at}.norm2"))
-        once = self.shard.tensor_rank == 0  # what is summed over the group holds its bias on one rank
+        of_heads = [self._norm(f"{at}.{name}_norm", spec.size_per_head) for name in ("query", "key") if spec.qk_norm]
+        once = spec.bias and self.shard.tensor_rank == 0  # what is summed over the group holds its bias on one rank
+        qkv = {f"{at}.query": queries, f"{at}.key": keys, f"{at}.value": keys}
+        ups = dict.fromkeys((f"{at}.gate", f"{at}.up") if spec.gated else (f"{at}.up",), ffn)
         return Layer(
-            before=norms if self.spec.norm_first else (same, same),
-            qkv=self._linear([f"{at}.query", f"{at}.key", f"{at}.value"], rows, width),
-            out=self._linear([f"{at}.out"], width, rows, bias=once),
-            up=self._linear([f"{at}.up"], ffn, width),
-            down=self._linear([f"{at}.down"], width, ffn, bias=once),
-            after=(same, same) if self.spec.norm_first else norms,
+            before=norms if spec.norm_first else (same, same),
+            qkv=self._linear(qkv, width, spec.qkv_bias),
+            qk_norm=(of_heads[0], of_heads[1]) if of_heads else (same, same),
+            out=self._linear({f"{at}.out": width}, queries, once),
+            up=self._linear(ups, width, spec.bias),
+            down=self._linear({f"{at}.down": width}, ffn, once),
+            after=(same, same) if spec.norm_first else norms,
         )
 
     def load(self, full: Callable[[str], Tensor], held_in: torch.dtype | None = None) -> None:
@@ -214,10 +227,12 @@ class GPT:
         """
         if isinstance(position, int):
             self._check_fits(Span(position, position + x.shape[1]), cache)
+        if self.rotary is not None:
+            self.rotary.reserve(cache.geometry.positions)
         if self.shard.first:
             x = self._embed(x, position)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer.qkv(layer.before[0](x)))
+            q, k, v = self._heads(layer, layer.qkv(layer.before[0](x)), position)
             if isinstance(position, int):
                 cache.store(number, position, k, v)
                 if on_layer is not None:
@@ -226,8 +241,7 @@ class GPT:
             else:
                 attended = self._store_and_attend(q, k, v, cache, number, position)
             x = layer.after[0](self._sum(layer.out, attended, x))
-            inner = layer.up(layer.before[1](x), self.spec.activation)
-            x = layer.after[1](self._sum(layer.down, inner, x))
+            x = layer.after[1](self._sum(layer.down, self._inner(layer.up, layer.before[1](x)), x))
         if self.head is None:
             return x
         return self.head(self.project_out(self.final_norm(x[:, -1])))
@@ -262,9 +276,21 @@ class GPT:
             return linear(x, residual=residual)
         return self.collectives.all_reduce(linear(x)).add_(residual)
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """[B, n, 3·H·D] → queries, keys and values, views [B, H, n, D]."""
-        return qkv.unflatten(-1, (3, self.heads.size, self.spec.size_per_head)).permute(2, 0, 3, 1, 4).unbind(0)
+    def _inner(self, up: Linear, x: Tensor) -> Tensor:
+        if not self.spec.gated:
+            return up(x, self.spec.activation)
+        gate, inner = up(x).chunk(2, dim=-1)
+        return ACTIVATIONS[self.spec.activation](gate).mul_(inner)
+
+    def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> tuple[Tensor, ...]:
+        """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
+        keys = self.heads.size
+        rows = qkv.unflatten(-1, (-1, self.spec.size_per_head)).transpose(1, 2)
+        q, k, v = rows.split([keys * self.spec.group, keys, keys], dim=1)
+        q, k = (norm(x) for norm, x in zip(layer.qk_norm, (q, k), strict=True))
+        if self.rotary is not None:
+            q, k = self.rotary(q, position), self.rotary(k, position)
+        return q, k, v
 
     def _store_and_attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, at: Tensor) -> Tensor:
         """A captured step: one kernel puts the keys and values of one position in place and attends; → [B, 1, H·D]."""
@@ -280,8 +306,11 @@ class GPT:
         # CPU kernels for a single query are poor in half types: reading the cache as fp32 is twice as fast or more
         dtype = torch.float32 if n == 1 and q.device.type == "cpu" else self.compute_dtype
         q, k, v = (x.to(dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
-        if self.spec.position != "alibi" and (n == 1 or position == 0):
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1)
+        if n == 1 and self.spec.group > 1:  # the queries of a group are as many queries of one head
+            grouped = q.unflatten(1, (-1, self.spec.group)).flatten(2, 3)
+            out = F.scaled_dot_product_attention(grouped, k, v).flatten(1, 2).unsqueeze(2)
+        elif self.spec.position != "alibi" and (n == 1 or position == 0):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=self.spec.group > 1)
         else:
             self._reserve_bias(cache.geometry.positions)
             out = torch.cat([self._attend_block(q, k, v, block, position) for block in Span(0, n).cut(BLOCK)], dim=2)
@@ -292,7 +321,9 @@ class GPT:
         bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :].to(q.dtype)
         if bias.is_cuda:
             bias = bias.clone()  # its kernels read whole vectors, which a slice need not begin at
-        return F.scaled_dot_product_attention(q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], attn_mask=bias)
+        return F.scaled_dot_product_attention(
+            q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], attn_mask=bias, enable_gqa=self.spec.group > 1
+        )
 
     def _reserve_bias(self, positions: int) -> None:
         """Make the table of biases as wide as the cache: [1, H, BLOCK, positions].

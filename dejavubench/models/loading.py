@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dejavubench.checkpoint import Checkpoint, CheckpointError, Stored
+from dejavubench.checkpoint import Checkpoint
+from dejavubench.families import CheckpointError, Stored
 from dejavubench.models.gpt import GPT, Slot
 
 PIECE = 32 << 20

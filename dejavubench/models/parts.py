@@ -18,7 +18,7 @@ EPS = 1e-5
 FEW_ROWS = 16
 """Rows up to which a product on a CUDA device is a matter of reading the weights."""
 
-Activation = Literal["none", "gelu", "relu"]
+Activation = Literal["none", "gelu", "relu", "silu"]
 Part = Callable[[Tensor], Tensor]
 
 
@@ -30,7 +30,7 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: dict[Activation, Part] = {"none": same, "gelu": gelu, "relu": F.relu}
+ACTIVATIONS: dict[Activation, Part] = {"none": same, "gelu": gelu, "relu": F.relu, "silu": F.silu}
 
 
 def _is_step(x: Tensor) -> bool:
@@ -48,7 +48,7 @@ class Linear:
         """activation(x · weightᵀ + bias) + residual, of any leading shape; ``residual`` is left as it is."""
         if _is_step(x):
             return self._step(x, activation, residual)
-        if x.is_cuda and activation != "none" and self.bias is not None:
+        if x.is_cuda and activation in ("gelu", "relu") and self.bias is not None:
             # cuBLAS applies bias and activation as it writes; torch has no public name for it
             rows = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.T, use_gelu=activation == "gelu")
             out = rows.unflatten(0, x.shape[:-1])
@@ -61,6 +61,15 @@ class Linear:
 
         rows = None if residual is None else residual.flatten(0, -2)
         return cuda_step.linear(x.flatten(0, -2), self.weight, self.bias, activation, rows).unflatten(0, x.shape[:-1])
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 @dataclass(frozen=True)

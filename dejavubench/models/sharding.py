@@ -42,8 +42,12 @@ class Shard:
         return Span(cuts[self.stage], cuts[self.stage + 1])
 
     def heads(self, spec: ModelSpec) -> Span:
-        """Head numbers. Raises ValueError: the tensor-parallel size does not divide them."""
-        return self._even(spec.head_num, f"{spec.head_num} heads of {spec.name}")
+        """Numbers of the heads of keys and values; of queries there are ``spec.group`` for each.
+
+        Raises ValueError: the tensor-parallel size does not divide them.
+        """
+        kind = "heads" if spec.group == 1 else "KV heads"
+        return self._even(spec.kv_heads, f"{spec.kv_heads} {kind} of {spec.name}")
 
     def ffn(self, spec: ModelSpec) -> Span:
         """MLP columns. Raises ValueError: the tensor-parallel size does not divide them."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import sqrt
 
 import torch
@@ -112,6 +112,12 @@ def random_weights(
     return full
 
 
+LATER = ("kv_head_num", "width", "rms", "eps", "rope", "gated", "qkv_bias", "bias", "qk_norm", "tied")
+"""Fields that identities did not know at first: where they have their defaults, identities are what they were."""
+
+DEFAULTS = {field.name: field.default for field in fields(ModelSpec)}
+
+
 def weights_identity(
     spec: ModelSpec, seed: int, dtype: torch.dtype, device: str = "cpu", held_in: str | None = None
 ) -> str:
@@ -121,7 +127,7 @@ def weights_identity(
         device: the type of device that they were drawn on.
         held_in: the name of a type that they were rounded through before.
     """
-    sizes = asdict(spec)
+    sizes = {key: value for key, value in asdict(spec).items() if key not in LATER or value != DEFAULTS[key]}
     del sizes["name"]
     what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
     what += tuple(more for more in (device if device != "cpu" else None, held_in) if more)

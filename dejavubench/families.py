@@ -1,0 +1,303 @@
+"""Ground floor: the architectures that Hugging Face folders may hold: their sizes, and the names of their tensors.
+
+Names and layouts are those that ``save_pretrained`` of transformers writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dejavubench.specs import ModelSpec, Rope
+
+
+class CheckpointError(ValueError):
+    """A folder cannot be used; the message names the file and, where one is at fault, the tensor."""
+
+
+# ---- where our tensors are ----
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How one of our tensors is kept.
+
+    Attributes:
+        name: in the files, without the family's prefix.
+        transposed: as [in, out].
+        part: it is this third of a fused query, key and value.
+        interleaved: of a fused one: the elements of a head, whose query, key and value follow each other (BLOOM); 0:
+            all queries come first, then all keys.
+    """
+
+    name: str
+    transposed: bool = False
+    part: int | None = None
+    interleaved: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: its sizes from ``config.json``, and the names of its tensors.
+
+    Attributes:
+        prefixes: of all names in the files, one of them.
+        requires: values of the configuration that are implemented; a key that is missing has them.
+    """
+
+    spec: Callable[[str, Config], ModelSpec]
+    names: Callable[[str, int], Stored]
+    prefixes: tuple[str, ...]
+    requires: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Config:
+    """``config.json``, or an object in it, read key by key; what is no such value raises CheckpointError."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.path, self.content = path, content
+
+    def number(self, key: str, default: float | None) -> float:
+        value = self.content.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise CheckpointError(f"{self.path}: {key} must be a positive number, not {value!r}")
+        return float(value)
+
+    def size(self, *keys: str, default: int | None = None) -> int:
+        """The first of these keys that is there."""
+        value = next((self.content[key] for key in keys if self.content.get(key) is not None), default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{self.path}: {keys[0]} must be a positive integer, not {value!r}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.content.get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.path}: {key} must be true or false, not {value!r}")
+        return value
+
+    def heads(self, hidden: int, *keys: str) -> tuple[int, int]:
+        """Heads, and elements of each."""
+        heads = self.size(*keys)
+        if hidden % heads:
+            raise CheckpointError(f"{self.path}: {heads} heads do not divide a width of {hidden}")
+        return heads, hidden // heads
+
+
+# ---- the families ----
+
+
+def _gpt2_spec(name: str, config: Config) -> ModelSpec:
+    hidden = config.size("n_embd")
+    heads, size = config.heads(hidden, "n_head")
+    return ModelSpec(
+        name,
+        config.size("n_layer"),
+        heads,
+        size,
+        config.size("vocab_size"),
+        config.size("n_positions"),
+        config.size("n_inner", default=4 * hidden),
+    )
+
+
+def _opt_spec(name: str, config: Config) -> ModelSpec:
+    hidden = config.size("hidden_size")
+    heads, size = config.heads(hidden, "num_attention_heads")
+    embed = config.size("word_embed_proj_dim", default=hidden)
+    return ModelSpec(
+        name,
+        config.size("num_hidden_layers"),
+        heads,
+        size,
+        config.size("vocab_size"),
+        config.size("max_position_embeddings"),
+        config.size("ffn_dim"),
+        position_offset=2,
+        activation="relu",
+        norm_first=config.flag("do_layer_norm_before", True),
+        embed_size=None if embed == hidden else embed,
+    )
+
+
+def _bloom_spec(name: str, config: Config) -> ModelSpec:
+    hidden = config.size("hidden_size", "n_embed")
+    heads, size = config.heads(hidden, "n_head", "num_attention_heads")
+    layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
+    return ModelSpec(name, layers, heads, size, vocab, None, 4 * hidden, position="alibi", embed_norm=True)
+
+
+def _llama_spec(name: str, config: Config) -> ModelSpec:
+    """Llama, Mistral, Qwen2 and Qwen3: one architecture with few differences."""
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    kv_heads = config.size("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise CheckpointError(f"{config.path}: {kv_heads} KV heads do not divide {heads} heads")
+    size = config.size("head_dim", default=0 if hidden % heads else hidden // heads)
+    if size % 2:
+        raise CheckpointError(f"{config.path}: rotary embeddings need an even size of a head, not {size}")
+    context, window = config.size("max_position_embeddings"), config.content.get("sliding_window")
+    kind = config.content["model_type"]
+    if isinstance(window, int) and config.flag("use_sliding_window", kind == "mistral"):
+        context = min(context, window)  # up to there it attends to everything
+    bias = config.flag("attention_bias", False)
+    if bias and kind in ("llama", "mistral"):
+        raise CheckpointError(f"{config.path}: {kind} with attention_bias True is not supported, only False")
+    return ModelSpec(
+        name,
+        config.size("num_hidden_layers"),
+        heads,
+        size,
+        config.size("vocab_size"),
+        context,
+        config.size("intermediate_size"),
+        position="rope",
+        activation="silu",
+        kv_head_num=None if kv_heads == heads else kv_heads,
+        width=None if hidden == heads * size else hidden,
+        rms=True,
+        eps=config.number("rms_norm_eps", 1e-6),
+        rope=_rope(config),
+        gated=True,
+        qkv_bias=kind == "qwen2",
+        bias=False,
+        qk_norm=kind == "qwen3",
+        tied=config.flag("tie_word_embeddings", False),
+    )
+
+
+def _rope(config: Config) -> Rope:
+    """transformers 5 keeps all of it in ``rope_parameters``, earlier ones in ``rope_theta`` and ``rope_scaling``."""
+    given = config.content.get("rope_parameters") or config.content.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{config.path}: rope_parameters must be an object, not {given!r}")
+    inside = Config(config.path, given)
+    kind = given.get("rope_type", given.get("type", "default"))
+    theta = inside.number("rope_theta", config.number("rope_theta", 10000.0))
+    if kind == "default":
+        return Rope(theta)
+    if kind == "linear":
+        return Rope(theta, "linear", inside.number("factor", None))
+    if kind == "llama3":
+        low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
+        context = inside.size("original_max_position_embeddings")
+        return Rope(theta, "llama3", inside.number("factor", None), low, high, context)
+    raise CheckpointError(f"{config.path}: rope of type {kind!r} is not supported; default, linear and llama3 are")
+
+
+_QKV = {"query": 0, "key": 1, "value": 2}
+
+
+def _gpt2_name(name: str, size: int) -> Stored:
+    """Its linears are kept as [in, out] (``Conv1D``)."""
+    if name in ("embedding", "position"):
+        return Stored({"embedding": "wte.weight", "position": "wpe.weight"}[name])
+    layer, part, kind = _split(name)
+    if layer is None:
+        return Stored(f"ln_f.{kind}")
+    if part in _QKV:
+        return Stored(f"h.{layer}.attn.c_attn.{kind}", kind == "weight", _QKV[part])
+    theirs = {"norm1": "ln_1", "out": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}[part]
+    return Stored(f"h.{layer}.{theirs}.{kind}", kind == "weight" and not part.startswith("norm"))
+
+
+def _opt_name(name: str, size: int) -> Stored:
+    whole = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
+    if name in whole:
+        return Stored(whole[name])
+    layer, part, kind = _split(name)
+    if layer is None:
+        return Stored(f"{'final_layer_norm' if part == 'final_norm' else part}.{kind}")  # project_in, project_out
+    theirs = {
+        **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
+        **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
+        **{"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
+    }[part]
+    return Stored(f"layers.{layer}.{theirs}.{kind}")
+
+
+def _bloom_name(name: str, size: int) -> Stored:
+    if name == "embedding":
+        return Stored("word_embeddings.weight")
+    layer, part, kind = _split(name)
+    if layer is None:
+        theirs = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
+        return Stored(f"{theirs}.{kind}")
+    if part in _QKV:
+        return Stored(f"h.{layer}.self_attention.query_key_value.{kind}", False, _QKV[part], size)
+    theirs = {
+        **{"norm1": "input_layernorm", "out": "self_attention.dense", "norm2": "post_attention_layernorm"},
+        **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+    }[part]
+    return Stored(f"h.{layer}.{theirs}.{kind}")
+
+
+def _llama_name(name: str, size: int) -> Stored:
+    whole = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
+    if name in whole:
+        return Stored(whole[name])
+    layer, part, kind = _split(name)
+    if layer is None:
+        return Stored(f"model.norm.{kind}")
+    theirs = {
+        **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
+        **{"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm", "out": "self_attn.o_proj"},
+        **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
+        **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    }[part]
+    return Stored(f"model.layers.{layer}.{theirs}.{kind}")
+
+
+def _split(name: str) -> tuple[int | None, str, str]:
+    """``layers.3.up.weight`` → (3, "up", "weight")."""
+    if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(\w+)", name):
+        return int(match[1]), match[2], match[3]
+    part, _, kind = name.partition(".")
+    return None, part, kind
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        _gpt2_spec,
+        _gpt2_name,
+        ("transformer.", ""),
+        {
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "opt": Family(
+        _opt_spec,
+        _opt_name,
+        ("model.decoder.", "decoder."),
+        {
+            "activation_function": "relu",
+            "enable_bias": True,
+            "layer_norm_elementwise_affine": True,
+            "_remove_final_layer_norm": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "bloom": Family(
+        _bloom_spec,
+        _bloom_name,
+        ("transformer.", ""),
+        {
+            "layer_norm_epsilon": 1e-5,
+            "apply_residual_connection_post_layernorm": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3"),
+        Family(_llama_spec, _llama_name, ("",), {"hidden_act": "silu", "mlp_bias": False}),
+    ),
+}
+"""By ``model_type``."""
