@@ -169,6 +169,9 @@ def memory(experiment: Experiment, point: Point) -> Memory:
     streamed = in_flight * point.ubatch_size * point.written * geometry.token_nbytes
     cache = in_flight * geometry.nbytes
     parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size)
+    if experiment.device == "cpu" and point.spec.tied and point.pipeline_para_size == 1:
+        rows = -(-point.spec.vocab_size // point.tensor_para_size)
+        parameters += rows * (point.spec.embed_size or point.spec.hidden)  # the head is a packed copy
     weights = weights_itemsize(point.data_type, experiment.device) * parameters
     slot = experiment.staging_mib * MIB
     staging = experiment.staging_slots * slot if modes != {"none"} else 0

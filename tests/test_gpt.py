@@ -147,9 +147,17 @@ FAMILIES: dict[str, Callable[[], tuple[ModelSpec, PreTrainedModel, Weights]]] = 
 }
 
 
-def build(spec: ModelSpec, weights: Weights, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
+def build(
+    spec: ModelSpec,
+    weights: Weights,
+    shard: Shard = Shard(),  # noqa: B008
+    dtype: torch.dtype = torch.float32,
+    packed: bool = False,
+) -> GPT:
     model = GPT(spec, shard, dtype, torch.float32)
     model.load(weights)
+    if packed:
+        model.pack()
     return model
 
 
@@ -170,14 +178,15 @@ def close(ours: Tensor, theirs: Tensor, within: float = 1e-4) -> None:
     assert (ours - theirs).abs().max() <= within * theirs.abs().max()
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
+def test_equals_hugging_face(family: str, layout: KVLayout, packed: bool) -> None:
     spec, theirs, weights = FAMILIES[family]()
-    ours = build(spec, weights)
+    ours = build(spec, weights, packed=packed)
     cache = poisoned(ours, BATCH, PROMPT + STEPS, layout)
     seen = prompts()
-    assert ours.parameters == spec.parameters == sum(p.numel() for p in theirs.parameters())
+    assert packed or ours.parameters == spec.parameters == sum(p.numel() for p in theirs.parameters())
 
     logits = ours.forward(seen, cache, 0)
     for step in range(STEPS):

@@ -327,6 +327,7 @@ def load_model(job: Job, point: Point) -> GPT:
         model.load(random_weights(point.spec, seed, job.device, multiplied), held_in)
     else:
         model.load(random_weights(point.spec, seed), held_in)
+    model.pack()
     return model
 
 

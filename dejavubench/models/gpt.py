@@ -12,14 +12,14 @@ values (as many, or fewer that groups of queries share), D elements of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
-from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, same
+from dejavubench.models.parts import ACTIVATIONS, AnyLinear, Linear, Norm, PackedLinear, Part, RMSNorm, can_pack, same
 from dejavubench.models.rope import Rotary
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
 from dejavubench.specs import ModelSpec
@@ -33,11 +33,11 @@ class Layer:
     """One decoder layer. Of ``before`` and ``after`` one is its norms, the other leaves x as it is."""
 
     before: tuple[Part, Part]
-    qkv: Linear  # the rows of queries, then of keys, then of values
+    qkv: AnyLinear  # the rows of queries, then of keys, then of values
     qk_norm: tuple[Part, Part]
-    out: Linear
-    up: Linear  # where it is gated, the rows of the gate come first
-    down: Linear
+    out: AnyLinear
+    up: AnyLinear  # where it is gated, the rows of the gate come first
+    down: AnyLinear
     after: tuple[Part, Part]
 
 
@@ -115,7 +115,7 @@ class GPT:
 
         self.final_norm: Part = same
         self.project_out: Part = same
-        self.head: Linear | None = None
+        self.head: AnyLinear | None = None
         if shard.last:
             if spec.norm_first:
                 self.final_norm = self._norm("final_norm")
@@ -185,9 +185,24 @@ class GPT:
         for slot in self.slots:
             slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
+    def pack(self) -> None:
+        """On a CPU, once loaded: put the weights of the linears in the order that it multiplies fastest.
+
+        Nothing can be loaded any more. A tied head becomes a copy, for the embedding is looked up as it is.
+        """
+        if self.device.type != "cpu" or not can_pack(self.compute_dtype):
+            return
+        self.slots.clear()
+        for number, layer in enumerate(self.layers):
+            qkv, out, up, down = (PackedLinear.of(each) for each in (layer.qkv, layer.out, layer.up, layer.down))
+            self.layers[number] = replace(layer, qkv=qkv, out=out, up=up, down=down)
+        for name in ("project_in", "project_out", "head"):
+            if isinstance(linear := getattr(self, name), Linear):
+                setattr(self, name, PackedLinear.of(linear))
+
     @property
     def parameters(self) -> int:
-        """Elements that this worker holds; the tied head counts once."""
+        """Elements that are loaded; the tied head counts once."""
         return sum(slot.into.numel() for slot in self.slots)
 
     # -- cache --
@@ -270,13 +285,13 @@ class GPT:
             x = x + (self.position[position : position + n] if isinstance(position, int) else self.position[position])
         return self.embed_norm(x)  # [B, n, hidden]
 
-    def _sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+    def _sum(self, linear: AnyLinear, x: Tensor, residual: Tensor) -> Tensor:
         """``linear`` of a part of the columns, summed over the group, and the residual stream."""
         if self.shard.tensor_size == 1:
             return linear(x, residual=residual)
         return self.collectives.all_reduce(linear(x)).add_(residual)
 
-    def _inner(self, up: Linear, x: Tensor) -> Tensor:
+    def _inner(self, up: AnyLinear, x: Tensor) -> Tensor:
         if not self.spec.gated:
             return up(x, self.spec.activation)
         gate, inner = up(x).chunk(2, dim=-1)

@@ -63,6 +63,56 @@ class Linear:
         return cuda_step.linear(x.flatten(0, -2), self.weight, self.bias, activation, rows).unflatten(0, x.shape[:-1])
 
 
+FUSED: dict[Activation, tuple[str, str]] = {
+    "none": ("none", ""),
+    "gelu": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}
+"""oneDNN's names of activations, and of the way they are computed."""
+
+ROWS_IN_MIND = 1024
+"""Rows of the products that the order of packed weights is chosen for; it made no difference to those of few rows."""
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear on a CPU whose weight lies in oneDNN's own order, so that no product has to find one.
+
+    Products of a decode step took 0.3 to 0.7 of the time, those of a prompt 0.9 (bf16). torch has no public name for
+    the operators; they are those that its compiler uses.
+    """
+
+    weight: Tensor  # opaque
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, linear: AnyLinear) -> PackedLinear:
+        if isinstance(linear, PackedLinear):
+            return linear
+        return cls(torch.ops.mkldnn._reorder_linear_weight(linear.weight, ROWS_IN_MIND), linear.bias)
+
+    def __call__(self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
+        """As :meth:`Linear.__call__`, rounded once."""
+        product = torch.ops.mkldnn._linear_pointwise
+        if residual is None:
+            name, way = FUSED[activation]
+            return product(x, self.weight, self.bias, name, [], way)
+        if activation == "none":
+            return product.binary(x, residual, self.weight, self.bias, "add")
+        return self(x, activation).add_(residual)
+
+
+AnyLinear = Linear | PackedLinear
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether torch's oneDNN multiplies this type on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @dataclass(frozen=True)
 class RMSNorm:
     weight: Tensor
