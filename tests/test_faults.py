@@ -222,6 +222,10 @@ def test_records_that_reach_a_limit_of_file_size(tmp_path: Path) -> None:
 # ---- from outside ----
 
 
+OTHERS_END = "(stopped without a word|was the first to stop, without a word,)"
+"""The launcher kills the others at once: on a busy machine both may be gone when the watch next looks."""
+
+
 @pytest.mark.parametrize("victim", ["source", "sink"])
 @pytest.mark.parametrize("phase", ["load", "prompt", "tokens", "drain"])
 def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(tmp_path: Path, phase: str, victim: str) -> None:
@@ -237,7 +241,7 @@ def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(tmp_path:
         sink = "before its first phase" if phase == "load" else f"in phase receive, point p000{where}"
         places = {"source": (0, f"in phase {phase}, point p000{where}"), "sink": (1, sink)}
         for role, (rank, place) in places.items():
-            how = "was the first to stop, without a word," if role == victim else "stopped without a word"
+            how = "was the first to stop, without a word," if role == victim else OTHERS_END
             assert re.search(rf"INCOMPLETE: rank {rank} \({role} on .*\) {how} {place}\n", said), said
         assert measured(job) == (0 if phase == "load" else STRIKES)
 

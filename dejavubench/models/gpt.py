@@ -19,7 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
-from dejavubench.models.parts import ACTIVATIONS, AnyLinear, Linear, Norm, PackedLinear, Part, RMSNorm, can_pack, same
+from dejavubench.models.parts import (
+    ACTIVATIONS,
+    AnyLinear,
+    Linear,
+    Norm,
+    PackedLinear,
+    Part,
+    RMSNorm,
+    amx,
+    can_pack,
+    same,
+)
 from dejavubench.models.rope import Rotary
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
 from dejavubench.specs import ModelSpec
@@ -318,8 +329,7 @@ class GPT:
     def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int) -> Tensor:
         """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D]."""
         n, stop = q.shape[2], position + q.shape[2]
-        # CPU kernels for a single query are poor in half types: reading the cache as fp32 is twice as fast or more
-        dtype = torch.float32 if n == 1 and q.device.type == "cpu" else self.compute_dtype
+        dtype = torch.float32 if n == 1 and self.device.type == "cpu" and not amx() else self.compute_dtype
         q, k, v = (x.to(dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
         if n == 1 and self.spec.group > 1:  # the queries of a group are as many queries of one head
             grouped = q.unflatten(1, (-1, self.spec.group)).flatten(2, 3)
