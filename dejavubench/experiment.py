@@ -65,17 +65,17 @@ def _as_list(value: Any) -> Any:
     return items
 
 
-def _as_device(value: Any) -> Any:
-    """``auto`` is settled here: all ranks follow what rank 0 has."""
+def _as_device(value: Any, info: ValidationInfo) -> Any:
+    """``auto`` is settled here: all ranks follow what rank 0 has. What is only planned may be for another machine."""
     if value not in ("auto", "cuda"):  # the driver is not asked for nothing
         return value
     try:
         found = cuda_devices()
     except RuntimeError as error:
         raise ValueError(f"{error}; --device cpu does without it") from None
-    if value == "cuda" and not found:
+    if value == "cuda" and not found and not (info.context or {}).get("plan"):
         raise ValueError("no CUDA device is found here: there is no NVIDIA driver, or it lists none")
-    return "cuda" if found else "cpu"
+    return "cuda" if found or value == "cuda" else "cpu"
 
 
 def _as_data_types(value: Any, info: ValidationInfo) -> Any:
@@ -402,8 +402,11 @@ class Experiment(BaseModel):
 # ---- reading ----
 
 
-def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Experiment:
+def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str], plan: bool = False) -> Experiment:
     """An experiment from a TOML file (or none), the environment's level, which overrides it, and flags, which win.
+
+    Args:
+        plan: it is not going to run here, so it may be for a device that is not.
 
     Raises:
         UsageError: the file cannot be read, or a value is wrong; the message names the file, key or flag.
@@ -420,7 +423,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         values[key] = value
         where[key] = "--" + key.replace("_", "-")
     try:
-        return Experiment(**values)
+        return Experiment.model_validate(values, context={"plan": plan})
     except ValidationError as error:
         raise UsageError(_one_line(error, where, path)) from None
 

@@ -244,6 +244,15 @@ def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(monkeypatch: pyte
     assert result.stdout.endswith("No point can run here.\n")
 
 
+@pytest.mark.parametrize("name", ["fig25", "fig25_nccl_loopback"])
+def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _have(monkeypatch)
+    result = invoke("run", str(ROOT / f"configs/h200/{name}.toml"), "--dry-run")
+    assert result.exit_code == 0
+    assert "GPUs     none here; needs are those of one for each rank" in result.stdout
+    assert "p000 SKIPPED: opt-13b needs a CUDA device, none is found on this host" in result.stdout
+
+
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name == "h200"], ids=lambda path: path.stem)
 def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)

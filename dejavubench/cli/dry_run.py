@@ -113,7 +113,7 @@ def _needs(experiment: Experiment, point: Point, skipped: bool, rates: fit.Rates
         nbytes_text(needs.host(sources, sinks)),
     ]
     if experiment.device == "cuda":
-        cards = fit.cards(experiment, sources, sinks, len(cuda_devices()))
+        cards = fit.cards(experiment, sources, sinks, len(cuda_devices()) or sources + sinks)
         memory.append(nbytes_text(max(needs.devices(cards).values())))
     streams = any(arm.role == "streaming" and not arm.skipped for arm in experiment.arms())
     seconds = "-" if rates is None else seconds_text(fit.point_seconds(experiment, point, rates))
@@ -127,6 +127,8 @@ def _needs(experiment: Experiment, point: Point, skipped: bool, rates: fit.Rates
 
 def _devices() -> str:
     """``2 × NVIDIA H200 (139.8 GiB)``"""
+    if not cuda_devices():
+        return "none here; needs are those of one for each rank"
     kinds = Counter((device.name, device.nbytes) for device in cuda_devices())
     return ", ".join(f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in kinds.items())
 

@@ -78,7 +78,7 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     overrides = {key: value for key, value in flags.items() if value is not None}
 
     def read() -> Experiment:
-        return load(config, overrides, os.environ)
+        return load(config, overrides, os.environ, plan=dry_run)
 
     if dry_run:
         _describe(read())
