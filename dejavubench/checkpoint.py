@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,19 +117,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     headers = _headers(folder)
     tensors = {name: header for header in headers for name in header.shapes}
     prefix = next((p for p in family.prefixes if any(name.startswith(p) for name in tensors)), family.prefixes[0])
-    shapes = {name: shape for header in headers for name, shape in header.shapes.items()}
     stored: dict[str, Stored] = {}
     for ours, shape in spec.tensors.items():
         short = family.names(ours, spec.size_per_head)
-        full = Stored(prefix + short.name, short.transposed, short.part, short.interleaved)
+        full = replace(short, name=prefix + short.name)
         stored[ours] = full
         if full.name not in tensors:
             raise CheckpointError(f"{folder}: tensor {full.name} is in none of its files")
-        wanted_shape = _stored_shape(full, shape)
-        if shapes[full.name] != wanted_shape:
-            found = " × ".join(map(str, shapes[full.name]))
+        header, wanted_shape = tensors[full.name], _stored_shape(full, shape)
+        if header.shapes[full.name] != wanted_shape:
+            found = " × ".join(map(str, header.shapes[full.name]))
             raise CheckpointError(
-                f"{tensors[full.name].path}: tensor {full.name} is {found or 'a scalar'}; by {CONFIG} it should be "
+                f"{header.path}: tensor {full.name} is {found or 'a scalar'}; by {CONFIG} it should be "
                 f"{' × '.join(map(str, wanted_shape))}"
             )
     needed = {entry.name: tensors[entry.name].path for entry in stored.values()}

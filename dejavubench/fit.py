@@ -48,10 +48,13 @@ FSYNC_S = 4e-4
 # ---- memory ----
 
 
-def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
+def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int, packed: bool = False) -> int:
     """Parameters on the worker that holds most.
 
     Layers and head are split over the tensor ranks; each of the first stage has the whole embedding.
+
+    Args:
+        packed: linears are, so that a head is never the embedding itself.
     """
     hidden, embed = spec.hidden, spec.embed_size or spec.hidden
     tensors = {name: prod(shape) for name, shape in spec.tensors.items()}
@@ -69,7 +72,7 @@ def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     counts = [(stop - start) * layer for start, stop in pairwise(cuts)]
     counts[0] += first
     counts[-1] += projection + norms["final_"]
-    if stages > 1 or not spec.tied:  # else the head is the embedding itself
+    if stages > 1 or packed or not spec.tied:  # else the head is the embedding itself
         counts[-1] += -(-spec.vocab_size // tensor_size) * embed
     return max(counts)
 
@@ -168,10 +171,8 @@ def memory(experiment: Experiment, point: Point) -> Memory:
     geometry = worker_geometry(point)
     streamed = in_flight * point.ubatch_size * point.written * geometry.token_nbytes
     cache = in_flight * geometry.nbytes
-    parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size)
-    if experiment.device == "cpu" and point.spec.tied and point.pipeline_para_size == 1:
-        rows = -(-point.spec.vocab_size // point.tensor_para_size)
-        parameters += rows * (point.spec.embed_size or point.spec.hidden)  # the head is a packed copy
+    packed = experiment.device == "cpu"
+    parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size, packed)
     weights = weights_itemsize(point.data_type, experiment.device) * parameters
     slot = experiment.staging_mib * MIB
     staging = experiment.staging_slots * slot if modes != {"none"} else 0
@@ -212,14 +213,14 @@ def _cuda_sink(arriving: int, by_mpi: bool, by_nccl: bool) -> Needs:
 def _cpu_working_nbytes(point: Point) -> int:
     """What comes and goes: one full tensor while weights are drawn, a layer's activations during a prompt."""
     spec = point.spec
-    loading = 4 * spec.vocab_size * (spec.embed_size or spec.hidden)
+    loading = 4 * spec.head_weights
     return max(loading, 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size))
 
 
 def _cuda_working_nbytes(point: Point) -> int:
     """The same on a card, in the model's type: tensors whose columns come in pairs are there twice; and logits."""
     spec, rows = point.spec, point.ubatch_size * point.input_len
-    loading = point.itemsize * max(spec.vocab_size * (spec.embed_size or spec.hidden), 2 * spec.hidden * spec.ffn_size)
+    loading = point.itemsize * max(spec.head_weights, 2 * spec.hidden * spec.ffn_size)
     activations = 2 * rows * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
     return max(loading, activations + point.ubatch_size * spec.vocab_size * (point.itemsize + 4))
 
@@ -343,7 +344,7 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     spec, batch = point.spec, point.ubatch_size
     hidden, seen = spec.hidden, point.input_len + point.output_len // 2
     layers = spec.layer_weights
-    head = spec.vocab_size * (spec.embed_size or hidden)
+    head = spec.head_weights
     itemsize = weights_itemsize(point.data_type)
     matmul = rates.matmul * threads * (4 / itemsize)  # a CPU that multiplies half types does so twice as fast
     prompt = 2 * batch * (point.input_len * layers + head) + 2 * batch * spec.layer_num * hidden * point.input_len**2

@@ -133,7 +133,7 @@ class Point:
             size_per_head=self.spec.size_per_head,
             kv_head_num=self.spec.kv_heads,
             layer_weights=self.spec.layer_weights,
-            head_weights=self.spec.vocab_size * (self.spec.embed_size or self.spec.hidden),
+            head_weights=self.spec.head_weights,
             vocab_size=self.spec.vocab_size,
             data_type=self.data_type,
             kv_layout=self.kv_layout,

@@ -142,6 +142,11 @@ class ModelSpec:
             prod(shape) for name, shape in self.tensors.items() if name.startswith("layers.") and len(shape) == 2
         )
 
+    @property
+    def head_weights(self) -> int:
+        """Elements of the head's matrix, and of the embedding's."""
+        return self.vocab_size * (self.embed_size or self.hidden)
+
     def layer_cuts(self, stages: int) -> tuple[int, ...]:
         """Layer boundaries of pipeline stages, as even as can be: 13 layers in 2 → (0, 7, 13).
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cards import H200
 from click.testing import CliRunner, Result
 
 from dejavubench import experiment as experiment_module
@@ -16,7 +17,6 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))
 HEAVY = {"torch", "mpi4py", "pandas", "matplotlib", "numpy"}
 MPIRUN = Path(sys.executable).parent / "mpirun"
-H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")
 
 
 @pytest.fixture(autouse=True)

@@ -11,18 +11,7 @@ from dejavubench.experiment import Experiment, UsageError, load
 from dejavubench.machine import CudaDevice
 from dejavubench.points import Arm
 
-H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")
-
-
-@pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine has; tests of cuda give themselves a device."""
-    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: ())
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: (H200,))
+pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 
 
 def flags(**values: Any) -> Experiment:

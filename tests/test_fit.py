@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from cards import H200
 
-from dejavubench import experiment as experiment_module
 from dejavubench import fit, units
 from dejavubench.experiment import NO_FP32_ON_CUDA, Experiment, UsageError, load
 from dejavubench.machine import CudaDevice, available_nbytes, has_bf16
@@ -15,18 +15,9 @@ from dejavubench.models.sharding import Shard
 from dejavubench.specs import SPECS, custom
 
 GIB = 1 << 30
-H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")
 
 
-@pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine has; tests of cuda give themselves a device."""
-    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: ())
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment_module, "cuda_devices", lambda: (H200,))
+pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 
 
 def flags(**values: Any) -> Experiment:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ BLOCK = 256
 
 
 _Run = TypeVar("_Run")
+_Sending = TypeVar("_Sending")
 
 
 class StreamingError(Exception):
@@ -130,3 +132,20 @@ class Destination(ABC):
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what the destination holds."""
+
+
+class RemoteDestination(Destination, Generic[_Sending]):
+    """What destinations on other ranks have in common: the chunks of each stream on their way, oldest first."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[tuple[int | None, int], deque[_Sending]] = {}
+        self._completed: dict[tuple[int | None, int], int] = {}
+
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+        """As :meth:`Destination.begin`. Raises StreamingError: chunks of the last microbatch are on their way."""
+        if self._under_way.get(stream.key):
+            raise StreamingError(
+                f"stream {stream.id} begins anew with {len(self._under_way[stream.key])} chunks on their way"
+            )
+        self._under_way[stream.key] = deque()
+        self._completed[stream.key] = 0

@@ -6,14 +6,12 @@ once it is where it belongs; a send that has merely left counts for nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.waiting import wait_asleep
 
@@ -26,7 +24,7 @@ def _ack_tag(stream: Stream) -> int:
     return 2 * stream.id + 1
 
 
-class MPIDestination(Destination):
+class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
     """The source's side.
 
     Args:
@@ -42,17 +40,8 @@ class MPIDestination(Destination):
     def __init__(self, comm: MPI.Intracomm) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise StreamingError("this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by mpi needs")
+        super().__init__()
         self._comm = comm
-        self._under_way: dict[tuple[int | None, int], deque[tuple[MPI.Request, MPI.Request]]] = {}
-        self._completed: dict[tuple[int | None, int], int] = {}
-
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
-        if self._under_way.get(stream.key):
-            raise StreamingError(
-                f"stream {stream.id} begins anew with {len(self._under_way[stream.key])} chunks on their way"
-            )
-        self._under_way[stream.key] = deque()
-        self._completed[stream.key] = 0
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         assert stream.peer is not None

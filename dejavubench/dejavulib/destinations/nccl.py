@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.waiting import DeadlineError, wait_asleep
 
@@ -109,7 +109,7 @@ class _Sink:
     acknowledged: dict[int, int] = field(default_factory=dict)  # by stream
 
 
-class NCCLDestination(Destination):
+class NCCLDestination(RemoteDestination[_Sending]):
     """The source's side.
 
     Args:
@@ -127,20 +127,11 @@ class NCCLDestination(Destination):
     def __init__(self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise StreamingError("this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by nccl needs")
+        super().__init__()
         self._mail = _Mail(comm)
         self._sinks = {peer: _Sink(link) for peer, link in links.items()}
         self._timeout = timeout
-        self._under_way: dict[tuple[int | None, int], deque[_Sending]] = {}
-        self._completed: dict[tuple[int | None, int], int] = {}
         self._given_up = threading.Event()
-
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
-        if self._under_way.get(stream.key):
-            raise StreamingError(
-                f"stream {stream.id} begins anew with {len(self._under_way[stream.key])} chunks on their way"
-            )
-        self._under_way[stream.key] = deque()
-        self._completed[stream.key] = 0
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Announce a chunk that ``packed``, on the device, holds once torch's current stream has come here."""
