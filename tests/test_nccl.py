@@ -94,6 +94,7 @@ def test_loopback_by_fake_hosts() -> None:
     assert (found.way, found.version, found.ranks) == ("fake hosts", 22809, [[0, 1]])
     assert os.environ["NCCL_HOSTID"] == "fakehost1"
     assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+    assert os.environ["NCCL_MAX_P2P_NCHANNELS"] == "1"
     assert os.environ["NCCL_BUFFSIZE"] == "1"
     assert found.variables.items() <= os.environ.items()
     assert "NCCL_BUFFSIZE" not in found.variables
