@@ -29,6 +29,8 @@ from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine import cuda_devices, native_bf16
 from dejavubench.points import Arm, DataType, Durability, LayoutName, Mode, Point
+from dejavubench.promptfile import Ids, read_prompts
+from dejavubench.specs import Sampling
 
 if TYPE_CHECKING:
     from dejavubench.checkpoint import Checkpoint
@@ -154,7 +156,14 @@ class Experiment(BaseModel):
     figure: Figure | None = _option(None, "What is run", "FIGURE", "The paper's figure it is for: fig2, appendix_a, …")
     note: str | None = _option(None, "What is run", "TEXT", "Kept with the records and shown under the figures.")
     ubatch_size: Counts = _option((1,), "What is run", "N[,N…]", "Requests in a microbatch.")
-    input_len: Counts = _option((1,), "What is run", "P[,P…]", "Tokens of each prompt.")
+    input_len: Counts = _option((1,), "What is run", "P[,P…]", "Tokens of each random prompt.")
+    prompts: Path | None = _option(
+        None,
+        "What is run",
+        "FILE",
+        "Prompts in place of random ones, one a line, taken in order and then again from the first: token ids (.csv, "
+        ".jsonl) or text, which needs --ckpt-path's tokenizer and transformers. Shorter ones are padded on the left.",
+    )
     output_len: Counts = _option((32,), "What is run", "T[,T…]", "New tokens of each request, the prompt's included.")
     max_seq_len: PositiveInt | None = _option(
         None,
@@ -192,7 +201,19 @@ class Experiment(BaseModel):
     pipeline_para_size: PositiveInt = _option(
         1, "Model", "N", "Pipeline depth; as many microbatches are in flight as it has stages."
     )
-    seed: int = _option(0, "Model", "N", "Of weights, prompts and the order of arms.", ge=0, lt=2**63)
+    temperature: float = _option(
+        0.0,
+        "Model",
+        "X",
+        "Draw tokens at this temperature; at 0 each is the most likely one.",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    top_k: PositiveInt | None = _option(None, "Model", "N", "Draw from the N most likely tokens only.")
+    top_p: float | None = _option(
+        None, "Model", "P", "Draw from the fewest most likely tokens that together reach P only.", gt=0, le=1
+    )
+    seed: int = _option(0, "Model", "N", "Of weights, random prompts, draws and the order of arms.", ge=0, lt=2**63)
 
     streaming: Annotated[tuple[Mode, ...], BeforeValidator(_as_modes)] = _option(
         ("none",),
@@ -247,12 +268,34 @@ class Experiment(BaseModel):
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
     _checkpoint: Checkpoint | None = PrivateAttr(None)  # as rank 0 found it; other ranks are told
+    _prompts: tuple[Ids, ...] = PrivateAttr(())  # likewise
 
     def model_post_init(self, context: Any) -> None:
         if self.ckpt_path is not None:
             from dejavubench.checkpoint import open_checkpoint
 
             self._checkpoint = open_checkpoint(self.ckpt_path)
+
+    @model_validator(mode="after")
+    def _read_prompts(self) -> Experiment:
+        if self.prompts is not None:
+            self._prompts = read_prompts(self.prompts, self.ckpt_path)
+        return self
+
+    @property
+    def given_prompts(self) -> tuple[Ids, ...]:
+        """What ``prompts`` holds; empty where prompts are random."""
+        return self._prompts
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How tokens are drawn; None where each is the most likely one."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed) if self.temperature else None
+
+    @property
+    def prompt_lens(self) -> tuple[int, ...]:
+        """Positions that prompts take, padding included: ``input_len``, or those of the longest of the given ones."""
+        return (max(map(len, self._prompts)),) if self._prompts else self.input_len
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -273,11 +316,14 @@ class Experiment(BaseModel):
             raise ValueError(f"model {', '.join(self.model)}: ckpt_path has a model of its own; name one of the two")
         if self.max_seq_len and self.max_seq_len < self._positions_needed:
             raise ValueError(
-                f"max_seq_len {self.max_seq_len} is too short: input_len {max(self.input_len)} and output_len "
+                f"max_seq_len {self.max_seq_len} is too short: input_len {max(self.prompt_lens)} and output_len "
                 f"{max(self.output_len)} take {self._positions_needed} positions of the cache"
             )
         if "/" in self.name or self.name.startswith(".") or not self.name.isprintable() or len(self.name) > 100:
             raise ValueError(f"name {self.name!r} cannot be a folder's name")
+        if not self.temperature and (self.top_k or self.top_p):
+            raise ValueError("top_k and top_p choose among tokens to draw from: name a temperature above 0")
+        self._check_prompts()
         if set(self.streaming) == {"none"} and len(self.level) > 1:
             raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
         if self.nccl_loopback and "nccl" not in self.streaming:
@@ -289,12 +335,29 @@ class Experiment(BaseModel):
             raise ValueError(problems[0])
         return self
 
+    def _check_prompts(self) -> None:
+        if self.prompts is None:
+            return
+        if self.input_len != type(self).model_fields["input_len"].default:
+            raise ValueError(f"input_len is for random prompts; {self.prompts} has its own")
+        if self.device == "cuda" and len(set(map(len, self._prompts))) > 1:
+            raise ValueError(
+                f"{self.prompts}: prompts of unequal lengths run on the CPU only: a CUDA step has no padding"
+            )
+        for spec in map(self._spec, self.model):
+            for number, ids in enumerate(self._prompts, 1):
+                if max(ids) >= spec.vocab_size:
+                    raise ValueError(
+                        f"{self.prompts}: prompt {number} has token {max(ids)}; {spec.name} has tokens up to "
+                        f"{spec.vocab_size - 1}"
+                    )
+
     # ---- points ----
 
     @property
     def _positions_needed(self) -> int:
         """The last new token is never written to the cache."""
-        return max(self.input_len) + max(self.output_len) - 1
+        return max(self.prompt_lens) + max(self.output_len) - 1
 
     def _positions(self, context: int | None, input_len: int, output_len: int) -> int:
         if self.max_seq_len:
@@ -307,13 +370,13 @@ class Experiment(BaseModel):
             return self._checkpoint.spec
         if name != specs.CUSTOM:
             return specs.spec(name)
-        context = self._positions(None, max(self.input_len), max(self.output_len))
+        context = self._positions(None, max(self.prompt_lens), max(self.output_len))
         return specs.custom(self.layer_num, self.head_num, self.size_per_head, self.vocab_size, context)
 
     def points(self) -> list[Point]:
         """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
         kinds = product(map(self._spec, self.model), self.inference_data_type, self.kv_layout)
-        lengths = product(self.ubatch_size, self.input_len, self.output_len)
+        lengths = product(self.ubatch_size, self.prompt_lens, self.output_len)
         return [
             Point(
                 id=f"p{number:03d}",
@@ -393,7 +456,9 @@ class Experiment(BaseModel):
         import hashlib
         import json
 
-        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir", "ckpt_path"})
+        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir", "ckpt_path", "prompts"})
+        if self._prompts:
+            content["prompts"] = self._prompts
         if self._checkpoint is not None:
             content["checkpoint"] = self._checkpoint.identity
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

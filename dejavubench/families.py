@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Config:
         self.path, self.content = path, content
 
     def number(self, key: str, default: float | None) -> float:
-        value = self.content.get(key, default)
+        value = default if self.content.get(key) is None else self.content[key]
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise CheckpointError(f"{self.path}: {key} must be a positive number, not {value!r}")
         return float(value)
@@ -185,7 +186,16 @@ def _rope(config: Config) -> Rope:
         low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
         context = inside.size("original_max_position_embeddings")
         return Rope(theta, "llama3", inside.number("factor", None), low, high, context)
-    raise CheckpointError(f"{config.path}: rope of type {kind!r} is not supported; default, linear and llama3 are")
+    if kind == "yarn":
+        if unusual := {"mscale", "mscale_all_dim", "truncate"} & given.keys():
+            raise CheckpointError(f"{config.path}: rope of type 'yarn' with {sorted(unusual)[0]} is not supported")
+        factor, context = inside.number("factor", None), inside.size("original_max_position_embeddings")
+        low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
+        attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
+        return Rope(theta, "yarn", factor, low, high, context, attention)
+    raise CheckpointError(
+        f"{config.path}: rope of type {kind!r} is not supported; default, linear, llama3 and yarn are"
+    )
 
 
 _QKV = {"query": 0, "key": 1, "value": 2}

@@ -8,6 +8,23 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn that are not simply the most likely ones.
+
+    Attributes:
+        temperature: logits are divided by it; above 0.
+        top_k: only so many of the most likely tokens; None: all.
+        top_p: only the fewest most likely ones whose probabilities reach it, in (0, 1]; None: all.
+        seed: of the draws.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotary position embeddings (Su et al. 2021, arXiv 2104.09864), and how they are stretched.
 
@@ -15,15 +32,18 @@ class Rope:
         theta: base of the frequencies.
         kind: ``default``, ``linear`` (positions divided by ``factor``), or ``llama3``: frequencies whose wavelength is
             beyond ``original_context / low`` are divided by ``factor``, those below ``original_context / high`` kept,
-            and those in between mixed (as in transformers' ``rope_type`` of the same names).
+            and those in between mixed; ``yarn``: the same between those that turn ``low`` and ``high`` times within
+            ``original_context``, by their place among them (as in transformers' ``rope_type`` of these names).
+        attention: what queries and keys are multiplied by as they are turned (``yarn``).
     """
 
     theta: float = 10000.0
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
     factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
     original_context: int = 8192
+    attention: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 
 
 def llama_like(config: PretrainedConfig) -> PreTrainedModel:
@@ -68,6 +69,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         )
     ),
     "llama3": lambda: llama_like(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
+    "llama-yarn": lambda: llama_like(LlamaConfig(**SIZES, rope_parameters=YARN)),
     "mistral": lambda: llama_like(MistralConfig(**SIZES, head_dim=16, sliding_window=48)),
     "qwen2": lambda: llama_like(Qwen2Config(**SIZES)),
     "qwen3": lambda: llama_like(Qwen3Config(**SIZES, head_dim=16)),

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dejavubench.bench.prompts import Prompts
 from dejavubench.bench.steps import steps_of
 from dejavubench.kvcache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
+from dejavubench.models.sampling import Sampler
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
-from dejavubench.specs import ModelSpec, Rope
+from dejavubench.specs import ModelSpec, Rope, Sampling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -97,7 +99,7 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(fami
     model = build(spec, dtype)
     geometry = model.kv_geometry(BATCH, 64, layout)
     cache, other = (KVCache.allocate(geometry, dtype, "cuda") for _ in range(2))
-    steps = steps_of(model, [cache], BATCH)
+    steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], None)
     cache.fill(0x11)
     generated = []
     assert steps.ahead
@@ -115,6 +117,22 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(fami
         tokens = model.greedy(model.forward(tokens.unsqueeze(1), other, torch.tensor([PROMPT + step], device="cuda")))
     written = geometry.index("v", geometry.region(positions=Span(0, PROMPT + STEPS - 1)))
     assert torch.equal(cache.v[written], other.v[written])
+
+
+def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
+    spec, sampling = SPECS["gpt2"], Sampling(1.2, 40, 0.9, 3)
+    model = build(spec, torch.float16)
+    geometry = model.kv_geometry(BATCH, 64, KVLayout.HND)
+    cache, other = (KVCache.allocate(geometry, torch.float16, "cuda") for _ in range(2))
+    numbers = torch.arange(BATCH)
+    steps = steps_of(model, [cache], [Prompts(prompt(spec), numbers)], sampling)
+    choose = Sampler(model, sampling, numbers.cuda(), PROMPT)
+    x = prompt(spec).cuda()
+    for step in range(STEPS):
+        at = PROMPT + step
+        steps.run(0, prompt(spec) if step == 0 else torch.empty(0), at - 1 if step else 0, None)
+        x = choose(model.forward(x, other, torch.tensor([at - 1], device="cuda") if step else 0), at)[:, None]
+        assert torch.equal(steps.wait(0), x[:, 0].cpu()), step
 
 
 def test_weights_are_drawn_on_the_device_in_their_type_and_cut_alike_for_every_split() -> None:

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.models.attention import BLOCK, alibi_slopes
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
-from dejavubench.models.gpt import BLOCK, GPT, alibi_slopes
+from dejavubench.models.gpt import GPT
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.specs import ModelSpec

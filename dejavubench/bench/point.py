@@ -96,7 +96,8 @@ class PointSession:
         if self.source is not None and self.experiment.verify:
             self._expected = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
             if self.job.rank == 0:
-                self.job.recorder.generated(self.point.id, torch.stack(self.source.prompts), self._expected)
+                prompts = [each.unpadded() for each in self.source.prompts]
+                self.job.recorder.generated(self.point.id, prompts, self._expected)
         order = orders(len(self.arms), self.experiment.seed)
         for _ in range(self.experiment.warmup):
             for place, number in enumerate(next(order)):

@@ -58,14 +58,15 @@ class Recorder:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    def generated(self, point: str, prompts: Tensor, tokens: Tensor) -> None:
+    def generated(self, point: str, prompts: list[list[list[int]]], tokens: Tensor) -> None:
         """A point's requests, one a line of ``tokens.jsonl``: token ids that went in, and those that were generated.
 
         Args:
-            prompts, tokens: [microbatches, B, P] and [microbatches, B, T].
+            prompts: of each microbatch each request's token ids.
+            tokens: [microbatches, B, T].
         """
         with open(self.folder / TOKENS_FILE, "a", encoding="utf-8") as file:
-            for ubatch, (asked, answered) in enumerate(zip(prompts.tolist(), tokens.tolist(), strict=True)):
+            for ubatch, (asked, answered) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
                 for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
                     line = {"point": point, "ubatch": ubatch, "request": request, "prompt": prompt, "tokens": new}
                     file.write(json.dumps(line) + "\n")

@@ -12,6 +12,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
+from dejavubench.bench.prompts import make_prompts
 from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare_packed, send_pieces
@@ -51,14 +52,6 @@ class Place:
     identity: dict[str, str]
 
 
-def prompts(side: Side, seed: int) -> list[torch.Tensor]:
-    """Random token ids [B, P] of each microbatch in flight, the same on every rank."""
-    generator = torch.Generator().manual_seed(seed)
-    point = side.point
-    shape = (point.ubatch_size, point.input_len)
-    return [torch.randint(point.spec.vocab_size, shape, generator=generator) for _ in range(side.ubatches)]
-
-
 class Source:
     """One worker that runs the model.
 
@@ -73,9 +66,10 @@ class Source:
         self.place = place
         self.device = model.device
         self.caches = [KVCache.allocate(side.geometry, model.dtype, model.device) for _ in range(side.ubatches)]
-        self.prompts = prompts(side, experiment.seed)
-        steps = steps_of(model, self.caches, side.point.ubatch_size)
-        self.maker = BatchMaker(model, steps, collectives, self.prompts, side.point.output_len)
+        self.prompts = make_prompts(side.point, side.ubatches, experiment.seed, experiment.given_prompts)
+        steps = steps_of(model, self.caches, self.prompts, experiment.sampling)
+        asked = [each.tokens for each in self.prompts]
+        self.maker = BatchMaker(model, steps, collectives, asked, side.point.output_len)
         self._streamers: dict[tuple[str, str | None], Streamer] = {}
         self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
         self._silent = [NoStreaming() for _ in self.caches]
@@ -103,7 +97,7 @@ class Source:
         if arm.mode != "none":
             self._streamer(arm).fill_staging(pattern)
         for stream, prompt in zip(streams, self.prompts, strict=True):
-            known = prompt.numpy() if self.maker.model.shard.first else None
+            known = prompt.tokens.numpy() if self.maker.model.shard.first else None
             stream.begin(known, pattern)
 
     def run(self, arm: Arm, mark: Callable[[str], None]) -> tuple[list[Clocked], float]:

@@ -9,8 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dejavubench.bench.prompts import Prompts
 from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
+from dejavubench.models.sampling import Sampler
+from dejavubench.specs import Sampling
 
 
 class Steps(Protocol):
@@ -40,9 +43,12 @@ class Steps(Protocol):
         """The device's own times of all steps since the last call; empty where there are none."""
 
 
-def steps_of(model: GPT, caches: list[KVCache], requests: int) -> Steps:
-    """As the model's device needs it."""
-    return DeviceSteps(model, caches, requests) if model.device.type == "cuda" else HostSteps(model, caches)
+def steps_of(model: GPT, caches: list[KVCache], prompts: list[Prompts], sampling: Sampling | None) -> Steps:
+    """As the model's device needs it; ``prompts`` and caches are those of the microbatches in flight."""
+    samplers = [Sampler(model, sampling, each.numbers.to(model.device), each.tokens.shape[1]) for each in prompts]
+    if model.device.type == "cuda":
+        return DeviceSteps(model, caches, samplers)
+    return HostSteps(model, caches, samplers, [each.first for each in prompts])
 
 
 class HostSteps:
@@ -50,14 +56,17 @@ class HostSteps:
 
     ahead = False
 
-    def __init__(self, model: GPT, caches: list[KVCache]) -> None:
+    def __init__(self, model: GPT, caches: list[KVCache], samplers: list[Sampler], firsts: list[Tensor | None]) -> None:
         self._model, self._caches = model, caches
+        self._samplers, self._firsts = samplers, firsts
         self._out = [torch.empty(0) for _ in caches]
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
-        out = self._model.forward(x, self._caches[ubatch], position, on_layer)
-        self._out[ubatch] = self._model.greedy(out) if self._model.shard.last else out
-        return self._out[ubatch]
+        out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._firsts[ubatch])
+        if self._model.shard.last:
+            out = self._samplers[ubatch](out, position + x.shape[1])
+        self._out[ubatch] = out
+        return out
 
     def wait(self, ubatch: int) -> Tensor:
         return self._out[ubatch]
@@ -69,12 +78,13 @@ class HostSteps:
 class DeviceSteps:
     """On a CUDA device the prompt is launched kernel by kernel, a decode step as one graph."""
 
-    def __init__(self, model: GPT, caches: list[KVCache], requests: int) -> None:
+    def __init__(self, model: GPT, caches: list[KVCache], samplers: list[Sampler]) -> None:
         from dejavubench.models.cuda_graph import DecodeGraph
 
         self.ahead = model.shard.first and model.shard.last
-        self._model, self._caches = model, caches
-        self._graphs = [DecodeGraph(model, cache, requests) for cache in caches]
+        self._model, self._caches, self._samplers = model, caches, samplers
+        self._graphs = [DecodeGraph(model, cache, of) for cache, of in zip(caches, samplers, strict=True)]
+        requests = len(samplers[0].requests)
         self._events: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in caches]
         self._begun: list[deque[tuple[torch.cuda.Event, Tensor]]] = [deque() for _ in caches]
         # on the host, taken in turns: those of a step can be read while the next one is under way
@@ -97,7 +107,7 @@ class DeviceSteps:
         x = x.to(self._model.device, non_blocking=True)
         out = self._model.forward(x, self._caches[ubatch], 0, on_layer)
         if self._model.shard.last:
-            out = self._model.greedy(out)
+            out = self._samplers[ubatch](out, x.shape[1])
         self._graphs[ubatch].begin(x.shape[1], out)
         return out
 

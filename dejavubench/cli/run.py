@@ -41,7 +41,7 @@ class FieldOption(click.Option):
         else:
             if default is not None:
                 shown = ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
-                text += f" [default: {shown.removesuffix('.0')}{' s' if isinstance(default, float) else ''}]"
+                text += f" [default: {shown.removesuffix('.0')}{' s' if extra['metavar'] == 'TIME' else ''}]"
             kind = {"metavar": extra["metavar"], "type": str}
         if key == "streaming":  # bare, as the original spells it: the experiment names the choices
             kind |= {"is_flag": False, "flag_value": ""}

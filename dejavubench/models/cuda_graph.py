@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
+from dejavubench.models.sampling import Sampler
 
 WARM_UP = 3
 """Steps before capture: kernels are compiled and libraries take their workspaces where allocation is still allowed."""
@@ -17,7 +18,7 @@ class DecodeGraph:
 
     Args:
         model: on a CUDA device, loaded.
-        requests: B.
+        sampler: of the cache's microbatch.
 
     Attributes:
         x: what a replay takes: tokens [B, 1] on the first stage, else hidden [B, 1, hidden]. Where the model is whole,
@@ -26,8 +27,9 @@ class DecodeGraph:
             [B, 1, hidden].
     """
 
-    def __init__(self, model: GPT, cache: KVCache, requests: int) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
+        self._model, self._cache, self._sampler = model, cache, sampler
+        requests = len(sampler.requests)
         first, width = model.shard.first, model.spec.hidden
         shape, dtype = ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
         self.x = torch.zeros(shape, dtype=dtype, device=model.device)
@@ -48,7 +50,7 @@ class DecodeGraph:
         out = self._model.forward(self.x, self._cache, self.position)
         self.position.add_(1)
         if shard.last:
-            out = self._model.greedy(out)
+            out = self._sampler(out, self.position)
             if shard.first:
                 self.x.copy_(out.unsqueeze(1))
         return out

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.models.attention import Attention
 from dejavubench.models.parts import (
     ACTIVATIONS,
     AnyLinear,
@@ -27,16 +28,12 @@ from dejavubench.models.parts import (
     PackedLinear,
     Part,
     RMSNorm,
-    amx,
     can_pack,
     same,
 )
 from dejavubench.models.rope import Rotary
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
 from dejavubench.specs import ModelSpec
-
-BLOCK = 128
-"""Queries that share one bias table; bounds its size, and no block looks beyond its own last query."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +56,6 @@ class Slot:
     name: str
     into: Tensor
     cut: tuple[slice, ...]
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """The slope of each of the model's heads, [heads].
-
-    Press et al. 2022 (arXiv 2108.12409): a geometric series from 2^(-8/heads); where ``heads`` is no power of two,
-    every other slope of the next longer series fills up, as in BLOOM.
-    """
-    power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not more
-    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (heads - power), 2)]
-    return torch.tensor(slopes)
 
 
 # ---- the model ------------------------------------------------------------------------------------------------
@@ -137,11 +122,7 @@ class GPT:
             else:
                 self.head = Linear(self.embedding[self.vocab.slice])  # tied: a view
 
-        # [H, 1, 1]; without ALiBi one slope of 0 for all heads, so that the bias is the causal mask alone
-        self.slopes = torch.zeros(1, 1, 1, device=self.device)
-        if spec.position == "alibi":
-            self.slopes = alibi_slopes(spec.head_num)[self.heads.slice].view(-1, 1, 1).to(self.device)
-        self._bias_table = torch.empty(1, 0, BLOCK, 0)
+        self.attention = Attention(spec, self.heads, compute_dtype, self.device)
         self.rotary: Rotary | None = None
         if spec.rope is not None:
             self.rotary = Rotary(spec.rope, spec.size_per_head, compute_dtype, self.device)
@@ -233,7 +214,12 @@ class GPT:
 
     @torch.inference_mode()
     def forward(
-        self, x: Tensor, cache: KVCache, position: int | Tensor, on_layer: Callable[[int], None] | None = None
+        self,
+        x: Tensor,
+        cache: KVCache,
+        position: int | Tensor,
+        on_layer: Callable[[int], None] | None = None,
+        first: Tensor | None = None,
     ) -> Tensor:
         """Run n new positions, the first of them ``position``, through this worker's layers.
 
@@ -244,6 +230,8 @@ class GPT:
             cache: written at [position, position + n), read up to there and never beyond.
             on_layer: called with the number of a local layer as soon as that layer's keys and values are in
                 place: before its attention, which like all that follows only reads them. Not of a captured step.
+            first: where prompts of unequal lengths were padded on the left, each request's first position that is its
+                own, [B]: it gets what it would get alone. Not of a captured step.
 
         Returns:
             Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of the last position.
@@ -256,14 +244,14 @@ class GPT:
         if self.rotary is not None:
             self.rotary.reserve(cache.geometry.positions)
         if self.shard.first:
-            x = self._embed(x, position)
+            x = self._embed(x, position, first)
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, layer.qkv(layer.before[0](x)), position)
             if isinstance(position, int):
                 cache.store(number, position, k, v)
                 if on_layer is not None:
                     on_layer(number)
-                attended = self._attend(q, cache, number, position)  # [B, n, H·D]
+                attended = self.attention(q, cache, number, position, first)  # [B, n, H·D]
             else:
                 attended = self._store_and_attend(q, k, v, cache, number, position)
             x = layer.after[0](self._sum(layer.out, attended, x))
@@ -283,17 +271,32 @@ class GPT:
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
         return all_ranks[:, 1].gather(0, winner)[0].long()
 
+    @torch.inference_mode()
+    def whole(self, logits: Tensor) -> Tensor:
+        """Logits over the whole vocabulary, [B, vocabulary] in fp32, of this rank's and the others' rows."""
+        logits = logits.float()
+        if self.shard.tensor_size == 1:
+            return logits
+        rows = [replace(self.shard, tensor_rank=rank).vocab(self.spec).size for rank in range(self.shard.tensor_size)]
+        padded = F.pad(logits, (0, max(rows) - logits.shape[-1]))
+        everyone = self.collectives.all_gather(padded)  # [tensor_size, B, most rows]
+        return torch.cat([part[:, :size] for part, size in zip(everyone, rows, strict=True)], dim=-1)
+
     def _check_fits(self, new: Span, cache: KVCache) -> None:
         room = min(cache.geometry.positions, self.spec.context or new.stop)
         if new.stop > room:
             raise ValueError(f"positions [{new.start}, {new.stop}) are beyond the {room} that fit")
 
-    def _embed(self, tokens: Tensor, position: int | Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
         assert self.embedding is not None
         x = self.project_in(F.embedding(tokens, self.embedding))
-        if self.position is not None:
-            n = tokens.shape[1]
-            x = x + (self.position[position : position + n] if isinstance(position, int) else self.position[position])
+        if self.position is not None:  # the other kinds are of distances, which padding does not change
+            at: Tensor | slice = (
+                position if isinstance(position, Tensor) else Span(position, position + x.shape[1]).slice
+            )
+            if first is not None:
+                at = (torch.arange(self.position.shape[0])[at] - first[:, None]).clamp(min=0)
+            x = x + self.position[at]
         return self.embed_norm(x)  # [B, n, hidden]
 
     def _sum(self, linear: AnyLinear, x: Tensor, residual: Tensor) -> Tensor:
@@ -322,43 +325,6 @@ class GPT:
         """A captured step: one kernel puts the keys and values of one position in place and attends; → [B, 1, H·D]."""
         from dejavubench.models import cuda_step
 
-        slopes = self.slopes.view(-1) if self.spec.position == "alibi" else None
+        slopes = self.attention.slopes.view(-1) if self.attention.alibi else None
         q, k, v = (x[:, :, 0] for x in (q, k, v))
         return cuda_step.attend(q, k, v, cache, layer, at, slopes).unsqueeze(1)
-
-    def _attend(self, q: Tensor, cache: KVCache, layer: int, position: int) -> Tensor:
-        """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D]."""
-        n, stop = q.shape[2], position + q.shape[2]
-        dtype = torch.float32 if n == 1 and self.device.type == "cpu" and not amx() else self.compute_dtype
-        q, k, v = (x.to(dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
-        if n == 1 and self.spec.group > 1:  # the queries of a group are as many queries of one head
-            grouped = q.unflatten(1, (-1, self.spec.group)).flatten(2, 3)
-            out = F.scaled_dot_product_attention(grouped, k, v).flatten(1, 2).unsqueeze(2)
-        elif self.spec.position != "alibi" and (n == 1 or position == 0):
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=self.spec.group > 1)
-        else:
-            self._reserve_bias(cache.geometry.positions)
-            out = torch.cat([self._attend_block(q, k, v, block, position) for block in Span(0, n).cut(BLOCK)], dim=2)
-        return out.transpose(1, 2).flatten(2).to(self.compute_dtype)
-
-    def _attend_block(self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int) -> Tensor:
-        seen = position + block.stop
-        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :].to(q.dtype)
-        if bias.is_cuda:
-            bias = bias.clone()  # its kernels read whole vectors, which a slice need not begin at
-        return F.scaled_dot_product_attention(
-            q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], attn_mask=bias, enable_gqa=self.spec.group > 1
-        )
-
-    def _reserve_bias(self, positions: int) -> None:
-        """Make the table of biases as wide as the cache: [1, H, BLOCK, positions].
-
-        Row BLOCK−1 and the last column are the newest query and its own key. A bias depends on their distance
-        alone, so the lower right corner of this one table serves any number of queries after any position.
-        """
-        if self._bias_table.shape[-1] >= positions:
-            return
-        keys, queries = (torch.arange(1 - count, 1, device=self.device) for count in (positions, BLOCK))
-        distance = keys - queries[:, None]
-        bias = (self.slopes * distance).masked_fill(distance > 0, float("-inf"))
-        self._bias_table = bias.to(self.compute_dtype).unsqueeze(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import pi
+from math import ceil, floor, log, pi
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from dejavubench.specs import Rope
 def frequencies(rope: Rope, size: int) -> Tensor:
     """Radians a position by which each of a head's ``size`` / 2 pairs turns, in fp32.
 
-    As in transformers (``modeling_rope_utils``): ``linear`` slows all down alike, ``llama3`` the slow ones.
+    As in transformers (``modeling_rope_utils``): ``linear`` slows all down alike, ``llama3`` and ``yarn`` (Peng et al.
+    2023, arXiv 2309.00071) the slow ones.
     """
     plain = 1.0 / rope.theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
     if rope.kind == "linear":
@@ -23,7 +24,17 @@ def frequencies(rope: Rope, size: int) -> Tensor:
         turns = rope.original_context * plain / (2 * pi)  # within the context that it was trained on
         kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
         return kept * plain + (1 - kept) * plain / rope.factor
+    if rope.kind == "yarn":
+        fast, slow = (_place(rope, size, turns) for turns in (rope.high, rope.low))
+        start, stop = max(floor(fast), 0), min(ceil(slow), size - 1)
+        slowed = ((torch.arange(size // 2) - start) / max(stop - start, 0.001)).clamp(0, 1)
+        return (1 - slowed) * plain + slowed * plain / rope.factor
     return plain
+
+
+def _place(rope: Rope, size: int, turns: float) -> float:
+    """Of which pair it is that it turns so often within the context that the model was trained on."""
+    return size * log(rope.original_context / (turns * 2 * pi)) / (2 * log(rope.theta))
 
 
 class Rotary:
@@ -35,7 +46,7 @@ class Rotary:
 
     def __init__(self, rope: Rope, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._frequencies = frequencies(rope, size).to(device)
-        self._dtype = dtype
+        self._attention, self._dtype = rope.attention, dtype
         self._table = torch.empty(2, 0, size, dtype=dtype, device=device)  # cosines and sines of each position
 
     def reserve(self, positions: int) -> None:
@@ -43,7 +54,7 @@ class Rotary:
         if self._table.shape[1] < positions:
             at = torch.arange(positions, device=self._frequencies.device)
             angles = torch.outer(at.float(), self._frequencies).repeat(1, 2)
-            self._table = torch.stack([angles.cos(), angles.sin()]).to(self._dtype)
+            self._table = (self._attention * torch.stack([angles.cos(), angles.sin()])).to(self._dtype)
 
     def __call__(self, x: Tensor, position: int | Tensor) -> Tensor:
         """``x`` [B, H, n, D] of n positions from ``position`` on: an integer, or one of n = 1 on the device, [1]."""

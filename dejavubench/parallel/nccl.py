@@ -135,7 +135,7 @@ def _loopback_variables(
         }
         return "multi-rank", {**_unset(tuned), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
     tuned = {
-        "NCCL_MAX_P2P_NCHANNELS": "1",  # no more blocks than needed stand in the model's way; sockets are no faster by two
+        "NCCL_MAX_P2P_NCHANNELS": "1",  # two are no faster by sockets, and take twice the room from the model
         "NCCL_IB_DISABLE": "1",
         "NCCL_SOCKET_NTHREADS": "8",
         "NCCL_NSOCKS_PERTHREAD": "4",

@@ -1,0 +1,86 @@
+"""Choosing the next token: the most likely one, or one drawn with temperature, top-k and top-p.
+
+A draw depends on nothing but the seed, the request and the number of the token: every iteration draws the same, on
+every device, in every batch and on every tensor rank, so that tokens can be compared as greedy ones are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dejavubench.models.gpt import GPT
+from dejavubench.specs import Sampling
+
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+"""Constants of splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), as int64."""
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """``z`` to the right by ``bits`` with zeros following, as for an unsigned number."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    z = z + _STEP
+    for bits, factor in _MIX:
+        z = (z ^ _shifted(z, bits)) * factor
+    return z ^ _shifted(z, 31)
+
+
+def uniform(seed: int, requests: Tensor, number: int | Tensor) -> Tensor:
+    """A number of [0, 1) for each request's token of this number, in fp64; ``requests`` are int64 [B]."""
+    bits = _mixed(_mixed(_mixed(torch.full_like(requests, seed)) + requests) + number)
+    return _shifted(bits, 11).double() * 2.0**-53
+
+
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probabilities that are drawn from, [B, vocabulary] in fp32, not scaled to a sum of 1.
+
+    In the order of transformers' warpers: temperature, the ``top_k`` most likely, then of these the fewest whose
+    probabilities reach ``top_p``; equals of the last that stays stay too.
+    """
+    scores = logits.float() / sampling.temperature
+    if sampling.top_k is not None:
+        last = scores.topk(min(sampling.top_k, scores.shape[-1])).values[:, -1:]
+        scores = torch.where(scores < last, float("-inf"), scores)
+    likely = scores.softmax(-1)
+    if sampling.top_p is not None:
+        falling = likely.sort(dim=-1, descending=True).values
+        needed = falling.cumsum(-1) - falling < sampling.top_p  # what is more likely does not reach it yet
+        last = torch.where(needed, falling, torch.inf).amin(-1, keepdim=True)
+        likely = torch.where(likely < last, 0.0, likely)
+    return likely
+
+
+def draw(logits: Tensor, sampling: Sampling, at: Tensor) -> Tensor:
+    """Tokens [B] by the numbers ``at`` [B] of [0, 1): each takes its share of the interval."""
+    ends = filtered(logits, sampling).double().cumsum(-1)
+    return torch.searchsorted(ends, at[:, None] * ends[:, -1:], right=True)[:, 0]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses the tokens of one microbatch, on every tensor rank of the last stage alike.
+
+    Attributes:
+        sampling: None is greedy.
+        requests: their numbers in the run, int64 [B] on the model's device.
+        input_len: P, the position of the first new token.
+    """
+
+    model: GPT
+    sampling: Sampling | None
+    requests: Tensor
+    input_len: int
+
+    @torch.inference_mode()
+    def __call__(self, logits: Tensor, position: int | Tensor) -> Tensor:
+        """The tokens [B] of ``position`` from this rank's logits [B, vocabulary rows] of the one before."""
+        if self.sampling is None:
+            return self.model.greedy(logits)
+        at = uniform(self.sampling.seed, self.requests, position - self.input_len)
+        return draw(self.model.whole(logits), self.sampling, at)

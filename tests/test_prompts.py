@@ -1,0 +1,243 @@
+"""Prompts from a file: as they are read, of unequal lengths in one batch, and the jobs that run them."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jobs import QUICK, run
+from test_checkpoint import MODELS, loaded, saved
+from test_gpt import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dejavubench.bench.prompts import Prompts, make_prompts
+from dejavubench.errors import UsageError
+from dejavubench.experiment import load
+from dejavubench.kvcache import KVLayout
+from dejavubench.models.attention import BLOCK
+from dejavubench.models.gpt import GPT
+from dejavubench.models.weights import random_weights
+from dejavubench.promptfile import PromptError, read_prompts
+from dejavubench.specs import ModelSpec
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# ---- files ----
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("start_ids.csv", "5,6, 7\n\n8\n9,10,\n"), ("ids.jsonl", "[5, 6, 7]\n[8]\n\n[9, 10]")],
+)
+def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, name, text), None) == ((5, 6, 7), (8,), (9, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "1,2\n3,x\n", "a.csv: line 2: 'x' is no token id"),
+        ("a.csv", "1,-2\n", "a.csv: line 1: '-2' is no token id"),
+        ("a.csv", "\n\n", "a.csv: holds no prompt"),
+        ("a.jsonl", "[1]\n[1, 2.5]", "a.jsonl: line 2: 2.5 is no token id"),
+        ("a.jsonl", "[true]", "line 1: True is no token id"),
+        ("a.jsonl", "[]", "line 1: has no tokens"),
+        ("a.jsonl", "{", "line 1: no JSON"),
+        ("a.jsonl", '{"prompt": 1}', "line 1: neither a list of token ids nor a string"),
+        ("a.txt", "hello", "line 1: prompts of text need --ckpt-path"),
+    ],
+)
+def test_what_is_no_prompt_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=words):
+        read_prompts(written(tmp_path, name, text), None)
+
+
+def with_tokenizer(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    words = {word: number for number, word in enumerate(["[UNK]", "the", "cache", "streams", "on"])}
+    tokenizer = Tokenizer(models.WordLevel(words, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    return folder
+
+
+def test_text_goes_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = with_tokenizer(tmp_path / "model")
+    for name, text in (("a.txt", "the cache streams on\n\nthe model\n"), ("a.jsonl", '"the cache streams on"\n[1, 0]')):
+        assert read_prompts(written(tmp_path, name, text), folder) == ((1, 2, 3, 4), (1, 0))
+
+
+def test_without_transformers_text_is_refused_and_ids_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "transformers":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert read_prompts(written(tmp_path, "a.csv", "1"), tmp_path) == ((1,),)
+    with pytest.raises(
+        PromptError, match=r"need transformers, which is not installed: pip install 'dejavubench\[text\]'"
+    ):
+        read_prompts(written(tmp_path, "a.txt", "the"), tmp_path)
+
+
+def test_a_folder_without_tokenizer_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="no tokenizer that transformers can load") as raised:
+        read_prompts(written(tmp_path, "a.txt", "the"), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+# ---- of an experiment ----
+
+
+def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
+    experiment = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
+    assert [point.input_len for point in experiment.points()] == [5, 5]
+    alone, four = (make_prompts(point, 2, 0, experiment.given_prompts) for point in experiment.points())
+    assert [each.unpadded() for each in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
+    assert [each.unpadded() for each in four] == [
+        [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
+        [[3, 4, 5, 6, 7], [8], [1, 2], [3, 4, 5, 6, 7]],
+    ]
+    assert alone[1].first is None
+    assert four[0].first is not None
+    assert four[0].first.tolist() == [3, 0, 4, 3]
+    assert torch.cat([each.numbers for each in four]).tolist() == list(range(8))
+
+
+def test_other_prompts_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:
+    first, copy, other = (written(tmp_path, f"{n}.csv", text) for n, text in enumerate(("1,2", "1,2", "1,3")))
+    hashes = [load(None, {"prompts": path, "device": "cpu"}, {}).hash() for path in (first, copy, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        ("1,50304", {}, "prompt 1 has token 50304; custom has tokens up to 50303"),
+        ("1,2", {"input_len": "4"}, "input_len is for random prompts"),
+        ("1,2", {"output_len": "8", "max_seq_len": "8"}, "input_len 2 and output_len 8 take 9 positions"),
+        ("1," * 1030, {"model": "gpt2"}, "take 1061 positions; gpt2 has 1024"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(text: str, more: dict[str, str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(None, {"prompts": written(tmp_path, "a.csv", text), "device": "cpu", **more}, {})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_unequal_lengths_are_refused_on_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="prompts of unequal lengths run on the CPU only"):
+        load(None, {"prompts": written(tmp_path, "a.csv", "1,2\n3"), "device": "cuda"}, {})
+    assert load(None, {"prompts": written(tmp_path, "a.csv", "1,2\n3,4"), "device": "cuda"}, {}).given_prompts
+
+
+# ---- unequal lengths ----
+
+
+def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) -> None:
+    """Logits and greedy tokens of a padded batch are those of each of its requests."""
+    generator = torch.Generator().manual_seed(2)
+    asked = [tuple(torch.randint(VOCAB, (length,), generator=generator).tolist()) for length in lengths]
+    longest = max(lengths)
+    batch = Prompts.of(asked, torch.arange(len(asked)), longest)
+    cache = poisoned(model, len(asked), longest + steps, layout)
+    alone = [poisoned(model, 1, length + steps, layout) for length in lengths]
+    logits = model.forward(batch.tokens, cache, 0, first=batch.first)
+    expected = torch.cat([model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)])
+    for step in range(steps):
+        close(logits, expected)
+        tokens = model.greedy(logits)
+        assert torch.equal(tokens, model.greedy(expected))
+        logits = model.forward(tokens[:, None], cache, longest + step, first=batch.first)
+        ones = zip(lengths, alone, tokens, strict=True)
+        expected = torch.cat([model.forward(token.view(1, 1), own, length + step) for length, own, token in ones])
+    assert not cache.keys(0, longest + steps).isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        *((family, KVLayout.HND) for family in MODELS),
+        ("bloom", KVLayout.FT),
+        ("opt", KVLayout.NHD),
+        ("qwen3", KVLayout.FT),
+    ],
+)
+def test_each_request_of_a_padded_batch_gets_what_it_gets_alone(family: str, layout: KVLayout, tmp_path: Path) -> None:
+    each_as_alone(loaded(saved(family, tmp_path / "model")), [9, 2, 5], layout, STEPS)
+
+
+@pytest.mark.parametrize("spec", [GPT2, BLOOM, OPT_POST], ids=lambda spec: spec.name)
+def test_padding_may_be_longer_than_a_block(spec: ModelSpec) -> None:
+    each_as_alone(build(spec, random_weights(spec, 0)), [BLOCK + 45, 3, BLOCK + 1], KVLayout.HND, 4)
+
+
+def test_padding_is_needed_to_be_known() -> None:
+    """What the test above would not see otherwise: without its mask padding changes the logits."""
+    model = build(GPT2, random_weights(GPT2, 0))
+    batch = Prompts.of([(1, 2, 3), (4,)], torch.arange(2), 3)
+    caches = [poisoned(model, 2, 8) for _ in range(2)]
+    masked = model.forward(batch.tokens, caches[0], 0, first=batch.first)
+    blind = model.forward(batch.tokens, caches[1], 0)
+    torch.testing.assert_close(masked[0], blind[0])
+    assert (masked[1] - blind[1]).abs().max() > 0.01 * blind[1].abs().max()
+
+
+# ---- jobs ----
+
+
+def tokens_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("ranks", "flags"),
+    [
+        (2, ("--tensor-para-size", 2, "--streaming", "host,disk")),
+        (4, ("--pipeline-para-size", 2, "--streaming", "mpi")),
+    ],
+    ids=["tensor-parallel", "pipeline"],
+)
+def test_a_run_answers_each_prompt_of_a_file_as_alone(ranks: int, flags: tuple, tmp_path: Path) -> None:
+    prompts = ["5,6,7", "8", "9,10,11,12,13,14", "99,1"]
+    path = written(tmp_path, "all.csv", "\n".join(prompts))
+    quick = [flag for flag in QUICK if flag not in ("--input-len", "8")]
+    short = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32")
+    together = run(tmp_path / "together", ranks, "run", *quick, *short, "--prompts", path, *flags)
+    answered = {tuple(line["prompt"]): line["tokens"] for line in tokens_of(together.folder)}
+    stages = 2 if ranks == 4 else 1
+    assert len(tokens_of(together.folder)) == 2 * stages
+    for number in range(2 * stages):
+        alone = run(
+            tmp_path / str(number), 1, "run", *quick, *short, "--ubatch-size", 1, "--streaming", "none",
+            "--prompts", written(tmp_path, "one.csv", prompts[number]),
+        )  # fmt: skip
+        (line,) = tokens_of(alone.folder)
+        assert answered[tuple(line["prompt"])] == line["tokens"]
+
+
+@pytest.mark.mpi
+def test_a_wrong_prompt_is_one_message_and_status_2(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "1,2\n3,x")
+    job = run(tmp_path, 2, "run", *QUICK, "--prompts", path, status=2)
+    assert job.stderr == f"Error: {path}: line 2: 'x' is no token id\n"

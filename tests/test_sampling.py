@@ -1,0 +1,164 @@
+"""Drawing tokens: from what transformers would draw from, and the same whatever the batch and the split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jobs import QUICK, run
+from test_gpt import GPT2, VOCAB, build, poisoned, prompts
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from dejavubench.errors import UsageError
+from dejavubench.experiment import load
+from dejavubench.models.gpt import GPT
+from dejavubench.models.sampling import Sampler, draw, filtered, uniform
+from dejavubench.models.sharding import Shard
+from dejavubench.models.weights import random_weights
+from dejavubench.specs import Sampling
+
+MANY = 40_000
+
+
+def some_logits(requests: int = 5) -> Tensor:
+    return torch.randn(requests, VOCAB, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 10 * VOCAB])
+@pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 0.95, 1.0])
+def test_what_is_drawn_from_is_what_transformers_draws_from(
+    temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    logits = some_logits()
+    ids = torch.zeros(5, 1, dtype=torch.long)
+    expected = TemperatureLogitsWarper(temperature)(ids, logits)
+    if top_k is not None:
+        expected = TopKLogitsWarper(top_k)(ids, expected)
+    if top_p is not None:
+        expected = TopPLogitsWarper(top_p)(ids, expected)
+    likely = filtered(logits, Sampling(temperature, top_k, top_p, 0))
+    torch.testing.assert_close(likely / likely.sum(-1, keepdim=True), expected.softmax(-1))
+
+
+def within_chance(counts: Tensor, expected: Tensor) -> None:
+    """Counts of MANY draws, five standard deviations from their expectation at most."""
+    spread = (MANY * expected * (1 - expected)).sqrt()
+    assert ((counts - MANY * expected).abs() <= 5 * spread + 1e-6).all()
+
+
+def test_tokens_come_as_often_as_they_are_likely() -> None:
+    sampling = Sampling(1.3, 12, 0.9, 7)
+    logits = some_logits(1)
+    at = uniform(sampling.seed, torch.arange(MANY), 3)
+    tokens = draw(logits.expand(MANY, -1), sampling, at)
+    likely = filtered(logits, sampling)[0]
+    within_chance(torch.bincount(tokens, minlength=VOCAB), likely / likely.sum())
+
+
+@pytest.mark.parametrize("along", ["requests", "tokens", "seeds"])
+def test_draws_are_uniform_and_independent(along: str) -> None:
+    many, zero = torch.arange(MANY), torch.zeros(1, dtype=torch.long)
+    if along == "requests":
+        drawn = uniform(1, many, 0)
+    elif along == "tokens":
+        drawn = uniform(1, zero, many)
+    else:
+        drawn = torch.cat([uniform(seed, zero, 0) for seed in range(MANY // 10)]).repeat(10)[:MANY]
+    assert 0 <= drawn.min() < 0.01
+    assert 0.99 < drawn.max() < 1
+    if along == "seeds":
+        return
+    pairs = (drawn * 8).long() * 8 + (drawn.roll(1) * 8).long()
+    within_chance(torch.bincount(pairs, minlength=64), torch.full((64,), 1 / 64, dtype=torch.double))
+
+
+def test_a_token_of_no_probability_is_never_drawn() -> None:
+    """At either end of the interval, and where the likely ones are neither first nor last."""
+    logits = torch.full((2, 6), -float("inf"))
+    logits[:, [2, 4]] = 0.0
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.double)
+    assert draw(logits, Sampling(1.0, None, None, 0), ends).tolist() == [2, 4]
+
+
+def sampled(model: GPT, sampling: Sampling, tokens: Tensor, numbers: Tensor) -> list[list[int]]:
+    cache = poisoned(model, len(tokens), tokens.shape[1] + 6)
+    choose = Sampler(model, sampling, numbers, tokens.shape[1])
+    x, chosen = tokens, []
+    for position in range(tokens.shape[1], tokens.shape[1] + 6):
+        logits = model.forward(x, cache, position - x.shape[1])
+        x = choose(logits, position)[:, None]
+        chosen.append(x)
+    return torch.cat(chosen, dim=1).tolist()
+
+
+def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> None:
+    model, sampling = build(GPT2, random_weights(GPT2, 0)), Sampling(1.0, None, 0.95, 5)
+    tokens, numbers = prompts(requests=4), torch.arange(4)
+    together = sampled(model, sampling, tokens, numbers)
+    for number in range(4):
+        alone = slice(number, number + 1)
+        assert sampled(model, sampling, tokens[alone], numbers[alone]) == [together[number]]
+    assert sampled(model, replace(sampling, seed=6), tokens, numbers) != together
+    greedy = sampled(model, replace(sampling, top_k=1), tokens, numbers)
+    assert greedy != together
+
+
+def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
+    """Also where it does not divide evenly."""
+
+    class Gathered:
+        def __init__(self) -> None:
+            self.parts: list[Tensor] = []
+
+        def all_reduce(self, x: Tensor) -> Tensor:
+            raise AssertionError("logits need no sum")
+
+        def all_gather(self, x: Tensor) -> Tensor:
+            self.parts.append(x)
+            return torch.stack([self.parts[i % len(self.parts)] for i in range(3)])
+
+    spec, logits, gathered = replace(GPT2, head_num=6, ffn_size=192), some_logits(), Gathered()
+    for rank in range(3):
+        model = GPT(spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered)
+        whole = model.whole(logits[:, model.vocab.slice])
+    assert torch.equal(whole, logits)
+
+
+def test_what_narrows_draws_needs_some() -> None:
+    for flag, value in (("top_k", "5"), ("top_p", "0.9")):
+        with pytest.raises(UsageError, match="name a temperature above 0"):
+            load(None, {flag: value}, {})
+    for flag, value in (
+        ("temperature", "-1"),
+        ("temperature", "inf"),
+        ("top_k", "0"),
+        ("top_p", "1.5"),
+        ("top_p", "0"),
+    ):
+        with pytest.raises(UsageError, match=f"^--{flag.replace('_', '-')}: "):
+            load(None, {"temperature": "1", flag: value}, {})
+    assert load(None, {}, {}).sampling is None
+    assert load(None, {"temperature": "0.5", "top_k": "5", "seed": "3"}, {}).sampling == Sampling(0.5, 5, None, 3)
+
+
+@pytest.mark.mpi
+def test_a_run_draws_the_same_in_every_iteration_and_split(tmp_path: Path) -> None:
+    """A run whose arms drew otherwise would fail its verification."""
+
+    def tokens(name: str, ranks: int, *flags: object) -> list[Any]:
+        quick = (*QUICK, "--inference-data-type", "fp32", "--rounds", 1, "--warmup", 1)
+        drawn = ("--temperature", 1.5, "--top-p", 0.97, "--top-k", 50)
+        job = run(tmp_path / name, ranks, "run", *quick, *drawn, *flags)
+        return [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
+
+    whole = tokens("whole", 1, "--streaming", "host,disk")
+    assert tokens("split", 2, "--streaming", "none", "--tensor-para-size", 2) == whole
+    staged = tokens("staged", 2, "--streaming", "none", "--pipeline-para-size", 2)
+    assert staged[:2] == whole
+    assert tokens("seed", 1, "--streaming", "none", "--seed", 1) != whole
