@@ -28,7 +28,7 @@ from dejavubench import specs, units
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine import cuda_devices, native_bf16
-from dejavubench.points import Arm, DataType, Durability, LayoutName, Mode, Point
+from dejavubench.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split
 from dejavubench.promptfile import Ids, read_prompts
 from dejavubench.specs import Sampling
 
@@ -238,6 +238,15 @@ class Experiment(BaseModel):
         None, "Streaming", "DIR", "Folder for what is streamed to disk. Without it: the run's own."
     )
     keep: bool = _option(False, "Streaming", "", "Leave what was streamed to disk.")
+    sink_tensor_para_size: PositiveInt | None = _option(
+        None, "Streaming", "N", "Tensor-parallel degree of the sinks, if another."
+    )
+    sink_pipeline_para_size: PositiveInt | None = _option(
+        None, "Streaming", "N", "Pipeline depth of the sinks, if another."
+    )
+    sink_ubatch_size: PositiveInt | None = _option(
+        None, "Streaming", "N", "Requests in a microbatch of the sinks, if other; must divide those in flight."
+    )
     staging_mib: PositiveInt = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
     staging_slots: PositiveInt = _option(4, "Streaming", "N", "Staging slots of a source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
@@ -326,6 +335,10 @@ class Experiment(BaseModel):
         self._check_prompts()
         if set(self.streaming) == {"none"} and len(self.level) > 1:
             raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
+        others = {"tensor_para_size", "pipeline_para_size", "ubatch_size"}
+        named = next((f"sink_{key}" for key in sorted(others) if getattr(self, f"sink_{key}") is not None), None)
+        if named and not any(mode in REMOTE for mode in self.streaming):
+            raise ValueError(f"{named} is for a destination with sinks ({', '.join(sorted(REMOTE))}); none is named")
         if self.nccl_loopback and "nccl" not in self.streaming:
             raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
         if self.streaming == ("nccl",) and self.device != "cuda":
@@ -389,11 +402,19 @@ class Experiment(BaseModel):
                 positions=self._positions(spec.context, input_len, output_len),
                 tensor_para_size=self.tensor_para_size,
                 pipeline_para_size=self.pipeline_para_size,
+                sinks=self._sink_split(ubatch_size),
             )
             for number, ((spec, data_type, kv_layout), (ubatch_size, input_len, output_len)) in enumerate(
                 product(kinds, lengths)
             )
         ]
+
+    def _sink_split(self, ubatch_size: int) -> Split | None:
+        """How sinks hold the cache; None: as the sources."""
+        split = Split(self.tensor_para_size, self.pipeline_para_size, ubatch_size)
+        given = (self.sink_tensor_para_size, self.sink_pipeline_para_size, self.sink_ubatch_size)
+        other = Split(*(own or same for own, same in zip(given, split, strict=True)))
+        return None if other == split else other
 
     # ---- arms ----
 
@@ -424,6 +445,13 @@ class Experiment(BaseModel):
         return self.tensor_para_size * self.pipeline_para_size
 
     @property
+    def sinks(self) -> int:
+        """Ranks that receive, where some do."""
+        return (self.sink_tensor_para_size or self.tensor_para_size) * (
+            self.sink_pipeline_para_size or self.pipeline_para_size
+        )
+
+    @property
     def needs_sinks(self) -> bool:
         """Whether some arm streams to other ranks."""
         return any(arm.remote and not arm.skipped for arm in self.arms())
@@ -431,7 +459,8 @@ class Experiment(BaseModel):
     @property
     def ranks(self) -> tuple[int, ...]:
         """The numbers of ranks that it runs under: without sinks, where no arm needs them, or with."""
-        return (2 * self.sources,) if self.needs_sinks else (self.sources, 2 * self.sources)
+        both = self.sources + self.sinks
+        return (both,) if self.needs_sinks else (self.sources, both)
 
     def check_ranks(self, size: int) -> None:
         """Raises:
@@ -444,7 +473,8 @@ class Experiment(BaseModel):
             f"takes {units.count_text(self.sources, 'source')}"
         )
         remote = next((arm.mode for arm in self.arms() if arm.remote and not arm.skipped), None)
-        why = f"{sources}, and {remote} as many sinks" if remote else f"{sources}, with or without as many sinks"
+        sinks = "as many sinks" if self.sinks == self.sources else units.count_text(self.sinks, "sink")
+        why = f"{sources}, and {remote} {sinks}" if remote else f"{sources}, with or without {sinks}"
         raise UsageError(
             f"{units.count_text(size, 'rank')}: {why}; start mpirun -n {' or -n '.join(map(str, self.ranks))}"
         )

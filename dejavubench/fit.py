@@ -17,11 +17,13 @@ from math import prod
 
 import numpy as np
 
+from dejavubench.dejavulib.plan import stream_in
 from dejavubench.errors import UsageError
 from dejavubench.experiment import NO_FP32_ON_CUDA, Device, Experiment
-from dejavubench.kvcache import BOTH, KVGeometry, KVLayout, Span
+from dejavubench.kvcache import BOTH, KVGeometry, Span
 from dejavubench.machine import CudaDevice, available_nbytes, cuda_devices, native_bf16
-from dejavubench.points import ITEMSIZE, Arm, DataType, Point
+from dejavubench.points import ITEMSIZE, Arm, DataType, Point, Split
+from dejavubench.sides import everything, geometry_of, setup_of, setups
 from dejavubench.specs import ModelSpec
 from dejavubench.units import count_text, nbytes_text
 
@@ -84,20 +86,10 @@ def weights_itemsize(data_type: DataType, device: Device = "cpu") -> int:
     return 2 if data_type == "bf16" and native_bf16() else 4
 
 
-def worker_geometry(point: Point) -> KVGeometry:
-    """The cache of one microbatch on the worker that holds most layers."""
-    cuts = point.spec.layer_cuts(point.pipeline_para_size)
-    layers = max(stop - start for start, stop in pairwise(cuts))
-    heads = point.spec.kv_heads // point.tensor_para_size
-    return KVGeometry(
-        layers,
-        point.ubatch_size,
-        heads,
-        point.positions,
-        point.spec.size_per_head,
-        point.itemsize,
-        KVLayout(point.kv_layout),
-    )
+def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
+    """The cache of one microbatch on the worker that holds most layers: a source's, or of a side that is split so."""
+    setup = setup_of(point, split or point.sources)
+    return max((geometry_of(point, setup, worker) for worker in range(setup.workers)), key=lambda each: each.layers)
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
     slot = experiment.staging_mib * MIB
     staging = experiment.staging_slots * slot if modes != {"none"} else 0
     host = streamed if "host" in modes else 0
-    arriving = cache + 2 * in_flight * slot
+    arriving = _arriving_nbytes(point, slot)
     if experiment.device == "cuda":
         naive = any(arm.level in ("0", "0-batched") for arm in arms)
         landing = point.ubatch_size * point.input_len * geometry.token_nbytes if naive else 0
@@ -197,6 +189,14 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         sink=sink,
         disk=streamed * len({arm.durability for arm in experiment.arms() if arm.mode == "disk"}),
     )
+
+
+def _arriving_nbytes(point: Point, slot: int) -> int:
+    """The caches of the sink that receives most streams, and two chunks of each of them."""
+    sources, sinks = setups(point)
+    streams = max(len(stream_in(sources, sinks, worker, everything(point))) for worker in range(sinks.workers))
+    cache = worker_geometry(point, point.sinks).nbytes
+    return point.requests // sinks.ubatch_size * cache + 2 * streams * slot
 
 
 def _pinned(nbytes: int) -> int:
@@ -260,7 +260,7 @@ def reasons(
 
 
 def _ranks_here(experiment: Experiment, sources: int | None, sinks: int | None) -> tuple[int, int]:
-    every = experiment.sources if experiment.needs_sinks else 0
+    every = experiment.sinks if experiment.needs_sinks else 0
     return experiment.sources if sources is None else sources, every if sinks is None else sinks
 
 

@@ -243,27 +243,31 @@ class KVGeometry:
             len(range(*cut.indices(size))) for cut, size in zip(self.index(kv, region), self.shape(kv), strict=True)
         )
 
-    def runs(self, kv: KV, region: Region) -> Runs:
+    def runs(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Runs:
         """The maximal contiguous pieces of a region of *one* layer.
+
+        Args:
+            other: of another cache, of the same layout, where a region of the same sizes is to come: the pieces are
+                then those that are contiguous in both.
 
         Raises:
             ValueError: the region spans several layers (their packed order puts K and V in between).
         """
         if region.layers.size != 1:
             raise ValueError("runs are those of one layer")
-        rows = self.rows(kv, region)
+        rows = self.rows(kv, region, other)
         offsets = np.full(1, rows.first, dtype=np.int64)
         for count, stride in rows.axes:
             offsets = (offsets[:, None] + np.arange(count, dtype=np.int64) * stride).ravel()
         return Runs(kv, offsets, rows.nbytes)
 
-    def rows(self, kv: KV, region: Region) -> Rows:
-        """How a region lies in the K or V tensor: what is contiguous, and the axes that count it."""
-        shape = self.shape(kv)
+    def rows(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Rows:
+        """How a region lies in the K or V tensor: what is contiguous (in ``other`` too), and the axes that count it."""
+        shape, beside = self.shape(kv), (other or self).shape(kv)
         cuts = [range(*cut.indices(size)) for cut, size in zip(self.index(kv, region), shape, strict=True)]
         strides = [prod(shape[axis + 1 :]) * self.itemsize for axis in range(len(shape))]
         inner = len(shape) - 1  # the outermost axis that still belongs to the contiguous piece
-        while inner > 1 and len(cuts[inner]) == shape[inner]:
+        while inner > 1 and len(cuts[inner]) == shape[inner] == beside[inner]:
             inner -= 1
         axes = tuple((len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True))
         first = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))

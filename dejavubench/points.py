@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dejavubench.specs import ModelSpec
 
@@ -59,9 +59,24 @@ class Arm:
         return ArmInfo(name=self.name, mode=self.mode, level=self.level, durability=self.durability, role=self.role)
 
 
+class Split(NamedTuple):
+    """How one side holds the model's cache."""
+
+    tensor_para_size: int
+    pipeline_para_size: int
+    ubatch_size: int
+
+    @property
+    def workers(self) -> int:
+        return self.tensor_para_size * self.pipeline_para_size
+
+
 @dataclass(frozen=True)
 class Point:
-    """One combination of an experiment's lists; ``positions`` are those of the cache."""
+    """One combination of an experiment's lists; ``positions`` are those of the cache.
+
+    ``sinks``: how they hold what they receive, where that is not as the sources do.
+    """
 
     id: str
     spec: ModelSpec
@@ -73,6 +88,17 @@ class Point:
     positions: int
     tensor_para_size: int
     pipeline_para_size: int
+    sinks: Split | None = None
+
+    @property
+    def sources(self) -> Split:
+        """How the sources hold the cache."""
+        return Split(self.tensor_para_size, self.pipeline_para_size, self.ubatch_size)
+
+    @property
+    def requests(self) -> int:
+        """Requests of all microbatches in flight."""
+        return self.pipeline_para_size * self.ubatch_size
 
     @property
     def itemsize(self) -> int:
@@ -105,18 +131,33 @@ class Point:
             )
         if spec.context is not None and self.positions > spec.context:
             return f"max_seq_len {self.positions} is more than the {spec.context} positions of {spec.name}"
-        heads = "heads" if spec.group == 1 else "KV heads"
-        for size, what in ((spec.kv_heads, heads), (spec.ffn_size, "columns of the MLP")):
-            if size % self.tensor_para_size:
-                return f"tensor_para_size {self.tensor_para_size} does not divide the {size} {what} of {spec.name}"
-        if self.pipeline_para_size > spec.layer_num:
+        for split, name in ((self.sources, ""), (self.sinks or self.sources, "sink_")):
+            if problem := self._cannot_split(split, name):
+                return problem
+        if self.sinks is not None and self.requests % self.sinks.ubatch_size:
             return (
-                f"pipeline_para_size {self.pipeline_para_size} is more than the {spec.layer_num} layers of {spec.name}"
+                f"sink_ubatch_size {self.sinks.ubatch_size} does not divide the {self.requests} requests in flight "
+                f"({self.pipeline_para_size} microbatches of {self.ubatch_size})"
             )
         if self.kv_layout == "ft" and spec.size_per_head * self.itemsize % FT_VECTOR_BYTES:
             return (
                 f"kv_layout ft keeps {FT_VECTOR_BYTES} bytes of a key together: {spec.size_per_head} elements a head "
                 f"in {self.data_type} are no multiple"
+            )
+        return None
+
+    def _cannot_split(self, split: Split, name: str) -> str | None:
+        spec = self.spec
+        heads = "heads" if spec.group == 1 else "KV heads"
+        for size, what in ((spec.kv_heads, heads), (spec.ffn_size, "columns of the MLP")):
+            if size % split.tensor_para_size:
+                return (
+                    f"{name}tensor_para_size {split.tensor_para_size} does not divide the {size} {what} of {spec.name}"
+                )
+        if split.pipeline_para_size > spec.layer_num:
+            return (
+                f"{name}pipeline_para_size {split.pipeline_para_size} is more than the {spec.layer_num} layers of "
+                f"{spec.name}"
             )
         return None
 
@@ -143,6 +184,7 @@ class Point:
             positions=self.positions,
             tensor_para_size=self.tensor_para_size,
             pipeline_para_size=self.pipeline_para_size,
+            sinks=None if self.sinks is None else self.sinks._asdict(),
             streamed_nbytes=self.streamed_nbytes,
             skipped=skipped,
         )

@@ -66,6 +66,7 @@ class PointInfo(_Model):
     positions: int
     tensor_para_size: int
     pipeline_para_size: int
+    sinks: dict[str, int] | None = None
     streamed_nbytes: int
     skipped: str | None = None
 

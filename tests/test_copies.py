@@ -23,7 +23,8 @@ def test_gather_packs_layers_k_then_v_in_the_layouts_order(data: st.DataObject) 
     gather(cache, region, packed)
     layers = [region.layer(layer) for layer in range(*region.layers)]
     assert packed.numpy().tobytes() == packed_bytes(cache, layers)
-    assert b"".join(run_views(cache, layers)) == packed.numpy().tobytes()
+    runs = [geometry.runs(kv, layer) for layer in layers for kv in BOTH]
+    assert b"".join(run_views(cache, runs)) == packed.numpy().tobytes()
 
 
 @settings(max_examples=150, deadline=None)
@@ -49,7 +50,7 @@ def test_run_views_are_the_caches_own_memory(layout: KVLayout) -> None:
     geometry = KVGeometry(2, 2, 2, 6, 16, 2, layout)
     cache = random_cache(geometry)
     region = geometry.region().layer(1)
-    for view in run_views(cache, [region]):
+    for view in run_views(cache, [geometry.runs(kv, region) for kv in BOTH]):
         view[:] = bytes(len(view))
     for kv in BOTH:
         assert not cache.piece(kv, region).any()

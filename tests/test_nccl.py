@@ -313,7 +313,7 @@ def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
     for step in range(STEPS + 1):
         addresses.prepare(step)
         found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of(step)]
-        assert found == [bytes(view) for view in run_views(cache, schedule.atoms(step))]
+        assert found == [bytes(view) for view in run_views(cache, schedule.runs(step))]
 
 
 def test_addresses_that_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

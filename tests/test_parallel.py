@@ -28,16 +28,26 @@ def test_sources_then_sinks() -> None:
     assert [place.worker for place in ranks] == [0, 1, 2, 3] * 2
     assert [place.stage for place in ranks] == [0, 0, 1, 1] * 2
     assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1] * 2
-    assert [place.peer for place in ranks] == [4, 5, 6, 7, 0, 1, 2, 3]
     assert ranks[0].has_sinks
     assert list(ranks[0].sources) == [0, 1, 2, 3]
     assert list(ranks[0].sinks) == [4, 5, 6, 7]
-    assert ranks[6].shard() == (1, 2, 0, 2)
+    assert ranks[2].shard() == (1, 2, 0, 2)
+
+
+def test_sinks_of_another_setup() -> None:
+    ranks = [Topology(7, rank, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3) for rank in range(7)]
+    assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 3
+    assert [place.worker for place in ranks] == [0, 1, 2, 3, 0, 1, 2]
+    assert [place.stage for place in ranks] == [0, 0, 1, 1, 0, 1, 2]
+    assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1, 0, 0, 0]
+    assert not Topology(4, 0, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3).has_sinks
+    with pytest.raises(ValueError, match="runs on 4 ranks, or with sinks on 7; there are 8"):
+        Topology(8, 0, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
 
 
 def test_without_sinks() -> None:
     place = Topology(4, 3, tensor_size=2, stages=2)
-    assert (place.has_sinks, place.role, place.peer, len(place.sinks)) == (False, "source", None, 0)
+    assert (place.has_sinks, place.role, len(place.sinks)) == (False, "source", 0)
 
 
 @pytest.mark.parametrize(

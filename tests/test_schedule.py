@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_the_packed_stream_is_the_same_at_every_level(schedule: StreamSchedule) 
             if level.buffered:
                 gather(cache, chunk.region, place)
             else:
-                runs = run_views(cache, schedule.atoms(chunk.step))
+                runs = run_views(cache, schedule.runs(chunk.step))
                 place.copy_(torch.frombuffer(bytearray(b"".join(runs)), dtype=torch.uint8))
         assert packed.numpy().tobytes() == expected, f"level {level.name}"
 
@@ -127,6 +129,30 @@ def test_both_sides_derive_the_same_chunks() -> None:
             assert one.region.layers == other.region.layers.shifted(3)
             assert one.region.requests.shifted(2) == other.region.requests
             assert one.region.positions == other.region.positions
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_both_sides_cut_what_moves_into_the_same_runs(data: st.DataObject) -> None:
+    """Although what is contiguous on one side may be no run of the other; and no run is shorter than it must be."""
+    layout = data.draw(st.sampled_from(list(KVLayout)))
+    shape = [data.draw(st.integers(1, 3)) for _ in range(4)]  # of the region: layers, requests, heads, positions
+    pairs = [tuple(extent + data.draw(st.integers(0, 1)) for extent in shape) for _ in range(2)]
+    sides = [KVGeometry(*sizes, 8, 2, layout) for sizes in pairs]
+    starts = [[data.draw(st.integers(0, size - extent)) for size, extent in zip(p, shape, strict=True)] for p in pairs]
+    regions = [Region(*(Span(a, a + extent) for a, extent in zip(start, shape, strict=True))) for start in starts]
+    regions = [replace(region, positions=Span(0, shape[3])) for region in regions]  # those of steps
+    schedules = [
+        StreamSchedule(geometry, region, shape[3], 0, 1 << 20, other)
+        for geometry, region, other in zip(sides, regions, reversed(sides), strict=True)
+    ]
+    out, into = (list(schedule.runs(0)) for schedule in schedules)
+    assert [(run.kv, len(run.offsets), run.nbytes) for run in out] == [
+        (run.kv, len(run.offsets), run.nbytes) for run in into
+    ]
+    atoms = [[atom for atom in schedule.atoms(0) for _ in BOTH] for schedule in schedules]
+    for run, ours, theirs in zip(out, *atoms, strict=True):
+        assert run.nbytes == min(sides[0].runs(run.kv, ours).nbytes, sides[1].runs(run.kv, theirs).nbytes)
 
 
 def test_a_slot_that_is_too_small_is_refused() -> None:

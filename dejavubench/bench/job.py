@@ -64,7 +64,14 @@ class Job:
         self.world = MPI.COMM_WORLD
         self.rank = self.world.rank
         experiment.check_ranks(self.world.size)
-        self.topology = Topology(self.world.size, self.rank, experiment.tensor_para_size, experiment.pipeline_para_size)
+        self.topology = Topology(
+            self.world.size,
+            self.rank,
+            experiment.tensor_para_size,
+            experiment.pipeline_para_size,
+            experiment.sink_tensor_para_size or 0,
+            experiment.sink_pipeline_para_size or 0,
+        )
         self.is_source = self.topology.role == "source"
         torch.set_num_threads(experiment.threads)
         self._cores = os.sched_getaffinity(0)  # before this program confines anything
@@ -99,15 +106,17 @@ class Job:
         arms = [arm for arm in self.experiment.arms() if not arm.skipped]
         modes = {arm.mode for arm in arms}
         if not self.is_source:
-            each = slot * self.topology.stages
+            each = slot * max(sum(map(len, self.side(point).remote())) for point in self._runnable())
             return each * CacheReceiver.SLOTS * ("mpi" in modes), each * DeviceReceiver.SLOTS * ("nccl" in modes)
         ring, on_cuda = slot * self.experiment.staging_slots, self.device.type == "cuda"
         through_host = bool(modes & {"host", "disk", "mpi"}) and on_cuda  # gathered on the device first
         landing = 0
         if on_cuda and any(not LEVELS[arm.level].buffered for arm in arms if arm.level and arm.mode != "nccl"):
-            points = [point for point in self.experiment.points() if point.id not in self.skipped]
-            landing = max(self.side(point).local()[0][0].schedule.step_nbytes(0) for point in points)
+            landing = max(self.side(point).local()[0][0].schedule.step_nbytes(0) for point in self._runnable())
         return ring * bool(modes & {"disk", "mpi"}) + landing, ring * (through_host + ("nccl" in modes))
+
+    def _runnable(self) -> list[Point]:
+        return [point for point in self.experiment.points() if point.id not in self.skipped]
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What all workers of the model multiply in."""
@@ -159,11 +168,13 @@ class Job:
             return NCCLCollectives(among_sources, self.topology, self.spin, self.device)
         return MPICollectives(among_sources, self.topology, self.spin)
 
-    def connect(self) -> dict[int, NCCLPair]:
-        """For one point, each source with its sink by NCCL, if something is streamed so; by the other's rank."""
+    def connect(self, point: Point) -> dict[int, NCCLPair]:
+        """For one point, each source with its sinks by NCCL, if something is streamed so; by the other's rank."""
         if not any(arm.mode == "nccl" and not arm.skipped for arm in self.experiment.arms()):
             return {}
-        pairs = list(zip(self.topology.sources, self.topology.sinks, strict=True))
+        places = {rank: dataclasses.replace(self.topology, rank=rank) for rank in self.topology.sources}
+        sides = {rank: Side(point, place, self.experiment.staging_mib << 20) for rank, place in places.items()}
+        pairs = [(rank, sink) for rank, side in sides.items() for sink in side.peers()]
         return connect_pairs(self.world, pairs, self.device)
 
     def _on_this_host(self, ranks: range) -> int:
@@ -299,7 +310,7 @@ class Job:
                 threads=torch.get_num_threads(),
                 tensor_rank=topology.tensor_rank,
                 stage=topology.stage,
-                peers=[] if topology.peer is None else [topology.peer],
+                peers=sorted({peer for point in self._runnable() for peer in self.side(point).peers()}),
                 wait="spin" if self.spin else "yield",
                 staging_nbytes=on_host,
                 staging_device_nbytes=on_device,

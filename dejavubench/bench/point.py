@@ -70,7 +70,7 @@ class PointSession:
             "weights": identity_of_weights(self.experiment, point, job.compute_device),
             "data_type": point.data_type,
         }
-        place = Place(job.data, job.verification, job.announcements, job.connect(), job.stream_dir, identity)
+        place = Place(job.data, job.verification, job.announcements, job.connect(point), job.stream_dir, identity)
         self._links = place.links
         side = job.side(point)
         self.source: Source | None = None
@@ -270,12 +270,12 @@ class PointSession:
     # ---- beside the rounds ----
 
     def _make_ceilings(self, dtype: torch.dtype) -> Ceilings:
-        """Rank 0 and its sink measure; the others have nothing to do and sleep."""
+        """Rank 0 and the first sink measure; the others have nothing to do and sleep."""
         topology, device = self.job.topology, self.job.device
         link, device_link, memory, probes = None, None, None, None
         disks: list[Disk] = []
-        peer = topology.peer
-        if peer is not None and topology.worker == 0 and any(arm.remote for arm in self.arms):
+        if topology.has_sinks and topology.worker == 0 and any(arm.remote for arm in self.arms):
+            peer = topology.sinks[0] if self.source is not None else 0
             link = Link(self.job.verification, peer, self.source is not None)
             if peer in self._links:
                 device_link = DeviceLink(link, self._links[peer], device, self.source is not None)

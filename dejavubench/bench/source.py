@@ -15,7 +15,7 @@ from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Strea
 from dejavubench.bench.prompts import make_prompts
 from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
-from dejavubench.bench.verify import compare_packed, send_pieces
+from dejavubench.bench.verify import compare_packed, serve_pieces
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
@@ -200,10 +200,12 @@ class Source:
         """
         if arm.mode == "none":
             return None
-        for ubatch, manager in enumerate(self._managers_of(arm, cast(str, arm.level))):
-            if arm.remote:
-                send_pieces(self.place.verification, manager.cache, manager.streams)
-                continue
+        managers = self._managers_of(arm, cast(str, arm.level))
+        if arm.remote:
+            held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
+            serve_pieces(self.place.verification, held)
+            return None
+        for ubatch, manager in enumerate(managers):
             found = self._held_wrongly(arm, manager, ubatch)
             if found:
                 return found

@@ -8,79 +8,76 @@ from dataclasses import dataclass
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.plan import Setup, stream_in, stream_out
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import KVGeometry, KVLayout, Region, Span
+from dejavubench.kvcache import KVGeometry, Region
 from dejavubench.parallel.topology import Topology
-from dejavubench.points import Point
+from dejavubench.points import Point, Split
+from dejavubench.sides import everything, geometry_of, setup_of, setups
 
 
 @dataclass(frozen=True)
 class Side:
-    """One worker's place in the plan of a point.
-
-    Attributes:
-        setup: of both sides.
-        geometry: of this worker's cache of one microbatch.
-        ubatches: microbatches in flight, each with a cache of its own.
-    """
+    """One worker's place in the plan of a point."""
 
     point: Point
     topology: Topology
     slot_nbytes: int
 
     @property
+    def is_source(self) -> bool:
+        return self.topology.role == "source"
+
+    @property
+    def split(self) -> Split:
+        """How this worker's side holds the cache."""
+        return self.point.sources if self.is_source else self.point.sinks or self.point.sources
+
+    @property
     def ubatches(self) -> int:
-        return self.topology.stages
+        """Microbatches that this side has in flight, each with a cache of its own."""
+        return self.point.requests // self.split.ubatch_size
 
     @property
     def setup(self) -> Setup:
-        point = self.point
-        cuts = point.spec.layer_cuts(point.pipeline_para_size)
-        return Setup(cuts, point.spec.kv_heads, point.tensor_para_size, point.ubatch_size)
+        return setup_of(self.point, self.split)
 
     @property
     def geometry(self) -> KVGeometry:
-        setup, worker, point = self.setup, self.topology.worker, self.point
-        return KVGeometry(
-            setup.layers(worker).size,
-            point.ubatch_size,
-            setup.heads_of(worker).size,
-            point.positions,
-            point.spec.size_per_head,
-            point.itemsize,
-            KVLayout(point.kv_layout),
-        )
+        """Of this worker's cache of one microbatch."""
+        return geometry_of(self.point, self.setup, self.topology.worker)
 
-    def schedule(self, region: Region) -> StreamSchedule:
-        """The chunks of a region of this worker's cache."""
-        return StreamSchedule(self.geometry, region, self.point.input_len, self.point.output_len - 1, self.slot_nbytes)
+    def _schedule(self, region: Region, other: KVGeometry | None = None) -> StreamSchedule:
+        """The chunks of a region of this worker's cache, of which ``other`` is the other side's."""
+        point = self.point
+        return StreamSchedule(self.geometry, region, point.input_len, point.output_len - 1, self.slot_nbytes, other)
 
     def local(self) -> list[list[Stream]]:
         """For each microbatch the stream of this worker's whole cache to a destination of its own."""
-        return [[Stream(ubatch, self.schedule(self.geometry.whole))] for ubatch in range(self.ubatches)]
+        return [[Stream(ubatch, self._schedule(self.geometry.whole))] for ubatch in range(self.ubatches)]
 
     def remote(self) -> list[list[Stream]]:
         """For each microbatch the streams to the sinks that need it, or on a sink those that it receives."""
-        setup, worker = self.setup, self.topology.worker
-        everything = Region(
-            Span(0, setup.layer_cuts[-1]),
-            Span(0, self.ubatches * self.point.ubatch_size),
-            Span(0, setup.heads),
-            Span(0, self.point.written),
-        )
+        point, worker = self.point, self.topology.worker
+        sources, sinks = setups(point)
         streams: list[list[Stream]] = [[] for _ in range(self.ubatches)]
         between: Counter[int] = Counter()  # streams that two ranks have had so far: the next one's id
-        if self.topology.role == "source":
-            for transfer in stream_out(setup, setup, worker, everything):
+        if self.is_source:
+            for transfer in stream_out(sources, sinks, worker, everything(point)):
+                schedule = self._schedule(transfer.source_region, geometry_of(point, sinks, transfer.target))
                 peer = self.topology.workers + transfer.target
-                self._add(streams[transfer.source_ubatch], between, peer, transfer.source_region)
+                streams[transfer.source_ubatch].append(Stream(between[peer], schedule, peer))
+                between[peer] += 1
         else:
-            for transfer in stream_in(setup, setup, worker, everything):
-                self._add(streams[transfer.target_ubatch], between, transfer.source, transfer.target_region)
+            for transfer in stream_in(sources, sinks, worker, everything(point)):
+                schedule = self._schedule(transfer.target_region, geometry_of(point, sources, transfer.source))
+                streams[transfer.target_ubatch].append(Stream(between[transfer.source], schedule, transfer.source))
+                between[transfer.source] += 1
         return streams
 
-    def _add(self, streams: list[Stream], between: Counter[int], peer: int, region: Region) -> None:
-        streams.append(Stream(between[peer], self.schedule(region), peer))
-        between[peer] += 1
+    def peers(self) -> list[int]:
+        """Ranks of the other side that this one streams to, or receives from; none where there are no sinks."""
+        if not self.topology.has_sinks:
+            return []
+        return sorted({stream.peer for streams in self.remote() for stream in streams if stream.peer is not None})
 
     def locate(self, layer: int, head: int) -> tuple[int, int]:
         """A local layer and head in the numbers of the whole model."""

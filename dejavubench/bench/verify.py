@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region
 from dejavubench.waiting import wait_asleep
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_ASK, _PIECE = 1, 2  # tags
 _MESSAGE = 256 << 20  # bytes of one message: far below MPI's 2^31 − 1
 
 Piece = Callable[[Stream, Region, KV], torch.Tensor]
@@ -104,19 +105,27 @@ def _where(side: Side, ubatch: int, kv: KV, flat: int, inside: bool, count: int)
     )
 
 
-def send_pieces(comm: MPI.Intracomm, cache: KVCache, streams: list[Stream]) -> None:
-    """The source's side of comparing on the sink: its cache, layer by layer, on a communicator of its own."""
-    for stream in streams:
-        assert stream.peer is not None
-        for layer in range(*stream.schedule.region.layers):
-            for kv in BOTH:
-                piece = as_integers(cache.piece(kv, stream.schedule.region.layer(layer)).contiguous()).cpu()
-                for part in _messages(piece):
-                    wait_asleep(comm.Isend(part.numpy(), stream.peer, stream.id).Test, "verification")
+def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) -> None:
+    """The source's side of comparing on sinks: gives each what it asks for, on a communicator of their own.
+
+    A sink asks in the order of its own caches, which need not be that of the streams here.
+    """
+    streams = {stream.key: (cache, stream.schedule.region) for cache, stream in held}
+    asked = np.empty(3, dtype=np.int64)
+    status = MPI.Status()
+    for _ in range(sum(2 * region.layers.size for _, region in streams.values())):
+        wait_asleep(lambda: comm.Iprobe(MPI.ANY_SOURCE, _ASK, status), "verification")
+        peer = status.Get_source()
+        comm.Recv(asked, peer, _ASK)
+        number, layer, kv = asked.tolist()
+        cache, region = streams[peer, number]
+        piece = as_integers(cache.piece(BOTH[kv], region.layer(region.layers.start + layer)).contiguous()).cpu()
+        for part in _messages(piece):
+            wait_asleep(comm.Isend(part.numpy(), peer, _PIECE).Test, "verification")
 
 
 def received_pieces(comm: MPI.Intracomm, cache: KVCache) -> Piece:
-    """The sink's side: what the source sends; each piece until the next one of its shape is asked for."""
+    """The sink's side: what the source gives; each piece until the next one of its shape is asked for."""
     reused: dict[tuple[int, ...], torch.Tensor] = {}
 
     def receive(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
@@ -125,8 +134,12 @@ def received_pieces(comm: MPI.Intracomm, cache: KVCache) -> Piece:
         if shape not in reused:
             reused[shape] = as_integers(torch.empty(shape, dtype=cache.tensor(kv).dtype))
         piece = reused[shape]
+        layer = region.layers.start - stream.schedule.region.layers.start
+        asking = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
+        sent = comm.Isend(asking, stream.peer, _ASK)
         for part in _messages(piece):
-            wait_asleep(comm.Irecv(part.numpy(), stream.peer, stream.id).Test, "verification")
+            wait_asleep(comm.Irecv(part.numpy(), stream.peer, _PIECE).Test, "verification")
+        sent.Wait()
         return piece
 
     return receive

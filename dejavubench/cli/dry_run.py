@@ -106,7 +106,7 @@ def _needs(experiment: Experiment, point: Point, skipped: bool, rates: fit.Rates
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_headings(experiment)) - 1), "SKIPPED"]
     needs = fit.memory(experiment, point)
-    sources, sinks = experiment.sources, experiment.sources if experiment.needs_sinks else 0
+    sources, sinks = experiment.sources, experiment.sinks if experiment.needs_sinks else 0
     memory = [
         nbytes_text(needs.source.host),
         nbytes_text(needs.sink.host) if sinks else "-",
@@ -144,5 +144,8 @@ def _rounds(experiment: Experiment) -> str:
 def _ranks(experiment: Experiment) -> str:
     sources = count_text(experiment.sources, "source")
     split = f"tensor_para_size {experiment.tensor_para_size} × pipeline_para_size {experiment.pipeline_para_size}"
-    sinks = ", as many sinks" if experiment.needs_sinks else ""
+    sinks = ""
+    if experiment.needs_sinks:
+        same = experiment.sinks == experiment.sources
+        sinks = ", as many sinks" if same else f", {count_text(experiment.sinks, 'sink')}"
     return f"{' or '.join(map(str, experiment.ranks))} ({split} = {sources}{sinks})"

@@ -7,20 +7,18 @@ from collections.abc import Iterable
 import numpy as np
 
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache, Region
+from dejavubench.kvcache import KVCache, Runs
 
 ADDRESSES_KEPT = 200_000
 """Runs whose addresses are computed once and kept: some 30 MB of Python objects for each microbatch and naive level."""
 
 
-def run_addresses(cache: KVCache, regions: Iterable[Region]) -> tuple[np.ndarray, np.ndarray]:
-    """Address and bytes of each run of regions of one layer each, in packed order."""
+def run_addresses(cache: KVCache, runs: Iterable[Runs]) -> tuple[np.ndarray, np.ndarray]:
+    """Address and bytes of each run."""
     starts, sizes = [], []
-    for region in regions:
-        for kv in BOTH:
-            runs = cache.geometry.runs(kv, region)
-            starts.append(runs.offsets + cache.tensor(kv).data_ptr())
-            sizes.append(np.full(len(runs.offsets), runs.nbytes))
+    for each in runs:
+        starts.append(each.offsets + cache.tensor(each.kv).data_ptr())
+        sizes.append(np.full(len(each.offsets), each.nbytes))
     return np.concatenate(starts), np.concatenate(sizes)
 
 
@@ -52,5 +50,5 @@ class RunAddresses:
         return self._ahead.get(step) or self._find(step)
 
     def _find(self, step: int) -> list[tuple[int, int]]:
-        starts, sizes = run_addresses(self._cache, self._schedule.atoms(step))
+        starts, sizes = run_addresses(self._cache, self._schedule.runs(step))
         return list(zip(starts.tolist(), sizes.tolist(), strict=True))

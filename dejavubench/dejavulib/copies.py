@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache, Region
+from dejavubench.kvcache import BOTH, KVCache, Region, Runs
 
 PAGE = mmap.PAGESIZE
 
@@ -106,15 +106,13 @@ def scatter(packed: torch.Tensor, cache: KVCache, region: Region) -> None:
     Packing(cache, region).scatter(packed)
 
 
-def run_views(cache: KVCache, regions: Iterable[Region]) -> list[memoryview]:
-    """The runs of regions of one layer each, as views of the cache's own memory in packed order (CPU only)."""
+def run_views(cache: KVCache, runs: Iterable[Runs]) -> list[memoryview]:
+    """Runs as views of the cache's own memory (CPU only)."""
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     views = []
-    for region in regions:
-        for kv in BOTH:
-            runs = cache.geometry.runs(kv, region)
-            whole, nbytes = memory[kv], runs.nbytes
-            views += [whole[start : start + nbytes] for start in runs.offsets.tolist()]
+    for each in runs:
+        whole, nbytes = memory[each.kv], each.nbytes
+        views += [whole[start : start + nbytes] for start in each.offsets.tolist()]
     return views
 
 
@@ -146,4 +144,4 @@ class RunViews:
         return self._ahead.get(step) or self._cut(step)
 
     def _cut(self, step: int) -> list[memoryview]:
-        return run_views(self._cache, self._schedule.atoms(step))
+        return run_views(self._cache, self._schedule.runs(step))

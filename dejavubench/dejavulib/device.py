@@ -151,7 +151,7 @@ class DeviceRuns:
         return self._ahead.get(step) or self._find(step)
 
     def _find(self, step: int) -> _PulledRuns:
-        starts, sizes = run_addresses(self._cache, self._schedule.atoms(step))
+        starts, sizes = run_addresses(self._cache, self._schedule.runs(step))
         return _PulledRuns(starts, sizes, self._landing, self._stream.cuda_stream, self._each_complete)
 
 

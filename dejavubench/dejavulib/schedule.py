@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dejavubench.dejavulib.levels import Level
-from dejavubench.kvcache import KVGeometry, Region, Span
+from dejavubench.kvcache import BOTH, KVGeometry, Region, Runs, Span
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,23 @@ class StreamSchedule:
         input_len: prompt length P.
         steps: decode steps, T − 1.
         slot_nbytes: bytes of one staging slot; no buffered chunk is larger.
+        other: the other side's cache, if it is of another geometry: what is one run must be one on both sides.
 
     Raises:
         ValueError: the positions are beyond the cache, or one position of one request is larger than a slot.
     """
 
-    def __init__(self, geometry: KVGeometry, region: Region, input_len: int, steps: int, slot_nbytes: int) -> None:
+    def __init__(
+        self,
+        geometry: KVGeometry,
+        region: Region,
+        input_len: int,
+        steps: int,
+        slot_nbytes: int,
+        other: KVGeometry | None = None,
+    ) -> None:
         self.geometry = geometry
+        self.other = other
         self.region = replace(region, positions=Span(0, input_len + steps))
         if geometry.whole & self.region != self.region:
             raise ValueError(f"{self.region} is not inside a cache of {geometry}")
@@ -103,6 +113,12 @@ class StreamSchedule:
         """A step's atoms in packed order: the regions whose runs the unbuffered levels move one by one."""
         cuts = self._cut_layer(step)
         return [atom.layer(layer) for layer in range(*self.region.layers) for atom in cuts]
+
+    def runs(self, step: int) -> Iterator[Runs]:
+        """The runs of a step's atoms, K and V of each, in packed order."""
+        for atom in self.atoms(step):
+            for kv in BOTH:
+                yield self.geometry.runs(kv, atom, self.other)
 
     def all_chunks(self, level: Level) -> Iterator[Chunk]:
         for step in range(self.steps + 1):

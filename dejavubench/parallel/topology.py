@@ -10,37 +10,48 @@ from typing import Literal
 class Topology:
     """The place of one rank in a job of ``size`` ranks.
 
-    Workers are numbered ``stage · tensor_size + tensor_rank``. Ranks 0 … workers−1 are the sources; in a job
-    twice that large the following ones are the sinks, in the same order.
+    Workers of a side are numbered ``stage · tensor_size + tensor_rank``. The first ranks are the sources; in a job that
+    is large enough the following ones are the sinks.
+
+    Attributes:
+        tensor_size, stages: of the sources.
+        sink_tensor_size, sink_stages: of the sinks; 0: as the sources.
 
     Raises:
-        ValueError: ``size`` is neither the number of workers nor twice that, or another number is out of range.
+        ValueError: ``size`` is neither the number of sources nor that of both sides, or another number is out of range.
     """
 
     size: int
     rank: int
     tensor_size: int = 1
     stages: int = 1
+    sink_tensor_size: int = 0
+    sink_stages: int = 0
 
     def __post_init__(self) -> None:
         if self.tensor_size < 1 or self.stages < 1:
             raise ValueError("tensor- and pipeline-parallel sizes must be positive")
-        if self.size not in (self.workers, 2 * self.workers):
+        if self.size not in (self.workers, self.workers + self.sink_workers):
             raise ValueError(
                 f"tensor parallel {self.tensor_size} × pipeline parallel {self.stages} runs on {self.workers} ranks, "
-                f"or with sinks on {2 * self.workers}; there are {self.size}"
+                f"or with sinks on {self.workers + self.sink_workers}; there are {self.size}"
             )
         if not 0 <= self.rank < self.size:
             raise ValueError(f"there is no rank {self.rank} of {self.size}")
 
     @property
     def workers(self) -> int:
-        """Workers of one side."""
+        """How many sources there are."""
         return self.tensor_size * self.stages
 
     @property
+    def sink_workers(self) -> int:
+        """How many sinks there are, if any."""
+        return (self.sink_tensor_size or self.tensor_size) * (self.sink_stages or self.stages)
+
+    @property
     def has_sinks(self) -> bool:
-        return self.size == 2 * self.workers
+        return self.size > self.workers
 
     @property
     def role(self) -> Literal["source", "sink"]:
@@ -49,20 +60,20 @@ class Topology:
     @property
     def worker(self) -> int:
         """This rank's number on its side."""
-        return self.rank % self.workers
+        return self.rank if self.rank < self.workers else self.rank - self.workers
 
     @property
     def stage(self) -> int:
-        return self.worker // self.tensor_size
+        return self.worker // self._width
 
     @property
     def tensor_rank(self) -> int:
-        return self.worker % self.tensor_size
+        return self.worker % self._width
 
     @property
-    def peer(self) -> int | None:
-        """The rank of the same worker on the other side; None without sinks."""
-        return (self.rank + self.workers) % self.size if self.has_sinks else None
+    def _width(self) -> int:
+        """Tensor-parallel size of this rank's side."""
+        return self.tensor_size if self.role == "source" else self.sink_tensor_size or self.tensor_size
 
     @property
     def sources(self) -> range:
@@ -73,5 +84,5 @@ class Topology:
         return range(self.workers, self.size)
 
     def shard(self) -> tuple[int, int, int, int]:
-        """(stage, stages, tensor rank, tensor size): which part of the model this worker holds."""
+        """(stage, stages, tensor rank, tensor size): which part of the model this source holds."""
         return self.stage, self.stages, self.tensor_rank, self.tensor_size

@@ -34,6 +34,11 @@ WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 200
 """Staging slots that hold layers whole, and those that force cuts along requests and positions."""
 
 
+def geometry_of(setup: Setup, worker: int, layout: KVLayout) -> KVGeometry:
+    layers, heads = setup.layers(worker).size, setup.heads_of(worker).size
+    return KVGeometry(layers, setup.ubatch_size, heads, WRITTEN + UNUSED, HEAD_SIZE, 2, layout)
+
+
 class Worker:
     """One rank's part in moving the whole model's cache for one layout, level and slot size."""
 
@@ -45,11 +50,8 @@ class Worker:
         self.is_source = comm.rank < source.workers
         self.setup = source if self.is_source else target
         self.worker = comm.rank if self.is_source else comm.rank - source.workers
-        layers, heads = self.setup.layers(self.worker), self.setup.heads_of(self.worker)
-        self.layers, self.heads = layers, heads
-        self.geometry = KVGeometry(
-            layers.size, self.setup.ubatch_size, heads.size, WRITTEN + UNUSED, HEAD_SIZE, 2, layout
-        )
+        self.layers, self.heads = self.setup.layers(self.worker), self.setup.heads_of(self.worker)
+        self.geometry = geometry_of(self.setup, self.worker, layout)
         ubatches = REQUESTS // self.setup.ubatch_size
         self.caches = [KVCache.allocate(self.geometry, torch.int16) for _ in range(ubatches)]
         self.streams: list[list[Stream]] = [[] for _ in range(ubatches)]
@@ -58,9 +60,11 @@ class Worker:
         for transfer in (stream_out if self.is_source else stream_in)(source, target, self.worker, everything):
             if self.is_source:
                 peer, ubatch, region = source.workers + transfer.target, transfer.source_ubatch, transfer.source_region
+                other = geometry_of(target, transfer.target, layout)
             else:
                 peer, ubatch, region = transfer.source, transfer.target_ubatch, transfer.target_region
-            schedule = StreamSchedule(self.geometry, region, INPUT_LEN, STEPS, slot)
+                other = geometry_of(source, transfer.source, layout)
+            schedule = StreamSchedule(self.geometry, region, INPUT_LEN, STEPS, slot, other)
             self.streams[ubatch].append(Stream(between[peer], schedule, peer))
             between[peer] += 1
 
@@ -141,9 +145,8 @@ def setup_of(workers: int, split: str, ubatch_size: int) -> Setup:
 def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
     """Every layout, level and slot, between two ranks also twice with other data; how many messages have moved."""
     total = 0
-    same_runs = sides[0].tensor_parallel == sides[1].tensor_parallel
     for number, layout in enumerate(KVLayout):
-        for level in (level for level in LEVELS.values() if level.buffered or same_runs):
+        for level in LEVELS.values():
             for slot, rounds in ((WHOLE_LAYERS, 1), (CUT_LAYERS, 2 if comm.size == 2 else 1)):
                 worker = Worker(sides, comm, layout, level, slot)
                 for round in range(rounds):

@@ -1,0 +1,100 @@
+"""Sources and sinks of different setups: real jobs whose bytes are compared, at every level and in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import QUICK, run
+from test_run import verified
+
+from dejavubench.errors import UsageError
+from dejavubench.experiment import load
+from dejavubench.points import Split
+from dejavubench.records import RankInfo, SinkActivity
+
+EVERYTHING = ("--level", "0,0-batched,1,2,3", "--kv-layout", "ft,hnd,nhd")
+SHORT = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("ranks", "flags", "peers"),
+    [
+        pytest.param(
+            3, ("--pipeline-para-size", 2, "--sink-pipeline-para-size", 1), [[2], [2], [0, 1]], id="stages-to-one"
+        ),
+        pytest.param(
+            4,
+            ("--tensor-para-size", 2, "--sink-tensor-para-size", 1, "--sink-pipeline-para-size", 2),
+            [[2, 3], [2, 3], [0, 1], [0, 1]],
+            id="heads-to-stages",
+        ),
+        pytest.param(2, ("--ubatch-size", 4, "--sink-ubatch-size", 2), [[1], [0]], id="to-smaller-batches"),
+        pytest.param(
+            3,
+            ("--pipeline-para-size", 2, "--sink-pipeline-para-size", 1, "--sink-ubatch-size", 4),
+            [[2], [2], [0, 1]],
+            id="to-a-larger-batch",
+        ),
+        pytest.param(
+            3,
+            ("--ubatch-size", 3, "--sink-tensor-para-size", 2, "--sink-ubatch-size", 1),
+            [[1, 2], [0], [0]],
+            id="one-to-heads",
+        ),
+    ],
+)
+def test_every_byte_arrives_whatever_the_two_setups(
+    ranks: int, flags: tuple, peers: list[list[int]], tmp_path: Path
+) -> None:
+    job = run(tmp_path, ranks, "run", *QUICK, *SHORT, *EVERYTHING, "--streaming", "mpi", *flags)
+    arms = ["none", "none#2", *(f"mpi@{level}" for level in ("0", "0-batched", "1", "2", "3"))]
+    assert verified(job) == {(f"p{point:03d}", arm): 1 for point in range(3) for arm in arms}
+    infos = {info.rank: info for _, info in job.run.of(RankInfo)}
+    assert [infos[rank].peers for rank in range(ranks)] == peers
+    point = job.run.header.points[0]
+    in_flight = point.streamed_nbytes * point.pipeline_para_size
+    for arm in arms[2:]:
+        received = [one for _, one in job.run.of(SinkActivity) if (one.point, one.arm) == ("p000", arm)]
+        assert sum(one.nbytes for one in received) == in_flight
+
+
+@pytest.mark.mpi
+def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
+    job = run(
+        tmp_path, 4, "run", *QUICK, "--streaming", "mpi", "--pipeline-para-size", 2, "--sink-pipeline-para-size", 1,
+        status=2,
+    )  # fmt: skip
+    assert job.stderr == (
+        "Error: 4 ranks: tensor_para_size 1 × pipeline_para_size 2 takes 2 sources, and mpi 1 sink; start mpirun -n 3\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"sink_tensor_para_size": "3"}, "sink_tensor_para_size 3 does not divide the 16 heads of custom"),
+        ({"sink_pipeline_para_size": "25"}, "sink_pipeline_para_size 25 is more than the 24 layers of custom"),
+        (
+            {"ubatch_size": "4", "pipeline_para_size": "2", "sink_ubatch_size": "3"},
+            r"sink_ubatch_size 3 does not divide the 8 requests in flight \(2 microbatches of 4\)",
+        ),
+        ({"streaming": "host", "sink_ubatch_size": "1"}, "sink_ubatch_size is for a destination with sinks"),
+        ({"sink_ubatch_size": "0"}, "--sink-ubatch-size: "),
+    ],
+)
+def test_sinks_that_cannot_be_are_refused(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(None, {"streaming": "mpi", "device": "cpu", **flags}, {})
+
+
+def test_sinks_are_as_the_sources_unless_told_otherwise() -> None:
+    same = load(None, {"streaming": "mpi", "device": "cpu", "sink_tensor_para_size": "1"}, {})
+    assert same.points()[0].sinks is None
+    assert same.ranks == (2,)
+    other = load(
+        None, {"streaming": "mpi", "device": "cpu", "pipeline_para_size": "2", "sink_tensor_para_size": "4"}, {}
+    )
+    assert other.points()[0].sinks == Split(4, 2, 1)
+    assert other.ranks == (2 + 8,)
