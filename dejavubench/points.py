@@ -70,6 +70,9 @@ class Split(NamedTuple):
     def workers(self) -> int:
         return self.tensor_para_size * self.pipeline_para_size
 
+    def __str__(self) -> str:
+        return f"tp{self.tensor_para_size}-pp{self.pipeline_para_size}-b{self.ubatch_size}"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -184,7 +187,7 @@ class Point:
             positions=self.positions,
             tensor_para_size=self.tensor_para_size,
             pipeline_para_size=self.pipeline_para_size,
-            sinks=None if self.sinks is None else self.sinks._asdict(),
+            sinks="" if self.sinks is None else str(self.sinks),
             streamed_nbytes=self.streamed_nbytes,
             skipped=skipped,
         )

@@ -66,7 +66,7 @@ class PointInfo(_Model):
     positions: int
     tensor_para_size: int
     pipeline_para_size: int
-    sinks: dict[str, int] | None = None
+    sinks: str = ""  # how they hold the cache, such as tp2-pp1-b4; empty: as the sources
     streamed_nbytes: int
     skipped: str | None = None
 

@@ -21,6 +21,7 @@ NAMES = {
     "output_len": "new tokens",
     "tensor_para_size": "tensor parallel",
     "pipeline_para_size": "pipeline depth",
+    "sinks": "sinks",
 }
 
 _TITLES = {
@@ -58,12 +59,17 @@ def title(figure: str, models: Sequence[str]) -> str:
     return f"{_TITLES[figure]} ({models[0]})" if len(models) == 1 else _TITLES[figure]
 
 
+def _said(frame: pd.DataFrame) -> list[str]:
+    """What the caption tells of all points; sinks that are as the sources go without saying."""
+    return [name for name in tables.POINT_COLUMNS if name != "model" and (name != "sinks" or frame[name].any())]
+
+
 def caption(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Sentences for below the figure; ``frame`` is what is drawn."""
     sentences = [
         machine(runs[0]),
         f"Model {_models(runs, frame)}, "
-        + ", ".join(f"{NAMES[name]} {_values(frame, name)}" for name in tables.POINT_COLUMNS if name != "model")
+        + ", ".join(f"{NAMES[name]} {_values(frame, name)}" for name in _said(frame))
         + ".",
         f"{_HOW[figure]} {_rounds(frame)}",
         _paths(frame),

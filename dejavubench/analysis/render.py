@@ -226,7 +226,9 @@ def _model_blocks(rows: list[Row], varying: list[str]) -> list[Block]:
 
 def _blocks(rows: list[Row]) -> list[Block]:
     varying = [name for name in POINT_COLUMNS if len({row[name] for row in rows}) > 1]
-    common = ", ".join(f"{name} {rows[0][name]}" for name in POINT_COLUMNS if rows and name not in varying)
+    common = ", ".join(
+        f"{name} {rows[0][name]}" for name in POINT_COLUMNS if rows and rows[0][name] and name not in varying
+    )
     streaming = [row for row in rows if row["mode"] != "none" and row["status"] == "ok"]
     against = _model_blocks(rows, varying)
     if all(row["mode"] == "none" for row in rows):

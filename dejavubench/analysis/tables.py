@@ -32,6 +32,7 @@ POINT_COLUMNS = (
     "output_len",
     "tensor_para_size",
     "pipeline_para_size",
+    "sinks",
 )
 
 

@@ -72,8 +72,8 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     over CONFIG. One destination at one level runs alone; several are compared, in every round, with two
     baselines that stream nothing. Hyphens and underscores are one spelling.
 
-    Start it under mpirun with as many ranks as sources (tensor_para_size × pipeline_para_size), or twice as many
-    where sinks receive.
+    Start it under mpirun with as many ranks as sources (tensor_para_size × pipeline_para_size); where sinks
+    receive, with as many more, or as many as --sink-tensor-para-size × --sink-pipeline-para-size say.
     """
     overrides = {key: value for key, value in flags.items() if value is not None}
 
