@@ -247,6 +247,12 @@ class Experiment(BaseModel):
     sink_ubatch_size: PositiveInt | None = _option(
         None, "Streaming", "N", "Requests in a microbatch of the sinks, if other; must divide those in flight."
     )
+    handoff: bool = _option(
+        False, "Streaming", "", "Sinks have the model too, in their own setup, and go on where the sources stop."
+    )
+    handoff_tokens: PositiveInt = _option(
+        1, "Streaming", "N", "With --handoff: new tokens that sources generate before, the prompt's included."
+    )
     staging_mib: PositiveInt = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
     staging_slots: PositiveInt = _option(4, "Streaming", "N", "Staging slots of a source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
@@ -339,6 +345,7 @@ class Experiment(BaseModel):
         named = next((f"sink_{key}" for key in sorted(others) if getattr(self, f"sink_{key}") is not None), None)
         if named and not any(mode in REMOTE for mode in self.streaming):
             raise ValueError(f"{named} is for a destination with sinks ({', '.join(sorted(REMOTE))}); none is named")
+        self._check_handoff()
         if self.nccl_loopback and "nccl" not in self.streaming:
             raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
         if self.streaming == ("nccl",) and self.device != "cuda":
@@ -347,6 +354,20 @@ class Experiment(BaseModel):
         if all(problems):  # of a sweep, what can run does
             raise ValueError(problems[0])
         return self
+
+    def _check_handoff(self) -> None:
+        if not self.handoff:
+            if self.handoff_tokens != type(self).model_fields["handoff_tokens"].default:
+                raise ValueError("handoff_tokens is for a run with handoff")
+            return
+        if self.streaming != ("mpi",) or self.compare:
+            raise ValueError("handoff is for streaming mpi alone: sinks of other destinations have no model yet")
+        if self.device == "cuda":
+            raise ValueError("handoff runs with device cpu only so far")
+        if self.handoff_tokens >= min(self.output_len):
+            raise ValueError(
+                f"handoff_tokens {self.handoff_tokens} leaves the sinks nothing of output_len {min(self.output_len)}"
+            )
 
     def _check_prompts(self) -> None:
         if self.prompts is None:
@@ -403,6 +424,7 @@ class Experiment(BaseModel):
                 tensor_para_size=self.tensor_para_size,
                 pipeline_para_size=self.pipeline_para_size,
                 sinks=self._sink_split(ubatch_size),
+                handed_over=self.handoff_tokens if self.handoff else None,
             )
             for number, ((spec, data_type, kv_layout), (ubatch_size, input_len, output_len)) in enumerate(
                 product(kinds, lengths)
@@ -421,6 +443,8 @@ class Experiment(BaseModel):
     def arms(self) -> list[Arm]:
         """The arms of every round. One named destination at one level is alone; else two baselines come first."""
         streaming = list(self._streaming_arms())
+        if self.handoff:
+            return streaming  # what sources do is no request, so that there is nothing to hold against
         if self.compare or len(self.streaming) > 1 or len(streaming) > 1:
             return [Arm("none", "none", role="baseline"), Arm("none#2", "none", role="repeat"), *streaming]
         return streaming or [Arm("none", "none", role="baseline")]

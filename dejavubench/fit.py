@@ -161,7 +161,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
     arms = [arm for arm in experiment.arms() if not arm.skipped]
     modes = {arm.mode for arm in arms}
     geometry = worker_geometry(point)
-    streamed = in_flight * point.ubatch_size * point.written * geometry.token_nbytes
+    streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
     cache = in_flight * geometry.nbytes
     packed = experiment.device == "cpu"
     parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size, packed)
@@ -181,7 +181,8 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         sink = _cuda_sink(arriving, by_mpi="mpi" in modes, by_nccl="nccl" in modes)
     else:
         source = Needs(PROCESS_NBYTES + weights + cache + staging + host + _cpu_working_nbytes(point))
-        sink = Needs(PROCESS_NBYTES + arriving)
+        successor = _successor_nbytes(experiment, point) if point.handed_over else 0
+        sink = Needs(PROCESS_NBYTES + arriving + successor)
     return Memory(
         weights=weights,
         cache=cache,
@@ -197,6 +198,13 @@ def _arriving_nbytes(point: Point, slot: int) -> int:
     streams = max(len(stream_in(sources, sinks, worker, everything(point))) for worker in range(sinks.workers))
     cache = worker_geometry(point, point.sinks).nbytes
     return point.requests // sinks.ubatch_size * cache + 2 * streams * slot
+
+
+def _successor_nbytes(experiment: Experiment, point: Point) -> int:
+    """What a sink that takes over has beside its cache: its part of the model."""
+    split = point.sinks or point.sources
+    parameters = worker_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size, packed=True)
+    return weights_itemsize(point.data_type, experiment.device) * parameters + _cpu_working_nbytes(point)
 
 
 def _pinned(nbytes: int) -> int:
@@ -364,7 +372,7 @@ def naive_seconds(point: Point, arm: Arm) -> float:
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
         return geometry.layers * sum(len(geometry.runs(kv, region).offsets) for kv in BOTH)
 
-    runs = copies(point.input_len) + (point.output_len - 1) * copies(1)
+    runs = copies(point.input_len) + (point.generated - 1) * copies(1)
     durable = arm.mode == "disk" and arm.durability != "page-cache"
     if arm.level == "0":
         return runs * (FSYNC_S if durable else COPY_S[arm.mode])

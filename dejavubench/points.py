@@ -78,7 +78,8 @@ class Split(NamedTuple):
 class Point:
     """One combination of an experiment's lists; ``positions`` are those of the cache.
 
-    ``sinks``: how they hold what they receive, where that is not as the sources do.
+    ``sinks``: how they hold what they receive, where that is not as the sources do. ``handed_over``: new tokens after
+    which sinks go on in the sources' place; None: sinks only receive.
     """
 
     id: str
@@ -92,6 +93,7 @@ class Point:
     tensor_para_size: int
     pipeline_para_size: int
     sinks: Split | None = None
+    handed_over: int | None = None
 
     @property
     def sources(self) -> Split:
@@ -110,8 +112,18 @@ class Point:
 
     @property
     def written(self) -> int:
-        """Positions that keys and values are written to, and streamed from: P + T − 1."""
+        """Positions that keys and values are written to: P + T − 1."""
         return self.input_len + self.output_len - 1
+
+    @property
+    def generated(self) -> int:
+        """New tokens of each request that the sources generate."""
+        return self.handed_over or self.output_len
+
+    @property
+    def streamed(self) -> int:
+        """Positions whose keys and values are streamed: all that the sources write."""
+        return self.input_len + self.generated - 1
 
     @property
     def token_nbytes(self) -> int:
@@ -121,7 +133,7 @@ class Point:
     @property
     def streamed_nbytes(self) -> int:
         """Bytes of one microbatch's cache over all workers: what a streaming arm moves for it."""
-        return self.ubatch_size * self.written * self.token_nbytes
+        return self.ubatch_size * self.streamed * self.token_nbytes
 
     @property
     def problem(self) -> str | None:
@@ -188,6 +200,7 @@ class Point:
             tensor_para_size=self.tensor_para_size,
             pipeline_para_size=self.pipeline_para_size,
             sinks="" if self.sinks is None else str(self.sinks),
+            handed_over=self.handed_over or 0,
             streamed_nbytes=self.streamed_nbytes,
             skipped=skipped,
         )

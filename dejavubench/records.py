@@ -67,6 +67,7 @@ class PointInfo(_Model):
     tensor_para_size: int
     pipeline_para_size: int
     sinks: str = ""  # how they hold the cache, such as tp2-pp1-b4; empty: as the sources
+    handed_over: int = 0  # new tokens after which they go on; 0: they only receive
     streamed_nbytes: int
     skipped: str | None = None
 
@@ -203,6 +204,37 @@ class SinkActivity(_Line):
     cpu_s: float
 
 
+class HandOver(_Line):
+    """One iteration's hand-over on the source that tells the sinks the tokens so far, by its clock.
+
+    ``ms``: from the end of its last computation until it knew that a sink had its first token.
+    """
+
+    kind: Literal["handover"] = "handover"
+    point: str
+    arm: str
+    iteration: int
+    round: int | None
+    ms: float
+
+
+class TakeOver(_Line):
+    """The same iteration on one sink, by its clock.
+
+    ``waited_ms``: from the start until its cache was whole and the tokens were known; ``first_ms``: from then until its
+    first new token of every microbatch; ``token_ms``: each later step's, over all microbatches.
+    """
+
+    kind: Literal["takeover"] = "takeover"
+    point: str
+    arm: str
+    iteration: int
+    round: int | None
+    waited_ms: float
+    first_ms: float
+    token_ms: list[float]
+
+
 class Verification(_Line):
     """The untimed comparison after one iteration. ``where`` locates the first difference."""
 
@@ -304,6 +336,8 @@ Record = (
     | Microbatch
     | Iteration
     | SinkActivity
+    | HandOver
+    | TakeOver
     | Verification
     | Ceiling
     | Alone

@@ -22,6 +22,7 @@ NAMES = {
     "tensor_para_size": "tensor parallel",
     "pipeline_para_size": "pipeline depth",
     "sinks": "sinks",
+    "handed_over": "handed over after tokens",
 }
 
 _TITLES = {
@@ -60,8 +61,9 @@ def title(figure: str, models: Sequence[str]) -> str:
 
 
 def _said(frame: pd.DataFrame) -> list[str]:
-    """What the caption tells of all points; sinks that are as the sources go without saying."""
-    return [name for name in tables.POINT_COLUMNS if name != "model" and (name != "sinks" or frame[name].any())]
+    """What the caption tells of all points; that sinks are as the sources, and only receive, goes without saying."""
+    usual = {name for name in ("sinks", "handed_over") if not frame[name].any()}
+    return [name for name in tables.POINT_COLUMNS if name not in {"model", *usual}]
 
 
 def caption(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:

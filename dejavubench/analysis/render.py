@@ -199,6 +199,12 @@ REST_COLUMNS: list[Column] = [
 ]
 
 
+HANDOVER_COLUMNS: list[Column] = [
+    ("hand-over ms", lambda row: ms(row["handover_ms"])),
+    ("sinks waited ms", lambda row: ms(row["sink_waited_ms"])),
+    ("first token ms", lambda row: ms(row["sink_first_ms"])),
+    ("token ms", lambda row: ms(row["sink_token_ms"])),
+]
 EVENT_COLUMNS: list[Column] = [
     ("prompt ms, events", lambda row: ms(row["prompt_event_ms"])),
     ("token ms, events", lambda row: ms(row["token_event_ms"])),
@@ -236,6 +242,8 @@ def _blocks(rows: list[Row]) -> list[Block]:
     verdicts = any(row["verdict"] for row in rows)
     overheads = [column for column in OVERHEAD_COLUMNS if verdicts or column[0] != "verdict"]
     blocks = [_block(common, rows, varying, TIME_COLUMNS + overheads)]
+    if handed := [row for row in streaming if row["handover_ms"] is not None]:
+        blocks.append(_block("hand-over, and what the sinks do after it", handed, varying, HANDOVER_COLUMNS))
     if streaming:
         blocks.append(_block("streaming, one iteration", streaming, varying, STREAM_COLUMNS))
         measured = [row for row in rows if row["status"] == "ok"]

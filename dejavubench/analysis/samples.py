@@ -13,12 +13,14 @@ from statistics import median
 from dejavubench.records import (
     Alone,
     ArmInfo,
+    HandOver,
     Iteration,
     Microbatch,
     PointInfo,
     RecordError,
     Run,
     SinkActivity,
+    TakeOver,
     Verification,
 )
 
@@ -33,6 +35,8 @@ class ArmSamples:
         total, prompt, token, drain, stall: ms by round. ``token`` is one step; ``stall`` is what the model waited
             for streaming in the prompt and in the steps (the drain is apart).
         prompt_event, token_event: ms by round, between CUDA events; empty where the model runs on a CPU.
+        handover: ms by round, from the end of the sources' last computation until they knew of a sink's first token;
+            sink_waited, sink_first, sink_token: the sinks' own, of the slowest; empty where none takes over.
         nbytes: streamed in one iteration by all sources; prompt_copies: copies or messages for one microbatch's
             prompt; token_copies: for one step.
         cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
@@ -51,6 +55,10 @@ class ArmSamples:
     stall: Rounds = field(default_factory=dict)
     prompt_event: Rounds = field(default_factory=dict)
     token_event: Rounds = field(default_factory=dict)
+    handover: Rounds = field(default_factory=dict)
+    sink_waited: Rounds = field(default_factory=dict)
+    sink_first: Rounds = field(default_factory=dict)
+    sink_token: Rounds = field(default_factory=dict)
     nbytes: Rounds = field(default_factory=dict)
     prompt_copies: Rounds = field(default_factory=dict)
     token_copies: Rounds = field(default_factory=dict)
@@ -109,6 +117,7 @@ def collect(run: Run) -> dict[str, PointSamples]:
             samples.total[item.round] = item.total_ms
     _add_microbatches(collector)
     _add_sinks(collector)
+    _add_hand_overs(collector)
     for _, check in run.of(Verification):
         collector.of(check.point, check.arm).checks.append(check)
     _add_alone(collector)
@@ -163,6 +172,25 @@ def _add_sinks(collector: _Collector) -> None:
         samples = collector.of(item.point, item.arm)
         if item.round in samples.total:
             samples.cpu_sink[item.round] = samples.cpu_sink.get(item.round, 0.0) + item.cpu_s
+
+
+def _add_hand_overs(collector: _Collector) -> None:
+    for _, item in collector.run.of(HandOver):
+        samples = collector.of(item.point, item.arm)
+        if item.round in samples.total:
+            samples.handover[item.round] = item.ms
+    for _, taken in collector.run.of(TakeOver):
+        samples = collector.of(taken.point, taken.arm)
+        if taken.round not in samples.total:
+            continue
+        one_step = [median(taken.token_ms)] if taken.token_ms else []
+        for series, found in (
+            (samples.sink_waited, [taken.waited_ms]),
+            (samples.sink_first, [taken.first_ms]),
+            (samples.sink_token, one_step),
+        ):
+            for ms in found:
+                series[taken.round] = max(ms, series.get(taken.round, 0.0))
 
 
 def _add_alone(collector: _Collector) -> None:

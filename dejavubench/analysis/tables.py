@@ -33,6 +33,7 @@ POINT_COLUMNS = (
     "tensor_para_size",
     "pipeline_para_size",
     "sinks",
+    "handed_over",
 )
 
 
@@ -50,6 +51,7 @@ COLUMNS = (
     *("alone_ms", "alone_gb_per_s", "total_gb_per_s", "ceiling", "ceiling_gb_per_s", "ceiling_share_pct", "hidden_pct"),
     *("cpu_model_s", "cpu_helper_s", "cpu_sink_s", "statistic"),
     *("prompt_event_ms", "token_event_ms"),
+    *("handover_ms", "sink_waited_ms", "sink_first_ms", "sink_token_ms"),
     *("prompt_tflop_per_s", "prompt_share_pct", "token_gb_per_s", "token_share_pct"),
 )
 
@@ -137,6 +139,10 @@ def _times(samples: ArmSamples) -> Row:
         "drain_ms": _median(samples.drain),
         "prompt_event_ms": _median(samples.prompt_event),
         "token_event_ms": _median(samples.token_event),
+        "handover_ms": _median(samples.handover),
+        "sink_waited_ms": _median(samples.sink_waited),
+        "sink_first_ms": _median(samples.sink_first),
+        "sink_token_ms": _median(samples.sink_token),
     }
 
 

@@ -66,6 +66,7 @@ class Clocked:
     all_token_ms: float = 0.0
     drain_ms: float = 0.0
     tokens: list[torch.Tensor] = field(default_factory=list)
+    computed: float = 0.0  # when the newest step was, by the clock of the others
     _submitted: deque[float] = field(default_factory=deque)  # steps under way
     _returned: float = 0.0
     _tokens_began: float = 0.0
@@ -81,6 +82,10 @@ class Clocked:
         if len(self.step_ms) > 1:
             self.all_token_ms = (now - self._tokens_began) * 1e3
         self._returned = now
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._submitted)
 
     @property
     def total_ms(self) -> float:
@@ -112,28 +117,38 @@ class BatchMaker:
         self.prompts = prompts
         self.output_len = output_len
 
-    def run(self, streams: list[Streamed], mark: Callable[[str], None]) -> tuple[list[Clocked], float]:
+    def run(
+        self,
+        streams: list[Streamed],
+        mark: Callable[[str], None],
+        tokens: int | None = None,
+        on_generated: Callable[[list[Clocked]], None] = lambda clocks: None,
+    ) -> tuple[list[Clocked], float]:
         """One iteration: every microbatch in flight from prompt to drain.
 
         Args:
             streams: one a microbatch.
             mark: told, outside the phases' clocks, which phase begins.
+            tokens: new ones of each request; without it T.
+            on_generated: called once all tokens are known, before the drain.
 
         Returns:
             The microbatches' clocks, and the makespan in milliseconds from the first submission to the last drain.
         """
         clocks = [Clocked() for _ in self.prompts]
+        tokens = tokens or self.output_len
         mark("prompt")
         began = time.perf_counter()
-        for step in range(self.output_len):
+        for step in range(tokens):
             if step == 1:
                 mark("tokens")
             for ubatch in range(len(clocks)):
                 self._step(step, ubatch, clocks[ubatch], streams[ubatch])
         for ubatch, clock in enumerate(clocks):
             self._return_token(ubatch, clock)
-            if self.steps.ahead and self.output_len > 1:
+            if self.steps.ahead and tokens > 1:
                 self._returned(ubatch, clock)
+        on_generated(clocks)
         mark("drain")
         for clock, stream in zip(clocks, streams, strict=True):
             drain_began = time.perf_counter()
@@ -145,11 +160,25 @@ class BatchMaker:
             clock.event_ms = self.steps.event_ms(ubatch)
         return clocks, makespan
 
+    def go_on(self, clocks: list[Clocked], streams: list[Streamed], first: int, stop: int) -> None:
+        """Decode steps [first, stop) of every microbatch, over caches that hold what was before.
+
+        Args:
+            clocks: on the first stage they hold the tokens before. Not for steps that run ahead.
+        """
+        for step in range(first, stop):
+            for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
+                self._step(step, ubatch, clock, stream)
+        for ubatch, clock in enumerate(clocks):
+            self._return_token(ubatch, clock)
+        self.collectives.finish()
+
     def _step(self, step: int, ubatch: int, clock: Clocked, stream: Streamed) -> None:
         shard = self.model.shard
         x = self._input(step, ubatch, clock)
         position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
         out = self.steps.run(ubatch, x, position, None if step else stream.layer_ready)
+        clock.computed = time.perf_counter()
         if not shard.last:
             self.collectives.send_hidden(out, ubatch)
         elif not shard.first:
@@ -189,6 +218,6 @@ class BatchMaker:
     def _return_token(self, ubatch: int, clock: Clocked) -> None:
         """On the first of several stages: the newest token comes back from the last one."""
         shard = self.model.shard
-        if shard.first and not shard.last:
+        if shard.first and not shard.last and clock.under_way:
             clock.tokens.append(self.collectives.recv_tokens(self.prompts[ubatch].shape[0], ubatch).cpu())
             clock.returned()

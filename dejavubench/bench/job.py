@@ -92,9 +92,12 @@ class Job:
         self.data = self.world.Dup()
         self.verification = self.world.Dup()
         self.announcements = self.world.Dup()
-        among_sources = cast(MPI.Intracomm, self.world.Split(0 if self.is_source else 1, self.rank))
-        self.spin = self._on_this_host(self.topology.sources) * experiment.threads <= len(on_host)
-        self.sources = self._connect_sources(among_sources) if self.is_source else None
+        self.handover = self.world.Dup()
+        among_own = cast(MPI.Intracomm, self.world.Split(0 if self.is_source else 1, self.rank))
+        own_side = self.topology.sources if self.is_source else self.topology.sinks
+        self.spin = self._on_this_host(own_side) * experiment.threads <= len(on_host)
+        self.computes = self.is_source or experiment.handoff
+        self.workers = self._connect_workers(among_own) if self.computes else None
         self._write_first_records(command)
         self._watch = self._watch_this_host()
 
@@ -163,10 +166,12 @@ class Job:
         with_device.Free()
         return found[0] if found else None
 
-    def _connect_sources(self, among_sources: MPI.Intracomm) -> Collectives:
-        if self.device.type == "cuda" and self.topology.workers > 1:
-            return NCCLCollectives(among_sources, self.topology, self.spin, self.device)
-        return MPICollectives(among_sources, self.topology, self.spin)
+    def _connect_workers(self, among_own: MPI.Intracomm) -> Collectives:
+        """This rank with the others of its side that have parts of the same model."""
+        own = self.topology.own_side()
+        if self.device.type == "cuda" and own.workers > 1:
+            return NCCLCollectives(among_own, own, self.spin, self.device)
+        return MPICollectives(among_own, own, self.spin)
 
     def connect(self, point: Point) -> dict[int, NCCLPair]:
         """For one point, each source with its sinks by NCCL, if something is streamed so; by the other's rank."""

@@ -15,6 +15,7 @@ from dejavubench import records
 from dejavubench.bench.batchmaker import Clocked, Streamed
 from dejavubench.bench.ceilings import Ceilings, Disk, Link, Memory
 from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
+from dejavubench.bench.handover import TakenOver
 from dejavubench.bench.job import Job
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.rounds import orders
@@ -50,7 +51,7 @@ class PointSession:
     """One rank's part in measuring one point. Making one is collective, and so is every public method.
 
     Args:
-        model: this source's part of the model, loaded; None on a sink.
+        model: this worker's part of the model, loaded; None on a sink that only receives.
         beside: rounds after which ceilings, and each destination alone, are measured.
     """
 
@@ -70,19 +71,24 @@ class PointSession:
             "weights": identity_of_weights(self.experiment, point, job.compute_device),
             "data_type": point.data_type,
         }
-        place = Place(job.data, job.verification, job.announcements, job.connect(point), job.stream_dir, identity)
+        place = Place(
+            job.data, job.verification, job.announcements, job.handover, job.connect(point), job.stream_dir, identity
+        )
         self._links = place.links
         side = job.side(point)
         self.source: Source | None = None
         self.sink: Sink | None = None
-        if model is not None:
-            assert job.sources is not None
-            self.source = Source(side, self.experiment, model, job.sources, place)
+        if job.is_source:
+            assert job.workers is not None
+            assert model is not None
+            self.source = Source(side, self.experiment, model, job.workers, place)
         else:
             self.sink = Sink(side, dtype, place, job.device)
+            if job.workers is not None and model is not None:
+                self.sink.take_over(self.experiment, model, job.workers)
         self._dtype = dtype
         self._ceilings: Ceilings | None = None
-        self._expected = torch.empty(0)
+        self._expected = self._generated = torch.empty(0)
 
     def measure(self, enough: Enough | None) -> None:
         """Reference, warm-up, rounds.
@@ -93,11 +99,8 @@ class PointSession:
         Raises:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
         """
-        if self.source is not None and self.experiment.verify:
-            self._expected = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
-            if self.job.rank == 0:
-                prompts = [each.unpadded() for each in self.source.prompts]
-                self.job.recorder.generated(self.point.id, prompts, self._expected)
+        if self.experiment.verify:
+            self._find_expected()
         order = orders(len(self.arms), self.experiment.seed)
         for _ in range(self.experiment.warmup):
             for place, number in enumerate(next(order)):
@@ -139,6 +142,17 @@ class PointSession:
             return False
         return True
 
+    def _find_expected(self) -> None:
+        """What all requests generate undisturbed: known where the sources' tokens are, and on sinks that take over."""
+        if self.source is not None:
+            self._expected = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
+            if self.job.rank == 0:
+                prompts = [each.unpadded() for each in self.source.prompts]
+                self.job.recorder.generated(self.point.id, prompts, self._expected)
+        if self.point.handed_over:
+            known = polite_bcast(self.job.world, self._expected)
+            self._expected = self._expected if self.source is not None else known.flatten(0, 1)
+
     # ---- one iteration ----
 
     def _mark(self, phase: str, arm: Arm | None = None) -> None:
@@ -155,7 +169,7 @@ class PointSession:
                 total, lines = self._run_source(self.source, arm, round)
             if self.sink is not None:
                 self._mark("receive" if arm.remote else "idle", arm)
-                received = self.sink.run(arm)
+                received = self.sink.run(arm, lambda phase: self._mark(phase, arm))
         if received is not None:
             self.job.recorder.write(
                 records.SinkActivity(
@@ -168,6 +182,8 @@ class PointSession:
                     cpu_s=received.cpu_s,
                 )
             )
+            if received.taken is not None:
+                self._record_taken(received.taken, arm, round)
         totals = polite_gather(self.job.world, total)
         if totals is not None:
             iteration = records.Iteration(
@@ -206,6 +222,8 @@ class PointSession:
         cpu = time.process_time() - cpu - helper
         total = clocks[0].total_ms if len(clocks) == 1 else makespan
         self._generated = tokens(clocks)
+        if self.point.handed_over:
+            self._record_handed_over(source, clocks, arm, round)
         ubatches = [
             self._microbatch(arm, round, number, clock, stream, cpu / len(clocks), helper / len(clocks))
             for number, (clock, stream) in enumerate(zip(clocks, source.streams(arm), strict=True))
@@ -213,6 +231,29 @@ class PointSession:
         for ubatch in ubatches:
             self.job.recorder.write(ubatch)
         return total, (ubatches, total)
+
+    def _record_handed_over(self, source: Source, clocks: list[Clocked], arm: Arm, round: int | None) -> None:
+        self._mark("hand-over", arm)
+        took = source.handed_over(clocks)
+        if took is not None:
+            iteration = self._count[arm.name]
+            self.job.recorder.write(
+                records.HandOver(point=self.point.id, arm=arm.name, iteration=iteration, round=round, ms=took)
+            )
+
+    def _record_taken(self, taken: TakenOver, arm: Arm, round: int | None) -> None:
+        self._generated = taken.tokens
+        self.job.recorder.write(
+            records.TakeOver(
+                point=self.point.id,
+                arm=arm.name,
+                iteration=self._count[arm.name],
+                round=round,
+                waited_ms=taken.waited_ms,
+                first_ms=taken.first_ms,
+                token_ms=taken.rest_ms,
+            )
+        )
 
     def _microbatch(
         self, arm: Arm, round: int | None, number: int, clock: Clocked, stream: Streamed, cpu: float, helper: float
@@ -244,10 +285,12 @@ class PointSession:
         part = self.source or self.sink
         assert part is not None
         difference, equal = part.verify(arm), None
-        if self.source is not None and self._expected.numel():
-            equal = torch.equal(self._generated, self._expected)
+        if self._generated.numel() and self._expected.numel():
+            new = self._generated.shape[-1]
+            expected = self._expected[..., :new] if self.source is not None else self._expected[..., -new:]
+            equal = torch.equal(self._generated, expected)
             if not equal:
-                difference = difference or _first_token(self._generated, self._expected)
+                difference = difference or _first_token(self._generated, expected)
         polite_barrier(self.job.world, "verification")  # whoever compares may take long
         findings = self.job.world.allgather((difference, equal))
         differences = [f"rank {rank}: {found}" for rank, (found, _) in enumerate(findings) if found]
@@ -316,11 +359,11 @@ class PointSession:
 
 
 def load_model(job: Job, point: Point) -> GPT:
-    """This source's part of the point's model, with weights of the checkpoint or from the experiment's seed."""
-    assert job.sources is not None
+    """This worker's part of the point's model, with weights of the checkpoint or from the experiment's seed."""
+    assert job.workers is not None
     experiment, dtype = job.experiment, dtype_of(point.data_type)
     multiplied, seed = job.compute_dtype(dtype), experiment.seed
-    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, multiplied, job.sources, job.device)
+    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, multiplied, job.workers, job.device)
     held_in = None if experiment.weights_data_type is None else dtype_of(experiment.weights_data_type)
     if experiment.checkpoint is not None:
         load_checkpoint(model, experiment.checkpoint, held_in)
@@ -362,8 +405,9 @@ def _phase(streaming: Streaming) -> records.PhaseStreaming:
 
 
 def _first_token(generated: torch.Tensor, expected: torch.Tensor) -> str:
-    ubatch, request, step = (int(i) for i in torch.nonzero(generated != expected)[0])
+    *where, step = (int(i) for i in torch.nonzero(generated != expected)[0])
+    request = f"request {where[-1]}" + (f" of microbatch {where[0]}" if len(where) > 1 else " after the hand-over")
     return (
-        f"new token {step} of request {request} of microbatch {ubatch} is {int(generated[ubatch, request, step])}, "
-        f"without streaming it is {int(expected[ubatch, request, step])}"
+        f"new token {step} of {request} is {int(generated[*where, step])}, "
+        f"without streaming it is {int(expected[*where, step])}"
     )

@@ -50,5 +50,6 @@ def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...])
         requests = list(islice(cycle(given), ubatches * size))
         return [Prompts.of([requests[n] for n in each.tolist()], each, point.input_len) for each in numbers]
     generator = torch.Generator().manual_seed(seed)
-    shape = (size, point.input_len)
-    return [Prompts(torch.randint(point.spec.vocab_size, shape, generator=generator), each) for each in numbers]
+    shape = (ubatches * size, point.input_len)
+    drawn = torch.randint(point.spec.vocab_size, shape, generator=generator)  # the same however they are grouped
+    return [Prompts(drawn[each], each) for each in numbers]

@@ -74,7 +74,7 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
             progress.say(f"{id} SKIPPED: {reason}")
         for point in points:
             model = None
-            if job.is_source:
+            if job.computes:
                 job.recorder.phase("load", point=point.id)
                 key = (point.spec, point.data_type)
                 if loaded is None or loaded[0] != key:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 
+from dejavubench.bench.handover import Successor, TakenOver
 from dejavubench.bench.source import Place
 from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare, received_pieces
@@ -18,7 +20,10 @@ from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
 from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all
-from dejavubench.kvcache import KVCache
+from dejavubench.experiment import Experiment
+from dejavubench.kvcache import KVCache, Span
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import Collectives
 from dejavubench.points import Arm, Mode
 
 
@@ -27,6 +32,7 @@ class Received:
     nbytes: int = 0
     messages: int = 0
     cpu_s: float = 0.0
+    taken: TakenOver | None = None
 
 
 class Sink:
@@ -48,6 +54,7 @@ class Sink:
         self._receivers: dict[tuple[Mode, str], list[CacheReceiver]] = {}
         self._slots: dict[Mode, list[list[torch.Tensor]]] = {}  # of each stream, for the receivers of all levels
         self._pattern = 0
+        self._successor: Successor | None = None
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
         """Fill the caches with the arm's pattern and post the first receives, outside the clock."""
@@ -59,22 +66,36 @@ class Sink:
         for receiver in self._receivers_of(arm.mode, level or cast(str, arm.level)):
             receiver.begin(pattern)
 
-    def run(self, arm: Arm, level: str | None = None) -> Received:
-        """Receive one iteration of a remote arm; in the others this rank has nothing to do."""
+    def run(self, arm: Arm, mark: Callable[[str], None]) -> Received:
+        """Receive one iteration of a remote arm, and go on from there; in the others this rank has nothing to do."""
         if not arm.remote:
             return Received()
-        receivers = self._receivers_of(arm.mode, level or cast(str, arm.level))
+        began = time.perf_counter()
+        received = self._receive(arm.mode, cast(str, arm.level))
+        if self._successor is not None:
+            mark("take over")
+            received.taken = self._successor.run(began)
+        return received
+
+    def alone(self, arm: Arm) -> None:
+        if arm.remote:
+            self._receive(arm.mode, DEFAULT_LEVEL)
+
+    def _receive(self, mode: Mode, level: str) -> Received:
+        receivers = self._receivers_of(mode, level)
         began = time.process_time()
         receive_all(receivers)
-        self._endpoint_of(arm.mode).finish()
+        self._endpoint_of(mode).finish()
         return Received(
             sum(receiver.nbytes for receiver in receivers),
             sum(receiver.messages for receiver in receivers),
             time.process_time() - began,
         )
 
-    def alone(self, arm: Arm) -> None:
-        self.run(arm, DEFAULT_LEVEL)
+    def take_over(self, experiment: Experiment, model: GPT, collectives: Collectives) -> None:
+        """From now on go on with ``model``, this sink's part of it, once an iteration's cache is here."""
+        caches = self._caches_of("mpi")
+        self._successor = Successor(self.side, experiment, model, collectives, caches, self.place.handover)
 
     def verify(self, arm: Arm) -> str | None:
         """Compare the caches with what the sources have; None, or where they first differ."""
@@ -83,9 +104,14 @@ class Sink:
         first = None
         for ubatch, (cache, streams) in enumerate(zip(self._caches_of(arm.mode), self.side.remote(), strict=True)):
             piece = received_pieces(self.place.verification, cache)
-            found = compare(cache, streams, piece, self._pattern, self.side, ubatch)
+            found = compare(cache, streams, piece, self._pattern, self.side, ubatch, self._own_positions())
             first = first or found
         return first
+
+    def _own_positions(self) -> Span:
+        """What this sink's own model has written."""
+        point = self.side.point
+        return Span(point.streamed, point.written if self._successor else point.streamed)
 
     # ---- of each destination ----
 

@@ -12,6 +12,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
+from dejavubench.bench.handover import Teller
 from dejavubench.bench.prompts import make_prompts
 from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
@@ -47,6 +48,7 @@ class Place:
     data: MPI.Intracomm
     verification: MPI.Intracomm
     announcements: MPI.Intracomm
+    handover: MPI.Intracomm
     links: Mapping[int, NCCLPair]
     stream_dir: Path
     identity: dict[str, str]
@@ -70,6 +72,7 @@ class Source:
         steps = steps_of(model, self.caches, self.prompts, experiment.sampling)
         asked = [each.tokens for each in self.prompts]
         self.maker = BatchMaker(model, steps, collectives, asked, side.point.output_len)
+        self._teller = Teller(side.topology, place.handover) if side.point.handed_over else None
         self._streamers: dict[tuple[str, str | None], Streamer] = {}
         self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
         self._silent = [NoStreaming() for _ in self.caches]
@@ -101,7 +104,13 @@ class Source:
             stream.begin(known, pattern)
 
     def run(self, arm: Arm, mark: Callable[[str], None]) -> tuple[list[Clocked], float]:
-        return self.maker.run(self.streams(arm), mark)
+        if self._teller is None:
+            return self.maker.run(self.streams(arm), mark)
+        return self.maker.run(self.streams(arm), mark, self.side.point.generated, self._teller.tell)
+
+    def handed_over(self, clocks: list[Clocked]) -> float | None:
+        """Wait for the sinks' first token; milliseconds since the last computation here, on the rank that knows."""
+        return None if self._teller is None else self._teller.heard(clocks)
 
     def alone(self, arm: Arm) -> float:
         """Stream the arm's chunks at level 3 with no compute beside them; milliseconds, first chunk to drained."""
@@ -110,7 +119,7 @@ class Source:
         for manager in managers:
             for layer in range(self.side.geometry.layers):
                 manager.layer_ready(layer)
-            for step in range(self.side.point.output_len):
+            for step in range(self.side.point.generated):
                 manager.step_ready(step)
         for manager in managers:
             manager.drain()

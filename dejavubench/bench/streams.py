@@ -48,7 +48,7 @@ class Side:
     def _schedule(self, region: Region, other: KVGeometry | None = None) -> StreamSchedule:
         """The chunks of a region of this worker's cache, of which ``other`` is the other side's."""
         point = self.point
-        return StreamSchedule(self.geometry, region, point.input_len, point.output_len - 1, self.slot_nbytes, other)
+        return StreamSchedule(self.geometry, region, point.input_len, point.generated - 1, self.slot_nbytes, other)
 
     def local(self) -> list[list[Stream]]:
         """For each microbatch the stream of this worker's whole cache to a destination of its own."""

@@ -83,6 +83,13 @@ class Topology:
     def sinks(self) -> range:
         return range(self.workers, self.size)
 
+    def own_side(self) -> Topology:
+        """This rank among those of its side alone: a job of so many sources."""
+        if self.role == "source":
+            return Topology(self.workers, self.worker, self.tensor_size, self.stages)
+        return Topology(self.sink_workers, self.worker, self._width, self.sink_stages or self.stages)
+
     def shard(self) -> tuple[int, int, int, int]:
-        """(stage, stages, tensor rank, tensor size): which part of the model this source holds."""
-        return self.stage, self.stages, self.tensor_rank, self.tensor_size
+        """(stage, stages, tensor rank, tensor size): which part of the model this worker holds, if any."""
+        own = self.own_side()
+        return own.stage, own.stages, own.tensor_rank, own.tensor_size

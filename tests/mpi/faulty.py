@@ -33,11 +33,12 @@ WHERE: dict[str, tuple[Any, str]] = {
     "source prompt": (GPT, "forward"),
     "source tokens": (GPT, "forward"),
     "source drain": (mpi.MPIDestination, "completed"),
-    "source verify": (source, "send_pieces"),
+    "source verify": (source, "serve_pieces"),
     "sink load": (sink.Sink, "__init__"),
     "sink prepare": (sink.Sink, "prepare"),
     "sink receive": (receiver.CacheReceiver, "poll"),
     "sink verify": (sink, "compare"),
+    "sink take over": (GPT, "forward"),
 }
 """What a role does in a phase: where an exception comes from."""
 

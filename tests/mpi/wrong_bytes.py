@@ -182,7 +182,7 @@ def wrong_token(step: str, request: str) -> None:
         def greedy(self: GPT, logits: torch.Tensor) -> torch.Tensor:
             nonlocal calls
             tokens = original(self, logits).clone()
-            if now("prompt") or now("tokens"):
+            if now("prompt") or now("tokens") or now("take over"):
                 if calls == int(step):
                     tokens[int(request)] = (tokens[int(request)] + 1) % self.spec.vocab_size
                     struck()
