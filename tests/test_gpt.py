@@ -299,20 +299,21 @@ def test_stages_in_a_row_are_the_model(spec: ModelSpec) -> None:
     assert torch.equal(x, expected)
 
 
+class Gathered:
+    """The collectives of one rank, once all others' contributions are known."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        raise AssertionError("logits need no sum")
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        self.parts.append(x)
+        return torch.stack([self.parts[i % len(self.parts)] for i in range(3)])
+
+
 def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
-    class Gathered:
-        """The collectives of one rank, once all others' contributions are known."""
-
-        def __init__(self) -> None:
-            self.parts: list[Tensor] = []
-
-        def all_reduce(self, x: Tensor) -> Tensor:
-            raise AssertionError("greedy needs no sum")
-
-        def all_gather(self, x: Tensor) -> Tensor:
-            self.parts.append(x)
-            return torch.stack([self.parts[i % len(self.parts)] for i in range(3)])
-
     logits = torch.zeros(3, VOCAB)
     logits[0, [50, 51, 99]] = 4.0  # equal on two ranks and twice on one of them
     logits[1, 100] = 1.0

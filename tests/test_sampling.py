@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from jobs import QUICK, run
-from test_gpt import GPT2, VOCAB, build, poisoned, prompts
+from test_gpt import GPT2, VOCAB, Gathered, build, poisoned, prompts
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -111,18 +111,6 @@ def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> 
 
 def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
     """Also where it does not divide evenly."""
-
-    class Gathered:
-        def __init__(self) -> None:
-            self.parts: list[Tensor] = []
-
-        def all_reduce(self, x: Tensor) -> Tensor:
-            raise AssertionError("logits need no sum")
-
-        def all_gather(self, x: Tensor) -> Tensor:
-            self.parts.append(x)
-            return torch.stack([self.parts[i % len(self.parts)] for i in range(3)])
-
     spec, logits, gathered = replace(GPT2, head_num=6, ffn_size=192), some_logits(), Gathered()
     for rank in range(3):
         model = GPT(spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered)
