@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dejavubench.families import FAMILIES, CheckpointError, Config, Stored
+from dejavubench.families import FAMILIES, CheckpointError, Config, Family, Stored
 from dejavubench.specs import ModelSpec
 
 CONFIG = "config.json"
@@ -96,6 +96,15 @@ class Checkpoint:
     identity: str
 
 
+def read_spec(folder: Path) -> ModelSpec:
+    """A folder's model by its configuration alone: the weights need not be there.
+
+    Raises:
+        CheckpointError: it is of another architecture, or has no configuration that can be read.
+    """
+    return _family_and_spec(folder)[1]
+
+
 @cache
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Look at a folder's configuration and at the headers of its files.
@@ -103,17 +112,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is of another architecture, or something is missing, cut off or of another shape.
     """
-    config = _read_config(folder)
-    kind = config.content.get("model_type")
-    family = FAMILIES.get(str(kind))
-    if family is None:
-        known = ", ".join(FAMILIES)
-        raise CheckpointError(f"{folder / CONFIG}: models of type {kind!r} are not supported; {known} are")
-    for key, wanted in family.requires.items():
-        value = config.content.get(key, wanted)
-        if value != wanted:
-            raise CheckpointError(f"{folder / CONFIG}: {kind} with {key} {value!r} is not supported, only {wanted!r}")
-    spec = family.spec(folder.resolve().name, config)
+    family, spec = _family_and_spec(folder)
     headers = _headers(folder)
     tensors = {name: header for header in headers for name in header.shapes}
     prefix = next((p for p in family.prefixes if any(name.startswith(p) for name in tensors)), family.prefixes[0])
@@ -136,6 +135,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for header in sorted(headers, key=lambda header: header.path.name):
         digest.update(header.sample())
     return Checkpoint(folder, spec, needed, stored, digest.hexdigest())
+
+
+def _family_and_spec(folder: Path) -> tuple[Family, ModelSpec]:
+    config = _read_config(folder)
+    kind = config.content.get("model_type")
+    family = FAMILIES.get(str(kind))
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(f"{folder / CONFIG}: models of type {kind!r} are not supported; {known} are")
+    for key, wanted in family.requires.items():
+        value = config.content.get(key, wanted)
+        if value != wanted:
+            raise CheckpointError(f"{folder / CONFIG}: {kind} with {key} {value!r} is not supported, only {wanted!r}")
+    return family, family.spec(folder.resolve().name, config)
 
 
 def _stored_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:

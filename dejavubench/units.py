@@ -6,6 +6,8 @@ import math
 import re
 
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_EXPONENTS = {"s": 0, "ms": -3, "us": -6, "µs": -6, "μs": -6, "ns": -9}  # the micro sign and the Greek letter
+_PREFIXES = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def fraction(value: object) -> float:
@@ -40,6 +42,36 @@ def seconds(value: object) -> float:
     if number <= 0:
         raise ValueError(f"{value!r} is not a time such as 90, 90s, 10m or 1h")
     return number
+
+
+def latency(value: object) -> float:
+    """``5us``, ``1.5 ms``, ``800ns`` or ``0`` in seconds; without a unit it is refused.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|ms|us|µs|μs|ns)", text)
+    if text == "0":
+        return 0.0
+    if not match:
+        raise ValueError(f"{value!r} is not a latency such as 5us, 0.1ms or 0")
+    return float(f"{match[1]}e{_EXPONENTS[match[2]]}")
+
+
+def rate(value: object) -> float:
+    """``25GB/s``, ``23.3GiB/s`` or ``200Gbit/s`` (``Gb/s``, ``Gbps``) in bytes a second: B is a byte, b a bit.
+
+    Raises:
+        ValueError: it is none of these, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*((?:[kKMGT]i?)?)(B|bit|b)(?:/s|ps)\s*", str(value))
+    number = float(match[1]) if match else 0.0
+    if not match or number <= 0:
+        raise ValueError(f"{value!r} is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s")
+    prefix, unit = match[2], match[3]
+    base = 1024 if prefix.endswith("i") else 1000
+    return number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
 
 
 def nbytes_text(nbytes: float) -> str:

@@ -55,7 +55,9 @@ def refused(*arguments: str) -> str:
 # ---- help ----
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["process"], ["figures"]], ids=lambda a: "-".join(a) or "group")
+@pytest.mark.parametrize(
+    "arguments", [[], ["run"], ["plan"], ["process"], ["figures"]], ids=lambda a: "-".join(a) or "group"
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"

@@ -333,3 +333,40 @@ def test_bytes_for_people(nbytes: int, text: str) -> None:
 )
 def test_durations_for_people(value: float, text: str) -> None:
     assert units.seconds_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("25GB/s", 25e9),
+        (" 1.5 MB/s ", 1.5e6),
+        ("64kB/s", 64e3),
+        ("2GiB/s", 2**31),
+        ("200Gbit/s", 25e9),
+        ("200Gb/s", 25e9),
+        ("400Gbps", 50e9),
+        ("8B/s", 8),
+    ],
+)
+def test_rates_as_people_write_them(text: str, rate: float) -> None:
+    assert units.rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["25", "GB/s", "25GB", "-1GB/s", "0GB/s", "1..5GB/s", "25gB/s", "1iB/s", 25, ""])
+def test_what_is_no_rate_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a rate such as"):
+        units.rate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5us", 5e-6), ("5 µs", 5e-6), ("5μs", 5e-6), ("0.1ms", 1e-4), ("800ns", 8e-7), ("1s", 1), ("0", 0), ("0us", 0)],
+)
+def test_latencies_as_people_write_them(text: str, seconds: float) -> None:
+    assert units.latency(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["5", "us", "-5us", "1h", "1.2.3us", 5, ""])
+def test_what_is_no_latency_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a latency such as"):
+        units.latency(text)

@@ -1,111 +1,228 @@
-"""stream_out / stream_in against a reference that places each element by itself."""
+"""stream_out / stream_in against a reference that places each element by itself.
+
+``HYPOTHESIS_PROFILE=thorough`` takes 1,000 examples of each property.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import product
+from functools import cache
+from itertools import combinations, product
+from typing import Any
 
 import pytest
-from caches import spans
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.plan import Setup, Transfer, stream_in, stream_out
+from dejavubench.dejavulib.plan import Setup, Transfer, exchanges, stream_in, stream_out
 from dejavubench.kvcache import Region, Span
 
-Element = tuple[int, int, int]
-"""(layer, request, head) of the whole model; positions are cut by no setup."""
+EXAMPLES = {"thorough": 1000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 200)
+checked = settings(max_examples=EXAMPLES, deadline=None)
 
-Place = tuple[int, int, Element]
-"""Worker, microbatch and the element's numbers there."""
+Element = tuple[int, int, int, int]
+"""(layer, request, head, block of positions) of the whole model."""
+
+Cache = tuple[int, int]
+"""Worker and microbatch."""
+
+Place = tuple[Cache, Element]
+"""A cache and the element's numbers there."""
+
+BLOCK = 4
+"""Positions of one block: no setup cuts them, so few stand for all."""
+
+
+# ---- the reference ----
 
 
 def place_of(setup: Setup, element: Element) -> Place:
     """Where one element lives, from the definition of pipeline, tensor and data splits alone."""
-    layer, request, head = element
+    layer, request, head, block = element
     stage = max(number for number, cut in enumerate(setup.layer_cuts) if cut <= layer)
     share = setup.heads // setup.tensor_parallel
     worker = stage * setup.tensor_parallel + head // share
-    local = (layer - setup.layer_cuts[stage], request % setup.ubatch_size, head % share)
-    return worker, request // setup.ubatch_size, local
+    local = (layer - setup.layer_cuts[stage], request % setup.ubatch_size, head % share, block)
+    return (worker, request // setup.ubatch_size), local
 
 
 def elements(region: Region) -> Iterator[Element]:
-    yield from product(range(*region.layers), range(*region.requests), range(*region.heads))
+    blocks = range(region.positions.start // BLOCK, region.positions.stop // BLOCK)
+    yield from product(range(*region.layers), range(*region.requests), range(*region.heads), blocks)
+
+
+def caches_of(setup: Setup, region: Region) -> dict[Cache, set[Element]]:
+    """What of a region each worker's cache of each microbatch holds."""
+    found: dict[Cache, set[Element]] = {}
+    for element in elements(region):
+        found.setdefault(place_of(setup, element)[0], set()).add(element)
+    return found
+
+
+def capacity(setup: Setup, worker: int) -> tuple[int, int, int]:
+    """Layers, requests and heads of one of a worker's caches."""
+    stage = worker // setup.tensor_parallel
+    layers = setup.layer_cuts[stage + 1] - setup.layer_cuts[stage]
+    return layers, setup.ubatch_size, setup.heads // setup.tensor_parallel
+
+
+# ---- what the plan says, in the reference's words ----
+
+
+def ends(transfer: Transfer) -> tuple[Cache, Cache]:
+    return (transfer.source, transfer.source_ubatch), (transfer.target, transfer.target_ubatch)
 
 
 def pairs(transfer: Transfer) -> Iterator[tuple[Place, Place]]:
     """From where to where each element of a transfer goes, both sides walked in the same order."""
+    out_cache, in_cache = ends(transfer)
     for out, into in zip(elements(transfer.source_region), elements(transfer.target_region), strict=True):
-        yield (
-            (transfer.source, transfer.source_ubatch, out),
-            (transfer.target, transfer.target_ubatch, into),
-        )
+        yield (out_cache, out), (in_cache, into)
 
 
-@st.composite
-def setups(draw: Callable[..., int], layers: int, heads: int) -> Setup:
-    inner = draw(st.sets(st.integers(1, layers - 1), max_size=layers - 1)) if layers > 1 else set()
-    shares = [n for n in range(1, heads + 1) if heads % n == 0]
-    return Setup((0, *sorted(inner), layers), heads, draw(st.sampled_from(shares)), draw(st.integers(1, 3)))
-
-
-@st.composite
-def plans(draw: Callable[..., Setup]) -> tuple[Setup, Setup, Region]:
-    layers, heads, requests = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 3, 4])), draw(st.integers(1, 6))
-    region = Region(draw(spans(layers)), draw(spans(requests)), draw(spans(heads)), draw(spans(9)))
-    return draw(setups(layers, heads)), draw(setups(layers, heads)), region
+def mirrored(transfer: Transfer) -> Transfer:
+    return Transfer(
+        transfer.target,
+        transfer.target_ubatch,
+        transfer.target_region,
+        transfer.source,
+        transfer.source_ubatch,
+        transfer.source_region,
+    )
 
 
 def sent(source: Setup, target: Setup, region: Region) -> list[Transfer]:
     return [t for worker in range(source.workers) for t in stream_out(source, target, worker, region)]
 
 
-@settings(max_examples=100, deadline=None)
+def received(source: Setup, target: Setup, region: Region) -> list[Transfer]:
+    return [t for worker in range(target.workers) for t in stream_in(source, target, worker, region)]
+
+
+def by_pair(transfers: list[Transfer]) -> dict[tuple[int, int], list[Transfer]]:
+    found: dict[tuple[int, int], list[Transfer]] = {}
+    for transfer in transfers:
+        found.setdefault((transfer.source, transfer.target), []).append(transfer)
+    return found
+
+
+def assert_inside(setup: Setup, worker: int, local: Region) -> None:
+    """A region, not empty, of what one of a worker's caches has room for."""
+    assert 0 <= worker < setup.workers
+    for span, size in zip((local.layers, local.requests, local.heads), capacity(setup, worker), strict=True):
+        assert 0 <= span.start < span.stop <= size
+
+
+# ---- what is drawn ----
+
+Plan = tuple[Setup, Setup, Region]
+
+
+@cache
+def every_span(size: int) -> st.SearchStrategy[Span]:
+    """Any non-empty interval of an axis."""
+    return st.sampled_from([Span(start, stop) for stop in range(1, size + 1) for start in range(stop)])
+
+
+@cache
+def setups(layers: int, heads: int) -> st.SearchStrategy[Setup]:
+    """Stages of any sizes, any number of workers that can share the heads, any microbatch."""
+    inner = [chosen for count in range(layers) for chosen in combinations(range(1, layers), count)]
+    shares = [n for n in range(1, heads + 1) if heads % n == 0]
+    parts = st.sampled_from(inner), st.sampled_from(shares), st.integers(1, 5)
+    return st.builds(lambda cuts, share, ubatch: Setup((0, *cuts, layers), heads, share, ubatch), *parts)
+
+
+@st.composite
+def plans(draw: Callable[..., Any]) -> Plan:
+    layers, heads, requests = draw(st.sampled_from(list(product(range(1, 5), (1, 2, 3, 4, 6), range(1, 7)))))
+    axes = [draw(every_span(size)) for size in (layers, requests, heads, 2)]
+    return draw(setups(layers, heads)), draw(setups(layers, heads)), Region(*axes[:3], axes[3].scaled(BLOCK))
+
+
+# ---- properties ----
+
+
+@checked
 @given(plans())
-def test_each_element_goes_to_exactly_its_place(plan: tuple[Setup, Setup, Region]) -> None:
+def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
     source, target, region = plan
-    moved = Counter(pair for transfer in sent(source, target, region) for pair in pairs(transfer))
-    expected = Counter((place_of(source, each), place_of(target, each)) for each in elements(region))
-    assert moved == expected
-
-
-@settings(max_examples=40, deadline=None)
-@given(plans())
-def test_the_two_sides_mirror_each_other(plan: tuple[Setup, Setup, Region]) -> None:
-    source, target, region = plan
-    out = sent(source, target, region)
-    into = [t for worker in range(target.workers) for t in stream_in(source, target, worker, region)]
-    assert Counter(out) == Counter(into)
-    for worker in range(source.workers):
-        for peer in range(target.workers):  # both see the transfers between them in one order
-            leaving = [t for t in stream_out(source, target, worker, region) if t.target == peer]
-            arriving = [t for t in stream_in(source, target, peer, region) if t.source == worker]
-            assert leaving == arriving
-    back = [t for worker in range(target.workers) for t in stream_out(target, source, worker, region)]
-    turned = [
-        Transfer(t.target, t.target_ubatch, t.target_region, t.source, t.source_ubatch, t.source_region) for t in back
-    ]
-    assert Counter(turned) == Counter(out)
-
-
-@settings(max_examples=60, deadline=None)
-@given(plans())
-def test_transfers_are_as_few_as_the_cuts_allow(plan: tuple[Setup, Setup, Region]) -> None:
-    source, target, region = plan
-    caches = Counter((t.source, t.source_ubatch, t.target, t.target_ubatch) for t in sent(source, target, region))
-    # Elements of one cache that go to one other cache form a box: one transfer moves it.
-    expected = {(*place_of(source, each)[:2], *place_of(target, each)[:2]) for each in elements(region)}
-    assert caches == Counter(dict.fromkeys(expected, 1))
-
-
-@settings(max_examples=50, deadline=None)
-@given(plans())
-def test_positions_stay_as_they_are(plan: tuple[Setup, Setup, Region]) -> None:
-    source, target, region = plan
-    for transfer in sent(source, target, region):
+    found = sent(source, target, region)
+    for transfer in found:
+        assert_inside(source, transfer.source, transfer.source_region)
+        assert_inside(target, transfer.target, transfer.target_region)
         assert transfer.source_region.positions == transfer.target_region.positions == region.positions
+    moved = Counter(pair for transfer in found for pair in pairs(transfer))
+    expected = {(place_of(source, each), place_of(target, each)) for each in elements(region)}
+    assert moved == Counter(dict.fromkeys(expected, 1))
+    assert len(expected) == sum(1 for _ in elements(region))  # the reference itself places each one apart
+
+
+@checked
+@given(plans())
+def test_the_two_sides_mirror_each_other(plan: Plan) -> None:
+    source, target, region = plan
+    out, into = sent(source, target, region), received(source, target, region)
+    assert Counter(out) == Counter(into)
+    assert by_pair(out) == by_pair(into)  # streams are numbered by the order between two workers
+    assert Counter(map(mirrored, sent(target, source, region))) == Counter(out)
+
+
+@checked
+@given(plans())
+def test_transfers_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
+    """One for each cache of a source and cache of a sink that share something: a transfer has one of each."""
+    source, target, region = plan
+    out, into = caches_of(source, region), caches_of(target, region)
+    meeting = {(one, other) for one, other in product(out, into) if out[one] & into[other]}
+    found = [ends(transfer) for transfer in sent(source, target, region)]
+    assert len(found) == len(set(found))  # no two of them could have been one
+    assert set(found) == meeting
+    event("few transfers" if len(found) <= source.workers else "many transfers")
+
+
+@checked
+@given(plans())
+def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
+    source, target, region = plan
+    found = exchanges(source, target, region)
+    assert [t for each in found for t in each.transfers if t.source == 0] == stream_out(source, target, 0, region)
+    assert Counter(t for each in found for t in each.transfers) == Counter(sent(source, target, region))
+    workers = [(each.source, each.target) for each in found]
+    assert workers == sorted(set(workers))
+    for each in found:
+        assert {(t.source, t.target) for t in each.transfers} == {(each.source, each.target)}
+        whole = {(place_of(source, one), place_of(target, one)) for one in elements(each.region)}
+        assert whole == {pair for transfer in each.transfers for pair in pairs(transfer)}
+
+
+@checked
+@given(plans(), st.integers(1, 3))
+def test_equal_setups_move_whole_caches(plan: Plan, ubatches: int) -> None:
+    setup = plan[0]
+    requests = Span(0, ubatches * setup.ubatch_size)
+    region = Region(Span(0, setup.layer_cuts[-1]), requests, Span(0, setup.heads), Span(0, 5))
+    found = sent(setup, setup, region)
+    assert len(found) == setup.workers * ubatches
+    for transfer in found:
+        assert mirrored(transfer) == transfer
+        sizes = tuple(span.size for span in vars(transfer.source_region).values())
+        assert sizes == (*capacity(setup, transfer.source), 5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
+    layers_apart = Setup((0, 1, 2, 3), heads=4, tensor_parallel=1, ubatch_size=2)
+    heads_apart = Setup((0, 3), heads=4, tensor_parallel=4, ubatch_size=1)
+    sides = (heads_apart, layers_apart) if turned else (layers_apart, heads_apart)
+    found = sent(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
+    assert len(found) == 3 * 4 * 4
+    assert {t.source_region.tokens_heads for t in found} == {1}
+
+
+# ---- examples ----
 
 
 def test_uneven_stages_other_tensor_split_other_batch() -> None:
@@ -150,6 +267,8 @@ def test_a_region_of_no_requests_moves_nothing() -> None:
         (((0, 3, 3), 4), "layer cuts must rise from 0"),
         (((0, 3), 4, 3), "cannot be shared evenly by 3 workers"),
         (((0, 3), 4, 0), "cannot be shared evenly by 0 workers"),
+        (((0, 3), 8, 16), "8 KV heads cannot be shared evenly by 16 workers"),
+        (((0, 3), 8, 3), "8 KV heads cannot be shared evenly by 3 workers"),
         (((0, 3), 4, 2, 0), "at least one request"),
     ],
 )

@@ -15,6 +15,7 @@ from dejavubench.errors import UsageError
 
 COMMANDS = {
     "run": ("dejavubench.cli.run:run", "Measure: run a model under mpirun and stream its KV cache."),
+    "plan": ("dejavubench.cli.plan:plan", "Between two setups: who sends which part of the cache to whom."),
     "process": ("dejavubench.cli.process:process", "Tables of what runs recorded, and of the original's logs."),
     "figures": ("dejavubench.cli.figures:figures", "Draw the paper's figures from what runs recorded."),
 }
@@ -73,6 +74,7 @@ def main() -> None:
     \b
     mpirun -n 2 dejavubench run --model gpt2 --ubatch-size 4 --input-len 256 --streaming mpi
     mpirun -n 2 dejavubench run configs/cpu/fig25.toml --rounds 20
+    dejavubench plan --model opt-13b --pipeline-para-size 2 --sink-tensor-para-size 2 --link 25GB/s
     dejavubench process logs
     dejavubench figures logs -o figures
     """

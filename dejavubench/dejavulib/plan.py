@@ -8,8 +8,9 @@ cuts of the two sides allow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from dejavubench.kvcache import Region, Span
 
@@ -67,6 +68,10 @@ class Setup:
             return range(0)
         return range(requests.start // self.ubatch_size, (requests.stop - 1) // self.ubatch_size + 1)
 
+    def share(self, worker: int, region: Region) -> Region:
+        """What a worker holds of ``region`` over all microbatches, in the coordinates of the whole model."""
+        return Region(self.layers(worker), region.requests, self.heads_of(worker), region.positions) & region
+
     def part(self, worker: int, ubatch: int, positions: Span) -> Region:
         """What a worker holds of one microbatch, in the coordinates of the whole model and all requests."""
         first = ubatch * self.ubatch_size
@@ -85,6 +90,21 @@ class Transfer:
     target_region: Region
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """All that one worker sends to one other.
+
+    Attributes:
+        region: what the two share, in the coordinates of the whole model and all requests.
+        transfers: its pieces, one for each pair of microbatches that have requests in common.
+    """
+
+    source: int
+    target: int
+    region: Region
+    transfers: tuple[Transfer, ...]
+
+
 def stream_out(source: Setup, target: Setup, worker: int, region: Region) -> list[Transfer]:
     """What ``worker`` of the source side sends, to whom, for a region of the whole model's cache.
 
@@ -94,40 +114,56 @@ def stream_out(source: Setup, target: Setup, worker: int, region: Region) -> lis
     Raises:
         ValueError: the two sides do not have the same layers and heads.
     """
-    return [t for t in _transfers(source, target, region) if t.source == worker]
+    return _transfers(source, target, region, [worker], range(target.workers))
 
 
 def stream_in(source: Setup, target: Setup, worker: int, region: Region) -> list[Transfer]:
     """What ``worker`` of the target side receives, from whom: the mirror image of :func:`stream_out`."""
-    return [t for t in _transfers(source, target, region) if t.target == worker]
+    return _transfers(source, target, region, range(source.workers), [worker])
 
 
-def _transfers(source: Setup, target: Setup, region: Region) -> list[Transfer]:
+def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
+    """The whole plan pair by pair, sources outermost; pairs that share nothing are left out.
+
+    Raises:
+        ValueError: the two sides do not have the same layers and heads.
+    """
+    found: dict[tuple[int, int], list[Transfer]] = {}
+    for transfer in _transfers(source, target, region, range(source.workers), range(target.workers)):
+        found.setdefault((transfer.source, transfer.target), []).append(transfer)
+    return [
+        Exchange(sender, receiver, source.share(sender, region) & target.share(receiver, region), tuple(transfers))
+        for (sender, receiver), transfers in found.items()
+    ]
+
+
+def _transfers(
+    source: Setup, target: Setup, region: Region, senders: Sequence[int], receivers: Sequence[int]
+) -> list[Transfer]:
+    """Between these workers, by sender, receiver and the microbatches of both."""
     if source.layer_cuts[-1] != target.layer_cuts[-1] or source.heads != target.heads:
         raise ValueError(
             f"the two sides hold different models: {source.layer_cuts[-1]} layers × {source.heads} heads and "
             f"{target.layer_cuts[-1]} × {target.heads}"
         )
-    transfers = []
-    for sender in range(source.workers):
-        for receiver in range(target.workers):
-            for out_ubatch in source.ubatches(region.requests):
-                held = source.part(sender, out_ubatch, region.positions) & region
-                for in_ubatch in target.ubatches(held.requests):
-                    needed = target.part(receiver, in_ubatch, region.positions)
-                    common = held & needed
-                    if common.tokens_heads:
-                        transfers.append(
-                            Transfer(
-                                sender,
-                                out_ubatch,
-                                _local(common, source.part(sender, out_ubatch, region.positions)),
-                                receiver,
-                                in_ubatch,
-                                _local(common, needed),
-                            )
-                        )
+    outgoing = {worker: source.share(worker, region) for worker in senders}
+    incoming = {worker: target.share(worker, region) for worker in receivers}
+    transfers: list[Transfer] = []
+    for (sender, held), (receiver, needed) in product(outgoing.items(), incoming.items()):
+        common = held & needed
+        if common.tokens_heads:
+            transfers += _pieces(source, target, sender, receiver, common)
     return transfers
+
+
+def _pieces(source: Setup, target: Setup, sender: int, receiver: int, common: Region) -> Iterator[Transfer]:
+    """What two workers share, cut by the microbatches of both."""
+    for out_ubatch in source.ubatches(common.requests):
+        held = source.part(sender, out_ubatch, common.positions)
+        for in_ubatch in target.ubatches(common.requests & held.requests):
+            needed = target.part(receiver, in_ubatch, common.positions)
+            piece = common & held & needed
+            yield Transfer(sender, out_ubatch, _local(piece, held), receiver, in_ubatch, _local(piece, needed))
 
 
 def _local(region: Region, part: Region) -> Region:

@@ -1,0 +1,251 @@
+"""``dejavubench plan``: between two setups, who sends which part of the cache to whom. Nothing is moved."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from dejavubench import specs, units
+from dejavubench.cli.process import BadInput
+from dejavubench.experiment import Experiment
+from dejavubench.points import DataType, LayoutName, Point
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.plan import Setup
+    from dejavubench.traffic import Traffic
+
+
+# ---- options ----
+
+
+class Read(click.ParamType):
+    """A value that ``read`` understands; its ValueError is the message."""
+
+    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
+        self.name, self.read = name, read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _as_spec(value: str) -> specs.ModelSpec:
+    if value == specs.CUSTOM:
+        raise ValueError(f"a {specs.CUSTOM} model has no sizes of its own: name one of {', '.join(specs.SPECS)}")
+    return specs.spec(value)
+
+
+def _as_cuts(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, str(value).split(",")))
+    except ValueError:
+        raise ValueError(f"{value!r} are no layer numbers such as 0,7,13") from None
+
+
+def _as_count(value: Any) -> int:
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{value!r} is no positive whole number")
+    return int(value)
+
+
+COUNT = Read("count", _as_count)
+CUTS = Read("cuts", _as_cuts)
+
+
+def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    """A count whose default is that of the same option of ``run``."""
+    default = Experiment.model_fields[key].default
+    first = default[0] if isinstance(default, tuple) else default
+    flag = "--" + key.replace("_", "-")
+    return click.option(flag, metavar=metavar, type=COUNT, default=first, show_default=True, help=text)
+
+
+@click.command()
+@click.option("--model", "spec", metavar="NAME", type=Read("model", _as_spec), help="Sizes by name: gpt2, opt-13b, …")
+@click.option(
+    "--ckpt-path",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The sizes of a Hugging Face folder instead; its config.json is enough.",
+)
+@_count("input_len", "P", "Tokens of each prompt.")
+@_count("output_len", "T", "New tokens of each request, the prompt's included.")
+@click.option(
+    "--data-type",
+    "--inference-data-type",
+    type=click.Choice(get_args(DataType)),
+    default="fp16",
+    show_default=True,
+    help="Of the cache.",
+)
+@click.option(
+    "--kv-layout",
+    type=click.Choice(get_args(LayoutName)),
+    default=Experiment.model_fields["kv_layout"].default[0],
+    show_default=True,
+    help="Of the caches on both sides.",
+)
+@_count("ubatch_size", "N", "Requests in a microbatch of the sources.")
+@_count("tensor_para_size", "N", "Tensor-parallel degree of the sources.")
+@click.option(
+    "--pipeline-para-size", metavar="N", type=COUNT, help="Pipeline depth of the sources, cut evenly. [default: 1]"
+)
+@click.option("--layer-cuts", metavar="0,A,…,L", type=CUTS, help="Their stages' boundaries, where they are uneven.")
+@click.option("--sink-ubatch-size", metavar="N", type=COUNT, help="Of the sinks. Each of these: [default: as sources]")
+@click.option("--sink-tensor-para-size", metavar="N", type=COUNT, help="Of the sinks.")
+@click.option("--sink-pipeline-para-size", metavar="N", type=COUNT, help="Of the sinks, cut evenly.")
+@click.option("--sink-layer-cuts", metavar="0,A,…,L", type=CUTS, help="Of the sinks.")
+@click.option(
+    "--requests",
+    metavar="N",
+    type=COUNT,
+    help="Of all microbatches in flight. [default: the sources' ubatch size × their pipeline depth]",
+)
+@click.option(
+    "--link",
+    "rate",
+    metavar="RATE",
+    type=Read("rate", units.rate),
+    help="Adds the least times over links of this rate: 25GB/s, 23.3GiB/s, 200Gbit/s.",
+)
+@click.option(
+    "--latency", metavar="TIME", type=Read("latency", units.latency), help="Of the links: 5us, 0.1ms. [default: 0]"
+)
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json", "markdown"]),
+    default="table",
+    show_default=True,
+    help="csv has the pairs alone; json every transfer of each.",
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE, not to stdout.")
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+def plan(
+    spec: specs.ModelSpec | None,
+    ckpt_path: Path | None,
+    requests: int | None,
+    rate: float | None,
+    latency: float | None,
+    style: str,
+    output: Path | None,
+    force: bool,
+    **sizes: Any,
+) -> None:
+    """Who sends which part of the KV cache to whom, and how much, between two setups.
+
+    Sources run the model, sinks receive its cache; the two sides may differ in pipeline depth, tensor-parallel
+    degree and microbatch size. Starts nothing; needs neither MPI nor a GPU.
+
+    The least times: every worker has a link of its own, which carries RATE in each direction. A step cannot be
+    over before the busiest sender or receiver has moved its bytes: bytes ÷ RATE + one latency.
+    """
+    from dejavubench.cli import plan_report
+    from dejavubench.traffic import Link
+
+    if latency is not None and rate is None:
+        raise BadInput("--latency is of a --link, and none is given")
+    made = _traffic(_spec(spec, ckpt_path), requests, sizes)
+    report = plan_report.Report(made, None if rate is None else Link(rate, latency or 0.0))
+    if output is None:
+        plan_report.write(report, style, sys.stdout)
+    else:
+        try:
+            with output.open("w" if force else "x") as file:
+                plan_report.write(report, style, file)
+        except FileExistsError:
+            raise BadInput(f"{output} exists; --force overwrites it") from None
+        except OSError as error:
+            raise BadInput(f"{output}: {error.strerror}") from None
+    if style == "csv":  # the other formats carry it themselves
+        click.echo(report.summary, err=True)
+
+
+# ---- from options to setups ----
+
+
+def _spec(named: specs.ModelSpec | None, folder: Path | None) -> specs.ModelSpec:
+    from dejavubench.checkpoint import CheckpointError, read_spec
+
+    if (named is None) == (folder is None):
+        raise BadInput("name one model: by --model, or --ckpt-path for a folder's")
+    if named is not None:
+        return named
+    assert folder is not None
+    try:
+        return read_spec(folder)
+    except CheckpointError as error:
+        raise BadInput(f"--ckpt-path: {error}") from None
+
+
+def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
+    from dejavubench.traffic import traffic
+
+    cuts = _cuts(spec, sizes, "", default=spec.layer_cuts(1))
+    point, source = _side(spec, sizes, "sources", cuts, sizes["ubatch_size"], sizes["tensor_para_size"])
+    _, sink = _side(
+        spec,
+        sizes,
+        "sinks",
+        _cuts(spec, sizes, "sink_", default=cuts),
+        sizes["sink_ubatch_size"] or source.ubatch_size,
+        sizes["sink_tensor_para_size"] or source.tensor_parallel,
+    )
+    in_flight = requests or source.ubatch_size * source.stages
+    for side, setup in (("sources", source), ("sinks", sink)):
+        if in_flight % setup.ubatch_size:
+            raise BadInput(
+                f"{units.count_text(in_flight, 'request')} do not fill the microbatches of {setup.ubatch_size} of the "
+                f"{side}; --requests takes multiples of both sides' microbatches"
+            )
+    return traffic(point, source, sink, in_flight)
+
+
+def _cuts(spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Given ones, or even ones for a depth that is given, or the default."""
+    cuts, stages = sizes[f"{side}layer_cuts"], sizes[f"{side}pipeline_para_size"]
+    cuts_flag, stages_flag = (f"--{side}{key}".replace("_", "-") for key in ("layer_cuts", "pipeline_para_size"))
+    if cuts is None:
+        try:
+            return default if stages is None else spec.layer_cuts(stages)
+        except ValueError as error:
+            raise BadInput(f"{stages_flag} {stages}: {error}") from None
+    shown = f"{cuts_flag} {','.join(map(str, cuts))}"
+    if cuts[-1] != spec.layer_num:
+        raise BadInput(f"{shown}: {spec.name} has {spec.layer_num} layers, so the last cut is {spec.layer_num}")
+    if stages not in (None, len(cuts) - 1):
+        raise BadInput(f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, {stages_flag} is {stages}")
+    return cuts
+
+
+def _side(
+    spec: specs.ModelSpec, sizes: dict[str, Any], side: str, cuts: tuple[int, ...], ubatch: int, tensor: int
+) -> tuple[Point, Setup]:
+    """The sizes of one side's caches, and its place in the plan."""
+    from dejavubench.dejavulib.plan import Setup
+
+    needed = sizes["input_len"] + sizes["output_len"]
+    point = Point(
+        id=side,
+        spec=spec,
+        data_type=sizes["data_type"],
+        kv_layout=sizes["kv_layout"],
+        ubatch_size=ubatch,
+        input_len=sizes["input_len"],
+        output_len=sizes["output_len"],
+        positions=needed if spec.context is None else min(needed, spec.context),
+        tensor_para_size=tensor,
+        pipeline_para_size=len(cuts) - 1,
+    )
+    if point.problem:
+        raise BadInput(f"{side}: {point.problem}")
+    try:
+        return point, Setup(cuts, spec.kv_heads, tensor, ubatch)
+    except ValueError as error:
+        raise BadInput(f"{side}: {error}") from None

@@ -1,0 +1,288 @@
+"""How ``dejavubench plan`` shows a plan: tables for people, json and csv for programs.
+
+Intervals of json and csv are half-open, ``[start, stop)``, as the library's are; people read ``0–19``, inclusive.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any
+
+from dejavubench.analysis.words import counted, ms, nbytes
+from dejavubench.dejavulib.plan import Setup, Transfer
+from dejavubench.kvcache import Region, Span
+from dejavubench.traffic import Flow, Link, Traffic, Volume
+from dejavubench.units import count_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = dict[str, Any]
+Cells = list[list[str]]
+"""A table as text; its first row has the headings."""
+
+PLACE = "(stage,\ntensor)"
+PHASES = ("prompt", "token", "total")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan and the link that it is to go over, ready to be shown."""
+
+    traffic: Traffic
+    link: Link | None
+
+    # ---- for programs ----
+
+    @cached_property
+    def pairs(self) -> list[Row]:
+        """A flat row for each source and sink that share something."""
+        return [self._pair(flow) for flow in self.traffic.flows]
+
+    @cached_property
+    def workers(self) -> list[Row]:
+        """A row for each source, then each sink."""
+        traffic = self.traffic
+        sides = (
+            ("source", traffic.source, traffic.sent, traffic.peers_of_sources),
+            ("sink", traffic.sink, traffic.received, traffic.peers_of_sinks),
+        )
+        return [
+            {"role": role, **_worker(setup, worker), "peers": peers[worker], **self._amounts(volume)}
+            for role, setup, volumes, peers in sides
+            for worker, volume in volumes.items()
+        ]
+
+    @property
+    def document(self) -> Row:
+        traffic, point = self.traffic, self.traffic.point
+        busiest = {"busiest_source": traffic.busiest_source, "busiest_sink": traffic.busiest_sink}
+        return {
+            "model": point.spec.name,
+            "layer_num": point.spec.layer_num,
+            "kv_head_num": point.spec.kv_heads,
+            "size_per_head": point.spec.size_per_head,
+            "data_type": point.data_type,
+            "kv_layout": point.kv_layout,
+            "input_len": point.input_len,
+            "output_len": point.output_len,
+            "requests": traffic.requests,
+            "sources": _setup(traffic.source),
+            "sinks": _setup(traffic.sink),
+            "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency},
+            "pairs": [
+                {**row, "regions": list(map(_transfer, flow.exchange.transfers))}
+                for row, flow in zip(self.pairs, traffic.flows, strict=True)
+            ],
+            "workers": self.workers,
+            "total": {**self._amounts(traffic.total, self._bounds), **busiest},
+        }
+
+    @cached_property
+    def _bounds(self) -> tuple[float, float, float] | None:
+        return self.traffic.least_seconds(self.link) if self.link else None
+
+    def _pair(self, flow: Flow) -> Row:
+        traffic, exchange = self.traffic, flow.exchange
+        spans: dict[str, Span | range] = {
+            "layer": exchange.region.layers,
+            "head": exchange.region.heads,
+            "request": exchange.region.requests,
+            "source_ubatch": traffic.source.ubatches(exchange.region.requests),
+            "sink_ubatch": traffic.sink.ubatches(exchange.region.requests),
+        }
+        row = {f"source_{key}": value for key, value in _worker(traffic.source, exchange.source).items()}
+        row |= {f"sink_{key}": value for key, value in _worker(traffic.sink, exchange.target).items()}
+        for key, span in spans.items():
+            row |= {f"{key}_start": span.start, f"{key}_stop": span.stop}
+        return row | self._amounts(flow.volume)
+
+    def _amounts(self, volume: Volume, least: Sequence[float] | None = None) -> Row:
+        """A volume and, over a link, its least times: those given, or of the volume alone."""
+        row: Row = dict(vars(volume))
+        if self.link:
+            seconds = least or volume.least_seconds(self.link)
+            row |= {f"{phase}_ms": 1e3 * each for phase, each in zip(PHASES, seconds, strict=True)}
+        return row
+
+    # ---- for people ----
+
+    @property
+    def heading(self) -> list[str]:
+        traffic, point = self.traffic, self.traffic.point
+        spec = point.spec
+        lines = [
+            f"{spec.name}, {point.data_type}, {point.kv_layout}: {spec.layer_num} layers × {spec.kv_heads} KV heads of "
+            f"{spec.size_per_head}; {count_text(traffic.requests, 'request')} of {point.input_len} prompt and "
+            f"{point.output_len} new tokens",
+            f"sources: {_setup_text(traffic.source)}",
+            f"sinks: {_setup_text(traffic.sink)}",
+        ]
+        if self.link:
+            lines.append(
+                f"link: {self.link.rate / 1e9:.4g} GB/s in each direction of every worker, "
+                f"{self.link.latency * 1e6:.4g} µs of latency; times are lower bounds"
+            )
+        return lines
+
+    @property
+    def summary(self) -> str:
+        traffic, total = self.traffic, self.traffic.total
+        sender, receiver = traffic.busiest_source, traffic.busiest_sink
+        text = (
+            f"total: {nbytes(total.total_nbytes)} in {count_text(total.transfers, 'transfer')}; "
+            f"busiest: source {sender} sends {nbytes(traffic.sent[sender].total_nbytes)}, "
+            f"sink {receiver} receives {nbytes(traffic.received[receiver].total_nbytes)}"
+        )
+        if self._bounds is None:
+            return text
+        prompt, token, whole = (ms(1e3 * seconds) for seconds in self._bounds)
+        return f"{text}; at least {prompt} ms for the prompt, {token} ms a token, {whole} ms for all"
+
+    def tables(self, narrow: bool = False) -> list[Cells]:
+        """The pairs, then the workers; ``narrow``: what, how much and how long below each other, not side by side."""
+        ends = [[f"source\n{PLACE}", f"sink\n{PLACE}"]]
+        ends += [[_place(row, "source_"), _place(row, "sink_")] for row in self.pairs]
+        shares = [["layers", "heads", "requests", "microbatches", "transfers"], *map(_share, self.pairs)]
+        names = [[f"worker\n{PLACE}"], *([f"{row['role']} {_place(row)}"] for row in self.workers)]
+        counts = [["peers", "transfers"], *([str(row["peers"]), counted(row["transfers"])] for row in self.workers)]
+        tables = []
+        for labels, what, rows in ((ends, shares, self.pairs), (names, counts, self.workers)):
+            parts = [what, _amounts(rows), *([_times(rows)] if self.link else [])]
+            tables += [_beside(labels, part) for part in parts] if narrow else [_beside(labels, *parts)]
+        return tables
+
+
+def _worker(setup: Setup, worker: int) -> Row:
+    stage, rank = divmod(worker, setup.tensor_parallel)
+    return {"worker": worker, "stage": stage, "tensor_rank": rank}
+
+
+def _setup(setup: Setup) -> Row:
+    return {
+        "workers": setup.workers,
+        "pipeline_para_size": setup.stages,
+        "tensor_para_size": setup.tensor_parallel,
+        "ubatch_size": setup.ubatch_size,
+        "layer_cuts": list(setup.layer_cuts),
+    }
+
+
+def _transfer(transfer: Transfer) -> Row:
+    """One transfer, in the local coordinates of each side."""
+    return {
+        "source_ubatch": transfer.source_ubatch,
+        "sink_ubatch": transfer.target_ubatch,
+        "source_region": _region(transfer.source_region),
+        "sink_region": _region(transfer.target_region),
+    }
+
+
+def _region(region: Region) -> Row:
+    return {axis: list(span) for axis, span in vars(region).items()}
+
+
+def _setup_text(setup: Setup) -> str:
+    stages = ", ".join(_span_text(setup.layers(stage * setup.tensor_parallel)) for stage in range(setup.stages))
+    return (
+        f"{count_text(setup.workers, 'worker')} = {count_text(setup.stages, 'stage')} (layers {stages}) × "
+        f"{count_text(setup.tensor_parallel, 'tensor rank')}, microbatches of {setup.ubatch_size}"
+    )
+
+
+def _place(row: Row, end: str = "") -> str:
+    return f"{row[f'{end}worker']} ({row[f'{end}stage']}, {row[f'{end}tensor_rank']})"
+
+
+def _share(row: Row) -> list[str]:
+    """Which part of the cache a pair has in common, and in how many pieces."""
+
+    def inclusive(key: str) -> str:
+        return _span_text(Span(row[f"{key}_start"], row[f"{key}_stop"]))
+
+    microbatches = f"{inclusive('source_ubatch')} → {inclusive('sink_ubatch')}"
+    return [*map(inclusive, ("layer", "head", "request")), microbatches, counted(row["transfers"])]
+
+
+def _amounts(rows: Sequence[Row]) -> Cells:
+    """Bytes and contiguous runs of rows."""
+    cells = [["prompt", "token", "all", "runs:\nprompt", "runs:\ntoken"]]
+    for row in rows:
+        sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
+        cells.append([*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])])
+    return cells
+
+
+def _times(rows: Sequence[Row]) -> Cells:
+    """Least times of rows over a link."""
+    headings = ["prompt\nms", "token\nms", "all\nms"]
+    return [headings, *([ms(row[f"{phase}_ms"]) for phase in PHASES] for row in rows)]
+
+
+def _beside(*tables: Cells) -> Cells:
+    """Tables of as many rows as one."""
+    return [[cell for part in row for cell in part] for row in zip(*tables, strict=True)]
+
+
+def _span_text(span: Span) -> str:
+    return str(span.start) if span.size == 1 else f"{span.start}–{span.stop - 1}"
+
+
+# ---- the formats ----
+
+
+def write(report: Report, style: str, out: IO[str]) -> None:
+    """Write a plan as ``table``, ``markdown``, ``csv`` or ``json``."""
+    if style == "csv":
+        rows = csv.DictWriter(out, fieldnames=list(report.pairs[0]), lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(report.pairs)
+    elif style == "json":
+        json.dump(report.document, out, indent=2, ensure_ascii=False)
+        out.write("\n")
+    elif style == "markdown":
+        out.write(_markdown(report))
+    else:
+        _print(report, out)
+
+
+def _print(report: Report, out: IO[str]) -> None:
+    from dejavubench.cli.console import console
+
+    screen = console(file=out)
+    for line in report.heading:
+        screen.print(line)
+    screen.print()
+    wide = screen.measure(_rich_table(report.tables()[0]), options=screen.options.update(max_width=1000)).maximum
+    for table in report.tables(narrow=wide > screen.width):
+        screen.print(_rich_table(table))
+        screen.print()
+    screen.print(report.summary)
+
+
+def _rich_table(rows: Cells) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for heading in rows[0]:
+        table.add_column(heading, justify="left" if "stage" in heading else "right")
+    for cells in rows[1:]:
+        table.add_row(*cells)
+    return table
+
+
+def _markdown(report: Report) -> str:
+    lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
+    for headings, *rows in report.tables():
+        align = ["---" if "stage" in heading else "---:" for heading in headings]
+        lines += ["", _pipes(heading.replace("\n", " ") for heading in headings), _pipes(align), *map(_pipes, rows)]
+    return "\n".join([*lines, "", report.summary]) + "\n"
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

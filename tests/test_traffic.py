@@ -1,0 +1,137 @@
+"""What a plan moves: bytes against the caches' sizes, runs against memory itself, bounds against the formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from caches import inside, logical_ids, spans
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dejavubench import specs
+from dejavubench.dejavulib.plan import Setup
+from dejavubench.kvcache import BOTH, KV, KVGeometry, KVLayout, Region, Span
+from dejavubench.points import LayoutName, Point
+from dejavubench.traffic import Link, Traffic, Volume, common_runs, traffic
+
+
+def made(source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4) -> Traffic:
+    spec = specs.custom(source.layer_cuts[-1], source.heads, 8, vocab_size=100, context=64)
+    point = Point(
+        id="p",
+        spec=spec,
+        data_type="fp16",
+        kv_layout=layout,
+        ubatch_size=source.ubatch_size,
+        input_len=10,
+        output_len=output_len,
+        positions=32,
+        tensor_para_size=source.tensor_parallel,
+        pipeline_para_size=source.stages,
+    )
+    return traffic(point, source, sink, requests)
+
+
+SOURCE = Setup((0, 3, 4), heads=4, tensor_parallel=2, ubatch_size=2)
+SINK = Setup((0, 2, 4), heads=4, tensor_parallel=1, ubatch_size=3)
+
+
+def test_bytes_are_those_of_the_caches() -> None:
+    found = made(SOURCE, SINK, 6)
+    vector = 2 * 8 * 2  # K and V of one head of 8 elements in fp16
+    assert found.total.token_nbytes == 6 * 4 * 4 * vector
+    assert found.total.prompt_nbytes == 10 * found.total.token_nbytes
+    assert found.total.total_nbytes == 13 * found.total.token_nbytes
+    assert {worker: each.token_nbytes for worker, each in found.sent.items()} == {
+        worker: layers * 2 * 6 * vector for worker, layers in enumerate([3, 3, 1, 1])
+    }
+    assert {worker: each.token_nbytes for worker, each in found.received.items()} == dict.fromkeys(
+        (0, 1), 2 * 4 * 6 * vector
+    )
+
+
+def test_both_sides_add_up_to_the_whole() -> None:
+    found = made(SOURCE, SINK, 6)
+    for side in (found.sent, found.received):
+        assert sum(side.values(), Volume()) == found.total
+    # pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of workers: 2 × 2 + 2 × 1
+    assert found.total.transfers == 4 * 6
+    assert found.peers_of_sources == {0: 2, 1: 2, 2: 1, 3: 1}
+    assert found.peers_of_sinks == {0: 2, 1: 4}
+
+
+def test_the_busiest_worker_bounds_the_time() -> None:
+    found, link = made(SOURCE, SINK, 6), Link(1e6, 1e-3)
+    assert (found.busiest_source, found.busiest_sink) == (0, 0)
+    sink = found.received[0]
+    assert sink.total_nbytes > found.sent[0].total_nbytes
+    expected = tuple(nbytes / 1e6 + 1e-3 for nbytes in (sink.prompt_nbytes, sink.token_nbytes, sink.total_nbytes))
+    assert found.least_seconds(link) == expected
+    gathered = made(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 4, 2), 2)  # one sends to four
+    assert gathered.least_seconds(link)[2] == gathered.total.total_nbytes / 1e6 + 1e-3
+
+
+def test_a_request_of_one_token_is_its_prompt() -> None:
+    found = made(SOURCE, SINK, 6, output_len=1)
+    assert found.total.total_nbytes == found.total.prompt_nbytes
+
+
+@pytest.mark.parametrize(
+    ("layout", "prompt", "token"),
+    [
+        # 4 layers × 2 requests, K and V. All heads of a position are neighbours on one side only.
+        ("nhd", 4 * 2 * 2 * 10 * 2, 4 * 2 * 2 * 2),
+        ("hnd", 4 * 2 * 2 * 4, 4 * 2 * 2 * 4),
+        # a key is one vector of 16 bytes here: keys lie as values do
+        ("ft", 4 * 2 * 2 * 4, 4 * 2 * 2 * 4),
+    ],
+)
+def test_runs_of_one_worker_to_two(layout: LayoutName, prompt: int, token: int) -> None:
+    found = made(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
+    assert (found.total.prompt_runs, found.total.token_runs) == (prompt, token)
+
+
+# ---- runs, against memory ----
+
+
+@st.composite
+def two_caches(draw: Callable[..., int]) -> tuple[KVGeometry, Region, KVGeometry, Region]:
+    """A region and its places in two caches of one layout."""
+    layout, itemsize = draw(st.sampled_from(list(KVLayout))), draw(st.sampled_from([2, 4]))
+    head_size = 16 // itemsize * draw(st.integers(1, 2))
+    positions, sizes = draw(st.integers(1, 4)), [draw(st.integers(1, 3)) for _ in range(3)]
+    where = draw(spans(positions))
+    sides: list[tuple[KVGeometry, Region]] = []
+    for _ in range(2):
+        before, after = ([draw(st.integers(0, 2)) for _ in range(3)] for _ in range(2))
+        whole = [sum(parts) for parts in zip(before, sizes, after, strict=True)]
+        geometry = KVGeometry(*whole, positions, head_size, itemsize, layout)
+        axes = (Span(start, start + size) for start, size in zip(before, sizes, strict=True))
+        sides.append((geometry, Region(*axes, where)))
+    return (*sides[0], *sides[1])
+
+
+def offsets(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
+    """Where the elements of a region lie, in the order of memory."""
+    assert logical_ids(geometry, kv).size == inside(geometry, kv, region).size
+    return np.flatnonzero(inside(geometry, kv, region))
+
+
+@settings(max_examples=200, deadline=None)
+@given(two_caches())
+def test_common_runs_are_contiguous_on_both_sides_and_maximal(
+    caches: tuple[KVGeometry, Region, KVGeometry, Region],
+) -> None:
+    source, source_region, target, target_region = caches
+    expected = 0
+    for kv in BOTH:
+        for out_layer, in_layer in zip(range(*source_region.layers), range(*target_region.layers), strict=True):
+            steps = [
+                np.diff(offsets(geometry, kv, region.layer(layer)))
+                for geometry, region, layer in ((source, source_region, out_layer), (target, target_region, in_layer))
+            ]
+            expected += 1 + int(((steps[0] != 1) | (steps[1] != 1)).sum())
+    (source, region), (target, _) = caches[:2], caches[2:]
+    assert common_runs(source, region, target) == expected
