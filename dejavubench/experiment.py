@@ -107,6 +107,13 @@ def _as_modes(value: Any) -> Any:
     return modes
 
 
+def _as_peers(value: Any) -> Any:
+    peers = () if value in ((), []) else _as_list(value)
+    for peer in peers:
+        units.address(peer)
+    return peers
+
+
 def _as_models(value: Any) -> Any:
     names = _as_list(value)
     for name in names:
@@ -219,7 +226,16 @@ class Experiment(BaseModel):
         ("none",),
         "Streaming",
         "MODE[,MODE…]",
-        "Where the cache goes: none, host, disk, mpi (a remote CPU), nccl (a remote GPU).",
+        "Where the cache goes: none, host, disk, mpi (a remote CPU), nccl (a remote GPU), tcp (a remote CPU, no MPI).",
+    )
+    peer: Annotated[tuple[str, ...], BeforeValidator(_as_peers)] = _option(
+        (),
+        "Streaming",
+        "ADDR:PORT[,…]",
+        "For tcp: where 'dejavubench sink' listens; one for all sources, or one for each.",
+    )
+    tcp_checksums: bool = _option(
+        False, "Streaming", "", "Hash what tcp streams at both ends, beside TCP's own checksum."
     )
     level: Annotated[tuple[str, ...], BeforeValidator(_as_levels)] = _option(
         (DEFAULT_LEVEL,),
@@ -276,7 +292,7 @@ class Experiment(BaseModel):
         None, "Measurement", "P%", "Say of each arm whether it is met, missed or unresolved."
     )
     verify: bool = _option(True, "Measurement", "", "Compare every byte that arrived, outside the clock.")
-    ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, disk and matmul can do.")
+    ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, sockets, disk and matmul can do.")
     log_dir: Path = _option(Path("logs"), "Measurement", "DIR", "Where the run's folder is made.")
 
     threads: PositiveInt = _option(1, "Machine", "N", "Threads of each rank, the same for all arms.")
@@ -350,6 +366,12 @@ class Experiment(BaseModel):
             raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
         if self.streaming == ("nccl",) and self.device != "cuda":
             raise ValueError("streaming nccl moves the cache from GPU to GPU: it needs a CUDA device")
+        if self.peer and "tcp" not in self.streaming:
+            raise ValueError("peer is for streaming tcp, which is not among the destinations")
+        if self.streaming == ("tcp",) and not self.peer:
+            raise ValueError("streaming tcp needs --peer ADDR:PORT, where 'dejavubench sink' listens")
+        if len(self.peer) not in (0, 1, self.sources):
+            raise ValueError(f"peer names {len(self.peer)} sinks: give one for all, or one for each of {self.sources}")
         problems = [point.problem for point in self.points()]
         if all(problems):  # of a sweep, what can run does
             raise ValueError(problems[0])
@@ -454,6 +476,8 @@ class Experiment(BaseModel):
             if mode == "none":
                 continue
             skipped = "no CUDA device" if mode == "nccl" and self.device != "cuda" else None
+            if mode == "tcp" and not self.peer:
+                skipped = "no --peer"
             loopback = mode == "nccl" and self.nccl_loopback
             for level, durability in product(self.level, self.durability if mode == "disk" else (None,)):
                 name = f"{mode}-loopback@{level}" if loopback else f"{mode}@{level}"
@@ -510,7 +534,7 @@ class Experiment(BaseModel):
         import hashlib
         import json
 
-        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir", "ckpt_path", "prompts"})
+        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir", "ckpt_path", "prompts", "peer"})
         if self._prompts:
             content["prompts"] = self._prompts
         if self._checkpoint is not None:

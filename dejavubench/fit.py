@@ -40,7 +40,7 @@ CUDA_CONTEXT_NBYTES = 1024 * MIB
 PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
 """What the model makes of matmul peak in the prompt, and of read bandwidth in a decode step (the design's aims)."""
 
-COPY_S = {"host": 1e-6, "disk": 3e-6, "mpi": 1e-5, "nccl": 1e-5}
+COPY_S = {"host": 1e-6, "disk": 3e-6, "mpi": 1e-5, "nccl": 1e-5, "tcp": 3e-5}
 """Seconds of one copy or message of a few bytes that is complete before the next one begins; rough."""
 
 FSYNC_S = 4e-4

@@ -10,7 +10,7 @@ from dejavubench.specs import ModelSpec
 if TYPE_CHECKING:
     from dejavubench.records import ArmInfo, PointInfo
 
-Mode = Literal["none", "host", "disk", "mpi", "nccl"]
+Mode = Literal["none", "host", "disk", "mpi", "nccl", "tcp"]
 DataType = Literal["fp32", "bf16", "fp16"]
 LayoutName = Literal["ft", "hnd", "nhd"]
 Durability = Literal["fdatasync", "direct", "page-cache"]
@@ -19,7 +19,7 @@ ITEMSIZE: dict[DataType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of one element of the cache."""
 
 REMOTE: frozenset[Mode] = frozenset({"mpi", "nccl"})
-"""Destinations that are other ranks."""
+"""Destinations that are other ranks; the sink of ``tcp`` is none."""
 
 FT_VECTOR_BYTES = 16
 

@@ -268,6 +268,7 @@ class Ceiling(_Line):
 HELD_AGAINST = {
     "mpi-destination": "mpi-windowed",
     "disk-destination": "disk-write",
+    "tcp-destination": "tcp-raw",
     "pcie-destination": "pcie-d2h",
     "gather": "gather-copy",
 }

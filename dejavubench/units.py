@@ -74,6 +74,19 @@ def rate(value: object) -> float:
     return number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
 
 
+def address(value: object) -> tuple[str, int]:
+    """``host:port``, ``[::1]:port`` or ``:port`` (of this host's loopback) as host and port.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    host, colon, port = str(value).strip().rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in host and not bracketed):
+        raise ValueError(f"{value!r} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def nbytes_text(nbytes: float) -> str:
     """Bytes with a binary unit, three digits: ``3.30 GiB``."""
     value, unit = float(nbytes), "B"

@@ -94,6 +94,7 @@ def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> N
     assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large", *HELD_AGAINST} - set(found) == {
         "mpi-destination",
         "disk-destination",
+        "tcp-destination",
     }
     assert all(item.value > 0 for item in found.values())
     assert found["memory-copy"].value < 1.2 * found["memory-read"].value  # bytes read and written are counted

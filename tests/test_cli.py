@@ -56,7 +56,7 @@ def refused(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["run"], ["plan"], ["process"], ["figures"]], ids=lambda a: "-".join(a) or "group"
+    "arguments", [[], ["run"], ["plan"], ["sink"], ["process"], ["figures"]], ids=lambda a: "-".join(a) or "group"
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
@@ -130,7 +130,7 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(monkeypatch: pyt
 @pytest.mark.parametrize("rest", [(), ("--rounds", "3")])
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = refused("run", "--streaming", *rest)
-    assert message == "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl"
+    assert message == "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, tcp"
 
 
 @pytest.mark.parametrize(

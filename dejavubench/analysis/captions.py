@@ -48,7 +48,7 @@ _SECOND_HAND = (
 )
 """Of FasterTransformer's layout, on GPUs; said below a figure of the same kind, drawn nowhere."""
 
-DESTINATIONS = {"nccl": "remote GPU (NCCL)", LOOPBACK: "loopback on one GPU (NCCL)"}
+DESTINATIONS = {"nccl": "remote GPU (NCCL)", LOOPBACK: "loopback on one GPU (NCCL)", "tcp": "remote CPU (TCP)"}
 """What stands in figures for a mode."""
 
 

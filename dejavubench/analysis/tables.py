@@ -55,7 +55,7 @@ COLUMNS = (
     *("prompt_tflop_per_s", "prompt_share_pct", "token_gb_per_s", "token_share_pct"),
 )
 
-CEILING_OF_MODE = {"mpi": "mpi-windowed", "disk": "disk-write", "host": "memory-copy"}
+CEILING_OF_MODE = {"mpi": "mpi-windowed", "disk": "disk-write", "host": "memory-copy", "tcp": "tcp-raw"}
 CEILING_FROM_GPU = CEILING_OF_MODE | {"host": "pcie-d2h", "nccl": "nccl-send"}
 LOCAL_MODES = ("host", "disk")
 STATISTIC = "median over rounds of the maximum over sources"
@@ -251,16 +251,19 @@ def hosts(run: Run, arm: ArmInfo) -> str | None:
     if machine.destination(run, arm) == machine.LOOPBACK:
         return "loopback on one GPU"
     infos = dict(run.of(RankInfo))
-    pairs = [
-        (info.host, infos[peer].host)
-        for info in infos.values()
-        if info.role == "source"
-        for peer in info.peers
-        if peer in infos
-    ]
-    if not pairs:
+    if arm.mode == "tcp":  # the sink is no rank; the source knows whether it runs beside it
+        sinks = [info.environment.get("tcp_sink") for info in machine.sources(run)]
+        same = [sink["same_host"] for sink in sinks if sink is not None]
+    else:
+        same = [
+            info.host == infos[peer].host
+            for info in infos.values()
+            if info.role == "source"
+            for peer in info.peers
+            if peer in infos
+        ]
+    if not same:
         return None
-    same = [here == there for here, there in pairs]
     return "same host" if all(same) else "some on the same host" if any(same) else "different hosts"
 
 

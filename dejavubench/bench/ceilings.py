@@ -1,9 +1,10 @@
 """What this machine can do, measured between the rounds that it bounds: the same session, the same threads.
 
-Each probe is short and runs after each of the first rounds; the best of all is the ceiling. ``mpi-destination`` and
-``disk-destination`` are no ceilings: they are this library's flush and fetch alone, in turn with the raw loop
-(``mpi-windowed``, ``disk-write``) that they are held against. What a CUDA device can do is measured by
-:mod:`~dejavubench.bench.device_ceilings`.
+Each probe is short and runs after each of the first rounds; the best of all is the ceiling. ``mpi-destination``,
+``disk-destination`` and ``tcp-destination`` are no ceilings: they are this library's flush and fetch alone, in turn
+with the raw loop (``mpi-windowed``, ``disk-write``, ``tcp-raw``) that they are held against. What a CUDA device can do
+is measured by :mod:`~dejavubench.bench.device_ceilings`, and the way to a sink of ``tcp`` by
+:mod:`~dejavubench.bench.tcp_ceilings`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dejavubench.waiting import wait_asleep
 
 if TYPE_CHECKING:
     from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
+    from dejavubench.bench.tcp_ceilings import TCPLink
 
 MESSAGE = 16 << 20
 WINDOW = 4
@@ -343,6 +345,7 @@ class Ceilings:
         memory: None on a sink, which then measures its side of the link alone, and beside ``device``.
         device: of the CUDA device that the model runs on, in place of the CPU's memory, products and copies.
         device_link: by NCCL between this rank and its peer, if something is streamed so.
+        tcp_link: between this rank and its sink of ``tcp``, likewise.
     """
 
     def __init__(
@@ -353,7 +356,9 @@ class Ceilings:
         memory: Memory | None,
         device: DeviceProbes | None = None,
         device_link: DeviceLink | None = None,
+        tcp_link: TCPLink | None = None,
     ) -> None:
+        self._tcp_link = tcp_link
         self._disks = disks
         self._probes: list[Probe] = []
         if memory is not None:
@@ -376,6 +381,11 @@ class Ceilings:
             ]
         if device_link is not None:
             self._probes.append(Probe("nccl-send", "GB/s", device_link.send))
+        if tcp_link is not None:
+            self._probes += [
+                Probe("tcp-raw", "GB/s", tcp_link.raw),
+                Probe("tcp-destination", "GB/s", tcp_link.destination),
+            ]
         for disk in disks:
             self._probes += [
                 Probe("disk-write", "GB/s", disk.write, disk.durability),
@@ -422,3 +432,5 @@ class Ceilings:
     def close(self) -> None:
         for disk in self._disks:
             disk.close()
+        if self._tcp_link is not None:
+            self._tcp_link.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -11,6 +12,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -22,6 +24,8 @@ from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.streams import Side
+from dejavubench.bench.tcp_ceilings import message_stream
+from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.levels import LEVELS
@@ -30,7 +34,7 @@ from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import native_bf16
-from dejavubench.models.dtypes import compute_dtype
+from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
 from dejavubench.parallel.nccl import Loopback, NCCLPair, SharedCardError, card_of, connect_pairs, prepare_cards
 from dejavubench.parallel.nccl_collectives import NCCLCollectives
@@ -54,6 +58,7 @@ class Job:
         sources: how the sources compute together; None on a sink.
         folder: the run's folder on this host.
         skipped: points that cannot run here, by id, and why.
+        tcp_sink: where this source streams by tcp, if it does.
 
     Raises:
         UsageError: on every rank, if the session cannot start on any of them.
@@ -84,6 +89,7 @@ class Job:
         self._agree(self._take_device)
         self.loopback = self._prepare_cards()
         self.skipped = self._agree(self._reasons)
+        self.tcp_sink = self._meet_tcp_sinks()
         fit.refuse_if_none_runs(experiment, self.skipped)
         self._agree(self._make_stream_dir)
         self.run_id, self.folder = self._make_folder()
@@ -112,11 +118,11 @@ class Job:
             each = slot * max(sum(map(len, self.side(point).remote())) for point in self._runnable())
             return each * CacheReceiver.SLOTS * ("mpi" in modes), each * DeviceReceiver.SLOTS * ("nccl" in modes)
         ring, on_cuda = slot * self.experiment.staging_slots, self.device.type == "cuda"
-        through_host = bool(modes & {"host", "disk", "mpi"}) and on_cuda  # gathered on the device first
+        through_host = bool(modes & {"host", "disk", "mpi", "tcp"}) and on_cuda  # gathered on the device first
         landing = 0
         if on_cuda and any(not LEVELS[arm.level].buffered for arm in arms if arm.level and arm.mode != "nccl"):
             landing = max(self.side(point).local()[0][0].schedule.step_nbytes(0) for point in self._runnable())
-        return ring * bool(modes & {"disk", "mpi"}) + landing, ring * (through_host + ("nccl" in modes))
+        return ring * bool(modes & {"disk", "mpi", "tcp"}) + landing, ring * (through_host + ("nccl" in modes))
 
     def _runnable(self) -> list[Point]:
         return [point for point in self.experiment.points() if point.id not in self.skipped]
@@ -235,6 +241,40 @@ class Job:
                     )
         return found
 
+    def _meet_tcp_sinks(self) -> TCPPeer | None:
+        """Have every source announce every point to its sink of ``tcp``: what that does not take cannot run.
+
+        Raises:
+            UsageError: on every rank, if a sink cannot be reached or does not share the token.
+        """
+        if not any(arm.mode == "tcp" and not arm.skipped for arm in self.experiment.arms()):
+            return None
+        found: list[TCPPeer] = []
+
+        def find() -> dict[str, str]:
+            if self.is_source:
+                peers, timeout = self.experiment.peer, self.experiment.drain_timeout
+                own = peers[self.topology.worker % len(peers)]
+                found.append(TCPPeer.find(own, timeout, self.experiment.tcp_checksums))
+            return {}
+
+        self._agree(find)
+        for point in self.experiment.points():
+            if point.id not in self.skipped:
+                with contextlib.ExitStack() as held:  # by all sources at the same time, as in the measurement
+                    self.skipped |= self._agree(partial(self._announce, point, found, held))
+                self.world.Barrier()  # all have given it back before the next point is announced
+        return found[0] if found else None
+
+    def _announce(self, point: Point, peers: list[TCPPeer], held: contextlib.ExitStack) -> dict[str, str]:
+        """Why a source's sink does not take what this point streams."""
+        streams = [stream for ubatch in self.side(point).local() for stream in ubatch]
+        kinds = [(streams, dtype_of(point.data_type))]
+        if self.experiment.ceilings and self.rank == 0:
+            kinds.append(([message_stream()], torch.float32))
+        refusals = [why for peer in peers for kind in kinds if (why := peer.refusal(*kind, held)) is not None]
+        return {point.id: refusals[0]} if refusals else {}
+
     def _stream_nbytes(self, point: Point) -> int:
         streams = self.side(point).local()
         return sum(file_nbytes(stream.schedule) for ubatch in streams for stream in ubatch)
@@ -305,6 +345,8 @@ class Job:
         on_host, on_device = self._staging_nbytes()
         if self.loopback is not None:
             facts["nccl_loopback"] = dataclasses.asdict(self.loopback)
+        if self.tcp_sink is not None:
+            facts["tcp_sink"] = dataclasses.asdict(self.tcp_sink)
         self.recorder.write(
             records.RankInfo(
                 rank=self.rank,

@@ -21,6 +21,7 @@ from dejavubench.bench.progress import Progress
 from dejavubench.bench.rounds import orders
 from dejavubench.bench.sink import Sink
 from dejavubench.bench.source import Place, Source, tokens
+from dejavubench.bench.tcp_ceilings import TCPLink
 from dejavubench.bench.verify import VerificationError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.dejavulib.streamer import Streaming
@@ -72,7 +73,14 @@ class PointSession:
             "data_type": point.data_type,
         }
         place = Place(
-            job.data, job.verification, job.announcements, job.handover, job.connect(point), job.stream_dir, identity
+            job.data,
+            job.verification,
+            job.announcements,
+            job.handover,
+            job.connect(point),
+            job.stream_dir,
+            identity,
+            job.tcp_sink,
         )
         self._links = place.links
         side = job.side(point)
@@ -330,7 +338,9 @@ class PointSession:
                 memory = Memory()
             kinds = dict.fromkeys(arm.durability for arm in self.arms if arm.durability is not None)
             disks = [Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind) for kind in kinds]
-        return Ceilings(self.job.compute_dtype(dtype), link, disks, memory, probes, device_link)
+        tcp = self.job.tcp_sink if self.job.rank == 0 else None
+        tcp_link = None if tcp is None else TCPLink(tcp.connect)
+        return Ceilings(self.job.compute_dtype(dtype), link, disks, memory, probes, device_link, tcp_link)
 
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""

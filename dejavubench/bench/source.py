@@ -16,13 +16,15 @@ from dejavubench.bench.handover import Teller
 from dejavubench.bench.prompts import make_prompts
 from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
-from dejavubench.bench.verify import compare_packed, serve_pieces
+from dejavubench.bench.tcp_peer import TCPPeer
+from dejavubench.bench.verify import compare_packed, serve_pieces, written_outside
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
 from dejavubench.dejavulib.device import DeviceStaging, Landing
 from dejavubench.dejavulib.device_receiver import device_slots
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
@@ -43,6 +45,7 @@ class Place:
 
     Attributes:
         announcements, links: of what goes by NCCL: links by the other side's rank, empty where nothing does.
+        tcp_sink: of what goes by tcp.
     """
 
     data: MPI.Intracomm
@@ -52,6 +55,7 @@ class Place:
     links: Mapping[int, NCCLPair]
     stream_dir: Path
     identity: dict[str, str]
+    tcp_sink: TCPPeer | None = None
 
 
 class Source:
@@ -197,6 +201,10 @@ class Source:
                 return MPIDestination(self.place.data)
             case "nccl":
                 return NCCLDestination(self.place.announcements, self.place.links, self.experiment.drain_timeout)
+            case "tcp":
+                assert self.place.tcp_sink is not None
+                streams = [stream for ubatch in self.side.local() for stream in ubatch]
+                return self.place.tcp_sink.connect(streams, self.caches[0].k.dtype)
             case _:
                 raise StreamingError(f"{arm.mode} is no destination of this build")
 
@@ -235,7 +243,11 @@ class Source:
             if isinstance(destination, DiskDestination):
                 for stream in manager.streams:
                     destination.check(stream)
-            return compare_packed(fetch, manager.cache, manager.streams, self.side, ubatch)
+            found = compare_packed(fetch, manager.cache, manager.streams, self.side, ubatch)
+            if found is None and isinstance(destination, TCPDestination):
+                outside = [destination.outside(stream) for stream in manager.streams]
+                found = written_outside(outside, self.side, ubatch)
+            return found
         except StreamingError as error:  # the destination itself says that it does not hold what was written
             return str(error)
 

@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 from dejavubench.bench.streams import Side
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.tcp import Outside
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Span
@@ -95,6 +96,14 @@ def compare_packed(
                 region = chunk.region.layer(chunk.region.layers.start + layer)
                 flat = _flat(cache.geometry, kv, region, int(differ.nonzero()[0]))
                 return _where(side, ubatch, kv, flat, True, int(differ.sum()))
+    return None
+
+
+def written_outside(found: Sequence[Outside | None], side: Side, ubatch: int) -> str | None:
+    """What a sink that compares for itself has found outside the streamed region, in the whole model's numbers."""
+    for outside in found:
+        if outside is not None:
+            return _where(side, ubatch, outside.kv, outside.flat, False, outside.elements)
     return None
 
 

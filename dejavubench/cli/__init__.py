@@ -16,6 +16,7 @@ from dejavubench.errors import UsageError
 COMMANDS = {
     "run": ("dejavubench.cli.run:run", "Measure: run a model under mpirun and stream its KV cache."),
     "plan": ("dejavubench.cli.plan:plan", "Between two setups: who sends which part of the cache to whom."),
+    "sink": ("dejavubench.cli.sink:sink", "Receive what --streaming tcp sends here: no MPI."),
     "process": ("dejavubench.cli.process:process", "Tables of what runs recorded, and of the original's logs."),
     "figures": ("dejavubench.cli.figures:figures", "Draw the paper's figures from what runs recorded."),
 }

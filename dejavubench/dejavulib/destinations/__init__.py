@@ -6,4 +6,5 @@ DESTINATIONS = {
     "host": "dejavubench.dejavulib.destinations.host:HostDestination",
     "disk": "dejavubench.dejavulib.destinations.disk:DiskDestination",
     "mpi": "dejavubench.dejavulib.destinations.mpi:MPIDestination",
+    "tcp": "dejavubench.dejavulib.destinations.tcp:TCPDestination",
 }

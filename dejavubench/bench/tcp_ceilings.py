@@ -1,0 +1,66 @@
+"""What a socket to a ``tcp`` sink can do, and what of that the destination reaches: from and to the same places."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import KVGeometry
+
+MESSAGE = 16 << 20
+WINDOW = 4
+MESSAGES = 8
+
+
+def message_stream() -> Stream:
+    """A stream whose chunks are whole messages, so that nothing but flush, receipt and acknowledgement is left."""
+    width = 256
+    geometry = KVGeometry(MESSAGES, 1, 1, MESSAGE // (2 * 4 * width), width, 4)
+    return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, MESSAGE))
+
+
+class TCPLink:
+    """Bandwidth between one source and its sink, on a connection of its own.
+
+    Args:
+        connect: makes a destination for streams, of caches of the given type.
+    """
+
+    def __init__(self, connect: Callable[[list[Stream], torch.dtype], TCPDestination]) -> None:
+        self._stream = message_stream()
+        self._chunks = list(self._stream.schedule.all_chunks(LEVELS["3"]))
+        self._destination = connect([self._stream], torch.float32)
+        self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]
+
+    def raw(self) -> list[tuple[float, str]]:
+        """The raw loop: whole messages with nothing between them, then a word back."""
+        self._destination.begin(self._stream)
+        began = time.perf_counter()
+        self._destination.raw(self._stream, [self._slots[chunk.index % WINDOW] for chunk in self._chunks])
+        return self._sample(time.perf_counter() - began)
+
+    def destination(self) -> list[tuple[float, str]]:
+        """The destination's flush, and the sink's receipt and acknowledgement, of the same bytes to the same places."""
+        destination, stream = self._destination, self._stream
+        destination.begin(stream)
+        began = time.perf_counter()
+        for chunk in self._chunks:
+            while chunk.index - destination.completed(stream) >= WINDOW:
+                pass
+            destination.flush(stream, chunk, self._slots[chunk.index % WINDOW])
+        while destination.completed(stream) < len(self._chunks):
+            pass
+        return self._sample(time.perf_counter() - began)
+
+    def _sample(self, seconds: float) -> list[tuple[float, str]]:
+        return [(MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGES} × {MESSAGE >> 20} MiB messages")]
+
+    def close(self) -> None:
+        self._destination.close()

@@ -1,0 +1,77 @@
+"""The sink of ``tcp`` that one source streams to."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
+from dejavubench.dejavulib.tcp.handshake import connect, leave
+from dejavubench.dejavulib.tcp.wire import RefusedError
+from dejavubench.errors import UsageError
+from dejavubench.units import address
+
+
+@dataclass(frozen=True)
+class TCPPeer:
+    """A sink that has been reached.
+
+    Attributes:
+        peer: its address, as it was given.
+        same_host: it runs on this machine.
+        timeout: seconds that it may be silent when an answer is due.
+        checksums: what is streamed is hashed at both ends.
+    """
+
+    peer: str
+    same_host: bool
+    timeout: float
+    checksums: bool
+
+    @classmethod
+    def find(cls, peer: str, timeout: float, checksums: bool) -> TCPPeer:
+        """Raises:
+        UsageError: there is no token, or nobody at this address who shares it.
+        """
+        try:
+            wire = connect(address(peer), _token(), timeout)
+        except StreamingError as error:
+            raise UsageError(f"--peer {peer}: {error}") from None
+        leave(wire)
+        wire.close()
+        return cls(peer, wire.same_host, timeout, checksums)
+
+    def refusal(self, streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
+        """Why the sink does not take these streams; None if it does, and keeps room for them until ``held`` ends.
+
+        Raises:
+            UsageError: it is not there any more.
+        """
+        try:
+            held.callback(self.connect(streams, dtype).close)
+        except RefusedError as refused:
+            return f"streaming tcp: {refused}"
+        except StreamingError as error:
+            raise UsageError(f"--peer {self.peer}: {error}") from None
+        return None
+
+    def connect(self, streams: list[Stream], dtype: torch.dtype) -> TCPDestination:
+        """A destination for all of these streams, on a connection of its own.
+
+        Raises:
+            StreamingError: the sink refuses, or is not there any more.
+        """
+        return TCPDestination(address(self.peer), _token(), streams, dtype, self.timeout, self.checksums)
+
+
+def _token() -> bytes:
+    """Read when it is needed and kept nowhere. Raises UsageError: it is not set."""
+    token = os.environ.get(TOKEN_VARIABLE, "").encode()
+    if not token:
+        raise UsageError(f"{TOKEN_VARIABLE} is not set: streaming tcp needs the token that the sink has")
+    return token

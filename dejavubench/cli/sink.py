@@ -1,0 +1,80 @@
+"""``dejavubench sink``: keeps what runs elsewhere stream by tcp."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from dejavubench import units
+from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
+from dejavubench.errors import UsageError
+
+LISTEN = "127.0.0.1:7601"
+
+Value = TypeVar("Value")
+
+
+def _log(line: str) -> None:
+    """One line, whatever a stranger has sent."""
+    printable = "".join(each if each.isprintable() else "?" for each in line)
+    print(f"dejavubench sink: {printable[:500]}", file=sys.stderr, flush=True)
+
+
+@click.command()
+@click.option(
+    "--listen",
+    metavar="ADDR:PORT",
+    default=LISTEN,
+    show_default=True,
+    help="Where sources connect; port 0 is any that is free. Loopback unless an address says otherwise.",
+)
+@click.option(
+    "--max-gib",
+    metavar="N",
+    type=click.FloatRange(min=0, min_open=True),
+    help="GiB of memory for all caches together. [default: half of what is available at the start]",
+)
+@click.option(
+    "--timeout",
+    metavar="TIME",
+    default="10s",
+    show_default=True,
+    help="A peer that proves nothing for so long, or is silent in the middle of something, is dropped.",
+)
+def sink(listen: str, max_gib: float | None, timeout: str) -> None:
+    """Receive the KV caches that 'dejavubench run --streaming tcp --peer ADDR:PORT' streams, until interrupted.
+
+    Both sides need the same token in the environment variable DEJAVUBENCH_TOKEN. It is proven, never sent; the caches
+    themselves are not encrypted, so the network between the two has to be trusted. Each peer is told of on stderr.
+    """
+    address, seconds = _read("--listen", units.address, listen), _read("--timeout", units.seconds, timeout)
+    token = os.environ.get(TOKEN_VARIABLE, "").encode()
+    if not token:
+        raise UsageError(f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token")
+    from dejavubench.dejavulib.tcp.sink import TCPSink
+    from dejavubench.machine import available_nbytes
+
+    limit = available_nbytes() // 2 if max_gib is None else int(max_gib * 2**30)
+    try:
+        server = TCPSink(address, token, limit, seconds, _log)
+    except OSError as error:
+        raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.stop())
+    host, port = server.address
+    _log(f"listening on {host}:{port}, {units.nbytes_text(limit)} at most")
+    server.serve()
+    server.close()
+    _log("ended")
+
+
+def _read(option: str, read: Callable[[object], Value], text: str) -> Value:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None

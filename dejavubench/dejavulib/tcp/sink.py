@@ -1,0 +1,172 @@
+"""The sink of ``tcp`` streams: listens, asks every peer for a proof, and keeps what the proven ones stream.
+
+One connection is one source worker's, with caches and a thread of its own; what is wrong with one ends that one alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from dejavubench.dejavulib.tcp.connection import Connection, RefusalError
+from dejavubench.dejavulib.tcp.handshake import Address, Setup, read_setup, welcome
+from dejavubench.dejavulib.tcp.wire import MOST_TEXT, Frame, Kind, Wire, WireError, set_buffers
+
+MOST_PEERS = 128
+"""Connections at a time; a further one is closed at once."""
+
+LAST_WORDS = 2.0
+"""Seconds that a refused source has for reading why."""
+
+
+class TCPSink:
+    """Listens from now on; :meth:`serve` takes who comes.
+
+    Args:
+        address: port 0 is any that is free.
+        token: what sources have to know.
+        limit: bytes of memory for all caches and staging together.
+        timeout: seconds for a handshake, and that a source may be silent in the middle of something.
+        log: is told of every peer in one line.
+
+    Raises:
+        OSError: nobody can listen there.
+    """
+
+    def __init__(self, address: Address, token: bytes, limit: int, timeout: float, log: Callable[[str], None]) -> None:
+        if not token:
+            raise ValueError("a sink needs a token")
+        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        self._listening = socket.create_server(address, family=family, backlog=MOST_PEERS)
+        set_buffers(self._listening)  # accepted connections have them from the start
+        self.address: Address = self._listening.getsockname()[:2]
+        self._token = token
+        self._limit = limit
+        self._timeout = timeout
+        self._log = log
+        self._lock = threading.Lock()
+        self._wires: dict[Wire, threading.Thread] = {}
+        self._taken = 0
+        self._stopping = False
+
+    def serve(self) -> None:
+        """Take connections until :meth:`stop`."""
+        while True:
+            try:
+                connected, (host, port, *_) = self._listening.accept()
+            except OSError as error:
+                if self._stopping:
+                    return
+                self._log(f"cannot take a connection: {error.strerror or error}")
+                time.sleep(0.1)
+                continue
+            self._take(connected, f"{host}:{port}")
+
+    def _take(self, connected: socket.socket, peer: str) -> None:
+        with self._lock:
+            full = self._stopping or len(self._wires) >= MOST_PEERS
+        if full:
+            self._log(f"refused {peer}: {MOST_PEERS} peers are connected")
+            connected.close()
+            return
+        try:
+            wire = Wire(connected, peer, self._timeout)
+        except OSError as error:  # gone again
+            self._log(f"refused {peer}: {error.strerror or error}")
+            connected.close()
+            return
+        thread = threading.Thread(target=self._serve, args=[wire], name=peer, daemon=True)
+        with self._lock:
+            self._wires[wire] = thread
+        thread.start()
+
+    def stop(self) -> None:
+        """End :meth:`serve` and every connection; may be called from a signal handler."""
+        self._stopping = True
+        with contextlib.suppress(OSError):  # not a second time
+            self._listening.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Once :meth:`serve` has returned: wait until all is given back."""
+        self._listening.close()
+        with self._lock:
+            wires = dict(self._wires)
+        for wire, thread in wires.items():
+            wire.shutdown()
+            thread.join(self._timeout)
+
+    # ---- one peer, in a thread of its own ----
+
+    def _serve(self, wire: Wire) -> None:
+        torch.set_num_threads(1)
+        verb, needed = "refused", 0
+        try:
+            welcome(wire, self._token)
+            setup = self._read_setup(wire)
+            if setup is None:
+                self._log(f"ended {wire.peer}: it only asked whether it may come")
+                return
+            needed = self._reserve(setup)
+            connection = Connection(wire, setup)
+            wire.send_frame(Frame(Kind.ACCEPTED))
+            self._log(f"accepted {wire.peer}: {connection.what}")
+            verb = "dropped"
+            connection.serve()
+            self._log(f"ended {wire.peer}: {connection.nbytes} bytes in {connection.chunks} chunks")
+        except RefusalError as error:
+            self._log(f"{verb} {wire.peer}: {error}")
+            _tell(wire, str(error))
+        except WireError as error:
+            self._log(f"{verb} {wire.peer}: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other sources go on
+            self._log(f"{verb} {wire.peer}: {type(error).__name__}: {error}")
+            _tell(wire, f"the sink failed: {type(error).__name__}: {error}")
+        finally:
+            connection = None  # type: ignore[assignment] # its memory goes before anybody is told that it has
+            with self._lock:
+                self._taken -= needed
+                del self._wires[wire]
+            wire.close()
+
+    def _read_setup(self, wire: Wire) -> Setup | None:
+        frame = wire.receive_head()
+        if frame.kind == Kind.BYE:
+            return None
+        if frame.kind != Kind.SETUP:
+            raise RefusalError(f"a frame of kind {frame.kind} came before the setup")
+        try:
+            return read_setup(wire.receive_text(frame))
+        except ValueError as error:
+            raise RefusalError(str(error)) from None
+
+    def _reserve(self, setup: Setup) -> int:
+        """Take what the setup needs from the limit, before anything of it is made."""
+        with self._lock:
+            left = self._limit - self._taken
+            if setup.nbytes > left:
+                raise RefusalError(
+                    f"{setup.nbytes / 2**30:.2f} GiB are needed; of the limit of {self._limit / 2**30:.2f} GiB "
+                    f"{left / 2**30:.2f} are left"
+                )
+            self._taken += setup.nbytes
+            return setup.nbytes
+
+
+def _tell(wire: Wire, why: str) -> None:
+    """Say why before closing, and let pass what is still being sent: else the closing would overtake the words."""
+    text = why.encode()[:MOST_TEXT]
+    until = time.monotonic() + LAST_WORDS
+    try:
+        wire.send_frame(Frame(Kind.REFUSED, nbytes=len(text)), text)
+        wire.socket.shutdown(socket.SHUT_WR)
+        wire.socket.settimeout(LAST_WORDS)
+        passing = bytearray(1 << 16)
+        while wire.socket.recv_into(passing) and time.monotonic() < until:
+            pass
+    except (WireError, OSError):  # it does not listen any more
+        return

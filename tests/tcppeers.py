@@ -1,0 +1,105 @@
+"""Sinks for the tests of ``tcp``: real ``dejavubench sink`` processes, and peers of every kind that come to them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import CLI, GONE_WITHIN, HERE, PATIENCE
+
+from dejavubench.cli.errors import LAUNCHED
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
+from dejavubench.dejavulib.tcp.handshake import Address
+
+TOKEN = "a token for tests, no secret"
+DEADLINE = "1s"
+"""What sinks of these tests wait for a peer: short, but no test measures it."""
+
+
+class SinkProcess:
+    """``dejavubench sink`` on a free port of this host, in a folder of its own; use it as a context."""
+
+    def __init__(self, cwd: Path, *args: object, token: str = TOKEN, listen: str = "127.0.0.1:0") -> None:
+        cwd.mkdir(parents=True, exist_ok=True)
+        self._err = cwd / "sink-stderr"
+        inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+        with self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *CLI, "sink", "--listen", listen, "--timeout", DEADLINE, *map(str, args)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+                cwd=cwd,
+                env={**inherited, "PYTHONPATH": str(HERE.parent), TOKEN_VARIABLE: token},
+            )
+
+    def __enter__(self) -> SinkProcess:
+        found = self.says(r"listening on ([\d.]+):(\d+)")
+        self.address: Address = (found[1], int(found[2]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def peer(self) -> str:
+        return f"{self.address[0]}:{self.address[1]}"
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text()
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """Wait for a line on its stderr."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(pattern, self.stderr)):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the sink did not say {pattern!r}:\n{self.stderr}")
+            time.sleep(0.01)
+        return found
+
+    def end(self, number: signal.Signals) -> int:
+        """Its exit status after a signal."""
+        self.process.send_signal(number)
+        return self.process.wait(GONE_WITHIN)
+
+    def connect(
+        self, *streams: Stream, timeout: float = 20.0, token: str = TOKEN, checksums: bool = True
+    ) -> TCPDestination:
+        return TCPDestination(self.address, token.encode(), list(streams), torch.int16, timeout, checksums)
+
+
+@contextmanager
+def stranger(address: Address) -> Iterator[socket.socket]:
+    """A bare connection, and its own address in the sink's words."""
+    with socket.create_connection(address, PATIENCE) as connected:
+        yield connected
+
+
+def name_of(connected: socket.socket) -> str:
+    host, port = connected.getsockname()[:2]
+    return re.escape(f"{host}:{port}")
+
+
+def closed(connected: socket.socket) -> bool:
+    """Wait until the other side closes; whatever it still says is thrown away."""
+    connected.settimeout(PATIENCE)
+    try:
+        while connected.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        pass
+    return True

@@ -1,0 +1,550 @@
+"""``tcp``: a source and a sink with nothing but a socket between them, good ones and bad ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from caches import packed_stream, play_model, random_cache
+from click.testing import CliRunner
+from jobs import GONE_WITHIN, QUICK, Job, processed
+from memory import (
+    CUT_LAYERS,
+    INPUT_LEN,
+    PATIENCE,
+    WHOLE_LAYERS,
+    held,
+    play_and_drain,
+    poisoned,
+    schedule_of,
+    small_geometry,
+)
+from memory import streaming as streaming_to
+from tcppeers import TOKEN, SinkProcess, closed, name_of, stranger
+
+from dejavubench import units
+from dejavubench.bench.tcp_peer import TCPPeer
+from dejavubench.cli import main
+from dejavubench.cli.errors import LAUNCHED
+from dejavubench.dejavulib.copies import gather
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.tcp import TOKEN_VARIABLE, handshake
+from dejavubench.dejavulib.tcp.handshake import Setup, connect, read_setup, schedules
+from dejavubench.dejavulib.tcp.held import DIRECT, HeldStream
+from dejavubench.dejavulib.tcp.wire import Frame, Kind, RefusedError, Wire, WireError
+from dejavubench.errors import UsageError
+from dejavubench.experiment import load
+from dejavubench.kvcache import KVGeometry, KVLayout, Span
+from dejavubench.records import Verification
+
+HEAD = "<IIIIQQ"
+"""A frame's head, written by hand."""
+
+SMALL = small_geometry()
+LARGE = KVGeometry(2, 2, 2, 160, 64, 2)
+"""Its prompt's runs are long enough to be received straight into the cache."""
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
+    """One for most tests: what any of them does to it must not trouble the next."""
+    with SinkProcess(tmp_path_factory.mktemp("sink"), "--max-gib", "0.1") as process:
+        yield process
+        assert process.end(signal.SIGINT) == 0
+        assert "Traceback" not in process.stderr
+
+
+def small_stream(layout: KVLayout = KVLayout.HND, slot: int = WHOLE_LAYERS) -> Stream:
+    return Stream(0, schedule_of(small_geometry(layout), slot))
+
+
+def large_stream() -> Stream:
+    return Stream(0, StreamSchedule(LARGE, LARGE.whole, 150, 3, 1 << 20))
+
+
+def stream_once(destination: TCPDestination, stream: Stream, level: Level, seed: int, slot: int = WHOLE_LAYERS) -> None:
+    """A microbatch of random bits, compared with what the sink holds of it."""
+    geometry = stream.schedule.geometry
+    source, cache = random_cache(geometry, seed), poisoned(geometry, 0)
+    with streaming_to(destination, slot) as streamer:
+        manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+        manager.begin(pattern=0x21 + seed)
+        play_model(source, cache, stream.schedule, manager)
+        manager.drain()
+        assert held(destination, stream) == packed_stream(source, stream.schedule)
+        assert destination.outside(stream) is None
+
+
+# ---- the bytes ----
+
+
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, slot: int) -> None:
+    """On one connection, level after level, two microbatches each."""
+    stream = small_stream(layout, slot)
+    geometry = stream.schedule.geometry
+    cache = poisoned(geometry, 0)
+    with streaming_to(destination := sink.connect(stream, checksums=slot == WHOLE_LAYERS), slot) as streamer:
+        for level in LEVELS.values():
+            manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+            for microbatch in range(2):
+                source = random_cache(geometry, microbatch)
+                cache.fill(0x11 + microbatch)
+                manager.begin(pattern=0x21 + microbatch)
+                play_model(source, cache, stream.schedule, manager)
+                manager.drain()
+                assert held(destination, stream) == packed_stream(source, stream.schedule)
+                assert destination.outside(stream) is None
+                assert manager.lag_nbytes == 0
+    assert destination.wire.same_host
+
+
+def test_long_runs_are_received_where_they_belong(sink: SinkProcess) -> None:
+    stream = large_stream()
+    prompt = next(stream.schedule.all_chunks(LEVELS["3"]))
+    assert stream.schedule.geometry.rows("k", prompt.region).nbytes >= DIRECT
+    stream_once(sink.connect(stream), stream, LEVELS["3"], 5, 1 << 20)
+
+
+def test_a_part_of_a_cache_and_several_streams(sink: SinkProcess) -> None:
+    """Streams of one connection have a cache each; what is not streamed stays the pattern."""
+    part = replace(SMALL.whole, layers=Span(1, 3), heads=Span(1, 2))
+    streams = [Stream(7, schedule_of(SMALL, region=part)), Stream(3, schedule_of(SMALL))]
+    sources = [random_cache(SMALL, seed) for seed in (1, 2)]
+    with streaming_to(destination := sink.connect(*streams)) as streamer:
+        managers = [
+            CacheManager(source, [stream], LEVELS["3"], streamer, PATIENCE)
+            for source, stream in zip(sources, streams, strict=True)
+        ]
+        for manager in managers:
+            manager.begin(pattern=0x31)
+        for source, stream, manager in zip(sources, streams, managers, strict=True):
+            play_model(source, source, stream.schedule, manager)
+        for source, stream, manager in zip(sources, streams, managers, strict=True):
+            manager.drain()
+            assert held(destination, stream) == packed_stream(source, stream.schedule)
+            assert destination.outside(stream) is None
+
+
+def test_what_is_written_outside_the_region_is_located() -> None:
+    part = replace(SMALL.whole, heads=Span(1, 2))
+    on_sink = HeldStream(0, schedule_of(SMALL, region=part), torch.int16)
+    on_sink.begin(1, 0x31)
+    on_sink.cache.piece("v", on_sink.schedule.region).fill_(0)
+    assert on_sink.outside() is None
+    on_sink.cache.v[1, 1, 0, 2, 5] = 0
+    on_sink.cache.v[1, 1, 0, 3, 0] = 0
+    found = on_sink.outside()
+    assert found is not None
+    assert (found[0], SMALL.locate("v", found[1]), found[2]) == ("v", (1, 1, 0, 2, 5), 2)
+
+
+# ---- bad peers ----
+
+
+def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
+    """Each bad peer is dropped, with the reason, while a good one streams microbatch after microbatch."""
+    stop, failures, rounds = threading.Event(), [], []
+
+    def stream_on() -> None:
+        try:
+            while not stop.is_set():
+                for level in ("0", "1", "3"):
+                    stream_once(sink.connect(stream := small_stream()), stream, LEVELS[level], len(rounds) % 7)
+                    rounds.append(level)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failures.append(error)
+
+    good = threading.Thread(target=stream_on)
+    good.start()
+    try:
+        for bad in (garbage, half_open, slow_loris, wrong_token, no_token, other_version, silent_after_the_proof):
+            bad(sink)
+    finally:
+        stop.set()
+        good.join(PATIENCE)
+    assert not failures, failures
+    assert len(rounds) >= 3
+
+
+def garbage(sink: SinkProcess) -> None:
+    with stranger(sink.address) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: sink\r\n\r\n" + b"\n" * 64)
+        assert closed(peer)
+        sink.says(rf"refused {name_of(peer)}: \S+ does not speak this protocol")
+
+
+def half_open(sink: SinkProcess) -> None:
+    with stranger(sink.address) as peer:
+        assert closed(peer)
+        sink.says(rf"refused {name_of(peer)}: \S+ has been silent for 1 s")
+
+
+def slow_loris(sink: SinkProcess) -> None:
+    with stranger(sink.address) as peer:
+        waiting = threading.Event()
+        try:
+            for byte in handshake._HELLO.pack(handshake._MAGIC, 1, bytes(32)):
+                peer.sendall(bytes([byte]))
+                waiting.wait(0.1)
+        except OSError:  # the sink has had enough
+            pass
+        assert closed(peer)
+        sink.says(rf"refused {name_of(peer)}: \S+ is too slow: \d+ of 44 bytes came in time")
+
+
+def wrong_token(sink: SinkProcess) -> None:
+    with pytest.raises(WireError, match=f"does not accept this {TOKEN_VARIABLE}"):
+        sink.connect(small_stream(), token="another")
+    sink.says(r"refused \S+: \S+ does not know the token")
+
+
+def no_token(sink: SinkProcess) -> None:
+    with stranger(sink.address) as peer:
+        peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 1, bytes(32)) + bytes(32))
+        assert closed(peer)
+        sink.says(rf"refused {name_of(peer)}: \S+ does not know the token")
+
+
+def other_version(sink: SinkProcess) -> None:
+    with stranger(sink.address) as peer:
+        peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 99, bytes(32)))
+        assert closed(peer)
+        sink.says(rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, this side 1")
+
+
+def silent_after_the_proof(sink: SinkProcess) -> None:
+    wire = proven(sink)
+    name = name_of(wire.socket)
+    assert closed(wire.socket)
+    wire.close()
+    sink.says(rf"refused {name}: \S+ has been silent for 1 s")
+
+
+def proven(sink: SinkProcess) -> Wire:
+    """A peer that knows the token and means no good all the same."""
+    return connect(sink.address, TOKEN.encode(), PATIENCE)
+
+
+def why_refused(wire: Wire, text: str) -> str:
+    """What the sink says of a setup."""
+    wire.send_frame(Frame(Kind.SETUP, nbytes=len(text)), text.encode())
+    with pytest.raises(RefusedError) as refusal:
+        wire.receive_reply()
+    wire.close()
+    return str(refusal.value)
+
+
+def announced(**changes: object) -> str:
+    """The small stream's setup with some of its geometry changed."""
+    setup = Setup.of([small_stream()], torch.int16).model_dump(mode="json")
+    for key, value in changes.items():
+        of_stream = isinstance(value, list) or key in ("input_len", "slot_nbytes", "more")
+        (setup["streams"][0] if of_stream else setup if key == "dtype" else setup["geometry"])[key] = value
+    return json.dumps(setup)
+
+
+def test_a_setup_is_the_same_at_both_ends() -> None:
+    streams = [small_stream(KVLayout.FT, CUT_LAYERS)]
+    found = schedules(read_setup(Setup.of(streams, torch.int16).model_dump_json()))
+    assert {0: vars(streams[0].schedule)} == {id: vars(schedule) for id, schedule in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"positions": 1 << 31}, "GiB are needed; of the limit of 0.10 GiB"),
+        ({"slot_nbytes": 1 << 30}, "1.00 GiB are needed"),
+        ({"layers": [0, 4]}, "is not inside a cache"),
+        ({"heads": [1, 1]}, "has nothing in it"),
+        ({"requests": [2, 1]}, "not an interval"),
+        ({"input_len": 9}, "is not inside a cache"),
+        ({"slot_nbytes": 1}, "does not hold one position"),
+        ({"layers": 0}, "geometry.layers"),
+        ({"heads": [0, 1, 2]}, "streams.0.heads"),
+        ({"head_size": 1.5}, "geometry.head_size"),
+        ({"layout": "xyz"}, "geometry.layout"),
+        ({"dtype": "float32"}, "float32 does not have 2 bytes an element"),
+        ({"dtype": "__class__"}, "setup: dtype"),
+    ],
+    ids=str,
+)
+def test_a_setup_that_cannot_be_is_refused_before_anything_is_made(
+    sink: SinkProcess, changes: dict[str, object], why: str
+) -> None:
+    assert why in why_refused(proven(sink), announced(**changes))
+
+
+def test_texts_that_are_no_setups(sink: SinkProcess) -> None:
+    assert "setup" in why_refused(proven(sink), '{"geometry": ')
+    assert "extra" in why_refused(proven(sink), announced(more=1)).lower()
+    wire = proven(sink)
+    wire.send(struct.pack(HEAD, Kind.SETUP, 0, 0, 0, 1 << 40, 0))  # nothing is made of this size
+    assert closed(wire.socket)
+    wire.close()
+    sink.says(rf"announces a text of {1 << 40} bytes; 65536 are allowed")
+
+
+# ---- what goes wrong on the way ----
+
+
+def begun(sink: SinkProcess, stream: Stream) -> TCPDestination:
+    destination = sink.connect(stream)
+    destination.begin(stream, pattern=0x21)
+    return destination
+
+
+def refused_frame(sink: SinkProcess, stream: Stream, *frames: tuple[Frame, bytes]) -> str:
+    """What the sink says after some frames of a source that has begun."""
+    destination = begun(sink, stream)
+    for frame, payload in frames:
+        destination.wire.send_frame(frame, payload)
+    with pytest.raises(RefusedError) as refusal:
+        hear_out(destination)
+    destination.give_up()
+    destination.close()
+    return str(refusal.value)
+
+
+def hear_out(destination: TCPDestination) -> None:
+    """Read what the sink says until it raises what ends it."""
+    while True:
+        destination.wire.receive_reply()
+
+
+def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
+    stream = small_stream()
+    first = next(stream.schedule.all_chunks(LEVELS["3"]))
+    packed, size = bytes(first.nbytes), first.nbytes
+    good = (Frame(Kind.CHUNK, 0, 1, 0, size), packed)
+    assert "is not the next one" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 0, 1, 1, size), packed))
+    assert "is not the next one" in refused_frame(sink, stream, good, good)
+    assert "is not the next one" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 0, 1, 0, size - 2), packed[2:]))
+    assert "at microbatch 1, not 2" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 0, 2, 0, size), packed))
+    assert "for stream 9" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 9, 1, 0, size), packed))
+    assert "kind 77" in refused_frame(sink, stream, (Frame(77, 0, 1), b""))
+    assert "a run of 3 bytes" in refused_frame(sink, stream, (Frame(Kind.RUN, 0, 1, 0, 3), b"abc"))
+    assert "no byte to fill with" in refused_frame(sink, stream, (Frame(Kind.BEGIN, 0, 2, 256), b""))
+    region = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
+    assert "not a part of" in refused_frame(sink, stream, (Frame(Kind.FETCH, 0, 1, 0, len(region)), region))
+
+
+@pytest.mark.parametrize("kind", ["staged", "direct", "run"])
+def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> None:
+    stream = large_stream() if kind == "direct" else small_stream()
+    destination = begun(sink, stream)
+    chunk = next(stream.schedule.all_chunks(LEVELS["0" if kind == "run" else "3"]))
+    nbytes = 32 if kind == "run" else chunk.nbytes
+    if kind == "run":
+        nbytes = INPUT_LEN * SMALL.head_size * SMALL.itemsize
+    frame = Frame(Kind.RUN if kind == "run" else Kind.CHUNK, 0, 1, 0, nbytes)
+    sent: list[bytes] = []
+    send, destination.wire.send = destination.wire.send, lambda *parts: sent.extend(map(bytes, parts))  # type: ignore[method-assign]
+    destination.wire.send_frame(frame, memoryview(bytes(nbytes)))
+    destination.wire.send = send  # type: ignore[method-assign]
+    sent[1] = sent[1][: nbytes // 2] + b"\1" + sent[1][nbytes // 2 + 1 :]
+    send(*sent)
+    where = "run 0 of chunk 0 of stream 0" if kind == "run" else "chunk 0 (step 0) of stream 0"
+    with pytest.raises(RefusedError, match=re.escape(f"{where}: its hash does not agree with its bytes")) as refusal:
+        hear_out(destination)
+    if kind != "run":
+        layers, span = f"[0, {chunk.region.layers.stop})", f"[0, {stream.schedule.input_len})"
+        assert f"layers {layers}, requests [0, 2), heads [0, 2), positions {span}" in str(refusal.value)
+    destination.give_up()
+    destination.close()
+    sink.says(rf"dropped \S+: {re.escape(where)}: its hash")
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) -> None:
+    """While another source's microbatch is under way on the same sink."""
+    stream = small_stream()
+    chunks = list(stream.schedule.all_chunks(LEVELS["3"]))
+    source = random_cache(SMALL, 3)
+    good = begun(sink, stream)
+    bad = begun(sink, stream)
+    name = name_of(bad.wire.socket)
+    for chunk in chunks:
+        packed = torch.empty(chunk.nbytes, dtype=torch.uint8)
+        gather(source, chunk.region, packed)
+        good.flush(stream, chunk, packed)
+        if chunk.index == 1:
+            bad.wire.send(struct.pack(HEAD, Kind.CHUNK, 0, 1, 0, chunks[0].nbytes, 0), bytes(chunks[0].nbytes // 2))
+            bad.wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # by a reset
+            bad.wire.close()
+            sink.says(rf"dropped {name}: ")
+    deadline = threading.Event()
+    while good.completed(stream) < len(chunks):
+        deadline.wait(0.01)
+    assert held(good, stream) == packed_stream(source, stream.schedule)
+    good.close()
+
+
+def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProcess) -> None:
+    stream = small_stream()
+    bad = begun(sink, stream)
+    name = name_of(bad.wire.socket)
+    size = next(stream.schedule.all_chunks(LEVELS["3"])).nbytes
+    bad.wire.send(struct.pack(HEAD, Kind.CHUNK, 0, 1, 0, size, 0), bytes(size - 1))
+    sink.says(rf"dropped {name}: \S+ has been silent for 1 s")
+    bad.give_up()
+    bad.close()
+
+
+def test_what_a_source_held_is_free_once_it_has_left(sink: SinkProcess) -> None:
+    """Each takes more than half of the limit; a second one beside it is refused, after it not."""
+    geometry = KVGeometry(1, 1, 1, 1 << 18, 64, 2)  # 64 MiB
+    stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1 << 10, 0, 1 << 20))
+    first = sink.connect(stream)
+    with pytest.raises(RefusedError, match=r"0\.06 GiB are needed; of the limit of 0\.10 GiB 0\.04 are left"):
+        sink.connect(stream)
+    for _ in range(3):
+        first.close()
+        first = sink.connect(stream)
+    first.close()
+
+
+# ---- a sink that goes ----
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGSTOP])
+def test_a_sink_that_goes_ends_streaming(tmp_path: Path, how: signal.Signals) -> None:
+    stream = small_stream()
+    cache = random_cache(SMALL)
+    with SinkProcess(tmp_path) as process:
+        destination = process.connect(stream, timeout=2.0)
+        with streaming_to(destination) as streamer:
+            manager = CacheManager(cache, [stream], LEVELS["3"], streamer, 2.0)
+            manager.begin()
+            manager.layer_ready(0)
+            process.process.send_signal(how)
+            if how == signal.SIGTERM:
+                assert process.process.wait(GONE_WITHIN) == 0
+            with pytest.raises(StreamingError, match=r"127\.0\.0\.1|no chunk became complete within 2 s"):
+                play_and_drain(cache, stream, manager)
+
+
+# ---- the command line ----
+
+
+def refused(*args: str, token: str | None = TOKEN) -> str:
+    """The one line of a command that does not start; in this process, which no launcher has started."""
+    result = CliRunner().invoke(main, [*args], env={**dict.fromkeys(LAUNCHED), TOKEN_VARIABLE: token})
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    return result.stderr
+
+
+def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
+    assert TOKEN_VARIABLE in refused("sink", "--listen", "127.0.0.1:0", token=None)
+    assert f"--listen {sink.peer}: Address already in use" in refused("sink", "--listen", sink.peer)
+    assert "'127.0.0.1' is not an address such as" in refused("sink", "--listen", "127.0.0.1")
+    assert "'0' is not a time" in refused("sink", "--timeout", "0")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ([], "streaming tcp needs --peer ADDR:PORT"),
+        (["--peer", "localhost"], "--peer: 'localhost' is not an address"),
+        (["--peer", "a:1,b:2"], "peer names 2 sinks: give one for all, or one for each of 1"),
+    ],
+)
+def test_peers_that_cannot_be_meant(options: list[str], why: str) -> None:
+    assert why in refused("run", "--streaming", "tcp", *options)
+    assert "peer is for streaming tcp" in refused("run", "--streaming", "host", "--peer", "a:1")
+
+
+def test_without_a_peer_tcp_is_skipped_among_others() -> None:
+    arms = load(None, {"streaming": "host,tcp"}, {}).arms()
+    assert {arm.name: arm.skipped for arm in arms}["tcp@3"] == "no --peer"
+
+
+def test_peers_that_are_not_to_be_had(sink: SinkProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    assert TCPPeer.find(sink.peer, PATIENCE, checksums=False).same_host
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:1 cannot be reached: Connection refused"):
+        TCPPeer.find("127.0.0.1:1", PATIENCE, checksums=False)
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(UsageError, match=f"{TOKEN_VARIABLE} is not set"):
+        TCPPeer.find(sink.peer, PATIENCE, checksums=False)
+
+
+# ---- whole runs ----
+
+RUN = ("run", *QUICK, "--warmup", "1", "--rounds", "2")
+
+
+@pytest.mark.mpi
+def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
+    modes = ("--streaming", "none,host,tcp", "--level", "0,3", "--peer", sink.peer)
+    with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
+        assert job.wait() == 0, job.stderr
+        rows = processed(job.folder)
+        assert re.search(r"tcp@0 .* same host", rows)
+        assert re.search(r"tcp@3 .*yes \(3\)", rows)
+        assert TOKEN not in "".join(file.read_text() for file in job.folder.iterdir())
+
+
+@pytest.mark.mpi
+def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> None:
+    modes = ("--streaming", "tcp", "--peer", sink.peer, "--pipeline-para-size", "2", "--kv-layout", "nhd")
+    with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
+        assert job.wait() == 0, job.stderr
+        assert job.stdout.count("TOTAL generation took") == 3
+        assert {check.ok for _, check in job.run.of(Verification)} == {True}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("what", ["wrong token", "too large"])
+def test_a_run_that_its_sink_refuses_measures_nothing(tmp_path: Path, sink: SinkProcess, what: str) -> None:
+    modes = ["--streaming", "tcp", "--pipeline-para-size", "2", "--peer", sink.peer]
+    why, token = f"does not accept this {TOKEN_VARIABLE}: it has another one", "another"
+    if what == "too large":
+        modes += ["--max-seq-len", "300000"]
+        why, token = "GiB are needed; of the limit of 0.10 GiB", TOKEN
+    with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: token}) as job:
+        assert job.wait() == 2, job.stderr
+        assert why in job.stderr
+        assert job.stderr.count("Error: ") == job.stderr.count("\n") == 1
+        assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.mpi
+def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
+    with SinkProcess(tmp_path / "sink") as process:
+        modes = ("--streaming", "tcp", "--peer", process.peer, "--rounds", "100000")
+        with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
+            job.until(lambda: "TOTAL" in job.stdout, "an iteration")
+            process.process.kill()
+            assert job.wait(GONE_WITHIN) not in (0, None)
+            job.all_gone()
+            said = r"dejavubench: rank 0 failed in phase \w+: (StreamingError|ClosedError|WireError): 127\.0\.0\.1"
+            assert re.search(said, job.stderr), job.stderr
+            assert "FAILED: rank 0 " in processed(job.folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("10.0.0.2:7601", ("10.0.0.2", 7601)), (":0", ("127.0.0.1", 0)), ("[::1]:80", ("::1", 80)), ("a.b:1", ("a.b", 1))],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert units.address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "7601", "host:", "host:x", "host:65536", "::1:80", "host:-1", "host:٣"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an address such as"):
+        units.address(text)
