@@ -359,8 +359,10 @@ class Experiment(BaseModel):
             raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
         others = {"tensor_para_size", "pipeline_para_size", "ubatch_size"}
         named = next((f"sink_{key}" for key in sorted(others) if getattr(self, f"sink_{key}") is not None), None)
-        if named and not any(mode in REMOTE for mode in self.streaming):
-            raise ValueError(f"{named} is for a destination with sinks ({', '.join(sorted(REMOTE))}); none is named")
+        if named and not self.needs_sinks:
+            raise ValueError(f"{named} is for a destination with sinks ({', '.join(sorted(REMOTE))}), and none can run")
+        if named and "tcp" in self.streaming:
+            raise ValueError(f"{named} is for sinks that are ranks: those of tcp are set up as the sources")
         self._check_handoff()
         if self.nccl_loopback and "nccl" not in self.streaming:
             raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
@@ -386,6 +388,14 @@ class Experiment(BaseModel):
             raise ValueError("handoff is for streaming mpi alone: sinks of other destinations have no model yet")
         if self.device == "cuda":
             raise ValueError("handoff runs with device cpu only so far")
+        rounds_apart = self.sink_tensor_para_size not in (None, self.tensor_para_size) or any(
+            self.sink_ubatch_size not in (None, ubatch_size) for ubatch_size in self.ubatch_size
+        )
+        if rounds_apart and self.verify and "bf16" in self.inference_data_type and native_bf16():
+            raise ValueError(
+                "handoff to sinks of another tensor_para_size or ubatch_size: products in bf16 round apart there, so "
+                "that tokens may differ; name inference_data_type fp32, or no verify"
+            )
         if self.handoff_tokens >= min(self.output_len):
             raise ValueError(
                 f"handoff_tokens {self.handoff_tokens} leaves the sinks nothing of output_len {min(self.output_len)}"

@@ -27,7 +27,7 @@ def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
         PromptError: the file cannot be read, has no prompt, or a line is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() knows more ends than files have
     except OSError as error:
         raise PromptError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -89,6 +89,7 @@ def _tokenizer(folder: Path | None) -> Encode:
         ) from None
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise PromptError(f"{folder}: no tokenizer that transformers can load: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 - what is wrong with a tokenizer's files comes as anything
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PromptError(f"{folder}: no tokenizer that transformers can load: {why}") from None
     return lambda text: list(loaded(text)["input_ids"])

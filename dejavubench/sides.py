@@ -1,4 +1,4 @@
-"""Ground floor: how the two sides of a point hold the model's cache, in the terms of the library's plan."""
+"""How the two sides of a point hold the model's cache, in the terms of the library's plan. Pure: numbers alone."""
 
 from __future__ import annotations
 

@@ -84,6 +84,10 @@ def address(value: object) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in host and not bracketed):
         raise ValueError(f"{value!r} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601")
+    try:
+        host.encode("idna")  # as the resolver will
+    except UnicodeError:
+        raise ValueError(f"{value!r} is not an address such as host:7601: {host!r} is no name") from None
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

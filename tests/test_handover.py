@@ -10,6 +10,7 @@ import pytest
 from jobs import HERE, QUICK, Job, processed, run
 from test_run import verified
 
+from dejavubench import experiment
 from dejavubench.errors import UsageError
 from dejavubench.experiment import load
 from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
@@ -116,6 +117,18 @@ def test_a_sink_that_fails_as_it_takes_over_ends_the_job(tmp_path: Path) -> None
 def test_a_hand_over_that_cannot_be_is_refused(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load(None, {"streaming": "mpi", "device": "cpu", **flags}, {})
+
+
+def test_where_bf16_would_round_apart_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "native_bf16", lambda: True)
+    flags = {"streaming": "mpi", "device": "cpu", "handoff": True}
+    for other in ("sink_tensor_para_size", "sink_ubatch_size"):
+        apart = {**flags, "ubatch_size": "2", "sink_ubatch_size": "2", other: "1" if "ubatch" in other else "2"}
+        with pytest.raises(UsageError, match="name inference_data_type fp32, or no verify"):
+            load(None, apart, {})
+        for settled in ({"inference_data_type": "fp32"}, {"verify": False}):
+            assert load(None, {**apart, **settled}, {}).handoff
+    assert load(None, {**flags, "sink_pipeline_para_size": "2"}, {}).handoff
 
 
 @pytest.mark.usefixtures("gpu")

@@ -42,7 +42,11 @@ def written(folder: Path, name: str, text: str) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("start_ids.csv", "5,6, 7\n\n8\n9,10,\n"), ("ids.jsonl", "[5, 6, 7]\n[8]\n\n[9, 10]")],
+    [
+        ("bom.csv", "\ufeff5,6,7\r\n8\r\n9,10"),
+        ("start_ids.csv", "5,6, 7\n\n8\n9,10,\n"),
+        ("ids.jsonl", "[5, 6, 7]\n[8]\n\n[9, 10]"),
+    ],
 )
 def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> None:
     assert read_prompts(written(tmp_path, name, text), None) == ((5, 6, 7), (8,), (9, 10))
@@ -80,6 +84,12 @@ def test_text_goes_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> No
     folder = with_tokenizer(tmp_path / "model")
     for name, text in (("a.txt", "the cache streams on\n\nthe model\n"), ("a.jsonl", '"the cache streams on"\n[1, 0]')):
         assert read_prompts(written(tmp_path, name, text), folder) == ((1, 2, 3, 4), (1, 0))
+
+
+def test_only_ends_of_lines_end_prompts(tmp_path: Path) -> None:
+    folder = with_tokenizer(tmp_path / "model")
+    for name, text in (("a.txt", "the cache\u2028streams\x0con\n"), ("a.jsonl", '"the cache\u2028streams on"')):
+        assert read_prompts(written(tmp_path, name, text), folder) == ((1, 2, 3, 4),)
 
 
 def test_without_transformers_text_is_refused_and_ids_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

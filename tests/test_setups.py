@@ -81,6 +81,8 @@ def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
             r"sink_ubatch_size 3 does not divide the 8 requests in flight \(2 microbatches of 4\)",
         ),
         ({"streaming": "host", "sink_ubatch_size": "1"}, "sink_ubatch_size is for a destination with sinks"),
+        ({"streaming": "host,nccl", "sink_ubatch_size": "1"}, "and none can run"),
+        ({"streaming": "mpi,tcp", "peer": "a:1", "sink_ubatch_size": "1"}, "those of tcp are set up as the sources"),
         ({"sink_ubatch_size": "0"}, "--sink-ubatch-size: "),
     ],
 )

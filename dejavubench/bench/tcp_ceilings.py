@@ -12,6 +12,7 @@ from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.tcp.wire import WireError
 from dejavubench.kvcache import KVGeometry
 
 MESSAGE = 16 << 20
@@ -52,12 +53,18 @@ class TCPLink:
         destination.begin(stream)
         began = time.perf_counter()
         for chunk in self._chunks:
-            while chunk.index - destination.completed(stream) >= WINDOW:
-                pass
+            self._wait(chunk.index - WINDOW)
             destination.flush(stream, chunk, self._slots[chunk.index % WINDOW])
-        while destination.completed(stream) < len(self._chunks):
-            pass
+        self._wait(len(self._chunks) - 1)
         return self._sample(time.perf_counter() - began)
+
+    def _wait(self, chunk: int) -> None:
+        """Until a chunk is complete, testing without sleep, as long as the sink may be silent."""
+        wire = self._destination.wire
+        deadline = time.monotonic() + wire.timeout
+        while self._destination.completed(self._stream) <= chunk:
+            if time.monotonic() > deadline:
+                raise WireError(f"{wire.peer} has been silent for {wire.timeout:g} s")
 
     def _sample(self, seconds: float) -> list[tuple[float, str]]:
         return [(MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGES} × {MESSAGE >> 20} MiB messages")]

@@ -1,7 +1,7 @@
 """Choosing the next token: the most likely one, or one drawn with temperature, top-k and top-p.
 
-A draw depends on nothing but the seed, the request and the number of the token: every iteration draws the same, on
-every device, in every batch and on every tensor rank, so that tokens can be compared as greedy ones are.
+A draw depends on nothing but the logits, the seed, the request and the number of the token: every iteration draws the
+same, and so does every batch and split whose logits are the same, so that tokens can be compared as greedy ones are.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.tcp.handshake import Address, Setup, announce, connect, leave
-from dejavubench.dejavulib.tcp.wire import DIFFERENCE, REGION, Frame, Kind, WireError
+from dejavubench.dejavulib.tcp.wire import DIFFERENCE, REGION, Frame, Kind, RefusedError, WireError
 from dejavubench.kvcache import BOTH, KV
 
 _STREAMED = (Kind.CHUNK, Kind.RUN, Kind.BATCHED_RUN)
@@ -61,14 +62,18 @@ class TCPDestination(RemoteDestination[int]):
     ) -> None:
         super().__init__()
         self._checksums = checksums
+        try:
+            setup = Setup.of(streams, dtype)
+        except ValidationError as error:
+            raise RefusedError(f"no sink takes such caches: {error.errors(include_url=False)[0]['msg']}") from None
         self.wire = connect(address, token, timeout)
         self._keys = {stream.id: stream.key for stream in streams}
         self._microbatch = dict.fromkeys(self._keys, 0)
         self._alone = threading.Lock()  # a microbatch may begin while another's chunks are on their way
         self._given_up = False
         try:
-            announce(self.wire, Setup.of(streams, dtype))
-        except WireError:
+            announce(self.wire, setup)
+        except BaseException:
             self.wire.close()
             raise
 

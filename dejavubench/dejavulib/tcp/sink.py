@@ -83,7 +83,13 @@ class TCPSink:
         thread = threading.Thread(target=self._serve, args=[wire], name=peer, daemon=True)
         with self._lock:
             self._wires[wire] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads: the sources that are here go on
+            self._log(f"refused {peer}: {error}")
+            with self._lock:
+                del self._wires[wire]
+            wire.close()
 
     def stop(self) -> None:
         """End :meth:`serve` and every connection; may be called from a signal handler."""

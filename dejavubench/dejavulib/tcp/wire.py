@@ -27,7 +27,7 @@ REGION = struct.Struct("<8I")
 DIFFERENCE = struct.Struct("<IQQ")
 """What CHECKED carries if something is wrong: 0 for K or 1 for V, the first element in it, how many of its layer."""
 
-MOST_TEXT = 64 << 10
+MOST_TEXT = 512 << 10
 """Bytes of the longest text: a setup, or why something was refused."""
 
 SOCKET_BUFFER = 1 << 20
@@ -143,12 +143,14 @@ class Wire:
         Raises:
             WireError: the other side takes nothing, or has gone.
         """
+        left = [memoryview(part) for part in parts]
         try:
-            sent = self.socket.sendmsg(parts)
-            for part in parts:
-                if sent < len(part):
-                    self.socket.sendall(memoryview(part)[sent:])
-                sent = max(0, sent - len(part))
+            while left:
+                sent = self.socket.sendmsg(left)  # not sendall, whose timeout is for all of it
+                while left and sent >= len(left[0]):
+                    sent -= len(left.pop(0))
+                if left:
+                    left[0] = left[0][sent:]
         except TimeoutError:
             raise WireError(f"{self.peer} has taken nothing for {self.timeout:g} s") from None
         except OSError as error:
