@@ -43,8 +43,11 @@ def invoke(*arguments: str) -> Result:
 
 
 def refused(*arguments: str) -> str:
-    """The one line of a usage error."""
-    result = invoke(*arguments)
+    return usage_error(invoke(*arguments))
+
+
+def usage_error(result: Result) -> str:
+    """Its one line."""
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1

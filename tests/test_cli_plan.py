@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from test_cli import usage_error
 
 from dejavubench.cli import main
 from dejavubench.cli.errors import LAUNCHED
@@ -259,13 +260,7 @@ def test_a_folder_needs_its_configuration_alone(tmp_path: Path) -> None:
 
 
 def refused(*arguments: str) -> str:
-    """The one line of a usage error."""
-    result = invoke(*arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("Error: ")
-    return result.stderr.removeprefix("Error: ").rstrip("\n")
+    return usage_error(invoke(*arguments))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dejavubench.cli.process import BadInput
+from dejavubench.cli.output import BadInput
 
 if TYPE_CHECKING:
     from dejavubench.analysis.plotdata import Drawing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from dejavubench import specs, units
-from dejavubench.cli.process import BadInput
+from dejavubench.cli.output import BadInput, table_options, write_to
 from dejavubench.experiment import Experiment
 from dejavubench.points import DataType, LayoutName, Point
 
@@ -117,16 +116,7 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
 @click.option(
     "--latency", metavar="TIME", type=Read("latency", units.latency), help="Of the links: 5us, 0.1ms. [default: 0]"
 )
-@click.option(
-    "--format",
-    "style",
-    type=click.Choice(["table", "csv", "json", "markdown"]),
-    default="table",
-    show_default=True,
-    help="csv has the pairs alone; json every transfer of each.",
-)
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE, not to stdout.")
-@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+@table_options("csv has the pairs alone; json every transfer of each.")
 def plan(
     spec: specs.ModelSpec | None,
     ckpt_path: Path | None,
@@ -153,16 +143,7 @@ def plan(
         raise BadInput("--latency is of a --link, and none is given")
     made = _traffic(_spec(spec, ckpt_path), requests, sizes)
     report = plan_report.Report(made, None if rate is None else Link(rate, latency or 0.0))
-    if output is None:
-        plan_report.write(report, style, sys.stdout)
-    else:
-        try:
-            with output.open("w" if force else "x") as file:
-                plan_report.write(report, style, file)
-        except FileExistsError:
-            raise BadInput(f"{output} exists; --force overwrites it") from None
-        except OSError as error:
-            raise BadInput(f"{output}: {error.strerror}") from None
+    write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)
 
