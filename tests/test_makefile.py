@@ -51,9 +51,13 @@ def start(place: Path, **variables: str) -> subprocess.Popen[str]:
     environment = {"PATH": f"{place}/path:{os.environ['PATH']}", "TMPDIR": str(place / "tmp"), **variables}
     command = ["make", "figures-gpu", "VENV=venv"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
+    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background has it ignored
+    try:
+        return subprocess.Popen(
+            command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, ignored)
 
 
 def calls(place: Path) -> list[str]:
