@@ -336,9 +336,9 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
         for key in ("layer_num", "head_num", "size_per_head", "vocab_size"):
-            if self.ckpt_path is not None and getattr(self, key) != type(self).model_fields[key].default:
+            if self.ckpt_path is not None and self._is_given(key):
                 raise ValueError(f"{key} is for --model {specs.CUSTOM}; {self.ckpt_path} has its own")
-            if specs.CUSTOM not in self.model and getattr(self, key) != type(self).model_fields[key].default:
+            if specs.CUSTOM not in self.model and self._is_given(key):
                 raise ValueError(f"{key} is for --model {specs.CUSTOM}; {', '.join(self.model)} has its own")
         types = self.inference_data_type
         if self.device == "cuda" and set(types) == {"fp32"}:
@@ -379,9 +379,13 @@ class Experiment(BaseModel):
             raise ValueError(problems[0])
         return self
 
+    def _is_given(self, key: str) -> bool:
+        """Whether something other than the default is."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
     def _check_handoff(self) -> None:
         if not self.handoff:
-            if self.handoff_tokens != type(self).model_fields["handoff_tokens"].default:
+            if self._is_given("handoff_tokens"):
                 raise ValueError("handoff_tokens is for a run with handoff")
             return
         if self.streaming != ("mpi",) or self.compare:
@@ -404,7 +408,7 @@ class Experiment(BaseModel):
     def _check_prompts(self) -> None:
         if self.prompts is None:
             return
-        if self.input_len != type(self).model_fields["input_len"].default:
+        if self._is_given("input_len"):
             raise ValueError(f"input_len is for random prompts; {self.prompts} has its own")
         if self.device == "cuda" and len(set(map(len, self._prompts))) > 1:
             raise ValueError(
@@ -510,6 +514,10 @@ class Experiment(BaseModel):
         )
 
     @property
+    def sinks_text(self) -> str:
+        return "as many sinks" if self.sinks == self.sources else units.count_text(self.sinks, "sink")
+
+    @property
     def needs_sinks(self) -> bool:
         """Whether some arm streams to other ranks."""
         return any(arm.remote and not arm.skipped for arm in self.arms())
@@ -531,8 +539,7 @@ class Experiment(BaseModel):
             f"takes {units.count_text(self.sources, 'source')}"
         )
         remote = next((arm.mode for arm in self.arms() if arm.remote and not arm.skipped), None)
-        sinks = "as many sinks" if self.sinks == self.sources else units.count_text(self.sinks, "sink")
-        why = f"{sources}, and {remote} {sinks}" if remote else f"{sources}, with or without {sinks}"
+        why = f"{sources}, {f'and {remote}' if remote else 'with or without'} {self.sinks_text}"
         raise UsageError(
             f"{units.count_text(size, 'rank')}: {why}; start mpirun -n {' or -n '.join(map(str, self.ranks))}"
         )

@@ -66,10 +66,6 @@ class Split(NamedTuple):
     pipeline_para_size: int
     ubatch_size: int
 
-    @property
-    def workers(self) -> int:
-        return self.tensor_para_size * self.pipeline_para_size
-
     def __str__(self) -> str:
         return f"tp{self.tensor_para_size}-pp{self.pipeline_para_size}-b{self.ubatch_size}"
 
@@ -146,8 +142,8 @@ class Point:
             )
         if spec.context is not None and self.positions > spec.context:
             return f"max_seq_len {self.positions} is more than the {spec.context} positions of {spec.name}"
-        for split, name in ((self.sources, ""), (self.sinks or self.sources, "sink_")):
-            if problem := self._cannot_split(split, name):
+        for split, name in ((self.sources, ""), (self.sinks, "sink_")):
+            if split is not None and (problem := self._cannot_split(split, name)):
                 return problem
         if self.sinks is not None and self.requests % self.sinks.ubatch_size:
             return (

@@ -55,6 +55,20 @@ def usage_error(result: Result) -> str:
     return result.stderr.removeprefix("Error: ").rstrip("\n")
 
 
+def heavy_after(heavy: set[str], *arguments: str) -> str:
+    """What a command prints in a process of its own, and behind it which of some modules it has imported."""
+    program = (
+        "import sys\n"
+        "from dejavubench.cli import main\n"
+        "try:\n"
+        f"    main({[*arguments]}, prog_name='dejavubench')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n"
+        f"print('HEAVY', sorted({heavy} & set(sys.modules)))\n"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
 # ---- help ----
 
 
@@ -62,18 +76,9 @@ def usage_error(result: Result) -> str:
     "arguments", [[], ["run"], ["plan"], ["sink"], ["process"], ["figures"]], ids=lambda a: "-".join(a) or "group"
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    program = (
-        "import sys\n"
-        "from dejavubench.cli import main\n"
-        "try:\n"
-        f"    main({[*arguments, '--help']}, prog_name='dejavubench')\n"
-        "except SystemExit as end:\n"
-        "    assert end.code == 0, end.code\n"
-        f"print('HEAVY', sorted({HEAVY} & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.startswith("Usage: dejavubench")
-    assert done.stdout.endswith("HEAVY []\n")
+    printed = heavy_after(HEAVY, *arguments, "--help")
+    assert printed.startswith("Usage: dejavubench")
+    assert printed.endswith("HEAVY []\n")
 
 
 def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,17 +320,8 @@ def test_dry_run_fits_80_columns(device: CudaDevice | None, monkeypatch: pytest.
 
 
 def test_dry_run_does_not_import_mpi_or_torch() -> None:
-    program = (
-        "import sys\n"
-        "from dejavubench.cli import main\n"
-        "try:\n"
-        "    main(['run', '--dry-run', '--model', 'gpt2', '--streaming', 'mpi'], prog_name='dejavubench')\n"
-        "except SystemExit as end:\n"
-        "    assert end.code == 0, end.code\n"
-        "print('HEAVY', sorted({'torch', 'mpi4py'} & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.endswith("HEAVY []\n")
+    printed = heavy_after({"torch", "mpi4py"}, "run", "--dry-run", "--model", "gpt2", "--streaming", "mpi")
+    assert printed.endswith("HEAVY []\n")
 
 
 def test_paper_fig25_is_the_papers() -> None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from test_cli import usage_error
+from test_cli import heavy_after, usage_error
 
 from dejavubench.cli import main
 from dejavubench.cli.errors import LAUNCHED
-
-ROOT = Path(__file__).parents[1]
 
 TINY = [
     *("--model", "gpt2", "--input-len", "10", "--output-len", "3", "--ubatch-size", "2"),
@@ -347,14 +343,5 @@ def test_a_layout_that_cannot_hold_the_heads_is_refused(tmp_path: Path) -> None:
 
 
 def test_neither_mpi_nor_torch_is_imported() -> None:
-    program = (
-        "import sys\n"
-        "from dejavubench.cli import main\n"
-        "try:\n"
-        "    main(['plan', '--model', 'gpt2', '--link', '1GB/s'], prog_name='dejavubench')\n"
-        "except SystemExit as end:\n"
-        "    assert end.code == 0, end.code\n"
-        "print('HEAVY', sorted({'torch', 'mpi4py', 'pandas', 'matplotlib'} & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.endswith("HEAVY []\n")
+    printed = heavy_after({"torch", "mpi4py", "pandas", "matplotlib"}, "plan", "--model", "gpt2", "--link", "1GB/s")
+    assert printed.endswith("HEAVY []\n")

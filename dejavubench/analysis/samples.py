@@ -183,14 +183,11 @@ def _add_hand_overs(collector: _Collector) -> None:
         samples = collector.of(taken.point, taken.arm)
         if taken.round not in samples.total:
             continue
-        one_step = [median(taken.token_ms)] if taken.token_ms else []
-        for series, found in (
-            (samples.sink_waited, [taken.waited_ms]),
-            (samples.sink_first, [taken.first_ms]),
-            (samples.sink_token, one_step),
-        ):
-            for ms in found:
-                series[taken.round] = max(ms, series.get(taken.round, 0.0))
+        of_sink = [(samples.sink_waited, taken.waited_ms), (samples.sink_first, taken.first_ms)]
+        if taken.token_ms:
+            of_sink.append((samples.sink_token, median(taken.token_ms)))
+        for series, ms in of_sink:
+            series[taken.round] = max(ms, series.get(taken.round, 0.0))
 
 
 def _add_alone(collector: _Collector) -> None:

@@ -137,10 +137,10 @@ def matmul(dtype: torch.dtype) -> list[Sample]:
     return samples
 
 
-def _stream(peer: int | None) -> Stream:
+def message_stream(messages: int, peer: int | None = None) -> Stream:
     """A stream whose chunks are whole messages, so that nothing but flush and fetch is left to measure."""
     width = 256
-    geometry = KVGeometry(MESSAGES, 1, 1, MESSAGE // (2 * 4 * width), width, 4)
+    geometry = KVGeometry(messages, 1, 1, MESSAGE // (2 * 4 * width), width, 4)
     return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, MESSAGE), peer)
 
 
@@ -186,7 +186,7 @@ class Link:
 
     def destination(self) -> list[Sample]:
         """The ``mpi`` destination's flush on this side, fetch and acknowledgement on the other."""
-        stream = _stream(self._peer)
+        stream = message_stream(MESSAGES, self._peer)
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
         self.meet()
         began = time.perf_counter()
@@ -271,10 +271,7 @@ class Disk:
         self._destination = DiskDestination(directory, f"{name}-ceiling", durability, False, {})
         self._raw = os.open(directory / f"{name}-raw", open_flags(durability), 0o600)
         os.unlink(directory / f"{name}-raw")
-        stream = _stream(None)
-        geometry = stream.schedule.geometry
-        few = KVGeometry(self.CHUNKS, 1, 1, geometry.positions, geometry.head_size, geometry.itemsize)
-        self._stream = Stream(0, StreamSchedule(few, few.whole, few.positions, 0, MESSAGE))
+        self._stream = message_stream(self.CHUNKS)
         self._write_raw()
 
     def _write_raw(self) -> None:

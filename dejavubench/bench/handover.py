@@ -30,18 +30,17 @@ _TOKENS, _GOES_ON = 1, 2  # tags
 
 def teller(topology: Topology) -> int:
     """The rank of the source that knows new tokens first: of the last stage the first."""
-    return topology.workers - topology.tensor_size
+    return topology.sources[-topology.tensor_size]
 
 
 def listeners(topology: Topology) -> range:
     """Ranks of the sinks that embed tokens: those of their first stage."""
-    first = topology.sinks[0]
-    return range(first, first + (topology.sink_tensor_size or topology.tensor_size))
+    return topology.sinks[: topology.sink_width]
 
 
 def answerer(topology: Topology) -> int:
     """The rank of the sink that knows new tokens first."""
-    return topology.size - len(listeners(topology))
+    return topology.sinks[-topology.sink_width]
 
 
 class Teller:

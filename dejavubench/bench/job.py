@@ -24,7 +24,7 @@ from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.streams import Side
-from dejavubench.bench.tcp_ceilings import message_stream
+from dejavubench.bench.tcp_ceilings import tcp_messages
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
@@ -183,9 +183,7 @@ class Job:
         """For one point, each source with its sinks by NCCL, if something is streamed so; by the other's rank."""
         if not any(arm.mode == "nccl" and not arm.skipped for arm in self.experiment.arms()):
             return {}
-        places = {rank: dataclasses.replace(self.topology, rank=rank) for rank in self.topology.sources}
-        sides = {rank: Side(point, place, self.experiment.staging_mib << 20) for rank, place in places.items()}
-        pairs = [(rank, sink) for rank, side in sides.items() for sink in side.peers()]
+        pairs = [(rank, sink) for rank in self.topology.sources for sink in self.side(point, rank).peers()]
         return connect_pairs(self.world, pairs, self.device)
 
     def _on_this_host(self, ranks: range) -> int:
@@ -271,7 +269,7 @@ class Job:
         streams = [stream for ubatch in self.side(point).local() for stream in ubatch]
         kinds = [(streams, dtype_of(point.data_type))]
         if self.experiment.ceilings and self.rank == 0:
-            kinds.append(([message_stream()], torch.float32))
+            kinds.append(([tcp_messages()], torch.float32))
         refusals = [why for peer in peers for kind in kinds if (why := peer.refusal(*kind, held)) is not None]
         return {point.id: refusals[0]} if refusals else {}
 
@@ -279,8 +277,10 @@ class Job:
         streams = self.side(point).local()
         return sum(file_nbytes(stream.schedule) for ubatch in streams for stream in ubatch)
 
-    def side(self, point: Point) -> Side:
-        return Side(point, self.topology, self.experiment.staging_mib << 20)
+    def side(self, point: Point, rank: int | None = None) -> Side:
+        """This rank's, or another one's."""
+        place = self.topology if rank is None else dataclasses.replace(self.topology, rank=rank)
+        return Side(point, place, self.experiment.staging_mib << 20)
 
     def _make_folder(self) -> tuple[str, Path]:
         """Rank 0 names the run and makes its folder, never an existing one."""

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -167,6 +168,10 @@ class PointSession:
         where: dict[str, str | int] = {} if arm is None else {"arm": arm.name, "iteration": self._count[arm.name]}
         self.job.recorder.phase(phase, point=self.point.id, **where)
 
+    def _during(self, arm: Arm, round: int | None) -> dict[str, Any]:
+        """What all records of one iteration begin with."""
+        return {"point": self.point.id, "arm": arm.name, "iteration": self._count[arm.name], "round": round}
+
     def _iteration(self, arm: Arm, round: int | None, order: int) -> None:
         self._mark("prepare", arm)
         self._prepare(arm)
@@ -181,10 +186,7 @@ class PointSession:
         if received is not None:
             self.job.recorder.write(
                 records.SinkActivity(
-                    point=self.point.id,
-                    arm=arm.name,
-                    iteration=self._count[arm.name],
-                    round=round,
+                    **self._during(arm, round),
                     nbytes=received.nbytes,
                     messages=received.messages,
                     cpu_s=received.cpu_s,
@@ -195,10 +197,7 @@ class PointSession:
         totals = polite_gather(self.job.world, total)
         if totals is not None:
             iteration = records.Iteration(
-                point=self.point.id,
-                arm=arm.name,
-                iteration=self._count[arm.name],
-                round=round,
+                **self._during(arm, round),
                 order=order,
                 total_ms=max(ms for ms in totals if ms is not None),
             )
@@ -244,19 +243,13 @@ class PointSession:
         self._mark("hand-over", arm)
         took = source.handed_over(clocks)
         if took is not None:
-            iteration = self._count[arm.name]
-            self.job.recorder.write(
-                records.HandOver(point=self.point.id, arm=arm.name, iteration=iteration, round=round, ms=took)
-            )
+            self.job.recorder.write(records.HandOver(**self._during(arm, round), ms=took))
 
     def _record_taken(self, taken: TakenOver, arm: Arm, round: int | None) -> None:
         self._generated = taken.tokens
         self.job.recorder.write(
             records.TakeOver(
-                point=self.point.id,
-                arm=arm.name,
-                iteration=self._count[arm.name],
-                round=round,
+                **self._during(arm, round),
                 waited_ms=taken.waited_ms,
                 first_ms=taken.first_ms,
                 token_ms=taken.rest_ms,
@@ -267,10 +260,7 @@ class PointSession:
         self, arm: Arm, round: int | None, number: int, clock: Clocked, stream: Streamed, cpu: float, helper: float
     ) -> records.Microbatch:
         return records.Microbatch(
-            point=self.point.id,
-            arm=arm.name,
-            iteration=self._count[arm.name],
-            round=round,
+            **self._during(arm, round),
             ubatch=number,
             prompt_ms=clock.step_ms[0],
             token_ms=clock.step_ms[1:],

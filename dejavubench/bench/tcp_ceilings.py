@@ -7,24 +7,19 @@ from collections.abc import Callable
 
 import torch
 
+from dejavubench.bench.ceilings import MESSAGE, WINDOW, message_stream
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.tcp.wire import WireError
-from dejavubench.kvcache import KVGeometry
 
-MESSAGE = 16 << 20
-WINDOW = 4
 MESSAGES = 8
 
 
-def message_stream() -> Stream:
-    """A stream whose chunks are whole messages, so that nothing but flush, receipt and acknowledgement is left."""
-    width = 256
-    geometry = KVGeometry(MESSAGES, 1, 1, MESSAGE // (2 * 4 * width), width, 4)
-    return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, MESSAGE))
+def tcp_messages() -> Stream:
+    """What the probes stream."""
+    return message_stream(MESSAGES)
 
 
 class TCPLink:
@@ -35,7 +30,7 @@ class TCPLink:
     """
 
     def __init__(self, connect: Callable[[list[Stream], torch.dtype], TCPDestination]) -> None:
-        self._stream = message_stream()
+        self._stream = tcp_messages()
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["3"]))
         self._destination = connect([self._stream], torch.float32)
         self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]

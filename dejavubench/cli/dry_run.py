@@ -144,8 +144,5 @@ def _rounds(experiment: Experiment) -> str:
 def _ranks(experiment: Experiment) -> str:
     sources = count_text(experiment.sources, "source")
     split = f"tensor_para_size {experiment.tensor_para_size} × pipeline_para_size {experiment.pipeline_para_size}"
-    sinks = ""
-    if experiment.needs_sinks:
-        same = experiment.sinks == experiment.sources
-        sinks = ", as many sinks" if same else f", {count_text(experiment.sinks, 'sink')}"
+    sinks = f", {experiment.sinks_text}" if experiment.needs_sinks else ""
     return f"{' or '.join(map(str, experiment.ranks))} ({split} = {sources}{sinks})"

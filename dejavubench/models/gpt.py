@@ -291,11 +291,13 @@ class GPT:
         assert self.embedding is not None
         x = self.project_in(F.embedding(tokens, self.embedding))
         if self.position is not None:  # the other kinds are of distances, which padding does not change
-            at: Tensor | slice = (
-                position if isinstance(position, Tensor) else Span(position, position + x.shape[1]).slice
-            )
-            if first is not None:
-                at = (torch.arange(self.position.shape[0])[at] - first[:, None]).clamp(min=0)
+            at: Tensor | slice
+            if isinstance(position, Tensor):
+                at = position
+            elif first is None:
+                at = slice(position, position + x.shape[1])
+            else:
+                at = (torch.arange(position, position + x.shape[1]) - first[:, None]).clamp(min=0)
             x = x + self.position[at]
         return self.embed_norm(x)  # [B, n, hidden]
 

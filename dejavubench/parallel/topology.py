@@ -47,7 +47,12 @@ class Topology:
     @property
     def sink_workers(self) -> int:
         """How many sinks there are, if any."""
-        return (self.sink_tensor_size or self.tensor_size) * (self.sink_stages or self.stages)
+        return self.sink_width * (self.sink_stages or self.stages)
+
+    @property
+    def sink_width(self) -> int:
+        """Tensor-parallel size of the sinks."""
+        return self.sink_tensor_size or self.tensor_size
 
     @property
     def has_sinks(self) -> bool:
@@ -73,7 +78,7 @@ class Topology:
     @property
     def _width(self) -> int:
         """Tensor-parallel size of this rank's side."""
-        return self.tensor_size if self.role == "source" else self.sink_tensor_size or self.tensor_size
+        return self.tensor_size if self.role == "source" else self.sink_width
 
     @property
     def sources(self) -> range:

@@ -14,8 +14,6 @@ from dejavubench.dejavulib.tcp.held import HeldStream, RefusalError
 from dejavubench.dejavulib.tcp.wire import DIFFERENCE, REGION, Frame, Kind, Wire
 from dejavubench.kvcache import BOTH, Region, Span
 
-__all__ = ["Connection", "RefusalError"]
-
 
 class Connection:
     """What one source streams, once it has been let in.

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import torch
 
-from dejavubench.dejavulib.tcp.connection import Connection, RefusalError
+from dejavubench.dejavulib.tcp.connection import Connection
 from dejavubench.dejavulib.tcp.handshake import Address, Setup, read_setup, welcome
+from dejavubench.dejavulib.tcp.held import RefusalError
 from dejavubench.dejavulib.tcp.wire import MOST_TEXT, Frame, Kind, Wire, WireError, set_buffers
 
 MOST_PEERS = 128
