@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +46,27 @@ def mpirun_program() -> str:
     return program
 
 
+@functools.cache
+def warm_server() -> Path | None:
+    """The address of the server that ranks are forked by; None where they had better start by themselves."""
+    if shutil.which("nvidia-smi"):
+        return None  # what CUDA and NCCL make of a forked process is not what is tested
+    address = Path(tempfile.mkdtemp(prefix="warm-")) / "socket"
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "warm" / "server.py"), str(address)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n", "the server of warm ranks did not start"
+    atexit.register(shutil.rmtree, address.parent)
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)  # first: its sign to end
+    return address
+
+
 class Job:
     """A job under way; use it as a context, so that nothing outlives a test.
 
@@ -52,6 +76,7 @@ class Job:
         args: of the driver.
         driver: what Python runs: the command line, or a script of ``tests/mpi``.
         environment: added to this process's.
+        cold: each rank imports everything itself, as a user's does.
     """
 
     def __init__(
@@ -61,19 +86,24 @@ class Job:
         *args: object,
         driver: Sequence[str] = CLI,
         environment: Mapping[str, str] | None = None,
+        cold: bool = False,
     ) -> None:
         self.cwd = cwd
         cwd.mkdir(parents=True, exist_ok=True)
         inherited = {key: value for key, value in os.environ.items() if key not in ("DEJAVULIB_BASELINE", *LAUNCHED)}
+        server = None if cold else warm_server()
+        by_server = () if server is None else ("-S", "-E", HERE / "warm" / "rank.py")
+        ours = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+        ours |= {} if server is None else {"WARM_SOCKET": str(server)}
         self._out, self._err = cwd / "stdout", cwd / "stderr"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [mpirun_program(), "-n", str(ranks), sys.executable, *driver, *map(str, args)],
+                [mpirun_program(), "-n", str(ranks), sys.executable, *by_server, *driver, *map(str, args)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 cwd=cwd,
-                env={**inherited, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", **(environment or {})},
+                env={**inherited, **ours, **(environment or {})},
             )
 
     def __enter__(self) -> Job:
@@ -154,9 +184,10 @@ def run(
     driver: Sequence[str] = CLI,
     environment: Mapping[str, str] | None = None,
     status: int = 0,
+    cold: bool = False,
 ) -> Job:
     """A job that has come to its end with ``status``."""
-    with Job(cwd, ranks, *args, driver=driver, environment=environment) as job:
+    with Job(cwd, ranks, *args, driver=driver, environment=environment, cold=cold) as job:
         assert job.wait() == status, job.stderr[-4000:] + job.stdout[-1000:]
         return job
 

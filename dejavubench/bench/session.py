@@ -49,6 +49,7 @@ def run(
         raise
     except BaseException as error:  # noqa: BLE001 - as below
         abort_all(error, "start")
+    gc.freeze()  # imports: to look through them before each iteration takes longer than a small model's whole iteration
     try:
         verified = _measure_all(job, enough)
         job.finish(verified)

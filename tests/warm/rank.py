@@ -1,0 +1,52 @@
+"""What ``mpirun`` starts in place of a rank: it has ``server.py`` fork that, and stands for it.
+
+It hands over its arguments, its environment and its open files, passes signals on, and ends as the rank ends. It
+imports little, for it is started for every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+SOCKET = "WARM_SOCKET"
+"""Environment variable with the address of the server."""
+
+LAUNCHERS_FILE = "PMI_FD"
+"""Environment variable in which MPICH's launcher tells a rank through which open file it talks to it."""
+
+
+def main(argv: list[str]) -> NoReturn:
+    files = [0, 1, 2]
+    if LAUNCHERS_FILE in os.environ:
+        files.append(int(os.environ[LAUNCHERS_FILE]))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ.pop(SOCKET))
+    request = json.dumps({"argv": argv, "environment": dict(os.environ), "cwd": os.getcwd(), "files": files}).encode()
+    socket.send_fds(connection, [len(request).to_bytes(4, "little")], files)
+    connection.sendall(request)
+    for file in files[3:]:
+        os.close(file)  # so that the launcher sees it close when the rank ends
+    pid = int.from_bytes(connection.recv(4), "little")
+
+    def pass_on(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+    status = int.from_bytes(connection.recv(4), "little")
+    if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) != signal.SIGKILL:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
