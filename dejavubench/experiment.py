@@ -34,6 +34,7 @@ from dejavubench.specs import Sampling
 
 if TYPE_CHECKING:
     from dejavubench.checkpoint import Checkpoint
+    from dejavubench.interrupted import Interrupted
 
 BASELINE_VARIABLE = "DEJAVULIB_BASELINE"
 """The original's environment variable for the level."""
@@ -162,6 +163,13 @@ class Experiment(BaseModel):
     name: str = _option("run", "What is run", "NAME", "Names the run's folder; a config's file name.", min_length=1)
     figure: Figure | None = _option(None, "What is run", "FIGURE", "The paper's figure it is for: fig2, appendix_a, …")
     note: str | None = _option(None, "What is run", "TEXT", "Kept with the records and shown under the figures.")
+    resume: Path | None = _option(
+        None,
+        "What is run",
+        "DIR",
+        "Go on with the request in which the run of this folder was killed while it streamed to disk with --keep, in "
+        "place of CONFIG; flags win over what that run was.",
+    )
     ubatch_size: Counts = _option((1,), "What is run", "N[,N…]", "Requests in a microbatch.")
     input_len: Counts = _option((1,), "What is run", "P[,P…]", "Tokens of each random prompt.")
     prompts: Path | None = _option(
@@ -300,12 +308,17 @@ class Experiment(BaseModel):
 
     _checkpoint: Checkpoint | None = PrivateAttr(None)  # as rank 0 found it; other ranks are told
     _prompts: tuple[Ids, ...] = PrivateAttr(())  # likewise
+    _interrupted: Interrupted | None = PrivateAttr(None)  # likewise
 
     def model_post_init(self, context: Any) -> None:
         if self.ckpt_path is not None:
             from dejavubench.checkpoint import open_checkpoint
 
             self._checkpoint = open_checkpoint(self.ckpt_path)
+        if self.resume is not None:
+            from dejavubench.interrupted import find_interrupted
+
+            self._interrupted = find_interrupted(self.resume)[0]
 
     @model_validator(mode="after")
     def _read_prompts(self) -> Experiment:
@@ -317,6 +330,11 @@ class Experiment(BaseModel):
     def given_prompts(self) -> tuple[Ids, ...]:
         """What ``prompts`` holds; empty where prompts are random."""
         return self._prompts
+
+    @property
+    def interrupted(self) -> Interrupted | None:
+        """What is gone on with, in place of a request from its beginning."""
+        return self._interrupted
 
     @property
     def sampling(self) -> Sampling | None:
@@ -364,6 +382,7 @@ class Experiment(BaseModel):
         if named and "tcp" in self.streaming:
             raise ValueError(f"{named} is for sinks that are ranks: those of tcp are set up as the sources")
         self._check_handoff()
+        self._check_resume()
         if self.nccl_loopback and "nccl" not in self.streaming:
             raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
         if self.streaming == ("nccl",) and self.device != "cuda":
@@ -403,6 +422,14 @@ class Experiment(BaseModel):
         if self.handoff_tokens >= min(self.output_len):
             raise ValueError(
                 f"handoff_tokens {self.handoff_tokens} leaves the sinks nothing of output_len {min(self.output_len)}"
+            )
+
+    def _check_resume(self) -> None:
+        if self.resume is None:
+            return
+        if len(self.points()) > 1 or [arm.mode for arm in self.arms()] != ["disk"]:
+            raise ValueError(
+                "resume goes on with one request, streamed to disk: it takes no list and no other streaming"
             )
 
     def _check_prompts(self) -> None:
@@ -573,8 +600,17 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     """
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
+    if "resume" in overrides:
+        if path is not None:
+            raise UsageError(f"{path}: --resume goes on with what that folder's run.json says, in place of a file")
+        from dejavubench.interrupted import find_interrupted
+
+        values = find_interrupted(Path(overrides["resume"]))[1]
+        environ = {}  # the level is that run's
     if path is not None:
         values = {"name": path.stem, **_read_toml(path)}
+        if "resume" in values:
+            raise UsageError(f"{path}: resume stands for a whole experiment: give it as a flag, without a file")
         where = {key: f"{path}: {key}" for key in values}
     if BASELINE_VARIABLE in environ:
         values["level"] = environ[BASELINE_VARIABLE]

@@ -235,6 +235,32 @@ class TakeOver(_Line):
     token_ms: list[float]
 
 
+class Restart(_Line):
+    """What one source put back of a killed run, and the rest of that run's iteration; its times are milliseconds.
+
+    ``of``, ``run_id``: the killed run's. ``watermark``: the fewest steps that were complete in one of its files;
+    ``wrong`` says of which of these the checksums do not agree. ``first``: the first new token that was computed here,
+    counted from 0. ``nbytes``: keys and values that were read, checked and put back, in ``restore_ms``; ``again_ms``:
+    handing them to this run's stream. ``step_ms``: each step from ``first`` on, of the slowest microbatch. ``anew_ms``:
+    what the steps before took without streaming, computed in this process; None where nothing is verified.
+    """
+
+    kind: Literal["restart"] = "restart"
+    point: str
+    arm: str
+    of: str
+    run_id: str
+    watermark: int
+    first: int
+    nbytes: int
+    restore_ms: float
+    again_ms: float
+    step_ms: list[float]
+    drain_ms: float
+    anew_ms: float | None
+    wrong: list[str] = []
+
+
 class Verification(_Line):
     """The untimed comparison after one iteration. ``where`` locates the first difference."""
 
@@ -339,6 +365,7 @@ Record = (
     | SinkActivity
     | HandOver
     | TakeOver
+    | Restart
     | Verification
     | Ceiling
     | Alone

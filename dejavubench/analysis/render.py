@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dejavubench.analysis import health, machine, stats, tables
 from dejavubench.analysis.tables import POINT_COLUMNS, Row
 from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
-from dejavubench.records import Ceiling, CopyWays, RankInfo, Run
+from dejavubench.records import Ceiling, CopyWays, RankInfo, Restart, Run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -29,6 +29,10 @@ NOISY_PCT = 5.0
 
 NOTE_TIMES = "times: median over rounds of the maximum over sources; [ ]: 95 % bootstrap interval"
 NOTE_HOW = f"{NOTE_TIMES}; overhead: paired round by round with the geometric mean of none and none#2"
+
+NOTE_RESTART = (
+    "times: of one iteration, the slowest source; computed anew: the steps before, without streaming, by this process"
+)
 
 
 @dataclass
@@ -72,11 +76,18 @@ def report(run: Run) -> Report:
         *_unshared(rows),
         *_noise(rows),
         *_few(rows),
-        NOTE_TIMES if all(row["mode"] == "none" for row in rows) else NOTE_HOW,
+        *(wrong for _, restart in run.of(Restart) for wrong in restart.wrong),
+        _how(rows),
     ]
     header = run.header.model_dump(mode="json")
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
     return Report(title, rows, _blocks(rows), notes, {"path": str(run.path), **header})
+
+
+def _how(rows: list[Row]) -> str:
+    if any(row["resumed_run"] for row in rows):
+        return NOTE_RESTART
+    return NOTE_TIMES if all(row["mode"] == "none" for row in rows) else NOTE_HOW
 
 
 def log_report(path: Path) -> Report:
@@ -205,6 +216,16 @@ HANDOVER_COLUMNS: list[Column] = [
     ("first token ms", lambda row: ms(row["sink_first_ms"])),
     ("token ms", lambda row: ms(row["sink_token_ms"])),
 ]
+RESTART_COLUMNS: list[Column] = [
+    ("goes on with", lambda row: row["resumed_run"]),
+    ("from new token", lambda row: str(row["resumed_at_token"])),
+    ("put back", lambda row: nbytes(row["restored_bytes"])),
+    ("in ms", lambda row: ms(row["restore_ms"])),
+    ("computed anew ms", lambda row: ms(row["anew_ms"])),
+    ("token ms", lambda row: ms(row["token_ms"])),
+    ("drain ms", lambda row: ms(row["drain_ms"])),
+    ("verified", lambda row: row["verified"] or "–"),
+]
 EVENT_COLUMNS: list[Column] = [
     ("prompt ms, events", lambda row: ms(row["prompt_event_ms"])),
     ("token ms, events", lambda row: ms(row["token_event_ms"])),
@@ -235,6 +256,8 @@ def _blocks(rows: list[Row]) -> list[Block]:
     common = ", ".join(
         f"{name} {rows[0][name]}" for name in POINT_COLUMNS if rows and rows[0][name] and name not in varying
     )
+    if restarted := [row for row in rows if row["resumed_run"]]:
+        return [_block(common, restarted, varying, RESTART_COLUMNS)]
     streaming = [row for row in rows if row["mode"] != "none" and row["status"] == "ok"]
     against = _model_blocks(rows, varying)
     if all(row["mode"] == "none" for row in rows):

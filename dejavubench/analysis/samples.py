@@ -18,6 +18,7 @@ from dejavubench.records import (
     Microbatch,
     PointInfo,
     RecordError,
+    Restart,
     Run,
     SinkActivity,
     TakeOver,
@@ -40,6 +41,7 @@ class ArmSamples:
         nbytes: streamed in one iteration by all sources; prompt_copies: copies or messages for one microbatch's
             prompt; token_copies: for one step.
         cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
+        restarts: of a run that goes on with another's: one a source.
         lag_nbytes: the largest of all rounds and sources.
         warmups: iterations that were recorded as warm-up.
         checks: verifications in the order of the records; empty: none was made.
@@ -65,6 +67,7 @@ class ArmSamples:
     cpu_model: Rounds = field(default_factory=dict)
     cpu_helper: Rounds = field(default_factory=dict)
     cpu_sink: Rounds = field(default_factory=dict)
+    restarts: list[Restart] = field(default_factory=list)
     lag_nbytes: int = 0
     warmups: int = 0
     checks: list[Verification] = field(default_factory=list)
@@ -118,6 +121,8 @@ def collect(run: Run) -> dict[str, PointSamples]:
     _add_microbatches(collector)
     _add_sinks(collector)
     _add_hand_overs(collector)
+    for _, restart in run.of(Restart):
+        collector.of(restart.point, restart.arm).restarts.append(restart)
     for _, check in run.of(Verification):
         collector.of(check.point, check.arm).checks.append(check)
     _add_alone(collector)

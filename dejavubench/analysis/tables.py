@@ -52,6 +52,7 @@ COLUMNS = (
     *("cpu_model_s", "cpu_helper_s", "cpu_sink_s", "statistic"),
     *("prompt_event_ms", "token_event_ms"),
     *("handover_ms", "sink_waited_ms", "sink_first_ms", "sink_token_ms"),
+    *("resumed_run", "resumed_at_token", "restored_bytes", "restore_ms", "anew_ms"),
     *("prompt_tflop_per_s", "prompt_share_pct", "token_gb_per_s", "token_share_pct"),
 )
 
@@ -91,11 +92,13 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
     samples = point.arms.get(arm.name)
     if skipped is not None:
         row.update(status="SKIPPED", reason=skipped)
-    elif samples is None or not (samples.total or samples.checks):
+    elif samples is None or not (samples.total or samples.checks or samples.restarts):
         row.update(status="no rounds", reason="the run ended before a measured round of this arm")
     elif (check := samples.failed_check) is not None:
         what = check.where or ("other tokens than none" if check.tokens_equal is False else "bytes differ")
         row.update(status="FAILED", reason=f"iteration {check.iteration}: {what}", verified="FAILED")
+    elif samples.restarts:
+        row.update(status="ok", verified=_verified(samples), baseline="no baseline", **_restart(samples))
     elif not samples.total:
         row.update(status="no rounds", reason="the run ended before a measured round of this arm")
     else:
@@ -110,6 +113,22 @@ def _verified(samples: ArmSamples) -> str | None:
     if samples.checks:
         return f"yes ({len(samples.checks)})"
     return None if samples.arm.mode == "none" else "no"
+
+
+def _restart(samples: ArmSamples) -> Row:
+    """What was put back by all sources, and the times of the slowest; they are of one iteration."""
+    restarts = samples.restarts
+    steps = [max(each) for each in zip(*(restart.step_ms for restart in restarts), strict=True)]
+    anew = [restart.anew_ms for restart in restarts if restart.anew_ms is not None]
+    return {
+        "resumed_run": restarts[0].of,
+        "resumed_at_token": restarts[0].first,
+        "restored_bytes": sum(restart.nbytes for restart in restarts),
+        "restore_ms": max(restart.restore_ms for restart in restarts),
+        "anew_ms": max(anew, default=None),
+        "token_ms": float(np.median(steps)),
+        "drain_ms": max(restart.drain_ms for restart in restarts),
+    }
 
 
 def _median(series: Mapping[int, float]) -> float | None:

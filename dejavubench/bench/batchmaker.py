@@ -84,8 +84,9 @@ class Clocked:
         self._returned = now
 
     @property
-    def under_way(self) -> bool:
-        return bool(self._submitted)
+    def under_way(self) -> int:
+        """Steps that were submitted and have not returned."""
+        return len(self._submitted)
 
     @property
     def total_ms(self) -> float:
@@ -144,16 +145,10 @@ class BatchMaker:
                 mark("tokens")
             for ubatch in range(len(clocks)):
                 self._step(step, ubatch, clocks[ubatch], streams[ubatch])
-        for ubatch, clock in enumerate(clocks):
-            self._return_token(ubatch, clock)
-            if self.steps.ahead and tokens > 1:
-                self._returned(ubatch, clock)
+        self._return_last(clocks)
         on_generated(clocks)
         mark("drain")
-        for clock, stream in zip(clocks, streams, strict=True):
-            drain_began = time.perf_counter()
-            stream.drain()
-            clock.drain_ms = (time.perf_counter() - drain_began) * 1e3
+        self.drain(clocks, streams)
         makespan = (time.perf_counter() - began) * 1e3
         self.collectives.finish()
         for ubatch, clock in enumerate(clocks):
@@ -164,14 +159,29 @@ class BatchMaker:
         """Decode steps [first, stop) of every microbatch, over caches that hold what was before.
 
         Args:
-            clocks: on the first stage they hold the tokens before. Not for steps that run ahead.
+            clocks: on the first stage they hold the tokens before.
         """
+        for ubatch, (clock, prompts) in enumerate(zip(clocks, self.prompts, strict=True)):
+            known = clock.tokens[-1] if self.model.shard.first else None
+            self.steps.go_on(ubatch, prompts.shape[1] + first - 1, known)
         for step in range(first, stop):
             for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
                 self._step(step, ubatch, clock, stream)
+        self._return_last(clocks)
+        self.collectives.finish()
+
+    def drain(self, clocks: list[Clocked], streams: list[Streamed]) -> None:
+        """Wait for what is left of every microbatch's stream."""
+        for clock, stream in zip(clocks, streams, strict=True):
+            drain_began = time.perf_counter()
+            stream.drain()
+            clock.drain_ms = (time.perf_counter() - drain_began) * 1e3
+
+    def _return_last(self, clocks: list[Clocked]) -> None:
         for ubatch, clock in enumerate(clocks):
             self._return_token(ubatch, clock)
-        self.collectives.finish()
+            if clock.under_way and self.model.shard.last:
+                self._returned(ubatch, clock)
 
     def _step(self, step: int, ubatch: int, clock: Clocked, stream: Streamed) -> None:
         shard = self.model.shard
@@ -183,7 +193,7 @@ class BatchMaker:
             self.collectives.send_hidden(out, ubatch)
         elif not shard.first:
             self.collectives.send_tokens(out, ubatch)
-        if self.steps.ahead and step > 1:  # the step before, while this one runs; the phases do not overlap
+        if self.steps.ahead and clock.under_way > 1:  # the one before, while this one runs; phases do not overlap
             self._returned(ubatch, clock)
         known = clock.tokens[step - 1].numpy() if shard.first and step else None
         stream.step_ready(step, known)

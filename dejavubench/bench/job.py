@@ -22,7 +22,9 @@ from mpi4py import MPI
 from dejavubench import fit, records
 from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
+from dejavubench.bench.identity import identity
 from dejavubench.bench.recorder import Recorder, write_header
+from dejavubench.bench.restart import open_saved
 from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_ceilings import tcp_messages
 from dejavubench.bench.tcp_peer import TCPPeer
@@ -30,6 +32,7 @@ from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
+from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
@@ -59,6 +62,7 @@ class Job:
         folder: the run's folder on this host.
         skipped: points that cannot run here, by id, and why.
         tcp_sink: where this source streams by tcp, if it does.
+        saved: what a killed run has streamed to disk from this rank, where that is gone on with.
 
     Raises:
         UsageError: on every rank, if the session cannot start on any of them.
@@ -91,6 +95,8 @@ class Job:
         self.skipped = self._agree(self._reasons)
         self.tcp_sink = self._meet_tcp_sinks()
         fit.refuse_if_none_runs(experiment, self.skipped)
+        self.saved: list[SavedStream] = []
+        self._agree(self._open_saved)
         self._agree(self._make_stream_dir)
         self.run_id, self.folder = self._make_folder()
         self.stream_dir = experiment.stream_dir or self.folder
@@ -314,6 +320,14 @@ class Job:
         here = {rank: pid for rank, pid in enumerate(pids) if self.hosts[rank] == self.hosts[self.rank]}
         lowest = min(here)
         return Watch(self.folder / records.first_exit_file(lowest), here) if self.rank == lowest else None
+
+    def _open_saved(self) -> dict[str, str]:
+        interrupted = self.experiment.interrupted
+        if interrupted is not None and self.is_source:
+            (point,) = self.experiment.points()
+            of_point = identity(self.experiment, point, self.compute_device, interrupted.run_id)
+            self.saved = open_saved(self.side(point), interrupted, of_point)
+        return {}
 
     def _make_stream_dir(self) -> dict[str, str]:
         directory = self.experiment.stream_dir

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from dejavubench import records
@@ -17,21 +17,23 @@ from dejavubench.bench.batchmaker import Clocked, Streamed
 from dejavubench.bench.ceilings import Ceilings, Disk, Link, Memory
 from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
 from dejavubench.bench.handover import TakenOver
+from dejavubench.bench.identity import identity
 from dejavubench.bench.job import Job
 from dejavubench.bench.progress import Progress
+from dejavubench.bench.restart import PutBack, Resumed
 from dejavubench.bench.rounds import orders
 from dejavubench.bench.sink import Sink
 from dejavubench.bench.source import Place, Source, tokens
 from dejavubench.bench.tcp_ceilings import TCPLink
 from dejavubench.bench.verify import VerificationError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamer import Streaming
-from dejavubench.experiment import Experiment
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.sharding import Shard
-from dejavubench.models.weights import random_weights, weights_identity
+from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polite_gather
 from dejavubench.points import Arm, Point
 
@@ -67,12 +69,6 @@ class PointSession:
         self.iterations: list[records.Iteration] = []
         self._count = dict.fromkeys((arm.name for arm in self.arms), 0)
         dtype = dtype_of(point.data_type)
-        identity = {
-            "run": job.run_id,
-            "model": point.spec.name,
-            "weights": identity_of_weights(self.experiment, point, job.compute_device),
-            "data_type": point.data_type,
-        }
         place = Place(
             job.data,
             job.verification,
@@ -80,7 +76,7 @@ class PointSession:
             job.handover,
             job.connect(point),
             job.stream_dir,
-            identity,
+            identity(self.experiment, point, job.compute_device, job.run_id),
             job.tcp_sink,
         )
         self._links = place.links
@@ -98,6 +94,7 @@ class PointSession:
         self._dtype = dtype
         self._ceilings: Ceilings | None = None
         self._expected = self._generated = torch.empty(0)
+        self._undisturbed: list[Clocked] = []
 
     def measure(self, enough: Enough | None) -> None:
         """Reference, warm-up, rounds.
@@ -154,13 +151,69 @@ class PointSession:
     def _find_expected(self) -> None:
         """What all requests generate undisturbed: known where the sources' tokens are, and on sinks that take over."""
         if self.source is not None:
-            self._expected = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
-            if self.job.rank == 0:
-                prompts = [each.unpadded() for each in self.source.prompts]
-                self.job.recorder.generated(self.point.id, prompts, self._expected)
+            self._undisturbed = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
+            self._expected = tokens(self._undisturbed)
+            self._write_tokens(self.source, self._expected)
         if self.point.handed_over:
             known = polite_bcast(self.job.world, self._expected)
             self._expected = self._expected if self.source is not None else known.flatten(0, 1)
+
+    def _write_tokens(self, source: Source, generated: torch.Tensor) -> None:
+        if self.job.rank == 0:
+            self.job.recorder.generated(self.point.id, [each.unpadded() for each in source.prompts], generated)
+
+    # ---- after a restart ----
+
+    def resume(self, saved: list[SavedStream]) -> None:
+        """Go on with the iteration that an earlier run was killed in, and record what that took.
+
+        Args:
+            saved: this source's files of it, one a microbatch; none on a sink.
+
+        Raises:
+            VerificationError: on every rank, if bytes or tokens are wrong.
+        """
+        (arm,) = self.arms
+        if self.experiment.verify:
+            self._find_expected()
+        self._mark("prepare", arm)
+        self._prepare(arm)
+        self._mark("restore", arm)
+        polite_barrier(self.job.world, "start")
+        back = None if self.source is None else self.source.put_back(saved)
+        everywhere = self.job.world.allgather(None if back is None else back.steps)
+        first = max(min(steps for steps in everywhere if steps is not None) - 1, 0)  # the last one's token is not known
+        if self.source is not None and back is not None:
+            resumed = self.source.resume(arm, back, first, lambda phase: self._mark(phase, arm))
+            self._generated = tokens(resumed.clocks)
+            self._record_restart(arm, saved, back, first, resumed)
+            if not self.experiment.verify:  # else the reference is, and these are compared with it
+                self._write_tokens(self.source, self._generated)
+        if self.experiment.verify:
+            self._verify(arm)
+        self._count[arm.name] += 1
+        self.progress.step(f"{self.point.id} {self.point.spec.name} {arm.name} resumed at new token {first}")
+
+    def _record_restart(self, arm: Arm, saved: list[SavedStream], back: PutBack, first: int, resumed: Resumed) -> None:
+        interrupted = self.experiment.interrupted
+        assert interrupted is not None
+        self.job.recorder.write(
+            records.Restart(
+                point=self.point.id,
+                arm=arm.name,
+                of=interrupted.folder.name,
+                run_id=interrupted.run_id,
+                watermark=min(file.watermark for file in saved),
+                first=first,
+                nbytes=back.nbytes,
+                restore_ms=back.ms,
+                again_ms=resumed.again_ms,
+                step_ms=np.max([clock.step_ms for clock in resumed.clocks], axis=0).tolist(),
+                drain_ms=max(clock.drain_ms for clock in resumed.clocks),
+                anew_ms=max((sum(clock.step_ms[:first]) for clock in self._undisturbed), default=None),
+                wrong=back.wrong,
+            )
+        )
 
     # ---- one iteration ----
 
@@ -285,7 +338,8 @@ class PointSession:
         difference, equal = part.verify(arm), None
         if self._generated.numel() and self._expected.numel():
             new = self._generated.shape[-1]
-            expected = self._expected[..., :new] if self.source is not None else self._expected[..., -new:]
+            hands_over = self.source is not None and self.point.handed_over
+            expected = self._expected[..., :new] if hands_over else self._expected[..., -new:]
             equal = torch.equal(self._generated, expected)
             if not equal:
                 difference = difference or _first_token(self._generated, expected)
@@ -373,16 +427,6 @@ def load_model(job: Job, point: Point) -> GPT:
         model.load(random_weights(point.spec, seed), held_in)
     model.pack()
     return model
-
-
-def identity_of_weights(experiment: Experiment, point: Point, device: str) -> str:
-    """16 hex digits that differ whenever the values that the model multiplies with may differ."""
-    types = (point.data_type, experiment.weights_data_type)
-    if experiment.checkpoint is not None:
-        return hashlib.blake2b(repr((experiment.checkpoint.identity, *types)).encode(), digest_size=8).hexdigest()
-    return weights_identity(
-        point.spec, experiment.seed, dtype_of(point.data_type), device, experiment.weights_data_type
-    )
 
 
 @contextmanager

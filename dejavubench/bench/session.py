@@ -87,7 +87,10 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
             beside = BESIDE if point is points[0] else BESIDE_LATER
             session = PointSession(job, point, model, progress, beside)
             try:
-                session.measure(enough)
+                if job.experiment.resume is not None:
+                    session.resume(job.saved)
+                else:
+                    session.measure(enough)
             except VerificationError as error:
                 progress.say(f"dejavubench: verification failed: {error}")
                 session.close()

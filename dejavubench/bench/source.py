@@ -14,6 +14,7 @@ from mpi4py import MPI
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
 from dejavubench.bench.handover import Teller
 from dejavubench.bench.prompts import make_prompts
+from dejavubench.bench.restart import PutBack, Resumed, go_on, put_back
 from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_peer import TCPPeer
@@ -29,9 +30,11 @@ from dejavubench.dejavulib.device import DeviceStaging, Landing
 from dejavubench.dejavulib.device_receiver import device_slots
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.experiment import Experiment
+from dejavubench.interrupted import stream_name
 from dejavubench.kvcache import KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
@@ -91,10 +94,10 @@ class Source:
 
     # ---- an iteration ----
 
-    def reference(self, mark: Callable[[str], None]) -> torch.Tensor:
+    def reference(self, mark: Callable[[str], None]) -> list[Clocked]:
         """One iteration without streaming, before anything is measured; its tokens are what every arm must give."""
         clocks, _ = self.maker.run(self._silent_streams(), mark)
-        return tokens(clocks)
+        return clocks
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
         """Fill everything that the arm writes to with its pattern, outside the clock."""
@@ -111,6 +114,19 @@ class Source:
         if self._teller is None:
             return self.maker.run(self.streams(arm), mark)
         return self.maker.run(self.streams(arm), mark, self.side.point.generated, self._teller.tell)
+
+    def put_back(self, saved: list[SavedStream]) -> PutBack:
+        """Put back what a killed run has streamed of each microbatch."""
+        return put_back(saved, self.caches, self.maker.model.shard.first)
+
+    def resume(self, arm: Arm, back: PutBack, first: int, mark: Callable[[str], None]) -> Resumed:
+        """Go on from decode step ``first`` over what was put back; from the beginning where that is 0."""
+        streams = self.streams(arm)
+        if first == 0:
+            clocks, _ = self.maker.run(streams, mark)
+            return Resumed(clocks, 0.0)
+        known = back.tokens(first) if self.maker.model.shard.first else [[] for _ in self.caches]
+        return go_on(self.maker, streams, self.side.geometry.layers, known, first, mark)
 
     def handed_over(self, clocks: list[Clocked]) -> float | None:
         """Wait for the sinks' first token; milliseconds since the last computation here, on the rank that knows."""
@@ -188,11 +204,11 @@ class Source:
             case "host":
                 return HostDestination(pinned=self.on_cuda)
             case "disk":
-                name = f"{self.place.identity['run']}-{self.side.point.id}-rank{self.side.topology.rank:04d}"
                 assert arm.durability is not None
+                run_id, rank = self.place.identity["run"], self.side.topology.rank
                 return DiskDestination(
                     self.place.stream_dir,
-                    f"{name}-{arm.durability}",
+                    stream_name(run_id, self.side.point.id, rank, arm.durability),
                     arm.durability,
                     self.experiment.keep,
                     self.place.identity,

@@ -33,6 +33,13 @@ class Steps(Protocol):
             On the model's device: new tokens [B] on the last stage, else hidden.
         """
 
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        """The next step is at ``position``, over a cache that holds what was before.
+
+        Args:
+            tokens: those that go into it [B], on the first stage.
+        """
+
     def wait(self, ubatch: int) -> Tensor:
         """Wait for the oldest step that was begun and not waited for; on the last stage its new tokens [B] on the host.
 
@@ -67,6 +74,9 @@ class HostSteps:
             out = self._samplers[ubatch](out, position + x.shape[1])
         self._out[ubatch] = out
         return out
+
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        return  # every step is told all that it needs
 
     def wait(self, ubatch: int) -> Tensor:
         return self._out[ubatch]
@@ -110,6 +120,9 @@ class DeviceSteps:
             out = self._samplers[ubatch](out, x.shape[1])
         self._graphs[ubatch].begin(x.shape[1], out)
         return out
+
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        self._graphs[ubatch].begin(position, tokens)
 
     def _replay(self, ubatch: int, x: Tensor) -> Tensor:
         graph = self._graphs[ubatch]

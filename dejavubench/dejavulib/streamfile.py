@@ -17,6 +17,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -26,9 +27,14 @@ from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 
 MAGIC = b"DEJAVUKV"
-VERSION = 1
+VERSION = 2
 WATERMARK = PAGE
 DATA = 2 * PAGE
+
+
+def file_name(name: str, stream: int) -> str:
+    """Of a stream's file; ``name`` is the destination's."""
+    return f"{name}-stream{stream}.kv"
 
 
 def pages(nbytes: int) -> int:
@@ -68,13 +74,9 @@ def file_nbytes(schedule: StreamSchedule) -> int:
     return record_offset(schedule, schedule.steps + 1)
 
 
-def header_page(schedule: StreamSchedule, identity: Mapping[str, str]) -> np.ndarray:
-    """Page 0.
-
-    Raises:
-        StreamingError: the header does not fit a page.
-    """
-    document = {
+def header(schedule: StreamSchedule, identity: Mapping[str, str]) -> dict[str, Any]:
+    """What a stream's file says of itself."""
+    return {
         "geometry": asdict(schedule.geometry),
         "region": {axis: list(span) for axis, span in vars(schedule.region).items()},
         "input_len": schedule.input_len,
@@ -82,7 +84,15 @@ def header_page(schedule: StreamSchedule, identity: Mapping[str, str]) -> np.nda
         "slot_nbytes": schedule.slot_nbytes,  # how layers that are larger are cut, so their packed order
         **identity,
     }
-    text = json.dumps(document, sort_keys=True).encode()
+
+
+def header_page(schedule: StreamSchedule, identity: Mapping[str, str]) -> np.ndarray:
+    """Page 0.
+
+    Raises:
+        StreamingError: the header does not fit a page.
+    """
+    text = json.dumps(header(schedule, identity), sort_keys=True).encode()
     packed = MAGIC + struct.pack("<II", VERSION, len(text)) + text + xxhash.xxh3_64_digest(text)
     if len(packed) > PAGE:
         raise StreamingError(f"a header of {len(packed)} bytes does not fit a page")
@@ -93,6 +103,18 @@ def watermark_page(steps: int) -> np.ndarray:
     """Page 1, when so many steps are complete."""
     count = struct.pack("<Q", steps)
     return np.frombuffer((count + xxhash.xxh3_64_digest(count)).ljust(PAGE, b"\0"), np.uint8)
+
+
+def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str | None:
+    """The part of a step's record that its checksum does not agree with (``token ids``, ``layer 3``), if any."""
+    layers, nbytes = schedule.region.layers, schedule.step_nbytes(step)
+    behind = nbytes + tokens_nbytes(schedule, step)
+    names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
+    contents = [record[nbytes:behind], *np.split(record[:nbytes], layers.size)]
+    for name, content, written in zip(names, contents, record[behind:].view("<u8"), strict=True):
+        if xxhash.xxh3_64_intdigest(content.data) != written:
+            return name
+    return None
 
 
 class StepTrailer:

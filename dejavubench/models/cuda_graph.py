@@ -56,11 +56,11 @@ class DecodeGraph:
         return out
 
     @torch.inference_mode()
-    def begin(self, position: int, prompt_out: Tensor) -> None:
-        """Go on behind a prompt; ``prompt_out``: on the last stage the new tokens [B] that it gave."""
+    def begin(self, position: int, tokens: Tensor | None) -> None:
+        """Go on at a position; ``tokens`` [B]: where the model is whole, those that go into the next step."""
         self.position.fill_(position)
-        if self._model.shard.last and self._model.shard.first:
-            self.x.copy_(prompt_out.unsqueeze(1))
+        if tokens is not None and self._model.shard.last and self._model.shard.first:
+            self.x.copy_(tokens.unsqueeze(1))
 
     def replay(self) -> None:
         """Launch the next step; returns at once."""

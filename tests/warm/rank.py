@@ -1,7 +1,8 @@
 """What ``mpirun`` starts in place of a rank: it has ``server.py`` fork that, and stands for it.
 
-It hands over its arguments, its environment and its open files, passes signals on, and ends as the rank ends. It
-imports little, for it is started for every rank.
+It hands over its arguments, its environment and its open files, passes signals on, and ends as the rank ends: until
+then the launcher's file is open here too, so that the launcher learns of an end when the rank is gone. It imports
+little, for it is started for every rank.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ def main(argv: list[str]) -> NoReturn:
     request = json.dumps({"argv": argv, "environment": dict(os.environ), "cwd": os.getcwd(), "files": files}).encode()
     socket.send_fds(connection, [len(request).to_bytes(4, "little")], files)
     connection.sendall(request)
-    for file in files[3:]:
-        os.close(file)  # so that the launcher sees it close when the rank ends
     pid = int.from_bytes(connection.recv(4), "little")
 
     def pass_on(number: int, frame: object) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.blockfile import BlockFile, Durability
@@ -66,7 +65,7 @@ class DiskDestination(Destination):
     def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
         schedule = stream.schedule
         if stream.id not in self._files:
-            path = self._directory / f"{self._name}-stream{stream.id}.kv"
+            path = self._directory / streamfile.file_name(self._name, stream.id)
             blocks = BlockFile(path, streamfile.file_nbytes(schedule), self._durability, self._keep)
             self._files[stream.id] = _Open(blocks)
         file = self._files[stream.id]
@@ -138,19 +137,15 @@ class DiskDestination(Destination):
         """
         blocks, schedule = self._files[stream.id].blocks, stream.schedule
         blocks.forget_cached()
-        layers = schedule.region.layers
         watermark = streamfile.watermark_page(schedule.steps + 1)
         if not np.array_equal(blocks.read(streamfile.WATERMARK, PAGE).numpy(), watermark):
             raise StreamingError(f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps written")
         for step in range(schedule.steps + 1):
             at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
             record = blocks.read(at, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
-            behind = nbytes + streamfile.tokens_nbytes(schedule, step)
-            names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
-            contents = [record[nbytes:behind], *np.split(record[:nbytes], layers.size)]
-            for name, content, written in zip(names, contents, record[behind:].view("<u8"), strict=True):
-                if xxhash.xxh3_64_intdigest(content.data) != written:
-                    raise StreamingError(f"{blocks.path.name}: checksum of step {step}, {name} does not agree")
+            wrong = streamfile.first_wrong(schedule, step, record)
+            if wrong is not None:
+                raise StreamingError(f"{blocks.path.name}: checksum of step {step}, {wrong} does not agree")
 
     def _note_clock(self) -> None:
         self._beside_clock = time.pthread_getcpuclockid(threading.get_ident())

@@ -1,0 +1,127 @@
+"""``SavedStream``: a stream's file that an earlier process has left, and how much of it can be trusted."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from dejavubench.dejavulib import streamfile
+from dejavubench.dejavulib.copies import PAGE, scatter
+from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import KVCache
+
+
+@dataclass
+class Restored:
+    """What of a stream's file was put back.
+
+    Attributes:
+        tokens: the ids that went into each good step from the first one on, int32 [requests, positions of the step]; −1
+            where the worker did not know them.
+        wrong: why the good steps are fewer than the watermark says; None if they are not.
+    """
+
+    tokens: list[np.ndarray] = field(default_factory=list)
+    wrong: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps from the first one on whose keys and values are in the cache again."""
+        return len(self.tokens)
+
+
+class SavedStream:
+    """A file of :mod:`~dejavubench.dejavulib.streamfile`, for reading.
+
+    Args:
+        schedule: of the stream that it should hold.
+        identity: what its header must say beside the schedule.
+
+    Attributes:
+        watermark: steps that were complete; their checksums are looked at in :meth:`restore`.
+
+    Raises:
+        StreamingError: it cannot be read, is no such file, is of another version or of something else, or its header or
+            watermark is damaged. The message names the file.
+    """
+
+    def __init__(self, path: Path, schedule: StreamSchedule, identity: Mapping[str, str]) -> None:
+        self.path = path
+        self.schedule = schedule
+        _check_header(path, self._read(0, PAGE, "its header"), streamfile.header(schedule, identity))
+        self.watermark = self._watermark()
+
+    def restore(self, cache: KVCache) -> Restored:
+        """Put keys and values of the complete steps where they belong, as far as checksums agree."""
+        level, restored = LEVELS[DEFAULT_LEVEL], Restored()
+        for step in range(self.watermark):
+            try:
+                record = self._record(step)
+            except StreamingError as error:
+                restored.wrong = f"{error}; of {self.watermark} steps under the watermark {step} are good"
+                break
+            packed = torch.from_numpy(record)
+            for chunk in self.schedule.chunks(level, step):
+                at = chunk.offset - self.schedule.step_offset(step)
+                scatter(packed[at : at + chunk.nbytes].to(cache.k.device), cache, chunk.region)
+            restored.tokens.append(self._tokens(step, record))
+        return restored
+
+    def _watermark(self) -> int:
+        page = self._read(streamfile.WATERMARK, PAGE, "its watermark")
+        (steps,) = struct.unpack_from("<Q", page.data)
+        if steps > self.schedule.steps + 1 or not np.array_equal(page, streamfile.watermark_page(steps)):
+            raise StreamingError(f"{self.path}: the watermark is damaged, so that no step of it can be trusted")
+        return int(steps)
+
+    def _record(self, step: int) -> np.ndarray:
+        """A step's record, uint8, whose checksums agree."""
+        nbytes = self.schedule.step_nbytes(step) + streamfile.trailer_nbytes(self.schedule, step)
+        record = self._read(streamfile.record_offset(self.schedule, step), nbytes, f"step {step}")
+        wrong = streamfile.first_wrong(self.schedule, step, record)
+        if wrong is not None:
+            raise StreamingError(f"{self.path}: checksum of step {step}, {wrong} does not agree")
+        return record
+
+    def _tokens(self, step: int, record: np.ndarray) -> np.ndarray:
+        nbytes = self.schedule.step_nbytes(step)
+        behind = nbytes + streamfile.tokens_nbytes(self.schedule, step)
+        return record[nbytes:behind].view("<i4").reshape(-1, self.schedule.positions(step).size)
+
+    def _read(self, at: int, nbytes: int, what: str) -> np.ndarray:
+        try:
+            read = np.fromfile(self.path, np.uint8, nbytes, offset=at)
+        except OSError as error:
+            raise StreamingError(f"{self.path}: {error.strerror}") from None
+        if len(read) < nbytes:
+            raise StreamingError(f"{self.path} ends at byte {at + len(read)}, within {what}")
+        return read
+
+
+def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> None:
+    """Raises StreamingError unless page 0 is a whole header that says what is expected."""
+    packed = page.tobytes()
+    if not packed.startswith(streamfile.MAGIC):
+        raise StreamingError(f"{path} is no stream's file: it does not begin with {streamfile.MAGIC.decode()}")
+    version, length = struct.unpack_from("<II", packed, len(streamfile.MAGIC))
+    if version != streamfile.VERSION:
+        raise StreamingError(f"{path} is of version {version}, this program reads {streamfile.VERSION}")
+    begin = len(streamfile.MAGIC) + 8
+    text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
+    if xxhash.xxh3_64_digest(text) != digest:
+        raise StreamingError(f"{path}: its header is damaged")
+    found = json.loads(text)
+    expected = json.loads(json.dumps(expected))  # as it comes back: lists for tuples
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise StreamingError(f"{path} is another's: {key} is {found.get(key)} there, {expected.get(key)} here")

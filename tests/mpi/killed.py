@@ -1,0 +1,55 @@
+"""Run by test_restart.py under mpirun: dejavubench's own command line that is killed at a point of its token phase.
+
+``killed.py RANK:POINT:N[:FRACTION] run …``: in the phases ``tokens`` and ``drain`` that rank kills itself, as nobody
+can catch, when it comes, N times having passed it, to a ``step`` of the model, a ``sync`` of its stream's file, or a
+``write`` to it, of which only that fraction is written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from injection import RANK, Now, instead
+
+from dejavubench.cli import main
+from dejavubench.dejavulib.blockfile import BlockFile
+from dejavubench.models.gpt import GPT
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "step": (GPT, "forward"),
+    "sync": (BlockFile, "sync"),
+    "write": (BlockFile, "_pwrite"),
+}
+
+
+def kill_at(point: str, number: int, fraction: float) -> None:
+    left = number
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            nonlocal left
+            if Now.phase in ("tokens", "drain"):
+                left -= 1
+                if left < 0:
+                    if point == "write":
+                        file, at, data = args
+                        original(file, at, np.ascontiguousarray(data[: int(fraction * len(data))]))
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args)
+
+        return counted
+
+    instead(*POINTS[point], make)
+
+
+if __name__ == "__main__":
+    rank, point, number, *fraction = sys.argv.pop(1).split(":")
+    Now.follow()
+    if int(rank) == RANK:
+        kill_at(point, int(number), float(fraction[0]) if fraction else 0.0)
+    main()

@@ -1,0 +1,67 @@
+"""Which iteration a run ended in, and what is run of its experiment when that is gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import NONE, arm, point, write_run
+
+from dejavubench.errors import UsageError
+from dejavubench.experiment import Experiment
+from dejavubench.interrupted import WITH_CACHE, find_interrupted
+from dejavubench.records import PhaseMark, rank_file, to_line
+
+EXPERIMENT = Experiment(model=("gpt2", "gpt2-xl"), streaming=("none", "disk"), level=("0", "3"), keep=True)
+
+
+def killed(folder: Path, phase: str, at: str | None, of: str | None, **values: Any) -> Path:
+    """A run of two points and three arms whose rank 0 last marked a phase."""
+    experiment = {**EXPERIMENT.model_dump(mode="json"), **values}
+    points, arms = (
+        [point(), point(1, model="gpt2-xl", output_len=7, positions=262)],
+        [NONE, arm("disk", "0"), arm("disk")],
+    )
+    write_run(folder, arms, points, ended=False, experiment=experiment)
+    with (folder / rank_file(0)).open("a") as file:
+        file.write(to_line(PhaseMark(phase=phase, point=at, arm=of, iteration=3)))
+    return folder
+
+
+@pytest.mark.parametrize("phase", WITH_CACHE)
+def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -> None:
+    folder = killed(tmp_path / "run", phase, "p001", "disk@0")
+    found, values = find_interrupted(folder)
+    assert (found.point, found.arm, found.durability, found.phase) == ("p001", "disk@0", "fdatasync", phase)
+    assert found.stream_dir == folder
+    assert found.stream_name(3) == "0123456789abcdef-p001-rank0003-fdatasync"
+    experiment = Experiment.model_validate(values)
+    (left,), (only,) = experiment.points(), experiment.arms()
+    assert (left.spec.name, left.ubatch_size, left.input_len) == ("gpt2-xl", 4, 256)
+    assert (left.output_len, left.positions) == (7, 262)
+    assert (only.name, only.level, experiment.keep) == ("disk@0", "0", True)
+
+
+def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    folder = killed(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir="/somewhere")
+    assert find_interrupted(folder)[0].stream_dir == Path("/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("phase", "at", "of", "says"),
+    [
+        ("prepare", "p000", "disk@3", "ended in phase prepare of disk@3: no request was under way"),
+        ("alone", "p000", "disk@3", "ended in phase alone of disk@3: no request was under way"),
+        ("tokens", "p000", "none", "ended in phase tokens of none: only what streams to disk can be resumed"),
+        ("load", "p000", None, "ended in phase load, where no request was under way"),
+        ("tokens", "p007", "disk@3", "has records of p007 disk@3, which its run.json does not name"),
+    ],
+)
+def test_where_nothing_of_a_request_is_on_disk_there_is_nothing_to_resume(
+    phase: str, at: str, of: str | None, says: str, tmp_path: Path
+) -> None:
+    folder = killed(tmp_path / "run", phase, at, of)
+    with pytest.raises(UsageError) as refused:
+        find_interrupted(folder)
+    assert str(refused.value) == f"resume: {folder} {says}"

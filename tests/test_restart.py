@@ -1,0 +1,350 @@
+"""A killed run is gone on with from what it has streamed to disk, and never with a wrong key or token."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from caches import random_cache
+from diskfile import CUT_LAYERS, DURABILITIES, IDENTITY, PAGE, PROMPT, STEPS, microbatch, path_of, schedule_of, writing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jobs import HERE, TINY, Job, processed, run
+
+from dejavubench.dejavulib import streamfile
+from dejavubench.dejavulib.blockfile import Durability
+from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.savedstream import SavedStream
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import BOTH, KVCache, KVLayout, Span
+from dejavubench.records import PhaseMark, Restart
+
+KILLED = (HERE / "mpi" / "killed.py",)
+NEW_TOKENS = 20
+ASKED = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", str(NEW_TOKENS), "--no-ceilings")
+STREAMED = ("--streaming", "disk", "--keep", "--no-verify", "--warmup", "1", "--rounds", "2")
+
+
+# ---- one file ----
+
+
+def saved(schedule: StreamSchedule, directory: Path, **identity: str) -> SavedStream:
+    return SavedStream(path_of(directory), schedule, {**IDENTITY, **identity})
+
+
+def write_one(
+    directory: Path, schedule: StreamSchedule, level: str = "3", durability: Durability = "fdatasync"
+) -> KVCache:
+    """A whole microbatch's file; the cache that it was streamed from."""
+    with writing(directory, schedule, level, durability) as (manager, _):
+        microbatch(manager, random_cache(schedule.geometry))
+        return manager.cache
+
+
+def restored(of: SavedStream) -> tuple[KVCache, int, str | None]:
+    cache = KVCache.allocate(of.schedule.geometry, torch.int16)
+    cache.fill(0x77)
+    back = of.restore(cache)
+    return cache, back.steps, back.wrong
+
+
+def assert_first_steps(cache: KVCache, source: KVCache, schedule: StreamSchedule, steps: int) -> None:
+    """The first steps' positions are the source's, and all behind them are as they were."""
+    positions = schedule.positions(steps - 1).stop if steps else 0
+    put_back = schedule.geometry.region(positions=Span(0, positions))
+    behind = schedule.geometry.region(positions=Span(positions, schedule.geometry.positions))
+    for kv in BOTH:
+        assert torch.equal(cache.piece(kv, put_back), source.piece(kv, put_back))
+        assert (cache.piece(kv, behind) == 0x7777).all()
+
+
+@pytest.mark.parametrize("layout", KVLayout)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("slot", [1 << 16, CUT_LAYERS])
+def test_a_whole_file_gives_the_cache_and_the_tokens_back(
+    layout: KVLayout, level: str, slot: int, tmp_path: Path
+) -> None:
+    schedule = schedule_of(layout, slot)
+    source = write_one(tmp_path, schedule, level)
+    file = saved(schedule, tmp_path)
+    assert file.watermark == STEPS + 1
+    cache, steps, wrong = restored(file)
+    assert (steps, wrong) == (STEPS + 1, None)
+    assert_first_steps(cache, source, schedule, steps)
+    back = file.restore(cache)
+    assert np.array_equal(back.tokens[0], PROMPT)
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_what_another_durability_has_written_is_read_alike(durability: Durability, tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    source = write_one(tmp_path, schedule, durability=durability)
+    cache, steps, _ = restored(saved(schedule, tmp_path))
+    assert_first_steps(cache, source, schedule, steps)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KVCache]:
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, write_one(directory, schedule_of(KVLayout.FT))
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_yields_a_wrong_key(whole: tuple[Path, KVCache], data: st.DataObject, tmp_path: Path) -> None:
+    """Bytes changed anywhere, and the file cut anywhere: what is put back is what was streamed, or it is refused."""
+    directory, source = whole
+    schedule = schedule_of(KVLayout.FT)
+    content = bytearray(path_of(directory).read_bytes())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3), "damaged bytes"):
+        content[at] ^= data.draw(st.integers(1, 255), "by")
+    cut = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content) - 1)), "cut at")
+    path_of(tmp_path).write_bytes(content[:cut])
+    try:
+        cache, steps, wrong = restored(saved(schedule, tmp_path))
+    except StreamingError:
+        return
+    assert_first_steps(cache, source, schedule, steps)
+    assert (steps == STEPS + 1) == (wrong is None)
+
+
+def test_a_damaged_step_is_named_and_those_before_are_good(whole: tuple[Path, KVCache], tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.FT)
+    content = bytearray(path_of(whole[0]).read_bytes())
+    content[streamfile.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
+    path_of(tmp_path).write_bytes(content)
+    cache, steps, wrong = restored(saved(schedule, tmp_path))
+    assert steps == 2
+    assert wrong == (
+        f"{path_of(tmp_path)}: checksum of step 2, layer 1 does not agree; of {STEPS + 1} steps under the watermark 2 "
+        "are good"
+    )
+    assert_first_steps(cache, whole[1], schedule, 2)
+
+
+def test_a_file_that_was_cut_off_is_good_up_to_there(whole: tuple[Path, KVCache], tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.FT)
+    at = streamfile.record_offset(schedule, 3) + 5
+    path_of(tmp_path).write_bytes(path_of(whole[0]).read_bytes()[:at])
+    _, steps, wrong = restored(saved(schedule, tmp_path))
+    assert steps == 3
+    assert f"ends at byte {at}, within step 3; of {STEPS + 1} steps under the watermark 3 are good" in str(wrong)
+
+
+@pytest.mark.parametrize(
+    ("identity", "says"),
+    [
+        ({"run": "r2"}, "run is r1 there, r2 here"),
+        ({"weights": "seed 1"}, "weights is seed 0 there, seed 1 here"),
+        ({"requests": "other"}, "requests is None there, other here"),
+    ],
+)
+def test_anothers_file_is_refused(identity: dict[str, str], says: str, whole: tuple[Path, KVCache]) -> None:
+    with pytest.raises(StreamingError, match=f"is another's: {says}"):
+        saved(schedule_of(KVLayout.FT), whole[0], **identity)
+
+
+def test_another_geometry_is_refused(whole: tuple[Path, KVCache]) -> None:
+    with pytest.raises(StreamingError, match=r"is another's: geometry is .*ft.* there, .*nhd.* here"):
+        saved(schedule_of(KVLayout.NHD), whole[0])
+
+
+def _older(content: bytearray) -> str:
+    struct.pack_into("<I", content, 8, streamfile.VERSION - 1)
+    return f"is of version {streamfile.VERSION - 1}, this program reads {streamfile.VERSION}"
+
+
+def _no_magic(content: bytearray) -> str:
+    content[:4] = b"\0\0\0\0"
+    return "is no stream's file: it does not begin with DEJAVUKV"
+
+
+def _header(content: bytearray) -> str:
+    content[20] ^= 1
+    return "its header is damaged"
+
+
+def _watermark(content: bytearray) -> str:
+    content[PAGE] ^= 1
+    return "the watermark is damaged, so that no step of it can be trusted"
+
+
+def _beyond(content: bytearray) -> str:
+    count = struct.pack("<Q", 1000)
+    content[PAGE : PAGE + 16] = count + xxhash.xxh3_64_digest(count)
+    return "the watermark is damaged"
+
+
+@pytest.mark.parametrize("damage", [_older, _no_magic, _header, _watermark, _beyond])
+def test_what_cannot_be_trusted_at_all_is_refused(damage, whole: tuple[Path, KVCache], tmp_path: Path) -> None:
+    content = bytearray(path_of(whole[0]).read_bytes())
+    says = damage(content)
+    path_of(tmp_path).write_bytes(content)
+    with pytest.raises(StreamingError) as refused:
+        saved(schedule_of(KVLayout.FT), tmp_path)
+    assert str(path_of(tmp_path)) in str(refused.value)
+    assert says in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StreamingError, match=r"test-stream0\.kv: No such file"):
+        saved(schedule_of(KVLayout.FT), tmp_path)
+
+
+# ---- whole jobs ----
+
+
+def tokens_of(job: Job) -> list[list[int]]:
+    """New tokens of each request, as the run has written them."""
+    return [json.loads(line)["tokens"] for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[int]]]:
+    """By pipeline depth, which is how many microbatches are asked for: what nobody has disturbed generates."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    one = ("--rounds", "1", "--warmup", "0")
+    return {
+        depth: tokens_of(run(folder / f"{depth}", depth, "run", *ASKED, *one, "--pipeline-para-size", depth))
+        for depth in (1, 2)
+    }
+
+
+def kill(cwd: Path, ranks: int, where: str, *args: object) -> Job:
+    """A job that is killed at a point; see mpi/killed.py."""
+    with Job(cwd, ranks, where, "run", *ASKED, *STREAMED, *args, driver=KILLED) as job:
+        assert job.wait() != 0, "the point was never reached"
+    return job
+
+
+def resume(cwd: Path, ranks: int, killed: Job, *args: object, status: int = 0) -> Job:
+    return run(cwd, ranks, "run", "--resume", killed.folder, *args, status=status)
+
+
+SPLITS = {1: [()], 2: [("--pipeline-para-size", "2"), ("--tensor-para-size", "2")]}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
+    seed: int, undisturbed: dict[int, list[list[int]]], tmp_path: Path
+) -> None:
+    draw = random.Random(seed)
+    ranks = 2 if seed % 5 == 0 else 1
+    split = draw.choice(SPLITS[ranks])
+    point = draw.choice(["step", "sync", "write"])
+    number = draw.randrange(3 * (NEW_TOKENS - 1) if point == "write" else NEW_TOKENS - 1)
+    where = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
+    how = ("--level", draw.choice(list(LEVELS)), "--kv-layout", draw.choice(["ft", "hnd", "nhd"]))
+    killed = kill(tmp_path / "killed", ranks, where, *how, "--durability", draw.choice(DURABILITIES), *split)
+    job = resume(tmp_path / "resumed", ranks, killed)
+    depth = 2 if "--pipeline-para-size" in split else 1
+    assert tokens_of(job) == undisturbed[depth]
+    firsts = {record.first for _, record in job.run.of(Restart)}
+    assert len(firsts) == 1
+    assert firsts <= set(range(NEW_TOKENS))
+
+
+def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
+    undisturbed: dict[int, list[list[int]]], tmp_path: Path
+) -> None:
+    killed = kill(tmp_path / "1", 1, "0:step:12", "--level", "2")
+    with Job(tmp_path / "2", 1, "0:step:3", "run", "--resume", killed.folder, "--no-verify", driver=KILLED) as again:
+        assert again.wait() != 0
+    job = resume(tmp_path / "3", 1, again, "--verify")
+    (restart,) = (record for _, record in job.run.of(Restart))
+    assert (restart.of, restart.wrong, restart.anew_ms is not None) == (again.folder.name, [], True)
+    # of steps 0 … 12, complete when it was killed first, the last one was computed again, and then two more
+    assert (restart.watermark, restart.first, len(restart.step_ms)) == (15, 14, NEW_TOKENS - 14)
+    table = processed(job.folder)
+    assert again.folder.name in table
+    assert "yes (1)" in table
+    assert tokens_of(job) == undisturbed[1]
+    assert resume(tmp_path / "4", 1, job, status=2).stderr.count("came to its end: there is nothing to go on with") == 1
+
+
+@pytest.fixture(scope="module")
+def killed_late(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return kill(tmp_path_factory.mktemp("late"), 1, "0:step:12", "--level", "2", "--durability", "page-cache")
+
+
+def copy_of(job: Job, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of its folder, and the stream's file in it."""
+    folder = tmp_path / "copy"
+    shutil.copytree(job.folder, folder)
+    (file,) = folder.glob("*.kv")
+    return folder, file
+
+
+def test_damage_costs_the_steps_behind_it_and_is_said(
+    killed_late: Job, undisturbed: dict[int, list[list[int]]], tmp_path: Path
+) -> None:
+    folder, path = copy_of(killed_late, tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-13 * PAGE] ^= 1  # each step of a token is one page: of steps 0 … 19 the seventh
+    path.write_bytes(content)
+    job = run(tmp_path, 1, "run", "--resume", folder)
+    (restart,) = (record for _, record in job.run.of(Restart))
+    assert (restart.watermark, restart.first) == (13, 6)
+    assert len(restart.wrong) == 1
+    assert "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good" in job.stderr
+    assert tokens_of(job) == undisturbed[1]
+
+
+def test_a_file_that_is_refused_ends_the_run_before_it_begins(killed_late: Job, tmp_path: Path) -> None:
+    folder, path = copy_of(killed_late, tmp_path)
+    path.write_bytes(path.read_bytes()[: PAGE + 3])
+    job = run(tmp_path, 1, "run", "--resume", folder, status=2)
+    assert job.stderr.startswith(f"Error: resume: {path} ends at byte {PAGE + 3}, within its watermark")
+    assert len(job.stderr.splitlines()) == 1
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--seed", "1"), "is another's: requests is "),
+        (("--output-len", "21"), "is another's: region is "),
+        (("--streaming", "host"), "resume goes on with one request, streamed to disk"),
+        (("--level", "1,2"), "resume goes on with one request, streamed to disk"),
+    ],
+)
+def test_flags_that_make_another_request_of_it_are_refused(
+    flags: tuple[str, str], says: str, killed_late: Job, tmp_path: Path
+) -> None:
+    job = resume(tmp_path, 1, killed_late, *flags, status=2)
+    assert says in job.stderr
+    assert len(job.stderr.splitlines()) == 1
+
+
+def test_what_was_not_kept_or_not_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
+    for args, says in (
+        (("--streaming", "disk"), "did not keep what it streamed; a run that is to be resumed needs --keep"),
+        (("--streaming", "host", "--keep"), "ended in phase tokens of host@3: only what streams to disk"),
+    ):
+        where = tmp_path / args[1]
+        with Job(where, 1, "0:step:3", "run", *ASKED, "--no-verify", *args, driver=KILLED) as killed:
+            assert killed.wait() != 0
+        assert list(killed.run.of(PhaseMark))
+        assert says in resume(where / "resumed", 1, killed, status=2).stderr
+
+
+def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "some.toml").write_text("rounds = 1\n")
+    (tmp_path / "resume.toml").write_text('resume = "empty"\n')
+    for args, says in (
+        (("--resume", "empty"), "resume: empty is not a run's folder: it has no run.json"),
+        (("some.toml", "--resume", "empty"), "some.toml: --resume goes on with what that folder's run.json says"),
+        (("resume.toml",), "resume.toml: resume stands for a whole experiment: give it as a flag"),
+    ):
+        job = run(tmp_path, 1, "run", *args, status=2)
+        assert says in job.stderr
+        assert len(job.stderr.splitlines()) == 1
