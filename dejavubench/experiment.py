@@ -28,7 +28,7 @@ from dejavubench import specs, units
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine import cuda_devices, native_bf16
-from dejavubench.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split
+from dejavubench.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split, Store
 from dejavubench.promptfile import Ids, read_prompts
 from dejavubench.specs import Sampling
 
@@ -100,7 +100,8 @@ def _as_levels(value: Any) -> Any:
 
 
 def _as_modes(value: Any) -> Any:
-    modes, known = _as_list(value) if value != "" else ("",), get_args(Mode)
+    modes = _as_list(value) if value != "" else ("",)
+    known = [mode for mode in get_args(Mode) if not mode.startswith("swap-")]  # these are --swap's
     for mode in modes:
         if mode not in known:
             what = f"there is no destination {mode!r}" if mode else "no destination is named"
@@ -113,6 +114,10 @@ def _as_peers(value: Any) -> Any:
     for peer in peers:
         units.address(peer)
     return peers
+
+
+def _as_stores(value: Any) -> Any:
+    return () if value in ((), []) else _as_list(value)
 
 
 def _as_models(value: Any) -> Any:
@@ -277,6 +282,15 @@ class Experiment(BaseModel):
     handoff_tokens: PositiveInt = _option(
         1, "Streaming", "N", "With --handoff: new tokens that sources generate before, the prompt's included."
     )
+    swap: Annotated[tuple[Store, ...], BeforeValidator(_as_stores)] = _option(
+        (),
+        "Streaming",
+        "STORE[,STORE]",
+        "Microbatches take turns in --resident caches; the others' are in host memory or on disk meanwhile.",
+    )
+    resident: PositiveInt = _option(
+        2, "Streaming", "N", "With --swap: caches in place, fewer than the pipeline is deep."
+    )
     staging_mib: PositiveInt = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
     staging_slots: PositiveInt = _option(4, "Streaming", "N", "Staging slots of a source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
@@ -383,6 +397,7 @@ class Experiment(BaseModel):
             raise ValueError(f"{named} is for sinks that are ranks: those of tcp are set up as the sources")
         self._check_handoff()
         self._check_resume()
+        self._check_swap()
         if self.nccl_loopback and "nccl" not in self.streaming:
             raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
         if self.streaming == ("nccl",) and self.device != "cuda":
@@ -430,6 +445,23 @@ class Experiment(BaseModel):
         if len(self.points()) > 1 or [arm.mode for arm in self.arms()] != ["disk"]:
             raise ValueError(
                 "resume goes on with one request, streamed to disk: it takes no list and no other streaming"
+            )
+
+    def _check_swap(self) -> None:
+        if not self.swap:
+            if self._is_given("resident"):
+                raise ValueError("resident is for a run with swap")
+            return
+        if self.device == "cuda":
+            raise ValueError("swap runs with device cpu only so far")
+        if self.handoff or self.resume:
+            raise ValueError(
+                f"swap is for whole requests: it does not go with {'handoff' if self.handoff else 'resume'}"
+            )
+        if self.resident >= self.pipeline_para_size:
+            raise ValueError(
+                f"resident {self.resident} has room for all microbatches in flight: swap needs a pipeline_para_size of "
+                f"more, not {self.pipeline_para_size}"
             )
 
     def _check_prompts(self) -> None:
@@ -508,7 +540,7 @@ class Experiment(BaseModel):
         streaming = list(self._streaming_arms())
         if self.handoff:
             return streaming  # what sources do is no request, so that there is nothing to hold against
-        if self.compare or len(self.streaming) > 1 or len(streaming) > 1:
+        if self.compare or len(self.streaming) > 1 or len(streaming) > 1 or self.swap:
             return [Arm("none", "none", role="baseline"), Arm("none#2", "none", role="repeat"), *streaming]
         return streaming or [Arm("none", "none", role="baseline")]
 
@@ -525,6 +557,10 @@ class Experiment(BaseModel):
                 if durability and durability != self.durability[0]:
                     name += f"/{durability}"
                 yield Arm(name, mode, level, durability, "streaming", skipped, loopback)
+        if "host" in self.swap:
+            yield Arm("swap-host", "swap-host", DEFAULT_LEVEL)
+        if "disk" in self.swap:
+            yield Arm("swap-disk", "swap-disk", DEFAULT_LEVEL, self.durability[0])
 
     # ---- ranks ----
 

@@ -127,7 +127,7 @@ class Memory:
 
     Attributes:
         weights: as the device multiplies them: a CPU has fp32 for fp16, and for bf16 where it is not native.
-        cache: of all microbatches in flight.
+        cache: of all microbatches in flight, and those in which they take turns.
         source: all of a source's: process, weights, cache, staging, host buffer, activations; on cuda, in (pinned)
             host memory staging, host buffer and where a naive level's prompt lands, the others on its card, which has
             staging of its own.
@@ -162,13 +162,14 @@ def memory(experiment: Experiment, point: Point) -> Memory:
     modes = {arm.mode for arm in arms}
     geometry = worker_geometry(point)
     streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
-    cache = in_flight * geometry.nbytes
+    swaps = any(arm.swaps for arm in arms)
+    cache = (in_flight + (experiment.resident if swaps else 0)) * geometry.nbytes
     packed = experiment.device == "cpu"
     parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size, packed)
     weights = weights_itemsize(point.data_type, experiment.device) * parameters
     slot = experiment.staging_mib * MIB
     staging = experiment.staging_slots * slot if modes != {"none"} else 0
-    host = streamed if "host" in modes else 0
+    host = streamed * len(modes & {"host", "swap-host"})
     arriving = _arriving_nbytes(point, slot)
     if experiment.device == "cuda":
         naive = any(arm.level in ("0", "0-batched") for arm in arms)
@@ -188,7 +189,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         cache=cache,
         source=source,
         sink=sink,
-        disk=streamed * len({arm.durability for arm in experiment.arms() if arm.mode == "disk"}),
+        disk=streamed * len({(arm.mode, arm.durability) for arm in experiment.arms() if arm.on_disk}),
     )
 
 

@@ -107,6 +107,8 @@ def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[st
         "tcp_checksums": False,
         "handoff": False,
         "handoff_tokens": 1,
+        "swap": [],
+        "resident": 2,
         **dict.fromkeys(("sink_tensor_para_size", "sink_pipeline_para_size", "sink_ubatch_size", "figure"), None),
         "precision": None,
         "ceilings": False,

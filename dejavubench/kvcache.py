@@ -223,6 +223,10 @@ class KVGeometry:
             return (layers, requests, heads, size // self.vector, positions, self.vector)
         return (layers, requests, heads, positions, size)
 
+    def positions_axis(self, kv: KV) -> int:
+        """Which axis of the K or V tensor counts positions."""
+        return 2 if self.layout is KVLayout.NHD else 4 if self.layout is KVLayout.FT and kv == "k" else 3
+
     def index(self, kv: KV, region: Region) -> tuple[slice, ...]:
         """The slices that cut ``region`` out of the K or V tensor."""
         layers, requests, heads, positions = (

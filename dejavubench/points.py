@@ -10,7 +10,8 @@ from dejavubench.specs import ModelSpec
 if TYPE_CHECKING:
     from dejavubench.records import ArmInfo, PointInfo
 
-Mode = Literal["none", "host", "disk", "mpi", "nccl", "tcp"]
+Mode = Literal["none", "host", "disk", "mpi", "nccl", "tcp", "swap-host", "swap-disk"]
+Store = Literal["host", "disk"]
 DataType = Literal["fp32", "bf16", "fp16"]
 LayoutName = Literal["ft", "hnd", "nhd"]
 Durability = Literal["fdatasync", "direct", "page-cache"]
@@ -30,7 +31,7 @@ class Arm:
 
     Attributes:
         name: unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0``, ``disk@3/page-cache``,
-            ``nccl-loopback@3``.
+            ``nccl-loopback@3``, ``swap-host``.
         mode: the destination.
         level: None for ``none``.
         durability: None but for ``disk``.
@@ -46,6 +47,15 @@ class Arm:
     role: Literal["baseline", "repeat", "streaming"] = "streaming"
     skipped: str | None = None
     loopback: bool = False
+
+    @property
+    def swaps(self) -> bool:
+        """Whether microbatches take turns in fewer caches than there are of them."""
+        return self.mode in ("swap-host", "swap-disk")
+
+    @property
+    def on_disk(self) -> bool:
+        return self.mode in ("disk", "swap-disk")
 
     @property
     def remote(self) -> bool:

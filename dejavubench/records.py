@@ -235,6 +235,24 @@ class TakeOver(_Line):
     token_ms: list[float]
 
 
+class Swapping(_Line):
+    """What swapping cost on one source in one iteration.
+
+    ``resident``: caches that were in place; ``nbytes``: keys and values that were brought back, in ``bring_ms`` beside
+    the model; ``wait_ms``: what the model waited for caches to be back, which is part of its stall.
+    """
+
+    kind: Literal["swapping"] = "swapping"
+    point: str
+    arm: str
+    iteration: int
+    round: int | None
+    resident: int
+    nbytes: int
+    bring_ms: float
+    wait_ms: float
+
+
 class Restart(_Line):
     """What one source put back of a killed run, and the rest of that run's iteration; its times are milliseconds.
 
@@ -365,6 +383,7 @@ Record = (
     | SinkActivity
     | HandOver
     | TakeOver
+    | Swapping
     | Restart
     | Verification
     | Ceiling

@@ -48,7 +48,13 @@ _SECOND_HAND = (
 )
 """Of FasterTransformer's layout, on GPUs; said below a figure of the same kind, drawn nowhere."""
 
-DESTINATIONS = {"nccl": "remote GPU (NCCL)", LOOPBACK: "loopback on one GPU (NCCL)", "tcp": "remote CPU (TCP)"}
+DESTINATIONS = {
+    "nccl": "remote GPU (NCCL)",
+    LOOPBACK: "loopback on one GPU (NCCL)",
+    "tcp": "remote CPU (TCP)",
+    "swap-host": "swapped to host memory",
+    "swap-disk": "swapped to disk",
+}
 """What stands in figures for a mode."""
 
 

@@ -216,6 +216,12 @@ HANDOVER_COLUMNS: list[Column] = [
     ("first token ms", lambda row: ms(row["sink_first_ms"])),
     ("token ms", lambda row: ms(row["sink_token_ms"])),
 ]
+SWAP_COLUMNS: list[Column] = [
+    ("caches in place", lambda row: f"{row['resident_caches']} of {row['pipeline_para_size']}"),
+    ("brought back", lambda row: nbytes(row["brought_back_bytes"])),
+    ("in ms", lambda row: ms(row["bring_ms"])),
+    ("waited for it ms", lambda row: ms(row["swap_wait_ms"])),
+]
 RESTART_COLUMNS: list[Column] = [
     ("goes on with", lambda row: row["resumed_run"]),
     ("from new token", lambda row: str(row["resumed_at_token"])),
@@ -267,6 +273,8 @@ def _blocks(rows: list[Row]) -> list[Block]:
     blocks = [_block(common, rows, varying, TIME_COLUMNS + overheads)]
     if handed := [row for row in streaming if row["handover_ms"] is not None]:
         blocks.append(_block("hand-over, and what the sinks do after it", handed, varying, HANDOVER_COLUMNS))
+    if swapped := [row for row in streaming if row["resident_caches"] is not None]:
+        blocks.append(_block("swapping, one iteration", swapped, varying, SWAP_COLUMNS))
     if streaming:
         blocks.append(_block("streaming, one iteration", streaming, varying, STREAM_COLUMNS))
         measured = [row for row in rows if row["status"] == "ok"]

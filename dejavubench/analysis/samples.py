@@ -21,6 +21,7 @@ from dejavubench.records import (
     Restart,
     Run,
     SinkActivity,
+    Swapping,
     TakeOver,
     Verification,
 )
@@ -41,6 +42,8 @@ class ArmSamples:
         nbytes: streamed in one iteration by all sources; prompt_copies: copies or messages for one microbatch's
             prompt; token_copies: for one step.
         cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
+        swap_nbytes: brought back by all sources; swap_bring, swap_wait: ms by round, of the slowest source; resident:
+            the caches that were in place; empty and None where nothing is swapped.
         restarts: of a run that goes on with another's: one a source.
         lag_nbytes: the largest of all rounds and sources.
         warmups: iterations that were recorded as warm-up.
@@ -67,6 +70,10 @@ class ArmSamples:
     cpu_model: Rounds = field(default_factory=dict)
     cpu_helper: Rounds = field(default_factory=dict)
     cpu_sink: Rounds = field(default_factory=dict)
+    swap_nbytes: Rounds = field(default_factory=dict)
+    swap_bring: Rounds = field(default_factory=dict)
+    swap_wait: Rounds = field(default_factory=dict)
+    resident: int | None = None
     restarts: list[Restart] = field(default_factory=list)
     lag_nbytes: int = 0
     warmups: int = 0
@@ -121,6 +128,7 @@ def collect(run: Run) -> dict[str, PointSamples]:
     _add_microbatches(collector)
     _add_sinks(collector)
     _add_hand_overs(collector)
+    _add_swapping(collector)
     for _, restart in run.of(Restart):
         collector.of(restart.point, restart.arm).restarts.append(restart)
     for _, check in run.of(Verification):
@@ -193,6 +201,16 @@ def _add_hand_overs(collector: _Collector) -> None:
             of_sink.append((samples.sink_token, median(taken.token_ms)))
         for series, ms in of_sink:
             series[taken.round] = max(ms, series.get(taken.round, 0.0))
+
+
+def _add_swapping(collector: _Collector) -> None:
+    for _, item in collector.run.of(Swapping):
+        samples = collector.of(item.point, item.arm)
+        if item.round in samples.total:
+            samples.resident = item.resident
+            samples.swap_nbytes[item.round] = samples.swap_nbytes.get(item.round, 0) + item.nbytes
+            for series, ms in ((samples.swap_bring, item.bring_ms), (samples.swap_wait, item.wait_ms)):
+                series[item.round] = max(ms, series.get(item.round, 0.0))
 
 
 def _add_alone(collector: _Collector) -> None:

@@ -52,13 +52,14 @@ COLUMNS = (
     *("cpu_model_s", "cpu_helper_s", "cpu_sink_s", "statistic"),
     *("prompt_event_ms", "token_event_ms"),
     *("handover_ms", "sink_waited_ms", "sink_first_ms", "sink_token_ms"),
+    *("resident_caches", "brought_back_bytes", "bring_ms", "swap_wait_ms"),
     *("resumed_run", "resumed_at_token", "restored_bytes", "restore_ms", "anew_ms"),
     *("prompt_tflop_per_s", "prompt_share_pct", "token_gb_per_s", "token_share_pct"),
 )
 
 CEILING_OF_MODE = {"mpi": "mpi-windowed", "disk": "disk-write", "host": "memory-copy", "tcp": "tcp-raw"}
 CEILING_FROM_GPU = CEILING_OF_MODE | {"host": "pcie-d2h", "nccl": "nccl-send"}
-LOCAL_MODES = ("host", "disk")
+LOCAL_MODES = ("host", "disk", "swap-host", "swap-disk")
 STATISTIC = "median over rounds of the maximum over sources"
 
 
@@ -159,6 +160,10 @@ def _times(samples: ArmSamples) -> Row:
         "prompt_event_ms": _median(samples.prompt_event),
         "token_event_ms": _median(samples.token_event),
         "handover_ms": _median(samples.handover),
+        "resident_caches": samples.resident,
+        "brought_back_bytes": _whole(samples.swap_nbytes),
+        "bring_ms": _median(samples.swap_bring),
+        "swap_wait_ms": _median(samples.swap_wait),
         "sink_waited_ms": _median(samples.sink_waited),
         "sink_first_ms": _median(samples.sink_first),
         "sink_token_ms": _median(samples.sink_token),

@@ -30,6 +30,7 @@ class Streamed(Protocol):
     draining: Streaming
 
     def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None: ...
+    def step_begins(self, step: int) -> None: ...
     def layer_ready(self, layer: int) -> None: ...
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None: ...
     def drain(self) -> None: ...
@@ -43,6 +44,9 @@ class NoStreaming:
 
     def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
         self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
+
+    def step_begins(self, step: int) -> None:
+        return
 
     def layer_ready(self, layer: int) -> None:
         return
@@ -187,6 +191,7 @@ class BatchMaker:
         shard = self.model.shard
         x = self._input(step, ubatch, clock)
         position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
+        stream.step_begins(step)
         out = self.steps.run(ubatch, x, position, None if step else stream.layer_ready)
         clock.computed = time.perf_counter()
         if not shard.last:

@@ -128,7 +128,9 @@ class Job:
         landing = 0
         if on_cuda and any(not LEVELS[arm.level].buffered for arm in arms if arm.level and arm.mode != "nccl"):
             landing = max(self.side(point).local()[0][0].schedule.step_nbytes(0) for point in self._runnable())
-        return ring * bool(modes & {"disk", "mpi", "tcp"}) + landing, ring * (through_host + ("nccl" in modes))
+        return ring * bool(modes & {"disk", "swap-disk", "mpi", "tcp"}) + landing, ring * (
+            through_host + ("nccl" in modes)
+        )
 
     def _runnable(self) -> list[Point]:
         return [point for point in self.experiment.points() if point.id not in self.skipped]
@@ -226,7 +228,8 @@ class Job:
         """Why points cannot run on this host: memory, and room for what is streamed to disk."""
         sources = self._on_this_host(self.topology.sources)
         found = fit.reasons(self.experiment, sources, self._on_this_host(self.topology.sinks))
-        durabilities = {arm.durability for arm in self.experiment.arms() if arm.mode == "disk"}
+        on_disk = {(arm.mode, arm.durability) for arm in self.experiment.arms() if arm.on_disk}
+        durabilities = {durability for _, durability in on_disk}
         if not durabilities or not self.is_source:
             return found
         directory = self.experiment.stream_dir or self.experiment.log_dir
@@ -236,7 +239,7 @@ class Job:
         kept = 0
         for point in self.experiment.points():
             if point.id not in found:
-                files = sources * len(durabilities) * self._stream_nbytes(point)
+                files = sources * len(on_disk) * self._stream_nbytes(point)
                 needed = kept + files + probes
                 kept += files if self.experiment.keep and needed <= room else 0
                 if needed > room:

@@ -271,7 +271,7 @@ class PointSession:
         part = self.source or self.sink
         assert part is not None
         part.prepare(arm, pattern, level)
-        if any(each.mode == "disk" for each in self.arms):
+        if any(each.on_disk for each in self.arms):
             os.sync()
         gc.collect()
 
@@ -290,6 +290,17 @@ class PointSession:
         ]
         for ubatch in ubatches:
             self.job.recorder.write(ubatch)
+        if arm.swaps:
+            cost = source.swapping(arm)
+            self.job.recorder.write(
+                records.Swapping(
+                    **self._during(arm, round),
+                    resident=self.experiment.resident,
+                    nbytes=cost.nbytes,
+                    bring_ms=cost.bring_s * 1e3,
+                    wait_ms=cost.wait_s * 1e3,
+                )
+            )
         return total, (ubatches, total)
 
     def _record_handed_over(self, source: Source, clocks: list[Clocked], arm: Arm, round: int | None) -> None:
@@ -388,7 +399,7 @@ class PointSession:
 
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""
-        streaming = {(arm.mode, arm.durability): arm for arm in self.arms if arm.mode != "none"}
+        streaming = {(arm.mode, arm.durability): arm for arm in self.arms if arm.mode != "none" and not arm.swaps}
         for arm in streaming.values():
             self._mark("alone", arm)
             self._prepare(arm, DEFAULT_LEVEL)

@@ -18,7 +18,7 @@ from dejavubench.bench.restart import PutBack, Resumed, go_on, put_back
 from dejavubench.bench.steps import steps_of
 from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_peer import TCPPeer
-from dejavubench.bench.verify import compare_packed, serve_pieces, written_outside
+from dejavubench.bench.verify import compare_packed, digests, serve_pieces, written_outside
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
@@ -33,13 +33,14 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.dejavulib.swapper import SwappedMicrobatch, Swapper, Swapping
 from dejavubench.experiment import Experiment
 from dejavubench.interrupted import stream_name
-from dejavubench.kvcache import KVCache
+from dejavubench.kvcache import BOTH, KV, KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.parallel.nccl import NCCLPair
-from dejavubench.points import Arm
+from dejavubench.points import Arm, Mode
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,18 @@ class Place:
     tcp_sink: TCPPeer | None = None
 
 
+@dataclass(frozen=True)
+class Swap:
+    """An arm in which microbatches take turns, and the batch maker over the caches that are in place."""
+
+    swapper: Swapper
+    maker: BatchMaker
+
+    @property
+    def microbatches(self) -> list[SwappedMicrobatch]:
+        return self.swapper.microbatches
+
+
 class Source:
     """One worker that runs the model.
 
@@ -76,9 +89,11 @@ class Source:
         self.device = model.device
         self.caches = [KVCache.allocate(side.geometry, model.dtype, model.device) for _ in range(side.ubatches)]
         self.prompts = make_prompts(side.point, side.ubatches, experiment.seed, experiment.given_prompts)
-        steps = steps_of(model, self.caches, self.prompts, experiment.sampling)
-        asked = [each.tokens for each in self.prompts]
-        self.maker = BatchMaker(model, steps, collectives, asked, side.point.output_len)
+        self._model, self._collectives = model, collectives
+        self.maker = self._maker_over(self.caches)
+        self._swaps: dict[Mode, Swap] = {}
+        self._resident: list[KVCache] = []  # where microbatches take turns, in all arms that swap
+        self._digests: list[list[str]] = []  # of each microbatch's undisturbed cache, where some arm swaps
         self._teller = Teller(side.topology, place.handover) if side.point.handed_over else None
         self._streamers: dict[tuple[str, str | None], Streamer] = {}
         self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
@@ -87,6 +102,11 @@ class Source:
         self._device_staging: DeviceStaging | None = None  # likewise
         self._landing = Landing()  # likewise
         self._fetched: torch.Tensor | None = None  # what verification reads a chunk into
+
+    def _maker_over(self, caches: list[KVCache]) -> BatchMaker:
+        steps = steps_of(self._model, caches, self.prompts, self.experiment.sampling)
+        asked = [each.tokens for each in self.prompts]
+        return BatchMaker(self._model, steps, self._collectives, asked, self.side.point.output_len)
 
     @property
     def on_cuda(self) -> bool:
@@ -97,11 +117,13 @@ class Source:
     def reference(self, mark: Callable[[str], None]) -> list[Clocked]:
         """One iteration without streaming, before anything is measured; its tokens are what every arm must give."""
         clocks, _ = self.maker.run(self._silent_streams(), mark)
+        if self.experiment.swap:
+            self._digests = [digests(cache, self.side.point.written) for cache in self.caches]
         return clocks
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
         """Fill everything that the arm writes to with its pattern, outside the clock."""
-        for cache in self.caches:
+        for cache in (*self.caches, *self._resident):
             cache.fill(pattern)
         streams = self.streams(arm, level)
         if arm.mode != "none":
@@ -111,6 +133,8 @@ class Source:
             stream.begin(known, pattern)
 
     def run(self, arm: Arm, mark: Callable[[str], None]) -> tuple[list[Clocked], float]:
+        if arm.swaps:
+            return self._swap(arm).maker.run(self.streams(arm), mark)
         if self._teller is None:
             return self.maker.run(self.streams(arm), mark)
         return self.maker.run(self.streams(arm), mark, self.side.point.generated, self._teller.tell)
@@ -146,9 +170,9 @@ class Source:
         return (time.perf_counter() - began) * 1e3
 
     def helper_cpu_s(self, arm: Arm) -> float:
-        """CPU seconds of the arm's helper thread so far."""
-        streamer = self._streamers.get((arm.mode, arm.durability))
-        return streamer.cpu_seconds() if streamer else 0.0
+        """CPU seconds so far of the arm's helper thread, and of what brings swapped caches back."""
+        streamer, swap = self._streamers.get((arm.mode, arm.durability)), self._swaps.get(arm.mode)
+        return (streamer.cpu_seconds() if streamer else 0.0) + (swap.swapper.cpu_seconds() if swap else 0.0)
 
     # ---- streaming ----
 
@@ -156,6 +180,8 @@ class Source:
         """One a microbatch in flight; ``level`` other than the arm's own if given."""
         if arm.mode == "none":
             return self._silent_streams()
+        if arm.swaps:
+            return list[Streamed](self._swap(arm).microbatches)
         return cast(list[Streamed], self._managers_of(arm, level or cast(str, arm.level)))
 
     def _silent_streams(self) -> list[Streamed]:
@@ -171,6 +197,20 @@ class Source:
                 for ubatch, cache in enumerate(self.caches)
             ]
         return self._managers[key]
+
+    def _swap(self, arm: Arm) -> Swap:
+        if arm.mode not in self._swaps:
+            if not self._resident:
+                kind, geometry = self.caches[0].k.dtype, self.side.geometry
+                self._resident = [KVCache.allocate(geometry, kind) for _ in range(self.experiment.resident)]
+            streams = [stream for (stream,) in self.side.local()]
+            swapper = Swapper(self._resident, streams, self._streamer(arm), self.experiment.drain_timeout)
+            self._swaps[arm.mode] = Swap(swapper, self._maker_over(swapper.current))
+        return self._swaps[arm.mode]
+
+    def swapping(self, arm: Arm) -> Swapping:
+        """What swapping cost in this iteration."""
+        return self._swap(arm).swapper.cost
 
     def _streamer(self, arm: Arm) -> Streamer:
         key = (arm.mode, arm.durability)
@@ -201,18 +241,15 @@ class Source:
 
     def _destination(self, arm: Arm) -> Destination:
         match arm.mode:
-            case "host":
+            case "host" | "swap-host":
                 return HostDestination(pinned=self.on_cuda)
-            case "disk":
+            case "disk" | "swap-disk":
                 assert arm.durability is not None
                 run_id, rank = self.place.identity["run"], self.side.topology.rank
-                return DiskDestination(
-                    self.place.stream_dir,
-                    stream_name(run_id, self.side.point.id, rank, arm.durability),
-                    arm.durability,
-                    self.experiment.keep,
-                    self.place.identity,
-                )
+                kind = f"swap-{arm.durability}" if arm.swaps else arm.durability
+                name = stream_name(run_id, self.side.point.id, rank, kind)
+                keep = self.experiment.keep and not arm.swaps
+                return DiskDestination(self.place.stream_dir, name, arm.durability, keep, self.place.identity)
             case "mpi":
                 return MPIDestination(self.place.data)
             case "nccl":
@@ -233,6 +270,8 @@ class Source:
         """
         if arm.mode == "none":
             return None
+        if arm.swaps:
+            return self._swapped_wrongly(arm)
         managers = self._managers_of(arm, cast(str, arm.level))
         if arm.remote:
             held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
@@ -267,7 +306,22 @@ class Source:
         except StreamingError as error:  # the destination itself says that it does not hold what was written
             return str(error)
 
+    def _swapped_wrongly(self, arm: Arm) -> str | None:
+        """Bring every microbatch back once more, and compare it with what it is undisturbed."""
+        for ubatch, expected in enumerate(self._digests):
+            found = digests(self._swap(arm).swapper.bring_back(ubatch), self.side.point.written)
+            for (layer, kv), here, there in zip(self._layers(), found, expected, strict=True):
+                if here != there:
+                    return f"microbatch {ubatch}, layer {layer}, {kv.upper()} is not what it is undisturbed"
+        return None
+
+    def _layers(self) -> list[tuple[int, KV]]:
+        """K and V of each layer, by its number in the whole model, in the order of digests."""
+        return [(self.side.locate(layer, 0)[0], kv) for layer in range(self.side.geometry.layers) for kv in BOTH]
+
     def close(self) -> None:
+        for swap in self._swaps.values():
+            swap.swapper.close()
         for streamer in self._streamers.values():
             streamer.close()
 

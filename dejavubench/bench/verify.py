@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import xxhash
 from mpi4py import MPI
 
 from dejavubench.bench.streams import Side
@@ -34,6 +35,17 @@ class VerificationError(Exception):
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """The same bits as integers: equal bytes compare equal, whatever number they would be."""
     return tensor.view(_INTEGERS[tensor.element_size()])
+
+
+def digests(cache: KVCache, positions: int) -> list[str]:
+    """Of the first ``positions`` positions, K and V of each layer."""
+    geometry = cache.geometry
+    pieces = [
+        cache.piece(kv, geometry.region(layers=Span(layer, layer + 1), positions=Span(0, positions)))
+        for layer in range(geometry.layers)
+        for kv in BOTH
+    ]
+    return [xxhash.xxh3_128_hexdigest(as_integers(piece).contiguous().numpy().data) for piece in pieces]
 
 
 def compare(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 import torch
 
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache, Region, Runs
+from dejavubench.kvcache import BOTH, KVCache, Region, Runs, Span
 
 PAGE = mmap.PAGESIZE
 
@@ -104,6 +105,38 @@ def gather(cache: KVCache, region: Region, packed: torch.Tensor) -> None:
 def scatter(packed: torch.Tensor, cache: KVCache, region: Region) -> None:
     """Put ``packed`` where ``region`` belongs: the inverse of :func:`gather`."""
     Packing(cache, region).scatter(packed)
+
+
+def scatter_steps(packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range) -> None:
+    """Put consecutive decode steps where they belong, by one copy for K and one for V where layers are not cut.
+
+    Args:
+        packed: uint8 on the cache's device; each step begins ``stride`` bytes behind the one before.
+    """
+    if schedule.layer_nbytes(steps.start) > schedule.slot_nbytes:
+        _scatter_atoms(packed, stride, cache, schedule, steps)
+        return
+    positions = Span(schedule.positions(steps.start).start, schedule.positions(steps.stop - 1).stop)
+    one = replace(schedule.region, positions=schedule.positions(steps.start))
+    geometry, dtype = schedule.geometry, cache.k.dtype
+    layer = schedule.layer_nbytes(steps.start) // geometry.itemsize
+    start = 0
+    for kv in BOTH:
+        piece, shape = cache.piece(kv, replace(one, positions=positions)), geometry.piece_shape(kv, one)
+        strides = [layer, *_contiguous(shape[1:])]
+        strides[geometry.positions_axis(kv)] = stride // geometry.itemsize
+        elements = packed[: len(packed) // geometry.itemsize * geometry.itemsize].view(dtype)
+        piece.copy_(elements.as_strided(piece.shape, strides, elements.storage_offset() + start))
+        start += prod(shape[1:])
+
+
+def _scatter_atoms(packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range) -> None:
+    for number, step in enumerate(steps):
+        at = number * stride
+        for atom in schedule.atoms(step):
+            nbytes = schedule.geometry.region_nbytes(atom)
+            scatter(packed[at : at + nbytes], cache, atom)
+            at += nbytes
 
 
 def run_views(cache: KVCache, runs: Iterable[Runs]) -> list[memoryview]:

@@ -72,7 +72,7 @@ class CacheManager:
                     self._layers.setdefault(chunk.region.layers.start, []).append(planned)
                 else:
                     self._steps.setdefault(chunk.step, []).append(planned)
-        self._reset()
+        self.reset()
 
     def _runs_of(self, stream: Stream) -> RunViews | DeviceRuns | RunAddresses:
         if self._streamer.destination.capabilities.device_memory:
@@ -81,7 +81,8 @@ class CacheManager:
             return DeviceRuns(self.cache, stream.schedule, self.level.each_complete, self._streamer.landing)
         return RunViews(self.cache, stream.schedule)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Count anew."""
         self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
 
     @property
@@ -98,10 +99,13 @@ class CacheManager:
         """
         began = time.perf_counter()
         self._streamer.wait(self, self._timeout)  # the slot is overwritten from now on
-        self._reset()
+        self.reset()
         self.prompt.stall_s = time.perf_counter() - began
         for stream in self.streams:
             self._streamer.destination.begin(stream, tokens, pattern)
+
+    def step_begins(self, step: int) -> None:
+        """The cache is always in place."""
 
     def layer_ready(self, layer: int) -> None:
         """Keys and values of the prompt are in place in this layer of the cache."""

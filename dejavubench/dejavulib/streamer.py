@@ -7,7 +7,6 @@ model's thread waits for that lock between any two of its own operations.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging, Landing
+from dejavubench.dejavulib.helper import cpu_seconds, start_helper
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.waiting import NAP, Wake
 
@@ -50,6 +50,13 @@ class Streaming:
     copies: int = 0
     stall_s: float = 0.0
     lag_nbytes: int = 0
+
+    def add(self, other: Streaming) -> None:
+        """What streaming did elsewhere in the same phase."""
+        self.nbytes += other.nbytes
+        self.copies += other.copies
+        self.stall_s += other.stall_s
+        self.lag_nbytes = max(self.lag_nbytes, other.lag_nbytes)
 
 
 @dataclass
@@ -114,11 +121,7 @@ class Streamer:
         self._ahead: Job | None = None  # whose next step's views are still to be cut, when there is time
         self._closing = False
         self._error: StreamingError | None = None
-        self._thread = threading.Thread(target=self._work, name="streamer", daemon=True)
-        threads, self._started = torch.get_num_threads(), threading.Event()
-        self._thread.start()
-        self._started.wait()
-        torch.set_num_threads(threads)  # the helper's own setting became the default of every new thread
+        self._thread = start_helper("streamer", self._work)
 
     def fill_staging(self, pattern: int) -> None:
         """Overwrite the staging memory, outside the clock, so that what a chunk leaves there cannot pass for another.
@@ -135,7 +138,7 @@ class Streamer:
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue chunks whose keys and values are in place."""
-        self._raise_error()
+        self.raise_error()
         self._submitted += len(jobs)
         self._inbox.extend(jobs)
         self._wake_helper.set()
@@ -146,7 +149,7 @@ class Streamer:
         Raises:
             StreamingError: the helper failed, or ``timeout`` seconds passed without a chunk completing.
         """
-        self._raise_error()
+        self.raise_error()
         if not manager.lag_nbytes:
             return
         self._waits_for = manager  # before looking again: what completes from now on is told
@@ -155,7 +158,7 @@ class Streamer:
             progress, since = self._progress, time.monotonic()
             while manager.lag_nbytes:
                 self._wake_model.wait(min(1.0, timeout))
-                self._raise_error()
+                self.raise_error()
                 if self._progress != progress:
                     progress, since = self._progress, time.monotonic()
                 elif time.monotonic() - since > timeout:
@@ -170,10 +173,9 @@ class Streamer:
 
     def cpu_seconds(self) -> float:
         """CPU time so far of the helper thread, and of what the destination runs beside it."""
-        if self._thread.ident is None or not self._thread.is_alive():
+        if not self._thread.is_alive():
             return 0.0
-        helper = time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
-        return helper + self.destination.cpu_seconds()
+        return cpu_seconds(self._thread) + self.destination.cpu_seconds()
 
     def close(self) -> None:
         """End the helper thread and close the destination; chunks that are not complete are given up.
@@ -193,9 +195,6 @@ class Streamer:
     # ---- the helper thread ----
 
     def _work(self) -> None:
-        torch.set_num_threads(1)  # copies must not wake a pool of workers
-        torch.get_num_threads()  # takes the setting over for good; without it a thread's first operation does
-        self._started.set()
         try:
             while not self._closing:
                 job = self._next()
@@ -304,7 +303,8 @@ class Streamer:
         if job.manager is self._waits_for and not job.manager.lag_nbytes:
             self._wake_model.set()
 
-    def _raise_error(self) -> None:
+    def raise_error(self) -> None:
+        """Raise the StreamingError that ended the helper, if one has."""
         if self._error is not None:
             raise self._error
 

@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from dejavubench import kvcache
 from dejavubench.bench.verify import as_integers
-from dejavubench.dejavulib import manager, receiver
+from dejavubench.dejavulib import manager, receiver, swapper
 from dejavubench.dejavulib.destinations import disk, mpi
 from dejavubench.dejavulib.streamfile import record_offset
 from dejavubench.kvcache import KVCache, Region, Span
@@ -192,3 +192,20 @@ def wrong_token(step: str, request: str) -> None:
         return greedy
 
     instead(GPT, "greedy", make)
+
+
+@fault
+def corrupt_brought_back() -> None:
+    """One byte of V of the last stage's microbatch 1 is changed once all is computed, before it is brought back."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def bring_back(self: swapper.Swapper, ubatch: int) -> KVCache:
+            cache: KVCache = original(self, ubatch)
+            if ubatch == 1 and now("verify") and MPI.COMM_WORLD.rank == 1:
+                as_integers(cache.v).view(-1)[0] ^= 1
+                struck()
+            return cache
+
+        return bring_back
+
+    instead(swapper.Swapper, "bring_back", make)

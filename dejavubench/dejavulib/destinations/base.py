@@ -123,6 +123,15 @@ class Destination(ABC):
         """Read a complete chunk back into ``packed``; remote destinations cannot."""
         raise NotImplementedError(f"{self.name} is read on the sink")
 
+    def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        """Complete steps of one size (the prompt, or decode steps) one behind the other, called from any thread.
+
+        Returns:
+            uint8 that begins with the first step's packed bytes, and how many bytes each step begins behind the one
+            before. It is to be read only, and at once.
+        """
+        raise NotImplementedError(f"{self.name} is read on the sink")
+
     def cpu_seconds(self) -> float:
         """CPU time so far of threads of the destination's own; 0 where the helper thread does everything."""
         return 0.0

@@ -129,6 +129,11 @@ class DiskDestination(Destination):
         at = streamfile.chunk_offset(stream.schedule, chunk)
         packed.copy_(self._files[stream.id].blocks.read(at, chunk.nbytes))
 
+    def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        schedule = stream.schedule
+        first, end = (streamfile.record_offset(schedule, step) for step in (steps.start, steps.stop))
+        return self._files[stream.id].blocks.read(first, end - first), streamfile.record_nbytes(schedule, steps.start)
+
     def check(self, stream: Stream) -> None:
         """Read the file back from the device; compare every checksum, and that the watermark is at the end.
 

@@ -63,5 +63,10 @@ class HostDestination(Destination):
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         packed.copy_(self.place(stream, chunk))
 
+    def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        schedule = stream.schedule
+        first, end = schedule.step_offset(steps.start), schedule.step_offset(steps.stop)
+        return self._buffers[stream.id][first:end], schedule.step_nbytes(steps.start)
+
     def close(self) -> None:
         self._buffers.clear()
