@@ -199,7 +199,7 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
     tokens, lines = generated(job)
     assert tokens == alone
     seen_by = workers if stages == 1 else 2 * tensor  # first and last stage
-        assert lines == len(layouts) * (len(arms) + 1) * seen_by  # undisturbed, and in each arm
+    assert lines == len(layouts) * (len(arms) + 1) * seen_by  # undisturbed, and in each arm
 
     for log in job.folder.glob("*.log"):
         check_lines(log.read_text(), iterations=1, output_len=8, in_flight=stages)
