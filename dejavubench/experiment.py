@@ -27,7 +27,7 @@ from pydantic import (
 from dejavubench import specs, units
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
-from dejavubench.machine import cuda_devices, native_bf16
+from dejavubench.machine import cuda_devices, has_nixl, native_bf16
 from dejavubench.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split, Store
 from dejavubench.promptfile import Ids, read_prompts
 from dejavubench.specs import Sampling
@@ -46,6 +46,8 @@ Group = Literal["What is run", "Model", "Streaming", "Measurement", "Machine"]
 __all__ = ["Arm", "Experiment", "Point", "UsageError", "load"]
 
 NO_FP32_ON_CUDA = "inference_data_type fp32 does not run on a CUDA device: its decode kernels take fp16 and bf16"
+
+NO_NIXL = "nixl is not installed: pip install 'dejavubench[nixl]'"
 
 CACHE_STEP = 32
 """Unless told otherwise a cache's positions are a multiple of this, as kernels like them."""
@@ -239,7 +241,8 @@ class Experiment(BaseModel):
         ("none",),
         "Streaming",
         "MODE[,MODE…]",
-        "Where the cache goes: none, host, disk, mpi (a remote CPU), nccl (a remote GPU), tcp (a remote CPU, no MPI).",
+        "Where the cache goes: none, host, disk, mpi (a remote CPU), nccl (a remote GPU), nixl (by NVIDIA's NIXL: "
+        "a remote CPU, or GPU to GPU), tcp (a remote CPU, no MPI).",
     )
     peer: Annotated[tuple[str, ...], BeforeValidator(_as_peers)] = _option(
         (),
@@ -323,8 +326,10 @@ class Experiment(BaseModel):
     _checkpoint: Checkpoint | None = PrivateAttr(None)  # as rank 0 found it; other ranks are told
     _prompts: tuple[Ids, ...] = PrivateAttr(())  # likewise
     _interrupted: Interrupted | None = PrivateAttr(None)  # likewise
+    _has_nixl: bool = PrivateAttr(False)  # likewise
 
     def model_post_init(self, context: Any) -> None:
+        self._has_nixl = "nixl" in self.streaming and has_nixl()
         if self.ckpt_path is not None:
             from dejavubench.checkpoint import open_checkpoint
 
@@ -400,8 +405,14 @@ class Experiment(BaseModel):
         self._check_swap()
         if self.nccl_loopback and "nccl" not in self.streaming:
             raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
+        if self.nccl_loopback and self.device == "cuda" and "nixl" in self.streaming:
+            raise ValueError(
+                "nccl_loopback puts sinks on their sources' GPUs: nixl, which needs others, is for another run"
+            )
         if self.streaming == ("nccl",) and self.device != "cuda":
             raise ValueError("streaming nccl moves the cache from GPU to GPU: it needs a CUDA device")
+        if self.streaming == ("nixl",) and not self._has_nixl:
+            raise ValueError(f"streaming nixl: {NO_NIXL}")
         if self.peer and "tcp" not in self.streaming:
             raise ValueError("peer is for streaming tcp, which is not among the destinations")
         if self.streaming == ("tcp",) and not self.peer:
@@ -548,9 +559,7 @@ class Experiment(BaseModel):
         for mode in self.streaming:
             if mode == "none":
                 continue
-            skipped = "no CUDA device" if mode == "nccl" and self.device != "cuda" else None
-            if mode == "tcp" and not self.peer:
-                skipped = "no --peer"
+            skipped = self._missing(mode)
             loopback = mode == "nccl" and self.nccl_loopback
             for level, durability in product(self.level, self.durability if mode == "disk" else (None,)):
                 name = f"{mode}-loopback@{level}" if loopback else f"{mode}@{level}"
@@ -561,6 +570,14 @@ class Experiment(BaseModel):
             yield Arm("swap-host", "swap-host", DEFAULT_LEVEL)
         if "disk" in self.swap:
             yield Arm("swap-disk", "swap-disk", DEFAULT_LEVEL, self.durability[0])
+
+    def _missing(self, mode: Mode) -> str | None:
+        """What a destination cannot run without and is not here."""
+        if mode == "nccl" and self.device != "cuda":
+            return "no CUDA device"
+        if mode == "nixl" and not self._has_nixl:
+            return NO_NIXL
+        return "no --peer" if mode == "tcp" and not self.peer else None
 
     # ---- ranks ----
 

@@ -22,7 +22,7 @@ from dejavubench.errors import UsageError
 from dejavubench.experiment import NO_FP32_ON_CUDA, Device, Experiment
 from dejavubench.kvcache import BOTH, KVGeometry, Span
 from dejavubench.machine import CudaDevice, available_nbytes, cuda_devices, native_bf16
-from dejavubench.points import ITEMSIZE, Arm, DataType, Point, Split
+from dejavubench.points import ITEMSIZE, TO_DEVICE, Arm, DataType, Point, Split
 from dejavubench.sides import everything, geometry_of, setup_of, setups
 from dejavubench.specs import ModelSpec
 from dejavubench.units import count_text, nbytes_text
@@ -40,7 +40,7 @@ CUDA_CONTEXT_NBYTES = 1024 * MIB
 PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
 """What the model makes of matmul peak in the prompt, and of read bandwidth in a decode step (the design's aims)."""
 
-COPY_S = {"host": 1e-6, "disk": 3e-6, "mpi": 1e-5, "nccl": 1e-5, "tcp": 3e-5}
+COPY_S = {"host": 1e-6, "disk": 3e-6, "mpi": 1e-5, "nccl": 1e-5, "nixl": 1.5e-5, "tcp": 3e-5}
 """Seconds of one copy or message of a few bytes that is complete before the next one begins; rough."""
 
 FSYNC_S = 4e-4
@@ -115,7 +115,7 @@ class Cards:
 def cards(experiment: Experiment, sources: int, sinks: int, devices: int) -> Cards:
     """Every rank gets the next of a host's devices, in turn; a loopback's sinks those of their sources."""
     numbers = [rank % devices for rank in range(sources + sinks)]
-    if not any(arm.mode == "nccl" and not arm.skipped for arm in experiment.arms()):
+    if not any(arm.mode in TO_DEVICE and not arm.skipped for arm in experiment.arms()):
         return Cards(tuple(numbers[:sources]))
     of_sinks = [rank % devices for rank in range(sinks)] if experiment.nccl_loopback else numbers[sources:]
     return Cards(tuple(numbers[:sources]), tuple(of_sinks))
@@ -132,7 +132,7 @@ class Memory:
             host memory staging, host buffer and where a naive level's prompt lands, the others on its card, which has
             staging of its own.
         sink: all of a sink's: process, cache, two chunks of each microbatch on their way; on cuda, in host memory what
-            comes by mpi, on its card what comes by nccl.
+            comes by mpi, on its card what comes by nccl or nixl.
         disk: what a source writes to its files.
     """
 
@@ -179,7 +179,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
             host=CUDA_PROCESS_NBYTES + staging + _pinned(host) + _pinned(landing),
             device=CUDA_CONTEXT_NBYTES + weights + cache + staging + working,
         )
-        sink = _cuda_sink(arriving, by_mpi="mpi" in modes, by_nccl="nccl" in modes)
+        sink = _cuda_sink(arriving, by_mpi="mpi" in modes, to_device=bool(modes & TO_DEVICE))
     else:
         source = Needs(PROCESS_NBYTES + weights + cache + staging + host + _cpu_working_nbytes(point))
         successor = _successor_nbytes(experiment, point) if point.handed_over else 0
@@ -213,10 +213,10 @@ def _pinned(nbytes: int) -> int:
     return 1 << (nbytes - 1).bit_length() if nbytes else 0
 
 
-def _cuda_sink(arriving: int, by_mpi: bool, by_nccl: bool) -> Needs:
-    """What comes by mpi is kept in host memory; only what comes by nccl takes a card, and a context there."""
-    process = CUDA_PROCESS_NBYTES if by_nccl else PROCESS_NBYTES
-    return Needs(process + (arriving if by_mpi else 0), CUDA_CONTEXT_NBYTES + arriving if by_nccl else 0)
+def _cuda_sink(arriving: int, by_mpi: bool, to_device: bool) -> Needs:
+    """What comes by mpi is kept in host memory; only what comes by nccl or nixl takes a card, and a context there."""
+    process = CUDA_PROCESS_NBYTES if to_device else PROCESS_NBYTES
+    return Needs(process + (arriving if by_mpi else 0), CUDA_CONTEXT_NBYTES + arriving if to_device else 0)
 
 
 def _cpu_working_nbytes(point: Point) -> int:
@@ -293,18 +293,19 @@ def too_few_devices(
     sinks: int | None = None,
     devices: Callable[[], Sequence[CudaDevice]] = cuda_devices,
 ) -> str | None:
-    """Why nccl cannot run here: ranks of this host would share a GPU without leave. None if it can, or is not asked.
+    """Why nccl or nixl cannot run here: ranks of this host would share a GPU without leave. None if they can.
 
     Args:
         experiment, sources, sinks, devices: as for :func:`reasons`.
     """
     sources, sinks = _ranks_here(experiment, sources, sinks)
-    nccl = any(arm.mode == "nccl" and not arm.skipped for arm in experiment.arms())
-    if not nccl or experiment.nccl_loopback or sources + sinks <= len(devices()):
+    modes = {arm.mode for arm in experiment.arms() if arm.mode in TO_DEVICE and not arm.skipped and not arm.loopback}
+    if experiment.device != "cuda" or not modes or sources + sinks <= len(devices()):
         return None
     return (
-        f"streaming nccl needs a GPU for each rank: {count_text(sources + sinks, 'rank')} on this host, "
-        f"{count_text(len(devices()), 'GPU')}; --nccl-loopback lets a source and its sink share one"
+        f"streaming {min(modes)} needs a GPU for each rank: {count_text(sources + sinks, 'rank')} on this host, "
+        f"{count_text(len(devices()), 'GPU')}"
+        + ("; --nccl-loopback lets a source and its sink share one" if "nccl" in modes else "")
     )
 
 

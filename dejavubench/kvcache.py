@@ -49,6 +49,10 @@ class Span(tuple[int, int]):
             raise ValueError(f"not an interval: [{start}, {stop})")
         return super().__new__(cls, (start, stop))
 
+    def __getnewargs__(self) -> tuple[int, int]:
+        """What it is made of anew in another process."""
+        return self[0], self[1]
+
     @property
     def start(self) -> int:
         return self[0]

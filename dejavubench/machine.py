@@ -98,6 +98,16 @@ def _check(call: str, error: int) -> None:
         raise RuntimeError(f"the CUDA driver does not work: {call} gives error {error}")
 
 
+# ---- NIXL ----
+
+
+def has_nixl() -> bool:
+    """Whether NIXL's Python package is installed here; it is not imported."""
+    from importlib.util import find_spec
+
+    return find_spec("nixl") is not None
+
+
 # ---- memory ----
 
 

@@ -10,7 +10,7 @@ from dejavubench.specs import ModelSpec
 if TYPE_CHECKING:
     from dejavubench.records import ArmInfo, PointInfo
 
-Mode = Literal["none", "host", "disk", "mpi", "nccl", "tcp", "swap-host", "swap-disk"]
+Mode = Literal["none", "host", "disk", "mpi", "nccl", "nixl", "tcp", "swap-host", "swap-disk"]
 Store = Literal["host", "disk"]
 DataType = Literal["fp32", "bf16", "fp16"]
 LayoutName = Literal["ft", "hnd", "nhd"]
@@ -19,8 +19,11 @@ Durability = Literal["fdatasync", "direct", "page-cache"]
 ITEMSIZE: dict[DataType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of one element of the cache."""
 
-REMOTE: frozenset[Mode] = frozenset({"mpi", "nccl"})
+REMOTE: frozenset[Mode] = frozenset({"mpi", "nccl", "nixl"})
 """Destinations that are other ranks; the sink of ``tcp`` is none."""
+
+TO_DEVICE: frozenset[Mode] = frozenset({"nccl", "nixl"})
+"""Destinations that bring a cache of a CUDA device to the memory of another one."""
 
 FT_VECTOR_BYTES = 16
 

@@ -312,6 +312,7 @@ class Ceiling(_Line):
 HELD_AGAINST = {
     "mpi-destination": "mpi-windowed",
     "disk-destination": "disk-write",
+    "nixl-destination": "nixl-raw",
     "tcp-destination": "tcp-raw",
     "pcie-destination": "pcie-d2h",
     "gather": "gather-copy",

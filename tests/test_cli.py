@@ -138,7 +138,9 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(monkeypatch: pyt
 @pytest.mark.parametrize("rest", [(), ("--rounds", "3")])
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = refused("run", "--streaming", *rest)
-    assert message == "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, tcp"
+    assert (
+        message == "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, nixl, tcp"
+    )
 
 
 @pytest.mark.parametrize(

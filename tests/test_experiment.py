@@ -322,11 +322,11 @@ def test_hash_is_of_what_is_measured() -> None:
         ({"ubatch_size": "1,,2"}, "--ubatch-size: name at least one, and none of them empty"),
         (
             {"streaming": ""},
-            "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, tcp",
+            "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, nixl, tcp",
         ),
         (
             {"streaming": "tape"},
-            "--streaming: there is no destination 'tape'; choose .* none, host, disk, mpi, nccl, tcp",
+            "--streaming: there is no destination 'tape'; choose .* none, host, disk, mpi, nccl, nixl, tcp",
         ),
         ({"level": "4", "streaming": "mpi"}, "--level: there is no level '4'; levels are 0, 0-batched, 1, 2, 3"),
         ({"level": "0,1"}, "level 0, 1: none streams nothing at any level; name a destination"),

@@ -124,7 +124,9 @@ def test_a_drawn_tensor_counts_where_it_is_more_than_a_prompt(model: str, elemen
 
 @pytest.mark.usefixtures("gpu")
 def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
-    none, host, mpi, nccl = (cuda_needs(streaming=mode) for mode in ("none", "host", "mpi", "nccl"))
+    none, host, mpi, nccl, both = (
+        cuda_needs(streaming=mode) for mode in ("none", "host", "mpi", "nccl", "none,nccl,nixl")
+    )
     staging, streamed = 4 * 16 * fit.MIB, 8 * 999 * 2 * 40 * 5120 * 2
     arriving = none.cache + 2 * 16 * fit.MIB
     for needs in (host, mpi, nccl):
@@ -133,6 +135,7 @@ def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
     assert mpi.source.host == nccl.source.host == none.source.host + staging
     assert (mpi.sink.host, mpi.sink.device) == (fit.PROCESS_NBYTES + arriving, 0)
     assert (nccl.sink.host, nccl.sink.device) == (fit.CUDA_PROCESS_NBYTES, fit.CUDA_CONTEXT_NBYTES + arriving)
+    assert (both.source, both.sink) == (nccl.source, nccl.sink), "they share caches and staging"
 
 
 @pytest.mark.usefixtures("gpu")

@@ -27,6 +27,7 @@ MODE_STYLE = {
     "mpi": ("#009E73", ".."),
     "nccl": ("#CC79A7", "xx"),
     LOOPBACK: ("#D55E00", "oo"),
+    "nixl": ("#0072B2", "++"),
     "tcp": ("#F0E442", "--"),
 }
 PHASE_STYLE = {

@@ -51,6 +51,7 @@ _SECOND_HAND = (
 DESTINATIONS = {
     "nccl": "remote GPU (NCCL)",
     LOOPBACK: "loopback on one GPU (NCCL)",
+    "nixl": "NIXL",
     "tcp": "remote CPU (TCP)",
     "swap-host": "swapped to host memory",
     "swap-disk": "swapped to disk",

@@ -57,7 +57,13 @@ COLUMNS = (
     *("prompt_tflop_per_s", "prompt_share_pct", "token_gb_per_s", "token_share_pct"),
 )
 
-CEILING_OF_MODE = {"mpi": "mpi-windowed", "disk": "disk-write", "host": "memory-copy", "tcp": "tcp-raw"}
+CEILING_OF_MODE = {
+    "mpi": "mpi-windowed",
+    "disk": "disk-write",
+    "host": "memory-copy",
+    "nixl": "nixl-raw",
+    "tcp": "tcp-raw",
+}
 CEILING_FROM_GPU = CEILING_OF_MODE | {"host": "pcie-d2h", "nccl": "nccl-send"}
 LOCAL_MODES = ("host", "disk", "swap-host", "swap-disk")
 STATISTIC = "median over rounds of the maximum over sources"

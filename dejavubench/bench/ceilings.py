@@ -1,10 +1,10 @@
 """What this machine can do, measured between the rounds that it bounds: the same session, the same threads.
 
 Each probe is short and runs after each of the first rounds; the best of all is the ceiling. ``mpi-destination``,
-``disk-destination`` and ``tcp-destination`` are no ceilings: they are this library's flush and fetch alone, in turn
-with the raw loop (``mpi-windowed``, ``disk-write``, ``tcp-raw``) that they are held against. What a CUDA device can do
-is measured by :mod:`~dejavubench.bench.device_ceilings`, and the way to a sink of ``tcp`` by
-:mod:`~dejavubench.bench.tcp_ceilings`.
+``disk-destination``, ``nixl-destination`` and ``tcp-destination`` are no ceilings: they are this library's flush and
+fetch alone, in turn with the raw loop (``mpi-windowed``, ``disk-write``, ``nixl-raw``, ``tcp-raw``) that they are held
+against. What a CUDA device can do is measured by :mod:`~dejavubench.bench.device_ceilings`, and the ways to sinks of
+``nixl`` and ``tcp`` by :mod:`~dejavubench.bench.nixl_ceilings` and :mod:`~dejavubench.bench.tcp_ceilings`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from dejavubench.waiting import wait_asleep
 
 if TYPE_CHECKING:
     from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
+    from dejavubench.bench.nixl_ceilings import NIXLLink
     from dejavubench.bench.tcp_ceilings import TCPLink
 
 MESSAGE = 16 << 20
@@ -343,6 +344,7 @@ class Ceilings:
         device: of the CUDA device that the model runs on, in place of the CPU's memory, products and copies.
         device_link: by NCCL between this rank and its peer, if something is streamed so.
         tcp_link: between this rank and its sink of ``tcp``, likewise.
+        nixl_link: between this rank and its peer by NIXL, likewise.
     """
 
     def __init__(
@@ -354,9 +356,9 @@ class Ceilings:
         device: DeviceProbes | None = None,
         device_link: DeviceLink | None = None,
         tcp_link: TCPLink | None = None,
+        nixl_link: NIXLLink | None = None,
     ) -> None:
-        self._tcp_link = tcp_link
-        self._disks = disks
+        self._closing = [*disks, *(link for link in (tcp_link, nixl_link) if link is not None)]
         self._probes: list[Probe] = []
         if memory is not None:
             self._probes += [
@@ -378,6 +380,11 @@ class Ceilings:
             ]
         if device_link is not None:
             self._probes.append(Probe("nccl-send", "GB/s", device_link.send))
+        if nixl_link is not None:
+            self._probes += [
+                Probe("nixl-raw", "GB/s", nixl_link.raw),
+                Probe("nixl-destination", "GB/s", nixl_link.destination),
+            ]
         if tcp_link is not None:
             self._probes += [
                 Probe("tcp-raw", "GB/s", tcp_link.raw),
@@ -427,7 +434,5 @@ class Ceilings:
                 )
 
     def close(self) -> None:
-        for disk in self._disks:
-            disk.close()
-        if self._tcp_link is not None:
-            self._tcp_link.close()
+        for each in self._closing:
+            each.close()

@@ -21,9 +21,10 @@ from dejavubench.parallel.nccl import mps_running
 
 PACKAGES = (
     *("torch", "numpy", "mpi4py", "pandas", "matplotlib", "xxhash", "mpich", "openmpi"),
-    *("cupy-cuda13x", "triton", "nvidia-nccl-cu13"),
+    *("cupy-cuda13x", "triton", "nvidia-nccl-cu13", "nixl"),
 )
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "UCX_TLS", "DEJAVULIB_BASELINE", "SLURM_JOB_ID")
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DEJAVULIB_BASELINE", "SLURM_JOB_ID")
+"""Beside all that begin with ``UCX_``."""
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS")
 """Beside all that begin with ``NCCL_`` or ``CUDA_MPS_``."""
 
@@ -110,7 +111,7 @@ def _device_variables() -> dict[str, str]:
 
 def of_rank(device: int | None = None) -> dict[str, Any]:
     """What may differ from rank to rank; ``device``: the number of its CUDA device, if it uses one."""
-    variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    variables = {name: value for name, value in os.environ.items() if name in VARIABLES or name.startswith("UCX_")}
     found = {
         "cpu_model": cpu_model(),
         "cpus": os.cpu_count(),

@@ -29,6 +29,7 @@ from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_ceilings import tcp_messages
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.watch import Watch
+from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
@@ -42,7 +43,7 @@ from dejavubench.parallel.collectives import Collectives, MPICollectives, polite
 from dejavubench.parallel.nccl import Loopback, NCCLPair, SharedCardError, card_of, connect_pairs, prepare_cards
 from dejavubench.parallel.nccl_collectives import NCCLCollectives
 from dejavubench.parallel.topology import Topology
-from dejavubench.points import Point
+from dejavubench.points import TO_DEVICE, Point
 from dejavubench.units import nbytes_text
 
 BEFORE_ABORT = 0.3
@@ -91,6 +92,7 @@ class Job:
         self._confine()
         self.device = torch.device("cpu")
         self._agree(self._take_device)
+        self._agree(self._load_nixl)
         self.loopback = self._prepare_cards()
         self.skipped = self._agree(self._reasons)
         self.tcp_sink = self._meet_tcp_sinks()
@@ -122,15 +124,21 @@ class Job:
         modes = {arm.mode for arm in arms}
         if not self.is_source:
             each = slot * max(sum(map(len, self.side(point).remote())) for point in self._runnable())
-            return each * CacheReceiver.SLOTS * ("mpi" in modes), each * DeviceReceiver.SLOTS * ("nccl" in modes)
-        ring, on_cuda = slot * self.experiment.staging_slots, self.device.type == "cuda"
+            host = "mpi" in modes or (not self._on_cuda and "nixl" in modes)
+            device = self._on_cuda and bool(modes & TO_DEVICE)
+            return each * CacheReceiver.SLOTS * host, each * DeviceReceiver.SLOTS * device
+        ring, on_cuda = slot * self.experiment.staging_slots, self._on_cuda
         through_host = bool(modes & {"host", "disk", "mpi", "tcp"}) and on_cuda  # gathered on the device first
         landing = 0
-        if on_cuda and any(not LEVELS[arm.level].buffered for arm in arms if arm.level and arm.mode != "nccl"):
+        if on_cuda and any(not LEVELS[arm.level].buffered for arm in arms if arm.level and arm.mode not in TO_DEVICE):
             landing = max(self.side(point).local()[0][0].schedule.step_nbytes(0) for point in self._runnable())
-        return ring * bool(modes & {"disk", "swap-disk", "mpi", "tcp"}) + landing, ring * (
-            through_host + ("nccl" in modes)
-        )
+        straight = on_cuda and bool(modes & TO_DEVICE)
+        host = bool(modes & {"disk", "swap-disk", "mpi", "tcp"}) or (not on_cuda and "nixl" in modes)
+        return ring * host + landing, ring * (through_host + straight)
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.device.type == "cuda"
 
     def _runnable(self) -> list[Point]:
         return [point for point in self.experiment.points() if point.id not in self.skipped]
@@ -146,7 +154,7 @@ class Job:
 
     def _take_device(self) -> dict[str, str]:
         """Which of its host's CUDA devices this rank uses, where it needs one."""
-        receives = any(arm.mode == "nccl" and not arm.skipped for arm in self.experiment.arms())
+        receives = any(arm.mode in TO_DEVICE and not arm.skipped for arm in self.experiment.arms())
         if self.compute_device == "cpu" or not (self.is_source or receives):
             return {}
         count = torch.cuda.device_count()
@@ -161,6 +169,17 @@ class Job:
         of_role = cards.sources if self.is_source else cards.sinks
         self.device = torch.device("cuda", of_role[self._on_this_host(range(peers.start, self.rank))])
         torch.cuda.set_device(self.device)
+        return {}
+
+    def _load_nixl(self) -> dict[str, str]:
+        """Where something is streamed by it: before anything else, on every rank."""
+        if any(arm.mode == "nixl" and not arm.skipped for arm in self.experiment.arms()):
+            from dejavubench.dejavulib.nixl_agent import load
+
+            try:
+                load()
+            except StreamingError as error:
+                raise UsageError(f"streaming nixl: rank {self.rank} on {self.hosts[self.rank]}: {error}") from None
         return {}
 
     def _prepare_cards(self) -> Loopback | None:

@@ -378,13 +378,17 @@ class PointSession:
     def _make_ceilings(self, dtype: torch.dtype) -> Ceilings:
         """Rank 0 and the first sink measure; the others have nothing to do and sleep."""
         topology, device = self.job.topology, self.job.device
-        link, device_link, memory, probes = None, None, None, None
+        link, device_link, nixl_link, memory, probes = None, None, None, None, None
         disks: list[Disk] = []
         if topology.has_sinks and topology.worker == 0 and any(arm.remote for arm in self.arms):
             peer = topology.sinks[0] if self.source is not None else 0
             link = Link(self.job.verification, peer, self.source is not None)
             if peer in self._links:
                 device_link = DeviceLink(link, self._links[peer], device, self.source is not None)
+            if any(arm.mode == "nixl" for arm in self.arms):
+                from dejavubench.bench.nixl_ceilings import NIXLLink
+
+                nixl_link = NIXLLink(self.job.data, link, peer, self.source is not None, device)
         if self.job.rank == 0:
             if device.type == "cuda":
                 geometry, slot = self.job.side(self.point).geometry, self.experiment.staging_mib << 20
@@ -395,7 +399,8 @@ class PointSession:
             disks = [Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind) for kind in kinds]
         tcp = self.job.tcp_sink if self.job.rank == 0 else None
         tcp_link = None if tcp is None else TCPLink(tcp.connect)
-        return Ceilings(self.job.compute_dtype(dtype), link, disks, memory, probes, device_link, tcp_link)
+        multiplied = self.job.compute_dtype(dtype)
+        return Ceilings(multiplied, link, disks, memory, probes, device_link, tcp_link, nixl_link)
 
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""

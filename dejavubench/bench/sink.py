@@ -24,7 +24,7 @@ from dejavubench.experiment import Experiment
 from dejavubench.kvcache import KVCache, Span
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
-from dejavubench.points import Arm, Mode
+from dejavubench.points import TO_DEVICE, Arm, Mode
 
 
 @dataclass
@@ -36,12 +36,12 @@ class Received:
 
 
 class Sink:
-    """One worker that receives: in host memory what comes by MPI, in its device's what comes by NCCL.
+    """One worker that receives: what comes by MPI in host memory, else in its device's.
 
     Args:
         side: this worker's place in the point's plan.
         dtype: of the cache.
-        device: where NCCL brings it; a cache is made there once an arm needs it.
+        device: where NCCL and NIXL bring it; a cache is made there once an arm needs it.
     """
 
     def __init__(self, side: Side, dtype: torch.dtype, place: Place, device: torch.device) -> None:
@@ -49,10 +49,10 @@ class Sink:
         self.place = place
         self.device = device
         self._dtype = dtype
-        self._caches: dict[Mode, list[KVCache]] = {}
+        self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
         self._endpoints: dict[Mode, SinkEndpoint] = {}
         self._receivers: dict[tuple[Mode, str], list[CacheReceiver]] = {}
-        self._slots: dict[Mode, list[list[torch.Tensor]]] = {}  # of each stream, for the receivers of all levels
+        self._slots: dict[str, list[list[torch.Tensor]]] = {}  # likewise; of each stream, for all of its receivers
         self._pattern = 0
         self._successor: Successor | None = None
 
@@ -113,16 +113,33 @@ class Sink:
         point = self.side.point
         return Span(point.streamed, point.written if self._successor else point.streamed)
 
-    # ---- of each destination ----
+    # ---- of each destination, of which one at a time works ----
 
     def _device_of(self, mode: Mode) -> torch.device:
-        return self.device if mode == "nccl" else torch.device("cpu")
+        return self.device if mode in TO_DEVICE else torch.device("cpu")
 
     def _caches_of(self, mode: Mode) -> list[KVCache]:
-        if mode not in self._caches:
-            geometry, device = self.side.geometry, self._device_of(mode)
-            self._caches[mode] = [KVCache.allocate(geometry, self._dtype, device) for _ in range(self.side.ubatches)]
-        return self._caches[mode]
+        device = self._device_of(mode)
+        if device.type not in self._caches:
+            made = [KVCache.allocate(self.side.geometry, self._dtype, device) for _ in range(self.side.ubatches)]
+            self._caches[device.type] = made
+        return self._caches[device.type]
+
+    def _slots_of(self, mode: Mode) -> list[list[torch.Tensor]]:
+        device = self._device_of(mode)
+        if device.type not in self._slots:
+            largest = [largest_chunk(stream) for _, stream in self._streams_of(mode)]
+            slots = self._receiver_kind(mode).SLOTS
+            on_device = device.type == "cuda"
+            self._slots[device.type] = [
+                device_slots(nbytes, slots, device) if on_device else staging(nbytes, slots) for nbytes in largest
+            ]
+        return self._slots[device.type]
+
+    def _streams_of(self, mode: Mode) -> list[tuple[KVCache, Stream]]:
+        """Every stream, with the cache that it fills."""
+        caches = zip(self._caches_of(mode), self.side.remote(), strict=True)
+        return [(cache, stream) for cache, streams in caches for stream in streams]
 
     def _endpoint_of(self, mode: Mode) -> SinkEndpoint:
         if mode not in self._endpoints:
@@ -133,35 +150,28 @@ class Sink:
         if mode == "nccl":
             # it is handed what scatters as well, which DeviceReceiver knows
             return cast(SinkEndpoint, NCCLSinkEndpoint(self.place.announcements, self.place.links))
+        if mode == "nixl":
+            from dejavubench.dejavulib.destinations.nixl import NIXLSinkEndpoint
+
+            caches = [tensor for cache in self._caches_of(mode) for tensor in (cache.k, cache.v)]
+            memory = [*caches, *(slot for slots in self._slots_of(mode) for slot in slots)]
+            return NIXLSinkEndpoint(self.place.data, self.side.peers(), memory, self._streams_of(mode))
         return MPISinkEndpoint(self.place.data)
 
     def _receivers_of(self, mode: Mode, level: str) -> list[CacheReceiver]:
         if (mode, level) not in self._receivers:
-            pairs = [
-                (cache, stream)
-                for cache, streams in zip(self._caches_of(mode), self.side.remote(), strict=True)
-                for stream in streams
-            ]
-            if LEVELS[level].buffered and mode not in self._slots:
-                self._slots[mode] = [self._staging(mode, stream) for _, stream in pairs]
-            slots, kind = self._slots.get(mode) or [[] for _ in pairs], _receiver_kind(mode)
+            pairs, kind = self._streams_of(mode), self._receiver_kind(mode)
+            slots = self._slots_of(mode) if LEVELS[level].buffered else [[] for _ in pairs]
             self._receivers[mode, level] = [
                 kind(cache, stream, LEVELS[level], self._endpoint_of(mode), own)
                 for (cache, stream), own in zip(pairs, slots, strict=True)
             ]
         return self._receivers[mode, level]
 
-    def _staging(self, mode: Mode, stream: Stream) -> list[torch.Tensor]:
-        slots = _receiver_kind(mode).SLOTS
-        if mode == "nccl":
-            return device_slots(largest_chunk(stream), slots, self.device)
-        return staging(largest_chunk(stream), slots)
+    def _receiver_kind(self, mode: Mode) -> type[CacheReceiver]:
+        return DeviceReceiver if self._device_of(mode).type == "cuda" else CacheReceiver
 
     def close(self) -> None:
         self._receivers.clear()
         for endpoint in self._endpoints.values():
             endpoint.close()
-
-
-def _receiver_kind(mode: Mode) -> type[CacheReceiver]:
-    return DeviceReceiver if mode == "nccl" else CacheReceiver

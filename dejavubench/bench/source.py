@@ -98,7 +98,7 @@ class Source:
         self._streamers: dict[tuple[str, str | None], Streamer] = {}
         self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
         self._silent = [NoStreaming() for _ in self.caches]
-        self._slots: list[torch.Tensor] = []  # staging of all arms, of which one at a time has chunks under way
+        self._slots: dict[str, list[torch.Tensor]] = {}  # staging of all arms, of which one at a time works; by device
         self._device_staging: DeviceStaging | None = None  # likewise
         self._landing = Landing()  # likewise
         self._fetched: torch.Tensor | None = None  # what verification reads a chunk into
@@ -219,14 +219,21 @@ class Source:
         return self._streamers[key]
 
     def _make_streamer(self, destination: Destination) -> Streamer:
-        slot, slots = self.side.slot_nbytes, self.experiment.staging_slots
         if destination.capabilities.device_memory:
-            return Streamer(destination, device_slots(slot, slots, self.device))
-        if destination.staged and not self._slots:
-            self._slots = staging(slot, slots, self.on_cuda)
+            return Streamer(destination, self._slots_of("cuda"))
         if self.on_cuda and self._device_staging is None:
             self._device_staging = self._stage_on_device()
-        return Streamer(destination, self._slots if destination.staged else (), self._device_staging, self._landing)
+        slots = self._slots_of("cpu") if destination.staged else ()
+        return Streamer(destination, slots, self._device_staging, self._landing)
+
+    def _slots_of(self, device: str) -> list[torch.Tensor]:
+        if device not in self._slots:
+            slot, slots = self.side.slot_nbytes, self.experiment.staging_slots
+            on_device = device == "cuda"
+            self._slots[device] = (
+                device_slots(slot, slots, self.device) if on_device else staging(slot, slots, self.on_cuda)
+            )
+        return self._slots[device]
 
     def _stage_on_device(self) -> DeviceStaging:
         on_device = DeviceStaging(device_slots(self.side.slot_nbytes, self.experiment.staging_slots, self.device))
@@ -254,12 +261,20 @@ class Source:
                 return MPIDestination(self.place.data)
             case "nccl":
                 return NCCLDestination(self.place.announcements, self.place.links, self.experiment.drain_timeout)
+            case "nixl":
+                return self._to_nixl_sinks()
             case "tcp":
                 assert self.place.tcp_sink is not None
                 streams = [stream for ubatch in self.side.local() for stream in ubatch]
                 return self.place.tcp_sink.connect(streams, self.caches[0].k.dtype)
             case _:
                 raise StreamingError(f"{arm.mode} is no destination of this build")
+
+    def _to_nixl_sinks(self) -> Destination:
+        from dejavubench.dejavulib.destinations.nixl import NIXLDestination
+
+        memory = [*self._slots_of(self.device.type), *(t for cache in self.caches for t in (cache.k, cache.v))]
+        return NIXLDestination(self.place.data, self.side.peers(), memory)
 
     # ---- verification ----
 

@@ -1,23 +1,35 @@
-"""The runs of a cache by their addresses: for a destination that moves them from where they lie on the device."""
+"""The runs of a cache by their addresses: for destinations that move them from where they lie."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import KVCache, Runs
+from dejavubench.kvcache import BOTH, KVCache, Runs
 
 ADDRESSES_KEPT = 200_000
 """Runs whose addresses are computed once and kept: some 30 MB of Python objects for each microbatch and naive level."""
 
 
-def run_addresses(cache: KVCache, runs: Iterable[Runs]) -> tuple[np.ndarray, np.ndarray]:
+class Bases(NamedTuple):
+    """Where a cache's K and V begin, be it in this process or in another."""
+
+    k: int
+    v: int
+
+    @classmethod
+    def of(cls, cache: KVCache) -> Bases:
+        return cls(*(cache.tensor(kv).data_ptr() for kv in BOTH))
+
+
+def run_addresses(bases: Bases, runs: Iterable[Runs]) -> tuple[np.ndarray, np.ndarray]:
     """Address and bytes of each run."""
     starts, sizes = [], []
     for each in runs:
-        starts.append(each.offsets + cache.tensor(each.kv).data_ptr())
+        starts.append(each.offsets + (bases.k if each.kv == "k" else bases.v))
         sizes.append(np.full(len(each.offsets), each.nbytes))
     return np.concatenate(starts), np.concatenate(sizes)
 
@@ -29,8 +41,8 @@ class RunAddresses:
     them; the others are computed when they are needed, or :meth:`prepare` is told ahead of time.
     """
 
-    def __init__(self, cache: KVCache, schedule: StreamSchedule) -> None:
-        self._cache = cache
+    def __init__(self, cache: KVCache | Bases, schedule: StreamSchedule) -> None:
+        self._bases = Bases.of(cache) if isinstance(cache, KVCache) else cache
         self._schedule = schedule
         self._kept: list[list[tuple[int, int]]] = []
         self._ahead: dict[int, list[tuple[int, int]]] = {}
@@ -50,5 +62,5 @@ class RunAddresses:
         return self._ahead.get(step) or self._find(step)
 
     def _find(self, step: int) -> list[tuple[int, int]]:
-        starts, sizes = run_addresses(self._cache, self._schedule.runs(step))
+        starts, sizes = run_addresses(self._bases, self._schedule.runs(step))
         return list(zip(starts.tolist(), sizes.tolist(), strict=True))

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.addresses import run_addresses
+from dejavubench.dejavulib.addresses import Bases, run_addresses
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.strided import Choice, StridedCopy, choose
@@ -151,7 +151,7 @@ class DeviceRuns:
         return self._ahead.get(step) or self._find(step)
 
     def _find(self, step: int) -> _PulledRuns:
-        starts, sizes = run_addresses(self._cache, self._schedule.runs(step))
+        starts, sizes = run_addresses(Bases.of(self._cache), self._schedule.runs(step))
         return _PulledRuns(starts, sizes, self._landing, self._stream.cuda_stream, self._each_complete)
 
 

@@ -75,7 +75,7 @@ class CacheManager:
         self.reset()
 
     def _runs_of(self, stream: Stream) -> RunViews | DeviceRuns | RunAddresses:
-        if self._streamer.destination.capabilities.device_memory:
+        if self._streamer.destination.capabilities.by_address:
             return RunAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
             return DeviceRuns(self.cache, stream.schedule, self.level.each_complete, self._streamer.landing)

@@ -157,6 +157,13 @@ def records_full_at_start() -> None:
     instead(job, "write_header", lambda _: full)
 
 
+@fault
+def no_nixl(rank: str) -> None:
+    """NIXL is not installed where this rank runs."""
+    if int(rank) == RANK:
+        sys.modules["nixl"] = None  # type: ignore[assignment]
+
+
 # ---- not faults, but what a test needs to be certain of ----
 
 

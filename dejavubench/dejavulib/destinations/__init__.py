@@ -6,5 +6,6 @@ DESTINATIONS = {
     "host": "dejavubench.dejavulib.destinations.host:HostDestination",
     "disk": "dejavubench.dejavulib.destinations.disk:DiskDestination",
     "mpi": "dejavubench.dejavulib.destinations.mpi:MPIDestination",
+    "nixl": "dejavubench.dejavulib.destinations.nixl:NIXLDestination",
     "tcp": "dejavubench.dejavulib.destinations.tcp:TCPDestination",
 }

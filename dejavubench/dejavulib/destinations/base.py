@@ -32,12 +32,14 @@ class Capabilities:
     Attributes:
         remote: chunks leave for another rank, so a sink must receive them.
         device_memory: takes chunks from the accelerator's memory; else from host memory only.
+        by_address: takes single runs as (address, bytes); else as views of host memory.
         durable: a complete chunk survives a loss of power.
         durability: the named option in force, where there is one.
     """
 
     remote: bool
     device_memory: bool = False
+    by_address: bool = False
     durable: bool = False
     durability: str | None = None
 
@@ -105,7 +107,7 @@ class Destination(ABC):
         """Move a chunk's runs, each a copy or message of its own, in packed order; returns when all are issued.
 
         Args:
-            runs: views of host memory; (address, bytes) for a destination that takes device memory.
+            runs: views of host memory; (address, bytes) for a destination that takes them by address.
             each_complete: a run is complete before the next one begins.
         """
 

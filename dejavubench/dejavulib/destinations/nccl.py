@@ -122,7 +122,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
     """
 
     name = "nccl"
-    capabilities = Capabilities(remote=True, device_memory=True)
+    capabilities = Capabilities(remote=True, device_memory=True, by_address=True)
 
     def __init__(self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:

@@ -1,0 +1,93 @@
+"""Run by test_nixl.py under mpirun: a source and a sink of nixl, with nothing above them.
+
+Rank 0 says what it found: how far it gets while the sink takes nothing, that all arrives once it does, what it makes of
+a place of other bytes, and whether the two processes use their cores while both sleep.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.kvcache import KVGeometry
+from dejavubench.waiting import wait_asleep
+
+CHUNKS, SLOTS = 5, 2
+GEOMETRY = KVGeometry(layers=CHUNKS, requests=2, heads=2, positions=64, head_size=16, itemsize=4)
+SCHEDULE = StreamSchedule(GEOMETRY, GEOMETRY.whole, GEOMETRY.positions, 0, GEOMETRY.nbytes // CHUNKS)
+WHOLE = SCHEDULE.layer_nbytes(0)
+DEAF_S, ASLEEP_S = 0.5, 1.0
+
+
+def send(comm: MPI.Intracomm) -> list[str]:
+    slots = staging(WHOLE, CHUNKS)
+    destination = NIXLDestination(comm, [1], slots)
+    stream = Stream(0, SCHEDULE, 1)
+    chunks = list(SCHEDULE.all_chunks(LEVELS["2"]))
+    destination.begin(stream)
+    for chunk in chunks:
+        destination.flush(stream, chunk, slots[chunk.index].fill_(1 + chunk.index))
+    until = time.monotonic() + DEAF_S
+    while time.monotonic() < until:
+        complete = destination.completed(stream)
+    begun = sum(one.transfer is not None or one.written for one in destination._under_way[stream.key])
+    said = [f"{begun} of {CHUNKS} begun, {complete} complete"]
+    comm.Barrier()
+    wait_asleep(lambda: destination.completed(stream) == CHUNKS, "all chunks", 30.0)
+    said.append(f"all {CHUNKS} complete")
+    destination.begin(stream)
+    try:
+        destination.flush(stream, chunks[0], slots[0])
+        wait_asleep(lambda: destination.completed(stream) == 1, "a refusal", 30.0)
+    except StreamingError as error:
+        assert f"rank 1 has a place of {WHOLE // 2} bytes for a chunk of {WHOLE}" in str(error), error  # noqa: PT017
+        said.append("refused")
+    if not any(comm.allgather(busy())):
+        said.append("idle")
+    destination.close()
+    return said
+
+
+def receive(comm: MPI.Intracomm) -> None:
+    slots = staging(WHOLE, SLOTS)
+    endpoint = NIXLSinkEndpoint(comm, [0], slots)
+    stream = Stream(0, SCHEDULE, 0)
+    posted = [endpoint.post(stream, slot) for slot in slots]
+    until = time.monotonic() + DEAF_S
+    while time.monotonic() < until:
+        endpoint.agent.listen()  # what it lets move is not taken
+    comm.Barrier()
+    for number in range(CHUNKS):
+        wait_asleep(posted[number].Test, "a chunk", 30.0)
+        slot = slots[number % SLOTS]
+        assert torch.equal(slot, torch.full_like(slot, 1 + number))
+        endpoint.acknowledge(stream)
+        if number + SLOTS < CHUNKS:
+            posted.append(endpoint.post(stream, slot))
+    endpoint.post(stream, slots[0][: WHOLE // 2])
+    endpoint.finish()
+    comm.allgather(busy())
+    endpoint.close()
+
+
+def busy() -> bool:
+    """Whether this process uses more than a tenth of a core while it sleeps."""
+    used = time.process_time()
+    time.sleep(ASLEEP_S)
+    return time.process_time() - used > ASLEEP_S / 10
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    world = MPI.COMM_WORLD
+    if world.rank == 0:
+        print("\n".join(send(world)))
+    else:
+        receive(world)
