@@ -252,6 +252,22 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     assert firsts <= set(range(NEW_TOKENS))
 
 
+GPU = ("--device", "cuda", "--layer-num", "2", "--head-num", "4", "--size-per-head", "32", "--vocab-size", "101")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("point", "number"), [("write", 1), ("write", 20), ("sync", 0), ("sync", 9), ("sync", 17)])
+def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_path: Path) -> None:
+    asked = (*GPU, *ASKED[len(TINY) :], *STREAMED)
+    with Job(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", "run", *asked, driver=KILLED) as killed:
+        assert killed.wait() != 0
+    job = resume(tmp_path / "resumed", 1, killed)
+    assert tokens_of(job) == tokens_of(
+        resume(tmp_path / "verified", 1, killed, "--verify")
+    )  # there, the undisturbed ones
+
+
 def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     undisturbed: dict[int, list[list[int]]], tmp_path: Path
 ) -> None:
