@@ -95,6 +95,7 @@ def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> N
         "mpi-destination",
         "disk-destination",
         "tcp-destination",
+        "nixl-destination",
     }
     assert all(item.value > 0 for item in found.values())
     assert found["memory-copy"].value < 1.2 * found["memory-read"].value  # bytes read and written are counted

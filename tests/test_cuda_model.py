@@ -24,6 +24,7 @@ GPT2 = ModelSpec("small-gpt2", 3, 4, 64, 1003, 128, 1024)
 OPT = ModelSpec("small-opt", 3, 4, 64, 1003, 128, 1024, position_offset=2, activation="relu")
 SPECS = {
     "gpt2": GPT2,
+    "narrow-heads": ModelSpec("narrow-heads", 3, 4, 32, 1003, 128, 512),
     "opt": OPT,
     "opt-post-norm": replace(OPT, norm_first=False, embed_size=128),
     "llama": replace(

@@ -353,7 +353,7 @@ def _attend(  # type: ignore[no-untyped-def]
     stop = tl.minimum(first + each, position)
     spots = first + tl.arange(0, block)
     real = spots < stop
-    lines = tl.arange(0, padded // 64) * 64
+    lines = tl.arange(0, (padded + 63) // 64) * 64
     safe = tl.where(real, spots, tl.maximum(position - 1, 0))
     if not vector:
         _ask_for(base_k + (safe * ks)[:, None] + lines[None, :])
