@@ -4,6 +4,7 @@
 #   VENV=…     where the environment goes (default .venv)
 #   MPIRUN=…   another MPI's launcher, together with MPI= (no MPI from PyPI), e.g. make figures MPI= MPIRUN=mpirun
 #   RUNFLAGS=… flags for every run, e.g. RUNFLAGS="--threads 2"
+#   LINK_RATES=… the rates of make figure-link
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -18,13 +19,14 @@ RUN_EXTRAS := $(if $(MPI),[$(MPI)])
 GPU_EXTRAS := [$(if $(MPI),$(MPI)$(comma))cuda]
 DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 
-.PHONY: help figures figures-full figures-gpu test clean
+.PHONY: help figures figures-full figures-gpu figure-link test clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make figures       the four figures from a quick set of runs, about 5 minutes on 2 cores'
 	@echo 'make figures-full  the same with as many rounds as the precision needs, under an hour'
 	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
+	@echo 'make figure-link   overhead against the speed of a link between two emulated hosts; as root, about 15 minutes'
 	@echo 'make test          lint, types and the whole test suite'
 	@echo 'make clean         remove the environment and caches; logs/ and figures/ stay'
 
@@ -101,6 +103,15 @@ figures-gpu: $(VENV)/.installed-gpu
 	$(call measure,2,h200/fig25,logs/$(GPU))
 	$(call under-mps,$(call measure,2,h200/fig25_nccl_loopback,logs/$(GPU)))
 	$(call report,$(GPU))
+
+# ---- the link figure: two hosts emulated on this machine, a session for each rate of the link between them ----
+
+LINK := link-$(UTC)
+LINK_RATES ?= 60Mbit/s,100Mbit/s,160Mbit/s,300Mbit/s,1Gbit/s,4Gbit/s,unlimited
+
+figure-link: $(VENV)/.installed-run
+	$(BIN)/python scripts/two_hosts.py --rate $(LINK_RATES) -- run configs/cpu/link.toml --log-dir logs/$(LINK) $(RUNFLAGS) >/dev/null
+	$(call report,$(LINK))
 
 # ---- tests ----
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 BASELINE_VARIABLE = "DEJAVULIB_BASELINE"
 """The original's environment variable for the level."""
 
-Figure = Literal["fig2", "appendix_a", "fig7", "fig25"]
+Figure = Literal["fig2", "appendix_a", "fig7", "fig25", "link"]
 Device = Literal["auto", "cpu", "cuda"]
 Group = Literal["What is run", "Model", "Streaming", "Measurement", "Machine"]
 
@@ -48,6 +48,9 @@ __all__ = ["Arm", "Experiment", "Point", "UsageError", "load"]
 NO_FP32_ON_CUDA = "inference_data_type fp32 does not run on a CUDA device: its decode kernels take fp16 and bf16"
 
 NO_NIXL = "nixl is not installed: pip install 'dejavubench[nixl]'"
+
+UNLIMITED = "unlimited"
+"""A link that nothing slows."""
 
 CACHE_STEP = 32
 """Unless told otherwise a cache's positions are a multiple of this, as kernels like them."""
@@ -122,6 +125,12 @@ def _as_stores(value: Any) -> Any:
     return () if value in ((), []) else _as_list(value)
 
 
+def _as_link(value: Any) -> Any:
+    if value not in (None, UNLIMITED):
+        units.rate(value)
+    return value
+
+
 def _as_models(value: Any) -> Any:
     names = _as_list(value)
     for name in names:
@@ -168,7 +177,9 @@ class Experiment(BaseModel):
     )
 
     name: str = _option("run", "What is run", "NAME", "Names the run's folder; a config's file name.", min_length=1)
-    figure: Figure | None = _option(None, "What is run", "FIGURE", "The paper's figure it is for: fig2, appendix_a, …")
+    figure: Figure | None = _option(
+        None, "What is run", "FIGURE", "The figure it is for: fig2, appendix_a, fig7, fig25, link."
+    )
     note: str | None = _option(None, "What is run", "TEXT", "Kept with the records and shown under the figures.")
     resume: Path | None = _option(
         None,
@@ -321,6 +332,13 @@ class Experiment(BaseModel):
     log_dir: Path = _option(Path("logs"), "Measurement", "DIR", "Where the run's folder is made.")
 
     threads: PositiveInt = _option(1, "Machine", "N", "Threads of each rank, the same for all arms.")
+    link: Annotated[str | None, BeforeValidator(_as_link)] = _option(
+        None,
+        "Machine",
+        "RATE",
+        f"What the link between hosts has been limited to, as 500Mbit/s, or {UNLIMITED}: kept with the records, "
+        "limits nothing.",
+    )
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
     _checkpoint: Checkpoint | None = PrivateAttr(None)  # as rank 0 found it; other ranks are told

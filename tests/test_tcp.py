@@ -198,7 +198,7 @@ def slow_loris(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
         waiting = threading.Event()
         try:
-            for byte in handshake._HELLO.pack(handshake._MAGIC, 1, bytes(32)):
+            for byte in handshake._HELLO.pack(handshake._MAGIC, handshake.VERSION, bytes(32)):
                 peer.sendall(bytes([byte]))
                 waiting.wait(0.1)
         except OSError:  # the sink has had enough
@@ -215,7 +215,7 @@ def wrong_token(sink: SinkProcess) -> None:
 
 def no_token(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
-        peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 1, bytes(32)) + bytes(32))
+        peer.sendall(handshake._HELLO.pack(handshake._MAGIC, handshake.VERSION, bytes(32)) + bytes(32))
         assert closed(peer)
         sink.says(rf"refused {name_of(peer)}: \S+ does not know the token")
 
@@ -224,7 +224,7 @@ def other_version(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
         peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 99, bytes(32)))
         assert closed(peer)
-        sink.says(rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, this side 1")
+        sink.says(rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, this side {handshake.VERSION}")
 
 
 def silent_after_the_proof(sink: SinkProcess) -> None:
@@ -474,7 +474,8 @@ def test_without_a_peer_tcp_is_skipped_among_others() -> None:
 
 def test_peers_that_are_not_to_be_had(sink: SinkProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    assert TCPPeer.find(sink.peer, PATIENCE, checksums=False).same_host
+    found = TCPPeer.find(sink.peer, PATIENCE, checksums=False)
+    assert (found.same_host, found.same_machine) == (True, True)
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1 cannot be reached: Connection refused"):
         TCPPeer.find("127.0.0.1:1", PATIENCE, checksums=False)
     monkeypatch.delenv(TOKEN_VARIABLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dejavubench.analysis import health, stats, tables
+from dejavubench.analysis import health, link, stats, tables
 from dejavubench.analysis.machine import LOOPBACK, on_gpu, processor
 from dejavubench.records import Run
 
@@ -30,6 +30,7 @@ _TITLES = {
     "appendix_a": "Appendix A: time of a prompt and of one token, no streaming",
     "fig7": "Fig 7: slowdown over no streaming, one optimisation after the other",
     "fig25": "Fig 25: a request with its whole KV cache streamed",
+    "link": "Overhead against the speed of the link, level by level: measured and predicted",
 }
 
 _HOW = {
@@ -39,6 +40,8 @@ _HOW = {
     "bars start at 1 (no streaming).",
     "fig25": "TOTAL: median over rounds; overhead: median over rounds of TOTAL / geometric mean of the same round's "
     "none TOTALs, less one.",
+    "link": "Points: median over rounds of TOTAL / geometric mean of the same round's none TOTALs, less one. "
+    "Lines: from bytes, the times of none and the link's rate alone (docs/METHOD.md).",
 }
 
 
@@ -82,10 +85,11 @@ def caption(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:
         + ".",
         f"{_HOW[figure]} {_rounds(frame)}",
         _paths(frame),
+        _link(frame) if figure == "link" else "",
         _noise(figure, frame),
         _paper(figure, runs, frame),
         _left_out(runs),
-        *(health.brief(run) for run in runs),
+        *dict.fromkeys(health.brief(run) for run in runs),
         *dict.fromkeys(f"Note: {run.header.note}." for run in runs if run.header.note),
         "Run " + ", ".join(run.path.name for run in runs) + ".",
     ]
@@ -163,6 +167,23 @@ def _paths(frame: pd.DataFrame) -> str:
     return "; ".join(words) + "." + shared if words else ""
 
 
+def _link(frame: pd.DataFrame) -> str:
+    """What limited the link, and from which speed on overheads stay near zero, predicted and measured."""
+    found = []
+    for (mode, level), part in frame.groupby(["mode", "level"], sort=False):
+        request = link.typical(part.to_dict("records"))
+        leaves = None if request is None else request.leaves_zero(str(level))
+        crossed = link.crossing(part["link_mb_per_s"].tolist(), part["overhead_pct"].tolist())
+        words = [None if leaves is None else leaves / 1e3, crossed]
+        found.append(f"{mode} level {level} {' / '.join('none' if it is None else f'{it:.3g}' for it in words)}")
+    return (
+        f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
+        f"{' and '.join(link.RATE_OF_MODE[mode] for mode in dict.fromkeys(frame['mode']))} in the same session. "
+        f"Speed in MB/s from which the overhead stays within {link.LEAVES_PCT:g} %, predicted / measured (between "
+        f"points): {'; '.join(found)}."
+    )
+
+
 def _noise(figure: str, frame: pd.DataFrame) -> str:
     if "noise_floor_low_pct" not in frame or frame["noise_floor_low_pct"].isna().all():
         return ""
@@ -171,7 +192,7 @@ def _noise(figure: str, frame: pd.DataFrame) -> str:
             "Grey band: noise floor, ± the farther end of the interval of a second none against the first; "
             "dotted: the first none."
         )
-    part = frame[frame["phase"] == "total"]
+    part = frame[frame["phase"] == "total"] if "phase" in frame else frame
     low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()
     return f"Noise floor of TOTAL (none#2 / none): {low:+.2f} to {high:+.2f} %."
 

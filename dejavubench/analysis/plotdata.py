@@ -1,16 +1,17 @@
 """Records → what each of the paper's figures shows, as pandas tables; :mod:`plots` draws them, a CSV keeps them.
 
-A :class:`Drawing` is one file: Fig 2 and Appendix A hold all models of a run, Fig 7 and Fig 25 one model each.
+A :class:`Drawing` is one file: Fig 2 and Appendix A hold all models of a run, Fig 7 and Fig 25 one model each, the link
+figure one model of all runs that were made for it, for each run has had a link of its own.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from dejavubench.analysis import captions, machine, stats, tables
+from dejavubench.analysis import captions, link, machine, stats, tables
 from dejavubench.analysis.compare import NotComparableError, require_comparable
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
 from dejavubench.analysis.tables import POINT_COLUMNS
@@ -19,7 +20,7 @@ from dejavubench.records import PointInfo, Run
 if TYPE_CHECKING:
     import pandas as pd
 
-Figure = Literal["fig2", "appendix_a", "fig7", "fig25"]
+Figure = Literal["fig2", "appendix_a", "fig7", "fig25", "link"]
 Row = dict[str, Any]
 
 LEVEL_LABELS = {
@@ -56,12 +57,12 @@ def figure_of(run: Run) -> Figure:
         NothingToDrawError: a figure that is not known, or streaming with nothing to compare it to.
     """
     match run.header.figure:
-        case "fig2" | "appendix_a" | "fig7" | "fig25":
+        case "fig2" | "appendix_a" | "fig7" | "fig25" | "link":
             return run.header.figure
         case None:
             pass
         case other:
-            raise NothingToDrawError(f"{run.path.name}: figure {other!r} is not one of fig2, appendix_a, fig7, fig25")
+            raise NothingToDrawError(f"{run.path.name}: figure {other!r} is not one of {', '.join(get_args(Figure))}")
     streaming = [arm for arm in run.header.arms if arm.mode != "none"]
     if not streaming:
         return "fig2"
@@ -75,20 +76,25 @@ def figure_of(run: Run) -> Figure:
 def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing], list[str]]:
     """All that can be drawn, each run by itself or (``together``) all runs of a figure in one; and what could not be.
 
+    Runs of the link figure are always together.
+
     Raises:
-        NotComparableError: ``together`` with runs that differ in machine or sizes, or hold the same point twice.
+        NotComparableError: runs together that differ in machine or sizes, or hold the same point twice.
         RecordError: a record names a point or an arm that the header does not have.
     """
     by_figure: dict[Figure, list[Run]] = {}
     complaints: list[str] = []
     for run in runs:
         try:
-            by_figure.setdefault(figure_of(run), []).append(run)
+            figure = figure_of(run)
+            if figure == "link":
+                _link_rows(run)  # one session that lacks something, cut short maybe, does not stop the others
+            by_figure.setdefault(figure, []).append(run)
         except NothingToDrawError as error:
             complaints.append(str(error))
     found: list[tuple[Drawing, str]] = []
     for figure, members in by_figure.items():
-        for group in [members] if together else [[run] for run in members]:
+        for group in [members] if together or figure == "link" else [[run] for run in members]:
             try:
                 suffix = "-".join(run.path.name for run in group)
                 found += [(drawing, suffix) for drawing in _draw(figure, group)]
@@ -109,6 +115,8 @@ def _draw(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
         raise NothingToDrawError(f"{', '.join(run.path.name for run in runs)}: no measured round that {figure} needs")
     frame = pd.DataFrame(rows)
     _refuse_twice(frame)
+    if figure == "link":
+        _refuse_other_paths(frame)
     parts = [part for _, part in frame.groupby(held, sort=False)] if held else [frame]
     varying = [name for name in held if name != "model" and frame[name].nunique() > 1]
     return [_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
@@ -125,6 +133,8 @@ def _held(figure: Figure) -> list[str]:
     """The sizes that are the same within one drawing; Fig 2 and Appendix A set any of them side by side."""
     if figure in ("fig2", "appendix_a"):
         return []
+    if figure == "link":
+        return list(POINT_COLUMNS)
     panels = FIG7_PANELS if figure == "fig7" else FIG25_PANELS
     return [name for name in POINT_COLUMNS if name not in panels]
 
@@ -141,13 +151,21 @@ def _short(name: str, value: object) -> str:
 
 
 def _refuse_twice(frame: pd.DataFrame) -> None:
-    keys = [*POINT_COLUMNS, "arm", *(["phase"] if "phase" in frame else [])]
+    keys = [*POINT_COLUMNS, "arm", *(name for name in ("phase", "link") if name in frame)]
     twice = frame[frame.duplicated(keys, keep=False)]
     if not twice.empty:
         first = twice.iloc[0]
         where = ", ".join(f"{name} {first[name]}" for name in POINT_COLUMNS)
         runs = ", ".join(dict.fromkeys(twice["run"]))
         raise NotComparableError(f"{runs} hold the same point and arm ({where}, {first['arm']}); give one of them")
+
+
+def _refuse_other_paths(frame: pd.DataFrame) -> None:
+    """A link between two hosts and one within a host are not two speeds of one link."""
+    for mode, part in frame.groupby("mode", sort=False):
+        if part["hosts"].nunique(dropna=False) > 1:
+            words = [f"{row['hosts']} ({row['run']})" for _, row in part.drop_duplicates("hosts").iterrows()]
+            raise NotComparableError(f"these runs cannot be compared, {mode} goes between: {', '.join(words)}")
 
 
 # What each figure shows.
@@ -214,6 +232,62 @@ def _total_rows(run: Run) -> list[Row]:
     return rows if any(row["mode"] != "none" for row in rows) else []
 
 
+def _link_rows(run: Run) -> list[Row]:
+    """Each arm over a link, with its overhead and what is predicted of it from the session's own times and rate.
+
+    Raises:
+        NothingToDrawError: the session did not measure its link, or several sources shared it.
+    """
+    rows = []
+    for point, arm in _shown_arms(run):
+        info, baselines = point.point, point.baselines()
+        overhead = stats.paired_overhead(arm.total, baselines)
+        if arm.arm.mode not in link.RATE_OF_MODE or overhead is None:
+            continue
+        if info.tensor_para_size * info.pipeline_para_size > 1:
+            raise NothingToDrawError(f"{run.path.name}: the link figure predicts what one source sends, not several")
+        name = link.RATE_OF_MODE[arm.arm.mode]
+        speed = link.measured(run, name, info.id)
+        if speed is None:
+            raise NothingToDrawError(f"{run.path.name}: no ceiling {name}, so it is not known how fast its link was")
+        row = _sizes(run, info) | _arm_columns(run, arm) | {"link": run.header.experiment.get("link") or "not recorded"}
+        row |= {"samples": overhead.samples, "link_mb_per_s": 1e3 * speed}
+        row |= _percent(_spread("overhead", overhead, "_pct")) | _noise(stats.noise_floor(baselines))
+        rows.append(row | _predicted(run, point, arm, speed))
+    return rows
+
+
+def _predicted(run: Run, point: PointSamples, arm: ArmSamples, speed: float) -> Row:
+    """What the prediction is made from, and for a level that has one TOTAL and overhead; ``speed`` in GB/s."""
+    prompt_nbytes, step_nbytes, steps = link.split_nbytes(point.point)
+    none_ms = {name: _over_both(point, name) for name in ("prompt", "total")}
+    message_us = link.measured(run, link.MESSAGE_OF_MODE[arm.arm.mode], point.point.id)
+    tokens_ms = none_ms["total"] - none_ms["prompt"]
+    row: Row = {
+        "layers": point.point.layer_num,
+        "steps": steps,
+        "none_prompt_ms": none_ms["prompt"],
+        "none_token_ms": tokens_ms / steps if steps else 0.0,
+        "prompt_bytes": prompt_nbytes,
+        "step_bytes": step_nbytes,
+        "messages": _middle(arm.prompt_copies) + steps * (_middle(arm.token_copies) if steps else 0.0),
+        "message_us": message_us,
+    }
+    request, level = link.typical([row | {"level": arm.arm.level}]), arm.arm.level
+    if request is None or level is None:
+        return row | {"predicted_ms": None, "predicted_overhead_pct": None}
+    predicted_ms = request.predicted_ms(level, 1e6 * speed)
+    return row | {"predicted_ms": predicted_ms, "predicted_overhead_pct": request.overhead_pct(level, 1e6 * speed)}
+
+
+def _over_both(point: PointSamples, quantity: str) -> float:
+    return stats.estimate(ms for series in point.baselines(quantity) for ms in series.values()).median
+
+
+def _middle(series: Mapping[int, float]) -> float:
+    return stats.estimate(series.values()).median
+
+
 def _arm_columns(run: Run, arm: ArmSamples) -> Row:
     info = arm.arm
     row = {"arm": info.name, "mode": machine.destination(run, info), "role": info.role, "level": info.level}
@@ -233,4 +307,5 @@ _ROWS: dict[Figure, Callable[[Run], list[Row]]] = {
     "appendix_a": _prompt_token_rows,
     "fig7": _level_rows,
     "fig25": _total_rows,
+    "link": _link_rows,
 }

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from dejavubench.analysis.bars import levels, totals
+from dejavubench.analysis.curves import against_link
 from dejavubench.analysis.lines import prompt_token
 from dejavubench.analysis.plotdata import Drawing
 from dejavubench.analysis.plotstyle import STYLE
@@ -31,6 +32,7 @@ _DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "appendix_a": prompt_token,
     "fig7": levels,
     "fig25": totals,
+    "link": against_link,
 }
 
 

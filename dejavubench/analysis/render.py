@@ -70,6 +70,7 @@ def report(run: Run) -> Report:
         *_against_raw(run),
         *_own_shares(run),
         *_staging(run),
+        *_hosts(run),
         *_gpu(run),
         *_loopback(run),
         *_no_time_left(rows),
@@ -381,6 +382,18 @@ def _loopback(run: Run) -> list[str]:
         if mps is False
         else shared
     )
+
+
+def _hosts(run: Run) -> list[str]:
+    """Which ranks are where, if not all on one host, and how fast the link between is meant to be."""
+    ranks: dict[str, list[str]] = {}
+    for rank, info in run.of(RankInfo):
+        ranks.setdefault(info.host, []).append(f"{info.role} {rank}")
+    peers = (run.header.experiment.get("peer") or ()) if any(arm.mode == "tcp" for arm in run.header.arms) else ()
+    words = [f"{', '.join(here)} on {host}" for host, here in ranks.items()] + [f"tcp to {peer}" for peer in peers]
+    link = run.header.experiment.get("link")
+    said = f"; the link between them: {link}" if link else ""
+    return [f"hosts: {'; '.join(words)}{said}"] if len(ranks) > 1 or link else []
 
 
 def _staging(run: Run) -> list[str]:

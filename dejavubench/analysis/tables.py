@@ -272,7 +272,8 @@ def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
 def hosts(run: Run, arm: ArmInfo) -> str | None:
     """``local``, ``same host``, ``different hosts``, ``some on the same host`` or ``loopback on one GPU``.
 
-    None for ``none`` or when unknown.
+    ``two hosts on one machine`` are two networks of it, or two names that it goes by: containers, or an emulation. None
+    for ``none`` or when unknown.
     """
     if arm.mode == "none":
         return None
@@ -283,18 +284,24 @@ def hosts(run: Run, arm: ArmInfo) -> str | None:
     infos = dict(run.of(RankInfo))
     if arm.mode == "tcp":  # the sink is no rank; the source knows whether it runs beside it
         sinks = [info.environment.get("tcp_sink") for info in machine.sources(run)]
-        same = [sink["same_host"] for sink in sinks if sink is not None]
+        pairs = [(sink["same_host"], sink.get("same_machine", False)) for sink in sinks if sink is not None]
     else:
-        same = [
-            info.host == infos[peer].host
+        pairs = [
+            (info.host == infos[peer].host, _one_machine(info, infos[peer]))
             for info in infos.values()
             if info.role == "source"
             for peer in info.peers
             if peer in infos
         ]
-    if not same:
-        return None
-    return "same host" if all(same) else "some on the same host" if any(same) else "different hosts"
+    same = [host for host, _ in pairs]
+    if not same or any(same):
+        return None if not same else "same host" if all(same) else "some on the same host"
+    return "two hosts on one machine" if any(machine for _, machine in pairs) else "different hosts"
+
+
+def _one_machine(source: RankInfo, sink: RankInfo) -> bool:
+    """Older records do not tell."""
+    return source.environment.get("machine", "") == sink.environment.get("machine")
 
 
 def against_raw(run: Run) -> dict[str, stats.Estimate]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from mpi4py import MPI
 
@@ -39,9 +40,16 @@ if TYPE_CHECKING:
 
 MESSAGE = 16 << 20
 WINDOW = 4
+LEAST_MESSAGE = 64 << 10
 MESSAGES = 16
 LAST_LEVEL_CACHES = 128 << 20
 """At least four times the last-level cache of the machines this was written on; see :func:`last_level_nbytes`."""
+PROBE_S = 1.0
+"""Seconds that one run of a link's probe may take: on a slow link messages are smaller for it, see :func:`paced`."""
+
+PACED_BY = 4 << 20
+"""Bytes that tell how fast a link is."""
+
 PAIRS = 4
 """How often a destination and its raw loop are run in turn, the one or the other first, after a round."""
 
@@ -138,11 +146,27 @@ def matmul(dtype: torch.dtype) -> list[Sample]:
     return samples
 
 
-def message_stream(messages: int, peer: int | None = None) -> Stream:
+def paced(bytes_per_s: float, messages: int) -> int:
+    """Bytes of a message, a power of two, of which ``messages`` take no more than :data:`PROBE_S` on a link so fast.
+
+    A window of small ones fills a slow link as well as one of large ones fills a fast link.
+    """
+    nbytes = MESSAGE
+    while nbytes > LEAST_MESSAGE and messages * nbytes > bytes_per_s * PROBE_S:
+        nbytes //= 2
+    return nbytes
+
+
+def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE) -> Stream:
     """A stream whose chunks are whole messages, so that nothing but flush and fetch is left to measure."""
     width = 256
-    geometry = KVGeometry(messages, 1, 1, MESSAGE // (2 * 4 * width), width, 4)
-    return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, MESSAGE), peer)
+    geometry = KVGeometry(messages, 1, 1, nbytes // (2 * 4 * width), width, 4)
+    return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, nbytes), peer)
+
+
+def size_text(nbytes: int) -> str:
+    """``16 MiB``, ``512 KiB``."""
+    return f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes >> 10} KiB"
 
 
 class Link:
@@ -153,11 +177,37 @@ class Link:
         self._peer = peer
         self._source = source
         self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]
+        self._message = 0  # bytes; not known before the first probe
+
+    def _pace(self) -> int:
+        """Bytes of the probes' messages: the source tries the link once and tells the sink what follows."""
+        if not self._message:
+            first, told = self._slots[0].numpy()[:PACED_BY], bytearray(8)
+            self.meet()
+            if self._source:
+                began = time.perf_counter()
+                self._comm.Send(first, self._peer)
+                self._comm.Recv(bytearray(1), self._peer)
+                self._message = paced(PACED_BY / (time.perf_counter() - began), MESSAGES)
+                self._comm.Send(self._message.to_bytes(8, "little"), self._peer)
+            else:
+                self._comm.Recv(first, self._peer)
+                self._comm.Send(bytearray(1), self._peer)
+                self._comm.Recv(told, self._peer)
+                self._message = int.from_bytes(told, "little")
+        return self._message
+
+    def _messages(self) -> list[np.ndarray]:
+        """A window of them."""
+        nbytes = self._pace()
+        return [slot.numpy()[:nbytes] for slot in self._slots]
 
     def ping_pong(self) -> list[Sample]:
         """One message back and forth."""
-        samples = []
+        samples, largest = [], self._pace()
         for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE, 4)):
+            if nbytes > largest:
+                break
             buffer = self._slots[0].numpy()[:nbytes]
             self.meet()
             began = time.perf_counter()
@@ -173,21 +223,22 @@ class Link:
 
     def windowed(self) -> list[Sample]:
         """The raw loop: windows of messages issued at once, then a word back (as osu_bw does)."""
-        word = bytearray(1)
+        word, messages = bytearray(1), self._messages()
         self.meet()
         began = time.perf_counter()
         for _ in range(MESSAGES // WINDOW):
             if self._source:
-                MPI.Request.Waitall([self._comm.Isend(slot.numpy(), self._peer) for slot in self._slots])
+                MPI.Request.Waitall([self._comm.Isend(message, self._peer) for message in messages])
                 self._comm.Recv(word, self._peer)
             else:
-                MPI.Request.Waitall([self._comm.Irecv(slot.numpy(), self._peer) for slot in self._slots])
+                MPI.Request.Waitall([self._comm.Irecv(message, self._peer) for message in messages])
                 self._comm.Send(word, self._peer)
         return self._sample(time.perf_counter() - began)
 
     def destination(self) -> list[Sample]:
         """The ``mpi`` destination's flush on this side, fetch and acknowledgement on the other."""
-        stream = message_stream(MESSAGES, self._peer)
+        nbytes = self._pace()
+        stream, slots = message_stream(MESSAGES, self._peer, nbytes), [slot[:nbytes] for slot in self._slots]
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
         self.meet()
         began = time.perf_counter()
@@ -197,17 +248,17 @@ class Link:
             for number, chunk in enumerate(chunks):
                 while number - destination.completed(stream) >= WINDOW:
                     pass
-                destination.flush(stream, chunk, self._slots[number % WINDOW])
+                destination.flush(stream, chunk, slots[number % WINDOW])
             while destination.completed(stream) < len(chunks):
                 pass
         else:
             endpoint = MPISinkEndpoint(self._comm)
-            posted = deque(endpoint.post(stream, self._slots[number % WINDOW]) for number in range(WINDOW))
+            posted = deque(endpoint.post(stream, slots[number % WINDOW]) for number in range(WINDOW))
             for number in range(len(chunks)):
                 posted.popleft().Wait()
                 endpoint.acknowledge(stream)
                 if number + WINDOW < len(chunks):
-                    posted.append(endpoint.post(stream, self._slots[number % WINDOW]))
+                    posted.append(endpoint.post(stream, slots[number % WINDOW]))
             endpoint.finish()
         return self._sample(time.perf_counter() - began)
 
@@ -253,7 +304,8 @@ class Link:
     def _sample(self, seconds: float) -> list[Sample]:
         if not self._source:
             return []
-        return [(MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")]
+        shape = f"{size_text(self._message)} messages, window {WINDOW}"
+        return [(MESSAGES * self._message / seconds / 1e9, shape)]
 
 
 class Disk:
@@ -389,6 +441,7 @@ class Ceilings:
             self._probes += [
                 Probe("tcp-raw", "GB/s", tcp_link.raw),
                 Probe("tcp-destination", "GB/s", tcp_link.destination),
+                Probe("tcp-message", "us", tcp_link.message),
             ]
         for disk in disks:
             self._probes += [

@@ -16,6 +16,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import __version__
+from dejavubench.dejavulib.tcp.handshake import machine_digest
 from dejavubench.machine import available_nbytes, native_bf16
 from dejavubench.parallel.nccl import mps_running
 
@@ -113,6 +114,7 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
     """What may differ from rank to rank; ``device``: the number of its CUDA device, if it uses one."""
     variables = {name: value for name, value in os.environ.items() if name in VARIABLES or name.startswith("UCX_")}
     found = {
+        "machine": machine_digest().hex()[:16],  # hosts that share it are containers, or emulated
         "cpu_model": cpu_model(),
         "cpus": os.cpu_count(),
         "cores": sorted(os.sched_getaffinity(0)),

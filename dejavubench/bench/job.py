@@ -26,7 +26,7 @@ from dejavubench.bench.identity import identity
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.restart import open_saved
 from dejavubench.bench.streams import Side
-from dejavubench.bench.tcp_ceilings import tcp_messages
+from dejavubench.bench.tcp_ceilings import tcp_messages, tcp_runs
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.destinations.base import StreamingError
@@ -297,7 +297,7 @@ class Job:
         streams = [stream for ubatch in self.side(point).local() for stream in ubatch]
         kinds = [(streams, dtype_of(point.data_type))]
         if self.experiment.ceilings and self.rank == 0:
-            kinds.append(([tcp_messages()], torch.float32))
+            kinds += [([probed], torch.float32) for probed in (tcp_messages(), tcp_runs())]
         refusals = [why for peer in peers for kind in kinds if (why := peer.refusal(*kind, held)) is not None]
         return {point.id: refusals[0]} if refusals else {}
 

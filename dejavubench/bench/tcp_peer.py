@@ -23,13 +23,15 @@ class TCPPeer:
 
     Attributes:
         peer: its address, as it was given.
-        same_host: it runs on this machine.
+        same_host: it runs on this host.
+        same_machine: it runs on this machine, maybe in another network than this host's, as in a container.
         timeout: seconds that it may be silent when an answer is due.
         checksums: what is streamed is hashed at both ends.
     """
 
     peer: str
     same_host: bool
+    same_machine: bool
     timeout: float
     checksums: bool
 
@@ -44,7 +46,7 @@ class TCPPeer:
             raise UsageError(f"--peer {peer}: {error}") from None
         leave(wire)
         wire.close()
-        return cls(peer, wire.same_host, timeout, checksums)
+        return cls(peer, wire.same_host, wire.same_machine, timeout, checksums)
 
     def refusal(self, streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
         """Why the sink does not take these streams; None if it does, and keeps room for them until ``held`` ends.

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 @click.option("--together", is_flag=True, help="Put all runs of a figure in one drawing, if they can be compared.")
 @click.option("--force", is_flag=True, help="Overwrite files that are in DIR.")
 def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) -> None:
-    """Draw Fig 2, Appendix A, Fig 7 and Fig 25 from runs.
+    """Draw Fig 2, Appendix A, Fig 7, Fig 25 and the link figure from runs.
 
     PATH is a run's folder or a folder of run folders (such as logs). A run is drawn as the figure that its
-    configuration names, or else as the one that its arms fit.
+    configuration names, or else as the one that its arms fit. The link figure holds all runs that were made for it,
+    each with a link of its own.
     """
     from dejavubench.analysis import plotdata
     from dejavubench.analysis.compare import NotComparableError

@@ -98,6 +98,7 @@ class Agent:
         )
         self._agent = nixl.nixl_agent(str(comm.rank), config)
         self._registered = self._agent.register_memory([tensor.view(-1) for tensor in memory])
+        self._device_of = {"NIXL_INIT_AGENT": self._device}  # by agent; NIXL's name for one's own
         self._letters: dict[tuple[int, int, int, int], tuple[int, int]] = {}  # by sender, stream, kind and number
         try:
             self.told = self._meet(comm, tell)
@@ -107,10 +108,10 @@ class Agent:
     def _meet(self, comm: MPI.Intracomm, tell: Mapping[int, Any]) -> dict[int, Any]:
         """Everyone sends before anyone waits, so nobody waits in a circle. The first letters make the connections."""
         card, told = self._agent.get_agent_metadata(), {}
-        sent = [comm.isend((card, words), peer, _TAG) for peer, words in tell.items()]
+        sent = [comm.isend((card, self._device, words), peer, _TAG) for peer, words in tell.items()]
         for peer in tell:
             wait_asleep(partial(comm.iprobe, peer, _TAG), f"the card of rank {peer}'s agent", MEETING)
-            theirs, told[peer] = comm.recv(None, peer, _TAG)
+            theirs, self._device_of[str(peer)], told[peer] = comm.recv(None, peer, _TAG)
             self._agent.add_remote_agent(theirs)
         wait_asleep(lambda: bool(MPI.Request.testall(sent)[0]), "this agent's card on its way", MEETING)
         for peer in tell:
@@ -154,19 +155,24 @@ class Agent:
     def write(self, stream: Stream, here: Runs, there: Runs, number: int | None = None) -> Any:
         """Begin one transfer of pieces to places of the same bytes; with ``number``, the peer is told of its end."""
         letter = b"" if number is None else _WORDS.pack(Letter.WRITTEN, stream.id, number, 0, 0)
-        own, theirs = (self._agent.get_xfer_descs(self._table(runs), self._kind) for runs in (here, there))
-        return self._begin(self._agent.initialize_xfer("WRITE", own, theirs, str(stream.peer), letter))
+        peer = str(stream.peer)
+        own = self._agent.get_xfer_descs(self._table(here), self._kind)
+        theirs = self._agent.get_xfer_descs(self._table(there, peer), self._kind)
+        return self._begin(self._agent.initialize_xfer("WRITE", own, theirs, peer, letter))
 
     def write_each(self, stream: Stream, here: Runs, there: Runs) -> Iterator[Any]:
         """A transfer for each piece, begun when it is asked for; all pieces are made known to NIXL beforehand."""
+        peer = str(stream.peer)
         own = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(here), self._kind)
-        theirs = self._agent.prep_xfer_dlist(str(stream.peer), self._table(there), self._kind)
+        theirs = self._agent.prep_xfer_dlist(peer, self._table(there, peer), self._kind)
         make = self._agent.make_prepped_xfer
         for number in range(len(here)):
             yield self._begin(make("WRITE", own, [number], theirs, [number]))
 
-    def _table(self, runs: Runs) -> np.ndarray:
-        return np.array([(address, nbytes, self._device) for address, nbytes in runs], dtype=np.uint64)
+    def _table(self, runs: Runs, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
+        """Pieces of an agent's memory, with the number that their device has there."""
+        device = self._device_of[agent]
+        return np.array([(address, nbytes, device) for address, nbytes in runs], dtype=np.uint64)
 
     @_leaving_the_last_word
     def _begin(self, transfer: Any) -> Any:

@@ -5,13 +5,15 @@ Before anything else, in fixed sizes; little-endian like all numbers here::
     source → sink   magic "DEJAVUTC", version u32, nonce [32]
     sink → source   the same, with a nonce of its own
     source → sink   proof [32]
-    sink → source   proof [32], machine [32]; where the source's proof was wrong, the connection ends instead
+    sink → source   proof [32], machine [32], network [32]; or, where the source's proof was wrong, the end
 
 A proof is the HMAC-SHA256 of both nonces and of the side that proves, keyed with the token. So the token itself never
 crosses the network, what was overheard proves nothing a second time, and neither side can be answered with its own
 words. Both prove: no stranger's bytes are taken as cache, and no stranger is sent any. What follows is not encrypted,
 and its checksums are against accidents, not against somebody who changes packets: the network has to be trusted. The
-machine is a digest of what the running kernel is known by, so that two sides on one host are never called remote.
+machine is a digest of what the running kernel is known by, the network one of the network namespace on it that a side
+is in: two sides in one network of one machine are never called remote, and two networks of one machine are told apart
+from two machines.
 
 Only then is anything sized from what the source says: :class:`Setup`, a JSON text of bounded length and numbers.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 import socket
 import struct
@@ -35,7 +38,7 @@ from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.dejavulib.tcp.wire import ClosedError, Frame, Kind, Wire, WireError, set_buffers
 from dejavubench.kvcache import KVGeometry, KVLayout, Region, Span
 
-VERSION = 1
+VERSION = 2
 _HELLO = struct.Struct("<8sI32s")
 _MAGIC = b"DEJAVUTC"
 
@@ -171,15 +174,18 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
         of_sink = _hello(wire)
         wire.send(_proof(token, b"source", nonce, of_sink))
-        proof, machine = memoryview(bytearray(32)), memoryview(bytearray(32))
+        proof, machine, network = (memoryview(bytearray(32)) for _ in range(3))
         try:
             wire.receive_into(proof)
             wire.receive_into(machine)
+            wire.receive_into(network)
         except ClosedError:
             raise WireError(f"{where} does not accept this {TOKEN_VARIABLE}: it has another one") from None
         if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, of_sink)):
             raise WireError(f"{where} does not know this {TOKEN_VARIABLE}")
-        wire.same_host = machine == _machine() or connected.getsockname()[0] == connected.getpeername()[0]
+        own_address = connected.getsockname()[0] == connected.getpeername()[0]
+        wire.same_machine = machine == machine_digest() or own_address
+        wire.same_host = network == _network_digest() or own_address
         wire.until = None
         return wire
     except WireError:
@@ -198,7 +204,7 @@ def welcome(wire: Wire, token: bytes) -> None:
     wire.receive_into(proof)
     if not hmac.compare_digest(proof, _proof(token, b"source", of_source, nonce)):
         raise WireError(f"{wire.peer} does not know the token")
-    wire.send(_proof(token, b"sink", of_source, nonce), _machine())
+    wire.send(_proof(token, b"sink", of_source, nonce), machine_digest(), _network_digest())
     wire.until = None
 
 
@@ -218,10 +224,17 @@ def _proof(token: bytes, side: Literal[b"source", b"sink"], of_source: bytes, of
     return hmac.digest(token, side + of_source + of_sink, hashlib.sha256)
 
 
-def _machine() -> bytes:
+def machine_digest() -> bytes:
     """The same for all processes of one running kernel, containers included; random where the kernel does not tell."""
     file = Path("/proc/sys/kernel/random/boot_id")
     return hashlib.sha256(file.read_bytes()).digest() if file.exists() else secrets.token_bytes(32)
+
+
+def _network_digest() -> bytes:
+    """The same for all processes of one network namespace of one running kernel: between them nothing is sent."""
+    namespace = Path("/proc/self/ns/net")
+    known = os.readlink(namespace).encode() if namespace.is_symlink() else b""  # a kernel without them has one network
+    return hashlib.sha256(machine_digest() + known).digest()
 
 
 # ---- what will come ----

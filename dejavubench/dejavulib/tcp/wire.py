@@ -91,7 +91,8 @@ class Wire:
         timeout: seconds that the other side may be silent, or take nothing, in the middle of something.
 
     Attributes:
-        same_host: both ends are on one machine; the source learns it in the handshake.
+        same_machine: both ends are under one kernel; the source learns it in the handshake.
+        same_host: both are in one network of it, so that nothing between them leaves it.
         until: when everything must be over, by ``time.monotonic``; None after the handshake.
     """
 
@@ -99,7 +100,7 @@ class Wire:
         self.socket = connected
         self.peer = peer
         self.timeout = timeout
-        self.same_host = False
+        self.same_machine = self.same_host = False
         self.until: float | None = time.monotonic() + timeout
         self._head = memoryview(bytearray(_HEAD.size))
         self._readable = select.poll()

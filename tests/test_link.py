@@ -1,0 +1,185 @@
+"""The link figure: what is predicted, by cases that can be worked out by hand, and which runs it takes together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from synthetic import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
+from test_figures import call, drawn, failed
+
+from dejavubench.analysis import link, plotdata
+from dejavubench.analysis.link import Request, crossing, split_nbytes
+from dejavubench.records import RUN_FILE, Ceiling, Iteration, Microbatch, rank_file, read_run, to_line
+
+# A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
+REQUEST = Request(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
+ARMS = [NONE, AGAIN, *(arm(mode, level) for mode in ("mpi", "tcp") for level in ("0", "0-batched", "1", "2", "3"))]
+
+
+@pytest.mark.parametrize(
+    ("level", "rate", "expected"),
+    [
+        # 20 bytes a millisecond: the prompt's bytes take 200 ms, a step's 5.
+        ("0", 20.0, 100 + 200 + 3 * (10 + 5) + 50 * 0.2),
+        ("1", 20.0, 100 + 200 + 3 * (10 + 5)),
+        ("2", 20.0, (50 + 200) + 3 * (10 + 5)),  # the first layer is ready at 50, from then on the link is busy
+        ("3", 20.0, 50 + 200 + 3 * 5),  # and it is busy to the end
+        # 100 bytes a millisecond: a layer takes 20 ms, a step 1.
+        ("0", 100.0, 100 + 40 + 3 * (10 + 1) + 10),
+        ("1", 100.0, 100 + 40 + 3 * (10 + 1)),
+        ("2", 100.0, (100 + 20) + 3 * (10 + 1)),  # the first layer is through at 70, the second at 120
+        ("3", 100.0, 130 + 1),  # 120, 121, 122 and, as the last step ends only at 130, 131
+        # 35: a layer takes 57.1 ms, from 50 on; the first step is ready at 110, the link idle only at 164.3
+        ("3", 35.0, 50 + 4300 / 35),
+    ],
+)
+def test_totals_are_those_worked_out_by_hand(level: str, rate: float, expected: float) -> None:
+    assert REQUEST.predicted_ms(level, rate) == pytest.approx(expected)
+    assert REQUEST.overhead_pct(level, rate) == pytest.approx(100 * (expected / 130 - 1))
+
+
+def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
+    rates = [2.0**power for power in range(20)]
+    for rate in rates:
+        totals = [REQUEST.predicted_ms(level, rate) for level in link.LEVELS]
+        assert totals == sorted(totals, reverse=True)
+        assert totals[-1] > REQUEST.total_ms
+    for level in link.LEVELS:
+        totals = [REQUEST.predicted_ms(level, rate) for rate in rates]
+        assert totals == sorted(totals, reverse=True)
+
+
+def test_where_levels_leave_zero() -> None:
+    """Within 5 %, by 136.5 ms, the second layer and the steps must be through at level 3: from 100 ms on."""
+    assert REQUEST.leaves_zero("3") == pytest.approx((2000 + 300) / (136.5 - 100), rel=1e-3)
+    assert REQUEST.leaves_zero("2") == pytest.approx((2000 + 300) / 6.5, rel=1e-3)
+    assert REQUEST.leaves_zero("1") == pytest.approx(4300 / 6.5, rel=1e-3)
+    assert REQUEST.leaves_zero("0") is None  # its messages alone take 10 ms
+
+
+def test_a_request_of_one_token_has_no_steps() -> None:
+    assert Request(2, 0, 100.0, 0.0, 4000.0, 100.0).predicted_ms("3", 100.0) == pytest.approx(120)
+
+
+def test_bytes_are_split_into_prompt_and_steps() -> None:
+    assert split_nbytes(point(input_len=90, output_len=11, streamed_nbytes=100_000)) == (90_000, 1000, 10)
+    handed_over = point(input_len=90, output_len=11, handed_over=3, streamed_nbytes=92_000)
+    assert split_nbytes(handed_over) == (90_000, 1000, 2)
+
+
+def test_a_crossing_lies_between_the_last_point_above_and_the_next() -> None:
+    assert crossing([1, 100, 10], [105, 1, 9]) == pytest.approx(10**1.5)
+    assert crossing([1, 10], [4, 3]) is None
+    assert crossing([1, 10], [9, 6]) is None
+
+
+# ---- from records ----
+
+
+def session(folder: Path, rate: str, speed: float, levels: dict[str, float] | None = None, **changes: Any) -> Path:
+    """A run whose link has ``speed`` (GB/s) and whose requests take 130 ms, times ``levels``."""
+    experiment = {"target_overhead": None, "link": rate}
+    sizes = point(layer_num=2, input_len=40, output_len=4, streamed_nbytes=4300)
+    changes = {"figure": "link", "experiment": experiment, "points": [sizes]} | changes
+    write_run(folder, ARMS, rounds=6, factors=levels, **changes)
+    file = folder / rank_file(0)
+    lines = []
+    for line in file.read_text().splitlines():
+        kind = json.loads(line)["kind"]
+        if kind == "microbatch":
+            lines.append(to_line(_as_worked_out(Microbatch.model_validate_json(line), levels or {})))
+        elif kind == "iteration":
+            old = Iteration.model_validate_json(line)
+            lines.append(to_line(old.model_copy(update={"total_ms": 130.0 * (levels or {}).get(old.arm, 1.0)})))
+        elif kind != "ceiling":
+            lines.append(line + "\n")
+    for name, unit, value in (("windowed", "GB/s", speed), ("raw", "GB/s", 2 * speed), ("message", "us", 200.0)):
+        for mode in ("mpi", "tcp"):
+            if name != ("raw" if mode == "mpi" else "windowed"):
+                samples = [value, 0.9 * value, 1.2 * value]
+                named = f"{mode}-{name}"
+                lines.append(to_line(Ceiling(name=named, unit=unit, value=max(samples), samples=samples, shape="")))
+    file.write_text("".join(lines))
+    return folder
+
+
+def _as_worked_out(old: Microbatch, levels: dict[str, float]) -> Microbatch:
+    by = levels.get(old.arm, 1.0)
+    messages = old.prompt.model_copy(update={"copies": 20})
+    each = {"prompt_ms": 100.0 * by, "token_ms": [10.0 * by] * 3, "all_token_ms": 30.0 * by, "drain_ms": 0.0}
+    each |= {"total_ms": 130.0 * by, "prompt": messages, "tokens": old.tokens.model_copy(update={"copies": 30})}
+    return old.model_copy(update=each)
+
+
+def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -> None:
+    slow = {"mpi@1": 2.5, "mpi@3": 2.0}
+    session(tmp_path / "logs" / "a", "160kbit/s", 20e-6, slow)
+    session(tmp_path / "logs" / "b", "800kbit/s", 100e-6)
+    session(tmp_path / "logs" / "c", "unlimited", 1.0)
+    assert drawn(tmp_path / "logs", tmp_path / "out") == ["link-gpt2"]
+    table = pd.read_csv(tmp_path / "out" / "link-gpt2.csv", dtype={"level": str}).set_index(["link", "arm"])
+    assert len(table) == 3 * 10
+    first = table.loc[("160kbit/s", "mpi@3")]
+    assert first["link_mb_per_s"] == pytest.approx(0.02)  # the median of its samples, not the best
+    assert first["predicted_ms"] == pytest.approx(265)
+    assert first["overhead_pct"] == pytest.approx(100)
+    assert table.loc[("160kbit/s", "mpi@0"), "predicted_ms"] == pytest.approx(355)
+    assert table.loc[("160kbit/s", "tcp@1"), "predicted_ms"] == pytest.approx(130 + 4300 / 40)
+    assert table.loc[("800kbit/s", "mpi@3"), "predicted_overhead_pct"] == pytest.approx(100 / 130)
+    assert table["predicted_ms"].isna().sum() == 3 * 2  # of 0-batched
+
+
+def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
+    runs = [session(tmp_path / "a", "160kbit/s", 20e-6, {"mpi@3": 2.0}), session(tmp_path / "b", "unlimited", 1.0)]
+    (found,), _ = plotdata.drawings([read_run(run) for run in runs])
+    assert "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw" in found.caption
+    assert "mpi level 3 0.063 / " in found.caption
+    assert "mpi level 0 none / none" in found.caption
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment": ENVIRONMENT | {"cpu_model": "Xeon"}}, "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon"),
+        (
+            {"points": [point(layer_num=2, input_len=41, output_len=4, streamed_nbytes=4400)]},
+            "input_len: 40 (a), 41 (b)",
+        ),
+        ({"experiment": {"link": "1Mbit/s"}}, "a, b hold the same point and arm"),
+        ({"infos": ({}, {"environment": {}})}, "mpi goes between: two hosts on one machine (a), same host (b)"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    between = {"infos": ({"environment": {"machine": "m"}}, {"environment": {"machine": "m"}})}
+    session(tmp_path / "logs" / "a", "1Mbit/s", 1e-4, **(between if "infos" in changes else {}))
+    if "infos" in changes:
+        moved = tmp_path / "logs" / "a" / rank_file(1)
+        moved.write_text(moved.read_text().replace('"host":"node-a"', '"host":"node-b"'))
+    session(tmp_path / "logs" / "b", "2Mbit/s", 2e-4, **changes)
+    assert message in failed(call(tmp_path / "logs", "-o", tmp_path / "out"))
+
+
+def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> None:
+    folder = session(tmp_path / "a", "1Mbit/s", 1e-4)
+    file = folder / rank_file(0)
+    file.write_text("".join(line + "\n" for line in file.read_text().splitlines() if '"ceiling"' not in line))
+    assert "a: no ceiling mpi-windowed, so it is not known" in failed(call(folder, "-o", tmp_path / "out"))
+    session(tmp_path / "c", "2Mbit/s", 2e-4)
+    (found,), complaints = plotdata.drawings([read_run(folder), read_run(tmp_path / "c")])
+    assert set(found.frame["link"]) == {"2Mbit/s"}
+    assert len(complaints) == 1
+    several = session(tmp_path / "b", "1Mbit/s", 1e-4, points=[point(pipeline_para_size=2)])
+    assert "what one source sends, not several" in failed(call(several, "-o", tmp_path / "out"))
+
+
+def test_older_records_have_no_link(tmp_path: Path) -> None:
+    folder = session(tmp_path / "a", "1Mbit/s", 1e-4)
+    header = json.loads((folder / RUN_FILE).read_text())
+    del header["experiment"]["link"]
+    (folder / RUN_FILE).write_text(json.dumps(header))
+    (found,), _ = plotdata.drawings([read_run(folder)])
+    assert set(found.frame["link"]) == {"not recorded"}
