@@ -12,7 +12,7 @@ from synthetic import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
 from test_figures import call, drawn, failed
 
 from dejavubench.analysis import link, plotdata
-from dejavubench.analysis.link import Request, crossing, split_nbytes
+from dejavubench.analysis.link import Request, fastest_above, in_interval, split_nbytes
 from dejavubench.records import RUN_FILE, Ceiling, Iteration, Microbatch, rank_file, read_run, to_line
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
@@ -71,10 +71,14 @@ def test_bytes_are_split_into_prompt_and_steps() -> None:
     assert split_nbytes(handed_over) == (90_000, 1000, 2)
 
 
-def test_a_crossing_lies_between_the_last_point_above_and_the_next() -> None:
-    assert crossing([1, 100, 10], [105, 1, 9]) == pytest.approx(10**1.5)
-    assert crossing([1, 10], [4, 3]) is None
-    assert crossing([1, 10], [9, 6]) is None
+def test_a_link_is_too_slow_as_long_as_the_whole_interval_says_so() -> None:
+    assert fastest_above([1, 100, 10], [105, 4.9, 9]) == 10
+    assert fastest_above([1, 10], [5, -3]) is None
+
+
+def test_a_prediction_is_held_against_each_interval() -> None:
+    rows = [{"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": at} for at in (0.9, 1, 2, 3, 3.1)]
+    assert in_interval(rows) == 3
 
 
 # ---- from records ----

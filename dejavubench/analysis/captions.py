@@ -173,14 +173,16 @@ def _link(frame: pd.DataFrame) -> str:
     for (mode, level), part in frame.groupby(["mode", "level"], sort=False):
         request = link.typical(part.to_dict("records"))
         leaves = None if request is None else request.leaves_zero(str(level))
-        crossed = link.crossing(part["link_mb_per_s"].tolist(), part["overhead_pct"].tolist())
-        words = [None if leaves is None else leaves / 1e3, crossed]
+        above = link.fastest_above(part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist())
+        words = [None if leaves is None else leaves / 1e3, above]
         found.append(f"{mode} level {level} {' / '.join('none' if it is None else f'{it:.3g}' for it in words)}")
+    predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
     return (
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
         f"{' and '.join(link.RATE_OF_MODE[mode] for mode in dict.fromkeys(frame['mode']))} in the same session. "
-        f"Speed in MB/s from which the overhead stays within {link.LEAVES_PCT:g} %, predicted / measured (between "
-        f"points): {'; '.join(found)}."
+        f"Speed in MB/s from which the overhead stays within {link.LEAVES_PCT:g} %, predicted / the fastest measured "
+        f"whose whole interval is above: {'; '.join(found)}. {link.in_interval(predicted)} of {len(predicted)} "
+        "intervals hold what is predicted of their session."
     )
 
 

@@ -101,6 +101,8 @@ def _mark(ax: Axes, speed: float, colour: str) -> None:
         textcoords="offset points",
         fontsize=7.5,
         color=colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},  # readable over error bars
+        zorder=6,
     )
 
 

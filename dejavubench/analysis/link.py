@@ -121,15 +121,14 @@ def measured(run: Run, name: str, point: str) -> float | None:
     return median(value for item in found for value in item.samples) if found else None
 
 
-def crossing(rates: Sequence[float], overheads: Sequence[float]) -> float | None:
-    """The rate, between those measured, from which the overhead stays within :data:`LEAVES_PCT`.
+def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None:
+    """The fastest link measured whose overhead's interval, from ``lows`` on, is wholly above :data:`LEAVES_PCT`.
 
-    By the straight line between the logarithms of the rates of the last point above and the one after it; None where no
-    point is above, or the last one is.
+    The overhead has not left zero's neighbourhood at that rate, whatever the noise; None where it has at all of them.
     """
-    points = sorted(zip(rates, overheads, strict=True))
-    above = [number for number, (_, overhead) in enumerate(points) if overhead > LEAVES_PCT]
-    if not above or above[-1] == len(points) - 1:
-        return None
-    (slow, high), (fast, low) = points[above[-1]], points[above[-1] + 1]
-    return float(slow * (fast / slow) ** ((high - LEAVES_PCT) / (high - low)))
+    return max((rate for rate, low in zip(rates, lows, strict=True) if low > LEAVES_PCT), default=None)
+
+
+def in_interval(rows: Sequence[Mapping[Any, Any]]) -> int:
+    """How many points' intervals hold what is predicted of their own session."""
+    return sum(row["overhead_low_pct"] <= row["predicted_overhead_pct"] <= row["overhead_high_pct"] for row in rows)
