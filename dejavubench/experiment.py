@@ -475,6 +475,10 @@ class Experiment(BaseModel):
             raise ValueError(
                 "resume goes on with one request, streamed to disk: it takes no list and no other streaming"
             )
+        once = {"rounds": 1, "warmup": 0, "precision": None, "ceilings": False}
+        named = next((key for key, value in once.items() if getattr(self, key) != value), None)
+        if named:
+            raise ValueError(f"{named} is for a run from its beginning: resume goes on with one request, once")
 
     def _check_swap(self) -> None:
         if not self.swap:
@@ -675,8 +679,11 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         if path is not None:
             raise UsageError(f"{path}: --resume goes on with what that folder's run.json says, in place of a file")
         from dejavubench.interrupted import find_interrupted
+        from dejavubench.records import RUN_FILE
 
-        values = find_interrupted(Path(overrides["resume"]))[1]
+        folder = Path(overrides["resume"])
+        values = find_interrupted(folder)[1]
+        where = {key: f"resume: {folder / RUN_FILE}: {key}" for key in values}
         environ = {}  # the level is that run's
     if path is not None:
         values = {"name": path.stem, **_read_toml(path)}

@@ -62,7 +62,7 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
     if arm.mode != "disk" or arm.durability is None:
         raise UsageError(f"{was_in}: only what streams to disk can be resumed")
     if mark.phase not in WITH_CACHE:
-        raise UsageError(f"{was_in}: no request was under way")
+        raise UsageError(f"{was_in}: no request was under way{_instead(run)}")
     experiment = run.header.experiment
     if not experiment.get("keep"):
         raise UsageError(f"resume: {folder} did not keep what it streamed; a run that is to be resumed needs --keep")
@@ -82,8 +82,14 @@ def _last_mark(run: Run) -> PhaseMark:
     mark = first.last_phase
     if mark is None or mark.point is None or mark.arm is None:
         phase = mark.phase if mark else "start"
-        raise UsageError(f"resume: {run.path} ended in phase {phase}, where no request was under way")
+        raise UsageError(f"resume: {run.path} ended in phase {phase}, where no request was under way{_instead(run)}")
     return mark
+
+
+def _instead(run: Run) -> str:
+    """What can be gone on with, if this run had just begun to go on with another."""
+    before = run.header.experiment.get("resume")
+    return f"; {before}, which it went on with, can be resumed again" if before else ""
 
 
 def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ memory are shared. A `dejavubench sink` listens on the second host while the job
 
     python scripts/two_hosts.py --rate 500Mbit/s -- run --model gpt2 --streaming none,mpi,tcp --peer 10.77.0.2:7601
 
-Nothing is left behind, however this ends. Needs Linux, root, ip and tc (iproute2), and MPICH's mpirun.
+Nothing is left behind, unless this is killed by SIGKILL. Needs Linux, root, ip and tc (iproute2), and MPICH's mpirun.
 """
 
 from __future__ import annotations

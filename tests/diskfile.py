@@ -66,7 +66,7 @@ def read(content: bytes) -> Document:
     """Follow the documented layout, from the header alone."""
     assert content[:8] == b"DEJAVUKV"
     version, length = struct.unpack_from("<II", content, 8)
-    assert version == 2
+    assert version == 3
     text = content[16 : 16 + length]
     assert content[16 + length : 24 + length] == xxhash.xxh3_64_digest(text)
     header = json.loads(text)

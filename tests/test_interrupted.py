@@ -65,3 +65,14 @@ def test_where_nothing_of_a_request_is_on_disk_there_is_nothing_to_resume(
     with pytest.raises(UsageError) as refused:
         find_interrupted(folder)
     assert str(refused.value) == f"resume: {folder} {says}"
+
+
+@pytest.mark.parametrize(
+    ("phase", "of"), [("restore", "disk@3"), ("stream again", "disk@3"), ("reference tokens", None)]
+)
+def test_one_that_had_just_begun_to_go_on_with_another_names_that(phase: str, of: str | None, tmp_path: Path) -> None:
+    folder = killed(tmp_path / "run", phase, "p000", of, resume="logs/first")
+    with pytest.raises(
+        UsageError, match="no request was under way; logs/first, which it went on with, can be resumed again"
+    ):
+        find_interrupted(folder)

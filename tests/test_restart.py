@@ -20,12 +20,12 @@ from jobs import HERE, TINY, Job, processed, run
 
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.blockfile import Durability
-from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.kvcache import BOTH, KVCache, KVLayout, Span
-from dejavubench.records import PhaseMark, Restart
+from dejavubench.records import RUN_FILE, PhaseMark, Restart
 
 KILLED = (HERE / "mpi" / "killed.py",)
 NEW_TOKENS = 20
@@ -37,7 +37,7 @@ STREAMED = ("--streaming", "disk", "--keep", "--no-verify", "--warmup", "1", "--
 
 
 def saved(schedule: StreamSchedule, directory: Path, **identity: str) -> SavedStream:
-    return SavedStream(path_of(directory), schedule, {**IDENTITY, **identity})
+    return SavedStream(path_of(directory), Stream(0, schedule), {**IDENTITY, **identity})
 
 
 def write_one(
@@ -150,6 +150,18 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(whole: tuple[Path, KVCache]
 def test_anothers_file_is_refused(identity: dict[str, str], says: str, whole: tuple[Path, KVCache]) -> None:
     with pytest.raises(StreamingError, match=f"is another's: {says}"):
         saved(schedule_of(KVLayout.FT), whole[0], **identity)
+
+
+def test_another_microbatchs_file_is_refused(whole: tuple[Path, KVCache]) -> None:
+    with pytest.raises(StreamingError, match="is another's: stream is 0 there, 1 here"):
+        SavedStream(path_of(whole[0]), Stream(1, schedule_of(KVLayout.FT)), IDENTITY)
+
+
+def test_what_was_put_back_keeps_tokens_in_memory_and_no_keys(whole: tuple[Path, KVCache]) -> None:
+    cache = KVCache.allocate(schedule_of(KVLayout.FT).geometry, torch.int16)
+    back = saved(schedule_of(KVLayout.FT), whole[0]).restore(cache)
+    held = {id(ids if ids.base is None else ids.base): ids if ids.base is None else ids.base for ids in back.tokens}
+    assert sum(each.nbytes for each in held.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4
 
 
 def test_another_geometry_is_refused(whole: tuple[Path, KVCache]) -> None:
@@ -310,8 +322,27 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
     (restart,) = (record for _, record in job.run.of(Restart))
     assert (restart.watermark, restart.first) == (13, 6)
     assert len(restart.wrong) == 1
-    assert "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good" in job.stderr
+    told = " ".join(job.stderr.split())  # a long folder's name may have broken the line
+    assert "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good" in told
     assert tokens_of(job) == undisturbed[1]
+
+
+def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
+    """Of two ranks, or two microbatches of one, whose parts of the cache have one geometry."""
+    killed = kill(tmp_path / "killed", 2, "0:step:8", "--level", "2", "--pipeline-para-size", "2")
+    for pair, says in (
+        ("rank*-stream0", "rank is 1 there, 0 here"),
+        ("rank0000*-stream*", "stream is 1 there, 0 here"),
+    ):
+        folder = tmp_path / says
+        shutil.copytree(killed.folder, folder)
+        one, other = sorted(folder.glob(f"*-{pair}.kv"))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        job = run(tmp_path, 2, "run", "--resume", folder, status=2)
+        assert f"{one} is another's: {says}" in job.stderr
+        assert len(job.stderr.splitlines()) == 1
 
 
 def test_a_file_that_is_refused_ends_the_run_before_it_begins(killed_late: Job, tmp_path: Path) -> None:
@@ -330,6 +361,7 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(killed_late: Job, 
         (("--output-len", "21"), "is another's: region is "),
         (("--streaming", "host"), "resume goes on with one request, streamed to disk"),
         (("--level", "1,2"), "resume goes on with one request, streamed to disk"),
+        (("--rounds", "7"), "rounds is for a run from its beginning: resume goes on with one request, once"),
     ],
 )
 def test_flags_that_make_another_request_of_it_are_refused(
@@ -337,6 +369,16 @@ def test_flags_that_make_another_request_of_it_are_refused(
 ) -> None:
     job = resume(tmp_path, 1, killed_late, *flags, status=2)
     assert says in job.stderr
+    assert len(job.stderr.splitlines()) == 1
+
+
+def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(killed_late: Job, tmp_path: Path) -> None:
+    folder, _ = copy_of(killed_late, tmp_path)
+    header = json.loads((folder / RUN_FILE).read_text())
+    header["experiment"]["later"] = 1
+    (folder / RUN_FILE).write_text(json.dumps(header))
+    job = run(tmp_path, 1, "run", "--resume", folder, status=2)
+    assert job.stderr.startswith(f"Error: resume: {folder / RUN_FILE}: later: ")
     assert len(job.stderr.splitlines()) == 1
 
 

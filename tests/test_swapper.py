@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 from caches import packed_bytes, random_cache, schedules
 from diskfile import DURABILITIES, IDENTITY
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jobs import HERE, TINY, Job, processed, run
 
@@ -25,12 +26,13 @@ from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper
 from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.records import Swapping
+from dejavubench.waiting import wait_asleep
 
 # ---- several steps at once ----
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_steps_go_back_to_where_they_were(data: st.DataObject) -> None:
     """However far apart they lie, and whether layers are cut or not; nothing beside them changes."""
     schedule: StreamSchedule = data.draw(schedules())
@@ -161,6 +163,33 @@ def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch
             microbatch.begin()
         with pytest.raises(StreamingError, match="OSError: the store is gone; bringing back turn 2"):
             play(swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule)
+
+
+def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is late: when it comes for the cache that is not there, the one behind it would be."""
+    fetch_steps, failures, last_came = HostDestination.fetch_steps, [OSError("the store is gone")], threading.Event()
+
+    def once(self: HostDestination, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        if failures:
+            last_came.wait(10.0)  # else this is told there already
+            raise failures.pop()
+        return fetch_steps(self, stream, steps)
+
+    monkeypatch.setattr(HostDestination, "fetch_steps", once)
+    schedule = schedule_of(KVLayout.HND)
+    with swapping(HostDestination(), schedule, 3, 2) as swapper:
+        for microbatch in swapper.microbatches:
+            microbatch.begin()
+        for microbatch in swapper.microbatches:  # turns 0 … 2; in their places come turns 2, 3, which fails, and 4
+            microbatch.step_begins(0)
+            if microbatch is swapper.microbatches[-1]:
+                last_came.set()
+            for layer in range(schedule.geometry.layers):
+                microbatch.layer_ready(layer)
+            microbatch.step_ready(0)
+        wait_asleep(lambda: not swapper._thread.is_alive() or swapper._in_place == 5, "the bringer", 10.0)
+        with pytest.raises(StreamingError, match="OSError: the store is gone; bringing back turn 3"):
+            swapper.microbatches[0].step_begins(1)
 
 
 def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,11 @@ from dejavubench.models.weights import weights_identity
 from dejavubench.points import Point
 
 
-def identity(experiment: Experiment, point: Point, device: str, run_id: str) -> dict[str, str]:
-    """Of all streams of one point; ``device``: the type of device that the model runs on."""
+def identity(experiment: Experiment, point: Point, device: str, run_id: str, rank: int) -> dict[str, str]:
+    """Of all streams of one source at one point; ``device``: the type of device that the model runs on."""
     return {
         "run": run_id,
+        "rank": str(rank),  # another one's part of the cache may have the same geometry
         "model": point.spec.name,
         "weights": identity_of_weights(experiment, point, device),
         "requests": _digest(experiment.seed, experiment.given_prompts, experiment.sampling),

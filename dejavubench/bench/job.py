@@ -347,7 +347,7 @@ class Job:
         interrupted = self.experiment.interrupted
         if interrupted is not None and self.is_source:
             (point,) = self.experiment.points()
-            of_point = identity(self.experiment, point, self.compute_device, interrupted.run_id)
+            of_point = identity(self.experiment, point, self.compute_device, interrupted.run_id, self.rank)
             self.saved = open_saved(self.side(point), interrupted, of_point)
         return {}
 

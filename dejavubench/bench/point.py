@@ -76,7 +76,7 @@ class PointSession:
             job.handover,
             job.connect(point),
             job.stream_dir,
-            identity(self.experiment, point, job.compute_device, job.run_id),
+            identity(self.experiment, point, job.compute_device, job.run_id, job.rank),
             job.tcp_sink,
         )
         self._links = place.links
@@ -181,6 +181,7 @@ class PointSession:
         self._mark("restore", arm)
         polite_barrier(self.job.world, "start")
         back = None if self.source is None else self.source.put_back(saved)
+        polite_barrier(self.job.world, "restore")
         everywhere = self.job.world.allgather(None if back is None else back.steps)
         first = max(min(steps for steps in everywhere if steps is not None) - 1, 0)  # the last one's token is not known
         if self.source is not None and back is not None:

@@ -33,7 +33,7 @@ def open_saved(side: Side, interrupted: Interrupted, identity: dict[str, str]) -
     name = interrupted.stream_name(side.topology.rank)
     try:
         return [
-            SavedStream(interrupted.stream_dir / streamfile.file_name(name, stream.id), stream.schedule, identity)
+            SavedStream(interrupted.stream_dir / streamfile.file_name(name, stream.id), stream, identity)
             for (stream,) in side.local()
         ]
     except StreamingError as error:

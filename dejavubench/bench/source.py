@@ -123,9 +123,9 @@ class Source:
 
     def prepare(self, arm: Arm, pattern: int, level: str | None = None) -> None:
         """Fill everything that the arm writes to with its pattern, outside the clock."""
+        streams = self.streams(arm, level)  # which makes, the first time, what is filled
         for cache in (*self.caches, *self._resident):
             cache.fill(pattern)
-        streams = self.streams(arm, level)
         if arm.mode != "none":
             self._streamer(arm).fill_staging(pattern)
         for stream, prompt in zip(streams, self.prompts, strict=True):

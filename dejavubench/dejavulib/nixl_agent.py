@@ -140,10 +140,6 @@ class Agent:
     def say(self, stream: Stream, kind: Letter, number: int, address: int = 0, nbytes: int = 0) -> None:
         self._agent.send_notif(str(stream.peer), _WORDS.pack(kind, stream.id, number, address, nbytes))
 
-    def heard(self, stream: Stream, kind: Letter, number: int) -> bool:
-        """Whether a letter has come."""
-        return (stream.peer, stream.id, kind, number) in self._letters
-
     def take(self, stream: Stream, kind: Letter, number: int) -> tuple[int, int] | None:
         """Address and bytes that a letter named, once it has come; it is taken once."""
         assert stream.peer is not None

@@ -15,9 +15,8 @@ import xxhash
 
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.copies import PAGE, scatter
-from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.kvcache import KVCache
 
 
@@ -44,8 +43,8 @@ class SavedStream:
     """A file of :mod:`~dejavubench.dejavulib.streamfile`, for reading.
 
     Args:
-        schedule: of the stream that it should hold.
-        identity: what its header must say beside the schedule.
+        stream: that it should hold.
+        identity: what its header must say beside the stream and its schedule.
 
     Attributes:
         watermark: steps that were complete; their checksums are looked at in :meth:`restore`.
@@ -55,10 +54,10 @@ class SavedStream:
             watermark is damaged. The message names the file.
     """
 
-    def __init__(self, path: Path, schedule: StreamSchedule, identity: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, stream: Stream, identity: Mapping[str, str]) -> None:
         self.path = path
-        self.schedule = schedule
-        _check_header(path, self._read(0, PAGE, "its header"), streamfile.header(schedule, identity))
+        self.schedule = stream.schedule
+        _check_header(path, self._read(0, PAGE, "its header"), streamfile.header(stream, identity))
         self.watermark = self._watermark()
 
     def restore(self, cache: KVCache) -> Restored:
@@ -94,9 +93,10 @@ class SavedStream:
         return record
 
     def _tokens(self, step: int, record: np.ndarray) -> np.ndarray:
+        """A copy: a view would keep the keys and values of every step in memory."""
         nbytes = self.schedule.step_nbytes(step)
         behind = nbytes + streamfile.tokens_nbytes(self.schedule, step)
-        return record[nbytes:behind].view("<i4").reshape(-1, self.schedule.positions(step).size)
+        return record[nbytes:behind].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
 
     def _read(self, at: int, nbytes: int, what: str) -> np.ndarray:
         try:

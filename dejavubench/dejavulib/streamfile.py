@@ -23,11 +23,11 @@ import numpy as np
 import xxhash
 
 from dejavubench.dejavulib.copies import PAGE
-from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 
 MAGIC = b"DEJAVUKV"
-VERSION = 2
+VERSION = 3
 WATERMARK = PAGE
 DATA = 2 * PAGE
 
@@ -74,9 +74,11 @@ def file_nbytes(schedule: StreamSchedule) -> int:
     return record_offset(schedule, schedule.steps + 1)
 
 
-def header(schedule: StreamSchedule, identity: Mapping[str, str]) -> dict[str, Any]:
+def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, Any]:
     """What a stream's file says of itself."""
+    schedule = stream.schedule
     return {
+        "stream": stream.id,  # which microbatch: another one's cache has the same geometry
         "geometry": asdict(schedule.geometry),
         "region": {axis: list(span) for axis, span in vars(schedule.region).items()},
         "input_len": schedule.input_len,
@@ -86,13 +88,13 @@ def header(schedule: StreamSchedule, identity: Mapping[str, str]) -> dict[str, A
     }
 
 
-def header_page(schedule: StreamSchedule, identity: Mapping[str, str]) -> np.ndarray:
+def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
     """Page 0.
 
     Raises:
         StreamingError: the header does not fit a page.
     """
-    text = json.dumps(header(schedule, identity), sort_keys=True).encode()
+    text = json.dumps(header(stream, identity), sort_keys=True).encode()
     packed = MAGIC + struct.pack("<II", VERSION, len(text)) + text + xxhash.xxh3_64_digest(text)
     if len(packed) > PAGE:
         raise StreamingError(f"a header of {len(packed)} bytes does not fit a page")

@@ -25,6 +25,9 @@ from dejavubench.dejavulib.streamer import Streamer, Streaming
 from dejavubench.kvcache import KVCache
 from dejavubench.waiting import DeadlineError, Wake, wait_asleep
 
+AT_ONCE = 64 << 20
+"""Bytes of tokens that are fetched at once, at most: what a fetch from disk is held in."""
+
 _LEVEL = LEVELS[DEFAULT_LEVEL]
 
 
@@ -52,7 +55,7 @@ class Swapper:
         resident: the R caches that are in place, on the CPU.
         streams: of the U microbatches, whole caches to ``streamer``'s destination, which must be one that is read in
             this process. U > R.
-        timeout: seconds without progress after which a wait fails.
+        timeout: seconds without progress after which a wait for a cache to be in place, or for its eviction, fails.
 
     Attributes:
         current: for each microbatch the cache that it takes, or took last: the model computes over these.
@@ -81,6 +84,7 @@ class Swapper:
         self.current = [resident[ubatch % len(resident)] for ubatch in range(len(streams))]
         self.microbatches = [SwappedMicrobatch(self, ubatch) for ubatch in range(len(streams))]
         self.cost = Swapping()
+        self._moves = 0  # changes while the bringer gets on
         self._in_place = 0  # turns whose cache is, from the first one on; changed by the bringer
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._wake = Wake()
@@ -110,13 +114,14 @@ class Swapper:
         """Wait until this turn's cache is in place; seconds that took.
 
         Raises:
-            StreamingError: bringing it back failed, or took too long.
+            StreamingError: bringing it back failed, or did not go on.
         """
         turn, began = self._turn(ubatch, step), time.perf_counter()
         while self._in_place <= turn:
+            before = self._moves
             woken = self._wake.wait(self._timeout)
             self._raise_error()
-            if not woken and self._in_place <= turn:
+            if not woken and self._in_place <= turn and self._moves == before:
                 raise StreamingError(f"the cache of microbatch {ubatch} was not back within {self._timeout:g} s")
         self.current[ubatch] = self._resident[turn % len(self._resident)]
         waited = time.perf_counter() - began
@@ -155,15 +160,22 @@ class Swapper:
     # ---- the bringer's thread ----
 
     def _work(self) -> None:
-        while (turn := self._turns.get()) is not None:
-            try:
+        turn = None
+        try:
+            while (turn := self._turns.get()) is not None:
                 self._bring(turn)
-            except StreamingError as error:
-                self._error = error
-            except BaseException as error:  # noqa: BLE001 - handed to the model's thread, which raises it
-                self._error = StreamingError(f"{type(error).__name__}: {error}; bringing back turn {turn}")
-                self._error.__cause__ = error
-            self._wake.set()
+                self._wake.set()
+        except StreamingError as error:
+            self._fail(error)
+        except BaseException as error:  # noqa: BLE001 - handed to the model's thread, which raises it
+            failure = StreamingError(f"{type(error).__name__}: {error}; bringing back turn {turn}")
+            failure.__cause__ = error
+            self._fail(failure)
+
+    def _fail(self, error: StreamingError) -> None:
+        """The last thing that the bringer does: no later turn may pass for this one's being in place."""
+        self._error = error
+        self._wake.set()
 
     def _bring(self, turn: int) -> None:
         slot, (step, ubatch) = turn % len(self._resident), divmod(turn, len(self._streams))
@@ -180,14 +192,17 @@ class Swapper:
         step, ubatch = divmod(turn, len(self._streams))
         manager = self.manager(ubatch, step)
 
-        def evicted() -> bool:
+        def moved() -> bool:
             self._streamer.raise_error()
-            return manager.lag_nbytes == 0
+            return manager.lag_nbytes == 0 or manager.completed_nbytes != complete
 
-        try:
-            wait_asleep(evicted, f"eviction of microbatch {ubatch}", self._timeout)
-        except DeadlineError as error:
-            raise StreamingError(str(error)) from None
+        while manager.lag_nbytes:
+            complete = manager.completed_nbytes
+            try:
+                wait_asleep(moved, f"eviction of microbatch {ubatch}", self._timeout)
+            except DeadlineError as error:
+                raise StreamingError(str(error)) from None
+            self._moves += 1
 
     def _fetch(self, ubatch: int, steps: int, slot: int) -> int:
         """Put the first ``steps`` steps of a microbatch in a resident cache; their bytes."""
@@ -195,9 +210,12 @@ class Swapper:
         prompt, _ = destination.fetch_steps(stream, range(1))
         for chunk, packing in self._prompts[slot]:
             packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])
-        if steps > 1:
-            packed, stride = destination.fetch_steps(stream, range(1, steps))
-            scatter_steps(packed, stride, self._resident[slot], stream.schedule, range(1, steps))
+        together = max(1, AT_ONCE // stream.schedule.step_nbytes(1))
+        for first in range(1, steps, together):
+            self._moves += 1
+            few = range(first, min(first + together, steps))
+            packed, stride = destination.fetch_steps(stream, few)
+            scatter_steps(packed, stride, self._resident[slot], stream.schedule, few)
         return stream.schedule.step_offset(steps)
 
 

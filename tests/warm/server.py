@@ -37,8 +37,13 @@ def serve(listener: socket.socket) -> None:
                 return
             if key.fileobj is listener:
                 connection = _high_socket(listener.accept()[0])
-                pid = _fork(connection, selector, [listener, *(each for _, each in ranks.values())])
-                connection.sendall(pid.to_bytes(4, "little"))
+                try:
+                    pid = _fork(connection, selector, [listener, *(each for _, each in ranks.values())])
+                except EOFError:  # the launcher has killed who stood for a rank before there was one
+                    connection.close()
+                    continue
+                with contextlib.suppress(BrokenPipeError):  # likewise: the connection's end is seen next
+                    connection.sendall(pid.to_bytes(4, "little"))
                 file = _high(os.pidfd_open(pid))
                 ranks[file] = pid, connection
                 selector.register(file, selectors.EVENT_READ, file)
@@ -59,7 +64,12 @@ def serve(listener: socket.socket) -> None:
 def _fork(connection: socket.socket, selector: selectors.BaseSelector, own: list[socket.socket]) -> int:
     """The process that does what the other end asks for; in that process itself it does not return."""
     nbytes, files, _, _ = socket.recv_fds(connection, 4, 8)
-    request = json.loads(_exactly(connection, int.from_bytes(nbytes, "little")))
+    try:
+        request = json.loads(_exactly(connection, int.from_bytes(nbytes, "little") or 1))  # 1: it has gone already
+    except EOFError:
+        for file in files:
+            os.close(file)
+        raise
     pid = os.fork()
     if pid:
         for file in files:
@@ -76,9 +86,13 @@ def _fork(connection: socket.socket, selector: selectors.BaseSelector, own: list
 
 
 def _exactly(connection: socket.socket, nbytes: int) -> bytes:
+    """Raises EOFError: the other end has gone."""
     got = bytearray()
     while len(got) < nbytes:
-        got += connection.recv(nbytes - len(got))
+        more = connection.recv(nbytes - len(got))
+        if not more:
+            raise EOFError
+        got += more
     return bytes(got)
 
 

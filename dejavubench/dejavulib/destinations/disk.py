@@ -39,7 +39,7 @@ class DiskDestination(Destination):
         directory: must exist.
         name: beginning of the files' names; no such file may exist.
         durability, keep: as of :class:`BlockFile`; a chunk is complete when it is as durable as that says.
-        identity: goes into the header: run id, model, weights, data type.
+        identity: goes into the header: run id, rank, model, weights, requests, data type.
 
     Raises:
         StreamingError: a file cannot be made, or the device has no room for it.
@@ -73,7 +73,7 @@ class DiskDestination(Destination):
         file.trailer = _trailer(schedule, 0, tokens)
         file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
-        file.blocks.write(0, streamfile.header_page(schedule, self._identity))
+        file.blocks.write(0, streamfile.header_page(stream, self._identity))
         file.blocks.fill(pattern, streamfile.DATA)
 
     # ---- writing ----
