@@ -70,6 +70,8 @@ def figure_of(run: Run) -> Figure:
         raise NothingToDrawError(
             f"{run.path.name}: streaming without a none arm, so there is nothing to compare it to; --compare adds it"
         )
+    if all(arm.mode.startswith("swap-") for arm in streaming):
+        raise NothingToDrawError(f"{run.path.name}: swapping has no figure; its table has what it cost")
     return "fig7" if len({arm.level for arm in streaming}) > 1 else "fig25"
 
 

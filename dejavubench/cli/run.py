@@ -39,7 +39,7 @@ class FieldOption(click.Option):
             text += f" [default: {'on' if default else 'off'}]"
             kind = {"is_flag": True}
         else:
-            if default is not None:
+            if default not in (None, ()):
                 shown = ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
                 text += f" [default: {shown.removesuffix('.0')}{' s' if extra['metavar'] == 'TIME' else ''}]"
             kind = {"metavar": extra["metavar"], "type": str}
@@ -106,8 +106,11 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         if launched_rank() is None:
             raise
         outcome = error
-    from mpi4py import MPI
-
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
+        raise UsageError(f"no MPI library: {what}; pip install 'dejavubench[mpich]', or load a system MPI") from None
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome

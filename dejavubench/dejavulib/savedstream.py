@@ -120,8 +120,18 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> 
     text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
     if xxhash.xxh3_64_digest(text) != digest:
         raise StreamingError(f"{path}: its header is damaged")
-    found = json.loads(text)
-    expected = json.loads(json.dumps(expected))  # as it comes back: lists for tuples
-    for key in sorted({*found, *expected}):
-        if found.get(key) != expected.get(key):
-            raise StreamingError(f"{path} is another's: {key} is {found.get(key)} there, {expected.get(key)} here")
+    there, here = (
+        _flat(json.loads(text)),
+        _flat(json.loads(json.dumps(expected))),
+    )  # lists for tuples, as they come back
+    for key in sorted({*there, *here}, key=lambda key: (key.startswith(("geometry", "region")), key)):
+        if there.get(key) != here.get(key):
+            raise StreamingError(f"{path} is another's: {key} is {there.get(key)} there, {here.get(key)} here")
+
+
+def _flat(document: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """By dotted name, so that one value can be named that differs."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
+    return flat
