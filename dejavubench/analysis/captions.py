@@ -55,7 +55,6 @@ DESTINATIONS = {
     "nccl": "remote GPU (NCCL)",
     LOOPBACK: "loopback on one GPU (NCCL)",
     "nixl": "NIXL",
-    "tcp": "remote CPU (TCP)",
     "swap-host": "swapped to host memory",
     "swap-disk": "swapped to disk",
 }

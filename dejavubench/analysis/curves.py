@@ -94,15 +94,15 @@ def _mark(ax: Axes, speed: float, colour: str) -> None:
         markeredgecolor=colour,
         markeredgewidth=1.4,
     )
-    ax.annotate(
+    ax.annotate(  # at the bottom, where there is room, with a line up to the circle
         f"{speed:.3g} MB/s",
         (speed, LEAVES_PCT),
-        xytext=(5, 7),
-        textcoords="offset points",
+        xytext=(speed, 0.015),
+        textcoords=ax.get_xaxis_transform(),
+        ha="center",
         fontsize=7.5,
         color=colour,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},  # readable over error bars
-        zorder=6,
+        arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": colour, "shrinkB": 5},
     )
 
 

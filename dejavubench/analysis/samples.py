@@ -183,7 +183,7 @@ def _add_events(samples: ArmSamples, number: int, sources: list[list[Microbatch]
 def _add_sinks(collector: _Collector) -> None:
     for _, item in collector.run.of(SinkActivity):
         samples = collector.of(item.point, item.arm)
-        if item.round in samples.total:
+        if item.round in samples.total and item.nbytes:  # else that rank was idle: the sink, if any, is none
             samples.cpu_sink[item.round] = samples.cpu_sink.get(item.round, 0.0) + item.cpu_s
 
 
