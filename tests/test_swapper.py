@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,12 +70,8 @@ def swapping(
     streamer = Streamer(destination, staging(schedule.slot_nbytes, 2) if destination.staged else ())
     caches = [KVCache.allocate(schedule.geometry, torch.int16) for _ in range(resident)]
     streams = [Stream(ubatch, schedule) for ubatch in range(ubatches)]
-    swapper = Swapper(caches, streams, streamer, timeout)
-    try:
+    with closing(streamer), closing(Swapper(caches, streams, streamer, timeout)) as swapper:
         yield swapper
-    finally:
-        swapper.close()
-        streamer.close()
 
 
 def play(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:

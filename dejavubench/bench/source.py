@@ -33,7 +33,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.dejavulib.swapper import SwappedMicrobatch, Swapper, Swapping
+from dejavubench.dejavulib.swapper import Swapper, Swapping
 from dejavubench.experiment import Experiment
 from dejavubench.interrupted import stream_name
 from dejavubench.kvcache import BOTH, KV, KVCache
@@ -68,10 +68,6 @@ class Swap:
 
     swapper: Swapper
     maker: BatchMaker
-
-    @property
-    def microbatches(self) -> list[SwappedMicrobatch]:
-        return self.swapper.microbatches
 
 
 class Source:
@@ -181,7 +177,7 @@ class Source:
         if arm.mode == "none":
             return self._silent_streams()
         if arm.swaps:
-            return list[Streamed](self._swap(arm).microbatches)
+            return list[Streamed](self._swap(arm).swapper.microbatches)
         return cast(list[Streamed], self._managers_of(arm, level or cast(str, arm.level)))
 
     def _silent_streams(self) -> list[Streamed]:

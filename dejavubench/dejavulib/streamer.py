@@ -121,7 +121,7 @@ class Streamer:
         self._ahead: Job | None = None  # whose next step's views are still to be cut, when there is time
         self._closing = False
         self._error: StreamingError | None = None
-        self._thread = start_helper("streamer", self._work)
+        self._thread = start_helper("streamer", self._work, self._fail, self._first_missing)
 
     def fill_staging(self, pattern: int) -> None:
         """Overwrite the staging memory, outside the clock, so that what a chunk leaves there cannot pass for another.
@@ -195,19 +195,12 @@ class Streamer:
     # ---- the helper thread ----
 
     def _work(self) -> None:
-        try:
-            while not self._closing:
-                job = self._next()
-                if job is not None:
-                    self._start(job)
-                if self._under_way:
-                    self._collect()
-        except StreamingError as error:
-            self._fail(error)
-        except BaseException as error:  # noqa: BLE001 - handed to the model's thread, which raises it
-            failure = StreamingError(f"{type(error).__name__}: {error}; {self._first_missing()}")
-            failure.__cause__ = error
-            self._fail(failure)
+        while not self._closing:
+            job = self._next()
+            if job is not None:
+                self._start(job)
+            if self._under_way:
+                self._collect()
 
     def _fail(self, error: StreamingError) -> None:
         self._error = error

@@ -89,7 +89,7 @@ class Swapper:
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._wake = Wake()
         self._error: StreamingError | None = None
-        self._thread = start_helper("swapper", self._work)
+        self._thread = start_helper("swapper", self._work, self._fail, lambda: f"bringing back turn {self._in_place}")
 
     # ---- the model's side ----
 
@@ -160,17 +160,9 @@ class Swapper:
     # ---- the bringer's thread ----
 
     def _work(self) -> None:
-        turn = None
-        try:
-            while (turn := self._turns.get()) is not None:
-                self._bring(turn)
-                self._wake.set()
-        except StreamingError as error:
-            self._fail(error)
-        except BaseException as error:  # noqa: BLE001 - handed to the model's thread, which raises it
-            failure = StreamingError(f"{type(error).__name__}: {error}; bringing back turn {turn}")
-            failure.__cause__ = error
-            self._fail(failure)
+        while (turn := self._turns.get()) is not None:
+            self._bring(turn)
+            self._wake.set()
 
     def _fail(self, error: StreamingError) -> None:
         """The last thing that the bringer does: no later turn may pass for this one's being in place."""
