@@ -19,7 +19,7 @@ import numpy as np
 
 from dejavubench.dejavulib.plan import stream_in
 from dejavubench.errors import UsageError
-from dejavubench.experiment import NO_FP32_ON_CUDA, Device, Experiment
+from dejavubench.experiment import NO_FP32_ON_CUDA, Experiment
 from dejavubench.kvcache import BOTH, KVGeometry, Span
 from dejavubench.machine import CudaDevice, available_nbytes, cuda_devices, native_bf16
 from dejavubench.points import ITEMSIZE, TO_DEVICE, Arm, DataType, Point, Split
@@ -50,13 +50,10 @@ FSYNC_S = 4e-4
 # ---- memory ----
 
 
-def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int, packed: bool = False) -> int:
+def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     """Parameters on the worker that holds most.
 
     Layers and head are split over the tensor ranks; each of the first stage has the whole embedding.
-
-    Args:
-        packed: linears are, so that a head is never the embedding itself.
     """
     hidden, embed = spec.hidden, spec.embed_size or spec.hidden
     tensors = {name: prod(shape) for name, shape in spec.tensors.items()}
@@ -74,16 +71,9 @@ def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int, packed: bo
     counts = [(stop - start) * layer for start, stop in pairwise(cuts)]
     counts[0] += first
     counts[-1] += projection + norms["final_"]
-    if stages > 1 or packed or not spec.tied:  # else the head is the embedding itself
+    if stages > 1 or not spec.tied:  # else the head is the embedding itself
         counts[-1] += -(-spec.vocab_size // tensor_size) * embed
     return max(counts)
-
-
-def weights_itemsize(data_type: DataType, device: Device = "cpu") -> int:
-    """Bytes of one weight: a CPU holds half types in fp32 unless it multiplies them (fp16: never)."""
-    if device == "cuda":
-        return ITEMSIZE[data_type]
-    return 2 if data_type == "bf16" and native_bf16() else 4
 
 
 def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
@@ -164,9 +154,8 @@ def memory(experiment: Experiment, point: Point) -> Memory:
     streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
     swaps = any(arm.swaps for arm in arms)
     cache = (in_flight + (experiment.resident if swaps else 0)) * geometry.nbytes
-    packed = experiment.device == "cpu"
-    parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size, packed)
-    weights = weights_itemsize(point.data_type, experiment.device) * parameters
+    parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size)
+    weights = ITEMSIZE[point.data_type] * parameters
     slot = experiment.staging_mib * MIB
     staging = experiment.staging_slots * slot if modes != {"none"} else 0
     host = streamed * len(modes & {"host", "swap-host"})
@@ -182,7 +171,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         sink = _cuda_sink(arriving, by_mpi="mpi" in modes, to_device=bool(modes & TO_DEVICE))
     else:
         source = Needs(PROCESS_NBYTES + weights + cache + staging + host + _cpu_working_nbytes(point))
-        successor = _successor_nbytes(experiment, point) if point.handed_over else 0
+        successor = _successor_nbytes(point) if point.handed_over else 0
         sink = Needs(PROCESS_NBYTES + arriving + successor)
     return Memory(
         weights=weights,
@@ -201,11 +190,11 @@ def _arriving_nbytes(point: Point, slot: int) -> int:
     return point.requests // sinks.ubatch_size * cache + 2 * streams * slot
 
 
-def _successor_nbytes(experiment: Experiment, point: Point) -> int:
+def _successor_nbytes(point: Point) -> int:
     """What a sink that takes over has beside its cache: its part of the model."""
     split = point.sinks or point.sources
-    parameters = worker_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size, packed=True)
-    return weights_itemsize(point.data_type, experiment.device) * parameters + _cpu_working_nbytes(point)
+    parameters = worker_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size)
+    return ITEMSIZE[point.data_type] * parameters + _cpu_working_nbytes(point)
 
 
 def _pinned(nbytes: int) -> int:
@@ -349,17 +338,22 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def multiplied(data_type: DataType) -> bool:
+    """Whether this CPU multiplies a type as it is."""
+    return data_type == "fp32" or (data_type == "bf16" and native_bf16())
+
+
 def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
     """Seconds of one microbatch's prompt and of one decode step, over all workers' layers on one worker."""
     spec, batch = point.spec, point.ubatch_size
     hidden, seen = spec.hidden, point.input_len + point.output_len // 2
     layers = spec.layer_weights
     head = spec.head_weights
-    itemsize = weights_itemsize(point.data_type)
-    matmul = rates.matmul * threads * (4 / itemsize)  # a CPU that multiplies half types does so twice as fast
+    # a CPU that multiplies half types does so twice as fast
+    matmul = rates.matmul * threads * (2 if multiplied(point.data_type) and point.data_type != "fp32" else 1)
     prompt = 2 * batch * (point.input_len * layers + head) + 2 * batch * spec.layer_num * hidden * point.input_len**2
     token = 2 * batch * (layers + head + 2 * spec.layer_num * hidden * seen)
-    read = (layers + head) * itemsize + batch * seen * point.token_nbytes
+    read = (layers + head) * ITEMSIZE[point.data_type] + batch * seen * point.token_nbytes
     by_reading = read / (rates.read * TOKEN_SHARE)
     return prompt / (matmul * PROMPT_SHARE), max(token / (matmul * PROMPT_SHARE), by_reading)
 

@@ -199,6 +199,7 @@ class Point:
             kv_head_num=self.spec.kv_heads,
             layer_weights=self.spec.layer_weights,
             head_weights=self.spec.head_weights,
+            weight_nbytes=ITEMSIZE[self.data_type],
             vocab_size=self.spec.vocab_size,
             data_type=self.data_type,
             kv_layout=self.kv_layout,

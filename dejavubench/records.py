@@ -46,6 +46,7 @@ class PointInfo(_Model):
 
     ``layer_weights``, ``head_weights``: elements of the matrices of all layers, and of the head. Older records have
     neither, nor ``kv_head_num``: their models had as many as heads, and an MLP of four times their width.
+    ``weight_nbytes``: bytes that one of these elements is kept in; not in older records.
     """
 
     id: str
@@ -57,6 +58,7 @@ class PointInfo(_Model):
     kv_head_num: int | None = None
     layer_weights: int | None = None
     head_weights: int | None = None
+    weight_nbytes: int | None = None
     vocab_size: int
     data_type: str
     kv_layout: str

@@ -59,18 +59,28 @@ def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_pa
     ("data_type", "native", "itemsize"),
     [("fp32", (True, True), 4), ("bf16", (True, True), 2), ("bf16", (True, False), 4), ("fp16", (True, True), 4)],
 )
-def test_weights_of_a_cpu_are_as_wide_as_it_multiplies(
+def test_weights_of_older_records_are_as_wide_as_the_cpu_multiplies(
     data_type: str, native: tuple[bool, bool], itemsize: int, tmp_path: Path
 ) -> None:
     infos = [{"environment": {"native_bf16": item}} for item in native]
     run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=infos))
-    assert machine.weights_itemsize(run, data_type) == itemsize
+    assert machine.weights_itemsize(run, older(data_type)) == itemsize
+
+
+def older(data_type: str) -> PointInfo:
+    return info_of("gpt2").model_copy(update={"weight_nbytes": None, "data_type": data_type})
+
+
+def test_weights_are_as_wide_as_the_record_says(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=[{"environment": {"native_bf16": False}}] * 2))
+    for data_type, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+        assert machine.weights_itemsize(run, info_of("gpt2", data_type=data_type)) == itemsize
 
 
 def test_weights_of_a_gpu_are_of_the_type_and_unknown_ones_are_not_guessed(tmp_path: Path) -> None:
-    assert machine.weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), "fp16") == 2
+    assert machine.weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), older("fp16")) == 2
     cpu = read_run(write_run(tmp_path / "cpu", [NONE], rounds=1))  # whose ranks say nothing of bf16
-    assert machine.weights_itemsize(cpu, "bf16") is None
+    assert machine.weights_itemsize(cpu, older("bf16")) is None
     assert tables.run_rows(cpu)[0]["token_gb_per_s"] is None
 
 

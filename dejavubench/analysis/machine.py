@@ -76,18 +76,24 @@ def work(run: Run, point: PointInfo) -> Work:
     attention = point.layer_num * queries * point.input_len**2
     seen = point.input_len + point.output_len / 2  # the first decode step sees P + 1 positions, the last P + T − 1
     cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
-    itemsize = weights_itemsize(run, point.data_type)
+    itemsize = weights_itemsize(run, point)
     return Work(
         prompt_flop=2 * batch * (point.input_len * layers + head + attention),
         token_nbytes=None if itemsize is None else (layers + head) * itemsize + batch * seen * cached,
     )
 
 
-def weights_itemsize(run: Run, data_type: str) -> int | None:
-    """Bytes of one weight: a GPU has all types; of half types a CPU has bf16 at most, if all ranks' say so."""
-    if on_gpu(run) or data_type == "fp32":
-        return ITEMSIZE[data_type]
-    if data_type == "fp16":
+def weights_itemsize(run: Run, point: PointInfo) -> int | None:
+    """Bytes of one weight, as it is read.
+
+    Older records do not say: on a CPU they were then of the type that it multiplied, which of the half types was bf16
+    at most, where all ranks had it.
+    """
+    if point.weight_nbytes is not None:
+        return point.weight_nbytes
+    if on_gpu(run) or point.data_type == "fp32":
+        return ITEMSIZE[point.data_type]
+    if point.data_type == "fp16":
         return 4
     native = [info.environment.get("native_bf16") for _, info in run.of(RankInfo)]
     if not native or None in native:

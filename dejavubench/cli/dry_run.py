@@ -14,7 +14,7 @@ from dejavubench import fit
 from dejavubench.cli.console import console as console_on_stdout
 from dejavubench.experiment import Experiment
 from dejavubench.machine import available_nbytes, cuda_devices
-from dejavubench.points import ITEMSIZE, Point
+from dejavubench.points import Point
 from dejavubench.units import count_text, nbytes_text, seconds_text
 
 
@@ -46,9 +46,9 @@ def describe(experiment: Experiment) -> None:
     if shared:
         console.print(f"Not with all ranks on this host: {shared}.")
     for data_type in experiment.inference_data_type:
-        if fit.weights_itemsize(data_type, experiment.device) != ITEMSIZE[data_type]:
+        if experiment.device == "cpu" and not fit.multiplied(data_type):
             console.print(
-                f"Weights of {data_type} models are held in fp32, as this CPU does not compute in {data_type}."
+                f"Weights of {data_type} models are multiplied in fp32, as this CPU does not compute in {data_type}."
             )
     if not running:
         console.print("No point can run here.")

@@ -1,4 +1,7 @@
-"""Attention of new queries over the cache. That of a captured step is a kernel of :mod:`.cuda_step`."""
+"""Attention of new queries over the cache.
+
+That of a captured step is a kernel of :mod:`.cuda_step`, that of a CPU's decode step one of :mod:`.cpu_step`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, Span
-from dejavubench.models.parts import amx
 from dejavubench.specs import ModelSpec
 
 BLOCK = 128
@@ -52,8 +54,9 @@ class Attention:
             first: each request's first position that is no padding, [B]; None where there is none.
         """
         n, stop = q.shape[2], position + q.shape[2]
-        dtype = torch.float32 if n == 1 and self._device.type == "cpu" and not amx() else self._dtype
-        q, k, v = (x.to(dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
+        if n == 1 and self._device.type == "cpu":
+            return self._step(q, cache, layer, stop, first)
+        q, k, v = (x.to(self._dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
         if first is None and n == 1 and self._group > 1:  # the queries of a group are as many queries of one head
             grouped = q.unflatten(1, (-1, self._group)).flatten(2, 3)
             out = F.scaled_dot_product_attention(grouped, k, v).flatten(1, 2).unsqueeze(2)
@@ -64,6 +67,13 @@ class Attention:
             blocks = Span(0, n).cut(BLOCK)
             out = torch.cat([self._attend_block(q, k, v, block, position, first) for block in blocks], dim=2)
         return out.transpose(1, 2).flatten(2).to(self._dtype)
+
+    def _step(self, q: Tensor, cache: KVCache, layer: int, stop: int, first: Tensor | None) -> Tensor:
+        from dejavubench.models import cpu_step
+
+        slopes = self.slopes.view(-1) if self.alibi else None
+        out = cpu_step.attend(q[:, :, 0].float(), cache, layer, stop, slopes, first)  # [B, H, D]
+        return out.flatten(1).unsqueeze(1).to(self._dtype)
 
     def _attend_block(
         self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int, first: Tensor | None

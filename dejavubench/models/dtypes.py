@@ -36,13 +36,13 @@ def name_of(dtype: torch.dtype) -> str:
 def compute_dtype(
     dtype: torch.dtype, device: torch.device | str = "cpu", native_bf16: bool | None = None
 ) -> torch.dtype:
-    """What linears run in: ``dtype`` where the device has it natively, else fp32.
+    """What linears take and give: ``dtype`` where the device has it natively, else fp32.
 
     Args:
         native_bf16: whether the CPU multiplies bf16; None: as this machine says. Workers of one model must agree.
 
     A CPU without AVX512-BF16 or AMX multiplies bf16 several times slower than fp32, and fp16 is slow on all
-    CPUs that torch supports: weights are then held in fp32 and only the KV cache is of ``dtype``.
+    CPUs that torch supports: weights and KV cache are of ``dtype`` all the same, and widened as they are multiplied.
     """
     if torch.device(device).type == "cuda":
         return dtype

@@ -20,17 +20,7 @@ from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention
-from dejavubench.models.parts import (
-    ACTIVATIONS,
-    AnyLinear,
-    Linear,
-    Norm,
-    PackedLinear,
-    Part,
-    RMSNorm,
-    can_pack,
-    same,
-)
+from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, same
 from dejavubench.models.rope import Rotary
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
 from dejavubench.specs import ModelSpec
@@ -41,11 +31,11 @@ class Layer:
     """One decoder layer. Of ``before`` and ``after`` one is its norms, the other leaves x as it is."""
 
     before: tuple[Part, Part]
-    qkv: AnyLinear  # the rows of queries, then of keys, then of values
+    qkv: Linear  # the rows of queries, then of keys, then of values
     qk_norm: tuple[Part, Part]
-    out: AnyLinear
-    up: AnyLinear  # where it is gated, the rows of the gate come first
-    down: AnyLinear
+    out: Linear
+    up: Linear  # where it is gated, the rows of the gate come first
+    down: Linear
     after: tuple[Part, Part]
 
 
@@ -67,8 +57,8 @@ class GPT:
     Args:
         spec: sizes and architecture.
         shard: which part.
-        dtype: the inference data type: that of the KV cache; weights are rounded through it.
-        compute_dtype: that of weights, linears and residual stream; see :func:`.dtypes.compute_dtype`.
+        dtype: the inference data type: that of the KV cache and of all matrices of weights.
+        compute_dtype: that of linears' inputs and residual stream; see :func:`.dtypes.compute_dtype`.
         collectives: sums and gathers over the tensor-parallel group.
         device: where weights are, and the caches that it is given.
 
@@ -111,7 +101,7 @@ class GPT:
 
         self.final_norm: Part = same
         self.project_out: Part = same
-        self.head: AnyLinear | None = None
+        self.head: Linear | None = None
         if shard.last:
             if spec.norm_first:
                 self.final_norm = self._norm("final_norm")
@@ -135,7 +125,8 @@ class GPT:
         return into
 
     def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.compute_dtype, device=self.device)
+        vector = len(shape) == 1  # of a norm or a bias: next to nothing, and used as it is
+        return torch.empty(shape, dtype=self.compute_dtype if vector else self.dtype, device=self.device)
 
     def _norm(self, name: str, size: int | None = None) -> Part:
         width = Span(0, size or self.spec.hidden)
@@ -177,20 +168,12 @@ class GPT:
         for slot in self.slots:
             slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
-    def pack(self) -> None:
-        """On a CPU, once loaded: put the weights of the linears in the order that it multiplies fastest.
+    def compile(self, layout: KVLayout) -> None:
+        """On a CPU: the kernels of decode steps over caches of this layout, for no step is to wait for its own."""
+        if self.device.type == "cpu":
+            from dejavubench.models import cpu_step
 
-        Nothing can be loaded any more. A tied head becomes a copy, for the embedding is looked up as it is.
-        """
-        if self.device.type != "cpu" or not can_pack(self.compute_dtype):
-            return
-        self.slots.clear()
-        for number, layer in enumerate(self.layers):
-            qkv, out, up, down = (PackedLinear.of(each) for each in (layer.qkv, layer.out, layer.up, layer.down))
-            self.layers[number] = replace(layer, qkv=qkv, out=out, up=up, down=down)
-        for name in ("project_in", "project_out", "head"):
-            if isinstance(linear := getattr(self, name), Linear):
-                setattr(self, name, PackedLinear.of(linear))
+            cpu_step.compile(self.dtype, layout)
 
     @property
     def parameters(self) -> int:
@@ -289,7 +272,7 @@ class GPT:
 
     def _embed(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
         assert self.embedding is not None
-        x = self.project_in(F.embedding(tokens, self.embedding))
+        x = self.project_in(F.embedding(tokens, self.embedding).to(self.compute_dtype))
         if self.position is not None:  # the other kinds are of distances, which padding does not change
             at: Tensor | slice
             if isinstance(position, Tensor):
@@ -301,13 +284,13 @@ class GPT:
             x = x + self.position[at]
         return self.embed_norm(x)  # [B, n, hidden]
 
-    def _sum(self, linear: AnyLinear, x: Tensor, residual: Tensor) -> Tensor:
+    def _sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
         """``linear`` of a part of the columns, summed over the group, and the residual stream."""
         if self.shard.tensor_size == 1:
             return linear(x, residual=residual)
         return self.collectives.all_reduce(linear(x)).add_(residual)
 
-    def _inner(self, up: AnyLinear, x: Tensor) -> Tensor:
+    def _inner(self, up: Linear, x: Tensor) -> Tensor:
         if not self.spec.gated:
             return up(x, self.spec.activation)
         gate, inner = up(x).chunk(2, dim=-1)

@@ -1,7 +1,8 @@
 """The parts that a layer is made of, each by the fastest way there is for where its input lies.
 
-On a CUDA device the few rows of a decode step go through kernels of our own (:mod:`.cuda_step`), which fuse what
-surrounds a product and read the weights at the memory's speed; a prompt goes through torch's.
+The few rows of a decode step go through kernels of our own, which read the weights at the memory's speed; a prompt goes
+through torch's. On a CUDA device they are those of :mod:`.cuda_step`, which fuse what surrounds a product; a CPU's ways
+are :mod:`.cpu_linear`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -40,6 +42,14 @@ def _is_step(x: Tensor) -> bool:
     return x.is_cuda and x.element_size() == 2 and width % 8 == 0 and x.numel() // width <= FEW_ROWS
 
 
+@functools.cache
+def cpu() -> ModuleType:
+    """What multiplies on a CPU; imported where there is such a model, since its compiler takes a while to import."""
+    from dejavubench.models import cpu_linear
+
+    return cpu_linear
+
+
 @dataclass(frozen=True)
 class Linear:
     weight: Tensor  # [out, in]
@@ -47,9 +57,11 @@ class Linear:
 
     def __call__(self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
         """activation(x · weightᵀ + bias) + residual, of any leading shape; ``residual`` is left as it is."""
+        if not x.is_cuda:
+            return cpu().linear(x, self.weight, self.bias, activation, residual)
         if _is_step(x):
             return self._step(x, activation, residual)
-        if x.is_cuda and activation in ("gelu", "relu") and self.bias is not None:
+        if activation in ("gelu", "relu") and self.bias is not None:
             # cuBLAS applies bias and activation as it writes; torch has no public name for it
             rows = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.T, use_gelu=activation == "gelu")
             out = rows.unflatten(0, x.shape[:-1])
@@ -62,66 +74,6 @@ class Linear:
 
         rows = None if residual is None else residual.flatten(0, -2)
         return cuda_step.linear(x.flatten(0, -2), self.weight, self.bias, activation, rows).unflatten(0, x.shape[:-1])
-
-
-FUSED: dict[Activation, tuple[str, str]] = {
-    "none": ("none", ""),
-    "gelu": ("gelu", "tanh"),
-    "relu": ("relu", ""),
-    "silu": ("swish", ""),
-}
-"""oneDNN's names of activations, and of the way they are computed."""
-
-ROWS_IN_MIND = 1024
-"""Rows of the products that the order of packed weights is chosen for; it made no difference to those of few rows."""
-
-
-@dataclass(frozen=True)
-class PackedLinear:
-    """A linear on a CPU whose weight lies in oneDNN's own order, so that no product has to find one.
-
-    Products of a decode step took 0.3 to 0.7 of the time, those of a prompt 0.9 (bf16). torch has no public name for
-    the operators; they are those that its compiler uses.
-    """
-
-    weight: Tensor  # opaque
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, linear: AnyLinear) -> PackedLinear:
-        if isinstance(linear, PackedLinear):
-            return linear
-        return cls(torch.ops.mkldnn._reorder_linear_weight(linear.weight, ROWS_IN_MIND), linear.bias)
-
-    def __call__(self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
-        """As :meth:`Linear.__call__`, rounded once."""
-        product = torch.ops.mkldnn._linear_pointwise
-        if residual is None:
-            name, way = FUSED[activation]
-            return product(x, self.weight, self.bias, name, [], way)
-        if activation == "none":
-            return product.binary(x, residual, self.weight, self.bias, "add")
-        return self(x, activation).add_(residual)
-
-
-AnyLinear = Linear | PackedLinear
-
-
-@functools.cache
-def amx() -> bool:
-    """Whether this CPU has AMX.
-
-    Without it torch's attention of a single query is poor in half types, and reading the cache as fp32 takes half of
-    the time or less; with it that takes 2.5 times as long.
-    """
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether torch's oneDNN multiplies this type on this CPU."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)

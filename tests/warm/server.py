@@ -148,7 +148,7 @@ def _exit(status: int) -> NoReturn:
 
 
 def _prepare() -> None:
-    """Import what ranks need, without beginning MPI."""
+    """Import what ranks need, without beginning MPI, and compile what most models do."""
     import mpi4py
 
     mpi4py.rc.initialize = False
@@ -156,6 +156,13 @@ def _prepare() -> None:
     import dejavubench.bench.session
     import dejavubench.cli.run
     import dejavubench.records  # noqa: F401
+    from dejavubench.kvcache import KVLayout
+    from dejavubench.models import cpu_step
+    from dejavubench.models.dtypes import DTYPES
+
+    for layout in (KVLayout.HND, KVLayout.FT):
+        for dtype in (DTYPES["fp32"], DTYPES["bf16"]):
+            cpu_step.compile(dtype, layout)
 
 
 if __name__ == "__main__":

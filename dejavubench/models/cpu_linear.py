@@ -1,0 +1,92 @@
+"""A linear on a CPU. Which way is the fastest depends on the number of rows and on what this CPU multiplies.
+
+Weights are kept once, as they are loaded: row by row, in the model's data type.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dejavubench.kvcache import Span
+from dejavubench.models import cpu_step
+from dejavubench.models.parts import ACTIVATIONS, Activation
+
+FUSED: dict[Activation, tuple[str, str]] = {
+    "none": ("none", ""),
+    "gelu": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}
+"""oneDNN's names of activations, and of the way they are computed."""
+
+REORDERED_ROWS = 128
+"""Rows from which on it pays that oneDNN puts a weight in an order of its own for each product."""
+
+WIDENED = 16 << 20
+"""Bytes of a weight that are widened at once: smaller products were slower, memory taken anew for each as well."""
+
+
+@functools.cache
+def amx() -> bool:
+    """Whether this CPU has AMX, which multiplies more rows of bf16 in the time that it takes to read the weights."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def most_step_rows(x: torch.dtype, weight: torch.dtype) -> int:
+    """Rows up to which :mod:`.cpu_step` is faster than torch."""
+    if x != weight:
+        return 32
+    return 8 if x == torch.bfloat16 and amx() else 16
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
+    """activation(x · weightᵀ + bias) + residual; x [..., in], weight [out, in] of x's type or of one to be widened."""
+    rows = x.numel() // x.shape[-1]
+    if rows <= most_step_rows(x.dtype, weight.dtype):
+        return cpu_step.linear(x, weight, bias, activation, residual)
+    if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS:
+        return _fused(x, weight, bias, activation, residual)
+    if x.dtype == torch.float32 == weight.dtype:
+        out = F.linear(x, weight, bias)
+    else:
+        product = _as_left_factor if x.dtype == torch.bfloat16 else _widened
+        out = product(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+    out = ACTIVATIONS[activation](out)
+    return out if residual is None else out.add_(residual)
+
+
+def _as_left_factor(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """weight · xᵀ: oneDNN reads a left factor as it lies, and puts a right one in its own order first."""
+    product = torch.mm(weight, x.T).T
+    out = torch.empty(product.shape, dtype=x.dtype)
+    return out.copy_(product) if bias is None else torch.add(product, bias, out=out)
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
+    """By the operators of torch's compiler, which have no public names: one rounding, no passes of their own."""
+    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+    if residual is None:
+        name, way = FUSED[activation]
+        return product(x, weight, bias, name, [], way)
+    if activation == "none":
+        return product.binary(x, residual, weight, bias, "add")  # type: ignore[attr-defined]
+    return _fused(x, weight, bias, activation, None).add_(residual)
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Block by block of the weight's rows."""
+    out = torch.empty(len(x), len(weight))
+    for block in Span(0, len(weight)).cut(max(1, WIDENED // (4 * weight.shape[1]))):
+        wide = _room()[: block.size * weight.shape[1]].view(block.size, -1)
+        torch.mm(x, wide.copy_(weight[block.slice]).T, out=out[:, block.slice])
+    return out if bias is None else out.add_(bias)
+
+
+@functools.cache
+def _room() -> Tensor:
+    return torch.empty(WIDENED // 4)

@@ -1,0 +1,302 @@
+"""Sums over rows of half or single precision, in vector registers: what :mod:`.cpu_step` is made of.
+
+They are written in LLVM's own language, because a plain loop is not enough: the compiler would neither fetch what comes
+next from memory while it computes, nor keep several rows' sums in registers, nor use the whole width of AVX-512.
+
+Addresses and distances are in bytes, as integers; nothing is checked. Types of two bytes are widened to fp32 as they
+are read, which is exact; sums are fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+BYTE, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+HALF, FLOAT = ir.HalfType(), ir.FloatType()
+
+AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
+LANES = 16 if AVX512 else 8
+"""fp32 elements of a vector."""
+
+MOST_ROWS = 8 if AVX512 else 4
+"""Rows of x whose sums fit in registers, each with :data:`PAIR` rows of weights."""
+
+PAIR = 2
+"""Rows of weights that are read side by side: each element of x, once loaded, serves both."""
+
+TOTALS = 16 if AVX512 else 8
+"""Sums that fit in registers beside what is read."""
+
+PIECES = 64 // LANES
+"""Vectors of a row that :func:`blend` sums side by side: one head's row, mostly."""
+
+LINE = 64
+"""Bytes that memory is fetched by."""
+
+Value = Any
+"""A value of llvmlite's, which has no types of its own to check by."""
+
+
+@intrinsic
+def floats(typing: Any, address: Any) -> Any:
+    """The fp32 elements at an address, for ``carray``."""
+    return types.CPointer(types.float32)(types.intp), _as_pointer(FLOAT)
+
+
+@intrinsic
+def integers(typing: Any, address: Any) -> Any:
+    """The int64 elements at an address, for ``carray``."""
+    return types.CPointer(types.int64)(types.intp), _as_pointer(INT64)
+
+
+def _as_pointer(kind: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
+        return builder.inttoptr(values[0], kind.as_pointer())
+
+    return emit
+
+
+def folds(dtype: torch.dtype) -> bool:
+    """Whether vectors that meet those of ``dtype`` should be folded.
+
+    Of bf16 a register of 32-bit words holds two vectors: one by a shift, of the even elements, one by a mask, of the
+    odd ones. That is half of the instructions of widening neighbours; what they are multiplied with has to lie so, too:
+    folded, each block's even elements before its odd ones. Blocks are of 2 · LANES elements, of what is left one of
+    LANES, and the rest stays as it is.
+    """
+    return dtype == torch.bfloat16
+
+
+@njit
+def fold(x, into):  # type: ignore[no-untyped-def]
+    done = 0
+    while len(x) - done >= 2 * LANES:
+        for i in range(LANES):
+            into[done + i], into[done + LANES + i] = x[done + 2 * i], x[done + 2 * i + 1]
+        done += 2 * LANES
+    if len(x) - done >= LANES:
+        for i in range(LANES // 2):
+            into[done + i], into[done + LANES // 2 + i] = x[done + 2 * i], x[done + 2 * i + 1]
+        done += LANES
+    for i in range(done, len(x)):
+        into[i] = x[i]
+
+
+@njit
+def unfold(x, into):  # type: ignore[no-untyped-def]
+    done = 0
+    while len(x) - done >= 2 * LANES:
+        for i in range(LANES):
+            into[done + 2 * i], into[done + 2 * i + 1] = x[done + i], x[done + LANES + i]
+        done += 2 * LANES
+    if len(x) - done >= LANES:
+        for i in range(LANES // 2):
+            into[done + 2 * i], into[done + 2 * i + 1] = x[done + i], x[done + LANES // 2 + i]
+        done += LANES
+    for i in range(done, len(x)):
+        into[i] = x[i]
+
+
+def dots(dtype: torch.dtype, rows: int, columns: int, lanes: int = LANES, folded: bool = False) -> Any:
+    """Products of rows: ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, for use in compiled code.
+
+    Adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for the ``rows`` of w and the ``columns`` rows of x. w has elements
+    of ``dtype``, x and out of fp32; ``apart`` is from one row to the next. Memory is asked for the line ``ahead`` of
+    each that is read of w.
+
+    Args:
+        lanes: elements of a vector, where x is not folded.
+    """
+    apiece = max(1, TOTALS // (rows * columns))  # totals for each sum: one alone would wait for its last addition
+
+    def sums(emit: _Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]) -> None:
+        w, apart, x, x_apart, _, out, out_apart, ahead = job
+        halves = folded and unit > 1
+        vector = unit // 2 if halves else unit
+        count = min(apiece, width // vector)
+        totals = {(q, r): [emit.variable(vector) for _ in range(count)] for q in range(columns) for r in range(rows)}
+        with emit.steps(begin, stop, width) as k:
+            for r in range(rows):
+                emit.fetch(emit.at(w, (apart, r), (k, dtype.itemsize)), ahead)
+            for start in range(0, width, unit):
+                at = [emit.at(w, (apart, r), (k, dtype.itemsize), (dtype.itemsize, start)) for r in range(rows)]
+                read = [emit.halves(each, vector) if halves else [emit.widened(each, dtype, vector)] for each in at]
+                for half in range(unit // vector):
+                    for q in range(columns):
+                        at_x = emit.at(x, (x_apart, q), (k, 4), (4, start + half * vector))
+                        with_x = emit.widened(at_x, torch.float32, vector)
+                        for r in range(rows):
+                            total = totals[q, r][(start // vector + half) % count]
+                            emit.add_product(total, read[r][half], with_x, vector)
+        for (q, r), mine in totals.items():
+            emit.add_to(emit.at(out, (out_apart, q), (4, r)), emit.reduced(mine, vector))
+
+    line = LINE // dtype.itemsize
+    units = {line: 2 * LANES, 2 * LANES: 2 * LANES, LANES: LANES, 1: 1} if folded else {line: lanes, lanes: lanes, 1: 1}
+
+    def body(emit: _Emitter, job: Sequence[Value]) -> None:
+        def span(width: int, begin: Value, stop: Value) -> None:
+            sums(emit, width, units[width], begin, stop, job)
+
+        emit.in_turn(job[4], list(units), span)
+
+    @intrinsic
+    def function(typing, w, apart, x, x_apart, n, out, out_apart, ahead):  # type: ignore[no-untyped-def]
+        return _emitting(8, body)
+
+    return function
+
+
+def blend(dtype: torch.dtype) -> Any:
+    """A sum of rows, each with a factor: ``f(p, v, apart, count, n, out, ahead)``, for use in compiled code.
+
+    out[d] = Σₛ p[s] · v[s, d], d < n, over the ``count`` rows of v; out is folded where v's type :func:`folds`. v has
+    elements of ``dtype``, p and out of fp32. Memory is asked for the lines ``ahead`` of those that are read of v.
+    """
+
+    def sums(emit: _Emitter, width: int, unit: int, d: Value, job: Sequence[Value]) -> None:
+        p, v, apart, count, _, out, ahead = job
+        halves = folds(dtype) and unit > 1
+        vector = unit // 2 if halves else unit
+        totals = [emit.variable(vector) for _ in range(width // vector)]
+        with emit.steps(INT64(0), count, 1) as s:
+            factor = emit.spread(emit.at(p, (s, 4)), vector)
+            row = emit.at(v, (apart, s), (d, dtype.itemsize))
+            for offset in range(0, width * dtype.itemsize, LINE):
+                emit.fetch(emit.at(row, (1, offset)), ahead)
+            read: list[Value] = []
+            for start in range(0, width, unit):
+                at = emit.at(row, (dtype.itemsize, start))
+                read += emit.halves(at, vector) if halves else [emit.widened(at, dtype, vector)]
+            for total, values in zip(totals, read, strict=True):
+                emit.add_product(total, factor, values, vector)
+        for number, total in enumerate(totals):
+            emit.store(emit.at(out, (d, 4), (4 * vector, number)), total, vector)
+
+    whole = 2 * LANES if folds(dtype) else LANES
+    units = {PIECES * LANES: whole, whole: whole, LANES: LANES, 1: 1}
+
+    def body(emit: _Emitter, job: Sequence[Value]) -> None:
+        def span(width: int, begin: Value, stop: Value) -> None:
+            with emit.steps(begin, stop, width) as d:
+                sums(emit, width, units[width], d, job)
+
+        emit.in_turn(job[4], list(units), span)
+
+    @intrinsic
+    def function(typing, p, v, apart, count, n, out, ahead):  # type: ignore[no-untyped-def]
+        return _emitting(7, body)
+
+    return function
+
+
+def _emitting(arguments: int, body: Callable[[_Emitter, Sequence[Value]], None]) -> Any:
+    """What numba asks of an intrinsic: its signature, of so many integers, and what writes it into its caller."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
+        body(_Emitter(builder), values)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * arguments), emit
+
+
+class _Emitter:
+    """Writes the instructions of one function."""
+
+    def __init__(self, builder: Any) -> None:
+        self._builder = builder
+
+    def at(self, base: Value, *steps: tuple[Value | int, Value | int]) -> Value:
+        """``base`` and the products of the pairs."""
+        for step in steps:
+            one, other = (INT64(each) if isinstance(each, int) else each for each in step)
+            base = self._builder.add(base, self._builder.mul(one, other))
+        return base
+
+    @contextmanager
+    def steps(self, begin: Value, stop: Value, by: int) -> Iterator[Value]:
+        with cgutils.for_range_slice(self._builder, begin, stop, INT64(by)) as (index, _):
+            yield index
+
+    def in_turn(self, n: Value, widths: Sequence[int], work: Callable[[int, Value, Value], None]) -> None:
+        """[0, n) in as many steps of the first width as it has, what is left of it in those of the next, and so on."""
+        begin: Value = INT64(0)
+        for width in widths:
+            left = self._builder.sub(n, begin)
+            stop = self._builder.add(begin, self._builder.sub(left, self._builder.urem(left, INT64(width))))
+            with self._builder.if_then(self._builder.icmp_signed("<", begin, stop)):
+                work(width, begin, stop)
+            begin = stop
+
+    def fetch(self, at: Value, ahead: Value) -> None:
+        declared = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT32, INT32, INT32])
+        function = cgutils.get_or_insert_function(self._builder.module, declared, "llvm.prefetch.p0")
+        pointer = self._builder.inttoptr(self._builder.add(at, ahead), BYTE.as_pointer())
+        self._builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])  # to read, into all caches, data
+
+    def widened(self, at: Value, dtype: torch.dtype, lanes: int) -> Value:
+        read = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
+        pointer = self._builder.inttoptr(at, ir.VectorType(read, lanes).as_pointer())
+        value = self._builder.load(pointer, align=dtype.itemsize)
+        if read is HALF:
+            return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
+        if read is INT16:  # bf16 is the upper half of fp32
+            words = ir.VectorType(INT32, lanes)
+            value = self._builder.shl(self._builder.zext(value, words), ir.Constant(words, [16] * lanes))
+        return self._builder.bitcast(value, ir.VectorType(FLOAT, lanes))
+
+    def halves(self, at: Value, lanes: int) -> list[Value]:
+        """The even and the odd ones of twice as many bf16."""
+        words = ir.VectorType(INT32, lanes)
+        value = self._builder.load(self._builder.inttoptr(at, words.as_pointer()), align=2)
+        even = self._builder.shl(value, ir.Constant(words, [16] * lanes))
+        odd = self._builder.and_(value, ir.Constant(words, [0xFFFF0000] * lanes))
+        return [self._builder.bitcast(each, ir.VectorType(FLOAT, lanes)) for each in (even, odd)]
+
+    def spread(self, at: Value, lanes: int) -> Value:
+        """One fp32 in every lane."""
+        value = self._builder.load(self._builder.inttoptr(at, FLOAT.as_pointer()))
+        vector = ir.VectorType(FLOAT, lanes)
+        first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, INT32(0))
+        mask = ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes)
+        return self._builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+
+    def variable(self, lanes: int) -> Value:
+        """A vector of zeros, in a register once the compiler is done."""
+        vector = ir.VectorType(FLOAT, lanes)
+        slot = cgutils.alloca_once(self._builder, vector)
+        self._builder.store(ir.Constant(vector, [0.0] * lanes), slot)
+        return slot
+
+    def add_product(self, total: Value, one: Value, other: Value, lanes: int) -> None:
+        vector = ir.VectorType(FLOAT, lanes)
+        function = self._declared("llvm.fmuladd", vector, [vector] * 3, lanes)
+        self._builder.store(self._builder.call(function, [one, other, self._builder.load(total)]), total)
+
+    def reduced(self, totals: Sequence[Value], lanes: int) -> Value:
+        """The sum of all lanes of all totals."""
+        first, *others = (self._builder.load(total) for total in totals)
+        for other in others:
+            first = self._builder.fadd(first, other)
+        function = self._declared("llvm.vector.reduce.fadd", FLOAT, [FLOAT, ir.VectorType(FLOAT, lanes)], lanes)
+        return self._builder.call(function, [FLOAT(0.0), first], fastmath=("reassoc",))
+
+    def add_to(self, at: Value, value: Value) -> None:
+        pointer = self._builder.inttoptr(at, FLOAT.as_pointer())
+        self._builder.store(self._builder.fadd(self._builder.load(pointer), value), pointer)
+
+    def store(self, at: Value, total: Value, lanes: int) -> None:
+        pointer = self._builder.inttoptr(at, ir.VectorType(FLOAT, lanes).as_pointer())
+        self._builder.store(self._builder.load(total), pointer, align=4)
+
+    def _declared(self, name: str, result: Value, given: Sequence[Value], lanes: int) -> Value:
+        function = ir.FunctionType(result, given)
+        return cgutils.get_or_insert_function(self._builder.module, function, f"{name}.v{lanes}f32")
