@@ -45,19 +45,9 @@ Value = Any
 """A value of llvmlite's, which has no types of its own to check by."""
 
 
-@intrinsic
-def floats(typing: Any, address: Any) -> Any:
-    """The fp32 elements at an address, for ``carray``."""
-    return types.CPointer(types.float32)(types.intp), _as_pointer(FLOAT)
+def as_pointer(kind: Any) -> Any:
+    """What makes of an integer the address of such elements."""
 
-
-@intrinsic
-def integers(typing: Any, address: Any) -> Any:
-    """The int64 elements at an address, for ``carray``."""
-    return types.CPointer(types.int64)(types.intp), _as_pointer(INT64)
-
-
-def _as_pointer(kind: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
         return builder.inttoptr(values[0], kind.as_pointer())
 
@@ -106,11 +96,11 @@ def unfold(x, into):  # type: ignore[no-untyped-def]
 
 
 def dots(dtype: torch.dtype, rows: int, columns: int, lanes: int = LANES, folded: bool = False) -> Any:
-    """Products of rows: ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, for use in compiled code.
+    """Products of rows: ``f(w, apart, x, x_apart, n, out, out_apart, after, ahead)``, for use in compiled code.
 
     Adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for the ``rows`` of w and the ``columns`` rows of x. w has elements
-    of ``dtype``, x and out of fp32; ``apart`` is from one row to the next. Memory is asked for the line ``ahead`` of
-    each that is read of w.
+    of ``dtype``, x and out of fp32; ``apart`` is from one row to the next, ``after`` from out[q, r] to out[q, r + 1].
+    Memory is asked for the line ``ahead`` of each that is read of w.
 
     Args:
         lanes: elements of a vector, where x is not folded.
@@ -118,7 +108,7 @@ def dots(dtype: torch.dtype, rows: int, columns: int, lanes: int = LANES, folded
     apiece = max(1, TOTALS // (rows * columns))  # totals for each sum: one alone would wait for its last addition
 
     def sums(emit: _Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]) -> None:
-        w, apart, x, x_apart, _, out, out_apart, ahead = job
+        w, apart, x, x_apart, _, out, out_apart, after, ahead = job
         halves = folded and unit > 1
         vector = unit // 2 if halves else unit
         count = min(apiece, width // vector)
@@ -137,7 +127,7 @@ def dots(dtype: torch.dtype, rows: int, columns: int, lanes: int = LANES, folded
                             total = totals[q, r][(start // vector + half) % count]
                             emit.add_product(total, read[r][half], with_x, vector)
         for (q, r), mine in totals.items():
-            emit.add_to(emit.at(out, (out_apart, q), (4, r)), emit.reduced(mine, vector))
+            emit.add_to(emit.at(out, (out_apart, q), (after, r)), emit.reduced(mine, vector))
 
     line = LINE // dtype.itemsize
     units = {line: 2 * LANES, 2 * LANES: 2 * LANES, LANES: LANES, 1: 1} if folded else {line: lanes, lanes: lanes, 1: 1}
@@ -149,8 +139,8 @@ def dots(dtype: torch.dtype, rows: int, columns: int, lanes: int = LANES, folded
         emit.in_turn(job[4], list(units), span)
 
     @intrinsic
-    def function(typing, w, apart, x, x_apart, n, out, out_apart, ahead):  # type: ignore[no-untyped-def]
-        return _emitting(8, body)
+    def function(typing, w, apart, x, x_apart, n, out, out_apart, after, ahead):  # type: ignore[no-untyped-def]
+        return _emitting(9, body)
 
     return function
 

@@ -1,8 +1,7 @@
 """Kernels of a CPU's decode step: few rows, so what counts is to read weights and cache at the memory's speed.
 
 Numba compiles them for this CPU when a model is made, which takes a second or two. Weights and cache are read in the
-type that they are kept in, which need not be one that the CPU multiplies. They run on the threads of torch's own pool:
-a second pool would wait busily on the cores of the first.
+type that they are kept in, which need not be one that the CPU multiplies.
 """
 
 from __future__ import annotations
@@ -15,59 +14,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import binding
-from numba import carray, cfunc, njit, types
+from numba import carray
 from torch import Tensor
 
 from dejavubench.kvcache import BOTH, FT_VECTOR_BYTES, KVCache, KVGeometry, KVLayout
-from dejavubench.models.cpu_rows import LANES, MOST_ROWS, PAIR, blend, dots, floats, fold, folds, integers, unfold
+from dejavubench.models.cpu_numbers import (
+    add,
+    add_widened,
+    floats,
+    gelu,
+    halves,
+    integers,
+    narrow,
+    relu,
+    silu,
+    softmax,
+    widen,
+)
+from dejavubench.models.cpu_rows import LANES, MOST_ROWS, PAIR, blend, dots, fold, folds, unfold
+from dejavubench.models.cpu_threads import address, compiled, kernel, run, share, thread_count, thread_number
 from dejavubench.models.parts import Activation
 
 AHEAD = 4096
 """Bytes between what is read and what memory is asked for meanwhile: 1 KiB was slower, 16 KiB no faster."""
 
-OPENMP = ctypes.CDLL(None)  # torch has loaded its OpenMP library for all to see
-OPENMP.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-for _name in ("omp_get_thread_num", "omp_get_num_threads"):
-    binding.add_symbol(_name, ctypes.cast(getattr(OPENMP, _name), ctypes.c_void_p).value)
-_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-_thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
 
-COMPILED: Any = {"boundscheck": False, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-JOB = types.void(types.CPointer(types.int64))
-
-
-def _run(kernel: Any, job: Any) -> None:
-    """Call a kernel on every thread, with a ctypes array of what it knows how to read."""
-    OPENMP.GOMP_parallel(kernel.address, ctypes.addressof(job), torch.get_num_threads(), 0)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _as_floats(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
-        return tensor
-    return tensor.float().contiguous()
-
-
-@njit(**COMPILED)
-def _share(count: int, unit: int) -> tuple[int, int]:
-    """This thread's part of [0, count): whole units, but for the last thread's."""
-    thread, threads = _thread_number(), _thread_count()
-    units = (count + unit - 1) // unit
-    return min(count, units * thread // threads * unit), min(count, units * (thread + 1) // threads * unit)
-
-
-def compile(dtype: torch.dtype, layout: KVLayout) -> None:
-    """What :func:`linear` and :func:`attend` need for weights and a cache of this type."""
-    _linear_kernel(dtype)
+def compile(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype = torch.float32) -> None:
+    """What :func:`linear` and :func:`attend` need for weights and a cache of a type, and x of another."""
+    _linear_kernel(dtype, multiplied)
     _attend_kernel(dtype, layout is KVLayout.FT)
 
 
 # ---- linear ----
-
 
 ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2, "silu": 3}
 """Numbers that a kernel knows them by."""
@@ -77,117 +55,123 @@ AttendJob = ctypes.c_int64 * 22
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
-    """activation(x · weightᵀ + bias) + residual; x [..., in] and all but the weight [out, in] of one type."""
+    """activation(x · weightᵀ + bias) + residual, rounded once.
+
+    Args:
+        x: [..., in], like bias and residual of fp32, or of bf16 where the weight is.
+        weight: [out, in].
+    """
     outs, ins = weight.shape
-    numbers, bias, added = _as_floats(x), _as_floats(bias), _as_floats(residual)
-    out = torch.empty(*x.shape[:-1], outs)
-    working = torch.empty(torch.get_num_threads(), x.numel()) if folds(weight.dtype) else None
-    _run(
-        _linear_kernel(weight.dtype),
+    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+    out = torch.empty((*x.shape[:-1], outs), dtype=x.dtype)
+    rows, threads = out.numel() // outs, torch.get_num_threads()
+    working = torch.empty(threads, _working(rows, ins, outs, threads))
+    run(
+        _linear_kernel(weight.dtype, x.dtype),
         LinearJob(
-            *(_address(numbers), _address(bias), _address(added), weight.data_ptr(), out.data_ptr(), _address(working)),
-            *(out.numel() // outs, ins, outs, ACTIVATIONS[activation]),
+            *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr(), working.data_ptr()),
+            *(rows, ins, outs, ACTIVATIONS[activation]),
         ),
     )
-    return out if x.dtype == torch.float32 else out.to(x.dtype)
+    return out
 
 
-@njit(**COMPILED)
-def _exp(x):  # type: ignore[no-untyped-def]
-    """e^x of fp32 |x| ≤ 87, to two units in the last place: Cephes' expf. Branchless, so that loops become vectors."""
-    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
-    power = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
-    x = x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
-    y = np.float32(1.9875691500e-4)
-    y = y * x + np.float32(1.3981999507e-3)
-    y = y * x + np.float32(8.3334519073e-3)
-    y = y * x + np.float32(4.1665795894e-2)
-    y = y * x + np.float32(1.6666665459e-1)
-    y = y * x + np.float32(5.0000001201e-1)
-    y = y * x * x + x + np.float32(1.0)
-    return y * np.int32((np.int32(power) + 127) << 23).view(np.float32)
-
-
-@njit(**COMPILED)
-def _begin(out, bias, residual):  # type: ignore[no-untyped-def]
-    """What the product is added to."""
-    for n in range(len(out)):
-        out[n] = np.float32(0)
-    for n in range(len(bias)):
-        out[n] += bias[n]
-    for n in range(len(residual)):
-        out[n] += residual[n]
-
-
-@njit(**COMPILED)
-def _activate(out, activation):  # type: ignore[no-untyped-def]
-    one = np.float32(1)
-    if activation == 1:  # 0.5 · (1 + tanh y) = 1 / (1 + e^−2y)
-        for n in range(len(out)):
-            x = out[n]
-            y = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
-            out[n] = x / (one + _exp(np.float32(-2) * y))
-    elif activation == 2:
-        for n in range(len(out)):
-            out[n] = max(out[n], np.float32(0))
-    elif activation == 3:
-        for n in range(len(out)):
-            out[n] = out[n] / (one + _exp(-out[n]))
+@compiled
+def _working(rows: int, ins: int, outs: int, threads: int) -> int:
+    """Elements that a thread takes: all of x, folded or widened, and its own sums."""
+    return (rows + 1) * (ins + outs // threads + 2 * PAIR)
 
 
 @cache
-def _linear_kernel(dtype: torch.dtype) -> Any:
-    itemsize = dtype.itemsize
-    folded = folds(dtype)
+def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype) -> Any:
+    itemsize, folded, half = dtype.itemsize, folds(dtype), of_x == torch.bfloat16
     most, four, two, one = (dots(dtype, PAIR, columns, folded=folded) for columns in (MOST_ROWS, 4, 2, 1))
     last = dots(dtype, 1, 1, folded=folded)
 
-    @njit(**COMPILED)
-    def pair(w, apart, x, x_apart, rows, ins, out, out_apart):  # type: ignore[no-untyped-def]
-        """Two rows of the weights with all of x. What follows them is fetched with the first of the tiles."""
-        ahead = AHEAD
+    @compiled
+    def pair(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
+        """Two rows of the weights with all rows of x. What follows them is fetched with the first tile."""
+        ahead, row = AHEAD, ins * 4
         while rows >= MOST_ROWS:
-            most(w, apart, x, x_apart, ins, out, out_apart, ahead)
-            x, out, rows, ahead = x + MOST_ROWS * x_apart, out + MOST_ROWS * out_apart, rows - MOST_ROWS, 0
+            most(w, apart, x, row, ins, sums, sums_apart, after, ahead)
+            x, sums, rows, ahead = x + MOST_ROWS * row, sums + MOST_ROWS * sums_apart, rows - MOST_ROWS, 0
         if rows >= 4:
-            four(w, apart, x, x_apart, ins, out, out_apart, ahead)
-            x, out, rows, ahead = x + 4 * x_apart, out + 4 * out_apart, rows - 4, 0
+            four(w, apart, x, row, ins, sums, sums_apart, after, ahead)
+            x, sums, rows, ahead = x + 4 * row, sums + 4 * sums_apart, rows - 4, 0
         if rows >= 2:
-            two(w, apart, x, x_apart, ins, out, out_apart, ahead)
-            x, out, rows, ahead = x + 2 * x_apart, out + 2 * out_apart, rows - 2, 0
+            two(w, apart, x, row, ins, sums, sums_apart, after, ahead)
+            x, sums, rows, ahead = x + 2 * row, sums + 2 * sums_apart, rows - 2, 0
         if rows:
-            one(w, apart, x, x_apart, ins, out, out_apart, ahead)
+            one(w, apart, x, row, ins, sums, sums_apart, after, ahead)
 
-    @cfunc(JOB, **COMPILED)
-    def kernel(job):  # type: ignore[no-untyped-def]
-        x, bias, residual, weight, out, working, rows, ins, outs, activation = carray(job, 10)
-        begin, stop = _share(outs, PAIR)
-        columns, apart = stop - begin, ins * itemsize
-        biases = carray(floats(bias + begin * 4), columns if bias else 0)
-        for row in range(rows):
-            at = (row * outs + begin) * 4
-            added = carray(floats(residual + at), columns if residual and not activation else 0)
-            _begin(carray(floats(out + at), columns), biases, added)
-        if folded:
-            given, x = x, working + _thread_number() * rows * ins * 4
-            for row in range(rows):
-                fold(carray(floats(given + row * ins * 4), ins), carray(floats(x + row * ins * 4), ins))
-        for n in range(begin, stop - 1, PAIR):
-            pair(weight + n * apart, apart, x, ins * 4, rows, ins, out + n * 4, outs * 4)
-        if columns % PAIR:
-            n = stop - 1
-            for row in range(rows):
-                last(weight + n * apart, 0, x + row * ins * 4, 0, ins, out + (row * outs + n) * 4, 0, 0)
-        for row in range(rows if activation else 0):
-            at = (row * outs + begin) * 4
-            mine = carray(floats(out + at), columns)
-            _activate(mine, activation)
+    @compiled
+    def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
+        """Add x · weightᵀ to the sums [rows, columns].
+
+        A row of the one half of the weights is read beside one of the other: two streams that go on and on, which
+        processors notice and fetch ahead.
+        """
+        half, row = columns // PAIR, ins * itemsize
+        for n in range(half):
+            pair(weight + n * row, half * row, x, rows, ins, sums + n * 4, sums_apart, half * 4)
+        for n in range(PAIR * half, columns):
+            for m in range(rows):
+                last(weight + n * row, 0, x + m * ins * 4, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
+
+    @compiled
+    def prepared(x, rows, ins, into):  # type: ignore[no-untyped-def]
+        """x as the sums take it: of fp32, and folded if they are."""
+        for m in range(rows):
+            ready = carray(floats(into + m * ins * 4), ins)
+            if half:  # is folded in the place of the row that comes next
+                wide = carray(floats(into + (m + 1) * ins * 4), ins)
+                widen(carray(halves(x + m * ins * 2), ins), wide)
+                fold(wide, ready)
+            elif folded:
+                fold(carray(floats(x + m * ins * 4), ins), ready)
+
+    @compiled
+    def finish(sums, activation, residual, out):  # type: ignore[no-untyped-def]
+        if activation == 1:
+            gelu(sums)
+        elif activation == 2:
+            relu(sums)
+        elif activation == 3:
+            silu(sums)
+        if half:
             if residual:
-                added = carray(floats(residual + at), columns)
-                for n in range(columns):
-                    mine[n] += added[n]
+                add_widened(carray(halves(residual), len(sums)), sums)
+            narrow(sums, carray(halves(out), len(sums)))
+        elif residual:
+            add(carray(floats(residual), len(sums)), sums)
 
-    return kernel
+    @kernel
+    def product_of_rows(job):  # type: ignore[no-untyped-def]
+        x, weight, bias, residual, out, working, rows, ins, outs, activation = carray(job, 10)
+        itemsize_x = 2 if half else 4
+        begin, stop = share(outs, PAIR)
+        columns = stop - begin
+        mine = working + thread_number() * _working(rows, ins, outs, thread_count()) * 4
+        sums, apart = out + begin * 4, outs * 4
+        if half:
+            sums, apart = mine + (rows + 1) * ins * 4, columns * 4
+        for m in range(rows):
+            row = carray(floats(sums + m * apart), columns)
+            row[:] = np.float32(0)
+            if bias and half:
+                add_widened(carray(halves(bias + begin * 2), columns), row)
+            elif bias:
+                add(carray(floats(bias + begin * 4), columns), row)
+        if folded:
+            prepared(x, rows, ins, mine)
+            x = mine
+        product(x, rows, ins, weight + begin * ins * itemsize, columns, sums, apart)
+        for m in range(rows):
+            at = (m * outs + begin) * itemsize_x
+            there = residual + at if residual else 0
+            finish(carray(floats(sums + m * apart), columns), activation, there, out + at)
+
+    return product_of_rows
 
 
 # ---- attention ----
@@ -211,11 +195,11 @@ def attend(
     out = torch.empty(requests, heads, size)
     working = torch.empty(torch.get_num_threads(), 2 * size + stop * group)
     by_request, by_head, _ = q.stride()
-    _run(
+    run(
         _attend_kernel(cache.k.dtype, cache.geometry.layout is KVLayout.FT),
         AttendJob(
             *(q.data_ptr(), cache.k.data_ptr() + layer * way.layer, cache.v.data_ptr() + layer * way.layer),
-            *(out.data_ptr(), working.data_ptr(), _address(slopes), _address(first)),
+            *(out.data_ptr(), working.data_ptr(), address(slopes), address(first)),
             *(requests, heads // group, group, stop, size, way.piece, *way.k, *way.v, by_request * 4, by_head * 4),
         ),
     )
@@ -261,22 +245,9 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
     return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-@njit(**COMPILED)
-def _softmax(scores):  # type: ignore[no-untyped-def]
-    top, total = np.float32(-np.inf), np.float32(0)
-    for s in range(len(scores)):
-        top = max(top, scores[s])
-    for s in range(len(scores)):
-        scores[s] = _exp(scores[s] - top)
-    for s in range(len(scores)):
-        total += scores[s]
-    for s in range(len(scores)):
-        scores[s] /= total
-
-
-@njit(**COMPILED)
+@compiled
 def _far(apart):  # type: ignore[no-untyped-def]
-    """Bytes to fetch ahead of rows that lie ``apart``: a row that will be read."""
+    """How far ahead of a row lies one that will be read soon."""
     return (AHEAD + apart - 1) // apart * apart
 
 
@@ -289,24 +260,24 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
     four, one = (dots(dtype, keys, 1, lanes, keys_fold) for keys in (4, 1))
     values = blend(dtype)
 
-    @njit(**COMPILED)
+    @compiled
     def score(q, k, apart, count, size, scores, ahead):  # type: ignore[no-untyped-def]
         """Add the products of ``count`` keys' pieces with that of the query."""
         for s in range(0, count - 3, 4):
-            four(k + s * apart, apart, q, 0, size, scores + s * 4, 0, ahead)
+            four(k + s * apart, apart, q, 0, size, scores + s * 4, 0, 4, ahead)
         for s in range(count // 4 * 4, count):
-            one(k + s * apart, 0, q, 0, size, scores + s * 4, 0, 0)
+            one(k + s * apart, 0, q, 0, size, scores + s * 4, 0, 4, 0)
 
-    @cfunc(JOB, **COMPILED)
-    def kernel(job):  # type: ignore[no-untyped-def]
+    @kernel
+    def attention(job):  # type: ignore[no-untyped-def]
         q, k, v, out, working, slopes, firsts = carray(job, 22)[:7]
         requests, heads, group, stop, size, piece = carray(job, 22)[7:13]
         k_request, k_head, k_position, k_piece, v_request, v_head, v_position = carray(job, 22)[13:20]
         q_request, q_head = carray(job, 22)[20:]
-        query = working + _thread_number() * (2 * size + group * stop) * 4
+        query = working + thread_number() * (2 * size + group * stop) * 4
         scaled, folded = carray(floats(query), size), carray(floats(query + size * 4), size)
         mine, scale = query + 2 * size * 4, np.float32(1 / np.sqrt(size))
-        begin, end = _share(requests * heads, 1)
+        begin, end = share(requests * heads, 1)
         for number in range(begin, end):
             request, head = number // heads, number % heads
             first = 0
@@ -337,15 +308,21 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
                         mine + member * stop * 4,
                         ahead,
                     )
-                _softmax(scores)
+                softmax(scores)
             rows = v + request * v_request + head * v_head + first * v_position
             for member in range(group):
                 into = out + (number * group + member) * size * 4
                 there = query if values_fold else into
                 values(
-                    mine + member * stop * 4, rows, v_position, count, size, there, 0 if member else _far(v_position)
+                    mine + member * stop * 4,
+                    rows,
+                    v_position,
+                    count,
+                    size,
+                    there,
+                    0 if member else _far(v_position),
                 )
                 if values_fold:
                     unfold(scaled, carray(floats(into), size))
 
-    return kernel
+    return attention

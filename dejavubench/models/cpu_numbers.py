@@ -1,0 +1,116 @@
+"""Loops over the elements of one vector, compiled: what surrounds the sums of :mod:`.cpu_rows`.
+
+Arrays are of fp32; those of bf16 are seen as uint16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from dejavubench.models.cpu_rows import FLOAT, INT16, INT64, as_pointer
+from dejavubench.models.cpu_threads import compiled
+
+
+@intrinsic
+def floats(typing: Any, address: Any) -> Any:
+    """The fp32 elements at an address, for ``carray``."""
+    return types.CPointer(types.float32)(types.intp), as_pointer(FLOAT)
+
+
+@intrinsic
+def halves(typing: Any, address: Any) -> Any:
+    """The bf16 elements at an address, for ``carray``."""
+    return types.CPointer(types.uint16)(types.intp), as_pointer(INT16)
+
+
+@intrinsic
+def integers(typing: Any, address: Any) -> Any:
+    """The int64 elements at an address, for ``carray``."""
+    return types.CPointer(types.int64)(types.intp), as_pointer(INT64)
+
+
+@compiled
+def wide(x):  # type: ignore[no-untyped-def]
+    """A bf16 as fp32, of which it is the upper half."""
+    return np.uint32(x << 16).view(np.float32)
+
+
+@compiled
+def widen(x, into):  # type: ignore[no-untyped-def]
+    """bf16 to fp32."""
+    for i in range(len(x)):
+        into[i] = wide(x[i])
+
+
+@compiled
+def narrow(x, into):  # type: ignore[no-untyped-def]
+    """fp32 to the nearest bf16, of two equally near to the even one; no number stays none."""
+    for i in range(len(x)):
+        bits = np.float32(x[i]).view(np.uint32)
+        rounded = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        into[i] = np.uint16(rounded) if x[i] == x[i] else np.uint16(0x7FC0)
+
+
+@compiled
+def add(x, to):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        to[i] += x[i]
+
+
+@compiled
+def add_widened(x, to):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        to[i] += wide(x[i])
+
+
+@compiled
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x of |x| ≤ 87, to two units in the last place: Cephes' expf. Branchless, so that loops of it become vectors."""
+    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
+    power = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    x = x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    y = y * x * x + x + np.float32(1.0)
+    return y * np.int32((np.int32(power) + 127) << 23).view(np.float32)
+
+
+@compiled
+def gelu(x):  # type: ignore[no-untyped-def]
+    """GPT-2's, 0.5 · x · (1 + tanh y), where 0.5 · (1 + tanh y) = 1 / (1 + e^−2y)."""
+    for i in range(len(x)):
+        y = np.float32(0.7978845608028654) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
+        x[i] = x[i] / (np.float32(1) + exp(np.float32(-2) * y))
+
+
+@compiled
+def relu(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] = max(x[i], np.float32(0))
+
+
+@compiled
+def silu(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] = x[i] / (np.float32(1) + exp(-x[i]))
+
+
+@compiled
+def softmax(x):  # type: ignore[no-untyped-def]
+    top, total = np.float32(-np.inf), np.float32(0)
+    for i in range(len(x)):
+        top = max(top, x[i])
+    for i in range(len(x)):
+        x[i] = exp(x[i] - top)
+    for i in range(len(x)):
+        total += x[i]
+    for i in range(len(x)):
+        x[i] /= total

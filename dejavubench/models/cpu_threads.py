@@ -1,0 +1,44 @@
+"""Compiled kernels on the threads of torch's own pool: a second pool would wait busily on the cores of the first.
+
+A kernel is compiled by numba for this CPU, reads its job from an array of integers, and does this thread's share of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from llvmlite import binding
+from numba import cfunc, njit, types
+from torch import Tensor
+
+OPENMP = ctypes.CDLL(None)  # torch has loaded its OpenMP library for all to see; this entry is GCC's, LLVM's has it too
+OPENMP.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+for _name in ("omp_get_thread_num", "omp_get_num_threads"):
+    binding.add_symbol(_name, ctypes.cast(getattr(OPENMP, _name), ctypes.c_void_p).value)
+thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+COMPILED: Any = {"boundscheck": False, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+
+compiled = njit(**COMPILED)
+kernel = cfunc(types.void(types.CPointer(types.int64)), **COMPILED)
+
+
+def run(kernel: Any, job: Any) -> None:
+    """Call a kernel on every thread, with a ctypes array of int64."""
+    OPENMP.GOMP_parallel(kernel.address, ctypes.addressof(job), torch.get_num_threads(), 0)
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where its elements are; 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@compiled
+def share(count: int, unit: int) -> tuple[int, int]:
+    """This thread's part of [0, count): whole units, but for the last one."""
+    thread, threads = thread_number(), thread_count()
+    units = (count + unit - 1) // unit
+    return min(count, units * thread // threads * unit), min(count, units * (thread + 1) // threads * unit)
