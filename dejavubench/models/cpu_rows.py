@@ -26,12 +26,6 @@ AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
 LANES = 16 if AVX512 else 8
 """fp32 elements of a vector."""
 
-MOST_ROWS = 8 if AVX512 else 4
-"""Rows of x whose sums fit in registers, each with :data:`PAIR` rows of weights."""
-
-PAIR = 2
-"""Rows of weights that are read side by side: each element of x, once loaded, serves both."""
-
 TOTALS = 16 if AVX512 else 8
 """Sums that fit in registers beside what is read."""
 

@@ -31,17 +31,29 @@ from dejavubench.models.cpu_numbers import (
     softmax,
     widen,
 )
-from dejavubench.models.cpu_rows import LANES, MOST_ROWS, PAIR, blend, dots, fold, folds, unfold
+from dejavubench.models.cpu_rows import AVX512, LANES, blend, dots, fold, folds, unfold
 from dejavubench.models.cpu_threads import address, compiled, kernel, run, share, thread_count, thread_number
 from dejavubench.models.parts import Activation
 
 AHEAD = 4096
 """Bytes between what is read and what memory is asked for meanwhile: 1 KiB was slower, 16 KiB no faster."""
 
+TILE = 4
+"""Rows of x whose products with the same rows of a weight are summed side by side."""
+
+STREAMS = 4
+"""Rows of a weight that are read side by side, as far as registers last: see :func:`streams`."""
+
+
+def streams(rows: int) -> int:
+    """How many rows of a weight meet so many rows of x at once."""
+    return STREAMS if AVX512 or rows <= 2 else 2
+
 
 def compile(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype = torch.float32) -> None:
     """What :func:`linear` and :func:`attend` need for weights and a cache of a type, and x of another."""
-    _linear_kernel(dtype, multiplied)
+    for rows in (1, TILE):
+        _linear_kernel(dtype, multiplied, streams(rows))
     _attend_kernel(dtype, layout is KVLayout.FT)
 
 
@@ -67,7 +79,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     rows, threads = out.numel() // outs, torch.get_num_threads()
     working = torch.empty(threads, _working(rows, ins, outs, threads))
     run(
-        _linear_kernel(weight.dtype, x.dtype),
+        _linear_kernel(weight.dtype, x.dtype, streams(rows)),
         LinearJob(
             *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr(), working.data_ptr()),
             *(rows, ins, outs, ACTIVATIONS[activation]),
@@ -79,25 +91,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
 @compiled
 def _working(rows: int, ins: int, outs: int, threads: int) -> int:
     """Elements that a thread takes: all of x, folded or widened, and its own sums."""
-    return (rows + 1) * (ins + outs // threads + 2 * PAIR)
+    return (rows + 1) * (ins + outs // threads + 2 * STREAMS)
 
 
 @cache
-def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype) -> Any:
+def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
     itemsize, folded, half = dtype.itemsize, folds(dtype), of_x == torch.bfloat16
-    most, four, two, one = (dots(dtype, PAIR, columns, folded=folded) for columns in (MOST_ROWS, 4, 2, 1))
+    four, two, one = (dots(dtype, streams, columns, folded=folded) for columns in (TILE, 2, 1))
     last = dots(dtype, 1, 1, folded=folded)
 
     @compiled
-    def pair(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
-        """Two rows of the weights with all rows of x. What follows them is fetched with the first tile."""
+    def tiles(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
+        """Some rows of the weight with all rows of x. What follows them is fetched with the first tile."""
         ahead, row = AHEAD, ins * 4
-        while rows >= MOST_ROWS:
-            most(w, apart, x, row, ins, sums, sums_apart, after, ahead)
-            x, sums, rows, ahead = x + MOST_ROWS * row, sums + MOST_ROWS * sums_apart, rows - MOST_ROWS, 0
-        if rows >= 4:
+        while rows >= TILE:
             four(w, apart, x, row, ins, sums, sums_apart, after, ahead)
-            x, sums, rows, ahead = x + 4 * row, sums + 4 * sums_apart, rows - 4, 0
+            x, sums, rows, ahead = x + TILE * row, sums + TILE * sums_apart, rows - TILE, 0
         if rows >= 2:
             two(w, apart, x, row, ins, sums, sums_apart, after, ahead)
             x, sums, rows, ahead = x + 2 * row, sums + 2 * sums_apart, rows - 2, 0
@@ -108,13 +117,13 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype) -> Any:
     def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
         """Add x · weightᵀ to the sums [rows, columns].
 
-        A row of the one half of the weights is read beside one of the other: two streams that go on and on, which
-        processors notice and fetch ahead.
+        Rows that are read side by side come from as many parts of the weight: each part is a stream that goes on and
+        on, which processors notice and fetch ahead.
         """
-        half, row = columns // PAIR, ins * itemsize
-        for n in range(half):
-            pair(weight + n * row, half * row, x, rows, ins, sums + n * 4, sums_apart, half * 4)
-        for n in range(PAIR * half, columns):
+        part, row = columns // streams, ins * itemsize
+        for n in range(part):
+            tiles(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_apart, part * 4)
+        for n in range(part * streams, columns):
             for m in range(rows):
                 last(weight + n * row, 0, x + m * ins * 4, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
 
@@ -149,7 +158,7 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype) -> Any:
     def product_of_rows(job):  # type: ignore[no-untyped-def]
         x, weight, bias, residual, out, working, rows, ins, outs, activation = carray(job, 10)
         itemsize_x = 2 if half else 4
-        begin, stop = share(outs, PAIR)
+        begin, stop = share(outs, STREAMS)
         columns = stop - begin
         mine = working + thread_number() * _working(rows, ins, outs, thread_count()) * 4
         sums, apart = out + begin * 4, outs * 4
