@@ -31,6 +31,9 @@ MIB = 1 << 20
 PROCESS_NBYTES = 250 * MIB
 """Resident memory of a rank with torch and MPI imported and nothing allocated, as measured."""
 
+COMPILER_NBYTES = 170 * MIB
+"""Of a rank with a model on a CPU: numba, LLVM and the kernels they have compiled, as measured."""
+
 CUDA_PROCESS_NBYTES = 3 * 1024 * MIB
 """The same with a CUDA context, its libraries and compiled kernels."""
 
@@ -209,10 +212,11 @@ def _cuda_sink(arriving: int, by_mpi: bool, to_device: bool) -> Needs:
 
 
 def _cpu_working_nbytes(point: Point) -> int:
-    """What comes and goes: one full tensor while weights are drawn, a layer's activations during a prompt."""
+    """Beside weights and cache: the compiler, one full tensor while weights are drawn, a layer's activations."""
     spec = point.spec
     loading = 4 * spec.head_weights
-    return max(loading, 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size))
+    activations = 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)
+    return COMPILER_NBYTES + max(loading, activations)
 
 
 def _cuda_working_nbytes(point: Point) -> int:

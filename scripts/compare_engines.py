@@ -159,11 +159,13 @@ class Ours(Engine):
 
         from dejavubench.checkpoint import open_checkpoint
         from dejavubench.kvcache import KVCache, KVLayout
+        from dejavubench.machine import prefer_huge_pages
         from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
         from dejavubench.models.gpt import GPT
         from dejavubench.models.loading import load_checkpoint
         from dejavubench.models.sharding import Shard
 
+        prefer_huge_pages()  # as the suite does
         torch.set_num_threads(settings.threads)
         checkpoint, dtype = open_checkpoint(settings.folder), dtype_of(settings.data_type)
         self._model = GPT(checkpoint.spec, Shard(), dtype, compute_dtype(dtype))
@@ -171,8 +173,9 @@ class Ours(Engine):
         self._model.compile(KVLayout.HND)
         geometry = self._model.kv_geometry(settings.ubatch_size, settings.positions, KVLayout.HND)
         self._cache, self._tensor = KVCache.allocate(geometry, dtype), torch.from_numpy
-        linears = f"linears in {name_of(self._model.compute_dtype)}"
-        self.about = f"dejavubench {__version__}, torch {torch.__version__}: {linears}, cache {settings.data_type} hnd"
+        multiplied = f"multiplied in {name_of(self._model.compute_dtype)}"
+        kept = f"weights and cache {settings.data_type}, hnd"
+        self.about = f"dejavubench {__version__}, torch {torch.__version__}: {kept}, {multiplied}"
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
         self._logits = self._model.forward(self._tensor(tokens), self._cache, position)

@@ -37,8 +37,16 @@ def amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
+@functools.cache
+def can_fuse() -> bool:
+    """Whether torch's oneDNN multiplies bf16 here."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def most_step_rows(x: torch.dtype, weight: torch.dtype) -> int:
-    """Rows up to which :mod:`.cpu_step` is faster than torch."""
+    """Rows up to which :mod:`.cpu_step` is faster than torch; it does not give fp16."""
+    if x == torch.float16:
+        return 0
     if x != weight:
         return 32
     return 8 if x == torch.bfloat16 and amx() else 16
@@ -49,9 +57,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     rows = x.numel() // x.shape[-1]
     if rows <= most_step_rows(x.dtype, weight.dtype):
         return cpu_step.linear(x, weight, bias, activation, residual)
-    if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS:
+    if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS and can_fuse():
         return _fused(x, weight, bias, activation, residual)
-    if x.dtype == torch.float32 == weight.dtype:
+    if x.dtype == weight.dtype != torch.bfloat16:
         out = F.linear(x, weight, bias)
     else:
         product = _as_left_factor if x.dtype == torch.bfloat16 else _widened
@@ -80,13 +88,8 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
 
 def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Block by block of the weight's rows."""
-    out = torch.empty(len(x), len(weight))
-    for block in Span(0, len(weight)).cut(max(1, WIDENED // (4 * weight.shape[1]))):
-        wide = _room()[: block.size * weight.shape[1]].view(block.size, -1)
-        torch.mm(x, wide.copy_(weight[block.slice]).T, out=out[:, block.slice])
+    most = max(1, WIDENED // (4 * weight.shape[1]))
+    wide, out = torch.empty(min(most, len(weight)), weight.shape[1]), torch.empty(len(x), len(weight))
+    for block in Span(0, len(weight)).cut(most):
+        torch.mm(x, wide[: block.size].copy_(weight[block.slice]).T, out=out[:, block.slice])
     return out if bias is None else out.add_(bias)
-
-
-@functools.cache
-def _room() -> Tensor:
-    return torch.empty(WIDENED // 4)

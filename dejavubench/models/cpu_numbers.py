@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from dejavubench.models.cpu_rows import FLOAT, INT16, INT64, as_pointer
@@ -67,7 +67,7 @@ def add_widened(x, to):  # type: ignore[no-untyped-def]
         to[i] += wide(x[i])
 
 
-@compiled
+@njit(error_model="numpy", fastmath={"contract", "nsz"})  # in this order: the constant's two parts are no slip
 def exp(x):  # type: ignore[no-untyped-def]
     """e^x of |x| ≤ 87, to two units in the last place: Cephes' expf. Branchless, so that loops of it become vectors."""
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))

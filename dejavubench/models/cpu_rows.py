@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from dejavubench.models.cpu_threads import compiled
 
 BYTE, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
@@ -59,8 +61,9 @@ def folds(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16
 
 
-@njit
+@compiled
 def fold(x, into):  # type: ignore[no-untyped-def]
+    """One fp32 vector, in the order of :func:`folds`."""
     done = 0
     while len(x) - done >= 2 * LANES:
         for i in range(LANES):
@@ -74,8 +77,9 @@ def fold(x, into):  # type: ignore[no-untyped-def]
         into[i] = x[i]
 
 
-@njit
+@compiled
 def unfold(x, into):  # type: ignore[no-untyped-def]
+    """What :func:`fold` made, as it was."""
     done = 0
     while len(x) - done >= 2 * LANES:
         for i in range(LANES):
@@ -112,7 +116,7 @@ def dots(dtype: torch.dtype, rows: int, columns: int, lanes: int = LANES, folded
                 emit.fetch(emit.at(w, (apart, r), (k, dtype.itemsize)), ahead)
             for start in range(0, width, unit):
                 at = [emit.at(w, (apart, r), (k, dtype.itemsize), (dtype.itemsize, start)) for r in range(rows)]
-                read = [emit.halves(each, vector) if halves else [emit.widened(each, dtype, vector)] for each in at]
+                read = [emit.both(each, vector) if halves else [emit.widened(each, dtype, vector)] for each in at]
                 for half in range(unit // vector):
                     for q in range(columns):
                         at_x = emit.at(x, (x_apart, q), (k, 4), (4, start + half * vector))
@@ -159,7 +163,7 @@ def blend(dtype: torch.dtype) -> Any:
             read: list[Value] = []
             for start in range(0, width, unit):
                 at = emit.at(row, (dtype.itemsize, start))
-                read += emit.halves(at, vector) if halves else [emit.widened(at, dtype, vector)]
+                read += emit.both(at, vector) if halves else [emit.widened(at, dtype, vector)]
             for total, values in zip(totals, read, strict=True):
                 emit.add_product(total, factor, values, vector)
         for number, total in enumerate(totals):
@@ -237,7 +241,7 @@ class _Emitter:
             value = self._builder.shl(self._builder.zext(value, words), ir.Constant(words, [16] * lanes))
         return self._builder.bitcast(value, ir.VectorType(FLOAT, lanes))
 
-    def halves(self, at: Value, lanes: int) -> list[Value]:
+    def both(self, at: Value, lanes: int) -> list[Value]:
         """The even and the odd ones of twice as many bf16."""
         words = ir.VectorType(INT32, lanes)
         value = self._builder.load(self._builder.inttoptr(at, words.as_pointer()), align=2)

@@ -1,6 +1,6 @@
 """Kernels of a CPU's decode step: few rows, so what counts is to read weights and cache at the memory's speed.
 
-Numba compiles them for this CPU when a model is made, which takes a second or two. Weights and cache are read in the
+Numba compiles them for this CPU when a model is made, which takes a few seconds. Weights and cache are read in the
 type that they are kept in, which need not be one that the CPU multiplies.
 """
 
@@ -31,8 +31,8 @@ from dejavubench.models.cpu_numbers import (
     softmax,
     widen,
 )
-from dejavubench.models.cpu_rows import AVX512, LANES, blend, dots, fold, folds, unfold
-from dejavubench.models.cpu_threads import address, compiled, kernel, run, share, thread_count, thread_number
+from dejavubench.models.cpu_rows import AVX512, LANES, TOTALS, blend, dots, fold, folds, unfold
+from dejavubench.models.cpu_threads import address, compiled, kernel, run, share, thread_number
 from dejavubench.models.parts import Activation
 
 AHEAD = 4096
@@ -50,8 +50,8 @@ def streams(rows: int) -> int:
     return STREAMS if AVX512 or rows <= 2 else 2
 
 
-def compile(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype = torch.float32) -> None:
-    """What :func:`linear` and :func:`attend` need for weights and a cache of a type, and x of another."""
+def prepare(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype = torch.float32) -> None:
+    """Compile what :func:`linear` and :func:`attend` need for weights and a cache of a type, and x of another."""
     for rows in (1, TILE):
         _linear_kernel(dtype, multiplied, streams(rows))
     _attend_kernel(dtype, layout is KVLayout.FT)
@@ -62,7 +62,7 @@ def compile(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype = torc
 ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2, "silu": 3}
 """Numbers that a kernel knows them by."""
 
-LinearJob = ctypes.c_int64 * 10
+LinearJob = ctypes.c_int64 * 11
 AttendJob = ctypes.c_int64 * 22
 
 
@@ -71,43 +71,45 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
 
     Args:
         x: [..., in], like bias and residual of fp32, or of bf16 where the weight is.
-        weight: [out, in].
+        weight: [out, in], contiguous.
+
+    Raises:
+        TypeError: of other types.
     """
+    half = x.dtype == torch.bfloat16 == weight.dtype
+    if not (half or x.dtype == torch.float32) or any(o is not None and o.dtype != x.dtype for o in (bias, residual)):
+        raise TypeError(f"x of {x.dtype} with a weight of {weight.dtype}; bias and residual must be of x's type")
     outs, ins = weight.shape
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     out = torch.empty((*x.shape[:-1], outs), dtype=x.dtype)
-    rows, threads = out.numel() // outs, torch.get_num_threads()
-    working = torch.empty(threads, _working(rows, ins, outs, threads))
+    rows = out.numel() // outs
+    sums = torch.empty(rows, outs) if half else out
+    ready = torch.empty(torch.get_num_threads(), rows + 1, ins) if folds(weight.dtype) else None
     run(
         _linear_kernel(weight.dtype, x.dtype, streams(rows)),
         LinearJob(
-            *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr(), working.data_ptr()),
-            *(rows, ins, outs, ACTIVATIONS[activation]),
+            *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr(), sums.data_ptr()),
+            *(address(ready), rows, ins, outs, ACTIVATIONS[activation]),
         ),
     )
     return out
 
 
-@compiled
-def _working(rows: int, ins: int, outs: int, threads: int) -> int:
-    """Elements that a thread takes: all of x, folded or widened, and its own sums."""
-    return (rows + 1) * (ins + outs // threads + 2 * STREAMS)
-
-
 @cache
 def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
     itemsize, folded, half = dtype.itemsize, folds(dtype), of_x == torch.bfloat16
-    four, two, one = (dots(dtype, streams, columns, folded=folded) for columns in (TILE, 2, 1))
+    tile = min(TILE, TOTALS // streams)
+    most, two, one = (dots(dtype, streams, columns, folded=folded) for columns in (tile, 2, 1))
     last = dots(dtype, 1, 1, folded=folded)
 
     @compiled
     def tiles(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
         """Some rows of the weight with all rows of x. What follows them is fetched with the first tile."""
         ahead, row = AHEAD, ins * 4
-        while rows >= TILE:
-            four(w, apart, x, row, ins, sums, sums_apart, after, ahead)
-            x, sums, rows, ahead = x + TILE * row, sums + TILE * sums_apart, rows - TILE, 0
-        if rows >= 2:
+        while rows >= tile:
+            most(w, apart, x, row, ins, sums, sums_apart, after, ahead)
+            x, sums, rows, ahead = x + tile * row, sums + tile * sums_apart, rows - tile, 0
+        if tile > 2 and rows >= 2:
             two(w, apart, x, row, ins, sums, sums_apart, after, ahead)
             x, sums, rows, ahead = x + 2 * row, sums + 2 * sums_apart, rows - 2, 0
         if rows:
@@ -156,14 +158,10 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
 
     @kernel
     def product_of_rows(job):  # type: ignore[no-untyped-def]
-        x, weight, bias, residual, out, working, rows, ins, outs, activation = carray(job, 10)
-        itemsize_x = 2 if half else 4
+        x, weight, bias, residual, out, sums, ready, rows, ins, outs, activation = carray(job, 11)
         begin, stop = share(outs, STREAMS)
-        columns = stop - begin
-        mine = working + thread_number() * _working(rows, ins, outs, thread_count()) * 4
-        sums, apart = out + begin * 4, outs * 4
-        if half:
-            sums, apart = mine + (rows + 1) * ins * 4, columns * 4
+        columns, apart, itemsize_x = stop - begin, outs * 4, 2 if half else 4
+        sums += begin * 4
         for m in range(rows):
             row = carray(floats(sums + m * apart), columns)
             row[:] = np.float32(0)
@@ -172,8 +170,9 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
             elif bias:
                 add(carray(floats(bias + begin * 4), columns), row)
         if folded:
-            prepared(x, rows, ins, mine)
-            x = mine
+            ready += thread_number() * (rows + 1) * ins * 4
+            prepared(x, rows, ins, ready)
+            x = ready
         product(x, rows, ins, weight + begin * ins * itemsize, columns, sums, apart)
         for m in range(rows):
             at = (m * outs + begin) * itemsize_x
@@ -193,13 +192,18 @@ def attend(
 
     Args:
         q: fp32 [B, H, D], the elements of a head contiguous.
-        slopes: ALiBi's of the heads, fp32 [H].
-        first: each request's first position that counts, int64 [B].
+        slopes: ALiBi's of the heads, contiguous fp32 [H].
+        first: each request's first position that counts, contiguous int64 [B].
 
     Returns:
         fp32 [B, H, D].
     """
     requests, heads, size = q.shape
+    assert q.dtype == torch.float32
+    assert q.stride(2) == 1
+    assert stop <= cache.geometry.positions
+    assert first is None or first.dtype == torch.int64
+    assert slopes is None or slopes.numel() == heads
     group, way = heads // cache.geometry.heads, _way(cache.geometry)
     out = torch.empty(requests, heads, size)
     working = torch.empty(torch.get_num_threads(), 2 * size + stop * group)

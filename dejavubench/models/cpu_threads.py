@@ -14,6 +14,10 @@ from numba import cfunc, njit, types
 from torch import Tensor
 
 OPENMP = ctypes.CDLL(None)  # torch has loaded its OpenMP library for all to see; this entry is GCC's, LLVM's has it too
+if not hasattr(OPENMP, "GOMP_parallel"):
+    raise ImportError(
+        "a model on a CPU needs a torch whose threads are OpenMP's (GCC's or LLVM's), as PyPI's for Linux"
+    )
 OPENMP.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
 for _name in ("omp_get_thread_num", "omp_get_num_threads"):
     binding.add_symbol(_name, ctypes.cast(getattr(OPENMP, _name), ctypes.c_void_p).value)

@@ -173,7 +173,7 @@ class GPT:
         if self.device.type == "cpu":
             from dejavubench.models import cpu_step
 
-            cpu_step.compile(self.dtype, layout, self.compute_dtype)
+            cpu_step.prepare(self.dtype, layout, self.compute_dtype)
 
     @property
     def parameters(self) -> int:

@@ -43,7 +43,7 @@ def _is_step(x: Tensor) -> bool:
 
 
 @functools.cache
-def cpu() -> ModuleType:
+def _cpu() -> ModuleType:
     """What multiplies on a CPU; imported where there is such a model, since its compiler takes a while to import."""
     from dejavubench.models import cpu_linear
 
@@ -58,7 +58,7 @@ class Linear:
     def __call__(self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
         """activation(x · weightᵀ + bias) + residual, of any leading shape; ``residual`` is left as it is."""
         if not x.is_cuda:
-            return cpu().linear(x, self.weight, self.bias, activation, residual)
+            return _cpu().linear(x, self.weight, self.bias, activation, residual)
         if _is_step(x):
             return self._step(x, activation, residual)
         if activation in ("gelu", "relu") and self.bias is not None:
