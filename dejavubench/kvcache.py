@@ -227,6 +227,11 @@ class KVGeometry:
             return (layers, requests, heads, size // self.vector, positions, self.vector)
         return (layers, requests, heads, positions, size)
 
+    def strides(self, kv: KV) -> tuple[int, ...]:
+        """Bytes from one to the next along each axis of the K or V tensor."""
+        shape = self.shape(kv)
+        return tuple(prod(shape[axis + 1 :]) * self.itemsize for axis in range(len(shape)))
+
     def positions_axis(self, kv: KV) -> int:
         """Which axis of the K or V tensor counts positions."""
         return 2 if self.layout is KVLayout.NHD else 4 if self.layout is KVLayout.FT and kv == "k" else 3
@@ -273,7 +278,7 @@ class KVGeometry:
         """How a region lies in the K or V tensor: what is contiguous (in ``other`` too), and the axes that count it."""
         shape, beside = self.shape(kv), (other or self).shape(kv)
         cuts = [range(*cut.indices(size)) for cut, size in zip(self.index(kv, region), shape, strict=True)]
-        strides = [prod(shape[axis + 1 :]) * self.itemsize for axis in range(len(shape))]
+        strides = self.strides(kv)
         inner = len(shape) - 1  # the outermost axis that still belongs to the contiguous piece
         while inner > 1 and len(cuts[inner]) == shape[inner] == beside[inner]:
             inner -= 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from dejavubench.kvcache import BOTH, FT_VECTOR_BYTES, KVCache, KVGeometry, KVLayout
+from dejavubench.kvcache import FT_VECTOR_BYTES, KVCache, KVGeometry, KVLayout
 from dejavubench.models.cpu_numbers import (
     add,
     add_widened,
@@ -238,8 +237,7 @@ class Way:
 
 @cache
 def _way(geometry: KVGeometry) -> Way:
-    steps = {kv: [step * geometry.itemsize for step in _strides(geometry.shape(kv))] for kv in BOTH}
-    layer, *v = steps["v"]
+    layer, *v = geometry.strides("v")
     if geometry.layout is KVLayout.NHD:
         request, position, head, _ = v
     else:
@@ -248,14 +246,9 @@ def _way(geometry: KVGeometry) -> Way:
         piece, k = geometry.head_size, (request, head, position, 0)
     else:
         piece = geometry.vector
-        _, k_request, k_head, k_piece, k_position, _ = steps["k"]
+        _, k_request, k_head, k_piece, k_position, _ = geometry.strides("k")
         k = (k_request, k_head, k_position, k_piece)
     return Way(layer, piece, k, (request, head, position))
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    """Of a contiguous tensor, in elements."""
-    return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 @compiled
