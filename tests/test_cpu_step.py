@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout
-from dejavubench.models import cpu_linear, cpu_numbers, cpu_step
+from dejavubench.models import cpu_linear, cpu_numbers, cpu_rows, cpu_step
 from dejavubench.models.parts import ACTIVATIONS, Activation
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -85,6 +86,20 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     ours = cpu_step.linear(x, weight, bias, activation, residual)
     close(ours, expected(x, weight, bias, activation, residual), dtype)
     assert residual is None or torch.equal(residual, before)
+
+
+@pytest.mark.skipif(not cpu_rows.AVX512_BF16, reason="this CPU does not multiply pairs of bf16")
+@pytest.mark.parametrize("pairs", [False, True])
+def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
+    pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_rows, "PAIRS", pairs)
+    cpu_step._linear_kernel.cache_clear()
+    for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):
+        x, weight = (drawn(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37))
+        ours = cpu_step.linear(x, weight, None, "none", None)
+        close(ours, expected(x, weight, None, "none", None), torch.bfloat16)
+    cpu_step._linear_kernel.cache_clear()
 
 
 def test_activations_are_those_of_torch_far_from_zero() -> None:

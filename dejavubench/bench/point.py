@@ -29,7 +29,6 @@ from dejavubench.bench.verify import VerificationError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamer import Streaming
-from dejavubench.kvcache import KVLayout
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.loading import load_checkpoint
@@ -443,7 +442,6 @@ def load_model(job: Job, point: Point) -> GPT:
         model.load(random_weights(point.spec, seed, job.device, multiplied), held_in)
     else:
         model.load(random_weights(point.spec, seed), held_in)
-    model.compile(KVLayout(point.kv_layout))
     return model
 
 

@@ -19,6 +19,7 @@ from dejavubench.bench.progress import Progress
 from dejavubench.bench.verify import VerificationError
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
+from dejavubench.kvcache import KVLayout
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import polite_barrier
 
@@ -83,6 +84,7 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                     _give_memory_back()
                     loaded = (key, load_model(job, point))
                 model = loaded[1]
+                model.compile(KVLayout(point.kv_layout), job.side(point).split.ubatch_size)
             polite_barrier(job.world, "load")
             beside = BESIDE if point is points[0] else BESIDE_LATER
             session = PointSession(job, point, model, progress, beside)

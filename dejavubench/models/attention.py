@@ -54,7 +54,7 @@ class Attention:
             first: each request's first position that is no padding, [B]; None where there is none.
         """
         n, stop = q.shape[2], position + q.shape[2]
-        if n == 1 and self._device.type == "cpu":
+        if n == 1 and not q.is_cuda:
             return self._step(q, cache, layer, stop, first)
         q, k, v = (x.to(self._dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
         if first is None and n == 1 and self._group > 1:  # the queries of a group are as many queries of one head
@@ -72,8 +72,8 @@ class Attention:
         from dejavubench.models import cpu_step
 
         slopes = self.slopes.view(-1) if self.alibi else None
-        out = cpu_step.attend(q[:, :, 0].float(), cache, layer, stop, slopes, first)  # [B, H, D]
-        return out.flatten(1).unsqueeze(1).to(self._dtype)
+        out = cpu_step.attend(q.squeeze(2).float(), cache, layer, stop, slopes, first)  # [B, H, D]
+        return out.view(len(out), 1, -1).to(self._dtype)
 
     def _attend_block(
         self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int, first: Tensor | None

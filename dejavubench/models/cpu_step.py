@@ -30,8 +30,8 @@ from dejavubench.models.cpu_numbers import (
     softmax,
     widen,
 )
-from dejavubench.models.cpu_rows import AVX512, LANES, TOTALS, blend, dots, fold, folds, unfold
-from dejavubench.models.cpu_threads import address, compiled, kernel, run, share, thread_number
+from dejavubench.models.cpu_rows import LANES, TOTALS, blend, dots, fold, folds, pairs, unfold
+from dejavubench.models.cpu_threads import address, compiled, kernel, released, run, scratch, share
 from dejavubench.models.parts import Activation
 
 AHEAD = 4096
@@ -41,18 +41,35 @@ TILE = 4
 """Rows of x whose products with the same rows of a weight are summed side by side."""
 
 STREAMS = 4
-"""Rows of a weight that are read side by side, as far as registers last: see :func:`streams`."""
+"""Rows of a weight that are read side by side, as far as registers last."""
 
 
-def streams(rows: int) -> int:
-    """How many rows of a weight meet so many rows of x at once."""
-    return STREAMS if AVX512 or rows <= 2 else 2
+@dataclass(frozen=True)
+class Tiling:
+    """How some rows of x meet a weight.
+
+    Attributes:
+        rows: of x at once; those that are left over come one by one.
+        streams: rows of the weight at once. They come from as many parts of it: each part is a stream that goes on and
+            on, which processors notice and fetch ahead.
+        several: there is a second turn, so that each asks memory for half of what follows: were it all asked for
+            during the first one, memory would be idle during the second.
+    """
+
+    rows: int
+    streams: int
+    several: bool
+
+    @staticmethod
+    @cache
+    def of(rows: int) -> Tiling:
+        tile = min(TILE, 1 << max(1, rows).bit_length() - 1)
+        return Tiling(tile, min(STREAMS, TOTALS // tile), rows > TILE)
 
 
-def prepare(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype = torch.float32) -> None:
-    """Compile what :func:`linear` and :func:`attend` need for weights and a cache of a type, and x of another."""
-    for rows in (1, TILE):
-        _linear_kernel(dtype, multiplied, streams(rows))
+def prepare(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype, rows: int) -> None:
+    """Compile what steps of so many requests need, with weights and a cache of a type and x of another."""
+    _linear_kernel(dtype, multiplied, Tiling.of(rows))
     _attend_kernel(dtype, layout is KVLayout.FT)
 
 
@@ -61,8 +78,8 @@ def prepare(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype = torc
 ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2, "silu": 3}
 """Numbers that a kernel knows them by."""
 
-LinearJob = ctypes.c_int64 * 11
-AttendJob = ctypes.c_int64 * 22
+LinearJob = ctypes.c_int64 * 9
+AttendJob = ctypes.c_int64 * 21
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
@@ -75,58 +92,58 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     Raises:
         TypeError: of other types.
     """
-    half = x.dtype == torch.bfloat16 == weight.dtype
-    if not (half or x.dtype == torch.float32) or any(o is not None and o.dtype != x.dtype for o in (bias, residual)):
-        raise TypeError(f"x of {x.dtype} with a weight of {weight.dtype}; bias and residual must be of x's type")
+    given = x.dtype
+    if not (given == torch.float32 or given == torch.bfloat16 == weight.dtype) or not (
+        (bias is None or bias.dtype == given) and (residual is None or residual.dtype == given)
+    ):
+        raise TypeError(f"x of {given} with a weight of {weight.dtype}; bias and residual must be of x's type")
     outs, ins = weight.shape
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-    out = torch.empty((*x.shape[:-1], outs), dtype=x.dtype)
-    rows = out.numel() // outs
-    sums = torch.empty(rows, outs) if half else out
-    ready = torch.empty(torch.get_num_threads(), rows + 1, ins) if folds(weight.dtype) else None
-    run(
-        _linear_kernel(weight.dtype, x.dtype, streams(rows)),
-        LinearJob(
-            *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr(), sums.data_ptr()),
-            *(address(ready), rows, ins, outs, ACTIVATIONS[activation]),
-        ),
+    out = x.new_empty((*x.shape[:-1], outs))
+    rows = x.numel() // ins
+    job = LinearJob(
+        *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr()),
+        *(rows, ins, outs, ACTIVATIONS[activation]),
     )
+    run(_linear_kernel(weight.dtype, given, Tiling.of(rows)), job)
     return out
 
 
 @cache
-def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
-    itemsize, folded, half = dtype.itemsize, folds(dtype), of_x == torch.bfloat16
-    tile = min(TILE, TOTALS // streams)
-    most, two, one = (dots(dtype, streams, columns, folded=folded) for columns in (tile, 2, 1))
-    last = dots(dtype, 1, 1, folded=folded)
+def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
+    itemsize, itemsize_x, half, paired = dtype.itemsize, of_x.itemsize, of_x == torch.bfloat16, pairs(dtype, of_x)
+    folded = folds(dtype) and not paired
+    taken = of_x if paired else torch.float32  # what the sums take x as
+    tile, streams, several = tiling.rows, tiling.streams, tiling.several
+    fetches, itemsize_taken = streams // 2 if several else streams, taken.itemsize
+    most = dots(dtype, streams, tile, folded=folded, of_x=taken, fetches=fetches)
+    one = most if tile == 1 else dots(dtype, streams, 1, folded=folded, of_x=taken, fetches=fetches)
+    last = dots(dtype, 1, 1, folded=folded, of_x=taken)
 
     @compiled
-    def tiles(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
-        """Some rows of the weight with all rows of x. What follows them is fetched with the first tile."""
-        ahead, row = AHEAD, ins * 4
-        while rows >= tile:
-            most(w, apart, x, row, ins, sums, sums_apart, after, ahead)
-            x, sums, rows, ahead = x + tile * row, sums + tile * sums_apart, rows - tile, 0
-        if tile > 2 and rows >= 2:
-            two(w, apart, x, row, ins, sums, sums_apart, after, ahead)
-            x, sums, rows, ahead = x + 2 * row, sums + 2 * sums_apart, rows - 2, 0
-        if rows:
-            one(w, apart, x, row, ins, sums, sums_apart, after, ahead)
+    def turns(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
+        """Some rows of the weight with all rows of x."""
+        row, m = ins * itemsize_taken, 0
+        ahead = max(AHEAD, 2 * ins * itemsize) if several else AHEAD
+        following = ahead + fetches * apart if several else 0
+        while m <= rows - tile:
+            most(w, apart, x + m * row, row, ins, sums + m * sums_apart, sums_apart, after, ahead)
+            m, ahead, following = m + tile, following, 0
+        if tile > 1:
+            while m < rows:
+                one(w, apart, x + m * row, row, ins, sums + m * sums_apart, sums_apart, after, ahead)
+                m, ahead, following = m + 1, following, 0
 
     @compiled
     def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
-        """Add x · weightᵀ to the sums [rows, columns].
-
-        Rows that are read side by side come from as many parts of the weight: each part is a stream that goes on and
-        on, which processors notice and fetch ahead.
-        """
+        """Add x · weightᵀ to the sums [rows, columns]."""
         part, row = columns // streams, ins * itemsize
         for n in range(part):
-            tiles(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_apart, part * 4)
+            turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_apart, part * 4)
         for n in range(part * streams, columns):
             for m in range(rows):
-                last(weight + n * row, 0, x + m * ins * 4, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
+                at = x + m * ins * itemsize_taken
+                last(weight + n * row, 0, at, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
 
     @compiled
     def prepared(x, rows, ins, into):  # type: ignore[no-untyped-def]
@@ -137,7 +154,7 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
                 wide = carray(floats(into + (m + 1) * ins * 4), ins)
                 widen(carray(halves(x + m * ins * 2), ins), wide)
                 fold(wide, ready)
-            elif folded:
+            else:
                 fold(carray(floats(x + m * ins * 4), ins), ready)
 
     @compiled
@@ -157,10 +174,13 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
 
     @kernel
     def product_of_rows(job):  # type: ignore[no-untyped-def]
-        x, weight, bias, residual, out, sums, ready, rows, ins, outs, activation = carray(job, 11)
+        x, weight, bias, residual, out, rows, ins, outs, activation = carray(job, 9)
         begin, stop = share(outs, STREAMS)
-        columns, apart, itemsize_x = stop - begin, outs * 4, 2 if half else 4
-        sums += begin * 4
+        columns = stop - begin
+        own = scratch((rows * columns * half + (rows + 1) * ins * folded) * 4)
+        sums, apart = out + begin * 4, outs * 4
+        if half:
+            sums, apart = own, columns * 4
         for m in range(rows):
             row = carray(floats(sums + m * apart), columns)
             row[:] = np.float32(0)
@@ -169,7 +189,7 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
             elif bias:
                 add(carray(floats(bias + begin * 4), columns), row)
         if folded:
-            ready += thread_number() * (rows + 1) * ins * 4
+            ready = own + rows * columns * half * 4
             prepared(x, rows, ins, ready)
             x = ready
         product(x, rows, ins, weight + begin * ins * itemsize, columns, sums, apart)
@@ -177,6 +197,7 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, streams: int) -> Any:
             at = (m * outs + begin) * itemsize_x
             there = residual + at if residual else 0
             finish(carray(floats(sums + m * apart), columns), activation, there, out + at)
+        released(own)
 
     return product_of_rows
 
@@ -205,13 +226,12 @@ def attend(
     assert slopes is None or slopes.numel() == heads
     group, way = heads // cache.geometry.heads, _way(cache.geometry)
     out = torch.empty(requests, heads, size)
-    working = torch.empty(torch.get_num_threads(), 2 * size + stop * group)
     by_request, by_head, _ = q.stride()
     run(
         _attend_kernel(cache.k.dtype, cache.geometry.layout is KVLayout.FT),
         AttendJob(
             *(q.data_ptr(), cache.k.data_ptr() + layer * way.layer, cache.v.data_ptr() + layer * way.layer),
-            *(out.data_ptr(), working.data_ptr(), address(slopes), address(first)),
+            *(out.data_ptr(), address(slopes), address(first)),
             *(requests, heads // group, group, stop, size, way.piece, *way.k, *way.v, by_request * 4, by_head * 4),
         ),
     )
@@ -252,37 +272,59 @@ def _way(geometry: KVGeometry) -> Way:
 
 
 @compiled
-def _far(apart):  # type: ignore[no-untyped-def]
-    """How far ahead of a row lies one that will be read soon."""
-    return (AHEAD + apart - 1) // apart * apart
+def _fetched(rows, count, apart, nbytes, following):  # type: ignore[no-untyped-def]
+    """What to ask memory for beside each of ``count`` rows of so many bytes: until when one that comes soon, how far
+    ahead that is, and how far from then on, where it is what comes after the rows (0: nothing does)."""
+    if not following:
+        return count, 0, 0
+    soon = (AHEAD + nbytes - 1) // nbytes
+    last = max(0, count - soon)
+    return last, soon * apart, following - (rows + last * apart)
 
 
 @cache
 def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
     """Args: in_vectors: keys lie as ``ft`` has them, each in pieces of 16 bytes."""
-    values_fold = folds(dtype)
+    itemsize, values_fold = dtype.itemsize, folds(dtype)
+    once = STREAMS if in_vectors else 1  # pieces of neighbours lie in one line: they are no streams
     keys_fold = values_fold and not in_vectors
     lanes = min(LANES, FT_VECTOR_BYTES // dtype.itemsize) if in_vectors else LANES
-    four, one = (dots(dtype, keys, 1, lanes, keys_fold) for keys in (4, 1))
-    values = blend(dtype)
+    most = dots(dtype, STREAMS, 1, lanes, keys_fold, fetches=1 if in_vectors else STREAMS)
+    one = dots(dtype, 1, 1, lanes, keys_fold)
+    values, value = (blend(dtype, streams) for streams in (STREAMS, 1))
 
     @compiled
-    def score(q, k, apart, count, size, scores, ahead):  # type: ignore[no-untyped-def]
+    def score(q, k, apart, count, size, scores, following):  # type: ignore[no-untyped-def]
         """Add the products of ``count`` keys' pieces with that of the query."""
-        for s in range(0, count - 3, 4):
-            four(k + s * apart, apart, q, 0, size, scores + s * 4, 0, 4, ahead)
-        for s in range(count // 4 * 4, count):
+        part = count // STREAMS
+        last, ahead, beyond = _fetched(k, part * once, apart, size * itemsize, following)
+        for s in range(0, part * once, once):
+            if s >= last:
+                ahead = beyond
+            between = 1 if in_vectors else part
+            most(k + s * apart, between * apart, q, 0, size, scores + s * 4, 0, between * 4, ahead)
+        for s in range(part * STREAMS, count):
             one(k + s * apart, 0, q, 0, size, scores + s * 4, 0, 4, 0)
+
+    @compiled
+    def blended(p, v, apart, count, size, out, following):  # type: ignore[no-untyped-def]
+        """Add the sum of ``count`` values, each by its factor, to ``out``."""
+        part = count // STREAMS
+        last, ahead, beyond = _fetched(v, part, apart, size * itemsize, following)
+        begin, stop = 0, last
+        for _ in range(2):
+            values(p, v, apart, part, begin, stop, size, out, ahead)
+            begin, stop, ahead = last, part, beyond
+        value(p, v, apart, 0, part * STREAMS, count, size, out, 0)
 
     @kernel
     def attention(job):  # type: ignore[no-untyped-def]
-        q, k, v, out, working, slopes, firsts = carray(job, 22)[:7]
-        requests, heads, group, stop, size, piece = carray(job, 22)[7:13]
-        k_request, k_head, k_position, k_piece, v_request, v_head, v_position = carray(job, 22)[13:20]
-        q_request, q_head = carray(job, 22)[20:]
-        query = working + thread_number() * (2 * size + group * stop) * 4
+        q, k, v, out, slopes, firsts, requests, heads, group, stop, size, piece = carray(job, 21)[:12]
+        k_request, k_head, k_position, k_piece, v_request, v_head, v_position = carray(job, 21)[12:19]
+        q_request, q_head = carray(job, 21)[19:]
+        query = scratch((2 * size + group * stop) * 4)
         scaled, folded = carray(floats(query), size), carray(floats(query + size * 4), size)
-        mine, scale = query + 2 * size * 4, np.float32(1 / np.sqrt(size))
+        mine, scale, pieces = query + 2 * size * 4, np.float32(1 / np.sqrt(size)), size // piece
         begin, end = share(requests * heads, 1)
         for number in range(begin, end):
             request, head = number // heads, number % heads
@@ -291,6 +333,7 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
                 first = carray(integers(firsts), requests)[request]
             count = stop - first
             keys = k + request * k_request + head * k_head + first * k_position
+            rows = v + request * v_request + head * v_head + first * v_position
             for member in range(group):
                 given = carray(floats(q + request * q_request + (head * group + member) * q_head), size)
                 for d in range(size):
@@ -303,8 +346,8 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
                     slope = carray(floats(slopes), heads * group)[head * group + member]
                 for s in range(count):
                     scores[s] = slope * np.float32(s + 1 - count)
-                for part in range(size // piece):
-                    ahead = 0 if member else _far(k_position)
+                for part in range(pieces):
+                    following = keys + (part + 1) * k_piece if part + 1 < pieces else rows
                     score(
                         query + (size * keys_fold + part * piece) * 4,
                         keys + part * k_piece,
@@ -312,23 +355,19 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
                         count,
                         piece,
                         mine + member * stop * 4,
-                        ahead,
+                        0 if member else following,
                     )
                 softmax(scores)
-            rows = v + request * v_request + head * v_head + first * v_position
+            following = 0
+            if number + 1 < end:
+                following = k + (number + 1) // heads * k_request + (number + 1) % heads * k_head + first * k_position
             for member in range(group):
                 into = out + (number * group + member) * size * 4
                 there = query if values_fold else into
-                values(
-                    mine + member * stop * 4,
-                    rows,
-                    v_position,
-                    count,
-                    size,
-                    there,
-                    0 if member else _far(v_position),
-                )
+                carray(floats(there), size)[:] = np.float32(0)
+                blended(mine + member * stop * 4, rows, v_position, count, size, there, 0 if member else following)
                 if values_fold:
                     unfold(scaled, carray(floats(into), size))
+        released(query)
 
     return attention

@@ -23,6 +23,9 @@ for _name in ("omp_get_thread_num", "omp_get_num_threads"):
     binding.add_symbol(_name, ctypes.cast(getattr(OPENMP, _name), ctypes.c_void_p).value)
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+_aligned = types.ExternalFunction("aligned_alloc", types.intp(types.intp, types.intp))
+released = types.ExternalFunction("free", types.void(types.intp))
+"""Gives back what :func:`scratch` took."""
 
 COMPILED: Any = {"boundscheck": False, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
@@ -38,6 +41,12 @@ def run(kernel: Any, job: Any) -> None:
 def address(tensor: Tensor | None) -> int:
     """Where its elements are; 0 where there is none."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+@compiled
+def scratch(nbytes: int) -> int:
+    """The address of so many bytes, from the beginning of a line on, which are this thread's until ``released``."""
+    return _aligned(64, (nbytes + 63) // 64 * 64)
 
 
 @compiled

@@ -168,12 +168,12 @@ class GPT:
         for slot in self.slots:
             slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
-    def compile(self, layout: KVLayout) -> None:
-        """On a CPU: the kernels of decode steps over caches of this layout, for no step is to wait for its own."""
+    def compile(self, layout: KVLayout, ubatch_size: int) -> None:
+        """On a CPU: the kernels of decode steps over such caches, for no step is to wait for its own."""
         if self.device.type == "cpu":
             from dejavubench.models import cpu_step
 
-            cpu_step.prepare(self.dtype, layout, self.compute_dtype)
+            cpu_step.prepare(self.dtype, layout, self.compute_dtype, ubatch_size)
 
     @property
     def parameters(self) -> int:
@@ -299,9 +299,10 @@ class GPT:
     def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> tuple[Tensor, ...]:
         """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
         keys = self.heads.size
-        rows = qkv.unflatten(-1, (-1, self.spec.size_per_head)).transpose(1, 2)
-        q, k, v = rows.split([keys * self.spec.group, keys, keys], dim=1)
-        q, k = (norm(x) for norm, x in zip(layer.qk_norm, (q, k), strict=True))
+        requests, new, _ = qkv.shape
+        rows = qkv.view(requests, new, -1, self.spec.size_per_head).transpose(1, 2)
+        q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
+        q, k = layer.qk_norm[0](q), layer.qk_norm[1](k)
         if self.rotary is not None:
             q, k = self.rotary(q, position), self.rotary(k, position)
         return q, k, v

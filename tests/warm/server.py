@@ -162,7 +162,7 @@ def _prepare() -> None:
 
     for layout in (KVLayout.HND, KVLayout.FT):
         for dtype in (DTYPES["fp32"], DTYPES["bf16"]):
-            cpu_step.prepare(dtype, layout)
+            cpu_step.prepare(dtype, layout, DTYPES["fp32"], 2)
 
 
 if __name__ == "__main__":
