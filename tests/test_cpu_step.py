@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout
-from dejavubench.models import cpu_linear, cpu_numbers, cpu_rows, cpu_step
-from dejavubench.models.parts import ACTIVATIONS, Activation
+from dejavubench.models import cpu_amx, cpu_linear, cpu_numbers, cpu_rows, cpu_step
+from dejavubench.models.parts import ACTIVATIONS, Activation, Norm, RMSNorm, same
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -63,6 +63,7 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activat
     activation=st.sampled_from(list(ACTIVATIONS)),
     with_bias=st.booleans(),
     with_residual=st.booleans(),
+    normalised=st.sampled_from(["", "mean and variance", "mean square"]),
     threads=st.integers(1, 3),
 )
 def test_a_linear_of_few_rows_is_that_of_torch(
@@ -74,6 +75,7 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     activation: Activation,
     with_bias: bool,
     with_residual: bool,
+    normalised: str,
     threads: int,
 ) -> None:
     """Whatever is left over of vectors, tiles and threads."""
@@ -82,9 +84,15 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     x, weight = drawn(rows, ins, dtype=dtype), drawn(outs, ins, dtype=weights, seed=1) * ins**-0.5
     bias = drawn(outs, dtype=dtype, seed=2) if with_bias else None
     residual = drawn(rows, outs, dtype=dtype, seed=3) if with_residual else None
-    before = None if residual is None else residual.clone()
-    ours = cpu_step.linear(x, weight, bias, activation, residual)
-    close(ours, expected(x, weight, bias, activation, residual), dtype)
+    before, norm, exact = None if residual is None else residual.clone(), same, x.float()
+    if normalised:
+        of_norm = [1 + 0.1 * drawn(ins, dtype=dtype, seed=seed) for seed in (4, 5)]
+        rms = normalised == "mean square"
+        norm = RMSNorm(of_norm[0], 1e-2) if rms else Norm(of_norm[0], of_norm[1], 1e-2)
+        wide = [each.float() for each in of_norm]
+        exact = (RMSNorm(wide[0], 1e-2) if rms else Norm(wide[0], wide[1], 1e-2))(exact)
+    ours = cpu_step.linear(x, weight, bias, activation, residual, norm)
+    close(ours, expected(exact, weight, bias, activation, residual), dtype)
     assert residual is None or torch.equal(residual, before)
 
 
@@ -102,6 +110,18 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
     cpu_step._linear_kernel.cache_clear()
 
 
+@pytest.mark.skipif(not cpu_amx.usable(), reason="this CPU has no AMX")
+def test_tiles_of_amx_multiply_what_they_are_given() -> None:
+    torch.set_num_threads(2)
+    for rows, outs, ins in product((5, 8, 15, 16), (1, 15, 16, 17, 63, 64, 70), (32, 64, 96, 768)):
+        x, weight = (drawn(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, outs))
+        assert cpu_step.Tiling.of(rows, ins, torch.bfloat16, torch.bfloat16).amx
+        norm = RMSNorm(drawn(ins, dtype=torch.bfloat16), 1e-5)
+        exact = norm(x).float()
+        close(cpu_step.linear(x, weight, None), expected(x, weight, None, "none", None), torch.bfloat16)
+        close(cpu_step.linear(x, weight, None, norm=norm), expected(exact, weight, None, "none", None), torch.bfloat16)
+
+
 def test_activations_are_those_of_torch_far_from_zero() -> None:
     x, one = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
     for activation in ACTIVATIONS:
@@ -115,13 +135,9 @@ def test_leading_axes_stay() -> None:
 
 @pytest.mark.parametrize("weights", TYPES)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-@pytest.mark.parametrize("amx", [False, True], ids=["", "amx"])
-@pytest.mark.parametrize("rows", [8, 9, 16, 17, 32, 33, 127, 128])
-def test_every_way_of_a_linear_is_that_of_torch(
-    rows: int, amx: bool, activation: Activation, weights: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("rows", [4, 5, 16, 17, 32, 33, 127, 128])
+def test_every_way_of_a_linear_is_that_of_torch(rows: int, activation: Activation, weights: torch.dtype) -> None:
     """On either side of every number of rows where the way changes; bf16 is right also where it is slow."""
-    monkeypatch.setattr(cpu_linear, "amx", lambda: amx)
     for dtype in (torch.float32, torch.bfloat16) if weights == torch.bfloat16 else (torch.float32,):
         x, weight = drawn(rows, 48, dtype=dtype), drawn(40, 48, dtype=weights) * 0.15
         for bias, residual in ((None, None), (drawn(40, dtype=dtype), drawn(rows, 40, dtype=dtype))):
@@ -246,7 +262,7 @@ from dejavubench.models import cpu_step
 torch.set_num_threads(3)
 torch.ones(1 << 20).sum()
 threads = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Threads:"))
-before, where = threads(), torch.zeros(3, dtype=torch.int64)
+where = torch.zeros(3, dtype=torch.int64)
 from dejavubench.models.cpu_threads import kernel, run, thread_number
 from dejavubench.models.cpu_numbers import integers
 from numba import carray
@@ -254,6 +270,7 @@ from numba import carray
 def work(job):
     carray(integers(carray(job, 1)[0]), 3)[thread_number()] += 1
 import ctypes
+before = threads()  # compiling may have started those of other libraries
 run(work, (ctypes.c_int64 * 1)(where.data_ptr()))
 print(where.tolist(), threads() - before)
 """

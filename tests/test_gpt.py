@@ -23,6 +23,7 @@ from dejavubench.kvcache import KVCache, KVLayout
 from dejavubench.models.attention import BLOCK, alibi_slopes
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
 from dejavubench.models.gpt import GPT
+from dejavubench.models.parts import largest
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.specs import ModelSpec
@@ -307,6 +308,15 @@ class Gathered:
     def all_gather(self, x: Tensor) -> Tensor:
         self.parts.append(x)
         return torch.stack([self.parts[i % len(self.parts)] for i in range(3)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 512, 1000])
+def test_the_largest_is_the_first_of_equals(size: int, dtype: torch.dtype) -> None:
+    x = torch.randint(-20, 20, (50, size), generator=torch.Generator().manual_seed(size)).to(dtype)
+    value, place = largest(x)
+    assert torch.equal(value, x.amax(-1))
+    assert place.tolist() == [row.index(max(row)) for row in x.tolist()]
 
 
 def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dejavubench.kvcache import Span
 from dejavubench.models import cpu_step
-from dejavubench.models.parts import ACTIVATIONS, Activation
+from dejavubench.models.parts import ACTIVATIONS, Activation, Part, same
 
 FUSED: dict[Activation, tuple[str, str]] = {
     "none": ("none", ""),
@@ -32,12 +32,6 @@ WIDENED = 16 << 20
 
 
 @functools.cache
-def amx() -> bool:
-    """Whether this CPU has AMX, which multiplies more rows of bf16 in the time that it takes to read the weights."""
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
-@functools.cache
 def can_fuse() -> bool:
     """Whether torch's oneDNN multiplies bf16 here."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -47,16 +41,22 @@ def most_step_rows(x: torch.dtype, weight: torch.dtype) -> int:
     """Rows up to which :mod:`.cpu_step` is faster than torch; it does not give fp16."""
     if x == torch.float16:
         return 0
-    if x != weight:
-        return 32
-    return 8 if x == torch.bfloat16 and amx() else 16
+    return 16 if x == weight else 32
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
-    """activation(x · weightᵀ + bias) + residual; x [..., in], weight [out, in] of x's type or of one to be widened."""
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation,
+    residual: Tensor | None,
+    norm: Part = same,
+) -> Tensor:
+    """activation(norm(x) · weightᵀ + bias) + residual; x [..., in], weight [out, in], of x's type or to be widened."""
     rows = x.numel() // x.shape[-1]
     if rows <= most_step_rows(x.dtype, weight.dtype):
-        return cpu_step.linear(x, weight, bias, activation, residual)
+        return cpu_step.linear(x, weight, bias, activation, residual, norm)
+    x = norm(x)
     if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS and can_fuse():
         return _fused(x, weight, bias, activation, residual)
     if x.dtype == weight.dtype != torch.bfloat16:

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from dejavubench.models.cpu_rows import FLOAT, INT16, INT64, as_pointer
+from dejavubench.models.cpu_rows import FLOAT, INT16, INT32, INT64, as_pointer
 from dejavubench.models.cpu_threads import compiled
 
 
@@ -25,6 +25,12 @@ def floats(typing: Any, address: Any) -> Any:
 def halves(typing: Any, address: Any) -> Any:
     """The bf16 elements at an address, for ``carray``."""
     return types.CPointer(types.uint16)(types.intp), as_pointer(INT16)
+
+
+@intrinsic
+def integers32(typing: Any, address: Any) -> Any:
+    """The int32 elements at an address, for ``carray``."""
+    return types.CPointer(types.int32)(types.intp), as_pointer(INT32)
 
 
 @intrinsic
@@ -56,6 +62,12 @@ def narrow(x, into):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def copy(x, into):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        into[i] = x[i]
+
+
+@compiled
 def add(x, to):  # type: ignore[no-untyped-def]
     for i in range(len(x)):
         to[i] += x[i]
@@ -65,6 +77,34 @@ def add(x, to):  # type: ignore[no-untyped-def]
 def add_widened(x, to):  # type: ignore[no-untyped-def]
     for i in range(len(x)):
         to[i] += wide(x[i])
+
+
+@compiled
+def multiply(x, by):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] *= by[i]
+
+
+@compiled
+def multiply_widened(x, by):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] *= wide(by[i])
+
+
+@compiled
+def standardise(x, centred, eps):  # type: ignore[no-untyped-def]
+    """x / √(mean of x² + eps), if ``centred`` once its mean is subtracted: what RMSNorm and LayerNorm begin with."""
+    mean, square = np.float32(0), np.float32(0)
+    if centred:
+        for i in range(len(x)):
+            mean += x[i]
+        mean /= np.float32(len(x))
+    for i in range(len(x)):
+        x[i] -= mean
+        square += x[i] * x[i]
+    scale = np.float32(1 / np.sqrt(square / np.float32(len(x)) + np.float32(eps)))
+    for i in range(len(x)):
+        x[i] *= scale
 
 
 @njit(error_model="numpy", fastmath={"contract", "nsz"})  # in this order: the constant's two parts are no slip

@@ -128,7 +128,7 @@ def dots(
     assert not paired or pairs(dtype, of_x)
     apiece = max(1, TOTALS // (rows * columns))  # totals for each sum: one alone would wait for its last addition
 
-    def sums(emit: _Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]) -> None:
+    def sums(emit: Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]) -> None:
         w, apart, x, x_apart, _, out, out_apart, after, ahead = job
         halves, in_pairs = folded and unit > 1, paired and unit == 2 * LANES
         vector = unit // 2 if halves or in_pairs else unit
@@ -163,7 +163,7 @@ def dots(
     else:
         units = {line: lanes, lanes: lanes, 1: 1}
 
-    def body(emit: _Emitter, job: Sequence[Value]) -> None:
+    def body(emit: Emitter, job: Sequence[Value]) -> None:
         def span(width: int, begin: Value, stop: Value) -> None:
             sums(emit, width, units[width], begin, stop, job)
 
@@ -171,7 +171,7 @@ def dots(
 
     @intrinsic
     def function(typing, w, apart, x, x_apart, n, out, out_apart, after, ahead):  # type: ignore[no-untyped-def]
-        return _emitting(9, body)
+        return emitting(9, body)
 
     return function
 
@@ -184,7 +184,7 @@ def blend(dtype: torch.dtype, streams: int) -> Any:
     of fp32. Memory is asked for the lines ``ahead`` of those that are read of v.
     """
 
-    def sums(emit: _Emitter, width: int, unit: int, d: Value, job: Sequence[Value]) -> None:
+    def sums(emit: Emitter, width: int, unit: int, d: Value, job: Sequence[Value]) -> None:
         p, v, apart, part, begin, stop, _, out, ahead = job
         halves = folds(dtype) and unit > 1
         vector = unit // 2 if halves else unit
@@ -208,7 +208,7 @@ def blend(dtype: torch.dtype, streams: int) -> Any:
     whole = 2 * LANES if folds(dtype) else LANES
     units = {PIECES * LANES: whole, whole: whole, LANES: LANES, 1: 1}
 
-    def body(emit: _Emitter, job: Sequence[Value]) -> None:
+    def body(emit: Emitter, job: Sequence[Value]) -> None:
         def span(width: int, begin: Value, stop: Value) -> None:
             with emit.steps(begin, stop, width) as d:
                 sums(emit, width, units[width], d, job)
@@ -217,22 +217,22 @@ def blend(dtype: torch.dtype, streams: int) -> Any:
 
     @intrinsic
     def function(typing, p, v, apart, part, begin, stop, n, out, ahead):  # type: ignore[no-untyped-def]
-        return _emitting(9, body)
+        return emitting(9, body)
 
     return function
 
 
-def _emitting(arguments: int, body: Callable[[_Emitter, Sequence[Value]], None]) -> Any:
+def emitting(arguments: int, body: Callable[[Emitter, Sequence[Value]], None]) -> Any:
     """What numba asks of an intrinsic: its signature, of so many integers, and what writes it into its caller."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
-        body(_Emitter(builder), values)
+        body(Emitter(builder), values)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * arguments), emit
 
 
-class _Emitter:
+class Emitter:
     """Writes the instructions of one function."""
 
     def __init__(self, builder: Any) -> None:
@@ -260,16 +260,25 @@ class _Emitter:
                 work(width, begin, stop)
             begin = stop
 
+    def half(self, of: Value) -> Value:
+        return self._builder.lshr(of, INT64(1))
+
+    def pointer(self, at: Value, to: Any) -> Value:
+        return self._builder.inttoptr(at, to.as_pointer())
+
+    def call(self, name: str, *values: Value) -> None:
+        """An instruction of this CPU's, by LLVM's name, that returns nothing."""
+        declared = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        self._builder.call(cgutils.get_or_insert_function(self._builder.module, declared, name), values)
+
     def fetch(self, at: Value, ahead: Value) -> None:
-        declared = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT32, INT32, INT32])
-        function = cgutils.get_or_insert_function(self._builder.module, declared, "llvm.prefetch.p0")
-        pointer = self._builder.inttoptr(self._builder.add(at, ahead), BYTE.as_pointer())
+        pointer = self.pointer(self._builder.add(at, ahead), BYTE)
         # to read, data; into the second cache, for the first one has no room beside x
-        self._builder.call(function, [pointer, INT32(0), INT32(2), INT32(1)])
+        self.call("llvm.prefetch.p0", pointer, INT32(0), INT32(2), INT32(1))
 
     def widened(self, at: Value, dtype: torch.dtype, lanes: int) -> Value:
         read = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
-        pointer = self._builder.inttoptr(at, ir.VectorType(read, lanes).as_pointer())
+        pointer = self.pointer(at, ir.VectorType(read, lanes))
         value = self._builder.load(pointer, align=dtype.itemsize)
         if read is HALF:
             return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
@@ -280,7 +289,7 @@ class _Emitter:
 
     def words(self, at: Value, lanes: int) -> Value:
         """Twice as many bf16, two in a word."""
-        pointer = self._builder.inttoptr(at, ir.VectorType(INT32, lanes).as_pointer())
+        pointer = self.pointer(at, ir.VectorType(INT32, lanes))
         return self._builder.load(pointer, align=2)
 
     def both(self, at: Value, lanes: int) -> list[Value]:
@@ -292,7 +301,7 @@ class _Emitter:
 
     def spread(self, at: Value, lanes: int) -> Value:
         """One fp32 in every lane."""
-        value = self._builder.load(self._builder.inttoptr(at, FLOAT.as_pointer()))
+        value = self._builder.load(self.pointer(at, FLOAT))
         vector = ir.VectorType(FLOAT, lanes)
         first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, INT32(0))
         mask = ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes)
@@ -326,11 +335,11 @@ class _Emitter:
         return self._builder.call(function, [FLOAT(0.0), first], fastmath=("reassoc",))
 
     def add_to(self, at: Value, value: Value) -> None:
-        pointer = self._builder.inttoptr(at, FLOAT.as_pointer())
+        pointer = self.pointer(at, FLOAT)
         self._builder.store(self._builder.fadd(self._builder.load(pointer), value), pointer)
 
     def add_vector(self, at: Value, total: Value, lanes: int) -> None:
-        pointer = self._builder.inttoptr(at, ir.VectorType(FLOAT, lanes).as_pointer())
+        pointer = self.pointer(at, ir.VectorType(FLOAT, lanes))
         sum_of_both = self._builder.fadd(self._builder.load(pointer, align=4), self._builder.load(total))
         self._builder.store(sum_of_both, pointer, align=4)
 

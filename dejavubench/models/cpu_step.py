@@ -17,22 +17,27 @@ from numba import carray
 from torch import Tensor
 
 from dejavubench.kvcache import FT_VECTOR_BYTES, KVCache, KVGeometry, KVLayout
+from dejavubench.models import cpu_amx
 from dejavubench.models.cpu_numbers import (
     add,
     add_widened,
+    copy,
     floats,
     gelu,
     halves,
     integers,
+    multiply,
+    multiply_widened,
     narrow,
     relu,
     silu,
     softmax,
+    standardise,
     widen,
 )
 from dejavubench.models.cpu_rows import LANES, TOTALS, blend, dots, fold, folds, pairs, unfold
 from dejavubench.models.cpu_threads import address, compiled, kernel, released, run, scratch, share
-from dejavubench.models.parts import Activation
+from dejavubench.models.parts import Activation, Norm, Part, RMSNorm, same
 
 AHEAD = 4096
 """Bytes between what is read and what memory is asked for meanwhile: 1 KiB was slower, 16 KiB no faster."""
@@ -54,22 +59,26 @@ class Tiling:
             on, which processors notice and fetch ahead.
         several: there is a second turn, so that each asks memory for half of what follows: were it all asked for
             during the first one, memory would be idle during the second.
+        amx: all rows by :mod:`.cpu_amx` instead.
     """
 
     rows: int
     streams: int
     several: bool
+    amx: bool = False
 
     @staticmethod
     @cache
-    def of(rows: int) -> Tiling:
+    def of(rows: int, ins: int, dtype: torch.dtype, of_x: torch.dtype) -> Tiling:
+        if dtype == of_x == torch.bfloat16 and rows > TILE and cpu_amx.takes(rows, ins):
+            return Tiling(TILE, 1, several=False, amx=True)
         tile = min(TILE, 1 << max(1, rows).bit_length() - 1)
         return Tiling(tile, min(STREAMS, TOTALS // tile), rows > TILE)
 
 
 def prepare(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype, rows: int) -> None:
     """Compile what steps of so many requests need, with weights and a cache of a type and x of another."""
-    _linear_kernel(dtype, multiplied, Tiling.of(rows))
+    _linear_kernel(dtype, multiplied, Tiling.of(rows, cpu_amx.DEPTH, dtype, multiplied))
     _attend_kernel(dtype, layout is KVLayout.FT)
 
 
@@ -78,21 +87,33 @@ def prepare(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype, rows:
 ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "relu": 2, "silu": 3}
 """Numbers that a kernel knows them by."""
 
-LinearJob = ctypes.c_int64 * 9
+LinearJob = ctypes.c_int64 * 12
 AttendJob = ctypes.c_int64 * 21
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
-    """activation(x · weightᵀ + bias) + residual, rounded once.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation = "none",
+    residual: Tensor | None = None,
+    norm: Part = same,
+) -> Tensor:
+    """activation(norm(x) · weightᵀ + bias) + residual, rounded once.
 
     Args:
-        x: [..., in], like bias and residual of fp32, or of bf16 where the weight is.
+        x: [..., in], like bias, residual and norm of fp32, or of bf16 where the weight is.
         weight: [out, in], contiguous.
 
     Raises:
         TypeError: of other types.
     """
-    given = x.dtype
+    given, gamma, beta, eps = x.dtype, 0, 0, 0.0
+    if isinstance(norm, Norm | RMSNorm) and norm.weight.dtype == given:
+        gamma, eps = norm.weight.data_ptr(), norm.eps
+        beta = norm.bias.data_ptr() if isinstance(norm, Norm) else 0
+    else:
+        x = norm(x)
     if not (given == torch.float32 or given == torch.bfloat16 == weight.dtype) or not (
         (bias is None or bias.dtype == given) and (residual is None or residual.dtype == given)
     ):
@@ -103,27 +124,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     rows = x.numel() // ins
     job = LinearJob(
         *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr()),
-        *(rows, ins, outs, ACTIVATIONS[activation]),
+        *(rows, ins, outs, ACTIVATIONS[activation], gamma, beta, _bits(eps)),
     )
-    run(_linear_kernel(weight.dtype, given, Tiling.of(rows)), job)
+    run(_linear_kernel(weight.dtype, given, Tiling.of(rows, ins, weight.dtype, given)), job)
     return out
 
 
 @cache
-def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
-    itemsize, itemsize_x, half, paired = dtype.itemsize, of_x.itemsize, of_x == torch.bfloat16, pairs(dtype, of_x)
-    folded = folds(dtype) and not paired
-    taken = of_x if paired else torch.float32  # what the sums take x as
+def _bits(number: float) -> int:
+    """A fraction as a job holds it."""
+    return int(np.float64(number).view(np.int64))
+
+
+@cache
+def _product(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
+    """Args: of_x: as :func:`~.cpu_rows.dots` takes x, folded where it is fp32 and the weight's type :func:`~.folds`."""
     tile, streams, several = tiling.rows, tiling.streams, tiling.several
-    fetches, itemsize_taken = streams // 2 if several else streams, taken.itemsize
-    most = dots(dtype, streams, tile, folded=folded, of_x=taken, fetches=fetches)
-    one = most if tile == 1 else dots(dtype, streams, 1, folded=folded, of_x=taken, fetches=fetches)
-    last = dots(dtype, 1, 1, folded=folded, of_x=taken)
+    folded, fetches = folds(dtype) and of_x == torch.float32, streams // 2 if several else streams
+    itemsize, itemsize_x = dtype.itemsize, of_x.itemsize
+    most = dots(dtype, streams, tile, folded=folded, of_x=of_x, fetches=fetches)
+    one = most if tile == 1 else dots(dtype, streams, 1, folded=folded, of_x=of_x, fetches=fetches)
+    last = dots(dtype, 1, 1, folded=folded, of_x=of_x)
 
     @compiled
     def turns(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
         """Some rows of the weight with all rows of x."""
-        row, m = ins * itemsize_taken, 0
+        row, m = ins * itemsize_x, 0
         ahead = max(AHEAD, 2 * ins * itemsize) if several else AHEAD
         following = ahead + fetches * apart if several else 0
         while m <= rows - tile:
@@ -142,20 +168,45 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any
             turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_apart, part * 4)
         for n in range(part * streams, columns):
             for m in range(rows):
-                at = x + m * ins * itemsize_taken
+                at = x + m * ins * itemsize_x
                 last(weight + n * row, 0, at, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
 
+    return product
+
+
+@cache
+def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
+    itemsize, itemsize_x, half, amx = dtype.itemsize, of_x.itemsize, of_x == torch.bfloat16, tiling.amx
+    paired = amx or pairs(dtype, of_x)
+    folded = folds(dtype) and not paired
+    taken = of_x if paired else torch.float32  # what the sums take x as
+    product = cpu_amx.product if amx else _product(dtype, taken, tiling)
+
     @compiled
-    def prepared(x, rows, ins, into):  # type: ignore[no-untyped-def]
-        """x as the sums take it: of fp32, and folded if they are."""
+    def prepared(x, gamma, beta, eps, rows, ins, into):  # type: ignore[no-untyped-def]
+        """x as the sums take it: normalised and folded if they ask for it; each row first in the place after all."""
+        row = carray(floats(into + rows * ins * 4), ins)
         for m in range(rows):
-            ready = carray(floats(into + m * ins * 4), ins)
-            if half:  # is folded in the place of the row that comes next
-                wide = carray(floats(into + (m + 1) * ins * 4), ins)
-                widen(carray(halves(x + m * ins * 2), ins), wide)
-                fold(wide, ready)
+            if half:
+                widen(carray(halves(x + m * ins * 2), ins), row)
             else:
-                fold(carray(floats(x + m * ins * 4), ins), ready)
+                copy(carray(floats(x + m * ins * 4), ins), row)
+            if gamma:
+                standardise(row, beta != 0, eps)
+                if half:
+                    multiply_widened(row, carray(halves(gamma), ins))
+                else:
+                    multiply(row, carray(floats(gamma), ins))
+            if beta and half:
+                add_widened(carray(halves(beta), ins), row)
+            elif beta:
+                add(carray(floats(beta), ins), row)
+            if paired:
+                narrow(row, carray(halves(into + m * ins * 2), ins))
+            elif folded:
+                fold(row, carray(floats(into + m * ins * 4), ins))
+            else:
+                copy(row, carray(floats(into + m * ins * 4), ins))
 
     @compiled
     def finish(sums, activation, residual, out):  # type: ignore[no-untyped-def]
@@ -174,10 +225,10 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any
 
     @kernel
     def product_of_rows(job):  # type: ignore[no-untyped-def]
-        x, weight, bias, residual, out, rows, ins, outs, activation = carray(job, 9)
+        x, weight, bias, residual, out, rows, ins, outs, activation, gamma, beta, eps = carray(job, 12)
         begin, stop = share(outs, STREAMS)
         columns = stop - begin
-        own = scratch((rows * columns * half + (rows + 1) * ins * folded) * 4)
+        own = scratch((rows * columns * half + (rows + 1) * ins) * 4)
         sums, apart = out + begin * 4, outs * 4
         if half:
             sums, apart = own, columns * 4
@@ -188,9 +239,9 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any
                 add_widened(carray(halves(bias + begin * 2), columns), row)
             elif bias:
                 add(carray(floats(bias + begin * 4), columns), row)
-        if folded:
+        if folded or gamma:
             ready = own + rows * columns * half * 4
-            prepared(x, rows, ins, ready)
+            prepared(x, gamma, beta, np.int64(eps).view(np.float64), rows, ins, ready)
             x = ready
         product(x, rows, ins, weight + begin * ins * itemsize, columns, sums, apart)
         for m in range(rows):

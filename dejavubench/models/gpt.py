@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention
-from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, same
+from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, largest, same
 from dejavubench.models.rope import Rotary
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
 from dejavubench.specs import ModelSpec
@@ -229,7 +229,7 @@ class GPT:
         if self.shard.first:
             x = self._embed(x, position, first)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, layer.qkv(layer.before[0](x)), position)
+            q, k, v = self._heads(layer, layer.qkv(x, norm=layer.before[0]), position)
             if isinstance(position, int):
                 cache.store(number, position, k, v)
                 if on_layer is not None:
@@ -238,7 +238,7 @@ class GPT:
             else:
                 attended = self._store_and_attend(q, k, v, cache, number, position)
             x = layer.after[0](self._sum(layer.out, attended, x))
-            x = layer.after[1](self._sum(layer.down, self._inner(layer.up, layer.before[1](x)), x))
+            x = layer.after[1](self._sum(layer.down, self._inner(layer, x), x))
         if self.head is None:
             return x
         return self.head(self.project_out(self.final_norm(x[:, -1])))
@@ -246,7 +246,7 @@ class GPT:
     @torch.inference_mode()
     def greedy(self, logits: Tensor) -> Tensor:
         """The most likely token of each request, [B], over the whole vocabulary; of equals the lowest."""
-        value, index = logits.max(-1)
+        value, index = largest(logits)
         if self.shard.tensor_size == 1:
             return index
         mine = torch.stack([value.double(), (index + self.vocab.start).double()])  # both exact in fp64
@@ -290,10 +290,10 @@ class GPT:
             return linear(x, residual=residual)
         return self.collectives.all_reduce(linear(x)).add_(residual)
 
-    def _inner(self, up: Linear, x: Tensor) -> Tensor:
+    def _inner(self, layer: Layer, x: Tensor) -> Tensor:
         if not self.spec.gated:
-            return up(x, self.spec.activation)
-        gate, inner = up(x).chunk(2, dim=-1)
+            return layer.up(x, self.spec.activation, norm=layer.before[1])
+        gate, inner = layer.up(x, norm=layer.before[1]).chunk(2, dim=-1)
         return ACTIVATIONS[self.spec.activation](gate).mul_(inner)
 
     def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> tuple[Tensor, ...]:

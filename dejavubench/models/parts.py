@@ -21,6 +21,9 @@ EPS = 1e-5
 FEW_ROWS = 16
 """Rows up to which a product on a CUDA device is a matter of reading the weights."""
 
+BLOCK = 256
+"""Elements of a row that :func:`largest` takes at once."""
+
 Activation = Literal["none", "gelu", "relu", "silu"]
 Part = Callable[[Tensor], Tensor]
 
@@ -34,6 +37,23 @@ def gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[Activation, Part] = {"none": same, "gelu": gelu, "relu": F.relu, "silu": F.silu}
+
+
+def largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest element of each row of [B, n] and its place, of equals the first.
+
+    As ``x.max(-1)``, which on a CPU goes through the elements one by one: 50,000 logits took a millisecond of a step.
+    """
+    if x.is_cuda:
+        value, place = x.max(-1)
+        return value, place
+    whole = x.shape[-1] // BLOCK * BLOCK
+    blocks = [x[:, :whole].view(-1, whole // BLOCK, BLOCK).amax(-1)] if whole else []
+    if whole < x.shape[-1]:
+        blocks.append(x[:, whole:].amax(-1, keepdim=True))
+    value, block = torch.cat(blocks, dim=-1).max(-1)
+    within = torch.arange(BLOCK) + block.unsqueeze(-1) * BLOCK
+    return value, block * BLOCK + x.gather(-1, within.clamp_(max=x.shape[-1] - 1)).argmax(-1)
 
 
 def _is_step(x: Tensor) -> bool:
@@ -55,10 +75,13 @@ class Linear:
     weight: Tensor  # [out, in]
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
-        """activation(x · weightᵀ + bias) + residual, of any leading shape; ``residual`` is left as it is."""
+    def __call__(
+        self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None, norm: Part = same
+    ) -> Tensor:
+        """activation(norm(x) · weightᵀ + bias) + residual, of any leading shape; ``residual`` is left as it is."""
         if not x.is_cuda:
-            return _cpu().linear(x, self.weight, self.bias, activation, residual)
+            return _cpu().linear(x, self.weight, self.bias, activation, residual, norm)
+        x = norm(x)
         if _is_step(x):
             return self._step(x, activation, residual)
         if activation in ("gelu", "relu") and self.bias is not None:
@@ -89,10 +112,11 @@ class RMSNorm:
 class Norm:
     weight: Tensor
     bias: Tensor
+    eps: float = EPS
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.is_cuda and _is_step(x):
             from dejavubench.models import cuda_step
 
-            return cuda_step.layer_norm(x.flatten(0, -2), self.weight, self.bias, EPS).view(x.shape)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPS)
+            return cuda_step.layer_norm(x.flatten(0, -2), self.weight, self.bias, self.eps).view(x.shape)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
