@@ -170,7 +170,7 @@ class Ours(Engine):
         checkpoint, dtype = open_checkpoint(settings.folder), dtype_of(settings.data_type)
         self._model = GPT(checkpoint.spec, Shard(), dtype, compute_dtype(dtype))
         load_checkpoint(self._model, checkpoint)
-        self._model.compile(KVLayout.HND, settings.ubatch_size)
+        self._model.compile(KVLayout.HND, settings.ubatch_size, settings.ubatch_size * settings.input_len)
         geometry = self._model.kv_geometry(settings.ubatch_size, settings.positions, KVLayout.HND)
         self._cache, self._tensor = KVCache.allocate(geometry, dtype), torch.from_numpy
         multiplied = f"multiplied in {name_of(self._model.compute_dtype)}"

@@ -84,7 +84,8 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                     _give_memory_back()
                     loaded = (key, load_model(job, point))
                 model = loaded[1]
-                model.compile(KVLayout(point.kv_layout), job.side(point).split.ubatch_size)
+                requests = job.side(point).split.ubatch_size
+                model.compile(KVLayout(point.kv_layout), requests, requests * point.input_len)
             polite_barrier(job.world, "load")
             beside = BESIDE if point is points[0] else BESIDE_LATER
             session = PointSession(job, point, model, progress, beside)

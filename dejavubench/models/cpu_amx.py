@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from llvmlite import binding
 from numba import carray
 from numba.extending import intrinsic
 
@@ -29,6 +30,9 @@ DEPTH = 32
 @functools.cache
 def usable() -> bool:
     """Whether this CPU has AMX for bf16 and this process may use it."""
+    features = binding.get_host_cpu_features()
+    if not (features.get("amx-tile") and features.get("amx-bf16")):
+        return False
     return bool(torch.cpu._is_amx_tile_supported()) and bool(torch.cpu._init_amx())
 
 
@@ -37,11 +41,12 @@ def takes(rows: int, ins: int) -> bool:
     return rows <= ROWS and ins % DEPTH == 0 and usable()
 
 
-def _tiles(of_x: int, *blocks: tuple[int, int]) -> Any:
+def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Any:
     """Products of a weight's rows: ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, in tiles of these numbers.
 
     out[r, q] = Σₖ w[r, k] · x[q, k], k < n, fp32. ``blocks`` of 16 rows, or as many as their tiles are described to
-    have, are a tile of sums and one of the weight each; several hide how long one sum takes.
+    have, are a tile of sums and one of the weight each; several hide how long one sum takes. If it ``fetches``, memory
+    is asked for the line ``ahead`` of each that is read of w.
     """
 
     def body(emit: Emitter, job: Sequence[Value]) -> None:
@@ -53,7 +58,7 @@ def _tiles(of_x: int, *blocks: tuple[int, int]) -> Any:
             emit.call("llvm.x86.tileloadd64", BYTE(of_x), pairs, x_apart)
             for block, (sums, of_weight) in enumerate(blocks):
                 at = emit.at(w, (k, 2), (apart, block * ROWS))
-                for row in range(ROWS):
+                for row in range(ROWS if fetches else 0):
                     emit.fetch(emit.at(at, (apart, row)), ahead)
                 emit.call("llvm.x86.tileloadd64", BYTE(of_weight), emit.pointer(at, BYTE), apart)
                 emit.call("llvm.x86.tdpbf16ps", BYTE(sums), BYTE(of_weight), BYTE(of_x))
@@ -69,7 +74,7 @@ def _tiles(of_x: int, *blocks: tuple[int, int]) -> Any:
 
 
 TWICE = 2 * ROWS
-_two, _one, _rest = _tiles(0, (1, 2), (3, 4)), _tiles(0, (1, 2)), _tiles(0, (5, 6))
+_two, _one, _rest = _tiles(0, (1, 2), (3, 4), fetches=True), _tiles(0, (1, 2)), _tiles(0, (5, 6))
 
 
 @intrinsic

@@ -38,10 +38,16 @@ def can_fuse() -> bool:
 
 
 def most_step_rows(x: torch.dtype, weight: torch.dtype) -> int:
-    """Rows up to which :mod:`.cpu_step` is faster than torch; it does not give fp16."""
+    """Rows that go through :mod:`.cpu_step`, which is faster than torch up to there; it does not give fp16."""
     if x == torch.float16:
         return 0
     return 16 if x == weight else 32
+
+
+def prepare(rows: int, weight: Tensor, x: torch.dtype) -> None:
+    """Compile what so many rows of a type need, if they go through a kernel of ours."""
+    if rows <= most_step_rows(x, weight.dtype):
+        cpu_step.prepare_linear(rows, weight.shape[1], weight.dtype, x)
 
 
 def linear(

@@ -53,12 +53,23 @@ def widen(x, into):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def nearest(x):  # type: ignore[no-untyped-def]
+    """The bf16 nearest to an fp32, of two equally near the even one; no number stays none."""
+    bits = np.float32(x).view(np.uint32)
+    rounded = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.uint16(rounded) if x == x else np.uint16(0x7FC0)
+
+
+@compiled
 def narrow(x, into):  # type: ignore[no-untyped-def]
-    """fp32 to the nearest bf16, of two equally near to the even one; no number stays none."""
     for i in range(len(x)):
-        bits = np.float32(x[i]).view(np.uint32)
-        rounded = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        into[i] = np.uint16(rounded) if x[i] == x[i] else np.uint16(0x7FC0)
+        into[i] = nearest(x[i])
+
+
+@compiled
+def round_as_half(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] = wide(nearest(x[i]))
 
 
 @compiled

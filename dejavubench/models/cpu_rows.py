@@ -4,7 +4,7 @@ They are written in LLVM's own language, because a plain loop is not enough: the
 next from memory while it computes, nor keep several rows' sums in registers, nor use the whole width of AVX-512.
 
 Addresses and distances are in bytes, as integers; nothing is checked. Types of two bytes are widened to fp32 as they
-are read, which is exact; sums are fp32.
+are read, which is exact, or multiplied in :func:`pairs`; sums are fp32. What writes them is :mod:`.cpu_amx`'s, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ BYTE, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
 
 AVX512, AVX512_BF16 = (bool(binding.get_host_cpu_features().get(name)) for name in ("avx512f", "avx512bf16"))
-"""What this CPU has."""
 
 PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")
 """Whether bf16 is multiplied without being widened first, two at a time: AMD's CPUs do it twice as fast as they

@@ -1,7 +1,7 @@
 """Kernels of a CPU's decode step: few rows, so what counts is to read weights and cache at the memory's speed.
 
-Numba compiles them for this CPU when a model is made, which takes a few seconds. Weights and cache are read in the
-type that they are kept in, which need not be one that the CPU multiplies.
+Numba compiles them for this CPU before a point is measured, which takes a few seconds. Weights and cache are read in
+the type that they are kept in, which need not be one that the CPU multiplies.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dejavubench.models.cpu_numbers import (
     multiply_widened,
     narrow,
     relu,
+    round_as_half,
     silu,
     softmax,
     standardise,
@@ -40,7 +41,7 @@ from dejavubench.models.cpu_threads import address, compiled, kernel, released, 
 from dejavubench.models.parts import Activation, Norm, Part, RMSNorm, same
 
 AHEAD = 4096
-"""Bytes between what is read and what memory is asked for meanwhile: 1 KiB was slower, 16 KiB no faster."""
+"""Bytes at least between what is read and what memory is asked for: 1 KiB was slower, 16 KiB no faster."""
 
 TILE = 4
 """Rows of x whose products with the same rows of a weight are summed side by side."""
@@ -59,7 +60,7 @@ class Tiling:
             on, which processors notice and fetch ahead.
         several: there is a second turn, so that each asks memory for half of what follows: were it all asked for
             during the first one, memory would be idle during the second.
-        amx: all rows by :mod:`.cpu_amx` instead.
+        amx: by :mod:`.cpu_amx` instead, for which rows of the weight are neighbours.
     """
 
     rows: int
@@ -71,14 +72,18 @@ class Tiling:
     @cache
     def of(rows: int, ins: int, dtype: torch.dtype, of_x: torch.dtype) -> Tiling:
         if dtype == of_x == torch.bfloat16 and rows > TILE and cpu_amx.takes(rows, ins):
-            return Tiling(TILE, 1, several=False, amx=True)
+            return Tiling(cpu_amx.ROWS, cpu_amx.ROWS, several=False, amx=True)
         tile = min(TILE, 1 << max(1, rows).bit_length() - 1)
         return Tiling(tile, min(STREAMS, TOTALS // tile), rows > TILE)
 
 
-def prepare(dtype: torch.dtype, layout: KVLayout, multiplied: torch.dtype, rows: int) -> None:
-    """Compile what steps of so many requests need, with weights and a cache of a type and x of another."""
-    _linear_kernel(dtype, multiplied, Tiling.of(rows, cpu_amx.DEPTH, dtype, multiplied))
+def prepare_linear(rows: int, ins: int, dtype: torch.dtype, of_x: torch.dtype) -> None:
+    """Compile what so many rows of x need with a weight of ``dtype``."""
+    _linear_kernel(dtype, of_x, Tiling.of(rows, ins, dtype, of_x))
+
+
+def prepare_attention(dtype: torch.dtype, layout: KVLayout) -> None:
+    """Compile what a cache of ``dtype`` needs."""
     _attend_kernel(dtype, layout is KVLayout.FT)
 
 
@@ -108,17 +113,17 @@ def linear(
     Raises:
         TypeError: of other types.
     """
-    given, gamma, beta, eps = x.dtype, 0, 0, 0.0
-    if isinstance(norm, Norm | RMSNorm) and norm.weight.dtype == given:
+    (outs, ins), gamma, beta, eps = weight.shape, 0, 0, 0.0
+    if isinstance(norm, Norm | RMSNorm) and norm.fits(x):
         gamma, eps = norm.weight.data_ptr(), norm.eps
         beta = norm.bias.data_ptr() if isinstance(norm, Norm) else 0
     else:
         x = norm(x)
+    given = x.dtype
     if not (given == torch.float32 or given == torch.bfloat16 == weight.dtype) or not (
         (bias is None or bias.dtype == given) and (residual is None or residual.dtype == given)
     ):
         raise TypeError(f"x of {given} with a weight of {weight.dtype}; bias and residual must be of x's type")
-    outs, ins = weight.shape
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     out = x.new_empty((*x.shape[:-1], outs))
     rows = x.numel() // ins
@@ -201,6 +206,8 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any
                 add_widened(carray(halves(beta), ins), row)
             elif beta:
                 add(carray(floats(beta), ins), row)
+            if half and gamma:  # as where the norm is an operator of its own: rows that go other ways get the same
+                round_as_half(row)
             if paired:
                 narrow(row, carray(halves(into + m * ins * 2), ins))
             elif folded:
@@ -323,14 +330,20 @@ def _way(geometry: KVGeometry) -> Way:
 
 
 @compiled
-def _fetched(rows, count, apart, nbytes, following):  # type: ignore[no-untyped-def]
-    """What to ask memory for beside each of ``count`` rows of so many bytes: until when one that comes soon, how far
-    ahead that is, and how far from then on, where it is what comes after the rows (0: nothing does)."""
+def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped-def]
+    """What to fetch beside ``count`` rows of so many bytes, the first of them at ``base``.
+
+    Rows before ``turn`` fetch the row that is AHEAD bytes on; row s from there on fetches what lies at
+    following + (s − turn) · apart. Without anything that follows nothing is fetched.
+
+    Returns:
+        turn, and from a row to what it fetches, before it and from it on.
+    """
     if not following:
         return count, 0, 0
     soon = (AHEAD + nbytes - 1) // nbytes
-    last = max(0, count - soon)
-    return last, soon * apart, following - (rows + last * apart)
+    turn = max(0, count - soon)
+    return turn, soon * apart, following - (base + turn * apart)
 
 
 @cache
@@ -348,9 +361,9 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
     def score(q, k, apart, count, size, scores, following):  # type: ignore[no-untyped-def]
         """Add the products of ``count`` keys' pieces with that of the query."""
         part = count // STREAMS
-        last, ahead, beyond = _fetched(k, part * once, apart, size * itemsize, following)
+        turn, ahead, beyond = _fetching(k, part * once, apart, size * itemsize, following)
         for s in range(0, part * once, once):
-            if s >= last:
+            if s >= turn:
                 ahead = beyond
             between = 1 if in_vectors else part
             most(k + s * apart, between * apart, q, 0, size, scores + s * 4, 0, between * 4, ahead)
@@ -361,11 +374,11 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
     def blended(p, v, apart, count, size, out, following):  # type: ignore[no-untyped-def]
         """Add the sum of ``count`` values, each by its factor, to ``out``."""
         part = count // STREAMS
-        last, ahead, beyond = _fetched(v, part, apart, size * itemsize, following)
-        begin, stop = 0, last
+        turn, ahead, beyond = _fetching(v, part, apart, size * itemsize, following)
+        begin, stop = 0, turn
         for _ in range(2):
             values(p, v, apart, part, begin, stop, size, out, ahead)
-            begin, stop, ahead = last, part, beyond
+            begin, stop, ahead = turn, part, beyond
         value(p, v, apart, 0, part * STREAMS, count, size, out, 0)
 
     @kernel
@@ -410,7 +423,7 @@ def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
                     )
                 softmax(scores)
             following = 0
-            if number + 1 < end:
+            if number + 1 < end:  # of another request, whose padding is another, nearly
                 following = k + (number + 1) // heads * k_request + (number + 1) % heads * k_head + first * k_position
             for member in range(group):
                 into = out + (number * group + member) * size * 4

@@ -45,7 +45,10 @@ def address(tensor: Tensor | None) -> int:
 
 @compiled
 def scratch(nbytes: int) -> int:
-    """The address of so many bytes, from the beginning of a line on, which are this thread's until ``released``."""
+    """The address of so many bytes, from the beginning of a line on, which are this thread's until ``released``.
+
+    They are few; where there is no memory for them the kernel ends in a fault, as the machine would.
+    """
     return _aligned(64, (nbytes + 63) // 64 * 64)
 
 

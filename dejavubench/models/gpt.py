@@ -11,7 +11,7 @@ values (as many, or fewer that groups of queries share), D elements of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -168,12 +168,20 @@ class GPT:
         for slot in self.slots:
             slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
-    def compile(self, layout: KVLayout, ubatch_size: int) -> None:
-        """On a CPU: the kernels of decode steps over such caches, for no step is to wait for its own."""
+    def compile(self, layout: KVLayout, *rows: int) -> None:
+        """On a CPU: the kernels of such caches and of so many positions at once, for no step is to wait for its own."""
         if self.device.type == "cpu":
-            from dejavubench.models import cpu_step
+            from dejavubench.models import cpu_linear, cpu_step
 
-            cpu_step.prepare(self.dtype, layout, self.compute_dtype, ubatch_size)
+            cpu_step.prepare_attention(self.dtype, layout)
+            for number in rows:
+                for linear in self._linears():
+                    cpu_linear.prepare(number, linear.weight, self.compute_dtype)
+
+    def _linears(self) -> Iterator[Linear]:
+        yield from (each for layer in self.layers for each in (layer.qkv, layer.out, layer.up, layer.down))
+        if self.head is not None:
+            yield self.head
 
     @property
     def parameters(self) -> int:

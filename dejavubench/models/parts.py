@@ -58,8 +58,10 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_step(x: Tensor) -> bool:
     """Whether ``x`` [B, n, width] or [B, width] is a decode step on a CUDA device, in a type that our kernels take."""
+    if not x.is_cuda:
+        return False
     width = x.shape[-1]
-    return x.is_cuda and x.element_size() == 2 and width % 8 == 0 and x.numel() // width <= FEW_ROWS
+    return x.element_size() == 2 and width % 8 == 0 and x.numel() // width <= FEW_ROWS
 
 
 @functools.cache
@@ -104,6 +106,10 @@ class RMSNorm:
     weight: Tensor
     eps: float
 
+    def fits(self, x: Tensor) -> bool:
+        """Whether it is of the type and size of x's last axis."""
+        return self.weight.dtype == x.dtype and len(self.weight) == x.shape[-1]
+
     def __call__(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -114,8 +120,13 @@ class Norm:
     bias: Tensor
     eps: float = EPS
 
+    def fits(self, x: Tensor) -> bool:
+        """Whether it is of the type and size of x's last axis."""
+        both = (self.weight, self.bias)
+        return all(each.dtype == x.dtype and len(each) == x.shape[-1] for each in both)
+
     def __call__(self, x: Tensor) -> Tensor:
-        if x.is_cuda and _is_step(x):
+        if _is_step(x):
             from dejavubench.models import cuda_step
 
             return cuda_step.layer_norm(x.flatten(0, -2), self.weight, self.bias, self.eps).view(x.shape)

@@ -162,7 +162,10 @@ def _prepare() -> None:
 
     for layout in (KVLayout.HND, KVLayout.FT):
         for dtype in (DTYPES["fp32"], DTYPES["bf16"]):
-            cpu_step.prepare(dtype, layout, DTYPES["fp32"], 2)
+            cpu_step.prepare_attention(dtype, layout)
+    for dtype in (DTYPES["fp32"], DTYPES["bf16"]):
+        for rows in (1, 2, 4, 5):  # one of each way to meet a weight
+            cpu_step.prepare_linear(rows, 1, dtype, DTYPES["fp32"])
 
 
 if __name__ == "__main__":
