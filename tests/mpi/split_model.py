@@ -97,6 +97,8 @@ def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: 
     mpi = MPICollectives(world, place, spin=wait == "spin")
     model = GPT(SPECS[family], Shard(*place.shard()), torch.float32, torch.float32, mpi)
     model.load(random_weights(SPECS[family], seed))
+    model.compile(layout, REQUESTS, REQUESTS * PROMPT)
+    polite_barrier(world)  # so that none spins while another compiles
     tokens, logits = split(model, stages, mpi, layout)
     mpi.close()
     everyone = polite_gather(world, (place.stage, tokens, [part.tolist() for part in logits]))
