@@ -16,7 +16,7 @@ from llvmlite import binding
 from numba import carray
 from numba.extending import intrinsic
 
-from dejavubench.models.cpu_numbers import floats, halves, integers32
+from dejavubench.models.cpu_numbers import floats, halves, words
 from dejavubench.models.cpu_rows import BYTE, INT64, Emitter, Value, emitting
 from dejavubench.models.cpu_threads import compiled, released, scratch
 
@@ -91,12 +91,12 @@ def _done(typing):  # type: ignore[no-untyped-def]
 @compiled
 def _describe(at, rows, rest):  # type: ignore[no-untyped-def]
     """Tile 0 is x, 1 and 3 are sums, 2 and 4 of the weight, 5 and 6 sums and weight of what is left over."""
-    words = carray(halves(at), 32)
-    words[:] = 0
-    words[0] = 1  # the palette; then the bytes of each tile's row, and each tile's rows, a byte each
-    words[8], words[9], words[10], words[11], words[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
-    words[13], words[14] = 4 * rows, 64
-    words[24], words[25], words[26], words[27] = ROWS | ROWS << 8, ROWS | ROWS << 8, ROWS | rest << 8, rest
+    given = carray(halves(at), 32)
+    given[:] = 0
+    given[0] = 1  # the palette; then the bytes of each tile's row, and each tile's rows, a byte each
+    given[8], given[9], given[10], given[11], given[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
+    given[13], given[14] = 4 * rows, 64
+    given[24], given[25], given[26], given[27] = ROWS | ROWS << 8, ROWS | ROWS << 8, ROWS | rest << 8, rest
 
 
 @compiled
@@ -113,9 +113,9 @@ def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no
     row, rest = ins * 2, columns % ROWS
     own = scratch(64 + TWICE * ROWS * 4 + rows * row)
     tile, ordered = own + 64, own + 64 + TWICE * ROWS * 4
-    into = carray(integers32(ordered), rows * ins // 2)
+    into = carray(words(ordered), rows * ins // 2)
     for m in range(rows):
-        pairs = carray(integers32(x + m * row), ins // 2)
+        pairs = carray(words(x + m * row), ins // 2)
         for k in range(ins // 2):
             into[k * rows + m] = pairs[k]
     _describe(own, rows, max(1, rest))

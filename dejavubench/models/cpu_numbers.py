@@ -15,28 +15,19 @@ from dejavubench.models.cpu_rows import FLOAT, INT16, INT32, INT64, as_pointer
 from dejavubench.models.cpu_threads import compiled
 
 
-@intrinsic
-def floats(typing: Any, address: Any) -> Any:
-    """The fp32 elements at an address, for ``carray``."""
-    return types.CPointer(types.float32)(types.intp), as_pointer(FLOAT)
+def _seen_as(element: Any, kind: Any) -> Any:
+    """What makes of an address that of such elements, for ``carray``."""
+
+    @intrinsic
+    def function(typing: Any, address: Any) -> Any:
+        return types.CPointer(element)(types.intp), as_pointer(kind)
+
+    return function
 
 
-@intrinsic
-def halves(typing: Any, address: Any) -> Any:
-    """The bf16 elements at an address, for ``carray``."""
-    return types.CPointer(types.uint16)(types.intp), as_pointer(INT16)
-
-
-@intrinsic
-def integers32(typing: Any, address: Any) -> Any:
-    """The int32 elements at an address, for ``carray``."""
-    return types.CPointer(types.int32)(types.intp), as_pointer(INT32)
-
-
-@intrinsic
-def integers(typing: Any, address: Any) -> Any:
-    """The int64 elements at an address, for ``carray``."""
-    return types.CPointer(types.int64)(types.intp), as_pointer(INT64)
+floats, integers = _seen_as(types.float32, FLOAT), _seen_as(types.int64, INT64)
+halves, words = _seen_as(types.uint16, INT16), _seen_as(types.int32, INT32)
+"""Each bf16, and pairs of them."""
 
 
 @compiled
@@ -91,15 +82,15 @@ def add_widened(x, to):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def multiply(x, by):  # type: ignore[no-untyped-def]
-    for i in range(len(x)):
-        x[i] *= by[i]
+def multiply(by, to):  # type: ignore[no-untyped-def]
+    for i in range(len(by)):
+        to[i] *= by[i]
 
 
 @compiled
-def multiply_widened(x, by):  # type: ignore[no-untyped-def]
-    for i in range(len(x)):
-        x[i] *= wide(by[i])
+def multiply_widened(by, to):  # type: ignore[no-untyped-def]
+    for i in range(len(by)):
+        to[i] *= wide(by[i])
 
 
 @compiled

@@ -113,12 +113,11 @@ def linear(
     Raises:
         TypeError: of other types.
     """
-    (outs, ins), gamma, beta, eps = weight.shape, 0, 0, 0.0
-    if isinstance(norm, Norm | RMSNorm) and norm.fits(x):
-        gamma, eps = norm.weight.data_ptr(), norm.eps
-        beta = norm.bias.data_ptr() if isinstance(norm, Norm) else 0
-    else:
-        x = norm(x)
+    (outs, ins), gamma, beta, eps = weight.shape, None, None, 0.0
+    if isinstance(norm, Norm | RMSNorm):
+        gamma, beta, eps = norm.weight, norm.bias if isinstance(norm, Norm) else None, norm.eps
+    if gamma is None or any(v is not None and (v.dtype != x.dtype or len(v) != ins) for v in (gamma, beta)):
+        x, gamma, beta = norm(x), None, None
     given = x.dtype
     if not (given == torch.float32 or given == torch.bfloat16 == weight.dtype) or not (
         (bias is None or bias.dtype == given) and (residual is None or residual.dtype == given)
@@ -129,7 +128,7 @@ def linear(
     rows = x.numel() // ins
     job = LinearJob(
         *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr()),
-        *(rows, ins, outs, ACTIVATIONS[activation], gamma, beta, _bits(eps)),
+        *(rows, ins, outs, ACTIVATIONS[activation], address(gamma), address(beta), _bits(eps)),
     )
     run(_linear_kernel(weight.dtype, given, Tiling.of(rows, ins, weight.dtype, given)), job)
     return out
@@ -186,27 +185,20 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any
     folded = folds(dtype) and not paired
     taken = of_x if paired else torch.float32  # what the sums take x as
     product = cpu_amx.product if amx else _product(dtype, taken, tiling)
+    given, read, plus, times = (halves, widen, add_widened, multiply_widened) if half else (floats, copy, add, multiply)
 
     @compiled
     def prepared(x, gamma, beta, eps, rows, ins, into):  # type: ignore[no-untyped-def]
         """x as the sums take it: normalised and folded if they ask for it; each row first in the place after all."""
         row = carray(floats(into + rows * ins * 4), ins)
         for m in range(rows):
-            if half:
-                widen(carray(halves(x + m * ins * 2), ins), row)
-            else:
-                copy(carray(floats(x + m * ins * 4), ins), row)
+            read(carray(given(x + m * ins * itemsize_x), ins), row)
             if gamma:
                 standardise(row, beta != 0, eps)
-                if half:
-                    multiply_widened(row, carray(halves(gamma), ins))
-                else:
-                    multiply(row, carray(floats(gamma), ins))
-            if beta and half:
-                add_widened(carray(halves(beta), ins), row)
-            elif beta:
-                add(carray(floats(beta), ins), row)
-            if half and gamma:  # as where the norm is an operator of its own: rows that go other ways get the same
+                times(carray(given(gamma), ins), row)
+            if beta:
+                plus(carray(given(beta), ins), row)
+            if gamma and half and not paired:  # as a norm that is an operator of its own, for rows that go other ways
                 round_as_half(row)
             if paired:
                 narrow(row, carray(halves(into + m * ins * 2), ins))
@@ -223,30 +215,26 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any
             relu(sums)
         elif activation == 3:
             silu(sums)
+        if residual:
+            plus(carray(given(residual), len(sums)), sums)
         if half:
-            if residual:
-                add_widened(carray(halves(residual), len(sums)), sums)
             narrow(sums, carray(halves(out), len(sums)))
-        elif residual:
-            add(carray(floats(residual), len(sums)), sums)
 
     @kernel
     def product_of_rows(job):  # type: ignore[no-untyped-def]
         x, weight, bias, residual, out, rows, ins, outs, activation, gamma, beta, eps = carray(job, 12)
         begin, stop = share(outs, STREAMS)
-        columns = stop - begin
-        own = scratch((rows * columns * half + (rows + 1) * ins) * 4)
+        columns, prepares = stop - begin, folded or gamma != 0
+        own = scratch((rows * columns * half + (rows + 1) * ins * prepares) * 4)
         sums, apart = out + begin * 4, outs * 4
         if half:
             sums, apart = own, columns * 4
         for m in range(rows):
             row = carray(floats(sums + m * apart), columns)
             row[:] = np.float32(0)
-            if bias and half:
-                add_widened(carray(halves(bias + begin * 2), columns), row)
-            elif bias:
-                add(carray(floats(bias + begin * 4), columns), row)
-        if folded or gamma:
+            if bias:
+                plus(carray(given(bias + begin * itemsize_x), columns), row)
+        if prepares:
             ready = own + rows * columns * half * 4
             prepared(x, gamma, beta, np.int64(eps).view(np.float64), rows, ins, ready)
             x = ready

@@ -106,10 +106,6 @@ class RMSNorm:
     weight: Tensor
     eps: float
 
-    def fits(self, x: Tensor) -> bool:
-        """Whether it is of the type and size of x's last axis."""
-        return self.weight.dtype == x.dtype and len(self.weight) == x.shape[-1]
-
     def __call__(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -119,11 +115,6 @@ class Norm:
     weight: Tensor
     bias: Tensor
     eps: float = EPS
-
-    def fits(self, x: Tensor) -> bool:
-        """Whether it is of the type and size of x's last axis."""
-        both = (self.weight, self.bias)
-        return all(each.dtype == x.dtype and len(each) == x.shape[-1] for each in both)
 
     def __call__(self, x: Tensor) -> Tensor:
         if _is_step(x):
