@@ -19,7 +19,7 @@ RUN_EXTRAS := $(if $(MPI),[$(MPI)])
 GPU_EXTRAS := [$(if $(MPI),$(MPI)$(comma))cuda]
 DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 
-.PHONY: help figures figures-full figures-gpu figure-link test clean
+.PHONY: help figures figures-full figures-gpu figure-link test drills clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,7 +27,8 @@ help:
 	@echo 'make figures-full  the same with as many rounds as the precision needs, under an hour'
 	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
 	@echo 'make figure-link   overhead against the speed of a link between two emulated hosts; as root, about 15 minutes'
-	@echo 'make test          lint, types and the whole test suite'
+	@echo 'make test          lint, types and the test suite'
+	@echo 'make drills        the tests that take longer than 10 seconds each'
 	@echo 'make clean         remove the environment and caches; logs/ and figures/ stay'
 
 # ---- environment ----
@@ -119,7 +120,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m 'not drill' --durations=15
+
+drills: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -m drill --durations=15
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
