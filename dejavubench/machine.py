@@ -125,6 +125,23 @@ def prefer_huge_pages() -> None:
     os.environ.setdefault(HUGE_PAGES, "1")
 
 
+PRIMITIVE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Environment variables of oneDNN and of torch: compiled products that each keeps, by shape; both default to 1024."""
+
+KEPT_PRIMITIVES = 64
+"""One point of a sweep needs about ten: its linears, their activations, and two numbers of rows."""
+
+
+def bound_primitive_caches() -> None:
+    """Have oneDNN and torch keep few compiled products, where neither has multiplied yet; a variable that is set wins.
+
+    Each product takes 0.3 MB in either cache. Prompts of another length need products of their own, so with 1024 a
+    sweep of prompt lengths grows by 2 MB a point, up to 600 MB.
+    """
+    for name in PRIMITIVE_CACHES:
+        os.environ.setdefault(name, str(KEPT_PRIMITIVES))
+
+
 def available_nbytes(root: Path = Path("/")) -> int:
     """Bytes of memory that this process may still take: the least of MemAvailable and its control groups' room.
 

@@ -37,7 +37,7 @@ from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
-from dejavubench.machine import native_bf16, prefer_huge_pages
+from dejavubench.machine import bound_primitive_caches, native_bf16, prefer_huge_pages
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
 from dejavubench.parallel.nccl import Loopback, NCCLPair, SharedCardError, card_of, connect_pairs, prepare_cards
@@ -84,6 +84,7 @@ class Job:
         )
         self.is_source = self.topology.role == "source"
         prefer_huge_pages()
+        bound_primitive_caches()
         torch.set_num_threads(experiment.threads)
         self._cores = os.sched_getaffinity(0)  # before this program confines anything
         facts = self.world.allgather((environment.hostname(), self._cores, native_bf16()))
