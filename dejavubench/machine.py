@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dejavubench.cgroups import memory_room
+
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Linux's names of the x86 extensions that multiply bf16; plain AVX-512 only emulates it."""
 
@@ -157,39 +159,4 @@ def available_nbytes(root: Path = Path("/")) -> int:
             break
     else:
         raise OSError("/proc/meminfo has no MemAvailable")
-    return min([free, *_group_room(root)])
-
-
-def _group_room(root: Path) -> list[int]:
-    """Room in this process's memory control group and all above it, v2 and v1."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []  # a kernel without control groups bounds nothing
-    room = []
-    for group in groups:
-        _, controllers, path = group.split(":", 2)
-        if not controllers:
-            top, limit, usage = root / "sys/fs/cgroup", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            top, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        # Inside a container the path may be the host's, with only the top mounted: look at what exists.
-        here = top / path.lstrip("/")
-        for folder in (here, *here.parents):
-            bound = _bound(folder / limit)
-            if bound is not None:
-                room.append(max(0, bound - (_bound(folder / usage) or 0)))
-            if folder == top:
-                break
-    return room
-
-
-def _bound(file: Path) -> int | None:
-    """The number in a control group's file; None where there is none, or it says ``max``."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    return min([free, *memory_room(root)])

@@ -372,10 +372,11 @@ class FirstExit(_Line):
 
 
 class End(_Line):
-    """Last line of a rank that came to its end."""
+    """Last line of a rank that came to its end; ``environment``: what only the end can tell of where it ran."""
 
     kind: Literal["end"] = "end"
     status: Literal["ok", "failed"] = "ok"
+    environment: dict[str, Any] = {}
 
 
 Record = (

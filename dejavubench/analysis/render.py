@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dejavubench.analysis import health, machine, stats, tables
+from dejavubench.analysis import conditions, health, machine, stats, tables
 from dejavubench.analysis.tables import POINT_COLUMNS, Row
 from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
 from dejavubench.records import Ceiling, CopyWays, RankInfo, Restart, Run
@@ -71,6 +71,7 @@ def report(run: Run) -> Report:
         *_own_shares(run),
         *_staging(run),
         *_hosts(run),
+        *conditions.notes(run),
         *_gpu(run),
         *_loopback(run),
         *_no_time_left(rows),
