@@ -1,19 +1,24 @@
-"""What a run's numbers are of: file systems, CPU quotas and throttling, more threads than cores.
+"""What a run's numbers are of: file systems, CPU quotas and throttling, more threads than cores; shared memory.
 
 The kernel's texts are fakes, so every outcome is the same on every machine.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from jobs import QUICK, run
+from jobs import CLI, HERE, PATIENCE, QUICK, mpirun_program, run
 from synthetic import AGAIN, NONE, arm, write_run
 
+from dejavubench import sharedmemory
 from dejavubench.analysis import conditions
 from dejavubench.analysis.render import report
 from dejavubench.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
@@ -199,14 +204,15 @@ TMPFS = {"path": "/dev/shm/x", "mount": "/dev/shm", "type": "tmpfs", "source": "
 EXT4 = {"path": "/data/x", "mount": "/", "type": "ext4", "source": "/dev/vda"}
 
 
-def told(folder: Path, *environments: dict[str, Any], end: dict[str, Any] | None = None) -> list[str]:
+def told(folder: Path, *environments: dict[str, Any], end: dict[str, float] | None = None) -> list[str]:
     """The notes on a run of two ranks that recorded these of themselves."""
     infos = [{"environment": each} for each in environments]
     write_run(folder, (NONE, AGAIN, arm("disk")), infos=infos, rounds=2, ended=end is None)
     if end is not None:
         for rank in range(2):
             with (folder / f"rank-{rank:04d}.jsonl").open("a") as file:
-                file.write(to_line(End(environment={"cpu_throttling": {"measured": end}})))
+                mine = end | {"seconds": end["seconds"] - 0.01 * rank}  # read a little earlier
+                file.write(to_line(End(environment={"cpu_throttling": {"measured": mine}})))
     return report(read_run(folder)).notes
 
 
@@ -222,11 +228,12 @@ def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:
 def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
     bounded = {"cpu_quota": 1.5, "cpu_demand": asdict(Demand.of([Asker(2, 1, TWO, Quota(1.5, "g"))]))}
     notes = told(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
-    throttled = "it was throttled for 3.2 s in 45 periods while measuring"
+    throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"
     assert notes.count(f"CPU: the control group allows the time of 1.5 cores; {throttled}") == 1
     assert sum(note.startswith("CROWDED: 1 rank has 2 busy threads") for note in notes) == 1
+    assert sum(note.startswith("CPU: ") for note in notes) == 1
     notes = told(tmp_path / "b", bounded, bounded, end={"periods": 0, "seconds": 0.0})
-    assert "CPU: the control group allows the time of 1.5 cores; it was not throttled" in notes
+    assert "CPU: the control group allows the time of 1.5 cores; it was not throttled in the measured points" in notes
 
 
 def test_hosts_that_differ_are_told_apart() -> None:
@@ -275,3 +282,57 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     (end,) = [end for _, end in job.run.of(End)]
     assert bool(end.environment) == (cpu_throttling() is not None)
     assert f"stream directory: {place}" in job.stderr
+
+
+# ---- shared memory ----
+
+
+def room(mib: float) -> SimpleNamespace:
+    return SimpleNamespace(f_bavail=int(mib * 256), f_frsize=4096)
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "environment", "short"),
+    [
+        (64, {}, False),
+        (0.25, {}, True),
+        (2, {"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"}, True),
+        (64, {"OMPI_COMM_WORLD_LOCAL_SIZE": "64", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, True),
+        (64, {"MPI_LOCALNRANKS": "32"}, False),
+        (0, {"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"}, False),  # one rank of a host says it
+    ],
+)
+def test_too_little_shared_memory_is_said(
+    free_mib: float, environment: dict[str, str], short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
+    note = sharedmemory.shortage(environment)
+    assert (note is not None) == short
+    assert note is None or f"/dev/shm has {free_mib:.1f} MiB left" in note
+
+
+def test_without_shared_memory_it_is_left_to_mpi(tmp_path: Path) -> None:
+    assert sharedmemory.shortage({}, tmp_path / "absent") is None
+
+
+@pytest.mark.mpi
+def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> None:
+    """In a mount namespace of its own, with a tiny /dev/shm."""
+    command = [mpirun_program(), "-n", "2", sys.executable, *CLI, "run", *QUICK]
+    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"', "sh", *command]
+    inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    try:
+        done = subprocess.run(
+            small,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            cwd=tmp_path,
+            env={**inherited, "PYTHONPATH": str(HERE.parent)},
+            check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"cannot mount a small /dev/shm: {done.stderr.strip()}")
+    assert done.stderr.count("note: /dev/shm has 0.1 MiB left, and MPI may need 2.2 MiB there") == 1, done.stderr

@@ -47,20 +47,30 @@ def _disks(run: Run) -> list[str]:
 
 def _quotas(run: Run) -> list[str]:
     quotas = {rank: cpus for rank, _, cpus in _recorded(run, "cpu_quota", float)}
-    said: list[tuple[str, str]] = []
+    hosts: dict[str, list[int]] = {}
     for rank, info in run.of(RankInfo):
-        throttled = _throttled(run, rank)
-        if rank in quotas:
-            text = f"the control group allows the time of {quotas[rank]:.3g} cores"
-            text += "; it was not throttled" if throttled is not None and not throttled.periods else ""
-        elif throttled is not None and throttled.periods:
-            text = "a control group bounds CPU time"
-        else:
-            continue
-        if throttled is not None and throttled.periods:
-            text += f"; it was throttled for {throttled.seconds:.3g} s in {throttled.periods} periods while measuring"
-        said.append((info.host, f"CPU: {text}"))
+        hosts.setdefault(info.host, []).append(rank)
+    said = []
+    for host, ranks in hosts.items():
+        allowed = min((quotas[rank] for rank in ranks if rank in quotas), default=None)
+        counted = [found for rank in ranks if (found := _throttled(run, rank)) is not None]
+        # ranks share the counters, and read them at slightly different times
+        worst = max(counted, key=lambda each: (each.periods, each.seconds), default=None)
+        text = _quota(allowed, worst)
+        said += [] if text is None else [(host, f"CPU: {text}")]
     return _by_host(said)
+
+
+def _quota(allowed: float | None, throttled: Throttling | None) -> str | None:
+    words = [] if allowed is None else [f"the control group allows the time of {allowed:.3g} cores"]
+    if throttled is not None and throttled.periods:
+        words.append(
+            f"the control group was throttled for {throttled.seconds:.3g} s in {throttled.periods} periods of the "
+            "measured points"
+        )
+    elif throttled is not None and words:
+        words.append("it was not throttled in the measured points")
+    return "; ".join(words) or None
 
 
 def _throttled(run: Run, rank: int) -> Throttling | None:
