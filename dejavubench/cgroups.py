@@ -7,6 +7,7 @@ admin-guide/cgroup-v1/memory and scheduler/sched-bwc.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Group:
     def text(self, name: str) -> str | None:
         """What one of its files says; None where there is none, or it cannot be read."""
         try:
-            return (self.folder / name).read_text().strip()
+            return os.fsdecode((self.folder / name).read_bytes()).strip()
         except OSError:
             return None
 
@@ -41,7 +42,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
         root: where ``proc`` and ``sys`` are.
     """
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
         return  # a kernel without control groups bounds nothing
     for line in lines:

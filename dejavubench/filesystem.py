@@ -93,7 +93,12 @@ def place_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Place
     mount = mount_of(path, mountinfo)
     if mount is None:
         return None
-    return Place(os.path.abspath(path), mount.point, mount.type, mount.source)
+    return Place(*map(_writable, (os.path.abspath(path), mount.point, mount.type, mount.source)))
+
+
+def _writable(name: str) -> str:
+    """A name that need not be UTF-8 as one that can be recorded and shown."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 # ---- what a number is of ----

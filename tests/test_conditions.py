@@ -81,6 +81,14 @@ def test_a_path_is_followed_through_links_to_its_mount(tmp_path: Path) -> None:
     assert place == Place(str(tmp_path / "link" / "not there yet"), str(real), "ramfs", "none")
 
 
+def test_names_that_are_not_utf_8_can_be_recorded(tmp_path: Path) -> None:
+    text = tmp_path / "mountinfo"
+    text.write_bytes(b"1 0 8:1 / / rw - ext4 \xff/[disk] rw\n")
+    place = place_of("/x", text)
+    assert place == Place("/x", "/", "ext4", "\\udcff/[disk]")
+    str(place).encode()
+
+
 def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:
     assert place_of(tmp_path, tmp_path / "absent") is None
     assert find_mount("/x", "") is None
@@ -185,8 +193,8 @@ ASKERS: list[tuple[list[Asker], str | None]] = [
     ([Asker(1, 0, frozenset({0}), None), Asker(1, 0, frozenset({1}), None)], None),
     ([Asker(1, 0, frozenset({0}), None)] * 2, "2 ranks have 2 busy threads, for 1 core:"),
     ([Asker(2, 0, frozenset({0}), None), Asker(1, 0, frozenset(range(8)), None)], "; 1 of them has more threads than"),
-    ([Asker(2, 0, TWO, Quota(1.5, "g"))], "for 2 cores, of which the control group allows the time of 1.5:"),
-    ([Asker(1, 0, TWO, Quota(1.5, "g"))] * 2, "of which the control group allows the time of 1.5:"),  # together
+    ([Asker(2, 0, TWO, Quota(1.5, "g"))], "for 2 cores; the control group allows 1.5 CPUs:"),
+    ([Asker(1, 0, TWO, Quota(1.5, "g"))] * 2, "; the control group allows 1.5 CPUs:"),  # together
     ([Asker(1, 0, TWO, Quota(1, "g")), Asker(1, 0, TWO, Quota(1, "h"))], None),  # each
     ([Asker(2, 0, TWO, Quota(16, "g"))], None),  # more than there are cores
 ]
@@ -229,11 +237,11 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
     bounded = {"cpu_quota": 1.5, "cpu_demand": asdict(Demand.of([Asker(2, 1, TWO, Quota(1.5, "g"))]))}
     notes = told(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
     throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"
-    assert notes.count(f"CPU: the control group allows the time of 1.5 cores; {throttled}") == 1
+    assert notes.count(f"CPU: the control group allows 1.5 CPUs; {throttled}") == 1
     assert sum(note.startswith("CROWDED: 1 rank has 2 busy threads") for note in notes) == 1
     assert sum(note.startswith("CPU: ") for note in notes) == 1
     notes = told(tmp_path / "b", bounded, bounded, end={"periods": 0, "seconds": 0.0})
-    assert "CPU: the control group allows the time of 1.5 cores; it was not throttled in the measured points" in notes
+    assert "CPU: the control group allows 1.5 CPUs; it was not throttled in the measured points" in notes
 
 
 def test_hosts_that_differ_are_told_apart() -> None:
@@ -261,7 +269,7 @@ def test_a_dry_run_says_what_it_would_measure(tmp_path: Path, monkeypatch: pytes
     result = CliRunner().invoke(main, ["run", *QUICK, "--dry-run", *options], env=dict.fromkeys(LAUNCHED))
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
-    assert "of which the control group allows the time of 0.5 Disk" in said
+    assert "; the control group allows 0.5 CPUs Disk" in said
     assert f"{tmp_path} is on tmpfs, mounted at /dev/shm from tmpfs" in said.replace("- ", "-")
     assert "fdatasync on tmpfs: tmpfs is memory" in said
     assert "page-cache on tmpfs" not in said

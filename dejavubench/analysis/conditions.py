@@ -62,7 +62,7 @@ def _quotas(run: Run) -> list[str]:
 
 
 def _quota(allowed: float | None, throttled: Throttling | None) -> str | None:
-    words = [] if allowed is None else [f"the control group allows the time of {allowed:.3g} cores"]
+    words = [] if allowed is None else [f"the control group allows {allowed:.3g} CPUs"]
     if throttled is not None and throttled.periods:
         words.append(
             f"the control group was throttled for {throttled.seconds:.3g} s in {throttled.periods} periods of the "

@@ -13,7 +13,7 @@ from dejavubench.filesystem import Place, durability_note, place_of
 def lines(experiment: Experiment) -> list[str]:
     """What is at hand here."""
     quota, place = cpu_quota(), _disk(experiment)
-    allowed = "" if quota is None else f", of which the control group allows the time of {quota.cpus:.3g}"
+    allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
     found = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
     return found if place is None else [*found, f"Disk     {place}"]
 

@@ -35,7 +35,7 @@ def describe(experiment: Experiment) -> None:
     if experiment.device == "cuda":
         console.print(f"GPUs     {_devices()}")
     for line in conditions.lines(experiment):
-        console.print(line)
+        console.print(line, markup=False)
     console.print(f"Memory   {nbytes_text(available_nbytes())} available; needs are those of all ranks on this host\n")
     for table in _tables(console, experiment, skipped, rates):
         console.print(table)
@@ -49,7 +49,7 @@ def describe(experiment: Experiment) -> None:
     if shared:
         console.print(f"Not with all ranks on this host: {shared}.")
     for note in conditions.notes(experiment):
-        console.print(note)
+        console.print(note, markup=False)
     for data_type in experiment.inference_data_type:
         if experiment.device == "cpu" and not fit.multiplied(data_type):
             console.print(
