@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -21,6 +21,8 @@ from synthetic import AGAIN, NONE, arm, write_run
 from dejavubench import sharedmemory
 from dejavubench.analysis import conditions
 from dejavubench.analysis.render import report
+from dejavubench.bench import conditions as measured
+from dejavubench.bench.conditions import Conditions
 from dejavubench.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
 from dejavubench.cli import conditions as dry
 from dejavubench.cli import main
@@ -274,6 +276,50 @@ def test_a_dry_run_says_what_it_would_measure(tmp_path: Path, monkeypatch: pytes
     assert "fdatasync on tmpfs: tmpfs is memory" in said
     assert "page-cache on tmpfs" not in said
     assert "With all ranks on this host: 1 rank has 1 busy thread, and 1 helper thread beside, for " in said
+
+
+class World:
+    """A communicator of two ranks, the other of which asks for as much on another host."""
+
+    rank = 0
+
+    def allgather(self, mine: Asker) -> list[Asker]:
+        return [mine, replace(mine, helpers=0)]
+
+
+def found_by(monkeypatch: pytest.MonkeyPatch, threads: int, counters: list[Throttling | None]) -> Conditions:
+    monkeypatch.setattr(measured, "cpu_quota", lambda: Quota(1.5, "g"))
+    monkeypatch.setattr(measured, "cpu_throttling", iter(counters).__next__)
+    return Conditions(cast(Any, World()), ["a", "b"], threads, 1, {0, 1}, None)
+
+
+def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters: list[Throttling | None] = [Throttling(n, t) for n, t in [(5, 1.0), (7, 1.5), (9, 2.0), (10, 2.25)]]
+    conditions = found_by(monkeypatch, 1, counters)
+    assert conditions.outcome() == {}
+    for _ in range(2):
+        with conditions.measuring():
+            pass
+    (found,) = conditions.outcome().values()
+    assert found["before"] == {"periods": 5, "seconds": 1.0}
+    assert found["after"] == {"periods": 10, "seconds": 2.25}
+    assert found["measured"] == {"periods": 3, "seconds": 0.75}  # not what was between the two points
+
+
+def test_without_counters_nothing_is_said_of_throttling(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = found_by(monkeypatch, 1, [None, None])
+    with conditions.measuring():
+        pass
+    assert conditions.outcome() == {}
+
+
+def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = found_by(monkeypatch, 2, [])
+    notes = conditions.notes()
+    assert [note.partition(":")[0] for note in notes] == ["a", "b"]
+    assert all("1 rank has 2 busy threads" in note and "the control group allows 1.5 CPUs" in note for note in notes)
+    assert conditions.facts()["cpu_quota"] == 1.5
+    assert found_by(monkeypatch, 1, []).notes() == []
 
 
 @pytest.mark.mpi

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from mpi4py import MPI
+from typing import TYPE_CHECKING, Any
 
 from dejavubench.cgroups import Throttling, cpu_quota, cpu_throttling
 from dejavubench.cores import Asker, Demand
 from dejavubench.filesystem import place_of
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 class Conditions:
