@@ -168,20 +168,24 @@ class GPT:
         for slot in self.slots:
             slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
-    def compile(self, layout: KVLayout, *rows: int) -> None:
-        """On a CPU: the kernels of such caches and of so many positions at once, for no step is to wait for its own."""
-        if self.device.type == "cpu":
-            from dejavubench.models import cpu_linear, cpu_step
+    def compile(self, layout: KVLayout, *rows: int, say: Callable[[str], None] = lambda text: None) -> None:
+        """On a CPU: the kernels of such caches and of so many positions at once, for no step is to wait for its own.
 
-            cpu_step.prepare_attention(self.dtype, layout)
-            for number in rows:
-                for linear in self._linears():
-                    cpu_linear.prepare(number, linear.weight, self.compute_dtype)
+        Args:
+            say: takes one line each about compiling, and about a cache of kernels that cannot be used.
+        """
+        if self.device.type == "cpu":
+            from dejavubench.models import cpu_cache, cpu_linear, cpu_step
+
+            kernels = [cpu_step.attention_kernel(self.dtype, layout)]
+            for linear in self._linears():
+                for number in rows:
+                    kernels += cpu_linear.kernels(number, linear.weight, self.compute_dtype)
+            cpu_cache.provide(kernels, say)
 
     def _linears(self) -> Iterator[Linear]:
         yield from (each for layer in self.layers for each in (layer.qkv, layer.out, layer.up, layer.down))
-        if self.head is not None:
-            yield self.head
+        yield from (each for each in (self.project_in, self.project_out, self.head) if isinstance(each, Linear))
 
     @property
     def parameters(self) -> int:
