@@ -9,9 +9,8 @@ import pytest
 from cards import H200
 
 from dejavubench import experiment
-from dejavubench.models.cpu_cache import FOLDER_VARIABLE
 
-os.environ.setdefault(FOLDER_VARIABLE, str(Path(__file__).parent.parent / ".pytest_cache" / "kernels"))
+os.environ.setdefault("DEJAVUBENCH_KERNEL_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "kernels"))
 """Tests share compiled kernels with each other and with the jobs that they start, not with their user's runs."""
 
 
