@@ -75,6 +75,7 @@ class ModelSpec:
         qkv_bias, bias: linears of queries, keys and values have biases; all others have.
         qk_norm: an RMS norm of each head's queries and keys (Qwen3).
         tied: the head is the embedding.
+        limit: the key of a checkpoint's configuration that bounds ``context``, where it is not the model's length.
     """
 
     name: str
@@ -100,6 +101,12 @@ class ModelSpec:
     bias: bool = True
     qk_norm: bool = False
     tied: bool = True
+    limit: str | None = None
+
+    @property
+    def limit_text(self) -> str:
+        """What follows the number of positions in a message where they are fewer than the model's length."""
+        return f" (its {self.limit}: leaving out earlier tokens is not supported)" if self.limit else ""
 
     @property
     def hidden(self) -> int:

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dejavubench.checkpoint import Checkpoint
-from dejavubench.families import CheckpointError, Stored
+from dejavubench.families import Stored
 from dejavubench.models.gpt import GPT, Slot
+from dejavubench.tensorfile import CheckpointError
 
 PIECE = 32 << 20
 """Bytes of a tensor that are read at once: what loading takes beside the weights themselves, a few times."""
