@@ -62,6 +62,10 @@ class GPT:
         collectives: sums and gathers over the tensor-parallel group.
         device: where weights are, and the caches that it is given.
 
+    Attributes:
+        peak: a number for each request of the step whose tokens were chosen last, [B], left on the device: NaN or
+            infinite if the logits that they were chosen from are not all usable numbers.
+
     Raises:
         ValueError: the model cannot be split like this.
     """
@@ -79,6 +83,7 @@ class GPT:
         self.collectives, self.device = collectives, torch.device(device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
         self.slots: list[Slot] = []
+        self.peak = torch.empty(0)
         embed = spec.embed_size or spec.hidden
         width = Span(0, spec.hidden)
 
@@ -259,6 +264,7 @@ class GPT:
     def greedy(self, logits: Tensor) -> Tensor:
         """The most likely token of each request, [B], over the whole vocabulary; of equals the lowest."""
         value, index = largest(logits)
+        self.peak = value
         if self.shard.tensor_size == 1:
             return index
         mine = torch.stack([value.double(), (index + self.vocab.start).double()])  # both exact in fp64
