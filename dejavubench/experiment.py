@@ -143,6 +143,10 @@ def _as_folder(value: Any) -> Any:
     """Looked at by rank 0, before anything starts: a broken folder is a usage error."""
     if value is None:
         return None
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(f"{value!r} is no folder; give the path of one, as text")
+    if "\0" in str(value):
+        raise ValueError(f"{str(value)!a} has a NUL character, which no path has")
     from dejavubench.checkpoint import open_checkpoint
 
     open_checkpoint(Path(value))
@@ -704,14 +708,13 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     import difflib
-    import tomllib
+
+    from dejavubench.textfile import TextFileError, read_toml
 
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
+        document = read_toml(path)
+    except TextFileError as error:
+        raise UsageError(str(error)) from None
     values: dict[str, Any] = {}
     for key, value in document.items():
         name = key.replace("-", "_")

@@ -36,7 +36,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
-from dejavubench.errors import UsageError
+from dejavubench.errors import DataError, UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import bound_primitive_caches, native_bf16, prefer_huge_pages
 from dejavubench.models.dtypes import compute_dtype, dtype_of
@@ -469,7 +469,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
         text, status = f"dejavubench: rank {world.rank} interrupted in phase {phase}\n", 130
     else:
         what = f"{type(error).__name__}: {error}"
-        text = "".join(traceback.format_exception(error))
+        text = "" if isinstance(error, DataError) else "".join(traceback.format_exception(error))
         text, status = f"{text}dejavubench: rank {world.rank} failed in phase {phase}: {what}\n", 1
     sys.stderr.write(text)
     sys.stderr.flush()

@@ -85,6 +85,7 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
         _describe(read())
         return
     experiment = agreed(read)
+    _say_notes(experiment)
     from dejavubench.bench.session import run as run_session
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
@@ -119,6 +120,15 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         raise outcome
     outcome.check_ranks(MPI.COMM_WORLD.size)  # before torch is imported, which takes a while
     return outcome
+
+
+def _say_notes(experiment: Experiment) -> None:
+    """Say on rank 0 how the model's folder was read, where that is not plain."""
+    from mpi4py import MPI
+
+    if experiment.checkpoint is not None and MPI.COMM_WORLD.rank == 0:
+        for note in experiment.checkpoint.notes:
+            click.echo(f"note: {note}", err=True)
 
 
 def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
