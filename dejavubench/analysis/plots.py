@@ -50,11 +50,16 @@ def save(drawing: Drawing, folder: Path) -> None:
         figure = _DRAW[drawing.figure](drawing.frame)
         figure.suptitle(drawing.title, fontsize=11, x=0.01, ha="left")
         width = int(figure.get_figwidth() * 72 / (CAPTION_SIZE * 0.53))
-        text = textwrap.fill(drawing.caption, width)
+        text = textwrap.fill(_drawable(drawing.caption), width)
         figure.text(0.01, -0.01, text, fontsize=CAPTION_SIZE, va="top", ha="left", color="#333333")
         for path in (png, pdf):
             with whole_file(path, overwrite=True) as partial:
                 figure.savefig(partial, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", pad_inches=0.12)
         plt.close(figure)
     with whole_file(csv, overwrite=True) as partial:
-        drawing.frame.to_csv(partial, index=False)
+        drawing.frame.to_csv(partial, index=False, errors="backslashreplace")
+
+
+def _drawable(text: str) -> str:
+    """Escape bytes of file names that are not UTF-8, which no font has."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

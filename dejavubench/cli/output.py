@@ -66,7 +66,7 @@ def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) 
         write(sys.stdout)
         return
     try:
-        with whole_file(output, force) as path, path.open("w", encoding="utf-8") as file:
+        with whole_file(output, force) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             write(file)
     except FileExistsError:
         raise BadInput(f"{output} exists; --force overwrites it") from None
