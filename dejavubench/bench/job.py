@@ -411,6 +411,7 @@ class Job:
                 staging_device_nbytes=on_device,
                 device=facts["gpu"]["name"] if "gpu" in facts else None,
                 environment=facts,
+                run_id=self.run_id,
             )
         )
         if self.rank == 0:
