@@ -704,14 +704,13 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     import difflib
-    import tomllib
+
+    from dejavubench.textfile import TextFileError, read_toml
 
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
+        document = read_toml(path)
+    except TextFileError as error:
+        raise UsageError(str(error)) from None
     values: dict[str, Any] = {}
     for key, value in document.items():
         name = key.replace("-", "_")

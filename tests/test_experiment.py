@@ -380,6 +380,6 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.toml: No such file or directory$"):
         load(tmp_path / "none.toml", {}, {})
     binary = tmp_path / "binary.toml"
-    binary.write_bytes(b"\xff\xfe")
+    binary.write_bytes(b"\xff\x80")
     with pytest.raises(UsageError, match=r"binary\.toml: .*can't decode"):
         load(binary, {}, {})

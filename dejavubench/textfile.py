@@ -1,0 +1,116 @@
+"""Ground floor: text files that people wrote, as UTF-8, JSON or TOML; an error names file, line and column."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+LFS_POINTER = "version https://git-lfs.github.com/spec/"
+"""What the small file begins with that Git LFS leaves in place of a large one."""
+
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null", "'": '"'}
+"""Python's spellings that JSON has others for."""
+
+
+class TextFileError(ValueError):
+    """A file is not the text that it should be; the message is one line and names the file."""
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file, without its byte order mark if it has one.
+
+    Raises:
+        TextFileError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TextFileError(f"{_shown(path)}: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the path
+        raise TextFileError(f"{_shown(path)}: no file can have this name: {error}") from None
+    for mark, encoding in OTHER_MARKS:
+        if content.startswith(mark):
+            raise TextFileError(f"{path}: the file is {encoding} text; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        byte = content[error.start]
+        raise TextFileError(
+            f"{path}: line {line}, byte {column}: can't decode 0x{byte:02x} as UTF-8; save the file as UTF-8 text"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file. Raises TextFileError: it cannot be read, or is not JSON."""
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Return the value of ``text``.
+
+    Args:
+        where: what the message of an error begins with: the file, or the file and the line.
+
+    Raises:
+        TextFileError: it is not JSON; the message has line and column.
+    """
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}"
+        raise TextFileError(f"{where}: {_instead_of_json(text, error) or f'{at}: not JSON: {error.msg}'}") from None
+    except RecursionError:
+        raise TextFileError(f"{where}: not usable JSON: its brackets are nested too deeply") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise TextFileError(f"{where}: not usable JSON: a number has too many digits") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the table of a TOML file.
+
+    Raises:
+        TextFileError: it cannot be read, or is not TOML; the message has line and column.
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TextFileError(f"{path}: {error}") from None
+    except RecursionError:
+        raise TextFileError(f"{path}: not usable TOML: its brackets are nested too deeply") from None
+    except ValueError:
+        raise TextFileError(f"{path}: not usable TOML: a number has too many digits") from None
+
+
+def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
+    """What the text is, or has at the place of the error, where that is a well-known mistake."""
+    at, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
+    if not text.strip():
+        return "the file is empty"
+    if text.startswith(LFS_POINTER):
+        return "this is a Git LFS pointer, not the file itself: run 'git lfs pull' in its folder"
+    if text.lstrip()[:1] == "<":
+        return f"{at}: this is an HTML page, perhaps a server's error message, not JSON"
+    if text[: error.pos].rstrip().endswith(",") and rest.lstrip()[:1] in ("}", "]"):
+        return f"{at}: not JSON: remove the comma before {rest.lstrip()[0]!r}"
+    for word, right in PYTHON_WORDS.items():
+        if rest.startswith(word):
+            return f"{at}: not JSON: {word} is Python's spelling; write {right}"
+    return None
+
+
+def _shown(path: Path) -> str:
+    """A path as one line of printable text, long ones shortened."""
+    text = str(path) if str(path).isprintable() else ascii(str(path))
+    return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"
