@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dejavubench import specs, units
+from dejavubench import specs, units, values
 from dejavubench.cli.output import BadInput, table_options, write_to
 from dejavubench.experiment import Experiment
 from dejavubench.points import DataType, LayoutName, Point
@@ -40,17 +40,19 @@ def _as_spec(value: str) -> specs.ModelSpec:
     return specs.spec(value)
 
 
-def _as_cuts(value: Any) -> tuple[int, ...]:
+def _as_cuts(value: Any) -> Any:
+    if isinstance(value, tuple):  # click converts a value again
+        return value
     try:
-        return tuple(map(int, str(value).split(",")))
+        return tuple(values.whole(part, least=-values.MOST) for part in str(value).split(","))
     except ValueError:
-        raise ValueError(f"{value!r} are no layer numbers such as 0,7,13") from None
+        raise ValueError(f"{values.shown(value)} are no layer numbers such as 0,7,13") from None
 
 
 def _as_count(value: Any) -> int:
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"{value!r} is no positive whole number")
-    return int(value)
+    if isinstance(value, str) and "," in value:
+        raise ValueError(f"it takes one value; it cannot be swept: {values.shown(value)}")
+    return values.whole(value)
 
 
 COUNT = Read("count", _as_count)
@@ -137,11 +139,16 @@ def plan(
     over before the busiest sender or receiver has moved its bytes: bytes ÷ RATE + one latency.
     """
     from dejavubench.cli import plan_report
-    from dejavubench.traffic import Link
+    from dejavubench.traffic import MOST_TRANSFERS, Link
 
     if latency is not None and rate is None:
         raise BadInput("--latency is of a --link, and none is given")
     made = _traffic(_spec(spec, ckpt_path), requests, sizes)
+    if style == "json" and made.total.transfers > MOST_TRANSFERS:
+        raise BadInput(
+            f"--format json lists every transfer, and this plan has {made.total.transfers:,}: at most "
+            f"{MOST_TRANSFERS:,} are listed. The other formats sum them up."
+        )
     report = plan_report.Report(made, None if rate is None else Link(rate, latency or 0.0))
     write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
@@ -185,7 +192,10 @@ def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any])
                 f"{units.count_text(in_flight, 'request')} do not fill the microbatches of {setup.ubatch_size} of the "
                 f"{side}; --requests takes multiples of both sides' microbatches"
             )
-    return traffic(point, source, sink, in_flight)
+    try:
+        return traffic(point, source, sink, in_flight)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def _cuts(spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ class Report:
             "sinks": _setup(traffic.sink),
             "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency},
             "pairs": [
-                {**row, "regions": list(map(_transfer, flow.exchange.transfers))}
+                {**row, "regions": list(map(_transfer, flow.transfers()))}
                 for row, flow in zip(self.pairs, traffic.flows, strict=True)
             ],
             "workers": self.workers,
@@ -89,11 +89,11 @@ class Report:
     def _pair(self, flow: Flow) -> Row:
         traffic, exchange = self.traffic, flow.exchange
         spans: dict[str, Span | range] = {
-            "layer": exchange.region.layers,
-            "head": exchange.region.heads,
-            "request": exchange.region.requests,
-            "source_ubatch": traffic.source.ubatches(exchange.region.requests),
-            "sink_ubatch": traffic.sink.ubatches(exchange.region.requests),
+            "layer": flow.region.layers,
+            "head": flow.region.heads,
+            "request": flow.region.requests,
+            "source_ubatch": traffic.source.ubatches(flow.region.requests),
+            "sink_ubatch": traffic.sink.ubatches(flow.region.requests),
         }
         row = {f"source_{key}": value for key, value in _worker(traffic.source, exchange.source).items()}
         row |= {f"sink_{key}": value for key, value in _worker(traffic.sink, exchange.target).items()}
