@@ -3,3 +3,10 @@
 
 class UsageError(Exception):
     """What was asked for cannot be run; the message is one line and names the key, flag or file."""
+
+
+class OutputError(Exception):
+    """Standard output takes no more; the message is one line. The cause is the system's error.
+
+    It is no OSError: who handles failures of files must not take this one for theirs.
+    """

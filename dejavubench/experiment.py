@@ -186,6 +186,8 @@ def _as_text(value: Any) -> Any:
         raise ValueError(f"{shown(value)} holds a control character")
     if isinstance(value, str) and len(value) > LONGEST_NOTE:
         raise ValueError(f"{shown(value)} is longer than {LONGEST_NOTE} characters")
+    if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
+        raise ValueError(f"{shown(value)} is not in UTF-8")
     return value
 
 

@@ -10,6 +10,7 @@ import click
 
 from dejavubench import specs, units, values
 from dejavubench.cli.output import BadInput, table_options, write_to
+from dejavubench.cli.params import PATH, Read
 from dejavubench.experiment import Experiment
 from dejavubench.points import DataType, LayoutName, Point
 
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
 
 
 # ---- options ----
-
-
-class Read(click.ParamType):
-    """A value that ``read`` understands; its ValueError is the message."""
-
-    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
-        self.name, self.read = name, read
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return self.read(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _as_spec(value: str) -> specs.ModelSpec:
@@ -72,7 +60,7 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
 @click.option(
     "--ckpt-path",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The sizes of a Hugging Face folder instead; its config.json is enough.",
 )
 @_count("input_len", "P", "Tokens of each prompt.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from dejavubench.cli.errors import launched_rank
+from dejavubench.cli.params import PATH
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment, Group, load
 
@@ -63,7 +64,7 @@ class GroupedCommand(click.Command):
 
 
 @click.command(cls=GroupedCommand, params=[FieldOption(key) for key in Experiment.model_fields])
-@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=PATH)
 @click.option("--dry-run", is_flag=True, help="Describe every point, start nothing. Needs no MPI.")
 def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
