@@ -63,6 +63,10 @@ MOST_ROUNDS = 1_000_000
 MOST_POINTS = 10_000
 """Points of one run: a sweep of more is a mistake, or the work of several runs."""
 
+MOST_THREADS = 4096
+THREADS_PER_CORE = 4
+"""Threads of a rank for each core it is granted: more than one take turns, more than four are a mistake."""
+
 MOST_WORKERS = 4096
 """Sources, and sinks, of one run."""
 
@@ -397,7 +401,12 @@ class Experiment(BaseModel):
     ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, sockets, disk and matmul can do.")
     log_dir: Annotated[Path, BeforeValidator(_as_path)] = _option(Path("logs"), "Measurement", "DIR", "Where the run's folder is made.")
 
-    threads: Count = _option(1, "Machine", "N", "Threads of each rank, the same for all arms.")
+    threads: Annotated[int, BeforeValidator(partial(values.whole, most=MOST_THREADS))] = _option(
+        1,
+        "Machine",
+        "N",
+        f"Threads of each rank, the same for all arms; at most {THREADS_PER_CORE} for each core that a rank may use.",
+    )
     link: Annotated[str | None, BeforeValidator(_as_link)] = _option(
         None,
         "Machine",
@@ -743,6 +752,21 @@ class Experiment(BaseModel):
         raise UsageError(
             f"{units.count_text(size, 'rank')}: {why}; start mpirun -n {' or -n '.join(map(str, self.ranks))}"
         )
+
+    def check_threads(self, cores: int) -> None:
+        """Refuse threads that only wait for each other.
+
+        Args:
+            cores: that the rank with the fewest may use.
+
+        Raises:
+            UsageError: they are too many.
+        """
+        if self.threads > THREADS_PER_CORE * cores:
+            raise UsageError(
+                f"threads {self.threads} are more than {THREADS_PER_CORE} for each of the "
+                f"{units.count_text(cores, 'core')} that a rank may use here: name {cores} or fewer"
+            )
 
     # ---- identity ----
 

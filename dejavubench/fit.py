@@ -41,6 +41,9 @@ CUDA_PROCESS_NBYTES = 3 * 1024 * MIB
 CUDA_CONTEXT_NBYTES = 1024 * MIB
 """Of a card for each process that uses it: context, kernels, cuBLAS workspaces, graphs; rough."""
 
+STAGING_SHARE = 0.5
+"""Of the available memory, what staging may take: MPI libraries abort where they cannot allocate beside it."""
+
 PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
 """What the model makes of matmul peak in the prompt, and of read bandwidth in a decode step (the design's aims)."""
 
@@ -139,6 +142,7 @@ class Memory:
         sink: all of a sink's: process, cache, two chunks of each microbatch on their way; on cuda, in host memory what
             comes by mpi, on its card what comes by nccl or nixl.
         disk: what a source writes to its files.
+        staging: what of a source's host memory are its staging slots.
     """
 
     weights: int
@@ -146,6 +150,7 @@ class Memory:
     source: Needs
     sink: Needs
     disk: int
+    staging: int = 0
 
     def host(self, sources: int, sinks: int) -> int:
         """Bytes on a host that so many of the ranks run on."""
@@ -193,6 +198,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         cache=cache,
         source=source,
         sink=sink,
+        staging=staging,
         disk=streamed * len({(arm.mode, arm.durability) for arm in experiment.arms() if arm.on_disk}),
     )
 
@@ -280,6 +286,12 @@ def reasons(
         needs = memory(experiment, point)
         if experiment.device == "cuda" and (short := _short_of(experiment, needs, sources, sinks, devices())):
             found[point.id] = f"{point.spec.name} needs {short}"
+        elif sources * needs.staging > STAGING_SHARE * room:
+            found[point.id] = (
+                f"staging_slots {experiment.staging_slots} × staging_mib {experiment.staging_mib} take "
+                f"{nbytes_text(sources * needs.staging)} of memory for {count_text(sources, 'source')}, "
+                f"{nbytes_text(room)} are available, of which staging may take half"
+            )
         elif (needed := needs.host(sources, sinks)) > room:
             found[point.id] = (
                 f"{point.spec.name} needs {nbytes_text(needed)} of memory, {nbytes_text(room)} are available"

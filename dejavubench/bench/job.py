@@ -460,6 +460,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
         gone = isinstance(error.__cause__, BrokenPipeError)
         said = f"dejavubench: rank {world.rank} failed in phase {phase}: cannot write to {error}\n"
         text, status = ("", 141) if gone else (said, 1)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing tries it again as the process ends
     else:
         what = f"{type(error).__name__}: {error}"
         text = "".join(traceback.format_exception(error))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from dejavubench.cli import host
 from dejavubench.cli.errors import launched_rank
 from dejavubench.cli.params import PATH
 from dejavubench.errors import UsageError
@@ -84,6 +85,7 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     if dry_run:
         _describe(read())
         return
+    host.raise_file_limit()
     experiment = agreed(read)
     from dejavubench.bench.session import run as run_session
 
@@ -116,6 +118,11 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
     if isinstance(outcome, UsageError):
         raise outcome
     outcome.check_ranks(MPI.COMM_WORLD.size)  # before torch is imported, which takes a while
+    facts = MPI.COMM_WORLD.allgather((len(os.sched_getaffinity(0)), host.problem()))
+    outcome.check_threads(min(cores for cores, _ in facts))
+    for rank, (_, problem) in enumerate(facts):
+        if problem is not None:
+            raise UsageError(f"rank {rank}: {problem}")
     return outcome
 
 
