@@ -262,8 +262,9 @@ class Experiment(BaseModel):
         None,
         "What is run",
         "FILE",
-        "Prompts in place of random ones, one a line, taken in order and then again from the first: token ids (.csv, "
-        ".jsonl) or text, which needs --ckpt-path's tokenizer and transformers. Shorter ones are padded on the left.",
+        "Prompts in place of random ones, one a line, taken in order and then again from the first: token ids "
+        "(1,2,3 in any file; [1, 2, 3] or {\"prompt\": [1, 2, 3]} in .jsonl) or text, which needs --ckpt-path's "
+        "tokenizer and transformers. Shorter ones are padded on the left.",
     )
     output_len: Counts = _option((32,), "What is run", "T[,T…]", "New tokens of each request, the prompt's included.")
     max_seq_len: MaybeCount = _option(
