@@ -286,15 +286,15 @@ def reasons(
         needs = memory(experiment, point)
         if experiment.device == "cuda" and (short := _short_of(experiment, needs, sources, sinks, devices())):
             found[point.id] = f"{point.spec.name} needs {short}"
+        elif (needed := needs.host(sources, sinks)) > room:
+            found[point.id] = (
+                f"{point.spec.name} needs {nbytes_text(needed)} of memory, {nbytes_text(room)} are available"
+            )
         elif sources * needs.staging > STAGING_SHARE * room:
             found[point.id] = (
                 f"staging_slots {experiment.staging_slots} × staging_mib {experiment.staging_mib} take "
                 f"{nbytes_text(sources * needs.staging)} of memory for {count_text(sources, 'source')}, "
                 f"{nbytes_text(room)} are available, of which staging may take half"
-            )
-        elif (needed := needs.host(sources, sinks)) > room:
-            found[point.id] = (
-                f"{point.spec.name} needs {nbytes_text(needed)} of memory, {nbytes_text(room)} are available"
             )
     return found
 
