@@ -170,9 +170,7 @@ def _as_path(value: Any) -> Any:
 def _as_temperature(value: Any) -> float:
     found = values.number(value)
     if found != 0 and not COLDEST <= found <= HOTTEST:
-        raise ValueError(
-            f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, not {shown(value)}"
-        )
+        raise ValueError(f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, not {shown(value)}")
     return found
 
 
@@ -248,7 +246,9 @@ class Experiment(BaseModel):
     figure: Figure | None = _option(
         None, "What is run", "FIGURE", "The figure it is for: fig2, appendix_a, fig7, fig25, link."
     )
-    note: Annotated[str | None, BeforeValidator(_as_text)] = _option(None, "What is run", "TEXT", "Kept with the records and shown under the figures.")
+    note: Annotated[str | None, BeforeValidator(_as_text)] = _option(
+        None, "What is run", "TEXT", "Kept with the records and shown under the figures."
+    )
     resume: Folder = _option(
         None,
         "What is run",
@@ -263,7 +263,7 @@ class Experiment(BaseModel):
         "What is run",
         "FILE",
         "Prompts in place of random ones, one a line, taken in order and then again from the first: token ids "
-        "(1,2,3 in any file; [1, 2, 3] or {\"prompt\": [1, 2, 3]} in .jsonl) or text, which needs --ckpt-path's "
+        '(1,2,3 in any file; [1, 2, 3] or {"prompt": [1, 2, 3]} in .jsonl) or text, which needs --ckpt-path\'s '
         "tokenizer and transformers. Shorter ones are padded on the left.",
     )
     output_len: Counts = _option((32,), "What is run", "T[,T…]", "New tokens of each request, the prompt's included.")
@@ -353,9 +353,7 @@ class Experiment(BaseModel):
     sink_tensor_para_size: MaybeCount = _option(
         None, "Streaming", "N", "Tensor-parallel degree of the sinks, if another."
     )
-    sink_pipeline_para_size: MaybeCount = _option(
-        None, "Streaming", "N", "Pipeline depth of the sinks, if another."
-    )
+    sink_pipeline_para_size: MaybeCount = _option(None, "Streaming", "N", "Pipeline depth of the sinks, if another.")
     sink_ubatch_size: MaybeCount = _option(
         None, "Streaming", "N", "Requests in a microbatch of the sinks, if other; must divide those in flight."
     )
@@ -371,9 +369,7 @@ class Experiment(BaseModel):
         "STORE[,STORE]",
         "Microbatches take turns in --resident caches; the others' are in host memory or on disk meanwhile.",
     )
-    resident: Count = _option(
-        2, "Streaming", "N", "With --swap: caches in place, fewer than the pipeline is deep."
-    )
+    resident: Count = _option(2, "Streaming", "N", "With --swap: caches in place, fewer than the pipeline is deep.")
     staging_mib: Count = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
     staging_slots: Count = _option(4, "Streaming", "N", "Staging slots of a source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
@@ -400,7 +396,9 @@ class Experiment(BaseModel):
     )
     verify: bool = _option(True, "Measurement", "", "Compare every byte that arrived, outside the clock.")
     ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, sockets, disk and matmul can do.")
-    log_dir: Annotated[Path, BeforeValidator(_as_path)] = _option(Path("logs"), "Measurement", "DIR", "Where the run's folder is made.")
+    log_dir: Annotated[Path, BeforeValidator(_as_path)] = _option(
+        Path("logs"), "Measurement", "DIR", "Where the run's folder is made."
+    )
 
     threads: Annotated[int, BeforeValidator(partial(values.whole, most=MOST_THREADS))] = _option(
         1,

@@ -66,9 +66,7 @@ def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     tensors = {name: prod(shape) for name, shape in spec.outer_tensors.items()}
     of_layer = {name: prod(shape) for name, shape in spec.layer_tensors.items()}
     whole = ("norm", "out.bias", "down.bias")  # of a layer, what every tensor rank has
-    layer = sum(
-        size if any(word in name for word in whole) else size // tensor_size for name, size in of_layer.items()
-    )
+    layer = sum(size if any(word in name for word in whole) else size // tensor_size for name, size in of_layer.items())
     projection = embed * hidden if embed != hidden else 0
     norms = {
         part: sum(size for name, size in tensors.items() if name.startswith(part)) for part in ("embed_", "final_")

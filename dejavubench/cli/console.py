@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import IO
 
 from rich.console import Console
@@ -17,9 +16,8 @@ WIDE = 160
 
 def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
     """A console on stdout, stderr or ``file``: as wide as the terminal, or ``COLUMNS``, or :data:`WIDE`."""
-    columns = os.environ.get("COLUMNS", "")
-    told = int(columns) if re.fullmatch("[0-9]{1,6}", columns) else 0
-    made = Console(stderr=stderr, file=file, highlight=False, width=max(told, NARROWEST) if told else None)
-    if not made.is_terminal and not told:
+    made = Console(stderr=stderr, file=file, highlight=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = WIDE
+    made.width = max(made.width, NARROWEST)
     return made

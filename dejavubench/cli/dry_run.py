@@ -147,8 +147,8 @@ def _threads(experiment: Experiment) -> list[str]:
     if ranks * threads <= cores:
         return []
     return [
-        f"{count_text(ranks, 'rank')} × {count_text(threads, 'thread')} share {count_text(cores, 'core')} if all run on "
-        "this host: they take turns, and times are longer and noisier."
+        f"{count_text(ranks, 'rank')} × {count_text(threads, 'thread')} share {count_text(cores, 'core')} if all ranks "
+        "run on this host: they take turns, and times are longer and noisier."
     ]
 
 

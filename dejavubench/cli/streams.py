@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -58,8 +59,17 @@ class Guarded:
             raise TypeError(f"{self._name} takes text, not {type(text).__name__}")  # click asks by trying
         if not text:
             return 0
-        self._do(lambda: self._stream.write(text))
+        written = self._in_its_encoding(text)
+        self._do(lambda: self._stream.write(written))
         return len(text)
+
+    def _in_its_encoding(self, text: str) -> str:
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            return text.encode(encoding, HANDLER).decode(encoding)
+        return text
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -104,7 +114,7 @@ class Closed(Guarded):
 
 
 def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def guard() -> None:
@@ -112,6 +122,9 @@ def guard() -> None:
     if isinstance(sys.stdout, Guarded):
         return
     codecs.register_error(HANDLER, _plain)
+    for name in ("COLUMNS", "LINES"):  # rich and others take them as they are
+        if name in os.environ and not re.fullmatch("[1-9][0-9]{0,4}", os.environ[name]):
+            del os.environ[name]
     _fill_closed_descriptors()
     streams: list[Guarded] = []
     for stream, name, kind in ((sys.stdout, "standard output", Guarded), (sys.stderr, "standard error", Messages)):
@@ -119,9 +132,6 @@ def guard() -> None:
             closed = Closed if kind is Guarded else kind
             streams.append(closed(_nowhere(), name))
             continue
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors=HANDLER)
         streams.append(kind(stream, name))
     sys.stdout, sys.stderr = cast(TextIO, streams[0]), cast(TextIO, streams[1])
 
