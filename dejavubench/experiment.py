@@ -807,7 +807,9 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         where = {key: f"resume: {folder / RUN_FILE}: {key}" for key in given}
         environ = {}  # the level is that run's
     if path is not None:
-        given = {"name": _checked(path, "CONFIG").stem, **_read_toml(path)}
+        if _checked(path, "CONFIG").exists() and not (path.is_file() or path.is_fifo()):
+            raise UsageError(f"{path}: is no file")
+        given = {"name": path.stem, **_read_toml(path)}
         if "resume" in given:
             raise UsageError(f"{path}: resume stands for a whole experiment: give it as a flag, without a file")
         where = {key: f"{path}: {key}" for key in given}

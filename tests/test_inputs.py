@@ -165,6 +165,11 @@ def test_a_config_of_an_impossible_name_is_one_line(path: str) -> None:
     one_line(str(refused.value), path, "CONFIG")
 
 
+def test_a_config_without_an_end_is_not_read() -> None:
+    with pytest.raises(UsageError, match=r"^/dev/zero: is no file$"):
+        load(Path("/dev/zero"), {}, {})
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [

@@ -188,6 +188,31 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
     )
 
 
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        (
+            "NUMBA_OPT=abc",
+            "Environment variable 'NUMBA_OPT' is defined but its associated value 'abc' could not be parsed.",
+        ),
+        ("NUMBA_DISABLE_JIT=1", "NUMBA_DISABLE_JIT is set, and kernels that are not compiled do not run: unset it"),
+        ("NUMBA_OPT=2", "None"),
+    ],
+)
+def test_what_numba_reads_as_it_is_imported_is_asked_for(variable: str, says: str) -> None:
+    name, value = variable.split("=")
+    done = subprocess.run(
+        [sys.executable, "-c", "from dejavubench.cli import host; print(host.problem())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), name: value},
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith(says)
+    assert done.stdout.count("\n") == 1
+
+
 @pytest.mark.parametrize("value", ["1", "16", "007"])
 def test_numbers_of_threads_that_numba_reads_are_no_problem(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(host.NUMBA_THREADS, value)

@@ -6,9 +6,11 @@ import os
 import re
 import resource
 import sys
+import warnings
 
 from dejavubench.cli.errors import launched_rank
 from dejavubench.errors import UsageError
+from dejavubench.values import one_line
 
 LEAST_FILES = 64
 """Open files that a rank takes: MPI's and UCX's sockets, libraries, records, streams; about 40 as measured."""
@@ -22,10 +24,21 @@ NUMBA_THREADS = "NUMBA_NUM_THREADS"
 
 
 def problem() -> str | None:
-    """Why libraries would fail on this rank's environment; None if they would not."""
+    """Why numba, which compiles the kernels, would fail on this rank's environment; None if it would not."""
     text = os.environ.get(NUMBA_THREADS)
     if text is not None and not re.fullmatch("0*[1-9][0-9]{0,5}", text):
         return f"{NUMBA_THREADS}={text[:40]!r} is no positive whole number, which numba needs: unset it, or set it to 1"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            import numba
+        except Exception as error:  # noqa: BLE001 - whatever its variables make of it
+            return f"numba cannot be imported: {one_line(str(error))}"
+    unread = [str(each.message) for each in said if "could not be parsed" in str(each.message)]
+    if unread:
+        return f"{unread[0].splitlines()[0]} Unset it."
+    if numba.config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, and kernels that are not compiled do not run: unset it"
     return None
 
 
