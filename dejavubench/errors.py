@@ -5,6 +5,10 @@ class UsageError(Exception):
     """What was asked for cannot be run; the message is one line and names the key, flag or file."""
 
 
+class DataError(Exception):
+    """What a run was given turned out to be unusable while it ran; the message says all, without a traceback."""
+
+
 class OutputError(Exception):
     """Standard output takes no more; the message is one line. The cause is the system's error.
 

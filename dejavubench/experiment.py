@@ -205,6 +205,10 @@ def _as_folder(value: Any) -> Any:
     """Looked at by rank 0, before anything starts: a broken folder is a usage error."""
     if value is None:
         return None
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(f"{value!r} is no folder; give the path of one, as text")
+    if "\0" in str(value):
+        raise ValueError(f"{str(value)!a} has a NUL character, which no path has")
     from dejavubench.checkpoint import open_checkpoint
 
     open_checkpoint(Path(value))

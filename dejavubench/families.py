@@ -8,16 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import log
-from pathlib import Path
 from typing import Any
 
-from dejavubench.specs import ModelSpec, Rope
-
-
-class CheckpointError(ValueError):
-    """A folder cannot be used; the message names the file and, where one is at fault, the tensor."""
-
+from dejavubench.modelconfig import Config
+from dejavubench.ropeconfig import read_context, read_rope
+from dejavubench.specs import ModelSpec
+from dejavubench.tensorfile import CheckpointError
 
 # ---- where our tensors are ----
 
@@ -46,46 +42,15 @@ class Family:
 
     Attributes:
         prefixes: of all names in the files, one of them.
+        spared: names of tensors that a folder may hold beside the model's: masks, and what is computed from sizes.
         requires: values of the configuration that are implemented; a key that is missing has them.
     """
 
     spec: Callable[[str, Config], ModelSpec]
     names: Callable[[str, int], Stored]
     prefixes: tuple[str, ...]
+    spared: re.Pattern[str]
     requires: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Config:
-    """``config.json``, or an object in it, read key by key; what is no such value raises CheckpointError."""
-
-    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        self.path, self.content = path, content
-
-    def number(self, key: str, default: float | None) -> float:
-        value = default if self.content.get(key) is None else self.content[key]
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(f"{self.path}: {key} must be a positive number, not {value!r}")
-        return float(value)
-
-    def size(self, *keys: str, default: int | None = None) -> int:
-        """The first of these keys that is there."""
-        value = next((self.content[key] for key in keys if self.content.get(key) is not None), default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self.path}: {keys[0]} must be a positive integer, not {value!r}")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.content.get(key, default)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{self.path}: {key} must be true or false, not {value!r}")
-        return value
-
-    def heads(self, hidden: int, *keys: str) -> tuple[int, int]:
-        """Heads, and elements of each."""
-        heads = self.size(*keys)
-        if hidden % heads:
-            raise CheckpointError(f"{self.path}: {heads} heads do not divide a width of {hidden}")
-        return heads, hidden // heads
 
 
 # ---- the families ----
@@ -140,12 +105,10 @@ def _llama_spec(name: str, config: Config) -> ModelSpec:
     size = config.size("head_dim", default=0 if hidden % heads else hidden // heads)
     if size % 2:
         raise CheckpointError(f"{config.path}: rotary embeddings need an even size of a head, not {size}")
-    context, window = config.size("max_position_embeddings"), config.content.get("sliding_window")
-    kind = config.content["model_type"]
-    if isinstance(window, int) and config.flag("use_sliding_window", kind == "mistral"):
-        context = min(context, window)  # up to there it attends to everything
+    kind, rope = config.content["model_type"], read_rope(config)
+    context, limit = read_context(config, rope)
     bias = config.flag("attention_bias", False)
-    if bias and kind in ("llama", "mistral"):
+    if bias and kind != "qwen2":  # whose biases do not depend on it
         raise CheckpointError(f"{config.path}: {kind} with attention_bias True is not supported, only False")
     return ModelSpec(
         name,
@@ -161,40 +124,13 @@ def _llama_spec(name: str, config: Config) -> ModelSpec:
         width=None if hidden == heads * size else hidden,
         rms=True,
         eps=config.number("rms_norm_eps", 1e-6),
-        rope=_rope(config),
+        rope=rope,
         gated=True,
         qkv_bias=kind == "qwen2",
         bias=False,
         qk_norm=kind == "qwen3",
         tied=config.flag("tie_word_embeddings", False),
-    )
-
-
-def _rope(config: Config) -> Rope:
-    """transformers 5 keeps all of it in ``rope_parameters``, earlier ones in ``rope_theta`` and ``rope_scaling``."""
-    given = config.content.get("rope_parameters") or config.content.get("rope_scaling") or {}
-    if not isinstance(given, dict):
-        raise CheckpointError(f"{config.path}: rope_parameters must be an object, not {given!r}")
-    inside = Config(config.path, given)
-    kind = given.get("rope_type", given.get("type", "default"))
-    theta = inside.number("rope_theta", config.number("rope_theta", 10000.0))
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, "linear", inside.number("factor", None))
-    if kind == "llama3":
-        low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
-        context = inside.size("original_max_position_embeddings")
-        return Rope(theta, "llama3", inside.number("factor", None), low, high, context)
-    if kind == "yarn":
-        if unusual := {"mscale", "mscale_all_dim", "truncate"} & given.keys():
-            raise CheckpointError(f"{config.path}: rope of type 'yarn' with {sorted(unusual)[0]} is not supported")
-        factor, context = inside.number("factor", None), inside.size("original_max_position_embeddings")
-        low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
-        attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
-        return Rope(theta, "yarn", factor, low, high, context, attention)
-    raise CheckpointError(
-        f"{config.path}: rope of type {kind!r} is not supported; default, linear, llama3 and yarn are"
+        limit=limit,
     )
 
 
@@ -274,6 +210,7 @@ FAMILIES: dict[str, Family] = {
         _gpt2_spec,
         _gpt2_name,
         ("transformer.", ""),
+        re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),
         {
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
@@ -287,6 +224,7 @@ FAMILIES: dict[str, Family] = {
         _opt_spec,
         _opt_name,
         ("model.decoder.", "decoder."),
+        re.compile(r"(model\.)?decoder\.version"),
         {
             "activation_function": "relu",
             "enable_bias": True,
@@ -299,6 +237,7 @@ FAMILIES: dict[str, Family] = {
         _bloom_spec,
         _bloom_name,
         ("transformer.", ""),
+        re.compile(r"(transformer\.)?h\.\d+\.self_attention\.masked_bias"),
         {
             "layer_norm_epsilon": 1e-5,
             "apply_residual_connection_post_layernorm": False,
@@ -307,7 +246,13 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3"),
-        Family(_llama_spec, _llama_name, ("",), {"hidden_act": "silu", "mlp_bias": False}),
+        Family(
+            _llama_spec,
+            _llama_name,
+            ("",),
+            re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"),
+            {"hidden_act": "silu", "mlp_bias": False},
+        ),
     ),
 }
 """By ``model_type``."""

@@ -1,6 +1,6 @@
 """Ground floor: what this machine's kernel says of its CPU and memory, and the CUDA driver of its devices.
 
-Needs the standard library alone.
+Needs the standard library alone, and this package's errors.
 """
 
 from __future__ import annotations
@@ -14,26 +14,63 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dejavubench.errors import UsageError
+
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Linux's names of the x86 extensions that multiply bf16; plain AVX-512 only emulates it."""
+
+WITHOUT = "DEJAVUBENCH_WITHOUT"
+"""Environment variable: features of this CPU to do without, e.g. ``bf16`` or ``amx,bf16``. It is for tests."""
+
+FEATURES: dict[str, Callable[[str], bool]] = {
+    "amx": lambda flag: flag.startswith("amx"),
+    "bf16": BF16_FLAGS.__contains__,
+    "avx512": lambda flag: flag.startswith(("avx512", "amx")),
+}
+"""What :data:`WITHOUT` may name, and which of Linux's flags go with it. A feature can only be taken away."""
+
+
+def flags_in(cpuinfo: str) -> frozenset[str]:
+    """The instruction sets that the text of ``/proc/cpuinfo`` names; none where the CPU is no x86."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
 
 
 def has_bf16(cpuinfo: str) -> bool:
     """Whether the text of ``/proc/cpuinfo`` names a bf16 instruction set."""
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            return not BF16_FLAGS.isdisjoint(value.split())
-    return False
+    return not BF16_FLAGS.isdisjoint(flags_in(cpuinfo))
+
+
+def features_left_out() -> tuple[str, ...]:
+    """The features that :data:`WITHOUT` takes away.
+
+    Raises:
+        UsageError: it names something else.
+    """
+    named = tuple(word.strip() for word in os.environ.get(WITHOUT, "").split(",") if word.strip())
+    for word in named:
+        if word not in FEATURES:
+            raise UsageError(f"{WITHOUT}={word}: it can name {', '.join(FEATURES)}")
+    return named
 
 
 @cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that this process uses, by Linux's names: the CPU's, less :func:`features_left_out`."""
+    left_out = [FEATURES[name] for name in features_left_out()]
+    try:
+        found = flags_in(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        return frozenset()
+    return frozenset(flag for flag in found if not any(takes(flag) for takes in left_out))
+
+
 def native_bf16() -> bool:
     """Whether this machine's CPU computes in bf16; false where there is no ``/proc/cpuinfo``."""
-    try:
-        return has_bf16(Path("/proc/cpuinfo").read_text())
-    except OSError:
-        return False
+    return not BF16_FLAGS.isdisjoint(cpu_flags())
 
 
 # ---- CUDA devices ----

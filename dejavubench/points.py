@@ -151,10 +151,11 @@ class Point:
         if spec.context is not None and self.written > spec.context:
             return (
                 f"input_len {self.input_len} and output_len {self.output_len} take {self.written} positions; "
-                f"{spec.name} has {spec.context}"
+                f"{spec.name} has {spec.context}{spec.limit_text}"
             )
         if spec.context is not None and self.positions > spec.context:
-            return f"max_seq_len {self.positions} is more than the {spec.context} positions of {spec.name}"
+            has = f"the {spec.context} positions of {spec.name}{spec.limit_text}"
+            return f"max_seq_len {self.positions} is more than {has}"
         for split, name in ((self.sources, ""), (self.sinks, "sink_")):
             if split is not None and (problem := self._cannot_split(split, name)):
                 return problem

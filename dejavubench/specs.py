@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Literal
 
 
@@ -73,6 +75,7 @@ class ModelSpec:
         qkv_bias, bias: linears of queries, keys and values have biases; all others have.
         qk_norm: an RMS norm of each head's queries and keys (Qwen3).
         tied: the head is the embedding.
+        limit: the key of a checkpoint's configuration that bounds ``context``, where it is not the model's length.
     """
 
     name: str
@@ -98,6 +101,12 @@ class ModelSpec:
     bias: bool = True
     qk_norm: bool = False
     tied: bool = True
+    limit: str | None = None
+
+    @property
+    def limit_text(self) -> str:
+        """What follows the number of positions in a message where they are fewer than the model's length."""
+        return f" (its {self.limit}: leaving out earlier tokens is not supported)" if self.limit else ""
 
     @property
     def hidden(self) -> int:
@@ -275,11 +284,35 @@ def spec(name: str) -> ModelSpec:
     """
     if name in SPECS:
         return SPECS[name]
+    shown = ascii(name) if len(name) <= 200 else f"{name[:200]!a}…"
+    raise ValueError(f"unknown model {shown}; {_instead_of(name)}")
+
+
+def _instead_of(name: str) -> str:
+    """What to give in place of a name that no model has."""
     import difflib  # only to help with a misspelt name
 
-    close = difflib.get_close_matches(name, SPECS, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(SPECS)} and {CUSTOM}"
-    raise ValueError(f"unknown model {name!r}; {hint}")
+    if _is_there(name):
+        return f"a folder with a model of its own is given as --ckpt-path {name}"
+    given = name.rstrip("/").rpartition("/")[2]  # openai-community/gpt2
+    plain = {"bloom": "bloom-176b"} | {re.sub(r"[^a-z0-9.]", "", known): known for known in SPECS}
+    written = re.sub(r"[^a-z0-9.]", "", given.lower())
+    if written in plain:
+        return f"did you mean {plain[written]}?"
+    close = difflib.get_close_matches(given.lower(), SPECS, n=3)
+    other = "for any other model download its folder and give it as --ckpt-path"
+    is_path = "/" in name or name[:1] in (".", "~")
+    if close:
+        return f"did you mean {' or '.join(close)}?{f' Else: {other}' if is_path else ''}"
+    return other if is_path else f"known are {', '.join(SPECS)} and {CUSTOM}; {other}"
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is a file or folder of this name."""
+    try:
+        return name not in ("", ".", "..") and Path(name).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def custom(layer_num: int, head_num: int, size_per_head: int, vocab_size: int, context: int) -> ModelSpec:

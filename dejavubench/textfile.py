@@ -24,6 +24,9 @@ PYTHON_WORDS = {"True": "true", "False": "false", "None": "null", "'": '"'}
 class TextFileError(ValueError):
     """A file is not the text that it should be; the message is one line and names the file."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
 
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file, without its byte order mark if it has one.
@@ -94,7 +97,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
-    """What the text is, or has at the place of the error, where that is a well-known mistake."""
+    """Name a well-known mistake: what the text is, or what it has at the place of the error."""
     at, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
     if not text.strip():
         return "the file is empty"
@@ -110,7 +113,12 @@ def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
     return None
 
 
+def one_line(text: str) -> str:
+    """Escape all that is not printable: names in files, and of files, may hold anything."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def _shown(path: Path) -> str:
-    """A path as one line of printable text, long ones shortened."""
-    text = str(path) if str(path).isprintable() else ascii(str(path))
+    """Return a path's text, shortened if it is long."""
+    text = str(path)
     return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from cards import H200
 
 from dejavubench import experiment
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Threads of the tests' own process, unless a test asks for more: beside a busy core two wait for each other."""
+
+os.environ.setdefault("DEJAVUBENCH_KERNEL_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "kernels"))
+"""Tests share compiled kernels with each other and with the jobs that they start, not with their user's runs."""
 
 
 @pytest.fixture

@@ -25,7 +25,13 @@ from dejavubench.records import RankInfo, Run, read_run
 
 HERE = Path(__file__).parent
 CLI = ("-m", "dejavubench")
-TINY = ("--device", "cpu", "--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
+FP32 = ("--inference-data-type", "fp32")
+BF16 = ("--inference-data-type", "bf16")
+TYPES = {"fp32": FP32, "bf16": BF16}
+"""``auto`` is one or the other, as the CPU has it: no test relies on it. Of two flags the last one counts."""
+
+SIZES = ("--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
+TINY = ("--device", "cpu", "--threads", "1", *FP32, *SIZES)
 """A model whose job takes hardly longer than its start."""
 
 QUICK = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--no-ceilings")
@@ -124,6 +130,16 @@ class Job:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {timeout:g} s; on stderr:\n{self.stderr[-4000:]}")
+
+    def wait_killed(self, rank: int) -> None:
+        """It ends because this rank is killed, and not because something else went wrong."""
+        status = self.wait()
+        assert status in (signal.SIGKILL, 128 + signal.SIGKILL), f"status {status}: {self.stderr[-4000:]}"
+        assert "Traceback" not in self.stderr
+        deadline = time.monotonic() + GONE_WITHIN  # who notes it is a process of its own
+        while not (first := self.run.first_exits) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert rank in first, self.stderr[-4000:]
 
     def until(self, happened: Callable[[], bool], what: str) -> None:
         """Wait for something that the job does."""

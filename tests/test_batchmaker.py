@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.batchmaker import BatchMaker, LogitsError, NoStreaming
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
@@ -27,6 +27,8 @@ class Journal(NoStreaming):
         super().__init__()
         self.wait_at = wait_at
         self.ahead = ahead
+        self.thorough = False
+        self.peak = 1.0
         self.calls: list[str] = []
         self.positions: list[int] = []
         self.known: list[Any] = []
@@ -45,6 +47,10 @@ class Journal(NoStreaming):
     def event_ms(self, ubatch: int) -> list[float]:
         return []
 
+    def peaks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
+        numbers = [1.0, self.peak, 1.0, 1.0]  # of the new token 1 of request 0
+        return [(PROMPT + step, torch.tensor([numbers[step]])) for step in range(len(self.positions))]
+
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         self.calls.append(f"stream {step}")
         if step == self.wait_at:
@@ -55,9 +61,10 @@ class Journal(NoStreaming):
         self.calls.append("drain")
 
 
-def run(ahead: bool, new: int = NEW, wait_at: int | None = None) -> tuple[Journal, Any]:
+def run(ahead: bool, new: int = NEW, wait_at: int | None = None, peak: float = 1.0) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
-    whole = cast(GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True)))
+    journal.peak = peak
+    whole = cast(GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True), dtype=torch.float16))
     alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
     maker = BatchMaker(whole, journal, alone, [torch.zeros(1, PROMPT, dtype=torch.long)], new)
     (clock,), _ = maker.run([journal], journal.calls.append)
@@ -107,3 +114,11 @@ def test_a_request_of_one_token_has_no_steps() -> None:
         journal, clock = run(ahead, new=1)
         assert journal.calls == ["prompt", "run 0", "stream 0", "token 0", "drain", "drain"]
         assert clock.all_token_ms == 0.0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("peak", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_end_the_iteration_and_are_located(ahead: bool, peak: float) -> None:
+    words = rf"new token 1 of request 0 in microbatch 0 are NaN or infinite \({peak}\).*range of fp16"
+    with pytest.raises(LogitsError, match=words):
+        run(ahead, peak=peak)

@@ -221,7 +221,7 @@ def another_width(folder: Path) -> str:
 
 def torn_config(folder: Path) -> str:
     (folder / "config.json").write_text("{")
-    return "config.json: it is no JSON"
+    return "config.json: line 1, column 2: not JSON"
 
 
 def missing_tensor(folder: Path) -> str:
@@ -256,12 +256,14 @@ def pickled(folder: Path) -> str:
 
 
 def missing_shard(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"transformer.wte.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return "index.json: it names model-00002-of-00002.safetensors, which is missing"
 
 
 def index_that_leads_out(folder: Path) -> str:
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
     return "which is no file of this folder"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dejavubench.kvcache import KVCache, KVGeometry, KVLayout
+from dejavubench.machine import WITHOUT
 from dejavubench.models import cpu_amx, cpu_linear, cpu_numbers, cpu_rows, cpu_step
 from dejavubench.models.gpt import GPT
 from dejavubench.models.parts import ACTIVATIONS, Activation, Norm, RMSNorm, same
@@ -336,3 +339,29 @@ def test_kernels_run_beside_another_thread_that_does() -> None:
     assert len(results) == 200
     for result in results:
         torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-4)
+
+
+# ---- other CPUs ----
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("left_out", ["amx,bf16", "avx512"])
+def test_all_of_this_holds_with_fewer_features(left_out: str) -> None:
+    """This file and the model's, in a process that does without them; a CPU that lacks them runs them as they are."""
+    if WITHOUT in os.environ:
+        pytest.skip("features are left out already")
+    here = Path(__file__).parent
+    files = [str(here / name) for name in ("test_cpu_step.py", "test_gpt.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not drill", *files],
+        env={**os.environ, WITHOUT: left_out, **LESS.get(left_out, {})},
+        cwd=here.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+LESS = {"avx512": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}}
+"""What holds torch and oneDNN to as much."""

@@ -136,6 +136,37 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
         assert torch.equal(steps.wait(0), x[:, 0].cpu()), step
 
 
+@pytest.mark.parametrize("thorough", [False, True])
+@pytest.mark.parametrize("sampling", [None, Sampling(1.2, 40, 0.9, 3)])
+def test_peaks_tell_of_logits_that_are_no_numbers(sampling: Sampling | None, thorough: bool) -> None:
+    """Of the prompt's and the last step; while thorough, of every one, also if the steps after it are well again."""
+    spec = SPECS["llama"]  # whose head is not the embedding as well
+    model = build(spec, torch.float16)
+    cache = KVCache.allocate(model.kv_geometry(BATCH, 64, KVLayout.HND), torch.float16, "cuda")
+    steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
+    steps.thorough = thorough
+    assert model.head is not None
+
+    def run(spoilt: int | None) -> dict[int, bool]:
+        for step in range(STEPS):
+            kept = model.head.weight[7, 7].clone()
+            if step == spoilt:
+                model.head.weight[7, 7] = torch.nan
+            at = PROMPT + step
+            steps.run(0, prompt(spec) if step == 0 else torch.empty(0), at - 1 if step else 0, None)
+            torch.cuda.synchronize()
+            model.head.weight[7, 7] = kept
+            steps.wait(0)
+        found = {at - PROMPT: bool(values.isfinite().all()) for at, values in steps.peaks(0)}
+        assert steps.peaks(0) == []
+        return found
+
+    seen = range(STEPS) if thorough else (0, STEPS - 1)
+    assert run(None) == dict.fromkeys(seen, True)
+    for spoilt in (0, STEPS // 2, STEPS - 1):
+        assert run(spoilt) == {step: step != spoilt for step in seen}
+
+
 def test_weights_are_drawn_on_the_device_in_their_type_and_cut_alike_for_every_split() -> None:
     full = random_weights(GPT2, 3, "cuda", torch.float16)
     whole = full("layers.0.up.weight")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import HERE, QUICK, Job, processed, run
+from jobs import BF16, HERE, QUICK, Job, processed, run
 from test_run import verified
 
 from dejavubench import experiment
@@ -29,6 +29,7 @@ def tokens_of(job: Job) -> list[dict[str, Any]]:
     ("ranks", "known", "flags"),
     [
         pytest.param(2, 1, (), id="alike"),
+        pytest.param(2, 2, BF16, id="alike in bf16"),
         pytest.param(
             3,
             2,

@@ -1,4 +1,4 @@
-"""What the CUDA driver is asked, and what stands for "none": a driver in Python takes the library's place."""
+"""What is asked of the CPU and of the CUDA driver; a driver in Python takes the library's place."""
 
 from __future__ import annotations
 
@@ -9,9 +9,50 @@ from typing import Any
 
 import pytest
 
+from dejavubench import machine
+from dejavubench.errors import UsageError
 from dejavubench.machine import CudaDevice, cuda_devices
 
 UUID = bytes(range(16))
+
+
+# ---- instruction sets ----
+
+FLAGS = {
+    "avx512": {"avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16"},
+    "avx2": {"avx2", "fma"},
+}
+
+
+@pytest.mark.parametrize(
+    ("left_out", "left"),
+    [
+        ("", FLAGS["avx512"]),
+        ("amx", {"avx2", "avx512f", "avx512_bf16"}),
+        ("bf16", {"avx2", "avx512f", "amx_tile"}),
+        ("amx, bf16", {"avx2", "avx512f"}),
+        ("avx512", {"avx2"}),
+    ],
+)
+def test_features_can_be_left_out(left_out: str, left: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(machine.WITHOUT, left_out)
+    monkeypatch.setattr(machine, "flags_in", lambda cpuinfo: frozenset(FLAGS["avx512"]))
+    machine.cpu_flags.cache_clear()
+    assert machine.cpu_flags() == left
+    assert machine.native_bf16() is bool({"avx512_bf16", "amx_bf16"} & left)
+    monkeypatch.setattr(machine, "flags_in", lambda cpuinfo: frozenset(FLAGS["avx2"]))
+    machine.cpu_flags.cache_clear()
+    assert machine.cpu_flags() == FLAGS["avx2"], "nothing is ever added"
+    machine.cpu_flags.cache_clear()
+
+
+def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(machine.WITHOUT, "avx1024")
+    with pytest.raises(UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: it can name amx, bf16, avx512"):
+        machine.features_left_out()
+
+
+# ---- CUDA devices ----
 
 
 class Driver:

@@ -12,9 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from jobs import HERE, QUICK, TINY, Job, processed, run
+from jobs import BF16, HERE, QUICK, TINY, Job, processed, run
 
 from dejavubench.bench.ceilings import PAIRS
+from dejavubench.machine import WITHOUT
 from dejavubench.records import (
     HELD_AGAINST,
     Alone,
@@ -139,6 +140,29 @@ def test_the_level_flag_wins_over_the_variable_and_files_are_cleaned_up(tmp_path
     assert [arm.name for arm in job.run.header.arms] == ["none", "none#2", "disk@1"]
     assert verified(job)["p000", "disk@1"] == 1
     assert list((tmp_path / "streams").iterdir()) == []
+
+
+# ---- data types, and CPUs that have more or less of them ----
+
+
+def test_bf16_is_streamed_whatever_the_cpu_multiplies(tmp_path: Path) -> None:
+    sweep = ("--kv-layout", "ft,hnd", "--streaming", "none,host,disk,mpi", "--level", "0,3", "--warmup", 0)
+    split = ("--tensor-para-size", 2, "--rounds", 1, "--durability", "page-cache")
+    job = run(tmp_path, 4, "run", *QUICK, *BF16, *split, *sweep)
+    arms = ["none", "none#2", *(f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in "03")]
+    assert verified(job) == {(point, arm): 1 for point in ("p000", "p001") for arm in arms}
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("left_out", ["bf16", "avx512"])
+def test_a_cpu_without_a_feature_chooses_and_computes_without_it(tmp_path: Path, left_out: str) -> None:
+    once = ("--streaming", "none,host", "--rounds", 1, "--warmup", 0, "--inference-data-type", "bf16,auto")
+    job = run(tmp_path, 1, "run", *QUICK, *once, environment={WITHOUT: left_out}, cold=True)
+    assert [point.data_type for point in job.run.header.points] == ["bf16", "fp32"]
+    assert verified(job) == {(point, arm): 1 for point in ("p000", "p001") for arm in ("none", "none#2", "host@3")}
+    (info,) = (info for _, info in job.run.of(RankInfo))
+    assert info.environment["native_bf16"] is False
+    assert info.environment["variables"][WITHOUT] == left_out
 
 
 # ---- several ranks ----

@@ -1,5 +1,7 @@
 """Model sizes against what their publishers count and what transformers builds."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -73,6 +75,35 @@ def test_transformers_builds_as_many_parameters(name: str) -> None:
 def test_misspelt_name_gets_close_matches(name: str, close: str) -> None:
     with pytest.raises(ValueError, match=f"unknown model '{name}'; did you mean .*{close}"):
         spec(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("OPT-13B", "did you mean opt-13b?"),
+        ("GPT2", "did you mean gpt2?"),
+        ("GPT-2 XL", "did you mean gpt2-xl?"),
+        ("openai-community/gpt2", "did you mean gpt2?"),
+        ("facebook/opt-1.3b", "did you mean opt-1.3b?"),
+        ("bigscience/bloom", "did you mean bloom-176b?"),
+        ("meta-llama/Llama-3.1-8B", "for any other model download its folder and give it as --ckpt-path"),
+        ("EleutherAI/gpt-j-6b", "Else: for any other model download its folder and give it as --ckpt-path"),
+        ("./models/mine", "for any other model download its folder and give it as --ckpt-path"),
+        ("~/mine", "for any other model download its folder and give it as --ckpt-path"),
+        ("tests", "a folder with a model of its own is given as --ckpt-path tests"),
+        ("mistral", "known are gpt2, gpt2-medium"),
+        ("a\0b", "known are gpt2, gpt2-medium"),
+        ("n" * 300, "known are gpt2, gpt2-medium"),
+    ],
+)
+def test_names_as_hubs_spell_them_and_paths_get_the_right_hint(
+    name: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(ValueError, match="unknown model") as raised:
+        spec(name)
+    assert hint in str(raised.value)
+    assert str(raised.value).isprintable()
 
 
 def test_name_like_no_other_gets_all() -> None:

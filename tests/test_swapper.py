@@ -14,7 +14,7 @@ from caches import packed_bytes, random_cache, schedules
 from diskfile import DURABILITIES, IDENTITY
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from jobs import HERE, TINY, Job, processed, run
+from jobs import HERE, TINY, TYPES, Job, processed, run
 
 from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.copies import scatter_steps, staging
@@ -203,17 +203,21 @@ def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPat
 ASKED = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--rounds", "2", "--warmup", "1")
 
 
-@pytest.mark.parametrize(("depth", "resident", "layout"), [(2, 1, "hnd"), (2, 1, "ft"), (3, 2, "nhd")])
+@pytest.mark.parametrize(
+    ("depth", "resident", "layout", "data_type"),
+    [(2, 1, "hnd", "fp32"), (2, 1, "ft", "bf16"), (3, 2, "nhd", "fp32")],
+)
 def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
-    depth: int, resident: int, layout: str, tmp_path: Path
+    depth: int, resident: int, layout: str, data_type: str, tmp_path: Path
 ) -> None:
-    deep = ("--layer-num", depth, "--pipeline-para-size", depth, "--kv-layout", layout)
+    deep = ("--layer-num", depth, "--pipeline-para-size", depth, "--kv-layout", layout, *TYPES[data_type])
+    itemsize = 2 if data_type == "bf16" else 4
     job = run(tmp_path, depth, "run", *ASKED, *deep, "--no-ceilings", "--swap", "host,disk", "--resident", resident)
     costs = [record for _, record in job.run.of(Swapping) if record.round is not None]
     assert {record.arm for record in costs} == {"swap-host", "swap-disk"}
     assert len(costs) == depth * 2 * 2  # sources, arms, rounds
-    # K and V of one layer, 2 requests, 4 heads of 16 in fp32: steps 1 … 5 bring back 8, 9 … 12 positions
-    assert {record.nbytes for record in costs} == {depth * 2 * 2 * 4 * 16 * 4 * sum(range(8, 13))}
+    # K and V of one layer, 2 requests, 4 heads of 16: steps 1 … 5 bring back 8, 9 … 12 positions
+    assert {record.nbytes for record in costs} == {depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))}
     table = processed(job.folder)
     assert f"{resident} of {depth}" in table
     assert [line.split()[-2:] for line in table.splitlines() if line.strip().startswith("swap-")][:2] == [

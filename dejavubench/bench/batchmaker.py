@@ -18,6 +18,8 @@ import torch
 
 from dejavubench.bench.steps import Steps
 from dejavubench.dejavulib.streamer import Streaming
+from dejavubench.errors import DataError
+from dejavubench.models.dtypes import name_of
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
@@ -97,6 +99,10 @@ class Clocked:
         return self.step_ms[0] + self.all_token_ms + self.drain_ms
 
 
+class LogitsError(DataError):
+    """Logits are no numbers; the message says which."""
+
+
 class BatchMaker:
     """Runs iterations on one source.
 
@@ -139,6 +145,9 @@ class BatchMaker:
 
         Returns:
             The microbatches' clocks, and the makespan in milliseconds from the first submission to the last drain.
+
+        Raises:
+            LogitsError: tokens were chosen from logits that are NaN or infinite.
         """
         clocks = [Clocked() for _ in self.prompts]
         tokens = tokens or self.output_len
@@ -157,6 +166,7 @@ class BatchMaker:
         self.collectives.finish()
         for ubatch, clock in enumerate(clocks):
             clock.event_ms = self.steps.event_ms(ubatch)
+        self._check_logits()
         return clocks, makespan
 
     def go_on(self, clocks: list[Clocked], streams: list[Streamed], first: int, stop: int) -> None:
@@ -173,6 +183,23 @@ class BatchMaker:
                 self._step(step, ubatch, clock, stream)
         self._return_last(clocks)
         self.collectives.finish()
+        self._check_logits()
+
+    def _check_logits(self) -> None:
+        """Raise LogitsError if tokens were chosen from logits that are no numbers; outside the clock."""
+        for ubatch, prompts in enumerate(self.prompts):
+            peaks = self.steps.peaks(ubatch)
+            if not peaks:  # another stage has them
+                continue
+            values = torch.stack([values for _, values in peaks]).float().cpu()
+            if values.isfinite().all():
+                continue
+            step, request = values.isfinite().logical_not().nonzero()[0].tolist()
+            raise LogitsError(
+                f"the logits of new token {peaks[step][0] - prompts.shape[1]} of request {request} in microbatch "
+                f"{ubatch} are NaN or infinite ({values[step, request]}): its tokens mean nothing. Numbers outgrew the "
+                f"range of {name_of(self.model.dtype)}, or the weights are damaged"
+            )
 
     def drain(self, clocks: list[Clocked], streams: list[Streamed]) -> None:
         """Wait for what is left of every microbatch's stream."""

@@ -35,7 +35,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
-from dejavubench.errors import OutputError, UsageError
+from dejavubench.errors import DataError, OutputError, UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import native_bf16, prefer_huge_pages
 from dejavubench.models.dtypes import compute_dtype, dtype_of
@@ -463,7 +463,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing tries it again as the process ends
     else:
         what = f"{type(error).__name__}: {error}"
-        text = "".join(traceback.format_exception(error))
+        text = "" if isinstance(error, DataError) else "".join(traceback.format_exception(error))
         text, status = f"{text}dejavubench: rank {world.rank} failed in phase {phase}: {what}\n", 1
     sys.stderr.write(text)
     sys.stderr.flush()

@@ -153,6 +153,8 @@ class PointSession:
         if self.source is not None:
             self._undisturbed = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
             self._expected = tokens(self._undisturbed)
+        polite_barrier(self.job.world, "reference")  # the last stage has looked at its logits
+        if self.source is not None:
             self._write_tokens(self.source, self._expected)
         if self.point.handed_over:
             known = polite_bcast(self.job.world, self._expected)

@@ -85,7 +85,7 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                     loaded = (key, load_model(job, point))
                 model = loaded[1]
                 requests = job.side(point).split.ubatch_size
-                model.compile(KVLayout(point.kv_layout), requests, requests * point.input_len)
+                model.compile(KVLayout(point.kv_layout), requests, requests * point.input_len, say=progress.say)
             polite_barrier(job.world, "load")
             beside = BESIDE if point is points[0] else BESIDE_LATER
             session = PointSession(job, point, model, progress, beside)

@@ -112,7 +112,9 @@ class Source:
 
     def reference(self, mark: Callable[[str], None]) -> list[Clocked]:
         """One iteration without streaming, before anything is measured; its tokens are what every arm must give."""
+        self.maker.steps.thorough = True  # nothing is measured yet
         clocks, _ = self.maker.run(self._silent_streams(), mark)
+        self.maker.steps.thorough = False
         if self.experiment.swap:
             self._digests = [digests(cache, self.side.point.written) for cache in self.caches]
         return clocks

@@ -20,11 +20,13 @@ class Steps(Protocol):
     """What the batch maker runs; the microbatches in flight are told apart by their number.
 
     Attributes:
+        thorough: the peaks of all steps are kept, which on a device takes time.
         ahead: a decode step takes its tokens from the one before it by itself, so that it may begin, and should, before
             they are known on the host.
     """
 
     ahead: bool
+    thorough: bool
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
         """Begin a step of ``x`` (tokens or hidden), whose first position is ``position``.
@@ -49,6 +51,13 @@ class Steps(Protocol):
     def event_ms(self, ubatch: int) -> list[float]:
         """The device's own times of all steps since the last call; empty where there are none."""
 
+    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        """:attr:`GPT.peak` of steps since the last call, each with the position of the tokens that were chosen.
+
+        Of all steps on a CPU, and on a device while ``thorough``; else of the prompt's and the last one. Other stages
+        than the last have none. For use outside the clock.
+        """
+
 
 def steps_of(model: GPT, caches: list[KVCache], prompts: list[Prompts], sampling: Sampling | None) -> Steps:
     """As the model's device needs it; ``prompts`` and caches are those of the microbatches in flight."""
@@ -62,16 +71,20 @@ class HostSteps:
     """On the CPU a step is over when it returns."""
 
     ahead = False
+    thorough = True
 
     def __init__(self, model: GPT, caches: list[KVCache], samplers: list[Sampler], firsts: list[Tensor | None]) -> None:
         self._model, self._caches = model, caches
         self._samplers, self._firsts = samplers, firsts
         self._out = [torch.empty(0) for _ in caches]
+        self._peaks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
         out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._firsts[ubatch])
         if self._model.shard.last:
-            out = self._samplers[ubatch](out, position + x.shape[1])
+            next_position = position + x.shape[1]
+            out = self._samplers[ubatch](out, next_position)
+            self._peaks[ubatch].append((next_position, self._model.peak))
         self._out[ubatch] = out
         return out
 
@@ -84,6 +97,10 @@ class HostSteps:
     def event_ms(self, ubatch: int) -> list[float]:
         return []
 
+    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        peaks, self._peaks[ubatch] = self._peaks[ubatch], []
+        return peaks
+
 
 class DeviceSteps:
     """On a CUDA device the prompt is launched kernel by kernel, a decode step as one graph."""
@@ -94,7 +111,10 @@ class DeviceSteps:
         self.ahead = model.shard.first and model.shard.last
         self._model, self._caches, self._samplers = model, caches, samplers
         self._graphs = [DecodeGraph(model, cache, of) for cache, of in zip(caches, samplers, strict=True)]
+        self.thorough = False
         requests = len(samplers[0].requests)
+        self._peaks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
+        self._last: list[tuple[int, Tensor] | None] = [None for _ in caches]  # of the newest replay, not kept yet
         self._events: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in caches]
         self._begun: list[deque[tuple[torch.cuda.Event, Tensor]]] = [deque() for _ in caches]
         # on the host, taken in turns: those of a step can be read while the next one is under way
@@ -103,7 +123,7 @@ class DeviceSteps:
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
-        out = self._prompt(ubatch, x, on_layer) if position == 0 else self._replay(ubatch, x)
+        out = self._prompt(ubatch, x, on_layer) if position == 0 else self._replay(ubatch, x, position)
         tokens = self._tokens[ubatch][0]
         self._tokens[ubatch].rotate()
         if self._model.shard.last:
@@ -118,17 +138,22 @@ class DeviceSteps:
         out = self._model.forward(x, self._caches[ubatch], 0, on_layer)
         if self._model.shard.last:
             out = self._samplers[ubatch](out, x.shape[1])
+            self._peaks[ubatch].append((x.shape[1], self._model.peak))
         self._graphs[ubatch].begin(x.shape[1], out)
         return out
 
     def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
         self._graphs[ubatch].begin(position, tokens)
 
-    def _replay(self, ubatch: int, x: Tensor) -> Tensor:
+    def _replay(self, ubatch: int, x: Tensor, position: int) -> Tensor:
         graph = self._graphs[ubatch]
         if not self.ahead:  # else the graph has fed its tokens back itself
             graph.x.copy_(x, non_blocking=True)
         graph.replay()
+        if self._model.shard.last:
+            self._last[ubatch] = (position + 1, graph.peak)
+            if self.thorough:  # the next replay overwrites it
+                self._peaks[ubatch].append((position + 1, graph.peak.clone()))
         return graph.out
 
     def wait(self, ubatch: int) -> Tensor:
@@ -142,3 +167,8 @@ class DeviceSteps:
         if events:
             events[-1][1].synchronize()
         return [began.elapsed_time(ended) for began, ended in events]
+
+    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        peaks, self._peaks[ubatch] = self._peaks[ubatch], []
+        last, self._last[ubatch] = self._last[ubatch], None
+        return peaks if last is None else [*peaks, last]

@@ -48,6 +48,8 @@ def describe(experiment: Experiment) -> None:
     shared = fit.too_few_devices(experiment, devices=cuda_devices)
     if shared:
         console.print(f"Not with all ranks on this host: {shared}.")
+    for note in () if experiment.checkpoint is None else experiment.checkpoint.notes:
+        console.print(f"{note}.", markup=False)
     for data_type in experiment.inference_data_type:
         if experiment.device == "cpu" and not fit.multiplied(data_type):
             console.print(

@@ -87,6 +87,7 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
         return
     host.raise_file_limit()
     experiment = agreed(read)
+    _say_notes(experiment)
     from dejavubench.bench.session import run as run_session
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
@@ -124,6 +125,15 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         if problem is not None:
             raise UsageError(f"rank {rank}: {problem}")
     return outcome
+
+
+def _say_notes(experiment: Experiment) -> None:
+    """Say on rank 0 how the model's folder was read, where that is not plain."""
+    from mpi4py import MPI
+
+    if experiment.checkpoint is not None and MPI.COMM_WORLD.rank == 0:
+        for note in experiment.checkpoint.notes:
+            click.echo(f"note: {note}", err=True)
 
 
 def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:

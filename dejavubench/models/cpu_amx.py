@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from llvmlite import binding
 from numba import carray
 from numba.extending import intrinsic
 
+from dejavubench.machine import cpu_flags
 from dejavubench.models.cpu_numbers import floats, halves, words
 from dejavubench.models.cpu_rows import BYTE, INT64, Emitter, Value, emitting
 from dejavubench.models.cpu_threads import compiled, released, scratch
@@ -30,8 +30,7 @@ DEPTH = 32
 @functools.cache
 def usable() -> bool:
     """Whether this CPU has AMX for bf16 and this process may use it."""
-    features = binding.get_host_cpu_features()
-    if not (features.get("amx-tile") and features.get("amx-bf16")):
+    if not {"amx_tile", "amx_bf16"} <= cpu_flags():
         return False
     return bool(torch.cpu._is_amx_tile_supported()) and bool(torch.cpu._init_amx())
 

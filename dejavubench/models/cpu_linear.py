@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dejavubench.kvcache import Span
 from dejavubench.models import cpu_step
+from dejavubench.models.cpu_cache import Kernel
 from dejavubench.models.parts import ACTIVATIONS, Activation, Part, same
 
 FUSED: dict[Activation, tuple[str, str]] = {
@@ -44,10 +45,11 @@ def most_step_rows(x: torch.dtype, weight: torch.dtype) -> int:
     return 16 if x == weight else 32
 
 
-def prepare(rows: int, weight: Tensor, x: torch.dtype) -> None:
-    """Compile what so many rows of a type need, if they go through a kernel of ours."""
-    if rows <= most_step_rows(x, weight.dtype):
-        cpu_step.prepare_linear(rows, weight.shape[1], weight.dtype, x)
+def kernels(rows: int, weight: Tensor, x: torch.dtype) -> list[Kernel]:
+    """What so many rows of a type go through, if it is a kernel of ours."""
+    if rows > most_step_rows(x, weight.dtype):
+        return []
+    return [cpu_step.linear_kernel(rows, weight.shape[1], weight.dtype, x)]
 
 
 def linear(

@@ -19,12 +19,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from dejavubench.machine import cpu_flags
 from dejavubench.models.cpu_threads import compiled
 
 BYTE, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
 
-AVX512, AVX512_BF16 = (bool(binding.get_host_cpu_features().get(name)) for name in ("avx512f", "avx512bf16"))
+AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"))
 
 PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")
 """Whether bf16 is multiplied without being widened first, two at a time: AMD's CPUs do it twice as fast as they

@@ -1,6 +1,7 @@
 """Kernels of a CPU's decode step: few rows, so what counts is to read weights and cache at the memory's speed.
 
-Numba compiles them for this CPU before a point is measured, which takes a few seconds. Weights and cache are read in
+Numba compiles them for this CPU before a point is measured, which takes a few seconds; :mod:`.cpu_cache` keeps what it
+made for the next run. Weights and cache are read in
 the type that they are kept in, which need not be one that the CPU multiplies.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from dejavubench.kvcache import FT_VECTOR_BYTES, KVCache, KVGeometry, KVLayout
 from dejavubench.models import cpu_amx
+from dejavubench.models.cpu_cache import Kernel
 from dejavubench.models.cpu_numbers import (
     add,
     add_widened,
@@ -77,14 +79,19 @@ class Tiling:
         return Tiling(tile, min(STREAMS, TOTALS // tile), rows > TILE)
 
 
-def prepare_linear(rows: int, ins: int, dtype: torch.dtype, of_x: torch.dtype) -> None:
-    """Compile what so many rows of x need with a weight of ``dtype``."""
-    _linear_kernel(dtype, of_x, Tiling.of(rows, ins, dtype, of_x))
+def linear_kernel(rows: int, ins: int, dtype: torch.dtype, of_x: torch.dtype) -> Kernel:
+    """What multiplies so many rows of x with a weight of ``dtype``."""
+    return _linear_kernel(dtype, of_x, Tiling.of(rows, ins, dtype, of_x))
 
 
-def prepare_attention(dtype: torch.dtype, layout: KVLayout) -> None:
-    """Compile what a cache of ``dtype`` needs."""
-    _attend_kernel(dtype, layout is KVLayout.FT)
+def attention_kernel(dtype: torch.dtype, layout: KVLayout) -> Kernel:
+    """What attends to a cache of ``dtype``."""
+    return _attend_kernel(dtype, layout is KVLayout.FT)
+
+
+def _shape() -> str:
+    """The sizes that kernels are built with, which depend on this CPU."""
+    return f"lanes {LANES} totals {TOTALS} ahead {AHEAD} streams {STREAMS}"
 
 
 # ---- linear ----
@@ -179,7 +186,12 @@ def _product(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
 
 
 @cache
-def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
+def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Kernel:
+    name = f"linear: {of_x} by {dtype}, {tiling}, in pairs {pairs(dtype, of_x)}, {_shape()}"
+    return Kernel(name, partial(_compile_linear, dtype, of_x, tiling))
+
+
+def _compile_linear(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
     itemsize, itemsize_x, half, amx = dtype.itemsize, of_x.itemsize, of_x == torch.bfloat16, tiling.amx
     paired = amx or pairs(dtype, of_x)
     folded = folds(dtype) and not paired
@@ -335,7 +347,12 @@ def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped
 
 
 @cache
-def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Any:
+def _attend_kernel(dtype: torch.dtype, in_vectors: bool) -> Kernel:
+    name = f"attention: {dtype}, in vectors {in_vectors}, {_shape()}"
+    return Kernel(name, partial(_compile_attention, dtype, in_vectors))
+
+
+def _compile_attention(dtype: torch.dtype, in_vectors: bool) -> Any:
     """Args: in_vectors: keys lie as ``ft`` has them, each in pieces of 16 bytes."""
     itemsize, values_fold = dtype.itemsize, folds(dtype)
     once = STREAMS if in_vectors else 1  # pieces of neighbours lie in one line: they are no streams

@@ -6,12 +6,20 @@ A kernel is compiled by numba for this CPU, reads its job from an array of integ
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import torch
 from llvmlite import binding
-from numba import cfunc, njit, types
 from torch import Tensor
+
+from dejavubench.machine import features_left_out
+
+if "avx512" in features_left_out():  # numba reads these as it is imported: AVX2, FMA and F16C are left
+    os.environ.setdefault("NUMBA_CPU_NAME", "x86-64-v3")
+    os.environ.setdefault("NUMBA_CPU_FEATURES", "")
+
+from numba import cfunc, njit, types
 
 OPENMP = ctypes.CDLL(None)  # torch has loaded its OpenMP library for all to see; this entry is GCC's, LLVM's has it too
 if not hasattr(OPENMP, "GOMP_parallel"):

@@ -25,6 +25,7 @@ class DecodeGraph:
             each replay leaves its new tokens there.
         out: what it gives, on the device, until the next replay: tokens [B] on the last stage, else hidden
             [B, 1, hidden].
+        peak: likewise, as :attr:`GPT.peak`.
     """
 
     def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
@@ -43,6 +44,7 @@ class DecodeGraph:
             beside.synchronize()
             with torch.cuda.graph(self.graph, stream=beside):
                 self.out = self._step()
+        self.peak = model.peak
         torch.cuda.current_stream(model.device).wait_stream(beside)
 
     def _step(self) -> Tensor:

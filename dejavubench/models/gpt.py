@@ -62,6 +62,10 @@ class GPT:
         collectives: sums and gathers over the tensor-parallel group.
         device: where weights are, and the caches that it is given.
 
+    Attributes:
+        peak: a number for each request of the step whose tokens were chosen last, [B], left on the device: NaN or
+            infinite if the logits that they were chosen from are not all usable numbers.
+
     Raises:
         ValueError: the model cannot be split like this.
     """
@@ -79,6 +83,7 @@ class GPT:
         self.collectives, self.device = collectives, torch.device(device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
         self.slots: list[Slot] = []
+        self.peak = torch.empty(0)
         embed = spec.embed_size or spec.hidden
         width = Span(0, spec.hidden)
 
@@ -168,20 +173,24 @@ class GPT:
         for slot in self.slots:
             slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
-    def compile(self, layout: KVLayout, *rows: int) -> None:
-        """On a CPU: the kernels of such caches and of so many positions at once, for no step is to wait for its own."""
-        if self.device.type == "cpu":
-            from dejavubench.models import cpu_linear, cpu_step
+    def compile(self, layout: KVLayout, *rows: int, say: Callable[[str], None] = lambda text: None) -> None:
+        """On a CPU: the kernels of such caches and of so many positions at once, for no step is to wait for its own.
 
-            cpu_step.prepare_attention(self.dtype, layout)
-            for number in rows:
-                for linear in self._linears():
-                    cpu_linear.prepare(number, linear.weight, self.compute_dtype)
+        Args:
+            say: takes one line each about compiling, and about a cache of kernels that cannot be used.
+        """
+        if self.device.type == "cpu":
+            from dejavubench.models import cpu_cache, cpu_linear, cpu_step
+
+            kernels = [cpu_step.attention_kernel(self.dtype, layout)]
+            for linear in self._linears():
+                for number in rows:
+                    kernels += cpu_linear.kernels(number, linear.weight, self.compute_dtype)
+            cpu_cache.provide(kernels, say)
 
     def _linears(self) -> Iterator[Linear]:
         yield from (each for layer in self.layers for each in (layer.qkv, layer.out, layer.up, layer.down))
-        if self.head is not None:
-            yield self.head
+        yield from (each for each in (self.project_in, self.project_out, self.head) if isinstance(each, Linear))
 
     @property
     def parameters(self) -> int:
@@ -255,6 +264,7 @@ class GPT:
     def greedy(self, logits: Tensor) -> Tensor:
         """The most likely token of each request, [B], over the whole vocabulary; of equals the lowest."""
         value, index = largest(logits)
+        self.peak = value
         if self.shard.tensor_size == 1:
             return index
         mine = torch.stack([value.double(), (index + self.vocab.start).double()])  # both exact in fp64

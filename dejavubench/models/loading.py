@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dejavubench.checkpoint import Checkpoint
-from dejavubench.families import CheckpointError, Stored
+from dejavubench.families import Stored
+from dejavubench.models.dtypes import DTYPES, name_of
 from dejavubench.models.gpt import GPT, Slot
+from dejavubench.tensorfile import CheckpointError
 
 PIECE = 32 << 20
 """Bytes of a tensor that are read at once: what loading takes beside the weights themselves, a few times."""
@@ -24,18 +27,25 @@ def load_checkpoint(model: GPT, checkpoint: Checkpoint, held_in: torch.dtype | N
         held_in: a type that the weights are rounded through first; without it they are taken as they are kept.
 
     Raises:
-        CheckpointError: a file changed or cannot be read since it was looked at.
+        CheckpointError: a file changed or cannot be read since it was looked at, or a value is NaN or infinite, there
+            or once it is rounded.
     """
     for slot in model.slots:
         stored = checkpoint.stored[slot.name]
         path = checkpoint.files[stored.name]
         try:
-            _fill(slot, path, stored, model.dtype, held_in)
+            for rows, piece in _pieces(slot, path, stored):
+                held = piece if held_in is None else piece.to(held_in)
+                slot.into[rows].copy_(held.to(model.dtype))
+                del piece, held
+            if not _finite(slot.into):
+                raise CheckpointError(_not_finite(slot, path, stored, [held_in, model.dtype]))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {stored.name}: {error}") from None
 
 
-def _fill(slot: Slot, path: Path, stored: Stored, dtype: torch.dtype, held_in: torch.dtype | None) -> None:
+def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the cut of a slot as it is kept, some rows at a time, with their place in the slot."""
     rows, *columns = slot.cut
     step = max(1, PIECE // (slot.into.element_size() * slot.into[0].numel()))
     if stored.interleaved:  # whole heads
@@ -44,10 +54,10 @@ def _fill(slot: Slot, path: Path, stored: Stored, dtype: torch.dtype, held_in: t
         last = min(first + step, rows.stop)
         # opened anew each time: what was read of a mapped file counts as this process's memory while it is open
         with safe_open(path, framework="pt", device="cpu") as file:
-            piece = _read(file.get_slice(stored.name), stored, first, last, columns)
-            piece = piece if held_in is None else piece.to(held_in)
-            slot.into[first - rows.start : last - rows.start].copy_(piece.to(dtype))
-            del piece
+            yield (
+                slice(first - rows.start, last - rows.start),
+                _read(file.get_slice(stored.name), stored, first, last, columns),
+            )
 
 
 def _read(kept: Any, stored: Stored, first: int, last: int, columns: list[slice]) -> Tensor:
@@ -61,3 +71,26 @@ def _read(kept: Any, stored: Stored, first: int, last: int, columns: list[slice]
         first, last = (at + stored.part * third for at in (first, last))
     rows = slice(first, last)
     return kept[(*columns, rows)].T if stored.transposed else kept[(rows, *columns)]
+
+
+def _finite(values: Tensor) -> bool:
+    """Return whether no value is NaN or infinite: one pass without memory of its own, one wait for a device."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+
+
+def _not_finite(slot: Slot, path: Path, stored: Stored, types: list[torch.dtype | None]) -> str:
+    """Say what is wrong with a tensor, values of which are not finite once it is loaded."""
+    where = f"{path}: tensor {stored.name}"
+    bad, largest = 0, 0.0
+    for _, piece in _pieces(slot, path, stored):
+        bad += int(piece.isfinite().logical_not().sum())
+        if not bad:
+            largest = max(largest, float(piece.abs().max()))
+    if bad:
+        return f"{where}: {bad} of {slot.into.numel()} values are NaN or infinite in the file: it is damaged"
+    kind = next(kind for kind in types if kind is not None and largest > torch.finfo(kind).max)
+    wider = " or ".join(name for name, other in DTYPES.items() if largest <= torch.finfo(other).max)
+    return (
+        f"{where}: values up to {largest:g} are finite in the file, but beyond {torch.finfo(kind).max:g}, the largest "
+        f"of {name_of(kind)}; {f'choose {wider}' if wider else 'no type that weights are held in has them'}"
+    )

@@ -27,7 +27,7 @@ def frequencies(rope: Rope, size: int) -> Tensor:
     if rope.kind == "yarn":
         fast, slow = (_place(rope, size, turns) for turns in (rope.high, rope.low))
         start, stop = max(floor(fast), 0), min(ceil(slow), size - 1)
-        slowed = ((torch.arange(size // 2) - start) / max(stop - start, 0.001)).clamp(0, 1)
+        slowed = ((torch.arange(size // 2) - start) / (stop - start or 0.001)).clamp(0, 1)
         return (1 - slowed) * plain + slowed * plain / rope.factor
     return plain
 

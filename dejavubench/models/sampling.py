@@ -59,8 +59,17 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def draw(logits: Tensor, sampling: Sampling, at: Tensor) -> Tensor:
     """Tokens [B] by the numbers ``at`` [B] of [0, 1): each takes its share of the interval."""
-    ends = filtered(logits, sampling).double().cumsum(-1)
-    return torch.searchsorted(ends, at[:, None] * ends[:, -1:], right=True)[:, 0]
+    return _place(_ends(logits, sampling), at)
+
+
+def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Where each token's share of the interval ends, [B, vocabulary] in fp64."""
+    return filtered(logits, sampling).double().cumsum(-1)
+
+
+def _place(ends: Tensor, at: Tensor) -> Tensor:
+    tokens = torch.searchsorted(ends, at[:, None] * ends[:, -1:], right=True)[:, 0]
+    return tokens.clamp_(max=ends.shape[-1] - 1)  # of shares that are NaN it would be a token that there is not
 
 
 @dataclass(frozen=True)
@@ -84,4 +93,6 @@ class Sampler:
         if self.sampling is None:
             return self.model.greedy(logits)
         at = uniform(self.sampling.seed, self.requests, position - self.input_len)
-        return draw(self.model.whole(logits), self.sampling, at)
+        ends = _ends(self.model.whole(logits), self.sampling)
+        self.model.peak = ends[:, -1].clone()  # a view would keep all of them
+        return _place(ends, at)

@@ -128,7 +128,8 @@ def weights_identity(
         held_in: the name of a type that they were rounded through before.
     """
     sizes = {key: value for key, value in asdict(spec).items() if key not in LATER or value != DEFAULTS[key]}
-    del sizes["name"]
+    for label in ("name", "limit"):
+        del sizes[label]
     what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
     what += tuple(more for more in (device if device != "cpu" else None, held_in) if more)
     return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()

@@ -2,7 +2,7 @@
 
 ``killed.py RANK:POINT:N[:FRACTION] run …``: in the phases ``tokens`` and ``drain`` that rank kills itself, as nobody
 can catch, when it comes, N times having passed it, to a ``step`` of the model, a ``sync`` of its stream's file, or a
-``write`` to it, of which only that fraction is written.
+``write`` to it, of which only that fraction is written (past the page cache, whole pages of it).
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from injection import RANK, Now, instead
 
 from dejavubench.cli import main
-from dejavubench.dejavulib.blockfile import BlockFile
+from dejavubench.dejavulib.blockfile import PAGE, BlockFile
 from dejavubench.models.gpt import GPT
 
 POINTS: dict[str, tuple[Any, str]] = {
@@ -38,7 +37,9 @@ def kill_at(point: str, number: int, fraction: float) -> None:
                 if left < 0:
                     if point == "write":
                         file, at, data = args
-                        original(file, at, np.ascontiguousarray(data[: int(fraction * len(data))]))
+                        unit = 1 if file._durability != "direct" else PAGE  # O_DIRECT writes whole pages
+                        part = int(fraction * len(data)) // unit * unit
+                        original(file, at, data[:part])
                     os.kill(os.getpid(), signal.SIGKILL)
             return original(*args)
 

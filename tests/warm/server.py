@@ -148,24 +148,15 @@ def _exit(status: int) -> NoReturn:
 
 
 def _prepare() -> None:
-    """Import what ranks need, without beginning MPI, and compile what most models do."""
+    """Import what ranks need, without beginning MPI."""
     import mpi4py
 
     mpi4py.rc.initialize = False
     import dejavubench.analysis.render
     import dejavubench.bench.session
     import dejavubench.cli.run
+    import dejavubench.models.cpu_step
     import dejavubench.records  # noqa: F401
-    from dejavubench.kvcache import KVLayout
-    from dejavubench.models import cpu_step
-    from dejavubench.models.dtypes import DTYPES
-
-    for layout in (KVLayout.HND, KVLayout.FT):
-        for dtype in (DTYPES["fp32"], DTYPES["bf16"]):
-            cpu_step.prepare_attention(dtype, layout)
-    for dtype in (DTYPES["fp32"], DTYPES["bf16"]):
-        for rows in (1, 2, 4, 5):  # one of each way to meet a weight
-            cpu_step.prepare_linear(rows, 1, dtype, DTYPES["fp32"])
 
 
 if __name__ == "__main__":

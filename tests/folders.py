@@ -1,0 +1,116 @@
+"""Tiny Hugging Face folders for tests: a Llama of two layers, whole or in shards, and what can be done to one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_gpt import VOCAB, shaken
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from dejavubench.checkpoint import CheckpointError, open_checkpoint
+
+CONTEXT = 64
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+
+Tensors = dict[str, Tensor]
+
+
+@cache
+def template(kind: str, **more: Any) -> Path:
+    """A folder of such a model, saved once; nobody changes it."""
+    from transformers import CONFIG_MAPPING
+
+    folder = Path(tempfile.mkdtemp(prefix="template-"))
+    config: PretrainedConfig = CONFIG_MAPPING[kind](**SIZES, **more)
+    model = AutoModelForCausalLM.from_config(config)
+    shaken(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny(folder: Path, kind: str = "llama", **more: Any) -> Path:
+    """A copy of it at ``folder``."""
+    return Path(shutil.copytree(template(kind, **more), folder))
+
+
+def configure(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if key not in drop}))
+
+
+def edit(folder: Path, change: Callable[[Tensors], Any], file: str = WHOLE) -> None:
+    """Change the tensors of a file."""
+    tensors = load_file(folder / file)
+    change(tensors)
+    save_file(tensors, folder / file, {"format": "pt"})
+
+
+def shard(folder: Path) -> None:
+    """The whole file becomes two shards and an index."""
+    tensors = load_file(folder / WHOLE)
+    names = sorted(tensors)
+    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    for file, half in zip(SHARDS, halves, strict=True):
+        save_file({name: tensors[name] for name in half}, folder / file, {"format": "pt"})
+    assigned = {name: file for file, half in zip(SHARDS, halves, strict=True) for name in half}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": assigned}))
+    (folder / WHOLE).unlink()
+
+
+def write_raw(path: Path, entries: Mapping[str, tuple[str, list[int], int, int]], data: bytes) -> None:
+    """A safetensors file with any header: of each tensor its type, shape, first and last byte."""
+    header = json.dumps(
+        {
+            name: {"dtype": kind, "shape": shape, "data_offsets": [at, to]}
+            for name, (kind, shape, at, to) in entries.items()
+        }
+    ).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def rewrite_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the header of a safetensors file, not its bytes."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + content[8 + length :])
+
+
+def refused(folder: Path, words: str) -> None:
+    """``words`` is a pattern of the one line that says why, from whatever looks at the folder before it starts."""
+    with pytest.raises(CheckpointError, match=words) as raised:
+        open_checkpoint(folder)
+    assert "\n" not in str(raised.value)
+
+
+def logits_of_transformers(folder: Path, tokens: Tensor) -> Tensor:
+    """Of the last position, in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    with torch.inference_mode():
+        return model.eval()(input_ids=tokens).logits[:, -1]

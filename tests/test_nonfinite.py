@@ -1,0 +1,204 @@
+"""NaN and infinity in the files, by rounding, or in the logits: a run with them ends, its tokens are never verified."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from folders import INDEX, WHOLE, Tensors, edit, shard, tiny
+from jobs import run
+from test_gpt import GPT2, VOCAB, build, poisoned, prompts
+
+from dejavubench import records
+from dejavubench.bench.batchmaker import BatchMaker, LogitsError, NoStreaming
+from dejavubench.bench.prompts import Prompts
+from dejavubench.bench.steps import steps_of
+from dejavubench.checkpoint import open_checkpoint
+from dejavubench.families import CheckpointError
+from dejavubench.models import loading
+from dejavubench.models.gpt import GPT
+from dejavubench.models.loading import load_checkpoint
+from dejavubench.models.parts import largest
+from dejavubench.models.sharding import Shard
+from dejavubench.models.weights import random_weights
+from dejavubench.parallel.collectives import Collectives
+from dejavubench.specs import Sampling
+
+UP, KEY, NORM = (f"model.layers.1.{name}.weight" for name in ("mlp.up_proj", "self_attn.k_proj", "input_layernorm"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def load(folder: Path, dtype: torch.dtype, shard: Shard = Shard(), held_in: torch.dtype | None = None) -> GPT:  # noqa: B008
+    checkpoint = open_checkpoint(folder)
+    model = GPT(checkpoint.spec, shard, dtype, torch.float32)
+    load_checkpoint(model, checkpoint, held_in)
+    return model
+
+
+def put(name: str, value: float, *at: int, dtype: torch.dtype = torch.float32) -> object:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].to(dtype)
+        tensors[name][at] = value
+
+    return change
+
+
+# ---- weights ----
+
+
+@pytest.mark.parametrize("piece", [1000, loading.PIECE])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_weight_that_is_no_number_is_located(
+    stored: torch.dtype, value: float, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PIECE", piece)
+    folder = tiny(tmp_path / "model")
+    for name, where, elements in ((UP, (47, 31), 48 * 32), (NORM, (5,), 32)):
+        edit(folder, put(name, value, *where, dtype=stored))
+        words = f"{folder / WHOLE}: tensor {name}: 1 of {elements} values are NaN or infinite in the file"
+        with pytest.raises(CheckpointError, match=words):
+            load(folder, torch.float32)
+        edit(folder, put(name, 0.0, *where))
+
+
+def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    edit(folder, put(KEY, float("nan"), 0, 0))
+    shard(folder)
+    file = json.loads((folder / INDEX).read_text())["weight_map"][KEY]
+    for place in (Shard(), Shard(1, 2), Shard(0, 1, 0, 2)):
+        with pytest.raises(CheckpointError, match=f"{file}: tensor {KEY}: 1 of"):
+            load(folder, torch.float32, place)
+    load(folder, torch.float32, Shard(0, 2))
+    load(folder, torch.float32, Shard(0, 1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("stored", "value", "dtype", "held_in", "words"),
+    [
+        (
+            torch.float32,
+            1e5,
+            torch.float16,
+            None,
+            "values up to 100000 are finite in the file, but beyond 65504, .* fp16",
+        ),
+        (torch.float32, -1e5, torch.float16, None, "values up to 100000 .* of fp16; choose fp32 or bf16"),
+        (torch.bfloat16, 1e38, torch.float16, None, "of fp16"),
+        (torch.float32, 1e5, torch.float32, torch.float16, "of fp16"),
+        (torch.float32, 3.4e38, torch.bfloat16, None, "of bf16"),
+        (torch.float64, 1e300, torch.float32, None, r"values up to 1e\+300 .*, the largest of fp32; no type"),
+    ],
+)
+def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
+    stored: torch.dtype, value: float, dtype: torch.dtype, held_in: torch.dtype | None, words: str, tmp_path: Path
+) -> None:
+    folder = tiny(tmp_path / "model")
+    for name, where in ((UP, (0, 0)), (NORM, (0,))):
+        edit(folder, put(name, value, *where, dtype=stored))
+        with pytest.raises(CheckpointError, match=f"{WHOLE}: tensor {name}: .*{words}"):
+            load(folder, dtype, held_in=held_in)
+        edit(folder, put(name, 0.0, *where))
+    edit(folder, put(UP, 6e4, 0, 0))
+    load(folder, dtype, held_in=held_in)  # within every type
+
+
+# ---- logits ----
+
+
+def one_iteration(model: GPT, sampling: Sampling | None, steps: int = 4) -> BatchMaker:
+    tokens = prompts()
+    cache = poisoned(model, *tokens.shape[:1], tokens.shape[1] + steps)
+    asked = Prompts(tokens, torch.arange(len(tokens)))
+    maker = BatchMaker(model, steps_of(model, [cache], [asked], sampling), Alone(), [tokens], steps)
+    maker.run([NoStreaming()], lambda phase: None)
+    return maker
+
+
+class Alone(Collectives):
+    """One rank has nobody to wait for."""
+
+    def __init__(self) -> None:
+        return
+
+    def finish(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
+@pytest.mark.parametrize("sampling", [None, Sampling(1.0, None, None, 0), Sampling(0.7, 5, 0.9, 0)])
+def test_a_step_whose_logits_are_no_numbers_is_located(
+    sampling: Sampling | None, spoil: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One value in one step, which no later step would show."""
+    model = build(GPT2, random_weights(GPT2, 0))
+    one_iteration(model, sampling)
+    forward = GPT.forward
+
+    def spoilt(self: GPT, x: torch.Tensor, cache: object, position: int, *more: object) -> torch.Tensor:
+        logits = forward(self, x, cache, position, *more).clone()
+        if position == 10:
+            logits[1, VOCAB - 1] = spoil
+        return logits
+
+    monkeypatch.setattr(GPT, "forward", spoilt)
+    with pytest.raises(LogitsError, match=r"logits of new token 2 of request 1 in microbatch 0 are NaN or inf"):
+        one_iteration(model, sampling)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [255, 256, 1000])
+def test_the_largest_logit_shows_whatever_is_no_number(size: int, dtype: torch.dtype) -> None:
+    for value in (float("nan"), float("inf")):
+        for place in (0, size // 2, size - 1):
+            logits = torch.randn(2, size).to(dtype)
+            logits[1, place] = value
+            found, at = largest(logits)
+            assert found.isfinite().tolist() == [True, False]
+            assert at[1] == place
+
+
+def huge_head(tensors: Tensors) -> None:
+    """Weights that are numbers; their products are not."""
+    for name in ("model.norm.weight", "lm_head.weight"):
+        tensors[name] = tensors[name].sign() * 1e30
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [(1, ()), (2, ("--tensor_para_size", 2, "--no-verify")), (2, ("--pipeline_para_size", 2, "--temperature", 1.0))],
+    ids=["alone", "tp2-no-verify", "pp2-drawn"],
+)
+def test_a_run_with_logits_that_are_no_numbers_ends_and_verifies_nothing(
+    ranks: int, more: tuple[object, ...], tmp_path: Path
+) -> None:
+    edit(tiny(tmp_path / "model"), huge_head)
+    words = r"failed in phase (reference )?drain: LogitsError: the logits of new token 0 of request 0 in microbatch 0"
+    ends_without_a_word_of_success(tmp_path, ranks, words, *more)
+
+
+@pytest.mark.mpi
+def test_a_run_with_weights_that_are_no_numbers_ends_while_it_loads(tmp_path: Path) -> None:
+    edit(tiny(tmp_path / "model"), put(KEY, float("nan")))
+    words = f"rank [01] failed in phase load: CheckpointError: model/{WHOLE}: tensor {KEY}: .* values are NaN"
+    ends_without_a_word_of_success(tmp_path, 2, words, "--tensor_para_size", 2)
+
+
+def ends_without_a_word_of_success(cwd: Path, ranks: int, words: str, *more: object) -> None:
+    sizes = ("--input-len", 8, "--output-len", 4, "--inference-data-type", "fp32", "--device", "cpu", "--no-ceilings")
+    job = run(cwd, ranks, "run", "--ckpt-path", "model", *sizes, "--streaming", "none", *more, status=1)
+    assert re.search(words, job.stderr), job.stderr
+    assert "Traceback" not in job.stderr
+    assert not (job.folder / "tokens.jsonl").exists()
+    assert not list(job.run.of(records.Verification))
+    assert not list(job.run.of(records.Iteration))
+    assert any(re.search("LogitsError|CheckpointError", each.error) for _, each in job.run.of(records.Failure))

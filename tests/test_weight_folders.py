@@ -1,0 +1,476 @@
+"""Folders of weights as people have them: what is read is what transformers reads, the rest is named and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from folders import (
+    INDEX,
+    SHARDS,
+    SIZES,
+    WHOLE,
+    Tensors,
+    configure,
+    edit,
+    logits_of_transformers,
+    refused,
+    shard,
+    tiny,
+)
+from jobs import run
+from safetensors.torch import load_file, save_file
+from test_checkpoint import loaded
+from test_gpt import VOCAB, close, poisoned
+
+from dejavubench.checkpoint import open_checkpoint, read_spec
+from dejavubench.cli import main
+from dejavubench.families import CheckpointError
+from dejavubench.textfile import LFS_POINTER
+
+EMBEDDING, HEAD, QUERY = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight"
+
+
+def same_logits(folder: Path, within: float = 1e-4) -> None:
+    """fp32, one thread: our model of the folder is that of transformers."""
+    torch.set_num_threads(1)
+    model = loaded(folder)
+    tokens = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))
+    close(model.forward(tokens, poisoned(model, 2, 20), 0), logits_of_transformers(folder, tokens), within)
+
+
+# ---- stored types, and quantised folders ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_floating_type_of_16_bits_or_more_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    edit(folder, lambda tensors: tensors.update({name: each.to(dtype) for name, each in tensors.items()}))
+    same_logits(folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.float8_e5m2, "F8_E5M2"),
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.int32, "I32"),
+        (torch.bool, "BOOL"),
+    ],
+)
+def test_other_stored_types_are_refused_by_name_even_with_the_right_shape(
+    dtype: torch.dtype, stored: str, tmp_path: Path
+) -> None:
+    folder = tiny(tmp_path / "model")
+    edit(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(dtype)}))
+    refused(folder, rf"{WHOLE}: tensor {QUERY} is stored as {stored}\. Weights are read from BF16, F16, F32, F64")
+    with pytest.raises(CheckpointError, match=f"stored as {stored}"):
+        read_spec(folder)
+
+
+QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config .* quantised \(fp8\)"),
+    "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r".*quantised \(gptq\)"),
+    "awq": ({"quantization_config": {"quant_method": "awq"}}, r".*quantised \(awq\)"),
+    "bitsandbytes": ({"quantization_config": {"quant_method": "bitsandbytes"}}, r".*quantised \(bitsandbytes\)"),
+    "compressed-tensors": ({"compression_config": {"quant_method": "compressed-tensors"}}, "compression_config"),
+    "no method": ({"quantization_config": {}}, "quantization_config says that the weights are quantised"),
+    "mlx": ({"quantization": {"group_size": 64, "bits": 4}}, "quantization says that the weights are quantised"),
+    "no object": ({"quantization_config": 4}, "quantization_config must be an object, not 4"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_folder_that_says_it_is_quantised_is_refused_by_that_key(kind: str, tmp_path: Path) -> None:
+    folder, (keys, words) = tiny(tmp_path / "model"), QUANTISED[kind]
+    configure(folder, **keys)
+    refused(folder, f"config.json: {words}")
+
+
+@pytest.mark.parametrize("file", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_a_file_of_a_quantising_tool_is_enough(file: str, tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    (folder / file).write_text("{}")
+    refused(folder, f"{file} says that the weights are quantised")
+
+
+@pytest.mark.parametrize(
+    ("ends", "tool"),
+    [
+        (("weight_scale",), "fp8 or int8"),
+        (("weight_scale_inv",), "fp8 or int8"),
+        (("qweight", "qzeros", "scales"), "GPTQ or AWQ"),
+        (("weight.absmax", "weight.quant_state.bitsandbytes__nf4"), "bitsandbytes"),
+        (("SCB",), "bitsandbytes"),
+        (("weight_packed", "weight_scale"), "compressed-tensors"),
+    ],
+)
+def test_scales_beside_weights_are_recognised_without_a_word_in_the_configuration(
+    ends: tuple[str, ...], tool: str, tmp_path: Path
+) -> None:
+    folder = tiny(tmp_path / "model")
+    edit(folder, lambda tensors: tensors.update({QUERY.replace("weight", end): torch.ones(4) for end in ends}))
+    refused(folder, rf"tensor model\.layers\.0\.self_attn\.q_proj\..* not used.*the weights are quantised \({tool}\)")
+
+
+@pytest.mark.parametrize("command", ["run --dry-run --device cpu --ckpt-path", "plan --ckpt-path"])
+def test_plan_and_dry_run_refuse_what_a_run_would(command: str, tmp_path: Path) -> None:
+    fp8, said = tiny(tmp_path / "fp8"), tiny(tmp_path / "said")
+    edit(fp8, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(torch.float8_e4m3fn)}))
+    configure(said, quantization_config={"quant_method": "gptq"})
+    for folder, words in ((fp8, "stored as F8_E4M3"), (said, "quantised (gptq)")):
+        result = CliRunner().invoke(main, [*command.split(), str(folder)])
+        assert result.exit_code == 2
+        assert f"Error: --ckpt-path: {folder}" in result.output
+        assert words in result.output
+
+
+def test_plan_needs_the_configuration_alone_whatever_else_is_not_there_yet(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    shard(folder)
+    (folder / SHARDS[0]).unlink()
+    (folder / SHARDS[1]).write_text(f"{LFS_POINTER}v1\noid sha256:0\nsize 9\n")
+    result = CliRunner().invoke(main, ["plan", "--ckpt-path", str(folder)])
+    assert result.exit_code == 0, result.output
+
+
+# ---- the index, and whole files ----
+
+
+def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    whole = load_file(folder / WHOLE)
+    shard(folder)
+    assigned = json.loads((folder / INDEX).read_text())["weight_map"]
+    for file, other in (SHARDS, SHARDS[::-1]):  # stale copies in front of the right one, and behind it
+        stale = {name: torch.full_like(whole[name], 7.0) for name in assigned if assigned[name] == other}
+        edit(folder, lambda tensors, stale=stale: tensors.update(stale), file)
+    model = loaded(folder)
+    full = dict(zip((slot.name for slot in model.slots), (slot.into for slot in model.slots), strict=True))
+    assert torch.equal(full["embedding"], whole[EMBEDDING])
+    assert torch.equal(full["layers.0.query.weight"], whole[QUERY])
+    assert not any((each == 7.0).all() for each in full.values())
+
+
+def test_an_index_that_assigns_a_tensor_to_a_file_without_it_is_refused(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    shard(folder)
+    path = folder / INDEX
+    content = json.loads(path.read_text())
+    file = content["weight_map"][QUERY]
+    content["weight_map"][QUERY] = next(other for other in SHARDS if other != file)
+    path.write_text(json.dumps(content))
+    refused(folder, f"{INDEX}: it assigns tensor {QUERY} to .*, which does not hold it")
+    del content["weight_map"][QUERY]
+    path.write_text("\ufeff" + json.dumps(content))
+    refused(folder, f"tensor {QUERY} is in {file}, but {INDEX} assigns it to no file")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", f"{INDEX}: line 1, column 2: not JSON"),
+        ("[]", "weight_map must name each tensor's file"),
+        ('{"weight_map": {}}', "weight_map must name each tensor's file"),
+        ('{"weight_map": {"x": 3}}', "weight_map must name each tensor's file"),
+        (json.dumps({"weight_map": {"x": "n" * 300}}), "File name too long"),
+        (json.dumps({"weight_map": {"x": "a\0b"}}), "which is missing"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(content: str, words: str, tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    shard(folder)
+    (folder / INDEX).write_text(content)
+    refused(folder, words)
+
+
+def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_said(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    whole = load_file(folder / WHOLE)
+    shard(folder)
+    assert open_checkpoint(folder).notes == ()
+    save_file({name: 2 * each for name, each in whole.items()}, folder / WHOLE, {"format": "pt"})
+    open_checkpoint.cache_clear()
+    (note,) = open_checkpoint(folder).notes
+    assert note == f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
+    same_logits(folder)
+    result = CliRunner().invoke(main, ["run", "--dry-run", "--device", "cpu", "--ckpt-path", str(folder)])
+    assert f"{WHOLE} is used" in " ".join(result.output.split())
+
+
+@pytest.mark.mpi
+def test_a_run_says_once_which_of_both_it_uses(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    whole = (folder / WHOLE).read_bytes()
+    shard(folder)
+    (folder / WHOLE).write_bytes(whole)
+    sizes = ("--input-len", 8, "--output-len", 4, "--inference-data-type", "fp32", "--device", "cpu", "--no-ceilings")
+    short = ("--rounds", 1, "--warmup", 0, "--streaming", "none", "--tensor_para_size", 2)
+    job = run(tmp_path, 2, "run", "--ckpt-path", "model", *sizes, *short)
+    said = f"note: model has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does\n"
+    assert job.stderr.count(said) == 1
+
+
+def test_an_interrupted_download_is_named(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    shard(folder)
+    (folder / SHARDS[1]).rename(folder / f"{SHARDS[1]}.incomplete")
+    refused(folder, rf"names {SHARDS[1]}, which is missing; a download was interrupted \({SHARDS[1]}\.incomplete\)")
+    (folder / INDEX).unlink()
+    refused(folder, rf"has {SHARDS[0]}, but neither {WHOLE} nor {INDEX}")
+    (folder / SHARDS[0]).unlink()
+    (folder / WHOLE).symlink_to("../blobs/none")
+    refused(folder, "a download was interrupted")
+    (folder / f"{SHARDS[1]}.incomplete").unlink()
+    refused(folder, f"{WHOLE} is a link to a file that is not there")
+
+
+# ---- tensors that nothing used ----
+
+
+def bias_in_the_file(folder: Path) -> str:
+    name = QUERY.replace("weight", "bias")
+    edit(folder, lambda tensors: tensors.update({name: torch.ones(32)}))
+    return f"{WHOLE}: tensor {name} is not used, which changes the model: config.json describes a llama model without"
+
+
+def layer_beyond_the_last(folder: Path) -> str:
+    configure(folder, num_hidden_layers=1)
+    return r"tensor model\.layers\.1\..* and 8 others are not used, .*as config.json describes it has no such tensor"
+
+
+def stray_in_a_shard(folder: Path) -> str:
+    shard(folder)
+    edit(folder, lambda tensors: tensors.update({"model.extra": torch.ones(2)}), SHARDS[0])
+    return f"{SHARDS[0]}: tensor model.extra is not used, .*{INDEX} does not name it"
+
+
+def multimodal(folder: Path) -> str:
+    def rename(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[f"language_model.{name}"] = tensors.pop(name)
+        tensors["vision_tower.patch.weight"] = torch.ones(2)
+
+    edit(folder, rename)
+    return f"tensor {EMBEDDING} is in none of its files: it holds a multimodal model"
+
+
+def base_only(folder: Path) -> str:
+    def rename(tensors: Tensors) -> None:
+        del tensors[HEAD]
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    edit(folder, rename)
+    return "it holds a base model without a head, such as LlamaModel saves"
+
+
+def classifier(folder: Path) -> str:
+    edit(folder, lambda tensors: (tensors.pop(HEAD), tensors.update({"score.weight": torch.ones(2, 32)})))
+    configure(folder, architectures=["LlamaForSequenceClassification"])
+    return f"tensor {HEAD} is in none of its files: config.json says that it was saved from LlamaForSequenceClass"
+
+
+def adapter(folder: Path) -> str:
+    (folder / "adapter_config.json").write_text("{}")
+    return "adapter_config.json makes it a folder of an adapter"
+
+
+def adapter_alone(folder: Path) -> str:
+    adapter(folder)
+    (folder / "config.json").unlink()
+    return "has no config.json: it is an adapter"
+
+
+def adapter_tensors(folder: Path) -> str:
+    name = QUERY.replace("weight", "lora_A.weight")
+    edit(folder, lambda tensors: tensors.update({name: torch.ones(2, 32)}))
+    return f"tensor {name} is not used, .* it holds an adapter"
+
+
+def adapter_file(folder: Path) -> str:
+    (folder / WHOLE).rename(folder / "adapter_model.safetensors")
+    return "adapter_model.safetensors is an adapter"
+
+
+def own_head_though_tied(folder: Path) -> str:
+    configure(folder, tie_word_embeddings=True)
+    return f"tensor {HEAD} differs from {EMBEDDING}, but tie_word_embeddings in config.json makes them one"
+
+
+def no_head(folder: Path) -> str:
+    edit(folder, lambda tensors: tensors.pop(HEAD))
+    return f"tensor {HEAD} is in none of its files; .* set tie_word_embeddings to true"
+
+
+def strange_name(folder: Path) -> str:
+    edit(folder, lambda tensors: tensors.update({"a\nb\x1b[31m": torch.ones(2)}))
+    return r"tensor a\\nb\\x1b\[31m is not used"
+
+
+def resized_embedding(folder: Path) -> str:
+    configure(folder, vocab_size=VOCAB + 3)
+    return f"tensor {EMBEDDING} is {VOCAB} × 32; by config.json it should be {VOCAB + 3} × 32"
+
+
+def more_layers_than_tensors(folder: Path) -> str:
+    configure(folder, num_hidden_layers=2_000_000_000)
+    return "its 2000000000 layers are more than the 21 tensors of the files"
+
+
+OTHER_KINDS: list[Callable[[Path], str]] = [
+    *(bias_in_the_file, layer_beyond_the_last, stray_in_a_shard, multimodal, base_only, classifier, adapter),
+    *(adapter_alone, adapter_tensors, adapter_file, own_head_though_tied, no_head, resized_embedding),
+    *(more_layers_than_tensors, strange_name),
+]
+
+
+@pytest.mark.parametrize("change", OTHER_KINDS, ids=lambda change: change.__name__)
+def test_a_folder_of_another_kind_or_with_more_than_the_model_uses_is_named(
+    change: Callable[[Path], str], tmp_path: Path
+) -> None:
+    folder = tiny(tmp_path / "model")
+    refused(folder, change(folder))
+
+
+def test_a_multimodal_configuration_is_named(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    configure(folder, model_type="llava", text_config=SIZES, vision_config={})
+    refused(folder, "config.json: 'llava' is a multimodal model, which is not supported; text models are: gpt2, opt")
+
+
+def test_masks_frequencies_and_a_tied_head_beside_the_model_do_no_harm(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model", tie_word_embeddings=True)
+    before = open_checkpoint(folder).stored
+
+    def add(tensors: Tensors) -> None:
+        tensors[HEAD] = tensors[EMBEDDING].clone()
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        tensors["model.rotary_emb.inv_freq"] = torch.ones(4)
+
+    edit(folder, add)
+    open_checkpoint.cache_clear()
+    assert open_checkpoint(folder).stored == before
+    same_logits(folder)
+    edit(folder, lambda tensors: tensors.pop(EMBEDDING))  # tying works either way round
+    open_checkpoint.cache_clear()
+    same_logits(folder)
+
+
+def test_gpt2s_masks_are_no_weights(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path
+    )
+    masks = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8).bool(),
+        "transformer.h.0.attn.masked_bias": torch.ones(1),
+    }
+    edit(tmp_path, lambda tensors: tensors.update(masks))
+    assert open_checkpoint(tmp_path).spec.layer_num == 1
+    edit(tmp_path, lambda tensors: tensors.update({"transformer.h.0.attn.other": torch.ones(1)}))
+    open_checkpoint.cache_clear()
+    refused(tmp_path, r"tensor transformer\.h\.0\.attn\.other is not used")
+
+
+# ---- configurations as text, and paths ----
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xef\xbb\xbf", "config.json: the file is empty"),
+        (b'{"model_type": "llama",}', "config.json: line 1, column 24: not JSON: remove the comma"),
+        (b'{"use_cache": True}', "line 1, column 15: not JSON: True is Python's spelling"),
+        (b"<html>", "this is an HTML page"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        (b"[1]", "config.json: it is no JSON object"),
+        (b"{}", "models of type None are not supported"),
+        (LFS_POINTER.encode() + b"v1\n", "this is a Git LFS pointer"),
+    ],
+)
+def test_a_configuration_that_is_no_json_is_refused_with_the_place(content: bytes, words: str, tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    (folder / "config.json").write_bytes(content)
+    refused(folder, words)
+
+
+def test_a_byte_order_mark_before_the_configuration_is_read(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    expected = open_checkpoint(folder).spec
+    path = folder / "config.json"
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    open_checkpoint.cache_clear()
+    assert open_checkpoint(folder).spec == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("hidden_size", "32"), ("hidden_size", 32.0), ("hidden_size", True), ("num_hidden_layers", 0)),
+        *(("vocab_size", 10**12), ("rms_norm_eps", float("nan")), ("rms_norm_eps", float("inf"))),
+        *(("tie_word_embeddings", "false"), ("rope_parameters", 3), ("head_dim", -8)),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_its_key(key: str, value: object, tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    configure(folder, **{key: value})
+    refused(folder, f"config.json: {key} must be .*, not {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("7", "ckpt_path: 7 is no folder; give the path of one, as text"),
+        ("[1, 2]", r"ckpt_path: \[1, 2\] is no folder"),
+        ("true", "ckpt_path: True is no folder"),
+        ("{ a = 1 }", r"ckpt_path: \{'a': 1\} is no folder"),
+        ('""', "ckpt_path: '' is no folder"),
+        (r'"a\u0000b"', r"ckpt_path: 'a\\x00b' has a NUL character"),
+        (json.dumps("n" * 300), "File name too long"),
+        ('"none"', "none is no folder"),
+        ('"pyproject.toml"', "pyproject.toml is a file; give the folder that holds config.json"),
+    ],
+)
+def test_a_ckpt_path_that_is_no_path_is_one_message(value: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(f"ckpt_path = {value}\n")
+    result = CliRunner().invoke(main, ["run", "--dry-run", str(path)])
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert re.search(words, result.output), result.output
+
+
+# ---- names ----
+
+
+NAMES = {"models--meta-llama--Llama-3.1-8B": "Llama-3.1-8B", "models--a--b--c": "b--c", "models--gpt2": "gpt2"}
+
+
+def test_a_model_of_a_hubs_cache_is_shown_by_its_name(tmp_path: Path) -> None:
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    for repository, name in NAMES.items():
+        folder = tmp_path / repository / "snapshots" / revision
+        folder.parent.mkdir(parents=True)
+        tiny(folder)
+        link = tmp_path / f"link-{name}"
+        link.symlink_to(folder)
+        assert open_checkpoint(folder).spec.name == open_checkpoint(link).spec.name == name
+        refused(tmp_path / repository, rf"it is a model's folder in a hub's cache; give {folder}")
+    assert open_checkpoint(tiny(tmp_path / "plain")).spec.name == "plain"
+    cwd = Path.cwd()
+    try:
+        os.chdir(folder)
+        assert read_spec(Path(".")).name == "gpt2"
+    finally:
+        os.chdir(cwd)
