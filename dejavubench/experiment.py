@@ -7,7 +7,7 @@ Every default of the program is written here, once. Neither torch nor MPI is nee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import product
 from math import prod
@@ -29,6 +29,28 @@ from dejavubench import specs, units, values
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine import cuda_devices, has_nixl, native_bf16
+from dejavubench.optionvalues import (
+    COLDEST,
+    HOTTEST,
+    MOST_ROUNDS,
+    UNLIMITED,
+    Count,
+    Counts,
+    Folder,
+    MaybeCount,
+    Rounds,
+    as_levels,
+    as_link,
+    as_list,
+    as_modes,
+    as_path,
+    as_peers,
+    as_stores,
+    as_temperature,
+    as_text,
+    as_top_p,
+    unless_none,
+)
 from dejavubench.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split, Store
 from dejavubench.promptfile import Ids, read_prompts
 from dejavubench.specs import Sampling
@@ -51,15 +73,6 @@ NO_FP32_ON_CUDA = "inference_data_type fp32 does not run on a CUDA device: its d
 
 NO_NIXL = "nixl is not installed: pip install 'dejavubench[nixl]'"
 
-UNLIMITED = "unlimited"
-"""A link that nothing slows."""
-
-COLDEST, HOTTEST = 1e-3, 1e3
-"""Bounds of a temperature above 0. Logits divided by much less are beyond fp32."""
-
-LEAST_TOP_P = 1e-6
-LONGEST_NOTE = 10_000
-MOST_ROUNDS = 1_000_000
 MOST_POINTS = 10_000
 """Points of one run: a sweep of more is a mistake, or the work of several runs."""
 
@@ -75,31 +88,6 @@ CACHE_STEP = 32
 
 
 # ---- how values are read ----
-
-
-def _as_list(value: Any) -> Any:
-    """A TOML list, a comma-separated string or one value, as a tuple without repeats."""
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    items = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not items or "" in items:
-        raise ValueError("name at least one, and none of them empty")
-    if any(isinstance(item, bool) for item in items):
-        raise ValueError("true and false are no values of this list")
-    return _no_twins(items)
-
-
-def _no_twins(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    texts = [item if isinstance(item, str) else shown(item) for item in items]
-    if len(set(texts)) != len(texts):
-        listed = ", ".join(texts)
-        raise ValueError(f"{listed if len(listed) <= values.LONGEST else shown(listed)}: something is named twice")
-    return items
-
-
-def _as_counts(value: Any) -> Any:
-    """Counts are compared as numbers: ``1,01`` names one twice."""
-    return _no_twins(tuple(map(values.whole, _as_list(value))))
 
 
 def _as_device(value: Any, info: ValidationInfo) -> Any:
@@ -118,86 +106,18 @@ def _as_device(value: Any, info: ValidationInfo) -> Any:
 def _as_data_types(value: Any, info: ValidationInfo) -> Any:
     """``auto`` is settled here, for the device that is settled by now."""
     best = "fp16" if info.data.get("device") == "cuda" else "bf16" if native_bf16() else "fp32"
-    return _as_list([best if item == "auto" else item for item in _as_list(value)])
+    return as_list([best if item == "auto" else item for item in as_list(value)])
 
 
 def _as_data_type(value: Any, info: ValidationInfo) -> Any:
     return value and _as_data_types(value, info)[0]
 
 
-def _as_levels(value: Any) -> Any:
-    levels = tuple(values.text_of(item) or item for item in _as_list(value))
-    for level in levels:
-        if level not in tuple(LEVELS):
-            raise ValueError(f"there is no level {shown(level)}; levels are {', '.join(LEVELS)}")
-    return levels
-
-
-def _as_modes(value: Any) -> Any:
-    modes = _as_list(value) if value != "" else ("",)
-    known = [mode for mode in get_args(Mode) if not mode.startswith("swap-")]  # these are --swap's
-    for mode in modes:
-        if mode not in known:
-            what = f"there is no destination {shown(mode)}" if mode else "no destination is named"
-            raise ValueError(f"{what}; choose one or more of {', '.join(known)}")
-    return modes
-
-
-def _as_peers(value: Any) -> Any:
-    peers = () if value in ((), []) else _as_list(value)
-    for peer in peers:
-        units.address(peer)
-    return peers
-
-
-def _as_stores(value: Any) -> Any:
-    return () if value in ((), []) else _as_list(value)
-
-
-def _as_link(value: Any) -> Any:
-    if value not in (None, UNLIMITED):
-        units.rate(value)
-    return value
-
-
-def _as_path(value: Any) -> Any:
-    """The value itself: pydantic makes the Path, from JSON too."""
-    if value is not None:
-        values.path(value)
-    return value
-
-
-def _as_temperature(value: Any) -> float:
-    found = values.number(value)
-    if found != 0 and not COLDEST <= found <= HOTTEST:
-        raise ValueError(f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, not {shown(value)}")
-    return found
-
-
-def _as_top_p(value: Any) -> Any:
-    if value is None:
-        return None
-    found = values.number(value)
-    if not LEAST_TOP_P <= found <= 1:
-        raise ValueError(f"must be from {LEAST_TOP_P:g} to 1, not {shown(value)}")
-    return found
-
-
-def _as_text(value: Any) -> Any:
-    if isinstance(value, str) and any(ord(character) < 32 and character not in "\n\t" for character in value):
-        raise ValueError(f"{shown(value)} holds a control character")
-    if isinstance(value, str) and len(value) > LONGEST_NOTE:
-        raise ValueError(f"{shown(value)} is longer than {LONGEST_NOTE} characters")
-    if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
-        raise ValueError(f"{shown(value)} is not in UTF-8")
-    return value
-
-
 def _as_models(value: Any) -> Any:
-    names = _as_list(value)
+    names = as_list(value)
     for name in names:
         if name != specs.CUSTOM:
-            specs.spec(str(name))
+            specs.spec(name if isinstance(name, str) else shown(name))
     return names
 
 
@@ -206,25 +126,13 @@ def _as_folder(value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, str | Path) or not str(value).strip():
-        raise ValueError(f"{value!r} is no folder; give the path of one, as text")
+        raise ValueError(f"{shown(value)} is no folder; give the path of one, as text")
     if "\0" in str(value):
         raise ValueError(f"{str(value)!a} has a NUL character, which no path has")
     from dejavubench.checkpoint import open_checkpoint
 
-    open_checkpoint(Path(value))
+    open_checkpoint(values.path(value))
     return Path(value)
-
-
-def _unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``none`` as a flag's value takes back what the file says."""
-    return lambda value: None if value in (None, "none") else read(value)
-
-
-Count = Annotated[int, BeforeValidator(values.whole)]
-Counts = Annotated[tuple[int, ...], BeforeValidator(_as_counts)]
-MaybeCount = Annotated[int | None, BeforeValidator(_unless_none(values.whole))]
-Folder = Annotated[Path | None, BeforeValidator(_as_path)]
-Rounds = Annotated[int, BeforeValidator(partial(values.whole, most=MOST_ROUNDS))]
 
 
 def _option(default: Any, group: Group, metavar: str, text: str, **constraints: Any) -> Any:
@@ -250,7 +158,7 @@ class Experiment(BaseModel):
     figure: Figure | None = _option(
         None, "What is run", "FIGURE", "The figure it is for: fig2, appendix_a, fig7, fig25, link."
     )
-    note: Annotated[str | None, BeforeValidator(_as_text)] = _option(
+    note: Annotated[str | None, BeforeValidator(as_text)] = _option(
         None, "What is run", "TEXT", "Kept with the records and shown under the figures."
     )
     resume: Folder = _option(
@@ -300,35 +208,35 @@ class Experiment(BaseModel):
         "DIR",
         "A Hugging Face folder (GPT-2, OPT, BLOOM, Llama, Mistral, Qwen) with safetensors, instead of random weights.",
     )
-    kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(_as_list)] = _option(
+    kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(as_list)] = _option(
         ("hnd",), "Model", "LAYOUT[,LAYOUT…]", "Of the KV cache: ft (FasterTransformer), hnd or nhd."
     )
     tensor_para_size: Count = _option(1, "Model", "N", "Tensor-parallel degree.")
     pipeline_para_size: Count = _option(
         1, "Model", "N", "Pipeline depth; as many microbatches are in flight as it has stages."
     )
-    temperature: Annotated[float, BeforeValidator(_as_temperature)] = _option(
+    temperature: Annotated[float, BeforeValidator(as_temperature)] = _option(
         0.0,
         "Model",
         "X",
         f"Draw tokens at this temperature, {COLDEST:g} to {HOTTEST:g}; at 0 each is the most likely one.",
     )
     top_k: MaybeCount = _option(None, "Model", "N", "Draw from the N most likely tokens only.")
-    top_p: Annotated[float | None, BeforeValidator(_as_top_p)] = _option(
+    top_p: Annotated[float | None, BeforeValidator(as_top_p)] = _option(
         None, "Model", "P", "Draw from the fewest most likely tokens that together reach P only."
     )
     seed: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=2**63 - 1))] = _option(
         0, "Model", "N", "Of weights, random prompts, draws and the order of arms."
     )
 
-    streaming: Annotated[tuple[Mode, ...], BeforeValidator(_as_modes)] = _option(
+    streaming: Annotated[tuple[Mode, ...], BeforeValidator(as_modes)] = _option(
         ("none",),
         "Streaming",
         "MODE[,MODE…]",
         "Where the cache goes: none, host, disk, mpi (a remote CPU), nccl (a remote GPU), nixl (by NVIDIA's NIXL: "
         "a remote CPU, or GPU to GPU), tcp (a remote CPU, no MPI).",
     )
-    peer: Annotated[tuple[str, ...], BeforeValidator(_as_peers)] = _option(
+    peer: Annotated[tuple[str, ...], BeforeValidator(as_peers)] = _option(
         (),
         "Streaming",
         "ADDR:PORT[,…]",
@@ -337,14 +245,14 @@ class Experiment(BaseModel):
     tcp_checksums: bool = _option(
         False, "Streaming", "", "Hash what tcp streams at both ends, beside TCP's own checksum."
     )
-    level: Annotated[tuple[str, ...], BeforeValidator(_as_levels)] = _option(
+    level: Annotated[tuple[str, ...], BeforeValidator(as_levels)] = _option(
         (DEFAULT_LEVEL,),
         "Streaming",
         "LEVEL[,LEVEL…]",
         f"Optimisations: {', '.join(LEVELS)}. Wins over ${BASELINE_VARIABLE}, and that over the config.",
     )
     compare: bool = _option(False, "Streaming", "", "Add the two baselines without streaming.")
-    durability: Annotated[tuple[Durability, ...], BeforeValidator(_as_list)] = _option(
+    durability: Annotated[tuple[Durability, ...], BeforeValidator(as_list)] = _option(
         ("fdatasync",), "Streaming", "D[,D…]", "When disk has a chunk: fdatasync, direct or page-cache."
     )
     nccl_loopback: bool = _option(
@@ -367,7 +275,7 @@ class Experiment(BaseModel):
     handoff_tokens: Count = _option(
         1, "Streaming", "N", "With --handoff: new tokens that sources generate before, the prompt's included."
     )
-    swap: Annotated[tuple[Store, ...], BeforeValidator(_as_stores)] = _option(
+    swap: Annotated[tuple[Store, ...], BeforeValidator(as_stores)] = _option(
         (),
         "Streaming",
         "STORE[,STORE]",
@@ -386,7 +294,7 @@ class Experiment(BaseModel):
     warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = _option(
         2, "Measurement", "N", "Iterations of each arm before, recorded and marked."
     )
-    precision: Annotated[float | None, BeforeValidator(_unless_none(units.fraction))] = _option(
+    precision: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
         None,
         "Measurement",
         "P%",
@@ -395,12 +303,12 @@ class Experiment(BaseModel):
     max_time: Annotated[float, BeforeValidator(units.seconds)] = _option(
         600.0, "Measurement", "TIME", "With --precision: the longest that one point's rounds may take, e.g. 10m."
     )
-    target_overhead: Annotated[float | None, BeforeValidator(_unless_none(units.fraction))] = _option(
+    target_overhead: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
         None, "Measurement", "P%", "Say of each arm whether it is met, missed or unresolved."
     )
     verify: bool = _option(True, "Measurement", "", "Compare every byte that arrived, outside the clock.")
     ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, sockets, disk and matmul can do.")
-    log_dir: Annotated[Path, BeforeValidator(_as_path)] = _option(
+    log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
         Path("logs"), "Measurement", "DIR", "Where the run's folder is made."
     )
 
@@ -410,7 +318,7 @@ class Experiment(BaseModel):
         "N",
         f"Threads of each rank, the same for all arms; at most {THREADS_PER_CORE} for each core that a rank may use.",
     )
-    link: Annotated[str | None, BeforeValidator(_as_link)] = _option(
+    link: Annotated[str | None, BeforeValidator(as_link)] = _option(
         None,
         "Machine",
         "RATE",
@@ -840,12 +748,12 @@ def _checked(path: Any, where: str) -> Path:
 
 
 def _is_several(key: str, value: Any) -> bool:
-    """Whether a list is given where one value is wanted; texts and paths may hold commas."""
+    """Whether a list is given where one value is wanted; texts and paths may hold commas, and refuse lists."""
     field = Experiment.model_fields.get(key)
     if field is None or get_origin(field.annotation) is tuple:
         return False
     of_text = key in ("name", "note") or Path in (field.annotation, *get_args(field.annotation))
-    return isinstance(value, list | tuple) or (isinstance(value, str) and "," in value and not of_text)
+    return not of_text and (isinstance(value, list | tuple) or (isinstance(value, str) and "," in value))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def path(value: object) -> Path:
     except UnicodeEncodeError:
         raise ValueError(f"{shown(text)} is not in UTF-8: records cannot hold its name") from None
     if len(encoded) > PATH_NBYTES or max(map(len, encoded.split(os.sep.encode()))) > NAME_NBYTES:
-        raise ValueError(f"{shown(text)} is too long: a name has at most {NAME_NBYTES} bytes, a path {PATH_NBYTES}")
+        raise ValueError(
+            f"{shown(text)}: File name too long: a name has at most {NAME_NBYTES} bytes, a path {PATH_NBYTES}"
+        )
     return Path(value)
 
 

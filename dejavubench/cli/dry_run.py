@@ -43,8 +43,10 @@ def describe(experiment: Experiment) -> None:
             console.print(f"{arm.name} SKIPPED: {arm.skipped}")
     for identity, reason in skipped.items():
         console.print(f"{identity} SKIPPED: {reason}")
-    for line in _threads(experiment):
-        console.print(line)
+    try:
+        experiment.check_threads(len(os.sched_getaffinity(0)))
+    except UsageError as error:
+        console.print(f"Not on this host: {error}.")
     shared = fit.too_few_devices(experiment, devices=cuda_devices)
     if shared:
         console.print(f"Not with all ranks on this host: {shared}.")
@@ -136,22 +138,6 @@ def _devices() -> str:
         return "none here; needs are those of one for each rank"
     kinds = Counter((device.name, device.nbytes) for device in cuda_devices())
     return ", ".join(f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in kinds.items())
-
-
-def _threads(experiment: Experiment) -> list[str]:
-    """What is to be said of more threads than this host has cores."""
-    cores, threads = len(os.sched_getaffinity(0)), experiment.threads
-    ranks = experiment.sources + (experiment.sinks if experiment.needs_sinks else 0)
-    try:
-        experiment.check_threads(cores)
-    except UsageError as error:
-        return [f"Not on this host: {error}."]
-    if ranks * threads <= cores:
-        return []
-    return [
-        f"{count_text(ranks, 'rank')} × {count_text(threads, 'thread')} share {count_text(cores, 'core')} if all ranks "
-        "run on this host: they take turns, and times are longer and noisier."
-    ]
 
 
 def _rounds(experiment: Experiment) -> str:
