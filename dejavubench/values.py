@@ -98,7 +98,7 @@ def path(value: object) -> Path:
     if not isinstance(value, str | Path):
         raise ValueError(f"must be a path, not {shown(value)}")
     text = str(value)
-    if not text.strip() or (isinstance(value, str) and not value):
+    if not text.strip():
         raise ValueError(f"must be a path, not {shown(text)}")
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError(f"{shown(text)} holds a control character, such as a line break, and is no path")

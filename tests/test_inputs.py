@@ -67,6 +67,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "seed": {**NO_LIST, "zero": 0, "2^31": 2**31},
     **dict.fromkeys(("max_time", "drain_timeout"), NUMBER),
     **dict.fromkeys(("peer", "swap"), NOTHING),
+    "rank_timeout": {**NUMBER, "zero": 0.0},
     **dict.fromkeys(("stream_dir", "log_dir"), PATHS),
     "temperature": {**NUMBER, "zero": 0.0},
     "level": {"zero": ("0",)},

@@ -106,7 +106,7 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
 @click.option(
     "--latency", metavar="TIME", type=Read("latency", units.latency), help="Of the links: 5us, 0.1ms. [default: 0]"
 )
-@table_options("csv has the pairs alone; json every transfer of each.")
+@table_options("csv has the pairs alone; json every transfer of each, up to 100,000 transfers.")
 def plan(
     spec: specs.ModelSpec | None,
     ckpt_path: Path | None,

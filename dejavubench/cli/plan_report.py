@@ -242,7 +242,10 @@ def write(report: Report, style: str, out: IO[str]) -> None:
         rows.writeheader()
         rows.writerows(report.pairs)
     elif style == "json":
-        json.dump(report.document, out, indent=2, ensure_ascii=False)
+        utf = (
+            str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
+        )  # else programs read escapes, not stand-ins
+        json.dump(report.document, out, indent=2, ensure_ascii=not utf)
         out.write("\n")
     elif style == "markdown":
         out.write(_markdown(report))

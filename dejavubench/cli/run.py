@@ -70,8 +70,8 @@ class GroupedCommand(click.Command):
 def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
 
-    Lists, written a,b,c here and as lists in CONFIG, sweep: one mpirun measures every combination. Flags win
-    over CONFIG. One destination at one level runs alone; several are compared, in every round, with two
+    Lists, written a,b,c here and as lists in CONFIG, sweep: one mpirun measures every combination, up to 10,000.
+    Flags win over CONFIG. One destination at one level runs alone; several are compared, in every round, with two
     baselines that stream nothing. Hyphens and underscores are one spelling.
 
     Start it under mpirun with as many ranks as sources (tensor_para_size × pipeline_para_size); where sinks
