@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dejavubench.cgroups import memory_room
 from dejavubench.errors import UsageError
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -162,6 +163,23 @@ def prefer_huge_pages() -> None:
     os.environ.setdefault(HUGE_PAGES, "1")
 
 
+PRIMITIVE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Environment variables of oneDNN and of torch: compiled products that each keeps, by shape; both default to 1024."""
+
+KEPT_PRIMITIVES = 64
+"""One point of a sweep needs about ten: its linears, their activations, and two numbers of rows."""
+
+
+def bound_primitive_caches() -> None:
+    """Have oneDNN and torch keep few compiled products, where neither has multiplied yet; a variable that is set wins.
+
+    Each product takes 0.3 MB in either cache. Prompts of another length need products of their own, so with 1024 a
+    sweep of prompt lengths grows by 2 MB a point, up to 600 MB.
+    """
+    for name in PRIMITIVE_CACHES:
+        os.environ.setdefault(name, str(KEPT_PRIMITIVES))
+
+
 def available_nbytes(root: Path = Path("/")) -> int:
     """Bytes of memory that this process may still take: the least of MemAvailable and its control groups' room.
 
@@ -177,39 +195,4 @@ def available_nbytes(root: Path = Path("/")) -> int:
             break
     else:
         raise OSError("/proc/meminfo has no MemAvailable")
-    return min([free, *_group_room(root)])
-
-
-def _group_room(root: Path) -> list[int]:
-    """Room in this process's memory control group and all above it, v2 and v1."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []  # a kernel without control groups bounds nothing
-    room = []
-    for group in groups:
-        _, controllers, path = group.split(":", 2)
-        if not controllers:
-            top, limit, usage = root / "sys/fs/cgroup", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            top, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        # Inside a container the path may be the host's, with only the top mounted: look at what exists.
-        here = top / path.lstrip("/")
-        for folder in (here, *here.parents):
-            bound = _bound(folder / limit)
-            if bound is not None:
-                room.append(max(0, bound - (_bound(folder / usage) or 0)))
-            if folder == top:
-                break
-    return room
-
-
-def _bound(file: Path) -> int | None:
-    """The number in a control group's file; None where there is none, or it says ``max``."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    return min([free, *memory_room(root)])

@@ -7,16 +7,36 @@ monotonic clock, sizes in bytes; samples are kept raw and warm-up iterations are
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import codecs
+import hashlib
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 SCHEMA = 1
 RUN_FILE = "run.json"
+
+LONGEST_MS = 1e12
+"""A time beyond this (30 years) is damage; sums of times below it stay finite."""
+
+LARGEST = 2**63 - 1
+
+PositiveMs = Annotated[float, Field(ge=1e-7, le=LONGEST_MS)]
+"""A clock that counts nanoseconds sees nothing shorter."""
+
+Ms = Annotated[float, Field(ge=0, le=LONGEST_MS)]
+Seconds = Annotated[float, Field(ge=-1, le=LONGEST_MS)]
+"""CPU seconds: the difference of two clocks, so that next to nothing may be slightly less than nothing."""
+
+Positive = Annotated[float, Field(gt=0, le=1e100)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class RecordError(Exception):
@@ -24,7 +44,7 @@ class RecordError(Exception):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ArmInfo(_Model):
@@ -51,26 +71,26 @@ class PointInfo(_Model):
 
     id: str
     model: str
-    parameters: int
-    layer_num: int
-    head_num: int
-    size_per_head: int
-    kv_head_num: int | None = None
-    layer_weights: int | None = None
-    head_weights: int | None = None
-    weight_nbytes: int | None = None
-    vocab_size: int
-    data_type: str
+    parameters: Size
+    layer_num: Size
+    head_num: Size
+    size_per_head: Size
+    kv_head_num: Size | None = None
+    layer_weights: Size | None = None
+    head_weights: Size | None = None
+    weight_nbytes: Size | None = None
+    vocab_size: Size
+    data_type: Literal["fp32", "bf16", "fp16"]
     kv_layout: str
-    ubatch_size: int
-    input_len: int
-    output_len: int
-    positions: int
-    tensor_para_size: int
-    pipeline_para_size: int
+    ubatch_size: Size
+    input_len: Size
+    output_len: Size
+    positions: Size
+    tensor_para_size: Size
+    pipeline_para_size: Size
     sinks: str = ""  # how they hold the cache, such as tp2-pp1-b4; empty: as the sources
-    handed_over: int = 0  # new tokens after which they go on; 0: they only receive
-    streamed_nbytes: int
+    handed_over: Count = 0  # new tokens after which they go on; 0: they only receive
+    streamed_nbytes: Size
     skipped: str | None = None
 
 
@@ -86,7 +106,7 @@ class RunHeader(_Model):
     experiment_hash: str
     figure: str | None = None
     note: str | None = None
-    warmup: int
+    warmup: Count
     arms: list[ArmInfo]
     points: list[PointInfo]
     environment: dict[str, Any]
@@ -104,24 +124,25 @@ class RankInfo(_Line):
 
     ``wait``: how collectives wait, ``spin`` or ``yield``; ``staging_nbytes``, ``staging_device_nbytes``: the bounds of
     its staging memory on the host and on its device; ``device``: the name of the GPU that it computes on, or receives
-    on; None on a CPU.
+    on; None on a CPU; ``run_id``: the run's, as in its header; not in older records.
     """
 
     kind: Literal["rank"] = "rank"
-    rank: int
+    rank: Count
     role: Literal["source", "sink"]
     host: str
-    pid: int
-    cores: list[int]
-    threads: int
-    tensor_rank: int = 0
-    stage: int = 0
-    peers: list[int] = []
+    pid: Count
+    cores: list[Count]
+    threads: Count
+    tensor_rank: Count = 0
+    stage: Count = 0
+    peers: list[Count] = []
     wait: str = "spin"
-    staging_nbytes: int = 0
-    staging_device_nbytes: int = 0
+    staging_nbytes: Count = 0
+    staging_device_nbytes: Count = 0
     device: str | None = None
     environment: dict[str, Any] = {}
+    run_id: str | None = None
 
 
 class PhaseMark(_Line):
@@ -131,7 +152,7 @@ class PhaseMark(_Line):
     phase: str
     point: str | None = None
     arm: str | None = None
-    iteration: int | None = None
+    iteration: Count | None = None
 
 
 class PhaseStreaming(_Model):
@@ -141,10 +162,10 @@ class PhaseStreaming(_Model):
     waited for streaming; ``lag_nbytes`` the most bytes that were in place in the cache and not yet complete.
     """
 
-    nbytes: int = 0
-    copies: int = 0
-    stall_ms: float = 0.0
-    lag_nbytes: int = 0
+    nbytes: Count = 0
+    copies: Count = 0
+    stall_ms: Ms = 0.0
+    lag_nbytes: Count = 0
 
 
 class Microbatch(_Line):
@@ -159,21 +180,21 @@ class Microbatch(_Line):
     kind: Literal["microbatch"] = "microbatch"
     point: str
     arm: str
-    iteration: int
-    round: int | None
-    ubatch: int
-    prompt_ms: float
-    token_ms: list[float]
-    all_token_ms: float
-    drain_ms: float
-    total_ms: float
-    prompt_event_ms: float | None = None
-    token_event_ms: list[float] = []
+    iteration: Count
+    round: Count | None
+    ubatch: Count
+    prompt_ms: PositiveMs
+    token_ms: list[PositiveMs]
+    all_token_ms: Ms
+    drain_ms: Ms
+    total_ms: PositiveMs
+    prompt_event_ms: Ms | None = None
+    token_event_ms: list[Ms] = []
     prompt: PhaseStreaming = PhaseStreaming()
     tokens: PhaseStreaming = PhaseStreaming()
     drain: PhaseStreaming = PhaseStreaming()
-    cpu_model_s: float = 0.0
-    cpu_helper_s: float = 0.0
+    cpu_model_s: Seconds = 0.0
+    cpu_helper_s: Seconds = 0.0
 
 
 class Iteration(_Line):
@@ -187,10 +208,10 @@ class Iteration(_Line):
     kind: Literal["iteration"] = "iteration"
     point: str
     arm: str
-    iteration: int
-    round: int | None
-    order: int
-    total_ms: float
+    iteration: Count
+    round: Count | None
+    order: Count
+    total_ms: PositiveMs
 
 
 class SinkActivity(_Line):
@@ -199,11 +220,11 @@ class SinkActivity(_Line):
     kind: Literal["sink"] = "sink"
     point: str
     arm: str
-    iteration: int
-    round: int | None
-    nbytes: int
-    messages: int
-    cpu_s: float
+    iteration: Count
+    round: Count | None
+    nbytes: Count
+    messages: Count
+    cpu_s: Seconds
 
 
 class HandOver(_Line):
@@ -215,9 +236,9 @@ class HandOver(_Line):
     kind: Literal["handover"] = "handover"
     point: str
     arm: str
-    iteration: int
-    round: int | None
-    ms: float
+    iteration: Count
+    round: Count | None
+    ms: Ms
 
 
 class TakeOver(_Line):
@@ -230,11 +251,11 @@ class TakeOver(_Line):
     kind: Literal["takeover"] = "takeover"
     point: str
     arm: str
-    iteration: int
-    round: int | None
-    waited_ms: float
-    first_ms: float
-    token_ms: list[float]
+    iteration: Count
+    round: Count | None
+    waited_ms: Ms
+    first_ms: Ms
+    token_ms: list[Ms]
 
 
 class Swapping(_Line):
@@ -247,12 +268,12 @@ class Swapping(_Line):
     kind: Literal["swapping"] = "swapping"
     point: str
     arm: str
-    iteration: int
-    round: int | None
-    resident: int
-    nbytes: int
-    bring_ms: float
-    wait_ms: float
+    iteration: Count
+    round: Count | None
+    resident: Count
+    nbytes: Count
+    bring_ms: Ms
+    wait_ms: Ms
 
 
 class Restart(_Line):
@@ -270,14 +291,14 @@ class Restart(_Line):
     arm: str
     of: str
     run_id: str
-    watermark: int
-    first: int
-    nbytes: int
-    restore_ms: float
-    again_ms: float
-    step_ms: list[float]
-    drain_ms: float
-    anew_ms: float | None
+    watermark: Count
+    first: Count
+    nbytes: Count
+    restore_ms: Ms
+    again_ms: Ms
+    step_ms: list[PositiveMs]
+    drain_ms: Ms
+    anew_ms: Ms | None
     wrong: list[str] = []
 
 
@@ -287,9 +308,9 @@ class Verification(_Line):
     kind: Literal["verification"] = "verification"
     point: str
     arm: str
-    iteration: int
+    iteration: Count
     ok: bool
-    nbytes: int
+    nbytes: Count
     tokens_equal: bool | None = None
     where: str | None = None
 
@@ -304,8 +325,8 @@ class Ceiling(_Line):
     kind: Literal["ceiling"] = "ceiling"
     name: str
     unit: str
-    value: float
-    samples: list[float]
+    value: Positive
+    samples: Annotated[list[Positive], Field(min_length=1)]
     shape: str
     point: str | None = None
     durability: str | None = None
@@ -335,8 +356,8 @@ class Alone(_Line):
     kind: Literal["alone"] = "alone"
     point: str
     arm: str
-    ms: float
-    nbytes: int
+    ms: PositiveMs
+    nbytes: Count
 
 
 class CopyWays(_Line):
@@ -368,14 +389,22 @@ class FirstExit(_Line):
     """In a file of its own beside the ranks': those of one host that ended before anything was said of an end."""
 
     kind: Literal["first-exit"] = "first-exit"
-    ranks: list[int]
+    ranks: list[Count]
 
 
 class End(_Line):
-    """Last line of a rank that came to its end."""
+    """Last line of a rank that came to its end.
+
+    ``environment``: what only the end can tell of where it ran. ``digest``: of the lines before it (:class:`Digest`),
+    which tells that none was changed, lost or added since; ``header_digest``: of ``run.json``, on rank 0. Older
+    records have none of these.
+    """
 
     kind: Literal["end"] = "end"
     status: Literal["ok", "failed"] = "ok"
+    environment: dict[str, Any] = {}
+    digest: str | None = None
+    header_digest: str | None = None
 
 
 Record = (
@@ -400,17 +429,56 @@ Record = (
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 
+class Digest:
+    """A digest of lines, whatever their line ends are."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, line: bytes) -> None:
+        """Go on with a line, or with several."""
+        for each in line.splitlines():
+            if each.strip():
+                self._hash.update(each + b"\n")
+
+    def hex(self) -> str:
+        return self._hash.hexdigest()
+
+
+def digest_of(content: bytes) -> str:
+    digest = Digest()
+    digest.add(content)
+    return digest.hex()
+
+
 @dataclass
 class RankLog:
-    """One rank's records in the order they were written. ``torn``: the last line was cut off by a crash."""
+    """One rank's records in the order they were written.
+
+    Attributes:
+        lines: the number of each record's line in the file.
+        torn: the last line was cut off by a crash.
+        altered: its lines are not those that its End record was written after.
+    """
 
     path: Path
     rank: int
     records: list[Record] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
     torn: bool = False
+    altered: bool = False
 
     def of(self, kind: type[T]) -> Iterator[T]:
         return (record for record in self.records if isinstance(record, kind))
+
+    def all_placed(self) -> Iterator[tuple[str, Record]]:
+        """Where in which file each record is, and the record."""
+        for line, record in zip(self.lines, self.records, strict=True):
+            yield f"{self.path.name}:{line}", record
+
+    def placed(self, kind: type[T]) -> Iterator[tuple[str, T]]:
+        """The same of one kind."""
+        return ((where, record) for where, record in self.all_placed() if isinstance(record, kind))
 
     @property
     def ended(self) -> bool:
@@ -423,25 +491,46 @@ class RankLog:
 
 @dataclass
 class Run:
-    """A run's folder, read. ``first_exits``: the ranks that were the first of their host to end without a word."""
+    """A run's folder, read.
+
+    Attributes:
+        first_exits: the ranks that were the first of their host to end without a word.
+        notes: what a reader must know of the files themselves, beside what the records say.
+    """
 
     path: Path
     header: RunHeader
     ranks: list[RankLog]
     first_exits: frozenset[int] = frozenset()
+    notes: list[str] = field(default_factory=list)
 
     def of(self, kind: type[T]) -> Iterator[tuple[int, T]]:
         """(rank, record) of one kind over all ranks."""
         return ((log.rank, record) for log in self.ranks for record in log.of(kind))
 
 
+_RANK_FILE = re.compile(r"rank-([0-9]{4,9})\.jsonl")
+
+
 def rank_file(rank: int) -> str:
     return f"rank-{rank:04d}.jsonl"
+
+
+def rank_of(name: str) -> int | None:
+    """The rank whose file has this name; None: no rank's."""
+    match = _RANK_FILE.fullmatch(name)
+    return int(match[1]) if match and rank_file(int(match[1])) == name else None
 
 
 def first_exit_file(lowest: int) -> str:
     """Of the host whose lowest rank is ``lowest``."""
     return f"first-exit-{lowest:04d}.json"
+
+
+def text_log(point: str, arm: str, several_points: bool) -> str:
+    """The file of an arm's text lines."""
+    name = arm.replace("/", "-")
+    return f"{point}-{name}.log" if several_points else f"{name}.log"
 
 
 def to_line(record: Record) -> str:
@@ -452,21 +541,28 @@ def read_rank(path: Path) -> RankLog:
     """Read one rank's file; a torn last line is tolerated.
 
     Raises:
-        RecordError: a line that is not the last cannot be read.
+        RecordError: the file cannot be read, or one of its lines, unless it is the last and cut off.
     """
-    log = RankLog(path, int(path.stem.removeprefix("rank-")))
-    lines = path.read_bytes().split(b"\n")
+    rank = rank_of(path.name)
+    if rank is None:
+        raise RecordError(f"{path}: not the name of a rank's file, such as {rank_file(0)}")
+    log, digest = RankLog(path, rank), Digest()
+    lines = _content(path).split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            log.records.append(_ADAPTER.validate_json(line))
+            record = _ADAPTER.validate_json(line, strict=True)
         except ValidationError as error:
-            if number == len(lines):  # no newline behind it: the write was cut short
-                log.torn = True
+            if number == len(lines) and error.errors()[0]["type"] == "json_invalid":
+                log.torn = True  # no newline behind it: the write was cut short
                 continue
-            first = error.errors()[0]
-            raise RecordError(f"{path}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise RecordError(f"{path}:{number}: {_first_of(error)}") from None
+        log.records.append(record)
+        log.lines.append(number)
+        if isinstance(record, End) and record.digest is not None:
+            log.altered = record.digest != digest.hex()
+        digest.add(line)
     return log
 
 
@@ -477,28 +573,62 @@ def read_run(folder: Path) -> Run:
         RecordError: no readable ``run.json``, another schema version, or a broken line.
     """
     path = folder / RUN_FILE
+    if not path.is_symlink() and not path.exists():
+        raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
+    content = _content(path)
+    header = _header(path, content)
+    names = sorted(file.name for file in folder.iterdir() if file.name.startswith("rank-"))
+    ranks = [read_rank(folder / name) for name in names if rank_of(name) is not None]
+    notes = [
+        f"{name} is left out: it is not named as a rank's file is, such as {rank_file(0)}"
+        for name in names
+        if name.endswith(".jsonl") and rank_of(name) is None
+    ]
+    altered = [log.path.name for log in ranks if log.altered]
+    ends = [end.header_digest for log in ranks for end in log.of(End) if end.header_digest is not None]
+    if any(digest != digest_of(content) for digest in ends):
+        altered.insert(0, RUN_FILE)
+    notes += [
+        f"CHANGED: {name} is not as the run left it, so these numbers may not be the measured ones" for name in altered
+    ]
+    first_exits = frozenset().union(*map(_read_first_exit, folder.glob("first-exit-*.json")))
+    return Run(folder, header, ranks, first_exits, notes)
+
+
+def _header(path: Path, content: bytes) -> RunHeader:
     try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}") from None
-    except (OSError, ValueError) as error:
+        document = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+    except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA:
+    if version != SCHEMA or isinstance(version, bool):
         raise RecordError(f"{path}: schema version {version}, this program reads {SCHEMA}")
     try:
-        header = RunHeader.model_validate(document)
+        return RunHeader.model_validate(document, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise RecordError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    ranks = [read_rank(file) for file in sorted(folder.glob("rank-*.jsonl"))]
-    return Run(folder, header, ranks, frozenset().union(*map(_read_first_exit, folder.glob("first-exit-*.json"))))
+        raise RecordError(f"{path}: {_first_of(error)}") from None
 
 
-def _read_first_exit(path: Path) -> list[int]:
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file: reading a pipe or a device might never end."""
     try:
-        return FirstExit.model_validate_json(path.read_bytes()).ranks
-    except ValidationError:  # a full disk may have cut it short: then it is not known who was first
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RecordError(f"{path}: not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _read_first_exit(path: Path) -> Iterable[int]:
+    try:
+        return FirstExit.model_validate_json(_content(path)).ranks
+    except (ValidationError, RecordError):  # a full disk may have cut it short: then it is not known who was first
         return []
 
 

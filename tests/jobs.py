@@ -19,9 +19,10 @@ from types import TracebackType
 import pytest
 from click.testing import CliRunner
 
+from dejavubench.analysis.integrity import read_checked
 from dejavubench.cli import main
 from dejavubench.cli.errors import LAUNCHED
-from dejavubench.records import RankInfo, Run, read_run
+from dejavubench.records import RankInfo, Run
 
 HERE = Path(__file__).parent
 CLI = ("-m", "dejavubench")
@@ -165,7 +166,8 @@ class Job:
 
     @property
     def run(self) -> Run:
-        return read_run(self.folder)
+        """Its records, which must keep to the rules that all runs do, also while it runs and after it was killed."""
+        return read_checked(self.folder)
 
     def pid(self, rank: int) -> int:
         """A rank's process, as its first record tells."""

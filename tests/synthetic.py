@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from dejavubench.analysis.integrity.header import experiment_hash
+from dejavubench.points import REMOTE
 from dejavubench.records import (
     RUN_FILE,
     Alone,
@@ -28,8 +30,14 @@ from dejavubench.records import (
     SinkActivity,
     Skipped,
     Verification,
+    all_token_line,
+    digest_of,
+    prompt_line,
     rank_file,
+    text_log,
     to_line,
+    token_line,
+    total_line,
 )
 
 NONE = ArmInfo(name="none", mode="none", role="baseline")
@@ -83,12 +91,16 @@ def point(number: int = 0, **changes: Any) -> PointInfo:
         "ubatch_size": 4,
         "input_len": 256,
         "output_len": 6,
-        "positions": 261,
         "tensor_para_size": 1,
         "pipeline_para_size": 1,
-        "streamed_nbytes": 38_486_016,
     }
-    return PointInfo(**(sizes | changes))
+    sizes |= changes
+    streamed = sizes["input_len"] + (sizes.get("handed_over") or sizes["output_len"]) - 1
+    heads, itemsize = sizes.get("kv_head_num") or sizes["head_num"], 4 if sizes["data_type"] == "fp32" else 2
+    token = 2 * sizes["layer_num"] * heads * sizes["size_per_head"] * itemsize
+    sizes.setdefault("positions", sizes["input_len"] + sizes["output_len"] - 1)
+    sizes.setdefault("streamed_nbytes", sizes["ubatch_size"] * streamed * token)
+    return PointInfo(**sizes)
 
 
 def header(arms: Sequence[ArmInfo], points: Sequence[PointInfo], **changes: Any) -> RunHeader:
@@ -98,13 +110,13 @@ def header(arms: Sequence[ArmInfo], points: Sequence[PointInfo], **changes: Any)
         "started_utc": "2025-01-02T03:04:05Z",
         "command": ["dejavubench", "run"],
         "experiment": {"target_overhead": None},
-        "experiment_hash": "f00d",
         "warmup": 2,
         "arms": list(arms),
         "points": list(points),
         "environment": ENVIRONMENT,
     }
-    return RunHeader(**(fields | changes))
+    fields |= changes
+    return RunHeader(**({"experiment_hash": experiment_hash(fields["experiment"])} | fields))
 
 
 def microbatch(
@@ -117,20 +129,23 @@ def microbatch(
     tokens = [token * (1 + 0.01 * step) for step in range(where.output_len - 1)]
     streams = which.mode != "none"
     share = where.streamed_nbytes // 2 if streams else 0
+    rest = where.streamed_nbytes - share if streams else 0
     drain = 0.5 * drift if streams else 0.0
     return Microbatch(
         point=where.id,
         arm=which.name,
         iteration=iteration,
         round=number,
-        ubatch=iteration,
+        ubatch=0,
         prompt_ms=prompt,
         token_ms=tokens,
         all_token_ms=sum(tokens),
         drain_ms=drain,
         total_ms=prompt + sum(tokens) + drain,
         prompt=PhaseStreaming(nbytes=share, copies=12 * streams, stall_ms=0.2 * streams, lag_nbytes=share),
-        tokens=PhaseStreaming(nbytes=share, copies=len(tokens) * streams, stall_ms=0.1 * streams, lag_nbytes=1000),
+        tokens=PhaseStreaming(
+            nbytes=rest, copies=len(tokens) * streams, stall_ms=0.1 * streams, lag_nbytes=1000 * streams
+        ),
         drain=PhaseStreaming(stall_ms=drain),
         cpu_model_s=0.5,
         cpu_helper_s=0.02 * streams,
@@ -149,6 +164,8 @@ def write_run(
     ended: bool = True,
     infos: Sequence[Mapping[str, Any]] = ({}, {}),
     events: bool = False,
+    sealed: bool = True,
+    logs: bool = False,
     **changes: Any,
 ) -> Path:
     """A run with rank 0 as source and rank 1 as sink on one host.
@@ -157,13 +174,16 @@ def write_run(
         factors: arm → slowdown of its phases.
         infos: what else the two ranks say of themselves.
         events: CUDA events have timed the prompt and the steps as well, a hundredth less each.
+        sealed: the ranks name their run and end with a digest, which older records do not.
+        logs: the text logs are written, too.
         changes: fields of the header.
     """
     points = [point()] if points is None else list(points)
     top = header(arms, points, **changes)
     rng = np.random.default_rng(7)
-    source: list[Record] = [_info(0, "source", [1], **infos[0])]
-    sink: list[Record] = [_info(1, "sink", [0], **infos[1])]
+    run_id = {"run_id": top.run_id} if sealed else {}
+    source: list[Record] = [_info(0, "source", [1], **(run_id | dict(infos[0])))]
+    sink: list[Record] = [_info(1, "sink", [0], **(run_id | dict(infos[1])))]
     left_out = {(item.point, item.arm) for item in skipped}
     source += list(skipped)
     for where in points:
@@ -189,26 +209,38 @@ def write_run(
                 source.append(Alone(point=where.id, arm=which.name, ms=4.0, nbytes=where.streamed_nbytes))
     for name, value in (("mpi-windowed", 10.0), ("disk-write", 12.0), ("memory-copy", 11.0)):
         source.append(Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8"))
-    if ended:
-        source.append(End())
-        sink.append(End())
     folder.mkdir(parents=True)
     (folder / RUN_FILE).write_text(top.model_dump_json(indent=2))
     for rank, records in enumerate((source, sink)):
-        (folder / rank_file(rank)).write_text("".join(map(to_line, records)))
+        text = "".join(map(to_line, records))
+        seal = {"digest": digest_of(text.encode())} if sealed else {}
+        if sealed and rank == 0:
+            seal["header_digest"] = digest_of((folder / RUN_FILE).read_bytes())
+        (folder / rank_file(rank)).write_text(text + (to_line(End(**seal)) if ended else ""))
+    for one in source if logs else ():
+        if isinstance(one, Microbatch):
+            with (folder / text_log(one.point, one.arm, len(points) > 1)).open("a") as file:
+                file.write("\n".join(_text(one)) + "\n")
     return folder
 
 
+def _text(one: Microbatch) -> list[str]:
+    lines = [prompt_line(0, one.iteration, one.prompt_ms)]
+    lines += [token_line(0, one.iteration, ms) for ms in one.token_ms]
+    return [*lines, all_token_line(0, one.iteration, one.all_token_ms), total_line(0, one.iteration, one.total_ms)]
+
+
 def _info(rank: int, role: Any, peers: list[int], **more: Any) -> RankInfo:
-    return RankInfo(rank=rank, role=role, host="node-a", pid=100 + rank, cores=[rank], threads=1, peers=peers, **more)
+    known: dict[str, Any] = {"host": "node-a", "pid": 100 + rank, "cores": [rank], "threads": 1, "peers": peers}
+    return RankInfo(rank=rank, role=role, **(known | more))
 
 
 def _add(source: list[Record], sink: list[Record], one: Microbatch, which: ArmInfo, order: int) -> None:
     place: dict[str, Any] = {"point": one.point, "arm": one.arm, "iteration": one.iteration}
     mark = PhaseMark(phase="tokens", **place)
     source += [mark, one, Iteration(round=one.round, order=order, total_ms=one.total_ms, **place)]
-    if which.mode == "mpi":
-        sink.append(SinkActivity(round=one.round, nbytes=one.prompt.nbytes * 2, messages=17, cpu_s=0.03, **place))
-    if which.mode != "none":
-        sink.append(mark)
-        source.append(Verification(ok=True, nbytes=one.prompt.nbytes * 2, tokens_equal=True, **place))
+    streamed = one.prompt.nbytes + one.tokens.nbytes
+    received = streamed if which.mode in REMOTE else 0
+    sink.append(mark)
+    sink.append(SinkActivity(round=one.round, nbytes=received, messages=17, cpu_s=0.03, **place))
+    source.append(Verification(ok=True, nbytes=streamed, tokens_equal=True, **place))

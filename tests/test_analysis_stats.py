@@ -122,7 +122,7 @@ def iterations(arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2)
             iteration=number + warmups,
             round=number if number >= 0 else None,
             order=order,
-            total_ms=100.0 * float(np.exp(rng.normal(0.0, noise if number >= 0 else 9.0))),
+            total_ms=100.0 * float(np.exp(rng.normal(0.0, noise if number >= 0 else 3.0))),
         )
         for number in range(-warmups, rounds)
         for order, which in enumerate(arms)

@@ -61,7 +61,7 @@ def test_what_streaming_did_is_summed_and_rated(tmp_path: Path) -> None:
     assert (mpi["hosts"], rows["disk@3"]["hosts"], rows["none"]["hosts"]) == ("same host", "local", None)
     assert (rows["disk@3"]["durability"], rows["disk@3"]["ceiling"]) == ("fdatasync", "disk-write")
     assert rows["host@3"]["ceiling"] == "memory-copy"
-    assert rows["none"]["verified"] is None
+    assert rows["none"]["verified"] == "yes (14)"  # of its tokens; nothing is streamed
 
 
 def test_hidden_fraction_is_one_less_the_excess_over_t_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.textlog import TextLogError, prompt_token_average, read_ranks, total_average
+from dejavubench.analysis.textlog import TextLogError, prompt_token_average, read_log, total_average
 from dejavubench.records import all_token_line, prompt_line, token_line, total_line
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -54,7 +54,7 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
         lines += [prompt_line(0, number, 7.0), *(token_line(0, number, step) for step in steps)]
         lines += [all_token_line(0, number, 1.0), total_line(0, number, 1.0)]
     (tmp_path / "log").write_text("\n".join(lines))
-    assert prompt_token_average(tmp_path / "log") == "AVERAGE PROMPT: 7.0 ms, AVERAGE TOKEN: 5.0 ms"
+    assert prompt_token_average(read_log(tmp_path / "log")) == "AVERAGE PROMPT: 7.0 ms, AVERAGE TOKEN: 5.0 ms"
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
@@ -89,18 +89,18 @@ def test_scripts_without_a_log_say_how_they_are_used(script: str) -> None:
 def test_what_is_too_short_is_said(tmp_path: Path) -> None:
     two = original_log(tmp_path / "two", iterations=2)
     with pytest.raises(TextLogError, match=r"too short: 2 TOTAL lines of RANK 0, .* at least 3"):
-        total_average(two)
+        total_average(read_log(two))
     with pytest.raises(TextLogError, match=r"too short: 2 PROMPT lines of RANK 0, .* at least 3"):
-        prompt_token_average(two)
+        prompt_token_average(read_log(two))
     with pytest.raises(TextLogError, match=r"too short: iteration 0 has 2 TOKEN lines of RANK 0"):
-        prompt_token_average(original_log(tmp_path / "steps", tokens=2))
+        prompt_token_average(read_log(original_log(tmp_path / "steps", tokens=2)))
     (tmp_path / "cut").write_text("\n".join(prompt_line(0, number, 1.0) for number in range(3)))
     with pytest.raises(TextLogError, match="no ALL-TOKEN line"):
-        prompt_token_average(tmp_path / "cut")
+        prompt_token_average(read_log(tmp_path / "cut"))
 
 
 def test_every_rank_is_read(tmp_path: Path) -> None:
-    ranks = read_ranks(original_log(tmp_path / "log"))
+    ranks = read_log(original_log(tmp_path / "log")).ranks
     assert sorted(ranks) == [0, 1]
     assert ranks[1].prompts == [101.0, 51.0, 12.0, 13.0]
     assert ranks[1].tokens == [[31.0, 21.0, 2.0, 3.0]] * 4
@@ -111,4 +111,4 @@ def test_tokens_of_microbatches_in_flight_stay_apart(tmp_path: Path) -> None:
     lines = [token_line(0, 0, 1.0), token_line(0, 1, 5.0), token_line(0, 0, 2.0), token_line(0, 1, 6.0)]
     lines += [all_token_line(0, 0, 3.0), all_token_line(0, 1, 11.0)]
     (tmp_path / "log").write_text("\n".join(lines))
-    assert read_ranks(tmp_path / "log")[0].tokens == [[1.0, 2.0], [5.0, 6.0]]
+    assert read_log(tmp_path / "log").ranks[0].tokens == [[1.0, 2.0], [5.0, 6.0]]

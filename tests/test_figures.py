@@ -151,6 +151,12 @@ def test_runs_that_draw_the_same_figure_keep_names_apart(tmp_path: Path) -> None
     assert drawn(tmp_path / "logs", tmp_path / "out") == ["fig25-gpt2-a", "fig25-gpt2-b"]
 
 
+def test_runs_whose_folders_are_of_one_name_are_drawn_both(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / "logs" / name / "r", rounds=1, figure="fig25")
+    assert drawn(tmp_path / "logs", tmp_path / "out") == ["fig25-gpt2-r", "fig25-gpt2-r-2"]
+
+
 def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> None:
     points = [point(0), point(1, model="opt-125m"), point(2, model="opt-125m", data_type="fp32")]
     found, _ = plotdata.drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])

@@ -13,7 +13,7 @@ from test_figures import call, drawn, failed
 
 from dejavubench.analysis import link, plotdata
 from dejavubench.analysis.link import Request, fastest_above, in_interval, split_nbytes
-from dejavubench.records import RUN_FILE, Ceiling, Iteration, Microbatch, rank_file, read_run, to_line
+from dejavubench.records import RUN_FILE, Ceiling, End, Iteration, Microbatch, rank_file, read_run, to_line
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
 REQUEST = Request(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
@@ -84,12 +84,18 @@ def test_a_prediction_is_held_against_each_interval() -> None:
 # ---- from records ----
 
 
+SIZES: dict[str, Any] = {
+    **{"layer_num": 2, "head_num": 1, "size_per_head": 1, "ubatch_size": 25},
+    **{"input_len": 40, "output_len": 4},
+}
+"""Twice the bytes of the request above: 8600."""
+
+
 def session(folder: Path, rate: str, speed: float, levels: dict[str, float] | None = None, **changes: Any) -> Path:
     """A run whose link has ``speed`` (GB/s) and whose requests take 130 ms, times ``levels``."""
     experiment = {"target_overhead": None, "link": rate}
-    sizes = point(layer_num=2, input_len=40, output_len=4, streamed_nbytes=4300)
-    changes = {"figure": "link", "experiment": experiment, "points": [sizes]} | changes
-    write_run(folder, ARMS, rounds=6, factors=levels, **changes)
+    changes = {"figure": "link", "experiment": experiment, "points": [point(**SIZES)]} | changes
+    write_run(folder, ARMS, rounds=6, factors=levels, sealed=False, **changes)
     file = folder / rank_file(0)
     lines = []
     for line in file.read_text().splitlines():
@@ -99,15 +105,16 @@ def session(folder: Path, rate: str, speed: float, levels: dict[str, float] | No
         elif kind == "iteration":
             old = Iteration.model_validate_json(line)
             lines.append(to_line(old.model_copy(update={"total_ms": 130.0 * (levels or {}).get(old.arm, 1.0)})))
-        elif kind != "ceiling":
+        elif kind not in ("ceiling", "end"):
             lines.append(line + "\n")
     for name, unit, value in (("windowed", "GB/s", speed), ("raw", "GB/s", 2 * speed), ("message", "us", 200.0)):
         for mode in ("mpi", "tcp"):
             if name != ("raw" if mode == "mpi" else "windowed"):
                 samples = [value, 0.9 * value, 1.2 * value]
                 named = f"{mode}-{name}"
-                lines.append(to_line(Ceiling(name=named, unit=unit, value=max(samples), samples=samples, shape="")))
-    file.write_text("".join(lines))
+                best = min(samples) if unit == "us" else max(samples)
+                lines.append(to_line(Ceiling(name=named, unit=unit, value=best, samples=samples, shape="")))
+    file.write_text("".join([*lines, to_line(End())]))
     return folder
 
 
@@ -121,28 +128,31 @@ def _as_worked_out(old: Microbatch, levels: dict[str, float]) -> Microbatch:
 
 def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -> None:
     slow = {"mpi@1": 2.5, "mpi@3": 2.0}
-    session(tmp_path / "logs" / "a", "160kbit/s", 20e-6, slow)
-    session(tmp_path / "logs" / "b", "800kbit/s", 100e-6)
+    session(tmp_path / "logs" / "a", "160kbit/s", 40e-6, slow)
+    session(tmp_path / "logs" / "b", "800kbit/s", 200e-6)
     session(tmp_path / "logs" / "c", "unlimited", 1.0)
     assert drawn(tmp_path / "logs", tmp_path / "out") == ["link-gpt2"]
     table = pd.read_csv(tmp_path / "out" / "link-gpt2.csv", dtype={"level": str}).set_index(["link", "arm"])
     assert len(table) == 3 * 10
     first = table.loc[("160kbit/s", "mpi@3")]
-    assert first["link_mb_per_s"] == pytest.approx(0.02)  # the median of its samples, not the best
+    assert first["link_mb_per_s"] == pytest.approx(0.04)  # the median of its samples, not the best
     assert first["predicted_ms"] == pytest.approx(265)
     assert first["overhead_pct"] == pytest.approx(100)
     assert table.loc[("160kbit/s", "mpi@0"), "predicted_ms"] == pytest.approx(355)
-    assert table.loc[("160kbit/s", "tcp@1"), "predicted_ms"] == pytest.approx(130 + 4300 / 40)
+    assert table.loc[("160kbit/s", "tcp@1"), "predicted_ms"] == pytest.approx(130 + 8600 / 80)
     assert table.loc[("800kbit/s", "mpi@3"), "predicted_overhead_pct"] == pytest.approx(100 / 130)
     assert table["predicted_ms"].isna().sum() == 3 * 2  # of 0-batched
 
 
 def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
-    runs = [session(tmp_path / "a", "160kbit/s", 20e-6, {"mpi@3": 2.0}), session(tmp_path / "b", "unlimited", 1.0)]
+    runs = [session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}), session(tmp_path / "b", "unlimited", 1.0)]
     (found,), _ = plotdata.drawings([read_run(run) for run in runs])
     assert "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw" in found.caption
-    assert "mpi level 3 0.063 / " in found.caption
+    assert "mpi level 3 0.126 / " in found.caption
     assert "mpi level 0 none / none" in found.caption
+
+
+TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
 
 
 @pytest.mark.parametrize(
@@ -150,19 +160,20 @@ def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
     [
         ({"environment": ENVIRONMENT | {"cpu_model": "Xeon"}}, "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon"),
         (
-            {"points": [point(layer_num=2, input_len=41, output_len=4, streamed_nbytes=4400)]},
+            {"points": [point(**(SIZES | {"input_len": 41}))]},
             "input_len: 40 (a), 41 (b)",
         ),
         ({"experiment": {"link": "1Mbit/s"}}, "a, b hold the same point and arm"),
-        ({"infos": ({}, {"environment": {}})}, "mpi goes between: two hosts on one machine (a), same host (b)"),
+        (
+            {"infos": ({}, {"environment": {}}), "environment": TWO_HOSTS},
+            "mpi goes between: two hosts on one machine (a), same host (b)",
+        ),
     ],
 )
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    between = {"infos": ({"environment": {"machine": "m"}}, {"environment": {"machine": "m"}})}
+    here = {"environment": {"machine": "m"}}
+    between: dict[str, Any] = {"infos": (here, {**here, "host": "node-b"}), "environment": TWO_HOSTS}
     session(tmp_path / "logs" / "a", "1Mbit/s", 1e-4, **(between if "infos" in changes else {}))
-    if "infos" in changes:
-        moved = tmp_path / "logs" / "a" / rank_file(1)
-        moved.write_text(moved.read_text().replace('"host":"node-a"', '"host":"node-b"'))
     session(tmp_path / "logs" / "b", "2Mbit/s", 2e-4, **changes)
     assert message in failed(call(tmp_path / "logs", "-o", tmp_path / "out"))
 
@@ -176,8 +187,9 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
     (found,), complaints = plotdata.drawings([read_run(folder), read_run(tmp_path / "c")])
     assert set(found.frame["link"]) == {"2Mbit/s"}
     assert len(complaints) == 1
-    several = session(tmp_path / "b", "1Mbit/s", 1e-4, points=[point(pipeline_para_size=2)])
-    assert "what one source sends, not several" in failed(call(several, "-o", tmp_path / "out"))
+    several = session(tmp_path / "b", "1Mbit/s", 1e-4, points=[point(output_len=4, pipeline_para_size=2)])
+    _, complaints = plotdata.drawings([read_run(several)])
+    assert "what one source sends, not several" in complaints[0]
 
 
 def test_older_records_have_no_link(tmp_path: Path) -> None:

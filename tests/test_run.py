@@ -299,6 +299,13 @@ def test_records_of_a_compared_run(tmp_path: Path) -> None:
 
     assert {item.arm for _, item in job.run.of(Alone)} == {"host@3", "mpi@3"}
 
+    assert {info.run_id for _, info in job.run.of(RankInfo)} == {job.run.header.run_id}
+    assert [end.digest is not None for _, end in job.run.of(End)] == [True, True]
+    assert job.run.notes == []  # and so nothing was changed
+    file = job.folder / "rank-0001.jsonl"
+    file.write_text(file.read_text().replace('"cpu_s":0', '"cpu_s":1', 1))
+    assert [note.split(" is not")[0] for note in job.run.notes] == ["CHANGED: rank-0001.jsonl"]
+
 
 def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
     sizes = (*TINY, "--input-len", 8, "--output-len", 3, "--warmup", 0, "--rounds", 2)

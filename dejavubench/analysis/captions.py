@@ -89,10 +89,18 @@ def caption(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:
         _paper(figure, runs, frame),
         _left_out(runs),
         *dict.fromkeys(health.brief(run) for run in runs),
-        *dict.fromkeys(f"Note: {run.header.note}." for run in runs if run.header.note),
+        *dict.fromkeys(f"Note: {_shortened(run.header.note)}." for run in runs if run.header.note),
         "Run " + ", ".join(run.path.name for run in runs) + ".",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+LONGEST_NOTE = 1000
+"""Characters of a note that a caption has room for."""
+
+
+def _shortened(note: str) -> str:
+    return note if len(note) <= LONGEST_NOTE else note[: LONGEST_NOTE - 1] + "…"
 
 
 def machine(run: Run) -> str:

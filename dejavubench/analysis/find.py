@@ -1,37 +1,80 @@
-"""From the paths of a command line to runs and text logs."""
+"""From the paths of a command line to runs and text logs, and to what is wrong with those that cannot be shown."""
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dejavubench.records import RUN_FILE, RecordError, Run, read_run
+from dejavubench.analysis.integrity import read_checked
+from dejavubench.records import RUN_FILE, RecordError, Run, rank_of
 
 DEPTH = 3
 """How many folders below a given one run folders are looked for."""
 
 
-def find(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
-    """Runs and text logs behind ``paths``: run folders, folders of run folders, files. Each once, in order.
+@dataclass
+class Found:
+    """Runs and logs behind the paths of a command line, each once and in order, and what could not be read.
+
+    Attributes:
+        bad: a message for each run or path that cannot be used, which names it.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+
+def find(paths: Iterable[Path]) -> Found:
+    """Find run folders, folders of run folders, and files; a run that is damaged does not hide the others."""
+    found = Found()
+    folders: dict[str, Path] = {}
+    logs: dict[str, Path] = {}
+    for path in paths:
+        try:
+            kind = _kind(path)
+            if kind == "folder":
+                for folder in _run_folders(path):
+                    folders.setdefault(os.path.realpath(folder), folder)
+            else:
+                logs.setdefault(os.path.realpath(path), path)
+        except RecordError as error:
+            found.bad.append(str(error))
+        except OSError as error:  # a folder that may not be looked into
+            found.bad.append(f"{error.filename or path}: {error.strerror or error}")
+    for folder in folders.values():
+        try:
+            found.runs.append(read_checked(folder))
+        except RecordError as error:
+            found.bad.append(str(error))
+    found.logs = list(logs.values())
+    return found
+
+
+def _kind(path: Path) -> str:
+    """``folder`` or ``log``.
 
     Raises:
-        RecordError: a path does not exist, holds no run, or a run cannot be read.
+        RecordError: there is nothing, or a file of a run, whose folder is to be given.
     """
-    folders: dict[Path, Path] = {}
-    logs: dict[Path, Path] = {}
-    for path in paths:
-        if path.is_file():
-            logs.setdefault(path.resolve(), path)
-        elif path.is_dir():
-            for folder in _run_folders(path):
-                folders.setdefault(folder.resolve(), folder)
-        else:
-            raise RecordError(f"{path} does not exist")
-    return [read_run(folder) for folder in folders.values()], list(logs.values())
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if path.name == RUN_FILE or rank_of(path.name) is not None:
+        raise RecordError(f"{path} is one of the files of a run; give the run's folder, {path.parent}")
+    return "log"
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    if (folder / RUN_FILE).exists():
+    if (folder / RUN_FILE).is_symlink() or (folder / RUN_FILE).exists():
         return [folder]
     found = sorted(file.parent for depth in range(1, DEPTH + 1) for file in folder.glob("*/" * depth + RUN_FILE))
     if not found:

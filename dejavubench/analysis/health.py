@@ -13,7 +13,7 @@ def complete(run: Run) -> bool:
 def notes(run: Run) -> list[str]:
     """One line a finding, the most telling first; empty for a run that ended well."""
     if not run.ranks:
-        return ["INCOMPLETE: no rank has written a record"]
+        return ["INCOMPLETE: no rank has written a record", *run.notes]
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
@@ -29,17 +29,21 @@ def notes(run: Run) -> list[str]:
     unexplained = any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not failed
     if unexplained:
         found.append("FAILED: a rank ended with status failed; see the verification below")
-    return found
+    return found + run.notes
 
 
 def brief(run: Run) -> str:
-    """One sentence for a caption; empty for a run that ended well."""
+    """What a caption says of a run; nothing for a run that ended well and whose files are as it left them."""
+    changed = [note for note in run.notes if note.startswith("CHANGED")]
+    return " ".join([*_cut(run), *(f"{run.path.name}: {note}." for note in changed)])
+
+
+def _cut(run: Run) -> list[str]:
     if not run.ranks or complete(run):
-        return ""
+        return []
     cut = sum(not log.ended for log in run.ranks) + len(_absent(run))
-    return (
-        f"INCOMPLETE: {cut} of {len(run.ranks) + len(_absent(run))} ranks of {run.path.name} did not come to their end."
-    )
+    count = len(run.ranks) + len(_absent(run))
+    return [f"INCOMPLETE: {cut} of {count} ranks of {run.path.name} did not come to their end."]
 
 
 def _absent(run: Run) -> set[int]:

@@ -102,8 +102,19 @@ def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing]
                 found += [(drawing, suffix) for drawing in _draw(figure, group)]
             except NothingToDrawError as error:
                 complaints.append(str(error))
+    return _apart(found), complaints
+
+
+def _apart(found: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
+    """Give each drawing a name of its own: with the run's folder, and a number where folders are of one name."""
     names = Counter(drawing.name for drawing, _ in found)
-    return [replace(d, name=f"{d.name}-{suffix}") if names[d.name] > 1 else d for d, suffix in found], complaints
+    taken: Counter[str] = Counter()
+    apart = []
+    for drawing, suffix in found:
+        name = f"{drawing.name}-{suffix}" if names[drawing.name] > 1 else drawing.name
+        taken[name] += 1
+        apart.append(replace(drawing, name=name if taken[name] == 1 else f"{name}-{taken[name]}"))
+    return apart
 
 
 def _draw(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:

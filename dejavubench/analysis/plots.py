@@ -18,6 +18,7 @@ from dejavubench.analysis.curves import against_link
 from dejavubench.analysis.lines import prompt_token
 from dejavubench.analysis.plotdata import Drawing
 from dejavubench.analysis.plotstyle import STYLE
+from dejavubench.wholefile import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,19 +39,27 @@ _DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
 
 def paths(drawing: Drawing, folder: Path) -> list[Path]:
     """The files that :func:`save` writes."""
-    return [folder / f"{drawing.name}{suffix}" for suffix in SUFFIXES]
+    name = drawing.name.replace("/", "-")  # a model's name may be a path
+    return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
 
 
 def save(drawing: Drawing, folder: Path) -> None:
-    """Write PNG, PDF and CSV of one drawing; existing files are overwritten."""
+    """Write PNG, PDF and CSV of one drawing, each whole or not at all; existing files are overwritten."""
     png, pdf, csv = paths(drawing, folder)
     with plt.rc_context(STYLE):
         figure = _DRAW[drawing.figure](drawing.frame)
         figure.suptitle(drawing.title, fontsize=11, x=0.01, ha="left")
         width = int(figure.get_figwidth() * 72 / (CAPTION_SIZE * 0.53))
-        text = textwrap.fill(drawing.caption, width)
+        text = textwrap.fill(_drawable(drawing.caption), width)
         figure.text(0.01, -0.01, text, fontsize=CAPTION_SIZE, va="top", ha="left", color="#333333")
         for path in (png, pdf):
-            figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+            with whole_file(path, overwrite=True) as partial:
+                figure.savefig(partial, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", pad_inches=0.12)
         plt.close(figure)
-    drawing.frame.to_csv(csv, index=False)
+    with whole_file(csv, overwrite=True) as partial:
+        drawing.frame.to_csv(partial, index=False, errors="backslashreplace")
+
+
+def _drawable(text: str) -> str:
+    """Escape bytes of file names that are not UTF-8, which no font has."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

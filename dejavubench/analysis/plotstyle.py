@@ -25,6 +25,8 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a dollar in a note is a dollar
+    "text.usetex": False,
 }
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dejavubench.analysis import health, machine, stats, tables
+from dejavubench.analysis import conditions, health, machine, stats, tables
 from dejavubench.analysis.tables import POINT_COLUMNS, Row
+from dejavubench.analysis.textlog import read_log
 from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
 from dejavubench.records import Ceiling, CopyWays, RankInfo, Restart, Run
 
@@ -71,6 +72,7 @@ def report(run: Run) -> Report:
         *_own_shares(run),
         *_staging(run),
         *_hosts(run),
+        *conditions.notes(run),
         *_gpu(run),
         *_loopback(run),
         *_no_time_left(rows),
@@ -97,13 +99,14 @@ def log_report(path: Path) -> Report:
     Raises:
         TextLogError: the log cannot be read, or is too short.
     """
-    rows = tables.log_rows(path)
+    log = read_log(path)
+    rows = tables.log_rows(log)
     dropped = rows[0]["warmups"] or 2
     notes = [
         f"{dropped} samples at the beginning are dropped as warm-up; medians, where the paper's scripts print means"
     ]
     block = _block("times", rows, ["statistic"], TIME_COLUMNS + SPREAD_COLUMNS)
-    return Report(str(path), rows, [block], notes + _reasons(rows) + _few(rows))
+    return Report(str(path), rows, [block], log.notes() + notes + _reasons(rows) + _few(rows))
 
 
 def summary(run: Run) -> RenderableType:
@@ -479,7 +482,9 @@ def renderable(item: Report) -> RenderableType:
     for block in item.blocks:
         parts += [Text(block.title, style="italic"), _rich_table(block)]
     parts += [
-        Text(note, style="red" if note.startswith(("FAILED", "INCOMPLETE", "NOISY", "NO MPS")) else "")
+        Text(
+            note, style="red" if note.startswith(("FAILED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "NO MPS")) else ""
+        )
         for note in item.notes
     ]
     return Group(*parts)
@@ -488,6 +493,7 @@ def renderable(item: Report) -> RenderableType:
 def _rich_table(block: Block) -> RenderableType:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(block.columns):
@@ -496,7 +502,9 @@ def _rich_table(block: Block) -> RenderableType:
         if number and len(group) > 1:
             table.add_section()
         for cells in group:
-            table.add_row(*cells, style="red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else None)
+            table.add_row(
+                *map(Text, cells), style="red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else None
+            )
     return table
 
 

@@ -107,7 +107,7 @@ class _Collector:
 
     def of(self, point: str, arm: str) -> ArmSamples:
         if point not in self.points or arm not in self.arms:
-            raise RecordError(f"{self.run.path}: a record of point {point}, arm {arm}, which run.json does not name")
+            raise RecordError(f"a record of point {point}, arm {arm}, which run.json does not name")
         samples = self.points[point]
         return samples.arms.setdefault(arm, ArmSamples(samples.point, self.arms[arm]))
 

@@ -20,6 +20,9 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 20240301
 
+PICKS_AT_ONCE = 2**22
+"""Samples that are drawn at a time: 32 MiB of their places."""
+
 COVERING_ROUNDS = 6
 """The fewest whose range covers the median with 95 % (1 − 2 · 0.5ⁿ); nothing is decided from fewer."""
 
@@ -74,11 +77,21 @@ def estimate(samples: Iterable[float]) -> Estimate:
     lower, upper = np.percentile(values, [25, 75])
     if values.size == 1:
         return Estimate(median, float("nan"), float("nan"), 0.0, 1)
-    picks = np.random.default_rng(SEED).integers(0, values.size, size=(RESAMPLES, values.size))
-    medians = np.median(values[picks], axis=1)
+    medians = _resampled_medians(values)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(medians, [tail, 100 - tail])
     return Estimate(median, float(low), float(high), float(upper - lower), int(values.size))
+
+
+def _resampled_medians(values: np.ndarray) -> np.ndarray:
+    """Medians of :data:`RESAMPLES` resamples, drawn some at a time: all at once would take gigabytes of long logs."""
+    rng = np.random.default_rng(SEED)
+    at_once = max(1, PICKS_AT_ONCE // values.size)
+    parts = []
+    for begin in range(0, RESAMPLES, at_once):
+        picks = rng.integers(0, values.size, size=(min(at_once, RESAMPLES - begin), values.size))
+        parts.append(np.median(values[picks], axis=1))
+    return np.concatenate(parts)
 
 
 def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from dejavubench.analysis import machine, stats
 from dejavubench.analysis.machine import ceiling
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
-from dejavubench.analysis.textlog import DROPPED, RankTimes, TextLogError, read_ranks
+from dejavubench.analysis.textlog import DROPPED, RankTimes, TextLog, TextLogError
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, ArmInfo, Ceiling, RankInfo, Run, Skipped
 
 if TYPE_CHECKING:
@@ -330,17 +330,19 @@ def own_shares(run: Run) -> dict[str, float]:
     }
 
 
-def log_rows(path: Path) -> list[Row]:
+def log_rows(log: TextLog) -> list[Row]:
     """One row a rank of a text log; the first two samples are dropped as warm-up, as the paper's scripts do.
 
     Raises:
-        TextLogError: the log cannot be read, or is too short.
+        TextLogError: the log is too short.
     """
-    ranks = read_ranks(path)
+    ranks = log.ranks
     if all(len(times.totals) <= DROPPED for times in ranks.values()):
         most = max(len(times.totals) for times in ranks.values())
-        raise TextLogError(f"{path} is too short: {most} TOTAL lines, and the first {DROPPED} are dropped as warm-up")
-    return [_log_row(path, rank, times) for rank, times in sorted(ranks.items())]
+        raise TextLogError(
+            f"{log.path} is too short: {most} TOTAL lines, and the first {DROPPED} are dropped as warm-up"
+        )
+    return [_log_row(log.path, rank, times) for rank, times in sorted(ranks.items())]
 
 
 def _log_row(path: Path, rank: int, times: RankTimes) -> Row:

@@ -17,14 +17,17 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.dejavulib.tcp.handshake import machine_digest
-from dejavubench.machine import HUGE_PAGES, WITHOUT, available_nbytes, native_bf16
+from dejavubench.machine import HUGE_PAGES, PRIMITIVE_CACHES, WITHOUT, available_nbytes, native_bf16
 from dejavubench.parallel.nccl import mps_running
 
 PACKAGES = (
     *("torch", "numpy", "mpi4py", "numba", "llvmlite", "pandas", "matplotlib", "xxhash", "mpich", "openmpi"),
     *("cupy-cuda13x", "triton", "nvidia-nccl-cu13", "nixl"),
 )
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DEJAVULIB_BASELINE", "SLURM_JOB_ID", HUGE_PAGES, WITHOUT)
+VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DEJAVULIB_BASELINE", "SLURM_JOB_ID", HUGE_PAGES, WITHOUT),
+    *PRIMITIVE_CACHES,
+)
 """Beside all that begin with ``UCX_``."""
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS")
 """Beside all that begin with ``NCCL_`` or ``CUDA_MPS_``."""

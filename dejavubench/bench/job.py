@@ -22,6 +22,7 @@ from mpi4py import MPI
 from dejavubench import fit, records
 from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
+from dejavubench.bench.conditions import Conditions
 from dejavubench.bench.identity import identity
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.restart import open_saved
@@ -37,7 +38,7 @@ from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import DataError, OutputError, UsageError
 from dejavubench.experiment import Experiment
-from dejavubench.machine import native_bf16, prefer_huge_pages
+from dejavubench.machine import bound_primitive_caches, native_bf16, prefer_huge_pages
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
 from dejavubench.parallel.nccl import Loopback, NCCLPair, SharedCardError, card_of, connect_pairs, prepare_cards
@@ -84,6 +85,7 @@ class Job:
         )
         self.is_source = self.topology.role == "source"
         prefer_huge_pages()
+        bound_primitive_caches()
         torch.set_num_threads(experiment.threads)
         self._cores = os.sched_getaffinity(0)  # before this program confines anything
         facts = self.world.allgather((environment.hostname(), self._cores, native_bf16()))
@@ -113,10 +115,19 @@ class Job:
         self.spin = self._on_this_host(own_side) * experiment.threads <= len(on_host)
         self.computes = self.is_source or experiment.handoff
         self.workers = self._connect_workers(among_own) if self.computes else None
+        self.conditions = self._find_conditions()
         self._write_first_records(command)
         self._watch = self._watch_this_host()
 
     # ---- preparing ----
+
+    def _find_conditions(self) -> Conditions:
+        arms = [arm for arm in self.experiment.arms() if not arm.skipped]
+        helpers = int(self.is_source and any(arm.mode != "none" for arm in arms))
+        on_disk = self.is_source and any(arm.on_disk for arm in arms)
+        threads = self.experiment.threads if self.computes else 1
+        folder = self.stream_dir if on_disk else None
+        return Conditions(self.world, self.hosts, threads, helpers, self._cores, folder)
 
     def _staging_nbytes(self) -> tuple[int, int]:
         """The most staging memory that this rank will use on the host, and on its device."""
@@ -378,7 +389,7 @@ class Job:
     def _write_first_records(self, command: list[str]) -> None:
         experiment, topology = self.experiment, self.topology
         device = self.device.index if self.device.type == "cuda" else None
-        facts = environment.of_rank(device)
+        facts = environment.of_rank(device) | self.conditions.facts()
         on_host, on_device = self._staging_nbytes()
         if self.loopback is not None:
             facts["nccl_loopback"] = dataclasses.asdict(self.loopback)
@@ -400,6 +411,7 @@ class Job:
                 staging_device_nbytes=on_device,
                 device=facts["gpu"]["name"] if "gpu" in facts else None,
                 environment=facts,
+                run_id=self.run_id,
             )
         )
         if self.rank == 0:
@@ -430,7 +442,7 @@ class Job:
 
     def finish(self, ok: bool) -> None:
         """Write each rank's last record and bring other hosts' records to rank 0's folder."""
-        self.recorder.write(records.End(status="ok" if ok else "failed"))
+        self.recorder.write(records.End(status="ok" if ok else "failed", environment=self.conditions.outcome()))
         self.recorder.close()
         mine = self.folder / records.rank_file(self.rank)
         others = polite_gather(self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes())

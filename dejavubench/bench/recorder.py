@@ -27,13 +27,24 @@ class Recorder:
         self.phase_name = "load"
         self._several_points = several_points
         self._to_stdout = to_stdout
+        self._digest = records.Digest()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / records.rank_file(rank), "x", encoding="utf-8")  # noqa: SIM115 - open for the run
 
     def write(self, record: Record) -> None:
-        """Append one line and hand it to the kernel, which keeps it when this process dies."""
-        self._file.write(records.to_line(record))
+        """Append one line and hand it to the kernel, which keeps it when this process dies.
+
+        The End record gets the digest of all lines before it, and on rank 0 that of ``run.json``.
+        """
+        line = records.to_line(self._sealed(record) if isinstance(record, records.End) else record)
+        self._digest.add(line.encode())
+        self._file.write(line)
         self._file.flush()
+
+    def _sealed(self, end: records.End) -> records.End:
+        header = self.folder / records.RUN_FILE
+        of_header = records.digest_of(header.read_bytes()) if self.rank == 0 and header.exists() else None
+        return end.model_copy(update={"digest": self._digest.hex(), "header_digest": of_header})
 
     def phase(self, phase: str, **where: str | int | None) -> None:
         """Mark that a phase begins."""
@@ -50,8 +61,7 @@ class Recorder:
             lines.append(records.all_token_line(self.rank, number, each.all_token_ms))
         lines.append(records.total_line(self.rank, ubatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
-        point, arm = ubatches[0].point, ubatches[0].arm.replace("/", "-")
-        name = f"{point}-{arm}.log" if self._several_points else f"{arm}.log"
+        name = records.text_log(ubatches[0].point, ubatches[0].arm, self._several_points)
         with open(self.folder / name, "a", encoding="utf-8") as log:
             log.write(text)
         if self._to_stdout:

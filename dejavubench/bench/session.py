@@ -74,6 +74,8 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
             progress.say("text lines of several points are not mixed on stdout: each has a .log in the run's folder")
         for id, reason in job.skipped.items():
             progress.say(f"{id} SKIPPED: {reason}")
+        for note in job.conditions.notes():
+            progress.say(f"note: {note}")
         for point in points:
             model = None
             if job.computes:
@@ -93,7 +95,8 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                 if job.experiment.resume is not None:
                     session.resume(job.saved)
                 else:
-                    session.measure(enough)
+                    with job.conditions.measuring():
+                        session.measure(enough)
             except VerificationError as error:
                 progress.say(f"dejavubench: verification failed: {error}")
                 session.close()

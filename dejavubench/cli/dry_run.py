@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dejavubench import fit
+from dejavubench.cli import conditions
 from dejavubench.cli.console import console as console_on_stdout
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
@@ -34,6 +35,8 @@ def describe(experiment: Experiment) -> None:
     console.print(f"Ranks    {_ranks(experiment)}")
     if experiment.device == "cuda":
         console.print(f"GPUs     {_devices()}")
+    for line in conditions.lines(experiment):
+        console.print(line, markup=False)
     console.print(f"Memory   {nbytes_text(available_nbytes())} available; needs are those of all ranks on this host\n")
     for table in _tables(console, experiment, skipped, rates):
         console.print(table)
@@ -50,6 +53,8 @@ def describe(experiment: Experiment) -> None:
     shared = fit.too_few_devices(experiment, devices=cuda_devices)
     if shared:
         console.print(f"Not with all ranks on this host: {shared}.")
+    for note in conditions.notes(experiment):
+        console.print(note, markup=False)
     for note in () if experiment.checkpoint is None else experiment.checkpoint.notes:
         console.print(f"{note}.", markup=False)
     for data_type in experiment.inference_data_type:

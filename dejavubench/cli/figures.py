@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dejavubench.cli.output import BadInput
+from dejavubench.cli.output import BadInput, name_left_out
 
 if TYPE_CHECKING:
     from dejavubench.analysis.plotdata import Drawing
@@ -31,25 +31,26 @@ def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) 
 
     PATH is a run's folder or a folder of run folders (such as logs). A run is drawn as the figure that its
     configuration names, or else as the one that its arms fit. The link figure holds all runs that were made for it,
-    each with a link of its own.
+    each with a link of its own. A run that is damaged is left out and named, and the exit status is then 1.
     """
     from dejavubench.analysis import plotdata
     from dejavubench.analysis.compare import NotComparableError
     from dejavubench.analysis.find import find
-    from dejavubench.records import RecordError
 
+    found = find(paths)
+    found.bad += [f"{log} is a file; figures are drawn from run folders" for log in found.logs]
+    if not found.runs:
+        raise BadInput("\n".join(found.bad))
     try:
-        runs, logs = find(paths)
-        if logs:
-            raise BadInput(f"{logs[0]} is a file; figures are drawn from run folders")
-        drawings, complaints = plotdata.drawings(runs, together)
-    except (RecordError, NotComparableError) as error:
-        raise BadInput(str(error)) from None
+        drawings, complaints = plotdata.drawings(found.runs, together)
+    except NotComparableError as error:
+        raise BadInput("\n".join([str(error), *found.bad])) from None
     if not drawings:
-        raise BadInput("nothing to draw: " + "; ".join(complaints))
+        raise BadInput("\n".join(["nothing to draw: " + "; ".join(complaints), *found.bad]))
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
     _save(drawings, folder, force)
+    name_left_out(found.bad)
 
 
 def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import click
+
+from dejavubench.wholefile import whole_file
+
+STYLES = ("table", "csv", "json", "markdown")
+BY_SUFFIX = {".csv": "csv", ".json": "json", ".md": "markdown", ".markdown": "markdown"}
+"""The format of a file that is named so; of any other it is a table."""
 
 
 class BadInput(click.ClickException):
@@ -22,27 +29,35 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
         click.option(
             "--format",
             "style",
-            type=click.Choice(["table", "csv", "json", "markdown"]),
-            default="table",
-            show_default=True,
-            help=formats,
+            type=click.Choice(STYLES),
+            help=f"{formats}  [default: by FILE's suffix (.csv, .json, .md), else table]",
         ),
         click.option(
-            "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE, not to stdout."
+            "-o",
+            "--output",
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write to FILE, not to stdout.",
         ),
         click.option("--force", is_flag=True, help="Overwrite FILE if it exists."),
     ]
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_style(*args: Any, style: str | None, output: Path | None, **others: Any) -> None:
+            by_name = BY_SUFFIX.get(output.suffix.lower(), "table") if output is not None else "table"
+            command(*args, style=style or by_name, output=output, **others)
+
+        wrapped: Callable[..., None] = with_style
         for option in reversed(options):
-            command = option(command)
-        return command
+            wrapped = option(wrapped)
+        return wrapped
 
     return add
 
 
 def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) -> None:
-    """Have ``write`` write to stdout, or to a new file.
+    """Have ``write`` write to stdout, or to a new file, which is there whole or not at all.
 
     Raises:
         BadInput: the file exists and is not to be overwritten, or cannot be made.
@@ -51,9 +66,17 @@ def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) 
         write(sys.stdout)
         return
     try:
-        with output.open("w" if force else "x") as file:
+        with whole_file(output, force) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             write(file)
     except FileExistsError:
         raise BadInput(f"{output} exists; --force overwrites it") from None
     except OSError as error:
         raise BadInput(f"{output}: {error.strerror}") from None
+
+
+def name_left_out(bad: Sequence[str]) -> None:
+    """Say on stderr what could not be shown beside what was, and exit with status 1 if there is any."""
+    for message in bad:
+        click.echo(f"left out: {message}", err=True)
+    if bad:
+        sys.exit(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dejavubench.cli.output import BadInput, table_options, write_to
+from dejavubench.cli.output import BadInput, name_left_out, table_options, write_to
 
 
 @click.command()
@@ -16,20 +16,30 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
     """Prompt, per-token and total times and overheads of runs.
 
     PATH is a run's folder, a folder of run folders (such as logs), or a text log with DéjàVu's [BENCHMARK] lines,
-    the original's included.
+    the original's included. What is damaged is left out and named, and the exit status is then 1.
     """
     from dejavubench.analysis import render
     from dejavubench.analysis.find import find
     from dejavubench.analysis.textlog import TextLogError
     from dejavubench.records import RecordError
 
-    try:
-        runs, logs = find(paths)
-        reports = [render.report(run) for run in runs] + [render.log_report(log) for log in logs]
-    except (RecordError, TextLogError) as error:
-        raise BadInput(str(error)) from None
+    found = find(paths)
+    reports: list[render.Report] = []
+    for run in found.runs:
+        try:
+            reports.append(render.report(run))
+        except RecordError as error:
+            found.bad.append(f"{run.path}: {error}")
+    for log in found.logs:
+        try:
+            reports.append(render.log_report(log))
+        except TextLogError as error:
+            found.bad.append(str(error))
+    if not reports:
+        raise BadInput("\n".join(found.bad))
     write_to(output, force, lambda file: render.write(reports, style, file))
     if style == "csv":  # the other formats carry the notes themselves
         for item in reports:
             for note in (note for note in item.notes if note != render.NOTE_HOW):
                 click.echo(f"{item.title}: {note}", err=True)
+    name_left_out(found.bad)

@@ -15,6 +15,7 @@ from dejavubench.cli.errors import launched_rank
 from dejavubench.cli.params import PATH
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment, Group, load
+from dejavubench.sharedmemory import shortage
 
 if TYPE_CHECKING:
     from dejavubench.records import Iteration
@@ -110,6 +111,8 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         if launched_rank() is None:
             raise
         outcome = error
+    if (note := shortage(os.environ)) is not None:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

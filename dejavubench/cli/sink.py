@@ -37,14 +37,14 @@ def _log(line: str) -> None:
 @click.option(
     "--max-gib",
     metavar="N",
-    help="GiB of memory for all caches together. [default: half of what is available at the start]",
+    help="GiB of memory for all peers together. [default: half of what is available at the start]",
 )
 @click.option(
     "--timeout",
     metavar="TIME",
     default="10s",
     show_default=True,
-    help="A peer that proves nothing for so long, or is silent in the middle of something, is dropped.",
+    help="Drop a peer that is silent for this long in the middle of something. Its proof may take 2 s at most.",
 )
 def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     """Receive the KV caches that 'dejavubench run --streaming tcp --peer ADDR:PORT' streams, until interrupted.
@@ -57,6 +57,7 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token")
+    from dejavubench.dejavulib.tcp.handshake import address_text
     from dejavubench.dejavulib.tcp.sink import TCPSink
     from dejavubench.machine import available_nbytes
 
@@ -67,8 +68,7 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
         raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
-    host, port = server.address
-    _log(f"listening on {host}:{port}, {units.nbytes_text(limit)} at most")
+    _log(f"listening on {address_text(server.address)}, {units.nbytes_text(limit)} at most")
     server.serve()
     server.close()
     _log("ended")

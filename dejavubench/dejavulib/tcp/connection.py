@@ -109,7 +109,7 @@ class Connection:
             region = Region(*(Span(*numbers[at : at + 2]) for at in range(0, len(numbers), 2)))
         except ValueError as error:
             raise RefusalError(str(error)) from None
-        self._reply(Kind.HELD, frame, held.packed(region).numpy().data)
+        self._reply(Kind.HELD, frame, held.packed(region, self._staging(self._slot_nbytes)).numpy().data)
 
     def _check(self, frame: Frame, held: HeldStream) -> None:
         found = held.outside()
@@ -119,7 +119,7 @@ class Connection:
         """What a socket can do: as many bytes to the same places, by a loop that knows nothing of frames and hashes."""
         connected = self._wire.socket
         for chunk in held.schedule.all_chunks(LEVELS["3"]):
-            for place in held.places(chunk) or [self._staging(chunk.nbytes).numpy().data]:
+            for place in held.places(chunk) or iter([self._staging(chunk.nbytes).numpy().data]):
                 got = 0
                 while got < len(place):
                     count = connected.recv_into(place[got:])

@@ -48,6 +48,18 @@ MOST_STREAMS = 1024
 MOST_CHUNKS = 1 << 20
 """Of one step: keeps a sink from being made to count for ever."""
 
+CONNECTION_NBYTES = 1 << 20
+"""What a connection takes beside caches and staging: its thread, and what it compares at a time."""
+
+STREAM_NBYTES = 16 << 10
+"""The Python objects of one stream."""
+
+CHUNK_NBYTES = 2 << 10
+"""The Python objects of one chunk of a step, in the few lists of them that are made at a time."""
+
+TEXT_TIMES = 64
+"""Bytes that reading a setup takes for each byte of its text."""
+
 _Size = Annotated[int, Field(ge=1, le=1 << 31)]
 _Edge = Annotated[int, Field(ge=0, le=1 << 31)]
 _Span = tuple[_Edge, _Edge]
@@ -108,10 +120,25 @@ class Setup(_Strict):
 
     @property
     def nbytes(self) -> int:
-        """What a sink needs: a cache for each stream, and staging. Only numbers are looked at."""
+        """What a sink needs at most, whatever frames come: a cache for each stream, staging, and Python's objects.
+
+        Only numbers are looked at, which need not fit together yet.
+        """
         sizes = self.geometry
         cache = 2 * sizes.layers * sizes.requests * sizes.heads * sizes.positions * sizes.head_size * sizes.itemsize
-        return cache * len(self.streams) + self.slot_nbytes
+        objects = sum(STREAM_NBYTES + CHUNK_NBYTES * self._chunks(stream) for stream in self.streams)
+        return cache * len(self.streams) + self.slot_nbytes + objects + CONNECTION_NBYTES
+
+    def _chunks(self, stream: _Stream) -> int:
+        """The most chunks of one step of a stream: what :meth:`StreamSchedule.atoms` lists."""
+        layers, requests, heads = (
+            max(0, stop - start) for start, stop in (stream.layers, stream.requests, stream.heads)
+        )
+        per_position = 2 * heads * self.geometry.head_size * self.geometry.itemsize
+        per_request = per_position * stream.input_len
+        if per_request <= stream.slot_nbytes:
+            return layers * -(-requests * max(per_request, 1) // stream.slot_nbytes) * 2
+        return layers * requests * -(-stream.input_len // max(1, stream.slot_nbytes // per_position))
 
     @property
     def slot_nbytes(self) -> int:
@@ -156,13 +183,19 @@ def schedules(setup: Setup) -> dict[int, StreamSchedule]:
 # ---- who is there ----
 
 
+def address_text(address: Address) -> str:
+    """``127.0.0.1:7601``, ``[::1]:7601``: as it is given on the command line."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def connect(address: Address, token: bytes, timeout: float) -> Wire:
     """A connection to a sink that has proven to know the token, and to which this side has proven it.
 
     Raises:
         WireError: nobody listens there, or not a sink, or one with another token or version.
     """
-    where = f"{address[0]}:{address[1]}"
+    where = address_text(address)
     try:
         connected = socket.create_connection(address, timeout)
     except OSError as error:
@@ -186,7 +219,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         own_address = connected.getsockname()[0] == connected.getpeername()[0]
         wire.same_machine = machine == machine_digest() or own_address
         wire.same_host = network == _network_digest() or own_address
-        wire.until = None
+        wire.proven(timeout)
         return wire
     except WireError:
         wire.close()
@@ -205,7 +238,6 @@ def welcome(wire: Wire, token: bytes) -> None:
     if not hmac.compare_digest(proof, _proof(token, b"source", of_source, nonce)):
         raise WireError(f"{wire.peer} does not know the token")
     wire.send(_proof(token, b"sink", of_source, nonce), machine_digest(), _network_digest())
-    wire.until = None
 
 
 def _hello(wire: Wire) -> bytes:

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -124,9 +124,13 @@ class Wire:
         if self.until is not None:
             deadline = min(deadline, self.until)
         while got < len(into):
+            if self.until is not None:
+                self.socket.settimeout(max(self.until - time.monotonic(), 1e-3))
             try:
                 count = self.socket.recv_into(into[got : got + PIECE])
             except TimeoutError:
+                if got and self.until is not None:
+                    raise WireError(_too_slow(self.peer, got, len(into))) from None
                 raise WireError(f"{self.peer} has been silent for {self.timeout:g} s") from None
             except OSError as error:
                 raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
@@ -136,7 +140,7 @@ class Wire:
                 hasher.update(into[got : got + count])
             got += count
             if got < len(into) and time.monotonic() > deadline:
-                raise WireError(f"{self.peer} is too slow: {got} of {len(into)} bytes came in time")
+                raise WireError(_too_slow(self.peer, got, len(into)))
 
     def send(self, *parts: memoryview | bytes) -> None:
         """All bytes of all parts, copied by nobody but the kernel.
@@ -190,7 +194,7 @@ class Wire:
             raise RefusedError(f"{self.peer} refuses: {self.receive_text(reply)}")
         return reply
 
-    def receive_payload(self, frame: Frame, into: Sequence[memoryview]) -> bool:
+    def receive_payload(self, frame: Frame, into: Iterable[memoryview]) -> bool:
         """What follows a head, into ``into``, which is as large together; whether its hash, if it has one, agrees."""
         hasher = xxhash.xxh3_64() if frame.hash else None
         for view in into:
@@ -208,6 +212,11 @@ class Wire:
             raise WireError(f"{self.peer} sent a text whose hash does not agree")
         return text.decode(errors="replace")
 
+    def proven(self, timeout: float) -> None:
+        """End the handshake: from now on the other side may be silent for ``timeout`` s in the middle of something."""
+        self.until, self.timeout = None, timeout
+        self.socket.settimeout(timeout)
+
     # ---- ending ----
 
     def shutdown(self) -> None:
@@ -217,6 +226,10 @@ class Wire:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _too_slow(peer: str, got: int, wanted: int) -> str:
+    return f"{peer} is too slow: {got} of {wanted} bytes came in time"
 
 
 def set_buffers(unconnected: socket.socket) -> None:

@@ -1,0 +1,51 @@
+"""Rules that the files of every run keep, and reading a run that keeps them.
+
+A rule is a small function that yields one message for each finding. A run that breaks a rule is refused: its numbers
+cannot be trusted. A finding that only a reader can judge becomes a note beside the numbers. Killed runs break no rule:
+their last iteration may lack any record, and their ranks may have stopped anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from dejavubench.analysis.integrity import beside, header, microbatches, ranks, rounds, textlogs
+from dejavubench.records import RecordError, Run, read_run
+
+Rule = Callable[[Run], Iterator[str]]
+
+STAGES: tuple[tuple[Rule, ...], ...] = (
+    header.RULES,
+    ranks.RULES,
+    rounds.NAMES,
+    rounds.RULES,
+    microbatches.RULES + beside.RULES,
+)
+"""Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
+
+NOTED: tuple[Rule, ...] = header.NOTED + microbatches.NOTED + textlogs.NOTED
+
+ENOUGH = 100
+"""Number of findings after which a check stops."""
+
+
+def read_checked(folder: Path) -> Run:
+    """Read a run's folder and check it against all rules; findings that are only noted go to the run's notes.
+
+    Raises:
+        RecordError: the folder cannot be read, or it breaks a rule. The message names the folder, the first finding
+            and the number of further findings.
+    """
+    try:
+        run = read_run(folder)
+        for stage in STAGES:
+            found = list(islice((finding for rule in stage for finding in rule(run)), ENOUGH))
+            if found:
+                more = f" (and {len(found) - 1}{'' if len(found) < ENOUGH else ' or more'} further findings)"
+                raise RecordError(f"{folder}: {found[0]}{more if len(found) > 1 else ''}")
+        run.notes += [finding for rule in NOTED for finding in islice(rule(run), 1)]
+    except OSError as error:
+        raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None
+    return run

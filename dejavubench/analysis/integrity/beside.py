@@ -1,0 +1,110 @@
+"""Rules for the records beside the microbatches: sinks, hand-overs, swaps, restarts and ceilings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from dejavubench.analysis.integrity.ranks import Layout
+from dejavubench.analysis.integrity.rounds import Key, OfRound, expected_nbytes, key_of, named, remote_arms
+from dejavubench.records import (
+    HELD_AGAINST,
+    Alone,
+    Ceiling,
+    HandOver,
+    Iteration,
+    RankInfo,
+    RankLog,
+    Restart,
+    Run,
+    SinkActivity,
+    Swapping,
+    TakeOver,
+)
+
+
+def _sinks(run: Run) -> list[RankLog]:
+    return [log for log in run.ranks if any(info.role == "sink" for info in log.of(RankInfo))]
+
+
+def _lacking(run: Run, logs: list[RankLog], kind: type[OfRound], keys: list[Key]) -> Iterator[str]:
+    """Yield iterations that a rank has no such record of, unless the rank was killed in the last one."""
+    last = [key_of(item) for _, item in run.of(Iteration)][-1:]
+    for log in logs:
+        found = {key_of(record) for record in log.records if isinstance(record, kind)}
+        for key in keys:
+            if key not in found and (log.ended or [key] != last):
+                yield f"{log.path.name}: {named(key)} has no record of what this rank did in it"
+
+
+def _received(run: Run) -> Iterator[str]:
+    keys = [key_of(item) for _, item in run.of(Iteration)]
+    sinks, layout, remote = _sinks(run), Layout.of(run), remote_arms(run)
+    yield from _lacking(run, sinks, SinkActivity, keys)
+    received: dict[Key, list[int]] = defaultdict(list)
+    for _, item in run.of(SinkActivity):
+        received[key_of(item)].append(item.nbytes)
+    streamed = expected_nbytes(run)
+    for key, nbytes in received.items():
+        expected = streamed[key[0], key[1]] if key[1] in remote else 0
+        if len(nbytes) == layout.sinks and sum(nbytes) != expected:
+            yield f"{named(key)}: the sinks have received {sum(nbytes)} bytes of {expected}"
+
+
+def _handed_over(run: Run) -> Iterator[str]:
+    points = {point.id: point for point in run.header.points}
+    handed = [key_of(i) for _, i in run.of(Iteration) if points[i.point].handed_over and i.arm in remote_arms(run)]
+    yield from _lacking(run, _sinks(run) if handed else [], TakeOver, handed)
+    told = [key_of(item) for _, item in run.of(HandOver)]
+    if len(set(told)) < len(told):
+        yield "an iteration was handed over by several sources"
+    for log in run.ranks:
+        for where, item in log.placed(TakeOver):
+            steps = points[item.point].output_len - points[item.point].handed_over - 1
+            if len(item.token_ms) != max(steps, 0):
+                yield f"{where}: token_ms has {len(item.token_ms)} times, the sink had {max(steps, 0)} steps to take"
+
+
+def _swapped(run: Run) -> Iterator[str]:
+    swaps = {arm.name for arm in run.header.arms if arm.mode.startswith("swap-")}
+    keys = [key_of(item) for _, item in run.of(Iteration) if item.arm in swaps]
+    sources = Layout.of(run).sources
+    yield from _lacking(run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys)
+
+
+def _restarted(run: Run) -> Iterator[str]:
+    restarts = [item for _, item in run.of(Restart)]
+    if len({(item.of, item.run_id, item.point, item.arm, item.first, len(item.step_ms)) for item in restarts}) > 1:
+        yield "the sources go on with different requests: records of restart differ in what they resume"
+    for log in run.ranks:
+        if sum(1 for _ in log.of(Restart)) > 1:
+            yield f"{log.path.name} holds two records of restart"
+
+
+def _alone(run: Run) -> Iterator[str]:
+    nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for rank, item in run.of(Alone):
+        nbytes[item.point, item.arm][rank] = item.nbytes
+    streamed = expected_nbytes(run)
+    for (point, arm), each in nbytes.items():
+        expected = streamed[point, arm]
+        if sum(each.values()) != expected:
+            yield f"{point} {arm}: its stream alone had {sum(each.values())} bytes, an iteration has {expected}"
+
+
+def _ceilings(run: Run) -> Iterator[str]:
+    found = {}
+    for log in run.ranks:
+        for where, item in log.placed(Ceiling):
+            found[log.rank, item.point, item.durability, item.name] = where, item
+            best = min(item.samples) if item.unit == "us" else max(item.samples)
+            if item.value != best:
+                yield f"{where}: ceiling {item.name} is {item.value:g}, the best of its samples {best:g}"
+    for (rank, point, durability, name), (where, own) in found.items():
+        raw = found.get((rank, point, durability, HELD_AGAINST.get(name, "")))
+        if raw is not None and len(raw[1].samples) != len(own.samples):
+            counts = len(own.samples), len(raw[1].samples)
+            yield f"{where}: ceiling {name} has {counts[0]} samples, the raw loop beside it {counts[1]}"
+
+
+RULES = (_received, _handed_over, _swapped, _restarted, _alone, _ceilings)

@@ -1,0 +1,178 @@
+"""Rules for the microbatches of an iteration: their number, and the sums of their times and bytes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from dejavubench.analysis.integrity.ranks import Layout
+from dejavubench.analysis.integrity.rounds import Key, ended_well, expected_nbytes, given_up, key_of, named
+from dejavubench.records import Iteration, Microbatch, PointInfo, RankInfo, RankLog, Run
+
+TOLERANCE = 1e-6
+"""Largest relative difference of sums that should be equal."""
+
+LONGER, PAUSE_MS = 1.5, 100.0
+"""A time may exceed the sum of its parts by this factor and this much more before it is noted."""
+
+Place = tuple[int, str, str, int]
+"""Rank, point, arm and number of a microbatch in flight."""
+
+
+def _by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
+    found: dict[Key, dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
+    for rank, item in run.of(Microbatch):
+        found[key_of(item)][rank].append(item)
+    return found
+
+
+def _sources(run: Run) -> list[RankLog]:
+    """Return the files of the sources; a killed run lacks those of its other hosts."""
+    sources = Layout.of(run).sources
+    return [log for log in run.ranks if log.rank < sources and log.records]
+
+
+def _in_flight(run: Run) -> int:
+    return run.header.points[0].pipeline_para_size
+
+
+def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
+    """Return whether a killed rank may lack its records of an iteration: only of the last one."""
+    return not log.ended and key == last
+
+
+def _missing(run: Run) -> Iterator[str]:
+    found, wanted = _by_iteration(run), list(range(_in_flight(run)))
+    iterations = [key_of(item) for _, item in run.of(Iteration)]
+    for key in iterations:
+        for log in _sources(run):
+            numbers = sorted(item.ubatch for item in found[key][log.rank])
+            if numbers != wanted and not _may_lack(log, key, iterations[-1]):
+                yield (
+                    f"{log.path.name}: {named(key)} has {_plural(len(numbers))} {numbers}, "
+                    f"{len(wanted)} must be in flight"
+                )
+
+
+def _plural(count: int) -> str:
+    return f"{count} microbatch{'' if count == 1 else 'es'}"
+
+
+def _unfinished(run: Run) -> Iterator[str]:
+    """Allow microbatches without an iteration's record only where the run was killed or the arm was skipped."""
+    iterations, skipped = {key_of(item) for _, item in run.of(Iteration)}, given_up(run)
+    well = ended_well(run)  # else ranks may be read while the run still goes on, the later ones a little later
+    left = {
+        key_of(item): None
+        for rank, item in run.of(Microbatch)
+        if key_of(item) not in iterations and (well or rank == 0) and (item.point, item.arm) not in skipped
+    }
+    for key in list(left)[0 if well else 1 :]:
+        yield f"rank-0000.jsonl: the record of {named(key)} is missing, of which there are microbatches"
+
+
+def _sums(run: Run) -> Iterator[str]:
+    points = {point.id: point for point in run.header.points}
+    for log in run.ranks:
+        for where, item in log.placed(Microbatch):
+            yield from (f"{where}: {what}" for what in _within(item, points[item.point]))
+
+
+def _within(item: Microbatch, point: PointInfo) -> Iterator[str]:
+    steps = (point.handed_over or point.output_len) - 1
+    if len(item.token_ms) != steps:
+        yield f"token_ms has {len(item.token_ms)} times, a request of {steps + 1} new tokens has {steps}"
+    if len(item.token_event_ms) not in (0, steps):
+        yield f"token_event_ms has {len(item.token_event_ms)} times, a request of {steps + 1} new tokens has {steps}"
+    whole = item.prompt_ms + item.all_token_ms + item.drain_ms
+    if abs(item.total_ms - whole) > TOLERANCE * whole:
+        yield f"total_ms is {item.total_ms:g}, prompt_ms, all_token_ms and drain_ms together are {whole:g}"
+    if sum(item.token_ms) > item.all_token_ms * (1 + TOLERANCE) + TOLERANCE:
+        yield f"all_token_ms is {item.all_token_ms:g}, the steps in token_ms together are {sum(item.token_ms):g}"
+    if not steps and item.all_token_ms:
+        yield f"all_token_ms is {item.all_token_ms:g}, a request of one new token has no step"
+
+
+def _events(run: Run) -> Iterator[str]:
+    """Check times between CUDA events: all microbatches of a GPU or none have them."""
+    for log in run.ranks:
+        items = list(log.placed(Microbatch))
+        timed = [item.prompt_event_ms is not None for _, item in items]
+        on_cpu = any(info.device is None for info in log.of(RankInfo))
+        if any(timed) and (on_cpu or not all(timed)):
+            yield f"{log.path.name}: {sum(timed)} of {len(timed)} microbatches have times of CUDA events"
+        for where, item in items:
+            if bool(item.token_event_ms) != bool(item.token_ms and item.prompt_event_ms is not None):
+                yield f"{where}: CUDA events have timed the prompt or the steps alone"
+
+
+def _bytes(run: Run) -> Iterator[str]:
+    """Check that all sources together streamed the whole cache of an iteration."""
+    layout, in_flight = Layout.of(run), _in_flight(run)
+    points = {point.id: point for point in run.header.points}
+    nbytes = expected_nbytes(run)
+    for key, ranks in _by_iteration(run).items():
+        items = [item for each in ranks.values() for item in each]
+        if len(items) != layout.sources * in_flight:
+            continue
+        streamed = sum(phase.nbytes for item in items for phase in (item.prompt, item.tokens, item.drain))
+        expected = nbytes[key[0], key[1]]
+        if streamed != expected:
+            yield f"{named(key)} has streamed {streamed} bytes, its cache has {expected}"
+        lag = max(phase.lag_nbytes for item in items for phase in (item.prompt, item.tokens, item.drain))
+        if lag > (points[key[0]].streamed_nbytes * in_flight if expected else 0):
+            yield f"{named(key)} has {lag} bytes in place that are not complete, its cache has {expected}"
+
+
+def _totals(run: Run) -> Iterator[str]:
+    """Check TOTAL: the slowest source's, or with several microbatches in flight no less than that."""
+    found, layout, in_flight = _by_iteration(run), Layout.of(run), _in_flight(run)
+    for log in run.ranks:
+        for where, item in log.placed(Iteration):
+            ranks = found[key_of(item)]
+            totals = [each.total_ms for items in ranks.values() for each in items]
+            if len(totals) != layout.sources * in_flight:
+                continue
+            slowest = max(totals)
+            if item.total_ms < slowest * (1 - TOLERANCE) or (
+                in_flight == 1 and item.total_ms > slowest * (1 + TOLERANCE)
+            ):
+                yield f"{where}: total_ms is {item.total_ms:g}, its microbatches make it {slowest:g}"
+
+
+def _copies(run: Run) -> Iterator[str]:
+    """Note a number of copies that differs between iterations of one arm."""
+    known: dict[Place, tuple[int, int, int]] = {}
+    for log in run.ranks:
+        for where, item in log.placed(Microbatch):
+            place = log.rank, item.point, item.arm, item.ubatch
+            copies = item.prompt.copies, item.tokens.copies, item.drain.copies
+            if known.setdefault(place, copies) != copies:
+                yield (
+                    f"CHANGED: {where}: {named(key_of(item))} was streamed in {sum(copies)} copies, an earlier one in "
+                    f"{sum(known[place])}"
+                )
+
+
+def _long(run: Run) -> Iterator[str]:
+    """Note times far longer than their parts; a busy machine stops a rank between two steps only for a moment."""
+    found = _by_iteration(run)
+    for log in run.ranks:
+        for where, item in log.placed(Microbatch):
+            pairs = [(item.tokens.stall_ms, item.all_token_ms, "stall"), (item.drain.stall_ms, item.drain_ms, "stall")]
+            pairs += [(sum(item.token_event_ms), item.all_token_ms, "time between CUDA events")]
+            if _in_flight(run) == 1:
+                pairs.append((item.all_token_ms, sum(item.token_ms), "ALL-TOKEN"))
+            yield from (f"{where}: {words}" for long, short, what in pairs for words in _longer(long, short, what))
+        for where, whole in log.placed(Iteration):
+            totals = sum(item.total_ms for items in found[key_of(whole)].values() for item in items)
+            yield from (f"{where}: {words}" for words in _longer(whole.total_ms, totals, "TOTAL") if totals)
+
+
+def _longer(long_ms: float, short_ms: float, what: str) -> Iterator[str]:
+    if long_ms > LONGER * short_ms + PAUSE_MS:
+        yield f"{what} of {long_ms:g} ms, where {short_ms:g} ms were expected at most"
+
+
+RULES = (_missing, _unfinished, _sums, _events, _bytes, _totals)
+NOTED = (_copies, _long)

@@ -1,0 +1,146 @@
+"""Rules for the ranks' files: which files belong to the run, who wrote them, and which records each may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dejavubench.analysis.integrity.header import wrong_rank_types
+from dejavubench.records import (
+    Alone,
+    Ceiling,
+    CopyWays,
+    End,
+    HandOver,
+    Iteration,
+    Microbatch,
+    RankInfo,
+    RankLog,
+    Restart,
+    Run,
+    SinkActivity,
+    Skipped,
+    Swapping,
+    TakeOver,
+    Verification,
+)
+
+OF_SOURCES: tuple[type[Any], ...] = (Microbatch, HandOver, Swapping, Restart, Ceiling, Alone, CopyWays)
+OF_SINKS: tuple[type[Any], ...] = (SinkActivity, TakeOver)
+OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped)
+SAME_ON_RANK_0 = ("machine", "cpu_model", "cpus", "kernel")
+"""Facts that rank 0 writes twice: in its own file and in ``run.json``."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Roles of the ranks; each side numbers its ranks stage by stage.
+
+    Attributes:
+        width, sink_width: tensor-parallel sizes of the sides.
+    """
+
+    sources: int
+    width: int
+    sinks: int
+    sink_width: int
+
+    @staticmethod
+    def of(run: Run) -> Layout:
+        point = run.header.points[0]
+        width, stages = point.tensor_para_size, point.pipeline_para_size
+        other = _SINKS.fullmatch(point.sinks)
+        sink_width, sink_stages = (int(other[1]), int(other[2])) if other else (width, stages)
+        return Layout(width * stages, width, sink_width * sink_stages, sink_width)
+
+    def place(self, rank: int) -> tuple[str, int, int]:
+        """Return role, stage and tensor rank."""
+        if rank < self.sources:
+            return "source", rank // self.width, rank % self.width
+        worker = rank - self.sources
+        return "sink", worker // self.sink_width, worker % self.sink_width
+
+
+_SINKS = re.compile(r"tp([1-9][0-9]{0,5})-pp([1-9][0-9]{0,5})-b[0-9]+")
+
+
+def _first(run: Run) -> Iterator[str]:
+    for log in run.ranks:
+        if not log.records:
+            continue  # it was killed before it wrote anything
+        if not isinstance(log.records[0], RankInfo):
+            yield f"{log.path.name} does not begin with the record of its rank: its first lines are missing"
+        if sum(1 for _ in log.of(RankInfo)) > 1:
+            yield f"{log.path.name} holds the records of several ranks or of one twice"
+
+
+def _identity(run: Run) -> Iterator[str]:
+    ranks, hosts = run.header.environment.get("ranks"), run.header.environment.get("hostnames")
+    for log in run.ranks:
+        name = log.path.name
+        if ranks and log.rank >= ranks:
+            yield f"{name} is left over from another run: this one has {ranks} ranks"
+        for info in log.of(RankInfo):
+            if info.run_id is not None and info.run_id != run.header.run_id:
+                yield f"{name} is of another run: its run_id is {info.run_id}, that of run.json {run.header.run_id}"
+            if info.rank != log.rank:
+                yield f"{name} holds the records of rank {info.rank}"
+            if hosts and info.host not in hosts:
+                yield f"{name} is of another run: it was on {info.host}, the run on {', '.join(hosts)}"
+            yield from wrong_rank_types(info.environment, f"{name}:1")
+
+
+def _machine(run: Run) -> Iterator[str]:
+    known = run.header.environment
+    for info in (info for rank, info in run.of(RankInfo) if rank == 0):
+        for key in SAME_ON_RANK_0:
+            here, there = info.environment.get(key), known.get(key)
+            if here != there and there is not None and (here is not None or key == "machine"):
+                yield f"rank-0000.jsonl is of another run: its {key} is {here}, that of run.json {there}"
+
+
+def _layout(run: Run) -> Iterator[str]:
+    layout, count = Layout.of(run), run.header.environment.get("ranks")
+    if count is not None and count not in (layout.sources, layout.sources + layout.sinks):
+        yield f"run.json: {count} ranks are not those of its tensor- and pipeline-parallel sizes"
+    for log in run.ranks:
+        for info in log.of(RankInfo):
+            place = layout.place(log.rank)
+            if log.rank >= layout.sources + layout.sinks or (info.role, info.stage, info.tensor_rank) != place:
+                yield (
+                    f"{log.path.name} is of another run: a {info.role} of stage {info.stage} and tensor rank "
+                    f"{info.tensor_rank}, which rank {log.rank} of this one is not"
+                )
+
+
+def _peers(run: Run) -> Iterator[str]:
+    infos = dict(run.of(RankInfo))
+    for rank, info in infos.items():
+        for peer in info.peers:
+            other = infos.get(peer)
+            if other is not None and (other.role == info.role or rank not in other.peers):
+                yield f"rank-{rank:04d}.jsonl names rank {peer} as its peer, whose file says otherwise"
+
+
+def _kinds(run: Run) -> Iterator[str]:
+    for log in run.ranks:
+        role = next((info.role for info in log.of(RankInfo)), None)
+        foreign = (OF_SOURCES if role == "sink" else OF_SINKS) + (OF_RANK_0 if log.rank else ())
+        for kind in foreign:
+            for where, record in log.placed(kind):
+                yield f"{where}: a record of kind {record.kind}, which rank {log.rank} (a {role}) does not write"
+
+
+def _ends(run: Run) -> Iterator[str]:
+    for log in run.ranks:
+        if log.ended and not _ends_once(log):
+            yield f"{log.path.name} goes on after its end: it holds the records of several runs or of one twice"
+
+
+def _ends_once(log: RankLog) -> bool:
+    return isinstance(log.records[-1], End) and not log.torn and sum(1 for _ in log.of(End)) == 1
+
+
+RULES = (_first, _identity, _machine, _layout, _peers, _kinds, _ends)

@@ -1,0 +1,175 @@
+"""Rules for iterations as a whole: their numbers, their order and their verification."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from dejavubench.points import REMOTE
+from dejavubench.records import (
+    End,
+    HandOver,
+    Iteration,
+    Microbatch,
+    RankLog,
+    Restart,
+    Run,
+    SinkActivity,
+    Swapping,
+    TakeOver,
+    Verification,
+)
+
+Key = tuple[str, str, int]
+"""Point, arm and iteration."""
+
+GIVEN_UP = ("skipped", "arm-failure")
+"""Kinds of records of arms that have fewer iterations than others, or none."""
+
+OfRound = Microbatch | Iteration | SinkActivity | HandOver | TakeOver | Swapping
+OfIteration = OfRound | Verification
+
+
+def key_of(record: OfIteration) -> Key:
+    return record.point, record.arm, record.iteration
+
+
+def named(key: Key) -> str:
+    return f"iteration {key[2]} of {key[0]} {key[1]}"
+
+
+def log_of(run: Run, rank: int) -> RankLog | None:
+    return next((log for log in run.ranks if log.rank == rank), None)
+
+
+def ended_well(run: Run) -> bool:
+    """Return whether rank 0 wrote its End record with status ok."""
+    first = log_of(run, 0)
+    return first is not None and any(end.status == "ok" for end in first.of(End))
+
+
+def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
+    """Return, by point and arm, the bytes that all sources together stream in one iteration."""
+    return {
+        (point.id, arm.name): 0 if arm.mode == "none" else point.streamed_nbytes * point.pipeline_para_size
+        for point in run.header.points
+        for arm in run.header.arms
+    }
+
+
+def given_up(run: Run) -> set[tuple[str, str | None]]:
+    """Return the points (arm None) and arms that were skipped, or that went no further while others did."""
+    return {
+        (getattr(record, "point", ""), getattr(record, "arm", None))
+        for log in run.ranks
+        for _, record in log.all_placed()
+        if record.kind in GIVEN_UP
+    }
+
+
+def remote_arms(run: Run) -> set[str]:
+    """Return the arms whose chunks other ranks receive."""
+    return {arm.name for arm in run.header.arms if arm.mode in REMOTE}
+
+
+def _names(run: Run) -> Iterator[str]:
+    points, arms = {point.id for point in run.header.points}, {arm.name for arm in run.header.arms}
+    for log in run.ranks:
+        for where, record in log.all_placed():
+            point, arm = getattr(record, "point", None), getattr(record, "arm", None)
+            if point not in points | {None} or arm not in arms | {None}:
+                yield f"{where}: a record of point {point}, arm {arm}, which run.json does not name"
+
+
+def _twice(run: Run) -> Iterator[str]:
+    for log in run.ranks:
+        seen: set[tuple[str, Key, int]] = set()
+        for where, record in log.all_placed():
+            if isinstance(record, OfIteration):
+                place = record.kind, key_of(record), record.ubatch if isinstance(record, Microbatch) else 0
+                if place in seen:
+                    yield f"{where}: a second {record.kind} record of {named(key_of(record))}"
+                seen.add(place)
+
+
+def _rounds(run: Run) -> Iterator[str]:
+    """Check that warm-ups come first, and that each later iteration is the next round."""
+    warmup = run.header.warmup
+    for log in run.ranks:
+        for where, record in log.all_placed():
+            if isinstance(record, OfRound):
+                expected = record.iteration - warmup if record.iteration >= warmup else None
+                if record.round != expected:
+                    yield f"{where}: {named(key_of(record))} says round {record.round}, after {warmup} warm-ups"
+
+
+def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
+    """Return point → arm → numbers of its iterations, in the order of the records."""
+    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for _, item in run.of(Iteration):
+        found[item.point][item.arm].append(item.iteration)
+    return found
+
+
+def _gaps(run: Run) -> Iterator[str]:
+    for point, arms in _numbers(run).items():
+        for arm, numbers in arms.items():
+            if numbers != list(range(len(numbers))):
+                missing = next((n for n in range(len(numbers)) if n not in numbers), len(numbers))
+                yield f"rank-0000.jsonl: the record of {named((point, arm, missing))} is missing or out of order"
+
+
+def _complete(run: Run) -> Iterator[str]:
+    """Check that all arms of a point have equally many iterations, except where a killed run stopped."""
+    if any(True for _ in run.of(Restart)) or run.header.experiment.get("resume"):
+        return
+    numbers, well = _numbers(run), ended_well(run)
+    skipped = given_up(run)
+    asked = run.header.warmup + run.header.experiment.get("rounds", 0)
+    points = [p for p in run.header.points if not p.skipped and (p.id, None) not in skipped]
+    reached = [point for point in points if point.id in numbers]
+    for point in points if well else reached:
+        counts = {
+            arm.name: len(numbers[point.id][arm.name]) for arm in run.header.arms if (point.id, arm.name) not in skipped
+        }
+        low, high = min(counts.values(), default=0), max(counts.values(), default=0)
+        last = point is reached[-1] and not well if reached else False
+        if high - low > last or (not last and low < max(asked, 1)):
+            words = ", ".join(f"{count} of {arm}" for arm, count in counts.items())
+            yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
+
+
+def _orders(run: Run) -> Iterator[str]:
+    """Check that no two arms have the same place in a round."""
+    taken: Counter[tuple[str, int, int]] = Counter((i.point, i.iteration, i.order) for _, i in run.of(Iteration))
+    for (point, iteration, order), times in taken.items():
+        if times > 1 or order >= len(run.header.arms):
+            yield f"rank-0000.jsonl: at {point}, {times} arms are number {order} in iteration {iteration}"
+
+
+def _checks(run: Run) -> Iterator[str]:
+    first = log_of(run, 0)
+    if first is None:
+        return
+    resumed = {(item.point, item.arm, 0) for _, item in run.of(Restart)}
+    iterations = {key_of(item): None for item in first.of(Iteration)}
+    checked = {key_of(check): check for check in first.of(Verification)}
+    nbytes = expected_nbytes(run)
+    for where, check in first.placed(Verification):
+        expected = nbytes[check.point, check.arm]
+        if key_of(check) not in iterations and key_of(check) not in resumed:
+            yield f"{where}: a verification of {named(key_of(check))}, which has no record"
+        if check.ok and (check.where is not None or check.tokens_equal is False):
+            yield f"{where}: the verification of {named(key_of(check))} found a difference and says that it is ok"
+        if check.ok and check.nbytes != expected:
+            yield f"{where}: {check.nbytes} bytes of {named(key_of(check))} were verified, {expected} must have arrived"
+    if not checked and not run.header.experiment.get("verify"):
+        return
+    skipped = given_up(run)
+    unchecked = [key for key in iterations if key not in checked and key[:2] not in skipped]
+    if unchecked and not (len(unchecked) == 1 and not first.ended and unchecked[0] == list(iterations)[-1]):
+        yield f"rank-0000.jsonl: the verification of {named(unchecked[0])} is missing"
+
+
+NAMES = (_names,)
+RULES = (_twice, _rounds, _gaps, _complete, _orders, _checks)

@@ -1,0 +1,68 @@
+"""Comparison of rank 0's records with the text logs, for older and killed runs, whose files have no digest."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import zip_longest
+
+from dejavubench.analysis.integrity.rounds import Key, ended_well, given_up, key_of, log_of
+from dejavubench.records import (
+    End,
+    Iteration,
+    Microbatch,
+    RankLog,
+    Run,
+    all_token_line,
+    prompt_line,
+    text_log,
+    token_line,
+    total_line,
+)
+
+ANY = ""
+"""Placeholder for a line that the records do not determine."""
+
+
+def _other_times(run: Run) -> Iterator[str]:
+    """Note a text log whose lines differ from those of the records; a killed run may lack the last iteration's."""
+    first = log_of(run, 0)
+    if first is None or any(end.digest is not None for end in first.of(End)):
+        return
+    well, short = ended_well(run), given_up(run)  # of an iteration whose check failed there are no lines
+    for (point, arm), wanted in _lines(first).items():
+        path = run.path / text_log(point, arm, len(run.header.points) > 1)
+        if not path.is_file():
+            continue
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, (there, here) in enumerate(zip_longest(lines, wanted), start=1):
+            missing = there is None or (number == len(lines) and here is not None and here.startswith(there))
+            if there != here and here != ANY and not (missing and (not well or (point, arm) in short)):
+                yield f"CHANGED: {first.path.name} and {path.name}, line {number}, say different times of {point} {arm}"
+                break
+
+
+def _lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
+    """Return the lines of each point and arm."""
+    microbatches: dict[Key, list[Microbatch]] = defaultdict(list)
+    for item in log.of(Microbatch):
+        microbatches[key_of(item)].append(item)
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for iteration in log.of(Iteration):
+        lines, items = found[iteration.point, iteration.arm], microbatches[key_of(iteration)]
+        for item in items:
+            number = item.iteration * len(items) + item.ubatch
+            lines.append(prompt_line(log.rank, number, item.prompt_ms))
+            lines += [token_line(log.rank, number, ms) for ms in item.token_ms]
+            lines.append(all_token_line(log.rank, number, item.all_token_ms))
+        if items:
+            lines.append(_total(log.rank, iteration, items))
+    return found
+
+
+def _total(rank: int, iteration: Iteration, items: list[Microbatch]) -> str:
+    """Return the TOTAL line; with several microbatches in flight it has rank 0's makespan, which no record has."""
+    return total_line(rank, iteration.iteration, items[0].total_ms) if len(items) == 1 else ANY
+
+
+NOTED = (_other_times,)

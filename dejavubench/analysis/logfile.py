@@ -1,0 +1,92 @@
+"""Lines of text files in any Unicode encoding, compressed or not, without terminal codes."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+"""Openers of compressed files, by the bytes that these begin with."""
+
+_UNREAD = {
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd",
+    b"PK\x03\x04": "is a zip archive",
+    b"7z\xbc\xaf": "is a 7z archive",
+    b"\x89PNG": "is a picture",
+    b"%PDF": "is a PDF",
+    b"\x7fELF": "is a program",
+}
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Encodings by byte order mark; a mark that begins with another one comes before it."""
+
+_TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]|\x00")
+"""Colours, cursor movements, titles, and zero bytes (left by a crash, or by UTF-16 appended to ASCII)."""
+
+
+class LogFileError(Exception):
+    """A file that cannot be read as text; the message names it."""
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file.
+
+    Raises:
+        LogFileError: missing, unreadable, cut off within a compressed block, or of a kind that holds no lines.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.peek(8)[:8]
+            for magic, what in _UNREAD.items():
+                if head.startswith(magic):
+                    raise LogFileError(f"{path} {what} and no text log")
+            unpack = next((opener for magic, opener in _PACKED.items() if head.startswith(magic)), None)
+            yield from _lines(file if unpack is None else unpack(file, "rb"))
+    except EOFError:
+        raise LogFileError(f"{path} is cut off: its compressed data end early") from None
+    except (zlib.error, lzma.LZMAError) as error:
+        raise LogFileError(f"{path} is damaged: {error}") from None
+    except (OSError, ValueError) as error:
+        raise LogFileError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _lines(file: IO[bytes]) -> Iterator[str]:
+    start = file.read(4096)
+    mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
+    encoding = _MARKS[mark] if mark else _unmarked(start)
+    decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
+    block, rest = start[len(mark) :], ""
+    while block:
+        text = rest + decoder.decode(block)
+        *lines, rest = text.split("\n")
+        yield from map(_plain, lines) if "\x1b" in text or "\x00" in text else lines
+        block = file.read(1 << 20)
+    rest += decoder.decode(b"", final=True)
+    if rest:
+        yield _plain(rest)
+
+
+def _unmarked(start: bytes) -> str:
+    """Guess the encoding: UTF-16 of Latin text has every other byte zero; all else is read as UTF-8."""
+    even, odd = start[0::2], start[1::2]
+    for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if zeros and zeros.count(0) > 0.9 * len(zeros) and others.count(0) < 0.1 * len(others):
+            return name
+    return "utf-8"
+
+
+def _plain(line: str) -> str:
+    return _TERMINAL.sub("", line)

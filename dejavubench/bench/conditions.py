@@ -1,0 +1,83 @@
+"""What a rank's host and its control group grant the run: recorded beside the numbers that depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dejavubench.cgroups import Throttling, cpu_quota, cpu_throttling
+from dejavubench.cores import Asker, Demand
+from dejavubench.filesystem import place_of
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class Conditions:
+    """One rank's. Making one is collective.
+
+    Args:
+        world: all ranks.
+        hosts: of each rank.
+        threads, helpers: of this rank; see :class:`Asker`.
+        cores: granted to this rank, before the program confined it to fewer.
+        stream_dir: where it streams to disk; None if it does not.
+    """
+
+    def __init__(
+        self,
+        world: MPI.Intracomm,
+        hosts: list[str],
+        threads: int,
+        helpers: int,
+        cores: set[int],
+        stream_dir: Path | None,
+    ) -> None:
+        self._stream_dir = stream_dir
+        self._quota = cpu_quota()
+        askers = world.allgather(Asker(threads, helpers, frozenset(cores), self._quota))
+        self._host = hosts[world.rank]
+        self._demands = {
+            host: Demand.of([asker for asker, at in zip(askers, hosts, strict=True) if at == host])
+            for host in dict.fromkeys(hosts)
+        }
+        self._before: Throttling | None = None
+        self._after: Throttling | None = None
+        self._measured = Throttling(0, 0.0)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known before anything runs, for the rank's environment."""
+        found: dict[str, Any] = {
+            "cpu_quota": None if self._quota is None else self._quota.cpus,
+            "cpu_demand": asdict(self._demands[self._host]),
+        }
+        if self._stream_dir is not None:
+            place = place_of(self._stream_dir)
+            found["stream_dir"] = None if place is None else asdict(place)
+        return found
+
+    def notes(self) -> list[str]:
+        """What is said on rank 0 before anything is measured."""
+        notes = {host: demand.note() for host, demand in self._demands.items()}
+        return [f"{host}: {note}" if len(notes) > 1 else note for host, note in notes.items() if note is not None]
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the throttling of what runs inside; only the control group's counters are read, at either end."""
+        before = cpu_throttling()
+        self._before = self._before or before
+        yield
+        self._after = cpu_throttling()
+        if before is not None and self._after is not None:
+            since = self._after.since(before)
+            self._measured = Throttling(self._measured.periods + since.periods, self._measured.seconds + since.seconds)
+
+    def outcome(self) -> dict[str, Any]:
+        """What is known at the end: the counters before and after the measured points, and how much in them."""
+        if self._before is None or self._after is None:
+            return {}
+        counted = {"before": self._before, "after": self._after, "measured": self._measured}
+        return {"cpu_throttling": {when: asdict(each) for when, each in counted.items()}}

@@ -1,0 +1,149 @@
+"""Ground floor: what this process's control groups grant it of memory and CPU time, v2 and v1.
+
+A group's limits hold for all groups below it, so every question is asked of the process's own group and of all above.
+Needs the standard library alone. The files are described in the kernel's documentation: admin-guide/cgroup-v2,
+admin-guide/cgroup-v1/memory and scheduler/sched-bwc.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A control group's folder; ``unified``: of version 2."""
+
+    folder: Path
+    unified: bool
+
+    def text(self, name: str) -> str | None:
+        """What one of its files says; None where there is none, or it cannot be read."""
+        try:
+            return os.fsdecode((self.folder / name).read_bytes()).strip()
+        except OSError:
+            return None
+
+    def number(self, name: str) -> int | None:
+        """The number in a file; None where there is none, or it says ``max`` or -1."""
+        text = self.text(name)
+        return int(text) if text is not None and text.isdecimal() else None
+
+
+def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
+    """This process's groups with a controller (``cpu``, ``memory``), each followed by those above it.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    try:
+        lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
+    except OSError:
+        return  # a kernel without control groups bounds nothing
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = _mounted(root / "sys/fs/cgroup", controllers, controller)
+        # Inside a container the path may be the host's, with only the top mounted: look at what exists.
+        inside = [part for part in path.split("/") if part not in ("", ".", "..")]
+        here = top.joinpath(*inside)
+        for folder in (here, *here.parents):
+            yield Group(folder, unified=not controllers)
+            if folder == top:
+                break
+
+
+def _mounted(folder: Path, controllers: str, controller: str) -> Path:
+    """Where a hierarchy is mounted: v1's are named for one of their controllers or for all, v2's may be among them."""
+    if not controllers:
+        beside_v1 = folder / "unified"
+        return beside_v1 if (beside_v1 / "cgroup.procs").exists() else folder
+    together = folder / controllers
+    return together if together.is_dir() and not (folder / controller).is_dir() else folder / controller
+
+
+# ---- memory ----
+
+
+def memory_room(root: Path = ROOT) -> list[int]:
+    """Bytes that are left in each group that bounds memory."""
+    room = []
+    for group in groups("memory", root):
+        limit, usage = (
+            ("memory.max", "memory.current") if group.unified else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        bound = group.number(limit)
+        if bound is not None:
+            room.append(max(0, bound - (group.number(usage) or 0)))
+    return room
+
+
+# ---- CPU time ----
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The CPU time that a group may take: seconds of it per second, over all cores together.
+
+    Attributes:
+        cpus: such as 1.5.
+        group: the folder of the group that bounds it; equal for processes that share the time.
+    """
+
+    cpus: float
+    group: str
+
+
+def cpu_quota(root: Path = ROOT) -> Quota | None:
+    """The tightest quota of this process's groups; None if nothing bounds them."""
+    found = [
+        Quota(cpus, str(group.folder)) for group in groups("cpu", root) if (cpus := _allowed_cpus(group)) is not None
+    ]
+    return min(found, key=lambda quota: quota.cpus, default=None)
+
+
+def _allowed_cpus(group: Group) -> float | None:
+    if group.unified:
+        quota, _, period = (group.text("cpu.max") or "").partition(" ")
+    else:
+        quota, period = group.text("cpu.cfs_quota_us") or "", group.text("cpu.cfs_period_us") or ""
+    if not (quota.isdecimal() and period.isdecimal() and int(period)):
+        return None  # "max", or -1
+    return int(quota) / int(period)
+
+
+@dataclass(frozen=True)
+class Throttling:
+    """How often and how long groups had to wait for CPU time because their quota was used up.
+
+    Attributes:
+        periods: of the quota, in which that happened; summed over groups that bound this process.
+        seconds: of waiting, summed over cores, as the kernel counts it.
+    """
+
+    periods: int
+    seconds: float
+
+    def since(self, before: Throttling) -> Throttling:
+        return Throttling(self.periods - before.periods, self.seconds - before.seconds)
+
+
+def cpu_throttling(root: Path = ROOT) -> Throttling | None:
+    """What this process's groups, and all above, counted since they were made; None where nothing is counted."""
+    found = [each for group in groups("cpu", root) if (each := _throttling(group)) is not None]
+    return Throttling(sum(each.periods for each in found), sum(each.seconds for each in found)) if found else None
+
+
+def _throttling(group: Group) -> Throttling | None:
+    lines = [line.split(" ") for line in (group.text("cpu.stat") or "").splitlines()]
+    counts = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdecimal()}
+    if "nr_throttled" not in counts:
+        return None
+    seconds = counts["throttled_usec"] / 1e6 if "throttled_usec" in counts else counts.get("throttled_time", 0) / 1e9
+    return Throttling(counts["nr_throttled"], seconds)

@@ -1,0 +1,43 @@
+"""What this host grants a run, for ``--dry-run``: cores, CPU time, and where it would stream to disk."""
+
+from __future__ import annotations
+
+import os
+
+from dejavubench.cgroups import cpu_quota
+from dejavubench.cores import Asker, Demand
+from dejavubench.experiment import Experiment
+from dejavubench.filesystem import Place, durability_note, place_of
+
+
+def lines(experiment: Experiment) -> list[str]:
+    """What is at hand here."""
+    quota, place = cpu_quota(), _disk(experiment)
+    allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
+    found = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
+    return found if place is None else [*found, f"Disk     {place}"]
+
+
+def notes(experiment: Experiment) -> list[str]:
+    """What spoils numbers here, if all ranks are on this host."""
+    crowded, place = _demand(experiment).note(), _disk(experiment)
+    found = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
+    if place is not None:
+        durabilities = dict.fromkeys(arm.durability for arm in experiment.arms() if arm.durability is not None)
+        found += [f"{note}." for each in durabilities if (note := durability_note(place.type, each)) is not None]
+    return found
+
+
+def _disk(experiment: Experiment) -> Place | None:
+    """Where this run streams to disk, if it does and the kernel tells."""
+    if not any(arm.on_disk and not arm.skipped for arm in experiment.arms()):
+        return None
+    return place_of(experiment.stream_dir or experiment.log_dir)
+
+
+def _demand(experiment: Experiment) -> Demand:
+    cores, quota = frozenset(os.sched_getaffinity(0)), cpu_quota()
+    streams = any(arm.mode != "none" and not arm.skipped for arm in experiment.arms())
+    source = Asker(experiment.threads, int(streams), cores, quota)
+    sink = Asker(experiment.threads if experiment.handoff else 1, 0, cores, quota)
+    return Demand.of([source] * experiment.sources + [sink] * (experiment.sinks if experiment.needs_sinks else 0))

@@ -1,0 +1,40 @@
+"""Where the bytes of a step belong in a sink's cache, one run after the other, in memory that does not grow with them.
+
+A source may announce a cache with as many runs as bytes. So no list of all runs is made: their offsets are computed
+block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+
+from dejavubench.kvcache import BOTH, KVCache, Region, Rows
+
+BLOCK = 1024
+"""Runs whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""
+
+
+def run_places(cache: KVCache, atoms: Iterator[Region]) -> Iterator[memoryview]:
+    """The runs of some regions, one layer each, as views of the cache: K then V of each, in packed order."""
+    memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
+    for atom in atoms:
+        for kv in BOTH:
+            rows = cache.geometry.rows(kv, atom)
+            whole, nbytes = memory[kv], rows.nbytes
+            for start in _offsets(rows):
+                yield whole[start : start + nbytes]
+
+
+def _offsets(rows: Rows) -> Iterator[int]:
+    counts, strides = [count for count, _ in rows.axes], [stride for _, stride in rows.axes]
+    total = prod(counts)
+    for begin in range(0, total, BLOCK):
+        numbers = np.arange(begin, min(begin + BLOCK, total), dtype=np.int64)
+        offsets = np.full(len(numbers), rows.first, dtype=np.int64)
+        for count, stride in zip(reversed(counts), reversed(strides), strict=True):
+            offsets += numbers % count * stride
+            numbers //= count
+        yield from offsets.tolist()

@@ -1,0 +1,88 @@
+"""Peers of a ``tcp`` sink that have not proven yet that they know the token: places of their own, and few of them.
+
+Anybody can connect, so whoever only waits must not keep others out. A peer that knows the token proves it within
+milliseconds; the oldest of the others make room.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from dejavubench.dejavulib.tcp.wire import Wire
+
+PROVE_WITHIN = 2.0
+"""Seconds that a peer has for its proof."""
+
+MOST_UNPROVEN = 128
+MOST_OF_ADDRESS = 16
+"""From one address. More may come at the same time, as the sources of a large host do: see :data:`YOUNG`."""
+
+YOUNG = 0.5
+"""Seconds in which a peer of a crowded address is not dropped for another one."""
+
+
+@dataclass
+class _Place:
+    wire: Wire
+    address: str
+    since: float
+
+
+class Unproven:
+    """The peers that are about to prove themselves; called from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._places: dict[Wire, _Place] = {}  # the oldest first
+        self._dropped: set[Wire] = set()
+
+    def make_room(self, address: str) -> float:
+        """Drop whoever must go before a peer of this address can come.
+
+        Returns:
+            0 if it can come now; else seconds to wait before asking again.
+        """
+        with self._lock:
+            of_address = [place for place in self._places.values() if place.address == address]
+            if len(of_address) >= MOST_OF_ADDRESS and _age(of_address[0]) >= YOUNG:
+                self._drop(of_address[0])
+            if len(self._places) < MOST_UNPROVEN:
+                return 0.0
+            counts: dict[str, int] = {}
+            for place in self._places.values():
+                counts[place.address] = counts.get(place.address, 0) + 1
+            crowded = max(counts, key=lambda each: counts[each])
+            oldest = next(place for place in self._places.values() if place.address == crowded)
+            if _age(oldest) < YOUNG:
+                return YOUNG / 20
+            self._drop(oldest)
+            return 0.0
+
+    def drop_oldest(self) -> None:
+        """When this process runs out of descriptors."""
+        with self._lock:
+            if self._places:
+                self._drop(next(iter(self._places.values())))
+
+    def enter(self, wire: Wire, address: str) -> None:
+        with self._lock:
+            self._places[wire] = _Place(wire, address, time.monotonic())
+
+    def leave(self, wire: Wire) -> bool:
+        """Give the place of a peer back, proven or gone; return whether it was dropped before."""
+        with self._lock:
+            self._places.pop(wire, None)
+            dropped = wire in self._dropped
+            self._dropped.discard(wire)
+            return dropped
+
+    def _drop(self, place: _Place) -> None:
+        del self._places[place.wire]
+        self._dropped.add(place.wire)
+        place.wire.shutdown()  # its thread wakes up, and closes it
+
+
+def _age(place: _Place) -> float:
+    return time.monotonic() - place.since

@@ -1,0 +1,30 @@
+"""A rank of ``dejavubench run`` that says after each point how much memory of its own it has.
+
+    growth.py FILE run …
+
+FILE gets one number a point: KiB of memory that no file backs (RssAnon).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from dejavubench.bench import session
+from dejavubench.cli import main
+
+file = Path(sys.argv.pop(1))
+give_memory_back = session._give_memory_back
+
+
+def give_back_and_say() -> None:
+    give_memory_back()
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    with file.open("a") as said:
+        said.write(f"{found[1]}\n")
+
+
+session._give_memory_back = give_back_and_say
+main()

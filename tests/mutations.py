@@ -1,0 +1,144 @@
+"""Damage to the files of a run's folder, for tests: named edits, and random ones from a seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dejavubench.records import RUN_FILE
+
+JSON = dict[str, Any]
+
+WRONG: tuple[Any, ...] = (0, -1, -0.5, 1e300, 10**30, 1e-320, None, True, "x", "1.5", [], {}, [[]], {"a": 1}, "$5")
+"""What a value is replaced with."""
+
+
+def edit_header(folder: Path, change: Callable[[JSON], Any]) -> None:
+    document = json.loads((folder / RUN_FILE).read_text())
+    change(document)
+    (folder / RUN_FILE).write_text(json.dumps(document, indent=2))
+
+
+def edit_lines(folder: Path, rank: int, change: Callable[[list[str]], list[str]]) -> None:
+    file = folder / f"rank-{rank:04d}.jsonl"
+    file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+
+
+def edit_record(folder: Path, rank: int, kind: str, change: Callable[[JSON], Any], **where: Any) -> None:
+    """Change the first record of a kind that has the given values."""
+    lines, found = [], False
+    file = folder / f"rank-{rank:04d}.jsonl"
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        if not found and record["kind"] == kind and all(record[key] == value for key, value in where.items()):
+            found = True
+            change(record)
+        lines.append(json.dumps(record) + "\n")
+    assert found, f"no {kind} record of {where}"
+    file.write_text("".join(lines))
+
+
+def without_seals(folder: Path) -> Path:
+    """As an older program has written it: no run id and no digests."""
+    for file in folder.glob("rank-*.jsonl"):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        for record in records:
+            for key in ("run_id", "digest", "header_digest") if record["kind"] in ("rank", "end") else ():
+                record.pop(key, None)
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+# ---- from a seed ----
+
+
+def mutate(folder: Path, rng: random.Random) -> str:
+    """Change one thing in one file; what was changed, in words."""
+    file = rng.choice(sorted(file for file in folder.iterdir() if file.suffix in (".json", ".jsonl")))
+    way = rng.choice((_bytes, _value, _value, _value, _scale, _scale, _scale, _remove, _line))
+    return f"{file.name}: {way(file, rng)}"
+
+
+def _bytes(file: Path, rng: random.Random) -> str:
+    content = bytearray(file.read_bytes())
+    place = rng.randrange(len(content))
+    content[place] = rng.randrange(256)
+    file.write_bytes(content)
+    return f"byte {place} is {content[place]}"
+
+
+def _value(file: Path, rng: random.Random) -> str:
+    wrong = rng.choice(WRONG)
+    return _leaf(file, rng, lambda value: wrong, f"is {wrong!r}")
+
+
+def _scale(file: Path, rng: random.Random) -> str:
+    by = rng.choice((0.5, 2, 3))
+    return _leaf(file, rng, lambda value: type(value)(value * by) if type(value) in (int, float) else by, f"times {by}")
+
+
+def _leaf(file: Path, rng: random.Random, change: Callable[[Any], Any], words: str) -> str:
+    documents = _documents(file)
+    number = rng.randrange(len(documents))
+    path = rng.choice(list(_paths(documents[number])))
+    parent = documents[number]
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = change(parent[path[-1]])
+    _write(file, documents)
+    return f"{number + 1}: {path} {words}"
+
+
+def _remove(file: Path, rng: random.Random) -> str:
+    documents = _documents(file)
+    number = rng.randrange(len(documents))
+    path = rng.choice(list(_paths(documents[number])))
+    path = path[: rng.randint(1, len(path))]
+    parent = documents[number]
+    for key in path[:-1]:
+        parent = parent[key]
+    del parent[path[-1]]
+    _write(file, documents)
+    return f"{number + 1}: {path} is gone"
+
+
+def _line(file: Path, rng: random.Random) -> str:
+    lines = file.read_text().splitlines(keepends=True)
+    here, there = rng.randrange(len(lines)), rng.randrange(len(lines))
+    way = rng.choice(("dropped", "doubled", "exchanged", "cut short", "glued"))
+    if way == "dropped":
+        del lines[here]
+    elif way == "doubled":
+        lines.insert(there, lines[here])
+    elif way == "exchanged":
+        lines[here], lines[there] = lines[there], lines[here]
+    elif way == "cut short":
+        lines[here:] = [lines[here][: len(lines[here]) // 2]]
+    else:
+        lines[here] = lines[here].rstrip("\n")
+    file.write_text("".join(lines))
+    return f"line {here + 1} is {way} (with {there + 1})"
+
+
+def _documents(file: Path) -> list[Any]:
+    text = file.read_text()
+    return [json.loads(text)] if file.name == RUN_FILE else [json.loads(line) for line in text.splitlines()]
+
+
+def _write(file: Path, documents: list[Any]) -> None:
+    if file.name == RUN_FILE:
+        file.write_text(json.dumps(documents[0], indent=2))
+    else:
+        file.write_text("".join(json.dumps(document) + "\n" for document in documents))
+
+
+def _paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a document its values are."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in inside:
+        yield from _paths(child, (*before, key))
+    if before and not isinstance(value, dict | list):
+        yield before

@@ -1,0 +1,36 @@
+"""The records under results/, which older programs have written: they are read as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dejavubench.analysis import tables
+from dejavubench.analysis.find import find
+
+RESULTS = Path(__file__).parent.parent / "results"
+COLUMNS = ["prompt_ms", "token_ms", "total_ms", "overhead_pct", "noise_floor_high_pct", "streamed_bytes", "alone_ms"]
+
+
+def test_every_committed_run_keeps_to_the_rules() -> None:
+    found = find([RESULTS])
+    assert found.bad == []
+    assert len(found.runs) == len(list(RESULTS.glob("*/records/*/run.json")))
+    assert [note for run in found.runs for note in run.notes] == []
+
+
+@pytest.mark.parametrize("machine", ["xeon-2core", "h200"])
+def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
+    committed = pd.read_csv(RESULTS / machine / "tables.csv", dtype={"level": str}).set_index(["run", "point", "arm"])
+    runs = find(sorted((RESULTS / machine / "records").glob("fig25-*"))).runs
+    rows = [row for run in runs for row in tables.run_rows(run)]
+    assert len(rows) >= 5
+    for row in rows:
+        before = committed.loc[(row["run"], row["point"], row["arm"])]
+        for name in COLUMNS:
+            if pd.isna(before[name]):
+                assert row[name] is None
+            else:
+                assert row[name] == pytest.approx(before[name], rel=1e-9), name

@@ -1,0 +1,34 @@
+"""A long sweep needs no more memory than a short one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import TINY, Job
+
+DRIVER = Path(__file__).parent / "mpi" / "growth.py"
+POINTS = 160
+WARM = 40
+"""Points until all caches are full: 64 products, of which each length of a prompt needs four or more."""
+
+ALLOWED_KIB = 30 << 10
+"""Over the other 120 points; with torch's own bounds on its caches it was 260 MiB."""
+
+WITHIN = 500.0
+"""Seconds, on a loaded machine; not a measurement."""
+
+
+@pytest.mark.drill
+@pytest.mark.mpi
+def test_a_sweep_of_many_prompt_lengths_stays_flat(tmp_path: Path) -> None:
+    """In bf16 on one thread, each length once; it grows only where torch multiplies bf16 by oneDNN."""
+    lengths = ",".join(str(length) for length in range(12, 12 + POINTS))
+    said = tmp_path / "memory"
+    shape = (*TINY, "--threads", "1", "--inference-data-type", "bf16", "--output-len", "3", "--input-len", lengths)
+    once = ("--rounds", "1", "--warmup", "0", "--no-ceilings", "--streaming", "host")
+    with Job(tmp_path, 1, "run", *shape, *once, driver=(str(DRIVER), str(said)), cold=True) as job:
+        assert job.wait(WITHIN) == 0, job.stderr[-4000:]
+    kib = [int(line) for line in said.read_text().splitlines()][-POINTS:]  # the first one is of before any point
+    assert len(kib) == POINTS
+    assert kib[-1] - kib[WARM] < ALLOWED_KIB, f"KiB every tenth point: {kib[::10]}"

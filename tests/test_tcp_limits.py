@@ -1,0 +1,342 @@
+"""What strangers and sources can make a ``tcp`` sink do: how many wait, how much memory they take, and without IPv6."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from caches import packed_stream, random_cache
+from memory import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
+from tcppeers import TOKEN, closed, stranger
+
+from dejavubench.dejavulib.copies import RunViews
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.tcp import held, places, sink, unproven
+from dejavubench.dejavulib.tcp.handshake import CONNECTION_NBYTES, Address, Setup, address_text, connect
+from dejavubench.dejavulib.tcp.held import HeldStream, RefusalError
+from dejavubench.dejavulib.tcp.sink import TCPSink
+from dejavubench.dejavulib.tcp.unproven import MOST_OF_ADDRESS, MOST_UNPROVEN, YOUNG, Unproven
+from dejavubench.dejavulib.tcp.wire import RefusedError, Wire
+from dejavubench.kvcache import KVGeometry, KVLayout, Region, Span
+
+LIMIT = 64 << 20
+PATIENCE = 20.0
+
+
+@contextmanager
+def serving(
+    address: Address = ("127.0.0.1", 0), limit: int = LIMIT, timeout: float = PATIENCE
+) -> Iterator[tuple[TCPSink, list[str]]]:
+    """A sink in a thread of this process, and what it logs."""
+    said: list[str] = []
+    server = TCPSink(address, TOKEN.encode(), limit, timeout, said.append)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        yield server, said
+    finally:
+        server.stop()
+        thread.join(PATIENCE)
+        server.close()
+
+
+def to(server: TCPSink, stream: Stream) -> TCPDestination:
+    return TCPDestination(server.address, TOKEN.encode(), [stream], torch.int16, PATIENCE)
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def small() -> Stream:
+    return Stream(0, schedule_of(small_geometry(), WHOLE_LAYERS))
+
+
+# ---- who waits ----
+
+
+class Waiting:
+    """A wire that notes that it was dropped."""
+
+    dropped = False
+
+    def shutdown(self) -> None:
+        self.dropped = True
+
+
+class Entrance:
+    """The places of unproven peers, with a clock that the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.places = Unproven()
+        monkeypatch.setattr(unproven, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def come(self, address: str, many: int = 1) -> list[Waiting]:
+        """So many peers, of which each can come at once."""
+        found = [Waiting() for _ in range(many)]
+        for wire in found:
+            assert self.places.make_room(address) == 0
+            self.places.enter(cast(Wire, wire), address)
+        return found
+
+
+def test_strangers_of_one_address_make_room_for_others_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    entrance = Entrance(monkeypatch)
+    idle = entrance.come("a", MOST_OF_ADDRESS)
+    entrance.now += YOUNG
+    new = entrance.come("a", 3)
+    assert [wire.dropped for wire in idle] == [True] * 3 + [False] * (MOST_OF_ADDRESS - 3)
+    assert not any(wire.dropped for wire in new)
+    assert [entrance.places.leave(cast(Wire, wire)) for wire in (idle[0], idle[5], new[0])] == [True, False, False]
+
+
+def test_many_peers_that_come_at_once_drop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    entrance = Entrance(monkeypatch)
+    assert not any(wire.dropped for wire in entrance.come("a large host", MOST_UNPROVEN))
+    assert 0 < entrance.places.make_room("b") < YOUNG  # the next one waits for a moment
+
+
+def test_the_address_with_most_makes_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    entrance = Entrance(monkeypatch)
+    few, crowd = entrance.come("a", 2), entrance.come("b", MOST_UNPROVEN - 2)
+    entrance.now += YOUNG
+    entrance.come("c", 5)
+    assert not any(wire.dropped for wire in few)
+    assert [wire.dropped for wire in crowd[:6]] == [True] * 5 + [False]
+
+
+def test_good_peers_get_in_among_idle_strangers() -> None:
+    """Twice as many strangers as there are places come first, and others beside."""
+    with serving() as (server, _), ExitStack() as strangers:
+        for _ in range(2 * MOST_UNPROVEN):
+            strangers.enter_context(stranger(server.address))
+        good = []
+        for number in range(40):
+            strangers.enter_context(stranger(server.address))
+            good.append(to(server, small()))
+            good[-1].begin(small(), pattern=number)
+        for destination in good:
+            destination.close()
+
+
+def test_a_silent_stranger_has_2_s_whatever_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unproven.PROVE_WITHIN == 2.0
+    monkeypatch.setattr(sink, "PROVE_WITHIN", 0.2)
+    with serving(timeout=1000.0) as (server, said):
+        with stranger(server.address) as silent:
+            assert closed(silent)
+        until(lambda: any("has been silent for 0.2 s" in line for line in said))
+        monkeypatch.setattr(sink, "PROVE_WITHIN", PATIENCE)  # this one must not hurry
+        wire = connect(server.address, TOKEN.encode(), PATIENCE)
+        until(lambda: bool(server._proven))
+        (place,) = server._proven
+        assert (place.timeout, place.until) == (1000.0, None)
+        wire.close()
+
+
+def test_proven_peers_have_places_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "MOST_PEERS", 2)
+    with serving() as (server, _), ExitStack() as strangers:
+        for _ in range(5):
+            strangers.enter_context(stranger(server.address))
+        good = [to(server, small()) for _ in range(2)]
+        with pytest.raises(RefusedError, match="2 peers are connected"):
+            to(server, small())
+        good.pop().close()
+        good.append(to(server, small()))
+        for destination in good:
+            destination.close()
+
+
+def test_a_stranger_makes_room_when_descriptors_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (server, said):
+        with stranger(server.address) as idle:
+            until(lambda: len(server._wires) == 1)
+            accept = server._listening.accept
+            full = iter([OSError(errno.EMFILE, "Too many open files")])
+
+            class Listening:
+                def accept(self) -> Any:
+                    for error in full:
+                        raise error
+                    return accept()
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(listening, name)
+
+            listening = server._listening
+            server._listening = cast(socket.socket, Listening())
+            with stranger(server.address):  # ends the accept that is under way
+                assert closed(idle)
+            to(server, small()).close()
+        assert "cannot take a connection: Too many open files" in said
+
+
+# ---- memory ----
+
+
+def peak(act: Callable[[], object]) -> int:
+    """The most bytes of Python objects that something takes."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+MANY = 10**6
+
+
+def test_a_run_costs_nothing_for_those_beside_it() -> None:
+    geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
+    on_sink = HeldStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
+    on_sink.begin(1, 0x21)
+    assert peak(lambda: on_sink.run(0, 2)) < 1 << 20
+
+
+@pytest.mark.parametrize("positions", [4000, 400])
+def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> None:
+    """Cut into the smallest chunks that there can be, at each way of cutting and as runs."""
+    geometry = KVGeometry(1, 2, 1, positions, 1, 2)
+    schedule = StreamSchedule(geometry, geometry.whole, positions, 0, 4)
+    on_sink = HeldStream(0, schedule, torch.int16)
+
+    def every_way() -> None:
+        on_sink.begin(1, 0x21)
+        on_sink.chunk(0, 4)
+        with pytest.raises(RefusalError):
+            on_sink.chunk(0, 5)
+        on_sink.run(0, 2)
+
+    objects = Setup.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
+    assert peak(every_way) < objects
+
+
+def test_a_setup_of_many_chunks_is_refused_by_its_memory() -> None:
+    geometry = KVGeometry(1, 1, 1, MANY, 1, 2)
+    stream = Stream(0, StreamSchedule(geometry, geometry.whole, MANY, 0, 16))
+    why = r"\d\.\d\d GiB are needed; of the limit of 0\.06 GiB 0\.06 are left"
+    with serving() as (server, _), pytest.raises(RefusedError, match=why):
+        to(server, stream)
+
+
+def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
+    streams = [Stream(id, small().schedule) for id in range(500)]
+    with serving(limit=1 << 20) as (server, _):
+        with pytest.raises(RefusedError, match=r"GiB are needed; of the limit of 0\.00 GiB"):
+            TCPDestination(server.address, TOKEN.encode(), streams, torch.int16, PATIENCE)
+        assert server._room._taken == 0
+
+
+# ---- without lists, the same places ----
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+def test_places_are_those_of_the_librarys_runs(layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "BLOCK", 5)
+    geometry = small_geometry(layout)
+    cache = random_cache(geometry, 3)
+    schedule = schedule_of(geometry, slot, replace(geometry.whole, heads=Span(1, 2)))
+    for step in range(schedule.steps + 1):
+        found = [bytes(place) for place in places.run_places(cache, iter(schedule.atoms(step)))]
+        assert found == [bytes(view) for view in RunViews(cache, schedule).of(step)]
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_what_is_fetched_is_packed_in_the_streams_order(layout: KVLayout) -> None:
+    geometry = small_geometry(layout)
+    on_sink = HeldStream(0, schedule_of(geometry, WHOLE_LAYERS), torch.int16)
+    on_sink.cache = random_cache(geometry, 5)
+    into = torch.empty(WHOLE_LAYERS, dtype=torch.uint8)
+    chunks = on_sink.schedule.all_chunks(LEVELS["3"])
+    packed = b"".join(bytes(on_sink.packed(chunk.region, into).numpy()) for chunk in chunks)
+    assert packed == packed_stream(on_sink.cache, on_sink.schedule)
+
+
+@pytest.mark.parametrize(("layout", "compared"), list(product(KVLayout, [1, 7, 64, 1 << 17])))
+def test_what_was_written_outside_is_found_block_by_block(
+    layout: KVLayout, compared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "COMPARED", compared)
+    geometry = small_geometry(layout)
+    part = Region(Span(1, 3), Span(0, 1), Span(1, 2), Span(0, 0))
+    on_sink = HeldStream(0, schedule_of(geometry, WHOLE_LAYERS, part), torch.int16)
+    on_sink.begin(1, 0x31)
+    on_sink.cache.piece("k", on_sink.schedule.region).fill_(0)
+    on_sink.cache.piece("v", on_sink.schedule.region).fill_(0)
+    assert on_sink.outside() is None
+    rng = np.random.default_rng(7)
+    flat = on_sink.cache.v.view(-1)
+    outside = poisoned(geometry, 0)
+    outside.piece("v", on_sink.schedule.region).fill_(1)
+    candidates = (outside.v.view(-1) == outside.v.view(-1)[-1]).nonzero().flatten().numpy()
+    written = np.sort(rng.choice(candidates, 5, replace=False))
+    flat[torch.from_numpy(written)] = 0
+    layer = flat.numel() // geometry.layers
+    in_first = int((written // layer == written[0] // layer).sum())
+    assert on_sink.outside() == ("v", int(written[0]), in_first)
+
+
+# ---- addresses ----
+
+
+def test_where_there_is_no_ipv6_a_name_that_has_one_is_listened_to_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream, create = socket.SOCK_STREAM, socket.create_server
+    names = [
+        (socket.AF_INET6, stream, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, stream, 6, "", ("127.0.0.1", 0)),
+    ]
+
+    def without_ipv6(address: Address, *, family: int, backlog: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return create(address, family=family, backlog=backlog)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: names)
+    monkeypatch.setattr(socket, "create_server", without_ipv6)
+    server = TCPSink(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
+    assert server.address[0] == "127.0.0.1"
+    server.close()
+    names.pop()
+    with pytest.raises(OSError, match="Address family not supported"):
+        TCPSink(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
+
+
+def test_addresses_are_written_as_they_are_given() -> None:
+    assert address_text(("127.0.0.1", 7601)) == "127.0.0.1:7601"
+    assert address_text(("::1", 7601)) == "[::1]:7601"
+
+
+def test_a_sink_on_ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error.strerror}")
+    with serving(("::1", 0)) as (server, said):
+        destination = to(server, small())
+        assert destination.wire.peer == address_text(server.address)
+        destination.close()
+        until(lambda: any(line.startswith("accepted [::1]:") for line in said))
