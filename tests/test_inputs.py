@@ -221,11 +221,12 @@ def refused(*arguments: str, flag: str) -> bool:
     return result.exit_code == 2
 
 
-PLAN = [option for option in plan_command.plan.params if option.name not in ("output", "force")]
+PLAN = [option for option in plan_command.plan.params if option.name != "force"]
 
 
 @pytest.mark.parametrize("option", PLAN, ids=lambda option: option.name)
-def test_no_value_of_plan_is_more_than_one_line(option: Any) -> None:
+def test_no_value_of_plan_is_more_than_one_line(option: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where --output may write
     flag = next(flag for flag in option.opts if flag.startswith("--"))
     rest = ["--link", "1GB/s"] if flag == "--latency" else []
     rest += [] if option.name in ("spec", "ckpt_path") else ["--model", "gpt2"]
@@ -235,8 +236,15 @@ def test_no_value_of_plan_is_more_than_one_line(option: Any) -> None:
         for name, text in TEXTS.items()
         if not refused("plan", flag, text, *rest, flag=flag.lstrip("-").split("-")[0])
     }
-    wanted = {"zeros"} if option.name in counts else {"zero"} if flag == "--latency" else set()
-    assert taken == wanted
+    others = {"latency": {"zero"}, "output": WORDS}
+    assert taken == ({"zeros"} if option.name in counts else others.get(option.name, set()))
+
+
+@pytest.mark.parametrize("value", ["NUL", "300", "300/z", "newline", "bytes", "empty", "blank"])
+@pytest.mark.parametrize("command", ["process", "figures -o {}", "figures {} -o out", "process x -o {}"])
+def test_no_path_of_what_shows_runs_is_more_than_one_line(command: str, value: str) -> None:
+    arguments = [part.replace("{}", TEXTS[value]) for part in command.split(" ")]
+    assert refused(*arguments, *([] if "{}" in command else [TEXTS[value]]), flag="")
 
 
 @pytest.mark.parametrize("option", sink_command.sink.params, ids=lambda option: option.name)
