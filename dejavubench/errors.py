@@ -7,3 +7,10 @@ class UsageError(Exception):
 
 class DataError(Exception):
     """What a run was given turned out to be unusable while it ran; the message says all, without a traceback."""
+
+
+class OutputError(Exception):
+    """Standard output takes no more; the message is one line. The cause is the system's error.
+
+    It is no OSError: who handles failures of files must not take this one for theirs.
+    """

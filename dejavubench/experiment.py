@@ -7,30 +7,54 @@ Every default of the program is written here, once. Neither torch nor MPI is nee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     PrivateAttr,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from dejavubench import specs, units
+from dejavubench import specs, units, values
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine import cuda_devices, has_nixl, native_bf16
+from dejavubench.optionvalues import (
+    COLDEST,
+    HOTTEST,
+    MOST_ROUNDS,
+    UNLIMITED,
+    Count,
+    Counts,
+    Folder,
+    MaybeCount,
+    Rounds,
+    as_levels,
+    as_link,
+    as_list,
+    as_modes,
+    as_path,
+    as_peers,
+    as_stores,
+    as_temperature,
+    as_text,
+    as_top_p,
+    unless_none,
+)
 from dejavubench.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split, Store
 from dejavubench.promptfile import Ids, read_prompts
 from dejavubench.specs import Sampling
+from dejavubench.values import shown
 
 if TYPE_CHECKING:
     from dejavubench.checkpoint import Checkpoint
@@ -49,28 +73,21 @@ NO_FP32_ON_CUDA = "inference_data_type fp32 does not run on a CUDA device: its d
 
 NO_NIXL = "nixl is not installed: pip install 'dejavubench[nixl]'"
 
-UNLIMITED = "unlimited"
-"""A link that nothing slows."""
+MOST_POINTS = 10_000
+"""Points of one run: a sweep of more is a mistake, or the work of several runs."""
+
+MOST_THREADS = 4096
+THREADS_PER_CORE = 4
+"""Threads of a rank for each core it is granted: more than one take turns, more than four are a mistake."""
+
+MOST_WORKERS = 4096
+"""Sources, and sinks, of one run."""
 
 CACHE_STEP = 32
 """Unless told otherwise a cache's positions are a multiple of this, as kernels like them."""
 
 
 # ---- how values are read ----
-
-
-def _as_list(value: Any) -> Any:
-    """A TOML list, a comma-separated string or one value, as a tuple without repeats."""
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    items = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not items or "" in items:
-        raise ValueError("name at least one, and none of them empty")
-    if any(isinstance(item, bool) for item in items):
-        raise ValueError("true and false are no values of this list")
-    if len(set(map(str, items))) != len(items):
-        raise ValueError(f"{', '.join(map(str, items))}: something is named twice")
-    return items
 
 
 def _as_device(value: Any, info: ValidationInfo) -> Any:
@@ -89,53 +106,18 @@ def _as_device(value: Any, info: ValidationInfo) -> Any:
 def _as_data_types(value: Any, info: ValidationInfo) -> Any:
     """``auto`` is settled here, for the device that is settled by now."""
     best = "fp16" if info.data.get("device") == "cuda" else "bf16" if native_bf16() else "fp32"
-    return _as_list([best if item == "auto" else item for item in _as_list(value)])
+    return as_list([best if item == "auto" else item for item in as_list(value)])
 
 
 def _as_data_type(value: Any, info: ValidationInfo) -> Any:
     return value and _as_data_types(value, info)[0]
 
 
-def _as_levels(value: Any) -> Any:
-    levels = tuple(str(item) for item in _as_list(value))
-    for level in levels:
-        if level not in LEVELS:
-            raise ValueError(f"there is no level {level!r}; levels are {', '.join(LEVELS)}")
-    return levels
-
-
-def _as_modes(value: Any) -> Any:
-    modes = _as_list(value) if value != "" else ("",)
-    known = [mode for mode in get_args(Mode) if not mode.startswith("swap-")]  # these are --swap's
-    for mode in modes:
-        if mode not in known:
-            what = f"there is no destination {mode!r}" if mode else "no destination is named"
-            raise ValueError(f"{what}; choose one or more of {', '.join(known)}")
-    return modes
-
-
-def _as_peers(value: Any) -> Any:
-    peers = () if value in ((), []) else _as_list(value)
-    for peer in peers:
-        units.address(peer)
-    return peers
-
-
-def _as_stores(value: Any) -> Any:
-    return () if value in ((), []) else _as_list(value)
-
-
-def _as_link(value: Any) -> Any:
-    if value not in (None, UNLIMITED):
-        units.rate(value)
-    return value
-
-
 def _as_models(value: Any) -> Any:
-    names = _as_list(value)
+    names = as_list(value)
     for name in names:
         if name != specs.CUSTOM:
-            specs.spec(str(name))
+            specs.spec(name if isinstance(name, str) else shown(name))
     return names
 
 
@@ -144,21 +126,13 @@ def _as_folder(value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, str | Path) or not str(value).strip():
-        raise ValueError(f"{value!r} is no folder; give the path of one, as text")
+        raise ValueError(f"{shown(value)} is no folder; give the path of one, as text")
     if "\0" in str(value):
         raise ValueError(f"{str(value)!a} has a NUL character, which no path has")
     from dejavubench.checkpoint import open_checkpoint
 
-    open_checkpoint(Path(value))
+    open_checkpoint(values.path(value))
     return Path(value)
-
-
-def _unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``none`` as a flag's value takes back what the file says."""
-    return lambda value: None if value in (None, "none") else read(value)
-
-
-Counts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_list)]
 
 
 def _option(default: Any, group: Group, metavar: str, text: str, **constraints: Any) -> Any:
@@ -184,8 +158,10 @@ class Experiment(BaseModel):
     figure: Figure | None = _option(
         None, "What is run", "FIGURE", "The figure it is for: fig2, appendix_a, fig7, fig25, link."
     )
-    note: str | None = _option(None, "What is run", "TEXT", "Kept with the records and shown under the figures.")
-    resume: Path | None = _option(
+    note: Annotated[str | None, BeforeValidator(as_text)] = _option(
+        None, "What is run", "TEXT", "Kept with the records and shown under the figures."
+    )
+    resume: Folder = _option(
         None,
         "What is run",
         "DIR",
@@ -194,15 +170,16 @@ class Experiment(BaseModel):
     )
     ubatch_size: Counts = _option((1,), "What is run", "N[,N…]", "Requests in a microbatch.")
     input_len: Counts = _option((1,), "What is run", "P[,P…]", "Tokens of each random prompt.")
-    prompts: Path | None = _option(
+    prompts: Folder = _option(
         None,
         "What is run",
         "FILE",
-        "Prompts in place of random ones, one a line, taken in order and then again from the first: token ids (.csv, "
-        ".jsonl) or text, which needs --ckpt-path's tokenizer and transformers. Shorter ones are padded on the left.",
+        "Prompts in place of random ones, one a line, taken in order and then again from the first: token ids "
+        '(1,2,3 in any file; [1, 2, 3] or {"prompt": [1, 2, 3]} in .jsonl) or text, which needs --ckpt-path\'s '
+        "tokenizer and transformers. Shorter ones are padded on the left.",
     )
     output_len: Counts = _option((32,), "What is run", "T[,T…]", "New tokens of each request, the prompt's included.")
-    max_seq_len: PositiveInt | None = _option(
+    max_seq_len: MaybeCount = _option(
         None,
         "What is run",
         "N",
@@ -212,10 +189,10 @@ class Experiment(BaseModel):
     model: Annotated[tuple[str, ...], BeforeValidator(_as_models)] = _option(
         (specs.CUSTOM,), "Model", "NAME[,NAME…]", f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {specs.CUSTOM}."
     )
-    layer_num: PositiveInt = _option(24, "Model", "N", "Of a custom model: layers.")
-    head_num: PositiveInt = _option(16, "Model", "N", "Of a custom model: attention heads.")
-    size_per_head: PositiveInt = _option(64, "Model", "N", "Of a custom model: elements of a head.")
-    vocab_size: PositiveInt = _option(50304, "Model", "N", "Of a custom model: rows of the embedding.")
+    layer_num: Count = _option(24, "Model", "N", "Of a custom model: layers.")
+    head_num: Count = _option(16, "Model", "N", "Of a custom model: attention heads.")
+    size_per_head: Count = _option(64, "Model", "N", "Of a custom model: elements of a head.")
+    vocab_size: Count = _option(50304, "Model", "N", "Of a custom model: rows of the embedding.")
     inference_data_type: Annotated[tuple[DataType, ...], BeforeValidator(_as_data_types)] = _option(
         ("auto",),
         "Model",
@@ -231,35 +208,35 @@ class Experiment(BaseModel):
         "DIR",
         "A Hugging Face folder (GPT-2, OPT, BLOOM, Llama, Mistral, Qwen) with safetensors, instead of random weights.",
     )
-    kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(_as_list)] = _option(
+    kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(as_list)] = _option(
         ("hnd",), "Model", "LAYOUT[,LAYOUT…]", "Of the KV cache: ft (FasterTransformer), hnd or nhd."
     )
-    tensor_para_size: PositiveInt = _option(1, "Model", "N", "Tensor-parallel degree.")
-    pipeline_para_size: PositiveInt = _option(
+    tensor_para_size: Count = _option(1, "Model", "N", "Tensor-parallel degree.")
+    pipeline_para_size: Count = _option(
         1, "Model", "N", "Pipeline depth; as many microbatches are in flight as it has stages."
     )
-    temperature: float = _option(
+    temperature: Annotated[float, BeforeValidator(as_temperature)] = _option(
         0.0,
         "Model",
         "X",
-        "Draw tokens at this temperature; at 0 each is the most likely one.",
-        ge=0,
-        allow_inf_nan=False,
+        f"Draw tokens at this temperature, {COLDEST:g} to {HOTTEST:g}; at 0 each is the most likely one.",
     )
-    top_k: PositiveInt | None = _option(None, "Model", "N", "Draw from the N most likely tokens only.")
-    top_p: float | None = _option(
-        None, "Model", "P", "Draw from the fewest most likely tokens that together reach P only.", gt=0, le=1
+    top_k: MaybeCount = _option(None, "Model", "N", "Draw from the N most likely tokens only.")
+    top_p: Annotated[float | None, BeforeValidator(as_top_p)] = _option(
+        None, "Model", "P", "Draw from the fewest most likely tokens that together reach P only."
     )
-    seed: int = _option(0, "Model", "N", "Of weights, random prompts, draws and the order of arms.", ge=0, lt=2**63)
+    seed: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=2**63 - 1))] = _option(
+        0, "Model", "N", "Of weights, random prompts, draws and the order of arms."
+    )
 
-    streaming: Annotated[tuple[Mode, ...], BeforeValidator(_as_modes)] = _option(
+    streaming: Annotated[tuple[Mode, ...], BeforeValidator(as_modes)] = _option(
         ("none",),
         "Streaming",
         "MODE[,MODE…]",
         "Where the cache goes: none, host, disk, mpi (a remote CPU), nccl (a remote GPU), nixl (by NVIDIA's NIXL: "
         "a remote CPU, or GPU to GPU), tcp (a remote CPU, no MPI).",
     )
-    peer: Annotated[tuple[str, ...], BeforeValidator(_as_peers)] = _option(
+    peer: Annotated[tuple[str, ...], BeforeValidator(as_peers)] = _option(
         (),
         "Streaming",
         "ADDR:PORT[,…]",
@@ -268,58 +245,56 @@ class Experiment(BaseModel):
     tcp_checksums: bool = _option(
         False, "Streaming", "", "Hash what tcp streams at both ends, beside TCP's own checksum."
     )
-    level: Annotated[tuple[str, ...], BeforeValidator(_as_levels)] = _option(
+    level: Annotated[tuple[str, ...], BeforeValidator(as_levels)] = _option(
         (DEFAULT_LEVEL,),
         "Streaming",
         "LEVEL[,LEVEL…]",
         f"Optimisations: {', '.join(LEVELS)}. Wins over ${BASELINE_VARIABLE}, and that over the config.",
     )
     compare: bool = _option(False, "Streaming", "", "Add the two baselines without streaming.")
-    durability: Annotated[tuple[Durability, ...], BeforeValidator(_as_list)] = _option(
+    durability: Annotated[tuple[Durability, ...], BeforeValidator(as_list)] = _option(
         ("fdatasync",), "Streaming", "D[,D…]", "When disk has a chunk: fdatasync, direct or page-cache."
     )
     nccl_loopback: bool = _option(
         False, "Streaming", "", "Let a source and its sink share one GPU for nccl; results are labelled loopback."
     )
-    stream_dir: Path | None = _option(
+    stream_dir: Folder = _option(
         None, "Streaming", "DIR", "Folder for what is streamed to disk. Without it: the run's own."
     )
     keep: bool = _option(False, "Streaming", "", "Leave what was streamed to disk.")
-    sink_tensor_para_size: PositiveInt | None = _option(
+    sink_tensor_para_size: MaybeCount = _option(
         None, "Streaming", "N", "Tensor-parallel degree of the sinks, if another."
     )
-    sink_pipeline_para_size: PositiveInt | None = _option(
-        None, "Streaming", "N", "Pipeline depth of the sinks, if another."
-    )
-    sink_ubatch_size: PositiveInt | None = _option(
+    sink_pipeline_para_size: MaybeCount = _option(None, "Streaming", "N", "Pipeline depth of the sinks, if another.")
+    sink_ubatch_size: MaybeCount = _option(
         None, "Streaming", "N", "Requests in a microbatch of the sinks, if other; must divide those in flight."
     )
     handoff: bool = _option(
         False, "Streaming", "", "Sinks have the model too, in their own setup, and go on where the sources stop."
     )
-    handoff_tokens: PositiveInt = _option(
+    handoff_tokens: Count = _option(
         1, "Streaming", "N", "With --handoff: new tokens that sources generate before, the prompt's included."
     )
-    swap: Annotated[tuple[Store, ...], BeforeValidator(_as_stores)] = _option(
+    swap: Annotated[tuple[Store, ...], BeforeValidator(as_stores)] = _option(
         (),
         "Streaming",
         "STORE[,STORE]",
         "Microbatches take turns in --resident caches; the others' are in host memory or on disk meanwhile.",
     )
-    resident: PositiveInt = _option(
-        2, "Streaming", "N", "With --swap: caches in place, fewer than the pipeline is deep."
-    )
-    staging_mib: PositiveInt = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
-    staging_slots: PositiveInt = _option(4, "Streaming", "N", "Staging slots of a source.")
+    resident: Count = _option(2, "Streaming", "N", "With --swap: caches in place, fewer than the pipeline is deep.")
+    staging_mib: Count = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
+    staging_slots: Count = _option(4, "Streaming", "N", "Staging slots of a source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
         60.0, "Streaming", "TIME", "Without any progress for so long, a wait for streaming fails the run."
     )
 
-    rounds: PositiveInt = _option(
+    rounds: Rounds = _option(
         5, "Measurement", "N", "Rounds of each point, every arm once in each; with --precision the fewest."
     )
-    warmup: int = _option(2, "Measurement", "N", "Iterations of each arm before, recorded and marked.", ge=0)
-    precision: Annotated[float | None, BeforeValidator(_unless_none(units.fraction))] = _option(
+    warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = _option(
+        2, "Measurement", "N", "Iterations of each arm before, recorded and marked."
+    )
+    precision: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
         None,
         "Measurement",
         "P%",
@@ -328,15 +303,22 @@ class Experiment(BaseModel):
     max_time: Annotated[float, BeforeValidator(units.seconds)] = _option(
         600.0, "Measurement", "TIME", "With --precision: the longest that one point's rounds may take, e.g. 10m."
     )
-    target_overhead: Annotated[float | None, BeforeValidator(_unless_none(units.fraction))] = _option(
+    target_overhead: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
         None, "Measurement", "P%", "Say of each arm whether it is met, missed or unresolved."
     )
     verify: bool = _option(True, "Measurement", "", "Compare every byte that arrived, outside the clock.")
     ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, sockets, disk and matmul can do.")
-    log_dir: Path = _option(Path("logs"), "Measurement", "DIR", "Where the run's folder is made.")
+    log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
+        Path("logs"), "Measurement", "DIR", "Where the run's folder is made."
+    )
 
-    threads: PositiveInt = _option(1, "Machine", "N", "Threads of each rank, the same for all arms.")
-    link: Annotated[str | None, BeforeValidator(_as_link)] = _option(
+    threads: Annotated[int, BeforeValidator(partial(values.whole, most=MOST_THREADS))] = _option(
+        1,
+        "Machine",
+        "N",
+        f"Threads of each rank, the same for all arms; at most {THREADS_PER_CORE} for each core that a rank may use.",
+    )
+    link: Annotated[str | None, BeforeValidator(as_link)] = _option(
         None,
         "Machine",
         "RATE",
@@ -394,6 +376,7 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
+        self._check_limits()
         for key in ("layer_num", "head_num", "size_per_head", "vocab_size"):
             if self.ckpt_path is not None and self._is_given(key):
                 raise ValueError(f"{key} is for --model {specs.CUSTOM}; {self.ckpt_path} has its own")
@@ -409,8 +392,7 @@ class Experiment(BaseModel):
                 f"max_seq_len {self.max_seq_len} is too short: input_len {max(self.prompt_lens)} and output_len "
                 f"{max(self.output_len)} take {self._positions_needed} positions of the cache"
             )
-        if "/" in self.name or self.name.startswith(".") or not self.name.isprintable() or len(self.name) > 100:
-            raise ValueError(f"name {self.name!r} cannot be a folder's name")
+        self._check_name()
         if not self.temperature and (self.top_k or self.top_p):
             raise ValueError("top_k and top_p choose among tokens to draw from: name a temperature above 0")
         self._check_prompts()
@@ -435,8 +417,7 @@ class Experiment(BaseModel):
             raise ValueError("streaming nccl moves the cache from GPU to GPU: it needs a CUDA device")
         if self.streaming == ("nixl",) and not self._has_nixl:
             raise ValueError(f"streaming nixl: {NO_NIXL}")
-        if self.peer and "tcp" not in self.streaming:
-            raise ValueError("peer is for streaming tcp, which is not among the destinations")
+        self._check_destinations_options()
         if self.streaming == ("tcp",) and not self.peer:
             raise ValueError("streaming tcp needs --peer ADDR:PORT, where 'dejavubench sink' listens")
         if len(self.peer) not in (0, 1, self.sources):
@@ -445,6 +426,39 @@ class Experiment(BaseModel):
         if all(problems):  # of a sweep, what can run does
             raise ValueError(problems[0])
         return self
+
+    def _check_limits(self) -> None:
+        """Refuse what is too much before anything is made of each point or worker."""
+        lists = (self.model, self.inference_data_type, self.kv_layout, self.ubatch_size, self.prompt_lens)
+        count = prod(map(len, (*lists, self.output_len)))
+        if count > MOST_POINTS:
+            raise ValueError(
+                f"the lists combine to {count:,} points, and one run takes at most {MOST_POINTS:,}: shorten a list, or "
+                "split the sweep into several runs"
+            )
+        for side, workers in (("", self.sources), ("sink_", self.sinks)):
+            if workers > MOST_WORKERS:
+                raise ValueError(
+                    f"{side}tensor_para_size × {side}pipeline_para_size takes {workers:,} ranks; at most "
+                    f"{MOST_WORKERS:,} are supported"
+                )
+
+    def _check_name(self) -> None:
+        name = self.name
+        bad = "/" in name or name.startswith(".") or not name.isprintable() or name != name.strip()
+        if bad or not name or len(name) > 100 or len(name.encode()) > 200:
+            raise ValueError(f"name {shown(name)} cannot be a folder's name")
+
+    def _check_destinations_options(self) -> None:
+        """Refuse options of a destination that is not among those named."""
+        if self.peer and "tcp" not in self.streaming:
+            raise ValueError("peer is for streaming tcp, which is not among the destinations")
+        if self.tcp_checksums and "tcp" not in self.streaming:
+            raise ValueError("tcp_checksums is for streaming tcp, which is not among the destinations")
+        if self._is_given("durability") and "disk" not in (*self.streaming, *self.swap):
+            raise ValueError(
+                f"durability {', '.join(self.durability)} is for streaming disk, which is not among the destinations"
+            )
 
     def _is_given(self, key: str) -> bool:
         """Whether something other than the default is."""
@@ -650,6 +664,21 @@ class Experiment(BaseModel):
             f"{units.count_text(size, 'rank')}: {why}; start mpirun -n {' or -n '.join(map(str, self.ranks))}"
         )
 
+    def check_threads(self, cores: int) -> None:
+        """Refuse threads that only wait for each other.
+
+        Args:
+            cores: that the rank with the fewest may use.
+
+        Raises:
+            UsageError: they are too many.
+        """
+        if self.threads > THREADS_PER_CORE * cores:
+            raise UsageError(
+                f"threads {self.threads} are more than {THREADS_PER_CORE} for each of the "
+                f"{units.count_text(cores, 'core')} that a rank may use here: name {cores} or fewer"
+            )
+
     # ---- identity ----
 
     def hash(self) -> str:
@@ -677,7 +706,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     Raises:
         UsageError: the file cannot be read, or a value is wrong; the message names the file, key or flag.
     """
-    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     where: dict[str, str] = {}
     if "resume" in overrides:
         if path is not None:
@@ -685,25 +714,46 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         from dejavubench.interrupted import find_interrupted
         from dejavubench.records import RUN_FILE
 
-        folder = Path(overrides["resume"])
-        values = find_interrupted(folder)[1]
-        where = {key: f"resume: {folder / RUN_FILE}: {key}" for key in values}
+        folder = _checked(overrides["resume"], "--resume")
+        given = find_interrupted(folder)[1]
+        where = {key: f"resume: {folder / RUN_FILE}: {key}" for key in given}
         environ = {}  # the level is that run's
     if path is not None:
-        values = {"name": path.stem, **_read_toml(path)}
-        if "resume" in values:
+        if _checked(path, "CONFIG").exists() and not (path.is_file() or path.is_fifo()):
+            raise UsageError(f"{path}: is no file")
+        given = {"name": path.stem, **_read_toml(path)}
+        if "resume" in given:
             raise UsageError(f"{path}: resume stands for a whole experiment: give it as a flag, without a file")
-        where = {key: f"{path}: {key}" for key in values}
+        where = {key: f"{path}: {key}" for key in given}
     if BASELINE_VARIABLE in environ:
-        values["level"] = environ[BASELINE_VARIABLE]
+        given["level"] = environ[BASELINE_VARIABLE]
         where["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
-        values[key] = value
+        given[key] = value
         where[key] = "--" + key.replace("_", "-")
+    for key, value in given.items():
+        if _is_several(key, value):
+            raise UsageError(f"{where[key]} takes one value; it cannot be swept: {shown(value)}")
     try:
-        return Experiment.model_validate(values, context={"plan": plan})
+        return Experiment.model_validate(given, context={"plan": plan})
     except ValidationError as error:
         raise UsageError(_one_line(error, where, path)) from None
+
+
+def _checked(path: Any, where: str) -> Path:
+    try:
+        return values.path(path)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _is_several(key: str, value: Any) -> bool:
+    """Whether a list is given where one value is wanted; texts and paths may hold commas, and refuse lists."""
+    field = Experiment.model_fields.get(key)
+    if field is None or get_origin(field.annotation) is tuple:
+        return False
+    of_text = key in ("name", "note") or Path in (field.annotation, *get_args(field.annotation))
+    return not of_text and (isinstance(value, list | tuple) or (isinstance(value, str) and "," in value))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -736,5 +786,5 @@ def _one_line(error: ValidationError, where: Mapping[str, str], path: Path | Non
     key = cast(str, first["loc"][0])
     if key == "device" and first["input"] == "cuda":  # the value is right, but not here
         return f"{where.get(key, key)} cuda: {message}"
-    given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    given = "" if first["type"] == "value_error" else f", not {shown(first['input'])}"
     return f"{where.get(key, key)}: {message}{given}"

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import prod
 
 import numpy as np
 
-from dejavubench.dejavulib.plan import stream_in
 from dejavubench.errors import UsageError
 from dejavubench.experiment import NO_FP32_ON_CUDA, Experiment
-from dejavubench.kvcache import BOTH, KVGeometry, Span
+from dejavubench.kvcache import BOTH, KVGeometry, KVLayout, Span
 from dejavubench.machine import CudaDevice, available_nbytes, cuda_devices, native_bf16
 from dejavubench.points import ITEMSIZE, TO_DEVICE, Arm, DataType, Point, Split
-from dejavubench.sides import everything, geometry_of, setup_of, setups
-from dejavubench.specs import ModelSpec
+from dejavubench.specs import ModelSpec, even_cuts
+from dejavubench.traffic import requests_in_common
 from dejavubench.units import count_text, nbytes_text
 
 MIB = 1 << 20
@@ -39,6 +40,9 @@ CUDA_PROCESS_NBYTES = 3 * 1024 * MIB
 
 CUDA_CONTEXT_NBYTES = 1024 * MIB
 """Of a card for each process that uses it: context, kernels, cuBLAS workspaces, graphs; rough."""
+
+STAGING_SHARE = 0.5
+"""Of the available memory, what staging may take: MPI libraries abort where they cannot allocate beside it."""
 
 PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
 """What the model makes of matmul peak in the prompt, and of read bandwidth in a decode step (the design's aims)."""
@@ -59,30 +63,39 @@ def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     Layers and head are split over the tensor ranks; each of the first stage has the whole embedding.
     """
     hidden, embed = spec.hidden, spec.embed_size or spec.hidden
-    tensors = {name: prod(shape) for name, shape in spec.tensors.items()}
+    tensors = {name: prod(shape) for name, shape in spec.outer_tensors.items()}
+    of_layer = {name: prod(shape) for name, shape in spec.layer_tensors.items()}
     whole = ("norm", "out.bias", "down.bias")  # of a layer, what every tensor rank has
-    first_layer = {name: size for name, size in tensors.items() if name.startswith("layers.0.")}
-    layer = sum(
-        size if any(word in name for word in whole) else size // tensor_size for name, size in first_layer.items()
-    )
+    layer = sum(size if any(word in name for word in whole) else size // tensor_size for name, size in of_layer.items())
     projection = embed * hidden if embed != hidden else 0
     norms = {
         part: sum(size for name, size in tensors.items() if name.startswith(part)) for part in ("embed_", "final_")
     }
     first = tensors["embedding"] + tensors.get("position", 0) + norms["embed_"] + projection
-    cuts = spec.layer_cuts(stages)
-    counts = [(stop - start) * layer for start, stop in pairwise(cuts)]
-    counts[0] += first
-    counts[-1] += projection + norms["final_"]
+    last = projection + norms["final_"]
     if stages > 1 or not spec.tied:  # else the head is the embedding itself
-        counts[-1] += -(-spec.vocab_size // tensor_size) * embed
-    return max(counts)
+        last += -(-spec.vocab_size // tensor_size) * embed
+    fewest, most = spec.layer_num // stages, _most_layers(spec, stages)  # the first stages have one more
+    return first + most * layer + last if stages == 1 else max(first + most * layer, last + fewest * layer)
 
 
 def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
     """The cache of one microbatch on the worker that holds most layers: a source's, or of a side that is split so."""
-    setup = setup_of(point, split or point.sources)
-    return max((geometry_of(point, setup, worker) for worker in range(setup.workers)), key=lambda each: each.layers)
+    held = split or point.sources
+    return KVGeometry(
+        _most_layers(point.spec, held.pipeline_para_size),
+        held.ubatch_size,
+        point.spec.kv_heads // held.tensor_para_size,
+        point.positions,
+        point.spec.size_per_head,
+        point.itemsize,
+        KVLayout(point.kv_layout),
+    )
+
+
+def _most_layers(spec: ModelSpec, stages: int) -> int:
+    """Layers of the first stage, which has most."""
+    return -(-spec.layer_num // stages)
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,7 @@ class Memory:
         sink: all of a sink's: process, cache, two chunks of each microbatch on their way; on cuda, in host memory what
             comes by mpi, on its card what comes by nccl or nixl.
         disk: what a source writes to its files.
+        staging: what of a source's host memory are its staging slots.
     """
 
     weights: int
@@ -134,6 +148,7 @@ class Memory:
     source: Needs
     sink: Needs
     disk: int
+    staging: int = 0
 
     def host(self, sources: int, sinks: int) -> int:
         """Bytes on a host that so many of the ranks run on."""
@@ -181,16 +196,31 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         cache=cache,
         source=source,
         sink=sink,
+        staging=staging,
         disk=streamed * len({(arm.mode, arm.durability) for arm in experiment.arms() if arm.on_disk}),
     )
 
 
 def _arriving_nbytes(point: Point, slot: int) -> int:
     """The caches of the sink that receives most streams, and two chunks of each of them."""
-    sources, sinks = setups(point)
-    streams = max(len(stream_in(sources, sinks, worker, everything(point))) for worker in range(sinks.workers))
-    cache = worker_geometry(point, point.sinks).nbytes
-    return point.requests // sinks.ubatch_size * cache + 2 * streams * slot
+    sources, sinks = point.sources, point.sinks or point.sources
+    pieces = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
+    streams = _most_sources(point.spec, sources, sinks) * pieces
+    return point.requests // sinks.ubatch_size * worker_geometry(point, sinks).nbytes + 2 * streams * slot
+
+
+def _most_sources(spec: ModelSpec, sources: Split, sinks: Split) -> int:
+    """The most sources from which one sink receives: those with some of its layers, and some of its heads."""
+    return _most_overlaps(spec.layer_num, sources.pipeline_para_size, sinks.pipeline_para_size) * _most_overlaps(
+        spec.kv_heads, sources.tensor_para_size, sinks.tensor_para_size
+    )
+
+
+@cache
+def _most_overlaps(length: int, parts: int, others: int) -> int:
+    """The most of ``parts`` that one of ``others`` overlaps, where both cut ``length`` as evenly as can be."""
+    ours, theirs = even_cuts(length, parts), even_cuts(length, others)
+    return max(bisect_left(ours, stop) - bisect_right(ours, start) + 1 for start, stop in pairwise(theirs))
 
 
 def _successor_nbytes(point: Point) -> int:
@@ -257,6 +287,12 @@ def reasons(
         elif (needed := needs.host(sources, sinks)) > room:
             found[point.id] = (
                 f"{point.spec.name} needs {nbytes_text(needed)} of memory, {nbytes_text(room)} are available"
+            )
+        elif sources * needs.staging > STAGING_SHARE * room:
+            found[point.id] = (
+                f"staging_slots {experiment.staging_slots} × staging_mib {experiment.staging_mib} take "
+                f"{nbytes_text(sources * needs.staging)} of memory for {count_text(sources, 'source')}, "
+                f"{nbytes_text(room)} are available, of which staging may take half"
             )
     return found
 
@@ -370,7 +406,7 @@ def naive_seconds(point: Point, arm: Arm) -> float:
 
     def copies(positions: int) -> int:
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
-        return geometry.layers * sum(len(geometry.runs(kv, region).offsets) for kv in BOTH)
+        return geometry.layers * sum(prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH)
 
     runs = copies(point.input_len) + (point.generated - 1) * copies(1)
     durable = arm.mode == "disk" and arm.durability != "page-cache"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dejavubench import values
 from dejavubench.errors import UsageError
-from dejavubench.records import ArmInfo, End, PhaseMark, PointInfo, RankLog, RecordError, Run, read_run
+from dejavubench.records import RUN_FILE, ArmInfo, End, PhaseMark, PointInfo, RankLog, RecordError, Run, read_run
 
 WITH_CACHE = ("prompt", "tokens", "drain", "verify")
 """Phases of an iteration in which the stream's file holds what the model has computed."""
@@ -66,7 +67,10 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
     experiment = run.header.experiment
     if not experiment.get("keep"):
         raise UsageError(f"resume: {folder} did not keep what it streamed; a run that is to be resumed needs --keep")
-    stream_dir = Path(experiment.get("stream_dir") or folder)
+    try:
+        stream_dir = values.path(experiment.get("stream_dir") or folder)
+    except ValueError as error:
+        raise UsageError(f"resume: {folder / RUN_FILE}: stream_dir: {error}") from None
     found = Interrupted(
         folder.absolute(), run.header.run_id, point.id, arm.name, arm.durability, mark.phase, stream_dir.absolute()
     )

@@ -1,19 +1,54 @@
 """Ground floor: prompts from a file, as token ids; neither torch nor MPI.
 
-By the file's name: ``.csv`` has one prompt a line of token ids with commas between (FasterTransformer's
-``start_ids.csv``); ``.jsonl`` one a line, a list of token ids or a string; in any other file each line is a text.
+One prompt a line. The name's end says how lines are read, in capitals too:
+
+- ``.csv``: token ids with commas between (FasterTransformer's ``start_ids.csv``).
+- ``.jsonl``, ``.ndjson``: JSON in one of :data:`SHAPES`.
+- ``.json``: refused, as it is one document and not one prompt a line.
+- any other: token ids if every line has numbers and commas alone; else JSON if the first line is a JSON list or
+  object and the name does not end in ``.txt``; else each line is a text.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dejavubench.textfile import TextFileError, parse_json, read_text
+from dejavubench.values import one_line, shown
+
 Encode = Callable[[str], list[int]]
 Ids = tuple[int, ...]
+Read = Callable[[str], list[int] | str]
+
+SHAPES = (
+    'token ids as 1,2,3 (.csv) or, as JSON, [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or {"prompt": [1, 2, 3]}; '
+    'text as a line or, as JSON, "text" or {"prompt": "text"}'
+)
+"""What a line may be."""
+
+ID_KEYS, KEYS = ("prompt_token_ids",), ("prompt_token_ids", "prompt")
+"""Keys of an object that hold a prompt, the first that is there (vLLM's names); others are ignored."""
+
+FOREIGN = {
+    "hash_ids": "a Mooncake trace, which has lengths and hashes but no tokens",
+    "conversations": "a ShareGPT conversation, which does not say where the prompt ends",
+    "messages": "a chat, whose text depends on a template",
+}
+"""Keys by which other tools' files are known, and why they hold no prompt."""
+
+MOST_NBYTES = 1 << 30
+LARGEST_ID = 2**31 - 1
+_NUMERIC = re.compile(r"[\s,0-9+.eE-]*[0-9][\s,0-9+.eE-]*")
+_WHOLE = re.compile("[0-9]{1,18}")
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a folder with a tokenizer has at least one."""
 
 
 class PromptError(ValueError):
@@ -26,20 +61,30 @@ def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
     Raises:
         PromptError: the file cannot be read, has no prompt, or a line is none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() knows more ends than files have
-    except OSError as error:
-        raise PromptError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise PromptError(f"{path}: not a text file in UTF-8") from None
+    lines = _lines(path)
     prompts = tuple(_prompts(path, lines, cache(lambda: _tokenizer(folder))))
     if not prompts:
         raise PromptError(f"{path}: holds no prompt")
     return prompts
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise PromptError(f"{path}: is no file")
+        if found.st_size > MOST_NBYTES:
+            raise PromptError(f"{path}: has {found.st_size} bytes; at most {MOST_NBYTES} are read")
+        text = read_text(path)
+    except OSError as error:
+        raise PromptError(f"{path}: {error.strerror}") from None
+    except TextFileError as error:
+        raise PromptError(str(error)) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # splitlines() knows more ends than files have
+
+
 def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
-    read = {".csv": _from_csv, ".jsonl": _from_json}.get(path.suffix, lambda line: line)
+    read = _reader(path, lines)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -53,33 +98,90 @@ def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> I
         yield ids
 
 
+def _reader(path: Path, lines: list[str]) -> Read:
+    """How this file's lines are read."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise PromptError(f"{path}: a .json file is one document: give one prompt a line in a .jsonl file: {SHAPES}")
+    if suffix in (".jsonl", ".ndjson"):
+        return _from_json
+    written = [line for line in lines if line.strip()]
+    if suffix == ".csv" or (written and all(map(_NUMERIC.fullmatch, written))):
+        return _from_csv
+    if written and suffix != ".txt" and _is_json(written[0]):
+        return _from_json
+    return lambda line: line
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is a whole list or object."""
+    if line.lstrip()[:1] not in ("[", "{"):
+        return False
+    try:
+        parse_json(line, "")
+    except TextFileError:
+        return False
+    return True
+
+
 def _from_csv(line: str) -> list[int]:
-    return [_id(field.strip()) for field in line.strip().rstrip(",").split(",")]
+    return [_id(field.strip()) for field in re.sub(r"[\s,]+$", "", line).split(",")]
 
 
 def _from_json(line: str) -> list[int] | str:
     try:
         value: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error.msg}") from None
+        raise ValueError(f"column {error.colno}: not JSON: {error.msg}; lines that are read: {SHAPES}") from None
+    except RecursionError:
+        raise ValueError("not usable JSON: its brackets are nested too deeply") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise ValueError("not usable JSON: a number has too many digits") from None
+    if isinstance(value, dict):
+        value = _of_object(value)
     if isinstance(value, list):
         return [_id(item) for item in value]
     if not isinstance(value, str):
-        raise ValueError("neither a list of token ids nor a string")
+        raise ValueError(f"{shown(value)} is no prompt; lines that are read: {SHAPES}")
     return value
 
 
+def _of_object(value: dict[str, Any]) -> Any:
+    """What stands under the key of the prompt."""
+    for key in KEYS:
+        if key in value:
+            if key in ID_KEYS and not isinstance(value[key], list):
+                raise ValueError(f"{key} {shown(value[key])} is no list of token ids")
+            return value[key]
+    known = next((why for key, why in FOREIGN.items() if key in value), None)
+    what = f"it is {known}" if known else f"an object with {', '.join(map(shown, list(value)[:4])) or 'no keys'}"
+    raise ValueError(f"{what}; lines that are read: {SHAPES}")
+
+
 def _id(item: Any) -> int:
-    if isinstance(item, str) and item.isdecimal():
-        return int(item)
-    if isinstance(item, bool) or not isinstance(item, int) or item < 0:
-        raise ValueError(f"{item!r} is no token id")
-    return item
+    number = int(item) if isinstance(item, str) and _WHOLE.fullmatch(item) else item
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{shown(item)} is no token id{_hint(item)}")
+    if number > LARGEST_ID:
+        raise ValueError(f"{shown(item)} is no token id: it is larger than {LARGEST_ID}")
+    return number
+
+
+def _hint(item: Any) -> str:
+    if item == "":
+        return ": there is nothing between two commas"
+    if isinstance(item, str) and re.fullmatch(r"[0-9]+(\s+[0-9]+)+", item):
+        return ": commas go between token ids"
+    is_float = isinstance(item, float) or (isinstance(item, str) and re.fullmatch("[0-9.]+(e[+-]?[0-9]+)?", item))
+    return ": write whole numbers (numpy.savetxt does with fmt='%d')" if is_float else ""
+
+
+# ---- text ----
 
 
 def _tokenizer(folder: Path | None) -> Encode:
     if folder is None:
-        raise PromptError("prompts of text need --ckpt-path with a tokenizer; token ids (.csv, .jsonl) do without")
+        raise PromptError(f"prompts of text need --ckpt-path with a tokenizer; lines that are read: {SHAPES}")
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -87,9 +189,16 @@ def _tokenizer(folder: Path | None) -> Encode:
             "prompts of text need transformers, which is not installed: pip install 'dejavubench[text]', or give "
             "token ids (.csv or .jsonl)"
         ) from None
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise PromptError(
+            f"{folder} has no tokenizer that transformers can load: save the tokenizer there, or give token ids; "
+            f"lines that are read: {SHAPES}"
+        )
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - what is wrong with a tokenizer's files comes as anything
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PromptError(f"{folder}: no tokenizer that transformers can load: {why}") from None
+        why = one_line(str(error)) or type(error).__name__
+        raise PromptError(
+            f"{folder}: no tokenizer that transformers can load; give token ids, or save the tokenizer there: {why}"
+        ) from None
     return lambda text: list(loaded(text)["input_ids"])

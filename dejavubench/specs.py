@@ -125,51 +125,65 @@ class ModelSpec:
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of the unsplit model by our name; linears are [out, in]. A tied head has none."""
-        hidden, ffn, embed = self.hidden, self.ffn_size, self.embed_size or self.hidden
-        queries, keys = (heads * self.size_per_head for heads in (self.head_num, self.kv_heads))
+        each = self.layer_tensors
+        layers = {f"layers.{layer}.{name}": shape for layer in range(self.layer_num) for name, shape in each.items()}
+        return {**self._first_tensors, **layers, **self._last_tensors}
+
+    @property
+    def outer_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that belong to no layer."""
+        return {**self._first_tensors, **self._last_tensors}
+
+    @property
+    def _first_tensors(self) -> dict[str, tuple[int, ...]]:
+        hidden, embed = self.hidden, self.embed_size or self.hidden
         found: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, embed)}
-
-        def add(name: str, *shape: int, bias: bool) -> None:
-            found[f"{name}.weight"] = shape
-            if bias:
-                found[f"{name}.bias"] = shape[:1]
-
         if embed != hidden:
             found["project_in.weight"], found["project_out.weight"] = (hidden, embed), (embed, hidden)
         if self.position == "learned":
             assert self.context is not None
             found["position"] = (self.context + self.position_offset, hidden)
         if self.embed_norm:
-            add("embed_norm", hidden, bias=not self.rms)
-        for layer in range(self.layer_num):
-            at = f"layers.{layer}"
-            for norm in ("norm1", "norm2"):
-                add(f"{at}.{norm}", hidden, bias=not self.rms)
-            for linear, outs in (("query", queries), ("key", keys), ("value", keys)):
-                add(f"{at}.{linear}", outs, hidden, bias=self.qkv_bias)
-            for norm in ("query_norm", "key_norm") if self.qk_norm else ():
-                add(f"{at}.{norm}", self.size_per_head, bias=False)
-            add(f"{at}.out", hidden, queries, bias=self.bias)
-            for linear in ("gate", "up") if self.gated else ("up",):
-                add(f"{at}.{linear}", ffn, hidden, bias=self.bias)
-            add(f"{at}.down", hidden, ffn, bias=self.bias)
+            _add(found, "embed_norm", hidden, bias=not self.rms)
+        return found
+
+    @property
+    def layer_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one layer's tensors, by their names within the layer; all layers are alike."""
+        hidden, ffn = self.hidden, self.ffn_size
+        queries, keys = (heads * self.size_per_head for heads in (self.head_num, self.kv_heads))
+        found: dict[str, tuple[int, ...]] = {}
+        for norm in ("norm1", "norm2"):
+            _add(found, norm, hidden, bias=not self.rms)
+        for linear, outs in (("query", queries), ("key", keys), ("value", keys)):
+            _add(found, linear, outs, hidden, bias=self.qkv_bias)
+        for norm in ("query_norm", "key_norm") if self.qk_norm else ():
+            _add(found, norm, self.size_per_head, bias=False)
+        _add(found, "out", hidden, queries, bias=self.bias)
+        for linear in ("gate", "up") if self.gated else ("up",):
+            _add(found, linear, ffn, hidden, bias=self.bias)
+        _add(found, "down", hidden, ffn, bias=self.bias)
+        return found
+
+    @property
+    def _last_tensors(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
         if self.norm_first:
-            add("final_norm", hidden, bias=not self.rms)
+            _add(found, "final_norm", self.hidden, bias=not self.rms)
         if not self.tied:
-            found["head"] = (self.vocab_size, embed)
+            found["head"] = (self.vocab_size, self.embed_size or self.hidden)
         return found
 
     @property
     def parameters(self) -> int:
         """Parameters of the unsplit model."""
-        return sum(prod(shape) for shape in self.tensors.values())
+        layer, outer = (sum(map(prod, shapes.values())) for shapes in (self.layer_tensors, self.outer_tensors))
+        return self.layer_num * layer + outer
 
     @property
     def layer_weights(self) -> int:
         """Elements of the matrices of all layers."""
-        return sum(
-            prod(shape) for name, shape in self.tensors.items() if name.startswith("layers.") and len(shape) == 2
-        )
+        return self.layer_num * sum(prod(shape) for shape in self.layer_tensors.values() if len(shape) == 2)
 
     @property
     def head_weights(self) -> int:
@@ -184,8 +198,19 @@ class ModelSpec:
         """
         if not 1 <= stages <= self.layer_num:
             raise ValueError(f"{self.name} has {self.layer_num} layers; they cannot be cut into {stages} stages")
-        each, more = divmod(self.layer_num, stages)
-        return tuple(stage * each + min(stage, more) for stage in range(stages + 1))
+        return even_cuts(self.layer_num, stages)
+
+
+def even_cuts(length: int, parts: int) -> tuple[int, ...]:
+    """Boundaries of ``parts`` pieces of ``length``, as even as can be; the first ones are the longer ones."""
+    each, more = divmod(length, parts)
+    return tuple(part * each + min(part, more) for part in range(parts + 1))
+
+
+def _add(found: dict[str, tuple[int, ...]], name: str, *shape: int, bias: bool) -> None:
+    found[f"{name}.weight"] = shape
+    if bias:
+        found[f"{name}.bias"] = shape[:1]
 
 
 def _gpt2(name: str, layer_num: int, head_num: int) -> ModelSpec:

@@ -6,14 +6,19 @@ Pure, like the plan: sizes in, numbers out; nothing is allocated and neither tor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from math import lcm
 
 from dejavubench.dejavulib.plan import Exchange, Setup, Transfer, exchanges
 from dejavubench.kvcache import BOTH, KVGeometry, Region, Span
 from dejavubench.points import Point
 from dejavubench.sides import geometry_of
+from dejavubench.units import count_text
+
+MOST_TRANSFERS = 100_000
+"""Different transfers that a plan looks at one by one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ class Volume:
     def __add__(self, other: Volume) -> Volume:
         return Volume(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
 
+    def times(self, repeats: int) -> Volume:
+        return Volume(*(repeats * each for each in astuple(self)))
+
     def least_seconds(self, link: Link) -> tuple[float, float, float]:
         """Of the prompt, of one token, of all, were this alone on the link."""
         prompt, token, total = map(link.least_seconds, (self.prompt_nbytes, self.token_nbytes, self.total_nbytes))
@@ -61,10 +69,32 @@ class Volume:
 
 @dataclass(frozen=True)
 class Flow:
-    """What one source sends to one sink, and how much that is."""
+    """What one source sends to one sink, and how much that is.
+
+    Attributes:
+        exchange: of the first requests, after which microbatches of both sides begin together again.
+        region: of all requests, in the whole model's numbers.
+        volume: of all requests.
+        repeats: how many times the exchange makes the whole.
+        ubatches: microbatches of the source and of the sink in one exchange.
+    """
 
     exchange: Exchange
+    region: Region
     volume: Volume
+    repeats: int
+    ubatches: tuple[int, int]
+
+    def transfers(self) -> Iterator[Transfer]:
+        """All of them, by the microbatches of the source."""
+        ours, theirs = self.ubatches
+        for repeat in range(self.repeats):
+            for each in self.exchange.transfers:
+                yield replace(
+                    each,
+                    source_ubatch=each.source_ubatch + repeat * ours,
+                    target_ubatch=each.target_ubatch + repeat * theirs,
+                )
 
 
 @dataclass(frozen=True)
@@ -132,17 +162,40 @@ class Traffic:
 def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     """The traffic of all positions of ``requests`` requests.
 
+    Microbatches of the two sides begin together after every lcm of their sizes: only so many requests are looked at.
+
     Raises:
-        ValueError: the two sides hold different models, or the layout cannot hold the heads.
+        ValueError: the two sides hold different models, the layout cannot hold the heads, or there are too many
+            different transfers to look at.
     """
-    everything = Region(
-        Span(0, source.layer_cuts[-1]), Span(0, requests), Span(0, source.heads), Span(0, point.written)
-    )
+    common = lcm(source.ubatch_size, sink.ubatch_size)
+    repeats = 1 if requests % common else requests // common
+    some = requests // repeats
+    pieces = requests_in_common(source.ubatch_size, sink.ubatch_size, some)
+    pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
+    if pieces * pairs > MOST_TRANSFERS:
+        raise ValueError(
+            f"microbatches of {source.ubatch_size} and {sink.ubatch_size} and {count_text(pairs, 'pair')} of workers "
+            f"make {pieces * pairs:,} different transfers; at most {MOST_TRANSFERS:,} are planned"
+        )
+    everything = Region(Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written))
+    ubatches = some // source.ubatch_size, some // sink.ubatch_size
     flows = tuple(
-        Flow(exchange, _sum(_volume(point, source, sink, transfer) for transfer in exchange.transfers))
+        Flow(
+            exchange,
+            replace(exchange.region, requests=Span(0, requests)),
+            _sum(_volume(point, source, sink, transfer) for transfer in exchange.transfers).times(repeats),
+            repeats,
+            ubatches,
+        )
         for exchange in exchanges(source, sink, everything)
     )
     return Traffic(point, source, sink, requests, flows)
+
+
+def requests_in_common(one: int, other: int, requests: int) -> int:
+    """Pieces of ``requests`` that lie within one microbatch of each side, whose sizes are ``one`` and ``other``."""
+    return -(-requests // one) - (-requests // other) + (-requests // lcm(one, other))
 
 
 def _volume(point: Point, source: Setup, sink: Setup, transfer: Transfer) -> Volume:

@@ -1,13 +1,25 @@
-"""Ground floor: quantities as people write them, read and printed. Needs the standard library alone."""
+"""Ground floor: quantities as people write them, read and printed; beside :mod:`values` the standard library alone."""
 
 from __future__ import annotations
 
 import math
 import re
 
+from dejavubench.values import shown, text_of
+
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _EXPONENTS = {"s": 0, "ms": -3, "us": -6, "µs": -6, "μs": -6, "ns": -9}  # the micro sign and the Greek letter
 _PREFIXES = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+
+LEAST_FRACTION = 1e-6
+LEAST_S, MOST_S = 1e-3, 500 * 3600.0
+"""Bounds of a time. Sockets of Linux wait for at most 2**31 ms, which is 596 hours."""
+
+MOST_LATENCY_S = 3600.0
+LEAST_RATE, MOST_RATE = 1.0, 1e15
+"""Bounds of a rate, in bytes per second."""
+
+_NUMBER = r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})"
 
 
 def fraction(value: object) -> float:
@@ -16,15 +28,13 @@ def fraction(value: object) -> float:
     Raises:
         ValueError: it is neither.
     """
-    text = str(value).strip()
-    try:
-        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        number = math.nan
-    if isinstance(value, bool) or not 0 < number < 1:
-        raise ValueError(f"{value!r} is neither a percentage such as 0.5% nor a fraction between 0 and 1")
+    text = text_of(value)
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]{1,3})?)[ \t]*(%?)", text)
+    number = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+    if not LEAST_FRACTION <= number < 1:
+        raise ValueError(f"{shown(value)} is neither a percentage such as 0.5% nor a fraction between 0 and 1")
     if not text.endswith("%") and number >= 0.1:
-        raise ValueError(f"{value!r} would be {100 * number:g} %: write {text}% or {100 * number:g}%")
+        raise ValueError(f"{shown(value)} would be {100 * number:g} %: write {text}% or {100 * number:g}%")
     return number
 
 
@@ -34,13 +44,12 @@ def seconds(value: object) -> float:
     Raises:
         ValueError: it is none of these, or not positive.
     """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(s|m|min|h)?\s*", str(value))
-    try:
-        number = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
-    except ValueError:
-        number = 0.0
+    match = re.fullmatch(rf"{_NUMBER}[ \t]*(s|m|min|h)?", text_of(value))
+    number = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
     if number <= 0:
-        raise ValueError(f"{value!r} is not a time such as 90, 90s, 10m or 1h")
+        raise ValueError(f"{shown(value)} is not a time such as 90, 90s, 10m or 1h")
+    if not LEAST_S <= number <= MOST_S:
+        raise ValueError(f"{shown(value)} is not a time from {LEAST_S:g} s to {MOST_S / 3600:g}h")
     return number
 
 
@@ -50,13 +59,16 @@ def latency(value: object) -> float:
     Raises:
         ValueError: it is none of these.
     """
-    text = str(value).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|ms|us|µs|μs|ns)", text)
+    text = text_of(value)
+    match = re.fullmatch(rf"{_NUMBER}[ \t]*(s|ms|us|µs|μs|ns)", text)
     if text == "0":
         return 0.0
     if not match:
-        raise ValueError(f"{value!r} is not a latency such as 5us, 0.1ms or 0")
-    return float(f"{match[1]}e{_EXPONENTS[match[2]]}")
+        raise ValueError(f"{shown(value)} is not a latency such as 5us, 0.1ms or 0")
+    found = float(f"{match[1]}e{_EXPONENTS[match[2]]}")
+    if found > MOST_LATENCY_S:
+        raise ValueError(f"{shown(value)} is not a latency of at most {MOST_LATENCY_S:g} s")
+    return found
 
 
 def rate(value: object) -> float:
@@ -65,13 +77,16 @@ def rate(value: object) -> float:
     Raises:
         ValueError: it is none of these, or not positive.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*((?:[kKMGT]i?)?)(B|bit|b)(?:/s|ps)\s*", str(value))
+    match = re.fullmatch(rf"{_NUMBER}[ \t]*((?:[kKMGT]i?)?)(B|bit|b)(?:/s|ps)", text_of(value))
     number = float(match[1]) if match else 0.0
     if not match or number <= 0:
-        raise ValueError(f"{value!r} is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s")
+        raise ValueError(f"{shown(value)} is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s")
     prefix, unit = match[2], match[3]
     base = 1024 if prefix.endswith("i") else 1000
-    return number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
+    found = number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
+    if not LEAST_RATE <= found <= MOST_RATE:
+        raise ValueError(f"{shown(value)} is not a rate from {LEAST_RATE:g}B/s to {MOST_RATE / 1e12:g}TB/s")
+    return found
 
 
 def address(value: object) -> tuple[str, int]:
@@ -80,14 +95,18 @@ def address(value: object) -> tuple[str, int]:
     Raises:
         ValueError: it is none of these.
     """
-    host, colon, port = str(value).strip().rpartition(":")
+    host, colon, port = text_of(value).rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in host and not bracketed):
-        raise ValueError(f"{value!r} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601")
+    is_port = re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535
+    if not colon or not is_port or (":" in host and not bracketed):
+        raise ValueError(f"{shown(value)} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601")
     try:
         host.encode("idna")  # as the resolver will
+        named = len(host) <= 255 and host.isprintable() and " " not in host
     except UnicodeError:
-        raise ValueError(f"{value!r} is not an address such as host:7601: {host!r} is no name") from None
+        named = False
+    if not named:
+        raise ValueError(f"{shown(value)} is not an address such as host:7601: {shown(host)} is no name")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
@@ -98,6 +117,8 @@ def nbytes_text(nbytes: float) -> str:
         if value < 1024:
             break
         value, unit = value / 1024, larger
+    if value >= 1e6:
+        return f"{value:.3g} {unit}"
     digits = 0 if unit == "B" or value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{digits}f} {unit}"
 
@@ -110,7 +131,10 @@ def seconds_text(value: float) -> str:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     if value < 2 * 3600:
         return f"{value / 60:.0f} min"
-    return f"{value / 3600:.1f} h" if value < 48 * 3600 else f"{value / 86400:.1f} days"
+    if value < 48 * 3600:
+        return f"{value / 3600:.1f} h"
+    days = value / 86400
+    return f"{days:.1f} days" if days < 1e6 else f"{days:.2g} days"
 
 
 def count_text(number: int, what: str) -> str:

@@ -32,7 +32,7 @@ import click
 from dejavubench import units
 from dejavubench.cli.errors import LAUNCHED, fail_usage
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
-from dejavubench.experiment import UNLIMITED
+from dejavubench.optionvalues import UNLIMITED
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 """Of the source's host and of the sink's, on a network that nothing else is on."""

@@ -303,8 +303,8 @@ def test_what_cannot_be_planned_is_one_line_and_exit_2(flags: str, message: str)
     ("flags", "message"),
     [
         ("--layer-cuts 0,x", "Invalid value for '--layer-cuts': '0,x' are no layer numbers such as 0,7,13"),
-        ("--ubatch-size 0", "Invalid value for '--ubatch-size': '0' is no positive whole number"),
-        ("--requests 1.5", "Invalid value for '--requests': '1.5' is no positive whole number"),
+        ("--ubatch-size 0", "Invalid value for '--ubatch-size': must be greater than 0, not '0'"),
+        ("--requests 1.5", "Invalid value for '--requests': must be a whole number, not '1.5'"),
         ("--link 25", "Invalid value for '--link': '25' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s"),
         ("--link 1GB/s --latency 5", "Invalid value for '--latency': '5' is not a latency such as 5us, 0.1ms or 0"),
         ("--model gpt3", "Invalid value for '--model': unknown model 'gpt3'; did you mean gpt2?"),

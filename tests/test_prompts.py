@@ -46,6 +46,12 @@ def written(folder: Path, name: str, text: str) -> Path:
         ("bom.csv", "\ufeff5,6,7\r\n8\r\n9,10"),
         ("start_ids.csv", "5,6, 7\n\n8\n9,10,\n"),
         ("ids.jsonl", "[5, 6, 7]\n[8]\n\n[9, 10]"),
+        ("UPPER.CSV", "5, 6, 7\r8\r9, 10"),
+        ("start_ids", "5,6,7\n 8 , ,\n9, 10,,\n"),
+        ("numbers.txt", "5,6,007\n8\n9,10"),
+        ("vllm.JSONL", '{"prompt_token_ids": [5, 6, 7], "prompt": "x"}\n{"prompt": [8], "output_tokens": 5}\n[9, 10]'),
+        ("tokens.jsonl", '{"point": "p000", "prompt": [5, 6, 7], "tokens": [1]}\n{"prompt": [8]}\n{"prompt": [9, 10]}'),
+        ("ids", "[5, 6, 7]\r\n[8]\r\n[9, 10]\r\n"),
     ],
 )
 def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> None:
@@ -61,14 +67,47 @@ def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> No
         ("a.jsonl", "[1]\n[1, 2.5]", "a.jsonl: line 2: 2.5 is no token id"),
         ("a.jsonl", "[true]", "line 1: True is no token id"),
         ("a.jsonl", "[]", "line 1: has no tokens"),
-        ("a.jsonl", "{", "line 1: no JSON"),
-        ("a.jsonl", '{"prompt": 1}', "line 1: neither a list of token ids nor a string"),
+        ("a.jsonl", "{", "line 1: column 2: not JSON: Expecting property name"),
+        ("a.jsonl", '{"prompt": 1}', "line 1: 1 is no prompt; lines that are read: token ids as 1,2,3"),
+        ("a.jsonl", '[1]\n{"prompt": ["a"]}', "line 2: 'a' is no token id"),
+        ("a.jsonl", '{"prompt_token_ids": "a"}', "line 1: prompt_token_ids 'a' is no list of token ids"),
+        ("a.jsonl", "[[1, 2], [3]]", r"line 1: \[1, 2\] is no token id"),
+        ("a.jsonl", "[" * 100_000, "line 1: not usable JSON: its brackets are nested too deeply"),
+        ("a.jsonl", f"[{'9' * 5000}]", "line 1: not usable JSON: a number has too many digits"),
+        ("a.jsonl", "[1e400]", "line 1: inf is no token id"),
+        ("a.jsonl", "[NaN]", "line 1: nan is no token id"),
+        ("a.jsonl", "[3000000000]", "line 1: 3000000000 is no token id: it is larger than 2147483647"),
+        ("ids.json", "[[11, 12, 13], [21, 22]]", r"ids.json: a .json file is one document: .* \.jsonl .* \[1, 2, 3\]"),
+        ("m.jsonl", '{"timestamp": 0, "input_length": 2, "hash_ids": [0]}', "line 1: it is a Mooncake trace.* 1,2,3"),
+        ("s.jsonl", '{"id": "x", "conversations": []}', "line 1: it is a ShareGPT conversation.* 1,2,3"),
+        ("o.jsonl", '{"text": "x"}', "line 1: an object with 'text'; lines that are read"),
+        ("a.csv", "1,2\n3,,4", "line 2: '' is no token id: there is nothing between two commas"),
+        ("a.csv", "1,2\n3,1.1e+01", "line 2: '1.1e\\+01' is no token id: write whole numbers"),
+        ("start_ids", "1,2\n3,-1", "line 2: '-1' is no token id"),
+        ("start_ids", "1,2\n3.0,4", "line 2: '3.0' is no token id"),
+        ("start_ids", "1 2 3", "line 1: '1 2 3' is no token id: commas go between"),
+        ("a.csv", "\u0663", "line 1: '\u0663' is no token id"),
+        ("a.csv", "9" * 5000, r"line 1: '9+… \(5002 characters\) is no token id"),
         ("a.txt", "hello", "line 1: prompts of text need --ckpt-path"),
     ],
 )
 def test_what_is_no_prompt_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=words):
         read_prompts(written(tmp_path, name, text), None)
+
+
+def test_what_is_no_file_of_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "utf16.csv").write_bytes("1,2".encode("utf-16"))
+    (tmp_path / "latin.csv").write_bytes(b"1,2\n\xe9")
+    for path, words in (
+        (tmp_path / "utf16.csv", "UTF-16"),
+        (tmp_path / "latin.csv", "line 2, byte 1: can't decode 0xe9 as UTF-8"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none.csv", "No such file"),
+        (Path("/dev/zero"), "is no file"),
+    ):
+        with pytest.raises(PromptError, match=words):
+            read_prompts(path, None)
 
 
 def with_tokenizer(folder: Path) -> Path:
@@ -82,7 +121,11 @@ def with_tokenizer(folder: Path) -> Path:
 
 def test_text_goes_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> None:
     folder = with_tokenizer(tmp_path / "model")
-    for name, text in (("a.txt", "the cache streams on\n\nthe model\n"), ("a.jsonl", '"the cache streams on"\n[1, 0]')):
+    for name, text in (
+        ("a.txt", "the cache streams on\n\nthe model\n"),
+        ("a.jsonl", '"the cache streams on"\n[1, 0]'),
+        ("vllm", '{"prompt": "the cache streams on", "output_tokens": 5}\n{"prompt": "the model"}'),
+    ):
         assert read_prompts(written(tmp_path, name, text), folder) == ((1, 2, 3, 4), (1, 0))
 
 
@@ -108,8 +151,17 @@ def test_without_transformers_text_is_refused_and_ids_are_not(tmp_path: Path, mo
         read_prompts(written(tmp_path, "a.txt", "the"), tmp_path)
 
 
-def test_a_folder_without_tokenizer_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="no tokenizer that transformers can load") as raised:
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "has no tokenizer that transformers can load: save the tokenizer there, or give token ids; .*1,2,3"),
+        ({"tokenizer.json": "{"}, "no tokenizer that transformers can load; give token ids, or save .*: .+"),
+    ],
+)
+def test_a_folder_without_tokenizer_is_one_whole_line(files: dict[str, str], words: str, tmp_path: Path) -> None:
+    for name, text in files.items():
+        written(tmp_path, name, text)
+    with pytest.raises(PromptError, match=words) as raised:
         read_prompts(written(tmp_path, "a.txt", "the"), tmp_path)
     assert "\n" not in str(raised.value)
 

@@ -20,6 +20,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler, draw, filtered, uniform
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
+from dejavubench.optionvalues import COLDEST
 from dejavubench.specs import Sampling
 
 MANY = 40_000
@@ -44,6 +45,14 @@ def test_what_is_drawn_from_is_what_transformers_draws_from(
         expected = TopPLogitsWarper(top_p)(ids, expected)
     likely = filtered(logits, Sampling(temperature, top_k, top_p, 0))
     torch.testing.assert_close(likely / likely.sum(-1, keepdim=True), expected.softmax(-1))
+
+
+def test_the_most_likely_token_always_stays() -> None:
+    logits = some_logits()
+    likely = filtered(logits, Sampling(1.0, None, 1e-46, 0))
+    assert (likely > 0).sum(-1).tolist() == [1] * 5
+    for coldest in (Sampling(COLDEST, None, None, 0), Sampling(1.0, None, 1e-46, 0)):
+        assert torch.equal(draw(logits, coldest, torch.full((5,), 0.999)), logits.argmax(-1))
 
 
 def within_chance(counts: Tensor, expected: Tensor) -> None:

@@ -36,7 +36,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
-from dejavubench.errors import DataError, UsageError
+from dejavubench.errors import DataError, OutputError, UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import bound_primitive_caches, native_bf16, prefer_huge_pages
 from dejavubench.models.dtypes import compute_dtype, dtype_of
@@ -468,6 +468,11 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
     world = MPI.COMM_WORLD
     if isinstance(error, KeyboardInterrupt):
         text, status = f"dejavubench: rank {world.rank} interrupted in phase {phase}\n", 130
+    elif isinstance(error, OutputError):  # standard output, which a user closed or filled
+        gone = isinstance(error.__cause__, BrokenPipeError)
+        said = f"dejavubench: rank {world.rank} failed in phase {phase}: cannot write to {error}\n"
+        text, status = ("", 141) if gone else (said, 1)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing tries it again as the process ends
     else:
         what = f"{type(error).__name__}: {error}"
         text = "" if isinstance(error, DataError) else "".join(traceback.format_exception(error))

@@ -73,7 +73,7 @@ class TCPPeer:
 
 def _token() -> bytes:
     """Read when it is needed and kept nowhere. Raises UsageError: it is not set."""
-    token = os.environ.get(TOKEN_VARIABLE, "").encode()
+    token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(f"{TOKEN_VARIABLE} is not set: streaming tcp needs the token that the sink has")
     return token

@@ -11,7 +11,8 @@ import click
 
 from dejavubench import __version__
 from dejavubench.cli.errors import end_all_ranks, fail_usage
-from dejavubench.errors import UsageError
+from dejavubench.cli.streams import guard, status_of
+from dejavubench.errors import OutputError, UsageError
 
 COMMANDS = {
     "run": ("dejavubench.cli.run:run", "Measure: run a model under mpirun and stream its KV cache."),
@@ -40,10 +41,24 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run a command and exit: 0, 1 or what the command says; 2 after a usage error; 130 after Ctrl-C."""
-        kwargs["standalone_mode"] = False
+        """Run a command and exit: 0, 1 or what the command says; 2 after a usage error; 130 after Ctrl-C.
+
+        With standard output broken the status is 141 (its reader went away) or 1.
+        """
+        guard()
         try:
-            status = super().main(*args, **kwargs)
+            try:
+                self._main(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # here, where a failure can still be said, and not as Python ends
+        except OutputError as error:
+            end_all_ranks(status_of(error))
+
+    def _main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            fail_usage(error.format_message(), label="")
         except click.UsageError as error:
             fail_usage(error.format_message(), error.ctx.command_path if error.ctx else None)
         except UsageError as error:
@@ -54,6 +69,8 @@ class LazyGroup(click.Group):
         except click.Abort:
             print("interrupted", file=sys.stderr, flush=True)
             end_all_ranks(130)
+        except OutputError:
+            raise
         except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
             traceback.print_exc()
             end_all_ranks(1)

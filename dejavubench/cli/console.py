@@ -7,6 +7,9 @@ from typing import IO
 
 from rich.console import Console
 
+NARROWEST = 20
+"""Columns in which a table can still be read."""
+
 WIDE = 160
 """Columns where nothing bounds them: mpirun's ranks and pipes see no terminal."""
 
@@ -16,4 +19,5 @@ def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
     made = Console(stderr=stderr, file=file, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = WIDE
+    made.width = max(made.width, NARROWEST)
     return made

@@ -13,6 +13,7 @@ from rich.table import Table
 from dejavubench import fit
 from dejavubench.cli import conditions
 from dejavubench.cli.console import console as console_on_stdout
+from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import available_nbytes, cuda_devices
 from dejavubench.points import Point
@@ -45,6 +46,10 @@ def describe(experiment: Experiment) -> None:
             console.print(f"{arm.name} SKIPPED: {arm.skipped}")
     for identity, reason in skipped.items():
         console.print(f"{identity} SKIPPED: {reason}")
+    try:
+        experiment.check_threads(len(os.sched_getaffinity(0)))
+    except UsageError as error:
+        console.print(f"Not on this host: {error}.")
     shared = fit.too_few_devices(experiment, devices=cuda_devices)
     if shared:
         console.print(f"Not with all ranks on this host: {shared}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -13,29 +14,31 @@ LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "MV2
 def launched_rank() -> int | None:
     """This rank's number as the launcher tells it; None without a launcher. MPI is not imported."""
     for variable in LAUNCHED:
-        if os.environ.get(variable, "").isdigit():
+        if re.fullmatch("[0-9]{1,9}", os.environ.get(variable, "")):
             return int(os.environ[variable])
     return None
 
 
-def fail_usage(message: str, command: str | None = None) -> NoReturn:
+def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
     """Print ``message`` on rank 0's stderr and exit with status 2.
 
     Every rank must come here. Only now, and only under a launcher, is MPI asked who rank 0 is; all ranks then leave
     MPI in good order, so that the launcher has nothing to add.
     """
+    hint = f" (see {command} --help)" if command else ""
+    text = f"{label}{_readable(message)}{hint}"
     rank = launched_rank()
     if rank is None:
-        _print(message, command)
+        _print(text)
         sys.exit(2)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError):  # no MPI to ask, which is not the error to report
         if rank == 0:
-            _print(message, command)
+            _print(text)
         sys.exit(2)
     if MPI.COMM_WORLD.rank == 0:
-        _print(message, command)
+        _print(text)
     MPI.Finalize()
     sys.exit(2)
 
@@ -51,6 +54,10 @@ def end_all_ranks(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _print(message: str, command: str | None) -> None:
-    hint = f" (see {command} --help)" if command else ""
-    print(f"Error: {message}{hint}", file=sys.stderr, flush=True)
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _readable(message: str) -> str:
+    """A message without words that nobody reads to their end: values of thousands of characters."""
+    return re.sub(r"\S{200,}", lambda found: f"{found[0][:80]}…{found[0][-40:]}", message)

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 import click
 
 from dejavubench.cli.output import BadInput, name_left_out
+from dejavubench.cli.params import PATH
 
 if TYPE_CHECKING:
     from dejavubench.analysis.plotdata import Drawing
 
 
 @click.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
 @click.option(
     "-o",
     "--output",
     "folder",
     metavar="DIR",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PATH,
     help="Where PNG, PDF and CSV go; made if it is not there.",
 )
 @click.option("--together", is_flag=True, help="Put all runs of a figure in one drawing, if they can be compared.")

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import click
 
+from dejavubench.cli.params import PATH
 from dejavubench.wholefile import whole_file
 
 STYLES = ("table", "csv", "json", "markdown")
@@ -36,7 +37,7 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
             "-o",
             "--output",
             metavar="FILE",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=PATH,
             help="Write to FILE, not to stdout.",
         ),
         click.option("--force", is_flag=True, help="Overwrite FILE if it exists."),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dejavubench import specs, units
+from dejavubench import specs, units, values
 from dejavubench.cli.output import BadInput, table_options, write_to
+from dejavubench.cli.params import PATH, Read
 from dejavubench.experiment import Experiment
 from dejavubench.points import DataType, LayoutName, Point
 
@@ -21,36 +22,25 @@ if TYPE_CHECKING:
 # ---- options ----
 
 
-class Read(click.ParamType):
-    """A value that ``read`` understands; its ValueError is the message."""
-
-    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
-        self.name, self.read = name, read
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return self.read(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 def _as_spec(value: str) -> specs.ModelSpec:
     if value == specs.CUSTOM:
         raise ValueError(f"a {specs.CUSTOM} model has no sizes of its own: name one of {', '.join(specs.SPECS)}")
     return specs.spec(value)
 
 
-def _as_cuts(value: Any) -> tuple[int, ...]:
+def _as_cuts(value: Any) -> Any:
+    if isinstance(value, tuple):  # click converts a value again
+        return value
     try:
-        return tuple(map(int, str(value).split(",")))
+        return tuple(values.whole(part, least=-values.MOST) for part in str(value).split(","))
     except ValueError:
-        raise ValueError(f"{value!r} are no layer numbers such as 0,7,13") from None
+        raise ValueError(f"{values.shown(value)} are no layer numbers such as 0,7,13") from None
 
 
 def _as_count(value: Any) -> int:
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"{value!r} is no positive whole number")
-    return int(value)
+    if isinstance(value, str) and "," in value:
+        raise ValueError(f"it takes one value; it cannot be swept: {values.shown(value)}")
+    return values.whole(value)
 
 
 COUNT = Read("count", _as_count)
@@ -70,7 +60,7 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
 @click.option(
     "--ckpt-path",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The sizes of a Hugging Face folder instead; its config.json is enough.",
 )
 @_count("input_len", "P", "Tokens of each prompt.")
@@ -116,7 +106,7 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
 @click.option(
     "--latency", metavar="TIME", type=Read("latency", units.latency), help="Of the links: 5us, 0.1ms. [default: 0]"
 )
-@table_options("csv has the pairs alone; json every transfer of each.")
+@table_options("csv has the pairs alone; json every transfer of each, up to 100,000 transfers.")
 def plan(
     spec: specs.ModelSpec | None,
     ckpt_path: Path | None,
@@ -137,11 +127,16 @@ def plan(
     over before the busiest sender or receiver has moved its bytes: bytes ÷ RATE + one latency.
     """
     from dejavubench.cli import plan_report
-    from dejavubench.traffic import Link
+    from dejavubench.traffic import MOST_TRANSFERS, Link
 
     if latency is not None and rate is None:
         raise BadInput("--latency is of a --link, and none is given")
     made = _traffic(_spec(spec, ckpt_path), requests, sizes)
+    if style == "json" and made.total.transfers > MOST_TRANSFERS:
+        raise BadInput(
+            f"--format json lists every transfer, and this plan has {made.total.transfers:,}: at most "
+            f"{MOST_TRANSFERS:,} are listed. The other formats sum them up."
+        )
     report = plan_report.Report(made, None if rate is None else Link(rate, latency or 0.0))
     write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
@@ -185,7 +180,10 @@ def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any])
                 f"{units.count_text(in_flight, 'request')} do not fill the microbatches of {setup.ubatch_size} of the "
                 f"{side}; --requests takes multiples of both sides' microbatches"
             )
-    return traffic(point, source, sink, in_flight)
+    try:
+        return traffic(point, source, sink, in_flight)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def _cuts(spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]) -> tuple[int, ...]:

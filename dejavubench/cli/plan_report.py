@@ -75,7 +75,7 @@ class Report:
             "sinks": _setup(traffic.sink),
             "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency},
             "pairs": [
-                {**row, "regions": list(map(_transfer, flow.exchange.transfers))}
+                {**row, "regions": list(map(_transfer, flow.transfers()))}
                 for row, flow in zip(self.pairs, traffic.flows, strict=True)
             ],
             "workers": self.workers,
@@ -89,11 +89,11 @@ class Report:
     def _pair(self, flow: Flow) -> Row:
         traffic, exchange = self.traffic, flow.exchange
         spans: dict[str, Span | range] = {
-            "layer": exchange.region.layers,
-            "head": exchange.region.heads,
-            "request": exchange.region.requests,
-            "source_ubatch": traffic.source.ubatches(exchange.region.requests),
-            "sink_ubatch": traffic.sink.ubatches(exchange.region.requests),
+            "layer": flow.region.layers,
+            "head": flow.region.heads,
+            "request": flow.region.requests,
+            "source_ubatch": traffic.source.ubatches(flow.region.requests),
+            "sink_ubatch": traffic.sink.ubatches(flow.region.requests),
         }
         row = {f"source_{key}": value for key, value in _worker(traffic.source, exchange.source).items()}
         row |= {f"sink_{key}": value for key, value in _worker(traffic.sink, exchange.target).items()}
@@ -242,7 +242,10 @@ def write(report: Report, style: str, out: IO[str]) -> None:
         rows.writeheader()
         rows.writerows(report.pairs)
     elif style == "json":
-        json.dump(report.document, out, indent=2, ensure_ascii=False)
+        utf = (
+            str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
+        )  # else programs read escapes, not stand-ins
+        json.dump(report.document, out, indent=2, ensure_ascii=not utf)
         out.write("\n")
     elif style == "markdown":
         out.write(_markdown(report))

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from dejavubench.cli.output import BadInput, name_left_out, table_options, write_to
+from dejavubench.cli.params import PATH
 
 
 @click.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
 @table_options("table and markdown show what matters most; csv and json hold every column.")
 def process(paths: tuple[Path, ...], style: str, output: Path | None, force: bool) -> None:
     """Prompt, per-token and total times and overheads of runs.

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from dejavubench.cli import host
 from dejavubench.cli.errors import launched_rank
+from dejavubench.cli.params import PATH
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment, Group, load
 from dejavubench.sharedmemory import shortage
@@ -64,13 +66,13 @@ class GroupedCommand(click.Command):
 
 
 @click.command(cls=GroupedCommand, params=[FieldOption(key) for key in Experiment.model_fields])
-@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=PATH)
 @click.option("--dry-run", is_flag=True, help="Describe every point, start nothing. Needs no MPI.")
 def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
 
-    Lists, written a,b,c here and as lists in CONFIG, sweep: one mpirun measures every combination. Flags win
-    over CONFIG. One destination at one level runs alone; several are compared, in every round, with two
+    Lists, written a,b,c here and as lists in CONFIG, sweep: one mpirun measures every combination, up to 10,000.
+    Flags win over CONFIG. One destination at one level runs alone; several are compared, in every round, with two
     baselines that stream nothing. Hyphens and underscores are one spelling.
 
     Start it under mpirun with as many ranks as sources (tensor_para_size × pipeline_para_size); where sinks
@@ -84,6 +86,7 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     if dry_run:
         _describe(read())
         return
+    host.raise_file_limit()
     experiment = agreed(read)
     _say_notes(experiment)
     from dejavubench.bench.session import run as run_session
@@ -119,6 +122,11 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
     if isinstance(outcome, UsageError):
         raise outcome
     outcome.check_ranks(MPI.COMM_WORLD.size)  # before torch is imported, which takes a while
+    facts = MPI.COMM_WORLD.allgather((len(os.sched_getaffinity(0)), host.problem()))
+    outcome.check_threads(min(cores for cores, _ in facts))
+    for rank, (_, problem) in enumerate(facts):
+        if problem is not None:
+            raise UsageError(f"rank {rank}: {problem}")
     return outcome
 
 

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 import click
 
-from dejavubench import units
+from dejavubench import units, values
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.errors import UsageError
 
 LISTEN = "127.0.0.1:7601"
+LEAST_GIB, MOST_GIB = 0.001, 1e6
 
 Value = TypeVar("Value")
 
@@ -36,7 +37,6 @@ def _log(line: str) -> None:
 @click.option(
     "--max-gib",
     metavar="N",
-    type=click.FloatRange(min=0, min_open=True),
     help="GiB of memory for all peers together. [default: half of what is available at the start]",
 )
 @click.option(
@@ -46,21 +46,22 @@ def _log(line: str) -> None:
     show_default=True,
     help="Drop a peer that is silent for this long in the middle of something. Its proof may take 2 s at most.",
 )
-def sink(listen: str, max_gib: float | None, timeout: str) -> None:
+def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     """Receive the KV caches that 'dejavubench run --streaming tcp --peer ADDR:PORT' streams, until interrupted.
 
     Both sides need the same token in the environment variable DEJAVUBENCH_TOKEN. It is proven, never sent; the caches
     themselves are not encrypted, so the network between the two has to be trusted. Each peer is told of on stderr.
     """
     address, seconds = _read("--listen", units.address, listen), _read("--timeout", units.seconds, timeout)
-    token = os.environ.get(TOKEN_VARIABLE, "").encode()
+    most = None if max_gib is None else _read("--max-gib", _as_gib, max_gib)
+    token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token")
     from dejavubench.dejavulib.tcp.handshake import address_text
     from dejavubench.dejavulib.tcp.sink import TCPSink
     from dejavubench.machine import available_nbytes
 
-    limit = available_nbytes() // 2 if max_gib is None else int(max_gib * 2**30)
+    limit = available_nbytes() // 2 if most is None else int(most * 2**30)
     try:
         server = TCPSink(address, token, limit, seconds, _log)
     except OSError as error:
@@ -71,6 +72,13 @@ def sink(listen: str, max_gib: float | None, timeout: str) -> None:
     server.serve()
     server.close()
     _log("ended")
+
+
+def _as_gib(value: object) -> float:
+    found = values.number(value)
+    if not LEAST_GIB <= found <= MOST_GIB:
+        raise ValueError(f"must be from {LEAST_GIB:g} to {MOST_GIB:g}, not {values.shown(value)}")
+    return found
 
 
 def _read(option: str, read: Callable[[object], Value], text: str) -> Value:

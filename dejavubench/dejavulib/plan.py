@@ -8,6 +8,7 @@ cuts of the two sides allow.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -61,6 +62,17 @@ class Setup:
         share = self.heads // self.tensor_parallel
         first = worker % self.tensor_parallel * share
         return Span(first, first + share)
+
+    def partners(self, other: Setup, worker: int) -> list[int]:
+        """This side's workers that have layers and heads in common with a worker of the ``other`` side."""
+        layers, heads, share = other.layers(worker), other.heads_of(worker), self.heads // self.tensor_parallel
+        stages = range(bisect_right(self.layer_cuts, layers.start) - 1, bisect_left(self.layer_cuts, layers.stop))
+        ranks = range(heads.start // share, (heads.stop - 1) // share + 1)
+        return [
+            stage * self.tensor_parallel + rank
+            for stage, rank in product(stages, ranks)
+            if stage < self.stages and rank < self.tensor_parallel
+        ]
 
     def ubatches(self, requests: Span) -> range:
         """Numbers of the microbatches that hold some of ``requests``."""
@@ -129,8 +141,9 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
         ValueError: the two sides do not have the same layers and heads.
     """
     found: dict[tuple[int, int], list[Transfer]] = {}
-    for transfer in _transfers(source, target, region, range(source.workers), range(target.workers)):
-        found.setdefault((transfer.source, transfer.target), []).append(transfer)
+    for sender in range(source.workers):
+        for transfer in _transfers(source, target, region, [sender], target.partners(source, sender)):
+            found.setdefault((transfer.source, transfer.target), []).append(transfer)
     return [
         Exchange(sender, receiver, source.share(sender, region) & target.share(receiver, region), tuple(transfers))
         for (sender, receiver), transfers in found.items()

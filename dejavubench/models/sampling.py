@@ -50,7 +50,8 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     likely = scores.softmax(-1)
     if sampling.top_p is not None:
         falling = likely.sort(dim=-1, descending=True).values
-        needed = falling.cumsum(-1) - falling < sampling.top_p  # what is more likely does not reach it yet
+        top_p = max(sampling.top_p, torch.finfo(falling.dtype).tiny)  # in fp32 not 0, so that the first one stays
+        needed = falling.cumsum(-1) - falling < top_p  # what is more likely does not reach it yet
         last = torch.where(needed, falling, torch.inf).amin(-1, keepdim=True)
         likely = torch.where(likely < last, 0.0, likely)
     return likely

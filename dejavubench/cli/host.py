@@ -1,0 +1,63 @@
+"""What a process's surroundings must allow before a run starts, checked while one line can still say so."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+import warnings
+
+from dejavubench.cli.errors import launched_rank
+from dejavubench.errors import UsageError
+from dejavubench.values import one_line
+
+LEAST_FILES = 64
+"""Open files that a rank takes: MPI's and UCX's sockets, libraries, records, streams; about 40 as measured."""
+
+WANTED_FILES = 4096
+
+LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
+"""Variables in which launchers number the ranks of one host."""
+
+NUMBA_THREADS = "NUMBA_NUM_THREADS"
+
+
+def problem() -> str | None:
+    """Why numba, which compiles the kernels, would fail on this rank's environment; None if it would not."""
+    text = os.environ.get(NUMBA_THREADS)
+    if text is not None and not re.fullmatch("0*[1-9][0-9]{0,5}", text):
+        return f"{NUMBA_THREADS}={text[:40]!r} is no positive whole number, which numba needs: unset it, or set it to 1"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            import numba
+        except Exception as error:  # noqa: BLE001 - whatever its variables make of it
+            return f"numba cannot be imported: {one_line(str(error))}"
+    unread = [str(each.message) for each in said if "could not be parsed" in str(each.message)]
+    if unread:
+        return f"{unread[0].splitlines()[0]} Unset it."
+    if numba.config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, and kernels that are not compiled do not run: unset it"
+    return None
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may. Call it before MPI starts, which ends the process itself.
+
+    Raises:
+        UsageError: they are too few; or the process ends, where another one of this host says so.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES:
+        return
+    message = f"a rank may open {soft} files, and needs {LEAST_FILES}: raise the limit with ulimit -n {LEAST_FILES}"
+    if launched_rank() is None:
+        raise UsageError(message)
+    if next((os.environ[name] for name in LOCAL_RANK if name in os.environ), "0") == "0":
+        print(f"Error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)

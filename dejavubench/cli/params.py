@@ -1,0 +1,27 @@
+"""Kinds of values that several commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dejavubench import values
+
+
+class Read(click.ParamType):
+    """A value that ``read`` understands; its ValueError is the message."""
+
+    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
+        self.name, self.read = name, read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+PATH = Read("path", values.path)
+"""A path that the system could open, whether or not something is there."""

@@ -1,0 +1,152 @@
+"""Standard output and error of every command: full, closed, broken or without our characters, they give no traceback.
+
+- A character that the stream's encoding lacks is replaced by a plain one: ``×`` by ``x``, ``µ`` by ``u``.
+- Standard error carries messages alone: what cannot be written there is dropped, and the command goes on.
+- Standard output carries results: a reader that went away (``| head -1``) ends the command with status 141 and
+  without a word, as other tools end; any other failure, or a closed descriptor, with one line and status 1.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO, cast
+
+from dejavubench.errors import OutputError
+
+BROKEN_PIPE = 141
+"""The status of a tool that SIGPIPE ends, as shells count it: 128 + 13."""
+
+PLAIN = {
+    **{"×": "x", "·": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "µ": "u"},
+    **{"μ": "u", "→": "->", "…": "...", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "─": "-", "│": "|", "σ": "sigma"},
+}
+"""What stands for a character where an encoding lacks it."""
+
+HANDLER = "dejavubench.plain"
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(map(_plain_character, missing)), error.end
+
+
+def _plain_character(character: str) -> str:
+    if character in PLAIN:
+        return PLAIN[character]
+    letters = "".join(each for each in unicodedata.normalize("NFKD", character) if each.isascii())
+    return letters or "?"
+
+
+class Guarded:
+    """A text stream that raises OutputError, and after a failure at every call: click swallows the first.
+
+    It shows no ``buffer``, so that nothing writes past it. All else is the stream's.
+    """
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self._error: Exception | None = None
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"{self._name} takes text, not {type(text).__name__}")  # click asks by trying
+        if not text:
+            return 0
+        written = self._in_its_encoding(text)
+        self._do(lambda: self._stream.write(written))
+        return len(text)
+
+    def _in_its_encoding(self, text: str) -> str:
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            return text.encode(encoding, HANDLER).decode(encoding)
+        return text
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self._do(self._stream.flush)
+
+    def _do(self, work: Callable[[], object]) -> None:
+        if self._error is None:
+            try:
+                work()
+            except (OSError, ValueError) as error:  # ValueError: another has closed the stream
+                self._error = error
+                self._stream = _nowhere()  # what is left in the buffer would fail again as Python ends
+        if self._error is not None:
+            self._failed(self._error)
+
+    def _failed(self, error: Exception) -> None:
+        raise OutputError(f"{self._name}: {getattr(error, 'strerror', None) or error}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+
+class Messages(Guarded):
+    """Standard error: what it does not take is dropped."""
+
+    def _failed(self, error: Exception) -> None:
+        """Nobody is left to tell."""
+
+
+class Closed(Guarded):
+    """Standard output that was closed before this program began: no error, until something is to be written."""
+
+    def write(self, text: str) -> int:
+        if text:
+            self._error = ValueError("it is closed")
+        return super().write(text)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def guard() -> None:
+    """Guard this process's standard streams; once is enough."""
+    if isinstance(sys.stdout, Guarded):
+        return
+    codecs.register_error(HANDLER, _plain)
+    for name in ("COLUMNS", "LINES"):  # rich and others take them as they are
+        if name in os.environ and not re.fullmatch("[1-9][0-9]{0,4}", os.environ[name]):
+            del os.environ[name]
+    _fill_closed_descriptors()
+    streams: list[Guarded] = []
+    for stream, name, kind in ((sys.stdout, "standard output", Guarded), (sys.stderr, "standard error", Messages)):
+        if stream is None:
+            closed = Closed if kind is Guarded else kind
+            streams.append(closed(_nowhere(), name))
+            continue
+        streams.append(kind(stream, name))
+    sys.stdout, sys.stderr = cast(TextIO, streams[0]), cast(TextIO, streams[1])
+
+
+def _fill_closed_descriptors() -> None:
+    """Let no file or socket of ours become descriptor 0, 1 or 2, which libraries write to."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def status_of(error: OutputError) -> int:
+    """Say, unless a reader has just gone away, why standard output failed; the exit status."""
+    sys.stdout = _nowhere()  # Python flushes it as it ends
+    if isinstance(error.__cause__, BrokenPipeError):
+        return BROKEN_PIPE
+    print(f"Error: cannot write to {error}", file=sys.stderr, flush=True)
+    return 1

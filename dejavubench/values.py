@@ -1,0 +1,119 @@
+"""Ground floor: single values as people give them in flags, TOML and JSON. Needs the standard library alone.
+
+Every reader takes any object and returns a sane value. It raises ValueError with one line that shows the value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+MOST = 2**31 - 1
+"""The largest count that is read."""
+
+LONGEST = 60
+"""Characters of a value that a message shows."""
+
+NAME_NBYTES = 255
+"""The longest name of a file or folder on Linux, in bytes."""
+
+PATH_NBYTES = 4095
+"""The longest path that Linux opens, in bytes."""
+
+_WHOLE = re.compile(r"[ \t]*([+-]?[0-9]+)[ \t]*")
+_NUMBER = re.compile(r"[ \t]*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[ \t]*")
+_DIGITS = 20
+"""More digits than any number here has; Python itself refuses to read or print more than 4,300."""
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: on one line, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "a value nested too deeply"
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST // 2]}… ({len(text)} characters)"
+
+
+def whole(value: object, least: int = 1, most: int = MOST) -> int:
+    """A whole number from ``least`` to ``most``: an integer, or ASCII digits.
+
+    Raises:
+        ValueError: it is none, or out of range.
+    """
+    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
+        digits = match[1]
+        number = int(digits) if len(digits) <= _DIGITS else (-1 if digits[0] == "-" else 1) * 10**_DIGITS
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    else:
+        raise ValueError(f"must be a whole number, not {shown(value)}")
+    if number < least:
+        raise ValueError(f"must be {_above(least)}, not {shown(value)}")
+    if number > most:
+        raise ValueError(f"must be at most {most}, not {shown(value)}")
+    return number
+
+
+def _above(least: int) -> str:
+    return "greater than 0" if least == 1 else f"at least {least}"
+
+
+def number(value: object) -> float:
+    """A finite number: an integer, a float, or its ASCII digits as ``0.5`` or ``1e-3``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found: float | None = None
+    if isinstance(value, str) and len(value) < 100 and (match := _NUMBER.fullmatch(value)):
+        found = float(match[1])
+    elif isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300):
+        found = float(value)
+    if found is None or not abs(found) < float("inf"):
+        raise ValueError(f"must be a number, not {shown(value)}")
+    return found
+
+
+def text_of(value: object) -> str:
+    """A string or number as text without blanks around it; empty for anything else."""
+    if isinstance(value, str):
+        return value.strip(" \t")
+    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300):
+        return str(value)
+    return ""
+
+
+def path(value: object) -> Path:
+    """A path that the system could open: without control characters, in UTF-8, of names that are not too long.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str | Path):
+        raise ValueError(f"must be a path, not {shown(value)}")
+    text = str(value)
+    if not text.strip():
+        raise ValueError(f"must be a path, not {shown(text)}")
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError(f"{shown(text)} holds a control character, such as a line break, and is no path")
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown(text)} is not in UTF-8: records cannot hold its name") from None
+    if len(encoded) > PATH_NBYTES or max(map(len, encoded.split(os.sep.encode()))) > NAME_NBYTES:
+        raise ValueError(
+            f"{shown(text)}: File name too long: a name has at most {NAME_NBYTES} bytes, a path {PATH_NBYTES}"
+        )
+    return Path(value)
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Words of others on one line, shortened."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}…"

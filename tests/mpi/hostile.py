@@ -1,0 +1,16 @@
+"""The command line in a process whose standard output is full, or that may open few files: ``hostile.py WHAT …``."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+from dejavubench.cli import main
+
+what = sys.argv.pop(1)
+if what == "full":
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+else:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+main(prog_name="dejavubench")

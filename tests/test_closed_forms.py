@@ -1,0 +1,100 @@
+"""Sizes that are counted in closed form are what looking at each layer, worker and transfer finds."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+from test_traffic import made
+
+from dejavubench import fit
+from dejavubench.dejavulib.plan import Setup, exchanges, stream_in
+from dejavubench.experiment import Experiment, load
+from dejavubench.kvcache import BOTH, Region, Span
+from dejavubench.points import Arm, LayoutName
+from dejavubench.sides import everything, geometry_of, setups
+from dejavubench.specs import SPECS
+from dejavubench.traffic import MOST_TRANSFERS
+
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
+SPLITS = [  # of the sources, then of the sinks: tensor-parallel degree, stages, requests in a microbatch
+    ((1, 1, 2), (1, 1, 2)),
+    ((2, 3, 2), (4, 2, 3)),
+    ((1, 5, 4), (2, 4, 1)),
+    ((4, 2, 3), (1, 5, 2)),
+    ((2, 1, 6), (2, 4, 3)),
+    ((1, 12, 1), (1, 7, 4)),
+]
+
+
+def experiment(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]) -> Experiment:
+    keys = ("tensor_para_size", "pipeline_para_size", "ubatch_size")
+    own = dict(zip(keys, sources, strict=True))
+    other = {f"sink_{key}": size for key, size in zip(keys, sinks, strict=True)}
+    return load(None, {"model": model, "streaming": "mpi", "device": "cpu", "input_len": 8, **own, **other}, {})
+
+
+@pytest.mark.parametrize("model", SPECS)
+def test_all_layers_are_as_many_times_one(model: str) -> None:
+    spec = SPECS[model]
+    assert spec.parameters == sum(map(prod, spec.tensors.values()))
+    matrices = [shape for name, shape in spec.tensors.items() if name.startswith("layers.") and len(shape) == 2]
+    assert spec.layer_weights == sum(map(prod, matrices))
+
+
+@pytest.mark.parametrize(("sources", "sinks"), SPLITS)
+@pytest.mark.parametrize("model", ["gpt2", "opt-350m", "bloom-560m"])
+def test_the_fullest_workers_are_known_without_looking_at_each(
+    model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]
+) -> None:
+    (point,) = experiment(model, sources, sinks).points()
+    out, into = setups(point)
+    slot = 16 << 20
+    held = [geometry_of(point, out, worker) for worker in range(out.workers)]
+    assert fit.worker_geometry(point) == max(held, key=lambda each: each.layers)
+    streams = max(len(stream_in(out, into, worker, everything(point))) for worker in range(into.workers))
+    cache = max(geometry_of(point, into, worker).nbytes for worker in range(into.workers))
+    assert fit._arriving_nbytes(point, slot) == point.requests // into.ubatch_size * cache + 2 * streams * slot
+
+
+@pytest.mark.parametrize("layout", ["ft", "hnd", "nhd"])
+def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutName) -> None:
+    found = load(None, {"model": "gpt2", "kv_layout": layout, "ubatch_size": 3, "input_len": 8, "device": "cpu"}, {})
+    (point,) = found.points()
+    geometry = fit.worker_geometry(point)
+    seconds = fit.naive_seconds(point, Arm("mpi@0", "mpi", "0"))
+    copies = 0
+    for positions in (8, *[1] * 31):
+        region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
+        copies += 12 * sum(len(geometry.runs(kv, region).offsets) for kv in BOTH)
+    assert seconds == pytest.approx(copies * fit.COPY_S["mpi"])
+
+
+@pytest.mark.parametrize("ubatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
+def test_a_plan_repeats_after_the_lcm_of_the_microbatches(ubatches: tuple[int, int]) -> None:
+    one, other = Setup((0, 3, 4), 4, 2, ubatches[0]), Setup((0, 2, 4), 4, 1, ubatches[1])
+    found = made(one, other, 24)
+    whole = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
+    wanted = exchanges(one, other, whole)
+    assert [list(flow.transfers()) for flow in found.flows] == [list(each.transfers) for each in wanted]
+    assert [flow.region for flow in found.flows] == [each.region for each in wanted]
+    assert found.total.transfers == sum(len(each.transfers) for each in wanted)
+    once = made(one, other, 12).total
+    assert found.total == once.times(2)
+
+
+def test_too_many_different_transfers_are_refused() -> None:
+    one, other = Setup((0, 4), 4, 1, 99_999), Setup((0, 4), 4, 4, 100_000)
+    with pytest.raises(ValueError, match=f"at most {MOST_TRANSFERS:,} are planned"):
+        made(one, other, 99_999 * 100_000)
+
+
+def test_staging_takes_half_of_the_memory_at_most() -> None:
+    found = load(None, {"device": "cpu", "model": "gpt2", "streaming": "mpi", "staging_slots": 512}, {})
+    assert fit.reasons(found, available=lambda: 15 << 30) == {
+        "p000": "staging_slots 512 × staging_mib 16 take 8.00 GiB of memory for 1 source, 15.0 GiB are available, of "
+        "which staging may take half"
+    }
+    assert fit.reasons(found, available=lambda: 17 << 30) == {}
+    assert "gpt2 needs" in fit.reasons(found, available=lambda: 8 << 30)["p000"]

@@ -1,0 +1,294 @@
+"""Every option of run, plan and sink, as flag, TOML key and in a resumed run.json, with values that nobody should give.
+
+Each is refused in one line that names the option and shows the value, or is taken as what the tables below say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from test_interrupted import killed
+
+from dejavubench.cli import main
+from dejavubench.cli import plan as plan_command
+from dejavubench.cli import sink as sink_command
+from dejavubench.cli.errors import LAUNCHED
+from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
+from dejavubench.dejavulib.tcp import sink as tcp_sink
+from dejavubench.errors import UsageError
+from dejavubench.experiment import MOST_THREADS, Experiment, load
+from dejavubench.machine import CudaDevice
+from dejavubench.records import RUN_FILE
+from dejavubench.values import LONGEST, shown
+
+LONGEST_MESSAGE = 500
+
+TEXTS: dict[str, str] = {
+    **{"zero": "0", "negative": "-1", "zeros": "007", "comma": "1,2", "twice": "1,01", "underscore": "1_000"},
+    **{"nan": "nan", "inf": "inf", "large": "1e300", "tiny": "1e-300", "digits": "9" * 5000, "2^31": str(2**31)},
+    **{"empty": "", "blank": "  ", "newline": "1\n2", "NUL": "a\0b", "escape": "a\x1bb", "Arabic": "٣"},
+    **{"300": "x" * 300, "300/z": "y" * 300 + "/z", "bytes": "a\udcff"},
+}
+"""As a flag may carry them; ``bytes`` is what is no UTF-8 on the command line."""
+
+OTHERS: dict[str, Any] = {
+    **{"true": True, "list": [7], "lists": [[7]], "none": [], "table": {"a": 1}, "float": 2.5, "minus": -1},
+    **{"NaN": float("nan"), "Inf": float("inf"), "huge": 10**5000, "2^64": 2**64, "-1e400": -(10**400)},
+}
+"""As TOML may carry them beside texts."""
+
+WORDS = {"zero", "negative", "zeros", "comma", "twice", "underscore", "nan", "inf", "large", "tiny", "2^31", "Arabic"}
+"""Texts that a file or a run may be called."""
+
+NO_LIST = {"zeros": 7}
+NUMBER = {**NO_LIST, "float": 2.5}
+LIST = {"zeros": (7,), "comma": (1, 2), "list": (7,)}
+SWITCH = {"zero": False, "true": True}
+OFF = {"zero": False}
+NOTHING = {"none": ()}
+PATHS = {name: Path(TEXTS[name]) for name in WORDS}
+
+SOUND = {"zeros", "true", "comma", "twice"}
+"""Values that are right in themselves, so that a refusal may be about what they do not go with."""
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("layer_num", "head_num", "size_per_head", "vocab_size"), NO_LIST),
+    **dict.fromkeys(("pipeline_para_size", "staging_mib", "staging_slots", "rounds", "threads"), NO_LIST),
+    **dict.fromkeys(("ubatch_size", "input_len", "output_len"), LIST),
+    **dict.fromkeys(("compare", "keep", "verify", "ceilings", "confine"), SWITCH),
+    **dict.fromkeys(("handoff", "nccl_loopback", "tcp_checksums"), OFF),
+    "warmup": {**NO_LIST, "zero": 0},
+    "seed": {**NO_LIST, "zero": 0, "2^31": 2**31},
+    **dict.fromkeys(("max_time", "drain_timeout"), NUMBER),
+    **dict.fromkeys(("peer", "swap"), NOTHING),
+    "rank_timeout": {**NUMBER, "zero": 0.0},
+    **dict.fromkeys(("stream_dir", "log_dir"), PATHS),
+    "temperature": {**NUMBER, "zero": 0.0},
+    "level": {"zero": ("0",)},
+    "name": {name: TEXTS[name] for name in WORDS},
+    "note": {name: TEXTS[name] for name in (*WORDS, "digits", "empty", "blank", "newline", "300", "300/z")},
+}
+"""Option → name of the value → what it is taken as."""
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher, no device, whatever this machine has."""
+    for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
+        monkeypatch.delenv(variable, raising=False)
+    none: tuple[CudaDevice, ...] = ()
+    monkeypatch.setattr("dejavubench.experiment.cuda_devices", lambda: none)
+
+
+def one_line(message: str, value: object, *names: str) -> None:
+    assert "\n" not in message
+    assert len(message) <= LONGEST_MESSAGE
+    if message.endswith(": No such file or directory"):  # of prompts, whose file begins the message
+        assert names[0] == "--prompts"
+        return
+    assert any(name in message for name in names), message
+    text = shown(value)[: LONGEST // 2].strip("'\"[]() ")
+    assert text in message or text.lower() in message or ascii(text)[1:-1] in message, message
+
+
+@pytest.mark.parametrize("key", Experiment.model_fields)
+def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None:
+    flag = "--" + key.replace("_", "-")
+    taken = {}
+    for name, value in {**TEXTS, **OTHERS}.items():
+        try:
+            experiment = load(None, {"device": "cpu", key: value}, {}, plan=True)
+        except UsageError as error:
+            one_line(str(error), "" if name in SOUND else value, flag, f"{key} ", f"{key}: ")
+        else:
+            taken[name] = getattr(experiment, key)
+    assert taken == ACCEPTED.get(key, {})
+
+
+@pytest.mark.parametrize("key", Experiment.model_fields)
+def test_no_value_of_a_resumed_run_is_more_than_one_line(key: str, tmp_path: Path) -> None:
+    folder = killed(tmp_path / "run", "tokens", "p000", "disk@3")
+    content = json.loads((folder / RUN_FILE).read_text())
+    for value in (True, 5, [5], {"a": 1}, "x" * 300, "a\0b", -1, 1e300, 10**30):
+        content["experiment"][key] = value
+        (folder / RUN_FILE).write_text(json.dumps(content))
+        try:
+            load(None, {"resume": str(folder), "device": "cpu"}, {})
+        except UsageError as error:
+            one_line(str(error).replace(str(folder), "DIR"), "", key)
+
+
+def test_a_folder_of_streams_that_is_none_names_run_json(tmp_path: Path) -> None:
+    folder = killed(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir=5)
+    with pytest.raises(UsageError, match=r"run\.json: stream_dir: must be a path, not 5$"):
+        load(None, {"resume": folder}, {})
+
+
+def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    for text, says in (
+        ("threads = true", "threads: must be a whole number, not True"),
+        ("threads = [1, 2]", "threads takes one value; it cannot be swept: [1, 2]"),
+        ("input_len = [1, 1]", "input_len: 1, 1: something is named twice"),
+        ("prompts = 5", "prompts: must be a path, not 5"),
+        ('log_dir = "a\\u0000b"', "log_dir: 'a\\x00b' holds a control character, such as a line break, and is no path"),
+        ("rounds = 0x" + "f" * 5000, "rounds: must be at most 1000000, not a number of thousands of digits"),
+        ("seed = " + "9" * 5000, "a number has too many digits"),
+        ("model = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+    ):
+        path.write_text(text + "\n")
+        with pytest.raises(UsageError) as refused:
+            load(path, {}, {})
+        assert str(refused.value).startswith(f"{path}: ")
+        assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["threads", "staging_mib", "rounds", "device", "weights_data_type", "temperature"])
+def test_what_takes_one_value_is_not_swept(key: str) -> None:
+    flag = "--" + key.replace("_", "-")
+    with pytest.raises(UsageError, match=rf"^{flag} takes one value; it cannot be swept: '1,2'$"):
+        load(None, {key: "1,2"}, {})
+
+
+@pytest.mark.parametrize("path", ["a\0b.toml", "x" * 300, "line\nbreak.toml", " "])
+def test_a_config_of_an_impossible_name_is_one_line(path: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load(Path(path), {}, {})
+    one_line(str(refused.value), path, "CONFIG")
+
+
+def test_a_config_without_an_end_is_not_read() -> None:
+    with pytest.raises(UsageError, match=r"^/dev/zero: is no file$"):
+        load(Path("/dev/zero"), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"durability": "direct"}, "durability direct is for streaming disk, which is not among the destinations"),
+        ({"durability": "direct", "streaming": "mpi"}, "durability direct is for streaming disk, .*"),
+        ({"peer": "a:1"}, "peer is for streaming tcp, which is not among the destinations"),
+        ({"tcp_checksums": True}, "tcp_checksums is for streaming tcp, which is not among the destinations"),
+        ({"threads": MOST_THREADS + 1}, "--threads: must be at most 4096, not 4097"),
+        ({"temperature": "1e-39"}, r"--temperature: must be 0 \(the most likely token\) or from 0.001 to 1000, .*"),
+        ({"top_p": "1e-46", "temperature": 1}, "--top-p: must be from 1e-06 to 1, not '1e-46'"),
+        ({"drain_timeout": "1000000000000"}, "--drain-timeout: '1000000000000' is not a time from 0.001 s to 500h"),
+        ({"link": f"1{'0' * 300}B/s"}, "--link: '10+… .* is not a rate such as .*"),
+        ({"link": "99999999GB/s"}, "--link: '99999999GB/s' is not a rate from 1B/s to 1000TB/s"),
+        ({"note": "x" * 10_001}, "--note: 'x+… .* is longer than 10000 characters"),
+        ({"name": "漢" * 90}, "name '漢+… .* cannot be a folder's name|name '漢+' cannot be a folder's name"),
+        (
+            {"input_len": ",".join(map(str, range(1, 102))), "output_len": ",".join(map(str, range(1, 102)))},
+            "the lists combine to 10,201 points, and one run takes at most 10,000: .*",
+        ),
+        (
+            {"layer_num": 5000, "pipeline_para_size": 5000},
+            "tensor_para_size × pipeline_para_size takes 5,000 ranks; at most 4,096 are supported",
+        ),
+    ],
+)
+def test_what_is_senseless_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load(None, {"device": "cpu", **values}, {}, plan=True)
+    assert re.fullmatch(says, str(refused.value))
+
+
+def test_more_than_four_threads_a_core_are_refused() -> None:
+    experiment = load(None, {"device": "cpu", "threads": 9}, {})
+    experiment.check_threads(3)
+    with pytest.raises(UsageError, match="threads 9 are more than 4 for each of the 2 cores"):
+        experiment.check_threads(2)
+
+
+# ---- plan and sink ----
+
+
+def refused(*arguments: str, flag: str) -> bool:
+    """Whether a command ends with a usage error, which is then one line."""
+    result = CliRunner().invoke(main, list(arguments), env={TOKEN_VARIABLE: "a token"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code in (0, 2), result.stderr
+    if result.exit_code == 2:
+        assert result.stderr.count("\n") == 1
+        assert len(result.stderr) <= LONGEST_MESSAGE
+        assert flag in result.stderr
+    return result.exit_code == 2
+
+
+PLAN = [option for option in plan_command.plan.params if option.name != "force"]
+
+
+@pytest.mark.parametrize("option", PLAN, ids=lambda option: option.name)
+def test_no_value_of_plan_is_more_than_one_line(option: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where --output may write
+    flag = next(flag for flag in option.opts if flag.startswith("--"))
+    rest = ["--link", "1GB/s"] if flag == "--latency" else []
+    rest += [] if option.name in ("spec", "ckpt_path") else ["--model", "gpt2"]
+    counts = {"input_len", "output_len", "ubatch_size", "pipeline_para_size", "sink_pipeline_para_size", "requests"}
+    taken = {
+        name
+        for name, text in TEXTS.items()
+        if not refused("plan", flag, text, *rest, flag=flag.lstrip("-").split("-")[0])
+    }
+    others = {"latency": {"zero"}, "output": WORDS}
+    assert taken == ({"zeros"} if option.name in counts else others.get(option.name, set()))
+
+
+@pytest.mark.parametrize("value", ["NUL", "300", "300/z", "newline", "bytes", "empty", "blank"])
+@pytest.mark.parametrize("command", ["process", "figures -o {}", "figures {} -o out", "process x -o {}"])
+def test_no_path_of_what_shows_runs_is_more_than_one_line(command: str, value: str) -> None:
+    arguments = [part.replace("{}", TEXTS[value]) for part in command.split(" ")]
+    assert refused(*arguments, *([] if "{}" in command else [TEXTS[value]]), flag="")
+
+
+@pytest.mark.parametrize("option", sink_command.sink.params, ids=lambda option: option.name)
+def test_no_value_of_sink_is_more_than_one_line(option: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, float]] = []
+
+    class Kept:
+        address = ("127.0.0.1", 1)
+
+        def __init__(self, _: object, __: object, limit: int, seconds: float, ___: object) -> None:
+            made.append((limit, seconds))
+
+        def serve(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(tcp_sink, "TCPSink", Kept)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    flag = option.opts[0]
+    taken = {name for name, text in TEXTS.items() if not refused("sink", flag, text, flag=flag)}
+    assert taken == ({"zeros"} if flag in ("--max-gib", "--timeout") else set())
+    assert all(0 < limit < 1 << 60 and 0 < seconds < 1e7 for limit, seconds in made)
+
+
+def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides prove that they have the same bytes."""
+    from dejavubench.bench import tcp_peer
+
+    monkeypatch.setitem(os.environb, TOKEN_VARIABLE.encode(), b"\xff\xfe")
+    assert tcp_peer._token() == b"\xff\xfe"
+
+
+def test_a_plan_of_a_million_requests_is_summed_up() -> None:
+    result = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--requests", "1000000"])
+    assert result.exit_code == 0, result.output
+    assert "1000000 transfers" in result.stdout
+    result = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--requests", "1000000", "--format", "json"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "this plan has 1,000,000: at most 100,000 are listed" in result.stderr
+
+
+def test_sizes_that_no_model_has_are_described_at_once() -> None:
+    """Nothing is made of each of a million layers."""
+    sizes = ("--layer-num", "1000000", "--pipeline-para-size", "4096", "--sink-pipeline-para-size", "4095")
+    result = CliRunner().invoke(main, ["run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk"])
+    assert result.exit_code == 0, result.output
+    assert "p000 SKIPPED: custom needs" in result.stdout
