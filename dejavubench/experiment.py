@@ -52,6 +52,12 @@ NO_NIXL = "nixl is not installed: pip install 'dejavubench[nixl]'"
 UNLIMITED = "unlimited"
 """A link that nothing slows."""
 
+LEAST_RANK_TIMEOUT = 1.0
+"""Seconds."""
+
+NOT_MEASURED = {"name", "note", "log_dir", "ckpt_path", "prompts", "peer", "rank_timeout"}
+"""Keys that leave the measurement as it is, or stand for their content, which is hashed in their place."""
+
 CACHE_STEP = 32
 """Unless told otherwise a cache's positions are a multiple of this, as kernels like them."""
 
@@ -123,6 +129,15 @@ def _as_peers(value: Any) -> Any:
 
 def _as_stores(value: Any) -> Any:
     return () if value in ((), []) else _as_list(value)
+
+
+def _as_rank_timeout(value: Any) -> float:
+    if not isinstance(value, bool) and str(value).strip() in ("0", "0s", "0.0"):
+        return 0.0
+    timeout = units.seconds(value)
+    if timeout < LEAST_RANK_TIMEOUT:
+        raise ValueError(f"{value!r} is too short: a busy machine may keep a rank waiting; give 1s or more, or 0")
+    return timeout
 
 
 def _as_link(value: Any) -> Any:
@@ -338,6 +353,9 @@ class Experiment(BaseModel):
         "RATE",
         f"What the link between hosts has been limited to, as 500Mbit/s, or {UNLIMITED}: kept with the records, "
         "limits nothing.",
+    )
+    rank_timeout: Annotated[float, BeforeValidator(_as_rank_timeout)] = _option(
+        300.0, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 never does."
     )
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
@@ -653,7 +671,7 @@ class Experiment(BaseModel):
         import hashlib
         import json
 
-        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir", "ckpt_path", "prompts", "peer"})
+        content = self.model_dump(mode="json", exclude=NOT_MEASURED)
         if self._prompts:
             content["prompts"] = self._prompts
         if self._checkpoint is not None:

@@ -365,10 +365,14 @@ class Failure(_Line):
 
 
 class FirstExit(_Line):
-    """In a file of its own beside the ranks': those of one host that ended before anything was said of an end."""
+    """In a file of its own beside the ranks': those of one host that ended before anything was said of an end.
+
+    ``hung``: ranks that showed no sign of life, or made no progress, and what was seen of them.
+    """
 
     kind: Literal["first-exit"] = "first-exit"
     ranks: list[int]
+    hung: dict[int, str] = {}
 
 
 class End(_Line):
@@ -423,12 +427,17 @@ class RankLog:
 
 @dataclass
 class Run:
-    """A run's folder, read. ``first_exits``: the ranks that were the first of their host to end without a word."""
+    """A run's folder, read.
+
+    ``first_exits``: the ranks that were the first of their host to end without a word; ``hung``: those that hung, and
+    what was seen of them.
+    """
 
     path: Path
     header: RunHeader
     ranks: list[RankLog]
     first_exits: frozenset[int] = frozenset()
+    hung: dict[int, str] = field(default_factory=dict)
 
     def of(self, kind: type[T]) -> Iterator[tuple[int, T]]:
         """(rank, record) of one kind over all ranks."""
@@ -492,14 +501,16 @@ def read_run(folder: Path) -> Run:
         first = error.errors()[0]
         raise RecordError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     ranks = [read_rank(file) for file in sorted(folder.glob("rank-*.jsonl"))]
-    return Run(folder, header, ranks, frozenset().union(*map(_read_first_exit, folder.glob("first-exit-*.json"))))
+    exits = [found for file in folder.glob("first-exit-*.json") if (found := _read_first_exit(file))]
+    hung = {rank: why for found in exits for rank, why in found.hung.items()}
+    return Run(folder, header, ranks, frozenset(rank for found in exits for rank in found.ranks), hung)
 
 
-def _read_first_exit(path: Path) -> list[int]:
+def _read_first_exit(path: Path) -> FirstExit | None:
     try:
-        return FirstExit.model_validate_json(path.read_bytes()).ranks
+        return FirstExit.model_validate_json(path.read_bytes())
     except ValidationError:  # a full disk may have cut it short: then it is not known who was first
-        return []
+        return None
 
 
 # DéjàVu's text lines, exactly as the original prints them (C's "%f": six decimals).

@@ -18,8 +18,11 @@ def notes(run: Run) -> list[str]:
     found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
     first = set() if failed else run.first_exits  # a rank that failed has said so itself
-    silent.sort(key=lambda log: log.rank not in first)
+    silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:
+        if log.rank in run.hung:
+            found.append(f"FAILED: {_name(log)} hung {_where(log.last_phase)}: {run.hung[log.rank]}")
+            continue
         how = "was the first to stop, without a word," if log.rank in first else "stopped without a word"
         found.append(f"INCOMPLETE: {_name(log)} {how} {_where(log.last_phase)}")
     found += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]

@@ -19,7 +19,7 @@ from typing import NoReturn, cast
 import torch
 from mpi4py import MPI
 
-from dejavubench import fit, records
+from dejavubench import fit, pulse, records
 from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.identity import identity
@@ -28,7 +28,8 @@ from dejavubench.bench.restart import open_saved
 from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_ceilings import tcp_messages, tcp_runs
 from dejavubench.bench.tcp_peer import TCPPeer
-from dejavubench.bench.watch import Watch
+from dejavubench.bench.watch import Place, Watch
+from dejavubench.bench.watchdog import beat_every
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.levels import LEVELS
@@ -86,10 +87,16 @@ class Job:
         prefer_huge_pages()
         torch.set_num_threads(experiment.threads)
         self._cores = os.sched_getaffinity(0)  # before this program confines anything
-        facts = self.world.allgather((environment.hostname(), self._cores, native_bf16()))
-        self.hosts: list[str] = [host for host, _, _ in facts]
-        self._native_bf16 = all(native for _, _, native in facts)
-        on_host = set().union(*(cores for host, cores, _ in facts if host == self.hosts[self.rank]))
+        heart = pulse.start(f"rank {self.rank}")
+        heart.every = beat_every(experiment.rank_timeout)
+        facts = self.world.allgather(
+            (environment.hostname(), self._cores, native_bf16(), Place(os.getpid(), heart.fd))
+        )
+        self.hosts: list[str] = [host for host, *_ in facts]
+        self._native_bf16 = all(native for _, _, native, _ in facts)
+        on_host = set().union(*(cores for host, cores, *_ in facts if host == self.hosts[self.rank]))
+        self._watch = self._watch_this_host([place for *_, place in facts])
+        heart.give_up_at(None)
         self._confine()
         self.device = torch.device("cpu")
         self._agree(self._take_device)
@@ -104,6 +111,8 @@ class Job:
         self.run_id, self.folder = self._make_folder()
         self.stream_dir = experiment.stream_dir or self.folder
         self._agree(self._open_recorder)
+        if self._watch is not None:
+            self._watch.note_in(self.folder / records.first_exit_file(self.rank))
         self.data = self.world.Dup()
         self.verification = self.world.Dup()
         self.announcements = self.world.Dup()
@@ -114,7 +123,6 @@ class Job:
         self.computes = self.is_source or experiment.handoff
         self.workers = self._connect_workers(among_own) if self.computes else None
         self._write_first_records(command)
-        self._watch = self._watch_this_host()
 
     # ---- preparing ----
 
@@ -337,12 +345,12 @@ class Job:
         assert outcome is not None
         return outcome
 
-    def _watch_this_host(self) -> Watch | None:
+    def _watch_this_host(self, places: list[Place]) -> Watch | None:
         """The lowest rank of each host has them watched."""
-        pids = self.world.allgather(os.getpid())
-        here = {rank: pid for rank, pid in enumerate(pids) if self.hosts[rank] == self.hosts[self.rank]}
-        lowest = min(here)
-        return Watch(self.folder / records.first_exit_file(lowest), here) if self.rank == lowest else None
+        here = {rank: place for rank, place in enumerate(places) if self.hosts[rank] == self.hosts[self.rank]}
+        if self.rank != min(here):
+            return None
+        return Watch(here, self.experiment.rank_timeout, whole=len(here) == len(places))
 
     def _open_saved(self) -> dict[str, str]:
         interrupted = self.experiment.interrupted
@@ -435,7 +443,7 @@ class Job:
         mine = self.folder / records.rank_file(self.rank)
         others = polite_gather(self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes())
         if self._watch is not None:  # every rank has come here, so every one has said that it ended
-            self._watch.end()
+            self._watch.let_end()
         for rank, content in enumerate(others or []):
             path = self.folder / records.rank_file(rank)
             if content is not None and not path.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dejavubench import records
+from dejavubench import pulse, records
 from dejavubench.records import Microbatch, Record
 
 TOKENS_FILE = "tokens.jsonl"
@@ -38,6 +38,7 @@ class Recorder:
     def phase(self, phase: str, **where: str | int | None) -> None:
         """Mark that a phase begins."""
         self.phase_name = phase
+        pulse.mark(phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None))
         self.write(records.PhaseMark.model_validate({"phase": phase, **where}))
 
     def text(self, ubatches: list[Microbatch], total_ms: float) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dejavubench import pulse
 from dejavubench.bench.job import Job, abort_all
 from dejavubench.bench.point import BESIDE, BESIDE_LATER, Enough, PointSession, load_model
 from dejavubench.bench.progress import Progress
@@ -22,6 +23,7 @@ from dejavubench.experiment import Experiment
 from dejavubench.kvcache import KVLayout
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import polite_barrier
+from dejavubench.points import Point
 
 
 def run(
@@ -55,7 +57,8 @@ def run(
         verified = _measure_all(job, enough)
         job.finish(verified)
         if job.rank == 0 and on_end is not None:
-            on_end(job.folder)
+            with pulse.during(pulse.PATIENT):
+                on_end(job.folder)
             print(f"records: {job.folder}", file=sys.stderr)
         polite_barrier(job.world, "end")
     except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
@@ -68,25 +71,18 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
     points = [point for point in job.experiment.points() if point.id not in job.skipped]
     arms = [arm for arm in job.experiment.arms() if not arm.skipped]
     each = len(arms) * (job.experiment.warmup + job.experiment.rounds)
-    loaded: tuple[object, GPT] | None = None
+    models = _Models(job)
     with Progress(each * len(points), shown=job.rank == 0) as progress:
         if len(arms) == 1 and len(points) > 1:
             progress.say("text lines of several points are not mixed on stdout: each has a .log in the run's folder")
         for id, reason in job.skipped.items():
             progress.say(f"{id} SKIPPED: {reason}")
         for point in points:
-            model = None
             if job.computes:
                 job.recorder.phase("load", point=point.id)
-                key = (point.spec, point.data_type)
-                if loaded is None or loaded[0] != key:
-                    loaded = None  # give its memory back before the next one is made
-                    _give_memory_back()
-                    loaded = (key, load_model(job, point))
-                model = loaded[1]
-                requests = job.side(point).split.ubatch_size
-                model.compile(KVLayout(point.kv_layout), requests, requests * point.input_len)
-            polite_barrier(job.world, "load")
+            with pulse.during(pulse.PATIENT):  # however long it takes, here or on another host
+                model = models.of(point) if job.computes else None
+                polite_barrier(job.world, "load")
             beside = BESIDE if point is points[0] else BESIDE_LATER
             session = PointSession(job, point, model, progress, beside)
             try:
@@ -102,6 +98,25 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
             del session
             _give_memory_back()
     return True
+
+
+class _Models:
+    """This rank's part of one model at a time."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._loaded: tuple[object, GPT] | None = None
+
+    def of(self, point: Point) -> GPT:
+        """The point's model, which may be the one that is loaded, ready to run."""
+        key = (point.spec, point.data_type)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # give its memory back before the next one is made
+            _give_memory_back()
+            self._loaded = (key, load_model(self._job, point))
+        requests = self._job.side(point).split.ubatch_size
+        self._loaded[1].compile(KVLayout(point.kv_layout), requests, requests * point.input_len)
+        return self._loaded[1]
 
 
 def _give_memory_back() -> None:

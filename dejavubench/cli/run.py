@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from dejavubench import pulse
 from dejavubench.cli.errors import launched_rank
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment, Group, load
@@ -106,11 +108,16 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         if launched_rank() is None:
             raise
         outcome = error
+    heart = pulse.start(f"rank {launched_rank() or 0}")
     try:
-        from mpi4py import MPI
+        with pulse.default_interrupt():  # MPI begins when it is imported, and waits for the other ranks
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
         raise UsageError(f"no MPI library: {what}; pip install 'dejavubench[mpich]', or load a system MPI") from None
+    if isinstance(outcome, Experiment) and outcome.rank_timeout:
+        timeout = pulse.NO_PROGRESS * outcome.rank_timeout
+        heart.give_up_at(time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start")
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome

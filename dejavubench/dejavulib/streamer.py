@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dejavubench import pulse
 from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
@@ -154,6 +155,8 @@ class Streamer:
             return
         self._waits_for = manager  # before looking again: what completes from now on is told
         self._wake_helper.set()
+        words = pulse.page.words
+        before, words[pulse.STATE] = words[pulse.STATE], pulse.PATIENT  # this wait has a deadline of its own
         try:
             progress, since = self._progress, time.monotonic()
             while manager.lag_nbytes:
@@ -165,6 +168,7 @@ class Streamer:
                     raise StreamingError(f"no chunk became complete within {timeout:g} s; {self._first_missing()}")
         finally:
             self._waits_for = None
+            words[pulse.STATE] = before
 
     @property
     def _progress(self) -> tuple[int, int]:
