@@ -89,9 +89,7 @@ class Job:
         self._cores = os.sched_getaffinity(0)  # before this program confines anything
         heart = pulse.start(f"rank {self.rank}")
         heart.every = beat_every(experiment.rank_timeout)
-        facts = self.world.allgather(
-            (environment.hostname(), self._cores, native_bf16(), Place(os.getpid(), heart.fd))
-        )
+        facts = self.world.allgather((environment.hostname(), self._cores, native_bf16(), Place(os.getpid(), heart.fd)))
         self.hosts: list[str] = [host for host, *_ in facts]
         self._native_bf16 = all(native for _, _, native, _ in facts)
         on_host = set().union(*(cores for host, cores, *_ in facts if host == self.hosts[self.rank]))

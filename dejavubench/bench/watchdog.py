@@ -122,9 +122,7 @@ class Judge:
             if any(seconds <= longest for seconds in idle.values()):
                 return {}
         waits = "" if working else ", it waits for other ranks"
-        return {
-            rank: f"no progress for {idle[rank]:.0f} s{waits}{_why(self._seen[rank])}" for rank in working or stuck
-        }
+        return {rank: f"no progress for {idle[rank]:.0f} s{waits}{_why(self._seen[rank])}" for rank in working or stuck}
 
 
 def _why(seen: Seen) -> str:

@@ -10,6 +10,23 @@ LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "MV2
 """Variables that MPI launchers set in every rank."""
 
 
+RANKS = {
+    "PMI_RANK": "PMI_SIZE",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_RANK": "MV2_COMM_WORLD_SIZE",
+    "SLURM_PROCID": "SLURM_STEP_NUM_TASKS",
+}
+"""Variables that say how many ranks a launcher has started, by the one that numbers them."""
+
+
+def launched_ranks() -> int | None:
+    """How many ranks the launcher has started, as it says; None if it does not."""
+    for rank, ranks in RANKS.items():
+        if os.environ.get(rank, "").isdigit() and os.environ.get(ranks, "").isdigit():
+            return int(os.environ[ranks])
+    return None
+
+
 def launched_rank() -> int | None:
     """This rank's number as the launcher tells it; None without a launcher. MPI is not imported."""
     for variable in LAUNCHED:
@@ -34,7 +51,7 @@ def fail_usage(message: str, command: str | None = None) -> NoReturn:
         if rank == 0:
             _print(message, command)
         sys.exit(2)
-    if MPI.COMM_WORLD.rank == 0:
+    if MPI.COMM_WORLD.rank == 0 and (rank == 0 or MPI.COMM_WORLD.size > 1):  # each is alone under another's launcher
         _print(message, command)
     MPI.Finalize()
     sys.exit(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from dejavubench import pulse
-from dejavubench.cli.errors import launched_rank
+from dejavubench.cli.errors import launched_rank, launched_ranks
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment, Group, load
+from dejavubench.units import count_text
 
 if TYPE_CHECKING:
     from dejavubench.records import Iteration
@@ -110,7 +112,8 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         outcome = error
     heart = pulse.start(f"rank {launched_rank() or 0}")
     try:
-        with pulse.default_interrupt():  # MPI begins when it is imported, and waits for the other ranks
+        with pulse.default_interrupt(), warnings.catch_warnings():  # MPI begins here, and waits for the other ranks
+            warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)  # _check_launcher says it
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
@@ -118,11 +121,23 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
     if isinstance(outcome, Experiment) and outcome.rank_timeout:
         timeout = pulse.NO_PROGRESS * outcome.rank_timeout
         heart.give_up_at(time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start")
+    _check_launcher(MPI.COMM_WORLD.size, MPI.get_vendor())
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome
     outcome.check_ranks(MPI.COMM_WORLD.size)  # before torch is imported, which takes a while
     return outcome
+
+
+def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
+    """Raise UsageError where another MPI's launcher has started the ranks: each of them is alone then."""
+    started, (name, version) = launched_ranks(), vendor
+    if started is not None and started > known:
+        library = f"{name} {'.'.join(map(str, version))}"
+        raise UsageError(
+            f"the launcher started {count_text(started, 'rank')}, this MPI knows {known}: the launcher is of another "
+            f"MPI than {library}, which mpi4py uses here. Start the ranks with {name}'s own mpirun."
+        )
 
 
 def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
