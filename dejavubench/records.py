@@ -364,6 +364,21 @@ class Failure(_Line):
     error: str
 
 
+class ArmFailure(_Line):
+    """An arm that goes no further at one point, because of a storage device; the other arms do.
+
+    ``rank``: the first on which it failed, in that phase of that iteration; its own times there mean nothing.
+    """
+
+    kind: Literal["arm-failure"] = "arm-failure"
+    point: str
+    arm: str
+    iteration: int
+    phase: str
+    rank: int
+    error: str
+
+
 class FirstExit(_Line):
     """In a file of its own beside the ranks': those of one host that ended before anything was said of an end.
 
@@ -398,6 +413,7 @@ Record = (
     | CopyWays
     | Skipped
     | Failure
+    | ArmFailure
     | FirstExit
     | End
 )

@@ -183,13 +183,6 @@ def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> No
         )
 
 
-def test_a_disk_that_fills_up_while_streaming(tmp_path: Path) -> None:
-    with faulty(tmp_path, "disk-full", "--level", "2", streaming="disk") as job:
-        ended(job, 0, "tokens", "StreamingError: OSError: [Errno 28] No space left on device")
-        assert measured(job) == STRIKES
-    assert not list(tmp_path.rglob("*.kv"))
-
-
 def test_run_json_that_cannot_be_written_ends_the_job(tmp_path: Path) -> None:
     with faulty(tmp_path, "records-full-at-start") as job:
         job.until(lambda: struck(job), "the fault")

@@ -131,7 +131,7 @@ def test_ranks_that_are_each_alone_are_told_from_a_job(monkeypatch: pytest.Monke
     monkeypatch.setenv(rank, "1")
     monkeypatch.setenv(size, "2")
     _check_launcher(2, ("MPICH", (5, 0, 2)))
-    with pytest.raises(UsageError, match="^the launcher started 2 ranks, this MPI knows 1: .*Start .* MPICH's own"):
+    with pytest.raises(UsageError, match=r"^the launcher started 2 ranks, this MPI knows 1: .*Start .* MPICH's own"):
         _check_launcher(1, ("MPICH", (5, 0, 2)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.records import End, Failure, PhaseMark, RankInfo, RankLog, Run
+from dejavubench.records import ArmFailure, End, Failure, PhaseMark, RankInfo, RankLog, Run
 
 
 def complete(run: Run) -> bool:
@@ -29,7 +29,8 @@ def notes(run: Run) -> list[str]:
     if silent:
         found.append("such a run is still going on, or was killed; what was recorded before is shown")
     found += [f"{log.path.name}: the last line was cut off by the end of the process" for log in run.ranks if log.torn]
-    unexplained = any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not failed
+    explained = failed or any(True for _ in run.of(ArmFailure))
+    unexplained = any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
     if unexplained:
         found.append("FAILED: a rank ended with status failed; see the verification below")
     return found

@@ -67,7 +67,8 @@ def run(
 
 
 def _measure_all(job: Job, enough: Enough | None) -> bool:
-    """Whether every point verified; the first that does not ends the session."""
+    """Whether every arm of every point verified; the first whose bytes are wrong ends the session."""
+    ok = True
     points = [point for point in job.experiment.points() if point.id not in job.skipped]
     arms = [arm for arm in job.experiment.arms() if not arm.skipped]
     each = len(arms) * (job.experiment.warmup + job.experiment.rounds)
@@ -94,10 +95,11 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
                 progress.say(f"dejavubench: verification failed: {error}")
                 session.close()
                 return False
+            ok = ok and not session.failures.names
             session.close()
             del session
             _give_memory_back()
-    return True
+    return ok
 
 
 class _Models:

@@ -140,7 +140,7 @@ def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
         )
 
 
-def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
+def _enough(experiment: Experiment) -> Callable[[list[Iteration], set[str]], bool] | None:
     """Whether a point's rounds so far give the precision that was asked for; None: rounds are counted."""
     half_width = experiment.precision
     if half_width is None:
@@ -148,7 +148,11 @@ def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
     from dejavubench.analysis.stats import precise_enough
 
     arms = [arm.info() for arm in experiment.arms() if not arm.skipped]
-    return lambda iterations: precise_enough(iterations, arms, half_width)
+
+    def enough(iterations: list[Iteration], failed: set[str]) -> bool:
+        return precise_enough(iterations, [arm for arm in arms if arm.name not in failed], half_width)
+
+    return enough
 
 
 def _print_summary(folder: Path) -> None:

@@ -95,20 +95,21 @@ def deaf_sink() -> None:
 
 
 @fault
-def disk_full() -> None:
-    """In the token phase the device has no room any more."""
+def disk_fails(phase: str, how: str, rank: str = "0") -> None:
+    """In a phase the device of one rank refuses what streaming writes, or reads back: once, or from then on."""
+    code = getattr(errno, how)
 
-    def make(original: Callable[..., int]) -> Callable[..., int]:
-        def write(fd: int, data: Any, offset: int) -> int:
-            if now("tokens"):
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*args: Any) -> Any:
+            if int(rank) == RANK and now(phase):
                 struck()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return original(fd, data, offset)
+                raise OSError(code, os.strerror(code))
+            return original(*args)
 
-        return write
+        return refuse
 
-    instead(os, "pwrite", make)
-    instead(os, "pwritev", make)
+    for call in ("pwrite", "preadv", "posix_fallocate"):
+        instead(os, call, make)
 
 
 @fault
