@@ -89,7 +89,10 @@ class Pulse:
         self._interrupted: float | None = None
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+        try:
+            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+        except RuntimeError:  # no more threads for this user: nobody may judge a heart that does not beat
+            self.fd = -1
 
     def give_up_at(self, deadline: float | None, why: str = "") -> None:
         """End this process at ``deadline``, by time.monotonic, and say ``why``; None takes that back."""

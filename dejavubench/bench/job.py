@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from dejavubench.bench.restart import open_saved
 from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_ceilings import tcp_messages, tcp_runs
 from dejavubench.bench.tcp_peer import TCPPeer
+from dejavubench.bench.telling import in_words, report
 from dejavubench.bench.watch import Place, Watch
 from dejavubench.bench.watchdog import beat_every
 from dejavubench.dejavulib.destinations.base import StreamingError
@@ -451,23 +451,23 @@ class Job:
         """Record which phase failed, and end every rank's process at once."""
         phase = self.recorder.phase_name
         try:
-            self.recorder.write(records.Failure(phase=phase, error=f"{type(error).__name__}: {error}"))
+            self.recorder.write(records.Failure(phase=phase, error=in_words(error)))
         except OSError as second:  # the disk may be what failed
-            print(f"dejavubench: rank {self.rank} cannot record its failure: {second}", file=sys.stderr, flush=True)
+            _say(f"dejavubench: rank {self.rank} cannot record its failure: {in_words(second)}\n")
         abort_all(error, phase)
+
+
+def _say(text: str) -> None:
+    """On stderr, if anybody still reads it."""
+    with contextlib.suppress(OSError, AttributeError):  # Python has no sys.stderr where it was closed
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def abort_all(error: BaseException, phase: str) -> NoReturn:
     """Say which rank failed in which phase, and end every rank's process at once."""
-    world = MPI.COMM_WORLD
-    if isinstance(error, KeyboardInterrupt):
-        text, status = f"dejavubench: rank {world.rank} interrupted in phase {phase}\n", 130
-    else:
-        what = f"{type(error).__name__}: {error}"
-        text = "".join(traceback.format_exception(error))
-        text, status = f"{text}dejavubench: rank {world.rank} failed in phase {phase}: {what}\n", 1
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    world, status = MPI.COMM_WORLD, pulse.INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    _say(report(error, world.rank, phase))
     time.sleep(BEFORE_ABORT)
     world.Abort(status)
     raise SystemExit(status)  # Abort does not return; for the type checker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -32,8 +33,11 @@ class Recorder:
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the kernel, which keeps it when this process dies."""
-        self._file.write(records.to_line(record))
-        self._file.flush()
+        try:
+            self._file.write(records.to_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def phase(self, phase: str, **where: str | int | None) -> None:
         """Mark that a phase begins."""
@@ -53,11 +57,13 @@ class Recorder:
         text = "\n".join(lines) + "\n"
         point, arm = ubatches[0].point, ubatches[0].arm.replace("/", "-")
         name = f"{point}-{arm}.log" if self._several_points else f"{arm}.log"
-        with open(self.folder / name, "a", encoding="utf-8") as log:
-            log.write(text)
-        if self._to_stdout:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        self._append(name, text)
+        if self._to_stdout and sys.stdout is not None:  # None: it was closed before the start
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, "standard output") from None
 
     def generated(self, point: str, prompts: list[list[list[int]]], tokens: Tensor) -> None:
         """A point's requests, one a line of ``tokens.jsonl``: token ids that went in, and those that were generated.
@@ -66,11 +72,21 @@ class Recorder:
             prompts: of each microbatch each request's token ids.
             tokens: [microbatches, B, T].
         """
-        with open(self.folder / TOKENS_FILE, "a", encoding="utf-8") as file:
-            for ubatch, (asked, answered) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
-                for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
-                    line = {"point": point, "ubatch": ubatch, "request": request, "prompt": prompt, "tokens": new}
-                    file.write(json.dumps(line) + "\n")
+        lines = []
+        for ubatch, (asked, answered) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
+            for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
+                line = {"point": point, "ubatch": ubatch, "request": request, "prompt": prompt, "tokens": new}
+                lines.append(json.dumps(line) + "\n")
+        self._append(TOKENS_FILE, "".join(lines))
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.folder / name
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            why = error.strerror if self.folder.is_dir() else "the run's folder was removed"
+            raise OSError(error.errno, why, str(path)) from None
 
     def close(self) -> None:
         self._file.close()
@@ -79,5 +95,10 @@ class Recorder:
 def write_header(folder: Path, header: records.RunHeader) -> None:
     """``run.json``, whole or not at all."""
     partial = folder / (records.RUN_FILE + ".part")
-    partial.write_text(json.dumps(header.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-    partial.rename(folder / records.RUN_FILE)
+    try:
+        partial.write_text(json.dumps(header.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+        partial.rename(folder / records.RUN_FILE)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(folder / records.RUN_FILE)) from None
