@@ -52,8 +52,8 @@ NO_NIXL = "nixl is not installed: pip install 'dejavubench[nixl]'"
 UNLIMITED = "unlimited"
 """A link that nothing slows."""
 
-LEAST_RANK_TIMEOUT = 1.0
-"""Seconds."""
+RANK_TIMEOUT, LEAST_RANK_TIMEOUT = 300.0, 1.0
+"""Seconds: the default, and the least that may be asked for."""
 
 NOT_MEASURED = {"name", "note", "log_dir", "ckpt_path", "prompts", "peer", "rank_timeout"}
 """Keys that leave the measurement as it is, or stand for their content, which is hashed in their place."""
@@ -355,7 +355,7 @@ class Experiment(BaseModel):
         "limits nothing.",
     )
     rank_timeout: Annotated[float, BeforeValidator(_as_rank_timeout)] = _option(
-        300.0, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 never does."
+        RANK_TIMEOUT, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 never does."
     )
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 

@@ -165,10 +165,15 @@ def during(state: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def default_interrupt() -> Iterator[None]:
-    """Ctrl-C ends the process at once, for as long as a call keeps every Python thread from running."""
+def no_thread_runs(longest: float) -> Iterator[None]:
+    """For a call that keeps every Python thread from running: Ctrl-C ends the process at once.
+
+    So does the alarm signal after ``longest`` seconds; 0: never.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, longest)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGINT, before)

@@ -205,7 +205,7 @@ def rank(doing: str) -> subprocess.Popen[str]:
 
 def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> Watch:
     assert process.stdout is not None
-    watch = Watch({0: Place(process.pid, int(process.stdout.readline()))}, timeout, whole=True)
+    watch = Watch({0: Place("here", process.pid, int(process.stdout.readline()))}, timeout, whole=True)
     watch.note_in(file)
     return watch
 
@@ -233,6 +233,28 @@ def test_compiling_does_not_stop_the_heart(tmp_path: Path) -> None:
         assert process.wait(60) == 0, process.communicate()[1]
 
 
+def test_a_deadline_ends_a_process_whose_main_thread_is_in_a_call() -> None:
+    with rank("heart.give_up_at(time.monotonic() + 0.5, 'has waited 0.5 s'); time.sleep(60)") as process:
+        assert process.wait(20) == 1
+        assert process.communicate()[1] == "dejavubench: rank 0 has waited 0.5 s\n"
+    with rank("heart.give_up_at(time.monotonic() + 0.5, 'late'); heart.give_up_at(None); time.sleep(1)") as process:
+        assert process.wait(20) == 0
+
+
+NO_THREAD_RUNS = """
+import ctypes
+with pulse.no_thread_runs(0.5):
+    ctypes.PyDLL(None).{}(2)  # with Python's lock held
+"""
+
+
+def test_a_call_in_which_no_thread_runs_is_ended_by_the_alarm() -> None:
+    with rank(NO_THREAD_RUNS.format("pause")) as process:
+        assert process.wait(20) == -signal.SIGALRM
+    with rank(NO_THREAD_RUNS.format("abs")) as process:
+        assert process.wait(20) == 0
+
+
 def test_where_no_process_can_be_started_the_job_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -240,7 +262,7 @@ def test_where_no_process_can_be_started_the_job_goes_on(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(watch.subprocess, "Popen", refused)
-    watching = Watch({0: Place(os.getpid(), -1)}, 300.0, whole=True)
+    watching = Watch({0: Place("here", os.getpid(), -1)}, 300.0, whole=True)
     watching.note_in(tmp_path / "note.json")
     watching.let_end()
     assert capsys.readouterr().err == (

@@ -28,8 +28,7 @@ from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_ceilings import tcp_messages, tcp_runs
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.telling import in_words, report
-from dejavubench.bench.watch import Place, Watch
-from dejavubench.bench.watchdog import beat_every
+from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.levels import LEVELS
@@ -54,6 +53,9 @@ BEFORE_ABORT = 0.3
 class Job:
     """One rank's view of the session. Making one is collective.
 
+    Args:
+        watch: over the ranks of this host, on the one that has started it.
+
     Attributes:
         world: control messages between measurements.
         device: where this rank computes, or receives what comes by NCCL.
@@ -70,8 +72,9 @@ class Job:
         UsageError: on every rank, if the session cannot start on any of them.
     """
 
-    def __init__(self, experiment: Experiment, command: list[str]) -> None:
+    def __init__(self, experiment: Experiment, command: list[str], watch: Watch | None) -> None:
         self.experiment = experiment
+        self._watch = watch
         self.world = MPI.COMM_WORLD
         self.rank = self.world.rank
         experiment.check_ranks(self.world.size)
@@ -87,14 +90,10 @@ class Job:
         prefer_huge_pages()
         torch.set_num_threads(experiment.threads)
         self._cores = os.sched_getaffinity(0)  # before this program confines anything
-        heart = pulse.start(f"rank {self.rank}")
-        heart.every = beat_every(experiment.rank_timeout)
-        facts = self.world.allgather((environment.hostname(), self._cores, native_bf16(), Place(os.getpid(), heart.fd)))
-        self.hosts: list[str] = [host for host, *_ in facts]
-        self._native_bf16 = all(native for _, _, native, _ in facts)
-        on_host = set().union(*(cores for host, cores, *_ in facts if host == self.hosts[self.rank]))
-        self._watch = self._watch_this_host([place for *_, place in facts])
-        heart.give_up_at(None)
+        facts = self.world.allgather((environment.hostname(), self._cores, native_bf16()))
+        self.hosts: list[str] = [host for host, _, _ in facts]
+        self._native_bf16 = all(native for _, _, native in facts)
+        on_host = set().union(*(cores for host, cores, _ in facts if host == self.hosts[self.rank]))
         self._confine()
         self.device = torch.device("cpu")
         self._agree(self._take_device)
@@ -342,13 +341,6 @@ class Job:
             raise outcome
         assert outcome is not None
         return outcome
-
-    def _watch_this_host(self, places: list[Place]) -> Watch | None:
-        """The lowest rank of each host has them watched."""
-        here = {rank: place for rank, place in enumerate(places) if self.hosts[rank] == self.hosts[self.rank]}
-        if self.rank != min(here):
-            return None
-        return Watch(here, self.experiment.rank_timeout, whole=len(here) == len(places))
 
     def _open_saved(self) -> dict[str, str]:
         interrupted = self.experiment.interrupted

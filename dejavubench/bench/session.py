@@ -18,6 +18,7 @@ from dejavubench.bench.job import Job, abort_all
 from dejavubench.bench.point import BESIDE, BESIDE_LATER, Enough, PointSession, load_model
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.verify import VerificationError
+from dejavubench.bench.watch import Watch
 from dejavubench.errors import UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.kvcache import KVLayout
@@ -31,6 +32,7 @@ def run(
     command: list[str],
     enough: Enough | None = None,
     on_end: Callable[[Path], None] | None = None,
+    watch: Watch | None = None,
 ) -> int:
     """Measure all points of an experiment.
 
@@ -39,6 +41,7 @@ def run(
         command: as it was typed, for the record.
         enough: whether a point's iterations so far give the precision that was asked for; None: rounds are counted.
         on_end: called on rank 0 with the run's folder once all records are in it.
+        watch: over the ranks of this host, on the one that has started it.
 
     Returns:
         The process's exit status: 0 if all that was asked ran and verified. A rank that fails ends the whole job.
@@ -47,7 +50,7 @@ def run(
         UsageError: on every rank, before anything has started.
     """
     try:
-        job = Job(experiment, command)
+        job = Job(experiment, command, watch)
     except UsageError:
         raise
     except BaseException as error:  # noqa: BLE001 - as below

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from dejavubench.bench.watchdog import beat_every
+from dejavubench.pulse import Pulse
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 ROOT = Path(__file__).parents[2]
+READY_S = 10.0
+"""The longest time to wait for the process; the job goes on without it."""
+
 PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from dejavubench.bench.watchdog import main; main()"
 
 
 class Place(NamedTuple):
-    """A rank's process, and the number of the file there that its pulse is in."""
+    """A rank's host and process, and the number of the file there that its pulse is in."""
 
+    host: str
     pid: int
     fd: int
+
+
+def watch_ranks(world: Intracomm, pulse: Pulse, timeout: float) -> Watch | None:
+    """Have all ranks watched, each host's by a process of its own; the lowest rank there gets it. Collective."""
+    pulse.every = beat_every(timeout)
+    places = world.allgather(Place(socket.gethostname(), os.getpid(), pulse.fd))
+    here = {rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host}
+    return Watch(here, timeout, whole=len(here) == len(places)) if world.rank == min(here) else None
 
 
 class Watch:
@@ -55,7 +75,7 @@ class Watch:
         """From now on write to ``file``, as one :class:`~dejavubench.records.FirstExit`, who ended first or hangs."""
         if self._process is not None:
             assert self._process.stdout is not None
-            self._process.stdout.readline()  # it watches by now
+            select.select([self._process.stdout], [], [], READY_S)  # it watches by now
             self._order(b"note " + os.fsencode(file))
 
     def let_end(self) -> None:

@@ -15,11 +15,15 @@ import click
 from dejavubench import pulse
 from dejavubench.cli.errors import launched_rank, launched_ranks
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Experiment, Group, load
+from dejavubench.experiment import RANK_TIMEOUT, Experiment, Group, load
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:
+    from dejavubench.bench.watch import Watch
     from dejavubench.records import Iteration
+
+LEAST_START_S = 60.0
+"""The least time for all ranks to start: imports from a busy file system take a while."""
 
 ALIASES = {"rounds": ["--times"]}
 """The original's spellings that differ by more than an underscore."""
@@ -87,22 +91,26 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     if dry_run:
         _describe(read())
         return
-    experiment = agreed(read)
+    experiment, watch = agreed(read)
     from dejavubench.bench.session import run as run_session
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    sys.exit(run_session(experiment, command=command, enough=_enough(experiment), on_end=_print_summary))
+    sys.exit(run_session(experiment, command, _enough(experiment), on_end=_print_summary, watch=watch))
 
 
 # ---- running ----
 
 
-def agreed(read: Callable[[], Experiment]) -> Experiment:
+def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
     """Rank 0's experiment on every rank: other hosts' files and environment do not count.
+
+    From now on the ranks are watched, by whoever is given the watch.
 
     Raises:
         UsageError: rank 0 could not read it, or it does not run under this many ranks; on every rank.
     """
+    from dejavubench.bench.watch import watch_ranks
+
     outcome: Experiment | UsageError
     try:
         outcome = read()
@@ -110,23 +118,30 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         if launched_rank() is None:
             raise
         outcome = error
+    timeout = _start_timeout(outcome.rank_timeout if isinstance(outcome, Experiment) else RANK_TIMEOUT)
     heart = pulse.start(f"rank {launched_rank() or 0}")
     try:
-        with pulse.default_interrupt(), warnings.catch_warnings():  # MPI begins here, and waits for the other ranks
+        with pulse.no_thread_runs(timeout), warnings.catch_warnings():  # MPI begins here, and waits for the other ranks
             warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)  # _check_launcher says it
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
         raise UsageError(f"no MPI library: {what}; pip install 'dejavubench[mpich]', or load a system MPI") from None
-    if isinstance(outcome, Experiment) and outcome.rank_timeout:
-        timeout = pulse.NO_PROGRESS * outcome.rank_timeout
+    if timeout:
         heart.give_up_at(time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start")
     _check_launcher(MPI.COMM_WORLD.size, MPI.get_vendor())
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome
     outcome.check_ranks(MPI.COMM_WORLD.size)  # before torch is imported, which takes a while
-    return outcome
+    watch = watch_ranks(MPI.COMM_WORLD, heart, outcome.rank_timeout)
+    heart.give_up_at(None)
+    return outcome, watch
+
+
+def _start_timeout(rank_timeout: float) -> float:
+    """Seconds that all ranks have to start, each with its imports; 0: they may take for ever."""
+    return max(LEAST_START_S, pulse.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
 
 
 def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
