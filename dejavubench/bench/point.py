@@ -198,15 +198,20 @@ class PointSession:
         if self.experiment.verify:
             self._find_expected()
         self._mark("prepare", arm)
-        self._prepare(arm)
+        if not self._prepared(arm):
+            return
         self._mark("restore", arm)
         polite_barrier(self.job.world, "start")
         back = None if self.source is None else self.source.put_back(saved)
         polite_barrier(self.job.world, "restore")
         everywhere = self.job.world.allgather(None if back is None else back.steps)
         first = max(min(steps for steps in everywhere if steps is not None) - 1, 0)  # the last one's token is not known
+        resumed = None
         if self.source is not None and back is not None:
             resumed = self.source.resume(arm, back, first, lambda phase: self._mark(phase, arm))
+        if self._has_failed(arm):
+            return
+        if self.source is not None and back is not None and resumed is not None:
             self._generated = tokens(resumed.clocks)
             self._record_restart(arm, saved, back, first, resumed)
             if not self.experiment.verify:  # else the reference is, and these are compared with it
@@ -261,7 +266,7 @@ class PointSession:
             if self.sink is not None:
                 self._mark("receive" if arm.remote else "idle", arm)
                 received = self.sink.run(arm, lambda phase: self._mark(phase, arm))
-        if self.failures.fails(arm, None if self.source is None else self.source.failure(arm)):
+        if self._has_failed(arm):
             return
         if self.source is not None and ran is not None:
             total, lines = self._record_source(self.source, ran, arm, round)
@@ -298,6 +303,10 @@ class PointSession:
         with Attempt(arm) as attempt:
             self._prepare(arm, level)
         return not self.failures.fails(arm, attempt.problem)
+
+    def _has_failed(self, arm: Arm) -> bool:
+        """Whether the arm fails because of what its streaming met in this iteration, here or on another rank."""
+        return self.failures.fails(arm, None if self.source is None else self.source.failure(arm))
 
     def _note_failure(self, arm: Arm, rank: int, why: str) -> None:
         """The arm is out from now on; what was measured of the others stays."""
@@ -481,7 +490,7 @@ class PointSession:
                 took = self.source.alone(arm) if self.source is not None else None
                 if self.sink is not None:
                     self.sink.alone(arm)
-            if self.failures.fails(arm, None if self.source is None else self.source.failure(arm)):
+            if self._has_failed(arm):
                 continue
             times = polite_gather(self.job.world, took)
             if times is not None:

@@ -84,6 +84,8 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
         for point in points:
             if job.computes:
                 job.recorder.phase("load", point=point.id)
+            else:
+                pulse.mark(f"load, point {point.id}")  # of the others: a sink has nothing to record of it
             with pulse.during(pulse.PATIENT):  # however long it takes, here or on another host
                 model = models.of(point) if job.computes else None
                 polite_barrier(job.world, "load")
