@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -90,6 +91,37 @@ def test_ctrl_c_ends_a_rank_that_waits_within_mpi_for_a_stopped_one(tmp_path: Pa
         job.all_gone(2)
         assert re.search(r"dejavubench: rank 0 interrupted in phase \w+", job.stderr)
         assert "Traceback" not in job.stderr
+
+
+def watchers(pids: set[int]) -> list[str]:
+    """Processes that watch one of these ranks."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if any(f"={pid}:".encode() in entry.read_bytes() for pid in pids):
+                found.append(entry.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("victim", ["launcher", "rank"])
+def test_no_process_and_no_file_outlives_a_job_that_is_killed(tmp_path: Path, victim: str) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    places = {"TMPDIR": str(temporary)}
+    modes = ("--streaming", "disk,mpi", "--rounds", 10**6)
+    with Job(tmp_path, 2, "no-fault", "run", *SIZES, *modes, driver=FAULTY, environment=places) as job:
+        under_way(job)
+        pids = {job.pid(rank) for rank in (0, 1)}
+        assert len(watchers(pids)) == 1
+        os.kill(job.process.pid if victim == "launcher" else job.pid(0), signal.SIGKILL)
+        job.wait(GONE_WITHIN)
+        job.all_gone(2)
+        deadline = time.monotonic() + 2
+        while watchers(pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not [file.name for file in temporary.iterdir() if not file.name.startswith("hydra")]
+        assert not [file.name for file in job.folder.iterdir() if file.suffix in (".kv", ".part")]
 
 
 STOPPED_IN = {

@@ -17,7 +17,7 @@ def notes(run: Run) -> list[str]:
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
-    first = set() if failed else run.first_exits  # a rank that failed has said so itself
+    first = set() if failed or run.hung else run.first_exits  # a rank that failed has said so itself
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:
         if log.rank in run.hung:

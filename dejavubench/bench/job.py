@@ -428,6 +428,7 @@ class Job:
 
     def finish(self, ok: bool) -> None:
         """Write each rank's last record and bring other hosts' records to rank 0's folder."""
+        pulse.mark("end")
         self.recorder.write(records.End(status="ok" if ok else "failed"))
         self.recorder.close()
         mine = self.folder / records.rank_file(self.rank)
