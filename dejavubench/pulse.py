@@ -1,18 +1,14 @@
-"""Ground floor: heartbeat, phase and progress of this process, and the end of a Ctrl-C that nobody handles.
+"""Ground floor: what the main thread of this process shows of itself: its phase, its progress, whether it waits.
 
-A thread beats now and then, which shows that the process runs. The main thread counts its progress and says what it
-does: both are stores of one integer in memory that :mod:`~dejavubench.bench.watchdog`, a process of its own, reads.
+Each is a store of one integer in a page of memory. :mod:`~dejavubench.bench.heart` shares the page with a process that
+watches this one; without it nobody reads the page.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-import select
-import signal
 import threading
-import time
 from collections.abc import Iterator
 
 WORKING, WAITING, PATIENT = range(3)
@@ -24,21 +20,6 @@ BEATS, PROGRESS, STATE, LENGTH = range(4)
 
 WORDS = 8
 NBYTES = 512
-
-BEAT_S = 1.0
-"""The longest time between two beats."""
-
-NO_PROGRESS = 1.5
-"""Timeouts until a rank whose heart beats is at fault: one that others wait for without a heartbeat is, sooner."""
-
-GRACE_S = 5.0
-"""Seconds that the main thread has to act on Ctrl-C: it cannot while a call of MPI blocks."""
-
-BEFORE_END = 0.3
-"""Seconds for the launcher to pass on what was said last."""
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C."""
 
 
 class Page:
@@ -62,78 +43,8 @@ class Page:
         self.words[LENGTH] = len(text)
 
 
-class Pulse:
-    """The thread of this process that beats, and the memory that it beats in.
-
-    Args:
-        name: names this process in messages.
-
-    Attributes:
-        fd: of that memory, for the watchdog to open; −1 where none can be shared.
-        every: seconds between two beats.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.fd = -1
-        self._name = name
-        memory: bytearray | mmap.mmap = bytearray(NBYTES)
-        if hasattr(os, "memfd_create"):
-            self.fd = os.memfd_create("dejavubench-pulse")
-            os.ftruncate(self.fd, NBYTES)
-            memory = mmap.mmap(self.fd, NBYTES)
-        self.page = Page(memory)
-        self.page.words[STATE] = PATIENT
-        self.page.phase = "start"
-        self.every = BEAT_S
-        self._deadline: tuple[float, str] | None = None
-        self._interrupted: float | None = None
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        try:
-            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
-        except RuntimeError:  # no more threads for this user: nobody may judge a heart that does not beat
-            self.fd = -1
-
-    def give_up_at(self, deadline: float | None, why: str = "") -> None:
-        """End this process at ``deadline``, by time.monotonic, and say ``why``; None takes that back."""
-        self._deadline = None if deadline is None else (deadline, why)
-
-    def _beat(self) -> None:
-        signals = select.poll()
-        signals.register(self._read, select.POLLIN)
-        while True:
-            self.page.words[BEATS] += 1
-            if signals.poll(self.every * 1e3) and signal.SIGINT in os.read(self._read, 64):
-                self._interrupted = self._interrupted or time.monotonic()
-                time.sleep(0.1)  # the main thread's turn
-            self._end_if_due(time.monotonic())
-
-    def _end_if_due(self, now: float) -> None:
-        if self._interrupted is not None and now - self._interrupted > GRACE_S:
-            self._end(f"interrupted in phase {self.page.phase}, in a call that did not return", INTERRUPTED)
-        if self._deadline is not None and now > self._deadline[0]:
-            self._end(self._deadline[1], 1)
-
-    def _end(self, why: str, status: int) -> None:
-        """End this process without MPI, which this thread may not call; the launcher then ends the others."""
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            os.write(2, f"dejavubench: {self._name} {why}\n".encode())
-        time.sleep(BEFORE_END)
-        os._exit(status)
-
-
-_pulse: Pulse | None = None
 page = Page(bytearray(NBYTES))
-"""Where this process stores its progress; nobody reads it before :func:`start`."""
-
-
-def start(name: str = "this process") -> Pulse:
-    """Begin to beat, once a process; called from its main thread."""
-    global _pulse, page
-    if _pulse is None:
-        _pulse = Pulse(name)
-        page = _pulse.page
-    return _pulse
+"""Where this process stores what it shows."""
 
 
 def progress() -> None:
@@ -162,18 +73,3 @@ def during(state: int) -> Iterator[None]:
     finally:
         words[STATE] = before
         words[PROGRESS] += 1
-
-
-@contextlib.contextmanager
-def no_thread_runs(longest: float) -> Iterator[None]:
-    """For a call that keeps every Python thread from running: Ctrl-C ends the process at once.
-
-    So does the alarm signal after ``longest`` seconds; 0: never.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, longest)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGINT, before)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from dejavubench import pulse
+import dejavubench.pulse as pulse
 
 NAP = 50e-6
 """Seconds of the first naps between two tests, when what is waited for may come at once."""

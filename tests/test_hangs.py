@@ -56,7 +56,7 @@ def test_a_stopped_rank_ends_the_job(tmp_path: Path, rank: int) -> None:
         hung(job, rank, "no heartbeat for [23] s: its process is stopped")
 
 
-@pytest.mark.parametrize("split_by", ["tensor", "pipeline"])
+@pytest.mark.parametrize("split_by", ["tensor", pytest.param("pipeline", marks=pytest.mark.drill)])
 def test_a_rank_that_stops_within_a_collective_call_ends_the_job(tmp_path: Path, split_by: str) -> None:
     with split(tmp_path, f"--{split_by}-para-size", 2, *TIMEOUT) as job:
         under_way(job)
@@ -64,7 +64,7 @@ def test_a_rank_that_stops_within_a_collective_call_ends_the_job(tmp_path: Path,
         hung(job, 1, "no heartbeat for [23] s: its process is stopped")
 
 
-@pytest.mark.parametrize("phase", ["prompt", "verify"])
+@pytest.mark.parametrize("phase", ["verify", pytest.param("prompt", marks=pytest.mark.drill)])
 def test_a_rank_that_gets_no_further_ends_the_job_and_the_one_that_waits_is_not_named(
     tmp_path: Path, phase: str
 ) -> None:
@@ -103,7 +103,7 @@ def watchers(pids: set[int]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("victim", ["launcher", "rank"])
+@pytest.mark.parametrize("victim", ["launcher", pytest.param("rank", marks=pytest.mark.drill)])
 def test_no_process_and_no_file_outlives_a_job_that_is_killed(tmp_path: Path, victim: str) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()

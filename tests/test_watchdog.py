@@ -19,6 +19,8 @@ from dejavubench import pulse
 from dejavubench.bench import watch
 from dejavubench.bench.watch import Place, Watch
 from dejavubench.bench.watchdog import Judge
+from dejavubench.errors import UsageError
+from dejavubench.experiment import Experiment, load
 from dejavubench.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, WORKING, Page
 from dejavubench.waiting import wait_asleep
 
@@ -123,6 +125,18 @@ def test_a_rank_that_has_ended_is_forgotten() -> None:
     assert ranks.hung(10 * TIMEOUT, beats=set()) == {}
 
 
+def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
+    def read(timeout: object) -> Experiment:
+        return load(None, {"device": "cpu", "rank_timeout": timeout}, {})
+
+    assert load(None, {"device": "cpu"}, {}).rank_timeout == 300.0
+    assert [read(timeout).rank_timeout for timeout in ("2s", "10m", 90, "0", 0)] == [2.0, 600.0, 90.0, 0.0, 0.0]
+    assert read("2s").hash() == read("0").hash() == load(None, {"device": "cpu"}, {}).hash()
+    for wrong, why in (("0.5s", "too short"), ("-1", "not a time such as"), (True, "not a time such as")):
+        with pytest.raises(UsageError, match=f"--rank-timeout: .*{why}"):
+            read(wrong)
+
+
 # ---- what a rank shows ----
 
 
@@ -174,7 +188,8 @@ def test_a_phase_of_any_length_is_shown() -> None:
 RANK = """
 import sys, time
 from dejavubench import pulse
-heart = pulse.start("rank 0")
+from dejavubench.bench.heart import no_thread_runs, start
+heart = start("rank 0")
 heart.every = 0.1
 pulse.mark("load")
 print(heart.fd, flush=True)
@@ -243,7 +258,7 @@ def test_a_deadline_ends_a_process_whose_main_thread_is_in_a_call() -> None:
 
 NO_THREAD_RUNS = """
 import ctypes
-with pulse.no_thread_runs(0.5):
+with no_thread_runs(0.5):
     ctypes.PyDLL(None).{}(2)  # with Python's lock held
 """
 

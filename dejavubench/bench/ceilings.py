@@ -378,14 +378,16 @@ class Disk:
 
 @dataclass
 class Probe:
-    """One thing to measure, and what it has given: of each time the samples of all its shapes."""
+    """One thing to measure, and what it has given: of each time the samples of all its shapes.
+
+    ``problem``: the first reason why a disk could not be measured.
+    """
 
     name: str
     unit: str
     run: Callable[[], list[Sample]]
     durability: Durability | None = None
     samples: list[list[Sample]] = field(default_factory=list)
-
     problem: str | None = None
 
     def __call__(self) -> str | None:

@@ -21,6 +21,7 @@ from mpi4py import MPI
 from dejavubench import fit, pulse, records
 from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
+from dejavubench.bench.heart import INTERRUPTED
 from dejavubench.bench.identity import identity
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.restart import open_saved
@@ -459,7 +460,7 @@ def _say(text: str) -> None:
 
 def abort_all(error: BaseException, phase: str) -> NoReturn:
     """Say which rank failed in which phase, and end every rank's process at once."""
-    world, status = MPI.COMM_WORLD, pulse.INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    world, status = MPI.COMM_WORLD, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     _say(report(error, world.rank, phase))
     time.sleep(BEFORE_ABORT)
     world.Abort(status)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dejavubench.bench.heart import Heart
 from dejavubench.bench.watchdog import beat_every
-from dejavubench.pulse import Pulse
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -32,10 +32,10 @@ class Place(NamedTuple):
     fd: int
 
 
-def watch_ranks(world: Intracomm, pulse: Pulse, timeout: float) -> Watch | None:
+def watch_ranks(world: Intracomm, heart: Heart, timeout: float) -> Watch | None:
     """Have all ranks watched, each host's by a process of its own; the lowest rank there gets it. Collective."""
-    pulse.every = beat_every(timeout)
-    places = world.allgather(Place(socket.gethostname(), os.getpid(), pulse.fd))
+    heart.every = beat_every(timeout)
+    places = world.allgather(Place(socket.gethostname(), os.getpid(), heart.fd))
     here = {rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host}
     return Watch(here, timeout, whole=len(here) == len(places)) if world.rank == min(here) else None
 

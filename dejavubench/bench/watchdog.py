@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.pulse import BEAT_S, BEATS, BEFORE_END, NBYTES, NO_PROGRESS, PATIENT, PROGRESS, STATE, WAITING, Page
+from dejavubench.bench.heart import BEAT_S, BEFORE_END, NO_PROGRESS
+from dejavubench.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
 
 ELSEWHERE = 4.0
 """Timeouts until ranks are at fault that wait for those of other hosts, which this process cannot see."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dejavubench import pulse
 from dejavubench.cli.errors import launched_rank, launched_ranks
 from dejavubench.errors import UsageError
 from dejavubench.experiment import RANK_TIMEOUT, Experiment, Group, load
@@ -109,6 +108,7 @@ def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
     Raises:
         UsageError: rank 0 could not read it, or it does not run under this many ranks; on every rank.
     """
+    from dejavubench.bench import heart
     from dejavubench.bench.watch import watch_ranks
 
     outcome: Experiment | UsageError
@@ -119,29 +119,31 @@ def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
             raise
         outcome = error
     timeout = _start_timeout(outcome.rank_timeout if isinstance(outcome, Experiment) else RANK_TIMEOUT)
-    heart = pulse.start(f"rank {launched_rank() or 0}")
+    beating = heart.start(f"rank {launched_rank() or 0}")
     try:
-        with pulse.no_thread_runs(timeout), warnings.catch_warnings():  # MPI begins here, and waits for the other ranks
+        with heart.no_thread_runs(timeout), warnings.catch_warnings():  # MPI begins here, and waits for the other ranks
             warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)  # _check_launcher says it
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
         raise UsageError(f"no MPI library: {what}; pip install 'dejavubench[mpich]', or load a system MPI") from None
     if timeout:
-        heart.give_up_at(time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start")
+        beating.give_up_at(time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start")
     _check_launcher(MPI.COMM_WORLD.size, MPI.get_vendor())
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome
     outcome.check_ranks(MPI.COMM_WORLD.size)  # before torch is imported, which takes a while
-    watch = watch_ranks(MPI.COMM_WORLD, heart, outcome.rank_timeout)
-    heart.give_up_at(None)
+    watch = watch_ranks(MPI.COMM_WORLD, beating, outcome.rank_timeout)
+    beating.give_up_at(None)
     return outcome, watch
 
 
 def _start_timeout(rank_timeout: float) -> float:
     """Seconds that all ranks have to start, each with its imports; 0: they may take for ever."""
-    return max(LEAST_START_S, pulse.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
+    from dejavubench.bench.heart import NO_PROGRESS
+
+    return max(LEAST_START_S, NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
 
 
 def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:

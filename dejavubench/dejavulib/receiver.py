@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dejavubench import pulse
+import dejavubench.pulse as pulse
 from dejavubench.dejavulib.copies import RunViews, scatter, staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.levels import LEVELS, Level
