@@ -14,3 +14,7 @@ class OutputError(Exception):
 
     It is no OSError: who handles failures of files must not take this one for theirs.
     """
+
+
+BROKEN_PIPE = 141
+"""The status of a tool that SIGPIPE ends, as shells count it: 128 + 13."""

@@ -54,7 +54,7 @@ from dejavubench.optionvalues import (
 from dejavubench.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split, Store
 from dejavubench.promptfile import Ids, read_prompts
 from dejavubench.specs import Sampling
-from dejavubench.values import shown
+from dejavubench.values import shown, text_of
 
 if TYPE_CHECKING:
     from dejavubench.checkpoint import Checkpoint
@@ -82,6 +82,12 @@ THREADS_PER_CORE = 4
 
 MOST_WORKERS = 4096
 """Sources, and sinks, of one run."""
+
+RANK_TIMEOUT, LEAST_RANK_TIMEOUT = 300.0, 1.0
+"""Seconds: the default, and the least that may be asked for."""
+
+NOT_MEASURED = {"name", "note", "log_dir", "ckpt_path", "prompts", "peer", "rank_timeout"}
+"""Keys that leave the measurement as it is, or stand for their content, which is hashed in their place."""
 
 CACHE_STEP = 32
 """Unless told otherwise a cache's positions are a multiple of this, as kernels like them."""
@@ -111,6 +117,15 @@ def _as_data_types(value: Any, info: ValidationInfo) -> Any:
 
 def _as_data_type(value: Any, info: ValidationInfo) -> Any:
     return value and _as_data_types(value, info)[0]
+
+
+def _as_rank_timeout(value: Any) -> float:
+    if text_of(value) in ("0", "0s", "0.0"):
+        return 0.0
+    timeout = units.seconds(value)
+    if timeout < LEAST_RANK_TIMEOUT:
+        raise ValueError(f"{shown(value)} is too short: a busy machine may keep a rank waiting; give 1s or more, or 0")
+    return timeout
 
 
 def _as_models(value: Any) -> Any:
@@ -324,6 +339,9 @@ class Experiment(BaseModel):
         "RATE",
         f"What the link between hosts has been limited to, as 500Mbit/s, or {UNLIMITED}: kept with the records, "
         "limits nothing.",
+    )
+    rank_timeout: Annotated[float, BeforeValidator(_as_rank_timeout)] = _option(
+        RANK_TIMEOUT, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 never does."
     )
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
@@ -686,7 +704,7 @@ class Experiment(BaseModel):
         import hashlib
         import json
 
-        content = self.model_dump(mode="json", exclude={"name", "note", "log_dir", "ckpt_path", "prompts", "peer"})
+        content = self.model_dump(mode="json", exclude=NOT_MEASURED)
         if self._prompts:
             content["prompts"] = self._prompts
         if self._checkpoint is not None:

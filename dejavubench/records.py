@@ -11,7 +11,7 @@ import codecs
 import hashlib
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -385,11 +385,30 @@ class Failure(_Line):
     error: str
 
 
+class ArmFailure(_Line):
+    """An arm that goes no further at one point, because of a storage device; the other arms do.
+
+    ``rank``: the first on which it failed, in that phase of that iteration; its own times there mean nothing.
+    """
+
+    kind: Literal["arm-failure"] = "arm-failure"
+    point: str
+    arm: str
+    iteration: int
+    phase: str
+    rank: int
+    error: str
+
+
 class FirstExit(_Line):
-    """In a file of its own beside the ranks': those of one host that ended before anything was said of an end."""
+    """In a file of its own beside the ranks': those of one host that ended before anything was said of an end.
+
+    ``hung``: ranks that showed no sign of life, or made no progress, and what was seen of them.
+    """
 
     kind: Literal["first-exit"] = "first-exit"
     ranks: list[Count]
+    hung: dict[Count, str] = {}
 
 
 class End(_Line):
@@ -423,6 +442,7 @@ Record = (
     | CopyWays
     | Skipped
     | Failure
+    | ArmFailure
     | FirstExit
     | End
 )
@@ -495,6 +515,7 @@ class Run:
 
     Attributes:
         first_exits: the ranks that were the first of their host to end without a word.
+        hung: the ranks that hung, and what was seen of them.
         notes: what a reader must know of the files themselves, beside what the records say.
     """
 
@@ -502,6 +523,7 @@ class Run:
     header: RunHeader
     ranks: list[RankLog]
     first_exits: frozenset[int] = frozenset()
+    hung: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def of(self, kind: type[T]) -> Iterator[tuple[int, T]]:
@@ -591,8 +613,10 @@ def read_run(folder: Path) -> Run:
     notes += [
         f"CHANGED: {name} is not as the run left it, so these numbers may not be the measured ones" for name in altered
     ]
-    first_exits = frozenset().union(*map(_read_first_exit, folder.glob("first-exit-*.json")))
-    return Run(folder, header, ranks, first_exits, notes)
+    exits = [found for file in folder.glob("first-exit-*.json") if (found := _read_first_exit(file))]
+    first = frozenset(rank for found in exits for rank in found.ranks)
+    hung = {rank: why for found in exits for rank, why in found.hung.items()}
+    return Run(folder, header, ranks, first, hung, notes)
 
 
 def _header(path: Path, content: bytes) -> RunHeader:
@@ -625,11 +649,11 @@ def _first_of(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else first["msg"]
 
 
-def _read_first_exit(path: Path) -> Iterable[int]:
+def _read_first_exit(path: Path) -> FirstExit | None:
     try:
-        return FirstExit.model_validate_json(_content(path)).ranks
+        return FirstExit.model_validate_json(_content(path))
     except (ValidationError, RecordError):  # a full disk may have cut it short: then it is not known who was first
-        return []
+        return None
 
 
 # DéjàVu's text lines, exactly as the original prints them (C's "%f": six decimals).

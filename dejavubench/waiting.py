@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import dejavubench.pulse as pulse
+
 NAP = 50e-6
 """Seconds of the first naps between two tests, when what is waited for may come at once."""
 
@@ -52,12 +54,15 @@ def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = Non
         DeadlineError: it was not true within ``timeout`` seconds; the message names ``what``.
     """
     began = time.monotonic()
-    while not test():
-        waited = time.monotonic() - began
-        if timeout is not None and waited > timeout:
-            raise DeadlineError(f"{what}: nothing came within {timeout:g} s")
-        if waited > SPIN:
-            time.sleep(min(max(NAP, waited / 50), LONGEST_NAP))
+    if test():
+        return
+    with pulse.during(pulse.WAITING):
+        while not test():
+            waited = time.monotonic() - began
+            if timeout is not None and waited > timeout:
+                raise DeadlineError(f"{what}: nothing came within {timeout:g} s")
+            if waited > SPIN:
+                time.sleep(min(max(NAP, waited / 50), LONGEST_NAP))
 
 
 def wait_yielding(test: Callable[[], bool]) -> None:

@@ -190,7 +190,7 @@ def _shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
         (point, arm)
         for point in collect(run).values()
         for arm in point.arms.values()
-        if arm.total and arm.failed_check is None and not point.point.skipped
+        if arm.total and arm.why_failed is None and not point.point.skipped
     ]
 
 

@@ -12,6 +12,7 @@ from statistics import median
 
 from dejavubench.records import (
     Alone,
+    ArmFailure,
     ArmInfo,
     HandOver,
     Iteration,
@@ -49,6 +50,7 @@ class ArmSamples:
         warmups: iterations that were recorded as warm-up.
         checks: verifications in the order of the records; empty: none was made.
         alone: T_alone in ms (maximum over sources of their best) and its bytes (sum over sources).
+        failure: why the arm went no further, where the run went on without it.
     """
 
     point: PointInfo
@@ -79,6 +81,19 @@ class ArmSamples:
     warmups: int = 0
     checks: list[Verification] = field(default_factory=list)
     alone: tuple[float, int] | None = None
+    failure: ArmFailure | None = None
+
+    @property
+    def why_failed(self) -> str | None:
+        """Why its times are not to be shown; None where nothing speaks against them."""
+        if self.failure is not None:
+            where = f"iteration {self.failure.iteration}, phase {self.failure.phase}, rank {self.failure.rank}"
+            return f"{where}: {self.failure.error}"
+        check = self.failed_check
+        if check is None:
+            return None
+        what = check.where or ("other tokens than none" if check.tokens_equal is False else "bytes differ")
+        return f"iteration {check.iteration}: {what}"
 
     @property
     def failed_check(self) -> Verification | None:
@@ -96,7 +111,7 @@ class PointSamples:
         """The series of ``none`` and of its repeat, as far as they are there and verified."""
         chosen = {arm.arm.role: arm for arm in self.arms.values() if arm.arm.role != "streaming"}
         arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
-        return [getattr(arm, quantity) for arm in arms if getattr(arm, quantity) and arm.failed_check is None]
+        return [getattr(arm, quantity) for arm in arms if getattr(arm, quantity) and arm.why_failed is None]
 
 
 class _Collector:
@@ -134,6 +149,8 @@ def collect(run: Run) -> dict[str, PointSamples]:
     for _, check in run.of(Verification):
         collector.of(check.point, check.arm).checks.append(check)
     _add_alone(collector)
+    for _, failure in run.of(ArmFailure):
+        collector.of(failure.point, failure.arm).failure = failure
     for point in collector.points.values():
         point.arms = {name: point.arms[name] for name in collector.arms if name in point.arms}
     return collector.points

@@ -99,11 +99,10 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
     samples = point.arms.get(arm.name)
     if skipped is not None:
         row.update(status="SKIPPED", reason=skipped)
+    elif samples is not None and (why := samples.why_failed) is not None:
+        row.update(status="FAILED", reason=why, verified=None if samples.failure else "FAILED")
     elif samples is None or not (samples.total or samples.checks or samples.restarts):
         row.update(status="no rounds", reason="the run ended before a measured round of this arm")
-    elif (check := samples.failed_check) is not None:
-        what = check.where or ("other tokens than none" if check.tokens_equal is False else "bytes differ")
-        row.update(status="FAILED", reason=f"iteration {check.iteration}: {what}", verified="FAILED")
     elif samples.restarts:
         row.update(status="ok", verified=_verified(samples), baseline="no baseline", **_restart(samples))
     elif not samples.total:

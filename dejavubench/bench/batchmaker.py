@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dejavubench import pulse
 from dejavubench.bench.steps import Steps
 from dejavubench.dejavulib.streamer import Streaming
 from dejavubench.errors import DataError
@@ -101,6 +102,16 @@ class Clocked:
 
 class LogitsError(DataError):
     """Logits are no numbers; the message says which."""
+
+
+def _noting(layer_ready: Callable[[int], None]) -> Callable[[int], None]:
+    """The same, and each layer is progress: a long prompt of a large model takes minutes."""
+
+    def ready(layer: int) -> None:
+        pulse.progress()
+        layer_ready(layer)
+
+    return ready
 
 
 class BatchMaker:
@@ -218,8 +229,9 @@ class BatchMaker:
         shard = self.model.shard
         x = self._input(step, ubatch, clock)
         position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
+        pulse.progress()
         stream.step_begins(step)
-        out = self.steps.run(ubatch, x, position, None if step else stream.layer_ready)
+        out = self.steps.run(ubatch, x, position, None if step else _noting(stream.layer_ready))
         clock.computed = time.perf_counter()
         if not shard.last:
             self.collectives.send_hidden(out, ubatch)

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
+from dejavubench import pulse
 from dejavubench.dejavulib.blockfile import Durability, open_flags
 from dejavubench.dejavulib.copies import aligned_buffer
-from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.base import StorageError, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
 from dejavubench.dejavulib.levels import LEVELS
@@ -325,7 +326,11 @@ class Disk:
         self._raw = os.open(directory / f"{name}-raw", open_flags(durability), 0o600)
         os.unlink(directory / f"{name}-raw")
         self._stream = message_stream(self.CHUNKS)
-        self._write_raw()
+        try:
+            self._write_raw()
+        except OSError:
+            self.close()
+            raise
 
     def _write_raw(self) -> None:
         for number in range(self.CHUNKS):
@@ -373,16 +378,28 @@ class Disk:
 
 @dataclass
 class Probe:
-    """One thing to measure, and what it has given: of each time the samples of all its shapes."""
+    """One thing to measure, and what it has given: of each time the samples of all its shapes.
+
+    ``problem``: the first reason why a disk could not be measured.
+    """
 
     name: str
     unit: str
     run: Callable[[], list[Sample]]
     durability: Durability | None = None
     samples: list[list[Sample]] = field(default_factory=list)
+    problem: str | None = None
 
-    def __call__(self) -> None:
-        self.samples.append(self.run())
+    def __call__(self) -> str | None:
+        """Measure; returns the first time what keeps the disk from being measured, if anything does."""
+        try:
+            self.samples.append(self.run())
+        except (OSError, StorageError) as error:
+            if self.durability is None:  # of a link, whose other side waits
+                raise
+            known, self.problem = self.problem, f"{self.name} ({self.durability}): {error}"
+            return None if known else self.problem
+        return None
 
 
 class Ceilings:
@@ -452,8 +469,12 @@ class Ceilings:
         if disks:
             self._probes.append(Probe("disk-run-overhead", "us", run_write_overhead))
 
-    def run(self) -> None:
-        """Each probe once, but destinations and the raw loops that they are held against :data:`PAIRS` times."""
+    def run(self) -> list[str]:
+        """Each probe once, but destinations and the raw loops that they are held against :data:`PAIRS` times.
+
+        Returns:
+            What could not be measured for the first time, and why.
+        """
         named = {(probe.name, probe.durability): probe for probe in self._probes}
         pairs = [
             (probe, named[HELD_AGAINST[probe.name], probe.durability])
@@ -461,13 +482,15 @@ class Ceilings:
             if probe.name in HELD_AGAINST
         ]
         in_pairs = [probe for pair in pairs for probe in pair]
-        for probe in self._probes:
-            if probe not in in_pairs:
-                probe()
-        for number in range(PAIRS):
-            for pair in pairs:
-                for probe in pair[:: 1 if number % 2 else -1]:
-                    probe()
+        once = [probe for probe in self._probes if probe not in in_pairs]
+        in_turn = [probe for number in range(PAIRS) for pair in pairs for probe in pair[:: 1 if number % 2 else -1]]
+        problems = []
+        for probe in (*once, *in_turn):
+            problem = probe()
+            pulse.progress()
+            if problem is not None:
+                problems.append(problem)
+        return problems
 
     def records(self, point: str) -> Iterator[Ceiling]:
         """One record a probe: the best, and the best shape of each time. Rates are best high, times best low."""

@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from typing import NoReturn, cast
 import torch
 from mpi4py import MPI
 
-from dejavubench import fit, records
+from dejavubench import fit, pulse, records
 from dejavubench.bench import environment
 from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.conditions import Conditions
@@ -29,6 +28,7 @@ from dejavubench.bench.restart import open_saved
 from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_ceilings import tcp_messages, tcp_runs
 from dejavubench.bench.tcp_peer import TCPPeer
+from dejavubench.bench.telling import in_words, report, status_of
 from dejavubench.bench.watch import Watch
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
@@ -36,7 +36,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
-from dejavubench.errors import DataError, OutputError, UsageError
+from dejavubench.errors import OutputError, UsageError
 from dejavubench.experiment import Experiment
 from dejavubench.machine import bound_primitive_caches, native_bf16, prefer_huge_pages
 from dejavubench.models.dtypes import compute_dtype, dtype_of
@@ -54,6 +54,9 @@ BEFORE_ABORT = 0.3
 class Job:
     """One rank's view of the session. Making one is collective.
 
+    Args:
+        watch: over the ranks of this host, on the one that has started it.
+
     Attributes:
         world: control messages between measurements.
         device: where this rank computes, or receives what comes by NCCL.
@@ -70,8 +73,9 @@ class Job:
         UsageError: on every rank, if the session cannot start on any of them.
     """
 
-    def __init__(self, experiment: Experiment, command: list[str]) -> None:
+    def __init__(self, experiment: Experiment, command: list[str], watch: Watch | None) -> None:
         self.experiment = experiment
+        self._watch = watch
         self.world = MPI.COMM_WORLD
         self.rank = self.world.rank
         experiment.check_ranks(self.world.size)
@@ -106,6 +110,8 @@ class Job:
         self.run_id, self.folder = self._make_folder()
         self.stream_dir = experiment.stream_dir or self.folder
         self._agree(self._open_recorder)
+        if self._watch is not None:
+            self._watch.note_in(self.folder / records.first_exit_file(self.rank))
         self.data = self.world.Dup()
         self.verification = self.world.Dup()
         self.announcements = self.world.Dup()
@@ -117,7 +123,6 @@ class Job:
         self.workers = self._connect_workers(among_own) if self.computes else None
         self.conditions = self._find_conditions()
         self._write_first_records(command)
-        self._watch = self._watch_this_host()
 
     # ---- preparing ----
 
@@ -348,13 +353,6 @@ class Job:
         assert outcome is not None
         return outcome
 
-    def _watch_this_host(self) -> Watch | None:
-        """The lowest rank of each host has them watched."""
-        pids = self.world.allgather(os.getpid())
-        here = {rank: pid for rank, pid in enumerate(pids) if self.hosts[rank] == self.hosts[self.rank]}
-        lowest = min(here)
-        return Watch(self.folder / records.first_exit_file(lowest), here) if self.rank == lowest else None
-
     def _open_saved(self) -> dict[str, str]:
         interrupted = self.experiment.interrupted
         if interrupted is not None and self.is_source:
@@ -442,12 +440,13 @@ class Job:
 
     def finish(self, ok: bool) -> None:
         """Write each rank's last record and bring other hosts' records to rank 0's folder."""
+        pulse.mark("end")
         self.recorder.write(records.End(status="ok" if ok else "failed", environment=self.conditions.outcome()))
         self.recorder.close()
         mine = self.folder / records.rank_file(self.rank)
         others = polite_gather(self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes())
         if self._watch is not None:  # every rank has come here, so every one has said that it ended
-            self._watch.end()
+            self._watch.let_end()
         for rank, content in enumerate(others or []):
             path = self.folder / records.rank_file(rank)
             if content is not None and not path.exists():
@@ -457,28 +456,25 @@ class Job:
         """Record which phase failed, and end every rank's process at once."""
         phase = self.recorder.phase_name
         try:
-            self.recorder.write(records.Failure(phase=phase, error=f"{type(error).__name__}: {error}"))
+            self.recorder.write(records.Failure(phase=phase, error=in_words(error)))
         except OSError as second:  # the disk may be what failed
-            print(f"dejavubench: rank {self.rank} cannot record its failure: {second}", file=sys.stderr, flush=True)
+            _say(f"dejavubench: rank {self.rank} cannot record its failure: {in_words(second)}\n")
         abort_all(error, phase)
+
+
+def _say(text: str) -> None:
+    """On stderr, if anybody still reads it."""
+    with contextlib.suppress(OSError, AttributeError):  # Python has no sys.stderr where it was closed
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def abort_all(error: BaseException, phase: str) -> NoReturn:
     """Say which rank failed in which phase, and end every rank's process at once."""
-    world = MPI.COMM_WORLD
-    if isinstance(error, KeyboardInterrupt):
-        text, status = f"dejavubench: rank {world.rank} interrupted in phase {phase}\n", 130
-    elif isinstance(error, OutputError):  # standard output, which a user closed or filled
-        gone = isinstance(error.__cause__, BrokenPipeError)
-        said = f"dejavubench: rank {world.rank} failed in phase {phase}: cannot write to {error}\n"
-        text, status = ("", 141) if gone else (said, 1)
+    world, status = MPI.COMM_WORLD, status_of(error)
+    _say(report(error, world.rank, phase))
+    if isinstance(error, OutputError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing tries it again as the process ends
-    else:
-        what = f"{type(error).__name__}: {error}"
-        text = "" if isinstance(error, DataError) else "".join(traceback.format_exception(error))
-        text, status = f"{text}dejavubench: rank {world.rank} failed in phase {phase}: {what}\n", 1
-    sys.stderr.write(text)
-    sys.stderr.flush()
     time.sleep(BEFORE_ABORT)
     world.Abort(status)
     raise SystemExit(status)  # Abort does not return; for the type checker

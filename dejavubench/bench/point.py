@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from dejavubench import records
+from dejavubench.bench.armfailures import ArmFailures, Attempt
 from dejavubench.bench.batchmaker import Clocked, Streamed
 from dejavubench.bench.ceilings import Ceilings, Disk, Link, Memory
 from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
@@ -26,6 +28,8 @@ from dejavubench.bench.sink import Sink
 from dejavubench.bench.source import Place, Source, tokens
 from dejavubench.bench.tcp_ceilings import TCPLink
 from dejavubench.bench.verify import VerificationError
+from dejavubench.dejavulib.blockfile import Durability
+from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamer import Streaming
@@ -37,9 +41,21 @@ from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polite_gather
 from dejavubench.points import Arm, Point
 
-Enough = Callable[[list[records.Iteration]], bool]
+Enough = Callable[[list[records.Iteration], set[str]], bool]
 TextLines = tuple[list[records.Microbatch], float]
 """What the text logs say of an iteration: its microbatches and TOTAL in ms."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One iteration on one source; CPU seconds of the model and of the helper are a microbatch's."""
+
+    clocks: list[Clocked]
+    makespan: float
+    cpu: float
+    helper: float
+    handed_over: float | None
+
 
 BESIDE = 5
 """Rounds after which ceilings, and each destination alone, are measured: the first ones of the first point."""
@@ -95,12 +111,14 @@ class PointSession:
         self._ceilings: Ceilings | None = None
         self._expected = self._generated = torch.empty(0)
         self._undisturbed: list[Clocked] = []
+        self.failures = ArmFailures(job.world, self._note_failure)
 
     def measure(self, enough: Enough | None) -> None:
         """Reference, warm-up, rounds.
 
         Args:
-            enough: told rank 0's iterations after each round beyond the wanted ones; None: rounds are counted.
+            enough: told rank 0's iterations after each round beyond the wanted ones, and the names of arms that have
+                failed; None: rounds are counted.
 
         Raises:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
@@ -138,11 +156,14 @@ class PointSession:
             self._ceilings.close()
 
     def _finished(self, rounds: int, elapsed: float, enough: Enough | None) -> bool:
+        if not self.failures.left(self.arms):
+            return True
         if rounds < self.experiment.rounds:
             return False
         if enough is None:
             return True
-        done = elapsed > self.experiment.max_time or (self.job.rank == 0 and enough(self.iterations))
+        late = elapsed > self.experiment.max_time
+        done = late or (self.job.rank == 0 and enough(self.iterations, self.failures.names))
         if not polite_bcast(self.job.world, done):
             self.progress.more(len(self.arms))
             return False
@@ -179,21 +200,26 @@ class PointSession:
         if self.experiment.verify:
             self._find_expected()
         self._mark("prepare", arm)
-        self._prepare(arm)
+        if not self._prepared(arm):
+            return
         self._mark("restore", arm)
         polite_barrier(self.job.world, "start")
         back = None if self.source is None else self.source.put_back(saved)
         polite_barrier(self.job.world, "restore")
         everywhere = self.job.world.allgather(None if back is None else back.steps)
         first = max(min(steps for steps in everywhere if steps is not None) - 1, 0)  # the last one's token is not known
+        resumed = None
         if self.source is not None and back is not None:
             resumed = self.source.resume(arm, back, first, lambda phase: self._mark(phase, arm))
+        if self._has_failed(arm):
+            return
+        if self.source is not None and back is not None and resumed is not None:
             self._generated = tokens(resumed.clocks)
             self._record_restart(arm, saved, back, first, resumed)
             if not self.experiment.verify:  # else the reference is, and these are compared with it
                 self._write_tokens(self.source, self._generated)
-        if self.experiment.verify:
-            self._verify(arm)
+        if self.experiment.verify and not self._verified(arm):
+            return
         self._count[arm.name] += 1
         self.progress.step(f"{self.point.id} {self.point.spec.name} {arm.name} resumed at new token {first}")
 
@@ -229,16 +255,23 @@ class PointSession:
         return {"point": self.point.id, "arm": arm.name, "iteration": self._count[arm.name], "round": round}
 
     def _iteration(self, arm: Arm, round: int | None, order: int) -> None:
+        if arm.name in self.failures.names:
+            return
         self._mark("prepare", arm)
-        self._prepare(arm)
-        total, lines, received = None, None, None
+        if not self._prepared(arm):
+            return
+        total, lines, ran, received = None, None, None, None
         with nothing_collected():
             polite_barrier(self.job.world, "start")
             if self.source is not None:
-                total, lines = self._run_source(self.source, arm, round)
+                ran = self._run_source(self.source, arm)
             if self.sink is not None:
                 self._mark("receive" if arm.remote else "idle", arm)
                 received = self.sink.run(arm, lambda phase: self._mark(phase, arm))
+        if self._has_failed(arm):
+            return
+        if self.source is not None and ran is not None:
+            total, lines = self._record_source(self.source, ran, arm, round)
         if received is not None:
             self.job.recorder.write(
                 records.SinkActivity(
@@ -259,13 +292,35 @@ class PointSession:
             )
             self.iterations.append(iteration)
             self.job.recorder.write(iteration)
-        if self.experiment.verify:
-            self._verify(arm)
+        if self.experiment.verify and not self._verified(arm):
+            return
         if lines is not None and self.job.rank == 0:  # times of wrong bytes are not reported
             self.job.recorder.text(*lines)
         self._count[arm.name] += 1
         what = "warm-up" if round is None else f"round {round + 1}"
         self.progress.step(f"{self.point.id} {self.point.spec.name} {what} {arm.name}")
+
+    def _prepared(self, arm: Arm, level: str | None = None) -> bool:
+        """Prepare for an iteration; False: the arm fails, here or on another rank."""
+        with Attempt(arm) as attempt:
+            self._prepare(arm, level)
+        return not self.failures.fails(arm, attempt.problem)
+
+    def _has_failed(self, arm: Arm) -> bool:
+        """Whether the arm fails because of what its streaming met in this iteration, here or on another rank."""
+        return self.failures.fails(arm, None if self.source is None else self.source.failure(arm))
+
+    def _note_failure(self, arm: Arm, rank: int, why: str) -> None:
+        """The arm is out from now on; what was measured of the others stays."""
+        if self.source is not None:
+            self.source.give_up(arm)
+        if self.job.rank == 0:
+            phase, iteration = self.job.recorder.phase_name, self._count[arm.name]
+            failure = records.ArmFailure(
+                point=self.point.id, arm=arm.name, iteration=iteration, phase=phase, rank=rank, error=why
+            )
+            self.job.recorder.write(failure)
+        self.progress.say(f"dejavubench: {self.point.id} {arm.name} FAILED on rank {rank}: {why}")
 
     def _prepare(self, arm: Arm, level: str | None = None) -> None:
         """Fill everything with the arm's pattern and empty the disk's queue, outside the clock."""
@@ -278,18 +333,25 @@ class PointSession:
             os.sync()
         gc.collect()
 
-    def _run_source(self, source: Source, arm: Arm, round: int | None) -> tuple[float, TextLines]:
+    def _run_source(self, source: Source, arm: Arm) -> Ran:
         cpu, helper = time.process_time(), source.helper_cpu_s(arm)
         clocks, makespan = source.run(arm, lambda phase: self._mark(phase, arm))
         helper = source.helper_cpu_s(arm) - helper
         cpu = time.process_time() - cpu - helper
-        total = clocks[0].total_ms if len(clocks) == 1 else makespan
         self._generated = tokens(clocks)
+        handed_over = None
         if self.point.handed_over:
-            self._record_handed_over(source, clocks, arm, round)
+            self._mark("hand-over", arm)
+            handed_over = source.handed_over(clocks)
+        return Ran(clocks, makespan, cpu / len(clocks), helper / len(clocks), handed_over)
+
+    def _record_source(self, source: Source, ran: Ran, arm: Arm, round: int | None) -> tuple[float, TextLines]:
+        if ran.handed_over is not None:
+            self.job.recorder.write(records.HandOver(**self._during(arm, round), ms=ran.handed_over))
+        total = ran.clocks[0].total_ms if len(ran.clocks) == 1 else ran.makespan
         ubatches = [
-            self._microbatch(arm, round, number, clock, stream, cpu / len(clocks), helper / len(clocks))
-            for number, (clock, stream) in enumerate(zip(clocks, source.streams(arm), strict=True))
+            self._microbatch(arm, round, number, clock, stream, ran.cpu, ran.helper)
+            for number, (clock, stream) in enumerate(zip(ran.clocks, source.streams(arm), strict=True))
         ]
         for ubatch in ubatches:
             self.job.recorder.write(ubatch)
@@ -305,12 +367,6 @@ class PointSession:
                 )
             )
         return total, (ubatches, total)
-
-    def _record_handed_over(self, source: Source, clocks: list[Clocked], arm: Arm, round: int | None) -> None:
-        self._mark("hand-over", arm)
-        took = source.handed_over(clocks)
-        if took is not None:
-            self.job.recorder.write(records.HandOver(**self._during(arm, round), ms=took))
 
     def _record_taken(self, taken: TakenOver, arm: Arm, round: int | None) -> None:
         self._generated = taken.tokens
@@ -345,11 +401,18 @@ class PointSession:
 
     # ---- verification ----
 
-    def _verify(self, arm: Arm) -> None:
+    def _verified(self, arm: Arm) -> bool:
+        """Compare bytes and tokens; False: the arm fails, because what it streamed cannot be read.
+
+        Raises:
+            VerificationError: on every rank, if they differ.
+        """
         self._mark("verify", arm)
         part = self.source or self.sink
         assert part is not None
-        difference, equal = part.verify(arm), None
+        difference, equal = None, None
+        with Attempt(arm) as attempt:
+            difference = part.verify(arm)
         if self._generated.numel() and self._expected.numel():
             new = self._generated.shape[-1]
             hands_over = self.source is not None and self.point.handed_over
@@ -358,10 +421,12 @@ class PointSession:
             if not equal:
                 difference = difference or _first_token(self._generated, expected)
         polite_barrier(self.job.world, "verification")  # whoever compares may take long
-        findings = self.job.world.allgather((difference, equal))
-        differences = [f"rank {rank}: {found}" for rank, (found, _) in enumerate(findings) if found]
+        findings = self.job.world.allgather((difference, equal, attempt.problem))
+        if self.failures.settle(arm, [problem for *_, problem in findings]):
+            return False
+        differences = [f"rank {rank}: {found}" for rank, (found, *_) in enumerate(findings) if found]
         if self.job.rank == 0:
-            known = [same for _, same in findings if same is not None]
+            known = [same for _, same, _ in findings if same is not None]
             self.job.recorder.write(
                 records.Verification(
                     point=self.point.id,
@@ -375,6 +440,7 @@ class PointSession:
             )
         if differences:
             raise VerificationError(f"{self.point.id} {arm.name}, iteration {self._count[arm.name]}: {differences[0]}")
+        return True
 
     # ---- beside the rounds ----
 
@@ -399,29 +465,42 @@ class PointSession:
             else:
                 memory = Memory()
             kinds = dict.fromkeys(arm.durability for arm in self.arms if arm.durability is not None)
-            disks = [Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind) for kind in kinds]
+            disks = [disk for kind in kinds if (disk := self._disk(kind)) is not None]
         tcp = self.job.tcp_sink if self.job.rank == 0 else None
         tcp_link = None if tcp is None else TCPLink(tcp.connect)
         multiplied = self.job.compute_dtype(dtype)
         return Ceilings(multiplied, link, disks, memory, probes, device_link, tcp_link, nixl_link)
 
+    def _disk(self, kind: Durability) -> Disk | None:
+        """The ceiling of the disk; None where it has no room left for it."""
+        try:
+            return Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind)
+        except (OSError, StorageError) as error:
+            self.progress.say(f"dejavubench: no ceiling of disk ({kind}): {error}")
+            return None
+
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""
-        streaming = {(arm.mode, arm.durability): arm for arm in self.arms if arm.mode != "none" and not arm.swaps}
+        left = self.failures.left(self.arms)
+        streaming = {(arm.mode, arm.durability): arm for arm in left if arm.mode != "none" and not arm.swaps}
         for arm in streaming.values():
             self._mark("alone", arm)
-            self._prepare(arm, DEFAULT_LEVEL)
+            if not self._prepared(arm, DEFAULT_LEVEL):
+                continue
             with nothing_collected():
                 polite_barrier(self.job.world, "start")
                 took = self.source.alone(arm) if self.source is not None else None
                 if self.sink is not None:
                     self.sink.alone(arm)
+            if self._has_failed(arm):
+                continue
             times = polite_gather(self.job.world, took)
             if times is not None:
                 self._write_alone(arm, max(ms for ms in times if ms is not None))
         if self._ceilings is not None:
             self._mark("ceilings")
-            self._ceilings.run()
+            for problem in self._ceilings.run():
+                self.progress.say(f"dejavubench: no {problem}")
             polite_barrier(self.job.world, "ceilings")
 
     def _write_alone(self, measured: Arm, ms: float) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 
 from torch import Tensor
 
-from dejavubench import records
+from dejavubench import pulse, records
 from dejavubench.records import Microbatch, Record
 
 TOKENS_FILE = "tokens.jsonl"
@@ -38,8 +39,11 @@ class Recorder:
         """
         line = records.to_line(self._sealed(record) if isinstance(record, records.End) else record)
         self._digest.add(line.encode())
-        self._file.write(line)
-        self._file.flush()
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def _sealed(self, end: records.End) -> records.End:
         header = self.folder / records.RUN_FILE
@@ -49,6 +53,7 @@ class Recorder:
     def phase(self, phase: str, **where: str | int | None) -> None:
         """Mark that a phase begins."""
         self.phase_name = phase
+        pulse.mark(phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None))
         self.write(records.PhaseMark.model_validate({"phase": phase, **where}))
 
     def text(self, ubatches: list[Microbatch], total_ms: float) -> None:
@@ -61,9 +66,7 @@ class Recorder:
             lines.append(records.all_token_line(self.rank, number, each.all_token_ms))
         lines.append(records.total_line(self.rank, ubatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
-        name = records.text_log(ubatches[0].point, ubatches[0].arm, self._several_points)
-        with open(self.folder / name, "a", encoding="utf-8") as log:
-            log.write(text)
+        self._append(records.text_log(ubatches[0].point, ubatches[0].arm, self._several_points), text)
         if self._to_stdout:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -75,11 +78,21 @@ class Recorder:
             prompts: of each microbatch each request's token ids.
             tokens: [microbatches, B, T].
         """
-        with open(self.folder / TOKENS_FILE, "a", encoding="utf-8") as file:
-            for ubatch, (asked, answered) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
-                for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
-                    line = {"point": point, "ubatch": ubatch, "request": request, "prompt": prompt, "tokens": new}
-                    file.write(json.dumps(line) + "\n")
+        lines = []
+        for ubatch, (asked, answered) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
+            for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
+                line = {"point": point, "ubatch": ubatch, "request": request, "prompt": prompt, "tokens": new}
+                lines.append(json.dumps(line) + "\n")
+        self._append(TOKENS_FILE, "".join(lines))
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.folder / name
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            why = error.strerror if self.folder.is_dir() else "the run's folder was removed"
+            raise OSError(error.errno, why, str(path)) from None
 
     def close(self) -> None:
         self._file.close()
@@ -88,5 +101,10 @@ class Recorder:
 def write_header(folder: Path, header: records.RunHeader) -> None:
     """``run.json``, whole or not at all."""
     partial = folder / (records.RUN_FILE + ".part")
-    partial.write_text(json.dumps(header.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-    partial.rename(folder / records.RUN_FILE)
+    try:
+        partial.write_text(json.dumps(header.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+        partial.rename(folder / records.RUN_FILE)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(folder / records.RUN_FILE)) from None

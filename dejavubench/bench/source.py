@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import cast
 import torch
 from mpi4py import MPI
 
+from dejavubench import pulse
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
 from dejavubench.bench.handover import Teller
 from dejavubench.bench.prompts import make_prompts
@@ -20,7 +22,13 @@ from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.verify import compare_packed, digests, serve_pieces, written_outside
 from dejavubench.dejavulib.copies import staging
-from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import (
+    Destination,
+    StorageError,
+    Stream,
+    StreamingError,
+    WrongBytesError,
+)
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination
@@ -213,16 +221,32 @@ class Source:
     def _streamer(self, arm: Arm) -> Streamer:
         key = (arm.mode, arm.durability)
         if key not in self._streamers:
-            self._streamers[key] = self._make_streamer(self._destination(arm))
+            self._streamers[key] = self._make_streamer(self._destination(arm), holds_failure=arm.mode == "disk")
         return self._streamers[key]
 
-    def _make_streamer(self, destination: Destination) -> Streamer:
+    def failure(self, arm: Arm) -> str | None:
+        """Why nothing is streamed any more of an arm whose device has failed."""
+        streamer = self._streamers.get((arm.mode, arm.durability))
+        return None if streamer is None else streamer.failure
+
+    def give_up(self, arm: Arm) -> None:
+        """Close what an arm that has failed holds; arms of the same destination begin anew."""
+        key = (arm.mode, arm.durability)
+        swap, streamer = self._swaps.pop(arm.mode, None), self._streamers.pop(key, None)
+        self._managers = {each: managers for each, managers in self._managers.items() if each[:2] != key}
+        with contextlib.suppress(StorageError):  # that it has failed is known
+            if swap is not None:
+                swap.swapper.close()
+            if streamer is not None:
+                streamer.close()
+
+    def _make_streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
         if destination.capabilities.device_memory:
             return Streamer(destination, self._slots_of("cuda"))
         if self.on_cuda and self._device_staging is None:
             self._device_staging = self._stage_on_device()
         slots = self._slots_of("cpu") if destination.staged else ()
-        return Streamer(destination, slots, self._device_staging, self._landing)
+        return Streamer(destination, slots, self._device_staging, self._landing, holds_failure)
 
     def _slots_of(self, device: str) -> list[torch.Tensor]:
         if device not in self._slots:
@@ -305,6 +329,7 @@ class Source:
         def fetch(stream: Stream, chunk: Chunk) -> torch.Tensor:
             packed = fetched[: chunk.nbytes]
             destination.fetch(stream, chunk, packed)
+            pulse.progress()
             return packed
 
         try:
@@ -316,7 +341,7 @@ class Source:
                 outside = [destination.outside(stream) for stream in manager.streams]
                 found = written_outside(outside, self.side, ubatch)
             return found
-        except StreamingError as error:  # the destination itself says that it does not hold what was written
+        except WrongBytesError as error:  # the destination itself says that it does not hold what was written
             return str(error)
 
     def _swapped_wrongly(self, arm: Arm) -> str | None:

@@ -1,69 +1,90 @@
-"""Which rank ended first: a small process beside the ranks of a host notes it.
-
-A launcher kills every rank as soon as one of them was killed or has crashed, so that none is left to say which one
-it was. This file is also what that process runs: it imports nothing but the standard library.
-"""
+"""Starts the process that watches the ranks of a host; see :mod:`~dejavubench.bench.watchdog`."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-IN_ORDER = b"in order"
+from dejavubench.bench.heart import Heart
+from dejavubench.bench.watchdog import beat_every
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+ROOT = Path(__file__).parents[2]
+READY_S = 10.0
+"""The longest time to wait for the process; the job goes on without it."""
+
+PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from dejavubench.bench.watchdog import main; main()"
+
+
+class Place(NamedTuple):
+    """A rank's host and process, and the number of the file there that its pulse is in."""
+
+    host: str
+    pid: int
+    fd: int
+
+
+def watch_ranks(world: Intracomm, heart: Heart, timeout: float) -> Watch | None:
+    """Have all ranks watched, each host's by a process of its own; the lowest rank there gets it. Collective."""
+    heart.every = beat_every(timeout)
+    places = world.allgather(Place(socket.gethostname(), os.getpid(), heart.fd))
+    here = {rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host}
+    return Watch(here, timeout, whole=len(here) == len(places)) if world.rank == min(here) else None
 
 
 class Watch:
-    """Watches processes of this host until :meth:`end`.
+    """Has ranks of this host watched, until they have ended.
+
+    Where no process can be started, nobody is watched: the job runs, and one line on stderr says so.
 
     Args:
-        file: where the ranks that end before are noted, as one :class:`~dejavubench.records.FirstExit`.
-        pids: process ids by rank.
+        ranks: those of this host.
+        timeout: seconds after which a rank that shows no sign of life ends the job; 0: none does.
+        whole: these are all ranks of the job.
     """
 
-    def __init__(self, file: Path, pids: dict[int, int]) -> None:
+    def __init__(self, ranks: dict[int, Place], timeout: float, whole: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        if hasattr(os, "pidfd_open"):  # Linux; elsewhere nothing is noted and the report names no first
+        if not hasattr(os, "pidfd_open"):  # Linux; elsewhere nobody watches, and the report names no first
+            return
+        places = [f"{rank}={place.pid}:{place.fd}" for rank, place in ranks.items()]
+        try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, str(file), *(f"{rank}={pid}" for rank, pid in pids.items())],
+                [sys.executable, "-I", "-S", "-c", PROGRAM, str(timeout), "whole" if whole else "part", *places],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
                 start_new_session=True,  # the launcher's signals are for the ranks
             )
-            assert self._process.stdout is not None
-            self._process.stdout.readline()  # it watches from now on
+        except OSError as error:
+            print(
+                f"dejavubench: no process can be started to watch the ranks ({error.strerror}): a rank that hangs will "
+                "not end the job",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def end(self) -> None:
-        """The ranks have said all there is to say; whatever ends from now on ends in order."""
+    def note_in(self, file: Path) -> None:
+        """From now on write to ``file``, as one :class:`~dejavubench.records.FirstExit`, who ended first or hangs."""
         if self._process is not None:
-            self._process.communicate(IN_ORDER)
+            assert self._process.stdout is not None
+            select.select([self._process.stdout], [], [], READY_S)  # it watches by now
+            self._order(b"note " + os.fsencode(file))
 
+    def let_end(self) -> None:
+        """The ranks have said all there is to say; whatever ends from now on ends in order."""
+        self._order(b"ends")
 
-def _watch(file: Path, pids: dict[int, int]) -> None:
-    poll, ranks = select.poll(), {}
-    for rank, pid in pids.items():
-        fd = os.pidfd_open(pid)
-        ranks[fd] = rank
-        poll.register(fd, select.POLLIN)
-    poll.register(sys.stdin.fileno(), select.POLLIN)
-    print(flush=True)
-    while True:
-        ready = {fd for fd, _ in poll.poll()}
-        if sys.stdin.fileno() in ready:
-            if os.read(sys.stdin.fileno(), len(IN_ORDER)):
-                return
-            poll.unregister(sys.stdin.fileno())  # who started this has ended without a word: its own turn comes
-        first = sorted(ranks[fd] for fd in ready if fd in ranks)
-        if first:
-            partial = file.with_suffix(".part")
-            partial.write_text(json.dumps({"kind": "first-exit", "ranks": first}) + "\n")
-            partial.rename(file)
-            return
-
-
-if __name__ == "__main__":
-    _watch(Path(sys.argv[1]), {int(rank): int(pid) for rank, _, pid in (word.partition("=") for word in sys.argv[2:])})
+    def _order(self, order: bytes) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it was killed
+                self._process.stdin.write(order + b"\n")
+                self._process.stdin.flush()

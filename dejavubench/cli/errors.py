@@ -11,12 +11,34 @@ LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "MV2
 """Variables that MPI launchers set in every rank."""
 
 
+RANKS = {
+    "PMI_RANK": "PMI_SIZE",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_RANK": "MV2_COMM_WORLD_SIZE",
+    "SLURM_PROCID": "SLURM_STEP_NUM_TASKS",
+}
+"""Variables that say how many ranks a launcher has started, by the one that numbers them."""
+
+
+def launched_ranks() -> int | None:
+    """How many ranks the launcher has started, as it says; None if it does not."""
+    for rank, ranks in RANKS.items():
+        if _number(rank) is not None and (number := _number(ranks)) is not None:
+            return number
+    return None
+
+
 def launched_rank() -> int | None:
     """This rank's number as the launcher tells it; None without a launcher. MPI is not imported."""
     for variable in LAUNCHED:
-        if re.fullmatch("[0-9]{1,9}", os.environ.get(variable, "")):
-            return int(os.environ[variable])
+        if (number := _number(variable)) is not None:
+            return number
     return None
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
@@ -37,7 +59,7 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
         if rank == 0:
             _print(text)
         sys.exit(2)
-    if MPI.COMM_WORLD.rank == 0:
+    if MPI.COMM_WORLD.rank == 0 and (rank == 0 or MPI.COMM_WORLD.size > 1):  # each is alone under another's launcher
         _print(text)
     MPI.Finalize()
     sys.exit(2)

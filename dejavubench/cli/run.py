@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,14 +13,19 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from dejavubench.cli import host
-from dejavubench.cli.errors import launched_rank
+from dejavubench.cli.errors import launched_rank, launched_ranks
 from dejavubench.cli.params import PATH
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Experiment, Group, load
+from dejavubench.experiment import RANK_TIMEOUT, Experiment, Group, load
 from dejavubench.sharedmemory import shortage
+from dejavubench.units import count_text
 
 if TYPE_CHECKING:
+    from dejavubench.bench.watch import Watch
     from dejavubench.records import Iteration
+
+LEAST_START_S = 60.0
+"""The least time for all ranks to start: imports from a busy file system take a while."""
 
 ALIASES = {"rounds": ["--times"]}
 """The original's spellings that differ by more than an underscore."""
@@ -87,23 +94,28 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
         _describe(read())
         return
     host.raise_file_limit()
-    experiment = agreed(read)
+    experiment, watch = agreed(read)
     _say_notes(experiment)
     from dejavubench.bench.session import run as run_session
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    sys.exit(run_session(experiment, command=command, enough=_enough(experiment), on_end=_print_summary))
+    sys.exit(run_session(experiment, command, _enough(experiment), on_end=_print_summary, watch=watch))
 
 
 # ---- running ----
 
 
-def agreed(read: Callable[[], Experiment]) -> Experiment:
+def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
     """Rank 0's experiment on every rank: other hosts' files and environment do not count.
+
+    From now on the ranks are watched, by whoever is given the watch.
 
     Raises:
         UsageError: rank 0 could not read it, or it does not run under this many ranks; on every rank.
     """
+    from dejavubench.bench import heart
+    from dejavubench.bench.watch import watch_ranks
+
     outcome: Experiment | UsageError
     try:
         outcome = read()
@@ -113,11 +125,18 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
         outcome = error
     if (note := shortage(os.environ)) is not None:
         print(f"note: {note}", file=sys.stderr, flush=True)
+    timeout = _start_timeout(outcome.rank_timeout if isinstance(outcome, Experiment) else RANK_TIMEOUT)
+    beating = heart.start(f"rank {launched_rank() or 0}")
     try:
-        from mpi4py import MPI
+        with heart.no_thread_runs(timeout), warnings.catch_warnings():  # MPI begins here, and waits for the other ranks
+            warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)  # _check_launcher says it
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
         raise UsageError(f"no MPI library: {what}; pip install 'dejavubench[mpich]', or load a system MPI") from None
+    if timeout:
+        beating.give_up_at(time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start")
+    _check_launcher(MPI.COMM_WORLD.size, MPI.get_vendor())
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome
@@ -127,7 +146,27 @@ def agreed(read: Callable[[], Experiment]) -> Experiment:
     for rank, (_, problem) in enumerate(facts):
         if problem is not None:
             raise UsageError(f"rank {rank}: {problem}")
-    return outcome
+    watch = watch_ranks(MPI.COMM_WORLD, beating, outcome.rank_timeout)
+    beating.give_up_at(None)
+    return outcome, watch
+
+
+def _start_timeout(rank_timeout: float) -> float:
+    """Seconds that all ranks have to start, each with its imports; 0: they may take for ever."""
+    from dejavubench.bench.heart import NO_PROGRESS
+
+    return max(LEAST_START_S, NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
+
+
+def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
+    """Raise UsageError where another MPI's launcher has started the ranks: each of them is alone then."""
+    started, (name, version) = launched_ranks(), vendor
+    if started is not None and started > known:
+        library = f"{name} {'.'.join(map(str, version))}"
+        raise UsageError(
+            f"the launcher started {count_text(started, 'rank')}, this MPI knows {known}: the launcher is of another "
+            f"MPI than {library}, which mpi4py uses here. Start the ranks with {name}'s own mpirun."
+        )
 
 
 def _say_notes(experiment: Experiment) -> None:
@@ -139,7 +178,7 @@ def _say_notes(experiment: Experiment) -> None:
             click.echo(f"note: {note}", err=True)
 
 
-def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
+def _enough(experiment: Experiment) -> Callable[[list[Iteration], set[str]], bool] | None:
     """Whether a point's rounds so far give the precision that was asked for; None: rounds are counted."""
     half_width = experiment.precision
     if half_width is None:
@@ -147,7 +186,11 @@ def _enough(experiment: Experiment) -> Callable[[list[Iteration]], bool] | None:
     from dejavubench.analysis.stats import precise_enough
 
     arms = [arm.info() for arm in experiment.arms() if not arm.skipped]
-    return lambda iterations: precise_enough(iterations, arms, half_width)
+
+    def enough(iterations: list[Iteration], failed: set[str]) -> bool:
+        return precise_enough(iterations, [arm for arm in arms if arm.name not in failed], half_width)
+
+    return enough
 
 
 def _print_summary(folder: Path) -> None:

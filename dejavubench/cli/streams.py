@@ -16,10 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO, cast
 
-from dejavubench.errors import OutputError
-
-BROKEN_PIPE = 141
-"""The status of a tool that SIGPIPE ends, as shells count it: 128 + 13."""
+from dejavubench.errors import BROKEN_PIPE, OutputError
 
 PLAIN = {
     **{"×": "x", "·": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "µ": "u"},

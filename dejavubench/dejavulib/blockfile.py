@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+import dejavubench.pulse as pulse
 from dejavubench.dejavulib.copies import PAGE, aligned_buffer
-from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.base import StorageError, WrongBytesError
 
 Durability = Literal["fdatasync", "direct", "page-cache"]
 
@@ -33,7 +34,7 @@ class BlockFile:
         keep: leave the file. Else it loses its name now, so that even a killed process leaves nothing.
 
     Raises:
-        StreamingError: it cannot be made, or the device has no room for it.
+        StorageError: it cannot be made, or the device has no room for it. Later: it cannot be written or read.
     """
 
     def __init__(self, path: Path, nbytes: int, durability: Durability, keep: bool) -> None:
@@ -45,7 +46,7 @@ class BlockFile:
         try:
             self._fd = os.open(path, open_flags(durability), 0o644)
         except OSError as error:
-            raise StreamingError(f"cannot create {path} for {durability} streaming: {error.strerror}") from None
+            raise StorageError(f"cannot create {path} for {durability} streaming: {error.strerror}") from None
         if not keep:
             os.unlink(path)
         try:
@@ -54,7 +55,7 @@ class BlockFile:
             os.close(self._fd)
             if keep:
                 os.unlink(path)
-            raise StreamingError(f"no room for {nbytes} bytes in {path.parent}: {error.strerror}") from None
+            raise StorageError(f"no room for {nbytes} bytes in {path.parent}: {error.strerror}") from None
 
     def write(self, at: int, data: np.ndarray) -> None:
         """Write bytes at a page's beginning or right behind those written last; durable after :meth:`sync`."""
@@ -73,28 +74,34 @@ class BlockFile:
     def sync(self) -> None:
         """Return when everything written is as durable as the option says."""
         if self._durability != "page-cache":
-            os.fdatasync(self._fd)
+            self._fdatasync()
 
     def fill(self, pattern: int, start: int) -> None:
         """Set every byte from ``start`` on to ``pattern``, on the device."""
         filling = aligned_buffer(FILL).fill_(pattern).numpy()
         for at in range(start, self.nbytes, FILL):
             self.write(at, filling[: min(FILL, self.nbytes - at)])
-        os.fdatasync(self._fd)
+            pulse.progress()
+        self._fdatasync()
 
     def read(self, at: int, nbytes: int) -> torch.Tensor:
         """Bytes [at, at + nbytes) as uint8.
 
         Raises:
-            StreamingError: the file ends before.
+            WrongBytesError: the file ends before.
+            StorageError: it cannot be read.
         """
+        pulse.progress()
         first = at // PAGE * PAGE
         whole = aligned_buffer(-(-(at + nbytes - first) // PAGE) * PAGE)
         got = 0
         while got < at + nbytes - first:
-            count = os.preadv(self._fd, [whole.numpy().data[got:]], first + got)
+            try:
+                count = os.preadv(self._fd, [whole.numpy().data[got:]], first + got)
+            except OSError as error:
+                raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
             if count == 0:
-                raise StreamingError(f"{self.path.name} ends at byte {first + got}, before {at + nbytes}")
+                raise WrongBytesError(f"{self.path.name} ends at byte {first + got}, before {at + nbytes}")
             got += count
         return whole[at - first : at - first + nbytes]
 
@@ -104,7 +111,10 @@ class BlockFile:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        os.close(self._fd)
+        try:
+            os.close(self._fd)
+        except OSError as error:  # a network's file system may say only now that it has no room
+            raise StorageError(f"cannot close {self.path}: {error.strerror}") from None
 
     def _aligned(self, *pieces: np.ndarray) -> np.ndarray:
         """The pieces one behind the other in aligned memory."""
@@ -115,5 +125,14 @@ class BlockFile:
 
     def _pwrite(self, at: int, data: np.ndarray) -> None:
         done = 0
-        while done < len(data):
-            done += os.pwrite(self._fd, data.data[done:], at + done)
+        try:
+            while done < len(data):
+                done += os.pwrite(self._fd, data.data[done:], at + done)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
+
+    def _fdatasync(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path} to its device: {error.strerror}") from None

@@ -104,6 +104,12 @@ class DeviceStaging:
                 self._slots.append(copy.slot)
             yield copy.job, copy.packed
 
+    def give_up(self) -> None:
+        """Forget what is under way: nobody waits for it any more."""
+        self._stream.synchronize()
+        self._slots.extend(copy.slot for copy in self._copies if copy.slot is not None)
+        self._copies.clear()
+
 
 def _kind(chunk: Chunk) -> Kind:
     return "token" if chunk.step else "prompt"

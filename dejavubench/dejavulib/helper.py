@@ -37,7 +37,10 @@ def start_helper(
 
     threads = torch.get_num_threads()
     thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # the limit of processes of this user, or of this container
+        raise StreamingError(f"the thread {name!r} cannot be started: {error}") from None
     started.wait()
     torch.set_num_threads(threads)  # the helper's own setting became the default of every new thread
     return thread

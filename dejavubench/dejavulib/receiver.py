@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+import dejavubench.pulse as pulse
 from dejavubench.dejavulib.copies import RunViews, scatter, staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.levels import LEVELS, Level
@@ -166,6 +167,7 @@ class CacheReceiver:
 
     def _arrived(self, chunk: Chunk, messages: int) -> None:
         self._endpoint.acknowledge(self._stream)
+        pulse.progress()
         self._left -= 1
         self.nbytes += chunk.nbytes
         self.messages += messages

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+import dejavubench.pulse as pulse
 from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
-from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream, StreamingError
 from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging, Landing
 from dejavubench.dejavulib.helper import cpu_seconds, start_helper
 from dejavubench.dejavulib.schedule import Chunk
@@ -91,6 +92,8 @@ class Streamer:
         device: staging on the device, for caches that are there; ``slots`` are pinned then. Not for a destination that
             takes chunks from the device's memory: there ``slots`` are on the device.
         landing: where single runs from a device land; without it, the streamer has its own.
+        holds_failure: after a StorageError drop what is submitted and wait for nothing, so that the model computes its
+            request to the end; the owner asks for :attr:`failure` then.
 
     Raises:
         ValueError: the destination needs staging and there is none.
@@ -102,6 +105,7 @@ class Streamer:
         slots: Sequence[torch.Tensor],
         device: DeviceStaging | None = None,
         landing: Landing | None = None,
+        holds_failure: bool = False,
     ) -> None:
         if destination.staged and not slots:
             raise ValueError(f"{destination.name} needs at least one staging slot")
@@ -121,6 +125,7 @@ class Streamer:
         self._ahead: Job | None = None  # whose next step's views are still to be cut, when there is time
         self._closing = False
         self._error: StreamingError | None = None
+        self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._first_missing)
 
     def fill_staging(self, pattern: int) -> None:
@@ -138,7 +143,9 @@ class Streamer:
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue chunks whose keys and values are in place."""
-        self.raise_error()
+        if self._error is not None:
+            self.raise_error()
+            return
         self._submitted += len(jobs)
         self._inbox.extend(jobs)
         self._wake_helper.set()
@@ -150,13 +157,15 @@ class Streamer:
             StreamingError: the helper failed, or ``timeout`` seconds passed without a chunk completing.
         """
         self.raise_error()
-        if not manager.lag_nbytes:
+        if not manager.lag_nbytes or self._error is not None:
             return
         self._waits_for = manager  # before looking again: what completes from now on is told
         self._wake_helper.set()
+        words = pulse.page.words
+        before, words[pulse.STATE] = words[pulse.STATE], pulse.PATIENT  # this wait has a deadline of its own
         try:
             progress, since = self._progress, time.monotonic()
-            while manager.lag_nbytes:
+            while manager.lag_nbytes and self._error is None:
                 self._wake_model.wait(min(1.0, timeout))
                 self.raise_error()
                 if self._progress != progress:
@@ -165,6 +174,7 @@ class Streamer:
                     raise StreamingError(f"no chunk became complete within {timeout:g} s; {self._first_missing()}")
         finally:
             self._waits_for = None
+            words[pulse.STATE] = before
 
     @property
     def _progress(self) -> tuple[int, int]:
@@ -190,6 +200,8 @@ class Streamer:
         self._thread.join(CLOSING)
         if self._thread.is_alive():
             raise StreamingError(f"{self.destination.name} does not come back; {self._first_missing()}")
+        if self._error is not None and self.device is not None:
+            self.device.give_up()  # other streamers use it, too
         self.destination.close()
 
     # ---- the helper thread ----
@@ -297,9 +309,15 @@ class Streamer:
             self._wake_model.set()
 
     def raise_error(self) -> None:
-        """Raise the StreamingError that ended the helper, if one has."""
-        if self._error is not None:
+        """Raise the StreamingError that ended the helper, if one has and is not held for the owner."""
+        if self._error is not None and self.failure is None:
             raise self._error
+
+    @property
+    def failure(self) -> str | None:
+        """The StorageError that ended the helper and is held, in words."""
+        held = self._holds_failure and isinstance(self._error, StorageError)
+        return str(self._error) if held else None
 
     def _first_missing(self) -> str:
         job = next(iter([*self._under_way, *self._inbox]), None)

@@ -10,7 +10,9 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from dejavubench import pulse
 from dejavubench.parallel.topology import Topology
+from dejavubench.pulse import STATE, WAITING, WORKING
 from dejavubench.waiting import wait_asleep, wait_yielding
 
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -73,10 +75,12 @@ class MPICollectives:
         if self.topology.tensor_size == 1:
             return x
         total = x.contiguous().float() if x.element_size() < 4 else x.contiguous()
+        pulse.page.words[STATE] = WAITING
         if self.spin:
             self._tensor.Allreduce(MPI.IN_PLACE, total.numpy())
         else:
             wait_yielding(self._tensor.Iallreduce(MPI.IN_PLACE, total.numpy()).Test)
+        pulse.page.words[STATE] = WORKING
         return total.to(x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -85,10 +89,12 @@ class MPICollectives:
             return x.unsqueeze(0)
         mine = x.contiguous()
         everyone = mine.new_empty((self.topology.tensor_size, *x.shape))
+        pulse.page.words[STATE] = WAITING
         if self.spin:
             self._tensor.Allgather(_bits(mine), _bits(everyone))
         else:
             wait_yielding(self._tensor.Iallgather(_bits(mine), _bits(everyone)).Test)
+        pulse.page.words[STATE] = WORKING
         return everyone
 
     # ---- between stages, each tensor rank with its like ----
@@ -111,8 +117,10 @@ class MPICollectives:
 
     def finish(self) -> None:
         """Wait until everything that was sent has been taken."""
+        pulse.page.words[STATE] = WAITING
         for request, _ in self._sending:
             self._wait(request)
+        pulse.page.words[STATE] = WORKING
         self._sending.clear()
 
     def close(self) -> None:
@@ -128,10 +136,12 @@ class MPICollectives:
 
     def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
         x = torch.empty(*shape, dtype=dtype)
+        pulse.page.words[STATE] = WAITING
         if self.spin:
             self._pipeline.Recv(_bits(x), stage, tag)
         else:
             self._wait(self._pipeline.Irecv(_bits(x), stage, tag))
+        pulse.page.words[STATE] = WORKING
         return x
 
     def _wait(self, request: MPI.Request) -> None:

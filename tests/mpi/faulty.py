@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,8 +25,9 @@ from dejavubench.bench import environment, job, point, sink, source
 from dejavubench.cli import main
 from dejavubench.cli import run as cli_run
 from dejavubench.dejavulib import receiver
-from dejavubench.dejavulib.destinations import mpi
+from dejavubench.dejavulib.destinations import mpi, tcp
 from dejavubench.models.gpt import GPT
+from dejavubench.points import Arm
 
 # ---- what ends a job ----
 
@@ -95,20 +98,54 @@ def deaf_sink() -> None:
 
 
 @fault
-def disk_full() -> None:
-    """In the token phase the device has no room any more."""
+def disk_fails(phase: str, how: str, rank: str = "0") -> None:
+    """In a phase the device of one rank refuses what streaming writes, or reads back: once, or from then on."""
+    code = getattr(errno, how)
 
-    def make(original: Callable[..., int]) -> Callable[..., int]:
-        def write(fd: int, data: Any, offset: int) -> int:
-            if now("tokens"):
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*args: Any) -> Any:
+            if int(rank) == RANK and (now(phase) or (phase == "tokens" and now("drain"))):  # the helper lags behind
                 struck()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return original(fd, data, offset)
+                raise OSError(code, os.strerror(code))
+            return original(*args)
 
-        return write
+        return refuse
 
-    instead(os, "pwrite", make)
-    instead(os, "pwritev", make)
+    for call in ("pwrite", "preadv", "posix_fallocate"):
+        instead(os, call, make)
+
+
+@fault
+def lose_sink(phase: str, pid: str) -> None:
+    """In a phase the sink of tcp, which is a process of its own, is killed."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def kill_before(*args: Any) -> Any:
+            if now(phase) and not Path(f"struck-{RANK}").exists():
+                struck()
+                os.kill(int(pid), signal.SIGKILL)
+                time.sleep(0.2)
+            return 0 if phase == "drain" and now("tokens") else original(*args)  # leave some for the drain
+
+        return kill_before
+
+    instead(tcp.TCPDestination, "fetch" if phase == "verify" else "completed", make)
+
+
+@fault
+def remove_folder() -> None:
+    """The run's folder is removed while the run goes on."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: source.Source, arm: Arm, mark: Callable[[str], None]) -> Any:
+            if now("prepare"):
+                struck()
+                shutil.rmtree("logs")
+            return original(self, arm, mark)
+
+        return run
+
+    instead(source.Source, "run", make)
 
 
 @fault

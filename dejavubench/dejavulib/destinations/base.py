@@ -25,6 +25,14 @@ class StreamingError(Exception):
     """Streaming could not go on; the message says which chunk and why."""
 
 
+class StorageError(StreamingError):
+    """A file could not be made, written or read: the device or the operating system refuses."""
+
+
+class WrongBytesError(StreamingError):
+    """The destination does not hold what was written to it."""
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a destination can do; stated in every report.

@@ -15,7 +15,7 @@ import torch
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.blockfile import BlockFile, Durability
 from dejavubench.dejavulib.copies import PAGE
-from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream, WrongBytesError
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.streamfile import StepTrailer
 
@@ -42,7 +42,7 @@ class DiskDestination(Destination):
         identity: goes into the header: run id, rank, model, weights, requests, data type.
 
     Raises:
-        StreamingError: a file cannot be made, or the device has no room for it.
+        StorageError: a file cannot be made, or the device has no room for it.
     """
 
     name = "disk"
@@ -138,19 +138,19 @@ class DiskDestination(Destination):
         """Read the file back from the device; compare every checksum, and that the watermark is at the end.
 
         Raises:
-            StreamingError: naming the step, and the layer or the token ids, whose bytes are not what was written.
+            WrongBytesError: naming the step, and the layer or the token ids, whose bytes are not what was written.
         """
         blocks, schedule = self._files[stream.id].blocks, stream.schedule
         blocks.forget_cached()
         watermark = streamfile.watermark_page(schedule.steps + 1)
         if not np.array_equal(blocks.read(streamfile.WATERMARK, PAGE).numpy(), watermark):
-            raise StreamingError(f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps written")
+            raise WrongBytesError(f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps written")
         for step in range(schedule.steps + 1):
             at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
             record = blocks.read(at, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
             wrong = streamfile.first_wrong(schedule, step, record)
             if wrong is not None:
-                raise StreamingError(f"{blocks.path.name}: checksum of step {step}, {wrong} does not agree")
+                raise WrongBytesError(f"{blocks.path.name}: checksum of step {step}, {wrong} does not agree")
 
     def _note_clock(self) -> None:
         self._beside_clock = time.pthread_getcpuclockid(threading.get_ident())

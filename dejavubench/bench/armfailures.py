@@ -1,0 +1,64 @@
+"""Arms that have failed at a point while the others go on: all ranks agree on it, outside the clock.
+
+Only what a storage device does to an arm is of this kind. A rank whose device has failed computes its iteration to the
+end, without streaming, because the other ranks wait for it in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from mpi4py import MPI
+
+from dejavubench.dejavulib.destinations.base import StorageError
+from dejavubench.parallel.collectives import polite_barrier
+from dejavubench.points import Arm
+
+
+class Attempt(AbstractContextManager["Attempt"]):
+    """Holds back the StorageError of an arm that streams to disk, as ``problem``, until all ranks are asked."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm
+        self.problem: str | None = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        if self._arm.on_disk and isinstance(error, StorageError):
+            self.problem = str(error)
+            return True
+        return False
+
+
+class ArmFailures:
+    """Which arms of a point have failed.
+
+    Args:
+        world: all ranks.
+        on_failure: told on every rank, once an arm, which rank failed first and why.
+    """
+
+    def __init__(self, world: MPI.Intracomm, on_failure: Callable[[Arm, int, str], None]) -> None:
+        self._world, self._on_failure = world, on_failure
+        self.names: set[str] = set()
+
+    def left(self, arms: list[Arm]) -> list[Arm]:
+        """Those that have not failed."""
+        return [arm for arm in arms if arm.name not in self.names]
+
+    def fails(self, arm: Arm, problem: str | None) -> bool:
+        """Whether the arm fails, because of this rank's ``problem`` or another's; collective for arms on disk."""
+        if not arm.on_disk:
+            return False
+        polite_barrier(self._world, "agreement")
+        return self.settle(arm, self._world.allgather(problem))
+
+    def settle(self, arm: Arm, problems: list[str | None]) -> bool:
+        """The same, where every rank's problem is known by now."""
+        first = next(((rank, why) for rank, why in enumerate(problems) if why is not None), None)
+        if first is None:
+            return False
+        self.names.add(arm.name)
+        self._on_failure(arm, *first)
+        return True

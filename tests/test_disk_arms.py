@@ -1,0 +1,84 @@
+"""An arm whose device fails is out, on all ranks; the others are measured to the end. Real mpirun jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jobs import Job, processed
+from test_faults import FAULTY, SIZES, STRIKES, struck
+
+from dejavubench.records import ArmFailure, End, Failure, Iteration, Verification
+
+pytestmark = pytest.mark.mpi
+
+ROUNDS = 4
+
+
+def measured(cwd: Path, fault: str, *args: object, ranks: int = 1, streaming: str = "host,disk") -> Job:
+    """A job with a fault in it that has come to its end."""
+    common = ("--streaming", streaming, "--warmup", "0", "--rounds", ROUNDS)
+    with Job(cwd, ranks, fault, "run", *SIZES, *common, *args, driver=FAULTY) as job:
+        assert job.wait() == 1, job.stderr
+        assert struck(job)
+        assert {end.status for _, end in job.run.of(End)} == {"failed"}
+        assert not list(job.run.of(Failure))
+        assert "Traceback" not in job.stderr
+        assert not [file for file in cwd.rglob("*") if file.suffix in (".kv", ".part")]
+        return job
+
+
+def rows(job: Job) -> dict[str, dict[str, object]]:
+    return {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("phase", "how", "says"),
+    [
+        ("prepare", "ENOSPC", "cannot write {}: No space left on device"),
+        ("tokens", "EFBIG", "cannot write {}: File too large"),
+        ("verify", "EIO", "cannot read {}: Input/output error"),
+    ],
+)
+def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, says: str) -> None:
+    job = measured(tmp_path, f"disk-fails:{phase}:{how}")
+    ((_, failure),) = job.run.of(ArmFailure)
+    said = says.format(job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv")
+    assert (failure.arm, failure.iteration, failure.rank, failure.error) == ("disk@3", STRIKES, 0, said)
+    assert failure.phase == ("drain" if phase == "tokens" else phase)  # the model computes its request to the end
+    assert f"dejavubench: p000 disk@3 FAILED on rank 0: {said}\n" in job.stderr
+    table = rows(job)
+    assert {arm: row["status"] for arm, row in table.items()} == {
+        "none": "ok",
+        "none#2": "ok",
+        "host@3": "ok",
+        "disk@3": "FAILED",
+    }
+    assert table["host@3"]["samples"] == ROUNDS
+    assert table["disk@3"]["reason"] == f"iteration {STRIKES}, phase {failure.phase}, rank 0: {said}"
+    assert table["disk@3"]["total_ms"] is None
+    assert all(check.ok for _, check in job.run.of(Verification))
+    assert f"FAILED: iteration {STRIKES}, phase {failure.phase}, rank 0: cannot" in processed(job.folder)
+
+
+def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
+    """Sources that wait for each other in every step, and a sink that has nothing to do with the disk."""
+    job = measured(
+        tmp_path,
+        "disk-fails:tokens:EIO:1",
+        *("--tensor-para-size", 2, "--level", "2,3", "--no-ceilings"),
+        ranks=4,
+        streaming="disk,mpi",
+    )
+    failures = [failure for _, failure in job.run.of(ArmFailure)]
+    assert {(failure.arm, failure.rank) for failure in failures} == {("disk@2", 1), ("disk@3", 1)}
+    table = rows(job)
+    assert {arm for arm, row in table.items() if row["status"] == "ok"} == {"none", "none#2", "mpi@2", "mpi@3"}
+    counts = {arm: sum(item.arm == arm for _, item in job.run.of(Iteration)) for arm in table}
+    assert counts == {"none": 4, "none#2": 4, "mpi@2": 4, "mpi@3": 4, "disk@2": STRIKES, "disk@3": STRIKES}
+
+
+def test_a_run_of_that_arm_alone_ends_at_once(tmp_path: Path) -> None:
+    job = measured(tmp_path, "disk-fails:tokens:ENOSPC", "--rounds", 10**6, streaming="disk")
+    assert {row["status"] for row in rows(job).values()} == {"FAILED"}

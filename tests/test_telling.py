@@ -1,0 +1,91 @@
+"""What is said of an error that ends a job, and of records that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from jobs import small_disk
+
+from dejavubench.bench.recorder import Recorder, write_header
+from dejavubench.bench.telling import in_words, report
+from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
+from dejavubench.records import Microbatch, PhaseMark
+from dejavubench.waiting import DeadlineError
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    """As an error that has travelled, so that it has a traceback."""
+    try:
+        raise error from cause
+    except BaseException as caught:  # noqa: BLE001 - KeyboardInterrupt as well
+        return caught
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "logs/rank-0000.jsonl"), "logs/rank-0000.jsonl: No space "),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (StorageError("cannot write a.kv: Input/output error"), "StorageError: cannot write a.kv"),
+        (DeadlineError("grant: nothing came within 2 s"), "DeadlineError: grant: "),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(error: BaseException, said: str) -> None:
+    text = report(raised(error), 3, "tokens")
+    assert text.startswith(f"dejavubench: rank 3 failed in phase tokens: {said}")
+    assert text.count("\n") == 1
+
+
+def test_what_is_a_mistake_of_the_program_has_its_traceback() -> None:
+    text = report(raised(ZeroDivisionError("division by zero")), 0, "load")
+    assert text.startswith("Traceback")
+    assert text.endswith("dejavubench: rank 0 failed in phase load: ZeroDivisionError: division by zero\n")
+    wrapped = StreamingError("KeyError: 3; the first missing is chunk 0")
+    assert "\nTraceback" in report(raised(wrapped, KeyError(3)), 0, "drain")
+    assert report(raised(wrapped, OSError(errno.EIO, "Input/output error")), 0, "drain").startswith("dejavubench: ")
+    assert report(raised(KeyboardInterrupt()), 1, "verify") == "dejavubench: rank 1 interrupted in phase verify\n"
+
+
+def microbatch() -> Microbatch:
+    return Microbatch(
+        point="p000", arm="none", iteration=0, round=0, ubatch=0, prompt_ms=1, token_ms=[1], all_token_ms=1, drain_ms=0,
+        total_ms=2,
+    )  # fmt: skip
+
+
+def test_a_full_standard_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path, 0, several_points=False, to_stdout=True)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left on device") as refused:
+            recorder.text([microbatch()], 2.0)
+        monkeypatch.undo()
+        assert in_words(refused.value) == "standard output: No space left on device"
+        os.close(full.fileno())
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            full.close()
+    monkeypatch.setattr(sys, "stdout", None)  # as it is where it was closed before the start
+    recorder.text([microbatch()], 2.0)
+    recorder.close()
+
+
+def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    with small_disk(folder, 64 << 10):
+        recorder = Recorder(folder, 0, several_points=False, to_stdout=False)
+        with pytest.raises(OSError, match="No space left on device") as refused:
+            recorder.write(PhaseMark(phase="tokens" * (64 << 10)))
+        assert in_words(refused.value) == f"{folder / 'rank-0000.jsonl'}: No space left on device"
+
+        class Long:
+            def model_dump(self, mode: str) -> list[str]:
+                return ["x" * (64 << 10)]
+
+        with pytest.raises(OSError, match="No space left on device") as refused:
+            write_header(folder, Long())  # type: ignore[arg-type]
+        assert in_words(refused.value) == f"{folder / 'run.json'}: No space left on device"
+        assert [file.name for file in folder.iterdir()] == ["rank-0000.jsonl"]
