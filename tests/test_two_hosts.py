@@ -92,6 +92,7 @@ def run_of(cwd: Path) -> Run:
     return read_run(folder)
 
 
+@pytest.mark.drill
 def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path: Path) -> None:
     rate = 100e6  # bytes a second
     status, errors = ran(tmp_path, "--rate", "800Mbit/s", "--", "run", *SMALL, *BOTH, "--rounds", "1")
