@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import io
 import sys
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import pytest
 from jobs import small_disk
 
 from dejavubench.bench.recorder import Recorder, write_header
-from dejavubench.bench.telling import in_words, report
+from dejavubench.bench.telling import in_words, report, status_of
+from dejavubench.cli.streams import Closed, Guarded
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
+from dejavubench.errors import BROKEN_PIPE, OutputError
 from dejavubench.records import Microbatch, PhaseMark
 from dejavubench.waiting import DeadlineError
 
@@ -50,6 +52,22 @@ def test_what_is_a_mistake_of_the_program_has_its_traceback() -> None:
     assert report(raised(KeyboardInterrupt()), 1, "verify") == "dejavubench: rank 1 interrupted in phase verify\n"
 
 
+NAME = "standard output"
+
+
+class Full(io.StringIO):
+    """A stream that fails when it is flushed, as one that has a buffer does."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def flush(self) -> None:
+        raise self.error
+
+
 def microbatch() -> Microbatch:
     return Microbatch(
         point="p000", arm="none", iteration=0, round=0, ubatch=0, prompt_ms=1, token_ms=[1], all_token_ms=1, drain_ms=0,
@@ -57,20 +75,26 @@ def microbatch() -> Microbatch:
     )  # fmt: skip
 
 
-def test_a_full_standard_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failing", "said", "status"),
+    [
+        (Guarded(Full(OSError(errno.ENOSPC, "No space left on device")), NAME), "No space left on device", 1),
+        (Guarded(Full(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME), None, BROKEN_PIPE),
+        (Closed(io.StringIO(), NAME), "it is closed", 1),
+    ],
+    ids=["full", "broken", "closed"],
+)
+def test_a_standard_output_that_takes_nothing_is_named(
+    failing: Guarded, said: str | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder(tmp_path, 0, several_points=False, to_stdout=True)
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(OSError, match="No space left on device") as refused:
-            recorder.text([microbatch()], 2.0)
-        monkeypatch.undo()
-        assert in_words(refused.value) == "standard output: No space left on device"
-        os.close(full.fileno())
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            full.close()
-    monkeypatch.setattr(sys, "stdout", None)  # as it is where it was closed before the start
-    recorder.text([microbatch()], 2.0)
+    with monkeypatch.context() as patched, pytest.raises(OutputError) as refused:
+        patched.setattr(sys, "stdout", failing)
+        recorder.text([microbatch()], 2.0)
     recorder.close()
+    words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {said}\n"
+    assert report(refused.value, 0, "verify") == ("" if said is None else words)
+    assert status_of(refused.value) == status
 
 
 def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
