@@ -88,9 +88,10 @@ def test_a_standard_output_that_takes_nothing_is_named(
     failing: Guarded, said: str | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(tmp_path, 0, several_points=False, to_stdout=True)
-    with monkeypatch.context() as patched, pytest.raises(OutputError) as refused:
+    with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", failing)
-        recorder.text([microbatch()], 2.0)
+        with pytest.raises(OutputError) as refused:
+            recorder.text([microbatch()], 2.0)
     recorder.close()
     words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {said}\n"
     assert report(refused.value, 0, "verify") == ("" if said is None else words)

@@ -110,6 +110,17 @@ class Closed(Guarded):
         return super().write(text)
 
 
+def run_guarded(work: Callable[[], int]) -> int:
+    """Run a script with its standard streams guarded; return its exit status."""
+    guard()
+    try:
+        status = work()
+        sys.stdout.flush()
+    except OutputError as error:
+        return status_of(error)
+    return status
+
+
 def _nowhere() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")
 
