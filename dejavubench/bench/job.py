@@ -453,7 +453,9 @@ class Job:
                 path.write_bytes(content)
 
     def abort(self, error: BaseException) -> NoReturn:
-        """Record which phase failed, and end every rank's process at once."""
+        """Record which phase failed, unless the record is complete, and end every rank's process at once."""
+        if self.recorder.closed:
+            abort_all(error, "end")
         phase = self.recorder.phase_name
         try:
             self.recorder.write(records.Failure(phase=phase, error=in_words(error)))

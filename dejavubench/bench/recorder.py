@@ -94,6 +94,11 @@ class Recorder:
             why = error.strerror if self.folder.is_dir() else "the run's folder was removed"
             raise OSError(error.errno, why, str(path)) from None
 
+    @property
+    def closed(self) -> bool:
+        """Whether all is written: nothing follows an End record."""
+        return self._file.closed
+
     def close(self) -> None:
         self._file.close()
 
