@@ -394,9 +394,9 @@ class ArmFailure(_Line):
     kind: Literal["arm-failure"] = "arm-failure"
     point: str
     arm: str
-    iteration: int
+    iteration: Count
     phase: str
-    rank: int
+    rank: Count
     error: str
 
 
