@@ -12,9 +12,9 @@ import pytest
 from jobs import QUICK, run
 
 from dejavubench.cli import host
-from dejavubench.cli.errors import LAUNCHED
 from dejavubench.cli.streams import BROKEN_PIPE, Guarded, Messages
 from dejavubench.errors import OutputError, UsageError
+from dejavubench.launcher import LAUNCHED
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = ROOT / "tests/mpi/hostile.py"
