@@ -23,6 +23,7 @@ from pathlib import Path
 
 from dejavubench.bench.heart import BEAT_S, BEFORE_END, NO_PROGRESS
 from dejavubench.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
+from dejavubench.wholefile import write_whole
 
 ELSEWHERE = 4.0
 """Timeouts until ranks are at fault that wait for those of other hosts, which this process cannot see."""
@@ -209,13 +210,8 @@ class Watchdog:
         if self._file is None:
             return
         record = {"kind": "first-exit", "ranks": first, **({"hung": hung} if hung else {})}
-        partial = self._file.with_suffix(".part")
-        try:
-            partial.write_text(json.dumps(record) + "\n")
-            partial.rename(self._file)
-        except OSError:  # a full disk, or a folder that was removed: then nothing can be noted in it
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk, or a folder that was removed: then nothing can be noted in it
+            write_whole(self._file, (json.dumps(record) + "\n").encode())
 
 
 def _say(what: str) -> None:

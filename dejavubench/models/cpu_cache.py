@@ -26,6 +26,7 @@ from llvmlite import binding
 from dejavubench import kvcache
 from dejavubench.machine import cpu_flags
 from dejavubench.units import count_text
+from dejavubench.wholefile import write_whole
 
 FOLDER_VARIABLE = "DEJAVUBENCH_KERNEL_CACHE"
 """Environment variable with the cache's folder; empty: no cache."""
@@ -100,7 +101,8 @@ class Kernel:
             key = _key(self.name)
             library = function._library
             _, _, (code, _) = library.serialize_using_object_code()
-            _write(folder / key, _pack(function._wrapper_name, _needed(library._final_module), code, key))
+            content = _pack(function._wrapper_name, _needed(library._final_module), code, key)
+            write_whole(folder / key, content, mode=0o600)
 
     def _take(self, owner: Any, address: int) -> None:
         if not address:
@@ -201,19 +203,6 @@ def _read(file: Path) -> bytes | None:
     with open(descriptor, "rb") as opened:
         _check_owned(os.fstat(descriptor), stat.S_ISREG, 0o022, "be a regular file")
         return opened.read()
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Put it there at once: a reader sees all of it or nothing."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as opened:
-            opened.write(content)
-        partial.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 @contextmanager
