@@ -27,8 +27,8 @@ Ids = tuple[int, ...]
 Read = Callable[[str], list[int] | str]
 
 SHAPES = (
-    'token ids as 1,2,3 (.csv) or, as JSON, [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or {"prompt": [1, 2, 3]}; '
-    'text as a line or, as JSON, "text" or {"prompt": "text"}'
+    'token ids as 1,2,3 (.csv) or, as JSON (.jsonl), [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
+    '{"prompt": [1, 2, 3]}; text as a line (.txt) or, as JSON (.jsonl), "text" or {"prompt": "text"}'
 )
 """What a line may be."""
 
