@@ -766,7 +766,7 @@ def _checked(path: Any, where: str) -> Path:
 
 
 def _is_several(key: str, value: Any) -> bool:
-    """Whether a list is given where one value is wanted; texts and paths may hold commas, and refuse lists."""
+    """Return whether a list is given for a key of one value. Texts and paths may hold commas, and refuse lists."""
     field = Experiment.model_fields.get(key)
     if field is None or get_origin(field.annotation) is tuple:
         return False

@@ -45,7 +45,7 @@ class CheckpointError(DataError, ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What one safetensors file holds.
+    """The names, types, shapes and places of one safetensors file's tensors.
 
     Attributes:
         types: of its tensors, as the format names them: F32, BF16, …

@@ -15,7 +15,7 @@ OTHER_MARKS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
-"""What the small file begins with that Git LFS leaves in place of a large one."""
+"""The beginning of the small file that Git LFS leaves in place of a large one."""
 
 PYTHON_WORDS = {"True": "true", "False": "false", "None": "null", "'": '"'}
 """Python's spellings that JSON has others for."""

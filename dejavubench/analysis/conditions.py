@@ -1,4 +1,4 @@
-"""What a run's hosts and control groups granted it, where a reader must know it to judge the numbers."""
+"""Notes on what hosts and control groups granted a run, for a reader who judges its numbers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _quota(allowed: float | None, throttled: Throttling | None) -> str | None:
 
 
 def _throttled(run: Run, rank: int) -> Throttling | None:
-    """What a rank counted while it measured."""
+    """Return the throttling that a rank counted while it measured."""
     for at, end in run.of(End):
         if at == rank and "cpu_throttling" in end.environment:
             counted = _as(dict[str, Throttling], end.environment["cpu_throttling"], rank, "cpu_throttling")

@@ -307,7 +307,7 @@ class PointSession:
         return not self.failures.fails(arm, attempt.problem)
 
     def _has_failed(self, arm: Arm) -> bool:
-        """Whether the arm fails because of what its streaming met in this iteration, here or on another rank."""
+        """Return whether the arm's streaming failed in this iteration, here or on another rank."""
         return self.failures.fails(arm, None if self.source is None else self.source.failure(arm))
 
     def _note_failure(self, arm: Arm, rank: int, why: str) -> None:

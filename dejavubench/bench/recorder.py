@@ -96,7 +96,7 @@ class Recorder:
 
     @property
     def closed(self) -> bool:
-        """Whether all is written: nothing follows an End record."""
+        """True once all is written: nothing follows an End record."""
         return self._file.closed
 
     def close(self) -> None:

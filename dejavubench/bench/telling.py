@@ -1,4 +1,4 @@
-"""What is said of an error that ends a job: what a user can cause gets a sentence, all else a traceback as well."""
+"""Messages for errors that end a job: one line for what a user can cause, else a traceback as well."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def in_words(error: BaseException) -> str:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether disk, network, another process or a user can cause it, so that no traceback tells more."""
+    """Return whether a disk, a network, another process or a user can cause it: then a traceback tells no more."""
     if isinstance(error, StreamingError) and error.__cause__ is not None:
         return is_expected(error.__cause__)
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""The process beside the ranks of a host: notes which of them ended first, and ends a job in which one hangs.
+"""The watchdog process of a host: notes which of its ranks ended first, and ends a job in which one hangs.
 
 A launcher kills every rank as soon as one was killed, so that none is left to say which one it was. A rank that is
 stopped, or waits for a file system that does not answer, is noticed by no launcher at all. This process judges the
@@ -45,7 +45,7 @@ def beat_every(timeout: float) -> float:
 
 @dataclass
 class Seen:
-    """What was seen of a rank last, and when that changed; ``process``: the state of its process meanwhile."""
+    """The last values seen of a rank, and when they changed; ``process``: the state of its process meanwhile."""
 
     page: Page
     beat_at: float

@@ -1,4 +1,4 @@
-"""What a process's surroundings must allow before a run starts, checked while one line can still say so."""
+"""Checks of a process's limits and environment before a run starts, while one line can still name the problem."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PLAIN = {
     **{"×": "x", "·": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "µ": "u"},
     **{"μ": "u", "→": "->", "…": "...", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "─": "-", "│": "|", "σ": "sigma"},
 }
-"""What stands for a character where an encoding lacks it."""
+"""Replacements for characters that an encoding lacks."""
 
 HANDLER = "dejavubench.plain"
 

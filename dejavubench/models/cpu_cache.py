@@ -60,7 +60,7 @@ class Kernel:
 
     @functools.cached_property
     def address(self) -> int:
-        """Where its code is: ``void (*)(int64_t *)``."""
+        """The address of its code: ``void (*)(int64_t *)``."""
         provide([self])
         return self.__dict__["address"]
 
@@ -158,7 +158,7 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept; None: nowhere."""
+    """Return the folder of compiled kernels; None: none are kept."""
     given = os.environ.get(FOLDER_VARIABLE)
     if given is not None:
         return Path(given).absolute() if given else None
@@ -207,7 +207,7 @@ def _read(file: Path) -> bytes | None:
 
 @contextmanager
 def _lock(folder: Path | None, kernel: Kernel) -> Iterator[bool]:
-    """Whether this process alone compiles a kernel now: False after too long a wait, or where nothing can be locked.
+    """Yield whether this process alone compiles a kernel now: False after too long a wait, or if nothing can be locked.
 
     The kernel of the operating system lets go of a dead process's lock.
     """
@@ -264,7 +264,7 @@ def _surroundings() -> str:
 
 @functools.cache
 def _fixed() -> str:
-    """What stays as it is while this process runs."""
+    """The part that stays the same while this process runs."""
     cpu = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {cpu}"
 
@@ -312,5 +312,5 @@ def _define_numbas_symbols() -> None:
 
 
 def _target() -> Any:
-    """What object code is loaded for; an engine takes it as its own."""
+    """Return the machine that object code is loaded for; an engine takes it as its own."""
     return binding.Target.from_default_triple().create_target_machine()
