@@ -341,7 +341,7 @@ class Experiment(BaseModel):
         "limits nothing.",
     )
     rank_timeout: Annotated[float, BeforeValidator(_as_rank_timeout)] = _option(
-        RANK_TIMEOUT, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 never does."
+        RANK_TIMEOUT, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 turns this off."
     )
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
