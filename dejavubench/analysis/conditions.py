@@ -10,11 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from dejavubench.cgroups import Throttling
 from dejavubench.cores import Demand
 from dejavubench.filesystem import Place, durability_note
+from dejavubench.points import ON_DISK
 from dejavubench.records import End, RankInfo, RecordError, Run
 
 T = TypeVar("T")
-
-DISK_MODES = ("disk", "swap-disk")
 
 
 def notes(run: Run) -> list[str]:
@@ -30,7 +29,7 @@ def notes(run: Run) -> list[str]:
 
 
 def _disks(run: Run) -> list[str]:
-    arms = [arm for arm in run.header.arms if arm.mode in DISK_MODES]
+    arms = [arm for arm in run.header.arms if arm.mode in ON_DISK]
     if not arms:
         return []
     places = [(info.host, place) for _, info, place in _recorded(run, "stream_dir", Place)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from dejavubench.analysis.integrity.header import ON_DISK
-from dejavubench.points import REMOTE
+from dejavubench.points import ON_DISK, REMOTE
 from dejavubench.records import (
     ArmFailure,
     End,
