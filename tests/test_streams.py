@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from failing import Failing
 from jobs import QUICK, run
 
 from dejavubench.cli import host
@@ -50,17 +51,6 @@ def in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 # ---- the streams themselves ----
-
-
-class Failing(io.StringIO):
-    encoding = "utf-8"
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__()
-        self.error = error
-
-    def flush(self) -> None:
-        raise self.error
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe")])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from failing import Failing
 from jobs import small_disk
 
 from dejavubench.bench.recorder import Recorder, write_header
@@ -55,19 +56,6 @@ def test_what_is_a_mistake_of_the_program_has_its_traceback() -> None:
 NAME = "standard output"
 
 
-class Full(io.StringIO):
-    """A stream that fails when it is flushed, as one that has a buffer does."""
-
-    encoding = "utf-8"
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__()
-        self.error = error
-
-    def flush(self) -> None:
-        raise self.error
-
-
 def microbatch() -> Microbatch:
     return Microbatch(
         point="p000", arm="none", iteration=0, round=0, ubatch=0, prompt_ms=1, token_ms=[1], all_token_ms=1, drain_ms=0,
@@ -78,8 +66,8 @@ def microbatch() -> Microbatch:
 @pytest.mark.parametrize(
     ("failing", "said", "status"),
     [
-        (Guarded(Full(OSError(errno.ENOSPC, "No space left on device")), NAME), "No space left on device", 1),
-        (Guarded(Full(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME), None, BROKEN_PIPE),
+        (Guarded(Failing(OSError(errno.ENOSPC, "No space left on device")), NAME), "No space left on device", 1),
+        (Guarded(Failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME), None, BROKEN_PIPE),
         (Closed(io.StringIO(), NAME), "it is closed", 1),
     ],
     ids=["full", "broken", "closed"],
