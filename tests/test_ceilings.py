@@ -140,23 +140,23 @@ def test_a_device_tells_what_it_is() -> None:
 def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> None:
     """The reader of records refuses a ceiling with other counts of samples than the loop it is held against."""
 
-    def after(good: int, value: float) -> Callable[[], list[Sample]]:
+    def after(good: int, value: float, error: Exception) -> Callable[[], list[Sample]]:
         taken = iter(range(100))
 
         def run() -> list[Sample]:
             if next(taken) in (good, good + 1):
-                raise StorageError("cannot write x: No space left on device")
+                raise error
             return [(value, "16 MiB")]
 
         return run
 
     ceilings = Ceilings.__new__(Ceilings)
-    own = Probe("disk-destination", "MB/s", after(1, 90.0), "fdatasync")
-    raw = Probe("disk-write", "MB/s", after(2, 100.0), "fdatasync")
+    own = Probe("disk-destination", "MB/s", after(1, 90.0, StorageError("cannot write x: no space")), "fdatasync")
+    raw = Probe("disk-write", "MB/s", after(2, 100.0, OSError(28, "No space left on device")), "fdatasync")
     ceilings._probes = [own, raw]
     assert ceilings.run() == [
-        "disk-destination (fdatasync): cannot write x: No space left on device",
-        "disk-write (fdatasync): cannot write x: No space left on device",
+        "disk-destination (fdatasync): cannot write x: no space",
+        "disk-write (fdatasync): No space left on device",
     ]
     assert [len(record.samples) for record in ceilings.records("p000")] == [PAIRS - 3] * 2
 

@@ -397,7 +397,8 @@ class Probe:
         except (OSError, StorageError) as error:
             if self.durability is None:  # of a link, whose other side waits
                 raise
-            known, self.problem = self.problem, f"{self.name} ({self.durability}): {error}"
+            why = getattr(error, "strerror", None) or error
+            known, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"
             return None if known else self.problem
         return None
 

@@ -476,7 +476,8 @@ class PointSession:
         try:
             return Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind)
         except (OSError, StorageError) as error:
-            self.progress.say(f"dejavubench: no ceiling of disk ({kind}): {error}")
+            why = getattr(error, "strerror", None) or error
+            self.progress.say(f"dejavubench: no ceiling of disk ({kind}): {why}")
             return None
 
     def _beside(self) -> None:
