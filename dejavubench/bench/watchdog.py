@@ -249,6 +249,9 @@ def main() -> None:
         watchdog = Watchdog(pids, pages, float(timeout), whole == "whole")
     except ProcessLookupError:  # the job has ended before this process was there
         return
+    if float(timeout) and (unseen := sorted(pids.keys() - pages.keys())):
+        ranks_text = f"rank{'s' * (len(unseen) > 1)} {', '.join(map(str, unseen))}"
+        _say(f"{ranks_text} cannot be watched, as no memory can be shared: a rank that hangs may not end the job")
     print(flush=True)
     os.close(1)
     watchdog.run()
