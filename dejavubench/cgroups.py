@@ -23,14 +23,14 @@ class Group:
     unified: bool
 
     def text(self, name: str) -> str | None:
-        """What one of its files says; None where there is none, or it cannot be read."""
+        """Return the text of one of its files; None if there is no such file, or it cannot be read."""
         try:
             return os.fsdecode((self.folder / name).read_bytes()).strip()
         except OSError:
             return None
 
     def number(self, name: str) -> int | None:
-        """The number in a file; None where there is none, or it says ``max`` or -1."""
+        """Return the number in a file; None if there is no such file, or it says ``max`` or -1."""
         text = self.text(name)
         return int(text) if text is not None and text.isdecimal() else None
 
@@ -60,7 +60,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
 
 
 def _mounted(folder: Path, controllers: str, controller: str) -> Path:
-    """Where a hierarchy is mounted: v1's are named for one of their controllers or for all, v2's may be among them."""
+    """Return a hierarchy's mount. v1's are named for one of their controllers or for all; v2's may be among them."""
     if not controllers:
         beside_v1 = folder / "unified"
         return beside_v1 if (beside_v1 / "cgroup.procs").exists() else folder
@@ -135,7 +135,7 @@ class Throttling:
 
 
 def cpu_throttling(root: Path = ROOT) -> Throttling | None:
-    """What this process's groups, and all above, counted since they were made; None where nothing is counted."""
+    """Return the counts of this process's groups and all above, since they were made; None if nothing is counted."""
     found = [each for group in groups("cpu", root) if (each := _throttling(group)) is not None]
     return Throttling(sum(each.periods for each in found), sum(each.seconds for each in found)) if found else None
 

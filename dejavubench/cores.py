@@ -30,7 +30,7 @@ class Asker:
 
 @dataclass(frozen=True)
 class Demand:
-    """What the ranks of one host ask of its CPU, and what they may have.
+    """Threads of the ranks of one host, and the cores and CPU time that they may use.
 
     Attributes:
         threads, helpers: of all of its ranks; see :class:`Asker`.
@@ -48,7 +48,7 @@ class Demand:
 
     @classmethod
     def of(cls, askers: Sequence[Asker]) -> Demand:
-        """Of all ranks of one host."""
+        """Add up all ranks of one host."""
         return cls(
             ranks=len(askers),
             threads=sum(asker.threads for asker in askers),

@@ -6,7 +6,7 @@ class UsageError(Exception):
 
 
 class DataError(Exception):
-    """What a run was given turned out to be unusable while it ran; the message says all, without a traceback."""
+    """Input that turned out to be unusable while a run used it; the message says all, without a traceback."""
 
 
 class OutputError(Exception):

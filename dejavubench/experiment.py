@@ -341,7 +341,7 @@ class Experiment(BaseModel):
         "limits nothing.",
     )
     rank_timeout: Annotated[float, BeforeValidator(_as_rank_timeout)] = _option(
-        RANK_TIMEOUT, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 never does."
+        RANK_TIMEOUT, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 turns this off."
     )
     confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
 
@@ -766,7 +766,7 @@ def _checked(path: Any, where: str) -> Path:
 
 
 def _is_several(key: str, value: Any) -> bool:
-    """Whether a list is given where one value is wanted; texts and paths may hold commas, and refuse lists."""
+    """Return whether a list is given for a key of one value. Texts and paths may hold commas, and refuse lists."""
     field = Experiment.model_fields.get(key)
     if field is None or get_origin(field.annotation) is tuple:
         return False

@@ -106,7 +106,7 @@ def _writable(name: str) -> str:
 
 @dataclass(frozen=True)
 class Nature:
-    """What file systems of some types have in common for who times a write.
+    """Properties of a kind of file system that matter to a timed write.
 
     Attributes:
         types: patterns of file system types.

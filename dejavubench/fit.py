@@ -42,7 +42,7 @@ CUDA_CONTEXT_NBYTES = 1024 * MIB
 """Of a card for each process that uses it: context, kernels, cuBLAS workspaces, graphs; rough."""
 
 STAGING_SHARE = 0.5
-"""Of the available memory, what staging may take: MPI libraries abort where they cannot allocate beside it."""
+"""Share of the available memory that staging may take: MPI libraries abort if they cannot allocate beside it."""
 
 PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
 """What the model makes of matmul peak in the prompt, and of read bandwidth in a decode step (the design's aims)."""

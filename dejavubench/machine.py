@@ -28,7 +28,7 @@ FEATURES: dict[str, Callable[[str], bool]] = {
     "bf16": BF16_FLAGS.__contains__,
     "avx512": lambda flag: flag.startswith(("avx512", "amx")),
 }
-"""What :data:`WITHOUT` may name, and which of Linux's flags go with it. A feature can only be taken away."""
+"""Features that :data:`WITHOUT` may name, and Linux's flags of each. A feature can only be taken away."""
 
 
 def flags_in(cpuinfo: str) -> frozenset[str]:

@@ -22,6 +22,9 @@ ITEMSIZE: dict[DataType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 REMOTE: frozenset[Mode] = frozenset({"mpi", "nccl", "nixl"})
 """Destinations that are other ranks; the sink of ``tcp`` is none."""
 
+ON_DISK: frozenset[Mode] = frozenset({"disk", "swap-disk"})
+"""Ways of streaming whose caches are in files."""
+
 TO_DEVICE: frozenset[Mode] = frozenset({"nccl", "nixl"})
 """Destinations that bring a cache of a CUDA device to the memory of another one."""
 
@@ -58,7 +61,7 @@ class Arm:
 
     @property
     def on_disk(self) -> bool:
-        return self.mode in ("disk", "swap-disk")
+        return self.mode in ON_DISK
 
     @property
     def remote(self) -> bool:

@@ -27,10 +27,10 @@ Ids = tuple[int, ...]
 Read = Callable[[str], list[int] | str]
 
 SHAPES = (
-    'token ids as 1,2,3 (.csv) or, as JSON, [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or {"prompt": [1, 2, 3]}; '
-    'text as a line or, as JSON, "text" or {"prompt": "text"}'
+    'token ids as 1,2,3 (.csv) or, as JSON (.jsonl), [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
+    '{"prompt": [1, 2, 3]}; text as a line (.txt) or, as JSON (.jsonl), "text" or {"prompt": "text"}'
 )
-"""What a line may be."""
+"""Contents of a line that are read."""
 
 ID_KEYS, KEYS = ("prompt_token_ids",), ("prompt_token_ids", "prompt")
 """Keys of an object that hold a prompt, the first that is there (vLLM's names); others are ignored."""
@@ -114,7 +114,7 @@ def _reader(path: Path, lines: list[str]) -> Read:
 
 
 def _is_json(line: str) -> bool:
-    """Whether a line is a whole list or object."""
+    """Return whether a line is a whole list or object."""
     if line.lstrip()[:1] not in ("[", "{"):
         return False
     try:
@@ -147,7 +147,7 @@ def _from_json(line: str) -> list[int] | str:
 
 
 def _of_object(value: dict[str, Any]) -> Any:
-    """What stands under the key of the prompt."""
+    """Return the value under the key of the prompt."""
     for key in KEYS:
         if key in value:
             if key in ID_KEYS and not isinstance(value[key], list):

@@ -44,7 +44,7 @@ class Page:
 
 
 page = Page(bytearray(NBYTES))
-"""Where this process stores what it shows."""
+"""The page of this process."""
 
 
 def progress() -> None:
@@ -61,7 +61,7 @@ def mark(phase: str) -> None:
 
 @contextlib.contextmanager
 def during(state: int) -> Iterator[None]:
-    """What the main thread does meanwhile; to have done it is progress. In other threads nothing changes."""
+    """Show what the main thread does meanwhile; its end is progress. In other threads nothing changes."""
     if threading.get_ident() != threading.main_thread().ident:
         yield
         return

@@ -394,9 +394,9 @@ class ArmFailure(_Line):
     kind: Literal["arm-failure"] = "arm-failure"
     point: str
     arm: str
-    iteration: int
+    iteration: Count
     phase: str
-    rank: int
+    rank: Count
     error: str
 
 
@@ -492,7 +492,7 @@ class RankLog:
         return (record for record in self.records if isinstance(record, kind))
 
     def all_placed(self) -> Iterator[tuple[str, Record]]:
-        """Where in which file each record is, and the record."""
+        """Yield each record with its file and line."""
         for line, record in zip(self.lines, self.records, strict=True):
             yield f"{self.path.name}:{line}", record
 

@@ -105,7 +105,7 @@ class ModelSpec:
 
     @property
     def limit_text(self) -> str:
-        """What follows the number of positions in a message where they are fewer than the model's length."""
+        """The words behind a number of positions that is less than the model's length; else empty."""
         return f" (its {self.limit}: leaving out earlier tokens is not supported)" if self.limit else ""
 
     @property
@@ -289,7 +289,7 @@ def spec(name: str) -> ModelSpec:
 
 
 def _instead_of(name: str) -> str:
-    """What to give in place of a name that no model has."""
+    """Return what to give in place of a name that no model has."""
     import difflib  # only to help with a misspelt name
 
     if _is_there(name):
@@ -308,7 +308,7 @@ def _instead_of(name: str) -> str:
 
 
 def _is_there(name: str) -> bool:
-    """Whether there is a file or folder of this name."""
+    """Return whether there is a file or folder of this name."""
     try:
         return name not in ("", ".", "..") and Path(name).exists()
     except (OSError, ValueError):

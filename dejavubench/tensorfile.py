@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dejavubench.errors import DataError
-from dejavubench.textfile import LFS_POINTER, one_line
+from dejavubench.textfile import LFS_POINTER, escaped
 
 READ_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """The stored types that become weights."""
@@ -40,12 +40,12 @@ class CheckpointError(DataError, ValueError):
     """A folder cannot be used; the message, one line, names the file and, where one is at fault, the tensor."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(escaped(message))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What one safetensors file holds.
+    """The names, types, shapes and places of one safetensors file's tensors.
 
     Attributes:
         types: of its tensors, as the format names them: F32, BF16, …

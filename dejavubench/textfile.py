@@ -15,7 +15,7 @@ OTHER_MARKS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
-"""What the small file begins with that Git LFS leaves in place of a large one."""
+"""The beginning of the small file that Git LFS leaves in place of a large one."""
 
 PYTHON_WORDS = {"True": "true", "False": "false", "None": "null", "'": '"'}
 """Python's spellings that JSON has others for."""
@@ -25,7 +25,7 @@ class TextFileError(ValueError):
     """A file is not the text that it should be; the message is one line and names the file."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(escaped(message))
 
 
 def read_text(path: Path) -> str:
@@ -113,7 +113,7 @@ def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
     return None
 
 
-def one_line(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape all that is not printable: names in files, and of files, may hold anything."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 

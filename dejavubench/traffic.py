@@ -69,7 +69,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Flow:
-    """What one source sends to one sink, and how much that is.
+    """The transfers from one source to one sink, and their volume.
 
     Attributes:
         exchange: of the first requests, after which microbatches of both sides begin together again.

@@ -1,7 +1,8 @@
-"""Writing files whole or not at all."""
+"""Ground floor: writing files whole or not at all. Needs the standard library alone."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -10,9 +11,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file of this program's own; one that is there is replaced. A reader sees all of it or nothing.
+
+    The device is not waited for, so that a file system that hangs holds up as little as possible.
+
+    Args:
+        mode: permissions of the file, less those that the umask takes away.
+
+    Raises:
+        OSError: it cannot be written; its filename is ``path``, and no other file is left.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
+            file.write(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 @contextmanager
 def whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; the file written there moves to ``path`` when the block ends.
+    """Yield a temporary path beside ``path``, for a file that a user names; it becomes ``path`` when the block ends.
 
     A block that raises, on a full disk for example, leaves ``path`` as it was and no temporary file. A device or a
     pipe is written to directly.

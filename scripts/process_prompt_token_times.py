@@ -8,6 +8,7 @@ except ImportError:
     sys.exit("dejavubench is not installed for this Python: source .venv/bin/activate, or see the README")
 
 from dejavubench.analysis.textlog import prompt_token_average, run_script
+from dejavubench.cli.streams import run_guarded
 
 if __name__ == "__main__":
-    sys.exit(run_script(sys.argv, prompt_token_average))
+    sys.exit(run_guarded(lambda: run_script(sys.argv, prompt_token_average)))

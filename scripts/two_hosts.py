@@ -30,8 +30,9 @@ from typing import NoReturn
 import click
 
 from dejavubench import units
-from dejavubench.cli.errors import LAUNCHED, fail_usage
+from dejavubench.cli.errors import fail_usage
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
+from dejavubench.launcher import LAUNCHED
 from dejavubench.optionvalues import UNLIMITED
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")

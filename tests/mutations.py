@@ -13,7 +13,7 @@ from dejavubench.records import RUN_FILE
 JSON = dict[str, Any]
 
 WRONG: tuple[Any, ...] = (0, -1, -0.5, 1e300, 10**30, 1e-320, None, True, "x", "1.5", [], {}, [[]], {"a": 1}, "$5")
-"""What a value is replaced with."""
+"""Replacements for values."""
 
 
 def edit_header(folder: Path, change: Callable[[JSON], Any]) -> None:

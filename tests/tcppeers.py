@@ -17,11 +17,11 @@ import pytest
 import torch
 from jobs import CLI, GONE_WITHIN, HERE, PATIENCE
 
-from dejavubench.cli.errors import LAUNCHED
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.dejavulib.tcp.handshake import Address
+from dejavubench.launcher import LAUNCHED
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from dejavubench.bench import device_ceilings, environment
 from dejavubench.bench.ceilings import PAIRS, Ceilings, Probe, Sample
 from dejavubench.bench.device_ceilings import LEAST_NBYTES, SHARE, DeviceProbes, buffer_nbytes, gather_layers
+from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.kvcache import KVGeometry, KVLayout
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF
 
@@ -132,3 +135,37 @@ def test_a_device_tells_what_it_is() -> None:
     assert found["gpu"]["memory_nbytes"] > GB
     assert {"uuid", "cuda", "nccl", "mps"} <= set(found["gpu"])
     assert environment.of_run(["a"], 1, 2, torch.cuda.current_device())["gpus"] == [found["gpu"]["name"]]
+
+
+def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> None:
+    """The reader of records refuses a ceiling with other counts of samples than the loop it is held against."""
+
+    def after(good: int, value: float, error: Exception) -> Callable[[], list[Sample]]:
+        taken = iter(range(100))
+
+        def run() -> list[Sample]:
+            if next(taken) in (good, good + 1):
+                raise error
+            return [(value, "16 MiB")]
+
+        return run
+
+    ceilings = Ceilings.__new__(Ceilings)
+    own = Probe("disk-destination", "MB/s", after(1, 90.0, StorageError("cannot write x: no space")), "fdatasync")
+    raw = Probe("disk-write", "MB/s", after(2, 100.0, OSError(28, "No space left on device")), "fdatasync")
+    ceilings._probes = [own, raw]
+    assert ceilings.run() == [
+        "disk-destination (fdatasync): cannot write x: no space",
+        "disk-write (fdatasync): No space left on device",
+    ]
+    assert [len(record.samples) for record in ceilings.records("p000")] == [PAIRS - 3] * 2
+
+
+def test_a_link_that_fails_ends_the_run() -> None:
+    def run() -> list[Sample]:
+        raise OSError(104, "Connection reset by peer")
+
+    ceilings = Ceilings.__new__(Ceilings)
+    ceilings._probes = [Probe("tcp-raw", "MB/s", run)]
+    with pytest.raises(OSError, match="Connection reset"):
+        ceilings.run()

@@ -21,7 +21,7 @@ MPIRUN = Path(sys.executable).parent / "mpirun"
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dejavubench.cli.errors import LAUNCHED
+    from dejavubench.launcher import LAUNCHED
 
     for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
         monkeypatch.delenv(variable, raising=False)

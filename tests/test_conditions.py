@@ -27,9 +27,9 @@ from dejavubench.bench.conditions import Conditions
 from dejavubench.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
 from dejavubench.cli import conditions as dry
 from dejavubench.cli import main
-from dejavubench.cli.errors import LAUNCHED
 from dejavubench.cores import Asker, Demand
 from dejavubench.filesystem import Place, durability_note, find_mount, nature, place_of
+from dejavubench.launcher import LAUNCHED
 from dejavubench.machine import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.records import End, RankInfo, RecordError, read_run, to_line
 
@@ -364,6 +364,19 @@ def test_too_little_shared_memory_is_said(
     note = sharedmemory.shortage(environment)
     assert (note is not None) == short
     assert note is None or f"/dev/shm has {free_mib:.1f} MiB left" in note
+
+
+@pytest.mark.parametrize(("free_mib", "rank", "notes", "waits"), [(0, "0", 1, 1), (0, "1", 0, 1), (64, "1", 0, 0)])
+def test_no_rank_begins_mpi_before_a_shortage_is_read(
+    free_mib: float, rank: str, notes: int, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that dies of it ends the job, and so the rank that says why."""
+    said: list[str] = []
+    waited: list[float] = []
+    monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
+    monkeypatch.setattr(sharedmemory.time, "sleep", waited.append)
+    sharedmemory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, said.append)
+    assert (len(said), len(waited)) == (notes, waits)
 
 
 def test_without_shared_memory_it_is_left_to_mpi(tmp_path: Path) -> None:

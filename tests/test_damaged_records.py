@@ -381,6 +381,49 @@ def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> 
     assert [row["status"] for row in shown(result)] == ["ok", "ok", "ok", "ok", "SKIPPED"]
 
 
+FAILED = {"kind": "arm-failure", "point": "p000", "arm": "disk@3", "iteration": 5, "phase": "tokens", "rank": 0}
+NO_ROOM = FAILED | {"error": "no space left"}
+
+
+def without_the_rest_of_disk(*added: dict[str, Any]) -> Callable[[list[str]], list[str]]:
+    """The disk's arm ends before iteration 5, the last one; further records come before the end."""
+
+    def change(text: list[str]) -> list[str]:
+        kept = [line for line in text[:-1] if not re.search('"disk@3","iteration":5', line)]
+        return [*kept, *(json.dumps(record) + "\n" for record in added), text[-1]]
+
+    return change
+
+
+def test_an_arm_whose_device_failed_does_not_spoil_the_others(folder: Path) -> None:
+    edit_lines(folder, 0, without_the_rest_of_disk(NO_ROOM))
+    result = call(folder, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    assert [row["status"] for row in shown(result)] == ["ok", "ok", "ok", "ok", "FAILED"]
+    assert shown(result)[4]["reason"] == "iteration 5, phase tokens, rank 0: no space left"
+
+
+@pytest.mark.parametrize(
+    ("added", "rank", "message"),
+    [
+        ([NO_ROOM | {"arm": "host@3"}], 0, "arm host@3, which does not stream to disk"),
+        ([NO_ROOM, NO_ROOM], 0, "a second failure of arm disk@3 at p000"),
+        ([NO_ROOM | {"iteration": 3}], 0, "iteration 4 of p000 disk@3 was measured after the arm had failed"),
+        ([NO_ROOM | {"iteration": -1}], 0, "arm-failure.iteration: Input should be greater than or equal to 0"),
+        ([NO_ROOM], 1, "a record of kind arm-failure, which rank 1 (a sink) does not write"),
+    ],
+)
+def test_a_failure_of_an_arm_that_cannot_be_is_refused(
+    folder: Path, added: list[dict[str, Any]], rank: int, message: str
+) -> None:
+    edit_lines(folder, 0, without_the_rest_of_disk(*([] if rank else added)))
+    if rank:
+        edit_lines(folder, rank, lambda text: [*text[:-1], *(json.dumps(record) + "\n" for record in added), text[-1]])
+    result = call(folder)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
 # ---- anything at all ----
 
 

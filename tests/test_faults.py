@@ -192,6 +192,18 @@ def test_run_json_that_cannot_be_written_ends_the_job(tmp_path: Path) -> None:
         assert "dejavubench: rank 0 failed in phase start: No space left on device" in job.stderr
 
 
+def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_whole(tmp_path: Path) -> None:
+    with faulty(tmp_path, "fail-at-the-end") as job:
+        assert job.wait() not in (0, None)
+        job.all_gone()
+        assert struck(job)
+        assert "dejavubench: rank 0 failed in phase end: RuntimeError: injected\n" in job.stderr
+        assert "ValueError" not in job.stderr
+        assert job.stderr.count("Traceback") == 1
+        assert [log.ended for log in job.run.ranks] == [True, True]
+        assert not list(job.run.of(Failure))
+
+
 def unwritten(job: Job, error: str) -> None:
     """Some rank could not write its records any more; those until then can be read."""
     assert job.wait() not in (0, None)

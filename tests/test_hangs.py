@@ -15,9 +15,9 @@ import pytest
 from jobs import CLI, GONE_WITHIN, HERE, PATIENCE, QUICK, Job, processed
 from test_faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 
-from dejavubench.cli.errors import LAUNCHED, RANKS
 from dejavubench.cli.run import _check_launcher
 from dejavubench.errors import UsageError
+from dejavubench.launcher import LAUNCHED, RANKS
 
 pytestmark = pytest.mark.mpi
 

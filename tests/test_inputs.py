@@ -18,11 +18,11 @@ from test_interrupted import killed
 from dejavubench.cli import main
 from dejavubench.cli import plan as plan_command
 from dejavubench.cli import sink as sink_command
-from dejavubench.cli.errors import LAUNCHED
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.dejavulib.tcp import sink as tcp_sink
 from dejavubench.errors import UsageError
 from dejavubench.experiment import MOST_THREADS, Experiment, load
+from dejavubench.launcher import LAUNCHED
 from dejavubench.machine import CudaDevice
 from dejavubench.records import RUN_FILE
 from dejavubench.values import LONGEST, shown

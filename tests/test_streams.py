@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from failing import Failing
 from jobs import QUICK, run
 
 from dejavubench.cli import host
-from dejavubench.cli.errors import LAUNCHED
 from dejavubench.cli.streams import BROKEN_PIPE, Guarded, Messages
 from dejavubench.errors import OutputError, UsageError
+from dejavubench.launcher import LAUNCHED
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = ROOT / "tests/mpi/hostile.py"
@@ -34,7 +35,10 @@ CANNOT = "Error: cannot write to standard output: "
 
 def shell(command: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """A command of ours in a shell, which redirects its streams."""
-    line = f"'{sys.executable}' -m dejavubench {command} {redirect}"
+    return in_shell(f"'{sys.executable}' -m dejavubench {command} {redirect}", **environment)
+
+
+def in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     return subprocess.run(
         ["bash", "-c", line],
@@ -47,17 +51,6 @@ def shell(command: str, redirect: str = "", **environment: str) -> subprocess.Co
 
 
 # ---- the streams themselves ----
-
-
-class Failing(io.StringIO):
-    encoding = "utf-8"
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__()
-        self.error = error
-
-    def flush(self) -> None:
-        raise self.error
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe")])
@@ -122,6 +115,31 @@ def test_a_reader_that_went_away_ends_it_without_a_word(command: str) -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
+
+
+@pytest.mark.parametrize("script", ["process_prompt_token_times", "process_total_times"])
+def test_the_papers_scripts_fail_as_commands_do(script: str, tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(
+        "".join(
+            f"[BENCHMARK] RANK 0 {line} ms\n"
+            for number in range(3)
+            for line in (
+                f"Microbatch {number}, PROMPT processing took 9.0",
+                *[f"ITERATION {number}, TOKEN generation took 2.0"] * 3,
+                f"ITERATION {number}, ALL-TOKEN generation took 6.0",
+                f"ITERATION {number}, TOTAL generation took 15.0",
+            )
+        )
+    )
+    command = f"'{sys.executable}' scripts/{script}.py '{log}'"
+    for redirect, status, said in [
+        ("", 0, ""),
+        ("> /dev/full", 1, CANNOT + "No space left on device\n"),
+        (">&-", 1, CANNOT + "it is closed\n"),
+    ]:
+        done = in_shell(f"{command} {redirect}")
+        assert (done.returncode, done.stderr) == (status, said)
 
 
 @pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])

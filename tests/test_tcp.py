@@ -34,7 +34,6 @@ from tcppeers import TOKEN, SinkProcess, closed, name_of, stranger
 from dejavubench import units
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.cli import main
-from dejavubench.cli.errors import LAUNCHED
 from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
@@ -48,6 +47,7 @@ from dejavubench.dejavulib.tcp.wire import MOST_TEXT, Frame, Kind, RefusedError,
 from dejavubench.errors import UsageError
 from dejavubench.experiment import load
 from dejavubench.kvcache import KVGeometry, KVLayout, Span
+from dejavubench.launcher import LAUNCHED
 from dejavubench.records import Verification
 
 HEAD = "<IIIIQQ"

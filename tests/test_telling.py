@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
-import os
+import io
 import sys
 from pathlib import Path
 
 import pytest
+from failing import Failing
 from jobs import small_disk
 
 from dejavubench.bench.recorder import Recorder, write_header
-from dejavubench.bench.telling import in_words, report
+from dejavubench.bench.telling import in_words, report, status_of
+from dejavubench.cli.streams import Closed, Guarded
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
+from dejavubench.errors import BROKEN_PIPE, OutputError
 from dejavubench.records import Microbatch, PhaseMark
 from dejavubench.waiting import DeadlineError
 
@@ -50,6 +53,9 @@ def test_what_is_a_mistake_of_the_program_has_its_traceback() -> None:
     assert report(raised(KeyboardInterrupt()), 1, "verify") == "dejavubench: rank 1 interrupted in phase verify\n"
 
 
+NAME = "standard output"
+
+
 def microbatch() -> Microbatch:
     return Microbatch(
         point="p000", arm="none", iteration=0, round=0, ubatch=0, prompt_ms=1, token_ms=[1], all_token_ms=1, drain_ms=0,
@@ -57,20 +63,27 @@ def microbatch() -> Microbatch:
     )  # fmt: skip
 
 
-def test_a_full_standard_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failing", "said", "status"),
+    [
+        (Guarded(Failing(OSError(errno.ENOSPC, "No space left on device")), NAME), "No space left on device", 1),
+        (Guarded(Failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME), None, BROKEN_PIPE),
+        (Closed(io.StringIO(), NAME), "it is closed", 1),
+    ],
+    ids=["full", "broken", "closed"],
+)
+def test_a_standard_output_that_takes_nothing_is_named(
+    failing: Guarded, said: str | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder(tmp_path, 0, several_points=False, to_stdout=True)
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(OSError, match="No space left on device") as refused:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", failing)
+        with pytest.raises(OutputError) as refused:
             recorder.text([microbatch()], 2.0)
-        monkeypatch.undo()
-        assert in_words(refused.value) == "standard output: No space left on device"
-        os.close(full.fileno())
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            full.close()
-    monkeypatch.setattr(sys, "stdout", None)  # as it is where it was closed before the start
-    recorder.text([microbatch()], 2.0)
     recorder.close()
+    words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {said}\n"
+    assert report(refused.value, 0, "verify") == ("" if said is None else words)
+    assert status_of(refused.value) == status
 
 
 def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:

@@ -242,6 +242,18 @@ def test_a_stopped_process_is_killed_and_what_was_seen_is_noted(tmp_path: Path) 
     assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
 
 
+@pytest.mark.parametrize("timeout", [300.0, 0.0])
+def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
+    timeout: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with rank("time.sleep(60)") as process:
+        Watch({0: Place("here", process.pid, -1)}, timeout, whole=True).note_in(tmp_path / "note.json")
+        process.kill()
+        assert until((tmp_path / "note.json").exists)
+    words = "dejavubench: rank 0 cannot be watched, as no memory can be shared: a rank that hangs may not end the job\n"
+    assert capfd.readouterr().err == (words if timeout else "")
+
+
 def test_compiling_does_not_stop_the_heart(tmp_path: Path) -> None:
     with rank(f"with pulse.during(pulse.PATIENT):\n    exec({COMPILES!r})") as process:
         watched(process, tmp_path / "note.json", 1.0).let_end()

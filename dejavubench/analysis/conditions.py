@@ -1,4 +1,4 @@
-"""What a run's hosts and control groups granted it, where a reader must know it to judge the numbers."""
+"""Notes on what hosts and control groups granted a run, for a reader who judges its numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from dejavubench.cgroups import Throttling
 from dejavubench.cores import Demand
 from dejavubench.filesystem import Place, durability_note
+from dejavubench.points import ON_DISK
 from dejavubench.records import End, RankInfo, RecordError, Run
 
 T = TypeVar("T")
-
-DISK_MODES = ("disk", "swap-disk")
 
 
 def notes(run: Run) -> list[str]:
@@ -30,7 +29,7 @@ def notes(run: Run) -> list[str]:
 
 
 def _disks(run: Run) -> list[str]:
-    arms = [arm for arm in run.header.arms if arm.mode in DISK_MODES]
+    arms = [arm for arm in run.header.arms if arm.mode in ON_DISK]
     if not arms:
         return []
     places = [(info.host, place) for _, info, place in _recorded(run, "stream_dir", Place)]
@@ -74,7 +73,7 @@ def _quota(allowed: float | None, throttled: Throttling | None) -> str | None:
 
 
 def _throttled(run: Run, rank: int) -> Throttling | None:
-    """What a rank counted while it measured."""
+    """Return the throttling that a rank counted while it measured."""
     for at, end in run.of(End):
         if at == rank and "cpu_throttling" in end.environment:
             counted = _as(dict[str, Throttling], end.environment["cpu_throttling"], rank, "cpu_throttling")

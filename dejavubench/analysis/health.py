@@ -37,7 +37,7 @@ def notes(run: Run) -> list[str]:
 
 
 def brief(run: Run) -> str:
-    """What a caption says of a run; nothing for a run that ended well and whose files are as it left them."""
+    """Return a caption's words on a run; empty if it ended well and its files are unchanged."""
     changed = [note for note in run.notes if note.startswith("CHANGED")]
     return " ".join([*_cut(run), *(f"{run.path.name}: {note}." for note in changed)])
 

@@ -48,7 +48,7 @@ class ArmFailures:
         return [arm for arm in arms if arm.name not in self.names]
 
     def fails(self, arm: Arm, problem: str | None) -> bool:
-        """Whether the arm fails, because of this rank's ``problem`` or another's; collective for arms on disk."""
+        """Return whether the arm fails, by this rank's ``problem`` or another's; collective for arms on disk."""
         if not arm.on_disk:
             return False
         polite_barrier(self._world, "agreement")

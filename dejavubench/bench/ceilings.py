@@ -391,15 +391,23 @@ class Probe:
     problem: str | None = None
 
     def __call__(self) -> str | None:
-        """Measure; returns the first time what keeps the disk from being measured, if anything does."""
+        """Measure; return what keeps the disk from being measured, the first time."""
         try:
             self.samples.append(self.run())
         except (OSError, StorageError) as error:
             if self.durability is None:  # of a link, whose other side waits
                 raise
-            known, self.problem = self.problem, f"{self.name} ({self.durability}): {error}"
+            why = getattr(error, "strerror", None) or error
+            known, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"
             return None if known else self.problem
         return None
+
+
+def _measured(probe: Probe) -> str | None:
+    """Measure; return what keeps the disk from being measured, the first time."""
+    problem = probe()
+    pulse.progress()
+    return problem
 
 
 class Ceilings:
@@ -483,14 +491,15 @@ class Ceilings:
         ]
         in_pairs = [probe for pair in pairs for probe in pair]
         once = [probe for probe in self._probes if probe not in in_pairs]
-        in_turn = [probe for number in range(PAIRS) for pair in pairs for probe in pair[:: 1 if number % 2 else -1]]
-        problems = []
-        for probe in (*once, *in_turn):
-            problem = probe()
-            pulse.progress()
-            if problem is not None:
-                problems.append(problem)
-        return problems
+        problems = [_measured(probe) for probe in once]
+        for number in range(PAIRS):
+            for pair in pairs:
+                counts = [len(probe.samples) for probe in pair]
+                problems += [_measured(probe) for probe in pair[:: 1 if number % 2 else -1]]
+                if any(len(probe.samples) == count for probe, count in zip(pair, counts, strict=True)):
+                    for probe, count in zip(pair, counts, strict=True):
+                        del probe.samples[count:]  # samples of a pair are compared one by one
+        return [problem for problem in problems if problem is not None]
 
     def records(self, point: str) -> Iterator[Ceiling]:
         """One record a probe: the best, and the best shape of each time. Rates are best high, times best low."""

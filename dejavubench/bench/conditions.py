@@ -1,4 +1,4 @@
-"""What a rank's host and its control group grant the run: recorded beside the numbers that depend on it."""
+"""Cores, CPU time and file system that a rank's host grants: recorded beside the numbers that depend on them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Conditions:
         self._measured = Throttling(0, 0.0)
 
     def facts(self) -> dict[str, Any]:
-        """What is known before anything runs, for the rank's environment."""
+        """Return quota, demand and stream directory, for the rank's environment."""
         found: dict[str, Any] = {
             "cpu_quota": None if self._quota is None else self._quota.cpus,
             "cpu_demand": asdict(self._demands[self._host]),
@@ -60,7 +60,7 @@ class Conditions:
         return found
 
     def notes(self) -> list[str]:
-        """What is said on rank 0 before anything is measured."""
+        """Return one note for each host that is crowded; rank 0 says them before anything is measured."""
         notes = {host: demand.note() for host, demand in self._demands.items()}
         return [f"{host}: {note}" if len(notes) > 1 else note for host, note in notes.items() if note is not None]
 
@@ -76,7 +76,7 @@ class Conditions:
             self._measured = Throttling(self._measured.periods + since.periods, self._measured.seconds + since.seconds)
 
     def outcome(self) -> dict[str, Any]:
-        """What is known at the end: the counters before and after the measured points, and how much in them."""
+        """Return the counters of throttling before and after the measured points, and their sum within the points."""
         if self._before is None or self._after is None:
             return {}
         counted = {"before": self._before, "after": self._after, "measured": self._measured}

@@ -68,7 +68,8 @@ def source_revision() -> str | None:
 def cuda_aware_mpi() -> bool:
     """Whether the MPI library that is loaded says of itself that it takes pointers to device memory."""
     maps = Path("/proc/self/maps")
-    loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
+    text = os.fsdecode(maps.read_bytes()) if maps.exists() else ""  # names of files may hold any bytes
+    loaded = {line.split()[-1] for line in text.splitlines()}
     for path in sorted(name for name in loaded if Path(name).name.startswith("libmpi")):
         query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
         if query is not None:

@@ -46,6 +46,7 @@ from dejavubench.parallel.nccl_collectives import NCCLCollectives
 from dejavubench.parallel.topology import Topology
 from dejavubench.points import TO_DEVICE, Point
 from dejavubench.units import nbytes_text
+from dejavubench.wholefile import write_whole
 
 BEFORE_ABORT = 0.3
 """Seconds for the launcher to pass on what a failing rank has printed: once told to abort, it may drop that."""
@@ -450,10 +451,12 @@ class Job:
         for rank, content in enumerate(others or []):
             path = self.folder / records.rank_file(rank)
             if content is not None and not path.exists():
-                path.write_bytes(content)
+                write_whole(path, content)
 
     def abort(self, error: BaseException) -> NoReturn:
-        """Record which phase failed, and end every rank's process at once."""
+        """Record which phase failed, unless the record is complete, and end every rank's process at once."""
+        if self.recorder.closed:
+            abort_all(error, "end")
         phase = self.recorder.phase_name
         try:
             self.recorder.write(records.Failure(phase=phase, error=in_words(error)))

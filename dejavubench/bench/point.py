@@ -307,7 +307,7 @@ class PointSession:
         return not self.failures.fails(arm, attempt.problem)
 
     def _has_failed(self, arm: Arm) -> bool:
-        """Whether the arm fails because of what its streaming met in this iteration, here or on another rank."""
+        """Return whether the arm's streaming failed in this iteration, here or on another rank."""
         return self.failures.fails(arm, None if self.source is None else self.source.failure(arm))
 
     def _note_failure(self, arm: Arm, rank: int, why: str) -> None:
@@ -476,7 +476,8 @@ class PointSession:
         try:
             return Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind)
         except (OSError, StorageError) as error:
-            self.progress.say(f"dejavubench: no ceiling of disk ({kind}): {error}")
+            why = getattr(error, "strerror", None) or error
+            self.progress.say(f"dejavubench: no ceiling of disk ({kind}): {why}")
             return None
 
     def _beside(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from dejavubench import pulse, records
 from dejavubench.records import Microbatch, Record
+from dejavubench.wholefile import write_whole
 
 TOKENS_FILE = "tokens.jsonl"
 
@@ -94,17 +94,16 @@ class Recorder:
             why = error.strerror if self.folder.is_dir() else "the run's folder was removed"
             raise OSError(error.errno, why, str(path)) from None
 
+    @property
+    def closed(self) -> bool:
+        """True once all is written: nothing follows an End record."""
+        return self._file.closed
+
     def close(self) -> None:
         self._file.close()
 
 
 def write_header(folder: Path, header: records.RunHeader) -> None:
     """``run.json``, whole or not at all."""
-    partial = folder / (records.RUN_FILE + ".part")
-    try:
-        partial.write_text(json.dumps(header.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-        partial.rename(folder / records.RUN_FILE)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(folder / records.RUN_FILE)) from None
+    text = json.dumps(header.model_dump(mode="json"), indent=2) + "\n"
+    write_whole(folder / records.RUN_FILE, text.encode())

@@ -1,4 +1,4 @@
-"""What is said of an error that ends a job: what a user can cause gets a sentence, all else a traceback as well."""
+"""Messages for errors that end a job: one line for what a user can cause, else a traceback as well."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def in_words(error: BaseException) -> str:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether disk, network, another process or a user can cause it, so that no traceback tells more."""
+    """Return whether a disk, a network, another process or a user can cause it: then a traceback tells no more."""
     if isinstance(error, StreamingError) and error.__cause__ is not None:
         return is_expected(error.__cause__)
     if isinstance(error, OSError):
         return error.errno is not None
-    return isinstance(error, StreamingError | DeadlineError | RecordError | DataError | OutputError)
+    return isinstance(error, StreamingError | DeadlineError | RecordError | DataError)
 
 
 def report(error: BaseException, rank: int, phase: str) -> str:
@@ -32,11 +32,8 @@ def report(error: BaseException, rank: int, phase: str) -> str:
     if isinstance(error, KeyboardInterrupt):
         return f"dejavubench: rank {rank} interrupted in phase {phase}\n"
     if isinstance(error, OutputError):  # standard output, which a user closed or filled
-        return (
-            ""
-            if _reader_left(error)
-            else f"dejavubench: rank {rank} failed in phase {phase}: cannot write to {error}\n"
-        )
+        failed = f"dejavubench: rank {rank} failed in phase {phase}: cannot write to {error}\n"
+        return "" if _reader_left(error) else failed
     before = "" if is_expected(error) else "".join(traceback.format_exception(error))
     return f"{before}dejavubench: rank {rank} failed in phase {phase}: {in_words(error)}\n"
 

@@ -1,4 +1,4 @@
-"""The process beside the ranks of a host: notes which of them ended first, and ends a job in which one hangs.
+"""The watchdog process of a host: notes which of its ranks ended first, and ends a job in which one hangs.
 
 A launcher kills every rank as soon as one was killed, so that none is left to say which one it was. A rank that is
 stopped, or waits for a file system that does not answer, is noticed by no launcher at all. This process judges the
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from dejavubench.bench.heart import BEAT_S, BEFORE_END, NO_PROGRESS
 from dejavubench.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
+from dejavubench.wholefile import write_whole
 
 ELSEWHERE = 4.0
 """Timeouts until ranks are at fault that wait for those of other hosts, which this process cannot see."""
@@ -44,7 +45,7 @@ def beat_every(timeout: float) -> float:
 
 @dataclass
 class Seen:
-    """What was seen of a rank last, and when that changed; ``process``: the state of its process meanwhile."""
+    """The last values seen of a rank, and when they changed; ``process``: the state of its process meanwhile."""
 
     page: Page
     beat_at: float
@@ -209,13 +210,8 @@ class Watchdog:
         if self._file is None:
             return
         record = {"kind": "first-exit", "ranks": first, **({"hung": hung} if hung else {})}
-        partial = self._file.with_suffix(".part")
-        try:
-            partial.write_text(json.dumps(record) + "\n")
-            partial.rename(self._file)
-        except OSError:  # a full disk, or a folder that was removed: then nothing can be noted in it
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk, or a folder that was removed: then nothing can be noted in it
+            write_whole(self._file, (json.dumps(record) + "\n").encode())
 
 
 def _say(what: str) -> None:
@@ -253,6 +249,9 @@ def main() -> None:
         watchdog = Watchdog(pids, pages, float(timeout), whole == "whole")
     except ProcessLookupError:  # the job has ended before this process was there
         return
+    if float(timeout) and (unseen := sorted(pids.keys() - pages.keys())):
+        ranks_text = f"rank{'s' * (len(unseen) > 1)} {', '.join(map(str, unseen))}"
+        _say(f"{ranks_text} cannot be watched, as no memory can be shared: a rank that hangs may not end the job")
     print(flush=True)
     os.close(1)
     watchdog.run()

@@ -1,4 +1,4 @@
-"""What this host grants a run, for ``--dry-run``: cores, CPU time, and where it would stream to disk."""
+"""Cores, CPU time and stream directory of this host, for ``--dry-run``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dejavubench.filesystem import Place, durability_note, place_of
 
 
 def lines(experiment: Experiment) -> list[str]:
-    """What is at hand here."""
+    """Return one line for the cores, and one for the disk if the run streams to it."""
     quota, place = cpu_quota(), _disk(experiment)
     allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
     found = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
@@ -19,7 +19,7 @@ def lines(experiment: Experiment) -> list[str]:
 
 
 def notes(experiment: Experiment) -> list[str]:
-    """What spoils numbers here, if all ranks are on this host."""
+    """Return notes on what would spoil the numbers if all ranks were on this host."""
     crowded, place = _demand(experiment).note(), _disk(experiment)
     found = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
     if place is not None:
@@ -29,7 +29,7 @@ def notes(experiment: Experiment) -> list[str]:
 
 
 def _disk(experiment: Experiment) -> Place | None:
-    """Where this run streams to disk, if it does and the kernel tells."""
+    """Return the place that this run streams to; None if it streams to no disk, or the kernel does not tell."""
     if not any(arm.on_disk and not arm.skipped for arm in experiment.arms()):
         return None
     return place_of(experiment.stream_dir or experiment.log_dir)

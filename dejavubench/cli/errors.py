@@ -2,43 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from typing import NoReturn
 
-LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
-"""Variables that MPI launchers set in every rank."""
-
-
-RANKS = {
-    "PMI_RANK": "PMI_SIZE",
-    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
-    "MV2_COMM_WORLD_RANK": "MV2_COMM_WORLD_SIZE",
-    "SLURM_PROCID": "SLURM_STEP_NUM_TASKS",
-}
-"""Variables that say how many ranks a launcher has started, by the one that numbers them."""
-
-
-def launched_ranks() -> int | None:
-    """How many ranks the launcher has started, as it says; None if it does not."""
-    for rank, ranks in RANKS.items():
-        if _number(rank) is not None and (number := _number(ranks)) is not None:
-            return number
-    return None
-
-
-def launched_rank() -> int | None:
-    """This rank's number as the launcher tells it; None without a launcher. MPI is not imported."""
-    for variable in LAUNCHED:
-        if (number := _number(variable)) is not None:
-            return number
-    return None
-
-
-def _number(variable: str) -> int | None:
-    text = os.environ.get(variable, "")
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+from dejavubench.launcher import launched_rank
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:

@@ -1,4 +1,4 @@
-"""What a process's surroundings must allow before a run starts, checked while one line can still say so."""
+"""Checks of a process's limits and environment before a run starts, while one line can still name the problem."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import os
 import re
 import resource
 import sys
+import time
 import warnings
 
-from dejavubench.cli.errors import launched_rank
 from dejavubench.errors import UsageError
+from dejavubench.launcher import SAID_S, launched_rank, local_rank
 from dejavubench.values import one_line
 
 LEAST_FILES = 64
 """Open files that a rank takes: MPI's and UCX's sockets, libraries, records, streams; about 40 as measured."""
 
 WANTED_FILES = 4096
-
-LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
-"""Variables in which launchers number the ranks of one host."""
 
 NUMBA_THREADS = "NUMBA_NUM_THREADS"
 
@@ -58,6 +56,8 @@ def raise_file_limit() -> None:
     message = f"a rank may open {soft} files, and needs {LEAST_FILES}: raise the limit with ulimit -n {LEAST_FILES}"
     if launched_rank() is None:
         raise UsageError(message)
-    if next((os.environ[name] for name in LOCAL_RANK if name in os.environ), "0") == "0":
+    if local_rank() == 0:
         print(f"Error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(SAID_S)
     sys.exit(2)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from dejavubench.cli import host
-from dejavubench.cli.errors import launched_rank, launched_ranks
 from dejavubench.cli.params import PATH
 from dejavubench.errors import UsageError
 from dejavubench.experiment import RANK_TIMEOUT, Experiment, Group, load
-from dejavubench.sharedmemory import shortage
+from dejavubench.launcher import launched_rank, launched_ranks
+from dejavubench.sharedmemory import say_shortage
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
         if launched_rank() is None:
             raise
         outcome = error
-    if (note := shortage(os.environ)) is not None:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
     timeout = _start_timeout(outcome.rank_timeout if isinstance(outcome, Experiment) else RANK_TIMEOUT)
     beating = heart.start(f"rank {launched_rank() or 0}")
     try:

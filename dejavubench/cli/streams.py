@@ -22,7 +22,7 @@ PLAIN = {
     **{"×": "x", "·": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "µ": "u"},
     **{"μ": "u", "→": "->", "…": "...", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "─": "-", "│": "|", "σ": "sigma"},
 }
-"""What stands for a character where an encoding lacks it."""
+"""Replacements for characters that an encoding lacks."""
 
 HANDLER = "dejavubench.plain"
 
@@ -108,6 +108,17 @@ class Closed(Guarded):
         if text:
             self._error = ValueError("it is closed")
         return super().write(text)
+
+
+def run_guarded(work: Callable[[], int]) -> int:
+    """Run a script with its standard streams guarded; return its exit status."""
+    guard()
+    try:
+        status = work()
+        sys.stdout.flush()
+    except OutputError as error:
+        return status_of(error)
+    return status
 
 
 def _nowhere() -> TextIO:

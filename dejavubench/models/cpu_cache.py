@@ -26,6 +26,7 @@ from llvmlite import binding
 from dejavubench import kvcache
 from dejavubench.machine import cpu_flags
 from dejavubench.units import count_text
+from dejavubench.wholefile import write_whole
 
 FOLDER_VARIABLE = "DEJAVUBENCH_KERNEL_CACHE"
 """Environment variable with the cache's folder; empty: no cache."""
@@ -59,7 +60,7 @@ class Kernel:
 
     @functools.cached_property
     def address(self) -> int:
-        """Where its code is: ``void (*)(int64_t *)``."""
+        """The address of its code: ``void (*)(int64_t *)``."""
         provide([self])
         return self.__dict__["address"]
 
@@ -100,7 +101,8 @@ class Kernel:
             key = _key(self.name)
             library = function._library
             _, _, (code, _) = library.serialize_using_object_code()
-            _write(folder / key, _pack(function._wrapper_name, _needed(library._final_module), code, key))
+            content = _pack(function._wrapper_name, _needed(library._final_module), code, key)
+            write_whole(folder / key, content, mode=0o600)
 
     def _take(self, owner: Any, address: int) -> None:
         if not address:
@@ -156,7 +158,7 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept; None: nowhere."""
+    """Return the folder of compiled kernels; None: none are kept."""
     given = os.environ.get(FOLDER_VARIABLE)
     if given is not None:
         return Path(given).absolute() if given else None
@@ -203,22 +205,9 @@ def _read(file: Path) -> bytes | None:
         return opened.read()
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Put it there at once: a reader sees all of it or nothing."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as opened:
-            opened.write(content)
-        partial.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OSError(error.errno, error.strerror, str(file)) from None
-
-
 @contextmanager
 def _lock(folder: Path | None, kernel: Kernel) -> Iterator[bool]:
-    """Whether this process alone compiles a kernel now: False after too long a wait, or where nothing can be locked.
+    """Yield whether this process alone compiles a kernel now: False after too long a wait, or if nothing can be locked.
 
     The kernel of the operating system lets go of a dead process's lock.
     """
@@ -275,7 +264,7 @@ def _surroundings() -> str:
 
 @functools.cache
 def _fixed() -> str:
-    """What stays as it is while this process runs."""
+    """The part that stays the same while this process runs."""
     cpu = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {cpu}"
 
@@ -323,5 +312,5 @@ def _define_numbas_symbols() -> None:
 
 
 def _target() -> Any:
-    """What object code is loaded for; an engine takes it as its own."""
+    """Return the machine that object code is loaded for; an engine takes it as its own."""
     return binding.Target.from_default_triple().create_target_machine()

@@ -46,7 +46,7 @@ def most_step_rows(x: torch.dtype, weight: torch.dtype) -> int:
 
 
 def kernels(rows: int, weight: Tensor, x: torch.dtype) -> list[Kernel]:
-    """What so many rows of a type go through, if it is a kernel of ours."""
+    """Return the kernels that so many rows of a type go through; none if a library multiplies them."""
     if rows > most_step_rows(x, weight.dtype):
         return []
     return [cpu_step.linear_kernel(rows, weight.shape[1], weight.dtype, x)]

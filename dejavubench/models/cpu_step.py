@@ -80,12 +80,12 @@ class Tiling:
 
 
 def linear_kernel(rows: int, ins: int, dtype: torch.dtype, of_x: torch.dtype) -> Kernel:
-    """What multiplies so many rows of x with a weight of ``dtype``."""
+    """Return the kernel that multiplies so many rows of x with a weight of ``dtype``."""
     return _linear_kernel(dtype, of_x, Tiling.of(rows, ins, dtype, of_x))
 
 
 def attention_kernel(dtype: torch.dtype, layout: KVLayout) -> Kernel:
-    """What attends to a cache of ``dtype``."""
+    """Return the kernel that attends to a cache of ``dtype``."""
     return _attend_kernel(dtype, layout is KVLayout.FT)
 
 

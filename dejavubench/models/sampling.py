@@ -63,7 +63,7 @@ def draw(logits: Tensor, sampling: Sampling, at: Tensor) -> Tensor:
 
 
 def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Where each token's share of the interval ends, [B, vocabulary] in fp64."""
+    """Return the end of each token's share of the interval, [B, vocabulary] in fp64."""
     return filtered(logits, sampling).double().cumsum(-1)
 
 

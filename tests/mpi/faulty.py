@@ -195,6 +195,17 @@ def records_full_at_start() -> None:
 
 
 @fault
+def fail_at_the_end() -> None:
+    """Rank 0 fails when all records are written."""
+
+    def fail(*_: Any) -> NoReturn:
+        struck()
+        raise RuntimeError("injected")
+
+    instead(cli_run, "_print_summary", lambda _: fail)
+
+
+@fault
 def no_nixl(rank: str) -> None:
     """NIXL is not installed where this rank runs."""
     if int(rank) == RANK:

@@ -10,11 +10,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dejavubench.points import ITEMSIZE, Durability, Mode
+from dejavubench.points import ITEMSIZE, ON_DISK, Durability, Mode
 from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run
 
 MODES, DURABILITIES = get_args(Mode), get_args(Durability)
-ON_DISK = ("disk", "swap-disk")
 
 NOT_HASHED = ("name", "note", "log_dir", "ckpt_path", "prompts", "peer")
 """Keys of the experiment that older records left out of ``experiment_hash``."""

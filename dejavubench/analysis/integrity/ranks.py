@@ -10,6 +10,7 @@ from typing import Any
 from dejavubench.analysis.integrity.header import wrong_rank_types
 from dejavubench.records import (
     Alone,
+    ArmFailure,
     Ceiling,
     CopyWays,
     End,
@@ -29,7 +30,7 @@ from dejavubench.records import (
 
 OF_SOURCES: tuple[type[Any], ...] = (Microbatch, HandOver, Swapping, Restart, Ceiling, Alone, CopyWays)
 OF_SINKS: tuple[type[Any], ...] = (SinkActivity, TakeOver)
-OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped)
+OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped, ArmFailure)
 SAME_ON_RANK_0 = ("machine", "cpu_model", "cpus", "kernel")
 """Facts that rank 0 writes twice: in its own file and in ``run.json``."""
 

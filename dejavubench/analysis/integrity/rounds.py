@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from dejavubench.points import REMOTE
+from dejavubench.points import ON_DISK, REMOTE
 from dejavubench.records import (
+    ArmFailure,
     End,
     HandOver,
     Iteration,
@@ -139,6 +140,23 @@ def _complete(run: Run) -> Iterator[str]:
             yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
 
 
+def _failed_arms(run: Run) -> Iterator[str]:
+    """Check that arms fail at most once at a point, only those on disk do, and none goes on afterwards."""
+    on_disk = {arm.name for arm in run.header.arms if arm.mode in ON_DISK}
+    numbers, failed = _numbers(run), set()
+    for log in run.ranks:
+        for where, failure in log.placed(ArmFailure):
+            place = failure.point, failure.arm
+            if failure.arm not in on_disk:
+                yield f"{where}: a failure of the device of arm {failure.arm}, which does not stream to disk"
+            if place in failed:
+                yield f"{where}: a second failure of arm {failure.arm} at {failure.point}"
+            failed.add(place)
+            later = [number for number in numbers[failure.point][failure.arm] if number > failure.iteration]
+            if later:
+                yield f"{where}: {named((*place, later[0]))} was measured after the arm had failed"
+
+
 def _orders(run: Run) -> Iterator[str]:
     """Check that no two arms have the same place in a round."""
     taken: Counter[tuple[str, int, int]] = Counter((i.point, i.iteration, i.order) for _, i in run.of(Iteration))
@@ -172,4 +190,4 @@ def _checks(run: Run) -> Iterator[str]:
 
 
 NAMES = (_names,)
-RULES = (_twice, _rounds, _gaps, _complete, _orders, _checks)
+RULES = (_twice, _rounds, _gaps, _failed_arms, _complete, _orders, _checks)

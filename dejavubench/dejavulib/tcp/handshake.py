@@ -49,7 +49,7 @@ MOST_CHUNKS = 1 << 20
 """Of one step: keeps a sink from being made to count for ever."""
 
 CONNECTION_NBYTES = 1 << 20
-"""What a connection takes beside caches and staging: its thread, and what it compares at a time."""
+"""Memory of a connection beside caches and staging: its thread, and the elements that it compares at a time."""
 
 STREAM_NBYTES = 16 << 10
 """The Python objects of one stream."""
@@ -120,7 +120,7 @@ class Setup(_Strict):
 
     @property
     def nbytes(self) -> int:
-        """What a sink needs at most, whatever frames come: a cache for each stream, staging, and Python's objects.
+        """The most memory that a sink needs, whatever frames come: a cache for each stream, staging, Python's objects.
 
         Only numbers are looked at, which need not fit together yet.
         """

@@ -188,7 +188,7 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
 
 
 def _overlap(block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """What of a block lies inside, counted from the block's beginning; empty slices where nothing does."""
+    """Return the part of a block that lies inside, counted from the block's beginning; empty slices if none does."""
     found = []
     for cut, part, size in zip(block, inside, shape, strict=True):
         start, stop, _ = part.indices(size)

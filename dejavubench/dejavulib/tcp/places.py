@@ -1,4 +1,4 @@
-"""Where the bytes of a step belong in a sink's cache, one run after the other, in memory that does not grow with them.
+"""Places of a step's bytes in a sink's cache, one run after the other, in memory that does not grow with them.
 
 A source may announce a cache with as many runs as bytes. So no list of all runs is made: their offsets are computed
 block by block.

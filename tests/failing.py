@@ -1,0 +1,18 @@
+"""A standard stream that fails, for tests in this process."""
+
+from __future__ import annotations
+
+import io
+
+
+class Failing(io.StringIO):
+    """A stream that fails when it is flushed, as one that has a buffer does."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def flush(self) -> None:
+        raise self.error
