@@ -293,6 +293,14 @@ def test_where_no_process_can_be_started_the_job_goes_on(
     watching.note_in(tmp_path / "note.json")
     watching.let_end()
     assert capsys.readouterr().err == (
-        "dejavubench: no process can be started to watch the ranks (Resource temporarily unavailable): a rank that "
-        "hangs will not end the job\n"
+        "dejavubench: the ranks are not watched (no process can be started: Resource temporarily unavailable): a rank "
+        "that hangs will not end the job\n"
     )
+
+
+def test_a_system_that_cannot_watch_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    Watch({}, 300.0, whole=True).let_end()
+    assert "the ranks are not watched (this system has no pidfd_open)" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dejavubench import records
+from dejavubench import pulse, records
 from dejavubench.bench.armfailures import ArmFailures, Attempt
 from dejavubench.bench.batchmaker import Clocked, Streamed
 from dejavubench.bench.ceilings import Ceilings, Disk, Link, Memory
@@ -330,7 +330,8 @@ class PointSession:
         assert part is not None
         part.prepare(arm, pattern, level)
         if any(each.on_disk for each in self.arms):
-            os.sync()
+            with pulse.during(pulse.PATIENT):  # it waits for all that anybody has written on this host
+                os.sync()
         gc.collect()
 
     def _run_source(self, source: Source, arm: Arm) -> Ran:

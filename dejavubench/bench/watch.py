@@ -40,6 +40,14 @@ def watch_ranks(world: Intracomm, heart: Heart, timeout: float) -> Watch | None:
     return Watch(here, timeout, whole=len(here) == len(places)) if world.rank == min(here) else None
 
 
+def _unwatched(why: str) -> None:
+    print(
+        f"dejavubench: the ranks are not watched ({why}): a rank that hangs will not end the job",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 class Watch:
     """Has ranks of this host watched, until they have ended.
 
@@ -53,7 +61,8 @@ class Watch:
 
     def __init__(self, ranks: dict[int, Place], timeout: float, whole: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        if not hasattr(os, "pidfd_open"):  # Linux; elsewhere nobody watches, and the report names no first
+        if not hasattr(os, "pidfd_open"):  # Linux has it
+            _unwatched("this system has no pidfd_open")
             return
         places = [f"{rank}={place.pid}:{place.fd}" for rank, place in ranks.items()]
         try:
@@ -64,12 +73,7 @@ class Watch:
                 start_new_session=True,  # the launcher's signals are for the ranks
             )
         except OSError as error:
-            print(
-                f"dejavubench: no process can be started to watch the ranks ({error.strerror}): a rank that hangs will "
-                "not end the job",
-                file=sys.stderr,
-                flush=True,
-            )
+            _unwatched(f"no process can be started: {error.strerror}")
 
     def note_in(self, file: Path) -> None:
         """From now on write to ``file``, as one :class:`~dejavubench.records.FirstExit`, who ended first or hangs."""
