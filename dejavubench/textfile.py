@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ OTHER_MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+GZIP = b"\x1f\x8b"
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
 """The beginning of the small file that Git LFS leaves in place of a large one."""
 
@@ -35,6 +37,9 @@ def read_text(path: Path) -> str:
         TextFileError: the file cannot be read, or is not UTF-8.
     """
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise TextFileError(f"{_shown(path)}: is a device, not a file")  # reading it might never end
         content = path.read_bytes()
     except OSError as error:
         raise TextFileError(f"{_shown(path)}: {error.strerror or error}") from None
@@ -43,6 +48,8 @@ def read_text(path: Path) -> str:
     for mark, encoding in OTHER_MARKS:
         if content.startswith(mark):
             raise TextFileError(f"{path}: the file is {encoding} text; save it as UTF-8")
+    if content.startswith(GZIP):
+        raise TextFileError(f"{path}: the file is compressed by gzip; unpack it (gunzip)")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import struct
@@ -44,6 +45,7 @@ def template(kind: str, **more: Any) -> Path:
     from transformers import CONFIG_MAPPING
 
     folder = Path(tempfile.mkdtemp(prefix="template-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config: PretrainedConfig = CONFIG_MAPPING[kind](**SIZES, **more)
     model = AutoModelForCausalLM.from_config(config)
     shaken(model)

@@ -112,3 +112,17 @@ def test_tokens_of_microbatches_in_flight_stay_apart(tmp_path: Path) -> None:
     lines += [all_token_line(0, 0, 3.0), all_token_line(0, 1, 11.0)]
     (tmp_path / "log").write_text("\n".join(lines))
     assert read_log(tmp_path / "log").ranks[0].tokens == [[1.0, 2.0], [5.0, 6.0]]
+
+
+def test_a_total_that_is_less_than_its_parts_is_noted(tmp_path: Path) -> None:
+    """Nothing else shows that a digit was lost. Microbatches in flight overlap, but none of these is."""
+    lines = []
+    for number in range(3):
+        lines += [prompt_line(0, number, 40.0), token_line(0, number, 2.0), all_token_line(0, number, 2.0)]
+        lines.append(total_line(0, number, 42.0))
+    (tmp_path / "log").write_text("\n".join(lines))
+    assert read_log(tmp_path / "log").notes() == []
+    lines[7] = total_line(0, 1, 4.2)
+    (tmp_path / "log").write_text("\n".join(lines))
+    (note,) = read_log(tmp_path / "log").notes()
+    assert "RANK 0: TOTAL of iteration 1 is less than PROMPT and ALL-TOKEN together" in note

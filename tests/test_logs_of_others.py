@@ -28,7 +28,7 @@ def of_rank(rank: int, iterations: int = 4) -> list[str]:
     for number in range(iterations):
         lines.append(prompt_line(rank, 0, 100.0 + number + rank))
         lines += [token_line(rank, 0, 10.0 + step + number / 10 + rank) for step in range(4)]
-        lines += [all_token_line(rank, 0, 50.0 + number), total_line(rank, number, 150.0 + number + rank)]
+        lines += [all_token_line(rank, 0, 50.0), total_line(rank, number, 150.0 + number + rank)]
     return lines
 
 

@@ -172,6 +172,22 @@ def huge_head(tensors: Tensors) -> None:
         tensors[name] = tensors[name].sign() * 1e30
 
 
+def loud_layers(tensors: Tensors) -> None:
+    """Weights that are numbers; the squares that the last norm sums are not, so that it makes 0 of everything."""
+    for name in tensors:
+        if name.endswith("up_proj.weight"):
+            tensors[name] = tensors[name] * 1e36
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_are_all_0_end_the_run(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    one_iteration(load(folder, dtype), None)
+    edit(folder, loud_layers)
+    with pytest.raises(LogitsError, match="all logits of request 0 in microbatch 0 are 0: its tokens mean nothing"):
+        one_iteration(load(folder, dtype), None)
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("ranks", "more"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -259,3 +260,12 @@ def test_a_low_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) 
 def test_a_low_limit_under_mpirun_is_said_once(tmp_path: Path) -> None:
     job = run(tmp_path, 2, "files", "run", *ONCE, driver=[str(HOSTILE)], status=2)
     assert job.stderr == "Error: a rank may open 32 files, and needs 64: raise the limit with ulimit -n 64\n"
+
+
+def test_a_current_folder_that_was_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries would end the process in words of their own."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert re.match(r"the current folder cannot be used .* change to another one", host.problem() or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_what_is_no_json_is_one_line_with_line_and_column(text: str, words: str,
         (GOOD.encode("utf-16"), "the file is UTF-16 text; save it as UTF-8"),
         (GOOD.encode("utf-32"), "the file is UTF-32 text; save it as UTF-8"),
         (b'{"a":\n "\xe9"}', r"line 2, byte 3: can't decode 0xe9 as UTF-8"),
+        (gzip.compress(GOOD.encode()), "the file is compressed by gzip; unpack it"),
         (b"\x00\xff\x80", r"line 1, byte 2: can't decode 0xff as UTF-8"),
     ],
 )
@@ -66,6 +68,14 @@ def test_other_encodings_are_named(content: bytes, words: str, tmp_path: Path) -
     path.write_bytes(content)
     with pytest.raises(TextFileError, match=words):
         read_text(path)
+
+
+def test_a_device_is_not_read_as_it_might_never_end(tmp_path: Path) -> None:
+    for device in ("/dev/null", "/dev/zero", "/dev/full"):
+        link = tmp_path / Path(device).name
+        link.symlink_to(device)
+        with pytest.raises(TextFileError, match="is a device, not a file"):
+            read_text(link)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "n" * 300, "no\nsuch", ".", "none"])

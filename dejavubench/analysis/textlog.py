@@ -35,6 +35,9 @@ WHOLE = re.compile(
 )
 """A line that is one record and nothing else. Nearly all lines are, and need no search."""
 
+SLACK = 0.01
+"""What TOTAL may be less than the sum of its parts, as clocks are read one after the other."""
+
 HEAD = re.compile(r"\[BENCHMARK\]\s*RANK")
 TAIL = re.compile(r"RANK\s+[0-9]+\s+(?:Microbatch|ITERATION)|(?:processing|generation)\s+took\s+[0-9.]+\s*ms")
 """Pieces of torn records: a beginning, and an end without a beginning."""
@@ -137,6 +140,11 @@ def _gaps(times: RankTimes) -> Iterator[str]:
             f"{_have(prompts, 'PROMPT line')}, {_have(ends, 'ALL-TOKEN line')} and {_have(totals, 'TOTAL line')} do "
             "not belong together; some are missing"
         )
+    if prompts == ends == totals:  # one microbatch an iteration; several overlap, and TOTAL is their makespan
+        parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
+        whole = zip(times.numbers, parts, times.totals, strict=True)
+        if short := [number for number, part, total in whole if total < part * (1 - SLACK)]:
+            yield f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; a time may be damaged"
     steps = sorted({len(tokens) for tokens in times.tokens})
     if len(steps) > 1:
         yield f"its iterations have {steps[0]} to {steps[-1]} TOKEN lines; some may be missing"

@@ -197,20 +197,25 @@ class BatchMaker:
         self._check_logits()
 
     def _check_logits(self) -> None:
-        """Raise LogitsError if tokens were chosen from logits that are no numbers; outside the clock."""
+        """Raise LogitsError if tokens were chosen from logits that mean nothing; outside the clock."""
+        outgrown = f"Numbers outgrew the range of {name_of(self.model.dtype)}, or the weights are damaged"
         for ubatch, prompts in enumerate(self.prompts):
             peaks = self.steps.peaks(ubatch)
             if not peaks:  # another stage has them
                 continue
             values = torch.stack([values for _, values in peaks]).float().cpu()
-            if values.isfinite().all():
-                continue
-            step, request = values.isfinite().logical_not().nonzero()[0].tolist()
-            raise LogitsError(
-                f"the logits of new token {peaks[step][0] - prompts.shape[1]} of request {request} in microbatch "
-                f"{ubatch} are NaN or infinite ({values[step, request]}): its tokens mean nothing. Numbers outgrew the "
-                f"range of {name_of(self.model.dtype)}, or the weights are damaged"
-            )
+            if not values.isfinite().all():
+                step, request = values.isfinite().logical_not().nonzero()[0].tolist()
+                raise LogitsError(
+                    f"the logits of new token {peaks[step][0] - prompts.shape[1]} of request {request} in microbatch "
+                    f"{ubatch} are NaN or infinite ({values[step, request]}): its tokens mean nothing. {outgrown}"
+                )
+            zero = (values == 0).all(dim=0)  # a norm makes 0 of all values where the square of one is infinite
+            if zero.any():
+                raise LogitsError(
+                    f"all logits of request {int(zero.nonzero()[0])} in microbatch {ubatch} are 0: "
+                    f"its tokens mean nothing. {outgrown}"
+                )
 
     def drain(self, clocks: list[Clocked], streams: list[Streamed]) -> None:
         """Wait for what is left of every microbatch's stream."""

@@ -22,7 +22,11 @@ NUMBA_THREADS = "NUMBA_NUM_THREADS"
 
 
 def problem() -> str | None:
-    """Why numba, which compiles the kernels, would fail on this rank's environment; None if it would not."""
+    """Why libraries of this rank, such as numba, would fail in its surroundings; None if they would not."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        return f"the current folder cannot be used ({error.strerror}): it was perhaps removed; change to another one"
     text = os.environ.get(NUMBA_THREADS)
     if text is not None and not re.fullmatch("0*[1-9][0-9]{0,5}", text):
         return f"{NUMBA_THREADS}={text[:40]!r} is no positive whole number, which numba needs: unset it, or set it to 1"

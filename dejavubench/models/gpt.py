@@ -64,7 +64,7 @@ class GPT:
 
     Attributes:
         peak: a number for each request of the step whose tokens were chosen last, [B], left on the device: NaN or
-            infinite if the logits that they were chosen from are not all usable numbers.
+            infinite if the logits that they were chosen from are not all usable numbers; the largest if none is drawn.
 
     Raises:
         ValueError: the model cannot be split like this.
