@@ -36,6 +36,9 @@ MAGIC = b"dejavubench kernel 1\n"
 PATIENCE_S = 120.0
 """Seconds to wait for another process that compiles the same kernel, before this one compiles it as well."""
 
+NOTED_S = 5.0
+"""Seconds until it is said that another process is waited for."""
+
 POLL_S = 0.02
 
 Say = Callable[[str], None]
@@ -130,7 +133,7 @@ def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
         count = count_text(len(missing), "kernel")
         say(f"compiling {count} for this CPU, a few seconds each{_kept_in(folder)}")
     for kernel in missing:
-        with _lock(folder, kernel) as alone:
+        with _lock(folder, kernel, say) as alone:
             if alone and _load(kernel, folder, _quietly):
                 continue  # another process has compiled it meanwhile
             try:
@@ -206,7 +209,7 @@ def _read(file: Path) -> bytes | None:
 
 
 @contextmanager
-def _lock(folder: Path | None, kernel: Kernel) -> Iterator[bool]:
+def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
     """Yield whether this process alone compiles a kernel now: False after too long a wait, or if nothing can be locked.
 
     The kernel of the operating system lets go of a dead process's lock.
@@ -221,7 +224,7 @@ def _lock(folder: Path | None, kernel: Kernel) -> Iterator[bool]:
         yield False
         return
     try:
-        alone = _locked(descriptor)
+        alone = _locked(descriptor, say)
         yield alone
         if alone:
             with contextlib.suppress(OSError):
@@ -230,14 +233,18 @@ def _lock(folder: Path | None, kernel: Kernel) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
-    deadline = time.monotonic() + PATIENCE_S
+def _locked(descriptor: int, say: Say) -> bool:
+    began, noted = time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > PATIENCE_S:
                 return False
+            if waited > NOTED_S and not noted:
+                say(f"another process compiles this kernel; waiting up to {PATIENCE_S:g} s for it")
+                noted = True
             time.sleep(POLL_S)
         except OSError:  # a file system without locks
             return False
