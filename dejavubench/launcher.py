@@ -29,6 +29,9 @@ LOCAL_RANKS = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 SAID_S = 1.0
 """Seconds that ranks leave to the one that speaks for them: a rank that ends takes along all others."""
 
+PASS_ON_S = 0.3
+"""Seconds for the launcher to pass on what a rank has printed: told that the rank ends the job, it may drop that."""
+
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return this rank's number; None without a launcher."""

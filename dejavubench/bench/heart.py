@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 from dejavubench import pulse
+from dejavubench.launcher import PASS_ON_S
 from dejavubench.pulse import BEATS, NBYTES, PATIENT, STATE, Page
 
 BEAT_S = 1.0
@@ -25,9 +26,6 @@ NO_PROGRESS = 1.5
 
 GRACE_S = 5.0
 """Seconds that the main thread has to act on Ctrl-C: it cannot while a call of MPI blocks."""
-
-BEFORE_END = 0.3
-"""Seconds for the launcher to pass on what was said last."""
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
@@ -89,7 +87,7 @@ class Heart:
         """End this process without MPI, which this thread may not call; the launcher then ends the others."""
         with contextlib.suppress(OSError):  # nobody reads it any more
             os.write(2, f"dejavubench: {self._name} {why}\n".encode())
-        time.sleep(BEFORE_END)
+        time.sleep(PASS_ON_S)
         os._exit(status)
 
 

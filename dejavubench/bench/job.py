@@ -38,6 +38,7 @@ from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import OutputError, UsageError
 from dejavubench.experiment import Experiment
+from dejavubench.launcher import PASS_ON_S
 from dejavubench.machine import bound_primitive_caches, native_bf16, prefer_huge_pages
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
@@ -47,9 +48,6 @@ from dejavubench.parallel.topology import Topology
 from dejavubench.points import TO_DEVICE, Point
 from dejavubench.units import nbytes_text
 from dejavubench.wholefile import write_whole
-
-BEFORE_ABORT = 0.3
-"""Seconds for the launcher to pass on what a failing rank has printed: once told to abort, it may drop that."""
 
 
 class Job:
@@ -478,6 +476,6 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
     _say(report(error, world.rank, phase))
     if isinstance(error, OutputError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing tries it again as the process ends
-    time.sleep(BEFORE_ABORT)
+    time.sleep(PASS_ON_S)
     world.Abort(status)
     raise SystemExit(status)  # Abort does not return; for the type checker

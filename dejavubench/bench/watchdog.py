@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.bench.heart import BEAT_S, BEFORE_END, NO_PROGRESS
+from dejavubench.bench.heart import BEAT_S, NO_PROGRESS
+from dejavubench.launcher import PASS_ON_S
 from dejavubench.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
 from dejavubench.wholefile import write_whole
 
@@ -201,7 +202,7 @@ class Watchdog:
         noting = threading.Thread(target=self._note, args=(sorted(hung), hung), daemon=True)
         noting.start()
         noting.join(NOTE_S)
-        time.sleep(BEFORE_END)
+        time.sleep(PASS_ON_S)
         for fd in self._ranks:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)

@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
         except OutputError:
             raise
         except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
-            traceback.print_exc()
+            print(traceback.format_exc(), end="", file=sys.stderr, flush=True)  # at once: other ranks print too
             end_all_ranks(1)
         sys.exit(status if isinstance(status, int) else 0)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from typing import NoReturn
 
-from dejavubench.launcher import launched_rank
+from dejavubench.launcher import PASS_ON_S, launched_rank
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
@@ -40,6 +41,7 @@ def end_all_ranks(status: int) -> NoReturn:
     """
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.size > 1:
+        time.sleep(PASS_ON_S)
         mpi.COMM_WORLD.Abort(status)
     sys.exit(status)
 
