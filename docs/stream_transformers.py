@@ -14,12 +14,12 @@ from transformers.cache_utils import CacheLayerMixin
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import KVCache, KVGeometry
 
 PROMPT, STREAMED_STEPS, NEW = 20, 4, 12  # decode steps that are streamed; tokens that rank 1 goes on with
 SLOT = 1 << 20  # bytes of a staging slot

@@ -31,9 +31,9 @@ import click
 
 from dejavubench import units
 from dejavubench.cli.errors import fail_usage
+from dejavubench.config.optionvalues import UNLIMITED
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
-from dejavubench.launcher import LAUNCHED
-from dejavubench.optionvalues import UNLIMITED
+from dejavubench.machine.launcher import LAUNCHED
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 """Of the source's host and of the sink's, on a network that nothing else is on."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, KVLayout, Region, Span
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dejavubench.machine import CudaDevice
+from dejavubench.machine.hardware import CudaDevice
 
 H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cards import H200
 
-from dejavubench import experiment
+from dejavubench.config import experiment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process, unless a test asks for more: beside a busy core two wait for each other."""

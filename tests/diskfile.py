@@ -21,11 +21,11 @@ from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region
 
 PAGE = 4096
 INPUT_LEN, STEPS = 4, 3

@@ -19,7 +19,7 @@ from test_gpt import VOCAB, shaken
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from dejavubench.checkpoint import CheckpointError, open_checkpoint
+from dejavubench.models.hub.checkpoint import CheckpointError, open_checkpoint
 
 CONTEXT = 64
 WHOLE = "model.safetensors"

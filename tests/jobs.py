@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.cli import main
-from dejavubench.launcher import LAUNCHED
+from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RankInfo, Run
 
 HERE = Path(__file__).parent

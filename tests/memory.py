@@ -12,11 +12,11 @@ from caches import play_model
 
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region
 
 PATIENCE = 30.0
 """Seconds until a test that waits for a thread gives up; nothing is measured by it."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dejavubench.analysis.integrity.header import experiment_hash
-from dejavubench.points import REMOTE
+from dejavubench.config.points import REMOTE
 from dejavubench.records import (
     RUN_FILE,
     Alone,

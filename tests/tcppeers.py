@@ -21,7 +21,7 @@ from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.dejavulib.tcp.handshake import Address
-from dejavubench.launcher import LAUNCHED
+from dejavubench.machine.launcher import LAUNCHED
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"

@@ -9,9 +9,9 @@ import pytest
 from synthetic import AGAIN, GPU, GPU_ENVIRONMENT, NONE, arm, on_gpu, point, write_run
 
 from dejavubench.analysis import bars, captions, machine, plotdata, plots, render, tables
-from dejavubench.points import Point
+from dejavubench.config.points import Point
+from dejavubench.models.hub.specs import SPECS
 from dejavubench.records import Alone, ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
-from dejavubench.specs import SPECS
 
 LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
 

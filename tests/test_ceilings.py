@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dejavubench.bench import device_ceilings, environment
-from dejavubench.bench.ceilings import PAIRS, Ceilings, Probe, Sample
-from dejavubench.bench.device_ceilings import LEAST_NBYTES, SHARE, DeviceProbes, buffer_nbytes, gather_layers
+from dejavubench.bench import environment
+from dejavubench.bench.probes import device as device_ceilings
+from dejavubench.bench.probes.ceilings import PAIRS, Ceilings, Probe, Sample
+from dejavubench.bench.probes.device import LEAST_NBYTES, SHARE, DeviceProbes, buffer_nbytes, gather_layers
 from dejavubench.dejavulib.destinations.base import StorageError
-from dejavubench.kvcache import KVGeometry, KVLayout
+from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

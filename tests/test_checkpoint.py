@@ -23,12 +23,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from dejavubench.checkpoint import open_checkpoint
-from dejavubench.experiment import load
-from dejavubench.families import CheckpointError
-from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.config.experiment import load
+from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.checkpoint import open_checkpoint
+from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.sharding import Shard
 

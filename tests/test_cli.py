@@ -8,10 +8,10 @@ import pytest
 from cards import H200
 from click.testing import CliRunner, Result
 
-from dejavubench import experiment as experiment_module
 from dejavubench.cli import dry_run, main
-from dejavubench.experiment import Experiment
-from dejavubench.machine import CudaDevice
+from dejavubench.config import experiment as experiment_module
+from dejavubench.config.experiment import Experiment
+from dejavubench.machine.hardware import CudaDevice
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))
@@ -21,7 +21,7 @@ MPIRUN = Path(sys.executable).parent / "mpirun"
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dejavubench.launcher import LAUNCHED
+    from dejavubench.machine.launcher import LAUNCHED
 
     for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
         monkeypatch.delenv(variable, raising=False)
@@ -229,7 +229,7 @@ def test_dry_run_of_every_config(path: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def _validated(path: Path) -> dict[str, object]:
-    from dejavubench.experiment import load
+    from dejavubench.config.experiment import load
 
     return load(path, {}, {}).model_dump()
 
@@ -245,7 +245,7 @@ def test_dry_run_shows_what_skipped_points_need() -> None:
 
 
 def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dejavubench import fit
+    from dejavubench.planning import fit
 
     monkeypatch.setattr(
         fit, "reasons", lambda experiment, devices: {"p000": "gpt2 needs 2 GiB of memory, 1 GiB are available"}
@@ -280,7 +280,7 @@ def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dejavubench import fit
+    from dejavubench.planning import fit
 
     def probe() -> fit.Rates:
         raise AssertionError("the CPU's rates say nothing of a GPU")
@@ -327,7 +327,7 @@ def test_dry_run_does_not_import_mpi_or_torch() -> None:
 
 
 def test_paper_fig25_is_the_papers() -> None:
-    from dejavubench.experiment import load
+    from dejavubench.config.experiment import load
 
     experiment = load(ROOT / "configs/paper/fig25.toml", {}, {})
     assert {(p.input_len, p.output_len, p.data_type) for p in experiment.points()} == {(500, 500, "fp16")}

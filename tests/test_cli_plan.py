@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from test_cli import heavy_after, usage_error
 
 from dejavubench.cli import main
-from dejavubench.launcher import LAUNCHED
+from dejavubench.machine.launcher import LAUNCHED
 
 TINY = [
     *("--model", "gpt2", "--input-len", "10", "--output-len", "3", "--ubatch-size", "2"),

@@ -7,14 +7,14 @@ from math import prod
 import pytest
 from test_traffic import made
 
-from dejavubench import fit
+from dejavubench.config.experiment import Experiment, load
+from dejavubench.config.points import Arm, LayoutName
+from dejavubench.dejavulib.kvcache import BOTH, Region, Span
 from dejavubench.dejavulib.plan import Setup, exchanges, stream_in
-from dejavubench.experiment import Experiment, load
-from dejavubench.kvcache import BOTH, Region, Span
-from dejavubench.points import Arm, LayoutName
-from dejavubench.sides import everything, geometry_of, setups
-from dejavubench.specs import SPECS
-from dejavubench.traffic import MOST_TRANSFERS
+from dejavubench.models.hub.specs import SPECS
+from dejavubench.planning import fit
+from dejavubench.planning.setups import everything, geometry_of, setups
+from dejavubench.planning.traffic import MOST_TRANSFERS
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 

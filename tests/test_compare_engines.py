@@ -1,4 +1,4 @@
-"""scripts/compare_engines.py on a tiny GPT-2, without llama.cpp: engines agree, a changed weight is found, refusals."""
+"""contrib/compare_engines.py on a tiny GPT-2, without llama.cpp: engines agree, a changed weight is found, refusals."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from dejavubench import specs
-from dejavubench.checkpoint import open_checkpoint
-from dejavubench.specs import ModelSpec
+from dejavubench.models.hub import specs
+from dejavubench.models.hub.checkpoint import open_checkpoint
+from dejavubench.models.hub.specs import ModelSpec
 
 if TYPE_CHECKING:
     from compare_engines import Settings
@@ -158,5 +158,5 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is not empty" in refused(*two, "--folder", tmp_path)
     monkeypatch.setattr(script, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
     monkeypatch.setitem(script.ENGINES, "llama.cpp", (script.LlamaCpp, ["llama_cpp"]))
-    message = "Error: not installed: llama_cpp: pip install -r scripts/requirements-compare.txt\n"
+    message = "Error: not installed: llama_cpp: pip install -r contrib/requirements-compare.txt\n"
     assert refused("--engines", "ours,llama.cpp") == message

@@ -19,18 +19,18 @@ from click.testing import CliRunner
 from jobs import CLI, HERE, PATIENCE, QUICK, mpirun_program, run
 from synthetic import AGAIN, NONE, arm, write_run
 
-from dejavubench import sharedmemory
 from dejavubench.analysis import conditions
 from dejavubench.analysis.render import report
 from dejavubench.bench import conditions as measured
 from dejavubench.bench.conditions import Conditions
-from dejavubench.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
 from dejavubench.cli import conditions as dry
 from dejavubench.cli import main
-from dejavubench.cores import Asker, Demand
-from dejavubench.filesystem import Place, durability_note, find_mount, nature, place_of
-from dejavubench.launcher import LAUNCHED
-from dejavubench.machine import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
+from dejavubench.machine import sharedmemory
+from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
+from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.filesystem import Place, durability_note, find_mount, nature, place_of
+from dejavubench.machine.hardware import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
+from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import End, RankInfo, RecordError, read_run, to_line
 
 # ---- file systems ----

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import PAGE, aligned_buffer, gather, run_views, scatter
-from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout
 
 
 @settings(max_examples=150, deadline=None)

@@ -18,10 +18,10 @@ import pytest
 from jobs import QUICK, run
 from numba import carray
 
-from dejavubench.models import cpu_cache
-from dejavubench.models.cpu_cache import FOLDER_VARIABLE, Kernel, provide
-from dejavubench.models.cpu_threads import kernel
-from dejavubench.models.cpu_threads import run as run_kernel
+from dejavubench.models.backends.cpu import codecache as cpu_cache
+from dejavubench.models.backends.cpu.codecache import FOLDER_VARIABLE, Kernel, provide
+from dejavubench.models.backends.cpu.threads import kernel
+from dejavubench.models.backends.cpu.threads import run as run_kernel
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_an_edited_helper_is_what_runs(tmp_path: Path) -> None:
     shutil.copytree(package, tmp_path / "dejavubench", ignore=shutil.ignore_patterns("__pycache__"))
     script = """
 import torch
-from dejavubench.models import cpu_step
+from dejavubench.models.backends.cpu import step as cpu_step
 print(cpu_step.linear(torch.full((1, 8), -1.0), torch.ones(1, 8), None, "relu").item())
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), FOLDER_VARIABLE: str(tmp_path / "kernels")}

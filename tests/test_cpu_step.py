@@ -19,14 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dejavubench.kvcache import KVCache, KVGeometry, KVLayout
-from dejavubench.machine import WITHOUT
-from dejavubench.models import cpu_amx, cpu_linear, cpu_numbers, cpu_rows, cpu_step
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout
+from dejavubench.machine.hardware import WITHOUT
+from dejavubench.models.backends.cpu import amx as cpu_amx
+from dejavubench.models.backends.cpu import dotkernels as cpu_rows
+from dejavubench.models.backends.cpu import elementwise as cpu_numbers
+from dejavubench.models.backends.cpu import linear as cpu_linear
+from dejavubench.models.backends.cpu import step as cpu_step
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import custom
 from dejavubench.models.parts import ACTIVATIONS, Activation, Norm, RMSNorm, same
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
-from dejavubench.specs import custom
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -303,13 +307,13 @@ def test_every_thread_of_torchs_pool_has_its_share() -> None:
     """Were there a second pool, kernels would wait for cores on which the first one spins; alone in its process."""
     script = """
 import torch
-from dejavubench.models import cpu_step
+from dejavubench.models.backends.cpu import step as cpu_step
 torch.set_num_threads(3)
 torch.ones(1 << 20).sum()
 threads = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Threads:"))
 where = torch.zeros(3, dtype=torch.int64)
-from dejavubench.models.cpu_threads import kernel, run, thread_number
-from dejavubench.models.cpu_numbers import integers
+from dejavubench.models.backends.cpu.threads import kernel, run, thread_number
+from dejavubench.models.backends.cpu.elementwise import integers
 from numba import carray
 @kernel
 def work(job):

@@ -9,12 +9,12 @@ import torch
 
 from dejavubench.bench.prompts import Prompts
 from dejavubench.bench.steps import steps_of
-from dejavubench.kvcache import KVCache, KVLayout, Span
+from dejavubench.dejavulib.kvcache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import ModelSpec, Rope, Sampling
 from dejavubench.models.sampling import Sampler
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
-from dejavubench.specs import ModelSpec, Rope, Sampling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -54,7 +54,7 @@ SHAPES = [(4800, 1600), (1600, 6400), (50257, 1600), (15360, 5120), (5120, 5120)
     [*((*shape, torch.float16) for shape in SHAPES), (1600, 6400, torch.bfloat16), (15360, 5120, torch.bfloat16)],
 )
 def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.dtype) -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     x, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
     bias, residual = random(outs, dtype=dtype), random(rows, outs, dtype=dtype)
@@ -68,7 +68,7 @@ def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.
 
 
 def test_a_linear_takes_rows_with_a_stride() -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     wide, weight = random(4, 3 * 256), random(640, 256, scale=1 / 16)
     x, residual = wide[:, 256:512], random(4, 1280)[:, 640:]
@@ -79,7 +79,7 @@ def test_a_linear_takes_rows_with_a_stride() -> None:
     ("rows", "ins", "dtype"), [(17, 64, torch.float16), (1, 64, torch.float32), (1, 12, torch.half)]
 )
 def test_what_a_linear_has_no_kernel_for_is_refused(rows: int, ins: int, dtype: torch.dtype) -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     with pytest.raises(ValueError, match="no decode kernel"):
         cuda_step.linear(random(rows, ins, dtype=dtype), random(64, ins, dtype=dtype))
@@ -91,7 +91,7 @@ def test_what_a_linear_has_no_kernel_for_is_refused(rows: int, ins: int, dtype: 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [64, 768, 1600, 5120, 14336])
 def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     x = random(5, width, dtype=dtype) + 3
     weight, bias = random(width, dtype=dtype), random(width, dtype=dtype)
@@ -124,7 +124,7 @@ def expected_attention(q: Tensor, cache: KVCache, layer: int, position: int, slo
 def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
     layout: KVLayout, alibi: bool, requests: int, heads: int, size: int
 ) -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     cache = random_cache(layout, requests, heads, 700, size)
     slopes = torch.rand(heads, device="cuda") if alibi else None
@@ -142,7 +142,7 @@ def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("group", [2, 5])
 def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     requests, heads, size = 3, 4, 64
     cache = random_cache(layout, requests, heads, 300, size)
@@ -162,7 +162,7 @@ def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) 
 
 
 def test_what_lies_beyond_the_position_is_never_read() -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     for layout in LAYOUTS:
         cache = random_cache(layout, 2, 4, 300, 64)
@@ -177,7 +177,7 @@ def test_what_lies_beyond_the_position_is_never_read() -> None:
 
 
 def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
-    from dejavubench.models import cuda_step
+    from dejavubench.models.backends.cuda import step as cuda_step
 
     hidden, heads, requests = 1600, 25, 2
     cache = random_cache(KVLayout.HND, requests, heads, 256, 64)

@@ -17,13 +17,13 @@ from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.strided import Choice, Way
-from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -32,9 +32,9 @@ from diskfile import (
 from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.destinations import disk
 from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.streamfile import StepTrailer, file_nbytes
-from dejavubench.kvcache import KVLayout, Region, Span
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)

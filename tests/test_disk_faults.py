@@ -27,7 +27,7 @@ from diskfile import (
 from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.kvcache import KVLayout, Region, Span
+from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
 
 # ---- damage ----
 
@@ -95,7 +95,7 @@ import numpy as np
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import KVGeometry
+from dejavubench.dejavulib.kvcache import KVGeometry
 
 directory, what = Path(sys.argv[1]), sys.argv[2]
 if what == "limit":

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dejavubench import experiment as experiment_module
-from dejavubench.experiment import Experiment, UsageError, load
-from dejavubench.machine import CudaDevice
-from dejavubench.points import Arm
+from dejavubench.config import experiment as experiment_module
+from dejavubench.config.experiment import Experiment, UsageError, load
+from dejavubench.config.points import Arm
+from dejavubench.machine.hardware import CudaDevice
 
 pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 

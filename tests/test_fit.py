@@ -7,12 +7,13 @@ import pytest
 import torch
 from cards import H200
 
-from dejavubench import fit, units
-from dejavubench.experiment import NO_FP32_ON_CUDA, Experiment, UsageError, load
-from dejavubench.machine import CudaDevice, available_nbytes, has_bf16
+from dejavubench import units
+from dejavubench.config.experiment import NO_FP32_ON_CUDA, Experiment, UsageError, load
+from dejavubench.machine.hardware import CudaDevice, available_nbytes, has_bf16
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import SPECS, custom
 from dejavubench.models.sharding import Shard
-from dejavubench.specs import SPECS, custom
+from dejavubench.planning import fit
 
 GIB = 1 << 30
 

@@ -19,14 +19,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models.attention import BLOCK, alibi_slopes
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import ModelSpec
 from dejavubench.models.parts import largest
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
-from dejavubench.specs import ModelSpec
 
 PROMPT, STEPS, BATCH, VOCAB = 9, 32, 3, 101
 CONTEXT = 64
@@ -392,7 +392,7 @@ def test_data_types_by_name() -> None:
 
 @pytest.mark.parametrize(("native", "bf16_runs_in"), [(False, torch.float32), (True, torch.bfloat16)])
 def test_compute_types(monkeypatch: pytest.MonkeyPatch, native: bool, bf16_runs_in: torch.dtype) -> None:
-    monkeypatch.setattr("dejavubench.machine.native_bf16", lambda: native)
+    monkeypatch.setattr("dejavubench.machine.hardware.native_bf16", lambda: native)
     assert compute_dtype(torch.bfloat16) == bf16_runs_in
     assert compute_dtype(torch.float16) == compute_dtype(torch.float32) == torch.float32
     assert compute_dtype(torch.float16, "cuda") == torch.float16

@@ -10,9 +10,9 @@ import pytest
 from jobs import BF16, HERE, QUICK, Job, processed, run
 from test_run import verified
 
-from dejavubench import experiment
+from dejavubench.config import experiment
+from dejavubench.config.experiment import load
 from dejavubench.errors import UsageError
-from dejavubench.experiment import load
 from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
 
 SHORT = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32", "--streaming", "mpi", "--handoff")

@@ -17,7 +17,7 @@ from test_faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 
 from dejavubench.cli.run import _check_launcher
 from dejavubench.errors import UsageError
-from dejavubench.launcher import LAUNCHED, RANKS
+from dejavubench.machine.launcher import LAUNCHED, RANKS
 
 pytestmark = pytest.mark.mpi
 

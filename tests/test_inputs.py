@@ -18,12 +18,12 @@ from test_interrupted import killed
 from dejavubench.cli import main
 from dejavubench.cli import plan as plan_command
 from dejavubench.cli import sink as sink_command
+from dejavubench.config.experiment import MOST_THREADS, Experiment, load
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.dejavulib.tcp import sink as tcp_sink
 from dejavubench.errors import UsageError
-from dejavubench.experiment import MOST_THREADS, Experiment, load
-from dejavubench.launcher import LAUNCHED
-from dejavubench.machine import CudaDevice
+from dejavubench.machine.hardware import CudaDevice
+from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.values import LONGEST, shown
 
@@ -83,7 +83,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
         monkeypatch.delenv(variable, raising=False)
     none: tuple[CudaDevice, ...] = ()
-    monkeypatch.setattr("dejavubench.experiment.cuda_devices", lambda: none)
+    monkeypatch.setattr("dejavubench.config.experiment.cuda_devices", lambda: none)
 
 
 def one_line(message: str, value: object, *names: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from synthetic import NONE, arm, point, write_run
 
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.interrupted import WITH_CACHE, find_interrupted
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Experiment
-from dejavubench.interrupted import WITH_CACHE, find_interrupted
 from dejavubench.records import PhaseMark, rank_file, to_line
 
 EXPERIMENT = Experiment(model=("gpt2", "gpt2-xl"), streaming=("none", "disk"), level=("0", "3"), keep=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.kernels import KIND, PLAN, SOURCE, RegionPlan, divider, plan
-from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

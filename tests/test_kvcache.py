@@ -11,8 +11,8 @@ from caches import geometries, inside, logical_ids, random_cache, regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
-from dejavubench.specs import SPECS
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.models.hub.specs import SPECS
 
 # ---- golden sizes ----
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dejavubench import machine
 from dejavubench.errors import UsageError
-from dejavubench.machine import CudaDevice, cuda_devices
+from dejavubench.machine import hardware as machine
+from dejavubench.machine.hardware import CudaDevice, cuda_devices
 
 UUID = bytes(range(16))
 
@@ -136,7 +136,7 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
         pytest.skip("no CUDA device")
     program = (
         "import ctypes, sys\n"
-        "from dejavubench.machine import cuda_devices\n"
+        "from dejavubench.machine.hardware import cuda_devices\n"
         "found = cuda_devices()\n"
         "active, flags = ctypes.c_int(), ctypes.c_uint()\n"
         "driver = ctypes.CDLL('libcuda.so.1')\n"

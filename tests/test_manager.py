@@ -24,11 +24,11 @@ from memory import (
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.kvcache import BOTH, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import BOTH, KVLayout, Span
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 # ---- the bytes, at every level ----
 

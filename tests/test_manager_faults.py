@@ -24,7 +24,7 @@ from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 
 class Failing(Memory):

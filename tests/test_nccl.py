@@ -25,13 +25,13 @@ from dejavubench.dejavulib.destinations import nccl as destination_module
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import BOTH, KVCache, KVLayout
+from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.nccl import Card, NCCLError, SharedCardError, mps_running, prepare_cards, sharing, within
-from dejavubench.waiting import wait_asleep
 
 HERE = Path(__file__).parent
 

@@ -19,12 +19,13 @@ from memory import schedule_of, small_geometry
 from test_faults import ended, faulty, struck
 from test_run import verified
 
-from dejavubench import experiment, fit
+from dejavubench.config import experiment
+from dejavubench.config.experiment import NO_NIXL, load
 from dejavubench.dejavulib.addresses import Bases, RunAddresses
+from dejavubench.dejavulib.kvcache import Span
 from dejavubench.errors import UsageError
-from dejavubench.experiment import NO_NIXL, load
-from dejavubench.kvcache import Span
-from dejavubench.machine import has_nixl
+from dejavubench.machine.hardware import has_nixl
+from dejavubench.planning import fit
 from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)

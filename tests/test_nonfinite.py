@@ -16,16 +16,16 @@ from dejavubench import records
 from dejavubench.bench.batchmaker import BatchMaker, LogitsError, NoStreaming
 from dejavubench.bench.prompts import Prompts
 from dejavubench.bench.steps import steps_of
-from dejavubench.checkpoint import open_checkpoint
-from dejavubench.families import CheckpointError
 from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.checkpoint import open_checkpoint
+from dejavubench.models.hub.families import CheckpointError
+from dejavubench.models.hub.specs import Sampling
 from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.parts import largest
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
-from dejavubench.specs import Sampling
 
 UP, KEY, NORM = (f"model.layers.1.{name}.weight" for name in ("mlp.up_proj", "self_attn.k_proj", "input_layernorm"))
 

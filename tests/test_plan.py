@@ -16,8 +16,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from dejavubench.dejavulib.kvcache import Region, Span
 from dejavubench.dejavulib.plan import Setup, Transfer, exchanges, stream_in, stream_out
-from dejavubench.kvcache import Region, Span
 
 EXAMPLES = {"thorough": 1000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 200)
 checked = settings(max_examples=EXAMPLES, deadline=None)

@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dejavubench.bench.prompts import Prompts, make_prompts
+from dejavubench.config.experiment import load
+from dejavubench.config.promptfile import PromptError, read_prompts
+from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.errors import UsageError
-from dejavubench.experiment import load
-from dejavubench.kvcache import KVLayout
 from dejavubench.models.attention import BLOCK
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import ModelSpec
 from dejavubench.models.weights import random_weights
-from dejavubench.promptfile import PromptError, read_prompts
-from dejavubench.specs import ModelSpec
 
 
 @pytest.fixture(autouse=True)

@@ -22,10 +22,10 @@ from jobs import HERE, TINY, TYPES, Job, processed, run
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache, KVLayout, Span
 from dejavubench.records import RUN_FILE, PhaseMark, Restart
 
 KILLED = (HERE / "mpi" / "killed.py",)

@@ -11,11 +11,11 @@ from folders import CONTEXT, configure, logits_of_transformers, tiny
 from test_checkpoint import loaded
 from test_gpt import VOCAB, close, poisoned
 
-from dejavubench.checkpoint import open_checkpoint
+from dejavubench.config.experiment import load
 from dejavubench.errors import UsageError
-from dejavubench.experiment import load
-from dejavubench.families import CheckpointError
-from dejavubench.specs import Rope
+from dejavubench.models.hub.checkpoint import open_checkpoint
+from dejavubench.models.hub.families import CheckpointError
+from dejavubench.models.hub.specs import Rope
 
 SPELLINGS = ("rope_parameters", "rope_scaling", "rope_theta")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}

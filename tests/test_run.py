@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from jobs import BF16, HERE, QUICK, TINY, Job, processed, run
 
-from dejavubench.bench.ceilings import PAIRS
-from dejavubench.machine import WITHOUT
+from dejavubench.bench.probes.ceilings import PAIRS
+from dejavubench.machine.hardware import WITHOUT
 from dejavubench.records import (
     HELD_AGAINST,
     Alone,

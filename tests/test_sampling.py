@@ -14,14 +14,14 @@ from test_gpt import GPT2, VOCAB, Gathered, build, poisoned, prompts
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from dejavubench.config.experiment import load
+from dejavubench.config.optionvalues import COLDEST
 from dejavubench.errors import UsageError
-from dejavubench.experiment import load
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import Sampling
 from dejavubench.models.sampling import Sampler, draw, filtered, uniform
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
-from dejavubench.optionvalues import COLDEST
-from dejavubench.specs import Sampling
 
 MANY = 40_000
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import gather, run_views
+from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVGeometry, KVLayout, Region, Span
 
 levels = st.sampled_from(list(LEVELS.values()))
 

@@ -8,9 +8,9 @@ import pytest
 from jobs import QUICK, run
 from test_run import verified
 
+from dejavubench.config.experiment import load
+from dejavubench.config.points import Split
 from dejavubench.errors import UsageError
-from dejavubench.experiment import load
-from dejavubench.points import Split
 from dejavubench.records import RankInfo, SinkActivity
 
 LEVELS = ("--level", "0,0-batched,1,2,3")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dejavubench.specs import SPECS, ModelSpec, custom, spec
+from dejavubench.models.hub.specs import SPECS, ModelSpec, custom, spec
 
 PUBLISHED = {
     "gpt2": 124_439_808,

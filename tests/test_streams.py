@@ -16,7 +16,7 @@ from jobs import QUICK, run
 from dejavubench.cli import host
 from dejavubench.cli.streams import BROKEN_PIPE, Guarded, Messages
 from dejavubench.errors import OutputError, UsageError
-from dejavubench.launcher import LAUNCHED
+from dejavubench.machine.launcher import LAUNCHED
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = ROOT / "tests/mpi/hostile.py"

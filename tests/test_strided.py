@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.strided import TOLD, BoxCopy, Choice, StridedCopy, choose, plan, worth_trying
-from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Region, Span
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

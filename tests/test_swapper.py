@@ -21,12 +21,12 @@ from dejavubench.dejavulib.copies import scatter_steps, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper
-from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.records import Swapping
-from dejavubench.waiting import wait_asleep
 
 # ---- several steps at once ----
 

@@ -34,9 +34,11 @@ from tcppeers import TOKEN, SinkProcess, closed, name_of, stranger
 from dejavubench import units
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.cli import main
+from dejavubench.config.experiment import load
 from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
@@ -45,9 +47,7 @@ from dejavubench.dejavulib.tcp.handshake import Setup, connect, read_setup, sche
 from dejavubench.dejavulib.tcp.held import DIRECT, HeldStream
 from dejavubench.dejavulib.tcp.wire import MOST_TEXT, Frame, Kind, RefusedError, Wire, WireError
 from dejavubench.errors import UsageError
-from dejavubench.experiment import load
-from dejavubench.kvcache import KVGeometry, KVLayout, Span
-from dejavubench.launcher import LAUNCHED
+from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Verification
 
 HEAD = "<IIIIQQ"

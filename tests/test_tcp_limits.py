@@ -24,6 +24,7 @@ from tcppeers import TOKEN, closed, stranger
 from dejavubench.dejavulib.copies import RunViews
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.tcp import held, places, sink, unproven
@@ -32,7 +33,6 @@ from dejavubench.dejavulib.tcp.held import HeldStream, RefusalError
 from dejavubench.dejavulib.tcp.sink import TCPSink
 from dejavubench.dejavulib.tcp.unproven import MOST_OF_ADDRESS, MOST_UNPROVEN, YOUNG, Unproven
 from dejavubench.dejavulib.tcp.wire import RefusedError, Wire
-from dejavubench.kvcache import KVGeometry, KVLayout, Region, Span
 
 LIMIT = 64 << 20
 PATIENCE = 20.0

@@ -15,9 +15,9 @@ from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.telling import in_words, report, status_of
 from dejavubench.cli.streams import Closed, Guarded
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
+from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import BROKEN_PIPE, OutputError
 from dejavubench.records import Microbatch, PhaseMark
-from dejavubench.waiting import DeadlineError
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dejavubench.config.experiment import load
 from dejavubench.errors import UsageError
-from dejavubench.experiment import load
 from dejavubench.textfile import LFS_POINTER, TextFileError, parse_json, read_json, read_text, read_toml
 
 GOOD = '{"a": [1, true],\n "b": "é"}'

@@ -10,11 +10,11 @@ from caches import inside, logical_ids, spans
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench import specs
+from dejavubench.config.points import LayoutName, Point
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.plan import Setup
-from dejavubench.kvcache import BOTH, KV, KVGeometry, KVLayout, Region, Span
-from dejavubench.points import LayoutName, Point
-from dejavubench.traffic import Link, Traffic, Volume, common_runs, traffic
+from dejavubench.models.hub import specs
+from dejavubench.planning.traffic import Link, Traffic, Volume, common_runs, traffic
 
 
 def made(source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4) -> Traffic:

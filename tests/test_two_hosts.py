@@ -18,7 +18,7 @@ import pytest
 from jobs import GONE_WITHIN, HERE, PATIENCE, TINY
 
 from dejavubench.analysis import render, tables
-from dejavubench.launcher import LAUNCHED
+from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
 
 SCRIPT = HERE.parent / "scripts" / "two_hosts.py"

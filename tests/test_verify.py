@@ -12,15 +12,15 @@ from caches import logical_ids, random_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench import specs
-from dejavubench.bench.streams import Side
+from dejavubench.bench.side import Side
 from dejavubench.bench.verify import Piece, as_integers, compare, compare_packed
+from dejavubench.config.points import DataType, LayoutName, Point
 from dejavubench.dejavulib.copies import aligned_buffer, gather, scatter
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region, Span
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
-from dejavubench.kvcache import BOTH, KV, KVCache, Region, Span
+from dejavubench.models.hub import specs
 from dejavubench.parallel.topology import Topology
-from dejavubench.points import DataType, LayoutName, Point
 
 LAYOUTS: tuple[LayoutName, ...] = ("ft", "hnd", "nhd")
 PATTERN = 0x2B

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from dejavubench.waiting import Wake
+from dejavubench.dejavulib.waiting import Wake
 
 
 def test_what_was_set_before_the_wait_is_not_lost() -> None:

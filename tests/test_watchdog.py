@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from jobs import HERE
 
-from dejavubench import pulse
-from dejavubench.bench import watch
-from dejavubench.bench.watch import Place, Watch
-from dejavubench.bench.watchdog import Judge
+from dejavubench.bench.watching import watch
+from dejavubench.bench.watching.watch import Place, Watch
+from dejavubench.bench.watching.watchdog import Judge
+from dejavubench.config.experiment import Experiment, load
+from dejavubench.dejavulib import pulse
+from dejavubench.dejavulib.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, WORKING, Page
+from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Experiment, load
-from dejavubench.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, WORKING, Page
-from dejavubench.waiting import wait_asleep
 
 TIMEOUT = 10.0
 EVERY = 1.0
@@ -187,8 +187,8 @@ def test_a_phase_of_any_length_is_shown() -> None:
 
 RANK = """
 import sys, time
-from dejavubench import pulse
-from dejavubench.bench.heart import no_thread_runs, start
+from dejavubench.dejavulib import pulse
+from dejavubench.bench.watching.heart import no_thread_runs, start
 heart = start("rank 0")
 heart.every = 0.1
 pulse.mark("load")

@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save_file
 from test_checkpoint import loaded
 from test_gpt import VOCAB, close, poisoned
 
-from dejavubench.checkpoint import open_checkpoint, read_spec
 from dejavubench.cli import main
-from dejavubench.families import CheckpointError
+from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
+from dejavubench.models.hub.families import CheckpointError
 from dejavubench.textfile import LFS_POINTER
 
 EMBEDDING, HEAD, QUERY = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import ModelSpec
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights, recipes, weights_identity
-from dejavubench.specs import ModelSpec
 
 GPT2 = ModelSpec("small", 6, 8, 16, 1000, 128, 512)
 OPT = replace(GPT2, name="small-opt", position_offset=2, activation="relu")

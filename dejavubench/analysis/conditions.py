@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from dejavubench.cgroups import Throttling
-from dejavubench.cores import Demand
-from dejavubench.filesystem import Place, durability_note
-from dejavubench.points import ON_DISK
+from dejavubench.config.points import ON_DISK
+from dejavubench.machine.cgroups import Throttling
+from dejavubench.machine.cores import Demand
+from dejavubench.machine.filesystem import Place, durability_note
 from dejavubench.records import End, RankInfo, RecordError, Run
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from types import TracebackType
 
 from mpi4py import MPI
 
+from dejavubench.config.points import Arm
 from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.parallel.collectives import polite_barrier
-from dejavubench.points import Arm
 
 
 class Attempt(AbstractContextManager["Attempt"]):

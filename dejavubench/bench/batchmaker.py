@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dejavubench import pulse
 from dejavubench.bench.steps import Steps
+from dejavubench.dejavulib import pulse
 from dejavubench.dejavulib.streamer import Streaming
 from dejavubench.errors import DataError
 from dejavubench.models.dtypes import name_of

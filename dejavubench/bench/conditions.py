@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dejavubench.cgroups import Throttling, cpu_quota, cpu_throttling
-from dejavubench.cores import Asker, Demand
-from dejavubench.filesystem import place_of
+from dejavubench.machine.cgroups import Throttling, cpu_quota, cpu_throttling
+from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.filesystem import place_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI

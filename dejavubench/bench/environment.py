@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.dejavulib.tcp.handshake import machine_digest
-from dejavubench.machine import HUGE_PAGES, PRIMITIVE_CACHES, WITHOUT, available_nbytes, native_bf16
+from dejavubench.machine.hardware import HUGE_PAGES, PRIMITIVE_CACHES, WITHOUT, available_nbytes, native_bf16
 from dejavubench.parallel.nccl import mps_running
 
 PACKAGES = (

@@ -16,14 +16,14 @@ from mpi4py import MPI
 
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
 from dejavubench.bench.prompts import make_prompts
+from dejavubench.bench.side import Side
 from dejavubench.bench.steps import steps_of
-from dejavubench.bench.streams import Side
-from dejavubench.experiment import Experiment
-from dejavubench.kvcache import KVCache
+from dejavubench.config.experiment import Experiment
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.parallel.topology import Topology
-from dejavubench.waiting import wait_asleep
 
 _TOKENS, _GOES_ON = 1, 2  # tags
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-from dejavubench.experiment import Experiment
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import Point
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.weights import weights_identity
-from dejavubench.points import Point
 
 
 def identity(experiment: Experiment, point: Point, device: str, run_id: str, rank: int) -> dict[str, str]:

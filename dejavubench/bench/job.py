@@ -18,18 +18,21 @@ from typing import NoReturn, cast
 import torch
 from mpi4py import MPI
 
-from dejavubench import fit, pulse, records
+from dejavubench import records
 from dejavubench.bench import environment
-from dejavubench.bench.ceilings import Disk
 from dejavubench.bench.conditions import Conditions
 from dejavubench.bench.identity import identity
+from dejavubench.bench.probes.ceilings import Disk
+from dejavubench.bench.probes.tcp import tcp_messages, tcp_runs
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.restart import open_saved
-from dejavubench.bench.streams import Side
-from dejavubench.bench.tcp_ceilings import tcp_messages, tcp_runs
+from dejavubench.bench.side import Side
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.telling import in_words, report, status_of
-from dejavubench.bench.watch import Watch
+from dejavubench.bench.watching.watch import Watch
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import TO_DEVICE, Point
+from dejavubench.dejavulib import pulse
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.levels import LEVELS
@@ -37,15 +40,14 @@ from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import OutputError, UsageError
-from dejavubench.experiment import Experiment
-from dejavubench.launcher import PASS_ON_S
-from dejavubench.machine import bound_primitive_caches, native_bf16, prefer_huge_pages
+from dejavubench.machine.hardware import bound_primitive_caches, native_bf16, prefer_huge_pages
+from dejavubench.machine.launcher import PASS_ON_S
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
 from dejavubench.parallel.nccl import Loopback, NCCLPair, SharedCardError, card_of, connect_pairs, prepare_cards
 from dejavubench.parallel.nccl_collectives import NCCLCollectives
 from dejavubench.parallel.topology import Topology
-from dejavubench.points import TO_DEVICE, Point
+from dejavubench.planning import fit
 from dejavubench.units import nbytes_text
 from dejavubench.wholefile import write_whole
 

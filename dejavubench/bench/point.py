@@ -13,21 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from dejavubench import pulse, records
+from dejavubench import records
 from dejavubench.bench.armfailures import ArmFailures, Attempt
 from dejavubench.bench.batchmaker import Clocked, Streamed
-from dejavubench.bench.ceilings import Ceilings, Disk, Link, Memory
-from dejavubench.bench.device_ceilings import DeviceLink, DeviceProbes
 from dejavubench.bench.handover import TakenOver
 from dejavubench.bench.identity import identity
 from dejavubench.bench.job import Job
+from dejavubench.bench.probes.ceilings import Ceilings, Disk, Link, Memory
+from dejavubench.bench.probes.device import DeviceLink, DeviceProbes
+from dejavubench.bench.probes.tcp import TCPLink
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.restart import PutBack, Resumed
 from dejavubench.bench.rounds import orders
 from dejavubench.bench.sink import Sink
 from dejavubench.bench.source import Place, Source, tokens
-from dejavubench.bench.tcp_ceilings import TCPLink
 from dejavubench.bench.verify import VerificationError
+from dejavubench.config.points import Arm, Point
+from dejavubench.dejavulib import pulse
 from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
@@ -39,7 +41,6 @@ from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polite_gather
-from dejavubench.points import Arm, Point
 
 Enough = Callable[[list[records.Iteration], set[str]], bool]
 TextLines = tuple[list[records.Microbatch], float]
@@ -456,7 +457,7 @@ class PointSession:
             if peer in self._links:
                 device_link = DeviceLink(link, self._links[peer], device, self.source is not None)
             if any(arm.mode == "nixl" for arm in self.arms):
-                from dejavubench.bench.nixl_ceilings import NIXLLink
+                from dejavubench.bench.probes.nixl import NIXLLink
 
                 nixl_link = NIXLLink(self.job.data, link, peer, self.source is not None, device)
         if self.job.rank == 0:

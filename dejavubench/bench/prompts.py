@@ -8,8 +8,8 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from dejavubench.points import Point
-from dejavubench.promptfile import Ids
+from dejavubench.config.points import Point
+from dejavubench.config.promptfile import Ids
 
 PADDING = 0
 """A token id that no request sees."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dejavubench import pulse, records
+from dejavubench import records
+from dejavubench.dejavulib import pulse
 from dejavubench.records import Microbatch, Record
 from dejavubench.wholefile import write_whole
 

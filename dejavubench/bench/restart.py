@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, Streamed
-from dejavubench.bench.streams import Side
+from dejavubench.bench.side import Side
+from dejavubench.config.interrupted import Interrupted
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.savedstream import Restored, SavedStream
 from dejavubench.errors import UsageError
-from dejavubench.interrupted import Interrupted
-from dejavubench.kvcache import KVCache
 
 
 def open_saved(side: Side, interrupted: Interrupted, identity: dict[str, str]) -> list[SavedStream]:

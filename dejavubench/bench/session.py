@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 
-from dejavubench import pulse
 from dejavubench.bench.job import Job, abort_all
 from dejavubench.bench.point import BESIDE, BESIDE_LATER, Enough, PointSession, load_model
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.verify import VerificationError
-from dejavubench.bench.watch import Watch
+from dejavubench.bench.watching.watch import Watch
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import Point
+from dejavubench.dejavulib import pulse
+from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Experiment
-from dejavubench.kvcache import KVLayout
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import polite_barrier
-from dejavubench.points import Point
 
 
 def run(

@@ -10,21 +10,21 @@ from typing import cast
 import torch
 
 from dejavubench.bench.handover import Successor, TakenOver
+from dejavubench.bench.side import Side
 from dejavubench.bench.source import Place
-from dejavubench.bench.streams import Side
 from dejavubench.bench.verify import compare, received_pieces
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import TO_DEVICE, Arm, Mode
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
 from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
 from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
+from dejavubench.dejavulib.kvcache import KVCache, Span
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all
-from dejavubench.experiment import Experiment
-from dejavubench.kvcache import KVCache, Span
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
-from dejavubench.points import TO_DEVICE, Arm, Mode
 
 
 @dataclass

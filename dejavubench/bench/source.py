@@ -12,15 +12,18 @@ from typing import cast
 import torch
 from mpi4py import MPI
 
-from dejavubench import pulse
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
 from dejavubench.bench.handover import Teller
 from dejavubench.bench.prompts import make_prompts
 from dejavubench.bench.restart import PutBack, Resumed, go_on, put_back
+from dejavubench.bench.side import Side
 from dejavubench.bench.steps import steps_of
-from dejavubench.bench.streams import Side
 from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.verify import compare_packed, digests, serve_pieces, written_outside
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.interrupted import stream_name
+from dejavubench.config.points import Arm, Mode
+from dejavubench.dejavulib import pulse
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import (
     Destination,
@@ -36,19 +39,16 @@ from dejavubench.dejavulib.destinations.nccl import NCCLDestination
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
 from dejavubench.dejavulib.device import DeviceStaging, Landing
 from dejavubench.dejavulib.device_receiver import device_slots
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper, Swapping
-from dejavubench.experiment import Experiment
-from dejavubench.interrupted import stream_name
-from dejavubench.kvcache import BOTH, KV, KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.parallel.nccl import NCCLPair
-from dejavubench.points import Arm, Mode
 
 
 @dataclass(frozen=True)

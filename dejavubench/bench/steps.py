@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dejavubench.bench.prompts import Prompts
-from dejavubench.kvcache import KVCache
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import Sampling
 from dejavubench.models.sampling import Sampler
-from dejavubench.specs import Sampling
 
 
 class Steps(Protocol):
@@ -106,7 +106,7 @@ class DeviceSteps:
     """On a CUDA device the prompt is launched kernel by kernel, a decode step as one graph."""
 
     def __init__(self, model: GPT, caches: list[KVCache], samplers: list[Sampler]) -> None:
-        from dejavubench.models.cuda_graph import DecodeGraph
+        from dejavubench.models.backends.cuda.graph import DecodeGraph
 
         self.ahead = model.shard.first and model.shard.last
         self._model, self._caches, self._samplers = model, caches, samplers

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import traceback
 
-from dejavubench.bench.heart import INTERRUPTED
+from dejavubench.bench.watching.heart import INTERRUPTED
 from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import BROKEN_PIPE, DataError, OutputError
 from dejavubench.records import RecordError
-from dejavubench.waiting import DeadlineError
 
 
 def in_words(error: BaseException) -> str:

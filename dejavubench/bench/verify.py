@@ -9,13 +9,13 @@ import torch
 import xxhash
 from mpi4py import MPI
 
-from dejavubench.bench.streams import Side
+from dejavubench.bench.side import Side
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import Outside
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Span
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Span
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 _ASK, _PIECE = 1, 2  # tags

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from dejavubench.cgroups import cpu_quota
-from dejavubench.cores import Asker, Demand
-from dejavubench.experiment import Experiment
-from dejavubench.filesystem import Place, durability_note, place_of
+from dejavubench.config.experiment import Experiment
+from dejavubench.machine.cgroups import cpu_quota
+from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.filesystem import Place, durability_note, place_of
 
 
 def lines(experiment: Experiment) -> list[str]:

@@ -10,13 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dejavubench import fit
 from dejavubench.cli import conditions
 from dejavubench.cli.console import console as console_on_stdout
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import Point
 from dejavubench.errors import UsageError
-from dejavubench.experiment import Experiment
-from dejavubench.machine import available_nbytes, cuda_devices
-from dejavubench.points import Point
+from dejavubench.machine.hardware import available_nbytes, cuda_devices
+from dejavubench.planning import fit
 from dejavubench.units import count_text, nbytes_text, seconds_text
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import NoReturn
 
-from dejavubench.launcher import PASS_ON_S, launched_rank
+from dejavubench.machine.launcher import PASS_ON_S, launched_rank
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:

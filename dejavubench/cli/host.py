@@ -10,7 +10,7 @@ import time
 import warnings
 
 from dejavubench.errors import UsageError
-from dejavubench.launcher import SAID_S, launched_rank, local_rank
+from dejavubench.machine.launcher import SAID_S, launched_rank, local_rank
 from dejavubench.values import one_line
 
 LEAST_FILES = 64

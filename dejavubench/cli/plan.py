@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dejavubench import specs, units, values
+from dejavubench import units, values
 from dejavubench.cli.output import BadInput, table_options, write_to
 from dejavubench.cli.params import PATH, Read
-from dejavubench.experiment import Experiment
-from dejavubench.points import DataType, LayoutName, Point
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import DataType, LayoutName, Point
+from dejavubench.models.hub import specs
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.plan import Setup
-    from dejavubench.traffic import Traffic
+    from dejavubench.planning.traffic import Traffic
 
 
 # ---- options ----
@@ -127,7 +128,7 @@ def plan(
     over before the busiest sender or receiver has moved its bytes: bytes ÷ RATE + one latency.
     """
     from dejavubench.cli import plan_report
-    from dejavubench.traffic import MOST_TRANSFERS, Link
+    from dejavubench.planning.traffic import MOST_TRANSFERS, Link
 
     if latency is not None and rate is None:
         raise BadInput("--latency is of a --link, and none is given")
@@ -147,7 +148,7 @@ def plan(
 
 
 def _spec(named: specs.ModelSpec | None, folder: Path | None) -> specs.ModelSpec:
-    from dejavubench.checkpoint import CheckpointError, read_spec
+    from dejavubench.models.hub.checkpoint import CheckpointError, read_spec
 
     if (named is None) == (folder is None):
         raise BadInput("name one model: by --model, or --ckpt-path for a folder's")
@@ -161,7 +162,7 @@ def _spec(named: specs.ModelSpec | None, folder: Path | None) -> specs.ModelSpec
 
 
 def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
-    from dejavubench.traffic import traffic
+    from dejavubench.planning.traffic import traffic
 
     cuts = _cuts(spec, sizes, "", default=spec.layer_cuts(1))
     point, source = _side(spec, sizes, "sources", cuts, sizes["ubatch_size"], sizes["tensor_para_size"])

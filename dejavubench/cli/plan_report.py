@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from dejavubench.analysis.words import counted, ms, nbytes
+from dejavubench.dejavulib.kvcache import Region, Span
 from dejavubench.dejavulib.plan import Setup, Transfer
-from dejavubench.kvcache import Region, Span
-from dejavubench.traffic import Flow, Link, Traffic, Volume
+from dejavubench.planning.traffic import Flow, Link, Traffic, Volume
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:

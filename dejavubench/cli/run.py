@@ -14,14 +14,14 @@ import click
 
 from dejavubench.cli import host
 from dejavubench.cli.params import PATH
+from dejavubench.config.experiment import RANK_TIMEOUT, Experiment, Group, load
 from dejavubench.errors import UsageError
-from dejavubench.experiment import RANK_TIMEOUT, Experiment, Group, load
-from dejavubench.launcher import launched_rank, launched_ranks
-from dejavubench.sharedmemory import say_shortage
+from dejavubench.machine.launcher import launched_rank, launched_ranks
+from dejavubench.machine.sharedmemory import say_shortage
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:
-    from dejavubench.bench.watch import Watch
+    from dejavubench.bench.watching.watch import Watch
     from dejavubench.records import Iteration
 
 LEAST_START_S = 60.0
@@ -113,8 +113,8 @@ def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
     Raises:
         UsageError: rank 0 could not read it, or it does not run under this many ranks; on every rank.
     """
-    from dejavubench.bench import heart
-    from dejavubench.bench.watch import watch_ranks
+    from dejavubench.bench.watching import heart
+    from dejavubench.bench.watching.watch import watch_ranks
 
     outcome: Experiment | UsageError
     try:
@@ -152,7 +152,7 @@ def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
 
 def _start_timeout(rank_timeout: float) -> float:
     """Seconds that all ranks have to start, each with its imports; 0: they may take for ever."""
-    from dejavubench.bench.heart import NO_PROGRESS
+    from dejavubench.bench.watching.heart import NO_PROGRESS
 
     return max(LEAST_START_S, NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
 

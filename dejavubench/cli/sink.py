@@ -59,7 +59,7 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
         raise UsageError(f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token")
     from dejavubench.dejavulib.tcp.handshake import address_text
     from dejavubench.dejavulib.tcp.sink import TCPSink
-    from dejavubench.machine import available_nbytes
+    from dejavubench.machine.hardware import available_nbytes
 
     limit = available_nbytes() // 2 if most is None else int(most * 2**30)
     try:

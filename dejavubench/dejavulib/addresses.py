@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, Runs
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache, Runs
 
 ADDRESSES_KEPT = 200_000
 """Runs whose addresses are computed once and kept: some 30 MB of Python objects for each microbatch and naive level."""

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-import dejavubench.pulse as pulse
+import dejavubench.dejavulib.pulse as pulse
 from dejavubench.dejavulib.copies import PAGE, aligned_buffer
 from dejavubench.dejavulib.destinations.base import StorageError, WrongBytesError
 

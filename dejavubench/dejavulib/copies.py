@@ -14,8 +14,8 @@ from math import prod
 import numpy as np
 import torch
 
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, Region, Runs, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache, Region, Runs, Span
 
 PAGE = mmap.PAGESIZE
 

@@ -14,9 +14,9 @@ import torch
 
 from dejavubench.dejavulib.addresses import Bases, run_addresses
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.strided import Choice, StridedCopy, choose
-from dejavubench.kvcache import KVCache
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.streamer import Job

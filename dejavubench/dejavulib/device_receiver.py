@@ -10,10 +10,10 @@ import torch
 from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import Level
 from dejavubench.dejavulib.receiver import CacheReceiver, Request, SinkEndpoint
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.kvcache import KVCache
 
 
 class DeviceEndpoint(SinkEndpoint, Protocol):

@@ -16,10 +16,10 @@ from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceRuns
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import Level
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Job, Streamer, Streaming
-from dejavubench.kvcache import KVCache
 
 _Planned = tuple[Stream, Chunk, Packing | None, RunViews | DeviceRuns | RunAddresses | None]
 """A chunk that will be streamed; how it is packed, or else the views of its runs: cut beforehand."""

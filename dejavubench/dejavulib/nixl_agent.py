@@ -20,7 +20,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.waiting import DeadlineError, wait_asleep
+from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
 
 Runs = Sequence[tuple[int, int]]
 """Pieces of memory by address and bytes."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from dejavubench.kvcache import Region, Span
+from dejavubench.dejavulib.kvcache import Region, Span
 
 
 @dataclass(frozen=True)

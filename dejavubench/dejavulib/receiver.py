@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import torch
 
-import dejavubench.pulse as pulse
+import dejavubench.dejavulib.pulse as pulse
 from dejavubench.dejavulib.copies import RunViews, scatter, staging
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.kvcache import KVCache
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 
 class Request(Protocol):

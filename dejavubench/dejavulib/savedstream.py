@@ -16,8 +16,8 @@ import xxhash
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.copies import PAGE, scatter
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.kvcache import KVCache
 
 
 @dataclass

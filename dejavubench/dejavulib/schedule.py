@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, Region, Runs, Span
 from dejavubench.dejavulib.levels import Level
-from dejavubench.kvcache import BOTH, KVGeometry, Region, Runs, Span
 
 
 @dataclass(frozen=True)

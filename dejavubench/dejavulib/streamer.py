@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-import dejavubench.pulse as pulse
+import dejavubench.dejavulib.pulse as pulse
 from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
 from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream, StreamingError
 from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging, Landing
 from dejavubench.dejavulib.helper import cpu_seconds, start_helper
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.waiting import NAP, Wake
+from dejavubench.dejavulib.waiting import NAP, Wake
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.manager import CacheManager

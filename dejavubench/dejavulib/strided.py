@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
-from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Rows
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Rows
 
 Way = Literal["kernel", "strided DMA"]
 

@@ -18,12 +18,12 @@ import numpy as np
 from dejavubench.dejavulib.copies import Packing, scatter_steps
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.helper import cpu_seconds, start_helper
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer, Streaming
-from dejavubench.kvcache import KVCache
-from dejavubench.waiting import DeadlineError, Wake, wait_asleep
+from dejavubench.dejavulib.waiting import DeadlineError, Wake, wait_asleep
 
 AT_ONCE = 64 << 20
 """Bytes of tokens that are fetched at once, at most: what a fetch from disk is held in."""

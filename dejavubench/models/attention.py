@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.kvcache import KVCache, Span
-from dejavubench.specs import ModelSpec
+from dejavubench.dejavulib.kvcache import KVCache, Span
+from dejavubench.models.hub.specs import ModelSpec
 
 BLOCK = 128
 """Queries that share one bias table; bounds its size, and no block looks beyond its own last query."""
@@ -69,7 +69,7 @@ class Attention:
         return out.transpose(1, 2).flatten(2).to(self._dtype)
 
     def _step(self, q: Tensor, cache: KVCache, layer: int, stop: int, first: Tensor | None) -> Tensor:
-        from dejavubench.models import cpu_step
+        from dejavubench.models.backends.cpu import step as cpu_step
 
         slopes = self.slopes.view(-1) if self.alibi else None
         out = cpu_step.attend(q.squeeze(2).float(), cache, layer, stop, slopes, first)  # [B, H, D]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dejavubench import machine
+from dejavubench.machine import hardware as machine
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.kvcache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention
+from dejavubench.models.hub.specs import ModelSpec
 from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, largest, same
 from dejavubench.models.rope import Rotary
 from dejavubench.models.sharding import Alone, Shard, TensorParallel
-from dejavubench.specs import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ class GPT:
             say: takes one line each about compiling, and about a cache of kernels that cannot be used.
         """
         if self.device.type == "cpu":
-            from dejavubench.models import cpu_cache, cpu_linear, cpu_step
+            from dejavubench.models.backends.cpu import codecache as cpu_cache
+            from dejavubench.models.backends.cpu import linear as cpu_linear
+            from dejavubench.models.backends.cpu import step as cpu_step
 
             kernels = [cpu_step.attention_kernel(self.dtype, layout)]
             for linear in self._linears():
@@ -327,7 +329,7 @@ class GPT:
 
     def _store_and_attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, at: Tensor) -> Tensor:
         """A captured step: one kernel puts the keys and values of one position in place and attends; → [B, 1, H·D]."""
-        from dejavubench.models import cuda_step
+        from dejavubench.models.backends.cuda import step as cuda_step
 
         slopes = self.attention.slopes.view(-1) if self.attention.alibi else None
         q, k, v = (x[:, :, 0] for x in (q, k, v))

@@ -67,7 +67,7 @@ def _is_step(x: Tensor) -> bool:
 @functools.cache
 def _cpu() -> ModuleType:
     """What multiplies on a CPU; imported where there is such a model, since its compiler takes a while to import."""
-    from dejavubench.models import cpu_linear
+    from dejavubench.models.backends.cpu import linear as cpu_linear
 
     return cpu_linear
 
@@ -95,7 +95,7 @@ class Linear:
         return out if residual is None else out.add_(residual)
 
     def _step(self, x: Tensor, activation: Activation, residual: Tensor | None) -> Tensor:
-        from dejavubench.models import cuda_step
+        from dejavubench.models.backends.cuda import step as cuda_step
 
         rows = None if residual is None else residual.flatten(0, -2)
         return cuda_step.linear(x.flatten(0, -2), self.weight, self.bias, activation, rows).unflatten(0, x.shape[:-1])
@@ -118,7 +118,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if _is_step(x):
-            from dejavubench.models import cuda_step
+            from dejavubench.models.backends.cuda import step as cuda_step
 
             return cuda_step.layer_norm(x.flatten(0, -2), self.weight, self.bias, self.eps).view(x.shape)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -7,8 +7,8 @@ from math import ceil, floor, log, pi
 import torch
 from torch import Tensor
 
-from dejavubench.kvcache import Span
-from dejavubench.specs import Rope
+from dejavubench.dejavulib.kvcache import Span
+from dejavubench.models.hub.specs import Rope
 
 
 def frequencies(rope: Rope, size: int) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dejavubench.kvcache import Span
-from dejavubench.specs import ModelSpec
+from dejavubench.dejavulib.kvcache import Span
+from dejavubench.models.hub.specs import ModelSpec
 
 
 @dataclass(frozen=True)

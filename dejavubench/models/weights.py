@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.models.dtypes import name_of
-from dejavubench.specs import ModelSpec
+from dejavubench.models.hub.specs import ModelSpec
 
 RECIPE = 1
 """Part of the identity: raise it when anything below changes the values."""

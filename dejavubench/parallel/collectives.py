@@ -10,10 +10,10 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from dejavubench import pulse
+from dejavubench.dejavulib import pulse
+from dejavubench.dejavulib.pulse import STATE, WAITING, WORKING
+from dejavubench.dejavulib.waiting import wait_asleep, wait_yielding
 from dejavubench.parallel.topology import Topology
-from dejavubench.pulse import STATE, WAITING, WORKING
-from dejavubench.waiting import wait_asleep, wait_yielding
 
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HIDDEN, _TOKENS = 0, 1  # what a message holds: the last bit of its tag

@@ -9,10 +9,10 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import MPICollectives
 from dejavubench.parallel.nccl import MAKING, NCCLCommunicator, NCCLPair, connect_pairs
 from dejavubench.parallel.topology import Topology
-from dejavubench.waiting import wait_asleep
 
 
 class NCCLCollectives:

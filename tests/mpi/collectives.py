@@ -7,9 +7,9 @@ import time
 import torch
 from mpi4py import MPI
 
+from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_bcast, polite_gather
 from dejavubench.parallel.topology import Topology
-from dejavubench.waiting import DeadlineError
 
 
 def sums_and_gathers(mpi: MPICollectives, place: Topology) -> None:

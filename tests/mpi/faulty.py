@@ -24,10 +24,10 @@ from injection import FAULTS, RANK, Now, fault, instead, now, struck
 from dejavubench.bench import environment, job, point, sink, source
 from dejavubench.cli import main
 from dejavubench.cli import run as cli_run
+from dejavubench.config.points import Arm
 from dejavubench.dejavulib import receiver
 from dejavubench.dejavulib.destinations import mpi, tcp
 from dejavubench.models.gpt import GPT
-from dejavubench.points import Arm
 
 # ---- what ends a job ----
 

@@ -15,11 +15,11 @@ from nccl_pair import connect, one_device_each, streams
 
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import KVCache, KVGeometry
 from dejavubench.parallel.collectives import polite_barrier
 from dejavubench.parallel.nccl import NCCLPair
 

@@ -17,11 +17,11 @@ from nccl_pair import connect, one_device_each, streams
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import KVCache, KVGeometry
 
 SLOT, DEADLINE = 1 << 20, 2.0
 GEOMETRY = KVGeometry(8, 4, 8, 130, 64, 2)

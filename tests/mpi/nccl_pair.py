@@ -6,8 +6,8 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import BOTH, KVCache, KVGeometry
 from dejavubench.parallel.nccl import Loopback, NCCLPair, card_of, connect_pairs, prepare_cards
 
 

@@ -14,11 +14,11 @@ from nccl_pair import connect, one_device_each, random_cache, streams
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.parallel.collectives import polite_barrier
 from dejavubench.parallel.nccl import SharedCardError
 

@@ -14,10 +14,10 @@ from mpi4py import MPI
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
+from dejavubench.dejavulib.kvcache import KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.kvcache import KVGeometry
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 CHUNKS, SLOTS = 5, 2
 GEOMETRY = KVGeometry(layers=CHUNKS, requests=2, heads=2, positions=64, head_size=16, itemsize=4)

@@ -11,13 +11,13 @@ import sys
 import torch
 from mpi4py import MPI
 
-from dejavubench.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.specs import ModelSpec
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_bcast, polite_gather
 from dejavubench.parallel.topology import Topology
-from dejavubench.specs import ModelSpec
 
 SPECS = {
     "gpt2": ModelSpec("tiny-gpt2", 3, 4, 8, 101, 64, 128),

@@ -12,12 +12,11 @@ import torch
 from injection import fault, instead, now, struck
 from mpi4py import MPI
 
-from dejavubench import kvcache
 from dejavubench.bench.verify import as_integers
-from dejavubench.dejavulib import manager, receiver, swapper
+from dejavubench.dejavulib import kvcache, manager, receiver, swapper
 from dejavubench.dejavulib.destinations import disk, mpi
+from dejavubench.dejavulib.kvcache import KVCache, Region, Span
 from dejavubench.dejavulib.streamfile import record_offset
-from dejavubench.kvcache import KVCache, Region, Span
 from dejavubench.models.gpt import GPT
 
 

@@ -155,7 +155,7 @@ def _prepare() -> None:
     import dejavubench.analysis.render
     import dejavubench.bench.session
     import dejavubench.cli.run
-    import dejavubench.models.cpu_step
+    import dejavubench.models.backends.cpu.step
     import dejavubench.records  # noqa: F401
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dejavubench.points import ITEMSIZE, ON_DISK, Durability, Mode
+from dejavubench.config.points import ITEMSIZE, ON_DISK, Durability, Mode
 from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run
 
 MODES, DURABILITIES = get_args(Mode), get_args(Durability)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from dejavubench.points import ON_DISK, REMOTE
+from dejavubench.config.points import ON_DISK, REMOTE
 from dejavubench.records import (
     ArmFailure,
     End,

@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 
 def _data_tag(stream: Stream) -> int:

@@ -25,7 +25,7 @@ from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.waiting import DeadlineError, wait_asleep
+from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
 
 GROUP = 2048
 """Runs that are issued as one operation at most (NCCL's group), where runs are not waited for one by one."""

@@ -28,10 +28,10 @@ from mpi4py import MPI
 
 from dejavubench.dejavulib.addresses import Bases, RunAddresses
 from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.nixl_agent import Agent, Letter
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
-from dejavubench.kvcache import KVCache
-from dejavubench.waiting import wait_asleep
+from dejavubench.dejavulib.waiting import wait_asleep
 
 GROUP = 2048
 """Runs that are the pieces of one transfer at most, where they are not waited for one by one."""

@@ -15,10 +15,10 @@ import torch
 from pydantic import ValidationError
 
 from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream
+from dejavubench.dejavulib.kvcache import BOTH, KV
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.tcp.handshake import Address, Setup, announce, connect, leave
 from dejavubench.dejavulib.tcp.wire import DIFFERENCE, REGION, Frame, Kind, RefusedError, WireError
-from dejavubench.kvcache import BOTH, KV
 
 _STREAMED = (Kind.CHUNK, Kind.RUN, Kind.BATCHED_RUN)
 

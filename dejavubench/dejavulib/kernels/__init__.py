@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavubench.kvcache import BOTH, KV, KVCache, KVGeometry, Region
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, Region
 
 if TYPE_CHECKING:
     import torch

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 from dejavubench.dejavulib.copies import aligned_buffer, scatter
+from dejavubench.dejavulib.kvcache import BOTH, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.tcp.handshake import Setup, schedules
 from dejavubench.dejavulib.tcp.held import HeldStream, RefusalError
 from dejavubench.dejavulib.tcp.wire import DIFFERENCE, REGION, Frame, Kind, Wire
-from dejavubench.kvcache import BOTH, Region, Span
 
 
 class Connection:

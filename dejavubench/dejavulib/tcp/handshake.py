@@ -33,10 +33,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.dejavulib.tcp.wire import ClosedError, Frame, Kind, Wire, WireError, set_buffers
-from dejavubench.kvcache import KVGeometry, KVLayout, Region, Span
 
 VERSION = 2
 _HELLO = struct.Struct("<8sI32s")

@@ -8,10 +8,10 @@ from math import prod
 import numpy as np
 import torch
 
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.tcp.places import run_places
-from dejavubench.kvcache import BOTH, KV, KVCache, Region
 
 DIRECT = 16 << 10
 """Bytes of a run from which a chunk is received straight into the cache, run by run, instead of into staging."""

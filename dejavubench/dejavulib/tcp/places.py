@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from dejavubench.kvcache import BOTH, KVCache, Region, Rows
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, Region, Rows
 
 BLOCK = 1024
 """Runs whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""

@@ -1,0 +1,475 @@
+"""A prompt and its tokens on this CPU: this project's model beside transformers and llama.cpp, with the same weights.
+
+Each engine has a process of its own, asleep while another one is measured, so that their thread pools never meet. A
+round measures every engine once, in an order of its own; ratios are paired within rounds, so that drift cancels.
+Before anything is timed all must give our logits to rounding: after a prompt, and after decode steps that follow it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import click
+import numpy as np
+from rich.table import Table
+
+from dejavubench import __version__
+from dejavubench.analysis.stats import Estimate, estimate, paired_ratios
+from dejavubench.analysis.words import ms
+from dejavubench.cli.console import console
+from dejavubench.cli.errors import fail_usage
+from dejavubench.models.hub import specs
+
+OURS, STD, GGUF = "ours", 0.02, "model.gguf"
+
+FLASH = {"off": 0, "on": 1, "auto": -1}
+"""llama.cpp's numbers. On a CPU ``auto`` is on; off took less time per token where this was tried (AVX2)."""
+
+DECODED = 3
+"""Decode steps whose logits are compared: enough to notice keys or values that went to a wrong place."""
+
+TOLERANCE = {"bf16": 0.2, "fp16": 0.05, "fp32": 0.01}
+"""The largest difference between logits that is still rounding, in standard deviations of ours.
+
+48 layers in bf16 were 0.07 off when ours computed in fp32; llama.cpp in fp32 is 0.002 off, for its GELU is a table in
+fp16. With these weights a layer's cache lost is 0.9, all keys lost 0.5, heads or layers mixed up 5.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine's process needs to know."""
+
+    folder: Path
+    spec: specs.ModelSpec
+    ubatch_size: int
+    input_len: int
+    output_len: int
+    threads: int
+    data_type: str
+    llama_flash: str = "off"
+    llama_cache: str | None = None
+
+    @property
+    def positions(self) -> int:
+        return self.input_len + self.output_len - 1  # the last token is not fed again
+
+
+# ---- the same weights for all ----
+
+
+def write_weights(settings: Settings, seed: int, with_gguf: bool) -> None:
+    """A Hugging Face folder and, beside its weights, the same ones for llama.cpp; no bias is 0 and no norm 1."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils.logging import disable_progress_bar
+
+    from dejavubench.models.dtypes import dtype_of
+
+    disable_progress_bar()
+    of = settings.spec
+    sizes: dict[str, Any] = {"vocab_size": of.vocab_size, "n_positions": of.context, "n_layer": of.layer_num}
+    sizes |= {"n_embd": of.hidden, "n_inner": of.ffn_size, "n_head": of.head_num, "bos_token_id": 0, "eos_token_id": 0}
+    model: Any = GPT2LMHeadModel(GPT2Config(**sizes))
+    model.to(dtype_of(settings.data_type))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        norm = ".ln_" in name and name.endswith(".weight")
+        parameter.data.copy_(torch.empty(parameter.shape).normal_(1.0 if norm else 0.0, STD, generator=generator))
+    model.save_pretrained(settings.folder)
+    if with_gguf:
+        write_gguf(settings, {name: parameter.data for name, parameter in model.named_parameters()})
+
+
+def write_gguf(settings: Settings, tensors: dict[str, Any]) -> None:
+    """As llama.cpp's own converter does, without a tokenizer: linears are [out, in], vectors and positions fp32."""
+    import torch
+
+    gguf = import_module("gguf")
+    of = settings.spec
+    writer = gguf.GGUFWriter(settings.folder / GGUF, "gpt2")
+    writer.add_block_count(of.layer_num)
+    writer.add_context_length(of.context)
+    writer.add_embedding_length(of.hidden)
+    writer.add_feed_forward_length(of.ffn_size)
+    writer.add_head_count(of.head_num)
+    writer.add_layer_norm_eps(of.eps)
+    writer.add_vocab_size(of.vocab_size)
+    writer.add_tokenizer_model("none")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, of.layer_num)
+    for name, tensor in tensors.items():
+        exact = tensor.ndim == 1 or ".wpe." in name
+        kept = tensor.float() if exact else tensor.T if ".c_" in name else tensor
+        kind = gguf.GGMLQuantizationType["F32" if exact else ggml_type(settings.data_type)]
+        octets = kept.contiguous().view(torch.uint8).numpy()  # numpy has no bf16
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), octets, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ggml_type(data_type: str) -> str:
+    return data_type.upper().replace("FP", "F")
+
+
+# ---- engines ----
+
+
+class Engine:
+    """A model with room for one batch of requests; ``about`` says what it is and how it computes."""
+
+    about: str
+    _logits: Any
+
+    def __init__(self, settings: Settings) -> None:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Forget the batch before."""
+
+    def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """Tokens [B, n] from ``position`` on → the most likely next ones, [B], known on the host."""
+        raise NotImplementedError
+
+    def logits(self) -> np.ndarray:
+        """Of the step before, at its last position: [B, vocabulary], fp32."""
+        return self._logits.float().numpy()
+
+
+class Ours(Engine):
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+        from dejavubench.machine.hardware import prefer_huge_pages
+        from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
+        from dejavubench.models.gpt import GPT
+        from dejavubench.models.hub.checkpoint import open_checkpoint
+        from dejavubench.models.loading import load_checkpoint
+        from dejavubench.models.sharding import Shard
+
+        prefer_huge_pages()  # as the suite does
+        torch.set_num_threads(settings.threads)
+        checkpoint, dtype = open_checkpoint(settings.folder), dtype_of(settings.data_type)
+        self._model = GPT(checkpoint.spec, Shard(), dtype, compute_dtype(dtype))
+        load_checkpoint(self._model, checkpoint)
+        self._model.compile(KVLayout.HND, settings.ubatch_size, settings.ubatch_size * settings.input_len)
+        geometry = self._model.kv_geometry(settings.ubatch_size, settings.positions, KVLayout.HND)
+        self._cache, self._tensor = KVCache.allocate(geometry, dtype), torch.from_numpy
+        multiplied = f"multiplied in {name_of(self._model.compute_dtype)}"
+        kept = f"weights and cache {settings.data_type}, hnd"
+        self.about = f"dejavubench {__version__}, torch {torch.__version__}: {kept}, {multiplied}"
+
+    def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        self._logits = self._model.forward(self._tensor(tokens), self._cache, position)
+        return self._model.greedy(self._logits).numpy()
+
+
+class Transformers(Engine):
+    def __init__(self, settings: Settings) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
+
+        from dejavubench.models.dtypes import dtype_of
+
+        torch.set_num_threads(settings.threads)
+        disable_progress_bar()
+        how: dict[str, Any] = {"dtype": dtype_of(settings.data_type), "attn_implementation": "sdpa"}
+        self._model = AutoModelForCausalLM.from_pretrained(settings.folder, **how).eval()
+        self._cache, self._torch = None, torch
+        versions = f"transformers {version('transformers')}, torch {torch.__version__}"
+        self.about = f"{versions}: {self._model.dtype}, sdpa, dynamic cache".replace("torch.", "")
+
+    def begin(self) -> None:
+        self._cache = None
+
+    def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        with self._torch.inference_mode():
+            x = self._torch.from_numpy(tokens)
+            out = self._model(x, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            self._cache, self._logits = out.past_key_values, out.logits[:, -1]
+            return self._logits.argmax(-1).numpy()
+
+
+class LlamaCpp(Engine):
+    """llama.cpp by its C interface: all requests in one batch, each a sequence with a cache of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        llama_cpp = import_module("llama_cpp")
+        self._c, self._said = llama_cpp, [""]
+        # kept, for the library goes on calling it
+        self._log = llama_cpp.llama_log_callback(lambda _, text, __: self._said.append(text.decode(errors="replace")))
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        path = str(settings.folder / GGUF).encode()
+        model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
+        how, batch = llama_cpp.llama_context_default_params(), settings.ubatch_size
+        how.n_ctx, how.n_seq_max, how.kv_unified = batch * settings.positions, batch, False
+        how.n_batch = how.n_ubatch = batch * settings.input_len
+        how.n_threads = how.n_threads_batch = settings.threads
+        how.flash_attn_type = FLASH[settings.llama_flash]
+        cache = ggml_type(settings.llama_cache or settings.data_type)
+        how.type_k = how.type_v = import_module("gguf").GGMLQuantizationType[cache]
+        self._context = llama_cpp.llama_init_from_model(model, how) if model else None
+        if not self._context:
+            raise RuntimeError("it does not take the model: " + "".join(self._said[-3:]).strip())
+        self._shape = batch, settings.spec.vocab_size
+        self._batches = {n: self._batch(batch, n) for n in (settings.input_len, 1)}
+        kinds = f"weights {settings.data_type}, cache {cache.lower()}, flash attention {settings.llama_flash}"
+        self.about = f"llama-cpp-python {version('llama-cpp-python')}: {kinds}"
+
+    def _batch(self, requests: int, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
+        """A batch of n tokens a request that gives the last one's logits, and its tokens and positions, [B, n]."""
+        made, count = self._c.llama_batch_init(requests * n, 0, 1), requests * n
+        made.n_tokens = count
+        fields = (made.token, made.pos, made.n_seq_id, made.logits)
+        tokens, positions, owners, wanted = (np.ctypeslib.as_array(field, (requests, n)) for field in fields)
+        owners[:], wanted[:] = 1, np.arange(n) == n - 1
+        for at in range(count):
+            made.seq_id[at][0] = at // n
+        return made, tokens, positions
+
+    def begin(self) -> None:
+        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), False)
+
+    def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        batch, into, positions = self._batches[tokens.shape[1]]
+        into[:], positions[:] = tokens, np.arange(position, position + tokens.shape[1])
+        if status := self._c.llama_decode(self._context, batch):
+            raise RuntimeError(f"llama_decode gives {status}: " + "".join(self._said[-3:]).strip())
+        return self.logits().argmax(-1)
+
+    def logits(self) -> np.ndarray:
+        return np.ctypeslib.as_array(self._c.llama_get_logits(self._context), self._shape)
+
+
+ENGINES: dict[str, tuple[type[Engine], list[str]]] = {
+    OURS: (Ours, []),
+    "transformers": (Transformers, []),
+    "llama.cpp": (LlamaCpp, ["gguf", "llama_cpp"]),
+}
+"""And the modules each needs beside transformers, which makes the weights of all."""
+
+
+# ---- in a process of its own ----
+
+_engine: Engine
+"""Of this process."""
+
+
+def end_with_parent() -> None:
+    """However the command ends: a process that sleeps in its queue would not notice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
+def start(name: str, settings: Settings) -> str:
+    """Make this process the engine's; → what it says of itself."""
+    global _engine
+    _engine = ENGINES[name][0](settings)
+    return _engine.about
+
+
+def logits_along(tokens: np.ndarray, prompt: int) -> np.ndarray:
+    """Logits after the prompt and after each token that follows it, whatever the engine would have said."""
+    _engine.begin()
+    found = []
+    for begin, end in pairwise([0, *range(prompt, tokens.shape[1] + 1)]):
+        _engine.step(np.ascontiguousarray(tokens[:, begin:end]), begin)
+        found.append(_engine.logits().copy())
+    return np.stack(found)
+
+
+def timed(prompt: np.ndarray, steps: int) -> list[float]:
+    """Milliseconds of the prompt and of each decode step, each until its tokens are known."""
+    _engine.begin()
+    gc.collect()
+    gc.disable()  # it would stop a step, for nothing of the engine's doing
+    tokens, position, times = prompt, 0, []
+    for _ in range(steps):
+        began = time.perf_counter()
+        new = _engine.step(tokens, position)
+        times.append(1000 * (time.perf_counter() - began))
+        tokens, position = new[:, None], position + tokens.shape[1]
+    gc.enable()
+    return times
+
+
+class Worker:
+    """An engine's process: asleep unless something is asked."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        # spawned: what this process has loaded, threads and all, stays out of it
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
+        self.name, self.about = name, ""
+        self.about = self.ask(start, name, settings)
+
+    def ask(self, what: Callable[..., Any], *args: Any) -> Any:
+        """Raises ClickException: the engine failed, or its process has ended."""
+        try:
+            return self._pool.submit(what, *args).result()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the command ends with one message)
+            self.close()
+            raise click.ClickException(f"{self.name}: {type(error).__name__}: {error}") from None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+# ---- the comparison ----
+
+
+def check(logits: dict[str, np.ndarray], allowed: float) -> dict[str, list[float]]:
+    """How far each engine's logits [step, B, vocabulary] are from ours, in our standard deviations, step by step.
+
+    Raises:
+        ClickException: farther than rounding takes them.
+    """
+    ours, far = logits[OURS], {}
+    for name, theirs in logits.items():
+        far[name] = (abs(theirs - ours).max((1, 2)) / ours.std((1, 2))).tolist()
+        if not all(difference <= allowed for difference in far[name]):  # so that NaN is no agreement
+            said = ", ".join(f"{difference:.3g}" for difference in far[name])
+            raise click.ClickException(
+                f"{name} does not compute what {OURS} does: logits differ by up to {said} of their standard deviation "
+                f"after the prompt and the tokens that follow; rounding explains {allowed}"
+            )
+    return far
+
+
+def phases(rounds: list[list[float]]) -> dict[str, dict[int, float]]:
+    """Of one engine's times: phase → round → ms, of a token the round's median."""
+    return {"prompt": {number: times[0] for number, times in enumerate(rounds)},
+            "token": {number: float(np.median(times[1:])) for number, times in enumerate(rounds)}}  # fmt: skip
+
+
+def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estimate]]:
+    """engine → both phases in ms, and as ratios to ours, paired by round."""
+    ours, found = phases(times[OURS]), {}
+    for name, rounds in times.items():
+        found[name] = {phase: estimate(series.values()) for phase, series in phases(rounds).items()}
+        for phase, series in phases(rounds).items():
+            found[name][f"{phase} ratio"] = estimate(paired_ratios(series, [ours[phase]]))
+    return found
+
+
+def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
+    shown = Table(title=title, caption="medians over rounds; ratios are paired by round; [ ]: 95 % bootstrap interval")
+    shown.add_column("engine")
+    for column in ("prompt ms", "engine / ours", "token ms", "engine / ours"):
+        shown.add_column(column, justify="right")
+    for name, of in found.items():
+        ratios = [f"{r.median:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in (of["prompt ratio"], of["token ratio"])]
+        prompt, token = ("", "") if name == OURS else ratios
+        shown.add_row(name, ms(of["prompt"].median), prompt, ms(of["token"].median), token)
+    return shown
+
+
+def chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+    names = list(dict.fromkeys(value.split(",")))
+    if unknown := [name for name in names if name not in ENGINES]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(ENGINES)}")
+    if OURS not in names or len(names) == 1:
+        raise click.BadParameter(f"it takes {OURS} and something to compare it with")
+    return names
+
+
+def refuse(settings: Settings, engines: list[str]) -> None:
+    """One message and status 2 where what was asked cannot be compared."""
+    of, needed = settings.spec, ["transformers", *(module for name in engines for module in ENGINES[name][1])]
+    if missing := [module for module in needed if find_spec(module) is None]:
+        fail_usage(f"not installed: {', '.join(missing)}: pip install -r contrib/requirements-compare.txt")
+    if not of.name.startswith("gpt2"):
+        fail_usage(f"--model {of.name}: only sizes of GPT-2 are written for all engines")
+    if of.context is not None and settings.positions > of.context:
+        fail_usage(f"{of.name} attends to {of.context} positions at most, not {settings.positions}")
+    if settings.folder.exists() and any(settings.folder.iterdir()):
+        fail_usage(f"--folder {settings.folder} is not empty, and nothing there is overwritten")
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", default="gpt2", help="A size of GPT-2 by name.")
+@click.option("--ubatch-size", default=4, type=click.IntRange(1), help="Requests that go through together.")
+@click.option("--input-len", default=256, type=click.IntRange(2), help="Tokens of a prompt.")
+@click.option("--output-len", default=32, type=click.IntRange(2), help="New tokens.")
+@click.option("--threads", default=1, type=click.IntRange(1), help="Of each engine.")
+@click.option("--rounds", default=7, type=click.IntRange(1), help="Each measures every engine once.")
+@click.option("--data-type", default="bf16", type=click.Choice(list(TOLERANCE)), help="Of weights and cache.")
+@click.option("--engines", default=",".join(ENGINES), callback=chosen, help="Which, with commas between.")
+@click.option("--llama-flash", default="off", type=click.Choice(list(FLASH)), help="llama.cpp's flash attention.")
+@click.option("--llama-cache", type=click.Choice(list(TOLERANCE)), help="llama.cpp's cache, if not of the data type.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Keeps the weights, else temporary.")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Of weights, prompts and order.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Gets every sample, too.")
+def main(
+    model: str, engines: list[str], rounds: int, folder: Path | None, seed: int, json_file: Path | None, **sizes: Any
+) -> None:
+    """Measure this project's model beside transformers and llama.cpp on this CPU.
+
+    Exit status: 1 where an engine fails or does not compute the same, 2 where nothing can be compared.
+    """
+    try:
+        of = specs.spec(model)
+    except ValueError as error:
+        fail_usage(f"--model: {error}")
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        settings = Settings(folder or Path(temporary), of, **sizes)
+        refuse(settings, engines)
+        write_weights(settings, seed, "llama.cpp" in engines)
+        out, rng = console(), np.random.default_rng(seed)
+        workers = [stack.enter_context(closing(Worker(name, settings))) for name in engines]
+        # a few tokens beside the prompt, for decode steps that are the same for all
+        tokens = rng.integers(of.vocab_size, size=(settings.ubatch_size, settings.input_len + DECODED))
+        checked = tokens[:, : settings.positions]
+        logits = {worker.name: worker.ask(logits_along, checked, settings.input_len) for worker in workers}
+        far = check(logits, TOLERANCE[settings.data_type])
+        for worker in workers:
+            by = max(far[worker.name])
+            out.print(f"{worker.name}: {worker.about}; logits differ by {by:.2g} standard deviations", soft_wrap=True)
+        prompt = tokens[:, : settings.input_len]
+        times: dict[str, list[list[float]]] = {name: [] for name in engines}
+        for number in range(-1, rounds):  # the one before the first warms up
+            for at in rng.permutation(len(workers)):
+                sample = workers[at].ask(timed, prompt, settings.output_len)
+                times[workers[at].name] += [sample] * (number >= 0)
+    found = estimates(times)
+    size = f"{settings.ubatch_size} × {settings.input_len} + {settings.output_len} tokens"
+    title = f"{model} {settings.data_type}, {size}, threads {settings.threads}, rounds {rounds}"
+    out.print(table(found, title))
+    if json_file:
+        about = {worker.name: worker.about for worker in workers}
+        record = {"settings": settings, "about": about, "differences": far, "estimates": found, "times_ms": times}
+        json_file.write_text(json.dumps(record, indent=2, default=plain))
+
+
+def plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else asdict(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What NIXL can do between one source and its sink, and what of that the destination reaches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.bench.probes.ceilings import MESSAGE, MESSAGES, WINDOW, Link, Sample, message_stream
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.nixl import Arrival, NIXLDestination, NIXLSinkEndpoint
+from dejavubench.dejavulib.device_receiver import device_slots
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.nixl_agent import Letter
+
+
+class NIXLLink:
+    """Bandwidth between one source and its sink, by agents of their own; each method runs on both.
+
+    Args:
+        comm: names the ranks; nothing else may be on its way there while this is made.
+        link: brings the two together before each measurement.
+        device: of the memory that is written from, or to.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, link: Link, peer: int, source: bool, device: torch.device) -> None:
+        self._link = link
+        on_device = device.type == "cuda"
+        self._slots = (
+            device_slots(MESSAGE, WINDOW, device) if on_device else [aligned_buffer(MESSAGE) for _ in range(WINDOW)]
+        )
+        self._stream = message_stream(MESSAGES, peer)
+        self._raw_stream, self._raw_times = replace(self._stream, id=1), 0
+        self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
+        self._destination = NIXLDestination(comm, [peer], self._slots) if source else None
+        self._endpoint = None if source else NIXLSinkEndpoint(comm, [peer], self._slots)
+        own = [(slot.data_ptr(), MESSAGE) for slot in self._slots]
+        self._pairs = list(zip(own, comm.sendrecv(own, peer, source=peer), strict=True))
+
+    def raw(self) -> list[Sample]:
+        """The raw loop: windows of transfers, each waited for whole; nothing is scattered or acknowledged."""
+        self._link.meet()
+        began = time.perf_counter()
+        number, self._raw_times = self._raw_times, self._raw_times + 1
+        if self._destination is not None:
+            agent = self._destination.agent
+            for _ in range(MESSAGES // WINDOW):
+                begun = [agent.write(self._raw_stream, [here], [there]) for here, there in self._pairs]
+                for transfer in begun:
+                    while not agent.moved(transfer):
+                        pass
+            agent.say(self._raw_stream, Letter.WRITTEN, number)
+        elif self._endpoint is not None:
+            while not self._endpoint.written(self._raw_stream, number):  # which lets move what has to be moved here
+                pass
+        return self._sample(time.perf_counter() - began)
+
+    def destination(self) -> list[Sample]:
+        """The ``nixl`` destination's flush on this side, places and acknowledgements from the other."""
+        self._link.meet()
+        began = time.perf_counter()
+        if self._destination is not None:
+            self._send(self._destination)
+        elif self._endpoint is not None:
+            self._receive(self._endpoint)
+        return self._sample(time.perf_counter() - began)
+
+    def _send(self, destination: NIXLDestination) -> None:
+        destination.begin(self._stream)
+        for number, chunk in enumerate(self._chunks):
+            while number - destination.completed(self._stream) >= WINDOW:
+                pass
+            destination.flush(self._stream, chunk, self._slots[number % WINDOW])
+        while destination.completed(self._stream) < len(self._chunks):
+            pass
+
+    def _receive(self, endpoint: NIXLSinkEndpoint) -> None:
+        posted: list[Arrival] = [endpoint.post(self._stream, slot) for slot in self._slots]
+        for number in range(len(self._chunks)):
+            while not posted[number].Test():
+                pass
+            endpoint.acknowledge(self._stream)
+            if number + WINDOW < len(self._chunks):
+                posted.append(endpoint.post(self._stream, self._slots[number % WINDOW]))
+        endpoint.finish()
+
+    def _sample(self, seconds: float) -> list[Sample]:
+        if self._destination is None:
+            return []
+        return [(MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")]
+
+    def close(self) -> None:
+        for end in (self._destination, self._endpoint):
+            if end is not None:
+                end.close()

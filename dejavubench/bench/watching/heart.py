@@ -1,0 +1,118 @@
+"""The thread of a rank that beats, and that ends the rank where nothing else can.
+
+The page that it beats in is shared with :mod:`~dejavubench.bench.watching.watchdog`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from dejavubench.dejavulib import pulse
+from dejavubench.dejavulib.pulse import BEATS, NBYTES, PATIENT, STATE, Page
+from dejavubench.machine.launcher import PASS_ON_S
+
+BEAT_S = 1.0
+"""The longest time between two beats."""
+
+NO_PROGRESS = 1.5
+"""Timeouts until a rank whose heart beats is at fault: one that others wait for without a heartbeat is, sooner."""
+
+GRACE_S = 5.0
+"""Seconds that the main thread has to act on Ctrl-C: it cannot while a call of MPI blocks."""
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
+
+class Heart:
+    """The thread of this process that beats, and the page that it beats in.
+
+    Args:
+        name: names this process in messages.
+
+    Attributes:
+        fd: of that memory, for the watchdog to open; −1 where none can be shared.
+        every: seconds between two beats.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.fd = -1
+        self._name = name
+        memory: bytearray | mmap.mmap = bytearray(NBYTES)
+        if hasattr(os, "memfd_create"):
+            self.fd = os.memfd_create("dejavubench-pulse")
+            os.ftruncate(self.fd, NBYTES)
+            memory = mmap.mmap(self.fd, NBYTES)
+        self.page = Page(memory)
+        self.page.words[STATE] = PATIENT
+        self.page.phase = "start"
+        self.every = BEAT_S
+        self._deadline: tuple[float, str] | None = None
+        self._interrupted: float | None = None
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        try:
+            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+        except RuntimeError:  # no more threads for this user: nobody may judge a heart that does not beat
+            self.fd = -1
+
+    def give_up_at(self, deadline: float | None, why: str = "") -> None:
+        """End this process at ``deadline``, by time.monotonic, and say ``why``; None takes that back."""
+        self._deadline = None if deadline is None else (deadline, why)
+
+    def _beat(self) -> None:
+        signals = select.poll()
+        signals.register(self._read, select.POLLIN)
+        while True:
+            self.page.words[BEATS] += 1
+            if signals.poll(self.every * 1e3) and signal.SIGINT in os.read(self._read, 64):
+                self._interrupted = self._interrupted or time.monotonic()
+                time.sleep(0.1)  # the main thread's turn
+            self._end_if_due(time.monotonic())
+
+    def _end_if_due(self, now: float) -> None:
+        if self._interrupted is not None and now - self._interrupted > GRACE_S:
+            self._end(f"interrupted in phase {self.page.phase}, in a call that did not return", INTERRUPTED)
+        if self._deadline is not None and now > self._deadline[0]:
+            self._end(self._deadline[1], 1)
+
+    def _end(self, why: str, status: int) -> None:
+        """End this process without MPI, which this thread may not call; the launcher then ends the others."""
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(2, f"dejavubench: {self._name} {why}\n".encode())
+        time.sleep(PASS_ON_S)
+        os._exit(status)
+
+
+_heart: Heart | None = None
+
+
+def start(name: str) -> Heart:
+    """Begin to beat, once a process; called from its main thread."""
+    global _heart
+    if _heart is None:
+        _heart = Heart(name)
+        pulse.page = _heart.page
+    return _heart
+
+
+@contextlib.contextmanager
+def no_thread_runs(longest: float) -> Iterator[None]:
+    """For a call that keeps every Python thread from running: Ctrl-C ends the process at once.
+
+    So does the alarm signal after ``longest`` seconds; 0: never.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, longest)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,94 @@
+"""Starts the process that watches the ranks of a host; see :mod:`~dejavubench.bench.watching.watchdog`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dejavubench.bench.watching.heart import Heart
+from dejavubench.bench.watching.watchdog import beat_every
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+ROOT = Path(__file__).parents[2]
+READY_S = 10.0
+"""The longest time to wait for the process; the job goes on without it."""
+
+PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from dejavubench.bench.watching.watchdog import main; main()"
+
+
+class Place(NamedTuple):
+    """A rank's host and process, and the number of the file there that its pulse is in."""
+
+    host: str
+    pid: int
+    fd: int
+
+
+def watch_ranks(world: Intracomm, heart: Heart, timeout: float) -> Watch | None:
+    """Have all ranks watched, each host's by a process of its own; the lowest rank there gets it. Collective."""
+    heart.every = beat_every(timeout)
+    places = world.allgather(Place(socket.gethostname(), os.getpid(), heart.fd))
+    here = {rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host}
+    return Watch(here, timeout, whole=len(here) == len(places)) if world.rank == min(here) else None
+
+
+def _unwatched(why: str) -> None:
+    print(
+        f"dejavubench: the ranks are not watched ({why}): a rank that hangs will not end the job",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+class Watch:
+    """Has ranks of this host watched, until they have ended.
+
+    Where no process can be started, nobody is watched: the job runs, and one line on stderr says so.
+
+    Args:
+        ranks: those of this host.
+        timeout: seconds after which a rank that shows no sign of life ends the job; 0: none does.
+        whole: these are all ranks of the job.
+    """
+
+    def __init__(self, ranks: dict[int, Place], timeout: float, whole: bool) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if not hasattr(os, "pidfd_open"):  # Linux has it
+            _unwatched("this system has no pidfd_open")
+            return
+        places = [f"{rank}={place.pid}:{place.fd}" for rank, place in ranks.items()]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", PROGRAM, str(timeout), "whole" if whole else "part", *places],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # the launcher's signals are for the ranks
+            )
+        except OSError as error:
+            _unwatched(f"no process can be started: {error.strerror}")
+
+    def note_in(self, file: Path) -> None:
+        """From now on write to ``file``, as one :class:`~dejavubench.records.FirstExit`, who ended first or hangs."""
+        if self._process is not None:
+            assert self._process.stdout is not None
+            select.select([self._process.stdout], [], [], READY_S)  # it watches by now
+            self._order(b"note " + os.fsencode(file))
+
+    def let_end(self) -> None:
+        """The ranks have said all there is to say; whatever ends from now on ends in order."""
+        self._order(b"ends")
+
+    def _order(self, order: bytes) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it was killed
+                self._process.stdin.write(order + b"\n")
+                self._process.stdin.flush()

@@ -1,0 +1,259 @@
+"""The watchdog process of a host: notes which of its ranks ended first, and ends a job in which one hangs.
+
+A launcher kills every rank as soon as one was killed, so that none is left to say which one it was. A rank that is
+stopped, or waits for a file system that does not answer, is noticed by no launcher at all. This process judges the
+ranks of its own host only: one without a heartbeat after the timeout, one without progress half as long after that,
+so that the host of the rank at fault is the first to act.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dejavubench.bench.watching.heart import BEAT_S, NO_PROGRESS
+from dejavubench.dejavulib.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
+from dejavubench.machine.launcher import PASS_ON_S
+from dejavubench.wholefile import write_whole
+
+ELSEWHERE = 4.0
+"""Timeouts until ranks are at fault that wait for those of other hosts, which this process cannot see."""
+
+STOPPED = ("T", "t")
+"""States of a process that a signal or a debugger has stopped."""
+
+MISSED = 5
+"""Beats that a rank has missed which is mentioned when another one fails."""
+
+NOTE_S = 1.0
+"""The longest time to write down who hangs: the file system may be what hangs."""
+
+
+def beat_every(timeout: float) -> float:
+    """Seconds between two beats, and between two looks at them."""
+    return min(BEAT_S, timeout / 10) if timeout else BEAT_S
+
+
+@dataclass
+class Seen:
+    """The last values seen of a rank, and when they changed; ``process``: the state of its process meanwhile."""
+
+    page: Page
+    beat_at: float
+    progress_at: float
+    beats: int = -1
+    progress: int = -1
+    process: str = ""
+
+
+class Judge:
+    """Which ranks of this host hang.
+
+    Args:
+        pages: what each rank shows of itself.
+        timeout: seconds; 0: nobody hangs.
+        whole: all ranks of the job are on this host.
+        process: the state of a rank's process, as Linux abbreviates it.
+        now: by time.monotonic, as in :meth:`look`.
+    """
+
+    def __init__(
+        self, pages: Mapping[int, Page], timeout: float, whole: bool, process: Callable[[int], str], now: float
+    ) -> None:
+        self._timeout, self._whole, self._process = timeout, whole, process
+        self._looked = now
+        self._seen = {rank: Seen(page, now, now) for rank, page in pages.items()}
+
+    def forget(self, rank: int) -> None:
+        """The rank has ended."""
+        self._seen.pop(rank, None)
+
+    def look(self, now: float) -> dict[int, str]:
+        """The ranks at fault, each with what is wrong in words."""
+        self._follow(now)
+        if not self._timeout:
+            return {}
+        for rank, seen in self._seen.items():
+            if min(seen.beat_at, seen.progress_at) < now:
+                seen.process = self._process(rank)
+        return self._without_beat(now, self._timeout) or self._without_progress(now)
+
+    def late(self, now: float) -> dict[int, str]:
+        """Ranks without a heartbeat for a few beats: they may be why another one fails."""
+        self._follow(now)
+        return self._without_beat(now, MISSED * beat_every(self._timeout)) if self._timeout else {}
+
+    def _follow(self, now: float) -> None:
+        every = beat_every(self._timeout)
+        unseen = max(0.0, now - self._looked - 2 * every)  # this process has not run either: that time does not count
+        self._looked = now
+        for seen in self._seen.values():
+            seen.beat_at += unseen
+            seen.progress_at += unseen
+            words = seen.page.words
+            beats, progress = words[BEATS], words[PROGRESS]
+            beaten = beats != seen.beats
+            if beaten:
+                seen.beats, seen.beat_at = beats, now
+            if progress != seen.progress or (beaten and words[STATE] == PATIENT):
+                seen.progress, seen.progress_at = progress, now
+
+    def _without_beat(self, now: float, longest: float) -> dict[int, str]:
+        silent = [rank for rank, seen in self._seen.items() if now - seen.beat_at > longest]
+        stopped = [rank for rank in silent if self._seen[rank].process in STOPPED]
+        return {
+            rank: f"no heartbeat for {now - self._seen[rank].beat_at:.0f} s{_why(self._seen[rank])}"
+            for rank in stopped or silent
+        }
+
+    def _without_progress(self, now: float) -> dict[int, str]:
+        idle = {rank: now - seen.progress_at for rank, seen in self._seen.items()}
+        stuck = [rank for rank, seconds in idle.items() if seconds > NO_PROGRESS * self._timeout]
+        working = [rank for rank in stuck if self._seen[rank].page.words[STATE] != WAITING]
+        if not working:  # ranks that wait are at fault only if there is nobody to wait for
+            longest = (NO_PROGRESS if self._whole else ELSEWHERE) * self._timeout
+            if any(seconds <= longest for seconds in idle.values()):
+                return {}
+        waits = "" if working else ", it waits for other ranks"
+        return {rank: f"no progress for {idle[rank]:.0f} s{waits}{_why(self._seen[rank])}" for rank in working or stuck}
+
+
+def _why(seen: Seen) -> str:
+    if seen.process in STOPPED:
+        return ": its process is stopped"
+    return ": its process waits for a device or a file system" if seen.process == "D" else ""
+
+
+class Watchdog:
+    """Watches the ranks of this host until they have ended.
+
+    Orders come on standard input, a line each: ``note FILE`` says where to write, ``ends`` that ranks may end.
+    """
+
+    def __init__(self, pids: dict[int, int], pages: dict[int, Page], timeout: float, whole: bool) -> None:
+        self._pids, self._pages, self._timeout = pids, pages, timeout
+        self._every = beat_every(timeout)
+        self._judge = Judge(pages, timeout, whole, lambda rank: _state(pids[rank]), time.monotonic())
+        self._file: Path | None = None
+        self._may_end = False
+        self._orders = b""
+        self._poll = select.poll()
+        self._poll.register(0, select.POLLIN)
+        self._ranks: dict[int, int] = {}  # by the process's file
+        for rank, pid in pids.items():
+            fd = os.pidfd_open(pid)
+            self._ranks[fd] = rank
+            self._poll.register(fd, select.POLLIN)
+
+    def run(self) -> None:
+        """Return when all ranks have ended, or one did that had no leave to."""
+        due = time.monotonic() + self._every
+        while self._ranks:
+            wait = max(0.0, due - time.monotonic()) if self._timeout else None
+            ready = [fd for fd, _ in self._poll.poll(None if wait is None else wait * 1e3 + 1)]
+            if 0 in ready:
+                self._take_orders()
+            ended = [fd for fd in ready if fd in self._ranks]
+            if ended and not self._may_end:
+                self._note_first_exit(sorted(self._ranks[fd] for fd in ended))
+                return
+            for fd in ended:
+                self._poll.unregister(fd)
+                self._judge.forget(self._ranks.pop(fd))
+            if self._timeout and time.monotonic() >= due:
+                due = time.monotonic() + self._every
+                hung = self._judge.look(time.monotonic())
+                if hung:
+                    self._end_job(hung)
+                    return
+
+    def _take_orders(self) -> None:
+        got = os.read(0, 65536)
+        if not got:
+            self._poll.unregister(0)  # whoever started this has ended: its own turn comes
+        *orders, self._orders = (self._orders + got).split(b"\n")
+        for order in orders:
+            word, _, rest = order.partition(b" ")
+            if word == b"note":
+                self._file = Path(os.fsdecode(rest))
+            self._may_end = self._may_end or word == b"ends"
+
+    def _note_first_exit(self, first: list[int]) -> None:
+        late = {rank: why for rank, why in self._judge.late(time.monotonic()).items() if rank not in first}
+        for rank, why in late.items():
+            _say(f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {why}")
+        self._note(first, late)
+
+    def _end_job(self, hung: dict[int, str]) -> None:
+        """Say and note who hangs, then kill the ranks of this host; the launcher kills the others."""
+        phases = {rank: self._pages[rank].phase for rank in hung}
+        for rank, why in hung.items():
+            _say(f"rank {rank} failed in phase {phases[rank]}: {why}; --rank-timeout {self._timeout:g}s ends the job")
+        noting = threading.Thread(target=self._note, args=(sorted(hung), hung), daemon=True)
+        noting.start()
+        noting.join(NOTE_S)
+        time.sleep(PASS_ON_S)
+        for fd in self._ranks:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+    def _note(self, first: list[int], hung: dict[int, str]) -> None:
+        if self._file is None:
+            return
+        record = {"kind": "first-exit", "ranks": first, **({"hung": hung} if hung else {})}
+        with contextlib.suppress(OSError):  # a full disk, or a folder that was removed: then nothing can be noted in it
+            write_whole(self._file, (json.dumps(record) + "\n").encode())
+
+
+def _say(what: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, f"dejavubench: {what}\n".encode())
+
+
+def _state(pid: int) -> str:
+    """The state of a process, as Linux abbreviates it; empty of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def _open_page(pid: int, fd: int) -> Page | None:
+    """The memory that a rank shares; None where it cannot be opened."""
+    try:
+        shared = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return Page(mmap.mmap(shared, NBYTES))
+    finally:
+        os.close(shared)
+
+
+def main() -> None:
+    """``TIMEOUT WHOLE RANK=PID:FD …``"""
+    timeout, whole, *ranks = sys.argv[1:]
+    places = {int(rank): tuple(map(int, at.split(":"))) for rank, _, at in (word.partition("=") for word in ranks)}
+    pages = {rank: page for rank, at in places.items() if (page := _open_page(*at)) is not None}
+    pids = {rank: pid for rank, (pid, _) in places.items()}
+    try:
+        watchdog = Watchdog(pids, pages, float(timeout), whole == "whole")
+    except ProcessLookupError:  # the job has ended before this process was there
+        return
+    if float(timeout) and (unseen := sorted(pids.keys() - pages.keys())):
+        ranks_text = f"rank{'s' * (len(unseen) > 1)} {', '.join(map(str, unseen))}"
+        _say(f"{ranks_text} cannot be watched, as no memory can be shared: a rank that hangs may not end the job")
+    print(flush=True)
+    os.close(1)
+    watchdog.run()
+    os._exit(0)  # not waiting for a file system that does not answer

@@ -1,0 +1,81 @@
+"""Ground floor: whether the threads of a run's ranks fit the cores that its hosts grant them.
+
+Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dejavubench.machine.cgroups import Quota
+
+
+@dataclass(frozen=True)
+class Asker:
+    """One rank.
+
+    Attributes:
+        threads: that compute, or wait in a loop for what comes.
+        helpers: threads that stream beside the model and mostly sleep.
+        cores: that it may run on, before the program confined it to fewer.
+        quota: CPU time that its control group allows, if that bounds it.
+    """
+
+    threads: int
+    helpers: int
+    cores: frozenset[int]
+    quota: Quota | None
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Threads of the ranks of one host, and the cores and CPU time that they may use.
+
+    Attributes:
+        threads, helpers: of all of its ranks; see :class:`Asker`.
+        cores: that any of them may run on.
+        quota: CPUs whose time their control groups allow together; None: no bound.
+        crowded: ranks that have more threads than cores of their own.
+    """
+
+    ranks: int
+    threads: int
+    helpers: int
+    cores: int
+    quota: float | None
+    crowded: int
+
+    @classmethod
+    def of(cls, askers: Sequence[Asker]) -> Demand:
+        """Add up all ranks of one host."""
+        return cls(
+            ranks=len(askers),
+            threads=sum(asker.threads for asker in askers),
+            helpers=sum(asker.helpers for asker in askers),
+            cores=len(frozenset[int]().union(*(asker.cores for asker in askers))),
+            quota=_together([asker.quota for asker in askers]),
+            crowded=sum(asker.threads > len(asker.cores) for asker in askers),
+        )
+
+    def note(self) -> str | None:
+        """Say that there are more busy threads than cores; None if there are not. Helper threads alone do not count."""
+        bounded = self.quota is not None and self.quota < self.cores
+        granted = self.quota if self.quota is not None and bounded else self.cores
+        if self.threads <= granted and not self.crowded:
+            return None
+        ranks = "1 rank has" if self.ranks == 1 else f"{self.ranks} ranks have"
+        busy = f"{self.threads} busy thread{'s' * (self.threads != 1)}"
+        helpers = f", and {self.helpers} helper thread{'s' * (self.helpers != 1)} beside" if self.helpers else ""
+        cores = f"{self.cores} core{'s' * (self.cores != 1)}"
+        allowed = f"; the control group allows {self.quota:.3g} CPUs" if bounded else ""
+        if self.threads <= granted:
+            own = f"{self.crowded} of them has" if self.crowded == 1 else f"{self.crowded} of them have"
+            allowed += f"; {own} more threads than cores of their own"
+        return f"{ranks} {busy}{helpers}, for {cores}{allowed}: threads have to wait, which slows what is measured"
+
+
+def _together(quotas: Sequence[Quota | None]) -> float | None:
+    """The time that several ranks have together: a group's counts once, whoever shares it."""
+    known = {quota.group: quota.cpus for quota in quotas if quota is not None}
+    return sum(known.values()) if known and None not in quotas else None

@@ -1,0 +1,135 @@
+"""Products of a weight with 5 to 16 rows of bf16 by AMX, which multiplies them while it waits for the weight.
+
+A tile is loaded from 16 rows of the weight as they lie, so nothing of it is copied; the rows of x are what is put in
+the order of AMX, pairs of one column of all rows side by side. Intel's Architecture Instruction Set Extensions
+Programming Reference, chapter "Intel AMX", gives the layouts and the 64 bytes that describe the tiles.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numba import carray
+from numba.extending import intrinsic
+
+from dejavubench.machine.hardware import cpu_flags
+from dejavubench.models.backends.cpu.dotkernels import BYTE, INT64, Emitter, Value, emitting
+from dejavubench.models.backends.cpu.elementwise import floats, halves, words
+from dejavubench.models.backends.cpu.threads import compiled, released, scratch
+
+ROWS = 16
+"""Rows of a tile, and the most rows of x that meet it at once."""
+
+DEPTH = 32
+"""bf16 elements of a tile's row."""
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether this CPU has AMX for bf16 and this process may use it."""
+    if not {"amx_tile", "amx_bf16"} <= cpu_flags():
+        return False
+    return bool(torch.cpu._is_amx_tile_supported()) and bool(torch.cpu._init_amx())
+
+
+def takes(rows: int, ins: int) -> bool:
+    """Whether :func:`product` can multiply so many rows of so many elements here."""
+    return rows <= ROWS and ins % DEPTH == 0 and usable()
+
+
+def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Any:
+    """Products of a weight's rows: ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, in tiles of these numbers.
+
+    out[r, q] = Σₖ w[r, k] · x[q, k], k < n, fp32. ``blocks`` of 16 rows, or as many as their tiles are described to
+    have, are a tile of sums and one of the weight each; several hide how long one sum takes. If it ``fetches``, memory
+    is asked for the line ``ahead`` of each that is read of w.
+    """
+
+    def body(emit: Emitter, job: Sequence[Value]) -> None:
+        w, apart, x, x_apart, n, out, out_apart, ahead = job
+        for sums, _ in blocks:
+            emit.call("llvm.x86.tilezero", BYTE(sums))
+        with emit.steps(INT64(0), n, DEPTH) as k:
+            pairs = emit.pointer(emit.at(x, (emit.half(k), x_apart)), BYTE)
+            emit.call("llvm.x86.tileloadd64", BYTE(of_x), pairs, x_apart)
+            for block, (sums, of_weight) in enumerate(blocks):
+                at = emit.at(w, (k, 2), (apart, block * ROWS))
+                for row in range(ROWS if fetches else 0):
+                    emit.fetch(emit.at(at, (apart, row)), ahead)
+                emit.call("llvm.x86.tileloadd64", BYTE(of_weight), emit.pointer(at, BYTE), apart)
+                emit.call("llvm.x86.tdpbf16ps", BYTE(sums), BYTE(of_weight), BYTE(of_x))
+        for block, (sums, _) in enumerate(blocks):
+            there = emit.pointer(emit.at(out, (out_apart, block * ROWS)), BYTE)
+            emit.call("llvm.x86.tilestored64", BYTE(sums), there, out_apart)
+
+    @intrinsic
+    def function(typing, w, apart, x, x_apart, n, out, out_apart, ahead):  # type: ignore[no-untyped-def]
+        return emitting(8, body)
+
+    return function
+
+
+TWICE = 2 * ROWS
+_two, _one, _rest = _tiles(0, (1, 2), (3, 4), fetches=True), _tiles(0, (1, 2)), _tiles(0, (5, 6))
+
+
+@intrinsic
+def _described(typing, address):  # type: ignore[no-untyped-def]
+    """From here on tiles are what is described there."""
+    return emitting(1, lambda emit, job: emit.call("llvm.x86.ldtilecfg", emit.pointer(job[0], BYTE)))
+
+
+@intrinsic
+def _done(typing):  # type: ignore[no-untyped-def]
+    return emitting(0, lambda emit, job: emit.call("llvm.x86.tilerelease"))
+
+
+@compiled
+def _describe(at, rows, rest):  # type: ignore[no-untyped-def]
+    """Tile 0 is x, 1 and 3 are sums, 2 and 4 of the weight, 5 and 6 sums and weight of what is left over."""
+    given = carray(halves(at), 32)
+    given[:] = 0
+    given[0] = 1  # the palette; then the bytes of each tile's row, and each tile's rows, a byte each
+    given[8], given[9], given[10], given[11], given[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
+    given[13], given[14] = 4 * rows, 64
+    given[24], given[25], given[26], given[27] = ROWS | ROWS << 8, ROWS | ROWS << 8, ROWS | rest << 8, rest
+
+
+@compiled
+def _add(tile, count, rows, sums, apart):  # type: ignore[no-untyped-def]
+    for m in range(rows):
+        row, column = carray(floats(sums + m * apart), count), carray(floats(tile), count * rows)
+        for n in range(count):
+            row[n] += column[n * rows + m]
+
+
+@compiled
+def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
+    """Add x · weightᵀ to the sums [rows, columns]; x and weight of bf16, up to 16 rows, ``ins`` a multiple of 32."""
+    row, rest = ins * 2, columns % ROWS
+    own = scratch(64 + TWICE * ROWS * 4 + rows * row)
+    tile, ordered = own + 64, own + 64 + TWICE * ROWS * 4
+    into = carray(words(ordered), rows * ins // 2)
+    for m in range(rows):
+        pairs = carray(words(x + m * row), ins // 2)
+        for k in range(ins // 2):
+            into[k * rows + m] = pairs[k]
+    _describe(own, rows, max(1, rest))
+    _described(own)
+    n = 0
+    while n <= columns - TWICE:
+        _two(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, TWICE * row)
+        _add(tile, TWICE, rows, sums + n * 4, sums_apart)
+        n += TWICE
+    if n <= columns - ROWS:
+        _one(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
+        _add(tile, ROWS, rows, sums + n * 4, sums_apart)
+        n += ROWS
+    if rest:
+        _rest(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
+        _add(tile, rest, rows, sums + n * 4, sums_apart)
+    _done()
+    released(own)

@@ -1,0 +1,323 @@
+"""Compiled kernels of a CPU's decode step, kept on the user's disk between runs.
+
+Numba compiles a kernel in seconds; its object code loads in milliseconds. A file holds one kernel's object code. Its
+name is the hash of all that the code depends on (:func:`_surroundings`), so an outdated file is never found. The
+content is checked by a digest before it is loaded, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding
+
+from dejavubench.dejavulib import kvcache
+from dejavubench.machine.hardware import cpu_flags
+from dejavubench.units import count_text
+from dejavubench.wholefile import write_whole
+
+FOLDER_VARIABLE = "DEJAVUBENCH_KERNEL_CACHE"
+"""Environment variable with the cache's folder; empty: no cache."""
+
+MAGIC = b"dejavubench kernel 1\n"
+
+PATIENCE_S = 120.0
+"""Seconds to wait for another process that compiles the same kernel, before this one compiles it as well."""
+
+NOTED_S = 5.0
+"""Seconds until it is said that another process is waited for."""
+
+POLL_S = 0.02
+
+Say = Callable[[str], None]
+
+
+def _quietly(text: str) -> None:
+    """For kernels that nobody has asked for in time."""
+
+
+class Kernel:
+    """One kernel, loaded or compiled when its address is first asked for.
+
+    Args:
+        name: the kernel and everything that it is compiled for.
+        build: compile it; return numba's C function.
+    """
+
+    def __init__(self, name: str, build: Callable[[], Any]) -> None:
+        self.name = name
+        self._build = build
+        self._owner: Any = None  # the code lives as long as what holds it
+
+    @functools.cached_property
+    def address(self) -> int:
+        """The address of its code: ``void (*)(int64_t *)``."""
+        provide([self])
+        return self.__dict__["address"]
+
+    @property
+    def ready(self) -> bool:
+        return "address" in self.__dict__
+
+    def load(self, folder: Path) -> bool:
+        """Take the code from ``folder``. Return whether it is there.
+
+        Raises:
+            UntrustedError: a file is there, but it is not to be trusted.
+        """
+        key = _key(self.name)
+        content = _read(folder / key)
+        if content is None:
+            return False
+        symbol, needed, code = _unpack(content, key)
+        _define_numbas_symbols()
+        for name in needed:  # LLVM would put address 0 in place of a missing one
+            if binding.address_of_symbol(name) is None:
+                raise UntrustedError(f"its code calls {name}, which this process has not")
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self._take(engine, engine.get_function_address(symbol))
+        return True
+
+    def compile(self, folder: Path | None) -> None:
+        """Compile it, and leave the code in ``folder``.
+
+        Raises:
+            OSError: the code cannot be written. The kernel is ready all the same.
+        """
+        function = self._build()
+        self._take(function, function.address)
+        if folder is not None:
+            key = _key(self.name)
+            library = function._library
+            _, _, (code, _) = library.serialize_using_object_code()
+            content = _pack(function._wrapper_name, _needed(library._final_module), code, key)
+            write_whole(folder / key, content, mode=0o600)
+
+    def _take(self, owner: Any, address: int) -> None:
+        if not address:
+            raise UntrustedError("its code has no such function")
+        self._owner = owner
+        self.__dict__["address"] = address
+
+
+class UntrustedError(Exception):
+    """A file or folder of the cache is not to be trusted; the message says why."""
+
+
+def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
+    """Load the kernels that are not ready yet, and compile those that no earlier run has left.
+
+    Of several processes that need a kernel at once, one compiles it and the others wait for its file.
+
+    Args:
+        say: takes one line each about a cache that cannot be used, and about compiling.
+    """
+    kernels = list(dict.fromkeys(kernels))
+    folder = _usable_folder(say)
+    missing = [kernel for kernel in kernels if not kernel.ready and not _load(kernel, folder, say)]
+    if missing:
+        count = count_text(len(missing), "kernel")
+        say(f"compiling {count} for this CPU, a few seconds each{_kept_in(folder)}")
+    for kernel in missing:
+        with _lock(folder, kernel, say) as alone:
+            if alone and _load(kernel, folder, _quietly):
+                continue  # another process has compiled it meanwhile
+            try:
+                kernel.compile(folder)
+            except OSError as error:
+                say(f"compiled kernels are not kept: {error.filename}: {error.strerror}")
+                folder = None
+
+
+def _kept_in(folder: Path | None) -> str:
+    return "" if folder is None else f"; the next run finds them in {folder}"
+
+
+def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
+    if folder is None:
+        return False
+    try:
+        return kernel.load(folder)
+    except (UntrustedError, OSError) as error:
+        say(f"{folder / _key(kernel.name)} is not used: {error}")
+        return False
+
+
+# ---- the folder ----
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of compiled kernels; None: none are kept."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    if given is not None:
+        return Path(given).absolute() if given else None
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "dejavubench" / "kernels"
+
+
+def _usable_folder(say: Say) -> Path | None:
+    """The folder, made if need be; None, and a word to ``say``, where nothing must be read from it."""
+    try:
+        folder = cache_folder()
+        if folder is None:
+            return None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _check_owned(folder.lstat(), stat.S_ISDIR, 0o077, "be a folder")
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nobody knows this user's home
+        say(f"compiled kernels are not kept: {error}")
+    except UntrustedError as error:
+        say(f"compiled kernels are neither read from {folder} nor kept there: {error}")
+    else:
+        return folder
+    return None
+
+
+def _check_owned(found: os.stat_result, is_kind: Callable[[int], bool], closed: int, kind: str) -> None:
+    """Raises UntrustedError unless it is of this user, of that kind, and closed to others."""
+    if not is_kind(found.st_mode):
+        raise UntrustedError(f"it must {kind}")
+    if found.st_uid != os.geteuid():
+        raise UntrustedError(f"it belongs to user {found.st_uid}, not to {os.geteuid()}")
+    if found.st_mode & closed:
+        raise UntrustedError(f"others have access to it (mode {stat.S_IMODE(found.st_mode):04o}): chmod go= closes it")
+
+
+def _read(file: Path) -> bytes | None:
+    """The content of a file of this user's; None where there is no such file."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as opened:
+        _check_owned(os.fstat(descriptor), stat.S_ISREG, 0o022, "be a regular file")
+        return opened.read()
+
+
+@contextmanager
+def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
+    """Yield whether this process alone compiles a kernel now: False after too long a wait, or if nothing can be locked.
+
+    The kernel of the operating system lets go of a dead process's lock.
+    """
+    if folder is None:
+        yield False
+        return
+    path = folder / f"{_key(kernel.name)}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:  # nothing can be written here, which storing the kernel will say
+        yield False
+        return
+    try:
+        alone = _locked(descriptor, say)
+        yield alone
+        if alone:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, say: Say) -> bool:
+    began, noted = time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = time.monotonic() - began
+            if waited > PATIENCE_S:
+                return False
+            if waited > NOTED_S and not noted:
+                say(f"another process compiles this kernel; waiting up to {PATIENCE_S:g} s for it")
+                noted = True
+            time.sleep(POLL_S)
+        except OSError:  # a file system without locks
+            return False
+        else:
+            return True
+
+
+# ---- what a file is called, and what is in it ----
+
+
+def _key(name: str) -> str:
+    """The file's name: 64 hex digits of the kernel's name and of all else that its code depends on."""
+    return hashlib.sha256(f"{name}\n{_surroundings()}".encode()).hexdigest()
+
+
+def _surroundings() -> str:
+    """Versions, the CPU, and what has been forced or changed of them.
+
+    Whatever begins with ``NUMBA_`` may change what numba makes of a kernel.
+    """
+    forced = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")}
+    return f"{_fixed()} {sorted(cpu_flags())} {forced}"
+
+
+@functools.cache
+def _fixed() -> str:
+    """The part that stays the same while this process runs."""
+    cpu = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {cpu}"
+
+
+def source_digest(models: Path = Path(__file__).parent) -> str:
+    """A hash of all sources that a kernel may call, or take a number from."""
+    digest = hashlib.sha256()
+    for file in [*sorted(models.glob("*.py")), Path(kvcache.__file__)]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _needed(module: Any) -> list[str]:
+    """The functions and variables of others that compiled code refers to; ``llvm.…`` are instructions."""
+    named = [each.name for each in (*module.functions, *module.global_variables) if each.is_declaration]
+    return [name for name in named if not name.startswith("llvm.")]
+
+
+def _pack(symbol: str, needed: Sequence[str], code: bytes, key: str) -> bytes:
+    body = f"{symbol}\n{' '.join(needed)}\n".encode() + code
+    return MAGIC + hashlib.sha256(key.encode() + body).digest() + body
+
+
+def _unpack(content: bytes, key: str) -> tuple[str, list[str], bytes]:
+    """The kernel's symbol, the symbols that its code needs, and its object code.
+
+    Raises:
+        UntrustedError: it is not what :func:`_pack` made for this key.
+    """
+    start = len(MAGIC) + hashlib.sha256().digest_size
+    digest, body = content[len(MAGIC) : start], content[start:]
+    if not content.startswith(MAGIC) or hashlib.sha256(key.encode() + body).digest() != digest:
+        raise UntrustedError("it is damaged, or another kernel's; delete it")
+    symbol, needed, code = body.split(b"\n", 2)
+    return symbol.decode(), needed.decode().split(), code
+
+
+@functools.cache
+def _define_numbas_symbols() -> None:
+    """Let object code find those of numba's functions that it calls where it fails."""
+    from numba.core.registry import cpu_target  # by now .cpu_threads has forced what it is to force
+    from numba.core.runtime import rtsys
+
+    rtsys.initialize(cpu_target.target_context)
+
+
+def _target() -> Any:
+    """Return the machine that object code is loaded for; an engine takes it as its own."""
+    return binding.Target.from_default_triple().create_target_machine()

@@ -1,0 +1,158 @@
+"""Loops over the elements of one vector, compiled: what surrounds the sums of :mod:`.cpu_rows`.
+
+Arrays are of fp32; those of bf16 are seen as uint16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+from dejavubench.models.backends.cpu.dotkernels import FLOAT, INT16, INT32, INT64, as_pointer
+from dejavubench.models.backends.cpu.threads import compiled
+
+
+def _seen_as(element: Any, kind: Any) -> Any:
+    """What makes of an address that of such elements, for ``carray``."""
+
+    @intrinsic
+    def function(typing: Any, address: Any) -> Any:
+        return types.CPointer(element)(types.intp), as_pointer(kind)
+
+    return function
+
+
+floats, integers = _seen_as(types.float32, FLOAT), _seen_as(types.int64, INT64)
+halves, words = _seen_as(types.uint16, INT16), _seen_as(types.int32, INT32)
+"""Each bf16, and pairs of them."""
+
+
+@compiled
+def wide(x):  # type: ignore[no-untyped-def]
+    """A bf16 as fp32, of which it is the upper half."""
+    return np.uint32(x << 16).view(np.float32)
+
+
+@compiled
+def widen(x, into):  # type: ignore[no-untyped-def]
+    """bf16 to fp32."""
+    for i in range(len(x)):
+        into[i] = wide(x[i])
+
+
+@compiled
+def nearest(x):  # type: ignore[no-untyped-def]
+    """The bf16 nearest to an fp32, of two equally near the even one; no number stays none."""
+    bits = np.float32(x).view(np.uint32)
+    rounded = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.uint16(rounded) if x == x else np.uint16(0x7FC0)
+
+
+@compiled
+def narrow(x, into):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        into[i] = nearest(x[i])
+
+
+@compiled
+def round_as_half(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] = wide(nearest(x[i]))
+
+
+@compiled
+def copy(x, into):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        into[i] = x[i]
+
+
+@compiled
+def add(x, to):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        to[i] += x[i]
+
+
+@compiled
+def add_widened(x, to):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        to[i] += wide(x[i])
+
+
+@compiled
+def multiply(by, to):  # type: ignore[no-untyped-def]
+    for i in range(len(by)):
+        to[i] *= by[i]
+
+
+@compiled
+def multiply_widened(by, to):  # type: ignore[no-untyped-def]
+    for i in range(len(by)):
+        to[i] *= wide(by[i])
+
+
+@compiled
+def standardise(x, centred, eps):  # type: ignore[no-untyped-def]
+    """x / √(mean of x² + eps), if ``centred`` once its mean is subtracted: what RMSNorm and LayerNorm begin with."""
+    mean, square = np.float32(0), np.float32(0)
+    if centred:
+        for i in range(len(x)):
+            mean += x[i]
+        mean /= np.float32(len(x))
+    for i in range(len(x)):
+        x[i] -= mean
+        square += x[i] * x[i]
+    scale = np.float32(1 / np.sqrt(square / np.float32(len(x)) + np.float32(eps)))
+    for i in range(len(x)):
+        x[i] *= scale
+
+
+@njit(error_model="numpy", fastmath={"contract", "nsz"})  # in this order: the constant's two parts are no slip
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x of |x| ≤ 87, to two units in the last place: Cephes' expf. Branchless, so that loops of it become vectors."""
+    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
+    power = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    x = x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    y = y * x * x + x + np.float32(1.0)
+    return y * np.int32((np.int32(power) + 127) << 23).view(np.float32)
+
+
+@compiled
+def gelu(x):  # type: ignore[no-untyped-def]
+    """GPT-2's, 0.5 · x · (1 + tanh y), where 0.5 · (1 + tanh y) = 1 / (1 + e^−2y)."""
+    for i in range(len(x)):
+        y = np.float32(0.7978845608028654) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
+        x[i] = x[i] / (np.float32(1) + exp(np.float32(-2) * y))
+
+
+@compiled
+def relu(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] = max(x[i], np.float32(0))
+
+
+@compiled
+def silu(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] = x[i] / (np.float32(1) + exp(-x[i]))
+
+
+@compiled
+def softmax(x):  # type: ignore[no-untyped-def]
+    top, total = np.float32(-np.inf), np.float32(0)
+    for i in range(len(x)):
+        top = max(top, x[i])
+    for i in range(len(x)):
+        x[i] = exp(x[i] - top)
+    for i in range(len(x)):
+        total += x[i]
+    for i in range(len(x)):
+        x[i] /= total

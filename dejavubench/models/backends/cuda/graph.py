@@ -1,0 +1,69 @@
+"""One decode step as a CUDA graph: a token is one replay, with sampling, its own input and the next position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.models.gpt import GPT
+from dejavubench.models.sampling import Sampler
+
+WARM_UP = 3
+"""Steps before capture: kernels are compiled and libraries take their workspaces where allocation is still allowed."""
+
+
+class DecodeGraph:
+    """A model's decode step over one cache, captured. Making one writes to the cache.
+
+    Args:
+        model: on a CUDA device, loaded.
+        sampler: of the cache's microbatch.
+
+    Attributes:
+        x: what a replay takes: tokens [B, 1] on the first stage, else hidden [B, 1, hidden]. Where the model is whole,
+            each replay leaves its new tokens there.
+        out: what it gives, on the device, until the next replay: tokens [B] on the last stage, else hidden
+            [B, 1, hidden].
+        peak: likewise, as :attr:`GPT.peak`.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
+        self._model, self._cache, self._sampler = model, cache, sampler
+        requests = len(sampler.requests)
+        first, width = model.shard.first, model.spec.hidden
+        shape, dtype = ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
+        self.x = torch.zeros(shape, dtype=dtype, device=model.device)
+        self.position = torch.zeros(1, dtype=torch.long, device=model.device)
+        self.graph = torch.cuda.CUDAGraph()
+        beside = torch.cuda.Stream(model.device)
+        beside.wait_stream(torch.cuda.current_stream(model.device))
+        with torch.inference_mode(), torch.cuda.stream(beside):
+            for _ in range(WARM_UP):
+                self._step()
+            beside.synchronize()
+            with torch.cuda.graph(self.graph, stream=beside):
+                self.out = self._step()
+        self.peak = model.peak
+        torch.cuda.current_stream(model.device).wait_stream(beside)
+
+    def _step(self) -> Tensor:
+        shard = self._model.shard
+        out = self._model.forward(self.x, self._cache, self.position)
+        self.position.add_(1)
+        if shard.last:
+            out = self._sampler(out, self.position)
+            if shard.first:
+                self.x.copy_(out.unsqueeze(1))
+        return out
+
+    @torch.inference_mode()
+    def begin(self, position: int, tokens: Tensor | None) -> None:
+        """Go on at a position; ``tokens`` [B]: where the model is whole, those that go into the next step."""
+        self.position.fill_(position)
+        if tokens is not None and self._model.shard.last and self._model.shard.first:
+            self.x.copy_(tokens.unsqueeze(1))
+
+    def replay(self) -> None:
+        """Launch the next step; returns at once."""
+        self.graph.replay()

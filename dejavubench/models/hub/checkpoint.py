@@ -1,0 +1,202 @@
+"""Ground floor: a Hugging Face folder: which model it holds, and in which of its files our tensors are.
+
+Neither torch nor MPI is needed to know that, nor to find out that a folder is broken: only the headers of its
+safetensors files are read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from dejavubench.models.hub.families import FAMILIES, Family, Stored
+from dejavubench.models.hub.folderkinds import (
+    instead_of_plain_weights,
+    model_name,
+    refuse_other_kinds,
+    refuse_types,
+    unsupported_type,
+)
+from dejavubench.models.hub.modelconfig import CONFIG, Config
+from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.tensorfile import CheckpointError
+from dejavubench.models.hub.weightfiles import INDEX, Weights, find_weights, present_headers
+
+__all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "read_spec"]
+
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that was found whole.
+
+    Attributes:
+        spec: its model, named like the folder.
+        files: the file of each tensor that is needed, by its name there.
+        stored: how each of our tensors is kept, with its full name.
+        identity: 16 hex digits that differ for different files: of their headers and both ends of every tensor.
+        notes: what a user should know about how the folder was read.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    files: Mapping[str, Path]
+    stored: Mapping[str, Stored]
+    identity: str
+    notes: tuple[str, ...] = ()
+
+
+# ---- a folder ----
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Return a folder's model by its configuration alone: the weights need not be there.
+
+    Raises:
+        CheckpointError: it is of another architecture, has no configuration that can be read, or the weights that are
+            there are of a type that is not read.
+    """
+    with _as_checkpoint_error(folder):
+        family, _, spec = _family_and_spec(folder)
+        refuse_types(present_headers(folder), family.spared)
+        return spec
+
+
+@cache
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Look at a folder's configuration and at the headers of its files.
+
+    Raises:
+        CheckpointError: it is of another architecture, something is missing, cut off, of another type or shape, or
+            there are tensors that the model does not use.
+    """
+    with _as_checkpoint_error(folder):
+        return _open(folder)
+
+
+def _open(folder: Path) -> Checkpoint:
+    family, config, spec = _family_and_spec(folder)
+    weights = find_weights(folder)
+    refuse_types(weights.headers, family.spared)
+    if spec.layer_num > len(weights.tensors):
+        raise CheckpointError(
+            f"{config.path}: its {spec.layer_num} layers are more than the {len(weights.tensors)} tensors of the files"
+        )
+    stored = _Search(family, config, spec, weights).find_all()
+    needed = {each.name: weights.tensors[each.name].path for each in stored.values()}
+    digest = hashlib.blake2b(digest_size=8)
+    for header in sorted(weights.headers, key=lambda header: header.path.name):
+        digest.update(header.sample())
+    return Checkpoint(folder, spec, needed, stored, digest.hexdigest(), weights.notes)
+
+
+def _family_and_spec(folder: Path) -> tuple[Family, Config, ModelSpec]:
+    config = Config.read(folder)
+    refuse_other_kinds(folder, config)
+    kind = config.content.get("model_type")
+    family = FAMILIES.get(str(kind))
+    if family is None:
+        raise unsupported_type(config, FAMILIES)
+    for key, wanted in family.requires.items():
+        value = config.content.get(key, wanted)
+        if value != wanted:
+            raise CheckpointError(f"{config.path}: {kind} with {key} {value!r} is not supported, only {wanted!r}")
+    return family, config, family.spec(model_name(folder), config)
+
+
+@contextmanager
+def _as_checkpoint_error(folder: Path) -> Iterator[None]:
+    """Turn what the system does not let us read into an error of the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: {error.strerror or error}") from None
+
+
+# ---- its tensors ----
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Finds a model's tensors in a folder. All methods raise CheckpointError."""
+
+    family: Family
+    config: Config
+    spec: ModelSpec
+    weights: Weights
+
+    def find_all(self) -> dict[str, Stored]:
+        """Return how each of our tensors is kept, once all of the folder's are accounted for."""
+        prefixes = self.family.prefixes
+        prefix = next((p for p in prefixes if any(n.startswith(p) for n in self.weights.tensors)), prefixes[0])
+        stored = {ours: self._find(ours, shape, prefix) for ours, shape in self.spec.tensors.items()}
+        self._refuse_unused({each.name for each in stored.values()})
+        self._check_tied_head(stored["embedding"].name)
+        return stored
+
+    def _find(self, ours: str, shape: tuple[int, ...], prefix: str) -> Stored:
+        tensors = self.weights.tensors
+        short = self.family.names(ours, self.spec.size_per_head)
+        stored = replace(short, name=prefix + short.name)
+        if ours == "embedding" and self.spec.tied and stored.name not in tensors and HEAD in tensors:
+            stored = replace(stored, name=HEAD)
+        if stored.name not in tensors:
+            raise CheckpointError(f"{self.config.path.parent}: {self._why_missing(ours, stored.name)}")
+        header, wanted = tensors[stored.name], _stored_shape(stored, shape)
+        if header.shapes[stored.name] != wanted:
+            found = " × ".join(map(str, header.shapes[stored.name]))
+            raise CheckpointError(
+                f"{header.path}: tensor {stored.name} is {found or 'a scalar'}; by {CONFIG} it should be "
+                f"{' × '.join(map(str, wanted))}"
+            )
+        return stored
+
+    def _why_missing(self, ours: str, name: str) -> str:
+        if name in self.weights.strays:
+            return f"tensor {name} is in {self.weights.strays[name].path.name}, but {INDEX} assigns it to no file"
+        missing = f"tensor {name} is in none of its files"
+        if what := instead_of_plain_weights(self.weights.tensors, self.config):
+            return f"{missing}: {what}"
+        if ours == "head":
+            return f"{missing}; if the head is the embedding, set tie_word_embeddings to true in {CONFIG}"
+        return missing
+
+    def _refuse_unused(self, used: set[str]) -> None:
+        """Raise CheckpointError if the folder has a tensor that the model would leave out."""
+        tensors = {**self.weights.tensors, **self.weights.strays}
+        tied_head = {HEAD} if self.spec.tied else set()
+        unused = sorted(n for n in tensors.keys() - used - tied_head if not self.family.spared.fullmatch(n))
+        if not unused:
+            return
+        first, verb = unused[0], f"and {len(unused) - 1} others are" if len(unused) > 1 else "is"
+        kind = self.config.content["model_type"]
+        why = instead_of_plain_weights(tensors, self.config)
+        if why is None and first.endswith(".bias"):
+            why = f"{CONFIG} describes a {kind} model without this bias"
+        if why is None and first in self.weights.strays:
+            why = f"{INDEX} does not name it"
+        if why is None:
+            why = f"a {kind} model as {CONFIG} describes it has no such tensor"
+        raise CheckpointError(f"{tensors[first].path}: tensor {first} {verb} not used, which changes the model: {why}")
+
+    def _check_tied_head(self, embedding: str) -> None:
+        """Raise CheckpointError if a head that the configuration ties to the embedding differs from it."""
+        tensors = self.weights.tensors
+        if not self.spec.tied or HEAD not in tensors or embedding == HEAD:
+            return
+        if not tensors[HEAD].same_tensor(HEAD, tensors[embedding], embedding):
+            raise CheckpointError(
+                f"{tensors[HEAD].path}: tensor {HEAD} differs from {embedding}, but tie_word_embeddings in {CONFIG} "
+                "makes them one; set it to false, or remove the tensor"
+            )
+
+
+def _stored_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if stored.part is not None:
+        shape = (3 * shape[0], *shape[1:])
+    return shape[::-1] if stored.transposed else shape

@@ -1,0 +1,258 @@
+"""Ground floor: the architectures that Hugging Face folders may hold: their sizes, and the names of their tensors.
+
+Names and layouts are those that ``save_pretrained`` of transformers writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dejavubench.models.hub.modelconfig import Config
+from dejavubench.models.hub.ropeconfig import read_context, read_rope
+from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.tensorfile import CheckpointError
+
+# ---- where our tensors are ----
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How one of our tensors is kept.
+
+    Attributes:
+        name: in the files, without the family's prefix.
+        transposed: as [in, out].
+        part: it is this third of a fused query, key and value.
+        interleaved: of a fused one: the elements of a head, whose query, key and value follow each other (BLOOM); 0:
+            all queries come first, then all keys.
+    """
+
+    name: str
+    transposed: bool = False
+    part: int | None = None
+    interleaved: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: its sizes from ``config.json``, and the names of its tensors.
+
+    Attributes:
+        prefixes: of all names in the files, one of them.
+        spared: names of tensors that a folder may hold beside the model's: masks, and what is computed from sizes.
+        requires: values of the configuration that are implemented; a key that is missing has them.
+    """
+
+    spec: Callable[[str, Config], ModelSpec]
+    names: Callable[[str, int], Stored]
+    prefixes: tuple[str, ...]
+    spared: re.Pattern[str]
+    requires: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ---- the families ----
+
+
+def _gpt2_spec(name: str, config: Config) -> ModelSpec:
+    hidden = config.size("n_embd")
+    heads, size = config.heads(hidden, "n_head")
+    return ModelSpec(
+        name,
+        config.size("n_layer"),
+        heads,
+        size,
+        config.size("vocab_size"),
+        config.size("n_positions"),
+        config.size("n_inner", default=4 * hidden),
+    )
+
+
+def _opt_spec(name: str, config: Config) -> ModelSpec:
+    hidden = config.size("hidden_size")
+    heads, size = config.heads(hidden, "num_attention_heads")
+    embed = config.size("word_embed_proj_dim", default=hidden)
+    return ModelSpec(
+        name,
+        config.size("num_hidden_layers"),
+        heads,
+        size,
+        config.size("vocab_size"),
+        config.size("max_position_embeddings"),
+        config.size("ffn_dim"),
+        position_offset=2,
+        activation="relu",
+        norm_first=config.flag("do_layer_norm_before", True),
+        embed_size=None if embed == hidden else embed,
+    )
+
+
+def _bloom_spec(name: str, config: Config) -> ModelSpec:
+    hidden = config.size("hidden_size", "n_embed")
+    heads, size = config.heads(hidden, "n_head", "num_attention_heads")
+    layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
+    return ModelSpec(name, layers, heads, size, vocab, None, 4 * hidden, position="alibi", embed_norm=True)
+
+
+def _llama_spec(name: str, config: Config) -> ModelSpec:
+    """Llama, Mistral, Qwen2 and Qwen3: one architecture with few differences."""
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    kv_heads = config.size("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise CheckpointError(f"{config.path}: {kv_heads} KV heads do not divide {heads} heads")
+    size = config.size("head_dim", default=0 if hidden % heads else hidden // heads)
+    if size % 2:
+        raise CheckpointError(f"{config.path}: rotary embeddings need an even size of a head, not {size}")
+    kind, rope = config.content["model_type"], read_rope(config)
+    context, limit = read_context(config, rope)
+    bias = config.flag("attention_bias", False)
+    if bias and kind != "qwen2":  # whose biases do not depend on it
+        raise CheckpointError(f"{config.path}: {kind} with attention_bias True is not supported, only False")
+    return ModelSpec(
+        name,
+        config.size("num_hidden_layers"),
+        heads,
+        size,
+        config.size("vocab_size"),
+        context,
+        config.size("intermediate_size"),
+        position="rope",
+        activation="silu",
+        kv_head_num=None if kv_heads == heads else kv_heads,
+        width=None if hidden == heads * size else hidden,
+        rms=True,
+        eps=config.number("rms_norm_eps", 1e-6),
+        rope=rope,
+        gated=True,
+        qkv_bias=kind == "qwen2",
+        bias=False,
+        qk_norm=kind == "qwen3",
+        tied=config.flag("tie_word_embeddings", False),
+        limit=limit,
+    )
+
+
+_QKV = {"query": 0, "key": 1, "value": 2}
+
+
+def _gpt2_name(name: str, size: int) -> Stored:
+    """Its linears are kept as [in, out] (``Conv1D``)."""
+    if name in ("embedding", "position"):
+        return Stored({"embedding": "wte.weight", "position": "wpe.weight"}[name])
+    layer, part, kind = _split(name)
+    if layer is None:
+        return Stored(f"ln_f.{kind}")
+    if part in _QKV:
+        return Stored(f"h.{layer}.attn.c_attn.{kind}", kind == "weight", _QKV[part])
+    theirs = {"norm1": "ln_1", "out": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}[part]
+    return Stored(f"h.{layer}.{theirs}.{kind}", kind == "weight" and not part.startswith("norm"))
+
+
+def _opt_name(name: str, size: int) -> Stored:
+    whole = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
+    if name in whole:
+        return Stored(whole[name])
+    layer, part, kind = _split(name)
+    if layer is None:
+        return Stored(f"{'final_layer_norm' if part == 'final_norm' else part}.{kind}")  # project_in, project_out
+    theirs = {
+        **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
+        **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
+        **{"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
+    }[part]
+    return Stored(f"layers.{layer}.{theirs}.{kind}")
+
+
+def _bloom_name(name: str, size: int) -> Stored:
+    if name == "embedding":
+        return Stored("word_embeddings.weight")
+    layer, part, kind = _split(name)
+    if layer is None:
+        theirs = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
+        return Stored(f"{theirs}.{kind}")
+    if part in _QKV:
+        return Stored(f"h.{layer}.self_attention.query_key_value.{kind}", False, _QKV[part], size)
+    theirs = {
+        **{"norm1": "input_layernorm", "out": "self_attention.dense", "norm2": "post_attention_layernorm"},
+        **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+    }[part]
+    return Stored(f"h.{layer}.{theirs}.{kind}")
+
+
+def _llama_name(name: str, size: int) -> Stored:
+    whole = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
+    if name in whole:
+        return Stored(whole[name])
+    layer, part, kind = _split(name)
+    if layer is None:
+        return Stored(f"model.norm.{kind}")
+    theirs = {
+        **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
+        **{"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm", "out": "self_attn.o_proj"},
+        **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
+        **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    }[part]
+    return Stored(f"model.layers.{layer}.{theirs}.{kind}")
+
+
+def _split(name: str) -> tuple[int | None, str, str]:
+    """``layers.3.up.weight`` → (3, "up", "weight")."""
+    if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(\w+)", name):
+        return int(match[1]), match[2], match[3]
+    part, _, kind = name.partition(".")
+    return None, part, kind
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        _gpt2_spec,
+        _gpt2_name,
+        ("transformer.", ""),
+        re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),
+        {
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "opt": Family(
+        _opt_spec,
+        _opt_name,
+        ("model.decoder.", "decoder."),
+        re.compile(r"(model\.)?decoder\.version"),
+        {
+            "activation_function": "relu",
+            "enable_bias": True,
+            "layer_norm_elementwise_affine": True,
+            "_remove_final_layer_norm": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "bloom": Family(
+        _bloom_spec,
+        _bloom_name,
+        ("transformer.", ""),
+        re.compile(r"(transformer\.)?h\.\d+\.self_attention\.masked_bias"),
+        {
+            "layer_norm_epsilon": 1e-5,
+            "apply_residual_connection_post_layernorm": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3"),
+        Family(
+            _llama_spec,
+            _llama_name,
+            ("",),
+            re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"),
+            {"hidden_act": "silu", "mlp_bias": False},
+        ),
+    ),
+}
+"""By ``model_type``."""

@@ -1,0 +1,230 @@
+"""What a plan moves: bytes, contiguous runs, and the least time that a link takes for them.
+
+Pure, like the plan: sizes in, numbers out; nothing is allocated and neither torch nor MPI is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
+from math import lcm
+
+from dejavubench.config.points import Point
+from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, Region, Span
+from dejavubench.dejavulib.plan import Exchange, Setup, Transfer, exchanges
+from dejavubench.planning.setups import geometry_of
+from dejavubench.units import count_text
+
+MOST_TRANSFERS = 100_000
+"""Different transfers that a plan looks at one by one."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What every worker has for itself, in each direction.
+
+    Attributes:
+        rate: bytes a second.
+        latency: seconds until the first byte arrives.
+    """
+
+    rate: float
+    latency: float = 0.0
+
+    def least_seconds(self, nbytes: int) -> float:
+        """A lower bound: all bytes in one piece, at the full rate."""
+        return nbytes / self.rate + self.latency if nbytes else 0.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """How much moves.
+
+    Attributes:
+        transfers: regions, each from one cache into one other; every step moves its positions of each.
+        prompt_nbytes, token_nbytes, total_nbytes: of the prompt, of one position of all requests, of all positions.
+        prompt_runs, token_runs: pieces that are contiguous in the caches of both sides, K and V of all layers.
+    """
+
+    transfers: int = 0
+    prompt_nbytes: int = 0
+    token_nbytes: int = 0
+    total_nbytes: int = 0
+    prompt_runs: int = 0
+    token_runs: int = 0
+
+    def __add__(self, other: Volume) -> Volume:
+        return Volume(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, repeats: int) -> Volume:
+        return Volume(*(repeats * each for each in astuple(self)))
+
+    def least_seconds(self, link: Link) -> tuple[float, float, float]:
+        """Of the prompt, of one token, of all, were this alone on the link."""
+        prompt, token, total = map(link.least_seconds, (self.prompt_nbytes, self.token_nbytes, self.total_nbytes))
+        return prompt, token, total
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The transfers from one source to one sink, and their volume.
+
+    Attributes:
+        exchange: of the first requests, after which microbatches of both sides begin together again.
+        region: of all requests, in the whole model's numbers.
+        volume: of all requests.
+        repeats: how many times the exchange makes the whole.
+        ubatches: microbatches of the source and of the sink in one exchange.
+    """
+
+    exchange: Exchange
+    region: Region
+    volume: Volume
+    repeats: int
+    ubatches: tuple[int, int]
+
+    def transfers(self) -> Iterator[Transfer]:
+        """All of them, by the microbatches of the source."""
+        ours, theirs = self.ubatches
+        for repeat in range(self.repeats):
+            for each in self.exchange.transfers:
+                yield replace(
+                    each,
+                    source_ubatch=each.source_ubatch + repeat * ours,
+                    target_ubatch=each.target_ubatch + repeat * theirs,
+                )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A plan in numbers.
+
+    Attributes:
+        point: the sizes of the sources' caches.
+        requests: of all microbatches in flight.
+        flows: by source, then sink.
+    """
+
+    point: Point
+    source: Setup
+    sink: Setup
+    requests: int
+    flows: tuple[Flow, ...]
+
+    @property
+    def total(self) -> Volume:
+        return _sum(flow.volume for flow in self.flows)
+
+    @cached_property
+    def sent(self) -> dict[int, Volume]:
+        """What leaves each source."""
+        return self._by_worker(lambda exchange: exchange.source)
+
+    @cached_property
+    def received(self) -> dict[int, Volume]:
+        """What reaches each sink."""
+        return self._by_worker(lambda exchange: exchange.target)
+
+    @cached_property
+    def peers_of_sources(self) -> Counter[int]:
+        return Counter(flow.exchange.source for flow in self.flows)
+
+    @cached_property
+    def peers_of_sinks(self) -> Counter[int]:
+        return Counter(flow.exchange.target for flow in self.flows)
+
+    @property
+    def busiest_source(self) -> int:
+        """The first of those that send most."""
+        return max(self.sent, key=lambda worker: self.sent[worker].total_nbytes)
+
+    @property
+    def busiest_sink(self) -> int:
+        """The first of those that receive most."""
+        return max(self.received, key=lambda worker: self.received[worker].total_nbytes)
+
+    def least_seconds(self, link: Link) -> tuple[float, float, float]:
+        """Of the prompt, of one token, of all: what the busiest worker takes, as all others go on beside it."""
+        ends = (self.sent[self.busiest_source], self.received[self.busiest_sink])
+        prompt, token, total = map(max, *(end.least_seconds(link) for end in ends))
+        return prompt, token, total
+
+    def _by_worker(self, worker_of: Callable[[Exchange], int]) -> dict[int, Volume]:
+        found: dict[int, Volume] = {}
+        for flow in self.flows:
+            worker = worker_of(flow.exchange)
+            found[worker] = found.get(worker, Volume()) + flow.volume
+        return dict(sorted(found.items()))
+
+
+def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
+    """The traffic of all positions of ``requests`` requests.
+
+    Microbatches of the two sides begin together after every lcm of their sizes: only so many requests are looked at.
+
+    Raises:
+        ValueError: the two sides hold different models, the layout cannot hold the heads, or there are too many
+            different transfers to look at.
+    """
+    common = lcm(source.ubatch_size, sink.ubatch_size)
+    repeats = 1 if requests % common else requests // common
+    some = requests // repeats
+    pieces = requests_in_common(source.ubatch_size, sink.ubatch_size, some)
+    pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
+    if pieces * pairs > MOST_TRANSFERS:
+        raise ValueError(
+            f"microbatches of {source.ubatch_size} and {sink.ubatch_size} and {count_text(pairs, 'pair')} of workers "
+            f"make {pieces * pairs:,} different transfers; at most {MOST_TRANSFERS:,} are planned"
+        )
+    everything = Region(Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written))
+    ubatches = some // source.ubatch_size, some // sink.ubatch_size
+    flows = tuple(
+        Flow(
+            exchange,
+            replace(exchange.region, requests=Span(0, requests)),
+            _sum(_volume(point, source, sink, transfer) for transfer in exchange.transfers).times(repeats),
+            repeats,
+            ubatches,
+        )
+        for exchange in exchanges(source, sink, everything)
+    )
+    return Traffic(point, source, sink, requests, flows)
+
+
+def requests_in_common(one: int, other: int, requests: int) -> int:
+    """Pieces of ``requests`` that lie within one microbatch of each side, whose sizes are ``one`` and ``other``."""
+    return -(-requests // one) - (-requests // other) + (-requests // lcm(one, other))
+
+
+def _volume(point: Point, source: Setup, sink: Setup, transfer: Transfer) -> Volume:
+    out = geometry_of(point, source, transfer.source)
+    into = geometry_of(point, sink, transfer.target)
+
+    def runs(positions: Span) -> int:
+        return common_runs(out, _at(transfer.source_region, positions), into)
+
+    token = out.region_nbytes(_at(transfer.source_region, Span(0, 1)))  # all positions are alike
+    return Volume(
+        transfers=1,
+        prompt_nbytes=point.input_len * token,
+        token_nbytes=token,
+        total_nbytes=point.written * token,
+        prompt_runs=runs(Span(0, point.input_len)),
+        token_runs=runs(Span(0, 1)),
+    )
+
+
+def common_runs(source: KVGeometry, region: Region, target: KVGeometry) -> int:
+    """Pieces of a region of ``source`` that are contiguous in both caches, K and V of all its layers."""
+    half = source.region_nbytes(region) // len(BOTH)
+    return sum(half // source.rows(kv, region, target).nbytes for kv in BOTH)
+
+
+def _at(region: Region, positions: Span) -> Region:
+    return Region(region.layers, region.requests, region.heads, positions)
+
+
+def _sum(volumes: Iterable[Volume]) -> Volume:
+    return sum(volumes, Volume())
