@@ -85,14 +85,26 @@ def write_weights(settings: Settings, seed: int, with_gguf: bool) -> None:
 
     disable_progress_bar()
     of = settings.spec
-    sizes: dict[str, Any] = {"vocab_size": of.vocab_size, "n_positions": of.context, "n_layer": of.layer_num}
-    sizes |= {"n_embd": of.hidden, "n_inner": of.ffn_size, "n_head": of.head_num, "bos_token_id": 0, "eos_token_id": 0}
+    sizes: dict[str, Any] = {
+        "vocab_size": of.vocab_size,
+        "n_positions": of.context,
+        "n_layer": of.layer_num,
+    }
+    sizes |= {
+        "n_embd": of.hidden,
+        "n_inner": of.ffn_size,
+        "n_head": of.head_num,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     model: Any = GPT2LMHeadModel(GPT2Config(**sizes))
     model.to(dtype_of(settings.data_type))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         norm = ".ln_" in name and name.endswith(".weight")
-        parameter.data.copy_(torch.empty(parameter.shape).normal_(1.0 if norm else 0.0, STD, generator=generator))
+        parameter.data.copy_(
+            torch.empty(parameter.shape).normal_(1.0 if norm else 0.0, STD, generator=generator)
+        )
     model.save_pretrained(settings.folder)
     if with_gguf:
         write_gguf(settings, {name: parameter.data for name, parameter in model.named_parameters()})
@@ -171,7 +183,9 @@ class Ours(Engine):
         checkpoint, dtype = open_checkpoint(settings.folder), dtype_of(settings.data_type)
         self._model = GPT(checkpoint.spec, Shard(), dtype, compute_dtype(dtype))
         load_checkpoint(self._model, checkpoint)
-        self._model.compile(KVLayout.HND, settings.ubatch_size, settings.ubatch_size * settings.input_len)
+        self._model.compile(
+            KVLayout.HND, settings.ubatch_size, settings.ubatch_size * settings.input_len
+        )
         geometry = self._model.kv_geometry(settings.ubatch_size, settings.positions, KVLayout.HND)
         self._cache, self._tensor = KVCache.allocate(geometry, dtype), torch.from_numpy
         multiplied = f"multiplied in {name_of(self._model.compute_dtype)}"
@@ -217,7 +231,9 @@ class LlamaCpp(Engine):
         llama_cpp = import_module("llama_cpp")
         self._c, self._said = llama_cpp, [""]
         # kept, for the library goes on calling it
-        self._log = llama_cpp.llama_log_callback(lambda _, text, __: self._said.append(text.decode(errors="replace")))
+        self._log = llama_cpp.llama_log_callback(
+            lambda _, text, __: self._said.append(text.decode(errors="replace"))
+        )
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         path = str(settings.folder / GGUF).encode()
@@ -242,7 +258,9 @@ class LlamaCpp(Engine):
         made, count = self._c.llama_batch_init(requests * n, 0, 1), requests * n
         made.n_tokens = count
         fields = (made.token, made.pos, made.n_seq_id, made.logits)
-        tokens, positions, owners, wanted = (np.ctypeslib.as_array(field, (requests, n)) for field in fields)
+        tokens, positions, owners, wanted = (
+            np.ctypeslib.as_array(field, (requests, n)) for field in fields
+        )
         owners[:], wanted[:] = 1, np.arange(n) == n - 1
         for at in range(count):
             made.seq_id[at][0] = at // n
@@ -353,7 +371,9 @@ def check(logits: dict[str, np.ndarray], allowed: float) -> dict[str, list[float
     ours, far = logits[OURS], {}
     for name, theirs in logits.items():
         far[name] = (abs(theirs - ours).max((1, 2)) / ours.std((1, 2))).tolist()
-        if not all(difference <= allowed for difference in far[name]):  # so that NaN is no agreement
+        if not all(
+            difference <= allowed for difference in far[name]
+        ):  # so that NaN is no agreement
             said = ", ".join(f"{difference:.3g}" for difference in far[name])
             raise click.ClickException(
                 f"{name} does not compute what {OURS} does: logits differ by up to {said} of their standard deviation "
@@ -379,12 +399,18 @@ def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estima
 
 
 def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
-    shown = Table(title=title, caption="medians over rounds; ratios are paired by round; [ ]: 95 % bootstrap interval")
+    shown = Table(
+        title=title,
+        caption="medians over rounds; ratios are paired by round; [ ]: 95 % bootstrap interval",
+    )
     shown.add_column("engine")
     for column in ("prompt ms", "engine / ours", "token ms", "engine / ours"):
         shown.add_column(column, justify="right")
     for name, of in found.items():
-        ratios = [f"{r.median:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in (of["prompt ratio"], of["token ratio"])]
+        ratios = [
+            f"{r.median:.3f} [{r.low:.3f}, {r.high:.3f}]"
+            for r in (of["prompt ratio"], of["token ratio"])
+        ]
         prompt, token = ("", "") if name == OURS else ratios
         shown.add_row(name, ms(of["prompt"].median), prompt, ms(of["token"].median), token)
     return shown
@@ -401,9 +427,14 @@ def chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
 
 def refuse(settings: Settings, engines: list[str]) -> None:
     """One message and status 2 where what was asked cannot be compared."""
-    of, needed = settings.spec, ["transformers", *(module for name in engines for module in ENGINES[name][1])]
+    of, needed = (
+        settings.spec,
+        ["transformers", *(module for name in engines for module in ENGINES[name][1])],
+    )
     if missing := [module for module in needed if find_spec(module) is None]:
-        fail_usage(f"not installed: {', '.join(missing)}: pip install -r contrib/requirements-compare.txt")
+        fail_usage(
+            f"not installed: {', '.join(missing)}: pip install -r contrib/requirements-compare.txt"
+        )
     if not of.name.startswith("gpt2"):
         fail_usage(f"--model {of.name}: only sizes of GPT-2 are written for all engines")
     if of.context is not None and settings.positions > of.context:
@@ -414,20 +445,52 @@ def refuse(settings: Settings, engines: list[str]) -> None:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--model", default="gpt2", help="A size of GPT-2 by name.")
-@click.option("--ubatch-size", default=4, type=click.IntRange(1), help="Requests that go through together.")
+@click.option(
+    "--ubatch-size", default=4, type=click.IntRange(1), help="Requests that go through together."
+)
 @click.option("--input-len", default=256, type=click.IntRange(2), help="Tokens of a prompt.")
 @click.option("--output-len", default=32, type=click.IntRange(2), help="New tokens.")
 @click.option("--threads", default=1, type=click.IntRange(1), help="Of each engine.")
-@click.option("--rounds", default=7, type=click.IntRange(1), help="Each measures every engine once.")
-@click.option("--data-type", default="bf16", type=click.Choice(list(TOLERANCE)), help="Of weights and cache.")
-@click.option("--engines", default=",".join(ENGINES), callback=chosen, help="Which, with commas between.")
-@click.option("--llama-flash", default="off", type=click.Choice(list(FLASH)), help="llama.cpp's flash attention.")
-@click.option("--llama-cache", type=click.Choice(list(TOLERANCE)), help="llama.cpp's cache, if not of the data type.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Keeps the weights, else temporary.")
+@click.option(
+    "--rounds", default=7, type=click.IntRange(1), help="Each measures every engine once."
+)
+@click.option(
+    "--data-type", default="bf16", type=click.Choice(list(TOLERANCE)), help="Of weights and cache."
+)
+@click.option(
+    "--engines", default=",".join(ENGINES), callback=chosen, help="Which, with commas between."
+)
+@click.option(
+    "--llama-flash",
+    default="off",
+    type=click.Choice(list(FLASH)),
+    help="llama.cpp's flash attention.",
+)
+@click.option(
+    "--llama-cache",
+    type=click.Choice(list(TOLERANCE)),
+    help="llama.cpp's cache, if not of the data type.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keeps the weights, else temporary.",
+)
 @click.option("--seed", default=0, type=click.IntRange(0), help="Of weights, prompts and order.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Gets every sample, too.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Gets every sample, too.",
+)
 def main(
-    model: str, engines: list[str], rounds: int, folder: Path | None, seed: int, json_file: Path | None, **sizes: Any
+    model: str,
+    engines: list[str],
+    rounds: int,
+    folder: Path | None,
+    seed: int,
+    json_file: Path | None,
+    **sizes: Any,
 ) -> None:
     """Measure this project's model beside transformers and llama.cpp on this CPU.
 
@@ -444,13 +507,20 @@ def main(
         out, rng = console(), np.random.default_rng(seed)
         workers = [stack.enter_context(closing(Worker(name, settings))) for name in engines]
         # a few tokens beside the prompt, for decode steps that are the same for all
-        tokens = rng.integers(of.vocab_size, size=(settings.ubatch_size, settings.input_len + DECODED))
+        tokens = rng.integers(
+            of.vocab_size, size=(settings.ubatch_size, settings.input_len + DECODED)
+        )
         checked = tokens[:, : settings.positions]
-        logits = {worker.name: worker.ask(logits_along, checked, settings.input_len) for worker in workers}
+        logits = {
+            worker.name: worker.ask(logits_along, checked, settings.input_len) for worker in workers
+        }
         far = check(logits, TOLERANCE[settings.data_type])
         for worker in workers:
             by = max(far[worker.name])
-            out.print(f"{worker.name}: {worker.about}; logits differ by {by:.2g} standard deviations", soft_wrap=True)
+            out.print(
+                f"{worker.name}: {worker.about}; logits differ by {by:.2g} standard deviations",
+                soft_wrap=True,
+            )
         prompt = tokens[:, : settings.input_len]
         times: dict[str, list[list[float]]] = {name: [] for name in engines}
         for number in range(-1, rounds):  # the one before the first warms up
@@ -463,7 +533,13 @@ def main(
     out.print(table(found, title))
     if json_file:
         about = {worker.name: worker.about for worker in workers}
-        record = {"settings": settings, "about": about, "differences": far, "estimates": found, "times_ms": times}
+        record = {
+            "settings": settings,
+            "about": about,
+            "differences": far,
+            "estimates": found,
+            "times_ms": times,
+        }
         json_file.write_text(json.dumps(record, indent=2, default=plain))
 
 

@@ -39,7 +39,9 @@ def read_text(path: Path) -> str:
     try:
         mode = path.stat().st_mode
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise TextFileError(f"{_shown(path)}: is a device, not a file")  # reading it might never end
+            raise TextFileError(
+                f"{_shown(path)}: is a device, not a file"
+            )  # reading it might never end
         content = path.read_bytes()
     except OSError as error:
         raise TextFileError(f"{_shown(path)}: {error.strerror or error}") from None
@@ -79,9 +81,13 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
-        raise TextFileError(f"{where}: {_instead_of_json(text, error) or f'{at}: not JSON: {error.msg}'}") from None
+        raise TextFileError(
+            f"{where}: {_instead_of_json(text, error) or f'{at}: not JSON: {error.msg}'}"
+        ) from None
     except RecursionError:
-        raise TextFileError(f"{where}: not usable JSON: its brackets are nested too deeply") from None
+        raise TextFileError(
+            f"{where}: not usable JSON: its brackets are nested too deeply"
+        ) from None
     except ValueError:  # Python's limit on the digits of an integer
         raise TextFileError(f"{where}: not usable JSON: a number has too many digits") from None
 
@@ -98,7 +104,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise TextFileError(f"{path}: {error}") from None
     except RecursionError:
-        raise TextFileError(f"{path}: not usable TOML: its brackets are nested too deeply") from None
+        raise TextFileError(
+            f"{path}: not usable TOML: its brackets are nested too deeply"
+        ) from None
     except ValueError:
         raise TextFileError(f"{path}: not usable TOML: a number has too many digits") from None
 

@@ -8,7 +8,14 @@ import re
 from dejavubench.values import shown, text_of
 
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_EXPONENTS = {"s": 0, "ms": -3, "us": -6, "µs": -6, "μs": -6, "ns": -9}  # the micro sign and the Greek letter
+_EXPONENTS = {
+    "s": 0,
+    "ms": -3,
+    "us": -6,
+    "µs": -6,
+    "μs": -6,
+    "ns": -9,
+}  # the micro sign and the Greek letter
 _PREFIXES = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 LEAST_FRACTION = 1e-6
@@ -32,9 +39,13 @@ def fraction(value: object) -> float:
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]{1,3})?)[ \t]*(%?)", text)
     number = float(match[1]) / (100 if match[2] else 1) if match else math.nan
     if not LEAST_FRACTION <= number < 1:
-        raise ValueError(f"{shown(value)} is neither a percentage such as 0.5% nor a fraction between 0 and 1")
+        raise ValueError(
+            f"{shown(value)} is neither a percentage such as 0.5% nor a fraction between 0 and 1"
+        )
     if not text.endswith("%") and number >= 0.1:
-        raise ValueError(f"{shown(value)} would be {100 * number:g} %: write {text}% or {100 * number:g}%")
+        raise ValueError(
+            f"{shown(value)} would be {100 * number:g} %: write {text}% or {100 * number:g}%"
+        )
     return number
 
 
@@ -85,7 +96,9 @@ def rate(value: object) -> float:
     base = 1024 if prefix.endswith("i") else 1000
     found = number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
     if not LEAST_RATE <= found <= MOST_RATE:
-        raise ValueError(f"{shown(value)} is not a rate from {LEAST_RATE:g}B/s to {MOST_RATE / 1e12:g}TB/s")
+        raise ValueError(
+            f"{shown(value)} is not a rate from {LEAST_RATE:g}B/s to {MOST_RATE / 1e12:g}TB/s"
+        )
     return found
 
 
@@ -99,14 +112,18 @@ def address(value: object) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     is_port = re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535
     if not colon or not is_port or (":" in host and not bracketed):
-        raise ValueError(f"{shown(value)} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601")
+        raise ValueError(
+            f"{shown(value)} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601"
+        )
     try:
         host.encode("idna")  # as the resolver will
         named = len(host) <= 255 and host.isprintable() and " " not in host
     except UnicodeError:
         named = False
     if not named:
-        raise ValueError(f"{shown(value)} is not an address such as host:7601: {shown(host)} is no name")
+        raise ValueError(
+            f"{shown(value)} is not an address such as host:7601: {shown(host)} is no name"
+        )
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

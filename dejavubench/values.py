@@ -48,7 +48,9 @@ def whole(value: object, least: int = 1, most: int = MOST) -> int:
     """
     if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
         digits = match[1]
-        number = int(digits) if len(digits) <= _DIGITS else (-1 if digits[0] == "-" else 1) * 10**_DIGITS
+        number = (
+            int(digits) if len(digits) <= _DIGITS else (-1 if digits[0] == "-" else 1) * 10**_DIGITS
+        )
     elif isinstance(value, int) and not isinstance(value, bool):
         number = value
     else:
@@ -73,7 +75,9 @@ def number(value: object) -> float:
     found: float | None = None
     if isinstance(value, str) and len(value) < 100 and (match := _NUMBER.fullmatch(value)):
         found = float(match[1])
-    elif isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300):
+    elif isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300
+    ):
         found = float(value)
     if found is None or not abs(found) < float("inf"):
         raise ValueError(f"must be a number, not {shown(value)}")
@@ -84,7 +88,9 @@ def text_of(value: object) -> str:
     """A string or number as text without blanks around it; empty for anything else."""
     if isinstance(value, str):
         return value.strip(" \t")
-    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300):
+    if isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300
+    ):
         return str(value)
     return ""
 
@@ -101,7 +107,9 @@ def path(value: object) -> Path:
     if not text.strip():
         raise ValueError(f"must be a path, not {shown(text)}")
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError(f"{shown(text)} holds a control character, such as a line break, and is no path")
+        raise ValueError(
+            f"{shown(text)} holds a control character, such as a line break, and is no path"
+        )
     try:
         encoded = text.encode()
     except UnicodeEncodeError:

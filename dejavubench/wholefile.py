@@ -24,7 +24,9 @@ def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
+        with open(
+            os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb"
+        ) as file:
             file.write(content)
         partial.replace(path)
     except OSError as error:
@@ -49,7 +51,9 @@ def whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    target = Path(os.path.realpath(path)) if overwrite else path  # a link goes on pointing at what is overwritten
+    target = (
+        Path(os.path.realpath(path)) if overwrite else path
+    )  # a link goes on pointing at what is overwritten
     partial = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield partial
@@ -69,7 +73,9 @@ def _put(partial: Path, target: Path, overwrite: bool) -> None:
         partial.replace(target)
         return
     try:
-        os.link(partial, target)  # unlike a rename it never replaces what somebody else has put there meanwhile
+        os.link(
+            partial, target
+        )  # unlike a rename it never replaces what somebody else has put there meanwhile
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links

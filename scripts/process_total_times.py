@@ -5,7 +5,9 @@ import sys
 try:
     import dejavubench  # noqa: F401
 except ImportError:
-    sys.exit("dejavubench is not installed for this Python: source .venv/bin/activate, or see the README")
+    sys.exit(
+        "dejavubench is not installed for this Python: source .venv/bin/activate, or see the README"
+    )
 
 from dejavubench.analysis.textlog import run_script, total_average
 from dejavubench.cli.streams import run_guarded

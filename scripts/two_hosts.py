@@ -82,7 +82,19 @@ class Host:
     def command(self, *words: str) -> list[str]:
         """``words`` as a command that runs on this host."""
         named = 'echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
-        return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", named, self.name, *words]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.namespace,
+            "unshare",
+            "--uts",
+            "sh",
+            "-c",
+            named,
+            self.name,
+            *words,
+        ]
 
 
 # ---- the hosts and their link ----
@@ -104,10 +116,22 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
             made.callback(_remove, host)  # first, for this may be told to end at any moment
             _set_up("ip", "netns", "add", host.namespace)
         first, second = hosts
-        ends = ("netns", first.namespace, "type", "veth", "peer", "name", INTERFACE, "netns", second.namespace)
+        ends = (
+            "netns",
+            first.namespace,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            INTERFACE,
+            "netns",
+            second.namespace,
+        )
         _set_up("ip", "link", "add", INTERFACE, *ends)
         for host in hosts:
-            _set_up("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", INTERFACE)
+            _set_up(
+                "ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", INTERFACE
+            )
             for interface in ("lo", INTERFACE):
                 _set_up("ip", "-n", host.namespace, "link", "set", interface, "up")
             if rate is not None:
@@ -120,21 +144,36 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
                     "latency",
                     f"{round(1e3 * QUEUED_S)}ms",
                 )
-                _set_up("tc", "-n", host.namespace, "qdisc", "add", "dev", INTERFACE, "root", "tbf", *bucket)
+                _set_up(
+                    "tc",
+                    "-n",
+                    host.namespace,
+                    "qdisc",
+                    "add",
+                    "dev",
+                    INTERFACE,
+                    "root",
+                    "tbf",
+                    *bucket,
+                )
         yield first, second
 
 
 def _set_up(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NoHostsError(f"two hosts cannot be made here: {shlex.join(command)}: {done.stderr.strip()}")
+        raise NoHostsError(
+            f"two hosts cannot be made here: {shlex.join(command)}: {done.stderr.strip()}"
+        )
 
 
 def _remove(host: Host) -> None:
     """With every process that is still on it: all were started by this one."""
     if not (NAMESPACES / host.namespace).exists():
         return
-    left = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False)
+    left = subprocess.run(
+        ["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False
+    )
     for pid in left.stdout.split():
         with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
             os.kill(int(pid), signal.SIGKILL)
@@ -156,13 +195,17 @@ def mpirun_program() -> str:
         raise NoHostsError("no mpirun was found")
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     if "HYDRA" not in told.stdout:
-        raise NoHostsError(f"{program} is not MPICH's: two hosts are reached by its launcher, Hydra")
+        raise NoHostsError(
+            f"{program} is not MPICH's: two hosts are reached by its launcher, Hydra"
+        )
     return program
 
 
 def launcher(folder: Path, hosts: Sequence[Host]) -> Path:
     """What mpirun is given for ssh: a script that runs a command on one of the hosts, by its address."""
-    cases = "\n".join(f'  {host.address}) exec {shlex.join(host.command("sh", "-c"))} "$*";;' for host in hosts)
+    cases = "\n".join(
+        f'  {host.address}) exec {shlex.join(host.command("sh", "-c"))} "$*";;' for host in hosts
+    )
     text = f"""#!/bin/sh
 while [ "${{1#-}}" != "$1" ]; do shift; done  # options for ssh
 address=$1; shift
@@ -208,13 +251,17 @@ def run(rate: str, arguments: Sequence[str]) -> int:
             with _running(first.command(*job), environment) as process:
                 status = process.wait()
             if listening.poll() is not None:
-                click.echo(f"two_hosts: the sink ended with status {listening.returncode}", err=True)
+                click.echo(
+                    f"two_hosts: the sink ended with status {listening.returncode}", err=True
+                )
                 click.echo(said.read_text(errors="replace"), err=True)
         return status
 
 
 @contextmanager
-def _running(command: list[str], environment: dict[str, str], **streams: object) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: list[str], environment: dict[str, str], **streams: object
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with the block: told so, and killed if it does not.
 
     It is in a session of its own: what a terminal's Ctrl-C sends reaches this process alone, which passes it on.
@@ -238,7 +285,9 @@ def _await_listening(sink: subprocess.Popen[bytes], said: Path) -> None:
     deadline = time.monotonic() + ENDING_S
     while "listening on" not in said.read_text(errors="replace"):
         if sink.poll() is not None or time.monotonic() > deadline:
-            raise NoHostsError(f"the sink does not listen: {said.read_text(errors='replace').strip()}")
+            raise NoHostsError(
+                f"the sink does not listen: {said.read_text(errors='replace').strip()}"
+            )
         time.sleep(0.05)
 
 

@@ -18,7 +18,13 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
     """The K or V tensor, each element holding its number in [L, B, H, S, D], whatever the layout."""
-    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions, geometry.head_size)
+    sizes = (
+        geometry.layers,
+        geometry.requests,
+        geometry.heads,
+        geometry.positions,
+        geometry.head_size,
+    )
     ids = np.arange(prod(sizes)).reshape(sizes)
     if geometry.layout is KVLayout.NHD:
         return np.ascontiguousarray(ids.transpose(0, 1, 3, 2, 4))
@@ -30,7 +36,13 @@ def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
 
 def inside(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
     """Which elements of the K or V tensor belong to a region."""
-    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions, geometry.head_size)
+    sizes = (
+        geometry.layers,
+        geometry.requests,
+        geometry.heads,
+        geometry.positions,
+        geometry.head_size,
+    )
     at = np.unravel_index(logical_ids(geometry, kv), sizes)
     spans = (region.layers, region.requests, region.heads, region.positions)
     within = [(span[0] <= axis) & (axis < span[1]) for axis, span in zip(at, spans, strict=False)]
@@ -43,7 +55,9 @@ def packed_bytes(cache: KVCache, regions: list[Region]) -> bytes:
     for region in regions:
         for kv in BOTH:
             tensor = cache.tensor(kv).view(INTEGERS[cache.geometry.itemsize]).numpy()
-            packed.append(tensor[inside(cache.geometry, kv, region)].tobytes())  # in the tensor's own order
+            packed.append(
+                tensor[inside(cache.geometry, kv, region)].tobytes()
+            )  # in the tensor's own order
     return b"".join(packed)
 
 
@@ -69,7 +83,11 @@ class Told(Protocol):
 
 
 def play_model(
-    source: KVCache, cache: KVCache, schedule: StreamSchedule, manager: Told, new_tokens: np.ndarray | None = None
+    source: KVCache,
+    cache: KVCache,
+    schedule: StreamSchedule,
+    manager: Told,
+    new_tokens: np.ndarray | None = None,
 ) -> None:
     """Be the model: bring ``source`` into ``cache`` layer by layer and step by step, telling the manager.
 

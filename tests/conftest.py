@@ -13,7 +13,9 @@ from dejavubench.config import experiment
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process, unless a test asks for more: beside a busy core two wait for each other."""
 
-os.environ.setdefault("DEJAVUBENCH_KERNEL_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "kernels"))
+os.environ.setdefault(
+    "DEJAVUBENCH_KERNEL_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "kernels")
+)
 """Tests share compiled kernels with each other and with the jobs that they start, not with their user's runs."""
 
 

@@ -51,7 +51,9 @@ class Record:
 
     @property
     def sound(self) -> bool:
-        return [xxhash.xxh3_64_intdigest(item) for item in (self.tokens.tobytes(), *self.layers)] == self.checksums
+        return [
+            xxhash.xxh3_64_intdigest(item) for item in (self.tokens.tobytes(), *self.layers)
+        ] == self.checksums
 
 
 @dataclass
@@ -73,12 +75,18 @@ def read(content: bytes) -> Document:
     at, records, padding = 2 * PAGE, [], set[int]()
     for step in range(header["steps"] + 1):
         positions = 1 if step else header["input_len"]
-        layers, requests, heads = (stop - start for start, stop in (header["region"][a] for a in AXES))
+        layers, requests, heads = (
+            stop - start for start, stop in (header["region"][a] for a in AXES)
+        )
         geometry = header["geometry"]
-        layer_nbytes = 2 * requests * heads * positions * geometry["head_size"] * geometry["itemsize"]
+        layer_nbytes = (
+            2 * requests * heads * positions * geometry["head_size"] * geometry["itemsize"]
+        )
         packed = content[at : at + layers * layer_nbytes]
         at += len(packed)
-        tokens = np.frombuffer(content, "<i4", requests * positions, at).reshape(requests, positions)
+        tokens = np.frombuffer(content, "<i4", requests * positions, at).reshape(
+            requests, positions
+        )
         at += tokens.nbytes
         checksums = np.frombuffer(content[at : at + 8 * (1 + layers)], "<u8").tolist()
         at += 8 * (1 + layers)
@@ -102,7 +110,9 @@ def read_watermark(content: bytes) -> int | None:
 # ---- writing ----
 
 
-def schedule_of(layout: KVLayout, slot: int = WHOLE_LAYERS, region: Region | None = None) -> StreamSchedule:
+def schedule_of(
+    layout: KVLayout, slot: int = WHOLE_LAYERS, region: Region | None = None
+) -> StreamSchedule:
     geometry = KVGeometry(3, 2, 2, 9, 16, 2, layout)
     return StreamSchedule(geometry, region or geometry.whole, INPUT_LEN, STEPS, slot)
 

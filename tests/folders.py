@@ -83,7 +83,9 @@ def shard(folder: Path) -> None:
     (folder / WHOLE).unlink()
 
 
-def write_raw(path: Path, entries: Mapping[str, tuple[str, list[int], int, int]], data: bytes) -> None:
+def write_raw(
+    path: Path, entries: Mapping[str, tuple[str, list[int], int, int]], data: bytes
+) -> None:
     """A safetensors file with any header: of each tensor its type, shape, first and last byte."""
     header = json.dumps(
         {

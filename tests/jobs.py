@@ -97,7 +97,11 @@ class Job:
     ) -> None:
         self.cwd = cwd
         cwd.mkdir(parents=True, exist_ok=True)
-        inherited = {key: value for key, value in os.environ.items() if key not in ("DEJAVULIB_BASELINE", *LAUNCHED)}
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("DEJAVULIB_BASELINE", *LAUNCHED)
+        }
         server = None if cold else warm_server()
         by_server = () if server is None else ("-S", "-E", HERE / "warm" / "rank.py")
         ours = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
@@ -105,7 +109,15 @@ class Job:
         self._out, self._err = cwd / "stdout", cwd / "stderr"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [mpirun_program(), "-n", str(ranks), sys.executable, *by_server, *driver, *map(str, args)],
+                [
+                    mpirun_program(),
+                    "-n",
+                    str(ranks),
+                    sys.executable,
+                    *by_server,
+                    *driver,
+                    *map(str, args),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -116,7 +128,12 @@ class Job:
     def __enter__(self) -> Job:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self.process.poll() is None:
             self.process.terminate()  # the launcher takes its ranks along
             try:
@@ -135,7 +152,9 @@ class Job:
     def wait_killed(self, rank: int) -> None:
         """It ends because this rank is killed, and not because something else went wrong."""
         status = self.wait()
-        assert status in (signal.SIGKILL, 128 + signal.SIGKILL), f"status {status}: {self.stderr[-4000:]}"
+        assert status in (signal.SIGKILL, 128 + signal.SIGKILL), (
+            f"status {status}: {self.stderr[-4000:]}"
+        )
         assert "Traceback" not in self.stderr
         deadline = time.monotonic() + GONE_WITHIN  # who notes it is a process of its own
         while not (first := self.run.first_exits) and time.monotonic() < deadline:
@@ -147,7 +166,9 @@ class Job:
         deadline = time.monotonic() + PATIENCE
         while not happened():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"{what} did not happen (status {self.process.poll()}):\n{self.stderr[-4000:]}")
+                pytest.fail(
+                    f"{what} did not happen (status {self.process.poll()}):\n{self.stderr[-4000:]}"
+                )
             time.sleep(0.02)
 
     @property
@@ -212,7 +233,9 @@ def run(
 
 def processed(folder: Path, style: str = "table") -> str:
     """What ``dejavubench process FOLDER`` prints."""
-    result = CliRunner().invoke(main, ["process", str(folder), "--format", style], env=dict.fromkeys(LAUNCHED))
+    result = CliRunner().invoke(
+        main, ["process", str(folder), "--format", style], env=dict.fromkeys(LAUNCHED)
+    )
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -222,7 +245,9 @@ def small_disk(folder: Path, nbytes: int) -> Iterator[None]:
     """A tmpfs at ``folder``; skips where this user may not mount one."""
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"cannot mount a small tmpfs: {done.stderr.decode().strip()}")

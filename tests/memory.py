@@ -30,7 +30,9 @@ def small_geometry(layout: KVLayout = KVLayout.HND) -> KVGeometry:
     return KVGeometry(3, 2, 2, 9, 16, 2, layout)
 
 
-def schedule_of(geometry: KVGeometry, slot: int = WHOLE_LAYERS, region: Region | None = None) -> StreamSchedule:
+def schedule_of(
+    geometry: KVGeometry, slot: int = WHOLE_LAYERS, region: Region | None = None
+) -> StreamSchedule:
     return StreamSchedule(geometry, region or geometry.whole, INPUT_LEN, STEPS, slot)
 
 
@@ -59,7 +61,9 @@ class Memory(Destination):
         self._asked = 0
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
-        assert self._complete[stream.key] == len(self.packed[stream.key]), "the slot is reused with chunks under way"
+        assert self._complete[stream.key] == len(self.packed[stream.key]), (
+            "the slot is reused with chunks under way"
+        )
         for book in (self.packed, self._watched, self._complete):
             book.pop(stream.key, None)
 
@@ -71,7 +75,9 @@ class Memory(Destination):
         self._take(stream, packed.numpy().tobytes(), packed)
         self.slots.add(packed.data_ptr())
 
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    ) -> None:
         assert chunk.index == len(self.packed[stream.key])
         self.each_complete.add(each_complete)
         self._take(stream, b"".join(runs), None)
@@ -84,11 +90,15 @@ class Memory(Destination):
 
     def completed(self, stream: Stream) -> int:
         key, self._asked = stream.key, self._asked + 1
-        if self._asked % self.polls == 0 and self._complete[key] < min(len(self.packed[key]), self.allowed):
+        if self._asked % self.polls == 0 and self._complete[key] < min(
+            len(self.packed[key]), self.allowed
+        ):
             number = self._complete[key]
             watched = self._watched[key][number]
             if watched is not None:
-                assert watched.numpy().tobytes() == self.packed[key][number], "a slot was reused too soon"
+                assert watched.numpy().tobytes() == self.packed[key][number], (
+                    "a slot was reused too soon"
+                )
             self._complete[key] += 1
         return self._complete[key]
 
@@ -97,7 +107,9 @@ class Memory(Destination):
 
 
 @contextmanager
-def streaming(destination: Destination, slot: int = WHOLE_LAYERS, slots: int = 2) -> Iterator[Streamer]:
+def streaming(
+    destination: Destination, slot: int = WHOLE_LAYERS, slots: int = 2
+) -> Iterator[Streamer]:
     streamer = Streamer(destination, staging(slot, slots if destination.staged else 0))
     try:
         yield streamer

@@ -12,7 +12,23 @@ from dejavubench.records import RUN_FILE
 
 JSON = dict[str, Any]
 
-WRONG: tuple[Any, ...] = (0, -1, -0.5, 1e300, 10**30, 1e-320, None, True, "x", "1.5", [], {}, [[]], {"a": 1}, "$5")
+WRONG: tuple[Any, ...] = (
+    0,
+    -1,
+    -0.5,
+    1e300,
+    10**30,
+    1e-320,
+    None,
+    True,
+    "x",
+    "1.5",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "$5",
+)
 """Replacements for values."""
 
 
@@ -27,13 +43,19 @@ def edit_lines(folder: Path, rank: int, change: Callable[[list[str]], list[str]]
     file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
 
 
-def edit_record(folder: Path, rank: int, kind: str, change: Callable[[JSON], Any], **where: Any) -> None:
+def edit_record(
+    folder: Path, rank: int, kind: str, change: Callable[[JSON], Any], **where: Any
+) -> None:
     """Change the first record of a kind that has the given values."""
     lines, found = [], False
     file = folder / f"rank-{rank:04d}.jsonl"
     for line in file.read_text().splitlines():
         record = json.loads(line)
-        if not found and record["kind"] == kind and all(record[key] == value for key, value in where.items()):
+        if (
+            not found
+            and record["kind"] == kind
+            and all(record[key] == value for key, value in where.items())
+        ):
             found = True
             change(record)
         lines.append(json.dumps(record) + "\n")
@@ -46,7 +68,9 @@ def without_seals(folder: Path) -> Path:
     for file in folder.glob("rank-*.jsonl"):
         records = [json.loads(line) for line in file.read_text().splitlines()]
         for record in records:
-            for key in ("run_id", "digest", "header_digest") if record["kind"] in ("rank", "end") else ():
+            for key in (
+                ("run_id", "digest", "header_digest") if record["kind"] in ("rank", "end") else ()
+            ):
                 record.pop(key, None)
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
@@ -57,7 +81,9 @@ def without_seals(folder: Path) -> Path:
 
 def mutate(folder: Path, rng: random.Random) -> str:
     """Change one thing in one file; what was changed, in words."""
-    file = rng.choice(sorted(file for file in folder.iterdir() if file.suffix in (".json", ".jsonl")))
+    file = rng.choice(
+        sorted(file for file in folder.iterdir() if file.suffix in (".json", ".jsonl"))
+    )
     way = rng.choice((_bytes, _value, _value, _value, _scale, _scale, _scale, _remove, _line))
     return f"{file.name}: {way(file, rng)}"
 
@@ -77,7 +103,12 @@ def _value(file: Path, rng: random.Random) -> str:
 
 def _scale(file: Path, rng: random.Random) -> str:
     by = rng.choice((0.5, 2, 3))
-    return _leaf(file, rng, lambda value: type(value)(value * by) if type(value) in (int, float) else by, f"times {by}")
+    return _leaf(
+        file,
+        rng,
+        lambda value: type(value)(value * by) if type(value) in (int, float) else by,
+        f"times {by}",
+    )
 
 
 def _leaf(file: Path, rng: random.Random, change: Callable[[Any], Any], words: str) -> str:
@@ -125,7 +156,11 @@ def _line(file: Path, rng: random.Random) -> str:
 
 def _documents(file: Path) -> list[Any]:
     text = file.read_text()
-    return [json.loads(text)] if file.name == RUN_FILE else [json.loads(line) for line in text.splitlines()]
+    return (
+        [json.loads(text)]
+        if file.name == RUN_FILE
+        else [json.loads(line) for line in text.splitlines()]
+    )
 
 
 def _write(file: Path, documents: list[Any]) -> None:
@@ -137,7 +172,13 @@ def _write(file: Path, documents: list[Any]) -> None:
 
 def _paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where in a document its values are."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, child in inside:
         yield from _paths(child, (*before, key))
     if before and not isinstance(value, dict | list):

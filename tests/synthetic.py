@@ -74,7 +74,12 @@ PROMPT_MS, TOKEN_MS = 400.0, 20.0
 
 
 def arm(mode: str, level: str = "3") -> ArmInfo:
-    return ArmInfo(name=f"{mode}@{level}", mode=mode, level=level, durability="fdatasync" if mode == "disk" else None)
+    return ArmInfo(
+        name=f"{mode}@{level}",
+        mode=mode,
+        level=level,
+        durability="fdatasync" if mode == "disk" else None,
+    )
 
 
 def point(number: int = 0, **changes: Any) -> PointInfo:
@@ -96,7 +101,10 @@ def point(number: int = 0, **changes: Any) -> PointInfo:
     }
     sizes |= changes
     streamed = sizes["input_len"] + (sizes.get("handed_over") or sizes["output_len"]) - 1
-    heads, itemsize = sizes.get("kv_head_num") or sizes["head_num"], 4 if sizes["data_type"] == "fp32" else 2
+    heads, itemsize = (
+        sizes.get("kv_head_num") or sizes["head_num"],
+        4 if sizes["data_type"] == "fp32" else 2,
+    )
     token = 2 * sizes["layer_num"] * heads * sizes["size_per_head"] * itemsize
     sizes.setdefault("positions", sizes["input_len"] + sizes["output_len"] - 1)
     sizes.setdefault("streamed_nbytes", sizes["ubatch_size"] * streamed * token)
@@ -142,9 +150,14 @@ def microbatch(
         all_token_ms=sum(tokens),
         drain_ms=drain,
         total_ms=prompt + sum(tokens) + drain,
-        prompt=PhaseStreaming(nbytes=share, copies=12 * streams, stall_ms=0.2 * streams, lag_nbytes=share),
+        prompt=PhaseStreaming(
+            nbytes=share, copies=12 * streams, stall_ms=0.2 * streams, lag_nbytes=share
+        ),
         tokens=PhaseStreaming(
-            nbytes=rest, copies=len(tokens) * streams, stall_ms=0.1 * streams, lag_nbytes=1000 * streams
+            nbytes=rest,
+            copies=len(tokens) * streams,
+            stall_ms=0.1 * streams,
+            lag_nbytes=1000 * streams,
         ),
         drain=PhaseStreaming(stall_ms=drain),
         cpu_model_s=0.5,
@@ -190,7 +203,11 @@ def write_run(
         for iteration in range(-top.warmup, rounds):
             drift = float(np.exp(rng.normal(0.0, 0.15)))
             for order, which in enumerate(arms):
-                if where.skipped or (where.id, which.name) in left_out or (where.id, None) in left_out:
+                if (
+                    where.skipped
+                    or (where.id, which.name) in left_out
+                    or (where.id, None) in left_out
+                ):
                     continue
                 by = (factors or {}).get(which.name, 1.0) * float(np.exp(rng.normal(0.0, noise)))
                 number = iteration if iteration >= 0 else None
@@ -202,13 +219,21 @@ def write_run(
                     }
                     one = one.model_copy(update=timed)
                 _add(source, sink, one, which, order)
-                if bad and (bad.point, bad.arm, bad.iteration) == (where.id, which.name, one.iteration):
+                if bad and (bad.point, bad.arm, bad.iteration) == (
+                    where.id,
+                    which.name,
+                    one.iteration,
+                ):
                     source[-1] = bad
         for which in arms:
             if which.mode != "none":
-                source.append(Alone(point=where.id, arm=which.name, ms=4.0, nbytes=where.streamed_nbytes))
+                source.append(
+                    Alone(point=where.id, arm=which.name, ms=4.0, nbytes=where.streamed_nbytes)
+                )
     for name, value in (("mpi-windowed", 10.0), ("disk-write", 12.0), ("memory-copy", 11.0)):
-        source.append(Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8"))
+        source.append(
+            Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8")
+        )
     folder.mkdir(parents=True)
     (folder / RUN_FILE).write_text(top.model_dump_json(indent=2))
     for rank, records in enumerate((source, sink)):
@@ -227,15 +252,27 @@ def write_run(
 def _text(one: Microbatch) -> list[str]:
     lines = [prompt_line(0, one.iteration, one.prompt_ms)]
     lines += [token_line(0, one.iteration, ms) for ms in one.token_ms]
-    return [*lines, all_token_line(0, one.iteration, one.all_token_ms), total_line(0, one.iteration, one.total_ms)]
+    return [
+        *lines,
+        all_token_line(0, one.iteration, one.all_token_ms),
+        total_line(0, one.iteration, one.total_ms),
+    ]
 
 
 def _info(rank: int, role: Any, peers: list[int], **more: Any) -> RankInfo:
-    known: dict[str, Any] = {"host": "node-a", "pid": 100 + rank, "cores": [rank], "threads": 1, "peers": peers}
+    known: dict[str, Any] = {
+        "host": "node-a",
+        "pid": 100 + rank,
+        "cores": [rank],
+        "threads": 1,
+        "peers": peers,
+    }
     return RankInfo(rank=rank, role=role, **(known | more))
 
 
-def _add(source: list[Record], sink: list[Record], one: Microbatch, which: ArmInfo, order: int) -> None:
+def _add(
+    source: list[Record], sink: list[Record], one: Microbatch, which: ArmInfo, order: int
+) -> None:
     place: dict[str, Any] = {"point": one.point, "arm": one.arm, "iteration": one.iteration}
     mark = PhaseMark(phase="tokens", **place)
     source += [mark, one, Iteration(round=one.round, order=order, total_ms=one.total_ms, **place)]

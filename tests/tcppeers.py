@@ -31,13 +31,24 @@ DEADLINE = "1s"
 class SinkProcess:
     """``dejavubench sink`` on a free port of this host, in a folder of its own; use it as a context."""
 
-    def __init__(self, cwd: Path, *args: object, token: str = TOKEN, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self, cwd: Path, *args: object, token: str = TOKEN, listen: str = "127.0.0.1:0"
+    ) -> None:
         cwd.mkdir(parents=True, exist_ok=True)
         self._err = cwd / "sink-stderr"
         inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
         with self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *CLI, "sink", "--listen", listen, "--timeout", DEADLINE, *map(str, args)],
+                [
+                    sys.executable,
+                    *CLI,
+                    "sink",
+                    "--listen",
+                    listen,
+                    "--timeout",
+                    DEADLINE,
+                    *map(str, args),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=err,
@@ -79,7 +90,9 @@ class SinkProcess:
     def connect(
         self, *streams: Stream, timeout: float = 20.0, token: str = TOKEN, checksums: bool = True
     ) -> TCPDestination:
-        return TCPDestination(self.address, token.encode(), list(streams), torch.int16, timeout, checksums)
+        return TCPDestination(
+            self.address, token.encode(), list(streams), torch.int16, timeout, checksums
+        )
 
 
 @contextmanager

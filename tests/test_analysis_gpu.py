@@ -16,16 +16,26 @@ from dejavubench.records import Alone, ArmInfo, Ceiling, CopyWays, PointInfo, Ru
 LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
 
 
-def gpu_run(folder: Path, *args: Any, uuids: tuple[str, str] = ("aaaa", "bbbb"), **changes: Any) -> Run:
+def gpu_run(
+    folder: Path, *args: Any, uuids: tuple[str, str] = ("aaaa", "bbbb"), **changes: Any
+) -> Run:
     infos = [on_gpu(uuids[0]), on_gpu(uuids[1])]
     written = write_run(folder, *args, infos=infos, **{"environment": GPU_ENVIRONMENT} | changes)
     with (written / "rank-0000.jsonl").open("a") as file:
-        file.write(to_line(CopyWays(point="p000", ways={"prompt": "strided DMA (0.97 of the kernel's time)"})))
+        file.write(
+            to_line(
+                CopyWays(point="p000", ways={"prompt": "strided DMA (0.97 of the kernel's time)"})
+            )
+        )
     return read_run(written)
 
 
-def measured(folder: Path, name: str, unit: str, value: float, samples: list[float] | None = None) -> None:
-    item = Ceiling(name=name, unit=unit, value=value, samples=samples or [value], shape="x", point="p000")
+def measured(
+    folder: Path, name: str, unit: str, value: float, samples: list[float] | None = None
+) -> None:
+    item = Ceiling(
+        name=name, unit=unit, value=value, samples=samples or [value], shape="x", point="p000"
+    )
     with (folder / "rank-0000.jsonl").open("a") as file:
         file.write(to_line(item))
 
@@ -57,7 +67,12 @@ def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("data_type", "native", "itemsize"),
-    [("fp32", (True, True), 4), ("bf16", (True, True), 2), ("bf16", (True, False), 4), ("fp16", (True, True), 4)],
+    [
+        ("fp32", (True, True), 4),
+        ("bf16", (True, True), 2),
+        ("bf16", (True, False), 4),
+        ("fp16", (True, True), 4),
+    ],
 )
 def test_weights_of_older_records_are_as_wide_as_the_cpu_multiplies(
     data_type: str, native: tuple[bool, bool], itemsize: int, tmp_path: Path
@@ -72,7 +87,11 @@ def older(data_type: str) -> PointInfo:
 
 
 def test_weights_are_as_wide_as_the_record_says(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=[{"environment": {"native_bf16": False}}] * 2))
+    run = read_run(
+        write_run(
+            tmp_path / "r", [NONE], rounds=1, infos=[{"environment": {"native_bf16": False}}] * 2
+        )
+    )
     for data_type, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
         assert machine.weights_itemsize(run, info_of("gpt2", data_type=data_type)) == itemsize
 
@@ -111,14 +130,20 @@ def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Pat
 
 def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host")], rounds=6)
-    assert "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH" in captions.machine(run)
+    assert "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH" in captions.machine(
+        run
+    )
     assert "EPYC" not in captions.machine(run)
     report = render.report(run)
     assert "NVIDIA H200, 2 CPU cores" in report.title
     assert (
-        "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, MPI takes host memory only" in report.notes
+        "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, MPI takes host memory only"
+        in report.notes
     )
-    assert "how chunks leave the GPU: hnd prompt: strided DMA (0.97 of the kernel's time)" in report.notes
+    assert (
+        "how chunks leave the GPU: hnd prompt: strided DMA (0.97 of the kernel's time)"
+        in report.notes
+    )
 
 
 def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
@@ -177,19 +202,30 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     assert any("no rate of a remote GPU" in note for note in render.report(run).notes) == loopback
 
 
-def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(tmp_path: Path) -> None:
+def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
+    tmp_path: Path,
+) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("disk")], noise=0.0)
     request = tables.run_rows(run)[0]["total_ms"]
     path = tmp_path / "r" / "rank-0000.jsonl"
     others = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
     parts = {"host@3": 0.5, "disk@3": 0.97}
-    times = [Alone(point="p000", arm=name, ms=part * request, nbytes=10**9) for name, part in parts.items()]
+    times = [
+        Alone(point="p000", arm=name, ms=part * request, nbytes=10**9)
+        for name, part in parts.items()
+    ]
     path.write_text("".join([*others, *map(to_line, times)]))
-    (note,) = (note for note in render.report(read_run(tmp_path / "r")).notes if "hardly any time to spare" in note)
+    (note,) = (
+        note
+        for note in render.report(read_run(tmp_path / "r")).notes
+        if "hardly any time to spare" in note
+    )
     assert note.startswith("p000 disk@3 ")
 
 
-def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_device(tmp_path: Path) -> None:
+def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_device(
+    tmp_path: Path,
+) -> None:
     infos = [on_gpu() | {"staging_nbytes": 10**6, "staging_device_nbytes": 2 * 10**6}, on_gpu()]
     write_run(tmp_path / "r", [NONE], rounds=1, infos=infos, environment=GPU_ENVIRONMENT)
     measured(tmp_path / "r", "matmul", "GFLOP/s", 750_300.0)

@@ -37,7 +37,9 @@ def test_interval_holds_the_median_and_stays_within_the_samples(samples: list[fl
 
 
 @given(st.lists(times, min_size=1, max_size=20), st.floats(min_value=0.5, max_value=2.0))
-def test_an_estimate_scales_with_its_samples_and_repeats_itself(samples: list[float], factor: float) -> None:
+def test_an_estimate_scales_with_its_samples_and_repeats_itself(
+    samples: list[float], factor: float
+) -> None:
     one, other = estimate(samples), estimate([factor * value for value in samples])
     assert estimate(samples) == one or len(samples) == 1
     assert other.median == pytest.approx(factor * one.median)
@@ -64,7 +66,9 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None
     assert 180 <= covered <= 199
 
 
-@given(st.dictionaries(st.integers(0, 30), times, min_size=1), st.floats(min_value=0.5, max_value=50))
+@given(
+    st.dictionaries(st.integers(0, 30), times, min_size=1), st.floats(min_value=0.5, max_value=50)
+)
 def test_drift_that_a_round_shares_cancels(drift: dict[int, float], factor: float) -> None:
     first = {number: 2.0 * value for number, value in drift.items()}
     second = {number: 8.0 * value for number, value in drift.items()}  # geometric mean: 4 × drift
@@ -104,7 +108,9 @@ def test_one_none_is_the_baseline_and_none_at_all_is_said() -> None:
         (float("nan"), float("nan"), 1, Verdict.UNRESOLVED),
     ],
 )
-def test_a_target_is_met_only_by_the_upper_end(low: float, high: float, rounds: int, expected: Verdict) -> None:
+def test_a_target_is_met_only_by_the_upper_end(
+    low: float, high: float, rounds: int, expected: Verdict
+) -> None:
     assert verdict(Estimate((low + high) / 2, low, high, 0.0, rounds), 0.02) is expected
 
 
@@ -130,7 +136,9 @@ def iterations(arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2)
 
 
 @pytest.mark.parametrize(
-    "arms", [[NONE, AGAIN, arm("mpi")], [NONE, arm("mpi")], [NONE, AGAIN], [NONE], [arm("mpi")]], ids=str
+    "arms",
+    [[NONE, AGAIN, arm("mpi")], [NONE, arm("mpi")], [NONE, AGAIN], [NONE], [arm("mpi")]],
+    ids=str,
 )
 def test_precise_enough_wants_six_quiet_rounds(arms: list[ArmInfo]) -> None:
     assert precise_enough(iterations(arms, 6, 0.001), arms, 0.01)
@@ -144,10 +152,16 @@ def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
     quiet = iterations(arms, 8, 0.0005)
     assert not precise_enough([item for item in quiet if item.arm != "mpi@3"], arms, 0.01)
     assert not precise_enough(
-        quiet + [i.model_copy(update={"point": "p001"}) for i in quiet if i.iteration < 5], arms, 0.01
+        quiet + [i.model_copy(update={"point": "p001"}) for i in quiet if i.iteration < 5],
+        arms,
+        0.01,
     )
-    loud = [i.model_copy(update={"total_ms": i.total_ms * (1 + 0.1 * (i.iteration % 3))}) for i in quiet]
-    floor_only = [there if there.arm == "none#2" else here for here, there in zip(quiet, loud, strict=True)]
+    loud = [
+        i.model_copy(update={"total_ms": i.total_ms * (1 + 0.1 * (i.iteration % 3))}) for i in quiet
+    ]
+    floor_only = [
+        there if there.arm == "none#2" else here for here, there in zip(quiet, loud, strict=True)
+    ]
     assert not precise_enough(floor_only, arms, 0.01)
 
 

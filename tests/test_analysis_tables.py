@@ -35,14 +35,18 @@ def append(folder: Path, rank: int, line: str) -> None:
 
 def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm("host"), arm("mpi")]
-    rows = rows_of(write_run(tmp_path / "r", arms, factors={"host@3": 1.10, "mpi@3": 1.01}, rounds=20))
+    rows = rows_of(
+        write_run(tmp_path / "r", arms, factors={"host@3": 1.10, "mpi@3": 1.01}, rounds=20)
+    )
     assert rows["host@3"]["overhead_pct"] == pytest.approx(10, abs=0.3)
     assert rows["mpi@3"]["overhead_low_pct"] < 1.1 < rows["mpi@3"]["overhead_high_pct"] + 0.2
     assert rows["mpi@3"]["noise_floor_pct"] == pytest.approx(0, abs=0.3)
     assert rows["none"]["overhead_pct"] is None
     assert rows["mpi@3"]["baseline"] == "none and none#2"
     assert (rows["mpi@3"]["samples"], rows["mpi@3"]["warmups"]) == (20, 2)
-    assert rows["mpi@3"]["total_low_ms"] <= rows["mpi@3"]["total_ms"] <= rows["mpi@3"]["total_high_ms"]
+    assert (
+        rows["mpi@3"]["total_low_ms"] <= rows["mpi@3"]["total_ms"] <= rows["mpi@3"]["total_high_ms"]
+    )
 
 
 def test_what_streaming_did_is_summed_and_rated(tmp_path: Path) -> None:
@@ -54,11 +58,18 @@ def test_what_streaming_did_is_summed_and_rated(tmp_path: Path) -> None:
     assert mpi["stall_ms"] == pytest.approx(0.3)  # prompt and tokens; the drain is no stall
     assert mpi["largest_lag_bytes"] == 38_486_016 // 2
     assert mpi["alone_gb_per_s"] == pytest.approx(38_486_016 / 4e-3 / 1e9)
-    assert (mpi["ceiling"], mpi["ceiling_share_pct"]) == ("mpi-windowed", pytest.approx(96.2, abs=0.1))
+    assert (mpi["ceiling"], mpi["ceiling_share_pct"]) == (
+        "mpi-windowed",
+        pytest.approx(96.2, abs=0.1),
+    )
     assert mpi["total_gb_per_s"] == pytest.approx(38.486016 / mpi["total_ms"])
     assert (mpi["cpu_model_s"], mpi["cpu_helper_s"], mpi["cpu_sink_s"]) == (0.5, 0.02, 0.03)
     assert mpi["verified"] == "yes (14)"
-    assert (mpi["hosts"], rows["disk@3"]["hosts"], rows["none"]["hosts"]) == ("same host", "local", None)
+    assert (mpi["hosts"], rows["disk@3"]["hosts"], rows["none"]["hosts"]) == (
+        "same host",
+        "local",
+        None,
+    )
     assert (rows["disk@3"]["durability"], rows["disk@3"]["ceiling"]) == ("fdatasync", "disk-write")
     assert rows["host@3"]["ceiling"] == "memory-copy"
     assert rows["none"]["verified"] == "yes (14)"  # of its tokens; nothing is streamed
@@ -81,12 +92,16 @@ def test_hidden_fraction_is_one_less_the_excess_over_t_alone(tmp_path: Path) -> 
 )
 def test_verdicts_need_a_target(tmp_path: Path, factor: float, noise: float, expected: str) -> None:
     experiment = {"target_overhead": 0.02}
-    folder = write_run(tmp_path / "r", factors={"mpi@3": factor}, experiment=experiment, rounds=20, noise=noise)
+    folder = write_run(
+        tmp_path / "r", factors={"mpi@3": factor}, experiment=experiment, rounds=20, noise=noise
+    )
     assert rows_of(folder)["mpi@3"]["verdict"] == expected
     assert rows_of(write_run(tmp_path / "none"))["mpi@3"]["verdict"] is None
 
 
-@pytest.mark.parametrize(("arms", "baseline"), [([NONE, arm("mpi")], "none"), ([arm("mpi")], "no baseline")])
+@pytest.mark.parametrize(
+    ("arms", "baseline"), [([NONE, arm("mpi")], "none"), ([arm("mpi")], "no baseline")]
+)
 def test_fewer_baselines_are_said(tmp_path: Path, arms: list, baseline: str) -> None:
     row = rows_of(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.5}))["mpi@3"]
     assert row["baseline"] == baseline
@@ -102,13 +117,20 @@ def test_an_arm_whose_bytes_are_wrong_has_no_times(tmp_path: Path, broken: dict)
     rows = rows_of(write_run(tmp_path / "r", bad=bad))
     assert (rows["mpi@3"]["status"], rows["mpi@3"]["verified"]) == ("FAILED", "FAILED")
     assert rows["mpi@3"]["reason"].startswith("iteration 5: ")
-    assert all(rows["mpi@3"][name] is None for name in tables.COLUMNS if name.endswith(("_ms", "_pct", "_per_s")))
+    assert all(
+        rows["mpi@3"][name] is None
+        for name in tables.COLUMNS
+        if name.endswith(("_ms", "_pct", "_per_s"))
+    )
     assert rows["none"]["status"] == "ok"
 
 
 def test_skipped_points_and_arms_say_why(tmp_path: Path) -> None:
     points = [point(0), point(1, input_len=512), point(2, input_len=1024, skipped="needs 9 GB")]
-    skipped = [Skipped(point="p000", arm="mpi@3", reason="no CUDA device"), Skipped(point="p001", reason="too long")]
+    skipped = [
+        Skipped(point="p000", arm="mpi@3", reason="no CUDA device"),
+        Skipped(point="p001", reason="too long"),
+    ]
     rows = tables.run_rows(read_run(write_run(tmp_path / "r", points=points, skipped=skipped)))
     found = {(row["point"], row["arm"]): (row["status"], row["reason"]) for row in rows}
     assert found["p000", "none"] == ("ok", None)
@@ -121,7 +143,9 @@ def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE], rounds=6, noise=0.0)
     run = read_run(folder)
     before = rows_of(folder)["none"]
-    slower = [item.model_copy(update={"prompt_ms": 2 * item.prompt_ms}) for _, item in run.of(Microbatch)]
+    slower = [
+        item.model_copy(update={"prompt_ms": 2 * item.prompt_ms}) for _, item in run.of(Microbatch)
+    ]
     (folder / "rank-0001.jsonl").write_text("".join(map(to_line, slower)))
     after = rows_of(folder)["none"]
     assert after["prompt_ms"] == pytest.approx(2 * before["prompt_ms"])
@@ -134,7 +158,9 @@ def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE], rounds=5)
     run = read_run(folder)
     last = [item for _, item in run.of(Microbatch)][-1]
-    append(folder, 0, to_line(last.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9})))
+    append(
+        folder, 0, to_line(last.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9}))
+    )
     samples = collect(read_run(folder))["p000"].arms["none"]
     assert sorted(samples.prompt) == sorted(samples.total) == [0, 1, 2, 3, 4]
 
@@ -143,7 +169,11 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
     folder = write_run(tmp_path / "r")
 
     def measured(value: float, unit: str = "GB/s", **where: str) -> str:
-        return to_line(Ceiling(name="mpi-windowed", unit=unit, value=value, samples=[value], shape="1 MiB", **where))
+        return to_line(
+            Ceiling(
+                name="mpi-windowed", unit=unit, value=value, samples=[value], shape="1 MiB", **where
+            )
+        )
 
     append(folder, 1, measured(5.0) + measured(7.0))
     assert tables.ceiling(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
@@ -155,12 +185,17 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
 def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
     for name, samples in (("mpi-windowed", [10.0, 2.0, 4.0]), ("mpi-destination", [9.0, 2.0, 4.4])):
-        item = Ceiling(name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000")
+        item = Ceiling(
+            name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000"
+        )
         append(folder, 0, to_line(item))
     (found,) = tables.against_raw(read_run(folder)).items()
     assert found[0] == "mpi-destination / mpi-windowed"
     assert (found[1].median, found[1].samples) == (pytest.approx(1.0), 3)
-    assert any("mpi-destination / mpi-windowed: 100.0 [" in note for note in render.report(read_run(folder)).notes)
+    assert any(
+        "mpi-destination / mpi-windowed: 100.0 [" in note
+        for note in render.report(read_run(folder)).notes
+    )
 
 
 def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -> None:
@@ -170,12 +205,18 @@ def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -
     row = rows_of(folder)["mpi@3"]
     assert row["ceiling_gb_per_s"] == 10.0
     assert row["ceiling_share_pct"] is None
-    assert any("share of ceiling is not shown" in note for note in render.report(read_run(folder)).notes)
+    assert any(
+        "share of ceiling is not shown" in note for note in render.report(read_run(folder)).notes
+    )
 
 
 @pytest.mark.parametrize(
     ("sinks", "expected"),
-    [(["node-a", "node-a"], "same host"), (["node-b", "node-c"], "different hosts"), (["node-a", "node-b"], "some on")],
+    [
+        (["node-a", "node-a"], "same host"),
+        (["node-b", "node-c"], "different hosts"),
+        (["node-a", "node-b"], "some on"),
+    ],
 )
 def test_pairs_on_one_host_are_labelled(tmp_path: Path, sinks: list[str], expected: str) -> None:
     folder = write_run(tmp_path / "r")

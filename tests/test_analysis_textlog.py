@@ -24,13 +24,18 @@ def original_log(path: Path, iterations: int = 4, tokens: int = 4) -> Path:
             lines.append(prompt_line(rank, number, prompt + rank))
             lines += [token_line(rank, number, step + rank) for step in steps]
             lines.append("[FT][DEBUG] flush of 16 bytes")
-            lines += [all_token_line(rank, number, sum(steps)), total_line(rank, number, 1000.0 * (number + 1))]
+            lines += [
+                all_token_line(rank, number, sum(steps)),
+                total_line(rank, number, 1000.0 * (number + 1)),
+            ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *arguments], capture_output=True, text=True
+    )
 
 
 def test_prompt_token_script_prints_what_the_original_prints(tmp_path: Path) -> None:
@@ -54,7 +59,10 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
         lines += [prompt_line(0, number, 7.0), *(token_line(0, number, step) for step in steps)]
         lines += [all_token_line(0, number, 1.0), total_line(0, number, 1.0)]
     (tmp_path / "log").write_text("\n".join(lines))
-    assert prompt_token_average(read_log(tmp_path / "log")) == "AVERAGE PROMPT: 7.0 ms, AVERAGE TOKEN: 5.0 ms"
+    assert (
+        prompt_token_average(read_log(tmp_path / "log"))
+        == "AVERAGE PROMPT: 7.0 ms, AVERAGE TOKEN: 5.0 ms"
+    )
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
@@ -64,7 +72,10 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
         (None, "No such file"),
         ("", "is empty"),
         ("hello\n", "holds no line"),
-        ("[BENCHMARK] RANK 0 Microbatch 0, PROMPT processing took fast ms\n", "log:1: 'fast' is not a time"),
+        (
+            "[BENCHMARK] RANK 0 Microbatch 0, PROMPT processing took fast ms\n",
+            "log:1: 'fast' is not a time",
+        ),
     ],
 )
 def test_a_log_that_cannot_be_used_is_one_message_and_exit_2(
@@ -108,7 +119,12 @@ def test_every_rank_is_read(tmp_path: Path) -> None:
 
 
 def test_tokens_of_microbatches_in_flight_stay_apart(tmp_path: Path) -> None:
-    lines = [token_line(0, 0, 1.0), token_line(0, 1, 5.0), token_line(0, 0, 2.0), token_line(0, 1, 6.0)]
+    lines = [
+        token_line(0, 0, 1.0),
+        token_line(0, 1, 5.0),
+        token_line(0, 0, 2.0),
+        token_line(0, 1, 6.0),
+    ]
     lines += [all_token_line(0, 0, 3.0), all_token_line(0, 1, 11.0)]
     (tmp_path / "log").write_text("\n".join(lines))
     assert read_log(tmp_path / "log").ranks[0].tokens == [[1.0, 2.0], [5.0, 6.0]]
@@ -118,7 +134,11 @@ def test_a_total_that_is_less_than_its_parts_is_noted(tmp_path: Path) -> None:
     """Nothing else shows that a digit was lost. Microbatches in flight overlap, but none of these is."""
     lines = []
     for number in range(3):
-        lines += [prompt_line(0, number, 40.0), token_line(0, number, 2.0), all_token_line(0, number, 2.0)]
+        lines += [
+            prompt_line(0, number, 40.0),
+            token_line(0, number, 2.0),
+            all_token_line(0, number, 2.0),
+        ]
         lines.append(total_line(0, number, 42.0))
     (tmp_path / "log").write_text("\n".join(lines))
     assert read_log(tmp_path / "log").notes() == []

@@ -34,7 +34,9 @@ class Journal(NoStreaming):
         self.known: list[Any] = []
         self._waited = 0
 
-    def run(self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None) -> torch.Tensor:
+    def run(
+        self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None
+    ) -> torch.Tensor:
         self.calls.append(f"run {len(self.positions)}")
         self.positions.append(position)
         return torch.empty(0)
@@ -49,7 +51,9 @@ class Journal(NoStreaming):
 
     def peaks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
         numbers = [1.0, self.peak, 1.0, 1.0]  # of the new token 1 of request 0
-        return [(PROMPT + step, torch.tensor([numbers[step]])) for step in range(len(self.positions))]
+        return [
+            (PROMPT + step, torch.tensor([numbers[step]])) for step in range(len(self.positions))
+        ]
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         self.calls.append(f"stream {step}")
@@ -61,10 +65,14 @@ class Journal(NoStreaming):
         self.calls.append("drain")
 
 
-def run(ahead: bool, new: int = NEW, wait_at: int | None = None, peak: float = 1.0) -> tuple[Journal, Any]:
+def run(
+    ahead: bool, new: int = NEW, wait_at: int | None = None, peak: float = 1.0
+) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
     journal.peak = peak
-    whole = cast(GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True), dtype=torch.float16))
+    whole = cast(
+        GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True), dtype=torch.float16)
+    )
     alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
     maker = BatchMaker(whole, journal, alone, [torch.zeros(1, PROMPT, dtype=torch.long)], new)
     (clock,), _ = maker.run([journal], journal.calls.append)
@@ -73,15 +81,41 @@ def run(ahead: bool, new: int = NEW, wait_at: int | None = None, peak: float = 1
 
 def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
     journal, _ = run(ahead=False)
-    steps = [call for step in range(1, NEW) for call in (f"run {step}", f"stream {step}", f"token {step}")]
-    assert journal.calls == ["prompt", "run 0", "stream 0", "token 0", "tokens", *steps, "drain", "drain"]
+    steps = [
+        call
+        for step in range(1, NEW)
+        for call in (f"run {step}", f"stream {step}", f"token {step}")
+    ]
+    assert journal.calls == [
+        "prompt",
+        "run 0",
+        "stream 0",
+        "token 0",
+        "tokens",
+        *steps,
+        "drain",
+        "drain",
+    ]
 
 
-def test_a_step_that_feeds_itself_begins_before_the_last_one_is_known_but_phases_do_not_overlap() -> None:
+def test_a_step_that_feeds_itself_begins_before_the_last_one_is_known_but_phases_do_not_overlap() -> (
+    None
+):
     journal, _ = run(ahead=True)
     assert journal.calls == [
         *("prompt", "run 0", "stream 0", "token 0"),
-        *("tokens", "run 1", "stream 1", "run 2", "token 1", "stream 2", "run 3", "token 2", "stream 3", "token 3"),
+        *(
+            "tokens",
+            "run 1",
+            "stream 1",
+            "run 2",
+            "token 1",
+            "stream 2",
+            "run 3",
+            "token 2",
+            "stream 3",
+            "token 3",
+        ),
         *("drain", "drain"),
     ]
 
@@ -118,7 +152,11 @@ def test_a_request_of_one_token_has_no_steps() -> None:
 
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("peak", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_no_numbers_end_the_iteration_and_are_located(ahead: bool, peak: float) -> None:
-    words = rf"new token 1 of request 0 in microbatch 0 are NaN or infinite \({peak}\).*range of fp16"
+def test_logits_that_are_no_numbers_end_the_iteration_and_are_located(
+    ahead: bool, peak: float
+) -> None:
+    words = (
+        rf"new token 1 of request 0 in microbatch 0 are NaN or infinite \({peak}\).*range of fp16"
+    )
     with pytest.raises(LogitsError, match=words):
         run(ahead, peak=peak)

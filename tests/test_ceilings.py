@@ -10,7 +10,13 @@ import torch
 from dejavubench.bench import environment
 from dejavubench.bench.probes import device as device_ceilings
 from dejavubench.bench.probes.ceilings import PAIRS, Ceilings, Probe, Sample
-from dejavubench.bench.probes.device import LEAST_NBYTES, SHARE, DeviceProbes, buffer_nbytes, gather_layers
+from dejavubench.bench.probes.device import (
+    LEAST_NBYTES,
+    SHARE,
+    DeviceProbes,
+    buffer_nbytes,
+    gather_layers,
+)
 from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF
@@ -28,9 +34,16 @@ class FakeDevice:
         self.ran: list[str] = []
 
     def probes(self) -> list[Probe]:
-        units = {"gather": "GB/s", "gather-copy": "GB/s", "pcie-d2h": "GB/s", "pcie-destination": "GB/s"}
+        units = {
+            "gather": "GB/s",
+            "gather-copy": "GB/s",
+            "pcie-d2h": "GB/s",
+            "pcie-destination": "GB/s",
+        }
         units |= {"memory-read": "GB/s", "run-copy": "us"}
-        return [Probe(name, unit, lambda name=name: self._run(name)) for name, unit in units.items()]  # type: ignore[misc]
+        return [
+            Probe(name, unit, lambda name=name: self._run(name)) for name, unit in units.items()
+        ]  # type: ignore[misc]
 
     def _run(self, name: str) -> list[Sample]:
         self.ran.append(name)
@@ -42,7 +55,9 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
     device = FakeDevice()
     ceilings = Ceilings(torch.float16, None, [], None, device)  # type: ignore[arg-type]
     ceilings.run()
-    assert [name for name in device.ran if name not in ("gather", "gather-copy")].count("pcie-d2h") == PAIRS
+    assert [name for name in device.ran if name not in ("gather", "gather-copy")].count(
+        "pcie-d2h"
+    ) == PAIRS
     pairs = [name for name in device.ran if name.startswith("gather")]
     assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIRS // 2)
     found = {item.name: item for item in ceilings.records("p000")}
@@ -53,7 +68,8 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("l2", "free"), [(60 << 20, 100 * GB), (60 << 20, 4 * GB), (60 << 20, 10**7), (1 << 30, 200 * GB)]
+    ("l2", "free"),
+    [(60 << 20, 100 * GB), (60 << 20, 4 * GB), (60 << 20, 10**7), (1 << 30, 200 * GB)],
 )
 def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) -> None:
     nbytes = buffer_nbytes(l2, free)
@@ -72,7 +88,9 @@ def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
     layers = gather_layers(PROMPT, 500, l2, 100 * GB, LEAST_NBYTES)
     assert 4 * l2 <= layers * one < 4 * l2 + one
     assert gather_layers(PROMPT, 500, l2, GB, buffer_nbytes(l2, GB)) == 0  # no layer has room
-    assert gather_layers(KVGeometry(2, 1, 4, 8, 64, 2), 4, l2, 100 * GB, LEAST_NBYTES) == 2  # there are no more
+    assert (
+        gather_layers(KVGeometry(2, 1, 4, 8, 64, 2), 4, l2, 100 * GB, LEAST_NBYTES) == 2
+    )  # there are no more
 
 
 def test_nothing_of_a_device_is_asked_without_one() -> None:
@@ -90,19 +108,25 @@ def test_nothing_of_a_device_is_asked_without_one() -> None:
 def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     geometry = KVGeometry(4, 8, 16, 320, 128, 2, layout)
-    ceilings = Ceilings(torch.float16, None, [], None, DeviceProbes(device, torch.float16, geometry, 256, 16 << 20))
+    ceilings = Ceilings(
+        torch.float16, None, [], None, DeviceProbes(device, torch.float16, geometry, 256, 16 << 20)
+    )
     ceilings.run()
     found = {item.name: item for item in ceilings.records("p000")}
     for item in found.values():
         print(f"{layout.value} {item.name}: {item.value:.4g} {item.unit} ({item.shape})")
-    assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large", *HELD_AGAINST} - set(found) == {
+    assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large", *HELD_AGAINST} - set(
+        found
+    ) == {
         "mpi-destination",
         "disk-destination",
         "tcp-destination",
         "nixl-destination",
     }
     assert all(item.value > 0 for item in found.values())
-    assert found["memory-copy"].value < 1.2 * found["memory-read"].value  # bytes read and written are counted
+    assert (
+        found["memory-copy"].value < 1.2 * found["memory-read"].value
+    )  # bytes read and written are counted
     assert found["pcie-d2h"].value < found["memory-copy"].value
     assert found["gather"].value < 1.1 * found["memory-read"].value
     overheads = {overhead: of for overhead, of in OVERHEAD_OF.items() if overhead in found}
@@ -135,7 +159,9 @@ def test_a_device_tells_what_it_is() -> None:
     assert found["gpu"]["name"] == torch.cuda.get_device_name()
     assert found["gpu"]["memory_nbytes"] > GB
     assert {"uuid", "cuda", "nccl", "mps"} <= set(found["gpu"])
-    assert environment.of_run(["a"], 1, 2, torch.cuda.current_device())["gpus"] == [found["gpu"]["name"]]
+    assert environment.of_run(["a"], 1, 2, torch.cuda.current_device())["gpus"] == [
+        found["gpu"]["name"]
+    ]
 
 
 def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> None:
@@ -152,8 +178,15 @@ def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> 
         return run
 
     ceilings = Ceilings.__new__(Ceilings)
-    own = Probe("disk-destination", "MB/s", after(1, 90.0, StorageError("cannot write x: no space")), "fdatasync")
-    raw = Probe("disk-write", "MB/s", after(2, 100.0, OSError(28, "No space left on device")), "fdatasync")
+    own = Probe(
+        "disk-destination",
+        "MB/s",
+        after(1, 90.0, StorageError("cannot write x: no space")),
+        "fdatasync",
+    )
+    raw = Probe(
+        "disk-write", "MB/s", after(2, 100.0, OSError(28, "No space left on device")), "fdatasync"
+    )
     ceilings._probes = [own, raw]
     assert ceilings.run() == [
         "disk-destination (fdatasync): cannot write x: no space",

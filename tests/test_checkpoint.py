@@ -51,7 +51,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 
 
 def llama_like(config: PretrainedConfig) -> PreTrainedModel:
@@ -65,7 +70,9 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: llama_like(LlamaConfig(**SIZES)),
     "llama-tied-linear": lambda: llama_like(
         LlamaConfig(
-            **SIZES, tie_word_embeddings=True, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+            **SIZES,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
         )
     ),
     "llama3": lambda: llama_like(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
@@ -103,19 +110,26 @@ def test_a_folder_has_the_sizes_of_the_model_that_was_saved(family: str, tmp_pat
     ("family", "layout", "shards"),
     [
         pytest.param(
-            family, list(KVLayout)[(number + shards) % 3], shards, id=f"{family}-{'sharded' if shards else 'whole'}"
+            family,
+            list(KVLayout)[(number + shards) % 3],
+            shards,
+            id=f"{family}-{'sharded' if shards else 'whole'}",
         )
         for number, family in enumerate(MODELS)
         for shards in (False, True)
     ],
 )
-def test_a_folder_gives_the_model_that_was_saved(family: str, layout: KVLayout, shards: bool, tmp_path: Path) -> None:
+def test_a_folder_gives_the_model_that_was_saved(
+    family: str, layout: KVLayout, shards: bool, tmp_path: Path
+) -> None:
     """Prompt and decode steps, as far as its context goes; the layouts, which weights do not see, take turns."""
     theirs = MODELS[family]()
     model = loaded(save(theirs, tmp_path / "model", shards))
     assert model.parameters == model.spec.parameters == sum(p.numel() for p in theirs.parameters())
     seen, steps = prompts(), 32
-    cache = KVCache.allocate(model.kv_geometry(*seen.shape[:1], seen.shape[1] + steps, layout), torch.float32)
+    cache = KVCache.allocate(
+        model.kv_geometry(*seen.shape[:1], seen.shape[1] + steps, layout), torch.float32
+    )
     logits = model.forward(seen, cache, 0)
     for _ in range(steps):
         with torch.inference_mode():
@@ -169,16 +183,39 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
         ("mistral", 2, ("--pipeline_para_size", 2)),
     ],
 )
-def test_a_run_generates_the_tokens_of_transformers(family: str, ranks: int, split: tuple, tmp_path: Path) -> None:
+def test_a_run_generates_the_tokens_of_transformers(
+    family: str, ranks: int, split: tuple, tmp_path: Path
+) -> None:
     new = 32
     theirs = MODELS[family]()
     save(theirs, tmp_path / "model", shards=True)
-    sizes = ("--ubatch-size", 2, "--input-len", 8, "--output-len", new, "--inference-data-type", "fp32")
-    short = ("--rounds", 1, "--warmup", 0, "--no-ceilings", "--device", "cpu", "--streaming", "none")
+    sizes = (
+        "--ubatch-size",
+        2,
+        "--input-len",
+        8,
+        "--output-len",
+        new,
+        "--inference-data-type",
+        "fp32",
+    )
+    short = (
+        "--rounds",
+        1,
+        "--warmup",
+        0,
+        "--no-ceilings",
+        "--device",
+        "cpu",
+        "--streaming",
+        "none",
+    )
     job = run(tmp_path, ranks, "run", "--ckpt_path", "model", *sizes, *short, *split)
     lines = [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
     stages = 2 if "--pipeline_para_size" in split else 1
-    assert [(line["ubatch"], line["request"]) for line in lines] == [(u, r) for u in range(stages) for r in range(2)]
+    assert [(line["ubatch"], line["request"]) for line in lines] == [
+        (u, r) for u in range(stages) for r in range(2)
+    ]
     for line in lines:
         prompt = torch.tensor([line["prompt"]])
         with torch.inference_mode():
@@ -271,7 +308,9 @@ def missing_shard(folder: Path) -> str:
 
 def index_that_leads_out(folder: Path) -> str:
     (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "../model.safetensors"}})
+    )
     return "which is no file of this folder"
 
 
@@ -281,14 +320,31 @@ def no_folder(folder: Path) -> str:
 
 
 BROKEN = [
-    *(without_config, another_architecture, another_activation, heads_that_do_not_fit, another_width, torn_config),
-    *(missing_tensor, cut_off, cut_off_in_the_header, no_weights, pickled, missing_shard, index_that_leads_out),
+    *(
+        without_config,
+        another_architecture,
+        another_activation,
+        heads_that_do_not_fit,
+        another_width,
+        torn_config,
+    ),
+    *(
+        missing_tensor,
+        cut_off,
+        cut_off_in_the_header,
+        no_weights,
+        pickled,
+        missing_shard,
+        index_that_leads_out,
+    ),
     no_folder,
 ]
 
 
 @pytest.mark.parametrize("damage", BROKEN, ids=lambda damage: damage.__name__)
-def test_a_broken_folder_is_refused_naming_what_is_wrong(damage: Callable[[Path], str], tmp_path: Path) -> None:
+def test_a_broken_folder_is_refused_naming_what_is_wrong(
+    damage: Callable[[Path], str], tmp_path: Path
+) -> None:
     folder = saved("gpt2", tmp_path / "model")
     words = damage(folder)
     with pytest.raises(CheckpointError, match=words) as raised:

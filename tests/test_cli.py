@@ -66,14 +66,18 @@ def heavy_after(heavy: set[str], *arguments: str) -> str:
         "    assert end.code == 0, end.code\n"
         f"print('HEAVY', sorted({heavy} & set(sys.modules)))\n"
     )
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
 
 
 # ---- help ----
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["run"], ["plan"], ["sink"], ["process"], ["figures"]], ids=lambda a: "-".join(a) or "group"
+    "arguments",
+    [[], ["run"], ["plan"], ["sink"], ["process"], ["figures"]],
+    ids=lambda a: "-".join(a) or "group",
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     printed = heavy_after(HEAVY, *arguments, "--help")
@@ -106,7 +110,11 @@ def test_version() -> None:
 
 def test_python_m() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dejavubench", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "dejavubench", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     assert done.stdout.startswith("Usage: dejavubench [OPTIONS] COMMAND")
 
@@ -122,12 +130,19 @@ def test_hyphens_and_underscores_are_one_spelling() -> None:
     assert "2 warm-up iterations, 3 rounds" in one.stdout
     row = next(line for line in one.stdout.splitlines() if line.startswith("p000"))
     assert row.split()[:8] == ["p000", "gpt2", row.split()[2], "hnd", "4", "256", "32", "288"]
-    assert [line.split()[:9] for line in other.stdout.splitlines() if line.startswith("p000")] == [row.split()[:9]]
+    assert [line.split()[:9] for line in other.stdout.splitlines() if line.startswith("p000")] == [
+        row.split()[:9]
+    ]
 
 
-def test_level_of_the_environment_is_honoured_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_level_of_the_environment_is_honoured_and_the_flag_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DEJAVULIB_BASELINE", "0")
-    assert "Arms     mpi@0\n" in invoke("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi").stdout
+    assert (
+        "Arms     mpi@0\n"
+        in invoke("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi").stdout
+    )
     flag = invoke("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi", "--level", "2")
     assert "Arms     mpi@2\n" in flag.stdout
 
@@ -139,7 +154,8 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(monkeypatch: pyt
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = refused("run", "--streaming", *rest)
     assert (
-        message == "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, nixl, tcp"
+        message
+        == "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, nixl, tcp"
     )
 
 
@@ -164,7 +180,10 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
             ["run", "--device", "cuda"],
             "--device cuda: no CUDA device is found here: there is no NVIDIA driver, or it lists none",
         ),
-        (["run", "--streaming", "nccl"], "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"),
+        (
+            ["run", "--streaming", "nccl"],
+            "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
+        ),
     ],
 )
 def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
@@ -179,7 +198,9 @@ def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) 
 @pytest.mark.mpi
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 @pytest.mark.parametrize(
-    "flags", [["--model", "gpt3"], ["--nonsense"], ["--streaming"]], ids=["value", "unknown-flag", "bare-streaming"]
+    "flags",
+    [["--model", "gpt3"], ["--nonsense"], ["--streaming"]],
+    ids=["value", "unknown-flag", "bare-streaming"],
 )
 def test_usage_error_under_mpi_is_said_once(flags: list[str]) -> None:
     command = [MPIRUN, "-n", "2", sys.executable, "-m", "dejavubench", "run", *flags]
@@ -197,10 +218,21 @@ def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
     command = [MPIRUN]
     for baseline in ("9", "3"):
         program = ["-m", "dejavubench", "run", "--streaming", "mpi", "--log-dir", str(tmp_path)]
-        command += ["-n", "1", "env", f"DEJAVULIB_BASELINE={baseline}", sys.executable, *program, ":"]
+        command += [
+            "-n",
+            "1",
+            "env",
+            f"DEJAVULIB_BASELINE={baseline}",
+            sys.executable,
+            *program,
+            ":",
+        ]
     done = subprocess.run(command[:-1], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "Error: DEJAVULIB_BASELINE: there is no level '9'; levels are 0, 0-batched, 1, 2, 3\n"
+    assert (
+        done.stderr
+        == "Error: DEJAVULIB_BASELINE: there is no level '9'; levels are 0, 0-batched, 1, 2, 3\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,12 +242,18 @@ def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
 def test_the_configs_are_there() -> None:
     names = {path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS}
     figures = ("fig2", "appendix_a", "fig7", "fig25")
-    assert {f"{folder}/{figure}.toml" for folder in ("cpu", "h200", "paper") for figure in figures} <= names
+    assert {
+        f"{folder}/{figure}.toml" for folder in ("cpu", "h200", "paper") for figure in figures
+    } <= names
     assert "h200/fig25_nccl_loopback.toml" in names
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT / "configs").as_posix())
-def test_dry_run_of_every_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path", CONFIGS, ids=lambda path: path.relative_to(ROOT / "configs").as_posix()
+)
+def test_dry_run_of_every_config(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if path.parent.name == "h200":
         _have(monkeypatch, H200)
     result = invoke("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
@@ -236,19 +274,32 @@ def _validated(path: Path) -> dict[str, object]:
 
 def test_dry_run_shows_what_skipped_points_need() -> None:
     result = invoke(
-        "run", "--dry-run", "--model", "gpt2,bloom-176b", "--input-len", "8,2000", "--streaming", "none,nccl"
+        "run",
+        "--dry-run",
+        "--model",
+        "gpt2,bloom-176b",
+        "--input-len",
+        "8,2000",
+        "--streaming",
+        "none,nccl",
     )
     lines = result.stdout.splitlines()
     assert "nccl@3 SKIPPED: no CUDA device" in lines
-    assert "p001 SKIPPED: input_len 2000 and output_len 32 take 2031 positions; gpt2 has 1024" in lines
+    assert (
+        "p001 SKIPPED: input_len 2000 and output_len 32 take 2031 positions; gpt2 has 1024" in lines
+    )
     assert result.exit_code == 0
 
 
-def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from dejavubench.planning import fit
 
     monkeypatch.setattr(
-        fit, "reasons", lambda experiment, devices: {"p000": "gpt2 needs 2 GiB of memory, 1 GiB are available"}
+        fit,
+        "reasons",
+        lambda experiment, devices: {"p000": "gpt2 needs 2 GiB of memory, 1 GiB are available"},
     )
     result = invoke("run", "--dry-run", "--model", "gpt2")
     assert result.exit_code == 0
@@ -265,7 +316,9 @@ def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.M
     assert "p000 SKIPPED: opt-13b needs a CUDA device, none is found on this host" in result.stdout
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name == "h200"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.parent.name == "h200"], ids=lambda path: path.stem
+)
 def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
     result = invoke("run", str(path), "--dry-run")
@@ -279,7 +332,9 @@ def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in result.stdout
 
 
-def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from dejavubench.planning import fit
 
     def probe() -> fit.Rates:
@@ -303,13 +358,17 @@ def test_dry_run_says_when_ranks_would_share_a_card(monkeypatch: pytest.MonkeyPa
     _have(monkeypatch, H200)
     arguments = ("run", "--dry-run", "--model", "gpt2", "--streaming", "none,nccl")
     alone, loopback = invoke(*arguments), invoke(*arguments, "--nccl-loopback")
-    assert "Not with all ranks on this host: streaming nccl needs a GPU for each rank" in alone.stdout
+    assert (
+        "Not with all ranks on this host: streaming nccl needs a GPU for each rank" in alone.stdout
+    )
     assert "Not with" not in loopback.stdout
     assert "Arms     none, none#2, nccl-loopback@3\n" in loopback.stdout
 
 
 @pytest.mark.parametrize("device", [None, H200], ids=["cpu", "cuda"])
-def test_dry_run_fits_80_columns(device: CudaDevice | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_fits_80_columns(
+    device: CudaDevice | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     _have(monkeypatch, *([device] if device else []))
     path = ROOT / "configs/paper/fig25.toml"
@@ -322,7 +381,9 @@ def test_dry_run_fits_80_columns(device: CudaDevice | None, monkeypatch: pytest.
 
 
 def test_dry_run_does_not_import_mpi_or_torch() -> None:
-    printed = heavy_after({"torch", "mpi4py"}, "run", "--dry-run", "--model", "gpt2", "--streaming", "mpi")
+    printed = heavy_after(
+        {"torch", "mpi4py"}, "run", "--dry-run", "--model", "gpt2", "--streaming", "mpi"
+    )
     assert printed.endswith("HEAVY []\n")
 
 
@@ -330,5 +391,7 @@ def test_paper_fig25_is_the_papers() -> None:
     from dejavubench.config.experiment import load
 
     experiment = load(ROOT / "configs/paper/fig25.toml", {}, {})
-    assert {(p.input_len, p.output_len, p.data_type) for p in experiment.points()} == {(500, 500, "fp16")}
+    assert {(p.input_len, p.output_len, p.data_type) for p in experiment.points()} == {
+        (500, 500, "fp16")
+    }
     assert {p.spec.name for p in experiment.points()} == {"opt-13b", "opt-66b", "bloom-176b"}

@@ -79,7 +79,10 @@ def test_table_of_a_tiny_plan() -> None:
 
 def test_a_link_adds_lower_bounds() -> None:
     lines = printed(*TINY, *LINK).splitlines()
-    assert lines[3] == "link: 1 GB/s in each direction of every worker, 5 µs of latency; times are lower bounds"
+    assert (
+        lines[3]
+        == "link: 1 GB/s in each direction of every worker, 5 µs of latency; times are lower bounds"
+    )
     rows = [line.split() for line in lines]
     times = {tuple(row[:2]): row[-3:] for row in rows if len(row) > 2}
     assert times["source", "0"] == ["0.865", "0.091", "1.04"]
@@ -120,29 +123,62 @@ def test_json_says_what_the_table_says() -> None:
         **{"sink_worker": 1, "sink_stage": 0, "sink_tensor_rank": 1},
         **{"layer_start": 7, "layer_stop": 12, "head_start": 6, "head_stop": 12},
         **{"request_start": 0, "request_stop": 4},
-        **{"source_ubatch_start": 0, "source_ubatch_stop": 2, "sink_ubatch_start": 0, "sink_ubatch_stop": 4},
-        **{"transfers": 4, "prompt_nbytes": 307_200, "token_nbytes": 30_720, "total_nbytes": 368_640},
+        **{
+            "source_ubatch_start": 0,
+            "source_ubatch_stop": 2,
+            "sink_ubatch_start": 0,
+            "sink_ubatch_stop": 4,
+        },
+        **{
+            "transfers": 4,
+            "prompt_nbytes": 307_200,
+            "token_nbytes": 30_720,
+            "total_nbytes": 368_640,
+        },
         **{"prompt_runs": 240, "token_runs": 240},
-        **{"prompt_ms": pytest.approx(0.3122), "token_ms": pytest.approx(0.03572), "total_ms": pytest.approx(0.37364)},
+        **{
+            "prompt_ms": pytest.approx(0.3122),
+            "token_ms": pytest.approx(0.03572),
+            "total_ms": pytest.approx(0.37364),
+        },
     }
     assert regions[1] == {
         "source_ubatch": 0,
         "sink_ubatch": 1,
-        "source_region": {"layers": [0, 5], "requests": [1, 2], "heads": [6, 12], "positions": [0, 12]},
-        "sink_region": {"layers": [7, 12], "requests": [0, 1], "heads": [0, 6], "positions": [0, 12]},
+        "source_region": {
+            "layers": [0, 5],
+            "requests": [1, 2],
+            "heads": [6, 12],
+            "positions": [0, 12],
+        },
+        "sink_region": {
+            "layers": [7, 12],
+            "requests": [0, 1],
+            "heads": [0, 6],
+            "positions": [0, 12],
+        },
     }
 
 
 @pytest.mark.parametrize("link", [[], LINK])
 def test_json_adds_up(link: list[str]) -> None:
     found = document(*TINY, *link)
-    amounts = ["transfers", "prompt_nbytes", "token_nbytes", "total_nbytes", "prompt_runs", "token_runs"]
+    amounts = [
+        "transfers",
+        "prompt_nbytes",
+        "token_nbytes",
+        "total_nbytes",
+        "prompt_runs",
+        "token_runs",
+    ]
     for key in amounts:
         assert sum(pair[key] for pair in found["pairs"]) == found["total"][key]
         for role in ("source", "sink"):
             workers = [worker for worker in found["workers"] if worker["role"] == role]
             assert sum(worker[key] for worker in workers) == found["total"][key]
-    assert [len(pair["regions"]) for pair in found["pairs"]] == [pair["transfers"] for pair in found["pairs"]]
+    assert [len(pair["regions"]) for pair in found["pairs"]] == [
+        pair["transfers"] for pair in found["pairs"]
+    ]
     assert found["total"]["total_nbytes"] == 2 * 12 * 12 * 64 * 2 * 4 * 12
     assert (found["total"]["busiest_source"], found["total"]["busiest_sink"]) == (0, 0)
     if link:
@@ -206,21 +242,36 @@ def test_sinks_are_like_the_sources_unless_told() -> None:
     same = document(*flags, "--layer-cuts", "0,30,40")
     assert same["sinks"] == same["sources"]
     assert same["requests"] == 16
-    assert [(pair["source_worker"], pair["sink_worker"]) for pair in same["pairs"]] == [(i, i) for i in range(4)]
+    assert [(pair["source_worker"], pair["sink_worker"]) for pair in same["pairs"]] == [
+        (i, i) for i in range(4)
+    ]
     assert {pair["transfers"] for pair in same["pairs"]} == {2}  # one for each microbatch
     even = document(*flags, "--layer-cuts", "0,30,40", "--sink-pipeline-para-size", "2")
     assert even["sinks"]["layer_cuts"] == [0, 20, 40]
-    cuts = document(*flags, "--sink-layer-cuts", "0,1,40", "--sink-ubatch-size", "3", "--requests", "24")
+    cuts = document(
+        *flags, "--sink-layer-cuts", "0,1,40", "--sink-ubatch-size", "3", "--requests", "24"
+    )
     assert (cuts["sources"]["layer_cuts"], cuts["sinks"]["layer_cuts"]) == ([0, 40], [0, 1, 40])
     assert cuts["requests"] == 24
     # 0–7 with 0–2, 3–5, 6–8; 8–15 with 6–8, 9–11, 12–14, 15–17; 16–23 with 15–17, 18–20, 21–23
     assert {pair["transfers"] for pair in cuts["pairs"]} == {10}
 
 
-@pytest.mark.parametrize(("layout", "prompt", "token"), [("hnd", 48, 48), ("nhd", 80, 8), ("ft", 48, 48)])
+@pytest.mark.parametrize(
+    ("layout", "prompt", "token"), [("hnd", 48, 48), ("nhd", 80, 8), ("ft", 48, 48)]
+)
 def test_runs_are_those_of_the_layout(layout: str, prompt: int, token: int) -> None:
     """One layer's worth of two requests, 12 heads; nhd halves each position's row, on one side only."""
-    flags = ["--model", "gpt2", "--input-len", "10", "--ubatch-size", "2", "--sink-tensor-para-size", "2"]
+    flags = [
+        "--model",
+        "gpt2",
+        "--input-len",
+        "10",
+        "--ubatch-size",
+        "2",
+        "--sink-tensor-para-size",
+        "2",
+    ]
     total = document(*flags, "--kv-layout", layout)["total"]
     if layout == "ft":  # a key is 8 vectors of 16 bytes, a value one piece
         prompt, token = 24 * (8 + 1), 24 * (8 + 1)
@@ -231,7 +282,12 @@ def llama(folder: Path, **changes: object) -> Path:
     """A folder with a configuration and no weights: grouped queries, 32 heads and 8 of keys and values."""
     folder.mkdir()
     config = {
-        **{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+        **{
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+        },
         **{"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
         **{"max_position_embeddings": 8192, **changes},
     }
@@ -241,7 +297,9 @@ def llama(folder: Path, **changes: object) -> Path:
 
 def test_a_folder_needs_its_configuration_alone(tmp_path: Path) -> None:
     folder = llama(tmp_path / "llama-8b")
-    found = document("--ckpt_path", str(folder), "--tensor-para-size", "8", "--sink-tensor-para-size", "4")
+    found = document(
+        "--ckpt_path", str(folder), "--tensor-para-size", "8", "--sink-tensor-para-size", "4"
+    )
     assert (found["model"], found["layer_num"], found["kv_head_num"], found["size_per_head"]) == (
         "llama-8b",
         32,
@@ -249,7 +307,9 @@ def test_a_folder_needs_its_configuration_alone(tmp_path: Path) -> None:
         128,
     )
     assert found["total"]["token_nbytes"] == 2 * 32 * 8 * 128 * 2
-    assert [(pair["sink_worker"], pair["head_start"]) for pair in found["pairs"]] == [(i // 2, i) for i in range(8)]
+    assert [(pair["sink_worker"], pair["head_start"]) for pair in found["pairs"]] == [
+        (i // 2, i) for i in range(8)
+    ]
 
 
 # ---- refusals ----
@@ -262,8 +322,14 @@ def refused(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--tensor-para-size 5", "sources: tensor_para_size 5 does not divide the 12 heads of gpt2"),
-        ("--sink-tensor-para-size 8", "sinks: tensor_para_size 8 does not divide the 12 heads of gpt2"),
+        (
+            "--tensor-para-size 5",
+            "sources: tensor_para_size 5 does not divide the 12 heads of gpt2",
+        ),
+        (
+            "--sink-tensor-para-size 8",
+            "sinks: tensor_para_size 8 does not divide the 12 heads of gpt2",
+        ),
         (
             "--pipeline-para-size 13",
             "--pipeline-para-size 13: gpt2 has 12 layers; they cannot be cut into 13 stages",
@@ -291,7 +357,10 @@ def refused(*arguments: str) -> str:
             "8 requests do not fill the microbatches of 3 of the sinks; --requests takes multiples of both sides' "
             "microbatches",
         ),
-        ("--input-len 1024", "sources: input_len 1024 and output_len 32 take 1055 positions; gpt2 has 1024"),
+        (
+            "--input-len 1024",
+            "sources: input_len 1024 and output_len 32 take 1055 positions; gpt2 has 1024",
+        ),
         ("--latency 5us", "--latency is of a --link, and none is given"),
     ],
 )
@@ -302,13 +371,25 @@ def test_what_cannot_be_planned_is_one_line_and_exit_2(flags: str, message: str)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--layer-cuts 0,x", "Invalid value for '--layer-cuts': '0,x' are no layer numbers such as 0,7,13"),
+        (
+            "--layer-cuts 0,x",
+            "Invalid value for '--layer-cuts': '0,x' are no layer numbers such as 0,7,13",
+        ),
         ("--ubatch-size 0", "Invalid value for '--ubatch-size': must be greater than 0, not '0'"),
         ("--requests 1.5", "Invalid value for '--requests': must be a whole number, not '1.5'"),
-        ("--link 25", "Invalid value for '--link': '25' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s"),
-        ("--link 1GB/s --latency 5", "Invalid value for '--latency': '5' is not a latency such as 5us, 0.1ms or 0"),
+        (
+            "--link 25",
+            "Invalid value for '--link': '25' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s",
+        ),
+        (
+            "--link 1GB/s --latency 5",
+            "Invalid value for '--latency': '5' is not a latency such as 5us, 0.1ms or 0",
+        ),
         ("--model gpt3", "Invalid value for '--model': unknown model 'gpt3'; did you mean gpt2?"),
-        ("--kv-layout dnh", "Invalid value for '--kv-layout': 'dnh' is not one of 'ft', 'hnd', 'nhd'."),
+        (
+            "--kv-layout dnh",
+            "Invalid value for '--kv-layout': 'dnh' is not one of 'ft', 'hnd', 'nhd'.",
+        ),
     ],
 )
 def test_values_that_cannot_be_read_point_to_the_help(flags: str, message: str) -> None:
@@ -339,9 +420,13 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_a_layout_that_cannot_hold_the_heads_is_refused(tmp_path: Path) -> None:
     folder = llama(tmp_path / "odd", head_dim=6)
-    assert refused("--ckpt-path", str(folder), "--kv-layout", "ft").startswith("sources: kv_layout ft keeps 16 bytes")
+    assert refused("--ckpt-path", str(folder), "--kv-layout", "ft").startswith(
+        "sources: kv_layout ft keeps 16 bytes"
+    )
 
 
 def test_neither_mpi_nor_torch_is_imported() -> None:
-    printed = heavy_after({"torch", "mpi4py", "pandas", "matplotlib"}, "plan", "--model", "gpt2", "--link", "1GB/s")
+    printed = heavy_after(
+        {"torch", "mpi4py", "pandas", "matplotlib"}, "plan", "--model", "gpt2", "--link", "1GB/s"
+    )
     assert printed.endswith("HEAVY []\n")

@@ -28,18 +28,28 @@ SPLITS = [  # of the sources, then of the sinks: tensor-parallel degree, stages,
 ]
 
 
-def experiment(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]) -> Experiment:
+def experiment(
+    model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]
+) -> Experiment:
     keys = ("tensor_para_size", "pipeline_para_size", "ubatch_size")
     own = dict(zip(keys, sources, strict=True))
     other = {f"sink_{key}": size for key, size in zip(keys, sinks, strict=True)}
-    return load(None, {"model": model, "streaming": "mpi", "device": "cpu", "input_len": 8, **own, **other}, {})
+    return load(
+        None,
+        {"model": model, "streaming": "mpi", "device": "cpu", "input_len": 8, **own, **other},
+        {},
+    )
 
 
 @pytest.mark.parametrize("model", SPECS)
 def test_all_layers_are_as_many_times_one(model: str) -> None:
     spec = SPECS[model]
     assert spec.parameters == sum(map(prod, spec.tensors.values()))
-    matrices = [shape for name, shape in spec.tensors.items() if name.startswith("layers.") and len(shape) == 2]
+    matrices = [
+        shape
+        for name, shape in spec.tensors.items()
+        if name.startswith("layers.") and len(shape) == 2
+    ]
     assert spec.layer_weights == sum(map(prod, matrices))
 
 
@@ -53,14 +63,23 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     slot = 16 << 20
     held = [geometry_of(point, out, worker) for worker in range(out.workers)]
     assert fit.worker_geometry(point) == max(held, key=lambda each: each.layers)
-    streams = max(len(stream_in(out, into, worker, everything(point))) for worker in range(into.workers))
+    streams = max(
+        len(stream_in(out, into, worker, everything(point))) for worker in range(into.workers)
+    )
     cache = max(geometry_of(point, into, worker).nbytes for worker in range(into.workers))
-    assert fit._arriving_nbytes(point, slot) == point.requests // into.ubatch_size * cache + 2 * streams * slot
+    assert (
+        fit._arriving_nbytes(point, slot)
+        == point.requests // into.ubatch_size * cache + 2 * streams * slot
+    )
 
 
 @pytest.mark.parametrize("layout", ["ft", "hnd", "nhd"])
 def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutName) -> None:
-    found = load(None, {"model": "gpt2", "kv_layout": layout, "ubatch_size": 3, "input_len": 8, "device": "cpu"}, {})
+    found = load(
+        None,
+        {"model": "gpt2", "kv_layout": layout, "ubatch_size": 3, "input_len": 8, "device": "cpu"},
+        {},
+    )
     (point,) = found.points()
     geometry = fit.worker_geometry(point)
     seconds = fit.naive_seconds(point, Arm("mpi@0", "mpi", "0"))
@@ -77,7 +96,9 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(ubatches: tuple[int, i
     found = made(one, other, 24)
     whole = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
     wanted = exchanges(one, other, whole)
-    assert [list(flow.transfers()) for flow in found.flows] == [list(each.transfers) for each in wanted]
+    assert [list(flow.transfers()) for flow in found.flows] == [
+        list(each.transfers) for each in wanted
+    ]
     assert [flow.region for flow in found.flows] == [each.region for each in wanted]
     assert found.total.transfers == sum(len(each.transfers) for each in wanted)
     once = made(one, other, 12).total
@@ -91,7 +112,9 @@ def test_too_many_different_transfers_are_refused() -> None:
 
 
 def test_staging_takes_half_of_the_memory_at_most() -> None:
-    found = load(None, {"device": "cpu", "model": "gpt2", "streaming": "mpi", "staging_slots": 512}, {})
+    found = load(
+        None, {"device": "cpu", "model": "gpt2", "streaming": "mpi", "staging_slots": 512}, {}
+    )
     assert fit.reasons(found, available=lambda: 15 << 30) == {
         "p000": "staging_slots 512 × staging_mib 16 take 8.00 GiB of memory for 1 source, 15.0 GiB are available, of "
         "which staging may take half"

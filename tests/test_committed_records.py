@@ -11,7 +11,15 @@ from dejavubench.analysis import tables
 from dejavubench.analysis.find import find
 
 RESULTS = Path(__file__).parent.parent / "results"
-COLUMNS = ["prompt_ms", "token_ms", "total_ms", "overhead_pct", "noise_floor_high_pct", "streamed_bytes", "alone_ms"]
+COLUMNS = [
+    "prompt_ms",
+    "token_ms",
+    "total_ms",
+    "overhead_pct",
+    "noise_floor_high_pct",
+    "streamed_bytes",
+    "alone_ms",
+]
 
 
 def test_every_committed_run_keeps_to_the_rules() -> None:
@@ -23,7 +31,9 @@ def test_every_committed_run_keeps_to_the_rules() -> None:
 
 @pytest.mark.parametrize("machine", ["xeon-2core", "h200"])
 def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
-    committed = pd.read_csv(RESULTS / machine / "tables.csv", dtype={"level": str}).set_index(["run", "point", "arm"])
+    committed = pd.read_csv(RESULTS / machine / "tables.csv", dtype={"level": str}).set_index(
+        ["run", "point", "arm"]
+    )
     runs = find(sorted((RESULTS / machine / "records").glob("fig25-*"))).runs
     rows = [row for run in runs for row in tables.run_rows(run)]
     assert len(rows) >= 5

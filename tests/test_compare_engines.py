@@ -22,7 +22,7 @@ from dejavubench.models.hub.specs import ModelSpec
 if TYPE_CHECKING:
     from compare_engines import Settings
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[1] / "contrib"
 TINY = ModelSpec("gpt2-tiny", 3, 4, 8, vocab_size=101, context=32, ffn_size=128)
 BOTH = ("ours", "transformers")
 
@@ -39,7 +39,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def settings(folder: Path, data_type: str = "bf16") -> Settings:
     import compare_engines as script
 
-    return script.Settings(folder, TINY, ubatch_size=3, input_len=9, output_len=4, threads=1, data_type=data_type)
+    return script.Settings(
+        folder, TINY, ubatch_size=3, input_len=9, output_len=4, threads=1, data_type=data_type
+    )
 
 
 def logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
@@ -75,7 +77,9 @@ def refused(*args: object) -> str:
     return result.stderr
 
 
-@pytest.mark.parametrize("data_type", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.drill)])
+@pytest.mark.parametrize(
+    "data_type", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.drill)]
+)
 def test_engines_agree_and_a_changed_weight_is_found(data_type: str, tmp_path: Path) -> None:
     """Changed for one of them only, and after the checkpoint was looked at."""
     import compare_engines as script
@@ -125,7 +129,16 @@ def test_a_comparison_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     import compare_engines as script
 
     monkeypatch.setattr(script, "Worker", Here)
-    result = run("--engines", ",".join(BOTH), "--rounds", 2, "--folder", tmp_path / "new", "--json", tmp_path / "json")
+    result = run(
+        "--engines",
+        ",".join(BOTH),
+        "--rounds",
+        2,
+        "--folder",
+        tmp_path / "new",
+        "--json",
+        tmp_path / "json",
+    )
     assert result.exit_code == 0, result.output
     assert "engine / ours" in result.stdout
     record = json.loads((tmp_path / "json").read_text())
@@ -140,7 +153,9 @@ def test_an_engine_that_fails_is_one_message(tmp_path: Path) -> None:
     """There is no model, and perhaps no llama.cpp."""
     import compare_engines as script
 
-    with pytest.raises(click.ClickException, match=r"^llama\.cpp: (ModuleNotFound|Runtime)Error: ") as raised:
+    with pytest.raises(
+        click.ClickException, match=r"^llama\.cpp: (ModuleNotFound|Runtime)Error: "
+    ) as raised:
         script.Worker("llama.cpp", settings(tmp_path))
     assert raised.value.exit_code == 1
 
@@ -156,7 +171,9 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "something to compare it with" in refused("--engines", "ours")
     (tmp_path / "mine").touch()
     assert "is not empty" in refused(*two, "--folder", tmp_path)
-    monkeypatch.setattr(script, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
+    monkeypatch.setattr(
+        script, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name)
+    )
     monkeypatch.setitem(script.ENGINES, "llama.cpp", (script.LlamaCpp, ["llama_cpp"]))
     message = "Error: not installed: llama_cpp: pip install -r contrib/requirements-compare.txt\n"
     assert refused("--engines", "ours,llama.cpp") == message

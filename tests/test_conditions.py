@@ -60,7 +60,12 @@ a line that is cut o
         ("/dev/shm/run", "tmpfs", "/dev/shm", "second"),  # the last of those stacked on one folder
         ("/dev/shmoo", "devtmpfs", "/dev", "devtmpfs"),  # no part of /dev/shm
         ("/data", "xfs", "/data", "/dev/sdb1"),
-        ("/data/hidden/x", "xfs", "/data", "/dev/sdb1"),  # what lay below the first /data cannot be reached
+        (
+            "/data/hidden/x",
+            "xfs",
+            "/data",
+            "/dev/sdb1",
+        ),  # what lay below the first /data cannot be reached
         ("/mnt/two words/x", "nfs4", "/mnt/two words", "server:/a b"),
         ("/mnt/back\\slash", "fuse.sshfs", "/mnt/back\\slash", "me@there:"),
         ("/mnt/bound/x", "ext4", "/mnt/bound", "/dev/vda"),
@@ -68,7 +73,9 @@ a line that is cut o
         ("/var/lib", "overlay", "/var", "overlay"),
     ],
 )
-def test_the_mount_that_holds_a_path_is_found(path: str, type: str, point: str, source: str) -> None:
+def test_the_mount_that_holds_a_path_is_found(
+    path: str, type: str, point: str, source: str
+) -> None:
     found = find_mount(path, MOUNTINFO)
     assert found is not None
     assert (found.type, found.point, found.source) == (type, point, source)
@@ -95,7 +102,9 @@ def test_names_that_are_not_utf_8_can_be_recorded(tmp_path: Path) -> None:
 def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:
     assert place_of(tmp_path, tmp_path / "absent") is None
     assert find_mount("/x", "") is None
-    assert find_mount("/x", "2 1 0:1 / /elsewhere rw - ext4 /dev/sda rw\n") is None  # in a chroot that is no mount
+    assert (
+        find_mount("/x", "2 1 0:1 / /elsewhere rw - ext4 /dev/sda rw\n") is None
+    )  # in a chroot that is no mount
 
 
 @pytest.mark.parametrize(
@@ -108,14 +117,20 @@ def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:
         ("fuse.mergerfs fuseblk", "served by a program in user space"),
     ],
 )
-def test_file_systems_that_are_no_local_disk_are_named_for_what_they_are(types: str, text: str) -> None:
+def test_file_systems_that_are_no_local_disk_are_named_for_what_they_are(
+    types: str, text: str
+) -> None:
     for type in types.split():
         found = nature(type)
         assert found is not None, type
         assert found.text == text
         for durability in ("fdatasync", "direct"):
-            assert f"{durability} on {type}: {type} is {text}; " in str(durability_note(type, durability))
-        assert durability_note(type, "page-cache") is None  # claims nothing that does not hold there
+            assert f"{durability} on {type}: {type} is {text}; " in str(
+                durability_note(type, durability)
+            )
+        assert (
+            durability_note(type, "page-cache") is None
+        )  # claims nothing that does not hold there
 
 
 @pytest.mark.parametrize("type", ["ext4", "xfs", "btrfs", "zfs", "f2fs"])
@@ -140,31 +155,63 @@ CASES: list[tuple[str, dict[str, str], float | None]] = [
     ("0::/\n", {}, None),
     ("0::/a\n", {f"{V2}/a/cpu.max": "max 100000\n"}, None),
     ("0::/a/b\n", {f"{V2}/a/b/cpu.max": "150000 100000\n"}, 1.5),
-    ("0::/a/b\n", {f"{V2}/a/b/cpu.max": "400000 100000\n", f"{V2}/a/cpu.max": "25000 50000\n"}, 0.5),
-    ("0::/of/the/host\n", {f"{V2}/cpu.max": "300000 100000\n"}, 3.0),  # a container sees the top alone
+    (
+        "0::/a/b\n",
+        {f"{V2}/a/b/cpu.max": "400000 100000\n", f"{V2}/a/cpu.max": "25000 50000\n"},
+        0.5,
+    ),
+    (
+        "0::/of/the/host\n",
+        {f"{V2}/cpu.max": "300000 100000\n"},
+        3.0,
+    ),  # a container sees the top alone
     ("0::/../sibling\n", {f"{V2}/cpu.max": "200000 100000\n"}, 2.0),
-    ("3:cpu:/a\n", {f"{V1}/a/cpu.cfs_quota_us": "-1\n", f"{V1}/a/cpu.cfs_period_us": "100000\n"}, None),
-    ("3:cpu,cpuacct:/a\n", {f"{V1}/a/cpu.cfs_quota_us": "50000\n", f"{V1}/a/cpu.cfs_period_us": "100000\n"}, 0.5),
+    (
+        "3:cpu:/a\n",
+        {f"{V1}/a/cpu.cfs_quota_us": "-1\n", f"{V1}/a/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
+    (
+        "3:cpu,cpuacct:/a\n",
+        {f"{V1}/a/cpu.cfs_quota_us": "50000\n", f"{V1}/a/cpu.cfs_period_us": "100000\n"},
+        0.5,
+    ),
     (
         "3:cpu,cpuacct:/a\n0::/\n",
-        {f"{V1},cpuacct/cpu.cfs_quota_us": "250000\n", f"{V1},cpuacct/cpu.cfs_period_us": "100000\n"},
+        {
+            f"{V1},cpuacct/cpu.cfs_quota_us": "250000\n",
+            f"{V1},cpuacct/cpu.cfs_period_us": "100000\n",
+        },
         2.5,
     ),
-    ("3:cpuset:/a\n0::/\n", {f"{V1}/a/cpu.cfs_quota_us": "50000\n", f"{V1}/a/cpu.cfs_period_us": "100000\n"}, None),
-    ("0::/a\n", {f"{V2}/unified/cgroup.procs": "1\n", f"{V2}/unified/a/cpu.max": "150000 100000\n"}, 1.5),
+    (
+        "3:cpuset:/a\n0::/\n",
+        {f"{V1}/a/cpu.cfs_quota_us": "50000\n", f"{V1}/a/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
+    (
+        "0::/a\n",
+        {f"{V2}/unified/cgroup.procs": "1\n", f"{V2}/unified/a/cpu.max": "150000 100000\n"},
+        1.5,
+    ),
     ("0::/a\n", {f"{V2}/a/cpu.max": "torn"}, None),
 ]
 
 
 @pytest.mark.parametrize(("cgroup", "files", "cpus"), CASES)
-def test_the_tightest_cpu_quota_counts(tmp_path: Path, cgroup: str, files: dict[str, str], cpus: float | None) -> None:
+def test_the_tightest_cpu_quota_counts(
+    tmp_path: Path, cgroup: str, files: dict[str, str], cpus: float | None
+) -> None:
     found = cpu_quota(machine(tmp_path, cgroup, files))
     assert (found and found.cpus) == cpus
 
 
 def test_throttling_is_counted_in_every_group_above_too(tmp_path: Path) -> None:
     stat = "nr_periods 10\nnr_throttled {}\nthrottled_usec {}\n"
-    files = {f"{V2}/a/b/cpu.stat": stat.format(3, 2_000_000), f"{V2}/a/cpu.stat": stat.format(1, 500_000)}
+    files = {
+        f"{V2}/a/b/cpu.stat": stat.format(3, 2_000_000),
+        f"{V2}/a/cpu.stat": stat.format(1, 500_000),
+    }
     files[f"{V2}/cpu.stat"] = "usage_usec 17\n"  # the top is never throttled, and has no such lines
     assert cpu_throttling(machine(tmp_path, "0::/a/b\n", files)) == Throttling(4, 2.5)
 
@@ -195,7 +242,10 @@ ASKERS: list[tuple[list[Asker], str | None]] = [
     ),
     ([Asker(1, 0, frozenset({0}), None), Asker(1, 0, frozenset({1}), None)], None),
     ([Asker(1, 0, frozenset({0}), None)] * 2, "2 ranks have 2 busy threads, for 1 core:"),
-    ([Asker(2, 0, frozenset({0}), None), Asker(1, 0, frozenset(range(8)), None)], "; 1 of them has more threads than"),
+    (
+        [Asker(2, 0, frozenset({0}), None), Asker(1, 0, frozenset(range(8)), None)],
+        "; 1 of them has more threads than",
+    ),
     ([Asker(2, 0, TWO, Quota(1.5, "g"))], "for 2 cores; the control group allows 1.5 CPUs:"),
     ([Asker(1, 0, TWO, Quota(1.5, "g"))] * 2, "; the control group allows 1.5 CPUs:"),  # together
     ([Asker(1, 0, TWO, Quota(1, "g")), Asker(1, 0, TWO, Quota(1, "h"))], None),  # each
@@ -215,7 +265,9 @@ TMPFS = {"path": "/dev/shm/x", "mount": "/dev/shm", "type": "tmpfs", "source": "
 EXT4 = {"path": "/data/x", "mount": "/", "type": "ext4", "source": "/dev/vda"}
 
 
-def told(folder: Path, *environments: dict[str, Any], end: dict[str, float] | None = None) -> list[str]:
+def told(
+    folder: Path, *environments: dict[str, Any], end: dict[str, float] | None = None
+) -> list[str]:
     """The notes on a run of two ranks that recorded these of themselves."""
     infos = [{"environment": each} for each in environments]
     write_run(folder, (NONE, AGAIN, arm("disk")), infos=infos, rounds=2, ended=end is None)
@@ -237,14 +289,20 @@ def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:
 
 
 def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
-    bounded = {"cpu_quota": 1.5, "cpu_demand": asdict(Demand.of([Asker(2, 1, TWO, Quota(1.5, "g"))]))}
+    bounded = {
+        "cpu_quota": 1.5,
+        "cpu_demand": asdict(Demand.of([Asker(2, 1, TWO, Quota(1.5, "g"))])),
+    }
     notes = told(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
     throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"
     assert notes.count(f"CPU: the control group allows 1.5 CPUs; {throttled}") == 1
     assert sum(note.startswith("CROWDED: 1 rank has 2 busy threads") for note in notes) == 1
     assert sum(note.startswith("CPU: ") for note in notes) == 1
     notes = told(tmp_path / "b", bounded, bounded, end={"periods": 0, "seconds": 0.0})
-    assert "CPU: the control group allows 1.5 CPUs; it was not throttled in the measured points" in notes
+    assert (
+        "CPU: the control group allows 1.5 CPUs; it was not throttled in the measured points"
+        in notes
+    )
 
 
 def test_hosts_that_differ_are_told_apart() -> None:
@@ -253,11 +311,17 @@ def test_hosts_that_differ_are_told_apart() -> None:
 
 
 def test_runs_of_before_say_nothing(tmp_path: Path) -> None:
-    assert conditions.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2))) == []
+    assert (
+        conditions.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2))) == []
+    )
 
 
-@pytest.mark.parametrize("wrong", [{"stream_dir": 5}, {"cpu_quota": "much"}, {"cpu_demand": {"ranks": 1}}])
-def test_an_environment_of_other_types_is_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"stream_dir": 5}, {"cpu_quota": "much"}, {"cpu_demand": {"ranks": 1}}]
+)
+def test_an_environment_of_other_types_is_refused_by_name(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
     with pytest.raises(RecordError, match=f"rank 0: environment {next(iter(wrong))}: "):
         told(tmp_path / "run", wrong, {})
 
@@ -265,18 +329,34 @@ def test_an_environment_of_other_types_is_refused_by_name(tmp_path: Path, wrong:
 # ---- before and during a run ----
 
 
-def test_a_dry_run_says_what_it_would_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry, "place_of", lambda path: Place(str(path), "/dev/shm", "tmpfs", "tmpfs"))
+def test_a_dry_run_says_what_it_would_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        dry, "place_of", lambda path: Place(str(path), "/dev/shm", "tmpfs", "tmpfs")
+    )
     monkeypatch.setattr(dry, "cpu_quota", lambda: Quota(0.5, "g"))
-    options = ["--streaming", "none,disk", "--durability", "fdatasync,page-cache", "--stream-dir", str(tmp_path)]
-    result = CliRunner().invoke(main, ["run", *QUICK, "--dry-run", *options], env=dict.fromkeys(LAUNCHED))
+    options = [
+        "--streaming",
+        "none,disk",
+        "--durability",
+        "fdatasync,page-cache",
+        "--stream-dir",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(
+        main, ["run", *QUICK, "--dry-run", *options], env=dict.fromkeys(LAUNCHED)
+    )
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
     assert "; the control group allows 0.5 CPUs Disk" in said
     assert f"{tmp_path} is on tmpfs, mounted at /dev/shm from tmpfs" in said.replace("- ", "-")
     assert "fdatasync on tmpfs: tmpfs is memory" in said
     assert "page-cache on tmpfs" not in said
-    assert "With all ranks on this host: 1 rank has 1 busy thread, and 1 helper thread beside, for " in said
+    assert (
+        "With all ranks on this host: 1 rank has 1 busy thread, and 1 helper thread beside, for "
+        in said
+    )
 
 
 class World:
@@ -288,14 +368,18 @@ class World:
         return [mine, replace(mine, helpers=0)]
 
 
-def found_by(monkeypatch: pytest.MonkeyPatch, threads: int, counters: list[Throttling | None]) -> Conditions:
+def found_by(
+    monkeypatch: pytest.MonkeyPatch, threads: int, counters: list[Throttling | None]
+) -> Conditions:
     monkeypatch.setattr(measured, "cpu_quota", lambda: Quota(1.5, "g"))
     monkeypatch.setattr(measured, "cpu_throttling", iter(counters).__next__)
     return Conditions(cast(Any, World()), ["a", "b"], threads, 1, {0, 1}, None)
 
 
 def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    counters: list[Throttling | None] = [Throttling(n, t) for n, t in [(5, 1.0), (7, 1.5), (9, 2.0), (10, 2.25)]]
+    counters: list[Throttling | None] = [
+        Throttling(n, t) for n, t in [(5, 1.0), (7, 1.5), (9, 2.0), (10, 2.25)]
+    ]
     conditions = found_by(monkeypatch, 1, counters)
     assert conditions.outcome() == {}
     for _ in range(2):
@@ -304,7 +388,10 @@ def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.Monke
     (found,) = conditions.outcome().values()
     assert found["before"] == {"periods": 5, "seconds": 1.0}
     assert found["after"] == {"periods": 10, "seconds": 2.25}
-    assert found["measured"] == {"periods": 3, "seconds": 0.75}  # not what was between the two points
+    assert found["measured"] == {
+        "periods": 3,
+        "seconds": 0.75,
+    }  # not what was between the two points
 
 
 def test_without_counters_nothing_is_said_of_throttling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,14 +405,26 @@ def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -
     conditions = found_by(monkeypatch, 2, [])
     notes = conditions.notes()
     assert [note.partition(":")[0] for note in notes] == ["a", "b"]
-    assert all("1 rank has 2 busy threads" in note and "the control group allows 1.5 CPUs" in note for note in notes)
+    assert all(
+        "1 rank has 2 busy threads" in note and "the control group allows 1.5 CPUs" in note
+        for note in notes
+    )
     assert conditions.facts()["cpu_quota"] == 1.5
     assert found_by(monkeypatch, 1, []).notes() == []
 
 
 @pytest.mark.mpi
 def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
-    modes = ("--streaming", "disk", "--rounds", "1", "--warmup", "0", "--stream-dir", tmp_path / "streamed")
+    modes = (
+        "--streaming",
+        "disk",
+        "--rounds",
+        "1",
+        "--warmup",
+        "0",
+        "--stream-dir",
+        tmp_path / "streamed",
+    )
     job = run(tmp_path, 1, "run", *QUICK, *modes)
     (info,) = [info for _, info in job.run.of(RankInfo)]
     place = place_of(tmp_path / "streamed")
@@ -333,7 +432,9 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     assert info.environment["cpu_demand"]["ranks"] == 1
     quota = cpu_quota()
     assert info.environment["cpu_quota"] == (quota and quota.cpus)
-    assert {info.environment["variables"][name] for name in PRIMITIVE_CACHES} == {str(KEPT_PRIMITIVES)}
+    assert {info.environment["variables"][name] for name in PRIMITIVE_CACHES} == {
+        str(KEPT_PRIMITIVES)
+    }
     (end,) = [end for _, end in job.run.of(End)]
     assert bool(end.environment) == (cpu_throttling() is not None)
     assert f"stream directory: {place}" in job.stderr
@@ -366,7 +467,9 @@ def test_too_little_shared_memory_is_said(
     assert note is None or f"/dev/shm has {free_mib:.1f} MiB left" in note
 
 
-@pytest.mark.parametrize(("free_mib", "rank", "notes", "waits"), [(0, "0", 1, 1), (0, "1", 0, 1), (64, "1", 0, 0)])
+@pytest.mark.parametrize(
+    ("free_mib", "rank", "notes", "waits"), [(0, "0", 1, 1), (0, "1", 0, 1), (64, "1", 0, 0)]
+)
 def test_no_rank_begins_mpi_before_a_shortage_is_read(
     free_mib: float, rank: str, notes: int, waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,7 +490,15 @@ def test_without_shared_memory_it_is_left_to_mpi(tmp_path: Path) -> None:
 def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> None:
     """In a mount namespace of its own, with a tiny /dev/shm."""
     command = [mpirun_program(), "-n", "2", sys.executable, *CLI, "run", *QUICK]
-    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"', "sh", *command]
+    small = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"',
+        "sh",
+        *command,
+    ]
     inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     try:
         done = subprocess.run(
@@ -404,5 +515,7 @@ def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> N
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"cannot mount a small /dev/shm: {done.stderr.strip()}")
     # the other rank's MPI may have taken some of the 0.1 MiB by then
-    notes = re.findall(r"note: /dev/shm has 0\.[01] MiB left, and MPI may need 2\.2 MiB there", done.stderr)
+    notes = re.findall(
+        r"note: /dev/shm has 0\.[01] MiB left, and MPI may need 2\.2 MiB there", done.stderr
+    )
     assert len(notes) == 1, done.stderr

@@ -98,7 +98,9 @@ def test_whatever_code_depends_on_is_in_its_files_name(monkeypatch: pytest.Monke
     keys.add(cpu_cache._key("one"))
     for name in ("numba", "llvmlite"):
         cpu_cache._fixed.cache_clear()
-        monkeypatch.setattr(cpu_cache, "version", lambda package, name=name: "0.0" if package == name else "1.0")
+        monkeypatch.setattr(
+            cpu_cache, "version", lambda package, name=name: "0.0" if package == name else "1.0"
+        )
         keys.add(cpu_cache._key("one"))
     for call in ("get_host_cpu_name", "source_digest"):
         cpu_cache._fixed.cache_clear()
@@ -115,31 +117,44 @@ def test_a_helper_that_a_kernel_calls_is_looked_at(tmp_path: Path) -> None:
     copy = tmp_path / "models"
     shutil.copytree(here, copy)
     assert cpu_cache.source_digest(copy) == cpu_cache.source_digest()
-    helper = copy / "cpu_numbers.py"
-    helper.write_text(helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(1))"))
+    helper = copy / "elementwise.py"
+    helper.write_text(
+        helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(1))")
+    )
     assert cpu_cache.source_digest(copy) != cpu_cache.source_digest()
 
 
 @pytest.mark.drill
 def test_an_edited_helper_is_what_runs(tmp_path: Path) -> None:
     """The program is copied, run, edited in a helper of the kernel, and run again with the same cache."""
-    package = Path(cpu_cache.__file__).parent.parent
+    package = Path(cpu_cache.__file__).parents[3]
     shutil.copytree(package, tmp_path / "dejavubench", ignore=shutil.ignore_patterns("__pycache__"))
     script = """
 import torch
 from dejavubench.models.backends.cpu import step as cpu_step
 print(cpu_step.linear(torch.full((1, 8), -1.0), torch.ones(1, 8), None, "relu").item())
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), FOLDER_VARIABLE: str(tmp_path / "kernels")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        FOLDER_VARIABLE: str(tmp_path / "kernels"),
+    }
 
     def relu_of_minus_8() -> str:
         return subprocess.run(
-            [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
 
     assert relu_of_minus_8() == relu_of_minus_8() == "0.0"
-    helper = tmp_path / "dejavubench" / "models" / "cpu_numbers.py"
-    helper.write_text(helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(3))"))
+    helper = tmp_path / "dejavubench" / "models" / "backends" / "cpu" / "elementwise.py"
+    helper.write_text(
+        helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(3))")
+    )
     assert relu_of_minus_8() == "3.0"
 
 
@@ -171,7 +186,9 @@ def test_another_kernels_file_is_not_taken(folder: Path) -> None:
     assert "another kernel's" in kept()[1][0]
 
 
-def test_code_that_needs_what_is_not_here_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_needs_what_is_not_here_is_not_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cpu_cache, "_needed", lambda module: ["no_such_function"])
     kept()
     assert "calls no_such_function" in kept()[1][0]
@@ -186,7 +203,9 @@ def test_a_folder_that_is_open_to_others_is_not_read(folder: Path, mode: int) ->
     assert len(files(folder)) == 1
 
 
-def test_a_folder_of_another_user_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_another_user_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept()
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
@@ -201,7 +220,9 @@ def test_a_link_in_the_folders_place_is_not_followed(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "writable by others"])
-def test_a_file_that_is_not_plainly_the_users_is_not_read(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_plainly_the_users_is_not_read(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
     kept()
     (file,) = folder.iterdir()
     if kind == "writable by others":
@@ -225,7 +246,9 @@ def test_a_folder_that_cannot_be_made_is_said(folder: Path) -> None:
     assert kept()[1][0].startswith("compiled kernels are not kept")
 
 
-def test_a_full_disk_is_said_once_and_leaves_nothing_torn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_once_and_leaves_nothing_torn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
@@ -260,7 +283,9 @@ def test_a_kernel_that_another_process_compiles_is_waited_for(folder: Path) -> N
         timer.join()
 
 
-def test_a_process_that_takes_too_long_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_takes_too_long_is_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cpu_cache, "PATIENCE_S", 0.3)
     monkeypatch.setattr(cpu_cache, "NOTED_S", 0.1)
     folder.mkdir(mode=0o700)
@@ -273,7 +298,17 @@ def test_a_process_that_takes_too_long_is_not_waited_for(folder: Path, monkeypat
 @pytest.mark.mpi
 @pytest.mark.drill
 def test_a_job_compiles_once_and_the_next_one_not_at_all(tmp_path: Path) -> None:
-    flags = (*QUICK, "--tensor_para_size", "2", "--streaming", "none", "--rounds", "1", "--warmup", "0")
+    flags = (
+        *QUICK,
+        "--tensor_para_size",
+        "2",
+        "--streaming",
+        "none",
+        "--rounds",
+        "1",
+        "--warmup",
+        "0",
+    )
     environment = {FOLDER_VARIABLE: str(tmp_path / "kernels")}
     first = run(tmp_path / "first", 2, "run", *flags, environment=environment)
     assert first.stderr.count("compiling ") == 1

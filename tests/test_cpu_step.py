@@ -55,7 +55,9 @@ def close(ours: Tensor, exact: Tensor, dtype: torch.dtype = torch.float32) -> No
     torch.testing.assert_close(ours.float(), exact, rtol=tolerance, atol=tolerance)
 
 
-def expected(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
+def expected(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None
+) -> Tensor:
     out = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     out = ACTIVATIONS[activation](out)
     return out if residual is None else out + residual.float()
@@ -160,12 +162,17 @@ def test_leading_axes_stay() -> None:
 @pytest.mark.parametrize("weights", TYPES)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("rows", [4, 5, 16, 17, 32, 33, 127, 128])
-def test_every_way_of_a_linear_is_that_of_torch(rows: int, activation: Activation, weights: torch.dtype) -> None:
+def test_every_way_of_a_linear_is_that_of_torch(
+    rows: int, activation: Activation, weights: torch.dtype
+) -> None:
     """On either side of every number of rows where the way changes; bf16 is right also where it is slow."""
     for dtype in (torch.float32, torch.bfloat16) if weights == torch.bfloat16 else (torch.float32,):
         x, weight = drawn(rows, 64, dtype=dtype), drawn(40, 64, dtype=weights) * 0.12
         norm = Norm(drawn(64, dtype=dtype, seed=1), drawn(64, dtype=dtype, seed=2))
-        for bias, residual in ((None, None), (drawn(40, dtype=dtype), drawn(rows, 40, dtype=dtype))):
+        for bias, residual in (
+            (None, None),
+            (drawn(40, dtype=dtype), drawn(rows, 40, dtype=dtype)),
+        ):
             before = None if residual is None else residual.clone()
             ours = cpu_linear.linear(x, weight, bias, activation, residual)
             close(ours, expected(x, weight, bias, activation, residual), dtype)
@@ -176,15 +183,26 @@ def test_every_way_of_a_linear_is_that_of_torch(rows: int, activation: Activatio
 
 def test_a_model_in_fp16_goes_through_torch() -> None:
     x, weight = drawn(3, 8, dtype=torch.float16), drawn(5, 8, dtype=torch.float16)
-    close(cpu_linear.linear(x, weight, None, "none", None), F.linear(x.float(), weight.float()), torch.float16)
+    close(
+        cpu_linear.linear(x, weight, None, "none", None),
+        F.linear(x.float(), weight.float()),
+        torch.float16,
+    )
 
 
 @pytest.mark.parametrize(
     ("x", "weight", "bias"),
-    [("float16", "float16", "float16"), ("bfloat16", "float32", "bfloat16"), ("float32", "bfloat16", "bfloat16")],
+    [
+        ("float16", "float16", "float16"),
+        ("bfloat16", "float32", "bfloat16"),
+        ("float32", "bfloat16", "bfloat16"),
+    ],
 )
 def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias: str) -> None:
-    given = (drawn(*shape, dtype=getattr(torch, name)) for shape, name in (((2, 8), x), ((3, 8), weight), ((3,), bias)))
+    given = (
+        drawn(*shape, dtype=getattr(torch, name))
+        for shape, name in (((2, 8), x), ((3, 8), weight), ((3,), bias))
+    )
     with pytest.raises(TypeError, match="must be of x's type"):
         cpu_step.linear(*given, "none", None)
 
@@ -203,12 +221,18 @@ def test_no_step_waits_for_its_kernels() -> None:
     model.load(random_weights(spec, 0))
     for requests, new in ((1, 3), (3, 9), (2, 20)):
         model.compile(KVLayout.HND, requests, requests * new)
-        compiled = cpu_step._linear_kernel.cache_info().misses, cpu_step._attend_kernel.cache_info().misses
+        compiled = (
+            cpu_step._linear_kernel.cache_info().misses,
+            cpu_step._attend_kernel.cache_info().misses,
+        )
         cache = KVCache.allocate(model.kv_geometry(requests, new + 1, KVLayout.HND), model.dtype)
         tokens = torch.zeros(requests, new, dtype=torch.int64)
         model.forward(tokens, cache, 0)
         model.forward(tokens[:, :1], cache, new)
-        assert compiled == (cpu_step._linear_kernel.cache_info().misses, cpu_step._attend_kernel.cache_info().misses)
+        assert compiled == (
+            cpu_step._linear_kernel.cache_info().misses,
+            cpu_step._attend_kernel.cache_info().misses,
+        )
 
 
 def test_a_weight_that_is_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +254,12 @@ def test_exp_is_as_near_as_it_says() -> None:
 def test_narrowing_is_that_of_torch() -> None:
     """Also of halfway cases, the infinite and what is no number."""
     bits = torch.arange(0, 1 << 32, 0x7FFF).to(torch.int64).to(torch.int32)
-    x = torch.cat([bits.view(torch.float32), torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1.00390625])])
+    x = torch.cat(
+        [
+            bits.view(torch.float32),
+            torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1.00390625]),
+        ]
+    )
     into = np.zeros(len(x), np.uint16)
     cpu_numbers.narrow(x.numpy(), into)
     torch.testing.assert_close(
@@ -250,7 +279,8 @@ def test_narrowing_is_that_of_torch() -> None:
     group=st.integers(1, 3),
     vectors=st.integers(1, 17),
     more=st.integers(0, 7),
-    stop=st.integers(1, 40) | st.sampled_from([301]),  # so long that the last ones are fetched from elsewhere
+    stop=st.integers(1, 40)
+    | st.sampled_from([301]),  # so long that the last ones are fetched from elsewhere
     with_slopes=st.booleans(),
     with_padding=st.booleans(),
     threads=st.integers(1, 3),
@@ -271,7 +301,9 @@ def test_attention_of_one_query_is_that_of_torch(
     """Over a cache that is no number wherever nothing was stored, and before a request's own first position."""
     torch.set_num_threads(threads)
     size = vectors * 8 + (more if layout is not KVLayout.FT else 0)
-    cache = KVCache.allocate(KVGeometry(2, requests, heads, stop + 3, size, dtype.itemsize, layout), dtype)
+    cache = KVCache.allocate(
+        KVGeometry(2, requests, heads, stop + 3, size, dtype.itemsize, layout), dtype
+    )
     cache.fill(0xFF)
     k, v = (drawn(requests, heads, stop, size, dtype=dtype, seed=seed) for seed in (1, 2))
     first = torch.arange(requests) * (stop - 1) // requests if with_padding else None
@@ -281,13 +313,19 @@ def test_attention_of_one_query_is_that_of_torch(
         hidden = (positions < first[:, None])[:, None, None]
     cache.store(1, 0, k.masked_fill(hidden.mT, torch.nan), v.masked_fill(hidden.mT, torch.nan))
     slopes = torch.rand(heads * group) if with_slopes else None
-    q = drawn(requests, 1, 2 * heads * group * size).unflatten(-1, (-1, size))[:, 0, : heads * group]  # not contiguous
+    q = drawn(requests, 1, 2 * heads * group * size).unflatten(-1, (-1, size))[
+        :, 0, : heads * group
+    ]  # not contiguous
 
     bias = torch.zeros(requests, heads * group, 1, stop)
     if slopes is not None:
         bias += slopes[:, None, None] * (positions + 1 - stop)
     exact = F.scaled_dot_product_attention(
-        q.unsqueeze(2), k.float(), v.float(), attn_mask=bias.masked_fill(hidden, -torch.inf), enable_gqa=True
+        q.unsqueeze(2),
+        k.float(),
+        v.float(),
+        attn_mask=bias.masked_fill(hidden, -torch.inf),
+        enable_gqa=True,
     ).squeeze(2)
     close(cpu_step.attend(q, cache, 1, stop, slopes, first), exact)
 
@@ -297,7 +335,10 @@ def test_scores_far_apart_are_no_trouble() -> None:
     k, v = drawn(1, 1, 20, 8) * 1000, drawn(1, 1, 20, 8, seed=1)
     cache.store(0, 0, k, v)
     q = drawn(1, 1, 8) * 1000
-    close(cpu_step.attend(q, cache, 0, 20), F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2))
+    close(
+        cpu_step.attend(q, cache, 0, 20),
+        F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2),
+    )
 
 
 # ---- threads ----
@@ -323,7 +364,9 @@ before = threads()  # compiling may have started those of other libraries
 run(work, (ctypes.c_int64 * 1)(where.data_ptr()))
 print(where.tolist(), threads() - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "[1, 1, 1] 0", done.stderr
 
 

@@ -16,7 +16,10 @@ from dejavubench.models.sampling import Sampler
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 BATCH, PROMPT, STEPS = 3, 37, 12
 
@@ -52,7 +55,9 @@ def build(spec: ModelSpec, dtype: torch.dtype) -> GPT:
 
 
 def prompt(spec: ModelSpec) -> torch.Tensor:
-    return torch.randint(spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -79,7 +84,9 @@ def test_a_step_at_a_position_on_the_device_gives_what_one_from_the_host_gives(
 ) -> None:
     spec = SPECS[family]
     model = build(spec, dtype)
-    caches = [KVCache.allocate(model.kv_geometry(BATCH, 64, layout), dtype, "cuda") for _ in range(2)]
+    caches = [
+        KVCache.allocate(model.kv_geometry(BATCH, 64, layout), dtype, "cuda") for _ in range(2)
+    ]
     for cache in caches:
         tokens = model.greedy(model.forward(prompt(spec).cuda(), cache, 0)).unsqueeze(1)
     for step in range(STEPS):
@@ -95,7 +102,9 @@ def test_a_step_at_a_position_on_the_device_gives_what_one_from_the_host_gives(
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("family", SPECS)
-def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(family: str, layout: KVLayout) -> None:
+def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
+    family: str, layout: KVLayout
+) -> None:
     spec, dtype = SPECS[family], torch.float16
     model = build(spec, dtype)
     geometry = model.kv_geometry(BATCH, 64, layout)
@@ -105,7 +114,9 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(fami
     generated = []
     assert steps.ahead
     for step in range(STEPS):
-        steps.run(0, prompt(spec) if step == 0 else torch.empty(0), PROMPT + step - 1 if step else 0, None)
+        steps.run(
+            0, prompt(spec) if step == 0 else torch.empty(0), PROMPT + step - 1 if step else 0, None
+        )
         torch.cuda.synchronize()  # the next step is over before the last one's tokens are read
         if step:
             generated.append(steps.wait(0))
@@ -115,7 +126,9 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(fami
     tokens = model.greedy(model.forward(prompt(spec).cuda(), other, 0))
     for step in range(STEPS):
         assert torch.equal(generated[step], tokens.cpu()), step
-        tokens = model.greedy(model.forward(tokens.unsqueeze(1), other, torch.tensor([PROMPT + step], device="cuda")))
+        tokens = model.greedy(
+            model.forward(tokens.unsqueeze(1), other, torch.tensor([PROMPT + step], device="cuda"))
+        )
     written = geometry.index("v", geometry.region(positions=Span(0, PROMPT + STEPS - 1)))
     assert torch.equal(cache.v[written], other.v[written])
 
@@ -132,13 +145,17 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
     for step in range(STEPS):
         at = PROMPT + step
         steps.run(0, prompt(spec) if step == 0 else torch.empty(0), at - 1 if step else 0, None)
-        x = choose(model.forward(x, other, torch.tensor([at - 1], device="cuda") if step else 0), at)[:, None]
+        x = choose(
+            model.forward(x, other, torch.tensor([at - 1], device="cuda") if step else 0), at
+        )[:, None]
         assert torch.equal(steps.wait(0), x[:, 0].cpu()), step
 
 
 @pytest.mark.parametrize("thorough", [False, True])
 @pytest.mark.parametrize("sampling", [None, Sampling(1.2, 40, 0.9, 3)])
-def test_peaks_tell_of_logits_that_are_no_numbers(sampling: Sampling | None, thorough: bool) -> None:
+def test_peaks_tell_of_logits_that_are_no_numbers(
+    sampling: Sampling | None, thorough: bool
+) -> None:
     """Of the prompt's and the last step; while thorough, of every one, also if the steps after it are well again."""
     spec = SPECS["llama"]  # whose head is not the embedding as well
     model = build(spec, torch.float16)
@@ -174,6 +191,8 @@ def test_weights_are_drawn_on_the_device_in_their_type_and_cut_alike_for_every_s
     assert whole.dtype == torch.float16
     assert torch.equal(whole, random_weights(GPT2, 3, "cuda", torch.float16)("layers.0.up.weight"))
     assert 0.9 < float(whole.float().std()) * GPT2.hidden**0.5 < 1.1
-    half = GPT(GPT2, Shard(tensor_rank=1, tensor_size=2), torch.float16, torch.float16, device="cuda")
+    half = GPT(
+        GPT2, Shard(tensor_rank=1, tensor_size=2), torch.float16, torch.float16, device="cuda"
+    )
     half.load(full)
     assert torch.equal(half.layers[0].up.weight, whole[GPT2.ffn_size // 2 :])

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 LAYOUTS = list(KVLayout)
 TYPES = [torch.float16, torch.bfloat16]
@@ -32,7 +35,9 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 
 def random_cache(layout: KVLayout, requests: int, heads: int, positions: int, size: int) -> KVCache:
-    cache = KVCache.allocate(KVGeometry(2, requests, heads, positions, size, 2, layout), torch.float16, "cuda")
+    cache = KVCache.allocate(
+        KVGeometry(2, requests, heads, positions, size, 2, layout), torch.float16, "cuda"
+    )
     cache.k.normal_()
     cache.v.normal_()
     return cache
@@ -45,13 +50,26 @@ def at(position: int) -> Tensor:
 # ---- linear ---------------------------------------------------------------------------------------------------
 
 
-SHAPES = [(4800, 1600), (1600, 6400), (50257, 1600), (15360, 5120), (5120, 5120), (64, 8), (2304, 768), (100, 80)]
+SHAPES = [
+    (4800, 1600),
+    (1600, 6400),
+    (50257, 1600),
+    (15360, 5120),
+    (5120, 5120),
+    (64, 8),
+    (2304, 768),
+    (100, 80),
+]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 16])
 @pytest.mark.parametrize(
     ("outs", "ins", "dtype"),
-    [*((*shape, torch.float16) for shape in SHAPES), (1600, 6400, torch.bfloat16), (15360, 5120, torch.bfloat16)],
+    [
+        *((*shape, torch.float16) for shape in SHAPES),
+        (1600, 6400, torch.bfloat16),
+        (15360, 5120, torch.bfloat16),
+    ],
 )
 def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.dtype) -> None:
     from dejavubench.models.backends.cuda import step as cuda_step
@@ -78,7 +96,9 @@ def test_a_linear_takes_rows_with_a_stride() -> None:
 @pytest.mark.parametrize(
     ("rows", "ins", "dtype"), [(17, 64, torch.float16), (1, 64, torch.float32), (1, 12, torch.half)]
 )
-def test_what_a_linear_has_no_kernel_for_is_refused(rows: int, ins: int, dtype: torch.dtype) -> None:
+def test_what_a_linear_has_no_kernel_for_is_refused(
+    rows: int, ins: int, dtype: torch.dtype
+) -> None:
     from dejavubench.models.backends.cuda import step as cuda_step
 
     with pytest.raises(ValueError, match="no decode kernel"):
@@ -108,7 +128,9 @@ def one_step(requests: int, heads: int, size: int) -> tuple[Tensor, Tensor, Tens
     return q, k, v
 
 
-def expected_attention(q: Tensor, cache: KVCache, layer: int, position: int, slopes: Tensor | None) -> Tensor:
+def expected_attention(
+    q: Tensor, cache: KVCache, layer: int, position: int, slopes: Tensor | None
+) -> Tensor:
     k, v = cache.keys(layer, position + 1).float(), cache.values(layer, position + 1).float()
     scores = torch.einsum("bhd,bhsd->bhs", q.float(), k) * q.shape[-1] ** -0.5
     if slopes is not None:
@@ -182,13 +204,18 @@ def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
     hidden, heads, requests = 1600, 25, 2
     cache = random_cache(KVLayout.HND, requests, heads, 256, 64)
     x, position = random(requests, hidden), at(0)
-    qkv_weight, out_weight = random(3 * hidden, hidden, scale=1 / 40), random(hidden, hidden, scale=1 / 40)
+    qkv_weight, out_weight = (
+        random(3 * hidden, hidden, scale=1 / 40),
+        random(hidden, hidden, scale=1 / 40),
+    )
     ones, zeros = torch.ones_like(x[0]), torch.zeros_like(x[0])
 
     def step() -> Tensor:
         qkv = cuda_step.linear(cuda_step.layer_norm(x, ones, zeros, 1e-5), qkv_weight)
         q, k, v = qkv.view(requests, 3, heads, 64).unbind(1)
-        return cuda_step.linear(cuda_step.attend(q, k, v, cache, 0, position), out_weight, residual=x)
+        return cuda_step.linear(
+            cuda_step.attend(q, k, v, cache, 0, position), out_weight, residual=x
+        )
 
     step()
     torch.cuda.synchronize()

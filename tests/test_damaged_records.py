@@ -37,7 +37,13 @@ def shown(result: Result) -> list[dict[str, Any]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run as older programs have written them, so that nothing but the rules tells what is wrong with it."""
-    return write_run(tmp_path / "r", ARMS, rounds=4, sealed=False, experiment={"target_overhead": 0.02, "verify": True})
+    return write_run(
+        tmp_path / "r",
+        ARMS,
+        rounds=4,
+        sealed=False,
+        experiment={"target_overhead": 0.02, "verify": True},
+    )
 
 
 def header(change: Callable[[dict[str, Any]], Any]) -> Edit:
@@ -45,7 +51,9 @@ def header(change: Callable[[dict[str, Any]], Any]) -> Edit:
 
 
 def record(kind: str, rank: int = 0, /, where: dict[str, Any] | None = None, **values: Any) -> Edit:
-    return lambda folder: edit_record(folder, rank, kind, lambda found: found.update(values), **(where or {}))
+    return lambda folder: edit_record(
+        folder, rank, kind, lambda found: found.update(values), **(where or {})
+    )
 
 
 def lines(change: Callable[[list[str]], list[str]], rank: int = 0) -> Edit:
@@ -79,40 +87,140 @@ MPI = {"arm": "mpi@3", "iteration": 3}
 HUGE = "[" * 100_000
 
 FOREIGN: list[tuple[str, Edit, str]] = [
-    ("left over", copied(rank_file(1), rank_file(2)), "rank-0002.jsonl holds the records of rank 1"),
+    (
+        "left over",
+        copied(rank_file(1), rank_file(2)),
+        "rank-0002.jsonl holds the records of rank 1",
+    ),
     ("renamed", record("rank", 1, rank=0), "rank-0001.jsonl holds the records of rank 0"),
     ("swapped", swapped, "rank-0000.jsonl holds the records of rank 1"),
-    ("two ranks in a file", lines(lambda text: [*text[:-1], *text]), "holds the records of several ranks"),
-    ("without its beginning", lines(lambda text: text[1:]), "does not begin with the record of its rank"),
+    (
+        "two ranks in a file",
+        lines(lambda text: [*text[:-1], *text]),
+        "holds the records of several ranks",
+    ),
+    (
+        "without its beginning",
+        lines(lambda text: text[1:]),
+        "does not begin with the record of its rank",
+    ),
     ("another host", record("rank", 1, host="node-z"), "it was on node-z, the run on node-a"),
-    ("another role", record("rank", 1, role="source"), "a source of stage 0 and tensor rank 0, which rank 1"),
-    ("too few ranks", header(lambda top: top["environment"].update(ranks=1)), "this one has 1 ranks"),
-    ("peers that differ", record("rank", 1, peers=[]), "names rank 1 as its peer, whose file says otherwise"),
-    ("a record behind the end", lines(lambda text: [*text, '{"kind":"end"}\n'], 1), "goes on after its end"),
+    (
+        "another role",
+        record("rank", 1, role="source"),
+        "a source of stage 0 and tensor rank 0, which rank 1",
+    ),
+    (
+        "too few ranks",
+        header(lambda top: top["environment"].update(ranks=1)),
+        "this one has 1 ranks",
+    ),
+    (
+        "peers that differ",
+        record("rank", 1, peers=[]),
+        "names rank 1 as its peer, whose file says otherwise",
+    ),
+    (
+        "a record behind the end",
+        lines(lambda text: [*text, '{"kind":"end"}\n'], 1),
+        "goes on after its end",
+    ),
 ]
 
 HEADERS: list[tuple[str, Edit, str]] = [
-    ("an arm twice", header(lambda top: top["arms"].append(top["arms"][2])), "names arm mpi@3 2 times"),
-    ("a point twice", header(lambda top: top["points"].append(top["points"][0])), "names point p000 2 times"),
+    (
+        "an arm twice",
+        header(lambda top: top["arms"].append(top["arms"][2])),
+        "names arm mpi@3 2 times",
+    ),
+    (
+        "a point twice",
+        header(lambda top: top["points"].append(top["points"][0])),
+        "names point p000 2 times",
+    ),
     ("no arm", header(lambda top: top.update(arms=[])), "run.json names no arm"),
-    ("another mode", header(lambda top: top["arms"][3].update(mode="disk")), "arm host@3 has mode disk"),
-    ("an unknown mode", header(lambda top: top["arms"][3].update(mode="$x")), "has mode '$x', which is none of"),
-    ("a baseline that streams", header(lambda top: top["arms"][0].update(role="streaming")), "exclude each other"),
-    ("sizes that do not fit", header(lambda top: top["points"][0].update(layer_num=13)), "but its sizes make"),
-    ("a size of 0", header(lambda top: top["points"][0].update(ubatch_size=0)), "points.0.ubatch_size"),
+    (
+        "another mode",
+        header(lambda top: top["arms"][3].update(mode="disk")),
+        "arm host@3 has mode disk",
+    ),
+    (
+        "an unknown mode",
+        header(lambda top: top["arms"][3].update(mode="$x")),
+        "has mode '$x', which is none of",
+    ),
+    (
+        "a baseline that streams",
+        header(lambda top: top["arms"][0].update(role="streaming")),
+        "exclude each other",
+    ),
+    (
+        "sizes that do not fit",
+        header(lambda top: top["points"][0].update(layer_num=13)),
+        "but its sizes make",
+    ),
+    (
+        "a size of 0",
+        header(lambda top: top["points"][0].update(ubatch_size=0)),
+        "points.0.ubatch_size",
+    ),
     ("environment of another type", header(lambda top: top.update(environment=[1])), "environment"),
-    ("hosts of another type", header(lambda top: top["environment"].update(hostnames=3)), "environment.hostnames"),
-    ("cores of another type", header(lambda top: top["environment"].update(cores="x")), "environment.cores"),
-    ("versions of another type", header(lambda top: top["environment"].update(versions=1)), "environment.versions"),
-    ("gpu of another type", header(lambda top: top["environment"].update(gpu="x")), "environment.gpu"),
+    (
+        "hosts of another type",
+        header(lambda top: top["environment"].update(hostnames=3)),
+        "environment.hostnames",
+    ),
+    (
+        "cores of another type",
+        header(lambda top: top["environment"].update(cores="x")),
+        "environment.cores",
+    ),
+    (
+        "versions of another type",
+        header(lambda top: top["environment"].update(versions=1)),
+        "environment.versions",
+    ),
+    (
+        "gpu of another type",
+        header(lambda top: top["environment"].update(gpu="x")),
+        "environment.gpu",
+    ),
     ("experiment of another type", header(lambda top: top.update(experiment=1)), "experiment"),
-    ("target of another type", header(lambda top: top["experiment"].update(target_overhead="x")), "target_overhead"),
-    ("a target that is true", header(lambda top: top["experiment"].update(target_overhead=True)), "target_overhead"),
-    ("a schema that is true", header(lambda top: top.update(schema_version=True)), "schema version True"),
-    ("a number in place of all", lambda folder: (folder / "run.json").write_text("5"), "schema version None"),
-    ("not a number", lambda folder: (folder / "run.json").write_text('{"warmup": NaN}'), "run.json: "),
-    ("deep JSON", lambda folder: (folder / "run.json").write_text(HUGE), "run.json: recursion limit"),
-    ("no UTF-8", lambda folder: (folder / "run.json").write_bytes(b'{"name": "\xff"}'), "run.json: "),
+    (
+        "target of another type",
+        header(lambda top: top["experiment"].update(target_overhead="x")),
+        "target_overhead",
+    ),
+    (
+        "a target that is true",
+        header(lambda top: top["experiment"].update(target_overhead=True)),
+        "target_overhead",
+    ),
+    (
+        "a schema that is true",
+        header(lambda top: top.update(schema_version=True)),
+        "schema version True",
+    ),
+    (
+        "a number in place of all",
+        lambda folder: (folder / "run.json").write_text("5"),
+        "schema version None",
+    ),
+    (
+        "not a number",
+        lambda folder: (folder / "run.json").write_text('{"warmup": NaN}'),
+        "run.json: ",
+    ),
+    (
+        "deep JSON",
+        lambda folder: (folder / "run.json").write_text(HUGE),
+        "run.json: recursion limit",
+    ),
+    (
+        "no UTF-8",
+        lambda folder: (folder / "run.json").write_bytes(b'{"name": "\xff"}'),
+        "run.json: ",
+    ),
 ]
 
 TIMES: list[tuple[str, Edit, str]] = [
@@ -121,7 +229,11 @@ TIMES: list[tuple[str, Edit, str]] = [
         record("microbatch", where=MPI, total_ms=float("nan")),
         "total_ms: Input should be a finite number",
     ),
-    ("infinite", record("microbatch", where=MPI, token_ms=[float("inf")] * 5), "token_ms.0: Input should be a finite"),
+    (
+        "infinite",
+        record("microbatch", where=MPI, token_ms=[float("inf")] * 5),
+        "token_ms.0: Input should be a finite",
+    ),
     (
         "negative",
         record("iteration", where=MPI, total_ms=-5.0),
@@ -137,12 +249,36 @@ TIMES: list[tuple[str, Edit, str]] = [
         record("microbatch", where=MPI, prompt_ms=0.0),
         "prompt_ms: Input should be greater than or equal",
     ),
-    ("a drain below 0", record("microbatch", where=MPI, drain_ms=-1e-9), "drain_ms: Input should be greater than or"),
-    ("endless", record("microbatch", where=MPI, prompt_ms=1e300), "prompt_ms: Input should be less than or equal"),
-    ("a text", record("microbatch", where=MPI, prompt_ms="400.0"), "prompt_ms: Input should be a valid number"),
-    ("a truth", record("microbatch", where=MPI, prompt_ms=True), "prompt_ms: Input should be a valid number"),
-    ("no sum", record("microbatch", where=MPI, total_ms=1000.0), "prompt_ms, all_token_ms and drain_ms together are"),
-    ("steps beyond their sum", record("microbatch", where=MPI, token_ms=[500.0] * 5), "the steps in token_ms together"),
+    (
+        "a drain below 0",
+        record("microbatch", where=MPI, drain_ms=-1e-9),
+        "drain_ms: Input should be greater than or",
+    ),
+    (
+        "endless",
+        record("microbatch", where=MPI, prompt_ms=1e300),
+        "prompt_ms: Input should be less than or equal",
+    ),
+    (
+        "a text",
+        record("microbatch", where=MPI, prompt_ms="400.0"),
+        "prompt_ms: Input should be a valid number",
+    ),
+    (
+        "a truth",
+        record("microbatch", where=MPI, prompt_ms=True),
+        "prompt_ms: Input should be a valid number",
+    ),
+    (
+        "no sum",
+        record("microbatch", where=MPI, total_ms=1000.0),
+        "prompt_ms, all_token_ms and drain_ms together are",
+    ),
+    (
+        "steps beyond their sum",
+        record("microbatch", where=MPI, token_ms=[500.0] * 5),
+        "the steps in token_ms together",
+    ),
     (
         "too few steps",
         record("microbatch", where=MPI, token_ms=[1.0]),
@@ -153,22 +289,58 @@ TIMES: list[tuple[str, Edit, str]] = [
 ]
 
 ITERATIONS: list[tuple[str, Edit, str]] = [
-    ("no microbatch", lines(without("microbatch", **MPI)), "iteration 3 of p000 mpi@3 has 0 microbatches"),
+    (
+        "no microbatch",
+        lines(without("microbatch", **MPI)),
+        "iteration 3 of p000 mpi@3 has 0 microbatches",
+    ),
     ("no iteration", lines(without("iteration", **MPI)), "rank-0000.jsonl: "),
     (
         "a second microbatch",
         record("microbatch", where={"arm": "mpi@3", "iteration": 4}, iteration=3),
         "a second microb",
     ),
-    ("a second iteration", record("iteration", where={"arm": "mpi@3", "iteration": 4}, iteration=3), "a second iterat"),
-    ("a further microbatch", record("microbatch", where=MPI, ubatch=1), "has 1 microbatch [1], 1 must be in flight"),
+    (
+        "a second iteration",
+        record("iteration", where={"arm": "mpi@3", "iteration": 4}, iteration=3),
+        "a second iterat",
+    ),
+    (
+        "a further microbatch",
+        record("microbatch", where=MPI, ubatch=1),
+        "has 1 microbatch [1], 1 must be in flight",
+    ),
     ("another round", record("iteration", where=MPI, round=7), "says round 7, after 2 warm-ups"),
-    ("a round of warm-up", record("iteration", where=MPI, round=None), "says round None, after 2 warm-ups"),
-    ("another arm", record("iteration", where=MPI, arm="nccl@3"), "arm nccl@3, which run.json does not name"),
-    ("another point", record("phase", where=MPI, point="p009"), "point p009, arm mpi@3, which run.json does not name"),
-    ("the same place twice", record("iteration", where=MPI, order=0), "2 arms are number 0 in iteration 3"),
-    ("an end too early", lines(lambda text: [*text[: len(text) // 2], text[-1]]), "iterations are missing at p000"),
-    ("verified 1 byte", record("verification", where=MPI, nbytes=1), "1 bytes of iteration 3 of p000 mpi@3 were verif"),
+    (
+        "a round of warm-up",
+        record("iteration", where=MPI, round=None),
+        "says round None, after 2 warm-ups",
+    ),
+    (
+        "another arm",
+        record("iteration", where=MPI, arm="nccl@3"),
+        "arm nccl@3, which run.json does not name",
+    ),
+    (
+        "another point",
+        record("phase", where=MPI, point="p009"),
+        "point p009, arm mpi@3, which run.json does not name",
+    ),
+    (
+        "the same place twice",
+        record("iteration", where=MPI, order=0),
+        "2 arms are number 0 in iteration 3",
+    ),
+    (
+        "an end too early",
+        lines(lambda text: [*text[: len(text) // 2], text[-1]]),
+        "iterations are missing at p000",
+    ),
+    (
+        "verified 1 byte",
+        record("verification", where=MPI, nbytes=1),
+        "1 bytes of iteration 3 of p000 mpi@3 were verif",
+    ),
     (
         "verified none",
         lines(without("verification", **MPI)),
@@ -179,28 +351,65 @@ ITERATIONS: list[tuple[str, Edit, str]] = [
         record("microbatch", where=MPI, prompt={"nbytes": 9}),
         "has streamed 19243017 bytes, its cache has",
     ),
-    ("bytes of none", record("microbatch", where={"arm": "none"}, prompt={"nbytes": 9}), "has streamed 9 bytes, its"),
-    ("received fewer", record("sink", 1, where=MPI, nbytes=9), "the sinks have received 9 bytes of 38486016"),
+    (
+        "bytes of none",
+        record("microbatch", where={"arm": "none"}, prompt={"nbytes": 9}),
+        "has streamed 9 bytes, its",
+    ),
+    (
+        "received fewer",
+        record("sink", 1, where=MPI, nbytes=9),
+        "the sinks have received 9 bytes of 38486016",
+    ),
     (
         "no sink",
         lines(without("sink", **MPI), 1),
         "iteration 3 of p000 mpi@3 has no record of what this rank did in it",
     ),
     ("a stream alone of fewer", record("alone", nbytes=9), "its stream alone had 9 bytes"),
-    ("a ceiling above its samples", record("ceiling", value=99.0), "is 99, the best of its samples 10"),
-    ("a ceiling of nothing", record("ceiling", samples=[]), "samples: List should have at least 1 item"),
-    ("a ceiling of 0", record("ceiling", value=0.0), "ceiling.value: Input should be greater than 0"),
-    ("deep JSON", lines(lambda text: [text[0], f'{{"kind":{HUGE}\n', *text[1:]]), "rank-0000.jsonl:2: Invalid JSON"),
-    ("a kind of no record", lines(lambda text: [text[0], '{"kind":"x"}\n', *text[1:]]), "rank-0000.jsonl:2: Input tag"),
-    ("records glued", lines(lambda text: [*text[:3], text[3].strip(), *text[4:]]), "rank-0000.jsonl:4: Invalid JSON"),
+    (
+        "a ceiling above its samples",
+        record("ceiling", value=99.0),
+        "is 99, the best of its samples 10",
+    ),
+    (
+        "a ceiling of nothing",
+        record("ceiling", samples=[]),
+        "samples: List should have at least 1 item",
+    ),
+    (
+        "a ceiling of 0",
+        record("ceiling", value=0.0),
+        "ceiling.value: Input should be greater than 0",
+    ),
+    (
+        "deep JSON",
+        lines(lambda text: [text[0], f'{{"kind":{HUGE}\n', *text[1:]]),
+        "rank-0000.jsonl:2: Invalid JSON",
+    ),
+    (
+        "a kind of no record",
+        lines(lambda text: [text[0], '{"kind":"x"}\n', *text[1:]]),
+        "rank-0000.jsonl:2: Input tag",
+    ),
+    (
+        "records glued",
+        lines(lambda text: [*text[:3], text[3].strip(), *text[4:]]),
+        "rank-0000.jsonl:4: Invalid JSON",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
-    [pytest.param(edit, message, id=name) for name, edit, message in (*FOREIGN, *HEADERS, *TIMES, *ITERATIONS)],
+    [
+        pytest.param(edit, message, id=name)
+        for name, edit, message in (*FOREIGN, *HEADERS, *TIMES, *ITERATIONS)
+    ],
 )
-def test_a_run_whose_records_cannot_be_right_is_refused_and_named(folder: Path, edit: Edit, message: str) -> None:
+def test_a_run_whose_records_cannot_be_right_is_refused_and_named(
+    folder: Path, edit: Edit, message: str
+) -> None:
     edit(folder)
     result = call(folder, "--format", "json")
     assert result.exit_code == 2, result.output
@@ -217,15 +426,23 @@ def test_a_difference_that_says_it_is_ok_is_refused(folder: Path) -> None:
 
 def test_the_machine_of_rank_0_is_that_of_the_run(tmp_path: Path) -> None:
     environment = {"machine": "a", "hostnames": ["node-a"]}
-    folder = write_run(tmp_path / "r", infos=({"environment": {"machine": "b"}}, {}), environment=environment)
-    assert "rank-0000.jsonl is of another run: its machine is b, that of run.json a" in call(folder).stderr
+    folder = write_run(
+        tmp_path / "r", infos=({"environment": {"machine": "b"}}, {}), environment=environment
+    )
+    assert (
+        "rank-0000.jsonl is of another run: its machine is b, that of run.json a"
+        in call(folder).stderr
+    )
 
 
 def test_a_rank_file_of_another_run_is_refused_by_its_run_id(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", factors={"mpi@3": 1.6}, run_id="1111")
     other = write_run(tmp_path / "other", run_id="2222")
     shutil.copy(other / rank_file(0), one / rank_file(0))
-    assert "rank-0000.jsonl is of another run: its run_id is 2222, that of run.json 1111" in call(one).stderr
+    assert (
+        "rank-0000.jsonl is of another run: its run_id is 2222, that of run.json 1111"
+        in call(one).stderr
+    )
 
 
 def test_older_records_tell_a_foreign_rank_file_by_the_text_logs(tmp_path: Path) -> None:
@@ -234,7 +451,10 @@ def test_older_records_tell_a_foreign_rank_file_by_the_text_logs(tmp_path: Path)
     assert "CHANGED" not in call(one).stdout
     other = write_run(tmp_path / "other", arms, rounds=3, sealed=False)
     shutil.copy(other / rank_file(0), one / rank_file(0))
-    assert "CHANGED: rank-0000.jsonl and host@3.log, line 1, say different times of p000 host@3" in call(one).stdout
+    assert (
+        "CHANGED: rank-0000.jsonl and host@3.log, line 1, say different times of p000 host@3"
+        in call(one).stdout
+    )
 
 
 # ---- what is no rank's file ----
@@ -290,7 +510,9 @@ def test_what_was_changed_since_the_run_is_noted(tmp_path: Path, edit: Edit) -> 
     edit(folder)
     text = call(folder).stdout
     assert "CHANGED: r" in text
-    assert "is not as the run left it, so these numbers may not be the measured ones" in " ".join(text.split())
+    assert "is not as the run left it, so these numbers may not be the measured ones" in " ".join(
+        text.split()
+    )
     (drawing,), _ = plotdata.drawings(find([folder]).runs)
     assert "CHANGED: r" in drawing.caption
 
@@ -342,7 +564,10 @@ def test_good_runs_are_shown_and_bad_ones_named(tmp_path: Path) -> None:
 
     drawn = CliRunner().invoke(figures, [str(logs), "-o", str(tmp_path / "out")])
     assert drawn.exit_code == 1
-    assert {Path(line).stem for line in drawn.stdout.splitlines()} == {"fig25-gpt2-a", "fig25-gpt2-c"}
+    assert {Path(line).stem for line in drawn.stdout.splitlines()} == {
+        "fig25-gpt2-a",
+        "fig25-gpt2-c",
+    }
     assert f"left out: {logs / 'b'}/rank-0000.jsonl:" in drawn.stderr
 
 
@@ -356,8 +581,12 @@ def test_files_of_a_run_are_answered_with_its_folder(folder: Path) -> None:
 
 def test_killed_runs_are_shown_wherever_they_ended(tmp_path: Path) -> None:
     """Cut anywhere, with the sink's file cut at the same place, no rule is broken."""
-    whole = write_run(tmp_path / "whole", rounds=1, warmup=1, points=[point(0), point(1, input_len=64)])
-    text, of_sink = ((whole / rank_file(rank)).read_text().splitlines(keepends=True) for rank in (0, 1))
+    whole = write_run(
+        tmp_path / "whole", rounds=1, warmup=1, points=[point(0), point(1, input_len=64)]
+    )
+    text, of_sink = (
+        (whole / rank_file(rank)).read_text().splitlines(keepends=True) for rank in (0, 1)
+    )
     iterations = 0
     for cut in range(1, len(text)):
         iterations += '"kind":"iteration"' in text[cut - 1]
@@ -381,7 +610,14 @@ def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> 
     assert [row["status"] for row in shown(result)] == ["ok", "ok", "ok", "ok", "SKIPPED"]
 
 
-FAILED = {"kind": "arm-failure", "point": "p000", "arm": "disk@3", "iteration": 5, "phase": "tokens", "rank": 0}
+FAILED = {
+    "kind": "arm-failure",
+    "point": "p000",
+    "arm": "disk@3",
+    "iteration": 5,
+    "phase": "tokens",
+    "rank": 0,
+}
 NO_ROOM = FAILED | {"error": "no space left"}
 
 
@@ -408,8 +644,16 @@ def test_an_arm_whose_device_failed_does_not_spoil_the_others(folder: Path) -> N
     [
         ([NO_ROOM | {"arm": "host@3"}], 0, "arm host@3, which does not stream to disk"),
         ([NO_ROOM, NO_ROOM], 0, "a second failure of arm disk@3 at p000"),
-        ([NO_ROOM | {"iteration": 3}], 0, "iteration 4 of p000 disk@3 was measured after the arm had failed"),
-        ([NO_ROOM | {"iteration": -1}], 0, "arm-failure.iteration: Input should be greater than or equal to 0"),
+        (
+            [NO_ROOM | {"iteration": 3}],
+            0,
+            "iteration 4 of p000 disk@3 was measured after the arm had failed",
+        ),
+        (
+            [NO_ROOM | {"iteration": -1}],
+            0,
+            "arm-failure.iteration: Input should be greater than or equal to 0",
+        ),
         ([NO_ROOM], 1, "a record of kind arm-failure, which rank 1 (a sink) does not write"),
     ],
 )
@@ -418,7 +662,11 @@ def test_a_failure_of_an_arm_that_cannot_be_is_refused(
 ) -> None:
     edit_lines(folder, 0, without_the_rest_of_disk(*([] if rank else added)))
     if rank:
-        edit_lines(folder, rank, lambda text: [*text[:-1], *(json.dumps(record) + "\n" for record in added), text[-1]])
+        edit_lines(
+            folder,
+            rank,
+            lambda text: [*text[:-1], *(json.dumps(record) + "\n" for record in added), text[-1]],
+        )
     result = call(folder)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
@@ -428,7 +676,9 @@ def test_a_failure_of_an_arm_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(tmp_path: Path, sealed: bool) -> None:
+def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
+    tmp_path: Path, sealed: bool
+) -> None:
     whole = write_run(tmp_path / "whole", [NONE, AGAIN, arm("mpi"), arm("disk")], rounds=2)
     whole = whole if sealed else without_seals(whole)
     (run,) = find([whole]).runs
@@ -454,7 +704,14 @@ def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(tmp_path:
 
 TOLD_ONCE = (
     *("model", "kv_layout", "stall_ms", "cpu_model_s", "cpu_helper_s", "cpu_sink_s"),
-    *("alone_ms", "alone_gb_per_s", "ceiling_share_pct", "hidden_pct", "prompt_tflop_per_s", "token_gb_per_s"),
+    *(
+        "alone_ms",
+        "alone_gb_per_s",
+        "ceiling_share_pct",
+        "hidden_pct",
+        "prompt_tflop_per_s",
+        "token_gb_per_s",
+    ),
 )
 """Columns of what older records say in one place alone, so that no rule can tell whether it was changed."""
 

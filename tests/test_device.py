@@ -10,7 +10,16 @@ from typing import get_args
 import pytest
 import torch
 from caches import packed_stream, play_model, random_cache
-from memory import CUT_LAYERS, PATIENCE, STEPS, WHOLE_LAYERS, Memory, held, schedule_of, small_geometry
+from memory import (
+    CUT_LAYERS,
+    PATIENCE,
+    STEPS,
+    WHOLE_LAYERS,
+    Memory,
+    held,
+    schedule_of,
+    small_geometry,
+)
 
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
@@ -25,7 +34,10 @@ from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.strided import Choice, Way
 from dejavubench.dejavulib.waiting import wait_asleep
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 A_WHILE = 20_000_000
 """Cycles that the model's stream is kept busy with: some ten milliseconds."""
@@ -36,10 +48,14 @@ def on_device(cache: KVCache) -> KVCache:
 
 
 @contextmanager
-def streaming(destination: Destination, slot: int, slots: int = 2, way: Way = "kernel") -> Iterator[Streamer]:
+def streaming(
+    destination: Destination, slot: int, slots: int = 2, way: Way = "kernel"
+) -> Iterator[Streamer]:
     staged = [torch.empty(slot, dtype=torch.uint8, device="cuda") for _ in range(slots)]
     device = DeviceStaging(staged, {"prompt": Choice(way), "token": Choice(way)})
-    streamer = Streamer(destination, staging(slot, slots, pinned=True) if destination.staged else [], device)
+    streamer = Streamer(
+        destination, staging(slot, slots, pinned=True) if destination.staged else [], device
+    )
     try:
         yield streamer
     finally:
@@ -80,7 +96,9 @@ class Busy:
     ],
 )
 @pytest.mark.parametrize("kind", ["memory", "host", "fdatasync", "page-cache"])
-def test_every_byte_arrives(kind: str, level: Level, way: Way, layout: KVLayout, slot: int, tmp_path: Path) -> None:
+def test_every_byte_arrives(
+    kind: str, level: Level, way: Way, layout: KVLayout, slot: int, tmp_path: Path
+) -> None:
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot))
     cache = on_device(random_cache(geometry))
@@ -97,8 +115,12 @@ def test_every_byte_arrives(kind: str, level: Level, way: Way, layout: KVLayout,
             assert manager.lag_nbytes == 0
             assert manager.tokens.nbytes == STEPS * stream.schedule.step_nbytes(1)
             if not level.buffered:
-                atoms = [atom for step in range(1, STEPS + 1) for atom in stream.schedule.atoms(step)]
-                assert manager.tokens.copies == sum(len(geometry.runs(kv, a).offsets) for a in atoms for kv in BOTH)
+                atoms = [
+                    atom for step in range(1, STEPS + 1) for atom in stream.schedule.atoms(step)
+                ]
+                assert manager.tokens.copies == sum(
+                    len(geometry.runs(kv, a).offsets) for a in atoms for kv in BOTH
+                )
         if isinstance(streamer.destination, DiskDestination):
             streamer.destination.check(stream)
 
@@ -111,7 +133,9 @@ def test_the_model_does_not_wait_at_level_3(way: Way) -> None:
     with streaming(destination, WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
-        play_model(cache, cache, stream.schedule, manager)  # returns though nothing becomes complete
+        play_model(
+            cache, cache, stream.schedule, manager
+        )  # returns though nothing becomes complete
         assert manager.lag_nbytes == stream.schedule.nbytes
         wait_asleep(lambda: len(destination.packed[stream.key]) == 2, "both slots in use", PATIENCE)
         destination.allowed = 1 << 30
@@ -137,7 +161,10 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
     source, cache = random_cache(geometry), on_device(random_cache(geometry, seed=1))
     with streaming(Memory(), stream.schedule.slot_nbytes) as streamer:
         assert streamer.device is not None
-        assert streamer.device.ways == {"prompt": "kernel (not measured)", "token": "kernel (not measured)"}
+        assert streamer.device.ways == {
+            "prompt": "kernel (not measured)",
+            "token": "kernel (not measured)",
+        }
         streamer.device.calibrate(cache, stream.schedule.all_chunks(LEVELS["3"]))
         assert all("not measured" not in way for way in streamer.device.ways.values())
         assert ("too short" in streamer.device.ways["token"]) == (layout is KVLayout.FT)

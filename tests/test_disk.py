@@ -48,7 +48,9 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
     contents = []
     for level in LEVELS:
         with writing(tmp_path, schedule, level, durability, name=level) as (manager, destination):
-            microbatch(manager, random_cache(schedule.geometry, seed=8), pattern=0x11)  # what is left of it must go
+            microbatch(
+                manager, random_cache(schedule.geometry, seed=8), pattern=0x11
+            )  # what is left of it must go
             microbatch(manager, source)
             destination.check(manager.streams[0])
         contents.append(path_of(tmp_path, level).read_bytes())
@@ -59,15 +61,25 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
     assert b"".join(record.packed for record in document.records) == packed_stream(source, schedule)
     assert all(record.sound for record in document.records)
     ids = [PROMPT, *(NEW_TOKENS[:, [step]] for step in range(STEPS))]
-    assert all(np.array_equal(record.tokens, seen) for record, seen in zip(document.records, ids, strict=True))
+    assert all(
+        np.array_equal(record.tokens, seen)
+        for record, seen in zip(document.records, ids, strict=True)
+    )
     assert document.padding == (
         {0} if durability == "direct" else {0x5A}
     )  # whole pages are written, or the pattern stays
     assert document.header["geometry"] == {
         "layers": 3, "requests": 2, "heads": 2, "positions": 9, "head_size": 16, "itemsize": 2, "layout": layout.value,
     }  # fmt: skip
-    assert document.header["region"] == {"layers": [0, 3], "requests": [0, 2], "heads": [0, 2], "positions": [0, 7]}
-    assert document.header["slot_nbytes"] == slot, "without it, nobody knows how larger layers are cut"
+    assert document.header["region"] == {
+        "layers": [0, 3],
+        "requests": [0, 2],
+        "heads": [0, 2],
+        "positions": [0, 7],
+    }
+    assert document.header["slot_nbytes"] == slot, (
+        "without it, nobody knows how larger layers are cut"
+    )
     assert IDENTITY.items() <= document.header.items()
 
 
@@ -94,7 +106,12 @@ def test_unknown_token_ids_are_minus_one(tmp_path: Path) -> None:
         manager.drain()
     document = read(path_of(tmp_path).read_bytes())
     assert all((record.tokens == -1).all() for record in document.records)
-    assert [record.tokens.shape for record in document.records] == [(2, INPUT_LEN), (2, 1), (2, 1), (2, 1)]
+    assert [record.tokens.shape for record in document.records] == [
+        (2, INPUT_LEN),
+        (2, 1),
+        (2, 1),
+        (2, 1),
+    ]
 
 
 # ---- durability ----
@@ -105,7 +122,9 @@ def watch(monkeypatch: pytest.MonkeyPatch, seen: Callable[[str, int], None]) -> 
     for name in ("pwrite", "fdatasync"):
         real = getattr(os, name)
 
-        def watched(fd: int, *args: Any, _name: str = name, _real: Callable[..., Any] = real) -> Any:
+        def watched(
+            fd: int, *args: Any, _name: str = name, _real: Callable[..., Any] = real
+        ) -> Any:
             result = _real(fd, *args)
             seen(_name, fd)
             return result
@@ -142,16 +161,27 @@ def test_killed_at_any_instant_the_watermark_covers_whole_steps_only(
         known = [content] if durability == "page-cache" else [content, on_device[0]]
         for bytes_ in known:
             records = read(bytes_).records[:watermark]
-            assert all(record.sound for record in records), f"after {what}: {watermark} steps are said to be complete"
+            assert all(record.sound for record in records), (
+                f"after {what}: {watermark} steps are said to be complete"
+            )
             written = b"".join(record.packed for record in records)
-            assert written == packed[number][: len(written)], f"after {what}: bytes of another microbatch"
+            assert written == packed[number][: len(written)], (
+                f"after {what}: bytes of another microbatch"
+            )
 
-    with writing(tmp_path, schedule, level, durability) as (manager, _), monkeypatch.context() as patch:
+    with (
+        writing(tmp_path, schedule, level, durability) as (manager, _),
+        monkeypatch.context() as patch,
+    ):
         watch(patch, check)
         for number, source in enumerate(sources):  # noqa: B007 - check looks at it
             microbatch(manager, source)
     assert watermarks.count(STEPS + 1) >= 2
-    steps = [mark for mark, before in zip(watermarks[1:], watermarks, strict=False) if mark not in (before, None)]
+    steps = [
+        mark
+        for mark, before in zip(watermarks[1:], watermarks, strict=False)
+        if mark not in (before, None)
+    ]
     assert steps in ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], [1, 2, 3, 4, 0, 1, 2, 3, 4])
 
 
@@ -178,7 +208,9 @@ def test_a_failing_fdatasync_leaves_the_watermark_behind_and_fails(
         assert destination.completed(manager.streams[0]) == 0
 
 
-@pytest.mark.parametrize(("level", "syncs"), [("0", "runs"), ("0-batched", 1), ("1", 1), ("2", 3), ("3", 3)])
+@pytest.mark.parametrize(
+    ("level", "syncs"), [("0", "runs"), ("0-batched", 1), ("1", 1), ("2", 3), ("3", 3)]
+)
 def test_how_often_the_device_is_waited_for(
     level: str, syncs: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +228,9 @@ def test_how_often_the_device_is_waited_for(
     assert calls.count("fdatasync") == prompt + tokens
 
 
-@pytest.mark.parametrize(("durability", "syncs"), [("fdatasync", 3 + STEPS), ("direct", 3 + STEPS), ("page-cache", 0)])
+@pytest.mark.parametrize(
+    ("durability", "syncs"), [("fdatasync", 3 + STEPS), ("direct", 3 + STEPS), ("page-cache", 0)]
+)
 def test_a_chunk_is_synced_unless_the_page_cache_will_do(
     durability: Durability, syncs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +260,9 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert b"".join(record.packed for record in document.records) == packed_stream(source, schedule)
 
 
-def test_a_step_ends_when_its_checksums_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_ends_when_its_checksums_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Large chunks are hashed beside the write; here each is, and the hash takes longer than the write."""
     schedule = schedule_of(KVLayout.HND, CUT_LAYERS)
     source = random_cache(schedule.geometry)

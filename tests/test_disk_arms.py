@@ -16,7 +16,9 @@ pytestmark = pytest.mark.mpi
 ROUNDS = 4
 
 
-def measured(cwd: Path, fault: str, *args: object, ranks: int = 1, streaming: str = "host,disk") -> Job:
+def measured(
+    cwd: Path, fault: str, *args: object, ranks: int = 1, streaming: str = "host,disk"
+) -> Job:
     """A job with a fault in it that has come to its end."""
     common = ("--streaming", streaming, "--warmup", "0", "--rounds", ROUNDS)
     with Job(cwd, ranks, fault, "run", *SIZES, *common, *args, driver=FAULTY) as job:
@@ -45,8 +47,15 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
     job = measured(tmp_path, f"disk-fails:{phase}:{how}")
     ((_, failure),) = job.run.of(ArmFailure)
     said = says.format(job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv")
-    assert (failure.arm, failure.iteration, failure.rank, failure.error) == ("disk@3", STRIKES, 0, said)
-    assert failure.phase == ("drain" if phase == "tokens" else phase)  # the model computes its request to the end
+    assert (failure.arm, failure.iteration, failure.rank, failure.error) == (
+        "disk@3",
+        STRIKES,
+        0,
+        said,
+    )
+    assert failure.phase == (
+        "drain" if phase == "tokens" else phase
+    )  # the model computes its request to the end
     assert f"dejavubench: p000 disk@3 FAILED on rank 0: {said}\n" in job.stderr
     table = rows(job)
     assert {arm: row["status"] for arm, row in table.items()} == {
@@ -56,10 +65,14 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
         "disk@3": "FAILED",
     }
     assert table["host@3"]["samples"] == ROUNDS
-    assert table["disk@3"]["reason"] == f"iteration {STRIKES}, phase {failure.phase}, rank 0: {said}"
+    assert (
+        table["disk@3"]["reason"] == f"iteration {STRIKES}, phase {failure.phase}, rank 0: {said}"
+    )
     assert table["disk@3"]["total_ms"] is None
     assert all(check.ok for _, check in job.run.of(Verification))
-    assert f"FAILED: iteration {STRIKES}, phase {failure.phase}, rank 0: cannot" in processed(job.folder)
+    assert f"FAILED: iteration {STRIKES}, phase {failure.phase}, rank 0: cannot" in processed(
+        job.folder
+    )
 
 
 def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
@@ -74,9 +87,21 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
     failures = [failure for _, failure in job.run.of(ArmFailure)]
     assert {(failure.arm, failure.rank) for failure in failures} == {("disk@2", 1), ("disk@3", 1)}
     table = rows(job)
-    assert {arm for arm, row in table.items() if row["status"] == "ok"} == {"none", "none#2", "mpi@2", "mpi@3"}
+    assert {arm for arm, row in table.items() if row["status"] == "ok"} == {
+        "none",
+        "none#2",
+        "mpi@2",
+        "mpi@3",
+    }
     counts = {arm: sum(item.arm == arm for _, item in job.run.of(Iteration)) for arm in table}
-    assert counts == {"none": 4, "none#2": 4, "mpi@2": 4, "mpi@3": 4, "disk@2": STRIKES, "disk@3": STRIKES}
+    assert counts == {
+        "none": 4,
+        "none#2": 4,
+        "mpi@2": 4,
+        "mpi@3": 4,
+        "disk@2": STRIKES,
+        "disk@3": STRIKES,
+    }
 
 
 def test_a_run_of_that_arm_alone_ends_at_once(tmp_path: Path) -> None:

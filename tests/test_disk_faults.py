@@ -34,7 +34,9 @@ from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
 
 @pytest.mark.parametrize("durability", DURABILITIES)
 @pytest.mark.parametrize(("step", "layer"), [(0, 0), (0, 2), (1, 1), (STEPS, 2)])
-def test_a_flipped_bit_is_found(step: int, layer: int, durability: Durability, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found(
+    step: int, layer: int, durability: Durability, tmp_path: Path
+) -> None:
     schedule = schedule_of(KVLayout.HND)
     with writing(tmp_path, schedule, durability=durability) as (manager, destination):
         microbatch(manager, random_cache(schedule.geometry))
@@ -45,7 +47,10 @@ def test_a_flipped_bit_is_found(step: int, layer: int, durability: Durability, t
         with path_of(tmp_path).open("r+b") as file:
             file.seek(at)
             file.write(bytes([content[at] ^ 0x10]))
-        with pytest.raises(StreamingError, match=f"test-stream0.kv: checksum of step {step}, layer {layer} does not"):
+        with pytest.raises(
+            StreamingError,
+            match=f"test-stream0.kv: checksum of step {step}, layer {layer} does not",
+        ):
             destination.check(manager.streams[0])
 
 
@@ -60,12 +65,16 @@ def test_a_damaged_token_id_is_found(step: int, tmp_path: Path) -> None:
         with path_of(tmp_path).open("r+b") as file:
             file.seek(at)
             file.write(bytes([content[at] ^ 0x10]))
-        with pytest.raises(StreamingError, match=f"checksum of step {step}, token ids does not agree"):
+        with pytest.raises(
+            StreamingError, match=f"checksum of step {step}, token ids does not agree"
+        ):
             destination.check(manager.streams[0])
 
 
 def test_a_damaged_layer_is_named_in_the_caches_numbers(tmp_path: Path) -> None:
-    schedule = schedule_of(KVLayout.HND, region=Region(Span(1, 3), Span(0, 2), Span(0, 2), Span(0, 7)))
+    schedule = schedule_of(
+        KVLayout.HND, region=Region(Span(1, 3), Span(0, 2), Span(0, 2), Span(0, 7))
+    )
     with writing(tmp_path, schedule) as (manager, destination):
         microbatch(manager, random_cache(schedule.geometry))
         with path_of(tmp_path).open("r+b") as file:
@@ -134,14 +143,18 @@ def test_a_file_size_limit_is_noticed_before_anything_streams(tmp_path: Path) ->
     _, said = child(tmp_path, "limit")
     assert len(said) == 2
     for line in said:
-        assert re.fullmatch(rf"refused: no room for \d+ bytes in {re.escape(str(tmp_path))}: File too large", line)
+        assert re.fullmatch(
+            rf"refused: no room for \d+ bytes in {re.escape(str(tmp_path))}: File too large", line
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_file_system_is_noticed_before_anything_streams(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"mounting a small tmpfs is not allowed: {mounted.stderr.decode().strip()}")
     try:
@@ -166,7 +179,10 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path_of(tmp_path).write_bytes(b"precious")
     with (
         writing(tmp_path, schedule_of(KVLayout.HND)) as (manager, _),
-        pytest.raises(StreamingError, match=r"cannot create .*test-stream0.kv for fdatasync streaming: File exists"),
+        pytest.raises(
+            StreamingError,
+            match=r"cannot create .*test-stream0.kv for fdatasync streaming: File exists",
+        ),
     ):
         manager.begin()
     assert path_of(tmp_path).read_bytes() == b"precious"

@@ -39,7 +39,12 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults_are_the_original_batch_makers() -> None:
     point = flags().points()[0]
     assert (point.spec.layer_num, point.spec.head_num, point.spec.size_per_head) == (24, 16, 64)
-    assert (point.spec.vocab_size, point.ubatch_size, point.input_len, point.output_len) == (50304, 1, 1, 32)
+    assert (point.spec.vocab_size, point.ubatch_size, point.input_len, point.output_len) == (
+        50304,
+        1,
+        1,
+        32,
+    )
     assert [arm.name for arm in flags().arms()] == ["none"]
 
 
@@ -89,7 +94,10 @@ def test_auto_is_the_cpu_without_a_cuda_device() -> None:
 def test_auto_is_cuda_and_fp16_where_there_is_a_device() -> None:
     assert (flags().device, flags().inference_data_type) == ("cuda", ("fp16",))
     assert flags(weights_data_type="auto").weights_data_type == "fp16"
-    assert flags(device="cuda", inference_data_type="auto,fp32").inference_data_type == ("fp16", "fp32")
+    assert flags(device="cuda", inference_data_type="auto,fp32").inference_data_type == (
+        "fp16",
+        "fp32",
+    )
 
 
 @pytest.mark.usefixtures("gpu")
@@ -143,7 +151,8 @@ def test_level_comes_from_flag_then_environment_then_file(tmp_path: Path) -> Non
 
 def test_bad_level_in_the_environment_names_the_variable() -> None:
     with pytest.raises(
-        UsageError, match=r"^DEJAVULIB_BASELINE: there is no level '4'; levels are 0, 0-batched, 1, 2, 3$"
+        UsageError,
+        match=r"^DEJAVULIB_BASELINE: there is no level '4'; levels are 0, 0-batched, 1, 2, 3$",
     ):
         load(None, {"streaming": "mpi"}, {"DEJAVULIB_BASELINE": "4"})
 
@@ -152,9 +161,13 @@ def test_bad_level_in_the_environment_names_the_variable() -> None:
 
 
 def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
-    points = flags(model="gpt2,opt-125m", kv_layout="ft,hnd", ubatch_size="1,4", input_len="32,64").points()
+    points = flags(
+        model="gpt2,opt-125m", kv_layout="ft,hnd", ubatch_size="1,4", input_len="32,64"
+    ).points()
     assert [point.id for point in points] == [f"p{number:03d}" for number in range(16)]
-    assert [point.spec.name for point in points] == ["gpt2"] * 8 + ["opt-125m"] * 8  # a model is loaded once
+    assert [point.spec.name for point in points] == ["gpt2"] * 8 + [
+        "opt-125m"
+    ] * 8  # a model is loaded once
     assert [(p.kv_layout, p.ubatch_size, p.input_len) for p in points[:5]] == [
         ("ft", 1, 32),
         ("ft", 1, 64),
@@ -181,13 +194,17 @@ def test_positions_of_the_cache(values: dict[str, Any], positions: int) -> None:
 
 
 def test_custom_model_has_one_context_for_all_lengths() -> None:
-    points = flags(layer_num=2, head_num=4, size_per_head=8, input_len="4,100", output_len=10).points()
+    points = flags(
+        layer_num=2, head_num=4, size_per_head=8, input_len="4,100", output_len=10
+    ).points()
     assert {point.spec.context for point in points} == {128}
     assert [point.positions for point in points] == [32, 128]
 
 
 def test_streamed_bytes_of_a_request_of_opt_66b() -> None:
-    point = flags(model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1).points()[0]
+    point = flags(
+        model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1
+    ).points()[0]
     assert point.streamed_nbytes == 3_538_944_000  # REFERENCE: 64 layers, hidden 9216, 1500 tokens
 
 
@@ -232,7 +249,10 @@ def test_levels_belong_to_destinations_and_durability_to_disk() -> None:
 def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
     skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl,host").arms()}
     assert skipped == {"none": None, "none#2": None, "nccl@3": "no CUDA device", "host@3": None}
-    assert refused(streaming="nccl") == "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
+    assert (
+        refused(streaming="nccl")
+        == "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
+    )
 
 
 @pytest.mark.usefixtures("gpu")
@@ -255,7 +275,9 @@ def test_a_loopback_is_called_so_wherever_its_arm_is_named() -> None:
 def test_loopback_is_for_nccl() -> None:
     message = "nccl_loopback is for streaming nccl, which is not among the destinations"
     assert refused(streaming="none,mpi", nccl_loopback=True) == message
-    skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl", nccl_loopback=True).arms()}
+    skipped = {
+        arm.name: arm.skipped for arm in flags(streaming="none,nccl", nccl_loopback=True).arms()
+    }
     assert skipped["nccl-loopback@3"] == "no CUDA device"
 
 
@@ -293,7 +315,9 @@ def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
 
 
 def test_every_spelling_of_the_same_values_is_the_same_experiment() -> None:
-    first = flags(model="gpt2", ubatch_size="1,2", precision="1%", streaming="none,disk", stream_dir="/tmp")
+    first = flags(
+        model="gpt2", ubatch_size="1,2", precision="1%", streaming="none,disk", stream_dir="/tmp"
+    )
     for other in (
         Experiment(**first.model_dump(mode="json")),
         Experiment.model_validate_json(first.model_dump_json()),
@@ -328,22 +352,49 @@ def test_hash_is_of_what_is_measured() -> None:
             {"streaming": "tape"},
             "--streaming: there is no destination 'tape'; choose .* none, host, disk, mpi, nccl, nixl, tcp",
         ),
-        ({"level": "4", "streaming": "mpi"}, "--level: there is no level '4'; levels are 0, 0-batched, 1, 2, 3"),
+        (
+            {"level": "4", "streaming": "mpi"},
+            "--level: there is no level '4'; levels are 0, 0-batched, 1, 2, 3",
+        ),
         ({"level": "0,1"}, "level 0, 1: none streams nothing at any level; name a destination"),
-        ({"durability": "hope"}, "--durability: must be 'fdatasync', 'direct' or 'page-cache', not 'hope'"),
-        ({"inference_data_type": "fp8"}, "--inference-data-type: must be 'fp32', 'bf16' or 'fp16', not 'fp8'"),
+        (
+            {"durability": "hope"},
+            "--durability: must be 'fdatasync', 'direct' or 'page-cache', not 'hope'",
+        ),
+        (
+            {"inference_data_type": "fp8"},
+            "--inference-data-type: must be 'fp32', 'bf16' or 'fp16', not 'fp8'",
+        ),
         ({"kv_layout": "hdn"}, "--kv-layout: must be 'ft', 'hnd' or 'nhd', not 'hdn'"),
         ({"device": "tpu"}, "--device: must be 'auto', 'cpu' or 'cuda', not 'tpu'"),
-        ({"precision": "0"}, "--precision: '0' is neither a percentage such as 0.5% nor a fraction between 0 and 1"),
+        (
+            {"precision": "0"},
+            "--precision: '0' is neither a percentage such as 0.5% nor a fraction between 0 and 1",
+        ),
         ({"max_time": "soon"}, "--max-time: 'soon' is not a time such as 90, 90s, 10m or 1h"),
         ({"rounds": "0"}, "--rounds: must be greater than 0, not '0'"),
         ({"name": "a/b"}, "name 'a/b' cannot be a folder's name"),
         ({"model": "gpt2", "layer_num": 2}, "layer_num is for --model custom; gpt2 has its own"),
-        ({"model": "gpt2", "tensor_para_size": 5}, "tensor_para_size 5 does not divide the 12 heads of gpt2"),
-        ({"model": "gpt2", "pipeline_para_size": 13}, "pipeline_para_size 13 is more than the 12 layers of gpt2"),
-        ({"model": "gpt2", "input_len": 1000}, "input_len 1000 and output_len 32 take 1031 positions; gpt2 has 1024"),
-        ({"model": "gpt2", "max_seq_len": 2048}, "max_seq_len 2048 is more than the 1024 positions of gpt2"),
-        ({"input_len": 16, "output_len": 8, "max_seq_len": 22}, "max_seq_len 22 is too short: .* take 23 positions .*"),
+        (
+            {"model": "gpt2", "tensor_para_size": 5},
+            "tensor_para_size 5 does not divide the 12 heads of gpt2",
+        ),
+        (
+            {"model": "gpt2", "pipeline_para_size": 13},
+            "pipeline_para_size 13 is more than the 12 layers of gpt2",
+        ),
+        (
+            {"model": "gpt2", "input_len": 1000},
+            "input_len 1000 and output_len 32 take 1031 positions; gpt2 has 1024",
+        ),
+        (
+            {"model": "gpt2", "max_seq_len": 2048},
+            "max_seq_len 2048 is more than the 1024 positions of gpt2",
+        ),
+        (
+            {"input_len": 16, "output_len": 8, "max_seq_len": 22},
+            "max_seq_len 22 is too short: .* take 23 positions .*",
+        ),
         (
             {"size_per_head": 4, "kv_layout": "ft", "inference_data_type": "bf16"},
             "kv_layout ft keeps 16 bytes of a key together: 4 elements a head in bf16 are no multiple",
@@ -366,7 +417,10 @@ def test_wrong_value_is_one_line_naming_the_flag(values: dict[str, Any], message
         ("rounds = 'x'", "rounds: must be a whole number, not 'x'"),
         ("ubatch_size = [1, true]", "ubatch_size: true and false are no values of this list"),
         ("input_len = 5\ninput-len = 6", "input_len is given twice"),
-        ("model = 'gpt2'\ninput_len = 2000", "input_len 2000 and output_len 32 take 2031 positions; gpt2 has 1024"),
+        (
+            "model = 'gpt2'\ninput_len = 2000",
+            "input_len 2000 and output_len 32 take 2031 positions; gpt2 has 1024",
+        ),
     ],
 )
 def test_bad_toml_is_one_line_naming_file_and_key(tmp_path: Path, text: str, message: str) -> None:

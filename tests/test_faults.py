@@ -58,20 +58,30 @@ def refused(job: Job) -> str:
     assert len(list(job.run.of(End))) == 2
     where = checks[-1].where
     assert where
-    message = f"dejavubench: verification failed: p000 {checks[-1].arm}, iteration {STRIKES}: {where}\n"
+    message = (
+        f"dejavubench: verification failed: p000 {checks[-1].arm}, iteration {STRIKES}: {where}\n"
+    )
     assert job.stderr.count(message) == 1
     assert "Traceback" not in job.stderr
     (row,) = json.loads(processed(job.folder, "json"))[0]["rows"]
     assert row["status"] == "FAILED"
     assert where in row["reason"]
-    assert not any(value for key, value in row.items() if key.endswith("_ms")), "times of wrong bytes are reported"
-    assert job.stdout.count(" TOTAL generation took ") == STRIKES, "and so they are not in the text lines"
+    assert not any(value for key, value in row.items() if key.endswith("_ms")), (
+        "times of wrong bytes are reported"
+    )
+    assert job.stdout.count(" TOTAL generation took ") == STRIKES, (
+        "and so they are not in the text lines"
+    )
     return where
 
 
 @pytest.mark.parametrize(
     ("layout", "level", "at"),
-    [("ft", "3", (1, "k", 1, 2, 3)), ("hnd", "2", (0, "v", 0, 3, 9)), ("nhd", "0", (1, "v", 1, 0, 10))],
+    [
+        ("ft", "3", (1, "k", 1, 2, 3)),
+        ("hnd", "2", (0, "v", 0, 3, 9)),
+        ("nhd", "0", (1, "v", 1, 0, 10)),
+    ],
 )
 def test_a_wrong_byte_in_a_sinks_buffer_is_located(
     tmp_path: Path, layout: str, level: str, at: tuple[int, str, int, int, int]
@@ -89,7 +99,9 @@ def test_a_wrong_byte_in_a_sinks_buffer_is_located(
 def test_a_chunk_that_the_sink_drops_is_located(tmp_path: Path) -> None:
     with faulty(tmp_path, "drop-at-sink:8") as job:
         where = refused(job)
-    assert where.startswith("rank 1: layer 0, K, request 0, head 0, position 8 (element 0) of microbatch 0 is not")
+    assert where.startswith(
+        "rank 1: layer 0, K, request 0, head 0, position 8 (element 0) of microbatch 0 is not"
+    )
     assert where.endswith("; 128 elements of this layer's K differ")  # 2 requests × 4 heads × 16
 
 
@@ -123,14 +135,19 @@ def test_a_wrong_byte_on_disk_is_told_by_its_checksum(tmp_path: Path) -> None:
 def test_wrong_bytes_with_the_right_checksum_on_disk_are_located(tmp_path: Path) -> None:
     with faulty(tmp_path, "corrupt-flush:2", streaming="disk") as job:
         where = refused(job)
-    assert where.startswith(f"rank 0: layer 0, K, request 0, head 0, position {PROMPT + 1} (element 0)")
+    assert where.startswith(
+        f"rank 0: layer 0, K, request 0, head 0, position {PROMPT + 1} (element 0)"
+    )
 
 
 def test_a_wrong_token_fails_though_all_bytes_are_right(tmp_path: Path) -> None:
     with faulty(tmp_path, "wrong-token:3:1") as job:
         where = refused(job)
         (check,) = [check for _, check in job.run.of(Verification) if not check.ok]
-    assert re.fullmatch(r"rank 0: new token 3 of request 1 of microbatch 0 is \d+, without streaming it is \d+", where)
+    assert re.fullmatch(
+        r"rank 0: new token 3 of request 1 of microbatch 0 is \d+, without streaming it is \d+",
+        where,
+    )
     assert check.tokens_equal is False
 
 
@@ -156,13 +173,17 @@ def ended(job: Job, rank: int, phase: str, error: str) -> None:
         *(("sink", phase) for phase in ("load", "receive", "verify")),
     ],
 )
-def test_an_exception_ends_every_rank_and_names_rank_and_phase(tmp_path: Path, role: str, phase: str) -> None:
+def test_an_exception_ends_every_rank_and_names_rank_and_phase(
+    tmp_path: Path, role: str, phase: str
+) -> None:
     with faulty(tmp_path, f"throw:{role}:{phase}") as job:
         error = "RuntimeError: injected"
         if phase == "drain":  # thrown in the helper thread, raised by the model's
             error = f"StreamingError: {error}"
         ended(job, ("source", "sink").index(role), phase, error)
-        assert job.stderr.count(" failed in phase ") == 1  # of the rank that failed, and of no other
+        assert (
+            job.stderr.count(" failed in phase ") == 1
+        )  # of the rank that failed, and of no other
         assert measured(job) == (0 if phase == "load" else STRIKES + (phase == "verify"))
         if phase != "load":
             assert "  2 " in processed(job.folder)
@@ -171,9 +192,16 @@ def test_an_exception_ends_every_rank_and_names_rank_and_phase(tmp_path: Path, r
 @pytest.mark.parametrize("step", [5, 2], ids=["last", "middle"])
 def test_a_chunk_that_is_never_sent_ends_the_drain(tmp_path: Path, step: int) -> None:
     with faulty(tmp_path, f"drop-at-source:{step}", "--drain-timeout", "2") as job:
-        ended(job, 0, "drain", "StreamingError: no chunk became complete within 2 s; the first missing is chunk ")
+        ended(
+            job,
+            0,
+            "drain",
+            "StreamingError: no chunk became complete within 2 s; the first missing is chunk ",
+        )
         if step == 5:
-            assert "the first missing is chunk 6 (step 5) of stream 0" in job.stderr  # 2 layers, then 5 steps
+            assert (
+                "the first missing is chunk 6 (step 5) of stream 0" in job.stderr
+            )  # 2 layers, then 5 steps
 
 
 @pytest.mark.parametrize("level", ["0", "3"])
@@ -181,7 +209,10 @@ def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> No
     with faulty(tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level) as job:
         phase = "drain" if level == "3" else "prompt"
         ended(
-            job, 0, phase, "StreamingError: no chunk became complete within 2 s; the first missing is chunk 0 (step 0)"
+            job,
+            0,
+            phase,
+            "StreamingError: no chunk became complete within 2 s; the first missing is chunk 0 (step 0)",
         )
 
 
@@ -192,7 +223,9 @@ def test_run_json_that_cannot_be_written_ends_the_job(tmp_path: Path) -> None:
         assert "dejavubench: rank 0 failed in phase start: No space left on device" in job.stderr
 
 
-def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_whole(tmp_path: Path) -> None:
+def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_whole(
+    tmp_path: Path,
+) -> None:
     with faulty(tmp_path, "fail-at-the-end") as job:
         assert job.wait() not in (0, None)
         job.all_gone()
@@ -208,17 +241,28 @@ def unwritten(job: Job, error: str) -> None:
     """Some rank could not write its records any more; those until then can be read."""
     assert job.wait() not in (0, None)
     job.all_gone()
-    assert re.search(rf"dejavubench: rank [01] failed in phase \w+: \S+: {re.escape(error)}\n", job.stderr)
+    assert re.search(
+        rf"dejavubench: rank [01] failed in phase \w+: \S+: {re.escape(error)}\n", job.stderr
+    )
     assert "Traceback" not in job.stderr
-    said = re.search(rf"dejavubench: rank [01] cannot record its failure: \S+: {re.escape(error)}\n", job.stderr)
-    recorded = any('"kind":"failure"' in file.read_text() for file in job.folder.glob("rank-*.jsonl"))
-    assert said or recorded  # that line is short: there may be room for it where there was none for the one that failed
+    said = re.search(
+        rf"dejavubench: rank [01] cannot record its failure: \S+: {re.escape(error)}\n", job.stderr
+    )
+    recorded = any(
+        '"kind":"failure"' in file.read_text() for file in job.folder.glob("rank-*.jsonl")
+    )
+    assert (
+        said or recorded
+    )  # that line is short: there may be room for it where there was none for the one that failed
     assert measured(job) > 10
     assert "INCOMPLETE: rank " in processed(job.folder)
 
 
 def test_records_on_a_disk_that_fills_up(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "logs", 256 << 10), faulty(tmp_path, "no-fault", rounds=10**6) as job:
+    with (
+        small_disk(tmp_path / "logs", 256 << 10),
+        faulty(tmp_path, "no-fault", rounds=10**6) as job,
+    ):
         unwritten(job, "No space left on device")
 
 
@@ -231,18 +275,26 @@ def test_a_run_whose_folder_is_removed_says_so(tmp_path: Path) -> None:
     with faulty(tmp_path, "remove-folder") as job:
         job.until(lambda: struck(job), "the removal")
         assert job.wait(GONE_WITHIN) not in (0, None)
-        assert re.search(r"rank 0 failed in phase \w+: \S+/mpi@3.log: the run's folder was removed\n", job.stderr)
+        assert re.search(
+            r"rank 0 failed in phase \w+: \S+/mpi@3.log: the run's folder was removed\n", job.stderr
+        )
         assert "Traceback" not in job.stderr
 
 
 @pytest.mark.parametrize("phase", ["drain", "verify"])
-def test_a_tcp_sink_that_is_lost_is_no_wrong_byte_and_its_phase_is_named(tmp_path: Path, phase: str) -> None:
+def test_a_tcp_sink_that_is_lost_is_no_wrong_byte_and_its_phase_is_named(
+    tmp_path: Path, phase: str
+) -> None:
     with SinkProcess(tmp_path / "sink") as process:
         modes = ("--streaming", "tcp", "--peer", process.peer, "--warmup", "0")
         fault, given = f"lose-sink:{phase}:{process.process.pid}", {TOKEN_VARIABLE: TOKEN}
-        with Job(tmp_path, 1, fault, "run", *SIZES, *modes, driver=FAULTY, environment=given) as job:
+        with Job(
+            tmp_path, 1, fault, "run", *SIZES, *modes, driver=FAULTY, environment=given
+        ) as job:
             assert job.wait() not in (0, None)
-            assert re.search(rf"dejavubench: rank 0 failed in phase {phase}: \w+Error: 127\.0\.0\.1", job.stderr)
+            assert re.search(
+                rf"dejavubench: rank 0 failed in phase {phase}: \w+Error: 127\.0\.0\.1", job.stderr
+            )
             assert "verification failed" not in job.stderr
             assert "Traceback" not in job.stderr
 
@@ -256,7 +308,9 @@ OTHERS_END = "(stopped without a word|was the first to stop, without a word,)"
 
 @pytest.mark.parametrize("victim", ["source", "sink"])
 @pytest.mark.parametrize("phase", ["load", "prompt", "tokens", "drain"])
-def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(tmp_path: Path, phase: str, victim: str) -> None:
+def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(
+    tmp_path: Path, phase: str, victim: str
+) -> None:
     with faulty(tmp_path, f"linger:{phase}") as job:
         job.until(lambda: struck(job), "the phase")
         if phase != "load":
@@ -266,17 +320,24 @@ def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(tmp_path:
         job.all_gone()
         said = processed(job.folder)
         where = "" if phase == "load" else f", arm mpi@3, iteration {STRIKES}"
-        sink = "before its first phase" if phase == "load" else f"in phase receive, point p000{where}"
+        sink = (
+            "before its first phase" if phase == "load" else f"in phase receive, point p000{where}"
+        )
         places = {"source": (0, f"in phase {phase}, point p000{where}"), "sink": (1, sink)}
         for role, (rank, place) in places.items():
             how = "was the first to stop, without a word," if role == victim else OTHERS_END
-            assert re.search(rf"INCOMPLETE: rank {rank} \({role} on .*\) {how} {place}\n", said), said
+            assert re.search(rf"INCOMPLETE: rank {rank} \({role} on .*\) {how} {place}\n", said), (
+                said
+            )
         assert measured(job) == (0 if phase == "load" else STRIKES)
 
 
 def test_ctrl_c_ends_in_order(tmp_path: Path) -> None:
     with faulty(tmp_path, "slow-model", rounds=1000) as job:
-        job.until(lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) > 0, "an iteration")
+        job.until(
+            lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) > 0,
+            "an iteration",
+        )
         job.interrupt()
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
@@ -286,7 +347,9 @@ def test_ctrl_c_ends_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["interrupt", "exception"])
-def test_a_rank_that_fails_before_the_session_does_not_wait_for_the_others(tmp_path: Path, how: str) -> None:
+def test_a_rank_that_fails_before_the_session_does_not_wait_for_the_others(
+    tmp_path: Path, how: str
+) -> None:
     with faulty(tmp_path, f"late:{how}") as job:
         job.until(lambda: len(list(job.cwd.glob("struck-*"))) == 2, "rank 0's waiting for rank 1")
         if how == "interrupt":

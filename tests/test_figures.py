@@ -66,7 +66,9 @@ def test_fig2_has_a_row_for_each_point(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "out" / "fig2-gpt2-opt-125m.csv")
     assert list(table["input_len"]) == [64, 512] * 4
     assert list(table["arm"]) == ["none"] * 8
-    assert table["prompt_over_token"].to_numpy() == pytest.approx((table["prompt_ms"] / table["token_ms"]).to_numpy())
+    assert table["prompt_over_token"].to_numpy() == pytest.approx(
+        (table["prompt_ms"] / table["token_ms"]).to_numpy()
+    )
     assert (table["prompt_low_ms"] <= table["prompt_ms"]).all()
 
 
@@ -76,7 +78,9 @@ def test_requests_of_one_token_have_no_token_time_to_draw(tmp_path: Path) -> Non
 
 
 def test_appendix_a_is_named_so(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "r", [NONE], [point(model="opt-125m")], rounds=2, figure="appendix_a")
+    folder = write_run(
+        tmp_path / "r", [NONE], [point(model="opt-125m")], rounds=2, figure="appendix_a"
+    )
     assert drawn(folder, tmp_path / "out") == ["appendix_a-opt-125m"]
 
 
@@ -141,7 +145,9 @@ def test_what_is_not_shown_is_said(tmp_path: Path) -> None:
         ([NONE, arm("mpi", "0"), arm("mpi", "3")], "fig7"),
     ],
 )
-def test_a_run_without_a_figure_is_drawn_as_what_its_arms_fit(tmp_path: Path, arms: list, expected: str) -> None:
+def test_a_run_without_a_figure_is_drawn_as_what_its_arms_fit(
+    tmp_path: Path, arms: list, expected: str
+) -> None:
     assert plotdata.figure_of(read_run(write_run(tmp_path / "r", arms, rounds=1))) == expected
 
 
@@ -160,7 +166,11 @@ def test_runs_whose_folders_are_of_one_name_are_drawn_both(tmp_path: Path) -> No
 def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> None:
     points = [point(0), point(1, model="opt-125m"), point(2, model="opt-125m", data_type="fp32")]
     found, _ = plotdata.drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
-    assert [item.name for item in found] == ["fig25-gpt2-bf16", "fig25-opt-125m-bf16", "fig25-opt-125m-fp32"]
+    assert [item.name for item in found] == [
+        "fig25-gpt2-bf16",
+        "fig25-opt-125m-bf16",
+        "fig25-opt-125m-fp32",
+    ]
 
 
 def test_together_puts_runs_in_one_drawing(tmp_path: Path) -> None:
@@ -185,7 +195,9 @@ def test_together_puts_runs_in_one_drawing(tmp_path: Path) -> None:
         ({}, "a, b hold the same point and arm"),
     ],
 )
-def test_together_refuses_what_cannot_be_compared(tmp_path: Path, change: dict, message: str) -> None:
+def test_together_refuses_what_cannot_be_compared(
+    tmp_path: Path, change: dict, message: str
+) -> None:
     write_run(tmp_path / "logs" / "a", rounds=1)
     write_run(tmp_path / "logs" / "b", rounds=1, **change)
     assert message in failed(call(tmp_path / "logs", "-o", tmp_path / "out", "--together"))
@@ -213,8 +225,12 @@ def test_existing_files_are_not_overwritten_silently(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     alone = write_run(tmp_path / "logs" / "alone", [arm("mpi")], rounds=1)
     assert "streaming without a none arm" in failed(call(alone, "-o", tmp_path / "out"))
-    assert "not one of fig2" in failed(call(write_run(tmp_path / "x", figure="fig99"), "-o", tmp_path / "out"))
-    assert "no measured round" in failed(call(write_run(tmp_path / "y", rounds=0), "-o", tmp_path / "out"))
+    assert "not one of fig2" in failed(
+        call(write_run(tmp_path / "x", figure="fig99"), "-o", tmp_path / "out")
+    )
+    assert "no measured round" in failed(
+        call(write_run(tmp_path / "y", rounds=0), "-o", tmp_path / "out")
+    )
     (tmp_path / "log").write_text("hello")
     assert "is a file" in failed(call(tmp_path / "log", "-o", tmp_path / "out"))
     write_run(tmp_path / "logs" / "good", rounds=1)
@@ -225,4 +241,6 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in failed(call(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "file" / "out"))
+    assert "Not a directory" in failed(
+        call(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "file" / "out")
+    )

@@ -36,7 +36,11 @@ def test_one_worker_holds_the_whole_model(name: str) -> None:
 @pytest.mark.parametrize(("tensor_size", "stages"), [(1, 2), (2, 1), (2, 3), (4, 5)])
 def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stages: int) -> None:
     sizes = custom(5, 4, 8, 512, context=64)
-    shards = [Shard(stage, stages, rank, tensor_size) for stage in range(stages) for rank in range(tensor_size)]
+    shards = [
+        Shard(stage, stages, rank, tensor_size)
+        for stage in range(stages)
+        for rank in range(tensor_size)
+    ]
     with torch.device("meta"):
         held = [GPT(sizes, shard, torch.float32, torch.float32).parameters for shard in shards]
     assert fit.worker_parameters(sizes, tensor_size, stages) == max(held)
@@ -47,13 +51,18 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
     one, three = (flags(pipeline_para_size=depth, **values) for depth in (1, 3))
     whole = 4 * 288 * 2 * 12 * 768 * 2  # requests × positions × K and V × layers × hidden × bytes
     assert fit.memory(one, one.points()[0]).cache == whole
-    assert fit.memory(three, three.points()[0]).cache == 3 * whole // 3  # a third of the layers, three times
+    assert (
+        fit.memory(three, three.points()[0]).cache == 3 * whole // 3
+    )  # a third of the layers, three times
 
 
 @pytest.mark.parametrize(("data_type", "itemsize"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) -> None:
     experiment = flags(model="gpt2", inference_data_type=data_type)
-    assert fit.memory(experiment, experiment.points()[0]).weights == itemsize * SPECS["gpt2"].parameters
+    assert (
+        fit.memory(experiment, experiment.points()[0]).weights
+        == itemsize * SPECS["gpt2"].parameters
+    )
 
 
 def test_each_destination_adds_what_it_takes() -> None:
@@ -65,7 +74,9 @@ def test_each_destination_adds_what_it_takes() -> None:
     none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * fit.MIB
     assert disk.source.host == none.source.host + staging
     assert host.source.host == none.source.host + staging + streamed
-    assert {rank.device for needs in (none, host, disk) for rank in (needs.source, needs.sink)} == {0}
+    assert {rank.device for needs in (none, host, disk) for rank in (needs.source, needs.sink)} == {
+        0
+    }
     assert (none.disk, host.disk, disk.disk) == (0, 0, streamed)
 
 
@@ -105,20 +116,28 @@ def cuda_needs(**values: Any) -> fit.Memory:
 def test_a_card_holds_weights_and_cache_in_the_models_type() -> None:
     needs = cuda_needs()
     cache = 8 * 1024 * 2 * 40 * 5120 * 2  # requests × positions × K and V × layers × hidden × bytes
-    working = 2 * 4000 * (4 * 5120 + 4 * 5120) * 2 + 8 * 50272 * (2 + 4)  # activations; logits in fp16 and fp32
+    working = 2 * 4000 * (4 * 5120 + 4 * 5120) * 2 + 8 * 50272 * (
+        2 + 4
+    )  # activations; logits in fp16 and fp32
     assert (needs.weights, needs.cache) == (2 * SPECS["opt-13b"].parameters, cache)
     assert needs.source.device == fit.CUDA_CONTEXT_NBYTES + needs.weights + cache + working
-    assert needs.source.host == fit.CUDA_PROCESS_NBYTES  # weights are drawn on the card: no copy on the host
+    assert (
+        needs.source.host == fit.CUDA_PROCESS_NBYTES
+    )  # weights are drawn on the card: no copy on the host
     assert cuda_needs(inference_data_type="bf16").weights == needs.weights
 
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(
-    ("model", "elements"), [("opt-13b", 50272 * 5120), ("opt-66b", 2 * 9216 * 4 * 9216)], ids=["embedding", "paired"]
+    ("model", "elements"),
+    [("opt-13b", 50272 * 5120), ("opt-66b", 2 * 9216 * 4 * 9216)],
+    ids=["embedding", "paired"],
 )
 def test_a_drawn_tensor_counts_where_it_is_more_than_a_prompt(model: str, elements: int) -> None:
     needs = cuda_needs(model=model, ubatch_size=1, input_len=8)
-    assert needs.source.device - fit.CUDA_CONTEXT_NBYTES - needs.weights - needs.cache == 2 * elements
+    assert (
+        needs.source.device - fit.CUDA_CONTEXT_NBYTES - needs.weights - needs.cache == 2 * elements
+    )
 
 
 @pytest.mark.usefixtures("gpu")
@@ -133,13 +152,19 @@ def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
     assert host.source.host == none.source.host + staging + fit._pinned(streamed)
     assert mpi.source.host == nccl.source.host == none.source.host + staging
     assert (mpi.sink.host, mpi.sink.device) == (fit.PROCESS_NBYTES + arriving, 0)
-    assert (nccl.sink.host, nccl.sink.device) == (fit.CUDA_PROCESS_NBYTES, fit.CUDA_CONTEXT_NBYTES + arriving)
+    assert (nccl.sink.host, nccl.sink.device) == (
+        fit.CUDA_PROCESS_NBYTES,
+        fit.CUDA_CONTEXT_NBYTES + arriving,
+    )
     assert (both.source, both.sink) == (nccl.source, nccl.sink), "they share caches and staging"
 
 
 @pytest.mark.usefixtures("gpu")
 def test_naive_levels_land_a_whole_prompt() -> None:
-    levels = {level: cuda_needs(streaming="host", level=level).source.host for level in ("0", "0-batched", "1")}
+    levels = {
+        level: cuda_needs(streaming="host", level=level).source.host
+        for level in ("0", "0-batched", "1")
+    }
     prompt = 8 * 500 * 2 * 40 * 5120 * 2
     both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host  # they share it
     assert levels["0"] == levels["0-batched"] == both == levels["1"] + fit._pinned(prompt)
@@ -152,14 +177,18 @@ def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_fp32_is_skipped_on_a_gpu() -> None:
     points = flags(inference_data_type="fp32,fp16", model="gpt2")
-    assert fit.reasons(points, available=lambda: 64 * GIB, devices=lambda: (H200,)) == {"p000": NO_FP32_ON_CUDA}
+    assert fit.reasons(points, available=lambda: 64 * GIB, devices=lambda: (H200,)) == {
+        "p000": NO_FP32_ON_CUDA
+    }
     with pytest.raises(UsageError, match="fp32 does not run on a CUDA device"):
         flags(inference_data_type="fp32", model="gpt2")
 
 
 @pytest.mark.usefixtures("gpu")
 def test_ranks_take_a_hosts_cards_in_turn_and_a_loopbacks_sinks_those_of_their_sources() -> None:
-    alone, remote, nccl = (flags(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl"))
+    alone, remote, nccl = (
+        flags(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl")
+    )
     loopback = flags(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
     assert fit.cards(alone, 2, 0, 4) == fit.cards(remote, 2, 2, 4) == fit.Cards((0, 1))
     assert fit.cards(nccl, 2, 2, 4) == fit.Cards((0, 1), (2, 3))
@@ -177,7 +206,9 @@ def test_ranks_on_one_card_add_up() -> None:
     assert needs.devices(fit.cards(experiment, 1, 1, 1)) == {0: both}
     enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
     assert not fit.reasons(experiment, available=lambda: 64 * GIB, devices=lambda: (enough,))
-    assert fit.reasons(experiment, available=lambda: 64 * GIB, devices=lambda: (too_small,)).keys() == {"p000"}
+    assert fit.reasons(
+        experiment, available=lambda: 64 * GIB, devices=lambda: (too_small,)
+    ).keys() == {"p000"}
 
 
 @pytest.mark.usefixtures("gpu")
@@ -200,7 +231,9 @@ def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
     experiment = flags(model="gpt2", streaming="mpi")
     what: dict[str, Any] = {"available": lambda: 64 * GIB, "devices": lambda: ()}
     assert fit.reasons(experiment, 0, 1, **what) == {}
-    assert fit.reasons(experiment, 1, 0, **what) == {"p000": "gpt2 needs a CUDA device, none is found on this host"}
+    assert fit.reasons(experiment, 1, 0, **what) == {
+        "p000": "gpt2 needs a CUDA device, none is found on this host"
+    }
 
 
 @pytest.mark.usefixtures("gpu")
@@ -231,7 +264,9 @@ RATES = fit.Rates(matmul=100e9, read=20e9)
 
 
 def test_prompt_takes_its_flops_and_a_token_its_bytes() -> None:
-    point = flags(model="gpt2", ubatch_size=4, input_len=256, inference_data_type="fp32").points()[0]
+    point = flags(model="gpt2", ubatch_size=4, input_len=256, inference_data_type="fp32").points()[
+        0
+    ]
     prompt, token = fit.compute_seconds(point, RATES, threads=1)
     layers, seen = 12 * 12 * 768 * 768, 256 + 16
     head = 50257 * 768
@@ -243,7 +278,12 @@ def test_prompt_takes_its_flops_and_a_token_its_bytes() -> None:
 
 def test_naive_levels_pay_for_every_run() -> None:
     experiment = flags(
-        model="gpt2", kv_layout="ft", inference_data_type="fp16", streaming="mpi,disk", level="0,3", output_len=3
+        model="gpt2",
+        kv_layout="ft",
+        inference_data_type="fp16",
+        streaming="mpi,disk",
+        level="0,3",
+        output_len=3,
     )
     point = experiment.points()[0]
     seconds = {arm.name: fit.naive_seconds(point, arm) for arm in experiment.arms()}
@@ -254,10 +294,14 @@ def test_naive_levels_pay_for_every_run() -> None:
 
 
 def test_time_counts_every_arm_and_iteration() -> None:
-    few, many = (flags(model="gpt2", streaming=s, rounds=4, warmup=1) for s in ("host", "none,host"))
+    few, many = (
+        flags(model="gpt2", streaming=s, rounds=4, warmup=1) for s in ("host", "none,host")
+    )
     alone = fit.point_seconds(few, few.points()[0], RATES)
     assert fit.point_seconds(many, many.points()[0], RATES) == pytest.approx(3 * alone)
-    assert alone == pytest.approx(5 * fit.iteration_seconds(few, few.points()[0], few.arms()[0], RATES))
+    assert alone == pytest.approx(
+        5 * fit.iteration_seconds(few, few.points()[0], few.arms()[0], RATES)
+    )
 
 
 def test_probe_finds_rates_of_a_computer() -> None:
@@ -283,7 +327,11 @@ def test_bf16_is_read_from_the_flags(cpuinfo: str, found: bool) -> None:
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
-    files = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n", "proc/self/cgroup": cgroup, **files}
+    files = {
+        "proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n",
+        "proc/self/cgroup": cgroup,
+        **files,
+    }
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +371,13 @@ def test_memory_is_what_the_tightest_bound_leaves(
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (3_538_944_000, "3.30 GiB"), (2**50, "1024 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.50 KiB"),
+        (3_538_944_000, "3.30 GiB"),
+        (2**50, "1024 TiB"),
+    ],
 )
 def test_bytes_for_people(nbytes: int, text: str) -> None:
     assert units.nbytes_text(nbytes) == text
@@ -331,7 +385,14 @@ def test_bytes_for_people(nbytes: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.35, "350 ms"), (3.46, "3.5 s"), (45, "45 s"), (600, "10 min"), (9000, "2.5 h"), (864000, "10.0 days")],
+    [
+        (0.35, "350 ms"),
+        (3.46, "3.5 s"),
+        (45, "45 s"),
+        (600, "10 min"),
+        (9000, "2.5 h"),
+        (864000, "10.0 days"),
+    ],
 )
 def test_durations_for_people(value: float, text: str) -> None:
     assert units.seconds_text(value) == text
@@ -354,7 +415,9 @@ def test_rates_as_people_write_them(text: str, rate: float) -> None:
     assert units.rate(text) == rate
 
 
-@pytest.mark.parametrize("text", ["25", "GB/s", "25GB", "-1GB/s", "0GB/s", "1..5GB/s", "25gB/s", "1iB/s", 25, ""])
+@pytest.mark.parametrize(
+    "text", ["25", "GB/s", "25GB", "-1GB/s", "0GB/s", "1..5GB/s", "25gB/s", "1iB/s", 25, ""]
+)
 def test_what_is_no_rate_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is not a rate such as"):
         units.rate(text)
@@ -362,7 +425,16 @@ def test_what_is_no_rate_is_refused(text: object) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("5us", 5e-6), ("5 µs", 5e-6), ("5μs", 5e-6), ("0.1ms", 1e-4), ("800ns", 8e-7), ("1s", 1), ("0", 0), ("0us", 0)],
+    [
+        ("5us", 5e-6),
+        ("5 µs", 5e-6),
+        ("5μs", 5e-6),
+        ("0.1ms", 1e-4),
+        ("800ns", 8e-7),
+        ("1s", 1),
+        ("0", 0),
+        ("0us", 0),
+    ],
 )
 def test_latencies_as_people_write_them(text: str, seconds: float) -> None:
     assert units.latency(text) == seconds

@@ -45,7 +45,9 @@ Weights = Callable[[str], Tensor]
 
 def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
     spec = ModelSpec("tiny-gpt2", 3, 4, 8, VOCAB, CONTEXT, 128)
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4))
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4)
+    )
     state = shaken(theirs)
 
     def full(name: str) -> Tensor:
@@ -54,9 +56,21 @@ def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
             both = state[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"]
             return both.chunk(3, dim=-1)[part[match[2]]].t()  # their linears are [in, out]
         name = name.replace("layers.", "transformer.h.")
-        name = name.replace(".norm1.", ".ln_1.").replace(".norm2.", ".ln_2.").replace("final_norm", "transformer.ln_f")
-        name = name.replace(".out.", ".attn.c_proj.").replace(".up.", ".mlp.c_fc.").replace(".down.", ".mlp.c_proj.")
-        tensor = state[{"embedding": "transformer.wte.weight", "position": "transformer.wpe.weight"}.get(name, name)]
+        name = (
+            name.replace(".norm1.", ".ln_1.")
+            .replace(".norm2.", ".ln_2.")
+            .replace("final_norm", "transformer.ln_f")
+        )
+        name = (
+            name.replace(".out.", ".attn.c_proj.")
+            .replace(".up.", ".mlp.c_fc.")
+            .replace(".down.", ".mlp.c_proj.")
+        )
+        tensor = state[
+            {"embedding": "transformer.wte.weight", "position": "transformer.wpe.weight"}.get(
+                name, name
+            )
+        ]
         return tensor.t() if ".c_" in name else tensor
 
     return spec, theirs, full
@@ -103,8 +117,12 @@ def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
 
 def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     hidden = heads * 8
-    spec = ModelSpec("tiny-bloom", 3, heads, 8, VOCAB, None, 4 * hidden, position="alibi", embed_norm=True)
-    theirs = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=hidden, n_layer=3, n_head=heads))
+    spec = ModelSpec(
+        "tiny-bloom", 3, heads, 8, VOCAB, None, 4 * hidden, position="alibi", embed_norm=True
+    )
+    theirs = BloomForCausalLM(
+        BloomConfig(vocab_size=VOCAB, hidden_size=hidden, n_layer=3, n_head=heads)
+    )
     state = shaken(theirs)
     names = {
         "embedding": "word_embeddings.weight",
@@ -122,7 +140,9 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
         part = {"query": 0, "key": 1, "value": 2}
         if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
             both = state[f"transformer.h.{match[1]}.self_attention.query_key_value.{match[3]}"]
-            return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(0, 1)  # their rows: head by head
+            return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(
+                0, 1
+            )  # their rows: head by head
         for ours, other in names.items():
             name = name.replace(ours, other)
         return state[f"transformer.{name}"]
@@ -204,7 +224,17 @@ def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
 GPT2 = ModelSpec("small", 3, 4, 8, VOCAB, 256, 128)
 BLOOM = ModelSpec("small-alibi", 3, 6, 8, VOCAB, None, 192, position="alibi", embed_norm=True)
 OPT_POST = ModelSpec(
-    "small-post-norm", 3, 4, 8, VOCAB, 256, 128, position_offset=2, activation="relu", norm_first=False, embed_size=16
+    "small-post-norm",
+    3,
+    4,
+    8,
+    VOCAB,
+    256,
+    128,
+    position_offset=2,
+    activation="relu",
+    norm_first=False,
+    embed_size=16,
 )
 SPECS = [GPT2, BLOOM, OPT_POST]
 
@@ -255,7 +285,10 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
     caches = [poisoned(model, BATCH, PROMPT) for model in (full, half)]
     assert caches[1].k.dtype == dtype
     assert half.kv_geometry(1, 8, KVLayout.HND).itemsize == 2
-    a, b = (model.forward(prompts(), cache, 0) for model, cache in zip((full, half), caches, strict=True))
+    a, b = (
+        model.forward(prompts(), cache, 0)
+        for model, cache in zip((full, half), caches, strict=True)
+    )
     assert a.dtype == b.dtype == torch.float32
     assert not torch.equal(a, b)
     close(b, a, within=0.1)
@@ -265,7 +298,10 @@ def test_computes_in_bf16_where_asked() -> None:
     model = GPT(BLOOM, Shard(), torch.bfloat16, torch.bfloat16)
     model.load(random_weights(BLOOM, 0))
     cache = poisoned(model, BATCH, PROMPT + 1)
-    prompt, token = model.forward(prompts(), cache, 0), model.forward(prompts(length=1), cache, PROMPT)
+    prompt, token = (
+        model.forward(prompts(), cache, 0),
+        model.forward(prompts(length=1), cache, PROMPT),
+    )
     exact = build(BLOOM, random_weights(BLOOM, 0))
     exact_cache = poisoned(exact, BATCH, PROMPT + 1)
     assert prompt.dtype == token.dtype == torch.bfloat16
@@ -327,7 +363,9 @@ def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
     gathered = Gathered()
     spec = replace(GPT2, head_num=6, ffn_size=192)
     for rank in range(3):
-        model = GPT(spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered)
+        model = GPT(
+            spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered
+        )
         tokens = model.greedy(logits[:, model.vocab.slice])
     assert tokens.tolist() == logits.argmax(-1).tolist() == [50, 100, 0]
     assert tokens.dtype == torch.long
@@ -335,14 +373,27 @@ def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
 
 def test_shards_cover_everything_once() -> None:
     for stages, tensor_size in ((1, 1), (3, 2), (2, 4)):
-        shards = [Shard(s, stages, t, tensor_size) for s in range(stages) for t in range(tensor_size)]
+        shards = [
+            Shard(s, stages, t, tensor_size) for s in range(stages) for t in range(tensor_size)
+        ]
         for of in (Shard.heads, Shard.ffn, Shard.vocab):
             covered = [i for shard in shards if shard.first for i in range(*of(shard, GPT2))]
             assert covered == list(range({"heads": 4, "ffn": 128, "vocab": VOCAB}[of.__name__]))
-        layers = [i for shard in shards if shard.tensor_rank == 0 for i in range(*shard.layers(GPT2))]
+        layers = [
+            i for shard in shards if shard.tensor_rank == 0 for i in range(*shard.layers(GPT2))
+        ]
         assert layers == [0, 1, 2]
-        assert sum(shard.first for shard in shards) == sum(shard.last for shard in shards) == tensor_size
-    assert [Shard(0, 1, t, 4).vocab(GPT2).size for t in range(4)] == [26, 25, 25, 25]  # as torch.tensor_split
+        assert (
+            sum(shard.first for shard in shards)
+            == sum(shard.last for shard in shards)
+            == tensor_size
+        )
+    assert [Shard(0, 1, t, 4).vocab(GPT2).size for t in range(4)] == [
+        26,
+        25,
+        25,
+        25,
+    ]  # as torch.tensor_split
 
 
 @pytest.mark.parametrize(
@@ -351,8 +402,14 @@ def test_shards_cover_everything_once() -> None:
         (lambda: Shard(stage=1), "not a part of 1 stages"),
         (lambda: Shard(tensor_rank=2, tensor_size=2), "not a part of"),
         (lambda: Shard(stages=4).layers(GPT2), "3 layers"),
-        (lambda: Shard(tensor_size=3).heads(GPT2), "4 heads of small cannot be divided evenly over 3"),
-        (lambda: Shard(tensor_size=4).ffn(replace(GPT2, ffn_size=130)), "130 wide, cannot be divided evenly over 4"),
+        (
+            lambda: Shard(tensor_size=3).heads(GPT2),
+            "4 heads of small cannot be divided evenly over 3",
+        ),
+        (
+            lambda: Shard(tensor_size=4).ffn(replace(GPT2, ffn_size=130)),
+            "130 wide, cannot be divided evenly over 4",
+        ),
         (lambda: Shard(tensor_size=102).vocab(GPT2), "vocabulary of 101"),
         (lambda: GPT(GPT2, Shard(tensor_size=3), torch.float32, torch.float32), "4 heads"),
     ],
@@ -378,20 +435,30 @@ def test_positions_that_do_not_fit_are_refused() -> None:
 def test_alibi_slopes_of_the_paper() -> None:
     assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
     # 12 heads: the 8 above, then 4 of the series of 16, every other one
-    torch.testing.assert_close(alibi_slopes(12)[8:], torch.tensor([2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]))
+    torch.testing.assert_close(
+        alibi_slopes(12)[8:], torch.tensor([2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+    )
     assert alibi_slopes(112).shape == (112,)
 
 
 def test_data_types_by_name() -> None:
-    assert [name_of(dtype_of(name)) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    assert [name_of(dtype_of(name)) for name in ("fp32", "bf16", "fp16")] == [
+        "fp32",
+        "bf16",
+        "fp16",
+    ]
     with pytest.raises(ValueError, match="unknown data type 'int8'"):
         dtype_of("int8")
     with pytest.raises(ValueError, match="float64"):
         name_of(torch.float64)
 
 
-@pytest.mark.parametrize(("native", "bf16_runs_in"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_compute_types(monkeypatch: pytest.MonkeyPatch, native: bool, bf16_runs_in: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("native", "bf16_runs_in"), [(False, torch.float32), (True, torch.bfloat16)]
+)
+def test_compute_types(
+    monkeypatch: pytest.MonkeyPatch, native: bool, bf16_runs_in: torch.dtype
+) -> None:
     monkeypatch.setattr("dejavubench.machine.hardware.native_bf16", lambda: native)
     assert compute_dtype(torch.bfloat16) == bf16_runs_in
     assert compute_dtype(torch.float16) == compute_dtype(torch.float32) == torch.float32

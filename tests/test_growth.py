@@ -25,10 +25,22 @@ def test_a_sweep_of_many_prompt_lengths_stays_flat(tmp_path: Path) -> None:
     """In bf16 on one thread, each length once; it grows only where torch multiplies bf16 by oneDNN."""
     lengths = ",".join(str(length) for length in range(12, 12 + POINTS))
     said = tmp_path / "memory"
-    shape = (*TINY, "--threads", "1", "--inference-data-type", "bf16", "--output-len", "3", "--input-len", lengths)
+    shape = (
+        *TINY,
+        "--threads",
+        "1",
+        "--inference-data-type",
+        "bf16",
+        "--output-len",
+        "3",
+        "--input-len",
+        lengths,
+    )
     once = ("--rounds", "1", "--warmup", "0", "--no-ceilings", "--streaming", "host")
     with Job(tmp_path, 1, "run", *shape, *once, driver=(str(DRIVER), str(said)), cold=True) as job:
         assert job.wait(WITHIN) == 0, job.stderr[-4000:]
-    kib = [int(line) for line in said.read_text().splitlines()][-POINTS:]  # the first one is of before any point
+    kib = [int(line) for line in said.read_text().splitlines()][
+        -POINTS:
+    ]  # the first one is of before any point
     assert len(kib) == POINTS
     assert kib[-1] - kib[WARM] < ALLOWED_KIB, f"KiB every tenth point: {kib[::10]}"

@@ -15,7 +15,17 @@ from dejavubench.config.experiment import load
 from dejavubench.errors import UsageError
 from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
 
-SHORT = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32", "--streaming", "mpi", "--handoff")
+SHORT = (
+    "--rounds",
+    1,
+    "--warmup",
+    0,
+    "--inference-data-type",
+    "fp32",
+    "--streaming",
+    "mpi",
+    "--handoff",
+)
 NEW = 6
 """New tokens of QUICK's requests."""
 
@@ -52,14 +62,19 @@ def tokens_of(job: Job) -> list[dict[str, Any]]:
             id="heads-to-stages",
         ),
         pytest.param(
-            3, 5, ("--sink-tensor-para-size", 2, "--sink-ubatch-size", 1, "--temperature", 1.2), id="one-to-heads-drawn"
+            3,
+            5,
+            ("--sink-tensor-para-size", 2, "--sink-ubatch-size", 1, "--temperature", 1.2),
+            id="one-to-heads-drawn",
         ),
     ],
 )
 def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
     ranks: int, known: int, flags: tuple, tmp_path: Path
 ) -> None:
-    job = run(tmp_path, ranks, "run", *QUICK, *SHORT, "--level", "0,3", "--handoff-tokens", known, *flags)
+    job = run(
+        tmp_path, ranks, "run", *QUICK, *SHORT, "--level", "0,3", "--handoff-tokens", known, *flags
+    )
     assert verified(job) == {("p000", "mpi@0"): 1, ("p000", "mpi@3"): 1}
     sinks = {rank for rank, info in job.run.of(RankInfo) if info.role == "sink"}
     handed, taken = list(job.run.of(HandOver)), list(job.run.of(TakeOver))
@@ -77,7 +92,19 @@ def test_prompts_of_unequal_lengths_are_taken_over(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("5,6,7\n8\n9,10,11,12,13,14\n99,1\n")
     quick = [flag for flag in QUICK if flag not in ("--input-len", "8")]
-    job = run(tmp_path, 2, "run", *quick, *SHORT, "--prompts", prompts, "--ubatch-size", 4, "--sink-ubatch-size", 2)
+    job = run(
+        tmp_path,
+        2,
+        "run",
+        *quick,
+        *SHORT,
+        "--prompts",
+        prompts,
+        "--ubatch-size",
+        4,
+        "--sink-ubatch-size",
+        2,
+    )
     assert verified(job) == {("p000", "mpi@3"): 1}
     assert [len(line["prompt"]) for line in tokens_of(job)] == [3, 1, 6, 2]
 
@@ -111,7 +138,10 @@ def test_a_sink_that_fails_as_it_takes_over_ends_the_job(tmp_path: Path) -> None
         ({"handoff": True, "streaming": "host"}, "handoff is for streaming mpi alone"),
         ({"handoff": True, "streaming": "none,mpi"}, "handoff is for streaming mpi alone"),
         ({"handoff": True, "compare": True}, "handoff is for streaming mpi alone"),
-        ({"handoff": True, "output_len": "4", "handoff_tokens": "4"}, "leaves the sinks nothing of output_len 4"),
+        (
+            {"handoff": True, "output_len": "4", "handoff_tokens": "4"},
+            "leaves the sinks nothing of output_len 4",
+        ),
         ({"handoff": True, "output_len": "1"}, "leaves the sinks nothing of output_len 1"),
     ],
 )
@@ -124,7 +154,12 @@ def test_where_bf16_would_round_apart_it_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(experiment, "native_bf16", lambda: True)
     flags = {"streaming": "mpi", "device": "cpu", "handoff": True}
     for other in ("sink_tensor_para_size", "sink_ubatch_size"):
-        apart = {**flags, "ubatch_size": "2", "sink_ubatch_size": "2", other: "1" if "ubatch" in other else "2"}
+        apart = {
+            **flags,
+            "ubatch_size": "2",
+            "sink_ubatch_size": "2",
+            other: "1" if "ubatch" in other else "2",
+        }
         with pytest.raises(UsageError, match="name inference_data_type fp32, or no verify"):
             load(None, apart, {})
         for settled in ({"inference_data_type": "fp32"}, {"verify": False}):

@@ -26,7 +26,10 @@ TIMEOUT = ("--rank-timeout", "2s")
 
 def under_way(job: Job, iterations: int = 1) -> None:
     """Wait until so many iterations have been measured."""
-    job.until(lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) >= iterations, "an iteration")
+    job.until(
+        lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) >= iterations,
+        "an iteration",
+    )
 
 
 def split(cwd: Path, *args: object) -> Job:
@@ -44,7 +47,9 @@ def hung(job: Job, rank: int, why: str, phase: str = r"\w+( again)?") -> None:
     assert "; --rank-timeout 2s ends the job" in job.stderr
     assert "Traceback" not in job.stderr
     report = processed(job.folder)
-    assert re.search(rf"FAILED: rank {rank} \(\w+ on .*\) hung in phase {phase}.*: {why}", report), report
+    assert re.search(
+        rf"FAILED: rank {rank} \(\w+ on .*\) hung in phase {phase}.*: {why}", report
+    ), report
     assert not list(job.folder.glob("*.part"))
 
 
@@ -57,7 +62,9 @@ def test_a_stopped_rank_ends_the_job(tmp_path: Path, rank: int) -> None:
 
 
 @pytest.mark.parametrize("split_by", ["tensor", pytest.param("pipeline", marks=pytest.mark.drill)])
-def test_a_rank_that_stops_within_a_collective_call_ends_the_job(tmp_path: Path, split_by: str) -> None:
+def test_a_rank_that_stops_within_a_collective_call_ends_the_job(
+    tmp_path: Path, split_by: str
+) -> None:
     with split(tmp_path, f"--{split_by}-para-size", 2, *TIMEOUT) as job:
         under_way(job)
         os.kill(job.pid(1), signal.SIGSTOP)
@@ -109,7 +116,9 @@ def test_no_process_and_no_file_outlives_a_job_that_is_killed(tmp_path: Path, vi
     temporary.mkdir()
     places = {"TMPDIR": str(temporary)}
     modes = ("--streaming", "disk,mpi", "--rounds", 10**6)
-    with Job(tmp_path, 2, "no-fault", "run", *SIZES, *modes, driver=FAULTY, environment=places) as job:
+    with Job(
+        tmp_path, 2, "no-fault", "run", *SIZES, *modes, driver=FAULTY, environment=places
+    ) as job:
         under_way(job)
         pids = {job.pid(rank) for rank in (0, 1)}
         assert len(watchers(pids)) == 1
@@ -131,8 +140,12 @@ STOPPED_IN = {
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize(("role", "phase"), [(role, phase) for role, phases in STOPPED_IN.items() for phase in phases])
-def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(tmp_path: Path, role: str, phase: str) -> None:
+@pytest.mark.parametrize(
+    ("role", "phase"), [(role, phase) for role, phases in STOPPED_IN.items() for phase in phases]
+)
+def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(
+    tmp_path: Path, role: str, phase: str
+) -> None:
     rank = ("source", "sink").index(role)
     with faulty(tmp_path, f"linger:{phase if role == 'source' else 'prompt'}", *TIMEOUT) as job:
         job.until(lambda: struck(job), "the phase")
@@ -156,20 +169,26 @@ def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(tmp_path: Path, role: 
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     ],
 )
-def test_ranks_that_are_each_alone_are_told_from_a_job(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
+def test_ranks_that_are_each_alone_are_told_from_a_job(
+    monkeypatch: pytest.MonkeyPatch, rank: str, size: str
+) -> None:
     for variable in [*LAUNCHED, *RANKS.values()]:
         monkeypatch.delenv(variable, raising=False)
     _check_launcher(1, ("MPICH", (5, 0, 2)))  # nobody's
     monkeypatch.setenv(rank, "1")
     monkeypatch.setenv(size, "2")
     _check_launcher(2, ("MPICH", (5, 0, 2)))
-    with pytest.raises(UsageError, match=r"^the launcher started 2 ranks, this MPI knows 1: .*Start .* MPICH's own"):
+    with pytest.raises(
+        UsageError, match=r"^the launcher started 2 ranks, this MPI knows 1: .*Start .* MPICH's own"
+    ):
         _check_launcher(1, ("MPICH", (5, 0, 2)))
 
 
 def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -> None:
     """A process on its own whose environment says that it is one of two is what Open MPI's launcher makes of MPICH."""
-    inherited = {key: value for key, value in os.environ.items() if key not in (*LAUNCHED, *RANKS.values())}
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in (*LAUNCHED, *RANKS.values())
+    }
     command = [sys.executable, *CLI, "run", *QUICK]
     ranks = [
         subprocess.Popen(

@@ -30,20 +30,68 @@ from dejavubench.values import LONGEST, shown
 LONGEST_MESSAGE = 500
 
 TEXTS: dict[str, str] = {
-    **{"zero": "0", "negative": "-1", "zeros": "007", "comma": "1,2", "twice": "1,01", "underscore": "1_000"},
-    **{"nan": "nan", "inf": "inf", "large": "1e300", "tiny": "1e-300", "digits": "9" * 5000, "2^31": str(2**31)},
-    **{"empty": "", "blank": "  ", "newline": "1\n2", "NUL": "a\0b", "escape": "a\x1bb", "Arabic": "٣"},
+    **{
+        "zero": "0",
+        "negative": "-1",
+        "zeros": "007",
+        "comma": "1,2",
+        "twice": "1,01",
+        "underscore": "1_000",
+    },
+    **{
+        "nan": "nan",
+        "inf": "inf",
+        "large": "1e300",
+        "tiny": "1e-300",
+        "digits": "9" * 5000,
+        "2^31": str(2**31),
+    },
+    **{
+        "empty": "",
+        "blank": "  ",
+        "newline": "1\n2",
+        "NUL": "a\0b",
+        "escape": "a\x1bb",
+        "Arabic": "٣",
+    },
     **{"300": "x" * 300, "300/z": "y" * 300 + "/z", "bytes": "a\udcff"},
 }
 """As a flag may carry them; ``bytes`` is what is no UTF-8 on the command line."""
 
 OTHERS: dict[str, Any] = {
-    **{"true": True, "list": [7], "lists": [[7]], "none": [], "table": {"a": 1}, "float": 2.5, "minus": -1},
-    **{"NaN": float("nan"), "Inf": float("inf"), "huge": 10**5000, "2^64": 2**64, "-1e400": -(10**400)},
+    **{
+        "true": True,
+        "list": [7],
+        "lists": [[7]],
+        "none": [],
+        "table": {"a": 1},
+        "float": 2.5,
+        "minus": -1,
+    },
+    **{
+        "NaN": float("nan"),
+        "Inf": float("inf"),
+        "huge": 10**5000,
+        "2^64": 2**64,
+        "-1e400": -(10**400),
+    },
 }
 """As TOML may carry them beside texts."""
 
-WORDS = {"zero", "negative", "zeros", "comma", "twice", "underscore", "nan", "inf", "large", "tiny", "2^31", "Arabic"}
+WORDS = {
+    "zero",
+    "negative",
+    "zeros",
+    "comma",
+    "twice",
+    "underscore",
+    "nan",
+    "inf",
+    "large",
+    "tiny",
+    "2^31",
+    "Arabic",
+}
 """Texts that a file or a run may be called."""
 
 NO_LIST = {"zeros": 7}
@@ -59,7 +107,9 @@ SOUND = {"zeros", "true", "comma", "twice"}
 
 ACCEPTED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("layer_num", "head_num", "size_per_head", "vocab_size"), NO_LIST),
-    **dict.fromkeys(("pipeline_para_size", "staging_mib", "staging_slots", "rounds", "threads"), NO_LIST),
+    **dict.fromkeys(
+        ("pipeline_para_size", "staging_mib", "staging_slots", "rounds", "threads"), NO_LIST
+    ),
     **dict.fromkeys(("ubatch_size", "input_len", "output_len"), LIST),
     **dict.fromkeys(("compare", "keep", "verify", "ceilings", "confine"), SWITCH),
     **dict.fromkeys(("handoff", "nccl_loopback", "tcp_checksums"), OFF),
@@ -72,7 +122,10 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "temperature": {**NUMBER, "zero": 0.0},
     "level": {"zero": ("0",)},
     "name": {name: TEXTS[name] for name in WORDS},
-    "note": {name: TEXTS[name] for name in (*WORDS, "digits", "empty", "blank", "newline", "300", "300/z")},
+    "note": {
+        name: TEXTS[name]
+        for name in (*WORDS, "digits", "empty", "blank", "newline", "300", "300/z")
+    },
 }
 """Option → name of the value → what it is taken as."""
 
@@ -137,8 +190,14 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
         ("threads = [1, 2]", "threads takes one value; it cannot be swept: [1, 2]"),
         ("input_len = [1, 1]", "input_len: 1, 1: something is named twice"),
         ("prompts = 5", "prompts: must be a path, not 5"),
-        ('log_dir = "a\\u0000b"', "log_dir: 'a\\x00b' holds a control character, such as a line break, and is no path"),
-        ("rounds = 0x" + "f" * 5000, "rounds: must be at most 1000000, not a number of thousands of digits"),
+        (
+            'log_dir = "a\\u0000b"',
+            "log_dir: 'a\\x00b' holds a control character, such as a line break, and is no path",
+        ),
+        (
+            "rounds = 0x" + "f" * 5000,
+            "rounds: must be at most 1000000, not a number of thousands of digits",
+        ),
         ("seed = " + "9" * 5000, "a number has too many digits"),
         ("model = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     ):
@@ -149,7 +208,9 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
         assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("key", ["threads", "staging_mib", "rounds", "device", "weights_data_type", "temperature"])
+@pytest.mark.parametrize(
+    "key", ["threads", "staging_mib", "rounds", "device", "weights_data_type", "temperature"]
+)
 def test_what_takes_one_value_is_not_swept(key: str) -> None:
     flag = "--" + key.replace("_", "-")
     with pytest.raises(UsageError, match=rf"^{flag} takes one value; it cannot be swept: '1,2'$"):
@@ -171,20 +232,41 @@ def test_a_config_without_an_end_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"durability": "direct"}, "durability direct is for streaming disk, which is not among the destinations"),
-        ({"durability": "direct", "streaming": "mpi"}, "durability direct is for streaming disk, .*"),
+        (
+            {"durability": "direct"},
+            "durability direct is for streaming disk, which is not among the destinations",
+        ),
+        (
+            {"durability": "direct", "streaming": "mpi"},
+            "durability direct is for streaming disk, .*",
+        ),
         ({"peer": "a:1"}, "peer is for streaming tcp, which is not among the destinations"),
-        ({"tcp_checksums": True}, "tcp_checksums is for streaming tcp, which is not among the destinations"),
+        (
+            {"tcp_checksums": True},
+            "tcp_checksums is for streaming tcp, which is not among the destinations",
+        ),
         ({"threads": MOST_THREADS + 1}, "--threads: must be at most 4096, not 4097"),
-        ({"temperature": "1e-39"}, r"--temperature: must be 0 \(the most likely token\) or from 0.001 to 1000, .*"),
+        (
+            {"temperature": "1e-39"},
+            r"--temperature: must be 0 \(the most likely token\) or from 0.001 to 1000, .*",
+        ),
         ({"top_p": "1e-46", "temperature": 1}, "--top-p: must be from 1e-06 to 1, not '1e-46'"),
-        ({"drain_timeout": "1000000000000"}, "--drain-timeout: '1000000000000' is not a time from 0.001 s to 500h"),
+        (
+            {"drain_timeout": "1000000000000"},
+            "--drain-timeout: '1000000000000' is not a time from 0.001 s to 500h",
+        ),
         ({"link": f"1{'0' * 300}B/s"}, "--link: '10+… .* is not a rate such as .*"),
         ({"link": "99999999GB/s"}, "--link: '99999999GB/s' is not a rate from 1B/s to 1000TB/s"),
         ({"note": "x" * 10_001}, "--note: 'x+… .* is longer than 10000 characters"),
-        ({"name": "漢" * 90}, "name '漢+… .* cannot be a folder's name|name '漢+' cannot be a folder's name"),
         (
-            {"input_len": ",".join(map(str, range(1, 102))), "output_len": ",".join(map(str, range(1, 102)))},
+            {"name": "漢" * 90},
+            "name '漢+… .* cannot be a folder's name|name '漢+' cannot be a folder's name",
+        ),
+        (
+            {
+                "input_len": ",".join(map(str, range(1, 102))),
+                "output_len": ",".join(map(str, range(1, 102))),
+            },
             "the lists combine to 10,201 points, and one run takes at most 10,000: .*",
         ),
         (
@@ -225,12 +307,21 @@ PLAN = [option for option in plan_command.plan.params if option.name != "force"]
 
 
 @pytest.mark.parametrize("option", PLAN, ids=lambda option: option.name)
-def test_no_value_of_plan_is_more_than_one_line(option: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_of_plan_is_more_than_one_line(
+    option: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # where --output may write
     flag = next(flag for flag in option.opts if flag.startswith("--"))
     rest = ["--link", "1GB/s"] if flag == "--latency" else []
     rest += [] if option.name in ("spec", "ckpt_path") else ["--model", "gpt2"]
-    counts = {"input_len", "output_len", "ubatch_size", "pipeline_para_size", "sink_pipeline_para_size", "requests"}
+    counts = {
+        "input_len",
+        "output_len",
+        "ubatch_size",
+        "pipeline_para_size",
+        "sink_pipeline_para_size",
+        "requests",
+    }
     taken = {
         name
         for name, text in TEXTS.items()
@@ -241,14 +332,18 @@ def test_no_value_of_plan_is_more_than_one_line(option: Any, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("value", ["NUL", "300", "300/z", "newline", "bytes", "empty", "blank"])
-@pytest.mark.parametrize("command", ["process", "figures -o {}", "figures {} -o out", "process x -o {}"])
+@pytest.mark.parametrize(
+    "command", ["process", "figures -o {}", "figures {} -o out", "process x -o {}"]
+)
 def test_no_path_of_what_shows_runs_is_more_than_one_line(command: str, value: str) -> None:
     arguments = [part.replace("{}", TEXTS[value]) for part in command.split(" ")]
     assert refused(*arguments, *([] if "{}" in command else [TEXTS[value]]), flag="")
 
 
 @pytest.mark.parametrize("option", sink_command.sink.params, ids=lambda option: option.name)
-def test_no_value_of_sink_is_more_than_one_line(option: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_of_sink_is_more_than_one_line(
+    option: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[tuple[int, float]] = []
 
     class Kept:
@@ -281,14 +376,25 @@ def test_a_plan_of_a_million_requests_is_summed_up() -> None:
     result = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--requests", "1000000"])
     assert result.exit_code == 0, result.output
     assert "1000000 transfers" in result.stdout
-    result = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--requests", "1000000", "--format", "json"])
+    result = CliRunner().invoke(
+        main, ["plan", "--model", "gpt2", "--requests", "1000000", "--format", "json"]
+    )
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "this plan has 1,000,000: at most 100,000 are listed" in result.stderr
 
 
 def test_sizes_that_no_model_has_are_described_at_once() -> None:
     """Nothing is made of each of a million layers."""
-    sizes = ("--layer-num", "1000000", "--pipeline-para-size", "4096", "--sink-pipeline-para-size", "4095")
-    result = CliRunner().invoke(main, ["run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk"])
+    sizes = (
+        "--layer-num",
+        "1000000",
+        "--pipeline-para-size",
+        "4096",
+        "--sink-pipeline-para-size",
+        "4095",
+    )
+    result = CliRunner().invoke(
+        main, ["run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk"]
+    )
     assert result.exit_code == 0, result.output
     assert "p000 SKIPPED: custom needs" in result.stdout

@@ -13,7 +13,9 @@ from dejavubench.config.interrupted import WITH_CACHE, find_interrupted
 from dejavubench.errors import UsageError
 from dejavubench.records import PhaseMark, rank_file, to_line
 
-EXPERIMENT = Experiment(model=("gpt2", "gpt2-xl"), streaming=("none", "disk"), level=("0", "3"), keep=True)
+EXPERIMENT = Experiment(
+    model=("gpt2", "gpt2-xl"), streaming=("none", "disk"), level=("0", "3"), keep=True
+)
 
 
 def killed(folder: Path, phase: str, at: str | None, of: str | None, **values: Any) -> Path:
@@ -33,7 +35,12 @@ def killed(folder: Path, phase: str, at: str | None, of: str | None, **values: A
 def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -> None:
     folder = killed(tmp_path / "run", phase, "p001", "disk@0")
     found, values = find_interrupted(folder)
-    assert (found.point, found.arm, found.durability, found.phase) == ("p001", "disk@0", "fdatasync", phase)
+    assert (found.point, found.arm, found.durability, found.phase) == (
+        "p001",
+        "disk@0",
+        "fdatasync",
+        phase,
+    )
     assert found.stream_dir == folder
     assert found.stream_name(3) == "0123456789abcdef-p001-rank0003-fdatasync"
     experiment = Experiment.model_validate(values)
@@ -53,9 +60,19 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
     [
         ("prepare", "p000", "disk@3", "ended in phase prepare of disk@3: no request was under way"),
         ("alone", "p000", "disk@3", "ended in phase alone of disk@3: no request was under way"),
-        ("tokens", "p000", "none", "ended in phase tokens of none: only what streams to disk can be resumed"),
+        (
+            "tokens",
+            "p000",
+            "none",
+            "ended in phase tokens of none: only what streams to disk can be resumed",
+        ),
         ("load", "p000", None, "ended in phase load, where no request was under way"),
-        ("tokens", "p007", "disk@3", "has records of p007 disk@3, which its run.json does not name"),
+        (
+            "tokens",
+            "p007",
+            "disk@3",
+            "has records of p007 disk@3, which its run.json does not name",
+        ),
     ],
 )
 def test_where_nothing_of_a_request_is_on_disk_there_is_nothing_to_resume(
@@ -70,9 +87,12 @@ def test_where_nothing_of_a_request_is_on_disk_there_is_nothing_to_resume(
 @pytest.mark.parametrize(
     ("phase", "of"), [("restore", "disk@3"), ("stream again", "disk@3"), ("reference tokens", None)]
 )
-def test_one_that_had_just_begun_to_go_on_with_another_names_that(phase: str, of: str | None, tmp_path: Path) -> None:
+def test_one_that_had_just_begun_to_go_on_with_another_names_that(
+    phase: str, of: str | None, tmp_path: Path
+) -> None:
     folder = killed(tmp_path / "run", phase, "p000", of, resume="logs/first")
     with pytest.raises(
-        UsageError, match="no request was under way; logs/first, which it went on with, can be resumed again"
+        UsageError,
+        match="no request was under way; logs/first, which it went on with, can be resumed again",
     ):
         find_interrupted(folder)

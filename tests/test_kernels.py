@@ -56,7 +56,9 @@ def gathered(cache: KVCache, told: RegionPlan) -> bytes:
             + (row - outer * kind["inner"]["divisor"]) * kind["axis2"]
             + (at - row * kind["row"]["divisor"])
         )
-        vectors[layer * told.content["layer"] + kind["packed"] + at] = memory[place.astype(np.int64)]
+        vectors[layer * told.content["layer"] + kind["packed"] + at] = memory[
+            place.astype(np.int64)
+        ]
     return packed.tobytes()
 
 

@@ -17,9 +17,13 @@ from dejavubench.models.hub.specs import SPECS
 # ---- golden sizes ----
 
 
-def geometry_of(model: str, requests: int, positions: int, layout: KVLayout = KVLayout.HND) -> KVGeometry:
+def geometry_of(
+    model: str, requests: int, positions: int, layout: KVLayout = KVLayout.HND
+) -> KVGeometry:
     spec = SPECS[model]
-    return KVGeometry(spec.layer_num, requests, spec.head_num, positions, spec.size_per_head, 2, layout)
+    return KVGeometry(
+        spec.layer_num, requests, spec.head_num, positions, spec.size_per_head, 2, layout
+    )
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -39,7 +43,9 @@ def test_opt_66b_with_1500_positions(layout: KVLayout) -> None:
         (KVLayout.NHD, (320, 10_240), (320, 10_240)),
     ],
 )
-def test_runs_of_one_token_of_opt_13b_batch_8(layout: KVLayout, keys: tuple[int, int], values: tuple[int, int]) -> None:
+def test_runs_of_one_token_of_opt_13b_batch_8(
+    layout: KVLayout, keys: tuple[int, int], values: tuple[int, int]
+) -> None:
     geometry = geometry_of("opt-13b", 8, 1000, layout)
     token = geometry.region(positions=Span(500, 501))
     for kv, expected in zip(BOTH, (keys, values), strict=True):
@@ -91,10 +97,18 @@ def test_index_cuts_out_the_region(data: st.DataObject) -> None:
 @settings(max_examples=50, deadline=None)
 @given(geometries(most=3))
 def test_locate_is_the_inverse_of_the_layout(geometry: KVGeometry) -> None:
-    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions, geometry.head_size)
+    sizes = (
+        geometry.layers,
+        geometry.requests,
+        geometry.heads,
+        geometry.positions,
+        geometry.head_size,
+    )
     for kv in BOTH:
         for flat, number in enumerate(logical_ids(geometry, kv).ravel()):
-            assert geometry.locate(kv, flat) == tuple(int(i) for i in np.unravel_index(number, sizes))
+            assert geometry.locate(kv, flat) == tuple(
+                int(i) for i in np.unravel_index(number, sizes)
+            )
 
 
 def test_runs_of_several_layers_are_refused() -> None:
@@ -108,7 +122,9 @@ def test_runs_of_several_layers_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", list(KVLayout))
-def test_what_is_stored_is_read_and_lies_where_the_layout_says(layout: KVLayout, dtype: torch.dtype) -> None:
+def test_what_is_stored_is_read_and_lies_where_the_layout_says(
+    layout: KVLayout, dtype: torch.dtype
+) -> None:
     geometry = KVGeometry(2, 3, 2, 7, 16, dtype.itemsize, layout)
     cache = KVCache.allocate(geometry, dtype)
     cache.fill(0x3C)
@@ -119,13 +135,18 @@ def test_what_is_stored_is_read_and_lies_where_the_layout_says(layout: KVLayout,
         for stop in (1, 4, 5):
             assert torch.equal(cache.keys(layer, stop), k[layer, :, :, :stop])
             assert torch.equal(cache.values(layer, stop), v[layer, :, :, :stop])
-        assert cache.values(layer, 5).data_ptr() == cache.piece("v", geometry.whole.layer(layer)).data_ptr()
+        assert (
+            cache.values(layer, 5).data_ptr()
+            == cache.piece("v", geometry.whole.layer(layer)).data_ptr()
+        )
     written = geometry.region(positions=Span(0, 5))
     for kv, given_values in zip(BOTH, (k, v), strict=True):
         ids = logical_ids(geometry, kv)
         layer, request, head, position, element = np.unravel_index(ids, (2, 3, 2, 7, 16))
         stored = inside(geometry, kv, written)
-        expected = given_values[layer[stored], request[stored], head[stored], position[stored], element[stored]]
+        expected = given_values[
+            layer[stored], request[stored], head[stored], position[stored], element[stored]
+        ]
         assert torch.equal(cache.tensor(kv)[torch.from_numpy(stored)], expected)
         left = cache.tensor(kv)[torch.from_numpy(~stored)].view(torch.uint8)
         assert (left == 0x3C).all(), "something beyond the stored positions was written"

@@ -13,11 +13,24 @@ from test_figures import call, drawn, failed
 
 from dejavubench.analysis import link, plotdata
 from dejavubench.analysis.link import Request, fastest_above, in_interval, split_nbytes
-from dejavubench.records import RUN_FILE, Ceiling, End, Iteration, Microbatch, rank_file, read_run, to_line
+from dejavubench.records import (
+    RUN_FILE,
+    Ceiling,
+    End,
+    Iteration,
+    Microbatch,
+    rank_file,
+    read_run,
+    to_line,
+)
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
 REQUEST = Request(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
-ARMS = [NONE, AGAIN, *(arm(mode, level) for mode in ("mpi", "tcp") for level in ("0", "0-batched", "1", "2", "3"))]
+ARMS = [
+    NONE,
+    AGAIN,
+    *(arm(mode, level) for mode in ("mpi", "tcp") for level in ("0", "0-batched", "1", "2", "3")),
+]
 
 
 @pytest.mark.parametrize(
@@ -26,12 +39,20 @@ ARMS = [NONE, AGAIN, *(arm(mode, level) for mode in ("mpi", "tcp") for level in 
         # 20 bytes a millisecond: the prompt's bytes take 200 ms, a step's 5.
         ("0", 20.0, 100 + 200 + 3 * (10 + 5) + 50 * 0.2),
         ("1", 20.0, 100 + 200 + 3 * (10 + 5)),
-        ("2", 20.0, (50 + 200) + 3 * (10 + 5)),  # the first layer is ready at 50, from then on the link is busy
+        (
+            "2",
+            20.0,
+            (50 + 200) + 3 * (10 + 5),
+        ),  # the first layer is ready at 50, from then on the link is busy
         ("3", 20.0, 50 + 200 + 3 * 5),  # and it is busy to the end
         # 100 bytes a millisecond: a layer takes 20 ms, a step 1.
         ("0", 100.0, 100 + 40 + 3 * (10 + 1) + 10),
         ("1", 100.0, 100 + 40 + 3 * (10 + 1)),
-        ("2", 100.0, (100 + 20) + 3 * (10 + 1)),  # the first layer is through at 70, the second at 120
+        (
+            "2",
+            100.0,
+            (100 + 20) + 3 * (10 + 1),
+        ),  # the first layer is through at 70, the second at 120
         ("3", 100.0, 130 + 1),  # 120, 121, 122 and, as the last step ends only at 130, 131
         # 35: a layer takes 57.1 ms, from 50 on; the first step is ready at 110, the link idle only at 164.3
         ("3", 35.0, 50 + 4300 / 35),
@@ -66,7 +87,11 @@ def test_a_request_of_one_token_has_no_steps() -> None:
 
 
 def test_bytes_are_split_into_prompt_and_steps() -> None:
-    assert split_nbytes(point(input_len=90, output_len=11, streamed_nbytes=100_000)) == (90_000, 1000, 10)
+    assert split_nbytes(point(input_len=90, output_len=11, streamed_nbytes=100_000)) == (
+        90_000,
+        1000,
+        10,
+    )
     handed_over = point(input_len=90, output_len=11, handed_over=3, streamed_nbytes=92_000)
     assert split_nbytes(handed_over) == (90_000, 1000, 2)
 
@@ -77,7 +102,10 @@ def test_a_link_is_too_slow_as_long_as_the_whole_interval_says_so() -> None:
 
 
 def test_a_prediction_is_held_against_each_interval() -> None:
-    rows = [{"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": at} for at in (0.9, 1, 2, 3, 3.1)]
+    rows = [
+        {"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": at}
+        for at in (0.9, 1, 2, 3, 3.1)
+    ]
     assert in_interval(rows) == 3
 
 
@@ -91,7 +119,9 @@ SIZES: dict[str, Any] = {
 """Twice the bytes of the request above: 8600."""
 
 
-def session(folder: Path, rate: str, speed: float, levels: dict[str, float] | None = None, **changes: Any) -> Path:
+def session(
+    folder: Path, rate: str, speed: float, levels: dict[str, float] | None = None, **changes: Any
+) -> Path:
     """A run whose link has ``speed`` (GB/s) and whose requests take 130 ms, times ``levels``."""
     experiment = {"target_overhead": None, "link": rate}
     changes = {"figure": "link", "experiment": experiment, "points": [point(**SIZES)]} | changes
@@ -101,19 +131,31 @@ def session(folder: Path, rate: str, speed: float, levels: dict[str, float] | No
     for line in file.read_text().splitlines():
         kind = json.loads(line)["kind"]
         if kind == "microbatch":
-            lines.append(to_line(_as_worked_out(Microbatch.model_validate_json(line), levels or {})))
+            lines.append(
+                to_line(_as_worked_out(Microbatch.model_validate_json(line), levels or {}))
+            )
         elif kind == "iteration":
             old = Iteration.model_validate_json(line)
-            lines.append(to_line(old.model_copy(update={"total_ms": 130.0 * (levels or {}).get(old.arm, 1.0)})))
+            lines.append(
+                to_line(
+                    old.model_copy(update={"total_ms": 130.0 * (levels or {}).get(old.arm, 1.0)})
+                )
+            )
         elif kind not in ("ceiling", "end"):
             lines.append(line + "\n")
-    for name, unit, value in (("windowed", "GB/s", speed), ("raw", "GB/s", 2 * speed), ("message", "us", 200.0)):
+    for name, unit, value in (
+        ("windowed", "GB/s", speed),
+        ("raw", "GB/s", 2 * speed),
+        ("message", "us", 200.0),
+    ):
         for mode in ("mpi", "tcp"):
             if name != ("raw" if mode == "mpi" else "windowed"):
                 samples = [value, 0.9 * value, 1.2 * value]
                 named = f"{mode}-{name}"
                 best = min(samples) if unit == "us" else max(samples)
-                lines.append(to_line(Ceiling(name=named, unit=unit, value=best, samples=samples, shape="")))
+                lines.append(
+                    to_line(Ceiling(name=named, unit=unit, value=best, samples=samples, shape=""))
+                )
     file.write_text("".join([*lines, to_line(End())]))
     return folder
 
@@ -121,8 +163,17 @@ def session(folder: Path, rate: str, speed: float, levels: dict[str, float] | No
 def _as_worked_out(old: Microbatch, levels: dict[str, float]) -> Microbatch:
     by = levels.get(old.arm, 1.0)
     messages = old.prompt.model_copy(update={"copies": 20})
-    each = {"prompt_ms": 100.0 * by, "token_ms": [10.0 * by] * 3, "all_token_ms": 30.0 * by, "drain_ms": 0.0}
-    each |= {"total_ms": 130.0 * by, "prompt": messages, "tokens": old.tokens.model_copy(update={"copies": 30})}
+    each = {
+        "prompt_ms": 100.0 * by,
+        "token_ms": [10.0 * by] * 3,
+        "all_token_ms": 30.0 * by,
+        "drain_ms": 0.0,
+    }
+    each |= {
+        "total_ms": 130.0 * by,
+        "prompt": messages,
+        "tokens": old.tokens.model_copy(update={"copies": 30}),
+    }
     return old.model_copy(update=each)
 
 
@@ -132,7 +183,9 @@ def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -
     session(tmp_path / "logs" / "b", "800kbit/s", 200e-6)
     session(tmp_path / "logs" / "c", "unlimited", 1.0)
     assert drawn(tmp_path / "logs", tmp_path / "out") == ["link-gpt2"]
-    table = pd.read_csv(tmp_path / "out" / "link-gpt2.csv", dtype={"level": str}).set_index(["link", "arm"])
+    table = pd.read_csv(tmp_path / "out" / "link-gpt2.csv", dtype={"level": str}).set_index(
+        ["link", "arm"]
+    )
     assert len(table) == 3 * 10
     first = table.loc[("160kbit/s", "mpi@3")]
     assert first["link_mb_per_s"] == pytest.approx(0.04)  # the median of its samples, not the best
@@ -145,9 +198,15 @@ def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -
 
 
 def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
-    runs = [session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}), session(tmp_path / "b", "unlimited", 1.0)]
+    runs = [
+        session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}),
+        session(tmp_path / "b", "unlimited", 1.0),
+    ]
     (found,), _ = plotdata.drawings([read_run(run) for run in runs])
-    assert "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw" in found.caption
+    assert (
+        "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw"
+        in found.caption
+    )
     assert "mpi level 3 0.126 / " in found.caption
     assert "mpi level 0 none / none" in found.caption
 
@@ -158,7 +217,10 @@ TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"environment": ENVIRONMENT | {"cpu_model": "Xeon"}}, "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon"),
+        (
+            {"environment": ENVIRONMENT | {"cpu_model": "Xeon"}},
+            "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon",
+        ),
         (
             {"points": [point(**(SIZES | {"input_len": 41}))]},
             "input_len: 40 (a), 41 (b)",
@@ -170,9 +232,14 @@ TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
         ),
     ],
 )
-def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_runs_that_do_not_belong_together_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     here = {"environment": {"machine": "m"}}
-    between: dict[str, Any] = {"infos": (here, {**here, "host": "node-b"}), "environment": TWO_HOSTS}
+    between: dict[str, Any] = {
+        "infos": (here, {**here, "host": "node-b"}),
+        "environment": TWO_HOSTS,
+    }
     session(tmp_path / "logs" / "a", "1Mbit/s", 1e-4, **(between if "infos" in changes else {}))
     session(tmp_path / "logs" / "b", "2Mbit/s", 2e-4, **changes)
     assert message in failed(call(tmp_path / "logs", "-o", tmp_path / "out"))
@@ -181,13 +248,19 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, changes: d
 def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> None:
     folder = session(tmp_path / "a", "1Mbit/s", 1e-4)
     file = folder / rank_file(0)
-    file.write_text("".join(line + "\n" for line in file.read_text().splitlines() if '"ceiling"' not in line))
-    assert "a: no ceiling mpi-windowed, so it is not known" in failed(call(folder, "-o", tmp_path / "out"))
+    file.write_text(
+        "".join(line + "\n" for line in file.read_text().splitlines() if '"ceiling"' not in line)
+    )
+    assert "a: no ceiling mpi-windowed, so it is not known" in failed(
+        call(folder, "-o", tmp_path / "out")
+    )
     session(tmp_path / "c", "2Mbit/s", 2e-4)
     (found,), complaints = plotdata.drawings([read_run(folder), read_run(tmp_path / "c")])
     assert set(found.frame["link"]) == {"2Mbit/s"}
     assert len(complaints) == 1
-    several = session(tmp_path / "b", "1Mbit/s", 1e-4, points=[point(output_len=4, pipeline_para_size=2)])
+    several = session(
+        tmp_path / "b", "1Mbit/s", 1e-4, points=[point(output_len=4, pipeline_para_size=2)]
+    )
     _, complaints = plotdata.drawings([read_run(several)])
     assert "what one source sends, not several" in complaints[0]
 

@@ -33,7 +33,10 @@ def of_rank(rank: int, iterations: int = 4) -> list[str]:
 
 
 CLEAN = "\n".join(of_rank(0)) + "\n"
-AVERAGES = ("AVERAGE PROMPT: 102.5 ms, AVERAGE TOKEN: 12.649999999999999 ms", "[150.0, 151.0, 152.0, 153.0]\nAVERAGE")
+AVERAGES = (
+    "AVERAGE PROMPT: 102.5 ms, AVERAGE TOKEN: 12.649999999999999 ms",
+    "[150.0, 151.0, 152.0, 153.0]\nAVERAGE",
+)
 
 
 def both(path: Path) -> tuple[str, str]:
@@ -59,16 +62,24 @@ def glued(_: str) -> str:
 WAYS: dict[str, Callable[[str], str | bytes]] = {
     "tags": lambda text: re.sub("^", "[1,0]<stdout>: ", text, flags=re.MULTILINE),
     "numbers": lambda text: re.sub("^", "0: ", text, flags=re.MULTILINE),
-    "times": lambda text: re.sub("^", "2025-01-02T03:04:05.678Z stdout F ", text, flags=re.MULTILINE),
+    "times": lambda text: re.sub(
+        "^", "2025-01-02T03:04:05.678Z stdout F ", text, flags=re.MULTILINE
+    ),
     "carriage returns": lambda text: text.replace("\n", "\r\n"),
     "colours": lambda text: re.sub(r"(\S+) ms", "\x1b[1m\x1b[38;5;9m\\1\x1b[0m ms\x1b[0m", text),
     "a title": lambda text: text.replace("RANK", "\x1b]0;window\x07RANK"),
     "tabs": lambda text: text.replace(" ", "\t"),
     "no-break spaces": lambda text: text.replace(" ", "\u00a0"),
     "double blanks": lambda text: text.replace(" ", "  "),
-    "more behind": lambda text: text.replace(" ms\n", " ms | vm:12:34 [0] NCCL INFO comm 0x55 rank 0\n"),
-    "glued to other output": lambda text: text.replace(" ms\n", " msvm:12:34 [0] NCCL INFO Channel 00/02 : 0 1\n"),
-    "NCCL's lines between": lambda text: text.replace("\n", "\nvm:12:34 [0] NCCL INFO Connected all rings\n"),
+    "more behind": lambda text: text.replace(
+        " ms\n", " ms | vm:12:34 [0] NCCL INFO comm 0x55 rank 0\n"
+    ),
+    "glued to other output": lambda text: text.replace(
+        " ms\n", " msvm:12:34 [0] NCCL INFO Channel 00/02 : 0 1\n"
+    ),
+    "NCCL's lines between": lambda text: text.replace(
+        "\n", "\nvm:12:34 [0] NCCL INFO Connected all rings\n"
+    ),
     "no line ends": lambda text: text.replace("\n", ""),
     "two ranks glued": glued,
     "UTF-16": lambda text: text.encode("utf-16"),
@@ -118,14 +129,19 @@ def test_torn_records_are_counted(tmp_path: Path, how: str) -> None:
     log = tmp_path / "log"
     log.write_text(CLEAN.replace(FOURTH, TORN[how], 1))
     notes = read_log(log).notes()
-    assert any(note.startswith("LOST: 1 [BENCHMARK] record, torn or empty, the first in line ") for note in notes), (
-        notes
-    )
+    assert any(
+        note.startswith("LOST: 1 [BENCHMARK] record, torn or empty, the first in line ")
+        for note in notes
+    ), notes
     assert "LOST: RANK 0: its iterations have 3 to 4 TOKEN lines; some may be missing" in notes
     text = " ".join(call(log).stdout.split())
     assert "LOST: 1 [BENCHMARK] record" in text
-    for script in ("process_prompt_token_times.py", "process_total_times.py")[: 2 if how == "by another line" else 0]:
-        done = subprocess.run([sys.executable, SCRIPTS / script, log], capture_output=True, text=True)
+    for script in ("process_prompt_token_times.py", "process_total_times.py")[
+        : 2 if how == "by another line" else 0
+    ]:
+        done = subprocess.run(
+            [sys.executable, SCRIPTS / script, log], capture_output=True, text=True
+        )
         assert done.returncode == 0
         assert done.stdout.startswith(("AVERAGE PROMPT: 102.5 ms", "[150.0, "))
         assert "LOST: 1 [BENCHMARK] record" in done.stderr
@@ -140,7 +156,9 @@ def test_torn_records_are_counted(tmp_path: Path, how: str) -> None:
         (6, "its TOTAL lines are not of iterations 0, 1, 2 …"),
     ],
 )
-def test_lines_that_are_gone_without_a_trace_are_missed(tmp_path: Path, line: int, note: str) -> None:
+def test_lines_that_are_gone_without_a_trace_are_missed(
+    tmp_path: Path, line: int, note: str
+) -> None:
     lines = CLEAN.splitlines(keepends=True)
     (tmp_path / "log").write_text("".join(lines[:line] + lines[line + 1 :]))
     assert any(note in found for found in read_log(tmp_path / "log").notes())
@@ -148,19 +166,26 @@ def test_lines_that_are_gone_without_a_trace_are_missed(tmp_path: Path, line: in
 
 def test_several_logs_in_one_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(CLEAN + CLEAN)
-    assert any("or there are several logs in one" in note for note in read_log(tmp_path / "log").notes())
+    assert any(
+        "or there are several logs in one" in note for note in read_log(tmp_path / "log").notes()
+    )
 
 
 @pytest.mark.parametrize(
-    "value", ["nan", "-nan", "inf", "Infinity", "-5.0", "+5.0", "1_000", "1,5", "0x1p3", "1e999", "٣", "--"]
+    "value",
+    ["nan", "-nan", "inf", "Infinity", "-5.0", "+5.0", "1_000", "1,5", "0x1p3", "1e999", "٣", "--"],
 )
 @pytest.mark.parametrize("line", [4, 21])
-def test_what_is_no_time_is_refused_with_file_and_line(tmp_path: Path, value: str, line: int) -> None:
+def test_what_is_no_time_is_refused_with_file_and_line(
+    tmp_path: Path, value: str, line: int
+) -> None:
     lines = CLEAN.splitlines()
     lines[line - 1] = re.sub(r"\S+ ms", f"{value} ms", lines[line - 1])
     log = tmp_path / "log"
     log.write_text("\n".join(lines))
-    with pytest.raises(TextLogError, match=re.escape(f"{log}:{line}: {value!r} is not a time in ms")):
+    with pytest.raises(
+        TextLogError, match=re.escape(f"{log}:{line}: {value!r} is not a time in ms")
+    ):
         read_log(log)
 
 
@@ -172,7 +197,10 @@ def test_what_is_no_time_is_refused_with_file_and_line(tmp_path: Path, value: st
         (b"\x28\xb5\x2f\xfd....", "is compressed with zstd"),
         (b"PK\x03\x04....", "is a zip archive"),
         (b"\0" * 5000, "is empty"),
-        (b"[BENCHMARK] RANK 0 ITERATION 0, TOKEN gen", "holds no line .*; 1 piece of such lines, from line 1 on"),
+        (
+            b"[BENCHMARK] RANK 0 ITERATION 0, TOKEN gen",
+            "holds no line .*; 1 piece of such lines, from line 1 on",
+        ),
     ],
 )
 def test_what_holds_no_records_is_said(tmp_path: Path, content: bytes, message: str) -> None:
@@ -194,6 +222,8 @@ def test_good_logs_are_shown_beside_bad_ones(tmp_path: Path) -> None:
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     code = "import sys; from dejavubench.cli.process import process; process(sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-c", code, "/dev/stdin"], input=CLEAN, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "/dev/stdin"], input=CLEAN, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "152.5" in done.stdout

@@ -34,7 +34,9 @@ FLAGS = {
         ("avx512", {"avx2"}),
     ],
 )
-def test_features_can_be_left_out(left_out: str, left: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_can_be_left_out(
+    left_out: str, left: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(machine.WITHOUT, left_out)
     monkeypatch.setattr(machine, "flags_in", lambda cpuinfo: frozenset(FLAGS["avx512"]))
     machine.cpu_flags.cache_clear()
@@ -48,7 +50,9 @@ def test_features_can_be_left_out(left_out: str, left: set[str], monkeypatch: py
 
 def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(machine.WITHOUT, "avx1024")
-    with pytest.raises(UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: it can name amx, bf16, avx512"):
+    with pytest.raises(
+        UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: it can name amx, bf16, avx512"
+    ):
         machine.features_left_out()
 
 
@@ -123,9 +127,13 @@ def test_a_driver_without_a_device_is_no_device(error: int) -> None:
     assert cuda_devices(Driver().load) == ()
 
 
-@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceTotalMem_v2"])
+@pytest.mark.parametrize(
+    "call", ["cuInit", "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceTotalMem_v2"]
+)
 def test_any_other_answer_is_an_error_that_names_the_call(call: str) -> None:
-    with pytest.raises(RuntimeError, match=rf"^the CUDA driver does not work: {call} gives error 803$"):
+    with pytest.raises(
+        RuntimeError, match=rf"^the CUDA driver does not work: {call} gives error 803$"
+    ):
         cuda_devices(Driver(("NVIDIA H200", 1), **{call: 803}).load)
 
 
@@ -144,7 +152,15 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
         "assert not {'torch', 'cupy'} & set(sys.modules)\n"
         "print(len(found), found[0].nbytes, found[0].uuid, active.value, found[0].name, sep='|')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     told = torch.cuda.get_device_properties(0)
-    expected = [str(torch.cuda.device_count()), str(told.total_memory), f"GPU-{told.uuid}", "0", told.name]
+    expected = [
+        str(torch.cuda.device_count()),
+        str(told.total_memory),
+        f"GPU-{told.uuid}",
+        "0",
+        told.name,
+    ]
     assert done.stdout.strip().split("|") == expected

@@ -48,13 +48,25 @@ def place(tmp_path: Path) -> Path:
 
 
 def start(place: Path, **variables: str) -> subprocess.Popen[str]:
-    environment = {"PATH": f"{place}/path:{os.environ['PATH']}", "TMPDIR": str(place / "tmp"), **variables}
+    environment = {
+        "PATH": f"{place}/path:{os.environ['PATH']}",
+        "TMPDIR": str(place / "tmp"),
+        **variables,
+    }
     command = ["make", "figures-gpu", "VENV=venv"]
     pipe = subprocess.PIPE
-    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background has it ignored
+    ignored = signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # what runs in a shell's background has it ignored
     try:
         return subprocess.Popen(
-            command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command,
+            cwd=place,
+            env=environment,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
         )
     finally:
         signal.signal(signal.SIGINT, ignored)

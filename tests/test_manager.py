@@ -57,7 +57,9 @@ def begin(manager: CacheManager, pattern: int) -> None:
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
 @pytest.mark.parametrize("kind", DESTINATIONS)
-def test_every_byte_arrives(kind: str, level: Level, layout: KVLayout, slot: int, tmp_path: Path) -> None:
+def test_every_byte_arrives(
+    kind: str, level: Level, layout: KVLayout, slot: int, tmp_path: Path
+) -> None:
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot))
     cache = poisoned(geometry, 0)
@@ -75,7 +77,9 @@ def test_every_byte_arrives(kind: str, level: Level, layout: KVLayout, slot: int
         if isinstance(streamer.destination, DiskDestination):
             streamer.destination.check(stream)
         if isinstance(streamer.destination, Memory):
-            assert streamer.destination.each_complete == (set() if level.buffered else {level.each_complete})
+            assert streamer.destination.each_complete == (
+                set() if level.buffered else {level.each_complete}
+            )
 
 
 def check_counts(manager: CacheManager, stream: Stream, level: Level) -> None:
@@ -88,7 +92,9 @@ def check_counts(manager: CacheManager, stream: Stream, level: Level) -> None:
             copies = sum(len(list(schedule.chunks(level, step))) for step in steps)
         else:
             atoms = [atom for step in steps for atom in schedule.atoms(step)]
-            copies = sum(len(schedule.geometry.runs(kv, atom).offsets) for atom in atoms for kv in BOTH)
+            copies = sum(
+                len(schedule.geometry.runs(kv, atom).offsets) for atom in atoms for kv in BOTH
+            )
         assert phase.copies == copies
         assert 0 < phase.lag_nbytes <= schedule.nbytes
         assert phase.stall_s > 0
@@ -100,7 +106,9 @@ def check_counts(manager: CacheManager, stream: Stream, level: Level) -> None:
 # ---- when the model waits ----
 
 
-@pytest.mark.parametrize("level", [LEVELS[name] for name in ("0", "0-batched", "1", "2")], ids=lambda level: level.name)
+@pytest.mark.parametrize(
+    "level", [LEVELS[name] for name in ("0", "0-batched", "1", "2")], ids=lambda level: level.name
+)
 def test_without_overlap_each_step_ends_with_its_own_streaming(level: Level) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
@@ -113,7 +121,9 @@ def test_without_overlap_each_step_ends_with_its_own_streaming(level: Level) -> 
         for step in range(STEPS + 1):
             manager.step_ready(step)
             assert manager.lag_nbytes == 0
-            assert sum(map(len, held_chunks(streamer, stream))) == stream.schedule.step_offset(step + 1)
+            assert sum(map(len, held_chunks(streamer, stream))) == stream.schedule.step_offset(
+                step + 1
+            )
 
 
 def held_chunks(streamer: Streamer, stream: Stream) -> list[bytes]:
@@ -129,17 +139,25 @@ def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
     with streaming(destination, slots=2) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
-        play_model(source, cache, stream.schedule, manager)  # returns though nothing becomes complete
+        play_model(
+            source, cache, stream.schedule, manager
+        )  # returns though nothing becomes complete
         assert manager.lag_nbytes == stream.schedule.nbytes
         assert manager.prompt.lag_nbytes == stream.schedule.step_nbytes(0)
         assert manager.tokens.lag_nbytes == stream.schedule.nbytes
         wait_asleep(lambda: len(destination.packed[stream.key]) == 2, "both slots in use", PATIENCE)
         destination.allowed = 1
-        wait_asleep(lambda: len(destination.packed[stream.key]) == 3, "the third chunk in the first slot", PATIENCE)
+        wait_asleep(
+            lambda: len(destination.packed[stream.key]) == 3,
+            "the third chunk in the first slot",
+            PATIENCE,
+        )
         assert manager.lag_nbytes == stream.schedule.nbytes - stream.schedule.layer_nbytes(0)
         destination.allowed = 1 << 30
         manager.drain()
-        assert manager.draining.lag_nbytes == stream.schedule.nbytes - stream.schedule.layer_nbytes(0)
+        assert manager.draining.lag_nbytes == stream.schedule.nbytes - stream.schedule.layer_nbytes(
+            0
+        )
         assert held(destination, stream) == packed_stream(source, stream.schedule)
     assert destination.most_under_way == 2
     assert len(destination.slots) == 2
@@ -155,7 +173,9 @@ def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
         play_model(cache, cache, stream.schedule, manager)
         with pytest.raises(StreamingError, match="the first missing is chunk 0"):
             CacheManager.begin(impatient(manager))
-        assert manager.prompt.nbytes, "the counts of a microbatch that is not streamed yet were lost"
+        assert manager.prompt.nbytes, (
+            "the counts of a microbatch that is not streamed yet were lost"
+        )
         destination.polls, destination.allowed = 30, 1 << 30
         manager.begin()  # Memory.begin refuses a stream with chunks under way
         assert manager.lag_nbytes == manager.tokens.nbytes == 0
@@ -170,7 +190,9 @@ def impatient(manager: CacheManager) -> CacheManager:
 def test_what_was_a_stall_is_noted_in_its_phase() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
-    with streaming(Memory(polls=50)) as streamer:  # each chunk takes 50 looks with a nap between them
+    with streaming(
+        Memory(polls=50)
+    ) as streamer:  # each chunk takes 50 looks with a nap between them
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)
@@ -187,7 +209,10 @@ def test_two_targets_each_get_their_part() -> None:
     """Ids are unique between two ranks only: the streams to two sinks may have the same one."""
     geometry = small_geometry()
     halves = [geometry.region(heads=Span(head, head + 1)) for head in range(2)]
-    streams = [Stream(0, schedule_of(geometry, region=half), peer) for peer, half in enumerate(halves, start=5)]
+    streams = [
+        Stream(0, schedule_of(geometry, region=half), peer)
+        for peer, half in enumerate(halves, start=5)
+    ]
     source, cache = random_cache(geometry), poisoned(geometry, 0x33)
     for level in LEVELS.values():
         with streaming(Memory(polls=2)) as streamer:
@@ -206,7 +231,8 @@ def test_two_caches_share_one_helper() -> None:
     destination = Memory(polls=2)
     with streaming(destination) as streamer:
         managers = [
-            CacheManager(poisoned(geometry, 0x33), [stream], LEVELS["3"], streamer, PATIENCE) for stream in streams
+            CacheManager(poisoned(geometry, 0x33), [stream], LEVELS["3"], streamer, PATIENCE)
+            for stream in streams
         ]
         managers[0].begin()
         play_model(sources[0], managers[0].cache, streams[0].schedule, managers[0])
@@ -236,7 +262,9 @@ def test_another_caches_progress_is_progress() -> None:
             return super().completed(stream)
 
     with streaming(OneByOne(), CUT_LAYERS) as streamer:
-        first, second = (CacheManager(cache, [stream], LEVELS["3"], streamer, 1.0) for stream in streams)
+        first, second = (
+            CacheManager(cache, [stream], LEVELS["3"], streamer, 1.0) for stream in streams
+        )
         for manager in (first, second):
             manager.begin()
         play_model(cache, cache, streams[0].schedule, first)

@@ -49,9 +49,15 @@ def test_an_error_in_the_helper_reaches_the_model(level: Level) -> None:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         manager.begin()
         # At level 3 the model may have handed everything over before it happens; then the drain says it.
-        with pytest.raises(StreamingError, match=r"Input/output error; the first missing is chunk 2 .* of stream 9"):
+        with pytest.raises(
+            StreamingError, match=r"Input/output error; the first missing is chunk 2 .* of stream 9"
+        ):
             play_and_drain(cache, stream, manager)
-        calls: list[Callable[[], None]] = [manager.drain, manager.begin, lambda: manager.step_ready(1)]
+        calls: list[Callable[[], None]] = [
+            manager.drain,
+            manager.begin,
+            lambda: manager.step_ready(1),
+        ]
         if level.layerwise:
             calls.append(lambda: manager.layer_ready(0))
         for call in calls:  # and so does every later call
@@ -64,7 +70,9 @@ def test_a_destinations_own_error_comes_as_it_is() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     error = StreamingError("the sink has said goodbye")
     with streaming(Failing(error)) as streamer:
-        manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
+        manager = CacheManager(
+            random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE
+        )
         manager.begin()
         with pytest.raises(StreamingError) as caught:
             play_and_drain(manager.cache, stream, manager)
@@ -75,7 +83,9 @@ def test_a_destinations_own_error_comes_as_it_is() -> None:
 def test_the_drains_deadline_names_the_first_missing_chunk(complete: int, step: int) -> None:
     stream = Stream(4, schedule_of(small_geometry()))
     with streaming(Memory(allowed=complete)) as streamer:
-        manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, 0.1)
+        manager = CacheManager(
+            random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, 0.1
+        )
         manager.begin()
         expected = rf"no chunk became complete within 0.1 s; .* chunk {complete} \(step {step}\) of stream 4"
         with pytest.raises(StreamingError, match=expected):
@@ -94,7 +104,9 @@ def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
 
     stream = Stream(4, schedule_of(small_geometry()))
     with streaming(Hanging()) as streamer:
-        manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS[level], streamer, 0.1)
+        manager = CacheManager(
+            random_cache(stream.schedule.geometry), [stream], LEVELS[level], streamer, 0.1
+        )
         manager.begin()
         with pytest.raises(StreamingError, match="the first missing is chunk 1 "):
             play_and_drain(manager.cache, stream, manager)
@@ -105,7 +117,9 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
     """Blocks of runs are progress: the chunk as a whole takes longer than the deadline."""
 
     class Slow(Memory):
-        def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+        def flush_runs(
+            self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+        ) -> None:
             for _ in self.counted(list(runs) * 100):
                 release.wait(0.1)  # never set: a tenth of a second a block
             super().flush_runs(stream, chunk, runs, each_complete)
@@ -114,7 +128,9 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
     schedule = schedule_of(small_geometry())
     stream = Stream(0, schedule)
     with streaming(Slow()) as streamer:
-        manager = CacheManager(random_cache(schedule.geometry), [stream], LEVELS["0"], streamer, 0.4)
+        manager = CacheManager(
+            random_cache(schedule.geometry), [stream], LEVELS["0"], streamer, 0.4
+        )
         manager.begin()
         manager.step_ready(0)
         assert streamer.destination.moved >= 5
@@ -125,7 +141,9 @@ def test_close_gives_up_what_is_under_way() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     destination = Memory(allowed=0)
     streamer = Streamer(destination, staging(WHOLE_LAYERS, 2))
-    manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
+    manager = CacheManager(
+        random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE
+    )
     manager.begin()
     play_model(manager.cache, manager.cache, stream.schedule, manager)
     wait_asleep(lambda: len(destination.packed[stream.key]) == 2, "both slots in use", PATIENCE)
@@ -140,7 +158,9 @@ def test_close_gives_up_what_is_under_way() -> None:
 def test_close_after_an_error() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     streamer = Streamer(Failing(ValueError("no")), staging(WHOLE_LAYERS, 2))
-    manager = CacheManager(random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE)
+    manager = CacheManager(
+        random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE
+    )
     manager.begin()
     with pytest.raises(StreamingError, match="ValueError: no"):
         play_and_drain(manager.cache, stream, manager)
@@ -172,7 +192,9 @@ def test_the_helper_computes_on_one_thread_and_leaves_the_models_alone() -> None
 
     def another() -> None:
         with streaming(Curious()) as streamer:
-            manager = CacheManager(random_cache(small_geometry()), [stream], LEVELS["3"], streamer, PATIENCE)
+            manager = CacheManager(
+                random_cache(small_geometry()), [stream], LEVELS["3"], streamer, PATIENCE
+            )
             manager.begin()
             play_and_drain(manager.cache, stream, manager)
             counts["model"] = torch.get_num_threads()

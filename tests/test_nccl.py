@@ -31,7 +31,15 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
-from dejavubench.parallel.nccl import Card, NCCLError, SharedCardError, mps_running, prepare_cards, sharing, within
+from dejavubench.parallel.nccl import (
+    Card,
+    NCCLError,
+    SharedCardError,
+    mps_running,
+    prepare_cards,
+    sharing,
+    within,
+)
 
 HERE = Path(__file__).parent
 
@@ -58,12 +66,20 @@ A, B, ELSEWHERE = Card("one", "GPU-a"), Card("one", "GPU-b"), Card("two", "GPU-a
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of NCCL's variables is set, nor will be."""
-    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if not key.startswith("NCCL_")})
+    monkeypatch.setattr(
+        os,
+        "environ",
+        {key: value for key, value in os.environ.items() if not key.startswith("NCCL_")},
+    )
 
 
-def prepared(cards: list[Card], rank: int, loopback: bool, versions: list[int] | None = None) -> Any:
+def prepared(
+    cards: list[Card], rank: int, loopback: bool, versions: list[int] | None = None
+) -> Any:
     comm = Ranks(rank, cards, versions or [])
-    return prepare_cards(cast(MPI.Intracomm, comm), cards[rank], loopback, lambda: (versions or [])[rank])
+    return prepare_cards(
+        cast(MPI.Intracomm, comm), cards[rank], loopback, lambda: (versions or [])[rank]
+    )
 
 
 def test_a_card_is_a_host_and_a_uuid() -> None:
@@ -115,9 +131,12 @@ def test_loopback_where_nccl_allows_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "running"), [("cat >/dev/null; echo 4711", True), ("exit 1", False), ("exec sleep 30", False)]
+    ("answer", "running"),
+    [("cat >/dev/null; echo 4711", True), ("exit 1", False), ("exec sleep 30", False)],
 )
-def test_whether_mps_runs(answer: str, running: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_mps_runs(
+    answer: str, running: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     assert not mps_running()
     (tmp_path / "control").touch()
@@ -209,7 +228,9 @@ class MemoryLink:
 
 
 @contextmanager
-def linked(slot: int, link: MemoryLink, timeout: float = PATIENCE) -> Iterator[tuple[Streamer, NCCLSinkEndpoint]]:
+def linked(
+    slot: int, link: MemoryLink, timeout: float = PATIENCE
+) -> Iterator[tuple[Streamer, NCCLSinkEndpoint]]:
     """A source's streamer and a sink's endpoint, both this process."""
     comm = MPI.COMM_SELF.Dup()
     streamer = Streamer(NCCLDestination(comm, {0: link}, timeout), staging(slot, 3))
@@ -239,7 +260,10 @@ class Model(threading.Thread):
             start, stop = (0, INPUT_LEN) if step == 0 else (INPUT_LEN + step - 1, INPUT_LEN + step)
             for source, manager in zip(self._sources, self._managers, strict=True):
                 for layer in range(source.geometry.layers):
-                    k, v = source.keys(layer, stop)[:, :, start:], source.values(layer, stop)[:, :, start:]
+                    k, v = (
+                        source.keys(layer, stop)[:, :, start:],
+                        source.values(layer, stop)[:, :, start:],
+                    )
                     manager.cache.store(layer, start, k, v)
                     if step == 0:
                         manager.layer_ready(layer)
@@ -274,7 +298,8 @@ def test_interleaved_streams_arrive_in_place(
             for cache, stream in zip(caches, streams, strict=True)
         ]
         receivers = [
-            DeviceReceiver(target, stream, level, endpoint) for target, stream in zip(targets, streams, strict=True)
+            DeviceReceiver(target, stream, level, endpoint)
+            for target, stream in zip(targets, streams, strict=True)
         ]
         for microbatch in range(2):
             sources = [random_cache(geometry, seed=2 * microbatch + number) for number in range(2)]
@@ -290,8 +315,12 @@ def test_interleaved_streams_arrive_in_place(
             endpoint.finish()
             end(model)
             for source, target, stream in zip(sources, targets, streams, strict=True):
-                assert packed_stream(target, stream.schedule) == packed_stream(source, stream.schedule)
-                unused = geometry.region(positions=type(geometry.whole.positions)(INPUT_LEN + STEPS, 9))
+                assert packed_stream(target, stream.schedule) == packed_stream(
+                    source, stream.schedule
+                )
+                unused = geometry.region(
+                    positions=type(geometry.whole.positions)(INPUT_LEN + STEPS, 9)
+                )
                 for kv in BOTH:
                     left = target.piece(kv, unused).contiguous().view(torch.uint8)
                     assert (left == 0x31 + microbatch).all()
@@ -363,7 +392,9 @@ def test_a_sink_that_is_never_ready(level: str) -> None:
         manager, _, source = one_stream(streamer, level, endpoint)
         model = Model([source], [manager])
         model.start()
-        with pytest.raises(StreamingError, match=r"rank 0 was not ready for chunk 0 \(step 0\) of stream 5 within"):
+        with pytest.raises(
+            StreamingError, match=r"rank 0 was not ready for chunk 0 \(step 0\) of stream 5 within"
+        ):
             end(model)
     assert link.aborted.is_set()
     assert not link.sizes
@@ -390,7 +421,10 @@ def test_what_was_announced_and_does_not_come(level: str) -> None:
         manager, receiver, source = one_stream(streamer, level, endpoint, patience=1.0)
         model = Model([source], [manager])
         model.start()
-        with pytest.raises(StreamingError, match="rank 0 announced a chunk of stream 5 that did not come within 0 s"):
+        with pytest.raises(
+            StreamingError,
+            match="rank 0 announced a chunk of stream 5 that did not come within 0 s",
+        ):
             receive_all([receiver])
         assert link.aborted.is_set()
         endpoint.close()
@@ -403,12 +437,16 @@ def test_a_chunk_of_another_size_is_refused() -> None:
     link = MemoryLink()
     with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
         manager, _, source = one_stream(streamer, "3", endpoint, patience=0.5)
-        receiving = endpoint.post(manager.streams[0], torch.zeros(8, dtype=torch.uint8), lambda packed: None)
+        receiving = endpoint.post(
+            manager.streams[0], torch.zeros(8, dtype=torch.uint8), lambda packed: None
+        )
         waiting = endpoint._posted[0, 5]
         waiting.rotate(1)  # that one comes first
         model = Model([source], [manager])
         model.start()
-        with pytest.raises(StreamingError, match=r"rank 0 announced \d+ bytes as chunk 0 of stream 5, where 8 are"):
+        with pytest.raises(
+            StreamingError, match=r"rank 0 announced \d+ bytes as chunk 0 of stream 5, where 8 are"
+        ):
             wait_asleep(receiving.Test, "the announcement", PATIENCE)
         with pytest.raises(StreamingError):
             end(model)

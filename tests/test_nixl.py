@@ -68,10 +68,24 @@ def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> No
             [[2], [2], [0, 1]],
             id="stages-to-one",
         ),
-        pytest.param(3, ("--tensor-para-size", 2, "--sink-tensor-para-size", 1), [[2], [2], [0, 1]], id="heads-to-one"),
         pytest.param(
             3,
-            ("--kv-layout", "ft", "--ubatch-size", 3, "--sink-tensor-para-size", 2, "--sink-ubatch-size", 1),
+            ("--tensor-para-size", 2, "--sink-tensor-para-size", 1),
+            [[2], [2], [0, 1]],
+            id="heads-to-one",
+        ),
+        pytest.param(
+            3,
+            (
+                "--kv-layout",
+                "ft",
+                "--ubatch-size",
+                3,
+                "--sink-tensor-para-size",
+                2,
+                "--sink-ubatch-size",
+                1,
+            ),
             [[1, 2], [0], [0]],
             id="one-to-heads",
         ),
@@ -82,7 +96,9 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
 ) -> None:
     levels = ("--inference-data-type", "fp32", "--level", ",".join(LEVELS))
     job = run(tmp_path, ranks, "run", *QUICK, *ONCE, *levels, "--streaming", "nixl", *flags)
-    assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))}
+    assert verified(job) == {
+        ("p000", arm): 1 for arm in ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
+    }
     infos = {info.rank: info for _, info in job.run.of(RankInfo)}
     assert [infos[rank].peers for rank in range(ranks)] == peers
 
@@ -91,9 +107,42 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
 @pytest.mark.mpi
 def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None:
     """Four MB of cache in a slot of one; and the ceiling that the arm's rate alone is a share of."""
-    sizes = ("--device", "cpu", "--layer-num", 2, "--head-num", 8, "--size-per-head", 64, "--vocab-size", 101)
-    lengths = ("--ubatch-size", 4, "--input-len", 120, "--output-len", 4, "--staging-mib", 1, "--staging-slots", 2)
-    job = run(tmp_path, 2, "run", *sizes, *lengths, *ONCE, "--inference-data-type", "fp32", "--streaming", "none,nixl")
+    sizes = (
+        "--device",
+        "cpu",
+        "--layer-num",
+        2,
+        "--head-num",
+        8,
+        "--size-per-head",
+        64,
+        "--vocab-size",
+        101,
+    )
+    lengths = (
+        "--ubatch-size",
+        4,
+        "--input-len",
+        120,
+        "--output-len",
+        4,
+        "--staging-mib",
+        1,
+        "--staging-slots",
+        2,
+    )
+    job = run(
+        tmp_path,
+        2,
+        "run",
+        *sizes,
+        *lengths,
+        *ONCE,
+        "--inference-data-type",
+        "fp32",
+        "--streaming",
+        "none,nixl",
+    )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "nixl@3")}
     names = {ceiling.name for _, ceiling in job.run.of(Ceiling)}
     assert {"nixl-raw", "nixl-destination", "mpi-windowed"} <= names
@@ -117,8 +166,28 @@ def test_a_pair_of_agents(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.mpi
 def test_every_byte_arrives_on_the_other_gpu(tmp_path: Path) -> None:
-    sizes = ("--layer-num", 2, "--head-num", 4, "--size-per-head", 64, "--vocab-size", 512, "--ubatch-size", 2)
-    flags = ("--input-len", 8, "--output-len", 6, "--kv-layout", "ft,hnd,nhd", "--level", ",".join(LEVELS))
+    sizes = (
+        "--layer-num",
+        2,
+        "--head-num",
+        4,
+        "--size-per-head",
+        64,
+        "--vocab-size",
+        512,
+        "--ubatch-size",
+        2,
+    )
+    flags = (
+        "--input-len",
+        8,
+        "--output-len",
+        6,
+        "--kv-layout",
+        "ft,hnd,nhd",
+        "--level",
+        ",".join(LEVELS),
+    )
     job = run(tmp_path, 2, "run", *sizes, *flags, *ONCE, "--device", "cuda", "--streaming", "nixl")
     arms = ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
     assert verified(job) == {(f"p{point:03d}", arm): 1 for point in range(3) for arm in arms}
@@ -139,7 +208,9 @@ def test_a_sink_that_fails_ends_every_rank(tmp_path: Path, level: str) -> None:
 @pytest.mark.mpi
 @pytest.mark.parametrize("level", ["0", "3"])
 def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
-    with faulty(tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level, streaming="nixl") as job:
+    with faulty(
+        tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level, streaming="nixl"
+    ) as job:
         phase = "drain" if level == "3" else "prompt"
         error = "StreamingError: no chunk became complete within 2 s; the first missing is chunk 0 (step 0)"
         ended(job, 0, phase, error)
@@ -154,7 +225,8 @@ def test_a_killed_sink_takes_the_job_along(tmp_path: Path) -> None:
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
         assert re.search(
-            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop, without a word,", processed(job.folder)
+            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop, without a word,",
+            processed(job.folder),
         )
 
 
@@ -182,7 +254,17 @@ def test_it_is_skipped_in_a_sweep_and_refused_alone() -> None:
 
 @pytest.mark.mpi
 def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
-    job = run(tmp_path, 1, "no-nixl:0", "run", *QUICK, *ONCE, "--streaming", "none,nixl,host", driver=FAULTY)
+    job = run(
+        tmp_path,
+        1,
+        "no-nixl:0",
+        "run",
+        *QUICK,
+        *ONCE,
+        "--streaming",
+        "none,nixl,host",
+        driver=FAULTY,
+    )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
     assert {(item.arm, item.reason) for _, item in job.run.of(Skipped)} == {("nixl@3", NO_NIXL)}
     rows = {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
@@ -192,7 +274,18 @@ def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
 @needs_nixl
 @pytest.mark.mpi
 def test_a_rank_that_lacks_it_is_told_by_all_at_once(tmp_path: Path) -> None:
-    job = run(tmp_path, 2, "no-nixl:1", "run", *TINY, *ONCE, "--streaming", "none,nixl", driver=FAULTY, status=2)
+    job = run(
+        tmp_path,
+        2,
+        "no-nixl:1",
+        "run",
+        *TINY,
+        *ONCE,
+        "--streaming",
+        "none,nixl",
+        driver=FAULTY,
+        status=2,
+    )
     (line,) = job.stderr.splitlines()
     assert line.startswith("Error: streaming nixl: rank 1 on ")
     assert ": NIXL cannot be loaded: " in line

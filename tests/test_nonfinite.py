@@ -27,7 +27,10 @@ from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
 
-UP, KEY, NORM = (f"model.layers.1.{name}.weight" for name in ("mlp.up_proj", "self_attn.k_proj", "input_layernorm"))
+UP, KEY, NORM = (
+    f"model.layers.1.{name}.weight"
+    for name in ("mlp.up_proj", "self_attn.k_proj", "input_layernorm")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +38,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def load(folder: Path, dtype: torch.dtype, shard: Shard = Shard(), held_in: torch.dtype | None = None) -> GPT:  # noqa: B008
+def load(
+    folder: Path,
+    dtype: torch.dtype,
+    shard: Shard = Shard(),  # noqa: B008
+    held_in: torch.dtype | None = None,
+) -> GPT:
     checkpoint = open_checkpoint(folder)
     model = GPT(checkpoint.spec, shard, dtype, torch.float32)
     load_checkpoint(model, checkpoint, held_in)
@@ -91,15 +99,32 @@ def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path
             None,
             "values up to 100000 are finite in the file, but beyond 65504, .* fp16",
         ),
-        (torch.float32, -1e5, torch.float16, None, "values up to 100000 .* of fp16; choose fp32 or bf16"),
+        (
+            torch.float32,
+            -1e5,
+            torch.float16,
+            None,
+            "values up to 100000 .* of fp16; choose fp32 or bf16",
+        ),
         (torch.bfloat16, 1e38, torch.float16, None, "of fp16"),
         (torch.float32, 1e5, torch.float32, torch.float16, "of fp16"),
         (torch.float32, 3.4e38, torch.bfloat16, None, "of bf16"),
-        (torch.float64, 1e300, torch.float32, None, r"values up to 1e\+300 .*, the largest of fp32; no type"),
+        (
+            torch.float64,
+            1e300,
+            torch.float32,
+            None,
+            r"values up to 1e\+300 .*, the largest of fp32; no type",
+        ),
     ],
 )
 def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
-    stored: torch.dtype, value: float, dtype: torch.dtype, held_in: torch.dtype | None, words: str, tmp_path: Path
+    stored: torch.dtype,
+    value: float,
+    dtype: torch.dtype,
+    held_in: torch.dtype | None,
+    words: str,
+    tmp_path: Path,
 ) -> None:
     folder = tiny(tmp_path / "model")
     for name, where in ((UP, (0, 0)), (NORM, (0,))):
@@ -143,14 +168,18 @@ def test_a_step_whose_logits_are_no_numbers_is_located(
     one_iteration(model, sampling)
     forward = GPT.forward
 
-    def spoilt(self: GPT, x: torch.Tensor, cache: object, position: int, *more: object) -> torch.Tensor:
+    def spoilt(
+        self: GPT, x: torch.Tensor, cache: object, position: int, *more: object
+    ) -> torch.Tensor:
         logits = forward(self, x, cache, position, *more).clone()
         if position == 10:
             logits[1, VOCAB - 1] = spoil
         return logits
 
     monkeypatch.setattr(GPT, "forward", spoilt)
-    with pytest.raises(LogitsError, match=r"logits of new token 2 of request 1 in microbatch 0 are NaN or inf"):
+    with pytest.raises(
+        LogitsError, match=r"logits of new token 2 of request 1 in microbatch 0 are NaN or inf"
+    ):
         one_iteration(model, sampling)
 
 
@@ -184,14 +213,20 @@ def test_logits_that_are_all_0_end_the_run(dtype: torch.dtype, tmp_path: Path) -
     folder = tiny(tmp_path / "model")
     one_iteration(load(folder, dtype), None)
     edit(folder, loud_layers)
-    with pytest.raises(LogitsError, match="all logits of request 0 in microbatch 0 are 0: its tokens mean nothing"):
+    with pytest.raises(
+        LogitsError, match="all logits of request 0 in microbatch 0 are 0: its tokens mean nothing"
+    ):
         one_iteration(load(folder, dtype), None)
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("ranks", "more"),
-    [(1, ()), (2, ("--tensor_para_size", 2, "--no-verify")), (2, ("--pipeline_para_size", 2, "--temperature", 1.0))],
+    [
+        (1, ()),
+        (2, ("--tensor_para_size", 2, "--no-verify")),
+        (2, ("--pipeline_para_size", 2, "--temperature", 1.0)),
+    ],
     ids=["alone", "tp2-no-verify", "pp2-drawn"],
 )
 def test_a_run_with_logits_that_are_no_numbers_ends_and_verifies_nothing(
@@ -210,11 +245,26 @@ def test_a_run_with_weights_that_are_no_numbers_ends_while_it_loads(tmp_path: Pa
 
 
 def ends_without_a_word_of_success(cwd: Path, ranks: int, words: str, *more: object) -> None:
-    sizes = ("--input-len", 8, "--output-len", 4, "--inference-data-type", "fp32", "--device", "cpu", "--no-ceilings")
-    job = run(cwd, ranks, "run", "--ckpt-path", "model", *sizes, "--streaming", "none", *more, status=1)
+    sizes = (
+        "--input-len",
+        8,
+        "--output-len",
+        4,
+        "--inference-data-type",
+        "fp32",
+        "--device",
+        "cpu",
+        "--no-ceilings",
+    )
+    job = run(
+        cwd, ranks, "run", "--ckpt-path", "model", *sizes, "--streaming", "none", *more, status=1
+    )
     assert re.search(words, job.stderr), job.stderr
     assert "Traceback" not in job.stderr
     assert not (job.folder / "tokens.jsonl").exists()
     assert not list(job.run.of(records.Verification))
     assert not list(job.run.of(records.Iteration))
-    assert any(re.search("LogitsError|CheckpointError", each.error) for _, each in job.run.of(records.Failure))
+    assert any(
+        re.search("LogitsError|CheckpointError", each.error)
+        for _, each in job.run.of(records.Failure)
+    )

@@ -35,7 +35,10 @@ def test_sources_then_sinks() -> None:
 
 
 def test_sinks_of_another_setup() -> None:
-    ranks = [Topology(7, rank, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3) for rank in range(7)]
+    ranks = [
+        Topology(7, rank, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
+        for rank in range(7)
+    ]
     assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 3
     assert [place.worker for place in ranks] == [0, 1, 2, 3, 0, 1, 2]
     assert [place.stage for place in ranks] == [0, 0, 1, 1, 0, 1, 2]
@@ -71,13 +74,17 @@ def test_impossible_places_are_refused(numbers: tuple[int, int, int, int], messa
 
 def mpirun(ranks: int, script: str, *args: object) -> str:
     """What the script printed; fails with what it said on stderr."""
-    program = shutil.which("mpirun", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    program = shutil.which(
+        "mpirun", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    )
     if program is None:
         pytest.skip("no mpirun")
     python = [sys.executable, "-m", "mpi4py"]  # an exception on one rank aborts all
     command = [program, "-n", str(ranks), *python, str(HERE / "mpi" / script), *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -93,13 +100,17 @@ def outcomes(tensor_size: int, stages: int) -> dict[tuple[str, str], dict[str, A
 @pytest.mark.parametrize("wait", ["spin", "yield"])
 @pytest.mark.parametrize("family", ["gpt2", "opt-post-norm", "bloom"])
 @pytest.mark.parametrize(("tensor_size", "stages"), [(2, 1), (1, 2), (2, 2)])
-def test_split_model_equals_the_unsplit_one(tensor_size: int, stages: int, family: str, wait: str) -> None:
+def test_split_model_equals_the_unsplit_one(
+    tensor_size: int, stages: int, family: str, wait: str
+) -> None:
     seen = outcomes(tensor_size, stages)[family, wait]
     assert len(seen["tokens"]) == len(seen["logits"]) == tensor_size
     for tokens in seen["tokens"]:  # of every tensor rank
         assert tokens == seen["expected_tokens"]
     expected = torch.tensor(seen["expected_logits"])  # [ubatch, B, vocabulary]
-    logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)  # split in 2: 101 = 51 + 50
+    logits = torch.cat(
+        [torch.tensor(part) for part in seen["logits"]], dim=-1
+    )  # split in 2: 101 = 51 + 50
     assert logits.shape == expected.shape == (stages, 3, 101)
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 

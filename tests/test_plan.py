@@ -78,7 +78,9 @@ def ends(transfer: Transfer) -> tuple[Cache, Cache]:
 def pairs(transfer: Transfer) -> Iterator[tuple[Place, Place]]:
     """From where to where each element of a transfer goes, both sides walked in the same order."""
     out_cache, in_cache = ends(transfer)
-    for out, into in zip(elements(transfer.source_region), elements(transfer.target_region), strict=True):
+    for out, into in zip(
+        elements(transfer.source_region), elements(transfer.target_region), strict=True
+    ):
         yield (out_cache, out), (in_cache, into)
 
 
@@ -94,11 +96,15 @@ def mirrored(transfer: Transfer) -> Transfer:
 
 
 def sent(source: Setup, target: Setup, region: Region) -> list[Transfer]:
-    return [t for worker in range(source.workers) for t in stream_out(source, target, worker, region)]
+    return [
+        t for worker in range(source.workers) for t in stream_out(source, target, worker, region)
+    ]
 
 
 def received(source: Setup, target: Setup, region: Region) -> list[Transfer]:
-    return [t for worker in range(target.workers) for t in stream_in(source, target, worker, region)]
+    return [
+        t for worker in range(target.workers) for t in stream_in(source, target, worker, region)
+    ]
 
 
 def by_pair(transfers: list[Transfer]) -> dict[tuple[int, int], list[Transfer]]:
@@ -111,7 +117,9 @@ def by_pair(transfers: list[Transfer]) -> dict[tuple[int, int], list[Transfer]]:
 def assert_inside(setup: Setup, worker: int, local: Region) -> None:
     """A region, not empty, of what one of a worker's caches has room for."""
     assert 0 <= worker < setup.workers
-    for span, size in zip((local.layers, local.requests, local.heads), capacity(setup, worker), strict=True):
+    for span, size in zip(
+        (local.layers, local.requests, local.heads), capacity(setup, worker), strict=True
+    ):
         assert 0 <= span.start < span.stop <= size
 
 
@@ -123,7 +131,9 @@ Plan = tuple[Setup, Setup, Region]
 @cache
 def every_span(size: int) -> st.SearchStrategy[Span]:
     """Any non-empty interval of an axis."""
-    return st.sampled_from([Span(start, stop) for stop in range(1, size + 1) for start in range(stop)])
+    return st.sampled_from(
+        [Span(start, stop) for stop in range(1, size + 1) for start in range(stop)]
+    )
 
 
 @cache
@@ -132,14 +142,22 @@ def setups(layers: int, heads: int) -> st.SearchStrategy[Setup]:
     inner = [chosen for count in range(layers) for chosen in combinations(range(1, layers), count)]
     shares = [n for n in range(1, heads + 1) if heads % n == 0]
     parts = st.sampled_from(inner), st.sampled_from(shares), st.integers(1, 5)
-    return st.builds(lambda cuts, share, ubatch: Setup((0, *cuts, layers), heads, share, ubatch), *parts)
+    return st.builds(
+        lambda cuts, share, ubatch: Setup((0, *cuts, layers), heads, share, ubatch), *parts
+    )
 
 
 @st.composite
 def plans(draw: Callable[..., Any]) -> Plan:
-    layers, heads, requests = draw(st.sampled_from(list(product(range(1, 5), (1, 2, 3, 4, 6), range(1, 7)))))
+    layers, heads, requests = draw(
+        st.sampled_from(list(product(range(1, 5), (1, 2, 3, 4, 6), range(1, 7))))
+    )
     axes = [draw(every_span(size)) for size in (layers, requests, heads, 2)]
-    return draw(setups(layers, heads)), draw(setups(layers, heads)), Region(*axes[:3], axes[3].scaled(BLOCK))
+    return (
+        draw(setups(layers, heads)),
+        draw(setups(layers, heads)),
+        Region(*axes[:3], axes[3].scaled(BLOCK)),
+    )
 
 
 # ---- properties ----
@@ -153,11 +171,15 @@ def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
     for transfer in found:
         assert_inside(source, transfer.source, transfer.source_region)
         assert_inside(target, transfer.target, transfer.target_region)
-        assert transfer.source_region.positions == transfer.target_region.positions == region.positions
+        assert (
+            transfer.source_region.positions == transfer.target_region.positions == region.positions
+        )
     moved = Counter(pair for transfer in found for pair in pairs(transfer))
     expected = {(place_of(source, each), place_of(target, each)) for each in elements(region)}
     assert moved == Counter(dict.fromkeys(expected, 1))
-    assert len(expected) == sum(1 for _ in elements(region))  # the reference itself places each one apart
+    assert len(expected) == sum(
+        1 for _ in elements(region)
+    )  # the reference itself places each one apart
 
 
 @checked
@@ -188,8 +210,12 @@ def test_transfers_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
 def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
     source, target, region = plan
     found = exchanges(source, target, region)
-    assert [t for each in found for t in each.transfers if t.source == 0] == stream_out(source, target, 0, region)
-    assert Counter(t for each in found for t in each.transfers) == Counter(sent(source, target, region))
+    assert [t for each in found for t in each.transfers if t.source == 0] == stream_out(
+        source, target, 0, region
+    )
+    assert Counter(t for each in found for t in each.transfers) == Counter(
+        sent(source, target, region)
+    )
     workers = [(each.source, each.target) for each in found]
     assert workers == sorted(set(workers))
     for each in found:
@@ -272,7 +298,9 @@ def test_a_region_of_no_requests_moves_nothing() -> None:
         (((0, 3), 4, 2, 0), "at least one request"),
     ],
 )
-def test_impossible_setups_are_refused(numbers: tuple[tuple[int, ...], int, int, int], message: str) -> None:
+def test_impossible_setups_are_refused(
+    numbers: tuple[tuple[int, ...], int, int, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Setup(*numbers)
 
@@ -280,4 +308,6 @@ def test_impossible_setups_are_refused(numbers: tuple[tuple[int, ...], int, int,
 @pytest.mark.parametrize("other", [Setup((0, 3), heads=2), Setup((0, 2), heads=4)])
 def test_two_models_are_refused(other: Setup) -> None:
     with pytest.raises(ValueError, match="the two sides hold different models"):
-        stream_out(Setup((0, 2), heads=2), other, 0, Region(Span(0, 2), Span(0, 1), Span(0, 2), Span(0, 1)))
+        stream_out(
+            Setup((0, 2), heads=2), other, 0, Region(Span(0, 2), Span(0, 1), Span(0, 2), Span(0, 1))
+        )

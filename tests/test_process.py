@@ -38,9 +38,19 @@ def failed(result: Result) -> str:
 def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm("disk"), arm("mpi")]
     experiment = {"target_overhead": 0.02}
-    result = call(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.1}, experiment=experiment, rounds=6))
+    result = call(
+        write_run(tmp_path / "r", arms, factors={"mpi@3": 1.1}, experiment=experiment, rounds=6)
+    )
     assert result.exit_code == 0, result.output
-    for word in ("prompt ms", "token ms", "total ms", "overhead %", "missed (≤ 2 %)", "fdatasync", "same host"):
+    for word in (
+        "prompt ms",
+        "token ms",
+        "total ms",
+        "overhead %",
+        "missed (≤ 2 %)",
+        "fdatasync",
+        "same host",
+    ):
         assert word in result.stdout
     assert "noise floor (none#2 against none)" in result.stdout
     assert "few rounds (6)" in result.stdout
@@ -60,7 +70,9 @@ def test_csv_and_json_hold_every_column(tmp_path: Path) -> None:
     ]
     assert tuple(table[0]) == COLUMNS
     (document,) = json.loads(call(folder, "--format", "json").stdout)
-    assert [row["total_ms"] for row in document["rows"]] == pytest.approx([float(row["total_ms"]) for row in table])
+    assert [row["total_ms"] for row in document["rows"]] == pytest.approx(
+        [float(row["total_ms"]) for row in table]
+    )
     assert document["header"]["run_id"] == "0123456789abcdef"
 
 
@@ -75,7 +87,16 @@ def test_json_of_one_round_is_strict(tmp_path: Path) -> None:
 def test_markdown_is_tables(tmp_path: Path) -> None:
     text = call(write_run(tmp_path / "r"), "--format", "markdown").stdout
     assert "| arm | prompt ms | token ms | total ms | rounds | overhead % | verified |" in text
-    assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| mpi@3") and "yes" in line}) == 1
+    assert (
+        len(
+            {
+                line.count(" | ")
+                for line in text.splitlines()
+                if line.startswith("| mpi@3") and "yes" in line
+            }
+        )
+        == 1
+    )
 
 
 def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
@@ -86,14 +107,20 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [row["run"] for row in rows] == ["a"] * 3 + ["b"] * 3 + [str(log)] * 2
     assert [row["arm"] for row in rows[-2:]] == ["mpi", "mpi"]
-    assert (float(rows[-2]["total_ms"]), float(rows[-2]["prompt_ms"]), float(rows[-2]["token_ms"])) == (3500, 11.5, 1.5)
+    assert (
+        float(rows[-2]["total_ms"]),
+        float(rows[-2]["prompt_ms"]),
+        float(rows[-2]["token_ms"]),
+    ) == (3500, 11.5, 1.5)
     assert rows[-2]["samples"] == "2"
     assert rows[-1]["statistic"].startswith("median over iterations of rank 1")
     assert "few rounds" in result.stderr
 
 
 def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path) -> None:
-    bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9, where="layer 1, V, request 0")
+    bad = Verification(
+        point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9, where="layer 1, V, request 0"
+    )
     points = [point(0), point(1, skipped="needs 99 GB")]
     text = call(write_run(tmp_path / "r", points=points, bad=bad)).stdout
     assert "FAILED: iteration 3: layer 1, V, request 0 (p000 mpi@3)" in text
@@ -104,7 +131,10 @@ def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path
 def test_a_killed_run_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
     result = call(write_run(tmp_path / "r", rounds=3, ended=False))
     assert result.exit_code == 0
-    assert "INCOMPLETE: rank 0 (source on node-a) stopped without a word in phase tokens" in result.stdout
+    assert (
+        "INCOMPLETE: rank 0 (source on node-a) stopped without a word in phase tokens"
+        in result.stdout
+    )
     assert "mpi@3" in result.stdout
 
 
@@ -126,7 +156,9 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
     assert "holds no run" in failed(call(tmp_path / "empty"))
     (tmp_path / "text").write_text("hello\n")
     assert "holds no line of the form" in failed(call(tmp_path / "text"))
-    assert "too short: 2 TOTAL lines" in failed(call(original_log(tmp_path / "short", iterations=2)))
+    assert "too short: 2 TOTAL lines" in failed(
+        call(original_log(tmp_path / "short", iterations=2))
+    )
 
 
 def test_a_corrupt_line_is_named_by_file_and_line(tmp_path: Path) -> None:

@@ -49,8 +49,14 @@ def written(folder: Path, name: str, text: str) -> Path:
         ("UPPER.CSV", "5, 6, 7\r8\r9, 10"),
         ("start_ids", "5,6,7\n 8 , ,\n9, 10,,\n"),
         ("numbers.txt", "5,6,007\n8\n9,10"),
-        ("vllm.JSONL", '{"prompt_token_ids": [5, 6, 7], "prompt": "x"}\n{"prompt": [8], "output_tokens": 5}\n[9, 10]'),
-        ("tokens.jsonl", '{"point": "p000", "prompt": [5, 6, 7], "tokens": [1]}\n{"prompt": [8]}\n{"prompt": [9, 10]}'),
+        (
+            "vllm.JSONL",
+            '{"prompt_token_ids": [5, 6, 7], "prompt": "x"}\n{"prompt": [8], "output_tokens": 5}\n[9, 10]',
+        ),
+        (
+            "tokens.jsonl",
+            '{"point": "p000", "prompt": [5, 6, 7], "tokens": [1]}\n{"prompt": [8]}\n{"prompt": [9, 10]}',
+        ),
         ("ids", "[5, 6, 7]\r\n[8]\r\n[9, 10]\r\n"),
     ],
 )
@@ -68,18 +74,42 @@ def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> No
         ("a.jsonl", "[true]", "line 1: True is no token id"),
         ("a.jsonl", "[]", "line 1: has no tokens"),
         ("a.jsonl", "{", "line 1: column 2: not JSON: Expecting property name"),
-        ("a.jsonl", '{"prompt": 1}', "line 1: 1 is no prompt; lines that are read: token ids as 1,2,3"),
+        (
+            "a.jsonl",
+            '{"prompt": 1}',
+            "line 1: 1 is no prompt; lines that are read: token ids as 1,2,3",
+        ),
         ("a.jsonl", '[1]\n{"prompt": ["a"]}', "line 2: 'a' is no token id"),
-        ("a.jsonl", '{"prompt_token_ids": "a"}', "line 1: prompt_token_ids 'a' is no list of token ids"),
+        (
+            "a.jsonl",
+            '{"prompt_token_ids": "a"}',
+            "line 1: prompt_token_ids 'a' is no list of token ids",
+        ),
         ("a.jsonl", "[[1, 2], [3]]", r"line 1: \[1, 2\] is no token id"),
         ("a.jsonl", "[" * 100_000, "line 1: not usable JSON: its brackets are nested too deeply"),
         ("a.jsonl", f"[{'9' * 5000}]", "line 1: not usable JSON: a number has too many digits"),
         ("a.jsonl", "[1e400]", "line 1: inf is no token id"),
         ("a.jsonl", "[NaN]", "line 1: nan is no token id"),
-        ("a.jsonl", "[3000000000]", "line 1: 3000000000 is no token id: it is larger than 2147483647"),
-        ("ids.json", "[[11, 12, 13], [21, 22]]", r"ids.json: a .json file is one document: .* \.jsonl .* \[1, 2, 3\]"),
-        ("m.jsonl", '{"timestamp": 0, "input_length": 2, "hash_ids": [0]}', "line 1: it is a Mooncake trace.* 1,2,3"),
-        ("s.jsonl", '{"id": "x", "conversations": []}', "line 1: it is a ShareGPT conversation.* 1,2,3"),
+        (
+            "a.jsonl",
+            "[3000000000]",
+            "line 1: 3000000000 is no token id: it is larger than 2147483647",
+        ),
+        (
+            "ids.json",
+            "[[11, 12, 13], [21, 22]]",
+            r"ids.json: a .json file is one document: .* \.jsonl .* \[1, 2, 3\]",
+        ),
+        (
+            "m.jsonl",
+            '{"timestamp": 0, "input_length": 2, "hash_ids": [0]}',
+            "line 1: it is a Mooncake trace.* 1,2,3",
+        ),
+        (
+            "s.jsonl",
+            '{"id": "x", "conversations": []}',
+            "line 1: it is a ShareGPT conversation.* 1,2,3",
+        ),
         ("o.jsonl", '{"text": "x"}', "line 1: an object with 'text'; lines that are read"),
         ("a.csv", "1,2\n3,,4", "line 2: '' is no token id: there is nothing between two commas"),
         ("a.csv", "1,2\n3,1.1e+01", "line 2: '1.1e\\+01' is no token id: write whole numbers"),
@@ -131,11 +161,16 @@ def test_text_goes_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> No
 
 def test_only_ends_of_lines_end_prompts(tmp_path: Path) -> None:
     folder = with_tokenizer(tmp_path / "model")
-    for name, text in (("a.txt", "the cache\u2028streams\x0con\n"), ("a.jsonl", '"the cache\u2028streams on"')):
+    for name, text in (
+        ("a.txt", "the cache\u2028streams\x0con\n"),
+        ("a.jsonl", '"the cache\u2028streams on"'),
+    ):
         assert read_prompts(written(tmp_path, name, text), folder) == ((1, 2, 3, 4),)
 
 
-def test_without_transformers_text_is_refused_and_ids_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_text_is_refused_and_ids_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -146,7 +181,8 @@ def test_without_transformers_text_is_refused_and_ids_are_not(tmp_path: Path, mo
     monkeypatch.setattr(builtins, "__import__", without)
     assert read_prompts(written(tmp_path, "a.csv", "1"), tmp_path) == ((1,),)
     with pytest.raises(
-        PromptError, match=r"need transformers, which is not installed: pip install 'dejavubench\[text\]'"
+        PromptError,
+        match=r"need transformers, which is not installed: pip install 'dejavubench\[text\]'",
     ):
         read_prompts(written(tmp_path, "a.txt", "the"), tmp_path)
 
@@ -154,11 +190,19 @@ def test_without_transformers_text_is_refused_and_ids_are_not(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "has no tokenizer that transformers can load: save the tokenizer there, or give token ids; .*1,2,3"),
-        ({"tokenizer.json": "{"}, "no tokenizer that transformers can load; give token ids, or save .*: .+"),
+        (
+            {},
+            "has no tokenizer that transformers can load: save the tokenizer there, or give token ids; .*1,2,3",
+        ),
+        (
+            {"tokenizer.json": "{"},
+            "no tokenizer that transformers can load; give token ids, or save .*: .+",
+        ),
     ],
 )
-def test_a_folder_without_tokenizer_is_one_whole_line(files: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_a_folder_without_tokenizer_is_one_whole_line(
+    files: dict[str, str], words: str, tmp_path: Path
+) -> None:
     for name, text in files.items():
         written(tmp_path, name, text)
     with pytest.raises(PromptError, match=words) as raised:
@@ -173,7 +217,9 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
     path = written(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
     experiment = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
     assert [point.input_len for point in experiment.points()] == [5, 5]
-    alone, four = (make_prompts(point, 2, 0, experiment.given_prompts) for point in experiment.points())
+    alone, four = (
+        make_prompts(point, 2, 0, experiment.given_prompts) for point in experiment.points()
+    )
     assert [each.unpadded() for each in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
     assert [each.unpadded() for each in four] == [
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
@@ -186,8 +232,12 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
 
 
 def test_other_prompts_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:
-    first, copy, other = (written(tmp_path, f"{n}.csv", text) for n, text in enumerate(("1,2", "1,2", "1,3")))
-    hashes = [load(None, {"prompts": path, "device": "cpu"}, {}).hash() for path in (first, copy, other)]
+    first, copy, other = (
+        written(tmp_path, f"{n}.csv", text) for n, text in enumerate(("1,2", "1,2", "1,3"))
+    )
+    hashes = [
+        load(None, {"prompts": path, "device": "cpu"}, {}).hash() for path in (first, copy, other)
+    ]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -196,11 +246,17 @@ def test_other_prompts_are_another_experiment_and_another_place_is_not(tmp_path:
     [
         ("1,50304", {}, "prompt 1 has token 50304; custom has tokens up to 50303"),
         ("1,2", {"input_len": "4"}, "input_len is for random prompts"),
-        ("1,2", {"output_len": "8", "max_seq_len": "8"}, "input_len 2 and output_len 8 take 9 positions"),
+        (
+            "1,2",
+            {"output_len": "8", "max_seq_len": "8"},
+            "input_len 2 and output_len 8 take 9 positions",
+        ),
         ("1," * 1030, {"model": "gpt2"}, "take 1061 positions; gpt2 has 1024"),
     ],
 )
-def test_prompts_that_do_not_fit_are_refused(text: str, more: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_prompts_that_do_not_fit_are_refused(
+    text: str, more: dict[str, str], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=words):
         load(None, {"prompts": written(tmp_path, "a.csv", text), "device": "cpu", **more}, {})
 
@@ -209,7 +265,9 @@ def test_prompts_that_do_not_fit_are_refused(text: str, more: dict[str, str], wo
 def test_unequal_lengths_are_refused_on_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="prompts of unequal lengths run on the CPU only"):
         load(None, {"prompts": written(tmp_path, "a.csv", "1,2\n3"), "device": "cuda"}, {})
-    assert load(None, {"prompts": written(tmp_path, "a.csv", "1,2\n3,4"), "device": "cuda"}, {}).given_prompts
+    assert load(
+        None, {"prompts": written(tmp_path, "a.csv", "1,2\n3,4"), "device": "cuda"}, {}
+    ).given_prompts
 
 
 # ---- unequal lengths ----
@@ -218,20 +276,26 @@ def test_unequal_lengths_are_refused_on_a_gpu(tmp_path: Path) -> None:
 def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) -> None:
     """Logits and greedy tokens of a padded batch are those of each of its requests."""
     generator = torch.Generator().manual_seed(2)
-    asked = [tuple(torch.randint(VOCAB, (length,), generator=generator).tolist()) for length in lengths]
+    asked = [
+        tuple(torch.randint(VOCAB, (length,), generator=generator).tolist()) for length in lengths
+    ]
     longest = max(lengths)
     batch = Prompts.of(asked, torch.arange(len(asked)), longest)
     cache = poisoned(model, len(asked), longest + steps, layout)
     alone = [poisoned(model, 1, length + steps, layout) for length in lengths]
     logits = model.forward(batch.tokens, cache, 0, first=batch.first)
-    expected = torch.cat([model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)])
+    expected = torch.cat(
+        [model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)]
+    )
     for step in range(steps):
         close(logits, expected)
         tokens = model.greedy(logits)
         assert torch.equal(tokens, model.greedy(expected))
         logits = model.forward(tokens[:, None], cache, longest + step, first=batch.first)
         ones = zip(lengths, alone, tokens, strict=True)
-        expected = torch.cat([model.forward(token.view(1, 1), own, length + step) for length, own, token in ones])
+        expected = torch.cat(
+            [model.forward(token.view(1, 1), own, length + step) for length, own, token in ones]
+        )
     assert not cache.keys(0, longest + steps).isnan().any()
 
 
@@ -244,7 +308,9 @@ def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) 
         ("qwen3", KVLayout.FT),
     ],
 )
-def test_each_request_of_a_padded_batch_gets_what_it_gets_alone(family: str, layout: KVLayout, tmp_path: Path) -> None:
+def test_each_request_of_a_padded_batch_gets_what_it_gets_alone(
+    family: str, layout: KVLayout, tmp_path: Path
+) -> None:
     each_as_alone(loaded(saved(family, tmp_path / "model")), [9, 2, 5], layout, STEPS)
 
 
@@ -280,7 +346,9 @@ def tokens_of(folder: Path) -> list[dict[str, Any]]:
     ],
     ids=["tensor-parallel", "pipeline"],
 )
-def test_a_run_answers_a_prompt_among_longer_ones_as_alone(ranks: int, flags: tuple, tmp_path: Path) -> None:
+def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
+    ranks: int, flags: tuple, tmp_path: Path
+) -> None:
     prompts = ["5,6,7", "8", "9,10,11,12,13,14", "99,1"]
     path = written(tmp_path, "all.csv", "\n".join(prompts))
     quick = [flag for flag in QUICK if flag not in ("--input-len", "8")]

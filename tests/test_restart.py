@@ -14,7 +14,18 @@ import pytest
 import torch
 import xxhash
 from caches import random_cache
-from diskfile import CUT_LAYERS, DURABILITIES, IDENTITY, PAGE, PROMPT, STEPS, microbatch, path_of, schedule_of, writing
+from diskfile import (
+    CUT_LAYERS,
+    DURABILITIES,
+    IDENTITY,
+    PAGE,
+    PROMPT,
+    STEPS,
+    microbatch,
+    path_of,
+    schedule_of,
+    writing,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jobs import HERE, TINY, TYPES, Job, processed, run
@@ -30,7 +41,16 @@ from dejavubench.records import RUN_FILE, PhaseMark, Restart
 
 KILLED = (HERE / "mpi" / "killed.py",)
 NEW_TOKENS = 20
-ASKED = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", str(NEW_TOKENS), "--no-ceilings")
+ASKED = (
+    *TINY,
+    "--ubatch-size",
+    "2",
+    "--input-len",
+    "8",
+    "--output-len",
+    str(NEW_TOKENS),
+    "--no-ceilings",
+)
 STREAMED = ("--streaming", "disk", "--keep", "--no-verify", "--warmup", "1", "--rounds", "2")
 
 
@@ -42,7 +62,10 @@ def saved(schedule: StreamSchedule, directory: Path, **identity: str) -> SavedSt
 
 
 def write_one(
-    directory: Path, schedule: StreamSchedule, level: str = "3", durability: Durability = "fdatasync"
+    directory: Path,
+    schedule: StreamSchedule,
+    level: str = "3",
+    durability: Durability = "fdatasync",
 ) -> KVCache:
     """A whole microbatch's file; the cache that it was streamed from."""
     with writing(directory, schedule, level, durability) as (manager, _):
@@ -57,7 +80,9 @@ def restored(of: SavedStream) -> tuple[KVCache, int, str | None]:
     return cache, back.steps, back.wrong
 
 
-def assert_first_steps(cache: KVCache, source: KVCache, schedule: StreamSchedule, steps: int) -> None:
+def assert_first_steps(
+    cache: KVCache, source: KVCache, schedule: StreamSchedule, steps: int
+) -> None:
     """The first steps' positions are the source's, and all behind them are as they were."""
     positions = schedule.positions(steps - 1).stop if steps else 0
     put_back = schedule.geometry.region(positions=Span(0, positions))
@@ -85,7 +110,9 @@ def test_a_whole_file_gives_the_cache_and_the_tokens_back(
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
-def test_what_another_durability_has_written_is_read_alike(durability: Durability, tmp_path: Path) -> None:
+def test_what_another_durability_has_written_is_read_alike(
+    durability: Durability, tmp_path: Path
+) -> None:
     schedule = schedule_of(KVLayout.HND)
     source = write_one(tmp_path, schedule, durability=durability)
     cache, steps, _ = restored(saved(schedule, tmp_path))
@@ -99,8 +126,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KVCache]:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_damage_yields_a_wrong_key(whole: tuple[Path, KVCache], data: st.DataObject, tmp_path: Path) -> None:
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_damage_yields_a_wrong_key(
+    whole: tuple[Path, KVCache], data: st.DataObject, tmp_path: Path
+) -> None:
     """Bytes changed anywhere, and the file cut anywhere: what is put back is what was streamed, or it is refused."""
     directory, source = whole
     schedule = schedule_of(KVLayout.FT)
@@ -117,7 +148,9 @@ def test_no_damage_yields_a_wrong_key(whole: tuple[Path, KVCache], data: st.Data
     assert (steps == STEPS + 1) == (wrong is None)
 
 
-def test_a_damaged_step_is_named_and_those_before_are_good(whole: tuple[Path, KVCache], tmp_path: Path) -> None:
+def test_a_damaged_step_is_named_and_those_before_are_good(
+    whole: tuple[Path, KVCache], tmp_path: Path
+) -> None:
     schedule = schedule_of(KVLayout.FT)
     content = bytearray(path_of(whole[0]).read_bytes())
     content[streamfile.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
@@ -131,13 +164,18 @@ def test_a_damaged_step_is_named_and_those_before_are_good(whole: tuple[Path, KV
     assert_first_steps(cache, whole[1], schedule, 2)
 
 
-def test_a_file_that_was_cut_off_is_good_up_to_there(whole: tuple[Path, KVCache], tmp_path: Path) -> None:
+def test_a_file_that_was_cut_off_is_good_up_to_there(
+    whole: tuple[Path, KVCache], tmp_path: Path
+) -> None:
     schedule = schedule_of(KVLayout.FT)
     at = streamfile.record_offset(schedule, 3) + 5
     path_of(tmp_path).write_bytes(path_of(whole[0]).read_bytes()[:at])
     _, steps, wrong = restored(saved(schedule, tmp_path))
     assert steps == 3
-    assert f"ends at byte {at}, within step 3; of {STEPS + 1} steps under the watermark 3 are good" in str(wrong)
+    assert (
+        f"ends at byte {at}, within step 3; of {STEPS + 1} steps under the watermark 3 are good"
+        in str(wrong)
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +186,9 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(whole: tuple[Path, KVCache]
         ({"requests": "other"}, "requests is None there, other here"),
     ],
 )
-def test_anothers_file_is_refused(identity: dict[str, str], says: str, whole: tuple[Path, KVCache]) -> None:
+def test_anothers_file_is_refused(
+    identity: dict[str, str], says: str, whole: tuple[Path, KVCache]
+) -> None:
     with pytest.raises(StreamingError, match=f"is another's: {says}"):
         saved(schedule_of(KVLayout.FT), whole[0], **identity)
 
@@ -161,12 +201,17 @@ def test_another_microbatchs_file_is_refused(whole: tuple[Path, KVCache]) -> Non
 def test_what_was_put_back_keeps_tokens_in_memory_and_no_keys(whole: tuple[Path, KVCache]) -> None:
     cache = KVCache.allocate(schedule_of(KVLayout.FT).geometry, torch.int16)
     back = saved(schedule_of(KVLayout.FT), whole[0]).restore(cache)
-    held = {id(ids if ids.base is None else ids.base): ids if ids.base is None else ids.base for ids in back.tokens}
+    held = {
+        id(ids if ids.base is None else ids.base): ids if ids.base is None else ids.base
+        for ids in back.tokens
+    }
     assert sum(each.nbytes for each in held.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4
 
 
 def test_another_geometry_is_refused(whole: tuple[Path, KVCache]) -> None:
-    with pytest.raises(StreamingError, match=r"is another's: geometry\.layout is ft there, nhd here"):
+    with pytest.raises(
+        StreamingError, match=r"is another's: geometry\.layout is ft there, nhd here"
+    ):
         saved(schedule_of(KVLayout.NHD), whole[0])
 
 
@@ -197,7 +242,9 @@ def _beyond(content: bytearray) -> str:
 
 
 @pytest.mark.parametrize("damage", [_older, _no_magic, _header, _watermark, _beyond])
-def test_what_cannot_be_trusted_at_all_is_refused(damage, whole: tuple[Path, KVCache], tmp_path: Path) -> None:
+def test_what_cannot_be_trusted_at_all_is_refused(
+    damage, whole: tuple[Path, KVCache], tmp_path: Path
+) -> None:
     content = bytearray(path_of(whole[0]).read_bytes())
     says = damage(content)
     path_of(tmp_path).write_bytes(content)
@@ -217,7 +264,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def tokens_of(job: Job) -> list[list[int]]:
     """New tokens of each request, as the run has written them."""
-    return [json.loads(line)["tokens"] for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["tokens"]
+        for line in (job.folder / "tokens.jsonl").read_text().splitlines()
+    ]
 
 
 Undisturbed = dict[tuple[int, str], list[list[int]]]
@@ -231,7 +281,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     tokens = {}
     for depth, data_type in ((1, "fp32"), (1, "bf16"), (2, "fp32")):
         how = (*ASKED, *one, *TYPES[data_type], "--pipeline-para-size", depth)
-        tokens[depth, data_type] = tokens_of(run(folder / f"{depth}{data_type}", depth, "run", *how))
+        tokens[depth, data_type] = tokens_of(
+            run(folder / f"{depth}{data_type}", depth, "run", *how)
+        )
     return tokens
 
 
@@ -252,7 +304,8 @@ SOME = range(10)
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=() if seed in SOME else pytest.mark.drill) for seed in range(50)]
+    "seed",
+    [pytest.param(seed, marks=() if seed in SOME else pytest.mark.drill) for seed in range(50)],
 )
 def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     seed: int, undisturbed: Undisturbed, tmp_path: Path
@@ -260,7 +313,9 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     draw = random.Random(seed)
     ranks = 2 if seed % 5 == 0 else 1
     split = draw.choice(SPLITS[ranks])
-    data_type = "bf16" if ranks == 1 and seed % 2 else "fp32"  # a split's sums are rounded to bf16 in other places
+    data_type = (
+        "bf16" if ranks == 1 and seed % 2 else "fp32"
+    )  # a split's sums are rounded to bf16 in other places
     point = draw.choice(["step", "sync", "write"])
     number = draw.randrange(3 * (NEW_TOKENS - 1) if point == "write" else NEW_TOKENS - 1)
     where = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
@@ -280,7 +335,9 @@ GPU = ("--device", "cuda", "--inference-data-type", "fp16", "--size-per-head", "
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("point", "number"), [("write", 1), ("write", 20), ("sync", 0), ("sync", 9), ("sync", 17)])
+@pytest.mark.parametrize(
+    ("point", "number"), [("write", 1), ("write", 20), ("sync", 0), ("sync", 9), ("sync", 17)]
+)
 def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_path: Path) -> None:
     killed = kill(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*ASKED, *GPU))
     job = resume(tmp_path / "resumed", 1, killed)
@@ -289,9 +346,20 @@ def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_p
     )  # there, the undisturbed ones
 
 
-def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     killed = kill(tmp_path / "1", 1, "0:step:12", "--level", "2")
-    with Job(tmp_path / "2", 1, "0:step:3", "run", "--resume", killed.folder, "--no-verify", driver=KILLED) as again:
+    with Job(
+        tmp_path / "2",
+        1,
+        "0:step:3",
+        "run",
+        "--resume",
+        killed.folder,
+        "--no-verify",
+        driver=KILLED,
+    ) as again:
         again.wait_killed(0)
     job = resume(tmp_path / "3", 1, again, "--verify")
     (restart,) = (record for _, record in job.run.of(Restart))
@@ -302,12 +370,25 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(undisturbed:
     assert again.folder.name in table
     assert "yes (1)" in table
     assert tokens_of(job) == undisturbed[1, "fp32"]
-    assert resume(tmp_path / "4", 1, job, status=2).stderr.count("came to its end: there is nothing to go on with") == 1
+    assert (
+        resume(tmp_path / "4", 1, job, status=2).stderr.count(
+            "came to its end: there is nothing to go on with"
+        )
+        == 1
+    )
 
 
 @pytest.fixture(scope="module")
 def killed_late(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return kill(tmp_path_factory.mktemp("late"), 1, "0:step:12", "--level", "2", "--durability", "page-cache")
+    return kill(
+        tmp_path_factory.mktemp("late"),
+        1,
+        "0:step:12",
+        "--level",
+        "2",
+        "--durability",
+        "page-cache",
+    )
 
 
 def copy_of(job: Job, tmp_path: Path) -> tuple[Path, Path]:
@@ -330,7 +411,10 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
     assert (restart.watermark, restart.first) == (13, 6)
     assert len(restart.wrong) == 1
     told = " ".join(job.stderr.split())  # a long folder's name may have broken the line
-    assert "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good" in told
+    assert (
+        "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good"
+        in told
+    )
     assert tokens_of(job) == undisturbed[1, "fp32"]
 
 
@@ -352,11 +436,15 @@ def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
         assert len(job.stderr.splitlines()) == 1
 
 
-def test_a_file_that_is_refused_ends_the_run_before_it_begins(killed_late: Job, tmp_path: Path) -> None:
+def test_a_file_that_is_refused_ends_the_run_before_it_begins(
+    killed_late: Job, tmp_path: Path
+) -> None:
     folder, path = copy_of(killed_late, tmp_path)
     path.write_bytes(path.read_bytes()[: PAGE + 3])
     job = run(tmp_path, 1, "run", "--resume", folder, status=2)
-    assert job.stderr.startswith(f"Error: resume: {path} ends at byte {PAGE + 3}, within its watermark")
+    assert job.stderr.startswith(
+        f"Error: resume: {path} ends at byte {PAGE + 3}, within its watermark"
+    )
     assert len(job.stderr.splitlines()) == 1
     assert not (tmp_path / "logs").exists()
 
@@ -368,7 +456,10 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(killed_late: Job, 
         (("--output-len", "21"), "is another's: steps is 19 there, 20 here"),
         (("--streaming", "host"), "resume goes on with one request, streamed to disk"),
         (("--level", "1,2"), "resume goes on with one request, streamed to disk"),
-        (("--rounds", "7"), "rounds is for a run from its beginning: resume goes on with one request, once"),
+        (
+            ("--rounds", "7"),
+            "rounds is for a run from its beginning: resume goes on with one request, once",
+        ),
     ],
 )
 def test_flags_that_make_another_request_of_it_are_refused(
@@ -379,7 +470,9 @@ def test_flags_that_make_another_request_of_it_are_refused(
     assert len(job.stderr.splitlines()) == 1
 
 
-def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(killed_late: Job, tmp_path: Path) -> None:
+def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
+    killed_late: Job, tmp_path: Path
+) -> None:
     folder, _ = copy_of(killed_late, tmp_path)
     header = json.loads((folder / RUN_FILE).read_text())
     header["experiment"]["later"] = 1
@@ -391,11 +484,19 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(ki
 
 def test_what_was_not_kept_or_not_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
     for args, says in (
-        (("--streaming", "disk"), "did not keep what it streamed; a run that is to be resumed needs --keep"),
-        (("--streaming", "host", "--keep"), "ended in phase tokens of host@3: only what streams to disk"),
+        (
+            ("--streaming", "disk"),
+            "did not keep what it streamed; a run that is to be resumed needs --keep",
+        ),
+        (
+            ("--streaming", "host", "--keep"),
+            "ended in phase tokens of host@3: only what streams to disk",
+        ),
     ):
         where = tmp_path / args[1]
-        with Job(where, 1, "0:step:3", "run", *ASKED, "--no-verify", *args, driver=KILLED) as killed:
+        with Job(
+            where, 1, "0:step:3", "run", *ASKED, "--no-verify", *args, driver=KILLED
+        ) as killed:
             killed.wait_killed(0)
         assert list(killed.run.of(PhaseMark))
         assert says in resume(where / "resumed", 1, killed, status=2).stderr
@@ -407,7 +508,10 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: P
     (tmp_path / "resume.toml").write_text('resume = "empty"\n')
     for args, says in (
         (("--resume", "empty"), "resume: empty is not a run's folder: it has no run.json"),
-        (("some.toml", "--resume", "empty"), "some.toml: --resume goes on with what that folder's run.json says"),
+        (
+            ("some.toml", "--resume", "empty"),
+            "some.toml: --resume goes on with what that folder's run.json says",
+        ),
         (("resume.toml",), "resume.toml: resume stands for a whole experiment: give it as a flag"),
     ):
         job = run(tmp_path, 1, "run", *args, status=2)

@@ -38,7 +38,9 @@ def as_transformers(folder: Path, length: int) -> None:
     torch.set_num_threads(1)
     model = loaded(folder)
     tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
-    close(model.forward(tokens, poisoned(model, 2, length), 0), logits_of_transformers(folder, tokens))
+    close(
+        model.forward(tokens, poisoned(model, 2, length), 0), logits_of_transformers(folder, tokens)
+    )
 
 
 READ: dict[str, tuple[dict[str, Any], Rope]] = {
@@ -48,16 +50,25 @@ READ: dict[str, tuple[dict[str, Any], Rope]] = {
     "new without a type": ({"rope_parameters": {"rope_theta": 5e5}}, Rope(5e5)),
     "null beside new": ({"rope_theta": None, "rope_parameters": {"rope_theta": 5e5}}, Rope(5e5)),
     "inner before outer": ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 5e5}}, Rope(5e5)),
-    "outer for inner": ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}}, Rope(5e5)),
+    "outer for inner": (
+        {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}},
+        Rope(5e5),
+    ),
     "old before new": (
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e5}},
         Rope(1e4, "linear", 2.0),
     ),
     "neither": ({}, Rope(1e4)),
-    "a factor that default ignores": ({"rope_scaling": {"type": "default", "factor": 8.0}}, Rope(1e4)),
+    "a factor that default ignores": (
+        {"rope_scaling": {"type": "default", "factor": 8.0}},
+        Rope(1e4),
+    ),
     "inner length missing": ({"rope_scaling": LLAMA3}, Rope(1e4, "llama3", 8.0, 1.0, 4.0, CONTEXT)),
     "outer length first": (
-        {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 16}, "original_max_position_embeddings": 32},
+        {
+            "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 16},
+            "original_max_position_embeddings": 32,
+        },
         Rope(1e4, "llama3", 8.0, 1.0, 4.0, 32),
     ),
 }
@@ -94,7 +105,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_parameters": {"rope_type": None, "rope_theta": 1e4}},
         r"rope_parameters\.rope_type: rope of type None",
     ),
-    "null for theta": ({"rope_parameters": {"rope_theta": None}}, "rope_theta must be a positive number, not None"),
+    "null for theta": (
+        {"rope_parameters": {"rope_theta": None}},
+        "rope_theta must be a positive number, not None",
+    ),
     "null outside": ({"rope_theta": None}, "rope_theta must be a positive number, not None"),
     "1 for theta": (
         {"rope_theta": 1, "rope_scaling": YARN},
@@ -102,13 +116,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "negative": ({"rope_theta": -1}, "rope_theta must be a positive number, not -1"),
     "text": ({"rope_scaling": "yarn"}, "rope_scaling must be an object, not 'yarn'"),
-    "no factor": ({"rope_scaling": {"type": "linear"}}, "factor must be a positive number, not None"),
-    "part of a head": ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5 is not supported: only 1"),
+    "no factor": (
+        {"rope_scaling": {"type": "linear"}},
+        "factor must be a positive number, not None",
+    ),
+    "part of a head": (
+        {"partial_rotary_factor": 0.5},
+        r"partial_rotary_factor 0\.5 is not supported: only 1",
+    ),
     "part, inside": (
         {"rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5}},
         r"rope_parameters\.partial_rotary_factor 0\.5",
     ),
-    "yarn's mscale": ({"rope_scaling": YARN | {"mscale": 1.0}}, r"rope_scaling\.mscale 1\.0 is not supported"),
+    "yarn's mscale": (
+        {"rope_scaling": YARN | {"mscale": 1.0}},
+        r"rope_scaling\.mscale 1\.0 is not supported",
+    ),
     "llama3 upside down": (
         {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
         r"rope_scaling\.high_freq_factor 1\.0 is not supported: it must be more than low_freq_factor",
@@ -116,12 +139,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nested and different": (
         {
             "layer_types": ["full_attention", "sliding_attention"],
-            "rope_parameters": {"full_attention": DEFAULT, "sliding_attention": DEFAULT | {"rope_theta": 7.0}},
+            "rope_parameters": {
+                "full_attention": DEFAULT,
+                "sliding_attention": DEFAULT | {"rope_theta": 7.0},
+            },
         },
         "rope_parameters differs between layers of type full_attention and sliding_attention",
     ),
     "nested and missing": (
-        {"layer_types": ["full_attention", "other"], "rope_parameters": {"full_attention": DEFAULT}},
+        {
+            "layer_types": ["full_attention", "other"],
+            "rope_parameters": {"full_attention": DEFAULT},
+        },
         "rope_parameters has no parameters for layers of type 'other'",
     ),
     "nested and flat": (
@@ -143,14 +172,22 @@ def test_what_is_not_supported_is_refused_with_its_key(spelling: str, tmp_path: 
 
 STRETCHED: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2.5's README": ("qwen2", {"rope_theta": 1e6, "rope_scaling": YARN}),
-    "type in the old way": ("qwen2", {"rope_scaling": {"type": "yarn", **{k: YARN[k] for k in ("factor",)}}}),
+    "type in the old way": (
+        "qwen2",
+        {"rope_scaling": {"type": "yarn", **{k: YARN[k] for k in ("factor",)}}},
+    ),
     "linear": ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
-    "length after stretching": ("qwen3", {"rope_scaling": YARN | {"original_max_position_embeddings": 16}}),
+    "length after stretching": (
+        "qwen3",
+        {"rope_scaling": YARN | {"original_max_position_embeddings": 16}},
+    ),
 }
 
 
 @pytest.mark.parametrize("spelling", STRETCHED)
-def test_stretched_embeddings_reach_as_far_as_they_are_stretched(spelling: str, tmp_path: Path) -> None:
+def test_stretched_embeddings_reach_as_far_as_they_are_stretched(
+    spelling: str, tmp_path: Path
+) -> None:
     kind, keys = STRETCHED[spelling]
     folder = spelt(tmp_path / "model", kind, **keys)
     reach = CONTEXT if "after" in spelling else 4 * CONTEXT
@@ -167,19 +204,33 @@ def test_stretched_embeddings_reach_as_far_as_they_are_stretched(spelling: str, 
 
 WINDOWS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "mistral": ("mistral", {"sliding_window": 24}, 24),
-    "mistral with a key that it does not know": ("mistral", {"sliding_window": 24, "use_sliding_window": False}, 24),
+    "mistral with a key that it does not know": (
+        "mistral",
+        {"sliding_window": 24, "use_sliding_window": False},
+        24,
+    ),
     "mistral without": ("mistral", {"sliding_window": None}, None),
     "mistral, longer than the model": ("mistral", {"sliding_window": 4096}, None),
     "llama has none": ("llama", {"sliding_window": 24}, None),
     "qwen2, not used": ("qwen2", {"sliding_window": 24, "use_sliding_window": False}, None),
     "qwen2, used by no layer": (
         "qwen2",
-        {"sliding_window": 24, "use_sliding_window": True, "max_window_layers": 2, "layer_types": None},
+        {
+            "sliding_window": 24,
+            "use_sliding_window": True,
+            "max_window_layers": 2,
+            "layer_types": None,
+        },
         None,
     ),
     "qwen2, used by the last layer": (
         "qwen2",
-        {"sliding_window": 24, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None},
+        {
+            "sliding_window": 24,
+            "use_sliding_window": True,
+            "max_window_layers": 1,
+            "layer_types": None,
+        },
         24,
     ),
     "qwen3, by layer types": (
@@ -202,24 +253,52 @@ def test_a_request_within_a_sliding_window_is_right_and_a_longer_one_refused_wit
     folder = tiny(tmp_path / "model", kind)
     configure(folder, **keys)
     spec = open_checkpoint(folder).spec
-    assert (spec.context, spec.limit) == ((CONTEXT, None) if window is None else (window, "sliding_window"))
+    assert (spec.context, spec.limit) == (
+        (CONTEXT, None) if window is None else (window, "sliding_window")
+    )
     as_transformers(folder, window or CONTEXT)
     sizes = {"ckpt_path": folder, "device": "cpu", "output_len": 2}
     if window is not None:
-        with pytest.raises(UsageError, match=f"model has {window} \\(its sliding_window: leaving out earlier tokens"):
+        with pytest.raises(
+            UsageError,
+            match=f"model has {window} \\(its sliding_window: leaving out earlier tokens",
+        ):
             load(None, sizes | {"input_len": window}, {})
-        with pytest.raises(UsageError, match=r"max_seq_len 40 is more than the 24 positions of model .*sliding_window"):
+        with pytest.raises(
+            UsageError,
+            match=r"max_seq_len 40 is more than the 24 positions of model .*sliding_window",
+        ):
             load(None, sizes | {"input_len": 4, "max_seq_len": 40}, {})
 
 
 @pytest.mark.parametrize(
     ("kind", "keys", "words"),
     [
-        ("mistral", {"sliding_window": "24"}, "sliding_window must be a positive integer, not '24'"),
-        ("mistral", {"sliding_window": True}, "sliding_window must be a positive integer, not True"),
-        ("qwen2", {"layer_types": ["chunked_attention"] * 2}, "layer_types 'chunked_attention' is not supported"),
-        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types .* must name the kind of each of 2 layers"),
-        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "use_sliding_window and sliding_window do not allow it"),
+        (
+            "mistral",
+            {"sliding_window": "24"},
+            "sliding_window must be a positive integer, not '24'",
+        ),
+        (
+            "mistral",
+            {"sliding_window": True},
+            "sliding_window must be a positive integer, not True",
+        ),
+        (
+            "qwen2",
+            {"layer_types": ["chunked_attention"] * 2},
+            "layer_types 'chunked_attention' is not supported",
+        ),
+        (
+            "qwen2",
+            {"layer_types": ["full_attention"]},
+            "layer_types .* must name the kind of each of 2 layers",
+        ),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention"] * 2},
+            "use_sliding_window and sliding_window do not allow it",
+        ),
         ("qwen2", {"use_sliding_window": "yes"}, "use_sliding_window must be true or false"),
     ],
 )

@@ -24,7 +24,9 @@ def test_williams_designs_are_balanced(arms: int) -> None:
     assert all(sorted(order) == list(range(arms)) for order in design)
     assert following(design) == Counter(dict.fromkeys(permutations(range(arms), 2), repeats))
     for place in range(arms):  # and each arm comes equally often at each place
-        assert Counter(order[place] for order in design) == Counter(dict.fromkeys(range(arms), repeats))
+        assert Counter(order[place] for order in design) == Counter(
+            dict.fromkeys(range(arms), repeats)
+        )
 
 
 @pytest.mark.parametrize("arms", ARMS)

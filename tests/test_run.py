@@ -41,12 +41,17 @@ MS = r"(\d+\.\d{6})"
 def verified(job: Job) -> Counter[tuple[str, str]]:
     """How often each arm of each point was verified; every check found every byte and token right."""
     header = job.run.header
-    points, modes = {point.id: point for point in header.points}, {arm.name: arm.mode for arm in header.arms}
+    points, modes = (
+        {point.id: point for point in header.points},
+        {arm.name: arm.mode for arm in header.arms},
+    )
     counts: Counter[tuple[str, str]] = Counter()
     for rank, check in job.run.of(Verification):
         assert (rank, check.ok, check.tokens_equal, check.where) == (0, True, True, None)
         point = points[check.point]
-        streamed = 0 if modes[check.arm] == "none" else point.streamed_nbytes * point.pipeline_para_size
+        streamed = (
+            0 if modes[check.arm] == "none" else point.streamed_nbytes * point.pipeline_para_size
+        )
         assert check.nbytes == streamed
         counts[check.point, check.arm] += 1
     assert [end.status for _, end in job.run.of(End)] == ["ok"] * len(job.run.ranks)
@@ -83,17 +88,34 @@ def check_lines(text: str, iterations: int, output_len: int, in_flight: int = 1)
 
 
 def script(name: str, log: Path) -> str:
-    done = subprocess.run([sys.executable, SCRIPTS / name, log], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / name, log], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
-@pytest.mark.parametrize(("ranks", "mode"), [(1, "none"), (2, "none"), (2, "host"), (2, "disk"), (2, "mpi")])
+@pytest.mark.parametrize(
+    ("ranks", "mode"), [(1, "none"), (2, "none"), (2, "host"), (2, "disk"), (2, "mpi")]
+)
 def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str) -> None:
-    sizes = ["--layer_num", 2, "--head_num", 4, "--size_per_head", 16, "--vocab_size", 101, "--ubatch_size", 2]
+    sizes = [
+        "--layer_num",
+        2,
+        "--head_num",
+        4,
+        "--size_per_head",
+        16,
+        "--vocab_size",
+        101,
+        "--ubatch_size",
+        2,
+    ]
     lengths = ["--input_len", 8, "--output_len", 6, "--times", 3, "--inference_data_type", "fp32"]
     split = ["--tensor_para_size", 1, "--pipeline_para_size", 1]
     given = ["--streaming", mode, "--no-ceilings"]
-    job = run(tmp_path, ranks, "run", *sizes, *lengths, *split, *given, cold=mode == "mpi")  # one as a user's begins
+    job = run(
+        tmp_path, ranks, "run", *sizes, *lengths, *split, *given, cold=mode == "mpi"
+    )  # one as a user's begins
     totals = check_lines(job.stdout, iterations=2 + 3, output_len=6)
 
     arm = mode if mode == "none" else f"{mode}@3"
@@ -104,7 +126,9 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
 
     printed = script("process_total_times.py", tmp_path / "stdout")
     average = re.search(
-        r"^AVERAGE TIME FOR THE WHOLE BATCH \(PROMPT PROCESSING AND TOKEN GENERATION\): (\S+) ms$", printed, re.M
+        r"^AVERAGE TIME FOR THE WHOLE BATCH \(PROMPT PROCESSING AND TOKEN GENERATION\): (\S+) ms$",
+        printed,
+        re.M,
     )
     assert average
     assert float(average[1]) == pytest.approx(sum(totals[2:]) / 3)
@@ -124,11 +148,17 @@ def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_pat
     assert [arm.level for arm in job.run.header.arms] == [None, None, "0", "0", "0", "0"]
     arms = ["none", "none#2", "host@0", "disk@0", "disk@0/page-cache", "disk@0/direct"]
     assert verified(job) == {("p000", arm): 1 for arm in arms}
-    assert [arm.durability for arm in job.run.header.arms[3:]] == ["fdatasync", "page-cache", "direct"]
+    assert [arm.durability for arm in job.run.header.arms[3:]] == [
+        "fdatasync",
+        "page-cache",
+        "direct",
+    ]
     assert job.run.header.experiment["level"] == ["0"]
     assert "host@0" in processed(job.folder)
     copies = {item.arm: item.prompt.copies for _, item in job.run.of(Microbatch)}
-    assert copies["host@0"] == 2 * 2 * 2 * 4  # layers × K and V × requests × heads: a run each in hnd
+    assert (
+        copies["host@0"] == 2 * 2 * 2 * 4
+    )  # layers × K and V × requests × heads: a run each in hnd
     files = list((tmp_path / "streams").iterdir())
     assert len(files) == 3
     assert all(file.read_bytes()[:8] == b"DEJAVUKV" for file in files)
@@ -136,7 +166,16 @@ def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_pat
 
 def test_the_level_flag_wins_over_the_variable_and_files_are_cleaned_up(tmp_path: Path) -> None:
     once = ("--warmup", 0, "--rounds", 1, "--stream-dir", "streams", "--level", "1", "--compare")
-    job = run(tmp_path, 1, "run", *QUICK, *once, "--streaming", "disk", environment={"DEJAVULIB_BASELINE": "0"})
+    job = run(
+        tmp_path,
+        1,
+        "run",
+        *QUICK,
+        *once,
+        "--streaming",
+        "disk",
+        environment={"DEJAVULIB_BASELINE": "0"},
+    )
     assert [arm.name for arm in job.run.header.arms] == ["none", "none#2", "disk@1"]
     assert verified(job)["p000", "disk@1"] == 1
     assert list((tmp_path / "streams").iterdir()) == []
@@ -146,20 +185,46 @@ def test_the_level_flag_wins_over_the_variable_and_files_are_cleaned_up(tmp_path
 
 
 def test_bf16_is_streamed_whatever_the_cpu_multiplies(tmp_path: Path) -> None:
-    sweep = ("--kv-layout", "ft,hnd", "--streaming", "none,host,disk,mpi", "--level", "0,3", "--warmup", 0)
+    sweep = (
+        "--kv-layout",
+        "ft,hnd",
+        "--streaming",
+        "none,host,disk,mpi",
+        "--level",
+        "0,3",
+        "--warmup",
+        0,
+    )
     split = ("--tensor-para-size", 2, "--rounds", 1, "--durability", "page-cache")
     job = run(tmp_path, 4, "run", *QUICK, *BF16, *split, *sweep)
-    arms = ["none", "none#2", *(f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in "03")]
+    arms = [
+        "none",
+        "none#2",
+        *(f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in "03"),
+    ]
     assert verified(job) == {(point, arm): 1 for point in ("p000", "p001") for arm in arms}
 
 
 @pytest.mark.drill
 @pytest.mark.parametrize("left_out", ["bf16", "avx512"])
-def test_a_cpu_without_a_feature_chooses_and_computes_without_it(tmp_path: Path, left_out: str) -> None:
-    once = ("--streaming", "none,host", "--rounds", 1, "--warmup", 0, "--inference-data-type", "bf16,auto")
+def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
+    tmp_path: Path, left_out: str
+) -> None:
+    once = (
+        "--streaming",
+        "none,host",
+        "--rounds",
+        1,
+        "--warmup",
+        0,
+        "--inference-data-type",
+        "bf16,auto",
+    )
     job = run(tmp_path, 1, "run", *QUICK, *once, environment={WITHOUT: left_out}, cold=True)
     assert [point.data_type for point in job.run.header.points] == ["bf16", "fp32"]
-    assert verified(job) == {(point, arm): 1 for point in ("p000", "p001") for arm in ("none", "none#2", "host@3")}
+    assert verified(job) == {
+        (point, arm): 1 for point in ("p000", "p001") for arm in ("none", "none#2", "host@3")
+    }
     (info,) = (info for _, info in job.run.of(RankInfo))
     assert info.environment["native_bf16"] is False
     assert info.environment["variables"][WITHOUT] == left_out
@@ -167,8 +232,30 @@ def test_a_cpu_without_a_feature_chooses_and_computes_without_it(tmp_path: Path,
 
 # ---- several ranks ----
 
-SPLIT = ("--layer-num", 3, "--head-num", 4, "--size-per-head", 16, "--vocab-size", 997, "--input-len", 7)
-ONCE = (*SPLIT, "--output-len", 8, "--inference-data-type", "fp32", "--no-ceilings", "--warmup", 0, "--rounds", 1)
+SPLIT = (
+    "--layer-num",
+    3,
+    "--head-num",
+    4,
+    "--size-per-head",
+    16,
+    "--vocab-size",
+    997,
+    "--input-len",
+    7,
+)
+ONCE = (
+    *SPLIT,
+    "--output-len",
+    8,
+    "--inference-data-type",
+    "fp32",
+    "--no-ceilings",
+    "--warmup",
+    0,
+    "--rounds",
+    1,
+)
 """Three layers: two pipeline stages are of two layers and of one."""
 
 LEVELS = ("0", "0-batched", "1", "2", "3")
@@ -212,15 +299,41 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
     layouts: tuple[str, ...],
 ) -> None:
     workers = tensor * stages
-    split = ("--tensor-para-size", tensor, "--pipeline-para-size", stages, "--ubatch-size", 4 // stages)
-    sweep = ("--streaming", streaming, "--level", ",".join(levels), "--kv-layout", ",".join(layouts))
-    job = run(tmp_path, 2 * workers, "run", *ONCE, *split, *sweep, "--durability", "page-cache", driver=DUMPING)
+    split = (
+        "--tensor-para-size",
+        tensor,
+        "--pipeline-para-size",
+        stages,
+        "--ubatch-size",
+        4 // stages,
+    )
+    sweep = (
+        "--streaming",
+        streaming,
+        "--level",
+        ",".join(levels),
+        "--kv-layout",
+        ",".join(layouts),
+    )
+    job = run(
+        tmp_path,
+        2 * workers,
+        "run",
+        *ONCE,
+        *split,
+        *sweep,
+        "--durability",
+        "page-cache",
+        driver=DUMPING,
+    )
 
     modes = [mode for mode in streaming.split(",") if mode != "none"]
     arms = [f"{mode}@{level}" for mode in modes for level in levels]
     if len(arms) > 1:
         arms += ["none", "none#2"]
-    assert verified(job) == {(f"p{point:03d}", arm): 1 for point in range(len(layouts)) for arm in arms}
+    assert verified(job) == {
+        (f"p{point:03d}", arm): 1 for point in range(len(layouts)) for arm in arms
+    }
     tokens, lines = generated(job)
     assert tokens == alone
     seen_by = workers if stages == 1 else 2 * tensor  # first and last stage
@@ -231,19 +344,28 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
     assert len(list(job.folder.glob("*.log"))) == len(layouts) * len(arms)
 
     infos = dict(job.run.of(RankInfo))
-    assert [infos[rank].role for rank in range(2 * workers)] == ["source"] * workers + ["sink"] * workers
+    assert [infos[rank].role for rank in range(2 * workers)] == ["source"] * workers + [
+        "sink"
+    ] * workers
     assert {infos[rank].stage for rank in range(workers)} == set(range(stages))
     for rank, item in job.run.of(Microbatch):
         layers = 3 if stages == 1 else (2, 1)[infos[rank].stage]
-        mine = 2 * layers * (4 // stages) * (4 // tensor) * (7 + 8 - 1) * 16 * 4  # K and V × … × D × bytes
-        assert item.prompt.nbytes + item.tokens.nbytes == (0 if item.arm.startswith("none") else mine)
+        mine = (
+            2 * layers * (4 // stages) * (4 // tensor) * (7 + 8 - 1) * 16 * 4
+        )  # K and V × … × D × bytes
+        assert item.prompt.nbytes + item.tokens.nbytes == (
+            0 if item.arm.startswith("none") else mine
+        )
 
 
 # ---- what is recorded ----
 
 
 def check_warmup(
-    items: Sequence[Iteration | Microbatch | SinkActivity], arms: list[str], warmup: int, rounds: int
+    items: Sequence[Iteration | Microbatch | SinkActivity],
+    arms: list[str],
+    warmup: int,
+    rounds: int,
 ) -> None:
     """Each arm has its iterations, and the first of them are marked as warm-up."""
     assert Counter(item.arm for item in items) == dict.fromkeys(arms, warmup + rounds)
@@ -279,7 +401,9 @@ def test_records_of_a_compared_run(tmp_path: Path) -> None:
     for _, item in job.run.of(Microbatch):
         assert item.total_ms == pytest.approx(item.prompt_ms + item.all_token_ms + item.drain_ms)
         assert len(item.token_ms) == output_len - 1
-        assert item.prompt.nbytes + item.tokens.nbytes == (0 if "none" in item.arm else point.streamed_nbytes)
+        assert item.prompt.nbytes + item.tokens.nbytes == (
+            0 if "none" in item.arm else point.streamed_nbytes
+        )
         assert (item.prompt.copies > 0) == (item.tokens.copies > 0) == ("none" not in item.arm)
     for rank, activity in job.run.of(SinkActivity):
         assert rank == 1
@@ -365,7 +489,19 @@ def test_precision_that_is_reached_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_the_same_second_keep_to_themselves(tmp_path: Path) -> None:
-    args = ("frozen-clock", "run", *QUICK, "--streaming", "none", "--rounds", 1, "--warmup", 0, "--name", "twin")
+    args = (
+        "frozen-clock",
+        "run",
+        *QUICK,
+        "--streaming",
+        "none",
+        "--rounds",
+        1,
+        "--warmup",
+        0,
+        "--name",
+        "twin",
+    )
     run(tmp_path, 1, *args, driver=FAULTY)
     first = tmp_path / "logs" / "twin-20240506T070809Z"
     before = {file.name: file.read_bytes() for file in first.iterdir()}
@@ -379,13 +515,28 @@ def test_two_runs_in_the_same_second_keep_to_themselves(tmp_path: Path) -> None:
 
 def test_what_cannot_run_is_skipped_in_a_sweep(tmp_path: Path) -> None:
     once = ("--warmup", 0, "--rounds", 1, "--no-ceilings", "--streaming", "none,nccl,host")
-    job = run(tmp_path, 1, "run", *TINY, "--model", "custom,gpt2", "--input-len", 1020, "--output-len", 6, *once)
+    job = run(
+        tmp_path,
+        1,
+        "run",
+        *TINY,
+        "--model",
+        "custom,gpt2",
+        "--input-len",
+        1020,
+        "--output-len",
+        6,
+        *once,
+    )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
     skipped = {(item.point, item.arm): item.reason for _, item in job.run.of(Skipped)}
     context = "input_len 1020 and output_len 6 take 1025 positions; gpt2 has 1024"
     assert skipped["p001", None] == context
     assert skipped["p000", "nccl@3"] == skipped["p001", "nccl@3"] == "no CUDA device"
-    rows = {(row["point"], row["arm"]): row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
+    rows = {
+        (row["point"], row["arm"]): row
+        for row in json.loads(processed(job.folder, "json"))[0]["rows"]
+    }
     assert rows["p000", "nccl@3"]["status"] == "SKIPPED"
     assert rows["p001", "none"]["status"] == "SKIPPED"
     assert rows["p000", "host@3"]["status"] == "ok"

@@ -84,7 +84,9 @@ def test_draws_are_uniform_and_independent(along: str) -> None:
     if along == "seeds":
         return
     pairs = (drawn * 8).long() * 8 + (drawn.roll(1) * 8).long()
-    within_chance(torch.bincount(pairs, minlength=64), torch.full((64,), 1 / 64, dtype=torch.double))
+    within_chance(
+        torch.bincount(pairs, minlength=64), torch.full((64,), 1 / 64, dtype=torch.double)
+    )
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
@@ -122,7 +124,9 @@ def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
     """Also where it does not divide evenly."""
     spec, logits, gathered = replace(GPT2, head_num=6, ffn_size=192), some_logits(), Gathered()
     for rank in range(3):
-        model = GPT(spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered)
+        model = GPT(
+            spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered
+        )
         whole = model.whole(logits[:, model.vocab.slice])
     assert torch.equal(whole, logits)
 
@@ -141,7 +145,9 @@ def test_what_narrows_draws_needs_some() -> None:
         with pytest.raises(UsageError, match=f"^--{flag.replace('_', '-')}: "):
             load(None, {"temperature": "1", flag: value}, {})
     assert load(None, {}, {}).sampling is None
-    assert load(None, {"temperature": "0.5", "top_k": "5", "seed": "3"}, {}).sampling == Sampling(0.5, 5, None, 3)
+    assert load(None, {"temperature": "0.5", "top_k": "5", "seed": "3"}, {}).sampling == Sampling(
+        0.5, 5, None, 3
+    )
 
 
 @pytest.mark.mpi
@@ -155,5 +161,7 @@ def test_a_run_draws_the_same_in_every_iteration_and_split(tmp_path: Path) -> No
         return [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
 
     whole = tokens("whole", 1, "--streaming", "host,disk")
-    split = tokens("split", 4, "--streaming", "none", "--tensor-para-size", 2, "--pipeline-para-size", 2)
+    split = tokens(
+        "split", 4, "--streaming", "none", "--tensor-para-size", 2, "--pipeline-para-size", 2
+    )
     assert split[: len(whole)] == whole

@@ -21,7 +21,9 @@ levels = st.sampled_from(list(LEVELS.values()))
 
 @settings(max_examples=200, deadline=None)
 @given(schedules(), levels)
-def test_chunks_are_consecutive_and_none_is_larger_than_a_slot(schedule: StreamSchedule, level: Level) -> None:
+def test_chunks_are_consecutive_and_none_is_larger_than_a_slot(
+    schedule: StreamSchedule, level: Level
+) -> None:
     chunks = list(schedule.all_chunks(level))
     assert [chunk.index for chunk in chunks] == list(range(schedule.count(level)))
     assert [chunk.step for chunk in chunks] == sorted(chunk.step for chunk in chunks)
@@ -87,7 +89,9 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
             zip(atoms, sizes, strict=True), zip(atoms[1:], sizes[1:], strict=True), strict=False
         ):
             whole_requests = schedule.positions(step) == first.positions == second.positions
-            joinable = first.layers == second.layers and (whole_requests or first.requests == second.requests)
+            joinable = first.layers == second.layers and (
+                whole_requests or first.requests == second.requests
+            )
             assert not joinable or one + two > schedule.slot_nbytes or one > two
 
 
@@ -97,8 +101,14 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
         # A layer of the prompt is 3 requests × 4 positions × 256 bytes = 3072, of a step 768; 4 layers.
         (16384, {"0": [1, 1], "1": [1, 1], "2": [4, 1], "3": [4, 1]}),
         (6144, {"0": [1, 1], "1": [2, 1], "2": [4, 1], "3": [4, 1]}),
-        (3071, {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]}),  # two requests and one; a step: 3 layers and 1
-        (2048, {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]}),  # the same; a step: 2 layers and 2
+        (
+            3071,
+            {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]},
+        ),  # two requests and one; a step: 3 layers and 1
+        (
+            2048,
+            {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]},
+        ),  # the same; a step: 2 layers and 2
         (2047, {"0": [1, 1], "1": [12, 2], "2": [12, 2], "3": [12, 2]}),  # request by request
         (1023, {"0": [1, 1], "1": [24, 4], "2": [24, 4], "3": [24, 4]}),  # three positions and one
         (256, {"0": [1, 1], "1": [48, 12], "2": [48, 12], "3": [48, 12]}),
@@ -109,7 +119,12 @@ def test_how_many_chunks(slot: int, expected: dict[str, list[int]]) -> None:
     schedule = StreamSchedule(geometry, geometry.whole, input_len=4, steps=3, slot_nbytes=slot)
     assert schedule.layer_nbytes(0) == 3072
     for name, (prompt, token) in expected.items():
-        assert [len(list(schedule.chunks(LEVELS[name], step))) for step in range(4)] == [prompt, token, token, token]
+        assert [len(list(schedule.chunks(LEVELS[name], step))) for step in range(4)] == [
+            prompt,
+            token,
+            token,
+            token,
+        ]
         assert schedule.count(LEVELS[name]) == prompt + 3 * token
 
 
@@ -136,11 +151,19 @@ def test_both_sides_derive_the_same_chunks() -> None:
 def test_both_sides_cut_what_moves_into_the_same_runs(data: st.DataObject) -> None:
     """Although what is contiguous on one side may be no run of the other; and no run is shorter than it must be."""
     layout = data.draw(st.sampled_from(list(KVLayout)))
-    shape = [data.draw(st.integers(1, 3)) for _ in range(4)]  # of the region: layers, requests, heads, positions
+    shape = [
+        data.draw(st.integers(1, 3)) for _ in range(4)
+    ]  # of the region: layers, requests, heads, positions
     pairs = [tuple(extent + data.draw(st.integers(0, 1)) for extent in shape) for _ in range(2)]
     sides = [KVGeometry(*sizes, 8, 2, layout) for sizes in pairs]
-    starts = [[data.draw(st.integers(0, size - extent)) for size, extent in zip(p, shape, strict=True)] for p in pairs]
-    regions = [Region(*(Span(a, a + extent) for a, extent in zip(start, shape, strict=True))) for start in starts]
+    starts = [
+        [data.draw(st.integers(0, size - extent)) for size, extent in zip(p, shape, strict=True)]
+        for p in pairs
+    ]
+    regions = [
+        Region(*(Span(a, a + extent) for a, extent in zip(start, shape, strict=True)))
+        for start in starts
+    ]
     regions = [replace(region, positions=Span(0, shape[3])) for region in regions]  # those of steps
     schedules = [
         StreamSchedule(geometry, region, shape[3], 0, 1 << 20, other)
@@ -152,14 +175,18 @@ def test_both_sides_cut_what_moves_into_the_same_runs(data: st.DataObject) -> No
     ]
     atoms = [[atom for atom in schedule.atoms(0) for _ in BOTH] for schedule in schedules]
     for run, ours, theirs in zip(out, *atoms, strict=True):
-        assert run.nbytes == min(sides[0].runs(run.kv, ours).nbytes, sides[1].runs(run.kv, theirs).nbytes)
+        assert run.nbytes == min(
+            sides[0].runs(run.kv, ours).nbytes, sides[1].runs(run.kv, theirs).nbytes
+        )
 
 
 def test_a_slot_that_is_too_small_is_refused() -> None:
     geometry = KVGeometry(2, 3, 2, 10, 32, 2)
     one_position = 2 * 2 * 32 * 2
     StreamSchedule(geometry, geometry.whole, 4, 3, one_position)
-    with pytest.raises(ValueError, match=f"slot of {one_position - 1} bytes does not hold one position"):
+    with pytest.raises(
+        ValueError, match=f"slot of {one_position - 1} bytes does not hold one position"
+    ):
         StreamSchedule(geometry, geometry.whole, 4, 3, one_position - 1)
 
 

@@ -42,10 +42,21 @@ SHORT = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32")
             [[2, 3], [2, 3], [0, 1], [0, 1]],
             id="heads-to-stages",
         ),
-        pytest.param(2, ("--ubatch-size", 4, "--sink-ubatch-size", 2), [[1], [0]], id="to-smaller-batches"),
+        pytest.param(
+            2, ("--ubatch-size", 4, "--sink-ubatch-size", 2), [[1], [0]], id="to-smaller-batches"
+        ),
         pytest.param(
             3,
-            ("--kv-layout", "ft", "--pipeline-para-size", 2, "--sink-pipeline-para-size", 1, "--sink-ubatch-size", 4),
+            (
+                "--kv-layout",
+                "ft",
+                "--pipeline-para-size",
+                2,
+                "--sink-pipeline-para-size",
+                1,
+                "--sink-ubatch-size",
+                4,
+            ),
             [[2], [2], [0, 1]],
             id="to-a-larger-batch",
         ),
@@ -68,7 +79,9 @@ def test_every_byte_arrives_whatever_the_two_setups(
     point = job.run.header.points[0]
     in_flight = point.streamed_nbytes * point.pipeline_para_size
     for arm in arms[2:]:
-        received = [one for _, one in job.run.of(SinkActivity) if (one.point, one.arm) == ("p000", arm)]
+        received = [
+            one for _, one in job.run.of(SinkActivity) if (one.point, one.arm) == ("p000", arm)
+        ]
         assert sum(one.nbytes for one in received) == in_flight
 
 
@@ -86,15 +99,27 @@ def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"sink_tensor_para_size": "3"}, "sink_tensor_para_size 3 does not divide the 16 heads of custom"),
-        ({"sink_pipeline_para_size": "25"}, "sink_pipeline_para_size 25 is more than the 24 layers of custom"),
+        (
+            {"sink_tensor_para_size": "3"},
+            "sink_tensor_para_size 3 does not divide the 16 heads of custom",
+        ),
+        (
+            {"sink_pipeline_para_size": "25"},
+            "sink_pipeline_para_size 25 is more than the 24 layers of custom",
+        ),
         (
             {"ubatch_size": "4", "pipeline_para_size": "2", "sink_ubatch_size": "3"},
             r"sink_ubatch_size 3 does not divide the 8 requests in flight \(2 microbatches of 4\)",
         ),
-        ({"streaming": "host", "sink_ubatch_size": "1"}, "sink_ubatch_size is for a destination with sinks"),
+        (
+            {"streaming": "host", "sink_ubatch_size": "1"},
+            "sink_ubatch_size is for a destination with sinks",
+        ),
         ({"streaming": "host,nccl", "sink_ubatch_size": "1"}, "and none can run"),
-        ({"streaming": "mpi,tcp", "peer": "a:1", "sink_ubatch_size": "1"}, "those of tcp are set up as the sources"),
+        (
+            {"streaming": "mpi,tcp", "peer": "a:1", "sink_ubatch_size": "1"},
+            "those of tcp are set up as the sources",
+        ),
         ({"sink_ubatch_size": "0"}, "--sink-ubatch-size: "),
     ],
 )
@@ -108,7 +133,14 @@ def test_sinks_are_as_the_sources_unless_told_otherwise() -> None:
     assert same.points()[0].sinks is None
     assert same.ranks == (2,)
     other = load(
-        None, {"streaming": "mpi", "device": "cpu", "pipeline_para_size": "2", "sink_tensor_para_size": "4"}, {}
+        None,
+        {
+            "streaming": "mpi",
+            "device": "cpu",
+            "pipeline_para_size": "2",
+            "sink_tensor_para_size": "4",
+        },
+        {},
     )
     assert other.points()[0].sinks == Split(4, 2, 1)
     assert other.ranks == (2 + 8,)

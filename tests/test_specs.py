@@ -45,7 +45,9 @@ def _transformers_model(sizes: ModelSpec) -> torch.nn.Module:
     with torch.device("meta"):  # shapes only: no weights are made
         if family == "gpt2":
             return transformers.GPT2LMHeadModel(
-                transformers.GPT2Config(n_layer=sizes.layer_num, n_head=sizes.head_num, n_embd=sizes.hidden)
+                transformers.GPT2Config(
+                    n_layer=sizes.layer_num, n_head=sizes.head_num, n_embd=sizes.hidden
+                )
             )
         if family == "opt":
             return transformers.OPTForCausalLM(
@@ -60,18 +62,25 @@ def _transformers_model(sizes: ModelSpec) -> torch.nn.Module:
             )
         return transformers.BloomForCausalLM(
             transformers.BloomConfig(
-                vocab_size=sizes.vocab_size, n_layer=sizes.layer_num, n_head=sizes.head_num, hidden_size=sizes.hidden
+                vocab_size=sizes.vocab_size,
+                n_layer=sizes.layer_num,
+                n_head=sizes.head_num,
+                hidden_size=sizes.hidden,
             )
         )
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "opt-125m", "opt-350m", "opt-66b", "bloom-560m", "bloom-176b"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gpt2-xl", "opt-125m", "opt-350m", "opt-66b", "bloom-560m", "bloom-176b"]
+)
 def test_transformers_builds_as_many_parameters(name: str) -> None:
     model = _transformers_model(spec(name))
     assert sum(parameter.numel() for parameter in model.parameters()) == spec(name).parameters
 
 
-@pytest.mark.parametrize(("name", "close"), [("gpt-2", "gpt2"), ("opt13b", "opt-13b"), ("bloom-7b", "bloom-7b1")])
+@pytest.mark.parametrize(
+    ("name", "close"), [("gpt-2", "gpt2"), ("opt13b", "opt-13b"), ("bloom-7b", "bloom-7b1")]
+)
 def test_misspelt_name_gets_close_matches(name: str, close: str) -> None:
     with pytest.raises(ValueError, match=f"unknown model '{name}'; did you mean .*{close}"):
         spec(name)
@@ -86,8 +95,14 @@ def test_misspelt_name_gets_close_matches(name: str, close: str) -> None:
         ("openai-community/gpt2", "did you mean gpt2?"),
         ("facebook/opt-1.3b", "did you mean opt-1.3b?"),
         ("bigscience/bloom", "did you mean bloom-176b?"),
-        ("meta-llama/Llama-3.1-8B", "for any other model download its folder and give it as --ckpt-path"),
-        ("EleutherAI/gpt-j-6b", "Else: for any other model download its folder and give it as --ckpt-path"),
+        (
+            "meta-llama/Llama-3.1-8B",
+            "for any other model download its folder and give it as --ckpt-path",
+        ),
+        (
+            "EleutherAI/gpt-j-6b",
+            "Else: for any other model download its folder and give it as --ckpt-path",
+        ),
         ("./models/mine", "for any other model download its folder and give it as --ckpt-path"),
         ("~/mine", "for any other model download its folder and give it as --ckpt-path"),
         ("tests", "a folder with a model of its own is given as --ckpt-path tests"),
@@ -118,7 +133,9 @@ def test_custom_size_is_a_gpt2() -> None:
     assert free.name == "custom"
 
 
-@pytest.mark.parametrize(("stages", "cuts"), [(1, (0, 12)), (5, (0, 3, 6, 8, 10, 12)), (12, tuple(range(13)))])
+@pytest.mark.parametrize(
+    ("stages", "cuts"), [(1, (0, 12)), (5, (0, 3, 6, 8, 10, 12)), (12, tuple(range(13)))]
+)
 def test_layers_are_cut_evenly(stages: int, cuts: tuple[int, ...]) -> None:
     assert spec("gpt2").layer_cuts(stages) == cuts
 

@@ -15,7 +15,9 @@ def stream(folder: Path, ranks: int, *variants: str) -> None:
     """Run variants (see the worker) in one job; each checks every byte and says how many messages have moved."""
     said = run(folder, ranks, *variants, driver=WORKER).stdout.splitlines()
     for variant, line in zip(variants, said, strict=True):
-        assert re.fullmatch(re.escape(variant.replace(",", " ")) + r": [1-9]\d* messages", line), said
+        assert re.fullmatch(re.escape(variant.replace(",", " ")) + r": [1-9]\d* messages", line), (
+            said
+        )
 
 
 @pytest.mark.mpi

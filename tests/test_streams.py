@@ -54,7 +54,9 @@ def in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
 # ---- the streams themselves ----
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe")]
+)
 def test_a_failure_is_raised_at_every_call(error: OSError) -> None:
     """click tries a stream first, and swallows what that raises."""
     stream = Guarded(Failing(error), "standard output")
@@ -65,7 +67,9 @@ def test_a_failure_is_raised_at_every_call(error: OSError) -> None:
         assert raised.value.__cause__ is error
     with pytest.raises(OutputError):
         stream.write("y")
-    assert not isinstance(raised.value, OSError), "who handles failures of files must not take it for theirs"
+    assert not isinstance(raised.value, OSError), (
+        "who handles failures of files must not take it for theirs"
+    )
 
 
 def test_messages_that_nobody_can_read_are_dropped() -> None:
@@ -153,7 +157,8 @@ def test_without_standard_error_commands_work(redirect: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize(
-    "command", ["--help", "plan --model gpt2 --link 1GB/s", "run --dry-run --model gpt2 --device cpu"]
+    "command",
+    ["--help", "plan --model gpt2 --link 1GB/s", "run --dry-run --model gpt2 --device cpu"],
 )
 def test_characters_that_an_encoding_lacks_have_plain_ones(command: str, encoding: str) -> None:
     done = shell(command, "| iconv -f latin1 -t utf8", PYTHONIOENCODING=encoding)
@@ -161,7 +166,9 @@ def test_characters_that_an_encoding_lacks_have_plain_ones(command: str, encodin
     assert "?" not in done.stdout.replace("What does streaming the KV cache cost?", "")
     if "--link" in command:
         assert "layers 0-11" in done.stdout
-        assert ("12 layers x 12 KV heads" if encoding == "ascii" else "12 layers × 12 KV heads") in done.stdout
+        assert (
+            "12 layers x 12 KV heads" if encoding == "ascii" else "12 layers × 12 KV heads"
+        ) in done.stdout
 
 
 def test_a_locale_without_utf8_is_enough() -> None:
@@ -191,7 +198,9 @@ ONCE = (*QUICK, "--warmup", "0", "--rounds", "2", "--inference-data-type", "fp32
 @pytest.mark.mpi
 def test_a_full_output_ends_a_job_with_one_message(tmp_path: Path) -> None:
     """Rank 0's lines of a single arm go there."""
-    job = run(tmp_path, 2, "full", "run", *ONCE, "--streaming", "mpi", driver=[str(HOSTILE)], status=1)
+    job = run(
+        tmp_path, 2, "full", "run", *ONCE, "--streaming", "mpi", driver=[str(HOSTILE)], status=1
+    )
     assert "cannot write to standard output: No space left on device" in job.stderr
     assert job.stderr.count("cannot write") == 1
     assert "Traceback" not in job.stderr
@@ -214,7 +223,10 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
             "NUMBA_OPT=abc",
             "Environment variable 'NUMBA_OPT' is defined but its associated value 'abc' could not be parsed.",
         ),
-        ("NUMBA_DISABLE_JIT=1", "NUMBA_DISABLE_JIT is set, and kernels that are not compiled do not run: unset it"),
+        (
+            "NUMBA_DISABLE_JIT=1",
+            "NUMBA_DISABLE_JIT is set, and kernels that are not compiled do not run: unset it",
+        ),
         ("NUMBA_OPT=2", "None"),
     ],
 )
@@ -233,7 +245,9 @@ def test_what_numba_reads_as_it_is_imported_is_asked_for(variable: str, says: st
 
 
 @pytest.mark.parametrize("value", ["1", "16", "007"])
-def test_numbers_of_threads_that_numba_reads_are_no_problem(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_threads_that_numba_reads_are_no_problem(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(host.NUMBA_THREADS, value)
     assert host.problem() is None
     monkeypatch.delenv(host.NUMBA_THREADS)
@@ -244,7 +258,10 @@ def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     for variable in LAUNCHED:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(host.resource, "getrlimit", lambda _: (32, 32))
-    with pytest.raises(UsageError, match="a rank may open 32 files, and needs 64: raise the limit with ulimit -n 64"):
+    with pytest.raises(
+        UsageError,
+        match="a rank may open 32 files, and needs 64: raise the limit with ulimit -n 64",
+    ):
         host.raise_file_limit()
 
 
@@ -259,13 +276,20 @@ def test_a_low_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.mpi
 def test_a_low_limit_under_mpirun_is_said_once(tmp_path: Path) -> None:
     job = run(tmp_path, 2, "files", "run", *ONCE, driver=[str(HOSTILE)], status=2)
-    assert job.stderr == "Error: a rank may open 32 files, and needs 64: raise the limit with ulimit -n 64\n"
+    assert (
+        job.stderr
+        == "Error: a rank may open 32 files, and needs 64: raise the limit with ulimit -n 64\n"
+    )
 
 
-def test_a_current_folder_that_was_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_current_folder_that_was_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The libraries would end the process in words of their own."""
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert re.match(r"the current folder cannot be used .* change to another one", host.problem() or "")
+    assert re.match(
+        r"the current folder cannot be used .* change to another one", host.problem() or ""
+    )

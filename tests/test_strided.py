@@ -11,12 +11,23 @@ from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region, Span
-from dejavubench.dejavulib.strided import TOLD, BoxCopy, Choice, StridedCopy, choose, plan, worth_trying
+from dejavubench.dejavulib.strided import (
+    TOLD,
+    BoxCopy,
+    Choice,
+    StridedCopy,
+    choose,
+    plan,
+    worth_trying,
+)
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 OPT_13B = {layout: KVGeometry(40, 8, 40, 1000, 128, 2, layout) for layout in KVLayout}
-PROMPT_LAYER, TOKEN = ({"layers": Span(3, 4), "positions": Span(0, 500)}, {"positions": Span(700, 701)})
+PROMPT_LAYER, TOKEN = (
+    {"layers": Span(3, 4), "positions": Span(0, 500)},
+    {"positions": Span(700, 701)},
+)
 
 
 def emulated(cache: KVCache, region: Region) -> bytes:
@@ -45,7 +56,8 @@ def as_cuda_wants_it(copy: BoxCopy) -> bool:
     """Rows do not overlap, and a slice begins so many whole rows after the one before."""
     sides = [(copy.rows.source, copy.slices.source), (copy.rows.packed, copy.slices.packed)]
     return all(
-        pitch >= copy.width and apart % pitch == 0 and apart >= copy.rows.number * pitch for pitch, apart in sides
+        pitch >= copy.width and apart % pitch == 0 and apart >= copy.rows.number * pitch
+        for pitch, apart in sides
     )
 
 
@@ -62,7 +74,9 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("part", [PROMPT_LAYER, TOKEN], ids=["prompt", "token"])
-def test_whole_heads_take_one_copy_for_k_and_one_for_v(layout: KVLayout, part: dict[str, Span]) -> None:
+def test_whole_heads_take_one_copy_for_k_and_one_for_v(
+    layout: KVLayout, part: dict[str, Span]
+) -> None:
     assert [copy.kv for copy in plan(OPT_13B[layout], OPT_13B[layout].region(**part))] == ["k", "v"]
 
 
@@ -77,7 +91,9 @@ def test_whole_heads_take_one_copy_for_k_and_one_for_v(layout: KVLayout, part: d
         (KVLayout.FT, TOKEN, [16, 256]),
     ],
 )
-def test_rows_are_what_is_contiguous(layout: KVLayout, part: dict[str, Span], widths: list[int]) -> None:
+def test_rows_are_what_is_contiguous(
+    layout: KVLayout, part: dict[str, Span], widths: list[int]
+) -> None:
     region = OPT_13B[layout].region(**part)
     assert [copy.width for copy in plan(OPT_13B[layout], region)] == widths
     assert worth_trying(OPT_13B[layout], region) == (min(widths) >= 64)
@@ -93,7 +109,12 @@ def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None
 
 def test_cuda_is_told_as_many_bytes_as_it_reads() -> None:
     assert TOLD.itemsize == 160
-    assert [TOLD.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [32, 96, 128, 152]
+    assert [TOLD.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [
+        32,
+        96,
+        128,
+        152,
+    ]
 
 
 def test_an_empty_region_is_refused() -> None:
@@ -147,12 +168,18 @@ def test_large_regions_arrive(layout: KVLayout, heads: Span) -> None:
     device = KVCache(geometry, cache.k.cuda(), cache.v.cuda())
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
-    for part in ({"positions": Span(0, 301)}, {"layers": Span(1, 2)}, {"positions": Span(332, 333)}):
+    for part in (
+        {"positions": Span(0, 301)},
+        {"layers": Span(1, 2)},
+        {"positions": Span(332, 333)},
+    ):
         region = geometry.region(heads=heads, **part)
         packed = pinned_buffer(geometry.region_nbytes(region))
         StridedCopy(device, region).to_host(packed, stream)
         stream.synchronize()
-        assert torch.equal(packed, torch.frombuffer(bytearray(reference(cache, region)), dtype=torch.uint8))
+        assert torch.equal(
+            packed, torch.frombuffer(bytearray(reference(cache, region)), dtype=torch.uint8)
+        )
 
 
 @GPU

@@ -40,7 +40,11 @@ def test_steps_go_back_to_where_they_were(data: st.DataObject) -> None:
     first = data.draw(st.integers(1, schedule.steps))
     steps = range(first, data.draw(st.integers(first, schedule.steps)) + 1)
     geometry = schedule.geometry
-    source, cache, expected = random_cache(geometry, 1), random_cache(geometry, 2), random_cache(geometry, 2)
+    source, cache, expected = (
+        random_cache(geometry, 1),
+        random_cache(geometry, 2),
+        random_cache(geometry, 2),
+    )
     positions = Span(schedule.positions(steps[0]).start, schedule.positions(steps[-1]).stop)
     put = replace(schedule.region, positions=positions)
     for kv in BOTH:
@@ -65,7 +69,11 @@ def schedule_of(layout: KVLayout, slot: int = 1 << 16) -> StreamSchedule:
 
 @contextmanager
 def swapping(
-    destination: Destination, schedule: StreamSchedule, ubatches: int, resident: int, timeout: float = 30.0
+    destination: Destination,
+    schedule: StreamSchedule,
+    ubatches: int,
+    resident: int,
+    timeout: float = 30.0,
 ) -> Iterator[Swapper]:
     streamer = Streamer(destination, staging(schedule.slot_nbytes, 2) if destination.staged else ())
     caches = [KVCache.allocate(schedule.geometry, torch.int16) for _ in range(resident)]
@@ -77,13 +85,20 @@ def swapping(
 def play(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
     """Be the model, for which all that is before a step must be in place, and which leaves a mess behind."""
     for step in range(STEPS + 1):
-        for ubatch, (microbatch, source) in enumerate(zip(swapper.microbatches, sources, strict=True)):
+        for ubatch, (microbatch, source) in enumerate(
+            zip(swapper.microbatches, sources, strict=True)
+        ):
             microbatch.step_begins(step)
             cache, new = swapper.current[ubatch], schedule.positions(step)
             before = schedule.geometry.region(positions=Span(0, new.start))
             for kv in BOTH:
-                assert torch.equal(cache.piece(kv, before), source.piece(kv, before)), (step, ubatch)
-                behind = schedule.geometry.region(positions=Span(new.stop, schedule.geometry.positions))
+                assert torch.equal(cache.piece(kv, before), source.piece(kv, before)), (
+                    step,
+                    ubatch,
+                )
+                behind = schedule.geometry.region(
+                    positions=Span(new.stop, schedule.geometry.positions)
+                )
                 cache.piece(kv, behind).fill_(-1 - ubatch)
             for layer in range(schedule.geometry.layers):
                 here = schedule.geometry.region(layers=Span(layer, layer + 1), positions=new)
@@ -101,7 +116,11 @@ TURNS = [(2, 1), (3, 1), (3, 2), (5, 2), (5, 4)]
 @pytest.mark.parametrize(
     ("store", "ubatches", "resident", "slot", "layout"),
     [
-        *((store, *turns, WHOLE, KVLayout.HND) for store in ("host", *DURABILITIES) for turns in TURNS),
+        *(
+            (store, *turns, WHOLE, KVLayout.HND)
+            for store in ("host", *DURABILITIES)
+            for turns in TURNS
+        ),
         *(
             (store, 3, 2, slot, layout)
             for store in ("host", "page-cache")
@@ -126,11 +145,15 @@ def test_every_microbatch_finds_what_it_left(
                 microbatch.drain()
                 assert microbatch.prompt.nbytes == schedule.step_nbytes(0)
                 assert microbatch.tokens.nbytes == STEPS * schedule.step_nbytes(1)
-            assert swapper.cost.nbytes == ubatches * sum(schedule.step_offset(step) for step in range(1, STEPS + 1))
+            assert swapper.cost.nbytes == ubatches * sum(
+                schedule.step_offset(step) for step in range(1, STEPS + 1)
+            )
             written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
             for ubatch, source in enumerate(sources):
                 back = swapper.bring_back(ubatch)
-                assert all(torch.equal(back.piece(kv, written), source.piece(kv, written)) for kv in BOTH)
+                assert all(
+                    torch.equal(back.piece(kv, written), source.piece(kv, written)) for kv in BOTH
+                )
 
 
 def make(store: str, tmp_path: Path) -> Destination:
@@ -157,13 +180,23 @@ def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch
     with swapping(HostDestination(), schedule, 2, 1) as swapper:
         for microbatch in swapper.microbatches:
             microbatch.begin()
-        with pytest.raises(StreamingError, match="OSError: the store is gone; bringing back turn 2"):
-            play(swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule)
+        with pytest.raises(
+            StreamingError, match="OSError: the store is gone; bringing back turn 2"
+        ):
+            play(
+                swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule
+            )
 
 
-def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The model is late: when it comes for the cache that is not there, the one behind it would be."""
-    fetch_steps, failures, last_came = HostDestination.fetch_steps, [OSError("the store is gone")], threading.Event()
+    fetch_steps, failures, last_came = (
+        HostDestination.fetch_steps,
+        [OSError("the store is gone")],
+        threading.Event(),
+    )
 
     def once(self: HostDestination, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         if failures:
@@ -176,15 +209,21 @@ def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(monkeypatch: py
     with swapping(HostDestination(), schedule, 3, 2) as swapper:
         for microbatch in swapper.microbatches:
             microbatch.begin()
-        for microbatch in swapper.microbatches:  # turns 0 … 2; in their places come turns 2, 3, which fails, and 4
+        for microbatch in (
+            swapper.microbatches
+        ):  # turns 0 … 2; in their places come turns 2, 3, which fails, and 4
             microbatch.step_begins(0)
             if microbatch is swapper.microbatches[-1]:
                 last_came.set()
             for layer in range(schedule.geometry.layers):
                 microbatch.layer_ready(layer)
             microbatch.step_ready(0)
-        wait_asleep(lambda: not swapper._thread.is_alive() or swapper._in_place == 5, "the bringer", 10.0)
-        with pytest.raises(StreamingError, match="OSError: the store is gone; bringing back turn 3"):
+        wait_asleep(
+            lambda: not swapper._thread.is_alive() or swapper._in_place == 5, "the bringer", 10.0
+        )
+        with pytest.raises(
+            StreamingError, match="OSError: the store is gone; bringing back turn 3"
+        ):
             swapper.microbatches[0].step_begins(1)
 
 
@@ -194,13 +233,30 @@ def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPat
     with swapping(HostDestination(), schedule, 2, 1, timeout=0.5) as swapper:
         for microbatch in swapper.microbatches:
             microbatch.begin()
-        with pytest.raises(StreamingError, match=r"eviction of microbatch 0: nothing came within 0\.5 s|was not back"):
-            play(swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule)
+        with pytest.raises(
+            StreamingError,
+            match=r"eviction of microbatch 0: nothing came within 0\.5 s|was not back",
+        ):
+            play(
+                swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule
+            )
 
 
 # ---- whole jobs ----
 
-ASKED = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--rounds", "2", "--warmup", "1")
+ASKED = (
+    *TINY,
+    "--ubatch-size",
+    "2",
+    "--input-len",
+    "8",
+    "--output-len",
+    "6",
+    "--rounds",
+    "2",
+    "--warmup",
+    "1",
+)
 
 
 @pytest.mark.parametrize(
@@ -210,27 +266,62 @@ ASKED = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "
 def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
     depth: int, resident: int, layout: str, data_type: str, tmp_path: Path
 ) -> None:
-    deep = ("--layer-num", depth, "--pipeline-para-size", depth, "--kv-layout", layout, *TYPES[data_type])
+    deep = (
+        "--layer-num",
+        depth,
+        "--pipeline-para-size",
+        depth,
+        "--kv-layout",
+        layout,
+        *TYPES[data_type],
+    )
     itemsize = 2 if data_type == "bf16" else 4
-    job = run(tmp_path, depth, "run", *ASKED, *deep, "--no-ceilings", "--swap", "host,disk", "--resident", resident)
+    job = run(
+        tmp_path,
+        depth,
+        "run",
+        *ASKED,
+        *deep,
+        "--no-ceilings",
+        "--swap",
+        "host,disk",
+        "--resident",
+        resident,
+    )
     costs = [record for _, record in job.run.of(Swapping) if record.round is not None]
     assert {record.arm for record in costs} == {"swap-host", "swap-disk"}
     assert len(costs) == depth * 2 * 2  # sources, arms, rounds
     # K and V of one layer, 2 requests, 4 heads of 16: steps 1 … 5 bring back 8, 9 … 12 positions
-    assert {record.nbytes for record in costs} == {depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))}
+    assert {record.nbytes for record in costs} == {
+        depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))
+    }
     table = processed(job.folder)
     assert f"{resident} of {depth}" in table
-    assert [line.split()[-2:] for line in table.splitlines() if line.strip().startswith("swap-")][:2] == [
-        ["yes", "(3)"]
-    ] * 2
+    assert [line.split()[-2:] for line in table.splitlines() if line.strip().startswith("swap-")][
+        :2
+    ] == [["yes", "(3)"]] * 2
     assert not list(job.folder.glob("*.kv"))
 
 
 def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
-    args = (*ASKED, "--pipeline-para-size", "2", "--no-ceilings", "--swap", "host", "--resident", "1")
-    with Job(tmp_path, 2, "corrupt-brought-back", "run", *args, driver=(HERE / "mpi" / "faulty.py",)) as job:
+    args = (
+        *ASKED,
+        "--pipeline-para-size",
+        "2",
+        "--no-ceilings",
+        "--swap",
+        "host",
+        "--resident",
+        "1",
+    )
+    with Job(
+        tmp_path, 2, "corrupt-brought-back", "run", *args, driver=(HERE / "mpi" / "faulty.py",)
+    ) as job:
         assert job.wait() == 1
-    assert "verification failed: p000 swap-host, iteration 2: rank 1: microbatch 1, layer 1, V is not" in job.stderr
+    assert (
+        "verification failed: p000 swap-host, iteration 2: rank 1: microbatch 1, layer 1, V is not"
+        in job.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +340,9 @@ def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
         (("--streaming", "swap-host"), "there is no destination 'swap-host'"),
     ],
 )
-def test_what_cannot_be_swapped_is_refused(flags: tuple[str, ...], says: str, tmp_path: Path) -> None:
+def test_what_cannot_be_swapped_is_refused(
+    flags: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
     job = run(tmp_path, 1, "run", *ASKED, *flags, status=2)
     assert says in job.stderr
     assert len(job.stderr.splitlines()) == 1

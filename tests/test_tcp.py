@@ -75,7 +75,9 @@ def large_stream() -> Stream:
     return Stream(0, StreamSchedule(LARGE, LARGE.whole, 150, 3, 1 << 20))
 
 
-def stream_once(destination: TCPDestination, stream: Stream, level: Level, seed: int, slot: int = WHOLE_LAYERS) -> None:
+def stream_once(
+    destination: TCPDestination, stream: Stream, level: Level, seed: int, slot: int = WHOLE_LAYERS
+) -> None:
     """A microbatch of random bits, compared with what the sink holds of it."""
     geometry = stream.schedule.geometry
     source, cache = random_cache(geometry, seed), poisoned(geometry, 0)
@@ -98,7 +100,9 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
     stream = small_stream(layout, slot)
     geometry = stream.schedule.geometry
     cache = poisoned(geometry, 0)
-    with streaming_to(destination := sink.connect(stream, checksums=slot == WHOLE_LAYERS), slot) as streamer:
+    with streaming_to(
+        destination := sink.connect(stream, checksums=slot == WHOLE_LAYERS), slot
+    ) as streamer:
         for level in LEVELS.values():
             manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
             for microbatch in range(2):
@@ -164,7 +168,12 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
         try:
             while not stop.is_set():
                 for level in ("0", "1", "3"):
-                    stream_once(sink.connect(stream := small_stream()), stream, LEVELS[level], len(rounds) % 7)
+                    stream_once(
+                        sink.connect(stream := small_stream()),
+                        stream,
+                        LEVELS[level],
+                        len(rounds) % 7,
+                    )
                     rounds.append(level)
         except BaseException as error:  # noqa: BLE001 - raised below
             failures.append(error)
@@ -172,7 +181,15 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
     good = threading.Thread(target=stream_on)
     good.start()
     try:
-        for bad in (garbage, half_open, slow_loris, wrong_token, no_token, other_version, silent_after_the_proof):
+        for bad in (
+            garbage,
+            half_open,
+            slow_loris,
+            wrong_token,
+            no_token,
+            other_version,
+            silent_after_the_proof,
+        ):
             bad(sink)
     finally:
         stop.set()
@@ -215,7 +232,9 @@ def wrong_token(sink: SinkProcess) -> None:
 
 def no_token(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
-        peer.sendall(handshake._HELLO.pack(handshake._MAGIC, handshake.VERSION, bytes(32)) + bytes(32))
+        peer.sendall(
+            handshake._HELLO.pack(handshake._MAGIC, handshake.VERSION, bytes(32)) + bytes(32)
+        )
         assert closed(peer)
         sink.says(rf"refused {name_of(peer)}: \S+ does not know the token")
 
@@ -224,7 +243,9 @@ def other_version(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
         peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 99, bytes(32)))
         assert closed(peer)
-        sink.says(rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, this side {handshake.VERSION}")
+        sink.says(
+            rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, this side {handshake.VERSION}"
+        )
 
 
 def silent_after_the_proof(sink: SinkProcess) -> None:
@@ -254,7 +275,9 @@ def announced(**changes: object) -> str:
     setup = Setup.of([small_stream()], torch.int16).model_dump(mode="json")
     for key, value in changes.items():
         of_stream = isinstance(value, list) or key in ("input_len", "slot_nbytes", "more")
-        (setup["streams"][0] if of_stream else setup if key == "dtype" else setup["geometry"])[key] = value
+        (setup["streams"][0] if of_stream else setup if key == "dtype" else setup["geometry"])[
+            key
+        ] = value
     return json.dumps(setup)
 
 
@@ -331,16 +354,26 @@ def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
     first = next(stream.schedule.all_chunks(LEVELS["3"]))
     packed, size = bytes(first.nbytes), first.nbytes
     good = (Frame(Kind.CHUNK, 0, 1, 0, size), packed)
-    assert "is not the next one" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 0, 1, 1, size), packed))
+    assert "is not the next one" in refused_frame(
+        sink, stream, (Frame(Kind.CHUNK, 0, 1, 1, size), packed)
+    )
     assert "is not the next one" in refused_frame(sink, stream, good, good)
-    assert "is not the next one" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 0, 1, 0, size - 2), packed[2:]))
-    assert "at microbatch 1, not 2" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 0, 2, 0, size), packed))
+    assert "is not the next one" in refused_frame(
+        sink, stream, (Frame(Kind.CHUNK, 0, 1, 0, size - 2), packed[2:])
+    )
+    assert "at microbatch 1, not 2" in refused_frame(
+        sink, stream, (Frame(Kind.CHUNK, 0, 2, 0, size), packed)
+    )
     assert "for stream 9" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 9, 1, 0, size), packed))
     assert "kind 77" in refused_frame(sink, stream, (Frame(77, 0, 1), b""))
     assert "a run of 3 bytes" in refused_frame(sink, stream, (Frame(Kind.RUN, 0, 1, 0, 3), b"abc"))
-    assert "no byte to fill with" in refused_frame(sink, stream, (Frame(Kind.BEGIN, 0, 2, 256), b""))
+    assert "no byte to fill with" in refused_frame(
+        sink, stream, (Frame(Kind.BEGIN, 0, 2, 256), b"")
+    )
     region = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
-    assert "not a part of" in refused_frame(sink, stream, (Frame(Kind.FETCH, 0, 1, 0, len(region)), region))
+    assert "not a part of" in refused_frame(
+        sink, stream, (Frame(Kind.FETCH, 0, 1, 0, len(region)), region)
+    )
 
 
 @pytest.mark.parametrize("kind", ["staged", "direct", "run"])
@@ -353,17 +386,24 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
         nbytes = INPUT_LEN * SMALL.head_size * SMALL.itemsize
     frame = Frame(Kind.RUN if kind == "run" else Kind.CHUNK, 0, 1, 0, nbytes)
     sent: list[bytes] = []
-    send, destination.wire.send = destination.wire.send, lambda *parts: sent.extend(map(bytes, parts))  # type: ignore[method-assign]
+    send, destination.wire.send = (
+        destination.wire.send,
+        lambda *parts: sent.extend(map(bytes, parts)),
+    )  # type: ignore[method-assign]
     destination.wire.send_frame(frame, memoryview(bytes(nbytes)))
     destination.wire.send = send  # type: ignore[method-assign]
     sent[1] = sent[1][: nbytes // 2] + b"\1" + sent[1][nbytes // 2 + 1 :]
     send(*sent)
     where = "run 0 of chunk 0 of stream 0" if kind == "run" else "chunk 0 (step 0) of stream 0"
-    with pytest.raises(RefusedError, match=re.escape(f"{where}: its hash does not agree with its bytes")) as refusal:
+    with pytest.raises(
+        RefusedError, match=re.escape(f"{where}: its hash does not agree with its bytes")
+    ) as refusal:
         hear_out(destination)
     if kind != "run":
         layers, span = f"[0, {chunk.region.layers.stop})", f"[0, {stream.schedule.input_len})"
-        assert f"layers {layers}, requests [0, 2), heads [0, 2), positions {span}" in str(refusal.value)
+        assert f"layers {layers}, requests [0, 2), heads [0, 2), positions {span}" in str(
+            refusal.value
+        )
     destination.give_up()
     destination.close()
     sink.says(rf"dropped \S+: {re.escape(where)}: its hash")
@@ -382,8 +422,13 @@ def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) ->
         gather(source, chunk.region, packed)
         good.flush(stream, chunk, packed)
         if chunk.index == 1:
-            bad.wire.send(struct.pack(HEAD, Kind.CHUNK, 0, 1, 0, chunks[0].nbytes, 0), bytes(chunks[0].nbytes // 2))
-            bad.wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # by a reset
+            bad.wire.send(
+                struct.pack(HEAD, Kind.CHUNK, 0, 1, 0, chunks[0].nbytes, 0),
+                bytes(chunks[0].nbytes // 2),
+            )
+            bad.wire.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )  # by a reset
             bad.wire.close()
             sink.says(rf"dropped {name}: ")
     deadline = threading.Event()
@@ -409,7 +454,9 @@ def test_what_a_source_held_is_free_once_it_has_left(sink: SinkProcess) -> None:
     geometry = KVGeometry(1, 1, 1, 1 << 18, 64, 2)  # 64 MiB
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1 << 10, 0, 1 << 20))
     first = sink.connect(stream)
-    with pytest.raises(RefusedError, match=r"0\.06 GiB are needed; of the limit of 0\.10 GiB 0\.04 are left"):
+    with pytest.raises(
+        RefusedError, match=r"0\.06 GiB are needed; of the limit of 0\.10 GiB 0\.04 are left"
+    ):
         sink.connect(stream)
     for _ in range(3):
         first.close()
@@ -433,7 +480,9 @@ def test_a_sink_that_goes_ends_streaming(tmp_path: Path, how: signal.Signals) ->
             process.process.send_signal(how)
             if how == signal.SIGTERM:
                 assert process.process.wait(GONE_WITHIN) == 0
-            with pytest.raises(StreamingError, match=r"127\.0\.0\.1|no chunk became complete within 2 s"):
+            with pytest.raises(
+                StreamingError, match=r"127\.0\.0\.1|no chunk became complete within 2 s"
+            ):
                 play_and_drain(cache, stream, manager)
 
 
@@ -442,7 +491,9 @@ def test_a_sink_that_goes_ends_streaming(tmp_path: Path, how: signal.Signals) ->
 
 def refused(*args: str, token: str | None = TOKEN) -> str:
     """The one line of a command that does not start; in this process, which no launcher has started."""
-    result = CliRunner().invoke(main, [*args], env={**dict.fromkeys(LAUNCHED), TOKEN_VARIABLE: token})
+    result = CliRunner().invoke(
+        main, [*args], env={**dict.fromkeys(LAUNCHED), TOKEN_VARIABLE: token}
+    )
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     return result.stderr
 
@@ -501,7 +552,16 @@ def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
 
 @pytest.mark.mpi
 def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> None:
-    modes = ("--streaming", "tcp", "--peer", sink.peer, "--pipeline-para-size", "2", "--kv-layout", "nhd")
+    modes = (
+        "--streaming",
+        "tcp",
+        "--peer",
+        sink.peer,
+        "--pipeline-para-size",
+        "2",
+        "--kv-layout",
+        "nhd",
+    )
     with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
         assert job.wait() == 0, job.stderr
         assert job.stdout.count("TOTAL generation took") == 3
@@ -510,7 +570,9 @@ def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> N
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("what", ["wrong token", "too large"])
-def test_a_run_that_its_sink_refuses_measures_nothing(tmp_path: Path, sink: SinkProcess, what: str) -> None:
+def test_a_run_that_its_sink_refuses_measures_nothing(
+    tmp_path: Path, sink: SinkProcess, what: str
+) -> None:
     modes = ["--streaming", "tcp", "--pipeline-para-size", "2", "--peer", sink.peer]
     why, token = f"does not accept this {TOKEN_VARIABLE}: it has another one", "another"
     if what == "too large":
@@ -539,13 +601,20 @@ def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("10.0.0.2:7601", ("10.0.0.2", 7601)), (":0", ("127.0.0.1", 0)), ("[::1]:80", ("::1", 80)), ("a.b:1", ("a.b", 1))],
+    [
+        ("10.0.0.2:7601", ("10.0.0.2", 7601)),
+        (":0", ("127.0.0.1", 0)),
+        ("[::1]:80", ("::1", 80)),
+        ("a.b:1", ("a.b", 1)),
+    ],
 )
 def test_addresses(text: str, address: tuple[str, int]) -> None:
     assert units.address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "7601", "host:", "host:x", "host:65536", "::1:80", "host:-1", "host:٣", "a..b:1"])
+@pytest.mark.parametrize(
+    "text", ["", "7601", "host:", "host:x", "host:65536", "::1:80", "host:-1", "host:٣", "a..b:1"]
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address such as"):
         units.address(text)

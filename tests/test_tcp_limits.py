@@ -28,7 +28,13 @@ from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.tcp import held, places, sink, unproven
-from dejavubench.dejavulib.tcp.handshake import CONNECTION_NBYTES, Address, Setup, address_text, connect
+from dejavubench.dejavulib.tcp.handshake import (
+    CONNECTION_NBYTES,
+    Address,
+    Setup,
+    address_text,
+    connect,
+)
 from dejavubench.dejavulib.tcp.held import HeldStream, RefusalError
 from dejavubench.dejavulib.tcp.sink import TCPSink
 from dejavubench.dejavulib.tcp.unproven import MOST_OF_ADDRESS, MOST_UNPROVEN, YOUNG, Unproven
@@ -99,14 +105,20 @@ class Entrance:
         return found
 
 
-def test_strangers_of_one_address_make_room_for_others_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_of_one_address_make_room_for_others_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     entrance = Entrance(monkeypatch)
     idle = entrance.come("a", MOST_OF_ADDRESS)
     entrance.now += YOUNG
     new = entrance.come("a", 3)
     assert [wire.dropped for wire in idle] == [True] * 3 + [False] * (MOST_OF_ADDRESS - 3)
     assert not any(wire.dropped for wire in new)
-    assert [entrance.places.leave(cast(Wire, wire)) for wire in (idle[0], idle[5], new[0])] == [True, False, False]
+    assert [entrance.places.leave(cast(Wire, wire)) for wire in (idle[0], idle[5], new[0])] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_many_peers_that_come_at_once_drop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +240,9 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
             on_sink.chunk(0, 5)
         on_sink.run(0, 2)
 
-    objects = Setup.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
+    objects = (
+        Setup.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
+    )
     assert peak(every_way) < objects
 
 
@@ -253,7 +267,9 @@ def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
-def test_places_are_those_of_the_librarys_runs(layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_are_those_of_the_librarys_runs(
+    layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(places, "BLOCK", 5)
     geometry = small_geometry(layout)
     cache = random_cache(geometry, 3)

@@ -31,7 +31,10 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "logs/rank-0000.jsonl"), "logs/rank-0000.jsonl: No space "),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "logs/rank-0000.jsonl"),
+            "logs/rank-0000.jsonl: No space ",
+        ),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
         (StorageError("cannot write a.kv: Input/output error"), "StorageError: cannot write a.kv"),
         (DeadlineError("grant: nothing came within 2 s"), "DeadlineError: grant: "),
@@ -46,11 +49,18 @@ def test_what_a_user_can_cause_is_one_line(error: BaseException, said: str) -> N
 def test_what_is_a_mistake_of_the_program_has_its_traceback() -> None:
     text = report(raised(ZeroDivisionError("division by zero")), 0, "load")
     assert text.startswith("Traceback")
-    assert text.endswith("dejavubench: rank 0 failed in phase load: ZeroDivisionError: division by zero\n")
+    assert text.endswith(
+        "dejavubench: rank 0 failed in phase load: ZeroDivisionError: division by zero\n"
+    )
     wrapped = StreamingError("KeyError: 3; the first missing is chunk 0")
     assert "\nTraceback" in report(raised(wrapped, KeyError(3)), 0, "drain")
-    assert report(raised(wrapped, OSError(errno.EIO, "Input/output error")), 0, "drain").startswith("dejavubench: ")
-    assert report(raised(KeyboardInterrupt()), 1, "verify") == "dejavubench: rank 1 interrupted in phase verify\n"
+    assert report(raised(wrapped, OSError(errno.EIO, "Input/output error")), 0, "drain").startswith(
+        "dejavubench: "
+    )
+    assert (
+        report(raised(KeyboardInterrupt()), 1, "verify")
+        == "dejavubench: rank 1 interrupted in phase verify\n"
+    )
 
 
 NAME = "standard output"
@@ -66,7 +76,11 @@ def microbatch() -> Microbatch:
 @pytest.mark.parametrize(
     ("failing", "said", "status"),
     [
-        (Guarded(Failing(OSError(errno.ENOSPC, "No space left on device")), NAME), "No space left on device", 1),
+        (
+            Guarded(Failing(OSError(errno.ENOSPC, "No space left on device")), NAME),
+            "No space left on device",
+            1,
+        ),
         (Guarded(Failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME), None, BROKEN_PIPE),
         (Closed(io.StringIO(), NAME), "it is closed", 1),
     ],

@@ -16,7 +16,9 @@ QUERY = "model.layers.0.self_attn.q_proj.weight"
 def lie_about_a_type(folder: Path) -> str:
     edit(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].half()}))
     rewrite_header(folder / WHOLE, lambda header: header[QUERY].update(dtype="F32"))
-    return f"{WHOLE}: tensor {QUERY} of type F32, 32 × 32, takes 4096 bytes; the header gives it 2048"
+    return (
+        f"{WHOLE}: tensor {QUERY} of type F32, 32 × 32, takes 4096 bytes; the header gives it 2048"
+    )
 
 
 def unknown_type(folder: Path) -> str:
@@ -102,8 +104,26 @@ def of_llama_cpp(folder: Path) -> str:
 
 
 HEADERS: list[Callable[[Path], str]] = [
-    *(lie_about_a_type, unknown_type, negative_shape, gap, overlap, bytes_behind_the_last_tensor, cut_off),
-    *(shard_cut_off, header_of_a_list, huge_header, deep_header, pointer, page, gguf, nothing, other_files),
+    *(
+        lie_about_a_type,
+        unknown_type,
+        negative_shape,
+        gap,
+        overlap,
+        bytes_behind_the_last_tensor,
+        cut_off,
+    ),
+    *(
+        shard_cut_off,
+        header_of_a_list,
+        huge_header,
+        deep_header,
+        pointer,
+        page,
+        gguf,
+        nothing,
+        other_files,
+    ),
     of_llama_cpp,
 ]
 

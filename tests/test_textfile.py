@@ -9,13 +9,22 @@ import pytest
 
 from dejavubench.config.experiment import load
 from dejavubench.errors import UsageError
-from dejavubench.textfile import LFS_POINTER, TextFileError, parse_json, read_json, read_text, read_toml
+from dejavubench.textfile import (
+    LFS_POINTER,
+    TextFileError,
+    parse_json,
+    read_json,
+    read_text,
+    read_toml,
+)
 
 GOOD = '{"a": [1, true],\n "b": "é"}'
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
-def test_json_and_toml_are_read_with_and_without_a_byte_order_mark(mark: str, tmp_path: Path) -> None:
+def test_json_and_toml_are_read_with_and_without_a_byte_order_mark(
+    mark: str, tmp_path: Path
+) -> None:
     path = tmp_path / "file"
     path.write_text(mark + GOOD, encoding="utf-8")
     assert read_json(path) == {"a": [1, True], "b": "é"}
@@ -44,7 +53,9 @@ def test_json_and_toml_are_read_with_and_without_a_byte_order_mark(mark: str, tm
         ("[" + "7" * 5000 + "]", "a number has too many digits"),
     ],
 )  # fmt: skip
-def test_what_is_no_json_is_one_line_with_line_and_column(text: str, words: str, tmp_path: Path) -> None:
+def test_what_is_no_json_is_one_line_with_line_and_column(
+    text: str, words: str, tmp_path: Path
+) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     for read in (lambda: read_json(path), lambda: parse_json(text, str(path))):
@@ -90,7 +101,10 @@ def test_what_cannot_be_read_is_one_line(name: str, tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("rounds = 1\nrounds =\n", r"x\.toml: Invalid value \(at line 2, column 9\)"),
-        ("input_len = " + "[" * 3000, "x.toml: not usable TOML: its brackets are nested too deeply"),
+        (
+            "input_len = " + "[" * 3000,
+            "x.toml: not usable TOML: its brackets are nested too deeply",
+        ),
         ("seed = " + "7" * 5000, "x.toml: not usable TOML: a number has too many digits"),
         (f"{LFS_POINTER}v1\n", r"x\.toml: .*line 1, column 9"),
     ],

@@ -17,7 +17,9 @@ from dejavubench.models.hub import specs
 from dejavubench.planning.traffic import Link, Traffic, Volume, common_runs, traffic
 
 
-def made(source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4) -> Traffic:
+def made(
+    source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4
+) -> Traffic:
     spec = specs.custom(source.layer_cuts[-1], source.heads, 8, vocab_size=100, context=64)
     point = Point(
         id="p",
@@ -67,7 +69,9 @@ def test_the_busiest_worker_bounds_the_time() -> None:
     assert (found.busiest_source, found.busiest_sink) == (0, 0)
     sink = found.received[0]
     assert sink.total_nbytes > found.sent[0].total_nbytes
-    expected = tuple(nbytes / 1e6 + 1e-3 for nbytes in (sink.prompt_nbytes, sink.token_nbytes, sink.total_nbytes))
+    expected = tuple(
+        nbytes / 1e6 + 1e-3 for nbytes in (sink.prompt_nbytes, sink.token_nbytes, sink.total_nbytes)
+    )
     assert found.least_seconds(link) == expected
     gathered = made(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 4, 2), 2)  # one sends to four
     assert gathered.least_seconds(link)[2] == gathered.total.total_nbytes / 1e6 + 1e-3
@@ -127,10 +131,15 @@ def test_common_runs_are_contiguous_on_both_sides_and_maximal(
     source, source_region, target, target_region = caches
     expected = 0
     for kv in BOTH:
-        for out_layer, in_layer in zip(range(*source_region.layers), range(*target_region.layers), strict=True):
+        for out_layer, in_layer in zip(
+            range(*source_region.layers), range(*target_region.layers), strict=True
+        ):
             steps = [
                 np.diff(offsets(geometry, kv, region.layer(layer)))
-                for geometry, region, layer in ((source, source_region, out_layer), (target, target_region, in_layer))
+                for geometry, region, layer in (
+                    (source, source_region, out_layer),
+                    (target, target_region, in_layer),
+                )
             ]
             expected += 1 + int(((steps[0] != 1) | (steps[1] != 1)).sum())
     (source, region), (target, _) = caches[:2], caches[2:]

@@ -95,7 +95,9 @@ def run_of(cwd: Path) -> Run:
 @pytest.mark.drill
 def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path: Path) -> None:
     rate = 100e6  # bytes a second
-    status, errors = ran(tmp_path, "--rate", "800Mbit/s", "--", "run", *SMALL, *BOTH, "--rounds", "1")
+    status, errors = ran(
+        tmp_path, "--rate", "800Mbit/s", "--", "run", *SMALL, *BOTH, "--rounds", "1"
+    )
     assert status == 0, errors
     run = run_of(tmp_path)
     checks = [check for _, check in run.of(Verification) if check.arm != "none"]
@@ -116,7 +118,9 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
 
 
 def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> None:
-    status, errors = ran(tmp_path, "--rate", "unlimited,1Gbit/s", "--", "run", *SMALL, "--streaming", "nowhere")
+    status, errors = ran(
+        tmp_path, "--rate", "unlimited,1Gbit/s", "--", "run", *SMALL, "--streaming", "nowhere"
+    )
     assert status == 2
     assert errors.count("there is no destination 'nowhere'") == 1
     assert "Traceback" not in errors
@@ -125,7 +129,12 @@ def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> N
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     endless = ("--rounds", "1000000", "--no-ceilings")
     with script(tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH, *endless) as process:
-        until(process, lambda: any("iteration" in path.read_text() for path in tmp_path.glob("logs/*/rank-0000.jsonl")))
+        until(
+            process,
+            lambda: any(
+                "iteration" in path.read_text() for path in tmp_path.glob("logs/*/rank-0000.jsonl")
+            ),
+        )
         pids = {info.pid for _, info in run_of(tmp_path).of(RankInfo)}
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
@@ -139,8 +148,14 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--rate", "fast", "--", "run"], "'fast' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s, nor unlimited"),
-        (["--rate", "1Gbit/s", "--", "plan"], "'plan' is not what runs under mpirun: write -- run …"),
+        (
+            ["--rate", "fast", "--", "run"],
+            "'fast' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s, nor unlimited",
+        ),
+        (
+            ["--rate", "1Gbit/s", "--", "plan"],
+            "'plan' is not what runs under mpirun: write -- run …",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_one_message(tmp_path: Path, args: list[str], message: str) -> None:
@@ -153,6 +168,11 @@ def test_what_cannot_be_meant_is_one_message(tmp_path: Path, args: list[str], me
 def test_without_a_program_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     import two_hosts
 
-    monkeypatch.setattr(two_hosts.shutil, "which", lambda name: None if name == "tc" else f"/bin/{name}")
-    with pytest.raises(two_hosts.NoHostsError, match="two hosts need the program tc"), two_hosts.two_hosts(None):
+    monkeypatch.setattr(
+        two_hosts.shutil, "which", lambda name: None if name == "tc" else f"/bin/{name}"
+    )
+    with (
+        pytest.raises(two_hosts.NoHostsError, match="two hosts need the program tc"),
+        two_hosts.two_hosts(None),
+    ):
         pass

@@ -28,14 +28,20 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
         (3, ["--streaming", "none"], ["3 ranks", "mpirun -n 1 or -n 2"]),
         (2, ["--model", "gpt3"], ["--model", "gpt3", "gpt2"]),
         (3, ["--tensor-para-size", 3], ["tensor_para_size 3", "4 heads"]),
-        (2, ["--max-seq-len", 16, "--input-len", 14, "--output-len", 8], ["max_seq_len 16", "21 positions"]),
+        (
+            2,
+            ["--max-seq-len", 16, "--input-len", 14, "--output-len", 8],
+            ["max_seq_len 16", "21 positions"],
+        ),
         (2, ["--level", 4], ["--level", "'4'", "0-batched"]),
         (2, ["--streaming"], ["--streaming", "none, host, disk, mpi"]),
         (2, ["--seed", 2**64], ["--seed"]),
         (2, ["--streaming", "nccl"], ["nccl", "CUDA"]),
         (2, ["--device", "cuda"], ["--device cuda"]),
     ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) and str(value[0])[:2] == "--" else "",
+    ids=lambda value: (
+        "-".join(map(str, value)) if isinstance(value, list) and str(value[0])[:2] == "--" else ""
+    ),
 )
 def test_usage_errors(tmp_path: Path, ranks: int, args: list[object], words: list[str]) -> None:
     model = () if "--model" in args else TINY
@@ -45,7 +51,10 @@ def test_usage_errors(tmp_path: Path, ranks: int, args: list[object], words: lis
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("input_len = 4\nouput_len = 8\n", ["ouput_len", "output_len"]), ('rounds = "many"\n', ["rounds", "'many'"])],
+    [
+        ("input_len = 4\nouput_len = 8\n", ["ouput_len", "output_len"]),
+        ('rounds = "many"\n', ["rounds", "'many'"]),
+    ],
     ids=["unknown-key", "wrong-value"],
 )
 def test_bad_toml_names_the_key(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -72,9 +81,22 @@ def test_no_room_for_what_is_streamed_to_disk(tmp_path: Path) -> None:
 def test_files_that_are_kept_add_up(tmp_path: Path) -> None:
     """Each point's files would fit alone; all that are to be kept do not."""
     sizes = ("--input-len", "300,301", "--output-len", 2, "--inference-data-type", "bf16")
-    args = ("--streaming", "disk", "--stream-dir", "small", *sizes, "--no-ceilings", "--warmup", 0, "--rounds", 1)
+    args = (
+        "--streaming",
+        "disk",
+        "--stream-dir",
+        "small",
+        *sizes,
+        "--no-ceilings",
+        "--warmup",
+        0,
+        "--rounds",
+        1,
+    )
     with small_disk(tmp_path / "small", 256 << 10):
         run(tmp_path, 1, "run", *TINY, *args)
-        job = run(tmp_path / "kept", 1, "run", *TINY, *args, "--keep", "--stream-dir", tmp_path / "small")
+        job = run(
+            tmp_path / "kept", 1, "run", *TINY, *args, "--keep", "--stream-dir", tmp_path / "small"
+        )
         assert "p001 SKIPPED" in job.stderr
         assert "streaming to disk needs" in job.stderr

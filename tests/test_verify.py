@@ -31,7 +31,9 @@ FIRST_LAYER, FIRST_HEAD = 3, 2
 def side_of(layout: LayoutName, data_type: DataType = "fp16") -> Side:
     """Worker 3 of two stages × two tensor ranks; 2 layers, 2 heads, 9 positions of which 7 are streamed."""
     spec = specs.custom(layer_num=5, head_num=4, size_per_head=16, vocab_size=10, context=16)
-    point = Point("p000", spec, data_type, layout, 3, 5, 3, 9, tensor_para_size=2, pipeline_para_size=2)
+    point = Point(
+        "p000", spec, data_type, layout, 3, 5, 3, 9, tensor_para_size=2, pipeline_para_size=2
+    )
     return Side(point, Topology(8, 7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
 
 
@@ -51,7 +53,9 @@ def own_pieces(cache: KVCache) -> Piece:
     return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
 
 
-def differ(side: Side, source: KVCache, got: KVCache, streams: list[Stream], ubatch: int = 1) -> str | None:
+def differ(
+    side: Side, source: KVCache, got: KVCache, streams: list[Stream], ubatch: int = 1
+) -> str | None:
     return compare(got, streams, own_pieces(source), PATTERN, side, ubatch)
 
 
@@ -88,7 +92,9 @@ def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> 
     st.floats(0, 1, exclude_max=True),
     st.integers(1, 255),
 )
-def test_one_wrong_byte_is_found_and_located(layout: LayoutName, kv: KV, where: float, flip: int) -> None:
+def test_one_wrong_byte_is_found_and_located(
+    layout: LayoutName, kv: KV, where: float, flip: int
+) -> None:
     side = side_of(layout)
     geometry, streams = side.geometry, side.local()[0]
     source = random_cache(geometry, seed=5)
@@ -96,7 +102,13 @@ def test_one_wrong_byte_is_found_and_located(layout: LayoutName, kv: KV, where: 
     at = int(where * got.bytes(kv).numel())
     got.bytes(kv)[at] ^= flip
     number = logical_ids(geometry, kv).ravel()[at // geometry.itemsize]
-    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions, geometry.head_size)
+    sizes = (
+        geometry.layers,
+        geometry.requests,
+        geometry.heads,
+        geometry.positions,
+        geometry.head_size,
+    )
     layer, request, head, position, element = map(int, np.unravel_index(number, sizes))
     said = SAID.fullmatch(differ(side, source, got, streams) or "")
     assert said is not None
@@ -115,7 +127,9 @@ def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: L
     streams = side.local()[0]
     source = random_cache(side.geometry)
     got = arrived(side, source, streams)
-    wrong = Region(Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5))  # a token of both heads that did not arrive
+    wrong = Region(
+        Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5)
+    )  # a token of both heads that did not arrive
     for kv in BOTH:
         got.piece(kv, wrong).view(torch.uint8).fill_(PATTERN)
     found = differ(side, source, got, streams)
@@ -132,7 +146,10 @@ def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
     side = side_of(layout)
     geometry = side.geometry
     halves = [geometry.region(heads=Span(head, head + 1)) for head in range(2)]
-    streams = [Stream(number, StreamSchedule(geometry, half, 5, 2, 1 << 16)) for number, half in enumerate(halves)]
+    streams = [
+        Stream(number, StreamSchedule(geometry, half, 5, 2, 1 << 16))
+        for number, half in enumerate(halves)
+    ]
     source = random_cache(geometry)
     assert differ(side, source, arrived(side, source, streams), streams) is None
     got = arrived(side, source, [])
@@ -146,10 +163,16 @@ def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
     assert found.startswith(f"layer {FIRST_LAYER}, K, request 0, head {FIRST_HEAD}, position 0 ")
     missing = differ(side, source, arrived(side, source, streams[:1]), streams)
     assert missing is not None
-    assert f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 is not what the source has" in missing
+    assert (
+        f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 is not what the source has"
+        in missing
+    )
     too_much = differ(side, source, arrived(side, source, streams), streams[:1])
     assert too_much is not None
-    assert f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 was written outside" in too_much
+    assert (
+        f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 was written outside"
+        in too_much
+    )
 
 
 def test_every_stream_is_asked_for_even_after_a_difference() -> None:
@@ -169,7 +192,9 @@ def test_every_stream_is_asked_for_even_after_a_difference() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(LAYOUTS), st.sampled_from([1 << 16, 600]), st.data())
-def test_a_wrong_byte_in_a_packed_stream_is_located(layout: LayoutName, slot: int, data: st.DataObject) -> None:
+def test_a_wrong_byte_in_a_packed_stream_is_located(
+    layout: LayoutName, slot: int, data: st.DataObject
+) -> None:
     """The order in which a local destination holds a stream is checked by indexing, not by the library's own copies."""
     side = replace(side_of(layout), slot_nbytes=slot)
     (stream,) = side.local()[0]
@@ -191,17 +216,34 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(layout: LayoutName, slot: in
     atom = data.draw(st.sampled_from(stream.schedule.atoms(step)))
     kv = data.draw(st.sampled_from(BOTH))
     request = data.draw(st.integers(*(atom.requests.start, atom.requests.stop - 1)))
-    head, position = data.draw(st.integers(0, 1)), data.draw(st.integers(atom.positions.start, atom.positions.stop - 1))
-    one = Region(atom.layers, Span(request, request + 1), Span(head, head + 1), Span(position, position + 1))
+    head, position = (
+        data.draw(st.integers(0, 1)),
+        data.draw(st.integers(atom.positions.start, atom.positions.stop - 1)),
+    )
+    one = Region(
+        atom.layers, Span(request, request + 1), Span(head, head + 1), Span(position, position + 1)
+    )
     marked = KVCache.allocate(side.geometry, torch.int16)
     marked.piece(kv, one).fill_(1)
     marks = torch.cat(
-        [marked.piece(k, a).reshape(-1) for s in range(3) for a in stream.schedule.atoms(s) for k in BOTH]
+        [
+            marked.piece(k, a).reshape(-1)
+            for s in range(3)
+            for a in stream.schedule.atoms(s)
+            for k in BOTH
+        ]
     )
     packed.view(torch.int16)[int(torch.nonzero(marks)[0])] ^= 0x100
     said = SAID.fullmatch(compare_packed(fetch, source, [stream], side, 1) or "")
     assert said is not None
-    expected = (atom.layers.start + FIRST_LAYER, kv.upper(), request, head + FIRST_HEAD, position, 0)
+    expected = (
+        atom.layers.start + FIRST_LAYER,
+        kv.upper(),
+        request,
+        head + FIRST_HEAD,
+        position,
+        0,
+    )
     assert said.groups()[:6] == tuple(map(str, expected))
     assert said.group(7) == "is not what the source has"
 

@@ -20,7 +20,16 @@ from dejavubench.bench.watching.watch import Place, Watch
 from dejavubench.bench.watching.watchdog import Judge
 from dejavubench.config.experiment import Experiment, load
 from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, WORKING, Page
+from dejavubench.dejavulib.pulse import (
+    BEATS,
+    NBYTES,
+    PATIENT,
+    PROGRESS,
+    STATE,
+    WAITING,
+    WORKING,
+    Page,
+)
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.errors import UsageError
 
@@ -31,7 +40,9 @@ EVERY = 1.0
 class Ranks:
     """Ranks of one host and their judge, by a clock of their own."""
 
-    def __init__(self, states: list[int], timeout: float = TIMEOUT, whole: bool = True, process: str = "S") -> None:
+    def __init__(
+        self, states: list[int], timeout: float = TIMEOUT, whole: bool = True, process: str = "S"
+    ) -> None:
         self.pages = {rank: Page(bytearray(NBYTES)) for rank in range(len(states))}
         for rank, state in enumerate(states):
             self.pages[rank].words[STATE] = state
@@ -39,7 +50,9 @@ class Ranks:
         self.processes = dict.fromkeys(self.pages, process)
         self.judge = Judge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
 
-    def hung(self, seconds: float, beats: set[int], progress: set[int] = frozenset()) -> dict[int, str]:  # type: ignore[assignment]
+    def hung(
+        self, seconds: float, beats: set[int], progress: set[int] = frozenset()
+    ) -> dict[int, str]:  # type: ignore[assignment]
         """Who hangs within so many seconds in which some beat and some make progress."""
         until = self.now + seconds
         while self.now < until:
@@ -77,7 +90,10 @@ def test_a_rank_that_works_without_progress_is_at_fault_and_what_it_waits_for_is
 @pytest.mark.parametrize("other", ["progress", "patient"])
 def test_ranks_may_wait_for_one_that_gets_on_or_loads_however_long(other: str) -> None:
     ranks = Ranks([WAITING, PATIENT if other == "patient" else WORKING])
-    assert ranks.hung(100 * TIMEOUT, beats={0, 1}, progress={1} if other == "progress" else set()) == {}
+    assert (
+        ranks.hung(100 * TIMEOUT, beats={0, 1}, progress={1} if other == "progress" else set())
+        == {}
+    )
 
 
 def test_a_rank_that_loads_without_a_heartbeat_is_at_fault() -> None:
@@ -130,9 +146,19 @@ def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
         return load(None, {"device": "cpu", "rank_timeout": timeout}, {})
 
     assert load(None, {"device": "cpu"}, {}).rank_timeout == 300.0
-    assert [read(timeout).rank_timeout for timeout in ("2s", "10m", 90, "0", 0)] == [2.0, 600.0, 90.0, 0.0, 0.0]
+    assert [read(timeout).rank_timeout for timeout in ("2s", "10m", 90, "0", 0)] == [
+        2.0,
+        600.0,
+        90.0,
+        0.0,
+        0.0,
+    ]
     assert read("2s").hash() == read("0").hash() == load(None, {"device": "cpu"}, {}).hash()
-    for wrong, why in (("0.5s", "too short"), ("-1", "not a time such as"), (True, "not a time such as")):
+    for wrong, why in (
+        ("0.5s", "too short"),
+        ("-1", "not a time such as"),
+        (True, "not a time such as"),
+    ):
         with pytest.raises(UsageError, match=f"--rank-timeout: .*{why}"):
             read(wrong)
 
@@ -152,14 +178,20 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
     pulse.mark("receive, point p000")
     wait_asleep(test, "something")
     assert seen == [WORKING, WAITING, WAITING]
-    assert (page.words[STATE], page.words[PROGRESS], page.phase) == (WORKING, 2, "receive, point p000")
+    assert (page.words[STATE], page.words[PROGRESS], page.phase) == (
+        WORKING,
+        2,
+        "receive, point p000",
+    )
     with pulse.during(PATIENT):
         seen.clear()
         wait_asleep(test, "somebody who loads")
     assert seen == [PATIENT, PATIENT, PATIENT]
 
 
-def test_another_thread_changes_nothing_of_what_the_main_one_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_thread_changes_nothing_of_what_the_main_one_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     page = Page(bytearray(NBYTES))
     monkeypatch.setattr(pulse, "page", page)
     seen = []
@@ -215,12 +247,16 @@ def rank(doing: str) -> subprocess.Popen[str]:
     """A process that beats and does something."""
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-c", RANK, doing]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> Watch:
     assert process.stdout is not None
-    watch = Watch({0: Place("here", process.pid, int(process.stdout.readline()))}, timeout, whole=True)
+    watch = Watch(
+        {0: Place("here", process.pid, int(process.stdout.readline()))}, timeout, whole=True
+    )
     watch.note_in(file)
     return watch
 
@@ -238,7 +274,11 @@ def test_a_stopped_process_is_killed_and_what_was_seen_is_noted(tmp_path: Path) 
         process.send_signal(signal.SIGSTOP)
         assert process.wait(20) == -signal.SIGKILL
     noted = json.loads((tmp_path / "note.json").read_text())
-    assert noted == {"kind": "first-exit", "ranks": [0], "hung": {"0": "no heartbeat for 1 s: its process is stopped"}}
+    assert noted == {
+        "kind": "first-exit",
+        "ranks": [0],
+        "hung": {"0": "no heartbeat for 1 s: its process is stopped"},
+    }
     assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
 
 
@@ -247,7 +287,9 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
     timeout: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with rank("time.sleep(60)") as process:
-        Watch({0: Place("here", process.pid, -1)}, timeout, whole=True).note_in(tmp_path / "note.json")
+        Watch({0: Place("here", process.pid, -1)}, timeout, whole=True).note_in(
+            tmp_path / "note.json"
+        )
         process.kill()
         assert until((tmp_path / "note.json").exists)
     words = "dejavubench: rank 0 cannot be watched, as no memory can be shared: a rank that hangs may not end the job\n"
@@ -261,10 +303,14 @@ def test_compiling_does_not_stop_the_heart(tmp_path: Path) -> None:
 
 
 def test_a_deadline_ends_a_process_whose_main_thread_is_in_a_call() -> None:
-    with rank("heart.give_up_at(time.monotonic() + 0.5, 'has waited 0.5 s'); time.sleep(60)") as process:
+    with rank(
+        "heart.give_up_at(time.monotonic() + 0.5, 'has waited 0.5 s'); time.sleep(60)"
+    ) as process:
         assert process.wait(20) == 1
         assert process.communicate()[1] == "dejavubench: rank 0 has waited 0.5 s\n"
-    with rank("heart.give_up_at(time.monotonic() + 0.5, 'late'); heart.give_up_at(None); time.sleep(1)") as process:
+    with rank(
+        "heart.give_up_at(time.monotonic() + 0.5, 'late'); heart.give_up_at(None); time.sleep(1)"
+    ) as process:
         assert process.wait(20) == 0
 
 

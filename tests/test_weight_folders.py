@@ -35,7 +35,11 @@ from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
 from dejavubench.models.hub.families import CheckpointError
 from dejavubench.textfile import LFS_POINTER
 
-EMBEDDING, HEAD, QUERY = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight"
+EMBEDDING, HEAD, QUERY = (
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+)
 
 
 def same_logits(folder: Path, within: float = 1e-4) -> None:
@@ -43,7 +47,11 @@ def same_logits(folder: Path, within: float = 1e-4) -> None:
     torch.set_num_threads(1)
     model = loaded(folder)
     tokens = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))
-    close(model.forward(tokens, poisoned(model, 2, 20), 0), logits_of_transformers(folder, tokens), within)
+    close(
+        model.forward(tokens, poisoned(model, 2, 20), 0),
+        logits_of_transformers(folder, tokens),
+        within,
+    )
 
 
 # ---- stored types, and quantised folders ----
@@ -52,7 +60,10 @@ def same_logits(folder: Path, within: float = 1e-4) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_every_floating_type_of_16_bits_or_more_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
-    edit(folder, lambda tensors: tensors.update({name: each.to(dtype) for name, each in tensors.items()}))
+    edit(
+        folder,
+        lambda tensors: tensors.update({name: each.to(dtype) for name, each in tensors.items()}),
+    )
     same_logits(folder)
 
 
@@ -72,31 +83,53 @@ def test_other_stored_types_are_refused_by_name_even_with_the_right_shape(
 ) -> None:
     folder = tiny(tmp_path / "model")
     edit(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(dtype)}))
-    refused(folder, rf"{WHOLE}: tensor {QUERY} is stored as {stored}\. Weights are read from BF16, F16, F32, F64")
+    refused(
+        folder,
+        rf"{WHOLE}: tensor {QUERY} is stored as {stored}\. Weights are read from BF16, F16, F32, F64",
+    )
     with pytest.raises(CheckpointError, match=f"stored as {stored}"):
         read_spec(folder)
 
 
 QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
-    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config .* quantised \(fp8\)"),
+    "fp8": (
+        {"quantization_config": {"quant_method": "fp8"}},
+        r"quantization_config .* quantised \(fp8\)",
+    ),
     "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r".*quantised \(gptq\)"),
     "awq": ({"quantization_config": {"quant_method": "awq"}}, r".*quantised \(awq\)"),
-    "bitsandbytes": ({"quantization_config": {"quant_method": "bitsandbytes"}}, r".*quantised \(bitsandbytes\)"),
-    "compressed-tensors": ({"compression_config": {"quant_method": "compressed-tensors"}}, "compression_config"),
-    "no method": ({"quantization_config": {}}, "quantization_config says that the weights are quantised"),
-    "mlx": ({"quantization": {"group_size": 64, "bits": 4}}, "quantization says that the weights are quantised"),
+    "bitsandbytes": (
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        r".*quantised \(bitsandbytes\)",
+    ),
+    "compressed-tensors": (
+        {"compression_config": {"quant_method": "compressed-tensors"}},
+        "compression_config",
+    ),
+    "no method": (
+        {"quantization_config": {}},
+        "quantization_config says that the weights are quantised",
+    ),
+    "mlx": (
+        {"quantization": {"group_size": 64, "bits": 4}},
+        "quantization says that the weights are quantised",
+    ),
     "no object": ({"quantization_config": 4}, "quantization_config must be an object, not 4"),
 }
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
-def test_a_folder_that_says_it_is_quantised_is_refused_by_that_key(kind: str, tmp_path: Path) -> None:
+def test_a_folder_that_says_it_is_quantised_is_refused_by_that_key(
+    kind: str, tmp_path: Path
+) -> None:
     folder, (keys, words) = tiny(tmp_path / "model"), QUANTISED[kind]
     configure(folder, **keys)
     refused(folder, f"config.json: {words}")
 
 
-@pytest.mark.parametrize("file", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+@pytest.mark.parametrize(
+    "file", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"]
+)
 def test_a_file_of_a_quantising_tool_is_enough(file: str, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     (folder / file).write_text("{}")
@@ -118,8 +151,16 @@ def test_scales_beside_weights_are_recognised_without_a_word_in_the_configuratio
     ends: tuple[str, ...], tool: str, tmp_path: Path
 ) -> None:
     folder = tiny(tmp_path / "model")
-    edit(folder, lambda tensors: tensors.update({QUERY.replace("weight", end): torch.ones(4) for end in ends}))
-    refused(folder, rf"tensor model\.layers\.0\.self_attn\.q_proj\..* not used.*the weights are quantised \({tool}\)")
+    edit(
+        folder,
+        lambda tensors: tensors.update(
+            {QUERY.replace("weight", end): torch.ones(4) for end in ends}
+        ),
+    )
+    refused(
+        folder,
+        rf"tensor model\.layers\.0\.self_attn\.q_proj\..* not used.*the weights are quantised \({tool}\)",
+    )
 
 
 @pytest.mark.parametrize("command", ["run --dry-run --device cpu --ckpt-path", "plan --ckpt-path"])
@@ -151,11 +192,18 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
     whole = load_file(folder / WHOLE)
     shard(folder)
     assigned = json.loads((folder / INDEX).read_text())["weight_map"]
-    for file, other in (SHARDS, SHARDS[::-1]):  # stale copies in front of the right one, and behind it
-        stale = {name: torch.full_like(whole[name], 7.0) for name in assigned if assigned[name] == other}
+    for file, other in (
+        SHARDS,
+        SHARDS[::-1],
+    ):  # stale copies in front of the right one, and behind it
+        stale = {
+            name: torch.full_like(whole[name], 7.0) for name in assigned if assigned[name] == other
+        }
         edit(folder, lambda tensors, stale=stale: tensors.update(stale), file)
     model = loaded(folder)
-    full = dict(zip((slot.name for slot in model.slots), (slot.into for slot in model.slots), strict=True))
+    full = dict(
+        zip((slot.name for slot in model.slots), (slot.into for slot in model.slots), strict=True)
+    )
     assert torch.equal(full["embedding"], whole[EMBEDDING])
     assert torch.equal(full["layers.0.query.weight"], whole[QUERY])
     assert not any((each == 7.0).all() for each in full.values())
@@ -193,7 +241,9 @@ def test_an_index_that_is_none_is_refused(content: str, words: str, tmp_path: Pa
     refused(folder, words)
 
 
-def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_said(tmp_path: Path) -> None:
+def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_said(
+    tmp_path: Path,
+) -> None:
     folder = tiny(tmp_path / "model")
     whole = load_file(folder / WHOLE)
     shard(folder)
@@ -203,7 +253,9 @@ def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_sai
     (note,) = open_checkpoint(folder).notes
     assert note == f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
     same_logits(folder)
-    result = CliRunner().invoke(main, ["run", "--dry-run", "--device", "cpu", "--ckpt-path", str(folder)])
+    result = CliRunner().invoke(
+        main, ["run", "--dry-run", "--device", "cpu", "--ckpt-path", str(folder)]
+    )
     assert f"{WHOLE} is used" in " ".join(result.output.split())
 
 
@@ -213,7 +265,17 @@ def test_a_run_says_once_which_of_both_it_uses(tmp_path: Path) -> None:
     whole = (folder / WHOLE).read_bytes()
     shard(folder)
     (folder / WHOLE).write_bytes(whole)
-    sizes = ("--input-len", 8, "--output-len", 4, "--inference-data-type", "fp32", "--device", "cpu", "--no-ceilings")
+    sizes = (
+        "--input-len",
+        8,
+        "--output-len",
+        4,
+        "--inference-data-type",
+        "fp32",
+        "--device",
+        "cpu",
+        "--no-ceilings",
+    )
     short = ("--rounds", 1, "--warmup", 0, "--streaming", "none", "--tensor_para_size", 2)
     job = run(tmp_path, 2, "run", "--ckpt-path", "model", *sizes, *short)
     said = f"note: model has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does\n"
@@ -224,7 +286,10 @@ def test_an_interrupted_download_is_named(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     shard(folder)
     (folder / SHARDS[1]).rename(folder / f"{SHARDS[1]}.incomplete")
-    refused(folder, rf"names {SHARDS[1]}, which is missing; a download was interrupted \({SHARDS[1]}\.incomplete\)")
+    refused(
+        folder,
+        rf"names {SHARDS[1]}, which is missing; a download was interrupted \({SHARDS[1]}\.incomplete\)",
+    )
     (folder / INDEX).unlink()
     refused(folder, rf"has {SHARDS[0]}, but neither {WHOLE} nor {INDEX}")
     (folder / SHARDS[0]).unlink()
@@ -275,7 +340,10 @@ def base_only(folder: Path) -> str:
 
 
 def classifier(folder: Path) -> str:
-    edit(folder, lambda tensors: (tensors.pop(HEAD), tensors.update({"score.weight": torch.ones(2, 32)})))
+    edit(
+        folder,
+        lambda tensors: (tensors.pop(HEAD), tensors.update({"score.weight": torch.ones(2, 32)})),
+    )
     configure(folder, architectures=["LlamaForSequenceClassification"])
     return f"tensor {HEAD} is in none of its files: config.json says that it was saved from LlamaForSequenceClass"
 
@@ -328,8 +396,23 @@ def more_layers_than_tensors(folder: Path) -> str:
 
 
 OTHER_KINDS: list[Callable[[Path], str]] = [
-    *(bias_in_the_file, layer_beyond_the_last, stray_in_a_shard, multimodal, base_only, classifier, adapter),
-    *(adapter_alone, adapter_tensors, adapter_file, own_head_though_tied, no_head, resized_embedding),
+    *(
+        bias_in_the_file,
+        layer_beyond_the_last,
+        stray_in_a_shard,
+        multimodal,
+        base_only,
+        classifier,
+        adapter,
+    ),
+    *(
+        adapter_alone,
+        adapter_tensors,
+        adapter_file,
+        own_head_though_tied,
+        no_head,
+        resized_embedding,
+    ),
     *(more_layers_than_tensors, strange_name),
 ]
 
@@ -345,7 +428,10 @@ def test_a_folder_of_another_kind_or_with_more_than_the_model_uses_is_named(
 def test_a_multimodal_configuration_is_named(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     configure(folder, model_type="llava", text_config=SIZES, vision_config={})
-    refused(folder, "config.json: 'llava' is a multimodal model, which is not supported; text models are: gpt2, opt")
+    refused(
+        folder,
+        "config.json: 'llava' is a multimodal model, which is not supported; text models are: gpt2, opt",
+    )
 
 
 def test_masks_frequencies_and_a_tied_head_beside_the_model_do_no_harm(tmp_path: Path) -> None:
@@ -369,9 +455,9 @@ def test_masks_frequencies_and_a_tied_head_beside_the_model_do_no_harm(tmp_path:
 def test_gpt2s_masks_are_no_weights(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
-        tmp_path
-    )
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    ).save_pretrained(tmp_path)
     masks = {
         "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8).bool(),
         "transformer.h.0.attn.masked_bias": torch.ones(1),
@@ -399,7 +485,9 @@ def test_gpt2s_masks_are_no_weights(tmp_path: Path) -> None:
         (LFS_POINTER.encode() + b"v1\n", "this is a Git LFS pointer"),
     ],
 )
-def test_a_configuration_that_is_no_json_is_refused_with_the_place(content: bytes, words: str, tmp_path: Path) -> None:
+def test_a_configuration_that_is_no_json_is_refused_with_the_place(
+    content: bytes, words: str, tmp_path: Path
+) -> None:
     folder = tiny(tmp_path / "model")
     (folder / "config.json").write_bytes(content)
     refused(folder, words)
@@ -417,12 +505,19 @@ def test_a_byte_order_mark_before_the_configuration_is_read(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("hidden_size", "32"), ("hidden_size", 32.0), ("hidden_size", True), ("num_hidden_layers", 0)),
+        *(
+            ("hidden_size", "32"),
+            ("hidden_size", 32.0),
+            ("hidden_size", True),
+            ("num_hidden_layers", 0),
+        ),
         *(("vocab_size", 10**12), ("rms_norm_eps", float("nan")), ("rms_norm_eps", float("inf"))),
         *(("tie_word_embeddings", "false"), ("rope_parameters", 3), ("head_dim", -8)),
     ],
 )
-def test_a_value_of_another_kind_is_refused_with_its_key(key: str, value: object, tmp_path: Path) -> None:
+def test_a_value_of_another_kind_is_refused_with_its_key(
+    key: str, value: object, tmp_path: Path
+) -> None:
     folder = tiny(tmp_path / "model")
     configure(folder, **{key: value})
     refused(folder, f"config.json: {key} must be .*, not {value!r}")
@@ -454,7 +549,11 @@ def test_a_ckpt_path_that_is_no_path_is_one_message(value: str, words: str, tmp_
 # ---- names ----
 
 
-NAMES = {"models--meta-llama--Llama-3.1-8B": "Llama-3.1-8B", "models--a--b--c": "b--c", "models--gpt2": "gpt2"}
+NAMES = {
+    "models--meta-llama--Llama-3.1-8B": "Llama-3.1-8B",
+    "models--a--b--c": "b--c",
+    "models--gpt2": "gpt2",
+}
 
 
 def test_a_model_of_a_hubs_cache_is_shown_by_its_name(tmp_path: Path) -> None:

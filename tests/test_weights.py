@@ -37,7 +37,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def build(spec: ModelSpec, shard: Shard = Shard(), dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:  # noqa: B008
+def build(
+    spec: ModelSpec,
+    shard: Shard = Shard(),  # noqa: B008
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> GPT:
     model = GPT(spec, shard, dtype, torch.float32)
     model.load(random_weights(spec, seed))
     return model
@@ -59,17 +64,27 @@ def test_parameters_of_gpt2_124m() -> None:
 
 @each_family
 @pytest.mark.parametrize(("stages", "tensor_size"), [(1, 2), (2, 1), (3, 4)])
-def test_shards_are_cuts_of_the_same_full_tensors(spec: ModelSpec, stages: int, tensor_size: int) -> None:
+def test_shards_are_cuts_of_the_same_full_tensors(
+    spec: ModelSpec, stages: int, tensor_size: int
+) -> None:
     full = random_weights(spec, 5)
-    covered = {name: torch.zeros(recipe.shape, dtype=torch.int) for name, recipe in recipes(spec).items()}
+    covered = {
+        name: torch.zeros(recipe.shape, dtype=torch.int) for name, recipe in recipes(spec).items()
+    }
     for stage in range(stages):
         for tensor_rank in range(tensor_size):
-            model = build(spec, Shard(stage, stages, tensor_rank, tensor_size), torch.bfloat16, seed=5)
+            model = build(
+                spec, Shard(stage, stages, tensor_rank, tensor_size), torch.bfloat16, seed=5
+            )
             for slot in model.slots:
                 assert torch.equal(slot.into, full(slot.name)[slot.cut].bfloat16().float())
                 covered[slot.name][slot.cut] += 1
     assert all((count > 0).all() for count in covered.values())
-    split = [name for name in covered if any(part in name for part in (".query.", ".up.", ".out.", ".down."))]
+    split = [
+        name
+        for name in covered
+        if any(part in name for part in (".query.", ".up.", ".out.", ".down."))
+    ]
     assert split
     assert all((covered[name] == 1).all() for name in split)  # row-split biases too: added once
 
@@ -123,7 +138,9 @@ def generate(model: GPT, prompts: Tensor, cache: KVCache) -> Tensor:
 def filled(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
     model = build(spec)
     cache = KVCache.allocate(model.kv_geometry(BATCH, PROMPT + STEPS, KVLayout.HND), torch.float32)
-    prompts = torch.randint(spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+    prompts = torch.randint(
+        spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1)
+    )
     return model, cache, generate(model, prompts, cache)
 
 
@@ -160,7 +177,9 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
         k, v = cache.k.clone(), cache.v.clone()
         damage()
         change = ((logits() - right).abs().amax(1) / right.std(1)).min().item()
-        assert change > {"one head's keys": 1e-5, "one position's values": 1e-4}.get(what.split(" of ")[0], 0.1), what
+        assert change > {"one head's keys": 1e-5, "one position's values": 1e-4}.get(
+            what.split(" of ")[0], 0.1
+        ), what
         cache.k.copy_(k)
         cache.v.copy_(v)
 
@@ -170,7 +189,9 @@ def test_a_wrong_cache_shows_in_the_tokens(spec: ModelSpec) -> None:
     """Losing one layer's values of the prompt changes what is generated."""
     model, cache, right = filled(spec)
     for layer in range(spec.layer_num):
-        prompts = torch.randint(spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
+        prompts = torch.randint(
+            spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1)
+        )
         token = model.greedy(model.forward(prompts, cache, 0))
         cache.v[layer, :, :, :PROMPT] = 0
         tokens = [token]

@@ -27,7 +27,13 @@ def call(*arguments: object) -> Result:
 
 @pytest.mark.parametrize(
     ("name", "begins"),
-    [("t.csv", "run,point,"), ("t.json", "[\n"), ("t.md", "## "), ("t.CSV", "run,point,"), ("t.txt", "synthetic · r")],
+    [
+        ("t.csv", "run,point,"),
+        ("t.json", "[\n"),
+        ("t.md", "## "),
+        ("t.CSV", "run,point,"),
+        ("t.txt", "synthetic · r"),
+    ],
 )
 def test_the_suffix_says_the_format(tmp_path: Path, name: str, begins: str) -> None:
     folder = write_run(tmp_path / "r", rounds=1)
@@ -36,12 +42,19 @@ def test_the_suffix_says_the_format(tmp_path: Path, name: str, begins: str) -> N
 
 
 def test_a_format_that_is_named_wins_over_the_suffix(tmp_path: Path) -> None:
-    assert call(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "t.csv", "--format", "json").exit_code == 0
+    assert (
+        call(
+            write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "t.csv", "--format", "json"
+        ).exit_code
+        == 0
+    )
     assert json.loads((tmp_path / "t.csv").read_text())
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_a_file_that_outgrows_its_place_is_not_left_torn(tmp_path: Path, force: tuple[str, ...]) -> None:
+def test_a_file_that_outgrows_its_place_is_not_left_torn(
+    tmp_path: Path, force: tuple[str, ...]
+) -> None:
     """A limit on the size of files stands for a full disk."""
     folder, target = write_run(tmp_path / "r", rounds=1), tmp_path / "out" / "t.csv"
     target.parent.mkdir()
@@ -56,7 +69,9 @@ def test_a_file_that_outgrows_its_place_is_not_left_torn(tmp_path: Path, force: 
     )
     assert done.returncode == 2
     assert done.stderr == f"Error: {target}: File too large\n"
-    assert {file.name: file.read_text() for file in target.parent.iterdir()} == ({"t.csv": "mine"} if force else {})
+    assert {file.name: file.read_text() for file in target.parent.iterdir()} == (
+        {"t.csv": "mine"} if force else {}
+    )
 
 
 def test_what_stops_a_write_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -81,7 +96,9 @@ def test_what_comes_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     assert [file.read_text() for file in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_hard_links_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_links(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -110,7 +127,16 @@ def test_devices_are_written_to_and_stay_devices(tmp_path: Path) -> None:
 def test_tables_are_utf_8_whatever_the_terminal_speaks(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=1, note="a – b")
     code = "import sys; from dejavubench.cli.process import process; process(sys.argv[1:])"
-    command = [sys.executable, "-X", "utf8=0", "-c", code, str(folder), "-o", str(tmp_path / "t.md")]
+    command = [
+        sys.executable,
+        "-X",
+        "utf8=0",
+        "-c",
+        code,
+        str(folder),
+        "-o",
+        str(tmp_path / "t.md"),
+    ]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     assert subprocess.run(command, env=environment).returncode == 0
     assert "- note: a – b" in (tmp_path / "t.md").read_text(encoding="utf-8")
@@ -128,14 +154,20 @@ def test_all_text_of_figures_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(MathTextParser, "parse", parse)
     folder = tmp_path / os.fsdecode(b"$r_{1}$ \xff")  # a name that is no UTF-8
-    (drawing,), _ = plotdata.drawings(find([write_run(folder, rounds=1, figure="fig25", note=NOTE)]).runs)
+    (drawing,), _ = plotdata.drawings(
+        find([write_run(folder, rounds=1, figure="fig25", note=NOTE)]).runs
+    )
     plots.save(drawing, tmp_path / "out")
     assert sorted(file.suffix for file in (tmp_path / "out").iterdir()) == [".csv", ".pdf", ".png"]
 
 
 def test_text_in_tables_is_text(tmp_path: Path) -> None:
     text = call(
-        write_run(tmp_path / "r", rounds=1, points=[point(0, model="[/b]"), point(1, model="[red]x :smile:")])
+        write_run(
+            tmp_path / "r",
+            rounds=1,
+            points=[point(0, model="[/b]"), point(1, model="[red]x :smile:")],
+        )
     ).stdout
     assert "[/b]" in text
     assert "[red]x :smile:" in text

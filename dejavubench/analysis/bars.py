@@ -44,13 +44,21 @@ def levels(frame: pd.DataFrame) -> Figure:
     labels += [label for label in dict.fromkeys(frame["label"]) if label not in labels]
     size = (2.2 + 4.1 * len(modes), 0.9 + (0.5 + 0.62 * len(labels)) * len(layouts))
     figure, axes = plt.subplots(
-        len(layouts), len(modes), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+        len(layouts),
+        len(modes),
+        figsize=size,
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
     )
     for row, layout in zip(axes, layouts, strict=True):
         for ax, mode in zip(row, modes, strict=True):
             part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
             ax.set_title(
-                f"KV layout {layout}, {_to(mode)}{_where(part)}".replace(") (", ", "), loc="left", fontweight="bold"
+                f"KV layout {layout}, {_to(mode)}{_where(part)}".replace(") (", ", "),
+                loc="left",
+                fontweight="bold",
             )
             _level_bars(ax, part, labels)
     for ax in axes[-1]:
@@ -59,7 +67,9 @@ def levels(frame: pd.DataFrame) -> Figure:
     low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
     _slowdown_axis(axes[0, 0], low, top)
     handles, names = legend_of(axes.flat)
-    axes[0, 0].legend(handles, names, loc="lower right", fontsize=8)  # beside level 3, whose bars are the shortest
+    axes[0, 0].legend(
+        handles, names, loc="lower right", fontsize=8
+    )  # beside level 3, whose bars are the shortest
     return figure
 
 
@@ -98,10 +108,17 @@ def _level_bars(ax: Axes, part: pd.DataFrame, labels: Sequence[str]) -> None:
         name, colour, hatch = PHASE_STYLE[phase]
         places = [labels.index(label) + (number - 1) * height for label in bars["label"]]
         values = bars["slowdown"].to_numpy(dtype=float)
-        style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.5}
+        style: dict[str, Any] = {
+            "color": colour,
+            "hatch": hatch,
+            "edgecolor": "black",
+            "linewidth": 0.5,
+        }
         ax.barh(places, values - 1, left=1.0, height=height, label=name, **style)
         errors = errors_of(bars, "slowdown")
-        ax.errorbar(values, places, xerr=errors, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.8)
+        ax.errorbar(
+            values, places, xerr=errors, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.8
+        )
         for place, value, reach in zip(places, values, np.nan_to_num(errors[1]), strict=True):
             ax.annotate(
                 slowdown(value),
@@ -141,17 +158,29 @@ def totals(frame: pd.DataFrame) -> Figure:
     arms = max(len(part) for part in points)
     size = (max(6.5, len(points) * (0.9 + 1.05 * arms)), 5.6)
     figure, axes = plt.subplots(
-        2, len(points), figsize=size, squeeze=False, layout="constrained", height_ratios=(3, 2), sharex="col"
+        2,
+        len(points),
+        figsize=size,
+        squeeze=False,
+        layout="constrained",
+        height_ratios=(3, 2),
+        sharex="col",
     )
     for column, part in enumerate(points):
-        part = part.assign(rank=[_mode_rank(mode) for mode in part["mode"]]).sort_values("rank", kind="stable")
+        part = part.assign(rank=[_mode_rank(mode) for mode in part["mode"]]).sort_values(
+            "rank", kind="stable"
+        )
         above, below = axes[0, column], axes[1, column]
         above.set_title(captions.panel(part, FIG25_PANELS), loc="left", fontweight="bold")
         _total_bars(above, part)
         _overheads(below, part)
         several = part["mode"].duplicated(keep=False)
         below.set_xticks(
-            range(len(part)), [_arm_label(row, many) for (_, row), many in zip(part.iterrows(), several, strict=True)]
+            range(len(part)),
+            [
+                _arm_label(row, many)
+                for (_, row), many in zip(part.iterrows(), several, strict=True)
+            ],
         )
     axes[0, 0].set_ylabel("TOTAL (ms)")
     axes[1, 0].set_ylabel("overhead over none (%)")
@@ -178,7 +207,9 @@ def _total_bars(ax: Axes, part: pd.DataFrame) -> None:
     tops = values + np.nan_to_num(errors[1])
     for place, (mode, value) in enumerate(zip(part["mode"], values, strict=True)):
         colour, hatch = MODE_STYLE.get(mode, ("#FFFFFF", "++"))
-        ax.bar(place, value, width=0.62, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
+        ax.bar(
+            place, value, width=0.62, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6
+        )
         ax.annotate(
             f"{ms(value)} ms",
             (place, tops[place]),
@@ -187,7 +218,9 @@ def _total_bars(ax: Axes, part: pd.DataFrame) -> None:
             ha="center",
             fontsize=8,
         )
-    ax.errorbar(range(len(values)), values, yerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+    ax.errorbar(
+        range(len(values)), values, yerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=3
+    )
     baseline = part[part["role"] == "baseline"]["total_ms"]
     if len(baseline):
         ax.axhline(float(baseline.iloc[0]), color="black", linewidth=0.7, linestyle=":")
@@ -218,7 +251,11 @@ def _overheads(ax: Axes, part: pd.DataFrame) -> None:
             capsize=5,
         )
         top = value + float(np.nan_to_num(errors[1, place]))
-        bounds = "" if np.isnan(errors[:, place]).any() else span(row["overhead_low_pct"], row["overhead_high_pct"])
+        bounds = (
+            ""
+            if np.isnan(errors[:, place]).any()
+            else span(row["overhead_low_pct"], row["overhead_high_pct"])
+        )
         ax.annotate(
             f"{signed_percent(value)} %\n{bounds}".rstrip(),
             (place, top),
@@ -231,7 +268,9 @@ def _overheads(ax: Axes, part: pd.DataFrame) -> None:
     ax.margins(y=0.12)
     low, high = ax.get_ylim()
     if tops:
-        high = max(high, max(tops) + 0.45 * (max(tops) - min(low, 0)))  # room for the text above the highest
+        high = max(
+            high, max(tops) + 0.45 * (max(tops) - min(low, 0))
+        )  # room for the text above the highest
     ax.set_ylim(low, high)
     ax.grid(axis="y", **GRID)
 

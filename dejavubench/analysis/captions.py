@@ -111,7 +111,9 @@ def machine(run: Run) -> str:
     gpu = known.get("gpu") or {}
     words = [
         processor(run) or "CPU not recorded",
-        f"{known['cores']} {'CPU cores' if on_gpu(run) else 'cores'}" if known.get("cores") else None,
+        f"{known['cores']} {'CPU cores' if on_gpu(run) else 'cores'}"
+        if known.get("cores")
+        else None,
         f"{len(names)} host{'' if len(names) == 1 else 's'}" if names else None,
         f"torch {versions['torch']}" if "torch" in versions else None,
         f"CUDA {gpu['cuda']}" if gpu.get("cuda") else None,
@@ -119,7 +121,10 @@ def machine(run: Run) -> str:
         known.get("mpi_library"),
         str(known.get("date") or run.header.started_utc)[:10],
     ]
-    return ", ".join(" ".join(str(word).replace("Version:", "").split()) for word in words if word) + "."
+    return (
+        ", ".join(" ".join(str(word).replace("Version:", "").split()) for word in words if word)
+        + "."
+    )
 
 
 def _uses_nccl(run: Run) -> bool:
@@ -127,18 +132,27 @@ def _uses_nccl(run: Run) -> bool:
 
 
 def _paper(figure: str, runs: Sequence[Run], frame: pd.DataFrame) -> str:
-    return _SECOND_HAND if figure == "fig7" and on_gpu(runs[0]) and "ft" in set(frame["kv_layout"]) else ""
+    return (
+        _SECOND_HAND
+        if figure == "fig7" and on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
+        else ""
+    )
 
 
 def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """What sets a panel apart: the given columns of its first row, in words."""
     first = frame.iloc[0]
-    return ", ".join(f"{first[name]}" if name == "model" else f"{NAMES[name]} {first[name]}" for name in columns)
+    return ", ".join(
+        f"{first[name]}" if name == "model" else f"{NAMES[name]} {first[name]}" for name in columns
+    )
 
 
 def _models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     sizes = {point.model: point.parameters for run in runs for point in run.header.points}
-    return "/".join(f"{model} ({sizes[model] / 1e6:,.1f} M parameters)" for model in dict.fromkeys(frame["model"]))
+    return "/".join(
+        f"{model} ({sizes[model] / 1e6:,.1f} M parameters)"
+        for model in dict.fromkeys(frame["model"])
+    )
 
 
 def _values(frame: pd.DataFrame, name: str) -> str:
@@ -159,7 +173,11 @@ def _rounds(frame: pd.DataFrame) -> str:
 def _beware(rounds: int) -> str:
     if rounds >= stats.FEW_ROUNDS:
         return ""
-    uncovered = f" (fewer than {stats.COVERING_ROUNDS} cannot cover 95 %)" if rounds < stats.COVERING_ROUNDS else ""
+    uncovered = (
+        f" (fewer than {stats.COVERING_ROUNDS} cannot cover 95 %)"
+        if rounds < stats.COVERING_ROUNDS
+        else ""
+    )
     return f" Few rounds{uncovered}."
 
 
@@ -170,7 +188,11 @@ def _paths(frame: pd.DataFrame) -> str:
     for (mode, hosts), part in frame[frame["hosts"].notna()].groupby(["mode", "hosts"], sort=False):
         durability = "/".join(dict.fromkeys(part["durability"].dropna()))
         words.append(f"{mode}: {hosts}" + (f", durability {durability}" if durability else ""))
-    shared = " Both ranks share the GPU: no rate of a remote GPU." if LOOPBACK in set(frame["mode"]) else ""
+    shared = (
+        " Both ranks share the GPU: no rate of a remote GPU."
+        if LOOPBACK in set(frame["mode"])
+        else ""
+    )
     return "; ".join(words) + "." + shared if words else ""
 
 
@@ -180,9 +202,13 @@ def _link(frame: pd.DataFrame) -> str:
     for (mode, level), part in frame.groupby(["mode", "level"], sort=False):
         request = link.typical(part.to_dict("records"))
         leaves = None if request is None else request.leaves_zero(str(level))
-        above = link.fastest_above(part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist())
+        above = link.fastest_above(
+            part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist()
+        )
         words = [None if leaves is None else leaves / 1e3, above]
-        found.append(f"{mode} level {level} {' / '.join('none' if it is None else f'{it:.3g}' for it in words)}")
+        found.append(
+            f"{mode} level {level} {' / '.join('none' if it is None else f'{it:.3g}' for it in words)}"
+        )
     predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
     return (
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "

@@ -24,10 +24,14 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
     for key in MACHINE:
         differences += _difference(key, [(run, run.header.environment.get(key)) for run in runs])
     for name in sizes:
-        values = [(run, sorted({getattr(point, name) for point in run.header.points})) for run in runs]
+        values = [
+            (run, sorted({getattr(point, name) for point in run.header.points})) for run in runs
+        ]
         differences += _difference(name, values)
     if differences:
-        raise NotComparableError("these runs cannot be compared, they differ in " + "; ".join(differences))
+        raise NotComparableError(
+            "these runs cannot be compared, they differ in " + "; ".join(differences)
+        )
 
 
 def _difference(name: str, values: Sequence[tuple[Run, object]]) -> list[str]:

@@ -33,7 +33,10 @@ def _disks(run: Run) -> list[str]:
     if not arms:
         return []
     places = [(info.host, place) for _, info, place in _recorded(run, "stream_dir", Place)]
-    found = [f"stream directory: {text}" for text in _by_host((host, str(place)) for host, place in places)]
+    found = [
+        f"stream directory: {text}"
+        for text in _by_host((host, str(place)) for host, place in places)
+    ]
     types = dict.fromkeys(place.type for _, place in places)
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
         for note in (durability_note(type, durability) for type in types):
@@ -76,13 +79,17 @@ def _throttled(run: Run, rank: int) -> Throttling | None:
     """Return the throttling that a rank counted while it measured."""
     for at, end in run.of(End):
         if at == rank and "cpu_throttling" in end.environment:
-            counted = _as(dict[str, Throttling], end.environment["cpu_throttling"], rank, "cpu_throttling")
+            counted = _as(
+                dict[str, Throttling], end.environment["cpu_throttling"], rank, "cpu_throttling"
+            )
             return counted.get("measured")
     return None
 
 
 def _demands(run: Run) -> list[str]:
-    demands = [(info.host, demand.note()) for _, info, demand in _recorded(run, "cpu_demand", Demand)]
+    demands = [
+        (info.host, demand.note()) for _, info, demand in _recorded(run, "cpu_demand", Demand)
+    ]
     return _by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
 
 
@@ -109,4 +116,6 @@ def _by_host(said: Iterable[tuple[str, str]]) -> list[str]:
     hosts: dict[str, dict[str, None]] = {}
     for host, text in said:
         hosts.setdefault(text, {})[host] = None
-    return [text if len(hosts) == 1 else f"{text} ({', '.join(here)})" for text, here in hosts.items()]
+    return [
+        text if len(hosts) == 1 else f"{text} ({', '.join(here)})" for text, here in hosts.items()
+    ]

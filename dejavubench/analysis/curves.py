@@ -43,12 +43,20 @@ def against_link(frame: pd.DataFrame) -> Figure:
     reach = speeds.min() / 1.3, speeds.max() * 1.3
     for ax, mode in zip(axes[0], modes, strict=True):
         part = frame[frame["mode"] == mode]
-        ax.set_title(f"to {captions.destination(mode)}, {part['hosts'].iloc[0]}", loc="left", fontweight="bold")
+        ax.set_title(
+            f"to {captions.destination(mode)}, {part['hosts'].iloc[0]}",
+            loc="left",
+            fontweight="bold",
+        )
         _noise_band(ax, part)
         levels = sorted(set(part["level"]))
         for number, level in enumerate(levels):
-            aside = 1.03 ** (number - (len(levels) - 1) / 2)  # so that error bars do not hide each other
-            _level(ax, part[part["level"] == level].sort_values("link_mb_per_s"), number, aside, reach)
+            aside = 1.03 ** (
+                number - (len(levels) - 1) / 2
+            )  # so that error bars do not hide each other
+            _level(
+                ax, part[part["level"] == level].sort_values("link_mb_per_s"), number, aside, reach
+            )
         _explain(ax)
         ax.set_xlabel("measured speed of the link (MB/s, log)")
     _axes(axes[0, 0], frame, reach)
@@ -58,7 +66,9 @@ def against_link(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _level(ax: Axes, part: pd.DataFrame, number: int, aside: float, reach: tuple[float, float]) -> None:
+def _level(
+    ax: Axes, part: pd.DataFrame, number: int, aside: float, reach: tuple[float, float]
+) -> None:
     level, colour = part["level"].iloc[0], OKABE_ITO[number % len(OKABE_ITO)]
     ax.errorbar(
         part["link_mb_per_s"] * aside,
@@ -110,8 +120,15 @@ def _explain(ax: Axes) -> None:
     """In the legend, what lines and circles of any colour are."""
     grey = "#555555"
     ax.plot([], [], color=grey, linewidth=1.3, label="predicted")
-    circle: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": grey}
-    ax.plot([], [], linestyle="none", label=f"predicted to leave zero\n({LEAVES_PCT:g} %)", **circle)
+    circle: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 11,
+        "markerfacecolor": "none",
+        "markeredgecolor": grey,
+    }
+    ax.plot(
+        [], [], linestyle="none", label=f"predicted to leave zero\n({LEAVES_PCT:g} %)", **circle
+    )
 
 
 def _noise_band(ax: Axes, part: pd.DataFrame) -> None:
@@ -119,7 +136,9 @@ def _noise_band(ax: Axes, part: pd.DataFrame) -> None:
     known = part[part["noise_floor_low_pct"].notna()]
     if known.empty:
         return
-    reach = stats.noise_reach(known["noise_floor_low_pct"].min(), known["noise_floor_high_pct"].max())
+    reach = stats.noise_reach(
+        known["noise_floor_low_pct"].min(), known["noise_floor_high_pct"].max()
+    )
     ax.axhspan(-reach, reach, color="#DDDDDD", lw=0, label="noise floor")
 
 
@@ -131,11 +150,15 @@ def _axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
         each.grid(axis="y", **GRID)
     ax.set_xscale("log")
     ax.set_xlim(*reach)
-    ax.xaxis.set_major_locator(FixedLocator([speed for speed in _SPEEDS if reach[0] <= speed <= reach[1]]))
+    ax.xaxis.set_major_locator(
+        FixedLocator([speed for speed in _SPEEDS if reach[0] <= speed <= reach[1]])
+    )
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_yscale("symlog", linthresh=LINEAR_PCT)
     ax.set_ylim(low, top)
-    ax.yaxis.set_major_locator(FixedLocator([percent for percent in _PERCENTS if low <= percent <= top]))
+    ax.yaxis.set_major_locator(
+        FixedLocator([percent for percent in _PERCENTS if low <= percent <= top])
+    )
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

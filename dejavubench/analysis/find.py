@@ -69,14 +69,20 @@ def _kind(path: Path) -> str:
     if stat.S_ISDIR(mode):
         return "folder"
     if path.name == RUN_FILE or rank_of(path.name) is not None:
-        raise RecordError(f"{path} is one of the files of a run; give the run's folder, {path.parent}")
+        raise RecordError(
+            f"{path} is one of the files of a run; give the run's folder, {path.parent}"
+        )
     return "log"
 
 
 def _run_folders(folder: Path) -> list[Path]:
     if (folder / RUN_FILE).is_symlink() or (folder / RUN_FILE).exists():
         return [folder]
-    found = sorted(file.parent for depth in range(1, DEPTH + 1) for file in folder.glob("*/" * depth + RUN_FILE))
+    found = sorted(
+        file.parent
+        for depth in range(1, DEPTH + 1)
+        for file in folder.glob("*/" * depth + RUN_FILE)
+    )
     if not found:
         raise RecordError(f"{folder} holds no run: neither it nor a folder in it has a {RUN_FILE}")
     return found

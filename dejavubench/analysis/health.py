@@ -17,20 +17,36 @@ def notes(run: Run) -> list[str]:
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
-    first = set() if failed or run.hung else run.first_exits  # a rank that failed has said so itself
+    first = (
+        set() if failed or run.hung else run.first_exits
+    )  # a rank that failed has said so itself
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:
         if log.rank in run.hung:
-            found.append(f"FAILED: {_name(log)} hung {_where(log.last_phase)}: {run.hung[log.rank]}")
+            found.append(
+                f"FAILED: {_name(log)} hung {_where(log.last_phase)}: {run.hung[log.rank]}"
+            )
             continue
-        how = "was the first to stop, without a word," if log.rank in first else "stopped without a word"
+        how = (
+            "was the first to stop, without a word,"
+            if log.rank in first
+            else "stopped without a word"
+        )
         found.append(f"INCOMPLETE: {_name(log)} {how} {_where(log.last_phase)}")
     found += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
     if silent:
-        found.append("such a run is still going on, or was killed; what was recorded before is shown")
-    found += [f"{log.path.name}: the last line was cut off by the end of the process" for log in run.ranks if log.torn]
+        found.append(
+            "such a run is still going on, or was killed; what was recorded before is shown"
+        )
+    found += [
+        f"{log.path.name}: the last line was cut off by the end of the process"
+        for log in run.ranks
+        if log.torn
+    ]
     explained = failed or any(True for _ in run.of(ArmFailure))
-    unexplained = any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
+    unexplained = (
+        any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
+    )
     if unexplained:
         found.append("FAILED: a rank ended with status failed; see the verification below")
     return found + run.notes

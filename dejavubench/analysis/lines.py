@@ -40,17 +40,23 @@ def prompt_token(frame: pd.DataFrame) -> Figure:
         for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
             for number, batch in enumerate(batches):
                 line = part[part["ubatch_size"] == batch].sort_values("input_len")
-                aside = 1.03 ** (number - (len(batches) - 1) / 2)  # so that error bars do not hide each other
+                aside = 1.03 ** (
+                    number - (len(batches) - 1) / 2
+                )  # so that error bars do not hide each other
                 _line(ax, line, (name, unit), number, aside)
             _length_axis(ax, sorted(part["input_len"].unique()))
             _value_axis(ax, frame[f"{name}{unit}"].dropna())
             ax.set_ylabel(label)
     handles, labels = legend_of(axes.flat)
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8, frameon=False
+    )
     return figure
 
 
-def _line(ax: Axes, line: pd.DataFrame, quantity: tuple[str, str], number: int, aside: float) -> None:
+def _line(
+    ax: Axes, line: pd.DataFrame, quantity: tuple[str, str], number: int, aside: float
+) -> None:
     name, unit = quantity
     line = line[line[f"{name}{unit}"].notna()]
     if line.empty:

@@ -67,7 +67,10 @@ class Request:
         """When the link has carried the prompt and so many steps, each layer and each step from when it is ready."""
         idle = 0.0  # since then the link is
         for layer in range(1, self.layers + 1):
-            idle = max(idle, self.prompt_ms * layer / self.layers) + self.prompt_nbytes / self.layers / rate
+            idle = (
+                max(idle, self.prompt_ms * layer / self.layers)
+                + self.prompt_nbytes / self.layers / rate
+            )
         for step in range(1, steps + 1):
             idle = max(idle, self.prompt_ms + step * self.token_ms) + self.step_nbytes / rate
         return idle
@@ -83,7 +86,9 @@ class Request:
         slow, fast = SLOWEST, FASTEST
         while fast / slow > 1.0001:
             middle = math.sqrt(slow * fast)
-            slow, fast = (middle, fast) if self.overhead_pct(level, middle) > LEAVES_PCT else (slow, middle)
+            slow, fast = (
+                (middle, fast) if self.overhead_pct(level, middle) > LEAVES_PCT else (slow, middle)
+            )
         return fast
 
 
@@ -93,7 +98,11 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> Request | None:
     None where that level has no prediction, or its messages were not timed.
     """
     level, first = rows[0]["level"], rows[0]
-    timed = [row["message_us"] for row in rows if row["message_us"] is not None and not math.isnan(row["message_us"])]
+    timed = [
+        row["message_us"]
+        for row in rows
+        if row["message_us"] is not None and not math.isnan(row["message_us"])
+    ]
     if level not in LEVELS or (level == "0" and not timed):
         return None
     return Request(
@@ -117,7 +126,9 @@ def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
 
 def measured(run: Run, name: str, point: str) -> float | None:
     """A ceiling of the source at a point: the median of its samples, for what is typical is asked, not the best."""
-    found = [item for _, item in run.of(Ceiling) if item.name == name and item.point in (point, None)]
+    found = [
+        item for _, item in run.of(Ceiling) if item.name == name and item.point in (point, None)
+    ]
     return median(value for item in found for value in item.samples) if found else None
 
 
@@ -126,9 +137,14 @@ def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None
 
     The overhead has not left zero's neighbourhood at that rate, whatever the noise; None where it has at all of them.
     """
-    return max((rate for rate, low in zip(rates, lows, strict=True) if low > LEAVES_PCT), default=None)
+    return max(
+        (rate for rate, low in zip(rates, lows, strict=True) if low > LEAVES_PCT), default=None
+    )
 
 
 def in_interval(rows: Sequence[Mapping[Any, Any]]) -> int:
     """How many points' intervals hold what is predicted of their own session."""
-    return sum(row["overhead_low_pct"] <= row["predicted_overhead_pct"] <= row["overhead_high_pct"] for row in rows)
+    return sum(
+        row["overhead_low_pct"] <= row["predicted_overhead_pct"] <= row["overhead_high_pct"]
+        for row in rows
+    )

@@ -33,7 +33,9 @@ _MARKS = {
 }
 """Encodings by byte order mark; a mark that begins with another one comes before it."""
 
-_TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]|\x00")
+_TERMINAL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]|\x00"
+)
 """Colours, cursor movements, titles, and zero bytes (left by a crash, or by UTF-16 appended to ASCII)."""
 
 
@@ -53,7 +55,9 @@ def read_lines(path: Path) -> Iterator[str]:
             for magic, what in _UNREAD.items():
                 if head.startswith(magic):
                     raise LogFileError(f"{path} {what} and no text log")
-            unpack = next((opener for magic, opener in _PACKED.items() if head.startswith(magic)), None)
+            unpack = next(
+                (opener for magic, opener in _PACKED.items() if head.startswith(magic)), None
+            )
             yield from _lines(file if unpack is None else unpack(file, "rb"))
     except EOFError:
         raise LogFileError(f"{path} is cut off: its compressed data end early") from None

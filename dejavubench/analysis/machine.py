@@ -72,14 +72,20 @@ def work(run: Run, point: PointInfo) -> Work:
     queries, batch = point.head_num * point.size_per_head, point.ubatch_size
     keys = (point.kv_head_num or point.head_num) * point.size_per_head
     layers = point.layer_weights or 12 * point.layer_num * queries**2
-    head = point.head_weights or min(point.vocab_size * queries, point.parameters - layers)  # of older records
+    head = point.head_weights or min(
+        point.vocab_size * queries, point.parameters - layers
+    )  # of older records
     attention = point.layer_num * queries * point.input_len**2
-    seen = point.input_len + point.output_len / 2  # the first decode step sees P + 1 positions, the last P + T − 1
+    seen = (
+        point.input_len + point.output_len / 2
+    )  # the first decode step sees P + 1 positions, the last P + T − 1
     cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
     itemsize = weights_itemsize(run, point)
     return Work(
         prompt_flop=2 * batch * (point.input_len * layers + head + attention),
-        token_nbytes=None if itemsize is None else (layers + head) * itemsize + batch * seen * cached,
+        token_nbytes=None
+        if itemsize is None
+        else (layers + head) * itemsize + batch * seen * cached,
     )
 
 
@@ -104,7 +110,9 @@ def weights_itemsize(run: Run, point: PointInfo) -> int | None:
 # ---- what the machine can do ----
 
 
-def ceiling(run: Run, name: str, point: str, durability: str | None, unit: str = "GB/s") -> tuple[float, int] | None:
+def ceiling(
+    run: Run, name: str, point: str, durability: str | None, unit: str = "GB/s"
+) -> tuple[float, int] | None:
     """A ceiling, best of each rank that measured it, summed over ranks; and how many ranks these are.
 
     One measured at this point goes before one of the whole run; the disk's counts for its own durability alone.

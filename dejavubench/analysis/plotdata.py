@@ -62,7 +62,9 @@ def figure_of(run: Run) -> Figure:
         case None:
             pass
         case other:
-            raise NothingToDrawError(f"{run.path.name}: figure {other!r} is not one of {', '.join(get_args(Figure))}")
+            raise NothingToDrawError(
+                f"{run.path.name}: figure {other!r} is not one of {', '.join(get_args(Figure))}"
+            )
     streaming = [arm for arm in run.header.arms if arm.mode != "none"]
     if not streaming:
         return "fig2"
@@ -71,7 +73,9 @@ def figure_of(run: Run) -> Figure:
             f"{run.path.name}: streaming without a none arm, so there is nothing to compare it to; --compare adds it"
         )
     if all(arm.mode.startswith("swap-") for arm in streaming):
-        raise NothingToDrawError(f"{run.path.name}: swapping has no figure; its table has what it cost")
+        raise NothingToDrawError(
+            f"{run.path.name}: swapping has no figure; its table has what it cost"
+        )
     return "fig7" if len({arm.level for arm in streaming}) > 1 else "fig25"
 
 
@@ -90,7 +94,9 @@ def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing]
         try:
             figure = figure_of(run)
             if figure == "link":
-                _link_rows(run)  # one session that lacks something, cut short maybe, does not stop the others
+                _link_rows(
+                    run
+                )  # one session that lacks something, cut short maybe, does not stop the others
             by_figure.setdefault(figure, []).append(run)
         except NothingToDrawError as error:
             complaints.append(str(error))
@@ -125,7 +131,9 @@ def _draw(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
         require_comparable(runs, held)
     rows = [row for run in runs for row in _ROWS[figure](run)]
     if not rows:
-        raise NothingToDrawError(f"{', '.join(run.path.name for run in runs)}: no measured round that {figure} needs")
+        raise NothingToDrawError(
+            f"{', '.join(run.path.name for run in runs)}: no measured round that {figure} needs"
+        )
     frame = pd.DataFrame(rows)
     _refuse_twice(frame)
     if figure == "link":
@@ -135,11 +143,19 @@ def _draw(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     return [_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
 
 
-def _drawing(figure: Figure, runs: Sequence[Run], part: pd.DataFrame, varying: Sequence[str]) -> Drawing:
+def _drawing(
+    figure: Figure, runs: Sequence[Run], part: pd.DataFrame, varying: Sequence[str]
+) -> Drawing:
     models = list(dict.fromkeys(part["model"]))
     named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
     words = [figure, named, *(_short(name, part[name].iloc[0]) for name in varying)]
-    return Drawing(figure, "-".join(words), captions.title(figure, models), part, captions.caption(figure, runs, part))
+    return Drawing(
+        figure,
+        "-".join(words),
+        captions.title(figure, models),
+        part,
+        captions.caption(figure, runs, part),
+    )
 
 
 def _held(figure: Figure) -> list[str]:
@@ -170,15 +186,22 @@ def _refuse_twice(frame: pd.DataFrame) -> None:
         first = twice.iloc[0]
         where = ", ".join(f"{name} {first[name]}" for name in POINT_COLUMNS)
         runs = ", ".join(dict.fromkeys(twice["run"]))
-        raise NotComparableError(f"{runs} hold the same point and arm ({where}, {first['arm']}); give one of them")
+        raise NotComparableError(
+            f"{runs} hold the same point and arm ({where}, {first['arm']}); give one of them"
+        )
 
 
 def _refuse_other_paths(frame: pd.DataFrame) -> None:
     """A link between two hosts and one within a host are not two speeds of one link."""
     for mode, part in frame.groupby("mode", sort=False):
         if part["hosts"].nunique(dropna=False) > 1:
-            words = [f"{row['hosts']} ({row['run']})" for _, row in part.drop_duplicates("hosts").iterrows()]
-            raise NotComparableError(f"these runs cannot be compared, {mode} goes between: {', '.join(words)}")
+            words = [
+                f"{row['hosts']} ({row['run']})"
+                for _, row in part.drop_duplicates("hosts").iterrows()
+            ]
+            raise NotComparableError(
+                f"these runs cannot be compared, {mode} goes between: {', '.join(words)}"
+            )
 
 
 # What each figure shows.
@@ -195,13 +218,19 @@ def _shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
 
 
 def _sizes(run: Run, point: PointInfo) -> Row:
-    return {"run": run.path.name, "point": point.id} | {name: getattr(point, name) for name in POINT_COLUMNS}
+    return {"run": run.path.name, "point": point.id} | {
+        name: getattr(point, name) for name in POINT_COLUMNS
+    }
 
 
 def _spread(name: str, item: stats.Estimate | None, unit: str = "") -> Row:
     if item is None:
         return dict.fromkeys((f"{name}{unit}", f"{name}_low{unit}", f"{name}_high{unit}"))
-    return {f"{name}{unit}": item.median, f"{name}_low{unit}": item.low, f"{name}_high{unit}": item.high}
+    return {
+        f"{name}{unit}": item.median,
+        f"{name}_low{unit}": item.low,
+        f"{name}_high{unit}": item.high,
+    }
 
 
 def _prompt_token_rows(run: Run) -> list[Row]:
@@ -213,7 +242,9 @@ def _prompt_token_rows(run: Run) -> list[Row]:
         row = _sizes(run, point.point) | {"arm": arm.arm.name, "samples": len(arm.total)}
         row |= _spread("prompt", stats.estimate(arm.prompt.values()), "_ms")
         row |= _spread("token", stats.estimate(arm.token.values()) if arm.token else None, "_ms")
-        rows.append(row | _spread("prompt_over_token", stats.estimate(ratio) if len(ratio) else None))
+        rows.append(
+            row | _spread("prompt_over_token", stats.estimate(ratio) if len(ratio) else None)
+        )
     return rows
 
 
@@ -227,7 +258,10 @@ def _level_rows(run: Run) -> list[Row]:
             if overhead is None:
                 continue
             row = _sizes(run, point.point) | _arm_columns(run, arm)
-            row |= {"label": LEVEL_LABELS.get(arm.arm.level, f"level {arm.arm.level}"), "phase": phase}
+            row |= {
+                "label": LEVEL_LABELS.get(arm.arm.level, f"level {arm.arm.level}"),
+                "phase": phase,
+            }
             row |= {"samples": overhead.samples} | _spread("slowdown", overhead.shifted(1.0))
             rows.append(row | _noise(stats.noise_floor(point.baselines(phase))))
     return rows
@@ -258,14 +292,24 @@ def _link_rows(run: Run) -> list[Row]:
         if arm.arm.mode not in link.RATE_OF_MODE or overhead is None:
             continue
         if info.tensor_para_size * info.pipeline_para_size > 1:
-            raise NothingToDrawError(f"{run.path.name}: the link figure predicts what one source sends, not several")
+            raise NothingToDrawError(
+                f"{run.path.name}: the link figure predicts what one source sends, not several"
+            )
         name = link.RATE_OF_MODE[arm.arm.mode]
         speed = link.measured(run, name, info.id)
         if speed is None:
-            raise NothingToDrawError(f"{run.path.name}: no ceiling {name}, so it is not known how fast its link was")
-        row = _sizes(run, info) | _arm_columns(run, arm) | {"link": run.header.experiment.get("link") or "not recorded"}
+            raise NothingToDrawError(
+                f"{run.path.name}: no ceiling {name}, so it is not known how fast its link was"
+            )
+        row = (
+            _sizes(run, info)
+            | _arm_columns(run, arm)
+            | {"link": run.header.experiment.get("link") or "not recorded"}
+        )
         row |= {"samples": overhead.samples, "link_mb_per_s": 1e3 * speed}
-        row |= _percent(_spread("overhead", overhead, "_pct")) | _noise(stats.noise_floor(baselines))
+        row |= _percent(_spread("overhead", overhead, "_pct")) | _noise(
+            stats.noise_floor(baselines)
+        )
         rows.append(row | _predicted(run, point, arm, speed))
     return rows
 
@@ -283,18 +327,24 @@ def _predicted(run: Run, point: PointSamples, arm: ArmSamples, speed: float) -> 
         "none_token_ms": tokens_ms / steps if steps else 0.0,
         "prompt_bytes": prompt_nbytes,
         "step_bytes": step_nbytes,
-        "messages": _middle(arm.prompt_copies) + steps * (_middle(arm.token_copies) if steps else 0.0),
+        "messages": _middle(arm.prompt_copies)
+        + steps * (_middle(arm.token_copies) if steps else 0.0),
         "message_us": message_us,
     }
     request, level = link.typical([row | {"level": arm.arm.level}]), arm.arm.level
     if request is None or level is None:
         return row | {"predicted_ms": None, "predicted_overhead_pct": None}
     predicted_ms = request.predicted_ms(level, 1e6 * speed)
-    return row | {"predicted_ms": predicted_ms, "predicted_overhead_pct": request.overhead_pct(level, 1e6 * speed)}
+    return row | {
+        "predicted_ms": predicted_ms,
+        "predicted_overhead_pct": request.overhead_pct(level, 1e6 * speed),
+    }
 
 
 def _over_both(point: PointSamples, quantity: str) -> float:
-    return stats.estimate(ms for series in point.baselines(quantity) for ms in series.values()).median
+    return stats.estimate(
+        ms for series in point.baselines(quantity) for ms in series.values()
+    ).median
 
 
 def _middle(series: Mapping[int, float]) -> float:
@@ -303,7 +353,12 @@ def _middle(series: Mapping[int, float]) -> float:
 
 def _arm_columns(run: Run, arm: ArmSamples) -> Row:
     info = arm.arm
-    row = {"arm": info.name, "mode": machine.destination(run, info), "role": info.role, "level": info.level}
+    row = {
+        "arm": info.name,
+        "mode": machine.destination(run, info),
+        "role": info.role,
+        "level": info.level,
+    }
     return row | {"durability": info.durability, "hosts": tables.hosts(run, info)}
 
 

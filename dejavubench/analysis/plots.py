@@ -54,7 +54,9 @@ def save(drawing: Drawing, folder: Path) -> None:
         figure.text(0.01, -0.01, text, fontsize=CAPTION_SIZE, va="top", ha="left", color="#333333")
         for path in (png, pdf):
             with whole_file(path, overwrite=True) as partial:
-                figure.savefig(partial, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+                figure.savefig(
+                    partial, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", pad_inches=0.12
+                )
         plt.close(figure)
     with whole_file(csv, overwrite=True) as partial:
         drawing.frame.to_csv(partial, index=False, errors="backslashreplace")

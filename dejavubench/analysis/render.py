@@ -29,11 +29,11 @@ NOISY_PCT = 5.0
 """Noise from which a report warns."""
 
 NOTE_TIMES = "times: median over rounds of the maximum over sources; [ ]: 95 % bootstrap interval"
-NOTE_HOW = f"{NOTE_TIMES}; overhead: paired round by round with the geometric mean of none and none#2"
-
-NOTE_RESTART = (
-    "times: of one iteration, the slowest source; computed anew: the steps before, without streaming, by this process"
+NOTE_HOW = (
+    f"{NOTE_TIMES}; overhead: paired round by round with the geometric mean of none and none#2"
 )
+
+NOTE_RESTART = "times: of one iteration, the slowest source; computed anew: the steps before, without streaming, by this process"
 
 
 @dataclass
@@ -162,7 +162,9 @@ def _copies(row: Row) -> str:
 
 
 def _cpu(row: Row) -> str:
-    return " / ".join(value_or_dash(row[f"cpu_{role}_s"], ".2f") for role in ("model", "helper", "sink"))
+    return " / ".join(
+        value_or_dash(row[f"cpu_{role}_s"], ".2f") for role in ("model", "helper", "sink")
+    )
 
 
 def _hidden(row: Row) -> str:
@@ -176,7 +178,11 @@ def _verdict(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    return "–" if row["total_low_ms"] is None else f"[{ms(row['total_low_ms'])}, {ms(row['total_high_ms'])}]"
+    return (
+        "–"
+        if row["total_low_ms"] is None
+        else f"[{ms(row['total_low_ms'])}, {ms(row['total_high_ms'])}]"
+    )
 
 
 TIME_COLUMNS: list[Column] = [
@@ -250,7 +256,13 @@ MODEL_COLUMNS: list[Column] = [
 
 def _four_digits(value: float | None) -> str:
     return (
-        "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+        "–"
+        if value is None
+        else f"{value:.3f}"
+        if value < 10
+        else f"{value:.1f}"
+        if value < 1000
+        else f"{value:.0f}"
     )
 
 
@@ -258,13 +270,19 @@ def _model_blocks(rows: list[Row], varying: list[str]) -> list[Block]:
     """One row a point, of the first ``none``; its ceilings are in the notes."""
     alone = [row for row in rows if row["arm"] == "none" and row["prompt_tflop_per_s"] is not None]
     events = EVENT_COLUMNS if any(row["prompt_event_ms"] is not None for row in alone) else []
-    return [_block("the model against the machine", alone, varying, events + MODEL_COLUMNS)] if alone else []
+    return (
+        [_block("the model against the machine", alone, varying, events + MODEL_COLUMNS)]
+        if alone
+        else []
+    )
 
 
 def _blocks(rows: list[Row]) -> list[Block]:
     varying = [name for name in POINT_COLUMNS if len({row[name] for row in rows}) > 1]
     common = ", ".join(
-        f"{name} {rows[0][name]}" for name in POINT_COLUMNS if rows and rows[0][name] and name not in varying
+        f"{name} {rows[0][name]}"
+        for name in POINT_COLUMNS
+        if rows and rows[0][name] and name not in varying
     )
     if restarted := [row for row in rows if row["resumed_run"]]:
         return [_block(common, restarted, varying, RESTART_COLUMNS)]
@@ -276,13 +294,17 @@ def _blocks(rows: list[Row]) -> list[Block]:
     overheads = [column for column in OVERHEAD_COLUMNS if verdicts or column[0] != "verdict"]
     blocks = [_block(common, rows, varying, TIME_COLUMNS + overheads)]
     if handed := [row for row in streaming if row["handover_ms"] is not None]:
-        blocks.append(_block("hand-over, and what the sinks do after it", handed, varying, HANDOVER_COLUMNS))
+        blocks.append(
+            _block("hand-over, and what the sinks do after it", handed, varying, HANDOVER_COLUMNS)
+        )
     if swapped := [row for row in streaming if row["resident_caches"] is not None]:
         blocks.append(_block("swapping, one iteration", swapped, varying, SWAP_COLUMNS))
     if streaming:
         blocks.append(_block("streaming, one iteration", streaming, varying, STREAM_COLUMNS))
         measured = [row for row in rows if row["status"] == "ok"]
-        blocks.append(_block("spread, drain and CPU, one iteration", measured, varying, REST_COLUMNS))
+        blocks.append(
+            _block("spread, drain and CPU, one iteration", measured, varying, REST_COLUMNS)
+        )
     return blocks + against
 
 
@@ -320,7 +342,9 @@ def _ceilings(run: Run) -> list[str]:
     best: dict[tuple[str, str | None], Ceiling] = {}
     for _, item in run.of(Ceiling):
         known = best.get((item.name, item.durability))
-        better = known is None or (item.value < known.value if item.unit == "us" else item.value > known.value)
+        better = known is None or (
+            item.value < known.value if item.unit == "us" else item.value > known.value
+        )
         if better:
             best[item.name, item.durability] = item
     if not best:
@@ -347,7 +371,11 @@ def _against_raw(run: Run) -> list[str]:
 
 def _own_shares(run: Run) -> list[str]:
     words = [f"{name} {share:.0f} %" for name, share in tables.own_shares(run).items()]
-    return [f"this program's own share of the time of one run at the naive levels: {', '.join(words)}"] if words else []
+    return (
+        [f"this program's own share of the time of one run at the naive levels: {', '.join(words)}"]
+        if words
+        else []
+    )
 
 
 def _gpu(run: Run) -> list[str]:
@@ -356,7 +384,11 @@ def _gpu(run: Run) -> list[str]:
         return []
     known = run.header.environment
     gpu, mpi = known.get("gpu") or {}, known.get("cuda_aware_mpi")
-    link = f"PCIe {gpu['pcie_generation']}.0 × {gpu['pcie_width']}" if gpu.get("pcie_generation") else None
+    link = (
+        f"PCIe {gpu['pcie_generation']}.0 × {gpu['pcie_width']}"
+        if gpu.get("pcie_generation")
+        else None
+    )
     words = [
         *(
             f"{what} {gpu[key]}"
@@ -370,7 +402,9 @@ def _gpu(run: Run) -> list[str]:
     ways: dict[str, None] = {}
     layouts = {point.id: point.kv_layout for point in run.header.points}
     for _, record in run.of(CopyWays):
-        ways |= dict.fromkeys(f"{layouts[record.point]} {kind}: {way}" for kind, way in record.ways.items())
+        ways |= dict.fromkeys(
+            f"{layouts[record.point]} {kind}: {way}" for kind, way in record.ways.items()
+        )
     notes = ["GPU: " + ", ".join(word for word in words if word)] if any(words) else []
     return notes + ([f"how chunks leave the GPU: {'; '.join(ways)}"] if ways else [])
 
@@ -379,7 +413,9 @@ def _loopback(run: Run) -> list[str]:
     if all(machine.destination(run, arm) != machine.LOOPBACK for arm in run.header.arms):
         return []
     mps = (run.header.environment.get("gpu") or {}).get("mps")
-    shared = ["loopback on one GPU: both ranks share its processors and its memory; this is no rate of a remote GPU"]
+    shared = [
+        "loopback on one GPU: both ranks share its processors and its memory; this is no rate of a remote GPU"
+    ]
     return (
         [*shared, "NO MPS: the ranks take turns on the GPU, which slows the model by itself"]
         if mps is False
@@ -392,8 +428,14 @@ def _hosts(run: Run) -> list[str]:
     ranks: dict[str, list[str]] = {}
     for rank, info in run.of(RankInfo):
         ranks.setdefault(info.host, []).append(f"{info.role} {rank}")
-    peers = (run.header.experiment.get("peer") or ()) if any(arm.mode == "tcp" for arm in run.header.arms) else ()
-    words = [f"{', '.join(here)} on {host}" for host, here in ranks.items()] + [f"tcp to {peer}" for peer in peers]
+    peers = (
+        (run.header.experiment.get("peer") or ())
+        if any(arm.mode == "tcp" for arm in run.header.arms)
+        else ()
+    )
+    words = [f"{', '.join(here)} on {host}" for host, here in ranks.items()] + [
+        f"tcp to {peer}" for peer in peers
+    ]
     link = run.header.experiment.get("link")
     said = f"; the link between them: {link}" if link else ""
     return [f"hosts: {'; '.join(words)}{said}"] if len(ranks) > 1 or link else []
@@ -419,7 +461,12 @@ def _no_time_left(rows: list[Row]) -> list[str]:
     found = []
     for row in rows:
         request, alone_ms = requests.get(row["point"]), row["alone_ms"]
-        if row["level"] == ALONE_LEVEL and request and alone_ms and alone_ms >= NO_TIME_LEFT * request:
+        if (
+            row["level"] == ALONE_LEVEL
+            and request
+            and alone_ms
+            and alone_ms >= NO_TIME_LEFT * request
+        ):
             share = f", {_share(row)}" if row["ceiling_share_pct"] is not None else ""
             found.append(
                 f"{row['point']} {row['arm']} has hardly any time to spare: its stream alone takes {ms(alone_ms)} ms "
@@ -429,7 +476,9 @@ def _no_time_left(rows: list[Row]) -> list[str]:
 
 
 def _unshared(rows: list[Row]) -> list[str]:
-    rated = [row for row in rows if row["alone_gb_per_s"] is not None and row["ceiling"] is not None]
+    rated = [
+        row for row in rows if row["alone_gb_per_s"] is not None and row["ceiling"] is not None
+    ]
     if any(row["ceiling_share_pct"] is None for row in rated):
         return ["share of ceiling is not shown: the ceiling was not measured for every source"]
     return []
@@ -443,19 +492,31 @@ def _noise(rows: list[Row]) -> list[str]:
 
 
 def _noisy(floors: dict[str, Row]) -> list[str]:
-    kinds = ("noise_floor_pct", "noise_floor_low_pct", "noise_floor_high_pct")  # of one round there is no interval
-    reach = max(abs(row[kind]) for row in floors.values() for kind in kinds if row[kind] is not None)
+    kinds = (
+        "noise_floor_pct",
+        "noise_floor_low_pct",
+        "noise_floor_high_pct",
+    )  # of one round there is no interval
+    reach = max(
+        abs(row[kind]) for row in floors.values() for kind in kinds if row[kind] is not None
+    )
     if reach <= NOISY_PCT:
         return []
-    return [f"NOISY: none#2 differs from none by up to {reach:.0f} %; smaller overheads say nothing. A busy machine?"]
+    return [
+        f"NOISY: none#2 differs from none by up to {reach:.0f} %; smaller overheads say nothing. A busy machine?"
+    ]
 
 
 def _noise_floor(floors: dict[str, Row]) -> list[str]:
     if len(floors) == 1:
-        return [f"noise floor (none#2 against none): {_noise_of(next(iter(floors.values()))).removeprefix('noise ')} %"]
+        return [
+            f"noise floor (none#2 against none): {_noise_of(next(iter(floors.values()))).removeprefix('noise ')} %"
+        ]
     medians = sorted(row["noise_floor_pct"] for row in floors.values())
     low, high = signed_percent(medians[0]), signed_percent(medians[-1])
-    return [f"noise floor (none#2 against none): medians from {low} to {high} % over {len(floors)} points"]
+    return [
+        f"noise floor (none#2 against none): medians from {low} to {high} % over {len(floors)} points"
+    ]
 
 
 def _few(rows: list[Row]) -> list[str]:
@@ -483,7 +544,10 @@ def renderable(item: Report) -> RenderableType:
         parts += [Text(block.title, style="italic"), _rich_table(block)]
     parts += [
         Text(
-            note, style="red" if note.startswith(("FAILED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "NO MPS")) else ""
+            note,
+            style="red"
+            if note.startswith(("FAILED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "NO MPS"))
+            else "",
         )
         for note in item.notes
     ]
@@ -497,13 +561,18 @@ def _rich_table(block: Block) -> RenderableType:
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(block.columns):
-        table.add_column(heading, overflow="fold", justify="left" if number <= block.columns.index("arm") else "right")
+        table.add_column(
+            heading,
+            overflow="fold",
+            justify="left" if number <= block.columns.index("arm") else "right",
+        )
     for number, group in enumerate(block.groups):
         if number and len(group) > 1:
             table.add_section()
         for cells in group:
             table.add_row(
-                *map(Text, cells), style="red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else None
+                *map(Text, cells),
+                style="red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else None,
             )
     return table
 
@@ -513,13 +582,17 @@ def console(out: IO[str]) -> Console:
     from rich.console import Console
 
     terminal = out.isatty()
-    return Console(file=out, highlight=False, width=None if terminal else PIPE_WIDTH, no_color=not terminal)
+    return Console(
+        file=out, highlight=False, width=None if terminal else PIPE_WIDTH, no_color=not terminal
+    )
 
 
 def markdown(item: Report) -> str:
     lines = [f"## {item.title}", ""]
     for block in item.blocks:
-        align = ["---" if n <= block.columns.index("arm") else "---:" for n in range(len(block.columns))]
+        align = [
+            "---" if n <= block.columns.index("arm") else "---:" for n in range(len(block.columns))
+        ]
         lines += [f"**{block.title}**", "", _pipes(block.columns), _pipes(align)]
         lines += [_pipes(cells) for group in block.groups for cells in group]
         lines.append("")
@@ -535,7 +608,9 @@ def write(reports: Sequence[Report], style: str, out: IO[str]) -> None:
     if style == "csv":
         out.write(tables.frame(row for item in reports for row in item.rows).to_csv(index=False))
     elif style == "json":
-        documents = [{"run": i.title, "header": i.header, "notes": i.notes, "rows": i.rows} for i in reports]
+        documents = [
+            {"run": i.title, "header": i.header, "notes": i.notes, "rows": i.rows} for i in reports
+        ]
         json.dump(documents, out, indent=2, allow_nan=False, ensure_ascii=False)
         out.write("\n")
     elif style == "markdown":

@@ -92,12 +92,16 @@ class ArmSamples:
         check = self.failed_check
         if check is None:
             return None
-        what = check.where or ("other tokens than none" if check.tokens_equal is False else "bytes differ")
+        what = check.where or (
+            "other tokens than none" if check.tokens_equal is False else "bytes differ"
+        )
         return f"iteration {check.iteration}: {what}"
 
     @property
     def failed_check(self) -> Verification | None:
-        return next((check for check in self.checks if not check.ok or check.tokens_equal is False), None)
+        return next(
+            (check for check in self.checks if not check.ok or check.tokens_equal is False), None
+        )
 
 
 @dataclass
@@ -111,7 +115,11 @@ class PointSamples:
         """The series of ``none`` and of its repeat, as far as they are there and verified."""
         chosen = {arm.arm.role: arm for arm in self.arms.values() if arm.arm.role != "streaming"}
         arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
-        return [getattr(arm, quantity) for arm in arms if getattr(arm, quantity) and arm.why_failed is None]
+        return [
+            getattr(arm, quantity)
+            for arm in arms
+            if getattr(arm, quantity) and arm.why_failed is None
+        ]
 
 
 class _Collector:
@@ -158,7 +166,9 @@ def collect(run: Run) -> dict[str, PointSamples]:
 
 def _add_microbatches(collector: _Collector) -> None:
     """Rounds that have no Iteration record (the run was killed within them) are left out."""
-    rounds: dict[tuple[str, str, int], dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
+    rounds: dict[tuple[str, str, int], dict[int, list[Microbatch]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for rank, item in collector.run.of(Microbatch):
         if item.round is not None:
             rounds[item.point, item.arm, item.round][rank].append(item)
@@ -175,21 +185,33 @@ def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]
 
     samples.prompt[number] = max(median(item.prompt_ms for item in source) for source in sources)
     samples.drain[number] = max(median(item.drain_ms for item in source) for source in sources)
-    samples.stall[number] = max(sum(i.prompt.stall_ms + i.tokens.stall_ms for i in source) for source in sources)
+    samples.stall[number] = max(
+        sum(i.prompt.stall_ms + i.tokens.stall_ms for i in source) for source in sources
+    )
     if steps:
-        samples.token[number] = max(median(ms for item in source for ms in item.token_ms) for source in sources)
-        samples.token_copies[number] = sum(item.tokens.copies for item in everything) / (steps * in_flight)
+        samples.token[number] = max(
+            median(ms for item in source for ms in item.token_ms) for source in sources
+        )
+        samples.token_copies[number] = sum(item.tokens.copies for item in everything) / (
+            steps * in_flight
+        )
     _add_events(samples, number, sources)
-    samples.nbytes[number] = sum(i.prompt.nbytes + i.tokens.nbytes + i.drain.nbytes for i in everything)
+    samples.nbytes[number] = sum(
+        i.prompt.nbytes + i.tokens.nbytes + i.drain.nbytes for i in everything
+    )
     samples.prompt_copies[number] = sum(item.prompt.copies for item in everything) / in_flight
     samples.cpu_model[number] = sum(item.cpu_model_s for item in everything)
     samples.cpu_helper[number] = sum(item.cpu_helper_s for item in everything)
-    lag = max(phase.lag_nbytes for item in everything for phase in (item.prompt, item.tokens, item.drain))
+    lag = max(
+        phase.lag_nbytes for item in everything for phase in (item.prompt, item.tokens, item.drain)
+    )
     samples.lag_nbytes = max(samples.lag_nbytes, lag)
 
 
 def _add_events(samples: ArmSamples, number: int, sources: list[list[Microbatch]]) -> None:
-    prompts = [[i.prompt_event_ms for i in source if i.prompt_event_ms is not None] for source in sources]
+    prompts = [
+        [i.prompt_event_ms for i in source if i.prompt_event_ms is not None] for source in sources
+    ]
     tokens = [[ms for item in source for ms in item.token_event_ms] for source in sources]
     if all(prompts):
         samples.prompt_event[number] = max(map(median, prompts))
@@ -200,7 +222,9 @@ def _add_events(samples: ArmSamples, number: int, sources: list[list[Microbatch]
 def _add_sinks(collector: _Collector) -> None:
     for _, item in collector.run.of(SinkActivity):
         samples = collector.of(item.point, item.arm)
-        if item.round in samples.total and item.nbytes:  # else that rank was idle: the sink, if any, is none
+        if (
+            item.round in samples.total and item.nbytes
+        ):  # else that rank was idle: the sink, if any, is none
             samples.cpu_sink[item.round] = samples.cpu_sink.get(item.round, 0.0) + item.cpu_s
 
 
@@ -226,7 +250,10 @@ def _add_swapping(collector: _Collector) -> None:
         if item.round in samples.total:
             samples.resident = item.resident
             samples.swap_nbytes[item.round] = samples.swap_nbytes.get(item.round, 0) + item.nbytes
-            for series, ms in ((samples.swap_bring, item.bring_ms), (samples.swap_wait, item.wait_ms)):
+            for series, ms in (
+                (samples.swap_bring, item.bring_ms),
+                (samples.swap_wait, item.wait_ms),
+            ):
                 series[item.round] = max(ms, series.get(item.round, 0.0))
 
 
@@ -238,4 +265,7 @@ def _add_alone(collector: _Collector) -> None:
             best[item.point, item.arm][rank] = item
     for (point, arm), sources in best.items():
         items = sources.values()
-        collector.of(point, arm).alone = (max(item.ms for item in items), sum(item.nbytes for item in items))
+        collector.of(point, arm).alone = (
+            max(item.ms for item in items),
+            sum(item.nbytes for item in items),
+        )

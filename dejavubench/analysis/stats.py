@@ -103,7 +103,9 @@ def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     if not baselines:
         raise ValueError("no baseline")
     rounds = sorted(set(arm).intersection(*baselines))
-    logs = np.array([[np.log(series[number]) for series in baselines] for number in rounds], dtype=np.float64)
+    logs = np.array(
+        [[np.log(series[number]) for series in baselines] for number in rounds], dtype=np.float64
+    )
     values = np.array([arm[number] for number in rounds], dtype=np.float64)
     return values / np.exp(logs.mean(axis=1)) if rounds else values
 
@@ -151,32 +153,43 @@ def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[i
 
 def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> list[Series]:
     """The series of the baseline and of its repeat, in this order, as far as they are there."""
-    roles = {arm.role: series[arm.name] for arm in arms if arm.role != "streaming" and arm.name in series}
+    roles = {
+        arm.role: series[arm.name] for arm in arms if arm.role != "streaming" and arm.name in series
+    }
     return [roles[role] for role in ("baseline", "repeat") if role in roles]
 
 
-def precise_enough(iterations: Iterable[Iteration], arms: Sequence[ArmInfo], half_width: float) -> bool:
+def precise_enough(
+    iterations: Iterable[Iteration], arms: Sequence[ArmInfo], half_width: float
+) -> bool:
     """Whether each arm's overhead, and the noise floor, is known to ± ``half_width`` (a fraction) at every point.
 
     Without a baseline the interval of TOTAL relative to its median counts. Never true before 6 rounds.
     """
     totals = totals_by_arm(iterations)
-    return bool(totals) and all(_point_precise(series, arms, half_width) for series in totals.values())
+    return bool(totals) and all(
+        _point_precise(series, arms, half_width) for series in totals.values()
+    )
 
 
-def _point_precise(series: Mapping[str, Series], arms: Sequence[ArmInfo], half_width: float) -> bool:
+def _point_precise(
+    series: Mapping[str, Series], arms: Sequence[ArmInfo], half_width: float
+) -> bool:
     if any(len(series.get(arm.name, ())) < COVERING_ROUNDS for arm in arms):
         return False
     baselines = baseline_series(arms, series)
     if not baselines:
         totals = [estimate(series[arm.name].values()) for arm in arms]
         return all(total.half_width / total.median <= half_width for total in totals)
-    overheads = [paired_overhead(series[arm.name], baselines) for arm in arms if arm.role == "streaming"]
+    overheads = [
+        paired_overhead(series[arm.name], baselines) for arm in arms if arm.role == "streaming"
+    ]
     if len(baselines) == 2:
         overheads.append(noise_floor(baselines))
     if not overheads:  # a single none, nothing to compare it with
         total = estimate(baselines[0].values())
         return total.half_width / total.median <= half_width
     return all(
-        item is not None and item.samples >= COVERING_ROUNDS and item.half_width <= half_width for item in overheads
+        item is not None and item.samples >= COVERING_ROUNDS and item.half_width <= half_width
+        for item in overheads
     )

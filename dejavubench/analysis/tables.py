@@ -42,13 +42,33 @@ def _timed(name: str) -> tuple[str, ...]:
 
 
 COLUMNS = (
-    *("run", "point", *POINT_COLUMNS, "arm", "mode", "level", "durability", "hosts", "status", "reason", "verified"),
+    *(
+        "run",
+        "point",
+        *POINT_COLUMNS,
+        "arm",
+        "mode",
+        "level",
+        "durability",
+        "hosts",
+        "status",
+        "reason",
+        "verified",
+    ),
     *("samples", "warmups", *_timed("prompt"), *_timed("token"), *_timed("total"), "drain_ms"),
     *("baseline", "overhead_pct", "overhead_low_pct", "overhead_high_pct", "target_pct", "verdict"),
     *("token_overhead_pct", "token_overhead_low_pct", "token_overhead_high_pct"),
     *("noise_floor_pct", "noise_floor_low_pct", "noise_floor_high_pct"),
     *("stall_ms", "largest_lag_bytes", "streamed_bytes", "copies_per_prompt", "copies_per_token"),
-    *("alone_ms", "alone_gb_per_s", "total_gb_per_s", "ceiling", "ceiling_gb_per_s", "ceiling_share_pct", "hidden_pct"),
+    *(
+        "alone_ms",
+        "alone_gb_per_s",
+        "total_gb_per_s",
+        "ceiling",
+        "ceiling_gb_per_s",
+        "ceiling_share_pct",
+        "hidden_pct",
+    ),
     *("cpu_model_s", "cpu_helper_s", "cpu_sink_s", "statistic"),
     *("prompt_event_ms", "token_event_ms"),
     *("handover_ms", "sink_waited_ms", "sink_first_ms", "sink_token_ms"),
@@ -87,13 +107,18 @@ def run_rows(run: Run) -> list[Row]:
     rows = []
     for point in run.header.points:
         whole = point.skipped or reasons.get((point.id, None))
-        rows += [_row(run, points[point.id], a, whole or reasons.get((point.id, a.name))) for a in run.header.arms]
+        rows += [
+            _row(run, points[point.id], a, whole or reasons.get((point.id, a.name)))
+            for a in run.header.arms
+        ]
     return rows
 
 
 def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Row:
     row: Row = dict.fromkeys(COLUMNS)
-    row.update(run=run.path.name, point=point.point.id, arm=arm.name, mode=arm.mode, statistic=STATISTIC)
+    row.update(
+        run=run.path.name, point=point.point.id, arm=arm.name, mode=arm.mode, statistic=STATISTIC
+    )
     row.update(level=arm.level, durability=arm.durability, hosts=hosts(run, arm))
     row.update({name: getattr(point.point, name) for name in POINT_COLUMNS})
     samples = point.arms.get(arm.name)
@@ -104,7 +129,9 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
     elif samples is None or not (samples.total or samples.checks or samples.restarts):
         row.update(status="no rounds", reason="the run ended before a measured round of this arm")
     elif samples.restarts:
-        row.update(status="ok", verified=_verified(samples), baseline="no baseline", **_restart(samples))
+        row.update(
+            status="ok", verified=_verified(samples), baseline="no baseline", **_restart(samples)
+        )
     elif not samples.total:
         row.update(status="no rounds", reason="the run ended before a measured round of this arm")
     else:
@@ -150,7 +177,9 @@ def _timing(name: str, values: Iterable[float]) -> Row:
     if not found:
         return {}
     item = stats.estimate(found)
-    bounds: tuple[float | None, float | None] = (item.low, item.high) if item.samples > 1 else (None, None)
+    bounds: tuple[float | None, float | None] = (
+        (item.low, item.high) if item.samples > 1 else (None, None)
+    )
     return dict(zip(_timed(name), (item.median, *bounds, item.iqr), strict=True))
 
 
@@ -179,7 +208,11 @@ def _percent(name: str, item: stats.Estimate | None) -> Row:
     if item is None:
         return {}
     bounds = (100 * item.low, 100 * item.high) if item.samples > 1 else (None, None)
-    return {f"{name}_pct": 100 * item.median, f"{name}_low_pct": bounds[0], f"{name}_high_pct": bounds[1]}
+    return {
+        f"{name}_pct": 100 * item.median,
+        f"{name}_low_pct": bounds[0],
+        f"{name}_high_pct": bounds[1],
+    }
 
 
 def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Row:
@@ -190,7 +223,9 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Row:
     item = stats.paired_overhead(samples.total, baselines)
     target = run.header.experiment.get("target_overhead")
     row |= _percent("overhead", item)
-    row |= _percent("token_overhead", stats.paired_overhead(samples.token, point.baselines("token")))
+    row |= _percent(
+        "token_overhead", stats.paired_overhead(samples.token, point.baselines("token"))
+    )
     row["baseline"] = ("no baseline", "none", "none and none#2")[len(baselines)]
     row["target_pct"] = None if target is None else 100 * target
     row["verdict"] = stats.verdict(item, target)
@@ -283,7 +318,11 @@ def hosts(run: Run, arm: ArmInfo) -> str | None:
     infos = dict(run.of(RankInfo))
     if arm.mode == "tcp":  # the sink is no rank; the source knows whether it runs beside it
         sinks = [info.environment.get("tcp_sink") for info in machine.sources(run)]
-        pairs = [(sink["same_host"], sink.get("same_machine", False)) for sink in sinks if sink is not None]
+        pairs = [
+            (sink["same_host"], sink.get("same_machine", False))
+            for sink in sinks
+            if sink is not None
+        ]
     else:
         pairs = [
             (info.host == infos[peer].host, _one_machine(info, infos[peer]))
@@ -311,7 +350,9 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
         raw = found.get((rank, point, durability, HELD_AGAINST.get(name, "")))
         if raw is not None:
             what = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
-            ratios.setdefault(what, []).extend(a / b for a, b in zip(own.samples, raw.samples, strict=True))
+            ratios.setdefault(what, []).extend(
+                a / b for a, b in zip(own.samples, raw.samples, strict=True)
+            )
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 
 
@@ -347,7 +388,9 @@ def log_rows(log: TextLog) -> list[Row]:
 def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
     row: Row = dict.fromkeys(COLUMNS)
     row.update(run=str(path), arm=path.stem, baseline="no baseline", verified="not recorded")
-    row.update(statistic=f"median over iterations of rank {rank}, without the first {DROPPED} tokens of each")
+    row.update(
+        statistic=f"median over iterations of rank {rank}, without the first {DROPPED} tokens of each"
+    )
     if len(times.totals) <= DROPPED:
         row.update(status="too short", reason=f"rank {rank} has {len(times.totals)} TOTAL lines")
         return row

@@ -39,7 +39,9 @@ SLACK = 0.01
 """What TOTAL may be less than the sum of its parts, as clocks are read one after the other."""
 
 HEAD = re.compile(r"\[BENCHMARK\]\s*RANK")
-TAIL = re.compile(r"RANK\s+[0-9]+\s+(?:Microbatch|ITERATION)|(?:processing|generation)\s+took\s+[0-9.]+\s*ms")
+TAIL = re.compile(
+    r"RANK\s+[0-9]+\s+(?:Microbatch|ITERATION)|(?:processing|generation)\s+took\s+[0-9.]+\s*ms"
+)
 """Pieces of torn records: a beginning, and an end without a beginning."""
 
 TIME = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
@@ -99,7 +101,9 @@ class TextLog:
     def ranks(self) -> dict[int, RankTimes]:
         """Times by rank, once the log is read."""
         ranks: dict[int, RankTimes] = {}
-        open_tokens: dict[tuple[int, int], list[float]] = {}  # by rank and microbatch, until ALL-TOKEN ends them
+        open_tokens: dict[
+            tuple[int, int], list[float]
+        ] = {}  # by rank and microbatch, until ALL-TOKEN ends them
         for entry in self.entries:
             times, place = ranks.setdefault(entry.rank, RankTimes()), (entry.rank, entry.number)
             match entry.what:
@@ -140,7 +144,9 @@ def _gaps(times: RankTimes) -> Iterator[str]:
             f"{_have(prompts, 'PROMPT line')}, {_have(ends, 'ALL-TOKEN line')} and {_have(totals, 'TOTAL line')} do "
             "not belong together; some are missing"
         )
-    if prompts == ends == totals:  # one microbatch an iteration; several overlap, and TOTAL is their makespan
+    if (
+        prompts == ends == totals
+    ):  # one microbatch an iteration; several overlap, and TOTAL is their makespan
         parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
         whole = zip(times.numbers, parts, times.totals, strict=True)
         if short := [number for number, part, total in whole if total < part * (1 - SLACK)]:
@@ -171,7 +177,11 @@ def read_log(path: Path) -> TextLog:
     if empty:
         raise TextLogError(f"{path} is empty")
     if not log.entries:
-        torn = f"; {_have(log.lost, 'piece')} of such lines, from line {log.torn} on" if log.lost else ""
+        torn = (
+            f"; {_have(log.lost, 'piece')} of such lines, from line {log.torn} on"
+            if log.lost
+            else ""
+        )
         raise TextLogError(f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}")
     return log
 
@@ -185,7 +195,9 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
     end, left = 0, []
     for match in RECORD.finditer(line):
         time = _time(match["ms"], log.path, number)
-        log.entries.append(Entry(int(match["rank"]), int(match["number"]), match["what"].split()[0], time))
+        log.entries.append(
+            Entry(int(match["rank"]), int(match["number"]), match["what"].split()[0], time)
+        )
         left.append(line[end : match.start()])
         end = match.end()
     left.append(line[end:])
@@ -218,13 +230,19 @@ def prompt_token_average(log: TextLog) -> str:
                 iterations.append(tokens)
                 tokens = []
     if len(prompts) <= DROPPED:
-        raise TextLogError(f"{path} is too short: {_have(len(prompts), 'PROMPT line')} of RANK 0, {_why('prompts')}")
+        raise TextLogError(
+            f"{path} is too short: {_have(len(prompts), 'PROMPT line')} of RANK 0, {_why('prompts')}"
+        )
     if not iterations:
-        raise TextLogError(f"{path} is too short: no ALL-TOKEN line of RANK 0, so no iteration came to its end")
+        raise TextLogError(
+            f"{path} is too short: no ALL-TOKEN line of RANK 0, so no iteration came to its end"
+        )
     for number, iteration in enumerate(iterations):
         if len(iteration) <= DROPPED:
             have = _have(len(iteration), "TOKEN line")
-            raise TextLogError(f"{path} is too short: iteration {number} has {have} of RANK 0, {_why('of them')}")
+            raise TextLogError(
+                f"{path} is too short: iteration {number} has {have} of RANK 0, {_why('of them')}"
+            )
     prompt = np.average(prompts[DROPPED:])
     token = np.average([np.average(iteration[DROPPED:]) for iteration in iterations])
     return f"AVERAGE PROMPT: {prompt} ms, AVERAGE TOKEN: {token} ms"
@@ -278,4 +296,6 @@ def _have(count: int, what: str) -> str:
 
 
 def _why(what: str) -> str:
-    return f"and the first {DROPPED} {what} are warm-up and dropped; at least {DROPPED + 1} are needed"
+    return (
+        f"and the first {DROPPED} {what} are warm-up and dropped; at least {DROPPED + 1} are needed"
+    )

@@ -13,7 +13,9 @@ def ms(value: float | None) -> str:
     """Milliseconds with about four digits."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+    return (
+        f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+    )
 
 
 def nbytes(value: float | None) -> str:

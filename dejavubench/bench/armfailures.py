@@ -24,7 +24,12 @@ class Attempt(AbstractContextManager["Attempt"]):
         self._arm = arm
         self.problem: str | None = None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> bool:
         if self._arm.on_disk and isinstance(error, StorageError):
             self.problem = str(error)
             return True

@@ -198,7 +198,9 @@ class BatchMaker:
 
     def _check_logits(self) -> None:
         """Raise LogitsError if tokens were chosen from logits that mean nothing; outside the clock."""
-        outgrown = f"Numbers outgrew the range of {name_of(self.model.dtype)}, or the weights are damaged"
+        outgrown = (
+            f"Numbers outgrew the range of {name_of(self.model.dtype)}, or the weights are damaged"
+        )
         for ubatch, prompts in enumerate(self.prompts):
             peaks = self.steps.peaks(ubatch)
             if not peaks:  # another stage has them
@@ -210,7 +212,9 @@ class BatchMaker:
                     f"the logits of new token {peaks[step][0] - prompts.shape[1]} of request {request} in microbatch "
                     f"{ubatch} are NaN or infinite ({values[step, request]}): its tokens mean nothing. {outgrown}"
                 )
-            zero = (values == 0).all(dim=0)  # a norm makes 0 of all values where the square of one is infinite
+            zero = (values == 0).all(
+                dim=0
+            )  # a norm makes 0 of all values where the square of one is infinite
             if zero.any():
                 raise LogitsError(
                     f"all logits of request {int(zero.nonzero()[0])} in microbatch {ubatch} are 0: "
@@ -242,7 +246,9 @@ class BatchMaker:
             self.collectives.send_hidden(out, ubatch)
         elif not shard.first:
             self.collectives.send_tokens(out, ubatch)
-        if self.steps.ahead and clock.under_way > 1:  # the one before, while this one runs; phases do not overlap
+        if (
+            self.steps.ahead and clock.under_way > 1
+        ):  # the one before, while this one runs; phases do not overlap
             self._returned(ubatch, clock)
         known = clock.tokens[step - 1].numpy() if shard.first and step else None
         stream.step_ready(step, known)
@@ -263,7 +269,11 @@ class BatchMaker:
         """Tokens on the first stage, hidden states elsewhere; starts the step's clock."""
         shard = self.model.shard
         if not shard.first:
-            shape = (*self.prompts[ubatch].shape[: 1 if step else 2], *((1,) if step else ()), self.model.spec.hidden)
+            shape = (
+                *self.prompts[ubatch].shape[: 1 if step else 2],
+                *((1,) if step else ()),
+                self.model.spec.hidden,
+            )
             hidden = self.collectives.recv_hidden(shape, self.model.compute_dtype, ubatch)
             clock.submit()
             return hidden
@@ -278,5 +288,7 @@ class BatchMaker:
         """On the first of several stages: the newest token comes back from the last one."""
         shard = self.model.shard
         if shard.first and not shard.last and clock.under_way:
-            clock.tokens.append(self.collectives.recv_tokens(self.prompts[ubatch].shape[0], ubatch).cpu())
+            clock.tokens.append(
+                self.collectives.recv_tokens(self.prompts[ubatch].shape[0], ubatch).cpu()
+            )
             clock.returned()

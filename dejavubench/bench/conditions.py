@@ -62,7 +62,11 @@ class Conditions:
     def notes(self) -> list[str]:
         """Return one note for each host that is crowded; rank 0 says them before anything is measured."""
         notes = {host: demand.note() for host, demand in self._demands.items()}
-        return [f"{host}: {note}" if len(notes) > 1 else note for host, note in notes.items() if note is not None]
+        return [
+            f"{host}: {note}" if len(notes) > 1 else note
+            for host, note in notes.items()
+            if note is not None
+        ]
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -73,7 +77,9 @@ class Conditions:
         self._after = cpu_throttling()
         if before is not None and self._after is not None:
             since = self._after.since(before)
-            self._measured = Throttling(self._measured.periods + since.periods, self._measured.seconds + since.seconds)
+            self._measured = Throttling(
+                self._measured.periods + since.periods, self._measured.seconds + since.seconds
+            )
 
     def outcome(self) -> dict[str, Any]:
         """Return the counters of throttling before and after the measured points, and their sum within the points."""

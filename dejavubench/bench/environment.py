@@ -17,15 +17,39 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.dejavulib.tcp.handshake import machine_digest
-from dejavubench.machine.hardware import HUGE_PAGES, PRIMITIVE_CACHES, WITHOUT, available_nbytes, native_bf16
+from dejavubench.machine.hardware import (
+    HUGE_PAGES,
+    PRIMITIVE_CACHES,
+    WITHOUT,
+    available_nbytes,
+    native_bf16,
+)
 from dejavubench.parallel.nccl import mps_running
 
 PACKAGES = (
-    *("torch", "numpy", "mpi4py", "numba", "llvmlite", "pandas", "matplotlib", "xxhash", "mpich", "openmpi"),
+    *(
+        "torch",
+        "numpy",
+        "mpi4py",
+        "numba",
+        "llvmlite",
+        "pandas",
+        "matplotlib",
+        "xxhash",
+        "mpich",
+        "openmpi",
+    ),
     *("cupy-cuda13x", "triton", "nvidia-nccl-cu13", "nixl"),
 )
 VARIABLES = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "DEJAVULIB_BASELINE", "SLURM_JOB_ID", HUGE_PAGES, WITHOUT),
+    *(
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "DEJAVULIB_BASELINE",
+        "SLURM_JOB_ID",
+        HUGE_PAGES,
+        WITHOUT,
+    ),
     *PRIMITIVE_CACHES,
 )
 """Beside all that begin with ``UCX_``."""
@@ -68,7 +92,9 @@ def source_revision() -> str | None:
 def cuda_aware_mpi() -> bool:
     """Whether the MPI library that is loaded says of itself that it takes pointers to device memory."""
     maps = Path("/proc/self/maps")
-    text = os.fsdecode(maps.read_bytes()) if maps.exists() else ""  # names of files may hold any bytes
+    text = (
+        os.fsdecode(maps.read_bytes()) if maps.exists() else ""
+    )  # names of files may hold any bytes
     loaded = {line.split()[-1] for line in text.splitlines()}
     for path in sorted(name for name in loaded if Path(name).name.startswith("libmpi")):
         query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
@@ -95,10 +121,18 @@ def of_device(device: int) -> dict[str, Any]:
 
 def _driver_facts(uuid: str) -> dict[str, str]:
     """Of :data:`DRIVER_FACTS`; empty where the driver's tool is not installed or does not know the device."""
-    query = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={','.join(DRIVER_FACTS.values())}"]
+    query = [
+        "nvidia-smi",
+        f"--id=GPU-{uuid.removeprefix('GPU-')}",
+        f"--query-gpu={','.join(DRIVER_FACTS.values())}",
+    ]
     try:
         found = subprocess.run(
-            [*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=20
+            [*query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
         )
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -116,7 +150,11 @@ def _device_variables() -> dict[str, str]:
 
 def of_rank(device: int | None = None) -> dict[str, Any]:
     """What may differ from rank to rank; ``device``: the number of its CUDA device, if it uses one."""
-    variables = {name: value for name, value in os.environ.items() if name in VARIABLES or name.startswith("UCX_")}
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name in VARIABLES or name.startswith("UCX_")
+    }
     found = {
         "machine": machine_digest().hex()[:16],  # hosts that share it are containers, or emulated
         "cpu_model": cpu_model(),

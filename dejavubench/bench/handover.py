@@ -58,9 +58,13 @@ class Teller:
     def tell(self, clocks: list[Clocked]) -> None:
         """All tokens so far of all requests, as soon as they are known."""
         if self._tells:
-            tokens = torch.cat([torch.stack(clock.tokens, dim=1) for clock in clocks])  # [requests, tokens]
+            tokens = torch.cat(
+                [torch.stack(clock.tokens, dim=1) for clock in clocks]
+            )  # [requests, tokens]
             ready = np.ascontiguousarray(tokens.numpy())
-            self._leaving = [self._comm.Isend(ready, rank, _TOKENS) for rank in listeners(self._topology)]
+            self._leaving = [
+                self._comm.Isend(ready, rank, _TOKENS) for rank in listeners(self._topology)
+            ]
 
     def heard(self, clocks: list[Clocked]) -> float | None:
         """Milliseconds from the end of the last computation here until a sink's first token was known here."""
@@ -110,7 +114,9 @@ class Successor:
     ) -> None:
         point = side.point
         asked = replace(point, ubatch_size=side.split.ubatch_size)
-        self._prompts = make_prompts(asked, side.ubatches, experiment.seed, experiment.given_prompts)
+        self._prompts = make_prompts(
+            asked, side.ubatches, experiment.seed, experiment.given_prompts
+        )
         steps = steps_of(model, caches, self._prompts, experiment.sampling)
         prompts = [each.tokens for each in self._prompts]
         self._maker = BatchMaker(model, steps, collectives, prompts, point.output_len)
@@ -136,7 +142,10 @@ class Successor:
     def _listen(self, clocks: list[Clocked]) -> None:
         """Put the tokens that sources have generated where this stage would have put its own."""
         told = torch.empty(self._side.point.requests, self._known, dtype=torch.long)
-        wait_asleep(self._comm.Irecv(told.numpy(), teller(self._side.topology), _TOKENS).Test, "the sources' tokens")
+        wait_asleep(
+            self._comm.Irecv(told.numpy(), teller(self._side.topology), _TOKENS).Test,
+            "the sources' tokens",
+        )
         for clock, prompts in zip(clocks, self._prompts, strict=True):
             clock.tokens = list(told[prompts.numbers].unbind(1))
 

@@ -10,7 +10,9 @@ from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.weights import weights_identity
 
 
-def identity(experiment: Experiment, point: Point, device: str, run_id: str, rank: int) -> dict[str, str]:
+def identity(
+    experiment: Experiment, point: Point, device: str, run_id: str, rank: int
+) -> dict[str, str]:
     """Of all streams of one source at one point; ``device``: the type of device that the model runs on."""
     return {
         "run": run_id,

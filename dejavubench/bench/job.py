@@ -44,7 +44,14 @@ from dejavubench.machine.hardware import bound_primitive_caches, native_bf16, pr
 from dejavubench.machine.launcher import PASS_ON_S
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
-from dejavubench.parallel.nccl import Loopback, NCCLPair, SharedCardError, card_of, connect_pairs, prepare_cards
+from dejavubench.parallel.nccl import (
+    Loopback,
+    NCCLPair,
+    SharedCardError,
+    card_of,
+    connect_pairs,
+    prepare_cards,
+)
 from dejavubench.parallel.nccl_collectives import NCCLCollectives
 from dejavubench.parallel.topology import Topology
 from dejavubench.planning import fit
@@ -141,17 +148,29 @@ class Job:
         arms = [arm for arm in self.experiment.arms() if not arm.skipped]
         modes = {arm.mode for arm in arms}
         if not self.is_source:
-            each = slot * max(sum(map(len, self.side(point).remote())) for point in self._runnable())
+            each = slot * max(
+                sum(map(len, self.side(point).remote())) for point in self._runnable()
+            )
             host = "mpi" in modes or (not self._on_cuda and "nixl" in modes)
             device = self._on_cuda and bool(modes & TO_DEVICE)
             return each * CacheReceiver.SLOTS * host, each * DeviceReceiver.SLOTS * device
         ring, on_cuda = slot * self.experiment.staging_slots, self._on_cuda
-        through_host = bool(modes & {"host", "disk", "mpi", "tcp"}) and on_cuda  # gathered on the device first
+        through_host = (
+            bool(modes & {"host", "disk", "mpi", "tcp"}) and on_cuda
+        )  # gathered on the device first
         landing = 0
-        if on_cuda and any(not LEVELS[arm.level].buffered for arm in arms if arm.level and arm.mode not in TO_DEVICE):
-            landing = max(self.side(point).local()[0][0].schedule.step_nbytes(0) for point in self._runnable())
+        if on_cuda and any(
+            not LEVELS[arm.level].buffered
+            for arm in arms
+            if arm.level and arm.mode not in TO_DEVICE
+        ):
+            landing = max(
+                self.side(point).local()[0][0].schedule.step_nbytes(0) for point in self._runnable()
+            )
         straight = on_cuda and bool(modes & TO_DEVICE)
-        host = bool(modes & {"disk", "swap-disk", "mpi", "tcp"}) or (not on_cuda and "nixl" in modes)
+        host = bool(modes & {"disk", "swap-disk", "mpi", "tcp"}) or (
+            not on_cuda and "nixl" in modes
+        )
         return ring * host + landing, ring * (through_host + straight)
 
     @property
@@ -177,15 +196,21 @@ class Job:
             return {}
         count = torch.cuda.device_count()
         if count == 0:
-            raise UsageError(f"--device cuda: {self.hosts[self.rank]} has no CUDA device for rank {self.rank}")
-        sources, sinks = (self._on_this_host(ranks) for ranks in (self.topology.sources, self.topology.sinks))
+            raise UsageError(
+                f"--device cuda: {self.hosts[self.rank]} has no CUDA device for rank {self.rank}"
+            )
+        sources, sinks = (
+            self._on_this_host(ranks) for ranks in (self.topology.sources, self.topology.sinks)
+        )
         refused = fit.too_few_devices(self.experiment, sources, sinks)
         if refused:
             raise UsageError(refused)
         cards = fit.cards(self.experiment, sources, sinks, count)
         peers = self.topology.sources if self.is_source else self.topology.sinks
         of_role = cards.sources if self.is_source else cards.sinks
-        self.device = torch.device("cuda", of_role[self._on_this_host(range(peers.start, self.rank))])
+        self.device = torch.device(
+            "cuda", of_role[self._on_this_host(range(peers.start, self.rank))]
+        )
         torch.cuda.set_device(self.device)
         return {}
 
@@ -197,18 +222,26 @@ class Job:
             try:
                 load()
             except StreamingError as error:
-                raise UsageError(f"streaming nixl: rank {self.rank} on {self.hosts[self.rank]}: {error}") from None
+                raise UsageError(
+                    f"streaming nixl: rank {self.rank} on {self.hosts[self.rank]}: {error}"
+                ) from None
         return {}
 
     def _prepare_cards(self) -> Loopback | None:
         """Tell NCCL of ranks that share a GPU, where they may. It is not loaded where no two ranks need it."""
-        with_device = cast(MPI.Intracomm, self.world.Split(0 if self.device.type == "cuda" else 1, self.rank))
+        with_device = cast(
+            MPI.Intracomm, self.world.Split(0 if self.device.type == "cuda" else 1, self.rank)
+        )
         found: list[Loopback | None] = []
 
         def prepare() -> dict[str, str]:
             if self.device.type == "cuda" and with_device.size > 1:
                 try:
-                    found.append(prepare_cards(with_device, card_of(self.device), self.experiment.nccl_loopback))
+                    found.append(
+                        prepare_cards(
+                            with_device, card_of(self.device), self.experiment.nccl_loopback
+                        )
+                    )
                 except SharedCardError as error:
                     raise UsageError(str(error)) from None
             return {}
@@ -228,7 +261,11 @@ class Job:
         """For one point, each source with its sinks by NCCL, if something is streamed so; by the other's rank."""
         if not any(arm.mode == "nccl" and not arm.skipped for arm in self.experiment.arms()):
             return {}
-        pairs = [(rank, sink) for rank in self.topology.sources for sink in self.side(point, rank).peers()]
+        pairs = [
+            (rank, sink)
+            for rank in self.topology.sources
+            for sink in self.side(point, rank).peers()
+        ]
         return connect_pairs(self.world, pairs, self.device)
 
     def _on_this_host(self, ranks: range) -> int:
@@ -270,9 +307,13 @@ class Job:
         if not durabilities or not self.is_source:
             return found
         directory = self.experiment.stream_dir or self.experiment.log_dir
-        existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+        existing = next(
+            folder for folder in (directory, *directory.absolute().parents) if folder.exists()
+        )
         room = shutil.disk_usage(existing).free
-        probes = Disk.NBYTES * len(durabilities) if self.experiment.ceilings and self.rank == 0 else 0
+        probes = (
+            Disk.NBYTES * len(durabilities) if self.experiment.ceilings and self.rank == 0 else 0
+        )
         kept = 0
         for point in self.experiment.points():
             if point.id not in found:
@@ -305,18 +346,27 @@ class Job:
         self._agree(find)
         for point in self.experiment.points():
             if point.id not in self.skipped:
-                with contextlib.ExitStack() as held:  # by all sources at the same time, as in the measurement
+                with (
+                    contextlib.ExitStack() as held
+                ):  # by all sources at the same time, as in the measurement
                     self.skipped |= self._agree(partial(self._announce, point, found, held))
                 self.world.Barrier()  # all have given it back before the next point is announced
         return found[0] if found else None
 
-    def _announce(self, point: Point, peers: list[TCPPeer], held: contextlib.ExitStack) -> dict[str, str]:
+    def _announce(
+        self, point: Point, peers: list[TCPPeer], held: contextlib.ExitStack
+    ) -> dict[str, str]:
         """Why a source's sink does not take what this point streams."""
         streams = [stream for ubatch in self.side(point).local() for stream in ubatch]
         kinds = [(streams, dtype_of(point.data_type))]
         if self.experiment.ceilings and self.rank == 0:
             kinds += [([probed], torch.float32) for probed in (tcp_messages(), tcp_runs())]
-        refusals = [why for peer in peers for kind in kinds if (why := peer.refusal(*kind, held)) is not None]
+        refusals = [
+            why
+            for peer in peers
+            for kind in kinds
+            if (why := peer.refusal(*kind, held)) is not None
+        ]
         return {point.id: refusals[0]} if refusals else {}
 
     def _stream_nbytes(self, point: Point) -> int:
@@ -358,7 +408,9 @@ class Job:
         interrupted = self.experiment.interrupted
         if interrupted is not None and self.is_source:
             (point,) = self.experiment.points()
-            of_point = identity(self.experiment, point, self.compute_device, interrupted.run_id, self.rank)
+            of_point = identity(
+                self.experiment, point, self.compute_device, interrupted.run_id, self.rank
+            )
             self.saved = open_saved(self.side(point), interrupted, of_point)
         return {}
 
@@ -379,7 +431,8 @@ class Job:
                 self.folder,
                 self.rank,
                 several_points=len(self.experiment.points()) > 1,
-                to_stdout=self.rank == 0 and len(self.experiment.arms()) == len(self.experiment.points()) == 1,
+                to_stdout=self.rank == 0
+                and len(self.experiment.arms()) == len(self.experiment.points()) == 1,
             )
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from None
@@ -404,7 +457,9 @@ class Job:
                 threads=torch.get_num_threads(),
                 tensor_rank=topology.tensor_rank,
                 stage=topology.stage,
-                peers=sorted({peer for point in self._runnable() for peer in self.side(point).peers()}),
+                peers=sorted(
+                    {peer for point in self._runnable() for peer in self.side(point).peers()}
+                ),
                 wait="spin" if self.spin else "yield",
                 staging_nbytes=on_host,
                 staging_device_nbytes=on_device,
@@ -427,13 +482,17 @@ class Job:
                 warmup=experiment.warmup,
                 arms=[arm.info() for arm in experiment.arms()],
                 points=points,
-                environment=environment.of_run(self.hosts, experiment.threads, len(self._cores), device),
+                environment=environment.of_run(
+                    self.hosts, experiment.threads, len(self._cores), device
+                ),
             )
             write_header(self.folder, header)
             for arm in experiment.arms():
                 if arm.skipped:
                     for point in points:
-                        self.recorder.write(records.Skipped(point=point.id, arm=arm.name, reason=arm.skipped))
+                        self.recorder.write(
+                            records.Skipped(point=point.id, arm=arm.name, reason=arm.skipped)
+                        )
             for id, reason in self.skipped.items():
                 self.recorder.write(records.Skipped(point=id, reason=reason))
 
@@ -442,10 +501,14 @@ class Job:
     def finish(self, ok: bool) -> None:
         """Write each rank's last record and bring other hosts' records to rank 0's folder."""
         pulse.mark("end")
-        self.recorder.write(records.End(status="ok" if ok else "failed", environment=self.conditions.outcome()))
+        self.recorder.write(
+            records.End(status="ok" if ok else "failed", environment=self.conditions.outcome())
+        )
         self.recorder.close()
         mine = self.folder / records.rank_file(self.rank)
-        others = polite_gather(self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes())
+        others = polite_gather(
+            self.world, None if self.hosts[self.rank] == self.hosts[0] else mine.read_bytes()
+        )
         if self._watch is not None:  # every rank has come here, so every one has said that it ended
             self._watch.let_end()
         for rank, content in enumerate(others or []):
@@ -467,7 +530,9 @@ class Job:
 
 def _say(text: str) -> None:
     """On stderr, if anybody still reads it."""
-    with contextlib.suppress(OSError, AttributeError):  # Python has no sys.stderr where it was closed
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # Python has no sys.stderr where it was closed
         sys.stderr.write(text)
         sys.stderr.flush()
 

@@ -76,7 +76,9 @@ class PointSession:
         beside: rounds after which ceilings, and each destination alone, are measured.
     """
 
-    def __init__(self, job: Job, point: Point, model: GPT | None, progress: Progress, beside: int) -> None:
+    def __init__(
+        self, job: Job, point: Point, model: GPT | None, progress: Progress, beside: int
+    ) -> None:
         self.job = job
         self.point = point
         self.experiment = job.experiment
@@ -173,7 +175,9 @@ class PointSession:
     def _find_expected(self) -> None:
         """What all requests generate undisturbed: known where the sources' tokens are, and on sinks that take over."""
         if self.source is not None:
-            self._undisturbed = self.source.reference(lambda phase: self._mark(f"reference {phase}"))
+            self._undisturbed = self.source.reference(
+                lambda phase: self._mark(f"reference {phase}")
+            )
             self._expected = tokens(self._undisturbed)
         polite_barrier(self.job.world, "reference")  # the last stage has looked at its logits
         if self.source is not None:
@@ -184,7 +188,9 @@ class PointSession:
 
     def _write_tokens(self, source: Source, generated: torch.Tensor) -> None:
         if self.job.rank == 0:
-            self.job.recorder.generated(self.point.id, [each.unpadded() for each in source.prompts], generated)
+            self.job.recorder.generated(
+                self.point.id, [each.unpadded() for each in source.prompts], generated
+            )
 
     # ---- after a restart ----
 
@@ -208,7 +214,9 @@ class PointSession:
         back = None if self.source is None else self.source.put_back(saved)
         polite_barrier(self.job.world, "restore")
         everywhere = self.job.world.allgather(None if back is None else back.steps)
-        first = max(min(steps for steps in everywhere if steps is not None) - 1, 0)  # the last one's token is not known
+        first = max(
+            min(steps for steps in everywhere if steps is not None) - 1, 0
+        )  # the last one's token is not known
         resumed = None
         if self.source is not None and back is not None:
             resumed = self.source.resume(arm, back, first, lambda phase: self._mark(phase, arm))
@@ -222,9 +230,13 @@ class PointSession:
         if self.experiment.verify and not self._verified(arm):
             return
         self._count[arm.name] += 1
-        self.progress.step(f"{self.point.id} {self.point.spec.name} {arm.name} resumed at new token {first}")
+        self.progress.step(
+            f"{self.point.id} {self.point.spec.name} {arm.name} resumed at new token {first}"
+        )
 
-    def _record_restart(self, arm: Arm, saved: list[SavedStream], back: PutBack, first: int, resumed: Resumed) -> None:
+    def _record_restart(
+        self, arm: Arm, saved: list[SavedStream], back: PutBack, first: int, resumed: Resumed
+    ) -> None:
         interrupted = self.experiment.interrupted
         assert interrupted is not None
         self.job.recorder.write(
@@ -240,7 +252,9 @@ class PointSession:
                 again_ms=resumed.again_ms,
                 step_ms=np.max([clock.step_ms for clock in resumed.clocks], axis=0).tolist(),
                 drain_ms=max(clock.drain_ms for clock in resumed.clocks),
-                anew_ms=max((sum(clock.step_ms[:first]) for clock in self._undisturbed), default=None),
+                anew_ms=max(
+                    (sum(clock.step_ms[:first]) for clock in self._undisturbed), default=None
+                ),
                 wrong=back.wrong,
             )
         )
@@ -248,12 +262,19 @@ class PointSession:
     # ---- one iteration ----
 
     def _mark(self, phase: str, arm: Arm | None = None) -> None:
-        where: dict[str, str | int] = {} if arm is None else {"arm": arm.name, "iteration": self._count[arm.name]}
+        where: dict[str, str | int] = (
+            {} if arm is None else {"arm": arm.name, "iteration": self._count[arm.name]}
+        )
         self.job.recorder.phase(phase, point=self.point.id, **where)
 
     def _during(self, arm: Arm, round: int | None) -> dict[str, Any]:
         """What all records of one iteration begin with."""
-        return {"point": self.point.id, "arm": arm.name, "iteration": self._count[arm.name], "round": round}
+        return {
+            "point": self.point.id,
+            "arm": arm.name,
+            "iteration": self._count[arm.name],
+            "round": round,
+        }
 
     def _iteration(self, arm: Arm, round: int | None, order: int) -> None:
         if arm.name in self.failures.names:
@@ -318,7 +339,12 @@ class PointSession:
         if self.job.rank == 0:
             phase, iteration = self.job.recorder.phase_name, self._count[arm.name]
             failure = records.ArmFailure(
-                point=self.point.id, arm=arm.name, iteration=iteration, phase=phase, rank=rank, error=why
+                point=self.point.id,
+                arm=arm.name,
+                iteration=iteration,
+                phase=phase,
+                rank=rank,
+                error=why,
             )
             self.job.recorder.write(failure)
         self.progress.say(f"dejavubench: {self.point.id} {arm.name} FAILED on rank {rank}: {why}")
@@ -331,7 +357,9 @@ class PointSession:
         assert part is not None
         part.prepare(arm, pattern, level)
         if any(each.on_disk for each in self.arms):
-            with pulse.during(pulse.PATIENT):  # it waits for all that anybody has written on this host
+            with pulse.during(
+                pulse.PATIENT
+            ):  # it waits for all that anybody has written on this host
                 os.sync()
         gc.collect()
 
@@ -347,13 +375,19 @@ class PointSession:
             handed_over = source.handed_over(clocks)
         return Ran(clocks, makespan, cpu / len(clocks), helper / len(clocks), handed_over)
 
-    def _record_source(self, source: Source, ran: Ran, arm: Arm, round: int | None) -> tuple[float, TextLines]:
+    def _record_source(
+        self, source: Source, ran: Ran, arm: Arm, round: int | None
+    ) -> tuple[float, TextLines]:
         if ran.handed_over is not None:
-            self.job.recorder.write(records.HandOver(**self._during(arm, round), ms=ran.handed_over))
+            self.job.recorder.write(
+                records.HandOver(**self._during(arm, round), ms=ran.handed_over)
+            )
         total = ran.clocks[0].total_ms if len(ran.clocks) == 1 else ran.makespan
         ubatches = [
             self._microbatch(arm, round, number, clock, stream, ran.cpu, ran.helper)
-            for number, (clock, stream) in enumerate(zip(ran.clocks, source.streams(arm), strict=True))
+            for number, (clock, stream) in enumerate(
+                zip(ran.clocks, source.streams(arm), strict=True)
+            )
         ]
         for ubatch in ubatches:
             self.job.recorder.write(ubatch)
@@ -382,7 +416,14 @@ class PointSession:
         )
 
     def _microbatch(
-        self, arm: Arm, round: int | None, number: int, clock: Clocked, stream: Streamed, cpu: float, helper: float
+        self,
+        arm: Arm,
+        round: int | None,
+        number: int,
+        clock: Clocked,
+        stream: Streamed,
+        cpu: float,
+        helper: float,
     ) -> records.Microbatch:
         return records.Microbatch(
             **self._during(arm, round),
@@ -426,7 +467,9 @@ class PointSession:
         findings = self.job.world.allgather((difference, equal, attempt.problem))
         if self.failures.settle(arm, [problem for *_, problem in findings]):
             return False
-        differences = [f"rank {rank}: {found}" for rank, (found, *_) in enumerate(findings) if found]
+        differences = [
+            f"rank {rank}: {found}" for rank, (found, *_) in enumerate(findings) if found
+        ]
         if self.job.rank == 0:
             known = [same for _, same, _ in findings if same is not None]
             self.job.recorder.write(
@@ -435,13 +478,17 @@ class PointSession:
                     arm=arm.name,
                     iteration=self._count[arm.name],
                     ok=not differences,
-                    nbytes=0 if arm.mode == "none" else self.point.streamed_nbytes * self.point.pipeline_para_size,
+                    nbytes=0
+                    if arm.mode == "none"
+                    else self.point.streamed_nbytes * self.point.pipeline_para_size,
                     tokens_equal=all(known) if known else None,
                     where=differences[0] if differences else None,
                 )
             )
         if differences:
-            raise VerificationError(f"{self.point.id} {arm.name}, iteration {self._count[arm.name]}: {differences[0]}")
+            raise VerificationError(
+                f"{self.point.id} {arm.name}, iteration {self._count[arm.name]}: {differences[0]}"
+            )
         return True
 
     # ---- beside the rounds ----
@@ -462,7 +509,10 @@ class PointSession:
                 nixl_link = NIXLLink(self.job.data, link, peer, self.source is not None, device)
         if self.job.rank == 0:
             if device.type == "cuda":
-                geometry, slot = self.job.side(self.point).geometry, self.experiment.staging_mib << 20
+                geometry, slot = (
+                    self.job.side(self.point).geometry,
+                    self.experiment.staging_mib << 20,
+                )
                 probes = DeviceProbes(device, dtype, geometry, self.point.input_len, slot)
             else:
                 memory = Memory()
@@ -485,7 +535,9 @@ class PointSession:
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""
         left = self.failures.left(self.arms)
-        streaming = {(arm.mode, arm.durability): arm for arm in left if arm.mode != "none" and not arm.swaps}
+        streaming = {
+            (arm.mode, arm.durability): arm for arm in left if arm.mode != "none" and not arm.swaps
+        }
         for arm in streaming.values():
             self._mark("alone", arm)
             if not self._prepared(arm, DEFAULT_LEVEL):
@@ -510,7 +562,9 @@ class PointSession:
         nbytes = self.point.streamed_nbytes * self.point.pipeline_para_size
         for arm in self.arms:
             if (arm.mode, arm.durability) == (measured.mode, measured.durability):
-                self.job.recorder.write(records.Alone(point=self.point.id, arm=arm.name, ms=ms, nbytes=nbytes))
+                self.job.recorder.write(
+                    records.Alone(point=self.point.id, arm=arm.name, ms=ms, nbytes=nbytes)
+                )
 
 
 def load_model(job: Job, point: Point) -> GPT:
@@ -518,8 +572,12 @@ def load_model(job: Job, point: Point) -> GPT:
     assert job.workers is not None
     experiment, dtype = job.experiment, dtype_of(point.data_type)
     multiplied, seed = job.compute_dtype(dtype), experiment.seed
-    model = GPT(point.spec, Shard(*job.topology.shard()), dtype, multiplied, job.workers, job.device)
-    held_in = None if experiment.weights_data_type is None else dtype_of(experiment.weights_data_type)
+    model = GPT(
+        point.spec, Shard(*job.topology.shard()), dtype, multiplied, job.workers, job.device
+    )
+    held_in = (
+        None if experiment.weights_data_type is None else dtype_of(experiment.weights_data_type)
+    )
     if experiment.checkpoint is not None:
         load_checkpoint(model, experiment.checkpoint, held_in)
     elif job.device.type == "cuda":
@@ -550,7 +608,9 @@ def _phase(streaming: Streaming) -> records.PhaseStreaming:
 
 def _first_token(generated: torch.Tensor, expected: torch.Tensor) -> str:
     *where, step = (int(i) for i in torch.nonzero(generated != expected)[0])
-    request = f"request {where[-1]}" + (f" of microbatch {where[0]}" if len(where) > 1 else " after the hand-over")
+    request = f"request {where[-1]}" + (
+        f" of microbatch {where[0]}" if len(where) > 1 else " after the hand-over"
+    )
     return (
         f"new token {step} of {request} is {int(generated[*where, step])}, "
         f"without streaming it is {int(expected[*where, step])}"

@@ -38,7 +38,12 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -62,4 +67,6 @@ class Progress:
         elif self._shown and time.monotonic() - self._said > QUIET_S:
             elapsed = time.monotonic() - self._began
             left = elapsed / self._done * (self._total - self._done)
-            self.say(f"{self._done}/{self._total} iterations, {what}; about {seconds_text(left)} left")
+            self.say(
+                f"{self._done}/{self._total} iterations, {what}; about {seconds_text(left)} left"
+            )

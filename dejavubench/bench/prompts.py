@@ -48,8 +48,13 @@ def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...])
     numbers = torch.arange(ubatches * size).split(size)
     if given:
         requests = list(islice(cycle(given), ubatches * size))
-        return [Prompts.of([requests[n] for n in each.tolist()], each, point.input_len) for each in numbers]
+        return [
+            Prompts.of([requests[n] for n in each.tolist()], each, point.input_len)
+            for each in numbers
+        ]
     generator = torch.Generator().manual_seed(seed)
     shape = (ubatches * size, point.input_len)
-    drawn = torch.randint(point.spec.vocab_size, shape, generator=generator)  # the same however they are grouped
+    drawn = torch.randint(
+        point.spec.vocab_size, shape, generator=generator
+    )  # the same however they are grouped
     return [Prompts(drawn[each], each) for each in numbers]

@@ -48,13 +48,17 @@ class Recorder:
 
     def _sealed(self, end: records.End) -> records.End:
         header = self.folder / records.RUN_FILE
-        of_header = records.digest_of(header.read_bytes()) if self.rank == 0 and header.exists() else None
+        of_header = (
+            records.digest_of(header.read_bytes()) if self.rank == 0 and header.exists() else None
+        )
         return end.model_copy(update={"digest": self._digest.hex(), "header_digest": of_header})
 
     def phase(self, phase: str, **where: str | int | None) -> None:
         """Mark that a phase begins."""
         self.phase_name = phase
-        pulse.mark(phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None))
+        pulse.mark(
+            phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None)
+        )
         self.write(records.PhaseMark.model_validate({"phase": phase, **where}))
 
     def text(self, ubatches: list[Microbatch], total_ms: float) -> None:
@@ -67,7 +71,9 @@ class Recorder:
             lines.append(records.all_token_line(self.rank, number, each.all_token_ms))
         lines.append(records.total_line(self.rank, ubatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
-        self._append(records.text_log(ubatches[0].point, ubatches[0].arm, self._several_points), text)
+        self._append(
+            records.text_log(ubatches[0].point, ubatches[0].arm, self._several_points), text
+        )
         if self._to_stdout:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -82,7 +88,13 @@ class Recorder:
         lines = []
         for ubatch, (asked, answered) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
             for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
-                line = {"point": point, "ubatch": ubatch, "request": request, "prompt": prompt, "tokens": new}
+                line = {
+                    "point": point,
+                    "ubatch": ubatch,
+                    "request": request,
+                    "prompt": prompt,
+                    "tokens": new,
+                }
                 lines.append(json.dumps(line) + "\n")
         self._append(TOKENS_FILE, "".join(lines))
 

@@ -33,7 +33,9 @@ def open_saved(side: Side, interrupted: Interrupted, identity: dict[str, str]) -
     name = interrupted.stream_name(side.topology.rank)
     try:
         return [
-            SavedStream(interrupted.stream_dir / streamfile.file_name(name, stream.id), stream, identity)
+            SavedStream(
+                interrupted.stream_dir / streamfile.file_name(name, stream.id), stream, identity
+            )
             for (stream,) in side.local()
         ]
     except StreamingError as error:
@@ -64,7 +66,10 @@ class PutBack:
     def tokens(self, steps: int) -> list[list[torch.Tensor]]:
         """For each microbatch the new tokens [B] of the first ``steps`` steps: what went into the one after each."""
         return [
-            [torch.from_numpy(each.tokens[step + 1][:, 0].astype(np.int64)) for step in range(steps)]
+            [
+                torch.from_numpy(each.tokens[step + 1][:, 0].astype(np.int64))
+                for step in range(steps)
+            ]
             for each in self.restored
         ]
 
@@ -76,7 +81,10 @@ def put_back(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> P
     if embeds:
         for file, each in zip(files, restored, strict=True):
             _only_known(each, file)
-    nbytes = sum(sum(map(file.schedule.step_nbytes, range(r.steps))) for file, r in zip(files, restored, strict=True))
+    nbytes = sum(
+        sum(map(file.schedule.step_nbytes, range(r.steps)))
+        for file, r in zip(files, restored, strict=True)
+    )
     return PutBack(restored, nbytes, (time.perf_counter() - began) * 1e3)
 
 
@@ -84,7 +92,9 @@ def _only_known(restored: Restored, file: SavedStream) -> None:
     """Give up the steps from the first one on whose token ids are not in the file."""
     unknown = next((step for step, ids in enumerate(restored.tokens) if (ids < 0).any()), None)
     if unknown is not None:
-        restored.wrong = f"{file.path}: token ids of step {unknown} are not in it; {unknown} steps are good"
+        restored.wrong = (
+            f"{file.path}: token ids of step {unknown} are not in it; {unknown} steps are good"
+        )
         del restored.tokens[unknown:]
 
 

@@ -78,7 +78,9 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
     with Progress(each * len(points), shown=job.rank == 0) as progress:
         models = _Models(job, progress.say)
         if len(arms) == 1 and len(points) > 1:
-            progress.say("text lines of several points are not mixed on stdout: each has a .log in the run's folder")
+            progress.say(
+                "text lines of several points are not mixed on stdout: each has a .log in the run's folder"
+            )
         for id, reason in job.skipped.items():
             progress.say(f"{id} SKIPPED: {reason}")
         for note in job.conditions.notes():
@@ -87,7 +89,9 @@ def _measure_all(job: Job, enough: Enough | None) -> bool:
             if job.computes:
                 job.recorder.phase("load", point=point.id)
             else:
-                pulse.mark(f"load, point {point.id}")  # of the others: a sink has nothing to record of it
+                pulse.mark(
+                    f"load, point {point.id}"
+                )  # of the others: a sink has nothing to record of it
             with pulse.during(pulse.PATIENT):  # however long it takes, here or on another host
                 model = models.of(point) if job.computes else None
                 polite_barrier(job.world, "load")
@@ -125,7 +129,9 @@ class _Models:
             _give_memory_back()
             self._loaded = (key, load_model(self._job, point))
         requests = self._job.side(point).split.ubatch_size
-        self._loaded[1].compile(KVLayout(point.kv_layout), requests, requests * point.input_len, say=self._say)
+        self._loaded[1].compile(
+            KVLayout(point.kv_layout), requests, requests * point.input_len, say=self._say
+        )
         return self._loaded[1]
 
 

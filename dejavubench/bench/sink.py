@@ -52,7 +52,9 @@ class Sink:
         self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
         self._endpoints: dict[Mode, SinkEndpoint] = {}
         self._receivers: dict[tuple[Mode, str], list[CacheReceiver]] = {}
-        self._slots: dict[str, list[list[torch.Tensor]]] = {}  # likewise; of each stream, for all of its receivers
+        self._slots: dict[
+            str, list[list[torch.Tensor]]
+        ] = {}  # likewise; of each stream, for all of its receivers
         self._pattern = 0
         self._successor: Successor | None = None
 
@@ -95,16 +97,22 @@ class Sink:
     def take_over(self, experiment: Experiment, model: GPT, collectives: Collectives) -> None:
         """From now on go on with ``model``, this sink's part of it, once an iteration's cache is here."""
         caches = self._caches_of("mpi")
-        self._successor = Successor(self.side, experiment, model, collectives, caches, self.place.handover)
+        self._successor = Successor(
+            self.side, experiment, model, collectives, caches, self.place.handover
+        )
 
     def verify(self, arm: Arm) -> str | None:
         """Compare the caches with what the sources have; None, or where they first differ."""
         if not arm.remote:
             return None
         first = None
-        for ubatch, (cache, streams) in enumerate(zip(self._caches_of(arm.mode), self.side.remote(), strict=True)):
+        for ubatch, (cache, streams) in enumerate(
+            zip(self._caches_of(arm.mode), self.side.remote(), strict=True)
+        ):
             piece = received_pieces(self.place.verification, cache)
-            found = compare(cache, streams, piece, self._pattern, self.side, ubatch, self._own_positions())
+            found = compare(
+                cache, streams, piece, self._pattern, self.side, ubatch, self._own_positions()
+            )
             first = first or found
         return first
 
@@ -121,7 +129,10 @@ class Sink:
     def _caches_of(self, mode: Mode) -> list[KVCache]:
         device = self._device_of(mode)
         if device.type not in self._caches:
-            made = [KVCache.allocate(self.side.geometry, self._dtype, device) for _ in range(self.side.ubatches)]
+            made = [
+                KVCache.allocate(self.side.geometry, self._dtype, device)
+                for _ in range(self.side.ubatches)
+            ]
             self._caches[device.type] = made
         return self._caches[device.type]
 
@@ -132,7 +143,8 @@ class Sink:
             slots = self._receiver_kind(mode).SLOTS
             on_device = device.type == "cuda"
             self._slots[device.type] = [
-                device_slots(nbytes, slots, device) if on_device else staging(nbytes, slots) for nbytes in largest
+                device_slots(nbytes, slots, device) if on_device else staging(nbytes, slots)
+                for nbytes in largest
             ]
         return self._slots[device.type]
 
@@ -155,7 +167,9 @@ class Sink:
 
             caches = [tensor for cache in self._caches_of(mode) for tensor in (cache.k, cache.v)]
             memory = [*caches, *(slot for slots in self._slots_of(mode) for slot in slots)]
-            return NIXLSinkEndpoint(self.place.data, self.side.peers(), memory, self._streams_of(mode))
+            return NIXLSinkEndpoint(
+                self.place.data, self.side.peers(), memory, self._streams_of(mode)
+            )
         return MPISinkEndpoint(self.place.data)
 
     def _receivers_of(self, mode: Mode, level: str) -> list[CacheReceiver]:

@@ -86,23 +86,33 @@ class Source:
         model: its part of the model, loaded.
     """
 
-    def __init__(self, side: Side, experiment: Experiment, model: GPT, collectives: Collectives, place: Place) -> None:
+    def __init__(
+        self, side: Side, experiment: Experiment, model: GPT, collectives: Collectives, place: Place
+    ) -> None:
         self.side = side
         self.experiment = experiment
         self.place = place
         self.device = model.device
-        self.caches = [KVCache.allocate(side.geometry, model.dtype, model.device) for _ in range(side.ubatches)]
-        self.prompts = make_prompts(side.point, side.ubatches, experiment.seed, experiment.given_prompts)
+        self.caches = [
+            KVCache.allocate(side.geometry, model.dtype, model.device) for _ in range(side.ubatches)
+        ]
+        self.prompts = make_prompts(
+            side.point, side.ubatches, experiment.seed, experiment.given_prompts
+        )
         self._model, self._collectives = model, collectives
         self.maker = self._maker_over(self.caches)
         self._swaps: dict[Mode, Swap] = {}
         self._resident: list[KVCache] = []  # where microbatches take turns, in all arms that swap
-        self._digests: list[list[str]] = []  # of each microbatch's undisturbed cache, where some arm swaps
+        self._digests: list[
+            list[str]
+        ] = []  # of each microbatch's undisturbed cache, where some arm swaps
         self._teller = Teller(side.topology, place.handover) if side.point.handed_over else None
         self._streamers: dict[tuple[str, str | None], Streamer] = {}
         self._managers: dict[tuple[str, str | None, str], list[CacheManager]] = {}
         self._silent = [NoStreaming() for _ in self.caches]
-        self._slots: dict[str, list[torch.Tensor]] = {}  # staging of all arms, of which one at a time works; by device
+        self._slots: dict[
+            str, list[torch.Tensor]
+        ] = {}  # staging of all arms, of which one at a time works; by device
         self._device_staging: DeviceStaging | None = None  # likewise
         self._landing = Landing()  # likewise
         self._fetched: torch.Tensor | None = None  # what verification reads a chunk into
@@ -178,7 +188,9 @@ class Source:
     def helper_cpu_s(self, arm: Arm) -> float:
         """CPU seconds so far of the arm's helper thread, and of what brings swapped caches back."""
         streamer, swap = self._streamers.get((arm.mode, arm.durability)), self._swaps.get(arm.mode)
-        return (streamer.cpu_seconds() if streamer else 0.0) + (swap.swapper.cpu_seconds() if swap else 0.0)
+        return (streamer.cpu_seconds() if streamer else 0.0) + (
+            swap.swapper.cpu_seconds() if swap else 0.0
+        )
 
     # ---- streaming ----
 
@@ -208,9 +220,13 @@ class Source:
         if arm.mode not in self._swaps:
             if not self._resident:
                 kind, geometry = self.caches[0].k.dtype, self.side.geometry
-                self._resident = [KVCache.allocate(geometry, kind) for _ in range(self.experiment.resident)]
+                self._resident = [
+                    KVCache.allocate(geometry, kind) for _ in range(self.experiment.resident)
+                ]
             streams = [stream for (stream,) in self.side.local()]
-            swapper = Swapper(self._resident, streams, self._streamer(arm), self.experiment.drain_timeout)
+            swapper = Swapper(
+                self._resident, streams, self._streamer(arm), self.experiment.drain_timeout
+            )
             self._swaps[arm.mode] = Swap(swapper, self._maker_over(swapper.current))
         return self._swaps[arm.mode]
 
@@ -221,7 +237,9 @@ class Source:
     def _streamer(self, arm: Arm) -> Streamer:
         key = (arm.mode, arm.durability)
         if key not in self._streamers:
-            self._streamers[key] = self._make_streamer(self._destination(arm), holds_failure=arm.mode == "disk")
+            self._streamers[key] = self._make_streamer(
+                self._destination(arm), holds_failure=arm.mode == "disk"
+            )
         return self._streamers[key]
 
     def failure(self, arm: Arm) -> str | None:
@@ -233,7 +251,9 @@ class Source:
         """Close what an arm that has failed holds; arms of the same destination begin anew."""
         key = (arm.mode, arm.durability)
         swap, streamer = self._swaps.pop(arm.mode, None), self._streamers.pop(key, None)
-        self._managers = {each: managers for each, managers in self._managers.items() if each[:2] != key}
+        self._managers = {
+            each: managers for each, managers in self._managers.items() if each[:2] != key
+        }
         with contextlib.suppress(StorageError):  # that it has failed is known
             if swap is not None:
                 swap.swapper.close()
@@ -253,12 +273,16 @@ class Source:
             slot, slots = self.side.slot_nbytes, self.experiment.staging_slots
             on_device = device == "cuda"
             self._slots[device] = (
-                device_slots(slot, slots, self.device) if on_device else staging(slot, slots, self.on_cuda)
+                device_slots(slot, slots, self.device)
+                if on_device
+                else staging(slot, slots, self.on_cuda)
             )
         return self._slots[device]
 
     def _stage_on_device(self) -> DeviceStaging:
-        on_device = DeviceStaging(device_slots(self.side.slot_nbytes, self.experiment.staging_slots, self.device))
+        on_device = DeviceStaging(
+            device_slots(self.side.slot_nbytes, self.experiment.staging_slots, self.device)
+        )
         whole = self.side.local()[0][0].schedule
         on_device.calibrate(self.caches[0], whole.all_chunks(LEVELS[DEFAULT_LEVEL]))
         return on_device
@@ -278,11 +302,15 @@ class Source:
                 kind = f"swap-{arm.durability}" if arm.swaps else arm.durability
                 name = stream_name(run_id, self.side.point.id, rank, kind)
                 keep = self.experiment.keep and not arm.swaps
-                return DiskDestination(self.place.stream_dir, name, arm.durability, keep, self.place.identity)
+                return DiskDestination(
+                    self.place.stream_dir, name, arm.durability, keep, self.place.identity
+                )
             case "mpi":
                 return MPIDestination(self.place.data)
             case "nccl":
-                return NCCLDestination(self.place.announcements, self.place.links, self.experiment.drain_timeout)
+                return NCCLDestination(
+                    self.place.announcements, self.place.links, self.experiment.drain_timeout
+                )
             case "nixl":
                 return self._to_nixl_sinks()
             case "tcp":
@@ -295,7 +323,10 @@ class Source:
     def _to_nixl_sinks(self) -> Destination:
         from dejavubench.dejavulib.destinations.nixl import NIXLDestination
 
-        memory = [*self._slots_of(self.device.type), *(t for cache in self.caches for t in (cache.k, cache.v))]
+        memory = [
+            *self._slots_of(self.device.type),
+            *(t for cache in self.caches for t in (cache.k, cache.v)),
+        ]
         return NIXLDestination(self.place.data, self.side.peers(), memory)
 
     # ---- verification ----
@@ -341,7 +372,9 @@ class Source:
                 outside = [destination.outside(stream) for stream in manager.streams]
                 found = written_outside(outside, self.side, ubatch)
             return found
-        except WrongBytesError as error:  # the destination itself says that it does not hold what was written
+        except (
+            WrongBytesError
+        ) as error:  # the destination itself says that it does not hold what was written
             return str(error)
 
     def _swapped_wrongly(self, arm: Arm) -> str | None:
@@ -355,7 +388,11 @@ class Source:
 
     def _layers(self) -> list[tuple[int, KV]]:
         """K and V of each layer, by its number in the whole model, in the order of digests."""
-        return [(self.side.locate(layer, 0)[0], kv) for layer in range(self.side.geometry.layers) for kv in BOTH]
+        return [
+            (self.side.locate(layer, 0)[0], kv)
+            for layer in range(self.side.geometry.layers)
+            for kv in BOTH
+        ]
 
     def close(self) -> None:
         for swap in self._swaps.values():

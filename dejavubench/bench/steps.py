@@ -28,7 +28,9 @@ class Steps(Protocol):
     ahead: bool
     thorough: bool
 
-    def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
+    def run(
+        self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None
+    ) -> Tensor:
         """Begin a step of ``x`` (tokens or hidden), whose first position is ``position``.
 
         Returns:
@@ -59,9 +61,14 @@ class Steps(Protocol):
         """
 
 
-def steps_of(model: GPT, caches: list[KVCache], prompts: list[Prompts], sampling: Sampling | None) -> Steps:
+def steps_of(
+    model: GPT, caches: list[KVCache], prompts: list[Prompts], sampling: Sampling | None
+) -> Steps:
     """As the model's device needs it; ``prompts`` and caches are those of the microbatches in flight."""
-    samplers = [Sampler(model, sampling, each.numbers.to(model.device), each.tokens.shape[1]) for each in prompts]
+    samplers = [
+        Sampler(model, sampling, each.numbers.to(model.device), each.tokens.shape[1])
+        for each in prompts
+    ]
     if model.device.type == "cuda":
         return DeviceSteps(model, caches, samplers)
     return HostSteps(model, caches, samplers, [each.first for each in prompts])
@@ -73,13 +80,21 @@ class HostSteps:
     ahead = False
     thorough = True
 
-    def __init__(self, model: GPT, caches: list[KVCache], samplers: list[Sampler], firsts: list[Tensor | None]) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        caches: list[KVCache],
+        samplers: list[Sampler],
+        firsts: list[Tensor | None],
+    ) -> None:
         self._model, self._caches = model, caches
         self._samplers, self._firsts = samplers, firsts
         self._out = [torch.empty(0) for _ in caches]
         self._peaks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
 
-    def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
+    def run(
+        self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None
+    ) -> Tensor:
         out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._firsts[ubatch])
         if self._model.shard.last:
             next_position = position + x.shape[1]
@@ -110,20 +125,32 @@ class DeviceSteps:
 
         self.ahead = model.shard.first and model.shard.last
         self._model, self._caches, self._samplers = model, caches, samplers
-        self._graphs = [DecodeGraph(model, cache, of) for cache, of in zip(caches, samplers, strict=True)]
+        self._graphs = [
+            DecodeGraph(model, cache, of) for cache, of in zip(caches, samplers, strict=True)
+        ]
         self.thorough = False
         requests = len(samplers[0].requests)
         self._peaks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
-        self._last: list[tuple[int, Tensor] | None] = [None for _ in caches]  # of the newest replay, not kept yet
+        self._last: list[tuple[int, Tensor] | None] = [
+            None for _ in caches
+        ]  # of the newest replay, not kept yet
         self._events: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in caches]
         self._begun: list[deque[tuple[torch.cuda.Event, Tensor]]] = [deque() for _ in caches]
         # on the host, taken in turns: those of a step can be read while the next one is under way
-        self._tokens = [deque(torch.zeros(2, requests, dtype=torch.long, pin_memory=True)) for _ in caches]
+        self._tokens = [
+            deque(torch.zeros(2, requests, dtype=torch.long, pin_memory=True)) for _ in caches
+        ]
 
-    def run(self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None) -> Tensor:
+    def run(
+        self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None
+    ) -> Tensor:
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
-        out = self._prompt(ubatch, x, on_layer) if position == 0 else self._replay(ubatch, x, position)
+        out = (
+            self._prompt(ubatch, x, on_layer)
+            if position == 0
+            else self._replay(ubatch, x, position)
+        )
         tokens = self._tokens[ubatch][0]
         self._tokens[ubatch].rotate()
         if self._model.shard.last:
@@ -163,7 +190,9 @@ class DeviceSteps:
 
     def event_ms(self, ubatch: int) -> list[float]:
         events, self._events[ubatch] = self._events[ubatch], []
-        self._begun[ubatch].clear()  # a first stage that is not the last waits for tokens, not for its steps
+        self._begun[
+            ubatch
+        ].clear()  # a first stage that is not the last waits for tokens, not for its steps
         if events:
             events[-1][1].synchronize()
         return [began.elapsed_time(ended) for began, ended in events]

@@ -68,12 +68,16 @@ class TCPPeer:
         Raises:
             StreamingError: the sink refuses, or is not there any more.
         """
-        return TCPDestination(address(self.peer), _token(), streams, dtype, self.timeout, self.checksums)
+        return TCPDestination(
+            address(self.peer), _token(), streams, dtype, self.timeout, self.checksums
+        )
 
 
 def _token() -> bytes:
     """Read when it is needed and kept nowhere. Raises UsageError: it is not set."""
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
-        raise UsageError(f"{TOKEN_VARIABLE} is not set: streaming tcp needs the token that the sink has")
+        raise UsageError(
+            f"{TOKEN_VARIABLE} is not set: streaming tcp needs the token that the sink has"
+        )
     return token

@@ -41,15 +41,25 @@ def digests(cache: KVCache, positions: int) -> list[str]:
     """Of the first ``positions`` positions, K and V of each layer."""
     geometry = cache.geometry
     pieces = [
-        cache.piece(kv, geometry.region(layers=Span(layer, layer + 1), positions=Span(0, positions)))
+        cache.piece(
+            kv, geometry.region(layers=Span(layer, layer + 1), positions=Span(0, positions))
+        )
         for layer in range(geometry.layers)
         for kv in BOTH
     ]
-    return [xxhash.xxh3_128_hexdigest(as_integers(piece).contiguous().numpy().data) for piece in pieces]
+    return [
+        xxhash.xxh3_128_hexdigest(as_integers(piece).contiguous().numpy().data) for piece in pieces
+    ]
 
 
 def compare(
-    got: KVCache, streams: list[Stream], piece: Piece, pattern: int, side: Side, ubatch: int, own: Span = NOTHING
+    got: KVCache,
+    streams: list[Stream],
+    piece: Piece,
+    pattern: int,
+    side: Side,
+    ubatch: int,
+    own: Span = NOTHING,
 ) -> str | None:
     """Whether ``got`` holds each stream's region as the source has it, and the pattern everywhere else.
 
@@ -67,25 +77,37 @@ def compare(
     for layer in range(geometry.layers):
         for kv in BOTH:
             found, expected = as_integers(got.tensor(kv)[layer]), reused[kv].fill_(fill)
-            inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
+            inside = [
+                stream for stream in streams if layer in range(*stream.schedule.region.layers)
+            ]
             for stream in inside:
                 place = expected[geometry.index(kv, stream.schedule.region)[1:]]
-                place.copy_(piece(stream, stream.schedule.region.layer(layer), kv).view(place.shape))
+                place.copy_(
+                    piece(stream, stream.schedule.region.layer(layer), kv).view(place.shape)
+                )
             written = geometry.index(kv, geometry.region(positions=own))[1:]
             expected[written] = found[written]
-            if first is None and not torch.equal(found, expected):  # but go on: the source sends all it has
+            if first is None and not torch.equal(
+                found, expected
+            ):  # but go on: the source sends all it has
                 wrong = torch.nonzero((found != expected).flatten()).flatten()
                 streamed = torch.zeros_like(found, dtype=torch.bool)
                 for stream in inside:
                     streamed[geometry.index(kv, stream.schedule.region)[1:]] = True
                 flat = int(wrong[0])
                 was_streamed = bool(streamed.flatten()[flat])
-                first = _where(side, ubatch, kv, layer * found.numel() + flat, was_streamed, len(wrong))
+                first = _where(
+                    side, ubatch, kv, layer * found.numel() + flat, was_streamed, len(wrong)
+                )
     return first
 
 
 def compare_packed(
-    fetch: Callable[[Stream, Chunk], torch.Tensor], cache: KVCache, streams: list[Stream], side: Side, ubatch: int
+    fetch: Callable[[Stream, Chunk], torch.Tensor],
+    cache: KVCache,
+    streams: list[Stream],
+    side: Side,
+    ubatch: int,
 ) -> str | None:
     """Whether a local destination holds each stream as ``cache`` has it, in the packed order that schedules define.
 
@@ -97,14 +119,22 @@ def compare_packed(
     """
     for stream in streams:
         for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
-            pieces = [as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH]  # [layers, elements]
+            pieces = [
+                as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH
+            ]  # [layers, elements]
             expected = torch.cat(pieces, dim=1)
-            found = as_integers(fetch(stream, chunk).view(cache.k.dtype)).to(expected.device).view_as(expected)
+            found = (
+                as_integers(fetch(stream, chunk).view(cache.k.dtype))
+                .to(expected.device)
+                .view_as(expected)
+            )
             if not torch.equal(found, expected):
                 wrong = found != expected
                 layer = int(wrong.any(1).nonzero()[0])
                 by_kv = wrong[layer].split([piece.shape[1] for piece in pieces])
-                differ, kv = next((each, kv) for each, kv in zip(by_kv, BOTH, strict=True) if each.any())
+                differ, kv = next(
+                    (each, kv) for each, kv in zip(by_kv, BOTH, strict=True) if each.any()
+                )
                 region = chunk.region.layer(chunk.region.layers.start + layer)
                 flat = _flat(cache.geometry, kv, region, int(differ.nonzero()[0]))
                 return _where(side, ubatch, kv, flat, True, int(differ.sum()))
@@ -122,8 +152,15 @@ def written_outside(found: Sequence[Outside | None], side: Side, ubatch: int) ->
 def _flat(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int:
     """Where in the whole K or V the ``number``-th element of a region is."""
     within = np.unravel_index(number, geometry.piece_shape(kv, region))
-    starts = [cut.indices(size)[0] for cut, size in zip(geometry.index(kv, region), geometry.shape(kv), strict=True)]
-    return int(np.ravel_multi_index([a + b for a, b in zip(starts, within, strict=True)], geometry.shape(kv)))
+    starts = [
+        cut.indices(size)[0]
+        for cut, size in zip(geometry.index(kv, region), geometry.shape(kv), strict=True)
+    ]
+    return int(
+        np.ravel_multi_index(
+            [a + b for a, b in zip(starts, within, strict=True)], geometry.shape(kv)
+        )
+    )
 
 
 def _where(side: Side, ubatch: int, kv: KV, flat: int, inside: bool, count: int) -> str:
@@ -150,7 +187,9 @@ def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) ->
         comm.Recv(asked, peer, _ASK)
         number, layer, kv = asked.tolist()
         cache, region = streams[peer, number]
-        piece = as_integers(cache.piece(BOTH[kv], region.layer(region.layers.start + layer)).contiguous()).cpu()
+        piece = as_integers(
+            cache.piece(BOTH[kv], region.layer(region.layers.start + layer)).contiguous()
+        ).cpu()
         for part in _messages(piece):
             wait_asleep(comm.Isend(part.numpy(), peer, _PIECE).Test, "verification")
 

@@ -15,11 +15,23 @@ from dejavubench.cli.streams import guard, status_of
 from dejavubench.errors import OutputError, UsageError
 
 COMMANDS = {
-    "run": ("dejavubench.cli.run:run", "Measure: run a model under mpirun and stream its KV cache."),
-    "plan": ("dejavubench.cli.plan:plan", "Between two setups: who sends which part of the cache to whom."),
+    "run": (
+        "dejavubench.cli.run:run",
+        "Measure: run a model under mpirun and stream its KV cache.",
+    ),
+    "plan": (
+        "dejavubench.cli.plan:plan",
+        "Between two setups: who sends which part of the cache to whom.",
+    ),
     "sink": ("dejavubench.cli.sink:sink", "Receive what --streaming tcp sends here: no MPI."),
-    "process": ("dejavubench.cli.process:process", "Tables of what runs recorded, and of the original's logs."),
-    "figures": ("dejavubench.cli.figures:figures", "Draw the paper's figures from what runs recorded."),
+    "process": (
+        "dejavubench.cli.process:process",
+        "Tables of what runs recorded, and of the original's logs.",
+    ),
+    "figures": (
+        "dejavubench.cli.figures:figures",
+        "Draw the paper's figures from what runs recorded.",
+    ),
 }
 
 
@@ -72,7 +84,9 @@ class LazyGroup(click.Group):
         except OutputError:
             raise
         except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
-            print(traceback.format_exc(), end="", file=sys.stderr, flush=True)  # at once: other ranks print too
+            print(
+                traceback.format_exc(), end="", file=sys.stderr, flush=True
+            )  # at once: other ranks print too
             end_all_ranks(1)
         sys.exit(status if isinstance(status, int) else 0)
 

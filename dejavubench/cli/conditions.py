@@ -23,8 +23,14 @@ def notes(experiment: Experiment) -> list[str]:
     crowded, place = _demand(experiment).note(), _disk(experiment)
     found = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
     if place is not None:
-        durabilities = dict.fromkeys(arm.durability for arm in experiment.arms() if arm.durability is not None)
-        found += [f"{note}." for each in durabilities if (note := durability_note(place.type, each)) is not None]
+        durabilities = dict.fromkeys(
+            arm.durability for arm in experiment.arms() if arm.durability is not None
+        )
+        found += [
+            f"{note}."
+            for each in durabilities
+            if (note := durability_note(place.type, each)) is not None
+        ]
     return found
 
 
@@ -40,4 +46,6 @@ def _demand(experiment: Experiment) -> Demand:
     streams = any(arm.mode != "none" and not arm.skipped for arm in experiment.arms())
     source = Asker(experiment.threads, int(streams), cores, quota)
     sink = Asker(experiment.threads if experiment.handoff else 1, 0, cores, quota)
-    return Demand.of([source] * experiment.sources + [sink] * (experiment.sinks if experiment.needs_sinks else 0))
+    return Demand.of(
+        [source] * experiment.sources + [sink] * (experiment.sinks if experiment.needs_sinks else 0)
+    )

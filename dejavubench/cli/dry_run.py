@@ -37,7 +37,9 @@ def describe(experiment: Experiment) -> None:
         console.print(f"GPUs     {_devices()}")
     for line in conditions.lines(experiment):
         console.print(line, markup=False)
-    console.print(f"Memory   {nbytes_text(available_nbytes())} available; needs are those of all ranks on this host\n")
+    console.print(
+        f"Memory   {nbytes_text(available_nbytes())} available; needs are those of all ranks on this host\n"
+    )
     for table in _tables(console, experiment, skipped, rates):
         console.print(table)
         console.print()
@@ -85,12 +87,18 @@ def _tables(
     """What the points are and what they need: side by side, or one below the other where that is too wide."""
     points = experiment.points()
     sizes = [("point", *SIZES), *(_sizes(point) for point in points)]
-    needs = [_headings(experiment), *(_needs(experiment, point, point.id in skipped, rates) for point in points)]
+    needs = [
+        _headings(experiment),
+        *(_needs(experiment, point, point.id in skipped, rates) for point in points),
+    ]
     wide = _table([[*size, *need] for size, need in zip(sizes, needs, strict=True)])
     unbounded = console.options.update(max_width=1000)
     if console.measure(wide, options=unbounded).maximum <= console.width:
         return [wide]
-    return [_table(sizes), _table([[size[0], *need] for size, need in zip(sizes, needs, strict=True)])]
+    return [
+        _table(sizes),
+        _table([[size[0], *need] for size, need in zip(sizes, needs, strict=True)]),
+    ]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Table:
@@ -114,7 +122,9 @@ def _headings(experiment: Experiment) -> tuple[str, ...]:
     return (*memory, "streamed\nan iter.", "on disk", "time")
 
 
-def _needs(experiment: Experiment, point: Point, skipped: bool, rates: fit.Rates | None) -> list[str]:
+def _needs(
+    experiment: Experiment, point: Point, skipped: bool, rates: fit.Rates | None
+) -> list[str]:
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_headings(experiment)) - 1), "SKIPPED"]
     needs = fit.memory(experiment, point)
@@ -142,7 +152,9 @@ def _devices() -> str:
     if not cuda_devices():
         return "none here; needs are those of one for each rank"
     kinds = Counter((device.name, device.nbytes) for device in cuda_devices())
-    return ", ".join(f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in kinds.items())
+    return ", ".join(
+        f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in kinds.items()
+    )
 
 
 def _rounds(experiment: Experiment) -> str:

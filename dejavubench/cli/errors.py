@@ -28,7 +28,9 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
         if rank == 0:
             _print(text)
         sys.exit(2)
-    if MPI.COMM_WORLD.rank == 0 and (rank == 0 or MPI.COMM_WORLD.size > 1):  # each is alone under another's launcher
+    if MPI.COMM_WORLD.rank == 0 and (
+        rank == 0 or MPI.COMM_WORLD.size > 1
+    ):  # each is alone under another's launcher
         _print(text)
     MPI.Finalize()
     sys.exit(2)
@@ -40,7 +42,12 @@ def end_all_ranks(status: int) -> NoReturn:
     A rank that just leaves would wait in MPI's finalisation for ranks that wait for it elsewhere.
     """
     mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.size > 1:
+    if (
+        mpi is not None
+        and mpi.Is_initialized()
+        and not mpi.Is_finalized()
+        and mpi.COMM_WORLD.size > 1
+    ):
         time.sleep(PASS_ON_S)
         mpi.COMM_WORLD.Abort(status)
     sys.exit(status)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     type=PATH,
     help="Where PNG, PDF and CSV go; made if it is not there.",
 )
-@click.option("--together", is_flag=True, help="Put all runs of a figure in one drawing, if they can be compared.")
+@click.option(
+    "--together",
+    is_flag=True,
+    help="Put all runs of a figure in one drawing, if they can be compared.",
+)
 @click.option("--force", is_flag=True, help="Overwrite files that are in DIR.")
 def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) -> None:
     """Draw Fig 2, Appendix A, Fig 7, Fig 25 and the link figure from runs.

@@ -46,7 +46,9 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
     def add(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_style(*args: Any, style: str | None, output: Path | None, **others: Any) -> None:
-            by_name = BY_SUFFIX.get(output.suffix.lower(), "table") if output is not None else "table"
+            by_name = (
+                BY_SUFFIX.get(output.suffix.lower(), "table") if output is not None else "table"
+            )
             command(*args, style=style or by_name, output=output, **others)
 
         wrapped: Callable[..., None] = with_style
@@ -67,7 +69,10 @@ def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) 
         write(sys.stdout)
         return
     try:
-        with whole_file(output, force) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with (
+            whole_file(output, force) as path,
+            path.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             write(file)
     except FileExistsError:
         raise BadInput(f"{output} exists; --force overwrites it") from None

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 def _as_spec(value: str) -> specs.ModelSpec:
     if value == specs.CUSTOM:
-        raise ValueError(f"a {specs.CUSTOM} model has no sizes of its own: name one of {', '.join(specs.SPECS)}")
+        raise ValueError(
+            f"a {specs.CUSTOM} model has no sizes of its own: name one of {', '.join(specs.SPECS)}"
+        )
     return specs.spec(value)
 
 
@@ -53,11 +55,19 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     default = Experiment.model_fields[key].default
     first = default[0] if isinstance(default, tuple) else default
     flag = "--" + key.replace("_", "-")
-    return click.option(flag, metavar=metavar, type=COUNT, default=first, show_default=True, help=text)
+    return click.option(
+        flag, metavar=metavar, type=COUNT, default=first, show_default=True, help=text
+    )
 
 
 @click.command()
-@click.option("--model", "spec", metavar="NAME", type=Read("model", _as_spec), help="Sizes by name: gpt2, opt-13b, …")
+@click.option(
+    "--model",
+    "spec",
+    metavar="NAME",
+    type=Read("model", _as_spec),
+    help="Sizes by name: gpt2, opt-13b, …",
+)
 @click.option(
     "--ckpt-path",
     metavar="DIR",
@@ -84,12 +94,27 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
 @_count("ubatch_size", "N", "Requests in a microbatch of the sources.")
 @_count("tensor_para_size", "N", "Tensor-parallel degree of the sources.")
 @click.option(
-    "--pipeline-para-size", metavar="N", type=COUNT, help="Pipeline depth of the sources, cut evenly. [default: 1]"
+    "--pipeline-para-size",
+    metavar="N",
+    type=COUNT,
+    help="Pipeline depth of the sources, cut evenly. [default: 1]",
 )
-@click.option("--layer-cuts", metavar="0,A,…,L", type=CUTS, help="Their stages' boundaries, where they are uneven.")
-@click.option("--sink-ubatch-size", metavar="N", type=COUNT, help="Of the sinks. Each of these: [default: as sources]")
+@click.option(
+    "--layer-cuts",
+    metavar="0,A,…,L",
+    type=CUTS,
+    help="Their stages' boundaries, where they are uneven.",
+)
+@click.option(
+    "--sink-ubatch-size",
+    metavar="N",
+    type=COUNT,
+    help="Of the sinks. Each of these: [default: as sources]",
+)
 @click.option("--sink-tensor-para-size", metavar="N", type=COUNT, help="Of the sinks.")
-@click.option("--sink-pipeline-para-size", metavar="N", type=COUNT, help="Of the sinks, cut evenly.")
+@click.option(
+    "--sink-pipeline-para-size", metavar="N", type=COUNT, help="Of the sinks, cut evenly."
+)
 @click.option("--sink-layer-cuts", metavar="0,A,…,L", type=CUTS, help="Of the sinks.")
 @click.option(
     "--requests",
@@ -105,7 +130,10 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     help="Adds the least times over links of this rate: 25GB/s, 23.3GiB/s, 200Gbit/s.",
 )
 @click.option(
-    "--latency", metavar="TIME", type=Read("latency", units.latency), help="Of the links: 5us, 0.1ms. [default: 0]"
+    "--latency",
+    metavar="TIME",
+    type=Read("latency", units.latency),
+    help="Of the links: 5us, 0.1ms. [default: 0]",
 )
 @table_options("csv has the pairs alone; json every transfer of each, up to 100,000 transfers.")
 def plan(
@@ -165,7 +193,9 @@ def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any])
     from dejavubench.planning.traffic import traffic
 
     cuts = _cuts(spec, sizes, "", default=spec.layer_cuts(1))
-    point, source = _side(spec, sizes, "sources", cuts, sizes["ubatch_size"], sizes["tensor_para_size"])
+    point, source = _side(
+        spec, sizes, "sources", cuts, sizes["ubatch_size"], sizes["tensor_para_size"]
+    )
     _, sink = _side(
         spec,
         sizes,
@@ -187,10 +217,14 @@ def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any])
         raise BadInput(str(error)) from None
 
 
-def _cuts(spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]) -> tuple[int, ...]:
+def _cuts(
+    spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]
+) -> tuple[int, ...]:
     """Given ones, or even ones for a depth that is given, or the default."""
     cuts, stages = sizes[f"{side}layer_cuts"], sizes[f"{side}pipeline_para_size"]
-    cuts_flag, stages_flag = (f"--{side}{key}".replace("_", "-") for key in ("layer_cuts", "pipeline_para_size"))
+    cuts_flag, stages_flag = (
+        f"--{side}{key}".replace("_", "-") for key in ("layer_cuts", "pipeline_para_size")
+    )
     if cuts is None:
         try:
             return default if stages is None else spec.layer_cuts(stages)
@@ -198,14 +232,23 @@ def _cuts(spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tupl
             raise BadInput(f"{stages_flag} {stages}: {error}") from None
     shown = f"{cuts_flag} {','.join(map(str, cuts))}"
     if cuts[-1] != spec.layer_num:
-        raise BadInput(f"{shown}: {spec.name} has {spec.layer_num} layers, so the last cut is {spec.layer_num}")
+        raise BadInput(
+            f"{shown}: {spec.name} has {spec.layer_num} layers, so the last cut is {spec.layer_num}"
+        )
     if stages not in (None, len(cuts) - 1):
-        raise BadInput(f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, {stages_flag} is {stages}")
+        raise BadInput(
+            f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, {stages_flag} is {stages}"
+        )
     return cuts
 
 
 def _side(
-    spec: specs.ModelSpec, sizes: dict[str, Any], side: str, cuts: tuple[int, ...], ubatch: int, tensor: int
+    spec: specs.ModelSpec,
+    sizes: dict[str, Any],
+    side: str,
+    cuts: tuple[int, ...],
+    ubatch: int,
+    tensor: int,
 ) -> tuple[Point, Setup]:
     """The sizes of one side's caches, and its place in the plan."""
     from dejavubench.dejavulib.plan import Setup

@@ -52,7 +52,12 @@ class Report:
             ("sink", traffic.sink, traffic.received, traffic.peers_of_sinks),
         )
         return [
-            {"role": role, **_worker(setup, worker), "peers": peers[worker], **self._amounts(volume)}
+            {
+                "role": role,
+                **_worker(setup, worker),
+                "peers": peers[worker],
+                **self._amounts(volume),
+            }
             for role, setup, volumes, peers in sides
             for worker, volume in volumes.items()
         ]
@@ -95,8 +100,13 @@ class Report:
             "source_ubatch": traffic.source.ubatches(flow.region.requests),
             "sink_ubatch": traffic.sink.ubatches(flow.region.requests),
         }
-        row = {f"source_{key}": value for key, value in _worker(traffic.source, exchange.source).items()}
-        row |= {f"sink_{key}": value for key, value in _worker(traffic.sink, exchange.target).items()}
+        row = {
+            f"source_{key}": value
+            for key, value in _worker(traffic.source, exchange.source).items()
+        }
+        row |= {
+            f"sink_{key}": value for key, value in _worker(traffic.sink, exchange.target).items()
+        }
         for key, span in spans.items():
             row |= {f"{key}_start": span.start, f"{key}_stop": span.stop}
         return row | self._amounts(flow.volume)
@@ -141,19 +151,29 @@ class Report:
         if self._bounds is None:
             return text
         prompt, token, whole = (ms(1e3 * seconds) for seconds in self._bounds)
-        return f"{text}; at least {prompt} ms for the prompt, {token} ms a token, {whole} ms for all"
+        return (
+            f"{text}; at least {prompt} ms for the prompt, {token} ms a token, {whole} ms for all"
+        )
 
     def tables(self, narrow: bool = False) -> list[Cells]:
         """The pairs, then the workers; ``narrow``: what, how much and how long below each other, not side by side."""
         ends = [[f"source\n{PLACE}", f"sink\n{PLACE}"]]
         ends += [[_place(row, "source_"), _place(row, "sink_")] for row in self.pairs]
-        shares = [["layers", "heads", "requests", "microbatches", "transfers"], *map(_share, self.pairs)]
+        shares = [
+            ["layers", "heads", "requests", "microbatches", "transfers"],
+            *map(_share, self.pairs),
+        ]
         names = [[f"worker\n{PLACE}"], *([f"{row['role']} {_place(row)}"] for row in self.workers)]
-        counts = [["peers", "transfers"], *([str(row["peers"]), counted(row["transfers"])] for row in self.workers)]
+        counts = [
+            ["peers", "transfers"],
+            *([str(row["peers"]), counted(row["transfers"])] for row in self.workers),
+        ]
         tables = []
         for labels, what, rows in ((ends, shares, self.pairs), (names, counts, self.workers)):
             parts = [what, _amounts(rows), *([_times(rows)] if self.link else [])]
-            tables += [_beside(labels, part) for part in parts] if narrow else [_beside(labels, *parts)]
+            tables += (
+                [_beside(labels, part) for part in parts] if narrow else [_beside(labels, *parts)]
+            )
         return tables
 
 
@@ -187,7 +207,9 @@ def _region(region: Region) -> Row:
 
 
 def _setup_text(setup: Setup) -> str:
-    stages = ", ".join(_span_text(setup.layers(stage * setup.tensor_parallel)) for stage in range(setup.stages))
+    stages = ", ".join(
+        _span_text(setup.layers(stage * setup.tensor_parallel)) for stage in range(setup.stages)
+    )
     return (
         f"{count_text(setup.workers, 'worker')} = {count_text(setup.stages, 'stage')} (layers {stages}) × "
         f"{count_text(setup.tensor_parallel, 'tensor rank')}, microbatches of {setup.ubatch_size}"
@@ -260,7 +282,9 @@ def _print(report: Report, out: IO[str]) -> None:
     for line in report.heading:
         screen.print(line)
     screen.print()
-    wide = screen.measure(_rich_table(report.tables()[0]), options=screen.options.update(max_width=1000)).maximum
+    wide = screen.measure(
+        _rich_table(report.tables()[0]), options=screen.options.update(max_width=1000)
+    ).maximum
     for table in report.tables(narrow=wide > screen.width):
         screen.print(_rich_table(table))
         screen.print()
@@ -283,7 +307,12 @@ def _markdown(report: Report) -> str:
     lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
     for headings, *rows in report.tables():
         align = ["---" if "stage" in heading else "---:" for heading in headings]
-        lines += ["", _pipes(heading.replace("\n", " ") for heading in headings), _pipes(align), *map(_pipes, rows)]
+        lines += [
+            "",
+            _pipes(heading.replace("\n", " ") for heading in headings),
+            _pipes(align),
+            *map(_pipes, rows),
+        ]
     return "\n".join([*lines, "", report.summary]) + "\n"
 
 

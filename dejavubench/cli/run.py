@@ -62,7 +62,9 @@ class GroupedCommand(click.Command):
     """A command whose help shows its options group by group."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {group: [] for group in (*get_args(Group), "This command")}
+        sections: dict[str, list[tuple[str, str]]] = {
+            group: [] for group in (*get_args(Group), "This command")
+        }
         for param in self.get_params(ctx):
             row = param.get_help_record(ctx)
             if row:
@@ -99,7 +101,9 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     from dejavubench.bench.session import run as run_session
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    sys.exit(run_session(experiment, command, _enough(experiment), on_end=_print_summary, watch=watch))
+    sys.exit(
+        run_session(experiment, command, _enough(experiment), on_end=_print_summary, watch=watch)
+    )
 
 
 # ---- running ----
@@ -124,17 +128,28 @@ def agreed(read: Callable[[], Experiment]) -> tuple[Experiment, Watch | None]:
             raise
         outcome = error
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
-    timeout = _start_timeout(outcome.rank_timeout if isinstance(outcome, Experiment) else RANK_TIMEOUT)
+    timeout = _start_timeout(
+        outcome.rank_timeout if isinstance(outcome, Experiment) else RANK_TIMEOUT
+    )
     beating = heart.start(f"rank {launched_rank() or 0}")
     try:
-        with heart.no_thread_runs(timeout), warnings.catch_warnings():  # MPI begins here, and waits for the other ranks
-            warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)  # _check_launcher says it
+        with (
+            heart.no_thread_runs(timeout),
+            warnings.catch_warnings(),
+        ):  # MPI begins here, and waits for the other ranks
+            warnings.filterwarnings(
+                "ignore", "suspicious MPI execution", RuntimeWarning
+            )  # _check_launcher says it
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
-        raise UsageError(f"no MPI library: {what}; pip install 'dejavubench[mpich]', or load a system MPI") from None
+        raise UsageError(
+            f"no MPI library: {what}; pip install 'dejavubench[mpich]', or load a system MPI"
+        ) from None
     if timeout:
-        beating.give_up_at(time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start")
+        beating.give_up_at(
+            time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start"
+        )
     _check_launcher(MPI.COMM_WORLD.size, MPI.get_vendor())
     outcome = MPI.COMM_WORLD.bcast(outcome)
     if isinstance(outcome, UsageError):
@@ -187,7 +202,9 @@ def _enough(experiment: Experiment) -> Callable[[list[Iteration], set[str]], boo
     arms = [arm.info() for arm in experiment.arms() if not arm.skipped]
 
     def enough(iterations: list[Iteration], failed: set[str]) -> bool:
-        return precise_enough(iterations, [arm for arm in arms if arm.name not in failed], half_width)
+        return precise_enough(
+            iterations, [arm for arm in arms if arm.name not in failed], half_width
+        )
 
     return enough
 

@@ -52,11 +52,16 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     Both sides need the same token in the environment variable DEJAVUBENCH_TOKEN. It is proven, never sent; the caches
     themselves are not encrypted, so the network between the two has to be trusted. Each peer is told of on stderr.
     """
-    address, seconds = _read("--listen", units.address, listen), _read("--timeout", units.seconds, timeout)
+    address, seconds = (
+        _read("--listen", units.address, listen),
+        _read("--timeout", units.seconds, timeout),
+    )
     most = None if max_gib is None else _read("--max-gib", _as_gib, max_gib)
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
-        raise UsageError(f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token")
+        raise UsageError(
+            f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token"
+        )
     from dejavubench.dejavulib.tcp.handshake import address_text
     from dejavubench.dejavulib.tcp.sink import TCPSink
     from dejavubench.machine.hardware import available_nbytes

@@ -19,8 +19,31 @@ from typing import Any, TextIO, cast
 from dejavubench.errors import BROKEN_PIPE, OutputError
 
 PLAIN = {
-    **{"×": "x", "·": "*", "÷": "/", "−": "-", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "µ": "u"},
-    **{"μ": "u", "→": "->", "…": "...", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "─": "-", "│": "|", "σ": "sigma"},
+    **{
+        "×": "x",
+        "·": "*",
+        "÷": "/",
+        "−": "-",
+        "–": "-",
+        "—": "-",
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "µ": "u",
+    },
+    **{
+        "μ": "u",
+        "→": "->",
+        "…": "...",
+        "±": "+-",
+        "≤": "<=",
+        "≥": ">=",
+        "≈": "~",
+        "─": "-",
+        "│": "|",
+        "σ": "sigma",
+    },
 }
 """Replacements for characters that an encoding lacks."""
 
@@ -53,7 +76,9 @@ class Guarded:
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
-            raise TypeError(f"{self._name} takes text, not {type(text).__name__}")  # click asks by trying
+            raise TypeError(
+                f"{self._name} takes text, not {type(text).__name__}"
+            )  # click asks by trying
         if not text:
             return 0
         written = self._in_its_encoding(text)
@@ -81,7 +106,9 @@ class Guarded:
                 work()
             except (OSError, ValueError) as error:  # ValueError: another has closed the stream
                 self._error = error
-                self._stream = _nowhere()  # what is left in the buffer would fail again as Python ends
+                self._stream = (
+                    _nowhere()
+                )  # what is left in the buffer would fail again as Python ends
         if self._error is not None:
             self._failed(self._error)
 
@@ -135,7 +162,10 @@ def guard() -> None:
             del os.environ[name]
     _fill_closed_descriptors()
     streams: list[Guarded] = []
-    for stream, name, kind in ((sys.stdout, "standard output", Guarded), (sys.stderr, "standard error", Messages)):
+    for stream, name, kind in (
+        (sys.stdout, "standard output", Guarded),
+        (sys.stderr, "standard error", Messages),
+    ):
         if stream is None:
             closed = Closed if kind is Guarded else kind
             streams.append(closed(_nowhere(), name))

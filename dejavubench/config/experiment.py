@@ -48,7 +48,17 @@ from dejavubench.config.optionvalues import (
     as_top_p,
     unless_none,
 )
-from dejavubench.config.points import REMOTE, Arm, DataType, Durability, LayoutName, Mode, Point, Split, Store
+from dejavubench.config.points import (
+    REMOTE,
+    Arm,
+    DataType,
+    Durability,
+    LayoutName,
+    Mode,
+    Point,
+    Split,
+    Store,
+)
 from dejavubench.config.promptfile import Ids, read_prompts
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
@@ -70,7 +80,9 @@ Group = Literal["What is run", "Model", "Streaming", "Measurement", "Machine"]
 
 __all__ = ["Arm", "Experiment", "Point", "UsageError", "load"]
 
-NO_FP32_ON_CUDA = "inference_data_type fp32 does not run on a CUDA device: its decode kernels take fp16 and bf16"
+NO_FP32_ON_CUDA = (
+    "inference_data_type fp32 does not run on a CUDA device: its decode kernels take fp16 and bf16"
+)
 
 NO_NIXL = "nixl is not installed: pip install 'dejavubench[nixl]'"
 
@@ -106,7 +118,9 @@ def _as_device(value: Any, info: ValidationInfo) -> Any:
     except RuntimeError as error:
         raise ValueError(f"{error}; --device cpu does without it") from None
     if value == "cuda" and not found and not (info.context or {}).get("plan"):
-        raise ValueError("no CUDA device is found here: there is no NVIDIA driver, or it lists none")
+        raise ValueError(
+            "no CUDA device is found here: there is no NVIDIA driver, or it lists none"
+        )
     return "cuda" if found or value == "cuda" else "cpu"
 
 
@@ -125,7 +139,9 @@ def _as_rank_timeout(value: Any) -> float:
         return 0.0
     timeout = units.seconds(value)
     if timeout < LEAST_RANK_TIMEOUT:
-        raise ValueError(f"{shown(value)} is too short: a busy machine may keep a rank waiting; give 1s or more, or 0")
+        raise ValueError(
+            f"{shown(value)} is too short: a busy machine may keep a rank waiting; give 1s or more, or 0"
+        )
     return timeout
 
 
@@ -154,7 +170,9 @@ def _as_folder(value: Any) -> Any:
 def _option(default: Any, group: Group, metavar: str, text: str, **constraints: Any) -> Any:
     """A field that is also a flag: its default, its place in the help, its help."""
     extra: dict[str, Any] = {"group": group, "metavar": metavar}
-    return Field(default, description=text, json_schema_extra=extra, validate_default=True, **constraints)
+    return Field(
+        default, description=text, json_schema_extra=extra, validate_default=True, **constraints
+    )
 
 
 class Experiment(BaseModel):
@@ -166,11 +184,18 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    device: Annotated[Device, BeforeValidator(_as_device)] = _option(  # first: data types follow from it
-        "auto", "Machine", "DEVICE", "cpu or cuda, what the model runs on; auto is cuda where there is such a device."
+    device: Annotated[Device, BeforeValidator(_as_device)] = (
+        _option(  # first: data types follow from it
+            "auto",
+            "Machine",
+            "DEVICE",
+            "cpu or cuda, what the model runs on; auto is cuda where there is such a device.",
+        )
     )
 
-    name: str = _option("run", "What is run", "NAME", "Names the run's folder; a config's file name.", min_length=1)
+    name: str = _option(
+        "run", "What is run", "NAME", "Names the run's folder; a config's file name.", min_length=1
+    )
     figure: Figure | None = _option(
         None, "What is run", "FIGURE", "The figure it is for: fig2, appendix_a, fig7, fig25, link."
     )
@@ -194,7 +219,9 @@ class Experiment(BaseModel):
         '(1,2,3 in any file; [1, 2, 3] or {"prompt": [1, 2, 3]} in .jsonl) or text, which needs --ckpt-path\'s '
         "tokenizer and transformers. Shorter ones are padded on the left.",
     )
-    output_len: Counts = _option((32,), "What is run", "T[,T…]", "New tokens of each request, the prompt's included.")
+    output_len: Counts = _option(
+        (32,), "What is run", "T[,T…]", "New tokens of each request, the prompt's included."
+    )
     max_seq_len: MaybeCount = _option(
         None,
         "What is run",
@@ -203,7 +230,10 @@ class Experiment(BaseModel):
     )
 
     model: Annotated[tuple[str, ...], BeforeValidator(_as_models)] = _option(
-        (specs.CUSTOM,), "Model", "NAME[,NAME…]", f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {specs.CUSTOM}."
+        (specs.CUSTOM,),
+        "Model",
+        "NAME[,NAME…]",
+        f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {specs.CUSTOM}.",
     )
     layer_num: Count = _option(24, "Model", "N", "Of a custom model: layers.")
     head_num: Count = _option(16, "Model", "N", "Of a custom model: attention heads.")
@@ -216,7 +246,10 @@ class Experiment(BaseModel):
         "fp32, bf16, fp16; auto is fp16 on cuda, bf16 where the CPU computes in it, else fp32.",
     )
     weights_data_type: Annotated[DataType | None, BeforeValidator(_as_data_type)] = _option(
-        None, "Model", "TYPE", "Round the weights through it before the inference type; else only through that."
+        None,
+        "Model",
+        "TYPE",
+        "Round the weights through it before the inference type; else only through that.",
     )
     ckpt_path: Annotated[Path | None, BeforeValidator(_as_folder)] = _option(
         None,
@@ -225,7 +258,10 @@ class Experiment(BaseModel):
         "A Hugging Face folder (GPT-2, OPT, BLOOM, Llama, Mistral, Qwen) with safetensors, instead of random weights.",
     )
     kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(as_list)] = _option(
-        ("hnd",), "Model", "LAYOUT[,LAYOUT…]", "Of the KV cache: ft (FasterTransformer), hnd or nhd."
+        ("hnd",),
+        "Model",
+        "LAYOUT[,LAYOUT…]",
+        "Of the KV cache: ft (FasterTransformer), hnd or nhd.",
     )
     tensor_para_size: Count = _option(1, "Model", "N", "Tensor-parallel degree.")
     pipeline_para_size: Count = _option(
@@ -269,10 +305,16 @@ class Experiment(BaseModel):
     )
     compare: bool = _option(False, "Streaming", "", "Add the two baselines without streaming.")
     durability: Annotated[tuple[Durability, ...], BeforeValidator(as_list)] = _option(
-        ("fdatasync",), "Streaming", "D[,D…]", "When disk has a chunk: fdatasync, direct or page-cache."
+        ("fdatasync",),
+        "Streaming",
+        "D[,D…]",
+        "When disk has a chunk: fdatasync, direct or page-cache.",
     )
     nccl_loopback: bool = _option(
-        False, "Streaming", "", "Let a source and its sink share one GPU for nccl; results are labelled loopback."
+        False,
+        "Streaming",
+        "",
+        "Let a source and its sink share one GPU for nccl; results are labelled loopback.",
     )
     stream_dir: Folder = _option(
         None, "Streaming", "DIR", "Folder for what is streamed to disk. Without it: the run's own."
@@ -281,15 +323,26 @@ class Experiment(BaseModel):
     sink_tensor_para_size: MaybeCount = _option(
         None, "Streaming", "N", "Tensor-parallel degree of the sinks, if another."
     )
-    sink_pipeline_para_size: MaybeCount = _option(None, "Streaming", "N", "Pipeline depth of the sinks, if another.")
+    sink_pipeline_para_size: MaybeCount = _option(
+        None, "Streaming", "N", "Pipeline depth of the sinks, if another."
+    )
     sink_ubatch_size: MaybeCount = _option(
-        None, "Streaming", "N", "Requests in a microbatch of the sinks, if other; must divide those in flight."
+        None,
+        "Streaming",
+        "N",
+        "Requests in a microbatch of the sinks, if other; must divide those in flight.",
     )
     handoff: bool = _option(
-        False, "Streaming", "", "Sinks have the model too, in their own setup, and go on where the sources stop."
+        False,
+        "Streaming",
+        "",
+        "Sinks have the model too, in their own setup, and go on where the sources stop.",
     )
     handoff_tokens: Count = _option(
-        1, "Streaming", "N", "With --handoff: new tokens that sources generate before, the prompt's included."
+        1,
+        "Streaming",
+        "N",
+        "With --handoff: new tokens that sources generate before, the prompt's included.",
     )
     swap: Annotated[tuple[Store, ...], BeforeValidator(as_stores)] = _option(
         (),
@@ -297,18 +350,28 @@ class Experiment(BaseModel):
         "STORE[,STORE]",
         "Microbatches take turns in --resident caches; the others' are in host memory or on disk meanwhile.",
     )
-    resident: Count = _option(2, "Streaming", "N", "With --swap: caches in place, fewer than the pipeline is deep.")
-    staging_mib: Count = _option(16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut.")
+    resident: Count = _option(
+        2, "Streaming", "N", "With --swap: caches in place, fewer than the pipeline is deep."
+    )
+    staging_mib: Count = _option(
+        16, "Streaming", "MIB", "Size of one staging slot; larger chunks are cut."
+    )
     staging_slots: Count = _option(4, "Streaming", "N", "Staging slots of a source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
-        60.0, "Streaming", "TIME", "Without any progress for so long, a wait for streaming fails the run."
+        60.0,
+        "Streaming",
+        "TIME",
+        "Without any progress for so long, a wait for streaming fails the run.",
     )
 
     rounds: Rounds = _option(
-        5, "Measurement", "N", "Rounds of each point, every arm once in each; with --precision the fewest."
+        5,
+        "Measurement",
+        "N",
+        "Rounds of each point, every arm once in each; with --precision the fewest.",
     )
-    warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = _option(
-        2, "Measurement", "N", "Iterations of each arm before, recorded and marked."
+    warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = (
+        _option(2, "Measurement", "N", "Iterations of each arm before, recorded and marked.")
     )
     precision: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
         None,
@@ -317,13 +380,22 @@ class Experiment(BaseModel):
         "More rounds, until the overheads' 95 % intervals are within ± P; or none.",
     )
     max_time: Annotated[float, BeforeValidator(units.seconds)] = _option(
-        600.0, "Measurement", "TIME", "With --precision: the longest that one point's rounds may take, e.g. 10m."
+        600.0,
+        "Measurement",
+        "TIME",
+        "With --precision: the longest that one point's rounds may take, e.g. 10m.",
     )
-    target_overhead: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
-        None, "Measurement", "P%", "Say of each arm whether it is met, missed or unresolved."
+    target_overhead: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = (
+        _option(
+            None, "Measurement", "P%", "Say of each arm whether it is met, missed or unresolved."
+        )
     )
-    verify: bool = _option(True, "Measurement", "", "Compare every byte that arrived, outside the clock.")
-    ceilings: bool = _option(True, "Measurement", "", "Measure what memory, MPI, sockets, disk and matmul can do.")
+    verify: bool = _option(
+        True, "Measurement", "", "Compare every byte that arrived, outside the clock."
+    )
+    ceilings: bool = _option(
+        True, "Measurement", "", "Measure what memory, MPI, sockets, disk and matmul can do."
+    )
     log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
         Path("logs"), "Measurement", "DIR", "Where the run's folder is made."
     )
@@ -342,9 +414,14 @@ class Experiment(BaseModel):
         "limits nothing.",
     )
     rank_timeout: Annotated[float, BeforeValidator(_as_rank_timeout)] = _option(
-        RANK_TIMEOUT, "Machine", "TIME", "End the job if a rank shows no sign of life for this long; 0 turns this off."
+        RANK_TIMEOUT,
+        "Machine",
+        "TIME",
+        "End the job if a rank shows no sign of life for this long; 0 turns this off.",
     )
-    confine: bool = _option(False, "Machine", "", "Confine each source, helper thread included, to one core.")
+    confine: bool = _option(
+        False, "Machine", "", "Confine each source, helper thread included, to one core."
+    )
 
     _checkpoint: Checkpoint | None = PrivateAttr(None)  # as rank 0 found it; other ranks are told
     _prompts: tuple[Ids, ...] = PrivateAttr(())  # likewise
@@ -381,7 +458,11 @@ class Experiment(BaseModel):
     @property
     def sampling(self) -> Sampling | None:
         """How tokens are drawn; None where each is the most likely one."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.seed) if self.temperature else None
+        return (
+            Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+            if self.temperature
+            else None
+        )
 
     @property
     def prompt_lens(self) -> tuple[int, ...]:
@@ -398,14 +479,20 @@ class Experiment(BaseModel):
         self._check_limits()
         for key in ("layer_num", "head_num", "size_per_head", "vocab_size"):
             if self.ckpt_path is not None and self._is_given(key):
-                raise ValueError(f"{key} is for --model {specs.CUSTOM}; {self.ckpt_path} has its own")
+                raise ValueError(
+                    f"{key} is for --model {specs.CUSTOM}; {self.ckpt_path} has its own"
+                )
             if specs.CUSTOM not in self.model and self._is_given(key):
-                raise ValueError(f"{key} is for --model {specs.CUSTOM}; {', '.join(self.model)} has its own")
+                raise ValueError(
+                    f"{key} is for --model {specs.CUSTOM}; {', '.join(self.model)} has its own"
+                )
         types = self.inference_data_type
         if self.device == "cuda" and set(types) == {"fp32"}:
             raise ValueError(NO_FP32_ON_CUDA)
         if self.ckpt_path is not None and self.model != (specs.CUSTOM,):
-            raise ValueError(f"model {', '.join(self.model)}: ckpt_path has a model of its own; name one of the two")
+            raise ValueError(
+                f"model {', '.join(self.model)}: ckpt_path has a model of its own; name one of the two"
+            )
         if self.max_seq_len and self.max_seq_len < self._positions_needed:
             raise ValueError(
                 f"max_seq_len {self.max_seq_len} is too short: input_len {max(self.prompt_lens)} and output_len "
@@ -413,34 +500,53 @@ class Experiment(BaseModel):
             )
         self._check_name()
         if not self.temperature and (self.top_k or self.top_p):
-            raise ValueError("top_k and top_p choose among tokens to draw from: name a temperature above 0")
+            raise ValueError(
+                "top_k and top_p choose among tokens to draw from: name a temperature above 0"
+            )
         self._check_prompts()
         if set(self.streaming) == {"none"} and len(self.level) > 1:
-            raise ValueError(f"level {', '.join(self.level)}: none streams nothing at any level; name a destination")
+            raise ValueError(
+                f"level {', '.join(self.level)}: none streams nothing at any level; name a destination"
+            )
         others = {"tensor_para_size", "pipeline_para_size", "ubatch_size"}
-        named = next((f"sink_{key}" for key in sorted(others) if getattr(self, f"sink_{key}") is not None), None)
+        named = next(
+            (f"sink_{key}" for key in sorted(others) if getattr(self, f"sink_{key}") is not None),
+            None,
+        )
         if named and not self.needs_sinks:
-            raise ValueError(f"{named} is for a destination with sinks ({', '.join(sorted(REMOTE))}), and none can run")
+            raise ValueError(
+                f"{named} is for a destination with sinks ({', '.join(sorted(REMOTE))}), and none can run"
+            )
         if named and "tcp" in self.streaming:
-            raise ValueError(f"{named} is for sinks that are ranks: those of tcp are set up as the sources")
+            raise ValueError(
+                f"{named} is for sinks that are ranks: those of tcp are set up as the sources"
+            )
         self._check_handoff()
         self._check_resume()
         self._check_swap()
         if self.nccl_loopback and "nccl" not in self.streaming:
-            raise ValueError("nccl_loopback is for streaming nccl, which is not among the destinations")
+            raise ValueError(
+                "nccl_loopback is for streaming nccl, which is not among the destinations"
+            )
         if self.nccl_loopback and self.device == "cuda" and "nixl" in self.streaming:
             raise ValueError(
                 "nccl_loopback puts sinks on their sources' GPUs: nixl, which needs others, is for another run"
             )
         if self.streaming == ("nccl",) and self.device != "cuda":
-            raise ValueError("streaming nccl moves the cache from GPU to GPU: it needs a CUDA device")
+            raise ValueError(
+                "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
+            )
         if self.streaming == ("nixl",) and not self._has_nixl:
             raise ValueError(f"streaming nixl: {NO_NIXL}")
         self._check_destinations_options()
         if self.streaming == ("tcp",) and not self.peer:
-            raise ValueError("streaming tcp needs --peer ADDR:PORT, where 'dejavubench sink' listens")
+            raise ValueError(
+                "streaming tcp needs --peer ADDR:PORT, where 'dejavubench sink' listens"
+            )
         if len(self.peer) not in (0, 1, self.sources):
-            raise ValueError(f"peer names {len(self.peer)} sinks: give one for all, or one for each of {self.sources}")
+            raise ValueError(
+                f"peer names {len(self.peer)} sinks: give one for all, or one for each of {self.sources}"
+            )
         problems = [point.problem for point in self.points()]
         if all(problems):  # of a sweep, what can run does
             raise ValueError(problems[0])
@@ -448,7 +554,13 @@ class Experiment(BaseModel):
 
     def _check_limits(self) -> None:
         """Refuse what is too much before anything is made of each point or worker."""
-        lists = (self.model, self.inference_data_type, self.kv_layout, self.ubatch_size, self.prompt_lens)
+        lists = (
+            self.model,
+            self.inference_data_type,
+            self.kv_layout,
+            self.ubatch_size,
+            self.prompt_lens,
+        )
         count = prod(map(len, (*lists, self.output_len)))
         if count > MOST_POINTS:
             raise ValueError(
@@ -473,7 +585,9 @@ class Experiment(BaseModel):
         if self.peer and "tcp" not in self.streaming:
             raise ValueError("peer is for streaming tcp, which is not among the destinations")
         if self.tcp_checksums and "tcp" not in self.streaming:
-            raise ValueError("tcp_checksums is for streaming tcp, which is not among the destinations")
+            raise ValueError(
+                "tcp_checksums is for streaming tcp, which is not among the destinations"
+            )
         if self._is_given("durability") and "disk" not in (*self.streaming, *self.swap):
             raise ValueError(
                 f"durability {', '.join(self.durability)} is for streaming disk, which is not among the destinations"
@@ -489,7 +603,9 @@ class Experiment(BaseModel):
                 raise ValueError("handoff_tokens is for a run with handoff")
             return
         if self.streaming != ("mpi",) or self.compare:
-            raise ValueError("handoff is for streaming mpi alone: sinks of other destinations have no model yet")
+            raise ValueError(
+                "handoff is for streaming mpi alone: sinks of other destinations have no model yet"
+            )
         if self.device == "cuda":
             raise ValueError("handoff runs with device cpu only so far")
         rounds_apart = self.sink_tensor_para_size not in (None, self.tensor_para_size) or any(
@@ -515,7 +631,9 @@ class Experiment(BaseModel):
         once = {"rounds": 1, "warmup": 0, "precision": None, "ceilings": False}
         named = next((key for key, value in once.items() if getattr(self, key) != value), None)
         if named:
-            raise ValueError(f"{named} is for a run from its beginning: resume goes on with one request, once")
+            raise ValueError(
+                f"{named} is for a run from its beginning: resume goes on with one request, once"
+            )
 
     def _check_swap(self) -> None:
         if not self.swap:
@@ -570,7 +688,9 @@ class Experiment(BaseModel):
         if name != specs.CUSTOM:
             return specs.spec(name)
         context = self._positions(None, max(self.prompt_lens), max(self.output_len))
-        return specs.custom(self.layer_num, self.head_num, self.size_per_head, self.vocab_size, context)
+        return specs.custom(
+            self.layer_num, self.head_num, self.size_per_head, self.vocab_size, context
+        )
 
     def points(self) -> list[Point]:
         """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
@@ -591,9 +711,10 @@ class Experiment(BaseModel):
                 sinks=self._sink_split(ubatch_size),
                 handed_over=self.handoff_tokens if self.handoff else None,
             )
-            for number, ((spec, data_type, kv_layout), (ubatch_size, input_len, output_len)) in enumerate(
-                product(kinds, lengths)
-            )
+            for number, (
+                (spec, data_type, kv_layout),
+                (ubatch_size, input_len, output_len),
+            ) in enumerate(product(kinds, lengths))
         ]
 
     def _sink_split(self, ubatch_size: int) -> Split | None:
@@ -609,9 +730,15 @@ class Experiment(BaseModel):
         """The arms of every round. One named destination at one level is alone; else two baselines come first."""
         streaming = list(self._streaming_arms())
         if self.handoff:
-            return streaming  # what sources do is no request, so that there is nothing to hold against
+            return (
+                streaming  # what sources do is no request, so that there is nothing to hold against
+            )
         if self.compare or len(self.streaming) > 1 or len(streaming) > 1 or self.swap:
-            return [Arm("none", "none", role="baseline"), Arm("none#2", "none", role="repeat"), *streaming]
+            return [
+                Arm("none", "none", role="baseline"),
+                Arm("none#2", "none", role="repeat"),
+                *streaming,
+            ]
         return streaming or [Arm("none", "none", role="baseline")]
 
     def _streaming_arms(self) -> Iterator[Arm]:
@@ -620,7 +747,9 @@ class Experiment(BaseModel):
                 continue
             skipped = self._missing(mode)
             loopback = mode == "nccl" and self.nccl_loopback
-            for level, durability in product(self.level, self.durability if mode == "disk" else (None,)):
+            for level, durability in product(
+                self.level, self.durability if mode == "disk" else (None,)
+            ):
                 name = f"{mode}-loopback@{level}" if loopback else f"{mode}@{level}"
                 if durability and durability != self.durability[0]:
                     name += f"/{durability}"
@@ -654,7 +783,9 @@ class Experiment(BaseModel):
 
     @property
     def sinks_text(self) -> str:
-        return "as many sinks" if self.sinks == self.sources else units.count_text(self.sinks, "sink")
+        return (
+            "as many sinks" if self.sinks == self.sources else units.count_text(self.sinks, "sink")
+        )
 
     @property
     def needs_sinks(self) -> bool:
@@ -716,7 +847,9 @@ class Experiment(BaseModel):
 # ---- reading ----
 
 
-def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str], plan: bool = False) -> Experiment:
+def load(
+    path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str], plan: bool = False
+) -> Experiment:
     """An experiment from a TOML file (or none), the environment's level, which overrides it, and flags, which win.
 
     Args:
@@ -729,7 +862,9 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     where: dict[str, str] = {}
     if "resume" in overrides:
         if path is not None:
-            raise UsageError(f"{path}: --resume goes on with what that folder's run.json says, in place of a file")
+            raise UsageError(
+                f"{path}: --resume goes on with what that folder's run.json says, in place of a file"
+            )
         from dejavubench.config.interrupted import find_interrupted
         from dejavubench.records import RUN_FILE
 
@@ -742,7 +877,9 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
             raise UsageError(f"{path}: is no file")
         given = {"name": path.stem, **_read_toml(path)}
         if "resume" in given:
-            raise UsageError(f"{path}: resume stands for a whole experiment: give it as a flag, without a file")
+            raise UsageError(
+                f"{path}: resume stands for a whole experiment: give it as a flag, without a file"
+            )
         where = {key: f"{path}: {key}" for key in given}
     if BASELINE_VARIABLE in environ:
         given["level"] = environ[BASELINE_VARIABLE]
@@ -772,7 +909,9 @@ def _is_several(key: str, value: Any) -> bool:
     if field is None or get_origin(field.annotation) is tuple:
         return False
     of_text = key in ("name", "note") or Path in (field.annotation, *get_args(field.annotation))
-    return not of_text and (isinstance(value, list | tuple) or (isinstance(value, str) and "," in value))
+    return not of_text and (
+        isinstance(value, list | tuple) or (isinstance(value, str) and "," in value)
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -789,7 +928,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in Experiment.model_fields:
             close = difflib.get_close_matches(name, Experiment.model_fields, n=1)
-            raise UsageError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+            raise UsageError(
+                f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else "")
+            )
         if name in values:
             raise UsageError(f"{path}: {name} is given twice")
         values[name] = value

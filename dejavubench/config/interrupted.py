@@ -8,7 +8,17 @@ from typing import Any
 
 from dejavubench import values
 from dejavubench.errors import UsageError
-from dejavubench.records import RUN_FILE, ArmInfo, End, PhaseMark, PointInfo, RankLog, RecordError, Run, read_run
+from dejavubench.records import (
+    RUN_FILE,
+    ArmInfo,
+    End,
+    PhaseMark,
+    PointInfo,
+    RankLog,
+    RecordError,
+    Run,
+    read_run,
+)
 
 WITH_CACHE = ("prompt", "tokens", "drain", "verify")
 """Phases of an iteration in which the stream's file holds what the model has computed."""
@@ -58,7 +68,9 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
     arm = next((arm for arm in run.header.arms if arm.name == mark.arm), None)
     point = next((point for point in run.header.points if point.id == mark.point), None)
     if arm is None or point is None:
-        raise UsageError(f"resume: {folder} has records of {mark.point} {mark.arm}, which its run.json does not name")
+        raise UsageError(
+            f"resume: {folder} has records of {mark.point} {mark.arm}, which its run.json does not name"
+        )
     was_in = f"resume: {folder} ended in phase {mark.phase} of {arm.name}"
     if arm.mode != "disk" or arm.durability is None:
         raise UsageError(f"{was_in}: only what streams to disk can be resumed")
@@ -66,13 +78,21 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
         raise UsageError(f"{was_in}: no request was under way{_instead(run)}")
     experiment = run.header.experiment
     if not experiment.get("keep"):
-        raise UsageError(f"resume: {folder} did not keep what it streamed; a run that is to be resumed needs --keep")
+        raise UsageError(
+            f"resume: {folder} did not keep what it streamed; a run that is to be resumed needs --keep"
+        )
     try:
         stream_dir = values.path(experiment.get("stream_dir") or folder)
     except ValueError as error:
         raise UsageError(f"resume: {folder / RUN_FILE}: stream_dir: {error}") from None
     found = Interrupted(
-        folder.absolute(), run.header.run_id, point.id, arm.name, arm.durability, mark.phase, stream_dir.absolute()
+        folder.absolute(),
+        run.header.run_id,
+        point.id,
+        arm.name,
+        arm.durability,
+        mark.phase,
+        stream_dir.absolute(),
     )
     return found, {**experiment, **_only(point, arm, experiment), "resume": folder}
 
@@ -80,13 +100,17 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
 def _last_mark(run: Run) -> PhaseMark:
     """What rank 0 began last within an iteration."""
     first: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
-    if first is None or any(isinstance(record, End) and record.status == "ok" for record in first.records):
+    if first is None or any(
+        isinstance(record, End) and record.status == "ok" for record in first.records
+    ):
         what = "came to its end" if first is not None else "has no records of rank 0"
         raise UsageError(f"resume: {run.path} {what}: there is nothing to go on with")
     mark = first.last_phase
     if mark is None or mark.point is None or mark.arm is None:
         phase = mark.phase if mark else "start"
-        raise UsageError(f"resume: {run.path} ended in phase {phase}, where no request was under way{_instead(run)}")
+        raise UsageError(
+            f"resume: {run.path} ended in phase {phase}, where no request was under way{_instead(run)}"
+        )
     return mark
 
 
@@ -119,7 +143,9 @@ def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[st
         "handoff_tokens": 1,
         "swap": [],
         "resident": 2,
-        **dict.fromkeys(("sink_tensor_para_size", "sink_pipeline_para_size", "sink_ubatch_size", "figure"), None),
+        **dict.fromkeys(
+            ("sink_tensor_para_size", "sink_pipeline_para_size", "sink_ubatch_size", "figure"), None
+        ),
         "precision": None,
         "ceilings": False,
         "warmup": 0,

@@ -45,7 +45,9 @@ def _no_twins(items: tuple[Any, ...]) -> tuple[Any, ...]:
     texts = [item if isinstance(item, str) else shown(item) for item in items]
     if len(set(texts)) != len(texts):
         listed = ", ".join(texts)
-        raise ValueError(f"{listed if len(listed) <= values.LONGEST else shown(listed)}: something is named twice")
+        raise ValueError(
+            f"{listed if len(listed) <= values.LONGEST else shown(listed)}: something is named twice"
+        )
     return items
 
 
@@ -99,7 +101,9 @@ def as_path(value: Any) -> Any:
 def as_temperature(value: Any) -> float:
     found = values.number(value)
     if found != 0 and not COLDEST <= found <= HOTTEST:
-        raise ValueError(f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, not {shown(value)}")
+        raise ValueError(
+            f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, not {shown(value)}"
+        )
     return found
 
 
@@ -113,7 +117,9 @@ def as_top_p(value: Any) -> Any:
 
 
 def as_text(value: Any) -> Any:
-    if isinstance(value, str) and any(ord(character) < 32 and character not in "\n\t" for character in value):
+    if isinstance(value, str) and any(
+        ord(character) < 32 and character not in "\n\t" for character in value
+    ):
         raise ValueError(f"{shown(value)} holds a control character")
     if isinstance(value, str) and len(value) > LONGEST_NOTE:
         raise ValueError(f"{shown(value)} is longer than {LONGEST_NOTE} characters")

@@ -72,7 +72,13 @@ class Arm:
         """The arm as it is recorded."""
         from dejavubench.records import ArmInfo
 
-        return ArmInfo(name=self.name, mode=self.mode, level=self.level, durability=self.durability, role=self.role)
+        return ArmInfo(
+            name=self.name,
+            mode=self.mode,
+            level=self.level,
+            durability=self.durability,
+            role=self.role,
+        )
 
 
 class Split(NamedTuple):
@@ -140,7 +146,9 @@ class Point:
     @property
     def token_nbytes(self) -> int:
         """Bytes of one position of one request: K and V of all layers and heads of the whole model."""
-        return 2 * self.spec.layer_num * self.spec.kv_heads * self.spec.size_per_head * self.itemsize
+        return (
+            2 * self.spec.layer_num * self.spec.kv_heads * self.spec.size_per_head * self.itemsize
+        )
 
     @property
     def streamed_nbytes(self) -> int:
@@ -179,9 +187,7 @@ class Point:
         heads = "heads" if spec.group == 1 else "KV heads"
         for size, what in ((spec.kv_heads, heads), (spec.ffn_size, "columns of the MLP")):
             if size % split.tensor_para_size:
-                return (
-                    f"{name}tensor_para_size {split.tensor_para_size} does not divide the {size} {what} of {spec.name}"
-                )
+                return f"{name}tensor_para_size {split.tensor_para_size} does not divide the {size} {what} of {spec.name}"
         if split.pipeline_para_size > spec.layer_num:
             return (
                 f"{name}pipeline_para_size {split.pipeline_para_size} is more than the {spec.layer_num} layers of "

@@ -47,7 +47,14 @@ LARGEST_ID = 2**31 - 1
 _NUMERIC = re.compile(r"[\s,0-9+.eE-]*[0-9][\s,0-9+.eE-]*")
 _WHOLE = re.compile("[0-9]{1,18}")
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 """Files of which a folder with a tokenizer has at least one."""
 
 
@@ -71,7 +78,11 @@ def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
 def _lines(path: Path) -> list[str]:
     try:
         found = path.stat()
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        if not (
+            stat.S_ISREG(found.st_mode)
+            or stat.S_ISFIFO(found.st_mode)
+            or stat.S_ISDIR(found.st_mode)
+        ):
             raise PromptError(f"{path}: is no file")
         if found.st_size > MOST_NBYTES:
             raise PromptError(f"{path}: has {found.st_size} bytes; at most {MOST_NBYTES} are read")
@@ -80,7 +91,9 @@ def _lines(path: Path) -> list[str]:
         raise PromptError(f"{path}: {error.strerror}") from None
     except TextFileError as error:
         raise PromptError(str(error)) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # splitlines() knows more ends than files have
+    return (
+        text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    )  # splitlines() knows more ends than files have
 
 
 def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
@@ -102,7 +115,9 @@ def _reader(path: Path, lines: list[str]) -> Read:
     """How this file's lines are read."""
     suffix = path.suffix.lower()
     if suffix == ".json":
-        raise PromptError(f"{path}: a .json file is one document: give one prompt a line in a .jsonl file: {SHAPES}")
+        raise PromptError(
+            f"{path}: a .json file is one document: give one prompt a line in a .jsonl file: {SHAPES}"
+        )
     if suffix in (".jsonl", ".ndjson"):
         return _from_json
     written = [line for line in lines if line.strip()]
@@ -132,7 +147,9 @@ def _from_json(line: str) -> list[int] | str:
     try:
         value: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"column {error.colno}: not JSON: {error.msg}; lines that are read: {SHAPES}") from None
+        raise ValueError(
+            f"column {error.colno}: not JSON: {error.msg}; lines that are read: {SHAPES}"
+        ) from None
     except RecursionError:
         raise ValueError("not usable JSON: its brackets are nested too deeply") from None
     except ValueError:  # Python's limit on the digits of an integer
@@ -154,7 +171,11 @@ def _of_object(value: dict[str, Any]) -> Any:
                 raise ValueError(f"{key} {shown(value[key])} is no list of token ids")
             return value[key]
     known = next((why for key, why in FOREIGN.items() if key in value), None)
-    what = f"it is {known}" if known else f"an object with {', '.join(map(shown, list(value)[:4])) or 'no keys'}"
+    what = (
+        f"it is {known}"
+        if known
+        else f"an object with {', '.join(map(shown, list(value)[:4])) or 'no keys'}"
+    )
     raise ValueError(f"{what}; lines that are read: {SHAPES}")
 
 
@@ -172,7 +193,9 @@ def _hint(item: Any) -> str:
         return ": there is nothing between two commas"
     if isinstance(item, str) and re.fullmatch(r"[0-9]+(\s+[0-9]+)+", item):
         return ": commas go between token ids"
-    is_float = isinstance(item, float) or (isinstance(item, str) and re.fullmatch("[0-9.]+(e[+-]?[0-9]+)?", item))
+    is_float = isinstance(item, float) or (
+        isinstance(item, str) and re.fullmatch("[0-9.]+(e[+-]?[0-9]+)?", item)
+    )
     return ": write whole numbers (numpy.savetxt does with fmt='%d')" if is_float else ""
 
 
@@ -181,7 +204,9 @@ def _hint(item: Any) -> str:
 
 def _tokenizer(folder: Path | None) -> Encode:
     if folder is None:
-        raise PromptError(f"prompts of text need --ckpt-path with a tokenizer; lines that are read: {SHAPES}")
+        raise PromptError(
+            f"prompts of text need --ckpt-path with a tokenizer; lines that are read: {SHAPES}"
+        )
     try:
         from transformers import AutoTokenizer
     except ImportError:

@@ -41,12 +41,16 @@ class BlockFile:
         self.path = path
         self.nbytes = nbytes
         self._durability = durability
-        self._tail = np.empty(0, np.uint8)  # direct: what of a page is written already, at the end of the last write
+        self._tail = np.empty(
+            0, np.uint8
+        )  # direct: what of a page is written already, at the end of the last write
         self._bounce = aligned_buffer(PAGE)
         try:
             self._fd = os.open(path, open_flags(durability), 0o644)
         except OSError as error:
-            raise StorageError(f"cannot create {path} for {durability} streaming: {error.strerror}") from None
+            raise StorageError(
+                f"cannot create {path} for {durability} streaming: {error.strerror}"
+            ) from None
         if not keep:
             os.unlink(path)
         try:
@@ -55,7 +59,9 @@ class BlockFile:
             os.close(self._fd)
             if keep:
                 os.unlink(path)
-            raise StorageError(f"no room for {nbytes} bytes in {path.parent}: {error.strerror}") from None
+            raise StorageError(
+                f"no room for {nbytes} bytes in {path.parent}: {error.strerror}"
+            ) from None
 
     def write(self, at: int, data: np.ndarray) -> None:
         """Write bytes at a page's beginning or right behind those written last; durable after :meth:`sync`."""
@@ -69,7 +75,10 @@ class BlockFile:
         self._pwrite(at - head, data[:whole])
         self._tail = data[whole:].copy()
         if len(self._tail):
-            self._pwrite(at - head + whole, self._aligned(self._tail, np.zeros(PAGE - len(self._tail), np.uint8)))
+            self._pwrite(
+                at - head + whole,
+                self._aligned(self._tail, np.zeros(PAGE - len(self._tail), np.uint8)),
+            )
 
     def sync(self) -> None:
         """Return when everything written is as durable as the option says."""
@@ -101,7 +110,9 @@ class BlockFile:
             except OSError as error:
                 raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
             if count == 0:
-                raise WrongBytesError(f"{self.path.name} ends at byte {first + got}, before {at + nbytes}")
+                raise WrongBytesError(
+                    f"{self.path.name} ends at byte {first + got}, before {at + nbytes}"
+                )
             got += count
         return whole[at - first : at - first + nbytes]
 
@@ -135,4 +146,6 @@ class BlockFile:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise StorageError(f"cannot write {self.path} to its device: {error.strerror}") from None
+            raise StorageError(
+                f"cannot write {self.path} to its device: {error.strerror}"
+            ) from None

@@ -52,7 +52,10 @@ class Packing:
             self._kernel = RegionCopy(cache, region)
         self._pieces = [cache.piece(kv, region) for kv in BOTH]
         # [layers, K and V, elements] in the packed buffer: of each layer K, then V, each contiguous
-        per_layer = [piece.numel() // region.layers.size if region.layers.size else 0 for piece in self._pieces]
+        per_layer = [
+            piece.numel() // region.layers.size if region.layers.size else 0
+            for piece in self._pieces
+        ]
         self._places = [
             (piece.shape, (sum(per_layer), *_contiguous(piece.shape[1:])), start)
             for piece, start in zip(self._pieces, (0, per_layer[0]), strict=True)
@@ -107,7 +110,9 @@ def scatter(packed: torch.Tensor, cache: KVCache, region: Region) -> None:
     Packing(cache, region).scatter(packed)
 
 
-def scatter_steps(packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range) -> None:
+def scatter_steps(
+    packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range
+) -> None:
     """Put consecutive decode steps where they belong, by one copy for K and one for V where layers are not cut.
 
     Args:
@@ -122,7 +127,10 @@ def scatter_steps(packed: torch.Tensor, stride: int, cache: KVCache, schedule: S
     layer = schedule.layer_nbytes(steps.start) // geometry.itemsize
     start = 0
     for kv in BOTH:
-        piece, shape = cache.piece(kv, replace(one, positions=positions)), geometry.piece_shape(kv, one)
+        piece, shape = (
+            cache.piece(kv, replace(one, positions=positions)),
+            geometry.piece_shape(kv, one),
+        )
         strides = [layer, *_contiguous(shape[1:])]
         strides[geometry.positions_axis(kv)] = stride // geometry.itemsize
         elements = packed[: len(packed) // geometry.itemsize * geometry.itemsize].view(dtype)
@@ -130,7 +138,9 @@ def scatter_steps(packed: torch.Tensor, stride: int, cache: KVCache, schedule: S
         start += prod(shape[1:])
 
 
-def _scatter_atoms(packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range) -> None:
+def _scatter_atoms(
+    packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range
+) -> None:
     for number, step in enumerate(steps):
         at = number * stride
         for atom in schedule.atoms(step):

@@ -47,12 +47,18 @@ class DeviceStaging:
         choices: which way, where that is known already.
     """
 
-    def __init__(self, slots: Sequence[torch.Tensor], choices: Mapping[Kind, Choice] | None = None) -> None:
+    def __init__(
+        self, slots: Sequence[torch.Tensor], choices: Mapping[Kind, Choice] | None = None
+    ) -> None:
         self.slot_nbytes = min(slot.numel() for slot in slots)
         self._slots = deque(slots)
         self._stream = torch.cuda.Stream(slots[0].device)
         self._copies: deque[_Copy] = deque()
-        self._choices: dict[Kind, Choice] = {"prompt": Choice("kernel"), "token": Choice("kernel"), **(choices or {})}
+        self._choices: dict[Kind, Choice] = {
+            "prompt": Choice("kernel"),
+            "token": Choice("kernel"),
+            **(choices or {}),
+        }
         self._strided: WeakKeyDictionary[Packing, StridedCopy] = WeakKeyDictionary()
 
     @property
@@ -139,11 +145,15 @@ class DeviceRuns:
             synchronisation.
     """
 
-    def __init__(self, cache: KVCache, schedule: StreamSchedule, each_complete: bool, landing: Landing) -> None:
+    def __init__(
+        self, cache: KVCache, schedule: StreamSchedule, each_complete: bool, landing: Landing
+    ) -> None:
         self._cache = cache
         self._schedule = schedule
         self._each_complete = each_complete
-        self._landing = landing.of(max(schedule.step_nbytes(step) for step in range(min(schedule.steps, 1) + 1)))
+        self._landing = landing.of(
+            max(schedule.step_nbytes(step) for step in range(min(schedule.steps, 1) + 1))
+        )
         self._stream = torch.cuda.Stream(cache.k.device)
         self._ahead: dict[int, _PulledRuns] = {}
 
@@ -158,20 +168,29 @@ class DeviceRuns:
 
     def _find(self, step: int) -> _PulledRuns:
         starts, sizes = run_addresses(Bases.of(self._cache), self._schedule.runs(step))
-        return _PulledRuns(starts, sizes, self._landing, self._stream.cuda_stream, self._each_complete)
+        return _PulledRuns(
+            starts, sizes, self._landing, self._stream.cuda_stream, self._each_complete
+        )
 
 
 class _PulledRuns(Sequence[memoryview]):
     """One step's runs. Slices are iterators: a run is pulled when it is asked for, with no line of Python for each."""
 
     def __init__(
-        self, starts: np.ndarray, sizes: np.ndarray, landing: torch.Tensor, stream: int, each_complete: bool
+        self,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        landing: torch.Tensor,
+        stream: int,
+        each_complete: bool,
     ) -> None:
         ends = np.cumsum(sizes)
         places = landing.data_ptr() + ends - sizes
         self._places, self._starts, self._sizes = places.tolist(), starts.tolist(), sizes.tolist()
         memory = landing.numpy().data
-        self._views = [memory[end - size : end] for end, size in zip(ends.tolist(), self._sizes, strict=True)]
+        self._views = [
+            memory[end - size : end] for end, size in zip(ends.tolist(), self._sizes, strict=True)
+        ]
         self._stream = stream
         self._each_complete = each_complete
 
@@ -200,4 +219,6 @@ class _PulledRuns(Sequence[memoryview]):
         from cupy.cuda import runtime
 
         prepared = (self._places[which], self._starts[which], self._sizes[which])
-        return map(runtime.memcpyAsync, *prepared, repeat(runtime.memcpyDeviceToHost), repeat(self._stream))
+        return map(
+            runtime.memcpyAsync, *prepared, repeat(runtime.memcpyDeviceToHost), repeat(self._stream)
+        )

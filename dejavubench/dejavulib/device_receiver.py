@@ -49,13 +49,17 @@ class DeviceReceiver(CacheReceiver):
         self._device_endpoint = endpoint
         self._packings: list[Packing] = []
         if level.buffered:
-            self._packings = [Packing(cache, chunk.region) for chunk in stream.schedule.all_chunks(level)]
+            self._packings = [
+                Packing(cache, chunk.region) for chunk in stream.schedule.all_chunks(level)
+            ]
         super().__init__(cache, stream, level, endpoint, slots)
 
     def begin(self, pattern: int = 0) -> None:
         super().begin(pattern)
         if self._cache.k.is_cuda:
-            torch.cuda.synchronize(self._cache.k.device)  # receipts are on other streams than what fills
+            torch.cuda.synchronize(
+                self._cache.k.device
+            )  # receipts are on other streams than what fills
 
     def _make_slots(self, nbytes: int) -> Sequence[torch.Tensor]:
         return device_slots(nbytes, self.SLOTS, self._cache.k.device)

@@ -12,7 +12,10 @@ from dejavubench.dejavulib.destinations.base import StreamingError
 
 
 def start_helper(
-    name: str, work: Callable[[], None], failed: Callable[[StreamingError], None], under_way: Callable[[], str]
+    name: str,
+    work: Callable[[], None],
+    failed: Callable[[StreamingError], None],
+    under_way: Callable[[], str],
 ) -> threading.Thread:
     """Start a thread whose copies wake no pool of workers; the caller's own number of threads stays as it is.
 
@@ -42,7 +45,9 @@ def start_helper(
     except RuntimeError as error:  # the limit of processes of this user, or of this container
         raise StreamingError(f"the thread {name!r} cannot be started: {error}") from None
     started.wait()
-    torch.set_num_threads(threads)  # the helper's own setting became the default of every new thread
+    torch.set_num_threads(
+        threads
+    )  # the helper's own setting became the default of every new thread
     return thread
 
 

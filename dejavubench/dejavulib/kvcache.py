@@ -157,7 +157,14 @@ class KVGeometry:
     layout: KVLayout = KVLayout.HND
 
     def __post_init__(self) -> None:
-        sizes = (self.layers, self.requests, self.heads, self.positions, self.head_size, self.itemsize)
+        sizes = (
+            self.layers,
+            self.requests,
+            self.heads,
+            self.positions,
+            self.head_size,
+            self.itemsize,
+        )
         if min(sizes) < 1:
             raise ValueError(f"every size of a KV cache must be positive: {self}")
         if self.layout is KVLayout.FT and (self.head_size * self.itemsize) % FT_VECTOR_BYTES:
@@ -183,7 +190,12 @@ class KVGeometry:
 
     @cached_property
     def whole(self) -> Region:
-        return Region(Span(0, self.layers), Span(0, self.requests), Span(0, self.heads), Span(0, self.positions))
+        return Region(
+            Span(0, self.layers),
+            Span(0, self.requests),
+            Span(0, self.heads),
+            Span(0, self.positions),
+        )
 
     def region(
         self,
@@ -234,7 +246,13 @@ class KVGeometry:
 
     def positions_axis(self, kv: KV) -> int:
         """Which axis of the K or V tensor counts positions."""
-        return 2 if self.layout is KVLayout.NHD else 4 if self.layout is KVLayout.FT and kv == "k" else 3
+        return (
+            2
+            if self.layout is KVLayout.NHD
+            else 4
+            if self.layout is KVLayout.FT and kv == "k"
+            else 3
+        )
 
     def index(self, kv: KV, region: Region) -> tuple[slice, ...]:
         """The slices that cut ``region`` out of the K or V tensor."""
@@ -253,7 +271,8 @@ class KVGeometry:
     def piece_shape(self, kv: KV, region: Region) -> tuple[int, ...]:
         """Shape of ``region`` cut out of the K or V tensor."""
         return tuple(
-            len(range(*cut.indices(size))) for cut, size in zip(self.index(kv, region), self.shape(kv), strict=True)
+            len(range(*cut.indices(size)))
+            for cut, size in zip(self.index(kv, region), self.shape(kv), strict=True)
         )
 
     def runs(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Runs:
@@ -277,12 +296,17 @@ class KVGeometry:
     def rows(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Rows:
         """How a region lies in the K or V tensor: what is contiguous (in ``other`` too), and the axes that count it."""
         shape, beside = self.shape(kv), (other or self).shape(kv)
-        cuts = [range(*cut.indices(size)) for cut, size in zip(self.index(kv, region), shape, strict=True)]
+        cuts = [
+            range(*cut.indices(size))
+            for cut, size in zip(self.index(kv, region), shape, strict=True)
+        ]
         strides = self.strides(kv)
         inner = len(shape) - 1  # the outermost axis that still belongs to the contiguous piece
         while inner > 1 and len(cuts[inner]) == shape[inner] == beside[inner]:
             inner -= 1
-        axes = tuple((len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True))
+        axes = tuple(
+            (len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True)
+        )
         first = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))
         return Rows(first, axes, len(cuts[inner]) * strides[inner])
 
@@ -312,15 +336,21 @@ class KVCache:
     def __init__(self, geometry: KVGeometry, k: torch.Tensor, v: torch.Tensor) -> None:
         for kv, tensor in zip(BOTH, (k, v), strict=True):
             if tuple(tensor.shape) != geometry.shape(kv) or not tensor.is_contiguous():
-                raise ValueError(f"{kv} must be a contiguous tensor of shape {geometry.shape(kv)}, not {tensor.shape}")
+                raise ValueError(
+                    f"{kv} must be a contiguous tensor of shape {geometry.shape(kv)}, not {tensor.shape}"
+                )
             if tensor.element_size() != geometry.itemsize:
-                raise ValueError(f"{kv} has elements of {tensor.element_size()} bytes, not {geometry.itemsize}")
+                raise ValueError(
+                    f"{kv} has elements of {tensor.element_size()} bytes, not {geometry.itemsize}"
+                )
         self.geometry = geometry
         self.k = k
         self.v = v
 
     @classmethod
-    def allocate(cls, geometry: KVGeometry, dtype: torch.dtype, device: torch.device | str = "cpu") -> KVCache:
+    def allocate(
+        cls, geometry: KVGeometry, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> KVCache:
         """A cache of zeros."""
         import torch
 
@@ -356,7 +386,9 @@ class KVCache:
                 self.k[layer, :, :, position:stop] = k
                 self.v[layer, :, :, position:stop] = v
             case KVLayout.FT:
-                vectors = k.unflatten(-1, (-1, self.geometry.vector)).transpose(2, 3)  # [B, H, D/x, n, x]
+                vectors = k.unflatten(-1, (-1, self.geometry.vector)).transpose(
+                    2, 3
+                )  # [B, H, D/x, n, x]
                 self.k[layer, :, :, :, position:stop] = vectors
                 self.v[layer, :, :, position:stop] = v
 

@@ -45,14 +45,27 @@ class CacheManager:
     """
 
     def __init__(
-        self, cache: KVCache, streams: list[Stream], level: Level, streamer: Streamer, timeout: float = 60.0
+        self,
+        cache: KVCache,
+        streams: list[Stream],
+        level: Level,
+        streamer: Streamer,
+        timeout: float = 60.0,
     ) -> None:
         largest = max((stream.schedule.slot_nbytes for stream in streams), default=0)
         if level.buffered and streamer.destination.staged and largest > streamer.slot_nbytes:
-            raise ValueError(f"chunks of up to {largest} bytes do not fit staging slots of {streamer.slot_nbytes}")
+            raise ValueError(
+                f"chunks of up to {largest} bytes do not fit staging slots of {streamer.slot_nbytes}"
+            )
         by_host = cache.k.is_cuda and not streamer.destination.capabilities.device_memory
-        if level.buffered and by_host and (streamer.device is None or largest > streamer.device.slot_nbytes):
-            raise ValueError(f"a cache on a CUDA device needs staging slots of {largest} bytes there")
+        if (
+            level.buffered
+            and by_host
+            and (streamer.device is None or largest > streamer.device.slot_nbytes)
+        ):
+            raise ValueError(
+                f"a cache on a CUDA device needs staging slots of {largest} bytes there"
+            )
         self.cache = cache
         self.level = level
         self.streams = streams
@@ -60,14 +73,21 @@ class CacheManager:
         self._submitted_nbytes = 0
         self._streamer = streamer
         self._timeout = timeout
-        self._ready: torch.cuda.Event | None = None  # CUDA only: when what was submitted last is in place
+        self._ready: torch.cuda.Event | None = (
+            None  # CUDA only: when what was submitted last is in place
+        )
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
         self._steps: dict[int, list[_Planned]] = {}
         self._layers: dict[int, list[_Planned]] = {}
         for stream in streams:
             runs = None if level.buffered else self._runs_of(stream)
             for chunk in stream.schedule.all_chunks(level):
-                planned = (stream, chunk, Packing(cache, chunk.region) if level.buffered else None, runs)
+                planned = (
+                    stream,
+                    chunk,
+                    Packing(cache, chunk.region) if level.buffered else None,
+                    runs,
+                )
                 if level.layerwise and chunk.step == 0:
                     self._layers.setdefault(chunk.region.layers.start, []).append(planned)
                 else:
@@ -78,7 +98,9 @@ class CacheManager:
         if self._streamer.destination.capabilities.by_address:
             return RunAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
-            return DeviceRuns(self.cache, stream.schedule, self.level.each_complete, self._streamer.landing)
+            return DeviceRuns(
+                self.cache, stream.schedule, self.level.each_complete, self._streamer.landing
+            )
         return RunViews(self.cache, stream.schedule)
 
     def reset(self) -> None:
@@ -126,7 +148,9 @@ class CacheManager:
             ValueError: the streams end before this step.
         """
         if step > self._last_step:
-            raise ValueError(f"step {step} is beyond the {self._last_step} decode steps that are streamed")
+            raise ValueError(
+                f"step {step} is beyond the {self._last_step} decode steps that are streamed"
+            )
         began = time.perf_counter()
         phase = self.phase_of(step)
         self._submit(self._steps.get(step, []), phase, tokens)

@@ -58,7 +58,9 @@ def load() -> Any:
     return _api
 
 
-def _leaving_the_last_word(method: Callable[Concatenate[Agent, _P], _T]) -> Callable[Concatenate[Agent, _P], _T]:
+def _leaving_the_last_word(
+    method: Callable[Concatenate[Agent, _P], _T],
+) -> Callable[Concatenate[Agent, _P], _T]:
     """What failed is the peer, which knows why: StreamingError only if nobody ends this process meanwhile."""
 
     @wraps(method)
@@ -88,7 +90,9 @@ class Agent:
         disconnected: what NIXL raises once a peer has gone.
     """
 
-    def __init__(self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], tell: Mapping[int, Any]) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], tell: Mapping[int, Any]
+    ) -> None:
         nixl, device = load(), memory[0].device
         self.disconnected: type[Exception] = nixl.nixlBind.nixlRemoteDisconnectError
         self._kind, self._device = ("VRAM", device.index) if device.type == "cuda" else ("DRAM", 0)
@@ -99,7 +103,9 @@ class Agent:
         self._agent = nixl.nixl_agent(str(comm.rank), config)
         self._registered = self._agent.register_memory([tensor.view(-1) for tensor in memory])
         self._device_of = {"NIXL_INIT_AGENT": self._device}  # by agent; NIXL's name for one's own
-        self._letters: dict[tuple[int, int, int, int], tuple[int, int]] = {}  # by sender, stream, kind and number
+        self._letters: dict[
+            tuple[int, int, int, int], tuple[int, int]
+        ] = {}  # by sender, stream, kind and number
         try:
             self.told = self._meet(comm, tell)
         except DeadlineError as error:
@@ -110,10 +116,14 @@ class Agent:
         card, told = self._agent.get_agent_metadata(), {}
         sent = [comm.isend((card, self._device, words), peer, _TAG) for peer, words in tell.items()]
         for peer in tell:
-            wait_asleep(partial(comm.iprobe, peer, _TAG), f"the card of rank {peer}'s agent", MEETING)
+            wait_asleep(
+                partial(comm.iprobe, peer, _TAG), f"the card of rank {peer}'s agent", MEETING
+            )
             theirs, self._device_of[str(peer)], told[peer] = comm.recv(None, peer, _TAG)
             self._agent.add_remote_agent(theirs)
-        wait_asleep(lambda: bool(MPI.Request.testall(sent)[0]), "this agent's card on its way", MEETING)
+        wait_asleep(
+            lambda: bool(MPI.Request.testall(sent)[0]), "this agent's card on its way", MEETING
+        )
         for peer in tell:
             self._agent.send_notif(str(peer), _WORDS.pack(Letter.HELLO, 0, 0, 0, 0))
         for peer in tell:
@@ -137,8 +147,12 @@ class Agent:
                 self._letters[int(sender), stream, kind, number] = address, nbytes
 
     @_leaving_the_last_word
-    def say(self, stream: Stream, kind: Letter, number: int, address: int = 0, nbytes: int = 0) -> None:
-        self._agent.send_notif(str(stream.peer), _WORDS.pack(kind, stream.id, number, address, nbytes))
+    def say(
+        self, stream: Stream, kind: Letter, number: int, address: int = 0, nbytes: int = 0
+    ) -> None:
+        self._agent.send_notif(
+            str(stream.peer), _WORDS.pack(kind, stream.id, number, address, nbytes)
+        )
 
     def take(self, stream: Stream, kind: Letter, number: int) -> tuple[int, int] | None:
         """Address and bytes that a letter named, once it has come; it is taken once."""

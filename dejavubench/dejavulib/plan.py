@@ -41,7 +41,9 @@ class Setup:
         if len(cuts) < 2 or cuts[0] != 0 or any(a >= b for a, b in pairwise(cuts)):
             raise ValueError(f"layer cuts must rise from 0: {cuts}")
         if self.tensor_parallel < 1 or self.heads % self.tensor_parallel:
-            raise ValueError(f"{self.heads} KV heads cannot be shared evenly by {self.tensor_parallel} workers")
+            raise ValueError(
+                f"{self.heads} KV heads cannot be shared evenly by {self.tensor_parallel} workers"
+            )
         if self.ubatch_size < 1:
             raise ValueError(f"a microbatch needs at least one request, not {self.ubatch_size}")
 
@@ -65,8 +67,15 @@ class Setup:
 
     def partners(self, other: Setup, worker: int) -> list[int]:
         """This side's workers that have layers and heads in common with a worker of the ``other`` side."""
-        layers, heads, share = other.layers(worker), other.heads_of(worker), self.heads // self.tensor_parallel
-        stages = range(bisect_right(self.layer_cuts, layers.start) - 1, bisect_left(self.layer_cuts, layers.stop))
+        layers, heads, share = (
+            other.layers(worker),
+            other.heads_of(worker),
+            self.heads // self.tensor_parallel,
+        )
+        stages = range(
+            bisect_right(self.layer_cuts, layers.start) - 1,
+            bisect_left(self.layer_cuts, layers.stop),
+        )
         ranks = range(heads.start // share, (heads.stop - 1) // share + 1)
         return [
             stage * self.tensor_parallel + rank
@@ -78,16 +87,26 @@ class Setup:
         """Numbers of the microbatches that hold some of ``requests``."""
         if not requests.size:
             return range(0)
-        return range(requests.start // self.ubatch_size, (requests.stop - 1) // self.ubatch_size + 1)
+        return range(
+            requests.start // self.ubatch_size, (requests.stop - 1) // self.ubatch_size + 1
+        )
 
     def share(self, worker: int, region: Region) -> Region:
         """What a worker holds of ``region`` over all microbatches, in the coordinates of the whole model."""
-        return Region(self.layers(worker), region.requests, self.heads_of(worker), region.positions) & region
+        return (
+            Region(self.layers(worker), region.requests, self.heads_of(worker), region.positions)
+            & region
+        )
 
     def part(self, worker: int, ubatch: int, positions: Span) -> Region:
         """What a worker holds of one microbatch, in the coordinates of the whole model and all requests."""
         first = ubatch * self.ubatch_size
-        return Region(self.layers(worker), Span(first, first + self.ubatch_size), self.heads_of(worker), positions)
+        return Region(
+            self.layers(worker),
+            Span(first, first + self.ubatch_size),
+            self.heads_of(worker),
+            positions,
+        )
 
 
 @dataclass(frozen=True)
@@ -142,10 +161,17 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
     """
     found: dict[tuple[int, int], list[Transfer]] = {}
     for sender in range(source.workers):
-        for transfer in _transfers(source, target, region, [sender], target.partners(source, sender)):
+        for transfer in _transfers(
+            source, target, region, [sender], target.partners(source, sender)
+        ):
             found.setdefault((transfer.source, transfer.target), []).append(transfer)
     return [
-        Exchange(sender, receiver, source.share(sender, region) & target.share(receiver, region), tuple(transfers))
+        Exchange(
+            sender,
+            receiver,
+            source.share(sender, region) & target.share(receiver, region),
+            tuple(transfers),
+        )
         for (sender, receiver), transfers in found.items()
     ]
 
@@ -169,14 +195,18 @@ def _transfers(
     return transfers
 
 
-def _pieces(source: Setup, target: Setup, sender: int, receiver: int, common: Region) -> Iterator[Transfer]:
+def _pieces(
+    source: Setup, target: Setup, sender: int, receiver: int, common: Region
+) -> Iterator[Transfer]:
     """What two workers share, cut by the microbatches of both."""
     for out_ubatch in source.ubatches(common.requests):
         held = source.part(sender, out_ubatch, common.positions)
         for in_ubatch in target.ubatches(common.requests & held.requests):
             needed = target.part(receiver, in_ubatch, common.positions)
             piece = common & held & needed
-            yield Transfer(sender, out_ubatch, _local(piece, held), receiver, in_ubatch, _local(piece, needed))
+            yield Transfer(
+                sender, out_ubatch, _local(piece, held), receiver, in_ubatch, _local(piece, needed)
+            )
 
 
 def _local(region: Region, part: Region) -> Region:

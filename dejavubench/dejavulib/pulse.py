@@ -33,7 +33,9 @@ class Page:
     @property
     def phase(self) -> str:
         """The phase that was last marked, in words."""
-        return bytes(self._text[: min(self.words[LENGTH], len(self._text))]).decode(errors="replace")
+        return bytes(self._text[: min(self.words[LENGTH], len(self._text))]).decode(
+            errors="replace"
+        )
 
     @phase.setter
     def phase(self, phase: str) -> None:

@@ -67,7 +67,9 @@ class SavedStream:
             try:
                 record = self._record(step)
             except StreamingError as error:
-                restored.wrong = f"{error}; of {self.watermark} steps under the watermark {step} are good"
+                restored.wrong = (
+                    f"{error}; of {self.watermark} steps under the watermark {step} are good"
+                )
                 break
             packed = torch.from_numpy(record)
             for chunk in self.schedule.chunks(level, step):
@@ -79,8 +81,12 @@ class SavedStream:
     def _watermark(self) -> int:
         page = self._read(streamfile.WATERMARK, PAGE, "its watermark")
         (steps,) = struct.unpack_from("<Q", page.data)
-        if steps > self.schedule.steps + 1 or not np.array_equal(page, streamfile.watermark_page(steps)):
-            raise StreamingError(f"{self.path}: the watermark is damaged, so that no step of it can be trusted")
+        if steps > self.schedule.steps + 1 or not np.array_equal(
+            page, streamfile.watermark_page(steps)
+        ):
+            raise StreamingError(
+                f"{self.path}: the watermark is damaged, so that no step of it can be trusted"
+            )
         return int(steps)
 
     def _record(self, step: int) -> np.ndarray:
@@ -96,7 +102,9 @@ class SavedStream:
         """A copy: a view would keep the keys and values of every step in memory."""
         nbytes = self.schedule.step_nbytes(step)
         behind = nbytes + streamfile.tokens_nbytes(self.schedule, step)
-        return record[nbytes:behind].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
+        return (
+            record[nbytes:behind].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
+        )
 
     def _read(self, at: int, nbytes: int, what: str) -> np.ndarray:
         try:
@@ -112,10 +120,14 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> 
     """Raises StreamingError unless page 0 is a whole header that says what is expected."""
     packed = page.tobytes()
     if not packed.startswith(streamfile.MAGIC):
-        raise StreamingError(f"{path} is no stream's file: it does not begin with {streamfile.MAGIC.decode()}")
+        raise StreamingError(
+            f"{path} is no stream's file: it does not begin with {streamfile.MAGIC.decode()}"
+        )
     version, length = struct.unpack_from("<II", packed, len(streamfile.MAGIC))
     if version != streamfile.VERSION:
-        raise StreamingError(f"{path} is of version {version}, this program reads {streamfile.VERSION}")
+        raise StreamingError(
+            f"{path} is of version {version}, this program reads {streamfile.VERSION}"
+        )
     begin = len(streamfile.MAGIC) + 8
     text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
     if xxhash.xxh3_64_digest(text) != digest:
@@ -124,9 +136,13 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> 
         _flat(json.loads(text)),
         _flat(json.loads(json.dumps(expected))),
     )  # lists for tuples, as they come back
-    for key in sorted({*there, *here}, key=lambda key: (key.startswith(("geometry", "region")), key)):
+    for key in sorted(
+        {*there, *here}, key=lambda key: (key.startswith(("geometry", "region")), key)
+    ):
         if there.get(key) != here.get(key):
-            raise StreamingError(f"{path} is another's: {key} is {there.get(key)} there, {here.get(key)} here")
+            raise StreamingError(
+                f"{path} is another's: {key} is {there.get(key)} there, {here.get(key)} here"
+            )
 
 
 def _flat(document: Mapping[str, Any], at: str = "") -> dict[str, Any]:

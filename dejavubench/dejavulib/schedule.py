@@ -155,7 +155,10 @@ class StreamSchedule:
         layer = self._layer(0, step)
         per_request = self.geometry.region_nbytes(layer) // layer.requests.size
         if per_request <= self.slot_nbytes:
-            return [replace(layer, requests=r) for r in layer.requests.cut(self.slot_nbytes // per_request)]
+            return [
+                replace(layer, requests=r)
+                for r in layer.requests.cut(self.slot_nbytes // per_request)
+            ]
         positions = self.slot_nbytes // (per_request // layer.positions.size)
         return [
             replace(layer, requests=r, positions=p)

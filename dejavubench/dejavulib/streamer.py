@@ -19,7 +19,12 @@ import torch
 import dejavubench.dejavulib.pulse as pulse
 from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import Packing, RunViews
-from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import (
+    Destination,
+    StorageError,
+    Stream,
+    StreamingError,
+)
 from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging, Landing
 from dejavubench.dejavulib.helper import cpu_seconds, start_helper
 from dejavubench.dejavulib.schedule import Chunk
@@ -115,14 +120,20 @@ class Streamer:
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = deque(slots)
         on_device = bool(slots) and slots[0].is_cuda
-        self._beside = torch.cuda.Stream(slots[0].device) if on_device else None  # slots there are filled on it
+        self._beside = (
+            torch.cuda.Stream(slots[0].device) if on_device else None
+        )  # slots there are filled on it
         self._inbox: deque[Job] = deque()  # the model's side fills it
         self._wake_helper, self._wake_model = Wake(), Wake()
-        self._waits_for: CacheManager | None = None  # whose last chunk the model waits for: nobody to be polite to
+        self._waits_for: CacheManager | None = (
+            None  # whose last chunk the model waits for: nobody to be polite to
+        )
         self._submitted = 0  # chunks; changed by the model's thread alone
         self._finished = 0  # chunks; this and what follows is changed by the helper alone
         self._under_way: deque[Job] = deque()  # begun and not complete, oldest first
-        self._ahead: Job | None = None  # whose next step's views are still to be cut, when there is time
+        self._ahead: Job | None = (
+            None  # whose next step's views are still to be cut, when there is time
+        )
         self._closing = False
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
@@ -162,7 +173,10 @@ class Streamer:
         self._waits_for = manager  # before looking again: what completes from now on is told
         self._wake_helper.set()
         words = pulse.page.words
-        before, words[pulse.STATE] = words[pulse.STATE], pulse.PATIENT  # this wait has a deadline of its own
+        before, words[pulse.STATE] = (
+            words[pulse.STATE],
+            pulse.PATIENT,
+        )  # this wait has a deadline of its own
         try:
             progress, since = self._progress, time.monotonic()
             while manager.lag_nbytes and self._error is None:
@@ -171,7 +185,9 @@ class Streamer:
                 if self._progress != progress:
                     progress, since = self._progress, time.monotonic()
                 elif time.monotonic() - since > timeout:
-                    raise StreamingError(f"no chunk became complete within {timeout:g} s; {self._first_missing()}")
+                    raise StreamingError(
+                        f"no chunk became complete within {timeout:g} s; {self._first_missing()}"
+                    )
         finally:
             self._waits_for = None
             words[pulse.STATE] = before
@@ -199,7 +215,9 @@ class Streamer:
             self.destination.give_up()
         self._thread.join(CLOSING)
         if self._thread.is_alive():
-            raise StreamingError(f"{self.destination.name} does not come back; {self._first_missing()}")
+            raise StreamingError(
+                f"{self.destination.name} does not come back; {self._first_missing()}"
+            )
         if self._error is not None and self.device is not None:
             self.device.give_up()  # other streamers use it, too
         self.destination.close()

@@ -98,7 +98,9 @@ def _regular(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
 def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> Iterator[BoxCopy]:
     """One copy counts two axes; the outer ones are counted by copies."""
     rows = axes[-1] if axes else Axis(1, width, width)
-    slices = axes[-2] if len(axes) > 1 else Axis(1, rows.number * rows.source, rows.number * rows.packed)
+    slices = (
+        axes[-2] if len(axes) > 1 else Axis(1, rows.number * rows.source, rows.number * rows.packed)
+    )
     outer = axes[:-2]
     for at in product(*(range(axis.number) for axis in outer)):
         beyond = [(i * axis.source, i * axis.packed) for i, axis in zip(at, outer, strict=True)]
@@ -109,7 +111,10 @@ def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> It
 def worth_trying(geometry: KVGeometry, region: Region) -> bool:
     """Whether a region's rows are long enough for strided DMA to have a chance against the kernel."""
     copies = plan(geometry, region)
-    return min(copy.width for copy in copies) >= SHORTEST_ROW and max(copy.rows.source for copy in copies) <= MOST_PITCH
+    return (
+        min(copy.width for copy in copies) >= SHORTEST_ROW
+        and max(copy.rows.source for copy in copies) <= MOST_PITCH
+    )
 
 
 # ---- on a device ----
@@ -205,7 +210,11 @@ class Choice:
 
 
 def choose(
-    cache: KVCache, region: Region, tie: float = 0.0, slot: torch.Tensor | None = None, rounds: int = ROUNDS
+    cache: KVCache,
+    region: Region,
+    tie: float = 0.0,
+    slot: torch.Tensor | None = None,
+    rounds: int = ROUNDS,
 ) -> Choice:
     """Time both ways in turns on an idle device, outside any clock, and take the one with the lower median.
 
@@ -214,7 +223,9 @@ def choose(
         slot: staging on the device for the kernel; otherwise it is allocated.
     """
     nbytes = cache.geometry.region_nbytes(region)
-    staged = (torch.empty(nbytes, dtype=torch.uint8, device=cache.k.device) if slot is None else slot)[:nbytes]
+    staged = (
+        torch.empty(nbytes, dtype=torch.uint8, device=cache.k.device) if slot is None else slot
+    )[:nbytes]
     packed, packing = pinned_buffer(nbytes), Packing(cache, region)
     stream = torch.cuda.Stream(cache.k.device)
 
@@ -236,7 +247,10 @@ def _timed(ways: list[Callable[[], None]], stream: torch.cuda.Stream, rounds: in
     with torch.cuda.stream(stream):
         for _ in range(rounds + 1):
             for way, times in zip(ways, seconds, strict=True):
-                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                begin, end = (
+                    torch.cuda.Event(enable_timing=True),
+                    torch.cuda.Event(enable_timing=True),
+                )
                 began = time.perf_counter()
                 begin.record()
                 way()

@@ -64,7 +64,11 @@ class Swapper:
     """
 
     def __init__(
-        self, resident: Sequence[KVCache], streams: Sequence[Stream], streamer: Streamer, timeout: float
+        self,
+        resident: Sequence[KVCache],
+        streams: Sequence[Stream],
+        streamer: Streamer,
+        timeout: float,
     ) -> None:
         if len(resident) >= len(streams):
             raise ValueError(
@@ -75,11 +79,13 @@ class Swapper:
         self._streamer = streamer
         self._timeout = timeout
         self._managers = [
-            [CacheManager(cache, [stream], _LEVEL, streamer, timeout) for cache in resident] for stream in streams
+            [CacheManager(cache, [stream], _LEVEL, streamer, timeout) for cache in resident]
+            for stream in streams
         ]
         first = streams[0].schedule
         self._prompts: list[list[tuple[Chunk, Packing]]] = [
-            [(chunk, Packing(cache, chunk.region)) for chunk in first.chunks(_LEVEL, 0)] for cache in resident
+            [(chunk, Packing(cache, chunk.region)) for chunk in first.chunks(_LEVEL, 0)]
+            for cache in resident
         ]
         self.current = [resident[ubatch % len(resident)] for ubatch in range(len(streams))]
         self.microbatches = [SwappedMicrobatch(self, ubatch) for ubatch in range(len(streams))]
@@ -89,7 +95,9 @@ class Swapper:
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._wake = Wake()
         self._error: StreamingError | None = None
-        self._thread = start_helper("swapper", self._work, self._fail, lambda: f"bringing back turn {self._in_place}")
+        self._thread = start_helper(
+            "swapper", self._work, self._fail, lambda: f"bringing back turn {self._in_place}"
+        )
 
     # ---- the model's side ----
 
@@ -122,7 +130,9 @@ class Swapper:
             woken = self._wake.wait(self._timeout)
             self._raise_error()
             if not woken and self._in_place <= turn and self._moves == before:
-                raise StreamingError(f"the cache of microbatch {ubatch} was not back within {self._timeout:g} s")
+                raise StreamingError(
+                    f"the cache of microbatch {ubatch} was not back within {self._timeout:g} s"
+                )
         self.current[ubatch] = self._resident[turn % len(self._resident)]
         waited = time.perf_counter() - began
         self.cost.wait_s += waited

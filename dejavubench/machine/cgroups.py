@@ -65,7 +65,11 @@ def _mounted(folder: Path, controllers: str, controller: str) -> Path:
         beside_v1 = folder / "unified"
         return beside_v1 if (beside_v1 / "cgroup.procs").exists() else folder
     together = folder / controllers
-    return together if together.is_dir() and not (folder / controller).is_dir() else folder / controller
+    return (
+        together
+        if together.is_dir() and not (folder / controller).is_dir()
+        else folder / controller
+    )
 
 
 # ---- memory ----
@@ -76,7 +80,9 @@ def memory_room(root: Path = ROOT) -> list[int]:
     room = []
     for group in groups("memory", root):
         limit, usage = (
-            ("memory.max", "memory.current") if group.unified else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            ("memory.max", "memory.current")
+            if group.unified
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         )
         bound = group.number(limit)
         if bound is not None:
@@ -103,7 +109,9 @@ class Quota:
 def cpu_quota(root: Path = ROOT) -> Quota | None:
     """The tightest quota of this process's groups; None if nothing bounds them."""
     found = [
-        Quota(cpus, str(group.folder)) for group in groups("cpu", root) if (cpus := _allowed_cpus(group)) is not None
+        Quota(cpus, str(group.folder))
+        for group in groups("cpu", root)
+        if (cpus := _allowed_cpus(group)) is not None
     ]
     return min(found, key=lambda quota: quota.cpus, default=None)
 
@@ -137,7 +145,11 @@ class Throttling:
 def cpu_throttling(root: Path = ROOT) -> Throttling | None:
     """Return the counts of this process's groups and all above, since they were made; None if nothing is counted."""
     found = [each for group in groups("cpu", root) if (each := _throttling(group)) is not None]
-    return Throttling(sum(each.periods for each in found), sum(each.seconds for each in found)) if found else None
+    return (
+        Throttling(sum(each.periods for each in found), sum(each.seconds for each in found))
+        if found
+        else None
+    )
 
 
 def _throttling(group: Group) -> Throttling | None:
@@ -145,5 +157,9 @@ def _throttling(group: Group) -> Throttling | None:
     counts = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdecimal()}
     if "nr_throttled" not in counts:
         return None
-    seconds = counts["throttled_usec"] / 1e6 if "throttled_usec" in counts else counts.get("throttled_time", 0) / 1e9
+    seconds = (
+        counts["throttled_usec"] / 1e6
+        if "throttled_usec" in counts
+        else counts.get("throttled_time", 0) / 1e9
+    )
     return Throttling(counts["nr_throttled"], seconds)

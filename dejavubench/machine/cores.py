@@ -66,11 +66,19 @@ class Demand:
             return None
         ranks = "1 rank has" if self.ranks == 1 else f"{self.ranks} ranks have"
         busy = f"{self.threads} busy thread{'s' * (self.threads != 1)}"
-        helpers = f", and {self.helpers} helper thread{'s' * (self.helpers != 1)} beside" if self.helpers else ""
+        helpers = (
+            f", and {self.helpers} helper thread{'s' * (self.helpers != 1)} beside"
+            if self.helpers
+            else ""
+        )
         cores = f"{self.cores} core{'s' * (self.cores != 1)}"
         allowed = f"; the control group allows {self.quota:.3g} CPUs" if bounded else ""
         if self.threads <= granted:
-            own = f"{self.crowded} of them has" if self.crowded == 1 else f"{self.crowded} of them have"
+            own = (
+                f"{self.crowded} of them has"
+                if self.crowded == 1
+                else f"{self.crowded} of them have"
+            )
             allowed += f"; {own} more threads than cores of their own"
         return f"{ranks} {busy}{helpers}, for {cores}{allowed}: threads have to wait, which slows what is measured"
 

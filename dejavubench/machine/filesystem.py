@@ -49,7 +49,10 @@ def find_mount(resolved: str, mountinfo: str) -> Mount | None:
     """
     mounts = list(_mounts(mountinfo))
     listed = {mount.id for mount in mounts}
-    here, candidates = None, [mount for mount in mounts if mount.parent not in listed or mount.parent == mount.id]
+    here, candidates = (
+        None,
+        [mount for mount in mounts if mount.parent not in listed or mount.parent == mount.id],
+    )
     while on_path := [mount for mount in candidates if _holds(mount.point, resolved)]:
         nearest = min(len(mount.point) for mount in on_path)
         here = [mount for mount in on_path if len(mount.point) == nearest][-1]
@@ -67,7 +70,9 @@ def _mounts(mountinfo: str) -> Iterator[Mount]:
         before, after = fields.split(" "), rest.split(" ")
         if separator and len(before) >= 6 and len(after) >= 2:
             id, parent, _, _, point, *_ = before
-            yield Mount(int(id), int(parent), _unescape(point), _unescape(after[0]), _unescape(after[1]))
+            yield Mount(
+                int(id), int(parent), _unescape(point), _unescape(after[0]), _unescape(after[1])
+            )
 
 
 def _unescape(field: str) -> str:
@@ -132,16 +137,55 @@ NATURES = (
     ),
     Nature(
         (
-            *("nfs*", "cifs", "smb*", "ceph", "lustre", "gpfs", "beegfs*", "glusterfs", "afs", "orangefs", "pvfs2"),
-            *("panfs", "wekafs", "ocfs2", "gfs2", "davfs", "coda", "fuse.ceph*", "fuse.glusterfs", "fuse.sshfs"),
-            *("fuse.s3fs", "fuse.gcsfuse*", "fuse.goofys*", "fuse.rclone", "fuse.juicefs", "fuse.mountpoint-s3"),
+            *(
+                "nfs*",
+                "cifs",
+                "smb*",
+                "ceph",
+                "lustre",
+                "gpfs",
+                "beegfs*",
+                "glusterfs",
+                "afs",
+                "orangefs",
+                "pvfs2",
+            ),
+            *(
+                "panfs",
+                "wekafs",
+                "ocfs2",
+                "gfs2",
+                "davfs",
+                "coda",
+                "fuse.ceph*",
+                "fuse.glusterfs",
+                "fuse.sshfs",
+            ),
+            *(
+                "fuse.s3fs",
+                "fuse.gcsfuse*",
+                "fuse.goofys*",
+                "fuse.rclone",
+                "fuse.juicefs",
+                "fuse.mountpoint-s3",
+            ),
             *("fuse.beegfs*", "fuse.davfs*", "fuse.blobfuse*", "fuse.curlftpfs"),
         ),
         "a network file system",
         "the number includes the network and the server, and the server decides what {durability} makes durable",
     ),
     Nature(
-        ("9p", "virtiofs", "vboxsf", "vmhgfs", "fuse.vmhgfs*", "prl_fs", "drvfs", "fakeowner", "fuse.grpcfuse"),
+        (
+            "9p",
+            "virtiofs",
+            "vboxsf",
+            "vmhgfs",
+            "fuse.vmhgfs*",
+            "prl_fs",
+            "drvfs",
+            "fakeowner",
+            "fuse.grpcfuse",
+        ),
         "shared by this virtual machine's host",
         "the number includes the way to the host, and the host decides what {durability} makes durable",
     ),

@@ -9,7 +9,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+LAUNCHED = (
+    "PMI_RANK",
+    "PMIX_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "PALS_RANKID",
+    "MV2_COMM_WORLD_RANK",
+    "SLURM_PROCID",
+)
 """Variables in which launchers number every rank."""
 
 RANKS = {
@@ -40,7 +47,10 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return how many ranks the launcher has started; None if it does not say."""
-    return _first(environment, [ranks for rank, ranks in RANKS.items() if _first(environment, [rank]) is not None])
+    return _first(
+        environment,
+        [ranks for rank, ranks in RANKS.items() if _first(environment, [rank]) is not None],
+    )
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -43,7 +43,9 @@ def free_and_needed(environment: Mapping[str, str], folder: Path = FOLDER) -> tu
     return room.f_bavail * room.f_frsize, local_ranks(environment) * NEEDED
 
 
-def say_shortage(environment: Mapping[str, str], say: Callable[[str], None], folder: Path = FOLDER) -> None:
+def say_shortage(
+    environment: Mapping[str, str], say: Callable[[str], None], folder: Path = FOLDER
+) -> None:
     """Have one rank of a host say that MPI will hardly start here; all its ranks wait until that is read."""
     if (note := shortage(environment, folder)) is not None:
         say(note)

@@ -39,7 +39,9 @@ class Attention:
         slopes: ALiBi's, [H, 1, 1] in fp32; without it one of 0 for all heads: the bias is then the causal mask alone.
     """
 
-    def __init__(self, spec: ModelSpec, heads: Span, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, spec: ModelSpec, heads: Span, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._group, self._dtype, self._device = spec.group, dtype, device
         self.alibi = spec.position == "alibi"
         self.slopes = torch.zeros(1, 1, 1, device=device)
@@ -47,7 +49,9 @@ class Attention:
             self.slopes = alibi_slopes(spec.head_num)[heads.slice].view(-1, 1, 1).to(device)
         self._bias_table = torch.empty(1, 0, BLOCK, 0)
 
-    def __call__(self, q: Tensor, cache: KVCache, layer: int, position: int, first: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, q: Tensor, cache: KVCache, layer: int, position: int, first: Tensor | None = None
+    ) -> Tensor:
         """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D].
 
         Args:
@@ -56,19 +60,29 @@ class Attention:
         n, stop = q.shape[2], position + q.shape[2]
         if n == 1 and not q.is_cuda:
             return self._step(q, cache, layer, stop, first)
-        q, k, v = (x.to(self._dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop)))
-        if first is None and n == 1 and self._group > 1:  # the queries of a group are as many queries of one head
+        q, k, v = (
+            x.to(self._dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop))
+        )
+        if (
+            first is None and n == 1 and self._group > 1
+        ):  # the queries of a group are as many queries of one head
             grouped = q.unflatten(1, (-1, self._group)).flatten(2, 3)
             out = F.scaled_dot_product_attention(grouped, k, v).flatten(1, 2).unsqueeze(2)
         elif first is None and not self.alibi and (n == 1 or position == 0):
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=self._group > 1)
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=n > 1, enable_gqa=self._group > 1
+            )
         else:
             self._reserve_bias(cache.geometry.positions)
             blocks = Span(0, n).cut(BLOCK)
-            out = torch.cat([self._attend_block(q, k, v, block, position, first) for block in blocks], dim=2)
+            out = torch.cat(
+                [self._attend_block(q, k, v, block, position, first) for block in blocks], dim=2
+            )
         return out.transpose(1, 2).flatten(2).to(self._dtype)
 
-    def _step(self, q: Tensor, cache: KVCache, layer: int, stop: int, first: Tensor | None) -> Tensor:
+    def _step(
+        self, q: Tensor, cache: KVCache, layer: int, stop: int, first: Tensor | None
+    ) -> Tensor:
         from dejavubench.models.backends.cpu import step as cpu_step
 
         slopes = self.slopes.view(-1) if self.alibi else None
@@ -79,14 +93,20 @@ class Attention:
         self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int, first: Tensor | None
     ) -> Tensor:
         seen = position + block.stop
-        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :].to(q.dtype)
+        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :].to(
+            q.dtype
+        )
         if first is not None:
             hidden = _padding(first, position + block.start, seen)
             bias = torch.where(hidden, float("-inf"), bias)
         elif bias.is_cuda:
             bias = bias.clone()  # its kernels read whole vectors, which a slice need not begin at
         return F.scaled_dot_product_attention(
-            q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], attn_mask=bias, enable_gqa=self._group > 1
+            q[:, :, block.slice],
+            k[:, :, :seen],
+            v[:, :, :seen],
+            attn_mask=bias,
+            enable_gqa=self._group > 1,
         )
 
     def _reserve_bias(self, positions: int) -> None:
@@ -97,7 +117,9 @@ class Attention:
         """
         if self._bias_table.shape[-1] >= positions:
             return
-        keys, queries = (torch.arange(1 - count, 1, device=self._device) for count in (positions, BLOCK))
+        keys, queries = (
+            torch.arange(1 - count, 1, device=self._device) for count in (positions, BLOCK)
+        )
         distance = keys - queries[:, None]
         bias = (self.slopes * distance).masked_fill(distance > 0, float("-inf"))
         self._bias_table = bias.to(self._dtype).unsqueeze(0)

@@ -6,7 +6,11 @@ import torch
 
 from dejavubench.machine import hardware as machine
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def dtype_of(name: str) -> torch.dtype:

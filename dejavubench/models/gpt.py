@@ -96,7 +96,9 @@ class GPT:
             if spec.position == "learned":
                 assert spec.context is not None
                 rows = Span(0, spec.context + spec.position_offset)
-                self.position = self._tensor("position", rows, width)[spec.position_offset :]  # [context, hidden]
+                self.position = self._tensor("position", rows, width)[
+                    spec.position_offset :
+                ]  # [context, hidden]
             if spec.embed_norm:
                 self.embed_norm = self._norm("embed_norm")
             if embed != width.size:
@@ -113,7 +115,9 @@ class GPT:
             if embed != width.size:
                 self.project_out = self._linear({"project_out": Span(0, embed)}, width, bias=False)
             if self.embedding is None or not spec.tied:
-                self.head = Linear(self._tensor("embedding" if spec.tied else "head", self.vocab, Span(0, embed)))
+                self.head = Linear(
+                    self._tensor("embedding" if spec.tied else "head", self.vocab, Span(0, embed))
+                )
             else:
                 self.head = Linear(self.embedding[self.vocab.slice])  # tied: a view
 
@@ -131,12 +135,18 @@ class GPT:
 
     def _empty(self, *shape: int) -> Tensor:
         vector = len(shape) == 1  # of a norm or a bias: next to nothing, and used as it is
-        return torch.empty(shape, dtype=self.compute_dtype if vector else self.dtype, device=self.device)
+        return torch.empty(
+            shape, dtype=self.compute_dtype if vector else self.dtype, device=self.device
+        )
 
     def _norm(self, name: str, size: int | None = None) -> Part:
         width = Span(0, size or self.spec.hidden)
         weight = self._tensor(f"{name}.weight", width)
-        return RMSNorm(weight, self.spec.eps) if self.spec.rms else Norm(weight, self._tensor(f"{name}.bias", width))
+        return (
+            RMSNorm(weight, self.spec.eps)
+            if self.spec.rms
+            else Norm(weight, self._tensor(f"{name}.bias", width))
+        )
 
     def _linear(self, rows: Mapping[str, Span], ins: Span, bias: bool = True) -> Linear:
         """One linear of the given rows of each of the named ones, one below the other, and of these columns."""
@@ -144,7 +154,9 @@ class GPT:
         biases = self._empty(len(weights)) if bias else None
         at = 0
         for name, outs in rows.items():
-            self.slots.append(Slot(f"{name}.weight", weights[at : at + outs.size], (outs.slice, ins.slice)))
+            self.slots.append(
+                Slot(f"{name}.weight", weights[at : at + outs.size], (outs.slice, ins.slice))
+            )
             if biases is not None:
                 self.slots.append(Slot(f"{name}.bias", biases[at : at + outs.size], (outs.slice,)))
             at += outs.size
@@ -154,8 +166,14 @@ class GPT:
         spec, width, ffn = self.spec, Span(0, self.spec.hidden), self.shard.ffn(self.spec)
         keys, queries = (self.heads.scaled(times * spec.size_per_head) for times in (1, spec.group))
         norms = (self._norm(f"{at}.norm1"), self._norm(f"{at}.norm2"))
-        of_heads = [self._norm(f"{at}.{name}_norm", spec.size_per_head) for name in ("query", "key") if spec.qk_norm]
-        once = spec.bias and self.shard.tensor_rank == 0  # what is summed over the group holds its bias on one rank
+        of_heads = [
+            self._norm(f"{at}.{name}_norm", spec.size_per_head)
+            for name in ("query", "key")
+            if spec.qk_norm
+        ]
+        once = (
+            spec.bias and self.shard.tensor_rank == 0
+        )  # what is summed over the group holds its bias on one rank
         qkv = {f"{at}.query": queries, f"{at}.key": keys, f"{at}.value": keys}
         ups = dict.fromkeys((f"{at}.gate", f"{at}.up") if spec.gated else (f"{at}.up",), ffn)
         return Layer(
@@ -173,7 +191,9 @@ class GPT:
         for slot in self.slots:
             slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
-    def compile(self, layout: KVLayout, *rows: int, say: Callable[[str], None] = lambda text: None) -> None:
+    def compile(
+        self, layout: KVLayout, *rows: int, say: Callable[[str], None] = lambda text: None
+    ) -> None:
         """On a CPU: the kernels of such caches and of so many positions at once, for no step is to wait for its own.
 
         Args:
@@ -191,8 +211,14 @@ class GPT:
             cpu_cache.provide(kernels, say)
 
     def _linears(self) -> Iterator[Linear]:
-        yield from (each for layer in self.layers for each in (layer.qkv, layer.out, layer.up, layer.down))
-        yield from (each for each in (self.project_in, self.project_out, self.head) if isinstance(each, Linear))
+        yield from (
+            each for layer in self.layers for each in (layer.qkv, layer.out, layer.up, layer.down)
+        )
+        yield from (
+            each
+            for each in (self.project_in, self.project_out, self.head)
+            if isinstance(each, Linear)
+        )
 
     @property
     def parameters(self) -> int:
@@ -208,9 +234,13 @@ class GPT:
             ValueError: more positions than the model's context.
         """
         if self.spec.context is not None and positions > self.spec.context:
-            raise ValueError(f"{self.spec.name} attends to {self.spec.context} positions at most, not {positions}")
+            raise ValueError(
+                f"{self.spec.name} attends to {self.spec.context} positions at most, not {positions}"
+            )
         heads, size = self.heads.size, self.spec.size_per_head
-        return KVGeometry(len(self.layers), ubatch_size, heads, positions, size, self.dtype.itemsize, layout)
+        return KVGeometry(
+            len(self.layers), ubatch_size, heads, positions, size, self.dtype.itemsize, layout
+        )
 
     # -- one step --
 
@@ -269,7 +299,9 @@ class GPT:
         self.peak = value
         if self.shard.tensor_size == 1:
             return index
-        mine = torch.stack([value.double(), (index + self.vocab.start).double()])  # both exact in fp64
+        mine = torch.stack(
+            [value.double(), (index + self.vocab.start).double()]
+        )  # both exact in fp64
         all_ranks = self.collectives.all_gather(mine)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
         return all_ranks[:, 1].gather(0, winner)[0].long()
@@ -280,10 +312,15 @@ class GPT:
         logits = logits.float()
         if self.shard.tensor_size == 1:
             return logits
-        rows = [replace(self.shard, tensor_rank=rank).vocab(self.spec).size for rank in range(self.shard.tensor_size)]
+        rows = [
+            replace(self.shard, tensor_rank=rank).vocab(self.spec).size
+            for rank in range(self.shard.tensor_size)
+        ]
         padded = F.pad(logits, (0, max(rows) - logits.shape[-1]))
         everyone = self.collectives.all_gather(padded)  # [tensor_size, B, most rows]
-        return torch.cat([part[:, :size] for part, size in zip(everyone, rows, strict=True)], dim=-1)
+        return torch.cat(
+            [part[:, :size] for part, size in zip(everyone, rows, strict=True)], dim=-1
+        )
 
     def _check_fits(self, new: Span, cache: KVCache) -> None:
         room = min(cache.geometry.positions, self.spec.context or new.stop)
@@ -293,7 +330,9 @@ class GPT:
     def _embed(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
         assert self.embedding is not None
         x = self.project_in(F.embedding(tokens, self.embedding).to(self.compute_dtype))
-        if self.position is not None:  # the other kinds are of distances, which padding does not change
+        if (
+            self.position is not None
+        ):  # the other kinds are of distances, which padding does not change
             at: Tensor | slice
             if isinstance(position, Tensor):
                 at = position
@@ -327,7 +366,9 @@ class GPT:
             q, k = self.rotary(q, position), self.rotary(k, position)
         return q, k, v
 
-    def _store_and_attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, at: Tensor) -> Tensor:
+    def _store_and_attend(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, at: Tensor
+    ) -> Tensor:
         """A captured step: one kernel puts the keys and values of one position in place and attends; → [B, 1, H·D]."""
         from dejavubench.models.backends.cuda import step as cuda_step
 

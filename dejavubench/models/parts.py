@@ -78,7 +78,11 @@ class Linear:
     bias: Tensor | None = None
 
     def __call__(
-        self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None, norm: Part = same
+        self,
+        x: Tensor,
+        activation: Activation = "none",
+        residual: Tensor | None = None,
+        norm: Part = same,
     ) -> Tensor:
         """activation(norm(x) · weightᵀ + bias) + residual, of any leading shape; ``residual`` is left as it is."""
         if not x.is_cuda:
@@ -88,7 +92,9 @@ class Linear:
             return self._step(x, activation, residual)
         if activation in ("gelu", "relu") and self.bias is not None:
             # cuBLAS applies bias and activation as it writes; torch has no public name for it
-            rows = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.T, use_gelu=activation == "gelu")
+            rows = torch._addmm_activation(
+                self.bias, x.flatten(0, -2), self.weight.T, use_gelu=activation == "gelu"
+            )
             out = rows.unflatten(0, x.shape[:-1])
         else:
             out = ACTIVATIONS[activation](F.linear(x, self.weight, self.bias))
@@ -98,7 +104,9 @@ class Linear:
         from dejavubench.models.backends.cuda import step as cuda_step
 
         rows = None if residual is None else residual.flatten(0, -2)
-        return cuda_step.linear(x.flatten(0, -2), self.weight, self.bias, activation, rows).unflatten(0, x.shape[:-1])
+        return cuda_step.linear(
+            x.flatten(0, -2), self.weight, self.bias, activation, rows
+        ).unflatten(0, x.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -120,5 +128,7 @@ class Norm:
         if _is_step(x):
             from dejavubench.models.backends.cuda import step as cuda_step
 
-            return cuda_step.layer_norm(x.flatten(0, -2), self.weight, self.bias, self.eps).view(x.shape)
+            return cuda_step.layer_norm(x.flatten(0, -2), self.weight, self.bias, self.eps).view(
+                x.shape
+            )
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -21,7 +21,9 @@ def frequencies(rope: Rope, size: int) -> Tensor:
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "llama3":
-        turns = rope.original_context * plain / (2 * pi)  # within the context that it was trained on
+        turns = (
+            rope.original_context * plain / (2 * pi)
+        )  # within the context that it was trained on
         kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
         return kept * plain + (1 - kept) * plain / rope.factor
     if rope.kind == "yarn":
@@ -47,18 +49,24 @@ class Rotary:
     def __init__(self, rope: Rope, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._frequencies = frequencies(rope, size).to(device)
         self._attention, self._dtype = rope.attention, dtype
-        self._table = torch.empty(2, 0, size, dtype=dtype, device=device)  # cosines and sines of each position
+        self._table = torch.empty(
+            2, 0, size, dtype=dtype, device=device
+        )  # cosines and sines of each position
 
     def reserve(self, positions: int) -> None:
         """Make the table as long as the cache."""
         if self._table.shape[1] < positions:
             at = torch.arange(positions, device=self._frequencies.device)
             angles = torch.outer(at.float(), self._frequencies).repeat(1, 2)
-            self._table = (self._attention * torch.stack([angles.cos(), angles.sin()])).to(self._dtype)
+            self._table = (self._attention * torch.stack([angles.cos(), angles.sin()])).to(
+                self._dtype
+            )
 
     def __call__(self, x: Tensor, position: int | Tensor) -> Tensor:
         """``x`` [B, H, n, D] of n positions from ``position`` on: an integer, or one of n = 1 on the device, [1]."""
-        rows = Span(position, position + x.shape[2]).slice if isinstance(position, int) else position
+        rows = (
+            Span(position, position + x.shape[2]).slice if isinstance(position, int) else position
+        )
         cosine, sine = self._table[:, rows]
         first, second = x.chunk(2, dim=-1)
         return x * cosine + torch.cat([-second, first], dim=-1) * sine

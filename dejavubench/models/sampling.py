@@ -50,7 +50,9 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     likely = scores.softmax(-1)
     if sampling.top_p is not None:
         falling = likely.sort(dim=-1, descending=True).values
-        top_p = max(sampling.top_p, torch.finfo(falling.dtype).tiny)  # in fp32 not 0, so that the first one stays
+        top_p = max(
+            sampling.top_p, torch.finfo(falling.dtype).tiny
+        )  # in fp32 not 0, so that the first one stays
         needed = falling.cumsum(-1) - falling < top_p  # what is more likely does not reach it yet
         last = torch.where(needed, falling, torch.inf).amin(-1, keepdim=True)
         likely = torch.where(likely < last, 0.0, likely)
@@ -69,7 +71,9 @@ def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _place(ends: Tensor, at: Tensor) -> Tensor:
     tokens = torch.searchsorted(ends, at[:, None] * ends[:, -1:], right=True)[:, 0]
-    return tokens.clamp_(max=ends.shape[-1] - 1)  # of shares that are NaN it would be a token that there is not
+    return tokens.clamp_(
+        max=ends.shape[-1] - 1
+    )  # of shares that are NaN it would be a token that there is not
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not (0 <= self.stage < self.stages and 0 <= self.tensor_rank < self.tensor_size):
-            raise ValueError(f"not a part of {self.stages} stages × {self.tensor_size} tensor ranks: {self}")
+            raise ValueError(
+                f"not a part of {self.stages} stages × {self.tensor_size} tensor ranks: {self}"
+            )
 
     @property
     def first(self) -> bool:
@@ -57,14 +59,18 @@ class Shard:
         """Vocabulary rows, as even as can be. Raises ValueError: fewer rows than tensor ranks."""
         each, more = divmod(spec.vocab_size, self.tensor_size)
         if each == 0:
-            raise ValueError(f"a vocabulary of {spec.vocab_size} cannot be split over {self.tensor_size} tensor ranks")
+            raise ValueError(
+                f"a vocabulary of {spec.vocab_size} cannot be split over {self.tensor_size} tensor ranks"
+            )
         start = self.tensor_rank * each + min(self.tensor_rank, more)
         return Span(start, start + each + (self.tensor_rank < more))
 
     def _even(self, total: int, what: str) -> Span:
         each, over = divmod(total, self.tensor_size)
         if over:
-            raise ValueError(f"the {what} cannot be divided evenly over {self.tensor_size} tensor-parallel ranks")
+            raise ValueError(
+                f"the {what} cannot be divided evenly over {self.tensor_size} tensor-parallel ranks"
+            )
         return Span(self.tensor_rank * each, (self.tensor_rank + 1) * each)
 
 

@@ -85,7 +85,10 @@ def recipes(spec: ModelSpec) -> dict[str, Recipe]:
 
 
 def random_weights(
-    spec: ModelSpec, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    spec: ModelSpec,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Callable[[str], Tensor]:
     """A source of full tensors by name, for :meth:`GPT.load`; nothing is kept between calls.
 
@@ -106,13 +109,30 @@ def random_weights(
         *rows, columns = recipe.shape
         width = (columns + 1) // 2 if recipe.opposed else columns
         drawn = torch.empty(*rows, width, device=device, dtype=dtype)
-        drawn.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)  # uniform on ±1: variance 1/3
-        return torch.stack((drawn, -drawn), dim=-1).flatten(-2)[..., :columns] if recipe.opposed else drawn
+        drawn.uniform_(-1.0, 1.0, generator=generator).mul_(
+            sqrt(3.0) * recipe.std
+        )  # uniform on ±1: variance 1/3
+        return (
+            torch.stack((drawn, -drawn), dim=-1).flatten(-2)[..., :columns]
+            if recipe.opposed
+            else drawn
+        )
 
     return full
 
 
-LATER = ("kv_head_num", "width", "rms", "eps", "rope", "gated", "qkv_bias", "bias", "qk_norm", "tied")
+LATER = (
+    "kv_head_num",
+    "width",
+    "rms",
+    "eps",
+    "rope",
+    "gated",
+    "qkv_bias",
+    "bias",
+    "qk_norm",
+    "tied",
+)
 """Fields that identities did not know at first: where they have their defaults, identities are what they were."""
 
 DEFAULTS = {field.name: field.default for field in fields(ModelSpec)}
@@ -127,7 +147,11 @@ def weights_identity(
         device: the type of device that they were drawn on.
         held_in: the name of a type that they were rounded through before.
     """
-    sizes = {key: value for key, value in asdict(spec).items() if key not in LATER or value != DEFAULTS[key]}
+    sizes = {
+        key: value
+        for key, value in asdict(spec).items()
+        if key not in LATER or value != DEFAULTS[key]
+    }
     for label in ("name", "limit"):
         del sizes[label]
     what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))

@@ -113,7 +113,9 @@ class MPICollectives:
 
     def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor:
         """This microbatch's new tokens [B] from the last stage."""
-        return self._recv((ubatch_size,), torch.long, self.topology.stages - 1, _tag(ubatch, _TOKENS))
+        return self._recv(
+            (ubatch_size,), torch.long, self.topology.stages - 1, _tag(ubatch, _TOKENS)
+        )
 
     def finish(self) -> None:
         """Wait until everything that was sent has been taken."""
@@ -154,7 +156,9 @@ class MPICollectives:
 # ---- for the time between measurements: nobody is in a hurry, so nobody burns a core ----
 
 
-def polite_barrier(comm: MPI.Intracomm, what: str = "barrier", timeout: float | None = None) -> None:
+def polite_barrier(
+    comm: MPI.Intracomm, what: str = "barrier", timeout: float | None = None
+) -> None:
     """A barrier whose waiting ranks sleep.
 
     Raises:

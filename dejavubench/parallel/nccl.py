@@ -109,7 +109,9 @@ def prepare_cards(
         return None
     if not loopback:
         raise SharedCardError(
-            "; ".join(f"ranks {_listed(group)} share one GPU ({cards[group[0]].uuid})" for group in groups)
+            "; ".join(
+                f"ranks {_listed(group)} share one GPU ({cards[group[0]].uuid})" for group in groups
+            )
             + ": NCCL needs a GPU for each rank, or --nccl-loopback, which labels every result as loopback on one GPU"
         )
     lowest = min(comm.allgather((version or nccl_version)()))
@@ -245,12 +247,18 @@ class NCCLCommunicator:
     def all_reduce(self, x: Tensor, stream: torch.cuda.Stream | None = None) -> None:
         """The sum over all ranks, in place, in the tensor's own type."""
         address = x.data_ptr()
-        self._comm.allReduce(address, address, x.numel(), _TYPES[x.dtype], _SUM, self._handle(stream))
+        self._comm.allReduce(
+            address, address, x.numel(), _TYPES[x.dtype], _SUM, self._handle(stream)
+        )
 
-    def all_gather(self, x: Tensor, everyone: Tensor, stream: torch.cuda.Stream | None = None) -> None:
+    def all_gather(
+        self, x: Tensor, everyone: Tensor, stream: torch.cuda.Stream | None = None
+    ) -> None:
         """Everyone's ``x`` into ``everyone`` [size, *x.shape], in order of ranks."""
         nbytes = x.numel() * x.element_size()
-        self._comm.allGather(x.data_ptr(), everyone.data_ptr(), nbytes, _UINT8, self._handle(stream))
+        self._comm.allGather(
+            x.data_ptr(), everyone.data_ptr(), nbytes, _UINT8, self._handle(stream)
+        )
 
     @contextmanager
     def group(self) -> Iterator[None]:
@@ -271,7 +279,9 @@ class NCCLCommunicator:
         try:
             self._comm.check_async_error()
         except RuntimeError as error:
-            raise NCCLError(f"rank {self.rank} of an NCCL communicator of {self.size}: {error}") from error
+            raise NCCLError(
+                f"rank {self.rank} of an NCCL communicator of {self.size}: {error}"
+            ) from error
 
     def abort(self) -> None:
         """Give up what is under way, so that no kernel waits for a rank that is gone; from any thread."""
@@ -337,7 +347,9 @@ class NCCLPair:
         def meet() -> None:
             torch.cuda.set_device(self._communicator.device)
             self.stream.wait_stream(torch.cuda.current_stream())
-            (self._communicator.send if sends else self._communicator.recv)(byte, self._other, self.stream)
+            (self._communicator.send if sends else self._communicator.recv)(
+                byte, self._other, self.stream
+            )
             self.stream.synchronize()
 
         with torch.cuda.device(self._communicator.device):
@@ -390,7 +402,10 @@ class NCCLPair:
 
 
 def connect_pairs(
-    comm: MPI.Intracomm, pairs: Sequence[tuple[int, int]], device: torch.device, timeout: float = MAKING
+    comm: MPI.Intracomm,
+    pairs: Sequence[tuple[int, int]],
+    device: torch.device,
+    timeout: float = MAKING,
 ) -> dict[int, NCCLPair]:
     """This rank's pairs, by the rank at the other end. Collective over the ranks in ``pairs``, which all know them all.
 
@@ -399,7 +414,9 @@ def connect_pairs(
         pairs: (sending rank, receiving rank), any number a rank.
     """
     mine: dict[int, NCCLPair] = {}
-    for number, (source, sink) in enumerate(sorted(pairs)):  # one order for all ranks: nobody waits in a circle
+    for number, (source, sink) in enumerate(
+        sorted(pairs)
+    ):  # one order for all ranks: nobody waits in a circle
         if comm.rank not in (source, sink):
             continue
         both = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)

@@ -35,14 +35,21 @@ class NCCLCollectives:
     """
 
     def __init__(
-        self, sources: MPI.Intracomm, topology: Topology, spin: bool, device: torch.device, timeout: float = MAKING
+        self,
+        sources: MPI.Intracomm,
+        topology: Topology,
+        spin: bool,
+        device: torch.device,
+        timeout: float = MAKING,
     ) -> None:
         self.topology = topology
         self.spin = spin
         self.device = device
         self._timeout = timeout
         self._mpi = MPICollectives(sources, topology, spin)
-        self._tensor = self._stage_communicator(sources, timeout) if topology.tensor_size > 1 else None
+        self._tensor = (
+            self._stage_communicator(sources, timeout) if topology.tensor_size > 1 else None
+        )
         width = topology.tensor_size
         pairs = [(worker, worker + width) for worker in range(topology.workers - width)]
         others = connect_pairs(sources, pairs, device, timeout)
@@ -50,7 +57,9 @@ class NCCLCollectives:
         self._previous: NCCLPair | None = others.get(topology.worker - width)
 
     def _stage_communicator(self, sources: MPI.Intracomm, timeout: float) -> NCCLCommunicator:
-        stage = cast(MPI.Intracomm, sources.Split(color=self.topology.stage, key=self.topology.tensor_rank))
+        stage = cast(
+            MPI.Intracomm, sources.Split(color=self.topology.stage, key=self.topology.tensor_rank)
+        )
         try:
             return NCCLCommunicator(stage, self.device, timeout)
         finally:
@@ -92,7 +101,9 @@ class NCCLCollectives:
         """The previous stage's hidden of this microbatch."""
         assert self._previous is not None, "the first stage has no previous one"
         hidden = torch.empty(*shape, dtype=dtype, device=self.device)
-        self._previous.after(self._previous.filled())  # the memory may still be read by what has been issued
+        self._previous.after(
+            self._previous.filled()
+        )  # the memory may still be read by what has been issued
         self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         torch.cuda.current_stream(self.device).wait_event(self._previous.mark())
         return hidden
@@ -112,7 +123,11 @@ class NCCLCollectives:
             DeadlineError: the next stage did not take what was sent.
         """
         if self._next is not None:
-            wait_asleep(self._next.mark().query, "hidden states on their way to the next stage", self._timeout)
+            wait_asleep(
+                self._next.mark().query,
+                "hidden states on their way to the next stage",
+                self._timeout,
+            )
         self._mpi.finish()
 
     def abort(self) -> None:

@@ -92,7 +92,9 @@ class Topology:
         """This rank among those of its side alone: a job of so many sources."""
         if self.role == "source":
             return Topology(self.workers, self.worker, self.tensor_size, self.stages)
-        return Topology(self.sink_workers, self.worker, self._width, self.sink_stages or self.stages)
+        return Topology(
+            self.sink_workers, self.worker, self._width, self.sink_stages or self.stages
+        )
 
     def shard(self) -> tuple[int, int, int, int]:
         """(stage, stages, tensor rank, tensor size): which part of the model this worker holds, if any."""

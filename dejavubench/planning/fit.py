@@ -66,17 +66,28 @@ def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     tensors = {name: prod(shape) for name, shape in spec.outer_tensors.items()}
     of_layer = {name: prod(shape) for name, shape in spec.layer_tensors.items()}
     whole = ("norm", "out.bias", "down.bias")  # of a layer, what every tensor rank has
-    layer = sum(size if any(word in name for word in whole) else size // tensor_size for name, size in of_layer.items())
+    layer = sum(
+        size if any(word in name for word in whole) else size // tensor_size
+        for name, size in of_layer.items()
+    )
     projection = embed * hidden if embed != hidden else 0
     norms = {
-        part: sum(size for name, size in tensors.items() if name.startswith(part)) for part in ("embed_", "final_")
+        part: sum(size for name, size in tensors.items() if name.startswith(part))
+        for part in ("embed_", "final_")
     }
     first = tensors["embedding"] + tensors.get("position", 0) + norms["embed_"] + projection
     last = projection + norms["final_"]
     if stages > 1 or not spec.tied:  # else the head is the embedding itself
         last += -(-spec.vocab_size // tensor_size) * embed
-    fewest, most = spec.layer_num // stages, _most_layers(spec, stages)  # the first stages have one more
-    return first + most * layer + last if stages == 1 else max(first + most * layer, last + fewest * layer)
+    fewest, most = (
+        spec.layer_num // stages,
+        _most_layers(spec, stages),
+    )  # the first stages have one more
+    return (
+        first + most * layer + last
+        if stages == 1
+        else max(first + most * layer, last + fewest * layer)
+    )
 
 
 def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
@@ -123,7 +134,9 @@ def cards(experiment: Experiment, sources: int, sinks: int, devices: int) -> Car
     numbers = [rank % devices for rank in range(sources + sinks)]
     if not any(arm.mode in TO_DEVICE and not arm.skipped for arm in experiment.arms()):
         return Cards(tuple(numbers[:sources]))
-    of_sinks = [rank % devices for rank in range(sinks)] if experiment.nccl_loopback else numbers[sources:]
+    of_sinks = (
+        [rank % devices for rank in range(sinks)] if experiment.nccl_loopback else numbers[sources:]
+    )
     return Cards(tuple(numbers[:sources]), tuple(of_sinks))
 
 
@@ -188,7 +201,9 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         )
         sink = _cuda_sink(arriving, by_mpi="mpi" in modes, to_device=bool(modes & TO_DEVICE))
     else:
-        source = Needs(PROCESS_NBYTES + weights + cache + staging + host + _cpu_working_nbytes(point))
+        source = Needs(
+            PROCESS_NBYTES + weights + cache + staging + host + _cpu_working_nbytes(point)
+        )
         successor = _successor_nbytes(point) if point.handed_over else 0
         sink = Needs(PROCESS_NBYTES + arriving + successor)
     return Memory(
@@ -197,7 +212,8 @@ def memory(experiment: Experiment, point: Point) -> Memory:
         source=source,
         sink=sink,
         staging=staging,
-        disk=streamed * len({(arm.mode, arm.durability) for arm in experiment.arms() if arm.on_disk}),
+        disk=streamed
+        * len({(arm.mode, arm.durability) for arm in experiment.arms() if arm.on_disk}),
     )
 
 
@@ -206,21 +222,26 @@ def _arriving_nbytes(point: Point, slot: int) -> int:
     sources, sinks = point.sources, point.sinks or point.sources
     pieces = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
     streams = _most_sources(point.spec, sources, sinks) * pieces
-    return point.requests // sinks.ubatch_size * worker_geometry(point, sinks).nbytes + 2 * streams * slot
+    return (
+        point.requests // sinks.ubatch_size * worker_geometry(point, sinks).nbytes
+        + 2 * streams * slot
+    )
 
 
 def _most_sources(spec: ModelSpec, sources: Split, sinks: Split) -> int:
     """The most sources from which one sink receives: those with some of its layers, and some of its heads."""
-    return _most_overlaps(spec.layer_num, sources.pipeline_para_size, sinks.pipeline_para_size) * _most_overlaps(
-        spec.kv_heads, sources.tensor_para_size, sinks.tensor_para_size
-    )
+    return _most_overlaps(
+        spec.layer_num, sources.pipeline_para_size, sinks.pipeline_para_size
+    ) * _most_overlaps(spec.kv_heads, sources.tensor_para_size, sinks.tensor_para_size)
 
 
 @cache
 def _most_overlaps(length: int, parts: int, others: int) -> int:
     """The most of ``parts`` that one of ``others`` overlaps, where both cut ``length`` as evenly as can be."""
     ours, theirs = even_cuts(length, parts), even_cuts(length, others)
-    return max(bisect_left(ours, stop) - bisect_right(ours, start) + 1 for start, stop in pairwise(theirs))
+    return max(
+        bisect_left(ours, stop) - bisect_right(ours, start) + 1 for start, stop in pairwise(theirs)
+    )
 
 
 def _successor_nbytes(point: Point) -> int:
@@ -238,7 +259,9 @@ def _pinned(nbytes: int) -> int:
 def _cuda_sink(arriving: int, by_mpi: bool, to_device: bool) -> Needs:
     """What comes by mpi is kept in host memory; only what comes by nccl or nixl takes a card, and a context there."""
     process = CUDA_PROCESS_NBYTES if to_device else PROCESS_NBYTES
-    return Needs(process + (arriving if by_mpi else 0), CUDA_CONTEXT_NBYTES + arriving if to_device else 0)
+    return Needs(
+        process + (arriving if by_mpi else 0), CUDA_CONTEXT_NBYTES + arriving if to_device else 0
+    )
 
 
 def _cpu_working_nbytes(point: Point) -> int:
@@ -282,7 +305,9 @@ def reasons(
             found[point.id] = NO_FP32_ON_CUDA
             continue
         needs = memory(experiment, point)
-        if experiment.device == "cuda" and (short := _short_of(experiment, needs, sources, sinks, devices())):
+        if experiment.device == "cuda" and (
+            short := _short_of(experiment, needs, sources, sinks, devices())
+        ):
             found[point.id] = f"{point.spec.name} needs {short}"
         elif (needed := needs.host(sources, sinks)) > room:
             found[point.id] = (
@@ -328,7 +353,11 @@ def too_few_devices(
         experiment, sources, sinks, devices: as for :func:`reasons`.
     """
     sources, sinks = _ranks_here(experiment, sources, sinks)
-    modes = {arm.mode for arm in experiment.arms() if arm.mode in TO_DEVICE and not arm.skipped and not arm.loopback}
+    modes = {
+        arm.mode
+        for arm in experiment.arms()
+        if arm.mode in TO_DEVICE and not arm.skipped and not arm.loopback
+    }
     if experiment.device != "cuda" or not modes or sources + sinks <= len(devices()):
         return None
     return (
@@ -390,8 +419,15 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     layers = spec.layer_weights
     head = spec.head_weights
     # a CPU that multiplies half types does so twice as fast
-    matmul = rates.matmul * threads * (2 if multiplied(point.data_type) and point.data_type != "fp32" else 1)
-    prompt = 2 * batch * (point.input_len * layers + head) + 2 * batch * spec.layer_num * hidden * point.input_len**2
+    matmul = (
+        rates.matmul
+        * threads
+        * (2 if multiplied(point.data_type) and point.data_type != "fp32" else 1)
+    )
+    prompt = (
+        2 * batch * (point.input_len * layers + head)
+        + 2 * batch * spec.layer_num * hidden * point.input_len**2
+    )
     token = 2 * batch * (layers + head + 2 * spec.layer_num * hidden * seen)
     read = (layers + head) * ITEMSIZE[point.data_type] + batch * seen * point.token_nbytes
     by_reading = read / (rates.read * TOKEN_SHARE)
@@ -406,7 +442,9 @@ def naive_seconds(point: Point, arm: Arm) -> float:
 
     def copies(positions: int) -> int:
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
-        return geometry.layers * sum(prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH)
+        return geometry.layers * sum(
+            prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH
+        )
 
     runs = copies(point.input_len) + (point.generated - 1) * copies(1)
     durable = arm.mode == "disk" and arm.durability != "page-cache"
@@ -426,5 +464,9 @@ def iteration_seconds(experiment: Experiment, point: Point, arm: Arm, rates: Rat
 
 def point_seconds(experiment: Experiment, point: Point, rates: Rates) -> float:
     """Seconds of all warm-up iterations and (with ``precision`` the fewest) rounds of a point."""
-    each = sum(iteration_seconds(experiment, point, arm, rates) for arm in experiment.arms() if not arm.skipped)
+    each = sum(
+        iteration_seconds(experiment, point, arm, rates)
+        for arm in experiment.arms()
+        if not arm.skipped
+    )
     return (experiment.warmup + experiment.rounds) * each

@@ -20,7 +20,12 @@ def setups(point: Point) -> tuple[Setup, Setup]:
 def everything(point: Point) -> Region:
     """What is streamed of all microbatches in flight, in the whole model's numbers."""
     spec = point.spec
-    return Region(Span(0, spec.layer_num), Span(0, point.requests), Span(0, spec.kv_heads), Span(0, point.streamed))
+    return Region(
+        Span(0, spec.layer_num),
+        Span(0, point.requests),
+        Span(0, spec.kv_heads),
+        Span(0, point.streamed),
+    )
 
 
 def geometry_of(point: Point, setup: Setup, worker: int) -> KVGeometry:

@@ -56,14 +56,18 @@ class Volume:
     token_runs: int = 0
 
     def __add__(self, other: Volume) -> Volume:
-        return Volume(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+        return Volume(
+            *(one + more for one, more in zip(astuple(self), astuple(other), strict=True))
+        )
 
     def times(self, repeats: int) -> Volume:
         return Volume(*(repeats * each for each in astuple(self)))
 
     def least_seconds(self, link: Link) -> tuple[float, float, float]:
         """Of the prompt, of one token, of all, were this alone on the link."""
-        prompt, token, total = map(link.least_seconds, (self.prompt_nbytes, self.token_nbytes, self.total_nbytes))
+        prompt, token, total = map(
+            link.least_seconds, (self.prompt_nbytes, self.token_nbytes, self.total_nbytes)
+        )
         return prompt, token, total
 
 
@@ -178,13 +182,17 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
             f"microbatches of {source.ubatch_size} and {sink.ubatch_size} and {count_text(pairs, 'pair')} of workers "
             f"make {pieces * pairs:,} different transfers; at most {MOST_TRANSFERS:,} are planned"
         )
-    everything = Region(Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written))
+    everything = Region(
+        Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written)
+    )
     ubatches = some // source.ubatch_size, some // sink.ubatch_size
     flows = tuple(
         Flow(
             exchange,
             replace(exchange.region, requests=Span(0, requests)),
-            _sum(_volume(point, source, sink, transfer) for transfer in exchange.transfers).times(repeats),
+            _sum(_volume(point, source, sink, transfer) for transfer in exchange.transfers).times(
+                repeats
+            ),
             repeats,
             ubatches,
         )

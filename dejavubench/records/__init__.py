@@ -607,13 +607,18 @@ def read_run(folder: Path) -> Run:
         if name.endswith(".jsonl") and rank_of(name) is None
     ]
     altered = [log.path.name for log in ranks if log.altered]
-    ends = [end.header_digest for log in ranks for end in log.of(End) if end.header_digest is not None]
+    ends = [
+        end.header_digest for log in ranks for end in log.of(End) if end.header_digest is not None
+    ]
     if any(digest != digest_of(content) for digest in ends):
         altered.insert(0, RUN_FILE)
     notes += [
-        f"CHANGED: {name} is not as the run left it, so these numbers may not be the measured ones" for name in altered
+        f"CHANGED: {name} is not as the run left it, so these numbers may not be the measured ones"
+        for name in altered
     ]
-    exits = [found for file in folder.glob("first-exit-*.json") if (found := _read_first_exit(file))]
+    exits = [
+        found for file in folder.glob("first-exit-*.json") if (found := _read_first_exit(file))
+    ]
     first = frozenset(rank for found in exits for rank in found.ranks)
     hung = {rank: why for found in exits for rank, why in found.hung.items()}
     return Run(folder, header, ranks, first, hung, notes)
@@ -652,7 +657,10 @@ def _first_of(error: ValidationError) -> str:
 def _read_first_exit(path: Path) -> FirstExit | None:
     try:
         return FirstExit.model_validate_json(_content(path))
-    except (ValidationError, RecordError):  # a full disk may have cut it short: then it is not known who was first
+    except (
+        ValidationError,
+        RecordError,
+    ):  # a full disk may have cut it short: then it is not known who was first
         return None
 
 

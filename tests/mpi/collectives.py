@@ -8,7 +8,12 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.waiting import DeadlineError
-from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_bcast, polite_gather
+from dejavubench.parallel.collectives import (
+    MPICollectives,
+    polite_barrier,
+    polite_bcast,
+    polite_gather,
+)
 from dejavubench.parallel.topology import Topology
 
 
@@ -22,13 +27,17 @@ def sums_and_gathers(mpi: MPICollectives, place: Topology) -> None:
             assert total.dtype == dtype
             assert torch.equal(total, (base * size + sum(range(size))).to(dtype))
             gathered = mpi.all_gather((base + mine).to(dtype))
-            assert torch.equal(gathered, torch.stack([(base + rank).to(dtype) for rank in range(size)]))
+            assert torch.equal(
+                gathered, torch.stack([(base + rank).to(dtype) for rank in range(size)])
+            )
     # 1 + 2⁻⁹ + 2⁻⁹ is 1 when each sum is rounded to bf16, but not when the sum is made in fp32
     parts = [1.0, 2**-9, 2**-9 + 2**-8, 0.0]
     total = mpi.all_reduce(torch.tensor([parts[mine]], dtype=torch.bfloat16))
     assert total.item() == torch.tensor(sum(parts[:size])).bfloat16().item()
     turned = torch.arange(6.0).view(2, 3).t()  # not contiguous
-    assert torch.equal(mpi.all_reduce(turned.clone(memory_format=torch.preserve_format)), turned * size)
+    assert torch.equal(
+        mpi.all_reduce(turned.clone(memory_format=torch.preserve_format)), turned * size
+    )
     assert torch.equal(mpi.all_gather(turned)[-1], turned)
     with torch.inference_mode():
         assert torch.equal(mpi.all_reduce(torch.ones(4)), torch.full((4,), float(size)))
@@ -39,7 +48,9 @@ def hand_over(mpi: MPICollectives, place: Topology) -> None:
     shape, ubatches = (2, 300, 512), 4
 
     def hidden(stage: int, ubatch: int) -> torch.Tensor:
-        return torch.full(shape, 100.0 * stage + 10 * ubatch + place.tensor_rank, dtype=torch.bfloat16)
+        return torch.full(
+            shape, 100.0 * stage + 10 * ubatch + place.tensor_rank, dtype=torch.bfloat16
+        )
 
     if place.stage < place.stages - 1:
         for ubatch in range(ubatches):

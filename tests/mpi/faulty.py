@@ -54,10 +54,14 @@ def throw(role: str, phase: str) -> None:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def work(*args: Any, **kwargs: Any) -> Any:
-            if now(phase) or (phase == "load" and role == "sink"):  # a sink marks no load: it has nothing to load
+            if now(phase) or (
+                phase == "load" and role == "sink"
+            ):  # a sink marks no load: it has nothing to load
                 struck()
                 raise RuntimeError("injected")
-            return 0 if phase == "drain" and now("tokens") else original(*args, **kwargs)  # leave some for the drain
+            return (
+                0 if phase == "drain" and now("tokens") else original(*args, **kwargs)
+            )  # leave some for the drain
 
         return work
 
@@ -104,7 +108,9 @@ def disk_fails(phase: str, how: str, rank: str = "0") -> None:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(*args: Any) -> Any:
-            if int(rank) == RANK and (now(phase) or (phase == "tokens" and now("drain"))):  # the helper lags behind
+            if int(rank) == RANK and (
+                now(phase) or (phase == "tokens" and now("drain"))
+            ):  # the helper lags behind
                 struck()
                 raise OSError(code, os.strerror(code))
             return original(*args)
@@ -125,7 +131,9 @@ def lose_sink(phase: str, pid: str) -> None:
                 struck()
                 os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.2)
-            return 0 if phase == "drain" and now("tokens") else original(*args)  # leave some for the drain
+            return (
+                0 if phase == "drain" and now("tokens") else original(*args)
+            )  # leave some for the drain
 
         return kill_before
 

@@ -46,7 +46,9 @@ def struck() -> None:
     Path(f"struck-{RANK}").touch()
 
 
-def instead(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def instead(
+    owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
     """Replace ``owner.name`` by what ``make`` makes of it."""
     original = getattr(owner, name)
     setattr(owner, name, functools.wraps(original)(make(original)))

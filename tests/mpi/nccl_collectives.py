@@ -24,7 +24,9 @@ def sums_and_gathers(nccl: NCCLCollectives, place: Topology, device: torch.devic
             assert total is x, "in place"
             assert torch.equal(total, (base * size + sum(range(size))).to(dtype))
             gathered = nccl.all_gather((base + mine).to(dtype))
-            assert torch.equal(gathered, torch.stack([(base + rank).to(dtype) for rank in range(size)]))
+            assert torch.equal(
+                gathered, torch.stack([(base + rank).to(dtype) for rank in range(size)])
+            )
 
 
 def captured(nccl: NCCLCollectives, place: Topology, device: torch.device) -> None:

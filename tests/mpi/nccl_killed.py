@@ -64,7 +64,9 @@ def main(stops: str, level: str) -> None:
     began = time.monotonic()
     try:
         if role == "source":
-            streamer = Streamer(NCCLDestination(comm, {peer: ends}, DEADLINE), device_slots(SLOT, 4, device))
+            streamer = Streamer(
+                NCCLDestination(comm, {peer: ends}, DEADLINE), device_slots(SLOT, 4, device)
+            )
             manager = CacheManager(cache, [stream], LEVELS[level], streamer, DEADLINE)
             try:
                 manager.begin()
@@ -82,7 +84,10 @@ def main(stops: str, level: str) -> None:
             receive_all([receiver])
     except StreamingError as error:
         torch.cuda.synchronize()  # no kernel is left that waits
-        print(f"{role}: StreamingError: {error}: ended after {time.monotonic() - began:.1f} s", flush=True)
+        print(
+            f"{role}: StreamingError: {error}: ended after {time.monotonic() - began:.1f} s",
+            flush=True,
+        )
         time.sleep(0.5)  # the launcher passes it on before it ends the other
     os._exit(3)
 

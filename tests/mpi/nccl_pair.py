@@ -26,7 +26,9 @@ def connect(
     return connect_pairs(world, [(source, 1 - source)], device)[1 - world.rank], found
 
 
-def streams(geometry: KVGeometry, peer: int, input_len: int, steps: int, slot: int, count: int) -> list[Stream]:
+def streams(
+    geometry: KVGeometry, peer: int, input_len: int, steps: int, slot: int, count: int
+) -> list[Stream]:
     schedule = StreamSchedule(geometry, geometry.whole, input_len, steps, slot)
     return [Stream(number, schedule, peer) for number in range(count)]
 

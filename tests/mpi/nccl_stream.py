@@ -31,9 +31,14 @@ BUSY = 5_000_000
 """Cycles that the model's stream is busy with before each layer: chunks are announced long before they are there."""
 
 
-def send(streamer: Streamer, level: Level, group: list[Stream], truth: list[KVCache], comm: MPI.Intracomm) -> None:
+def send(
+    streamer: Streamer, level: Level, group: list[Stream], truth: list[KVCache], comm: MPI.Intracomm
+) -> None:
     caches = [KVCache.allocate(cache.geometry, torch.int16, cache.k.device) for cache in truth]
-    managers = [CacheManager(cache, [stream], level, streamer) for cache, stream in zip(caches, group, strict=True)]
+    managers = [
+        CacheManager(cache, [stream], level, streamer)
+        for cache, stream in zip(caches, group, strict=True)
+    ]
     streamer.fill_staging(0x61)
     for cache, manager in zip(caches, managers, strict=True):
         cache.fill(0x51)
@@ -44,7 +49,9 @@ def send(streamer: Streamer, level: Level, group: list[Stream], truth: list[KVCa
         for whole, manager in zip(truth, managers, strict=True):
             for layer in range(whole.geometry.layers):
                 torch.cuda._sleep(BUSY)
-                k, v = (part(layer, span.stop)[:, :, span.slice] for part in (whole.keys, whole.values))
+                k, v = (
+                    part(layer, span.stop)[:, :, span.slice] for part in (whole.keys, whole.values)
+                )
                 manager.cache.store(layer, span.start, k, v)
                 if step == 0:
                     manager.layer_ready(layer)
@@ -54,10 +61,17 @@ def send(streamer: Streamer, level: Level, group: list[Stream], truth: list[KVCa
 
 
 def receive(
-    endpoint: NCCLSinkEndpoint, level: Level, group: list[Stream], truth: list[KVCache], comm: MPI.Intracomm
+    endpoint: NCCLSinkEndpoint,
+    level: Level,
+    group: list[Stream],
+    truth: list[KVCache],
+    comm: MPI.Intracomm,
 ) -> None:
     caches = [KVCache.allocate(cache.geometry, torch.int16, cache.k.device) for cache in truth]
-    receivers = [DeviceReceiver(cache, stream, level, endpoint) for cache, stream in zip(caches, group, strict=True)]
+    receivers = [
+        DeviceReceiver(cache, stream, level, endpoint)
+        for cache, stream in zip(caches, group, strict=True)
+    ]
     for cache, receiver in zip(caches, receivers, strict=True):
         cache.fill(0x31)
         receiver.begin(0x41)
@@ -72,7 +86,9 @@ def receive(
         for kv in BOTH:
             expected.piece(kv, region).copy_(whole.piece(kv, region))
             wrong = torch.nonzero(cache.tensor(kv) != expected.tensor(kv))
-            assert not len(wrong), f"{cache.geometry.layout} level {level.name}: {kv} differs, first at {wrong[0]}"
+            assert not len(wrong), (
+                f"{cache.geometry.layout} level {level.name}: {kv} differs, first at {wrong[0]}"
+            )
 
 
 def main(source: int, one_card: bool, loopback: bool) -> None:
@@ -88,7 +104,9 @@ def main(source: int, one_card: bool, loopback: bool) -> None:
     assert (found is not None) == one_card
     peer, count = 1 - world.rank, 0
     if world.rank == source:
-        streamer = Streamer(NCCLDestination(comm, {peer: link}, 30.0), device_slots(max(SLOTS), 3, device))
+        streamer = Streamer(
+            NCCLDestination(comm, {peer: link}, 30.0), device_slots(max(SLOTS), 3, device)
+        )
     else:
         endpoint = NCCLSinkEndpoint(comm, {peer: link}, 30.0)
     for number, layout in enumerate(KVLayout):
@@ -96,7 +114,10 @@ def main(source: int, one_card: bool, loopback: bool) -> None:
         for slot in SLOTS:
             for level in LEVELS.values():
                 group = streams(geometry, peer, INPUT_LEN, STEPS, slot, MICROBATCHES)
-                truth = [random_cache(geometry, device, 10 * number + each) for each in range(MICROBATCHES)]
+                truth = [
+                    random_cache(geometry, device, 10 * number + each)
+                    for each in range(MICROBATCHES)
+                ]
                 if world.rank == source:
                     send(streamer, level, group, truth, comm)
                 else:

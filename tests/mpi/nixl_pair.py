@@ -21,7 +21,9 @@ from dejavubench.dejavulib.waiting import wait_asleep
 
 CHUNKS, SLOTS = 5, 2
 GEOMETRY = KVGeometry(layers=CHUNKS, requests=2, heads=2, positions=64, head_size=16, itemsize=4)
-SCHEDULE = StreamSchedule(GEOMETRY, GEOMETRY.whole, GEOMETRY.positions, 0, GEOMETRY.nbytes // CHUNKS)
+SCHEDULE = StreamSchedule(
+    GEOMETRY, GEOMETRY.whole, GEOMETRY.positions, 0, GEOMETRY.nbytes // CHUNKS
+)
 WHOLE = SCHEDULE.layer_nbytes(0)
 DEAF_S, ASLEEP_S = 0.5, 1.0
 
@@ -37,7 +39,9 @@ def send(comm: MPI.Intracomm) -> list[str]:
     until = time.monotonic() + DEAF_S
     while time.monotonic() < until:
         complete = destination.completed(stream)
-    begun = sum(one.transfer is not None or one.written for one in destination._under_way[stream.key])
+    begun = sum(
+        one.transfer is not None or one.written for one in destination._under_way[stream.key]
+    )
     said = [f"{begun} of {CHUNKS} begun, {complete} complete"]
     comm.Barrier()
     wait_asleep(lambda: destination.completed(stream) == CHUNKS, "all chunks", 30.0)
@@ -47,7 +51,8 @@ def send(comm: MPI.Intracomm) -> list[str]:
         destination.flush(stream, chunks[0], slots[0])
         wait_asleep(lambda: destination.completed(stream) == 1, "a refusal", 30.0)
     except StreamingError as error:
-        assert f"rank 1 has a place of {WHOLE // 2} bytes for a chunk of {WHOLE}" in str(error), error  # noqa: PT017
+        text = f"rank 1 has a place of {WHOLE // 2} bytes for a chunk of {WHOLE}"
+        assert text in str(error), error  # noqa: PT017
         said.append("refused")
     if not any(comm.allgather(busy())):
         said.append("idle")

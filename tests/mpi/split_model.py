@@ -16,14 +16,29 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.specs import ModelSpec
 from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
-from dejavubench.parallel.collectives import MPICollectives, polite_barrier, polite_bcast, polite_gather
+from dejavubench.parallel.collectives import (
+    MPICollectives,
+    polite_barrier,
+    polite_bcast,
+    polite_gather,
+)
 from dejavubench.parallel.topology import Topology
 
 SPECS = {
     "gpt2": ModelSpec("tiny-gpt2", 3, 4, 8, 101, 64, 128),
     "bloom": ModelSpec("tiny-bloom", 3, 6, 8, 101, None, 192, position="alibi", embed_norm=True),
     "opt-post-norm": ModelSpec(
-        "tiny-opt", 3, 4, 8, 101, 64, 128, position_offset=2, activation="relu", norm_first=False, embed_size=16
+        "tiny-opt",
+        3,
+        4,
+        8,
+        101,
+        64,
+        128,
+        position_offset=2,
+        activation="relu",
+        norm_first=False,
+        embed_size=16,
     ),
 }
 REQUESTS, PROMPT, STEPS = 3, 7, 12
@@ -42,7 +57,9 @@ def cache_for(model: GPT, layout: KVLayout) -> KVCache:
 Tokens = list[list[list[int]]]  # [ubatch][step][request]
 
 
-def split(model: GPT, stages: int, mpi: MPICollectives, layout: KVLayout) -> tuple[Tokens, list[torch.Tensor]]:
+def split(
+    model: GPT, stages: int, mpi: MPICollectives, layout: KVLayout
+) -> tuple[Tokens, list[torch.Tensor]]:
     """New tokens (first stage), and the last logits [B, vocabulary rows] of each microbatch (last stage)."""
     ubatches = range(stages)
     caches = [cache_for(model, layout) for _ in ubatches]
@@ -77,7 +94,9 @@ def split(model: GPT, stages: int, mpi: MPICollectives, layout: KVLayout) -> tup
     return tokens, logits[-stages:]
 
 
-def unsplit(family: str, seed: int, ubatch: int, layout: KVLayout) -> tuple[list[list[int]], list[list[float]]]:
+def unsplit(
+    family: str, seed: int, ubatch: int, layout: KVLayout
+) -> tuple[list[list[int]], list[list[float]]]:
     """New tokens [step][request] and the last logits [request][vocabulary] of one microbatch."""
     model = GPT(SPECS[family], Shard(), torch.float32, torch.float32)
     model.load(random_weights(SPECS[family], seed))

@@ -42,7 +42,14 @@ def geometry_of(setup: Setup, worker: int, layout: KVLayout) -> KVGeometry:
 class Worker:
     """One rank's part in moving the whole model's cache for one layout, level and slot size."""
 
-    def __init__(self, sides: tuple[Setup, Setup], comm: MPI.Intracomm, layout: KVLayout, level: Level, slot: int):
+    def __init__(
+        self,
+        sides: tuple[Setup, Setup],
+        comm: MPI.Intracomm,
+        layout: KVLayout,
+        level: Level,
+        slot: int,
+    ):
         self.comm = comm
         self.level = level
         self.slot = slot
@@ -57,12 +64,22 @@ class Worker:
         self.streams: list[list[Stream]] = [[] for _ in range(ubatches)]
         between: Counter[int] = Counter()
         everything = Region(Span(0, LAYERS), Span(0, REQUESTS), Span(0, HEADS), Span(0, WRITTEN))
-        for transfer in (stream_out if self.is_source else stream_in)(source, target, self.worker, everything):
+        for transfer in (stream_out if self.is_source else stream_in)(
+            source, target, self.worker, everything
+        ):
             if self.is_source:
-                peer, ubatch, region = source.workers + transfer.target, transfer.source_ubatch, transfer.source_region
+                peer, ubatch, region = (
+                    source.workers + transfer.target,
+                    transfer.source_ubatch,
+                    transfer.source_region,
+                )
                 other = geometry_of(target, transfer.target, layout)
             else:
-                peer, ubatch, region = transfer.source, transfer.target_ubatch, transfer.target_region
+                peer, ubatch, region = (
+                    transfer.source,
+                    transfer.target_ubatch,
+                    transfer.target_region,
+                )
                 other = geometry_of(source, transfer.source, layout)
             schedule = StreamSchedule(self.geometry, region, INPUT_LEN, STEPS, slot, other)
             self.streams[ubatch].append(Stream(between[peer], schedule, peer))
@@ -71,7 +88,9 @@ class Worker:
     def mine(self, truth: np.ndarray, ubatch: int) -> torch.Tensor:
         """This worker's part of the truth [L, N, H, S, D], for one microbatch."""
         first = ubatch * self.setup.ubatch_size
-        return torch.from_numpy(truth[self.layers.slice, first : first + self.setup.ubatch_size, self.heads.slice])
+        return torch.from_numpy(
+            truth[self.layers.slice, first : first + self.setup.ubatch_size, self.heads.slice]
+        )
 
     def send(self, truth: list[np.ndarray]) -> int:
         """Be the model of every microbatch in turn; how many messages left."""
@@ -114,7 +133,9 @@ class Worker:
         for receiver in receivers:
             receiver.begin()
             assert not receiver.done
-            assert receiver.expected.startswith(f"chunk 0 of {receiver._stream.schedule.count(self.level)} ")
+            assert receiver.expected.startswith(
+                f"chunk 0 of {receiver._stream.schedule.count(self.level)} "
+            )
         polite_barrier(self.comm)
         receive_all(receivers)
         endpoint.finish()
@@ -130,10 +151,14 @@ class Worker:
             for layer in range(self.layers.size):
                 for kind, got, sent in (("K", cache.keys, k), ("V", cache.values, v)):
                     wrong = torch.nonzero(got(layer, WRITTEN) != sent[layer])
-                    assert not len(wrong), f"{kind} of layer {layer} of microbatch {ubatch}: first at {wrong[0]}"
+                    assert not len(wrong), (
+                        f"{kind} of layer {layer} of microbatch {ubatch}: first at {wrong[0]}"
+                    )
             for kv in BOTH:
                 left = cache.piece(kv, unused).contiguous().view(torch.uint8)
-                assert (left == pattern).all(), f"{kv} of microbatch {ubatch}: unused positions were written"
+                assert (left == pattern).all(), (
+                    f"{kv} of microbatch {ubatch}: unused positions were written"
+                )
 
 
 def setup_of(workers: int, split: str, ubatch_size: int) -> Setup:
@@ -156,7 +181,9 @@ def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
                     sent = worker.send(truth) if worker.is_source else 0
                     received = 0 if worker.is_source else worker.receive(truth, 0x20 + round)
                     counts = np.array(comm.allgather((sent, received)))
-                    assert counts[:, 0].sum() == counts[:, 1].sum() > 0, f"messages sent and received: {counts}"
+                    assert counts[:, 0].sum() == counts[:, 1].sum() > 0, (
+                        f"messages sent and received: {counts}"
+                    )
                     total += int(counts[:, 0].sum())
     return total
 
@@ -191,7 +218,10 @@ def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
         streamer.close()
     else:
         endpoint = MPISinkEndpoint(comm)
-        receivers = [CacheReceiver(worker.caches[0], stream, LEVELS["3"], endpoint) for stream in worker.streams[0]]
+        receivers = [
+            CacheReceiver(worker.caches[0], stream, LEVELS["3"], endpoint)
+            for stream in worker.streams[0]
+        ]
         polite_barrier(comm)
         for receiver in receivers:
             receiver.begin()
@@ -201,7 +231,10 @@ def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
 
 def main(sources: int, split: str, source_ubatch: int, sink_ubatch: int) -> None:
     comm = MPI.COMM_WORLD.Dup()
-    sides = (setup_of(sources, split, source_ubatch), setup_of(comm.size - sources, split, sink_ubatch))
+    sides = (
+        setup_of(sources, split, source_ubatch),
+        setup_of(comm.size - sources, split, sink_ubatch),
+    )
     total = stream_all(sides, comm)
     if source_ubatch == sink_ubatch:
         silent_sink(sides, comm)

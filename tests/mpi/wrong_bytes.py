@@ -104,7 +104,9 @@ def gather_step_early() -> None:
                 original(self, step, tokens)
             if early and step == 0:
                 original(self, 1, None)
-                self._streamer.wait(self, 60)  # so that it has been gathered before the model goes on
+                self._streamer.wait(
+                    self, 60
+                )  # so that it has been gathered before the model goes on
                 struck()
 
         return step_ready
@@ -145,7 +147,11 @@ def corrupt_file(step: str, layer: str) -> None:
         def check(self: disk.DiskDestination, stream: Any) -> None:
             if now("verify"):
                 schedule = stream.schedule
-                at = record_offset(schedule, int(step)) + int(layer) * schedule.layer_nbytes(int(step)) + 5
+                at = (
+                    record_offset(schedule, int(step))
+                    + int(layer) * schedule.layer_nbytes(int(step))
+                    + 5
+                )
                 (fd,) = _stream_files()
                 os.pwrite(fd, bytes([os.pread(fd, 1, at)[0] ^ 0x01]), at)
                 struck()
@@ -161,7 +167,9 @@ def corrupt_flush(step: str) -> None:
     """The packed chunk of a step is changed before it is written and before its checksum is made."""
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
-        def flush(self: disk.DiskDestination, stream: Any, chunk: Any, packed: torch.Tensor) -> None:
+        def flush(
+            self: disk.DiskDestination, stream: Any, chunk: Any, packed: torch.Tensor
+        ) -> None:
             if chunk.step == int(step) and (now("tokens") or now("drain")):
                 packed[0] ^= 0x01
                 struck()

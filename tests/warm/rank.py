@@ -28,7 +28,9 @@ def main(argv: list[str]) -> NoReturn:
         files.append(int(os.environ[LAUNCHERS_FILE]))
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ.pop(SOCKET))
-    request = json.dumps({"argv": argv, "environment": dict(os.environ), "cwd": os.getcwd(), "files": files}).encode()
+    request = json.dumps(
+        {"argv": argv, "environment": dict(os.environ), "cwd": os.getcwd(), "files": files}
+    ).encode()
     socket.send_fds(connection, [len(request).to_bytes(4, "little")], files)
     connection.sendall(request)
     pid = int.from_bytes(connection.recv(4), "little")

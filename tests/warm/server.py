@@ -30,7 +30,9 @@ def serve(listener: socket.socket) -> None:
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(0, selectors.EVENT_READ)
-    ranks: dict[int, tuple[int, socket.socket]] = {}  # process and who stands for it, by the process's own file
+    ranks: dict[
+        int, tuple[int, socket.socket]
+    ] = {}  # process and who stands for it, by the process's own file
     while True:
         for key, _ in selector.select():
             if key.fileobj == 0:
@@ -38,11 +40,17 @@ def serve(listener: socket.socket) -> None:
             if key.fileobj is listener:
                 connection = _high_socket(listener.accept()[0])
                 try:
-                    pid = _fork(connection, selector, [listener, *(each for _, each in ranks.values())])
-                except EOFError:  # the launcher has killed who stood for a rank before there was one
+                    pid = _fork(
+                        connection, selector, [listener, *(each for _, each in ranks.values())]
+                    )
+                except (
+                    EOFError
+                ):  # the launcher has killed who stood for a rank before there was one
                     connection.close()
                     continue
-                with contextlib.suppress(BrokenPipeError):  # likewise: the connection's end is seen next
+                with contextlib.suppress(
+                    BrokenPipeError
+                ):  # likewise: the connection's end is seen next
                     connection.sendall(pid.to_bytes(4, "little"))
                 file = _high(os.pidfd_open(pid))
                 ranks[file] = pid, connection
@@ -61,11 +69,15 @@ def serve(listener: socket.socket) -> None:
                 connection.close()
 
 
-def _fork(connection: socket.socket, selector: selectors.BaseSelector, own: list[socket.socket]) -> int:
+def _fork(
+    connection: socket.socket, selector: selectors.BaseSelector, own: list[socket.socket]
+) -> int:
     """The process that does what the other end asks for; in that process itself it does not return."""
     nbytes, files, _, _ = socket.recv_fds(connection, 4, 8)
     try:
-        request = json.loads(_exactly(connection, int.from_bytes(nbytes, "little") or 1))  # 1: it has gone already
+        request = json.loads(
+            _exactly(connection, int.from_bytes(nbytes, "little") or 1)
+        )  # 1: it has gone already
     except EOFError:
         for file in files:
             os.close(file)

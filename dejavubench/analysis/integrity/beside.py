@@ -6,7 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from dejavubench.analysis.integrity.ranks import Layout
-from dejavubench.analysis.integrity.rounds import Key, OfRound, expected_nbytes, key_of, named, remote_arms
+from dejavubench.analysis.integrity.rounds import (
+    Key,
+    OfRound,
+    expected_nbytes,
+    key_of,
+    named,
+    remote_arms,
+)
 from dejavubench.records import (
     HELD_AGAINST,
     Alone,
@@ -53,7 +60,11 @@ def _received(run: Run) -> Iterator[str]:
 
 def _handed_over(run: Run) -> Iterator[str]:
     points = {point.id: point for point in run.header.points}
-    handed = [key_of(i) for _, i in run.of(Iteration) if points[i.point].handed_over and i.arm in remote_arms(run)]
+    handed = [
+        key_of(i)
+        for _, i in run.of(Iteration)
+        if points[i.point].handed_over and i.arm in remote_arms(run)
+    ]
     yield from _lacking(run, _sinks(run) if handed else [], TakeOver, handed)
     told = [key_of(item) for _, item in run.of(HandOver)]
     if len(set(told)) < len(told):
@@ -69,12 +80,22 @@ def _swapped(run: Run) -> Iterator[str]:
     swaps = {arm.name for arm in run.header.arms if arm.mode.startswith("swap-")}
     keys = [key_of(item) for _, item in run.of(Iteration) if item.arm in swaps]
     sources = Layout.of(run).sources
-    yield from _lacking(run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys)
+    yield from _lacking(
+        run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys
+    )
 
 
 def _restarted(run: Run) -> Iterator[str]:
     restarts = [item for _, item in run.of(Restart)]
-    if len({(item.of, item.run_id, item.point, item.arm, item.first, len(item.step_ms)) for item in restarts}) > 1:
+    if (
+        len(
+            {
+                (item.of, item.run_id, item.point, item.arm, item.first, len(item.step_ms))
+                for item in restarts
+            }
+        )
+        > 1
+    ):
         yield "the sources go on with different requests: records of restart differ in what they resume"
     for log in run.ranks:
         if sum(1 for _ in log.of(Restart)) > 1:

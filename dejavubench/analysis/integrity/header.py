@@ -22,7 +22,9 @@ NOT_HASHED = ("name", "note", "log_dir", "ckpt_path", "prompts", "peer")
 class _Read(BaseModel):
     """Keys that analysis reads of a document, with their types; the others may be anything."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Experiment(_Read):
@@ -91,12 +93,17 @@ def _types(run: Run) -> Iterator[str]:
 
 
 def _names(run: Run) -> Iterator[str]:
-    named = {"arm": [arm.name for arm in run.header.arms], "point": [point.id for point in run.header.points]}
+    named = {
+        "arm": [arm.name for arm in run.header.arms],
+        "point": [point.id for point in run.header.points],
+    }
     for what, names in named.items():
         if not names:
             yield f"run.json names no {what}"
         yield from (
-            f"run.json names {what} {name} {times} times" for name, times in Counter(names).items() if times > 1
+            f"run.json names {what} {name} {times} times"
+            for name, times in Counter(names).items()
+            if times > 1
         )
 
 
@@ -104,7 +111,9 @@ def _roles(run: Run) -> Iterator[str]:
     for arm in run.header.arms:
         if (arm.mode == "none") == (arm.role == "streaming"):
             yield f"run.json: arm {arm.name} has mode {arm.mode} and role {arm.role}, which exclude each other"
-    for role, times in Counter(arm.role for arm in run.header.arms if arm.role != "streaming").items():
+    for role, times in Counter(
+        arm.role for arm in run.header.arms if arm.role != "streaming"
+    ).items():
         if times > 1:
             yield f"run.json has {times} arms with the role {role}"
 
@@ -128,7 +137,9 @@ def _names_of(arm: ArmInfo) -> tuple[str, ...]:
     if arm.mode.startswith("swap-"):
         return (arm.mode, f"{arm.mode}/{arm.durability}")
     modes = (arm.mode, "nccl-loopback") if arm.mode == "nccl" else (arm.mode,)
-    return tuple(f"{mode}@{arm.level}{more}" for mode in modes for more in ("", f"/{arm.durability}"))
+    return tuple(
+        f"{mode}@{arm.level}{more}" for mode in modes for more in ("", f"/{arm.durability}")
+    )
 
 
 def _sizes(run: Run) -> Iterator[str]:

@@ -6,7 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from dejavubench.analysis.integrity.ranks import Layout
-from dejavubench.analysis.integrity.rounds import Key, ended_well, expected_nbytes, given_up, key_of, named
+from dejavubench.analysis.integrity.rounds import (
+    Key,
+    ended_well,
+    expected_nbytes,
+    given_up,
+    key_of,
+    named,
+)
 from dejavubench.records import Iteration, Microbatch, PointInfo, RankInfo, RankLog, Run
 
 TOLERANCE = 1e-6
@@ -61,11 +68,15 @@ def _plural(count: int) -> str:
 def _unfinished(run: Run) -> Iterator[str]:
     """Allow microbatches without an iteration's record only where the run was killed or the arm was skipped."""
     iterations, skipped = {key_of(item) for _, item in run.of(Iteration)}, given_up(run)
-    well = ended_well(run)  # else ranks may be read while the run still goes on, the later ones a little later
+    well = ended_well(
+        run
+    )  # else ranks may be read while the run still goes on, the later ones a little later
     left = {
         key_of(item): None
         for rank, item in run.of(Microbatch)
-        if key_of(item) not in iterations and (well or rank == 0) and (item.point, item.arm) not in skipped
+        if key_of(item) not in iterations
+        and (well or rank == 0)
+        and (item.point, item.arm) not in skipped
     }
     for key in list(left)[0 if well else 1 :]:
         yield f"rank-0000.jsonl: the record of {named(key)} is missing, of which there are microbatches"
@@ -102,7 +113,9 @@ def _events(run: Run) -> Iterator[str]:
         if any(timed) and (on_cpu or not all(timed)):
             yield f"{log.path.name}: {sum(timed)} of {len(timed)} microbatches have times of CUDA events"
         for where, item in items:
-            if bool(item.token_event_ms) != bool(item.token_ms and item.prompt_event_ms is not None):
+            if bool(item.token_event_ms) != bool(
+                item.token_ms and item.prompt_event_ms is not None
+            ):
                 yield f"{where}: CUDA events have timed the prompt or the steps alone"
 
 
@@ -115,11 +128,15 @@ def _bytes(run: Run) -> Iterator[str]:
         items = [item for each in ranks.values() for item in each]
         if len(items) != layout.sources * in_flight:
             continue
-        streamed = sum(phase.nbytes for item in items for phase in (item.prompt, item.tokens, item.drain))
+        streamed = sum(
+            phase.nbytes for item in items for phase in (item.prompt, item.tokens, item.drain)
+        )
         expected = nbytes[key[0], key[1]]
         if streamed != expected:
             yield f"{named(key)} has streamed {streamed} bytes, its cache has {expected}"
-        lag = max(phase.lag_nbytes for item in items for phase in (item.prompt, item.tokens, item.drain))
+        lag = max(
+            phase.lag_nbytes for item in items for phase in (item.prompt, item.tokens, item.drain)
+        )
         if lag > (points[key[0]].streamed_nbytes * in_flight if expected else 0):
             yield f"{named(key)} has {lag} bytes in place that are not complete, its cache has {expected}"
 
@@ -159,14 +176,23 @@ def _long(run: Run) -> Iterator[str]:
     found = _by_iteration(run)
     for log in run.ranks:
         for where, item in log.placed(Microbatch):
-            pairs = [(item.tokens.stall_ms, item.all_token_ms, "stall"), (item.drain.stall_ms, item.drain_ms, "stall")]
+            pairs = [
+                (item.tokens.stall_ms, item.all_token_ms, "stall"),
+                (item.drain.stall_ms, item.drain_ms, "stall"),
+            ]
             pairs += [(sum(item.token_event_ms), item.all_token_ms, "time between CUDA events")]
             if _in_flight(run) == 1:
                 pairs.append((item.all_token_ms, sum(item.token_ms), "ALL-TOKEN"))
-            yield from (f"{where}: {words}" for long, short, what in pairs for words in _longer(long, short, what))
+            yield from (
+                f"{where}: {words}"
+                for long, short, what in pairs
+                for words in _longer(long, short, what)
+            )
         for where, whole in log.placed(Iteration):
             totals = sum(item.total_ms for items in found[key_of(whole)].values() for item in items)
-            yield from (f"{where}: {words}" for words in _longer(whole.total_ms, totals, "TOTAL") if totals)
+            yield from (
+                f"{where}: {words}" for words in _longer(whole.total_ms, totals, "TOTAL") if totals
+            )
 
 
 def _longer(long_ms: float, short_ms: float, what: str) -> Iterator[str]:

@@ -28,7 +28,15 @@ from dejavubench.records import (
     Verification,
 )
 
-OF_SOURCES: tuple[type[Any], ...] = (Microbatch, HandOver, Swapping, Restart, Ceiling, Alone, CopyWays)
+OF_SOURCES: tuple[type[Any], ...] = (
+    Microbatch,
+    HandOver,
+    Swapping,
+    Restart,
+    Ceiling,
+    Alone,
+    CopyWays,
+)
 OF_SINKS: tuple[type[Any], ...] = (SinkActivity, TakeOver)
 OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped, ArmFailure)
 SAME_ON_RANK_0 = ("machine", "cpu_model", "cpus", "kernel")
@@ -109,7 +117,10 @@ def _layout(run: Run) -> Iterator[str]:
     for log in run.ranks:
         for info in log.of(RankInfo):
             place = layout.place(log.rank)
-            if log.rank >= layout.sources + layout.sinks or (info.role, info.stage, info.tensor_rank) != place:
+            if (
+                log.rank >= layout.sources + layout.sinks
+                or (info.role, info.stage, info.tensor_rank) != place
+            ):
                 yield (
                     f"{log.path.name} is of another run: a {info.role} of stage {info.stage} and tensor rank "
                     f"{info.tensor_rank}, which rank {log.rank} of this one is not"

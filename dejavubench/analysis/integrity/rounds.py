@@ -52,7 +52,9 @@ def ended_well(run: Run) -> bool:
 def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
     """Return, by point and arm, the bytes that all sources together stream in one iteration."""
     return {
-        (point.id, arm.name): 0 if arm.mode == "none" else point.streamed_nbytes * point.pipeline_para_size
+        (point.id, arm.name): 0
+        if arm.mode == "none"
+        else point.streamed_nbytes * point.pipeline_para_size
         for point in run.header.points
         for arm in run.header.arms
     }
@@ -87,7 +89,11 @@ def _twice(run: Run) -> Iterator[str]:
         seen: set[tuple[str, Key, int]] = set()
         for where, record in log.all_placed():
             if isinstance(record, OfIteration):
-                place = record.kind, key_of(record), record.ubatch if isinstance(record, Microbatch) else 0
+                place = (
+                    record.kind,
+                    key_of(record),
+                    record.ubatch if isinstance(record, Microbatch) else 0,
+                )
                 if place in seen:
                     yield f"{where}: a second {record.kind} record of {named(key_of(record))}"
                 seen.add(place)
@@ -131,7 +137,9 @@ def _complete(run: Run) -> Iterator[str]:
     reached = [point for point in points if point.id in numbers]
     for point in points if well else reached:
         counts = {
-            arm.name: len(numbers[point.id][arm.name]) for arm in run.header.arms if (point.id, arm.name) not in skipped
+            arm.name: len(numbers[point.id][arm.name])
+            for arm in run.header.arms
+            if (point.id, arm.name) not in skipped
         }
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         last = point is reached[-1] and not well if reached else False
@@ -152,14 +160,20 @@ def _failed_arms(run: Run) -> Iterator[str]:
             if place in failed:
                 yield f"{where}: a second failure of arm {failure.arm} at {failure.point}"
             failed.add(place)
-            later = [number for number in numbers[failure.point][failure.arm] if number > failure.iteration]
+            later = [
+                number
+                for number in numbers[failure.point][failure.arm]
+                if number > failure.iteration
+            ]
             if later:
                 yield f"{where}: {named((*place, later[0]))} was measured after the arm had failed"
 
 
 def _orders(run: Run) -> Iterator[str]:
     """Check that no two arms have the same place in a round."""
-    taken: Counter[tuple[str, int, int]] = Counter((i.point, i.iteration, i.order) for _, i in run.of(Iteration))
+    taken: Counter[tuple[str, int, int]] = Counter(
+        (i.point, i.iteration, i.order) for _, i in run.of(Iteration)
+    )
     for (point, iteration, order), times in taken.items():
         if times > 1 or order >= len(run.header.arms):
             yield f"rank-0000.jsonl: at {point}, {times} arms are number {order} in iteration {iteration}"
@@ -185,7 +199,9 @@ def _checks(run: Run) -> Iterator[str]:
         return
     skipped = given_up(run)
     unchecked = [key for key in iterations if key not in checked and key[:2] not in skipped]
-    if unchecked and not (len(unchecked) == 1 and not first.ended and unchecked[0] == list(iterations)[-1]):
+    if unchecked and not (
+        len(unchecked) == 1 and not first.ended and unchecked[0] == list(iterations)[-1]
+    ):
         yield f"rank-0000.jsonl: the verification of {named(unchecked[0])} is missing"
 
 

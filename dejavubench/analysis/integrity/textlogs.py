@@ -29,15 +29,24 @@ def _other_times(run: Run) -> Iterator[str]:
     first = log_of(run, 0)
     if first is None or any(end.digest is not None for end in first.of(End)):
         return
-    well, short = ended_well(run), given_up(run)  # of an iteration whose check failed there are no lines
+    well, short = (
+        ended_well(run),
+        given_up(run),
+    )  # of an iteration whose check failed there are no lines
     for (point, arm), wanted in _lines(first).items():
         path = run.path / text_log(point, arm, len(run.header.points) > 1)
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         for number, (there, here) in enumerate(zip_longest(lines, wanted), start=1):
-            missing = there is None or (number == len(lines) and here is not None and here.startswith(there))
-            if there != here and here != ANY and not (missing and (not well or (point, arm) in short)):
+            missing = there is None or (
+                number == len(lines) and here is not None and here.startswith(there)
+            )
+            if (
+                there != here
+                and here != ANY
+                and not (missing and (not well or (point, arm) in short))
+            ):
                 yield f"CHANGED: {first.path.name} and {path.name}, line {number}, say different times of {point} {arm}"
                 break
 

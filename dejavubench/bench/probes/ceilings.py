@@ -71,7 +71,11 @@ def last_level_nbytes() -> int:
     sizes = [0]
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text().strip()
-        sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]] if text[-1] in "KM" else int(text))
+        sizes.append(
+            int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]]
+            if text[-1] in "KM"
+            else int(text)
+        )
     return max(sizes)
 
 
@@ -88,7 +92,9 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        elements = min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
+        elements = (
+            min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
+        )
         self._from = torch.ones(elements)
         self._to = torch.zeros(elements)
 
@@ -99,11 +105,19 @@ class Memory:
             ("max", self._from.max),
             ("dot", lambda: torch.dot(self._from, self._from)),
         ]
-        return [(nbytes / _seconds(work) / 1e9, f"{what} of {nbytes >> 20} MiB") for what, work in shapes]
+        return [
+            (nbytes / _seconds(work) / 1e9, f"{what} of {nbytes >> 20} MiB")
+            for what, work in shapes
+        ]
 
     def copy(self) -> list[Sample]:
         nbytes = self._from.nbytes
-        return [(nbytes / _seconds(lambda: self._to.copy_(self._from)) / 1e9, f"{nbytes >> 20} MiB, bytes copied")]
+        return [
+            (
+                nbytes / _seconds(lambda: self._to.copy_(self._from)) / 1e9,
+                f"{nbytes >> 20} MiB, bytes copied",
+            )
+        ]
 
 
 def run_copy() -> list[Sample]:
@@ -219,7 +233,9 @@ class Link:
                 else:
                     self._comm.Recv(buffer, self._peer)
                     self._comm.Send(buffer, self._peer)
-            samples.append((2 * times * nbytes / (time.perf_counter() - began) / 1e9, f"{nbytes >> 10} KiB"))
+            samples.append(
+                (2 * times * nbytes / (time.perf_counter() - began) / 1e9, f"{nbytes >> 10} KiB")
+            )
         return samples if self._source else []
 
     def windowed(self) -> list[Sample]:
@@ -239,7 +255,10 @@ class Link:
     def destination(self) -> list[Sample]:
         """The ``mpi`` destination's flush on this side, fetch and acknowledgement on the other."""
         nbytes = self._pace()
-        stream, slots = message_stream(MESSAGES, self._peer, nbytes), [slot[:nbytes] for slot in self._slots]
+        stream, slots = (
+            message_stream(MESSAGES, self._peer, nbytes),
+            [slot[:nbytes] for slot in self._slots],
+        )
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
         self.meet()
         began = time.perf_counter()
@@ -254,7 +273,9 @@ class Link:
                 pass
         else:
             endpoint = MPISinkEndpoint(self._comm)
-            posted = deque(endpoint.post(stream, slots[number % WINDOW]) for number in range(WINDOW))
+            posted = deque(
+                endpoint.post(stream, slots[number % WINDOW]) for number in range(WINDOW)
+            )
             for number in range(len(chunks)):
                 posted.popleft().Wait()
                 endpoint.acknowledge(stream)
@@ -291,7 +312,10 @@ class Link:
 
     def meet(self) -> None:
         """Begin together: asleep until the other side has come, which may be measuring memory, then at once."""
-        come = [self._comm.Isend(bytearray(1), self._peer), self._comm.Irecv(bytearray(1), self._peer)]
+        come = [
+            self._comm.Isend(bytearray(1), self._peer),
+            self._comm.Irecv(bytearray(1), self._peer),
+        ]
         wait_asleep(lambda: MPI.Request.Testall(come), "the other side of a link")
         self._comm.Sendrecv(bytearray(1), self._peer, recvbuf=bytearray(1), source=self._peer)
 
@@ -336,7 +360,9 @@ class Disk:
         for number in range(self.CHUNKS):
             done = 0
             while done < MESSAGE:
-                done += os.pwrite(self._raw, self._data.numpy().data[done:], number * MESSAGE + done)
+                done += os.pwrite(
+                    self._raw, self._data.numpy().data[done:], number * MESSAGE + done
+                )
             if self.durability != "page-cache":
                 os.fdatasync(self._raw)
 
@@ -496,7 +522,9 @@ class Ceilings:
             for pair in pairs:
                 counts = [len(probe.samples) for probe in pair]
                 problems += [_measured(probe) for probe in pair[:: 1 if number % 2 else -1]]
-                if any(len(probe.samples) == count for probe, count in zip(pair, counts, strict=True)):
+                if any(
+                    len(probe.samples) == count for probe, count in zip(pair, counts, strict=True)
+                ):
                     for probe, count in zip(pair, counts, strict=True):
                         del probe.samples[count:]  # samples of a pair are compared one by one
         return [problem for problem in problems if problem is not None]

@@ -84,7 +84,9 @@ def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buff
     """Layers that are gathered in turn, so that none is in L2 any more when its turn comes; 0: not one has room."""
     layer = geometry.nbytes // geometry.layers
     gathered = layer * input_len // geometry.positions
-    return min(geometry.layers, max(1, -(-4 * l2 // gathered)), free // SHARE // layer, buffer // gathered)
+    return min(
+        geometry.layers, max(1, -(-4 * l2 // gathered)), free // SHARE // layer, buffer // gathered
+    )
 
 
 class DeviceProbes:
@@ -99,7 +101,12 @@ class DeviceProbes:
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, input_len: int, slot_nbytes: int
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        geometry: KVGeometry,
+        input_len: int,
+        slot_nbytes: int,
     ) -> None:
         known = torch.cuda.get_device_properties(device)
         free, _ = torch.cuda.mem_get_info(device)
@@ -144,7 +151,10 @@ class DeviceProbes:
             ("16-byte loads", self._read_all),
         ]
         nbytes, size = self._from.numel(), f"{self._from.numel() >> 20} MiB"
-        return [(nbytes / self._seconds([work] * REPETITIONS) / 1e9, f"{what} of {size}") for what, work in shapes]
+        return [
+            (nbytes / self._seconds([work] * REPETITIONS) / 1e9, f"{what} of {size}")
+            for what, work in shapes
+        ]
 
     def copy(self) -> list[Sample]:
         nbytes = self._from.numel()
@@ -163,7 +173,9 @@ class DeviceProbes:
         assert self._gathers is not None
         nbytes = self._gathers.nbytes
         packings = enumerate(self._gathers.packings)
-        return self._gathered([partial(p.gather, self._to[at * nbytes : (at + 1) * nbytes]) for at, p in packings])
+        return self._gathered(
+            [partial(p.gather, self._to[at * nbytes : (at + 1) * nbytes]) for at, p in packings]
+        )
 
     def gather_copy(self) -> list[Sample]:
         """A plain copy of as many bytes, as often, from and to as many places."""
@@ -182,7 +194,9 @@ class DeviceProbes:
         with torch.cuda.device(self._device):
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             works[0]()
-            for _ in range(3):  # a millisecond or more: longer than it takes to launch what is timed
+            for _ in range(
+                3
+            ):  # a millisecond or more: longer than it takes to launch what is timed
                 self._copy_all()
             began.record()
             for work in works:
@@ -237,7 +251,12 @@ class _Gathers:
 
     @classmethod
     def of(
-        cls, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, input_len: int, layers: int
+        cls,
+        device: torch.device,
+        dtype: torch.dtype,
+        geometry: KVGeometry,
+        input_len: int,
+        layers: int,
     ) -> _Gathers:
         few = replace(geometry, layers=layers)
         cached = KVCache.allocate(few, dtype, device)
@@ -264,17 +283,23 @@ class _Handed:
 class _WayToHost:
     """Chunks of a staging slot's size into pinned memory: a raw loop of copies, and the library's own way."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, slot_nbytes: int) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, slot_nbytes: int
+    ) -> None:
         one = replace(geometry, layers=1, requests=1)
         positions = slot_nbytes // one.token_nbytes
-        one = replace(one, positions=positions + 1)  # one more than is moved, so that heads lie apart
+        one = replace(
+            one, positions=positions + 1
+        )  # one more than is moved, so that heads lie apart
         schedule = StreamSchedule(one, one.whole, positions, 0, slot_nbytes)
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
         self._cache = KVCache.allocate(one, dtype, device)
         self._device = device
         self._packing = Packing(self._cache, self._chunk.region)
         self._nbytes = self._chunk.nbytes
-        self._staged = [torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
+        self._staged = [
+            torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
+        ]
         self._large = torch.empty(LARGE, dtype=torch.uint8, device=device)
         self._pinned = [pinned_buffer(max(self._nbytes, LARGE)) for _ in range(SLOTS)]
         self._stream = torch.cuda.Stream(device)
@@ -294,7 +319,9 @@ class _WayToHost:
         began = time.perf_counter()
         with torch.cuda.stream(self._stream):
             for number in range(chunks):
-                self._pinned[number % SLOTS][:nbytes].copy_(slots[number % SLOTS], non_blocking=True)
+                self._pinned[number % SLOTS][:nbytes].copy_(
+                    slots[number % SLOTS], non_blocking=True
+                )
         self._stream.synchronize()
         return self._sample(chunks * nbytes, time.perf_counter() - began, chunks)
 
@@ -312,7 +339,9 @@ class _WayToHost:
             arrived += sum(1 for _ in self._staging.arrived())
         seconds = time.perf_counter() - began
         ((value, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
-        return [(value, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")]
+        return [
+            (value, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")
+        ]
 
     def _sample(self, nbytes: int, seconds: float, chunks: int) -> list[Sample]:
         return [(nbytes / seconds / 1e9, f"{chunks} × {nbytes / chunks / 2**20:.1f} MiB, pinned")]
@@ -328,16 +357,25 @@ class _Runs:
         self._stream = torch.cuda.Stream(device)
         starts = range(self._from.data_ptr(), self._from.data_ptr() + RUNS * RUN_STRIDE, RUN_STRIDE)
         places = range(self._to.data_ptr(), self._to.data_ptr() + RUNS * RUN_NBYTES, RUN_NBYTES)
-        self._copies = [(place, start, RUN_NBYTES) for place, start in zip(places, starts, strict=True)]
+        self._copies = [
+            (place, start, RUN_NBYTES) for place, start in zip(places, starts, strict=True)
+        ]
         self._nothing = [(place, start, 0) for place, start, _ in self._copies]
         memory = self._to.numpy().data
-        self._views = [memory[at : at + RUN_NBYTES] for at in range(0, RUNS * RUN_NBYTES, RUN_NBYTES)]
+        self._views = [
+            memory[at : at + RUN_NBYTES] for at in range(0, RUNS * RUN_NBYTES, RUN_NBYTES)
+        ]
 
     def copy(self) -> list[Sample]:
         """Microseconds of one, called from Python as ``dejavulib.device`` does."""
         from cupy.cuda import runtime
 
-        return [(self._loop(self._copies, runtime.streamSynchronize), f"16 B, {RUN_STRIDE} B apart, each waited for")]
+        return [
+            (
+                self._loop(self._copies, runtime.streamSynchronize),
+                f"16 B, {RUN_STRIDE} B apart, each waited for",
+            )
+        ]
 
     def overhead(self) -> list[Sample]:
         """The same loop where nothing moves: a copy of no bytes returns at once, and a cast stands for the wait."""
@@ -357,7 +395,11 @@ class _Runs:
     def _loop(self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]) -> float:
         from cupy.cuda import runtime
 
-        copy, kind, stream = runtime.memcpyAsync, runtime.memcpyDeviceToHost, self._stream.cuda_stream
+        copy, kind, stream = (
+            runtime.memcpyAsync,
+            runtime.memcpyDeviceToHost,
+            self._stream.cuda_stream,
+        )
 
         def one_by_one() -> Iterator[memoryview]:
             for (place, start, nbytes), view in zip(copies, self._views, strict=True):
@@ -385,7 +427,9 @@ class DeviceLink:
         self._link = link
         self._pair = pair
         self._source = source
-        self._slots = [torch.zeros(MESSAGE, dtype=torch.uint8, device=device) for _ in range(WINDOW)]
+        self._slots = [
+            torch.zeros(MESSAGE, dtype=torch.uint8, device=device) for _ in range(WINDOW)
+        ]
         torch.cuda.synchronize(device)
 
     def send(self) -> list[Sample]:
@@ -398,4 +442,8 @@ class DeviceLink:
         self._pair.synchronize()
         self._link.confirm()
         seconds = time.perf_counter() - began
-        return [(SENDS * MESSAGE / seconds / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")] if self._source else []
+        return (
+            [(SENDS * MESSAGE / seconds / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")]
+            if self._source
+            else []
+        )

@@ -8,7 +8,14 @@ from dataclasses import replace
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.probes.ceilings import MESSAGE, MESSAGES, WINDOW, Link, Sample, message_stream
+from dejavubench.bench.probes.ceilings import (
+    MESSAGE,
+    MESSAGES,
+    WINDOW,
+    Link,
+    Sample,
+    message_stream,
+)
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.nixl import Arrival, NIXLDestination, NIXLSinkEndpoint
 from dejavubench.dejavulib.device_receiver import device_slots
@@ -25,11 +32,15 @@ class NIXLLink:
         device: of the memory that is written from, or to.
     """
 
-    def __init__(self, comm: MPI.Intracomm, link: Link, peer: int, source: bool, device: torch.device) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, link: Link, peer: int, source: bool, device: torch.device
+    ) -> None:
         self._link = link
         on_device = device.type == "cuda"
         self._slots = (
-            device_slots(MESSAGE, WINDOW, device) if on_device else [aligned_buffer(MESSAGE) for _ in range(WINDOW)]
+            device_slots(MESSAGE, WINDOW, device)
+            if on_device
+            else [aligned_buffer(MESSAGE) for _ in range(WINDOW)]
         )
         self._stream = message_stream(MESSAGES, peer)
         self._raw_stream, self._raw_times = replace(self._stream, id=1), 0
@@ -47,13 +58,17 @@ class NIXLLink:
         if self._destination is not None:
             agent = self._destination.agent
             for _ in range(MESSAGES // WINDOW):
-                begun = [agent.write(self._raw_stream, [here], [there]) for here, there in self._pairs]
+                begun = [
+                    agent.write(self._raw_stream, [here], [there]) for here, there in self._pairs
+                ]
                 for transfer in begun:
                     while not agent.moved(transfer):
                         pass
             agent.say(self._raw_stream, Letter.WRITTEN, number)
         elif self._endpoint is not None:
-            while not self._endpoint.written(self._raw_stream, number):  # which lets move what has to be moved here
+            while not self._endpoint.written(
+                self._raw_stream, number
+            ):  # which lets move what has to be moved here
                 pass
         return self._sample(time.perf_counter() - began)
 
@@ -89,7 +104,9 @@ class NIXLLink:
     def _sample(self, seconds: float) -> list[Sample]:
         if self._destination is None:
             return []
-        return [(MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")]
+        return [
+            (MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")
+        ]
 
     def close(self) -> None:
         for end in (self._destination, self._endpoint):

@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 import torch
 
-from dejavubench.bench.probes.ceilings import MESSAGE, PACED_BY, WINDOW, Sample, message_stream, paced, size_text
+from dejavubench.bench.probes.ceilings import (
+    MESSAGE,
+    PACED_BY,
+    WINDOW,
+    Sample,
+    message_stream,
+    paced,
+    size_text,
+)
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
@@ -31,7 +39,9 @@ def tcp_messages(nbytes: int = MESSAGE) -> Stream:
 def tcp_runs() -> Stream:
     """One step whose runs are of 16 bytes: as many heads of four numbers in fp32, the next step's place in between."""
     geometry = KVGeometry(1, 1, RUNS // 2, 2, 4, 4)
-    return Stream(0, StreamSchedule(geometry, geometry.whole, 1, 0, geometry.region_nbytes(geometry.whole)))
+    return Stream(
+        0, StreamSchedule(geometry, geometry.whole, 1, 0, geometry.region_nbytes(geometry.whole))
+    )
 
 
 class TCPLink:
@@ -54,7 +64,9 @@ class TCPLink:
         """The raw loop: whole messages with nothing between them, then a word back."""
         self._destination.begin(self._stream)
         began = time.perf_counter()
-        self._destination.raw(self._stream, [self._slots[chunk.index % WINDOW] for chunk in self._chunks])
+        self._destination.raw(
+            self._stream, [self._slots[chunk.index % WINDOW] for chunk in self._chunks]
+        )
         return self._sample(time.perf_counter() - began)
 
     def destination(self) -> list[Sample]:
@@ -79,7 +91,12 @@ class TCPLink:
         return [((time.perf_counter() - began) / RUNS * 1e6, "16 B, answered")]
 
     def _sample(self, seconds: float) -> list[Sample]:
-        return [(MESSAGES * self._message / seconds / 1e9, f"{MESSAGES} × {size_text(self._message)} messages")]
+        return [
+            (
+                MESSAGES * self._message / seconds / 1e9,
+                f"{MESSAGES} × {size_text(self._message)} messages",
+            )
+        ]
 
     def close(self) -> None:
         self._destination.close()

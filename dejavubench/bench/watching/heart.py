@@ -60,7 +60,9 @@ class Heart:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         try:
             threading.Thread(target=self._beat, name="pulse", daemon=True).start()
-        except RuntimeError:  # no more threads for this user: nobody may judge a heart that does not beat
+        except (
+            RuntimeError
+        ):  # no more threads for this user: nobody may judge a heart that does not beat
             self.fd = -1
 
     def give_up_at(self, deadline: float | None, why: str = "") -> None:
@@ -79,7 +81,10 @@ class Heart:
 
     def _end_if_due(self, now: float) -> None:
         if self._interrupted is not None and now - self._interrupted > GRACE_S:
-            self._end(f"interrupted in phase {self.page.phase}, in a call that did not return", INTERRUPTED)
+            self._end(
+                f"interrupted in phase {self.page.phase}, in a call that did not return",
+                INTERRUPTED,
+            )
         if self._deadline is not None and now > self._deadline[0]:
             self._end(self._deadline[1], 1)
 

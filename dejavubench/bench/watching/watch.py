@@ -17,7 +17,7 @@ from dejavubench.bench.watching.watchdog import beat_every
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 READY_S = 10.0
 """The longest time to wait for the process; the job goes on without it."""
 
@@ -36,7 +36,9 @@ def watch_ranks(world: Intracomm, heart: Heart, timeout: float) -> Watch | None:
     """Have all ranks watched, each host's by a process of its own; the lowest rank there gets it. Collective."""
     heart.every = beat_every(timeout)
     places = world.allgather(Place(socket.gethostname(), os.getpid(), heart.fd))
-    here = {rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host}
+    here = {
+        rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host
+    }
     return Watch(here, timeout, whole=len(here) == len(places)) if world.rank == min(here) else None
 
 
@@ -67,7 +69,16 @@ class Watch:
         places = [f"{rank}={place.pid}:{place.fd}" for rank, place in ranks.items()]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", PROGRAM, str(timeout), "whole" if whole else "part", *places],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    PROGRAM,
+                    str(timeout),
+                    "whole" if whole else "part",
+                    *places,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # the launcher's signals are for the ranks

@@ -68,7 +68,12 @@ class Judge:
     """
 
     def __init__(
-        self, pages: Mapping[int, Page], timeout: float, whole: bool, process: Callable[[int], str], now: float
+        self,
+        pages: Mapping[int, Page],
+        timeout: float,
+        whole: bool,
+        process: Callable[[int], str],
+        now: float,
     ) -> None:
         self._timeout, self._whole, self._process = timeout, whole, process
         self._looked = now
@@ -95,7 +100,9 @@ class Judge:
 
     def _follow(self, now: float) -> None:
         every = beat_every(self._timeout)
-        unseen = max(0.0, now - self._looked - 2 * every)  # this process has not run either: that time does not count
+        unseen = max(
+            0.0, now - self._looked - 2 * every
+        )  # this process has not run either: that time does not count
         self._looked = now
         for seen in self._seen.values():
             seen.beat_at += unseen
@@ -125,7 +132,10 @@ class Judge:
             if any(seconds <= longest for seconds in idle.values()):
                 return {}
         waits = "" if working else ", it waits for other ranks"
-        return {rank: f"no progress for {idle[rank]:.0f} s{waits}{_why(self._seen[rank])}" for rank in working or stuck}
+        return {
+            rank: f"no progress for {idle[rank]:.0f} s{waits}{_why(self._seen[rank])}"
+            for rank in working or stuck
+        }
 
 
 def _why(seen: Seen) -> str:
@@ -140,10 +150,14 @@ class Watchdog:
     Orders come on standard input, a line each: ``note FILE`` says where to write, ``ends`` that ranks may end.
     """
 
-    def __init__(self, pids: dict[int, int], pages: dict[int, Page], timeout: float, whole: bool) -> None:
+    def __init__(
+        self, pids: dict[int, int], pages: dict[int, Page], timeout: float, whole: bool
+    ) -> None:
         self._pids, self._pages, self._timeout = pids, pages, timeout
         self._every = beat_every(timeout)
-        self._judge = Judge(pages, timeout, whole, lambda rank: _state(pids[rank]), time.monotonic())
+        self._judge = Judge(
+            pages, timeout, whole, lambda rank: _state(pids[rank]), time.monotonic()
+        )
         self._file: Path | None = None
         self._may_end = False
         self._orders = b""
@@ -189,7 +203,11 @@ class Watchdog:
             self._may_end = self._may_end or word == b"ends"
 
     def _note_first_exit(self, first: list[int]) -> None:
-        late = {rank: why for rank, why in self._judge.late(time.monotonic()).items() if rank not in first}
+        late = {
+            rank: why
+            for rank, why in self._judge.late(time.monotonic()).items()
+            if rank not in first
+        }
         for rank, why in late.items():
             _say(f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {why}")
         self._note(first, late)
@@ -198,7 +216,9 @@ class Watchdog:
         """Say and note who hangs, then kill the ranks of this host; the launcher kills the others."""
         phases = {rank: self._pages[rank].phase for rank in hung}
         for rank, why in hung.items():
-            _say(f"rank {rank} failed in phase {phases[rank]}: {why}; --rank-timeout {self._timeout:g}s ends the job")
+            _say(
+                f"rank {rank} failed in phase {phases[rank]}: {why}; --rank-timeout {self._timeout:g}s ends the job"
+            )
         noting = threading.Thread(target=self._note, args=(sorted(hung), hung), daemon=True)
         noting.start()
         noting.join(NOTE_S)
@@ -211,7 +231,9 @@ class Watchdog:
         if self._file is None:
             return
         record = {"kind": "first-exit", "ranks": first, **({"hung": hung} if hung else {})}
-        with contextlib.suppress(OSError):  # a full disk, or a folder that was removed: then nothing can be noted in it
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk, or a folder that was removed: then nothing can be noted in it
             write_whole(self._file, (json.dumps(record) + "\n").encode())
 
 
@@ -243,7 +265,10 @@ def _open_page(pid: int, fd: int) -> Page | None:
 def main() -> None:
     """``TIMEOUT WHOLE RANK=PID:FD …``"""
     timeout, whole, *ranks = sys.argv[1:]
-    places = {int(rank): tuple(map(int, at.split(":"))) for rank, _, at in (word.partition("=") for word in ranks)}
+    places = {
+        int(rank): tuple(map(int, at.split(":")))
+        for rank, _, at in (word.partition("=") for word in ranks)
+    }
     pages = {rank: page for rank, at in places.items() if (page := _open_page(*at)) is not None}
     pids = {rank: pid for rank, (pid, _) in places.items()}
     try:
@@ -252,7 +277,9 @@ def main() -> None:
         return
     if float(timeout) and (unseen := sorted(pids.keys() - pages.keys())):
         ranks_text = f"rank{'s' * (len(unseen) > 1)} {', '.join(map(str, unseen))}"
-        _say(f"{ranks_text} cannot be watched, as no memory can be shared: a rank that hangs may not end the job")
+        _say(
+            f"{ranks_text} cannot be watched, as no memory can be shared: a rank that hangs may not end the job"
+        )
     print(flush=True)
     os.close(1)
     watchdog.run()

@@ -111,7 +111,9 @@ class Destination(ABC):
         """
 
     @abstractmethod
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[Any], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[Any], each_complete: bool
+    ) -> None:
         """Move a chunk's runs, each a copy or message of its own, in packed order; returns when all are issued.
 
         Args:

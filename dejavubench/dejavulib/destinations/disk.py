@@ -15,7 +15,12 @@ import torch
 from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.blockfile import BlockFile, Durability
 from dejavubench.dejavulib.copies import PAGE
-from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream, WrongBytesError
+from dejavubench.dejavulib.destinations.base import (
+    Capabilities,
+    Destination,
+    Stream,
+    WrongBytesError,
+)
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.streamfile import StepTrailer
 
@@ -48,9 +53,16 @@ class DiskDestination(Destination):
     name = "disk"
 
     def __init__(
-        self, directory: Path, name: str, durability: Durability, keep: bool, identity: dict[str, str]
+        self,
+        directory: Path,
+        name: str,
+        durability: Durability,
+        keep: bool,
+        identity: dict[str, str],
     ) -> None:
-        self.capabilities = Capabilities(remote=False, durable=durability != "page-cache", durability=durability)
+        self.capabilities = Capabilities(
+            remote=False, durable=durability != "page-cache", durability=durability
+        )
         self._directory = directory
         self._name = name
         self._durability = durability
@@ -101,7 +113,9 @@ class DiskDestination(Destination):
         done.set_result(None)
         return done
 
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    ) -> None:
         file, at = self._files[stream.id], streamfile.chunk_offset(stream.schedule, chunk)
         for block in self.counted(runs):
             for run in block:
@@ -131,8 +145,12 @@ class DiskDestination(Destination):
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         schedule = stream.schedule
-        first, end = (streamfile.record_offset(schedule, step) for step in (steps.start, steps.stop))
-        return self._files[stream.id].blocks.read(first, end - first), streamfile.record_nbytes(schedule, steps.start)
+        first, end = (
+            streamfile.record_offset(schedule, step) for step in (steps.start, steps.stop)
+        )
+        return self._files[stream.id].blocks.read(first, end - first), streamfile.record_nbytes(
+            schedule, steps.start
+        )
 
     def check(self, stream: Stream) -> None:
         """Read the file back from the device; compare every checksum, and that the watermark is at the end.
@@ -144,13 +162,17 @@ class DiskDestination(Destination):
         blocks.forget_cached()
         watermark = streamfile.watermark_page(schedule.steps + 1)
         if not np.array_equal(blocks.read(streamfile.WATERMARK, PAGE).numpy(), watermark):
-            raise WrongBytesError(f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps written")
+            raise WrongBytesError(
+                f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps written"
+            )
         for step in range(schedule.steps + 1):
             at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
             record = blocks.read(at, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
             wrong = streamfile.first_wrong(schedule, step, record)
             if wrong is not None:
-                raise WrongBytesError(f"{blocks.path.name}: checksum of step {step}, {wrong} does not agree")
+                raise WrongBytesError(
+                    f"{blocks.path.name}: checksum of step {step}, {wrong} does not agree"
+                )
 
     def _note_clock(self) -> None:
         self._beside_clock = time.pthread_getcpuclockid(threading.get_ident())

@@ -46,7 +46,9 @@ class HostDestination(Destination):
             place.copy_(packed)
         self._completed[stream.id] += 1
 
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    ) -> None:
         # A copy by the CPU is complete when it returns: each_complete makes no difference here.
         place = self.place(stream, chunk).numpy().data
         at = 0

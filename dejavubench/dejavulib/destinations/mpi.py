@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import (
+    Capabilities,
+    RemoteDestination,
+    Stream,
+    StreamingError,
+)
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.waiting import wait_asleep
 
@@ -39,7 +44,9 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise StreamingError("this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by mpi needs")
+            raise StreamingError(
+                "this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by mpi needs"
+            )
         super().__init__()
         self._comm = comm
 
@@ -49,7 +56,9 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
         send = self._comm.Isend((packed.numpy(), MPI.BYTE), stream.peer, _data_tag(stream))
         self._under_way[stream.key].append((send, ack))
 
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    ) -> None:
         assert stream.peer is not None
         peer, tag = stream.peer, _data_tag(stream)
         self._under_way[stream.key].append((MPI.REQUEST_NULL, self._expect_ack(stream)))
@@ -60,7 +69,9 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
                     send(run, peer, tag)
         else:
             issue = self._comm.Isend
-            MPI.Request.Waitall([issue(run, peer, tag) for block in self.counted(runs) for run in block])
+            MPI.Request.Waitall(
+                [issue(run, peer, tag) for block in self.counted(runs) for run in block]
+            )
 
     def _expect_ack(self, stream: Stream) -> MPI.Request:
         assert stream.peer is not None
@@ -68,7 +79,9 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
 
     def completed(self, stream: Stream) -> int:
         under_way = self._under_way[stream.key]
-        while under_way and all(request.Test() for request in under_way[0]):  # its buffer is free as well
+        while under_way and all(
+            request.Test() for request in under_way[0]
+        ):  # its buffer is free as well
             under_way.popleft()
             self._completed[stream.key] += 1
         return self._completed[stream.key]

@@ -23,7 +23,12 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import (
+    Capabilities,
+    RemoteDestination,
+    Stream,
+    StreamingError,
+)
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
 
@@ -73,7 +78,9 @@ class _Mail:
     def send(self, peer: int, tag: int, *numbers: int) -> None:
         while self._leaving and self._leaving[0].Test():
             self._leaving.popleft()
-        self._leaving.append(self._comm.Isend(np.array([*numbers, 0, 0, 0, 0][:4], dtype=np.int64), peer, tag))
+        self._leaving.append(
+            self._comm.Isend(np.array([*numbers, 0, 0, 0, 0][:4], dtype=np.int64), peer, tag)
+        )
 
     def receive(self, peer: int, tag: int) -> Iterator[tuple[int, int, int, int]]:
         """What has come, in order."""
@@ -124,9 +131,13 @@ class NCCLDestination(RemoteDestination[_Sending]):
     name = "nccl"
     capabilities = Capabilities(remote=True, device_memory=True, by_address=True)
 
-    def __init__(self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0
+    ) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise StreamingError("this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by nccl needs")
+            raise StreamingError(
+                "this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by nccl needs"
+            )
         super().__init__()
         self._mail = _Mail(comm)
         self._sinks = {peer: _Sink(link) for peer, link in links.items()}
@@ -139,7 +150,9 @@ class NCCLDestination(RemoteDestination[_Sending]):
         sending.packed, sending.filled = packed, sink.link.filled()
         self._issue(stream)
 
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[tuple[int, int]], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[tuple[int, int]], each_complete: bool
+    ) -> None:
         """Send runs, given as (address, bytes), each from where it lies in the cache."""
         sink, sending = self._announce(stream, chunk, RUN_BY_RUN if each_complete else IN_GROUPS)
         self._wait(lambda: self._is_next(stream, sending), stream, chunk)
@@ -259,7 +272,11 @@ class Receiving:
     """A place that waits for the next chunk of its stream; it is complete when the chunk has been scattered."""
 
     def __init__(
-        self, endpoint: NCCLSinkEndpoint, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
+        self,
+        endpoint: NCCLSinkEndpoint,
+        stream: Stream,
+        packed: torch.Tensor,
+        scatter: Callable[[torch.Tensor], None],
     ) -> None:
         self.packed = packed
         self.scatter = scatter
@@ -300,7 +317,9 @@ class NCCLSinkEndpoint:
         timeout: seconds within which what was announced must come.
     """
 
-    def __init__(self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0
+    ) -> None:
         self._mail = _Mail(comm)
         self._links = dict(links)
         self._timeout = timeout
@@ -308,7 +327,9 @@ class NCCLSinkEndpoint:
         self._posted: dict[tuple[int | None, int], deque[Receiving]] = {}
         self._failed = False
 
-    def post(self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]) -> Receiving:
+    def post(
+        self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
+    ) -> Receiving:
         """``fetch``: have the next chunk of the stream received into ``packed`` and scattered from there.
 
         Args:
@@ -323,7 +344,11 @@ class NCCLSinkEndpoint:
         """Grant and issue what has been announced by the stream's source and has a place, in order."""
         peer = _peer(stream)
         announced, link = self._listen(peer), self._links[peer]
-        while announced and announced[0].kind == PACKED and (posted := self._posted.get((peer, announced[0].stream))):
+        while (
+            announced
+            and announced[0].kind == PACKED
+            and (posted := self._posted.get((peer, announced[0].stream)))
+        ):
             announcement, receiving = announced.popleft(), posted.popleft()
             self._same(announcement, receiving.packed.numel(), peer)
             self._mail.send(peer, _GRANT)

@@ -27,7 +27,12 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.addresses import Bases, RunAddresses
-from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import (
+    Capabilities,
+    RemoteDestination,
+    Stream,
+    StreamingError,
+)
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.nixl_agent import Agent, Letter
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
@@ -65,9 +70,13 @@ class NIXLDestination(RemoteDestination[_Sending]):
 
     name = "nixl"
 
-    def __init__(self, comm: MPI.Intracomm, sinks: Sequence[int], memory: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, sinks: Sequence[int], memory: Sequence[torch.Tensor]
+    ) -> None:
         super().__init__()
-        self.capabilities = Capabilities(remote=True, device_memory=memory[0].is_cuda, by_address=True)
+        self.capabilities = Capabilities(
+            remote=True, device_memory=memory[0].is_cuda, by_address=True
+        )
         self.agent = Agent(comm, memory, dict.fromkeys(sinks))
         self._places: dict[tuple[int | None, int], RunAddresses] = {}
         self._numbers: Counter[tuple[int | None, int]] = Counter()
@@ -81,7 +90,9 @@ class NIXLDestination(RemoteDestination[_Sending]):
             sending.filled.record(torch.cuda.current_stream(packed.device))
         self._issue(stream)
 
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[tuple[int, int]], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[tuple[int, int]], each_complete: bool
+    ) -> None:
         """Write runs, given as (address, bytes), from where they lie to where they belong in the sink's cache."""
         sending = self._add(stream)
         places = self._places_of(stream).of(chunk.step)
@@ -167,7 +178,9 @@ class NIXLDestination(RemoteDestination[_Sending]):
 
     def _go_on(self, stream: Stream, chunk: Chunk) -> None:
         if self._given_up.is_set():
-            raise StreamingError(f"chunk {chunk.index} of stream {stream.id} to rank {stream.peer} was given up")
+            raise StreamingError(
+                f"chunk {chunk.index} of stream {stream.id} to rank {stream.peer} was given up"
+            )
 
 
 # ---- the sink ----
@@ -229,7 +242,10 @@ class NIXLSinkEndpoint:
         self._awaited: dict[tuple[int | None, int], Arrival] = {}
 
     def post(
-        self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None] | None = None
+        self,
+        stream: Stream,
+        packed: torch.Tensor,
+        scatter: Callable[[torch.Tensor], None] | None = None,
     ) -> Arrival:
         """``fetch``: name ``packed`` to the source as the place for the stream's next chunk.
 
@@ -272,7 +288,9 @@ class NIXLSinkEndpoint:
         self.agent.say(stream, Letter.PLACE, number, address, nbytes)
         return number
 
-    def _scatter(self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]) -> torch.cuda.Event:
+    def _scatter(
+        self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
+    ) -> torch.cuda.Event:
         scattered = torch.cuda.Event()
         with torch.cuda.stream(self._beside):
             scatter(packed)

@@ -65,11 +65,15 @@ class TCPDestination(RemoteDestination[int]):
         try:
             setup = Setup.of(streams, dtype)
         except ValidationError as error:
-            raise RefusedError(f"no sink takes such caches: {error.errors(include_url=False)[0]['msg']}") from None
+            raise RefusedError(
+                f"no sink takes such caches: {error.errors(include_url=False)[0]['msg']}"
+            ) from None
         self.wire = connect(address, token, timeout)
         self._keys = {stream.id: stream.key for stream in streams}
         self._microbatch = dict.fromkeys(self._keys, 0)
-        self._alone = threading.Lock()  # a microbatch may begin while another's chunks are on their way
+        self._alone = (
+            threading.Lock()
+        )  # a microbatch may begin while another's chunks are on their way
         self._given_up = False
         try:
             announce(self.wire, setup)
@@ -91,7 +95,9 @@ class TCPDestination(RemoteDestination[int]):
             self._under_way[stream.key].append(chunk.index)
             self._ask(Kind.CHUNK, stream, chunk.index, packed.numpy().data)
 
-    def flush_runs(self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool) -> None:
+    def flush_runs(
+        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    ) -> None:
         kind, number = Kind.RUN if each_complete else Kind.BATCHED_RUN, chunk.index
         with self._alone:
             self._under_way[stream.key].append(number)
@@ -113,7 +119,12 @@ class TCPDestination(RemoteDestination[int]):
         """Read back what the sink's cache holds where the chunk belongs. Raises WireError: other bytes came."""
         with self._alone:
             spans = vars(chunk.region).values()
-            self._ask(Kind.FETCH, stream, chunk.index, REGION.pack(*(edge for span in spans for edge in span)))
+            self._ask(
+                Kind.FETCH,
+                stream,
+                chunk.index,
+                REGION.pack(*(edge for span in spans for edge in span)),
+            )
             self._receive(self._await(Kind.HELD, stream), packed.numpy().data)
 
     def outside(self, stream: Stream) -> Outside | None:
@@ -138,7 +149,9 @@ class TCPDestination(RemoteDestination[int]):
 
     # ---- the connection ----
 
-    def _ask(self, kind: Kind, stream: Stream, number: int, payload: memoryview | bytes = b"") -> None:
+    def _ask(
+        self, kind: Kind, stream: Stream, number: int, payload: memoryview | bytes = b""
+    ) -> None:
         frame = Frame(kind, stream.id, self._microbatch[stream.id], number, len(payload))
         try:
             self.wire.send_frame(frame, payload, self._checksums or kind not in _STREAMED)
@@ -159,7 +172,10 @@ class TCPDestination(RemoteDestination[int]):
         if reply.kind == Kind.COMPLETE:
             key = self._keys.get(reply.stream, (None, -1))
             under_way = self._under_way.get(key)
-            if not under_way or (reply.microbatch, reply.number) != (self._microbatch[reply.stream], under_way[0]):
+            if not under_way or (reply.microbatch, reply.number) != (
+                self._microbatch[reply.stream],
+                under_way[0],
+            ):
                 raise WireError(f"{self.wire.peer} acknowledges what it was not sent: {reply}")
             under_way.popleft()
             self._completed[key] += 1
@@ -167,7 +183,9 @@ class TCPDestination(RemoteDestination[int]):
 
     def _receive(self, reply: Frame, into: memoryview) -> None:
         if reply.nbytes != len(into) or not self.wire.receive_payload(reply, [into]):
-            raise WireError(f"{self.wire.peer} sent other bytes back than it said, or than were asked for: {reply}")
+            raise WireError(
+                f"{self.wire.peer} sent other bytes back than it said, or than were asked for: {reply}"
+            )
 
     def give_up(self) -> None:
         self._given_up = True

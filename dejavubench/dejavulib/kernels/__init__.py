@@ -75,7 +75,9 @@ def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
     content["layer"] = sum(sizes) // vector
     for number, (piece, size) in enumerate(zip(pieces.values(), sizes, strict=True)):
         if size // vector >= 2**31:
-            raise ValueError(f"{size} bytes of one layer's {BOTH[number].upper()} are more than the kernel counts")
+            raise ValueError(
+                f"{size} bytes of one layer's {BOTH[number].upper()} are more than the kernel counts"
+            )
         kind = content["kinds"][number]
         kind["first"], kind["layer"] = piece.first // vector, piece.layer // vector
         kind["axis0"], kind["axis1"], kind["axis2"] = (stride // vector for stride in piece.strides)
@@ -142,10 +144,14 @@ class RegionCopy:
         told = plan(cache.geometry, region)
         self._cache = cache
         self._vector, self._blocks = told.vector, told.blocks
-        self._plan = torch.frombuffer(bytearray(told.content.tobytes()), dtype=torch.uint8).to(cache.k.device)
+        self._plan = torch.frombuffer(bytearray(told.content.tobytes()), dtype=torch.uint8).to(
+            cache.k.device
+        )
         self._fixed = [np.uintp(tensor.data_ptr()) for tensor in (self._plan, cache.k, cache.v)]
         kind = TYPES[told.vector]
-        self._gather, self._scatter = (_module().get_function(f"copy_region<{kind}, {way}>") for way in WAYS)
+        self._gather, self._scatter = (
+            _module().get_function(f"copy_region<{kind}, {way}>") for way in WAYS
+        )
 
     def gather(self, packed: torch.Tensor) -> None:
         self._launch(self._gather, packed)

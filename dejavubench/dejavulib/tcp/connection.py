@@ -32,7 +32,9 @@ class Connection:
         except ValueError as error:
             raise RefusalError(f"setup: {error}") from None
         self._streams = {id: HeldStream(id, schedule, dtype) for id, schedule in found.items()}
-        self._slot_nbytes = min(setup.slot_nbytes, max(schedule.nbytes for schedule in found.values()))
+        self._slot_nbytes = min(
+            setup.slot_nbytes, max(schedule.nbytes for schedule in found.values())
+        )
         self._slot: torch.Tensor | None = None
         self.nbytes = self.chunks = 0
         self.what = f"{len(found)} streams, caches of {setup.geometry.layout} {setup.dtype}, {setup.nbytes >> 20} MiB"
@@ -55,10 +57,14 @@ class Connection:
                 return
             held = self._streams.get(frame.stream)
             if held is None or frame.kind not in take:
-                raise RefusalError(f"nothing is known of frames of kind {frame.kind} for stream {frame.stream}")
+                raise RefusalError(
+                    f"nothing is known of frames of kind {frame.kind} for stream {frame.stream}"
+                )
             expected = held.microbatch + (frame.kind == Kind.BEGIN)
             if frame.microbatch != expected or not expected:
-                raise RefusalError(f"stream {held.id} is at microbatch {held.microbatch}, not {frame.microbatch}")
+                raise RefusalError(
+                    f"stream {held.id} is at microbatch {held.microbatch}, not {frame.microbatch}"
+                )
             take[frame.kind](frame, held)
 
     def _reply(self, kind: Kind, frame: Frame, payload: memoryview | bytes = b"") -> None:
@@ -109,11 +115,17 @@ class Connection:
             region = Region(*(Span(*numbers[at : at + 2]) for at in range(0, len(numbers), 2)))
         except ValueError as error:
             raise RefusalError(str(error)) from None
-        self._reply(Kind.HELD, frame, held.packed(region, self._staging(self._slot_nbytes)).numpy().data)
+        self._reply(
+            Kind.HELD, frame, held.packed(region, self._staging(self._slot_nbytes)).numpy().data
+        )
 
     def _check(self, frame: Frame, held: HeldStream) -> None:
         found = held.outside()
-        self._reply(Kind.CHECKED, frame, b"" if found is None else DIFFERENCE.pack(BOTH.index(found[0]), *found[1:]))
+        self._reply(
+            Kind.CHECKED,
+            frame,
+            b"" if found is None else DIFFERENCE.pack(BOTH.index(found[0]), *found[1:]),
+        )
 
     def _raw(self, frame: Frame, held: HeldStream) -> None:
         """What a socket can do: as many bytes to the same places, by a loop that knows nothing of frames and hashes."""
@@ -135,7 +147,9 @@ class Connection:
 
 
 def _corrupt(held: HeldStream, chunk: Chunk) -> str:
-    layers, requests, heads, positions = (f"[{span.start}, {span.stop})" for span in vars(chunk.region).values())
+    layers, requests, heads, positions = (
+        f"[{span.start}, {span.stop})" for span in vars(chunk.region).values()
+    )
     return (
         f"chunk {chunk.index} (step {chunk.step}) of stream {held.id}: its hash does not agree with its bytes, "
         f"layers {layers}, requests {requests}, heads {heads}, positions {positions}"

@@ -108,10 +108,15 @@ class Setup(_Strict):
         for stream in streams:
             schedule, region = stream.schedule, stream.schedule.region
             cuts = {axis: tuple(getattr(region, axis)) for axis in ("layers", "requests", "heads")}
-            numbers = {name: getattr(schedule, name) for name in ("input_len", "steps", "slot_nbytes")}
+            numbers = {
+                name: getattr(schedule, name) for name in ("input_len", "steps", "slot_nbytes")
+            }
             announced.append({"id": stream.id, **cuts, **numbers})
         sizes = {name: getattr(geometry, name) for name in _Geometry.model_fields}
-        named = {"geometry": {**sizes, "layout": geometry.layout.value}, "dtype": str(dtype).removeprefix("torch.")}
+        named = {
+            "geometry": {**sizes, "layout": geometry.layout.value},
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         return cls.model_validate({**named, "streams": tuple(announced)})
 
     def torch_dtype(self) -> torch.dtype:
@@ -125,8 +130,18 @@ class Setup(_Strict):
         Only numbers are looked at, which need not fit together yet.
         """
         sizes = self.geometry
-        cache = 2 * sizes.layers * sizes.requests * sizes.heads * sizes.positions * sizes.head_size * sizes.itemsize
-        objects = sum(STREAM_NBYTES + CHUNK_NBYTES * self._chunks(stream) for stream in self.streams)
+        cache = (
+            2
+            * sizes.layers
+            * sizes.requests
+            * sizes.heads
+            * sizes.positions
+            * sizes.head_size
+            * sizes.itemsize
+        )
+        objects = sum(
+            STREAM_NBYTES + CHUNK_NBYTES * self._chunks(stream) for stream in self.streams
+        )
         return cache * len(self.streams) + self.slot_nbytes + objects + CONNECTION_NBYTES
 
     def _chunks(self, stream: _Stream) -> int:
@@ -138,7 +153,9 @@ class Setup(_Strict):
         per_request = per_position * stream.input_len
         if per_request <= stream.slot_nbytes:
             return layers * -(-requests * max(per_request, 1) // stream.slot_nbytes) * 2
-        return layers * requests * -(-stream.input_len // max(1, stream.slot_nbytes // per_position))
+        return (
+            layers * requests * -(-stream.input_len // max(1, stream.slot_nbytes // per_position))
+        )
 
     @property
     def slot_nbytes(self) -> int:
@@ -170,12 +187,18 @@ def schedules(setup: Setup) -> dict[int, StreamSchedule]:
     for stream in setup.streams:
         if stream.id in found:
             raise ValueError(f"stream {stream.id} is announced twice")
-        region = Region(Span(*stream.layers), Span(*stream.requests), Span(*stream.heads), Span(0, 0))
+        region = Region(
+            Span(*stream.layers), Span(*stream.requests), Span(*stream.heads), Span(0, 0)
+        )
         if not (region.layers.size and region.requests.size and region.heads.size):
             raise ValueError(f"stream {stream.id} has nothing in it: {region}")
-        schedule = StreamSchedule(geometry, region, stream.input_len, stream.steps, stream.slot_nbytes)
+        schedule = StreamSchedule(
+            geometry, region, stream.input_len, stream.steps, stream.slot_nbytes
+        )
         if region.layers.size * -(-schedule.layer_nbytes(0) // stream.slot_nbytes) > MOST_CHUNKS:
-            raise ValueError(f"stream {stream.id} is cut into more than {MOST_CHUNKS} chunks a step")
+            raise ValueError(
+                f"stream {stream.id} is cut into more than {MOST_CHUNKS} chunks a step"
+            )
         found[stream.id] = schedule
     return found
 
@@ -213,7 +236,9 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
             wire.receive_into(machine)
             wire.receive_into(network)
         except ClosedError:
-            raise WireError(f"{where} does not accept this {TOKEN_VARIABLE}: it has another one") from None
+            raise WireError(
+                f"{where} does not accept this {TOKEN_VARIABLE}: it has another one"
+            ) from None
         if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, of_sink)):
             raise WireError(f"{where} does not know this {TOKEN_VARIABLE}")
         own_address = connected.getsockname()[0] == connected.getpeername()[0]
@@ -248,11 +273,15 @@ def _hello(wire: Wire) -> bytes:
     if magic != _MAGIC:
         raise WireError(f"{wire.peer} does not speak this protocol")
     if version != VERSION:
-        raise WireError(f"{wire.peer} speaks version {version} of the protocol, this side {VERSION}")
+        raise WireError(
+            f"{wire.peer} speaks version {version} of the protocol, this side {VERSION}"
+        )
     return bytes(nonce)
 
 
-def _proof(token: bytes, side: Literal[b"source", b"sink"], of_source: bytes, of_sink: bytes) -> bytes:
+def _proof(
+    token: bytes, side: Literal[b"source", b"sink"], of_source: bytes, of_sink: bytes
+) -> bytes:
     return hmac.digest(token, side + of_source + of_sink, hashlib.sha256)
 
 
@@ -265,7 +294,9 @@ def machine_digest() -> bytes:
 def _network_digest() -> bytes:
     """The same for all processes of one network namespace of one running kernel: between them nothing is sent."""
     namespace = Path("/proc/self/ns/net")
-    known = os.readlink(namespace).encode() if namespace.is_symlink() else b""  # a kernel without them has one network
+    known = (
+        os.readlink(namespace).encode() if namespace.is_symlink() else b""
+    )  # a kernel without them has one network
     return hashlib.sha256(machine_digest() + known).digest()
 
 
@@ -287,5 +318,7 @@ def leave(wire: Wire) -> None:
         wire.send_frame(Frame(Kind.BYE))
         while True:
             wire.receive_reply()
-    except WireError:  # closed: what was waited for; or broken, when nothing is asked of it any more
+    except (
+        WireError
+    ):  # closed: what was waited for; or broken, when nothing is asked of it any more
         return

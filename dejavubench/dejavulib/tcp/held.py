@@ -53,7 +53,9 @@ class HeldStream:
         self.microbatch = microbatch
         self._pattern = pattern
         self._number = self._position = self.runs = 0
-        self._coming = {level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED}
+        self._coming = {
+            level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED
+        }
         self.cache.fill(pattern)
 
     # ---- packed chunks ----
@@ -89,7 +91,9 @@ class HeldStream:
         geometry = self.schedule.geometry
         if any(geometry.rows(kv, chunk.region).nbytes < DIRECT for kv in BOTH):
             return None
-        return run_places(self.cache, (chunk.region.layer(layer) for layer in range(*chunk.region.layers)))
+        return run_places(
+            self.cache, (chunk.region.layer(layer) for layer in range(*chunk.region.layers))
+        )
 
     def arrived(self, nbytes: int) -> None:
         """The chunk under way is where it belongs."""
@@ -133,12 +137,18 @@ class HeldStream:
             RefusalError: it is not inside the stream's, or larger than a packed chunk may be.
         """
         nbytes = self.schedule.geometry.region_nbytes(region)
-        if region & self.schedule.region != region or not 0 < nbytes <= min(self.schedule.slot_nbytes, len(into)):
+        if region & self.schedule.region != region or not 0 < nbytes <= min(
+            self.schedule.slot_nbytes, len(into)
+        ):
             raise RefusalError(f"{region} is not a part of stream {self.id}, or is too large")
         pieces = [self.cache.piece(kv, region) for kv in BOTH]
-        packed = into[:nbytes].view(self.cache.k.dtype).view(region.layers.size, -1)  # [layers, elements]
+        packed = (
+            into[:nbytes].view(self.cache.k.dtype).view(region.layers.size, -1)
+        )  # [layers, elements]
         per_layer = pieces[0].numel() // region.layers.size
-        for piece, place in zip(pieces, (packed[:, :per_layer], packed[:, per_layer:]), strict=True):
+        for piece, place in zip(
+            pieces, (packed[:, :per_layer], packed[:, per_layer:]), strict=True
+        ):
             place.unflatten(1, piece.shape[1:]).copy_(piece)
         return into[:nbytes]
 
@@ -187,7 +197,9 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
             yield from ((cut, *rest) for rest in _blocks(shape[1:]))
 
 
-def _overlap(block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+def _overlap(
+    block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]
+) -> tuple[slice, ...]:
     """Return the part of a block that lies inside, counted from the block's beginning; empty slices if none does."""
     found = []
     for cut, part, size in zip(block, inside, shape, strict=True):

@@ -15,7 +15,14 @@ from collections.abc import Callable
 import torch
 
 from dejavubench.dejavulib.tcp.connection import Connection
-from dejavubench.dejavulib.tcp.handshake import TEXT_TIMES, Address, Setup, address_text, read_setup, welcome
+from dejavubench.dejavulib.tcp.handshake import (
+    TEXT_TIMES,
+    Address,
+    Setup,
+    address_text,
+    read_setup,
+    welcome,
+)
 from dejavubench.dejavulib.tcp.held import RefusalError
 from dejavubench.dejavulib.tcp.unproven import MOST_UNPROVEN, PROVE_WITHIN, Unproven
 from dejavubench.dejavulib.tcp.wire import MOST_TEXT, Frame, Kind, Wire, WireError, set_buffers
@@ -43,7 +50,9 @@ class TCPSink:
         OSError: nobody can listen there.
     """
 
-    def __init__(self, address: Address, token: bytes, limit: int, timeout: float, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, address: Address, token: bytes, limit: int, timeout: float, log: Callable[[str], None]
+    ) -> None:
         if not token:
             raise ValueError("a sink needs a token")
         self._listening = _listen(address)
@@ -161,7 +170,9 @@ class TCPSink:
         finally:
             dropped = self._unproven.leave(wire)
             if dropped:
-                raise WireError(f"{wire.peer} had proven nothing when others came; {MOST_UNPROVEN} may wait")
+                raise WireError(
+                    f"{wire.peer} had proven nothing when others came; {MOST_UNPROVEN} may wait"
+                )
         wire.proven(self._timeout)
         with self._lock:
             if len(self._proven) >= MOST_PEERS:

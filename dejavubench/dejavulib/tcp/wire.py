@@ -107,8 +107,14 @@ class Wire:
         self._readable.register(connected, select.POLLIN)
         connected.settimeout(timeout)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that is gone is told from an idle one
-        for option, seconds in ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+        connected.setsockopt(
+            socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+        )  # a host that is gone is told from an idle one
+        for option, seconds in (
+            (socket.TCP_KEEPIDLE, 15),
+            (socket.TCP_KEEPINTVL, 5),
+            (socket.TCP_KEEPCNT, 3),
+        ):
             connected.setsockopt(socket.IPPROTO_TCP, option, seconds)
 
     # ---- bytes ----
@@ -172,7 +178,9 @@ class Wire:
 
     # ---- frames ----
 
-    def send_frame(self, frame: Frame, payload: memoryview | bytes = b"", hashed: bool = True) -> None:
+    def send_frame(
+        self, frame: Frame, payload: memoryview | bytes = b"", hashed: bool = True
+    ) -> None:
         """A head, with the hash of ``payload`` or without, and that: exactly ``frame.nbytes``."""
         if not frame.nbytes:
             self.send(_HEAD.pack(*frame))
@@ -206,7 +214,9 @@ class Wire:
         WireError: it is too long, or not what was sent.
         """
         if frame.nbytes > MOST_TEXT:
-            raise WireError(f"{self.peer} announces a text of {frame.nbytes} bytes; {MOST_TEXT} are allowed")
+            raise WireError(
+                f"{self.peer} announces a text of {frame.nbytes} bytes; {MOST_TEXT} are allowed"
+            )
         text = bytearray(frame.nbytes)
         if frame.nbytes and not self.receive_payload(frame, [memoryview(text)]):
             raise WireError(f"{self.peer} sent a text whose hash does not agree")

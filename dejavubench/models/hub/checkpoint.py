@@ -105,7 +105,9 @@ def _family_and_spec(folder: Path) -> tuple[Family, Config, ModelSpec]:
     for key, wanted in family.requires.items():
         value = config.content.get(key, wanted)
         if value != wanted:
-            raise CheckpointError(f"{config.path}: {kind} with {key} {value!r} is not supported, only {wanted!r}")
+            raise CheckpointError(
+                f"{config.path}: {kind} with {key} {value!r} is not supported, only {wanted!r}"
+            )
     return family, config, family.spec(model_name(folder), config)
 
 
@@ -133,8 +135,12 @@ class _Search:
     def find_all(self) -> dict[str, Stored]:
         """Return how each of our tensors is kept, once all of the folder's are accounted for."""
         prefixes = self.family.prefixes
-        prefix = next((p for p in prefixes if any(n.startswith(p) for n in self.weights.tensors)), prefixes[0])
-        stored = {ours: self._find(ours, shape, prefix) for ours, shape in self.spec.tensors.items()}
+        prefix = next(
+            (p for p in prefixes if any(n.startswith(p) for n in self.weights.tensors)), prefixes[0]
+        )
+        stored = {
+            ours: self._find(ours, shape, prefix) for ours, shape in self.spec.tensors.items()
+        }
         self._refuse_unused({each.name for each in stored.values()})
         self._check_tied_head(stored["embedding"].name)
         return stored
@@ -143,10 +149,17 @@ class _Search:
         tensors = self.weights.tensors
         short = self.family.names(ours, self.spec.size_per_head)
         stored = replace(short, name=prefix + short.name)
-        if ours == "embedding" and self.spec.tied and stored.name not in tensors and HEAD in tensors:
+        if (
+            ours == "embedding"
+            and self.spec.tied
+            and stored.name not in tensors
+            and HEAD in tensors
+        ):
             stored = replace(stored, name=HEAD)
         if stored.name not in tensors:
-            raise CheckpointError(f"{self.config.path.parent}: {self._why_missing(ours, stored.name)}")
+            raise CheckpointError(
+                f"{self.config.path.parent}: {self._why_missing(ours, stored.name)}"
+            )
         header, wanted = tensors[stored.name], _stored_shape(stored, shape)
         if header.shapes[stored.name] != wanted:
             found = " × ".join(map(str, header.shapes[stored.name]))
@@ -170,7 +183,9 @@ class _Search:
         """Raise CheckpointError if the folder has a tensor that the model would leave out."""
         tensors = {**self.weights.tensors, **self.weights.strays}
         tied_head = {HEAD} if self.spec.tied else set()
-        unused = sorted(n for n in tensors.keys() - used - tied_head if not self.family.spared.fullmatch(n))
+        unused = sorted(
+            n for n in tensors.keys() - used - tied_head if not self.family.spared.fullmatch(n)
+        )
         if not unused:
             return
         first, verb = unused[0], f"and {len(unused) - 1} others are" if len(unused) > 1 else "is"
@@ -182,7 +197,9 @@ class _Search:
             why = f"{INDEX} does not name it"
         if why is None:
             why = f"a {kind} model as {CONFIG} describes it has no such tensor"
-        raise CheckpointError(f"{tensors[first].path}: tensor {first} {verb} not used, which changes the model: {why}")
+        raise CheckpointError(
+            f"{tensors[first].path}: tensor {first} {verb} not used, which changes the model: {why}"
+        )
 
     def _check_tied_head(self, embedding: str) -> None:
         """Raise CheckpointError if a head that the configuration ties to the embedding differs from it."""

@@ -93,7 +93,9 @@ def _bloom_spec(name: str, config: Config) -> ModelSpec:
     hidden = config.size("hidden_size", "n_embed")
     heads, size = config.heads(hidden, "n_head", "num_attention_heads")
     layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
-    return ModelSpec(name, layers, heads, size, vocab, None, 4 * hidden, position="alibi", embed_norm=True)
+    return ModelSpec(
+        name, layers, heads, size, vocab, None, 4 * hidden, position="alibi", embed_norm=True
+    )
 
 
 def _llama_spec(name: str, config: Config) -> ModelSpec:
@@ -104,12 +106,16 @@ def _llama_spec(name: str, config: Config) -> ModelSpec:
         raise CheckpointError(f"{config.path}: {kv_heads} KV heads do not divide {heads} heads")
     size = config.size("head_dim", default=0 if hidden % heads else hidden // heads)
     if size % 2:
-        raise CheckpointError(f"{config.path}: rotary embeddings need an even size of a head, not {size}")
+        raise CheckpointError(
+            f"{config.path}: rotary embeddings need an even size of a head, not {size}"
+        )
     kind, rope = config.content["model_type"], read_rope(config)
     context, limit = read_context(config, rope)
     bias = config.flag("attention_bias", False)
     if bias and kind != "qwen2":  # whose biases do not depend on it
-        raise CheckpointError(f"{config.path}: {kind} with attention_bias True is not supported, only False")
+        raise CheckpointError(
+            f"{config.path}: {kind} with attention_bias True is not supported, only False"
+        )
     return ModelSpec(
         name,
         config.size("num_hidden_layers"),
@@ -146,7 +152,13 @@ def _gpt2_name(name: str, size: int) -> Stored:
         return Stored(f"ln_f.{kind}")
     if part in _QKV:
         return Stored(f"h.{layer}.attn.c_attn.{kind}", kind == "weight", _QKV[part])
-    theirs = {"norm1": "ln_1", "out": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}[part]
+    theirs = {
+        "norm1": "ln_1",
+        "out": "attn.c_proj",
+        "norm2": "ln_2",
+        "up": "mlp.c_fc",
+        "down": "mlp.c_proj",
+    }[part]
     return Stored(f"h.{layer}.{theirs}.{kind}", kind == "weight" and not part.startswith("norm"))
 
 
@@ -156,7 +168,9 @@ def _opt_name(name: str, size: int) -> Stored:
         return Stored(whole[name])
     layer, part, kind = _split(name)
     if layer is None:
-        return Stored(f"{'final_layer_norm' if part == 'final_norm' else part}.{kind}")  # project_in, project_out
+        return Stored(
+            f"{'final_layer_norm' if part == 'final_norm' else part}.{kind}"
+        )  # project_in, project_out
     theirs = {
         **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
         **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
@@ -175,7 +189,11 @@ def _bloom_name(name: str, size: int) -> Stored:
     if part in _QKV:
         return Stored(f"h.{layer}.self_attention.query_key_value.{kind}", False, _QKV[part], size)
     theirs = {
-        **{"norm1": "input_layernorm", "out": "self_attention.dense", "norm2": "post_attention_layernorm"},
+        **{
+            "norm1": "input_layernorm",
+            "out": "self_attention.dense",
+            "norm2": "post_attention_layernorm",
+        },
         **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
     }[part]
     return Stored(f"h.{layer}.{theirs}.{kind}")
@@ -190,7 +208,11 @@ def _llama_name(name: str, size: int) -> Stored:
         return Stored(f"model.norm.{kind}")
     theirs = {
         **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
-        **{"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm", "out": "self_attn.o_proj"},
+        **{
+            "query_norm": "self_attn.q_norm",
+            "key_norm": "self_attn.k_norm",
+            "out": "self_attn.o_proj",
+        },
         **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
         **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
     }[part]
@@ -250,7 +272,9 @@ FAMILIES: dict[str, Family] = {
             _llama_spec,
             _llama_name,
             ("",),
-            re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"),
+            re.compile(
+                r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
+            ),
             {"hidden_act": "silu", "mlp_bias": False},
         ),
     ),

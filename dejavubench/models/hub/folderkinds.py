@@ -58,13 +58,19 @@ def refuse_other_kinds(folder: Path, config: Config) -> None:
         if config.content.get(key) is not None:
             method = config.object(key).content.get("quant_method")
             what = f" ({method})" if isinstance(method, str) else ""
-            raise CheckpointError(f"{config.path}: {key} says that the weights are quantised{what}. {_PLAIN}")
+            raise CheckpointError(
+                f"{config.path}: {key} says that the weights are quantised{what}. {_PLAIN}"
+            )
     for name, tool in QUANTISED_FILES.items():
         if (folder / name).exists():
-            raise CheckpointError(f"{folder}: {name} says that the weights are quantised ({tool}). {_PLAIN}")
+            raise CheckpointError(
+                f"{folder}: {name} says that the weights are quantised ({tool}). {_PLAIN}"
+            )
     other = config.content.get("transformers_weights")
     if other is not None:
-        raise CheckpointError(f"{config.path}: transformers_weights {other!r} is not supported: other files' names")
+        raise CheckpointError(
+            f"{config.path}: transformers_weights {other!r} is not supported: other files' names"
+        )
 
 
 def unsupported_type(config: Config, known: Iterable[str]) -> CheckpointError:
@@ -73,7 +79,9 @@ def unsupported_type(config: Config, known: Iterable[str]) -> CheckpointError:
     if any(key in config.content for key in MULTIMODAL_KEYS):
         what = f"{kind!r} is a multimodal model, which is not supported; text models are: "
         return CheckpointError(f"{config.path}: {what}{', '.join(known)}")
-    return CheckpointError(f"{config.path}: models of type {kind!r} are not supported; {', '.join(known)} are")
+    return CheckpointError(
+        f"{config.path}: models of type {kind!r} are not supported; {', '.join(known)} are"
+    )
 
 
 def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
@@ -91,7 +99,12 @@ def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
 def quantised(names: Iterable[str]) -> str | None:
     """Name the tool or format that gives tensors such names; None if they are plain."""
     return next(
-        (tool for ends, tool in QUANTISED_NAMES.items() if any(re.search(f"({ends})$", name) for name in names)), None
+        (
+            tool
+            for ends, tool in QUANTISED_NAMES.items()
+            if any(re.search(f"({ends})$", name) for name in names)
+        ),
+        None,
     )
 
 
@@ -111,7 +124,9 @@ def instead_of_plain_weights(names: Iterable[str], config: Config) -> str | None
         )
     made = config.content.get("architectures")
     if isinstance(made, list) and made and not re.search("ForCausalLM$|LMHeadModel$", str(made[0])):
-        return f"{CONFIG} says that it was saved from {made[0]}, not from a model that generates text"
+        return (
+            f"{CONFIG} says that it was saved from {made[0]}, not from a model that generates text"
+        )
     return None
 
 

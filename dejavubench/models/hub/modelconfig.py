@@ -31,7 +31,9 @@ class Config:
         path = folder / CONFIG
         try:
             if folder.is_file():
-                raise CheckpointError(f"{folder} is a file; give the folder that holds {CONFIG} and the weights")
+                raise CheckpointError(
+                    f"{folder} is a file; give the folder that holds {CONFIG} and the weights"
+                )
             if not folder.is_dir():
                 raise CheckpointError(f"{folder} is no folder")
             if not path.exists():
@@ -47,15 +49,23 @@ class Config:
 
     def number(self, key: str, default: float | None) -> float:
         value = default if self.content.get(key) is None else self.content[key]
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST**2:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not 0 < value <= LARGEST**2
+        ):
             raise CheckpointError(f"{self.path}: {key} must be a positive number, not {value!r}")
         return float(value)
 
     def size(self, *keys: str, default: int | None = None) -> int:
         """Return the value of the first of these keys that is there."""
-        value = next((self.content[key] for key in keys if self.content.get(key) is not None), default)
+        value = next(
+            (self.content[key] for key in keys if self.content.get(key) is not None), default
+        )
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-            raise CheckpointError(f"{self.path}: {keys[0]} must be a positive integer, not {value!r}")
+            raise CheckpointError(
+                f"{self.path}: {keys[0]} must be a positive integer, not {value!r}"
+            )
         return value
 
     def flag(self, key: str, default: bool) -> bool:

@@ -28,7 +28,12 @@ def read_rope(config: Config) -> Rope:
     given = inside.content
     for parameters, where in ((config.content, ""), (given, f"{key}.")):
         if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
-            _refuse(config, f"{where}partial_rotary_factor", parameters["partial_rotary_factor"], "only 1 is supported")
+            _refuse(
+                config,
+                f"{where}partial_rotary_factor",
+                parameters["partial_rotary_factor"],
+                "only 1 is supported",
+            )
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in KINDS:
         spelling = "rope_type" if "rope_type" in given else "type"
@@ -47,7 +52,12 @@ def read_rope(config: Config) -> Rope:
     if kind == "llama3":
         low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
         if high <= low:
-            _refuse(config, f"{key}.high_freq_factor", high, f"it must be more than low_freq_factor, {low:g}")
+            _refuse(
+                config,
+                f"{key}.high_freq_factor",
+                high,
+                f"it must be more than low_freq_factor, {low:g}",
+            )
         return Rope(theta, "llama3", factor, low, high, context)
     for unusual, usual in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
         if given.get(unusual, usual) is not usual:
@@ -69,7 +79,9 @@ def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:
     if rope.kind == "linear":
         context = max(context, int(rope.factor * context))
     window = _window(config)
-    return (window, "sliding_window") if window is not None and window < context else (context, None)
+    return (
+        (window, "sliding_window") if window is not None and window < context else (context, None)
+    )
 
 
 def _window(config: Config) -> int | None:
@@ -84,13 +96,27 @@ def _window(config: Config) -> int | None:
     layers, kinds = config.size("num_hidden_layers"), config.content.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
-            _refuse(config, "layer_types", kinds, f"it must name the kind of each of {layers} layers")
-        if others := [each for each in kinds if each not in ("full_attention", "sliding_attention")]:
-            _refuse(config, "layer_types", others[0], "only full_attention and sliding_attention are supported")
+            _refuse(
+                config, "layer_types", kinds, f"it must name the kind of each of {layers} layers"
+            )
+        if others := [
+            each for each in kinds if each not in ("full_attention", "sliding_attention")
+        ]:
+            _refuse(
+                config,
+                "layer_types",
+                others[0],
+                "only full_attention and sliding_attention are supported",
+            )
     uses = config.flag("use_sliding_window", False) and window is not None
     if not uses:
         if kinds is not None and "sliding_attention" in kinds:
-            _refuse(config, "layer_types", "sliding_attention", "use_sliding_window and sliding_window do not allow it")
+            _refuse(
+                config,
+                "layer_types",
+                "sliding_attention",
+                "use_sliding_window and sliding_window do not allow it",
+            )
         return None
     if kinds is None:
         full = config.content.get("max_window_layers", 28)
@@ -108,9 +134,16 @@ def _of_all_layers(config: Config, key: str, given: Any) -> Config:
     types = config.content.get("layer_types")
     used = sorted(set(map(str, types))) if isinstance(types, list) and types else sorted(given)
     if flat := sorted(given.keys() - set(nested)):
-        _refuse(config, f"{key}.{flat[0]}", given[flat[0]], f"it stands beside parameters of {nested[0]} alone")
+        _refuse(
+            config,
+            f"{key}.{flat[0]}",
+            given[flat[0]],
+            f"it stands beside parameters of {nested[0]} alone",
+        )
     if missing := [name for name in used if name not in given]:
-        raise CheckpointError(f"{config.path}: {key} has no parameters for layers of type {missing[0]!r}")
+        raise CheckpointError(
+            f"{config.path}: {key} has no parameters for layers of type {missing[0]!r}"
+        )
     if any(given[name] != given[used[0]] for name in used):
         raise CheckpointError(
             f"{config.path}: {key} differs between layers of type {' and '.join(used)}; only one for all is supported"

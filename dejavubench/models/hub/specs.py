@@ -106,7 +106,11 @@ class ModelSpec:
     @property
     def limit_text(self) -> str:
         """The words behind a number of positions that is less than the model's length; else empty."""
-        return f" (its {self.limit}: leaving out earlier tokens is not supported)" if self.limit else ""
+        return (
+            f" (its {self.limit}: leaving out earlier tokens is not supported)"
+            if self.limit
+            else ""
+        )
 
     @property
     def hidden(self) -> int:
@@ -126,7 +130,11 @@ class ModelSpec:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of the unsplit model by our name; linears are [out, in]. A tied head has none."""
         each = self.layer_tensors
-        layers = {f"layers.{layer}.{name}": shape for layer in range(self.layer_num) for name, shape in each.items()}
+        layers = {
+            f"layers.{layer}.{name}": shape
+            for layer in range(self.layer_num)
+            for name, shape in each.items()
+        }
         return {**self._first_tensors, **layers, **self._last_tensors}
 
     @property
@@ -139,7 +147,10 @@ class ModelSpec:
         hidden, embed = self.hidden, self.embed_size or self.hidden
         found: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, embed)}
         if embed != hidden:
-            found["project_in.weight"], found["project_out.weight"] = (hidden, embed), (embed, hidden)
+            found["project_in.weight"], found["project_out.weight"] = (
+                (hidden, embed),
+                (embed, hidden),
+            )
         if self.position == "learned":
             assert self.context is not None
             found["position"] = (self.context + self.position_offset, hidden)
@@ -177,13 +188,17 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Parameters of the unsplit model."""
-        layer, outer = (sum(map(prod, shapes.values())) for shapes in (self.layer_tensors, self.outer_tensors))
+        layer, outer = (
+            sum(map(prod, shapes.values())) for shapes in (self.layer_tensors, self.outer_tensors)
+        )
         return self.layer_num * layer + outer
 
     @property
     def layer_weights(self) -> int:
         """Elements of the matrices of all layers."""
-        return self.layer_num * sum(prod(shape) for shape in self.layer_tensors.values() if len(shape) == 2)
+        return self.layer_num * sum(
+            prod(shape) for shape in self.layer_tensors.values() if len(shape) == 2
+        )
 
     @property
     def head_weights(self) -> int:
@@ -197,7 +212,9 @@ class ModelSpec:
             ValueError: more stages than layers.
         """
         if not 1 <= stages <= self.layer_num:
-            raise ValueError(f"{self.name} has {self.layer_num} layers; they cannot be cut into {stages} stages")
+            raise ValueError(
+                f"{self.name} has {self.layer_num} layers; they cannot be cut into {stages} stages"
+            )
         return even_cuts(self.layer_num, stages)
 
 
@@ -214,10 +231,14 @@ def _add(found: dict[str, tuple[int, ...]], name: str, *shape: int, bias: bool) 
 
 
 def _gpt2(name: str, layer_num: int, head_num: int) -> ModelSpec:
-    return ModelSpec(name, layer_num, head_num, 64, vocab_size=50257, context=1024, ffn_size=4 * head_num * 64)
+    return ModelSpec(
+        name, layer_num, head_num, 64, vocab_size=50257, context=1024, ffn_size=4 * head_num * 64
+    )
 
 
-def _opt(name: str, layer_num: int, head_num: int, size_per_head: int, embed_size: int | None = None) -> ModelSpec:
+def _opt(
+    name: str, layer_num: int, head_num: int, size_per_head: int, embed_size: int | None = None
+) -> ModelSpec:
     return ModelSpec(
         name,
         layer_num,
@@ -315,8 +336,16 @@ def _is_there(name: str) -> bool:
         return False
 
 
-def custom(layer_num: int, head_num: int, size_per_head: int, vocab_size: int, context: int) -> ModelSpec:
+def custom(
+    layer_num: int, head_num: int, size_per_head: int, vocab_size: int, context: int
+) -> ModelSpec:
     """A GPT-2-like model of free sizes with ``context`` learned positions."""
     return ModelSpec(
-        CUSTOM, layer_num, head_num, size_per_head, vocab_size, context, ffn_size=4 * head_num * size_per_head
+        CUSTOM,
+        layer_num,
+        head_num,
+        size_per_head,
+        vocab_size,
+        context,
+        ffn_size=4 * head_num * size_per_head,
     )

@@ -123,7 +123,10 @@ def _read_header(path: Path) -> tuple[bytes, int]:
         first = file.read(256)
         length = int.from_bytes(first[:8], "little")
         if not 2 <= length <= size - 8:
-            what = _instead_of_safetensors(first) or "no safetensors file, or one that is cut off in its header"
+            what = (
+                _instead_of_safetensors(first)
+                or "no safetensors file, or one that is cut off in its header"
+            )
             raise CheckpointError(f"{path}: {what}")
         file.seek(8)
         return file.read(length), size

@@ -42,7 +42,9 @@ def find_weights(folder: Path) -> Weights:
     if whole.is_file():
         header = Header.read(whole)
         both = f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
-        return Weights((header,), dict.fromkeys(header.shapes, header), {}, (both,) if index.exists() else ())
+        return Weights(
+            (header,), dict.fromkeys(header.shapes, header), {}, (both,) if index.exists() else ()
+        )
     if index.exists():
         return _indexed(folder, index)
     raise CheckpointError(_without_weights(folder))
@@ -52,7 +54,9 @@ def present_headers(folder: Path) -> Iterator[Header]:
     """Return the headers of the files that are there already: the rest of the weights may be missing."""
     files = [folder / WHOLE]
     if not files[0].is_file():
-        names = sorted(set(_weight_map(folder / INDEX).values())) if (folder / INDEX).is_file() else []
+        names = (
+            sorted(set(_weight_map(folder / INDEX).values())) if (folder / INDEX).is_file() else []
+        )
         files = [folder / name for name in names if Path(name).name == name]
     yield from (Header.read(path) for path in files if path.is_file() and not is_lfs_pointer(path))
 
@@ -69,13 +73,22 @@ def _indexed(folder: Path, index: Path) -> Weights:
         except OSError as error:
             raise CheckpointError(f"{index}: it names {name[:80]!r}…: {error.strerror}") from None
         if missing:
-            raise CheckpointError(f"{index}: it names {name}, which is missing{_unfinished(folder)}")
+            raise CheckpointError(
+                f"{index}: it names {name}, which is missing{_unfinished(folder)}"
+            )
         headers[name] = Header.read(folder / name)
     for tensor, name in assigned.items():
         if tensor not in headers[name].shapes:
-            raise CheckpointError(f"{index}: it assigns tensor {tensor} to {name}, which does not hold it")
+            raise CheckpointError(
+                f"{index}: it assigns tensor {tensor} to {name}, which does not hold it"
+            )
     tensors = {tensor: headers[name] for tensor, name in assigned.items()}
-    strays = {tensor: header for header in headers.values() for tensor in header.shapes if tensor not in assigned}
+    strays = {
+        tensor: header
+        for header in headers.values()
+        for tensor in header.shapes
+        if tensor not in assigned
+    }
     return Weights(tuple(headers.values()), tensors, strays)
 
 
@@ -85,8 +98,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     except TextFileError as error:
         raise CheckpointError(str(error)) from None
     found = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise CheckpointError(f"{index}: it is no index of safetensors files: weight_map must name each tensor's file")
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(name, str) for name in found.values())
+    ):
+        raise CheckpointError(
+            f"{index}: it is no index of safetensors files: weight_map must name each tensor's file"
+        )
     return found
 
 
@@ -96,16 +115,16 @@ def _without_weights(folder: Path) -> str:
     if others and others[0].startswith("adapter_"):
         return f"{folder}: {others[0]} is an adapter (PEFT), not a whole model; merge it into its base model"
     if others:
-        return (
-            f"{folder} has {', '.join(others[:3])}, but neither {WHOLE} nor {INDEX}, which names the files of tensors"
-        )
+        return f"{folder} has {', '.join(others[:3])}, but neither {WHOLE} nor {INDEX}, which names the files of tensors"
     if pickled := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         return (
             f"{folder}: {pickled[0]} is a pickle, which can run code when it is read; write safetensors instead: "
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(…)"
         )
     if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
-        return f"{folder}: {ggufs[0]} is a file of llama.cpp; weights are read from safetensors alone"
+        return (
+            f"{folder}: {ggufs[0]} is a file of llama.cpp; weights are read from safetensors alone"
+        )
     return f"{folder} has neither {WHOLE} nor {INDEX}{_unfinished(folder)}"
 
 
@@ -114,8 +133,14 @@ def _unfinished(folder: Path) -> str:
     places = [folder, folder / ".cache" / "huggingface" / "download"]
     if folder.resolve().parent.name == "snapshots":
         places.append(folder.resolve().parent.parent / "blobs")
-    found = [path.name for place in places for pattern in UNFINISHED for path in place.glob(pattern)]
+    found = [
+        path.name for place in places for pattern in UNFINISHED for path in place.glob(pattern)
+    ]
     if found:
         return f"; a download was interrupted ({min(found)}): finish it"
-    links = sorted(path.name for path in folder.glob("*.safetensors") if path.is_symlink() and not path.exists())
+    links = sorted(
+        path.name
+        for path in folder.glob("*.safetensors")
+        if path.is_symlink() and not path.exists()
+    )
     return f"; {links[0]} is a link to a file that is not there" if links else ""

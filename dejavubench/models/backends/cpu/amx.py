@@ -79,7 +79,9 @@ _two, _one, _rest = _tiles(0, (1, 2), (3, 4), fetches=True), _tiles(0, (1, 2)), 
 @intrinsic
 def _described(typing, address):  # type: ignore[no-untyped-def]
     """From here on tiles are what is described there."""
-    return emitting(1, lambda emit, job: emit.call("llvm.x86.ldtilecfg", emit.pointer(job[0], BYTE)))
+    return emitting(
+        1, lambda emit, job: emit.call("llvm.x86.ldtilecfg", emit.pointer(job[0], BYTE))
+    )
 
 
 @intrinsic
@@ -92,10 +94,17 @@ def _describe(at, rows, rest):  # type: ignore[no-untyped-def]
     """Tile 0 is x, 1 and 3 are sums, 2 and 4 of the weight, 5 and 6 sums and weight of what is left over."""
     given = carray(halves(at), 32)
     given[:] = 0
-    given[0] = 1  # the palette; then the bytes of each tile's row, and each tile's rows, a byte each
+    given[0] = (
+        1  # the palette; then the bytes of each tile's row, and each tile's rows, a byte each
+    )
     given[8], given[9], given[10], given[11], given[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
     given[13], given[14] = 4 * rows, 64
-    given[24], given[25], given[26], given[27] = ROWS | ROWS << 8, ROWS | ROWS << 8, ROWS | rest << 8, rest
+    given[24], given[25], given[26], given[27] = (
+        ROWS | ROWS << 8,
+        ROWS | ROWS << 8,
+        ROWS | rest << 8,
+        rest,
+    )
 
 
 @compiled

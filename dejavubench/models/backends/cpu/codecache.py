@@ -166,7 +166,11 @@ def cache_folder() -> Path | None:
     if given is not None:
         return Path(given).absolute() if given else None
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "dejavubench" / "kernels"
+    return (
+        (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache")
+        / "dejavubench"
+        / "kernels"
+    )
 
 
 def _usable_folder(say: Say) -> Path | None:
@@ -178,7 +182,11 @@ def _usable_folder(say: Say) -> Path | None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         _check_owned(folder.lstat(), stat.S_ISDIR, 0o077, "be a folder")
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nobody knows this user's home
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: nobody knows this user's home
         say(f"compiled kernels are not kept: {error}")
     except UntrustedError as error:
         say(f"compiled kernels are neither read from {folder} nor kept there: {error}")
@@ -187,14 +195,18 @@ def _usable_folder(say: Say) -> Path | None:
     return None
 
 
-def _check_owned(found: os.stat_result, is_kind: Callable[[int], bool], closed: int, kind: str) -> None:
+def _check_owned(
+    found: os.stat_result, is_kind: Callable[[int], bool], closed: int, kind: str
+) -> None:
     """Raises UntrustedError unless it is of this user, of that kind, and closed to others."""
     if not is_kind(found.st_mode):
         raise UntrustedError(f"it must {kind}")
     if found.st_uid != os.geteuid():
         raise UntrustedError(f"it belongs to user {found.st_uid}, not to {os.geteuid()}")
     if found.st_mode & closed:
-        raise UntrustedError(f"others have access to it (mode {stat.S_IMODE(found.st_mode):04o}): chmod go= closes it")
+        raise UntrustedError(
+            f"others have access to it (mode {stat.S_IMODE(found.st_mode):04o}): chmod go= closes it"
+        )
 
 
 def _read(file: Path) -> bytes | None:
@@ -265,7 +277,9 @@ def _surroundings() -> str:
 
     Whatever begins with ``NUMBA_`` may change what numba makes of a kernel.
     """
-    forced = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")}
+    forced = {
+        name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")
+    }
     return f"{_fixed()} {sorted(cpu_flags())} {forced}"
 
 
@@ -286,7 +300,9 @@ def source_digest(models: Path = Path(__file__).parent) -> str:
 
 def _needed(module: Any) -> list[str]:
     """The functions and variables of others that compiled code refers to; ``llvm.…`` are instructions."""
-    named = [each.name for each in (*module.functions, *module.global_variables) if each.is_declaration]
+    named = [
+        each.name for each in (*module.functions, *module.global_variables) if each.is_declaration
+    ]
     return [name for name in named if not name.startswith("llvm.")]
 
 

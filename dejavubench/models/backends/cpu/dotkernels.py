@@ -126,19 +126,30 @@ def dots(
     """
     paired = of_x != torch.float32
     assert not paired or pairs(dtype, of_x)
-    apiece = max(1, TOTALS // (rows * columns))  # totals for each sum: one alone would wait for its last addition
+    apiece = max(
+        1, TOTALS // (rows * columns)
+    )  # totals for each sum: one alone would wait for its last addition
 
-    def sums(emit: Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]) -> None:
+    def sums(
+        emit: Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]
+    ) -> None:
         w, apart, x, x_apart, _, out, out_apart, after, ahead = job
         halves, in_pairs = folded and unit > 1, paired and unit == 2 * LANES
         vector = unit // 2 if halves or in_pairs else unit
         count = min(apiece, width // unit if in_pairs else width // vector)
-        totals = {(q, r): [emit.variable(vector) for _ in range(count)] for q in range(columns) for r in range(rows)}
+        totals = {
+            (q, r): [emit.variable(vector) for _ in range(count)]
+            for q in range(columns)
+            for r in range(rows)
+        }
         with emit.steps(begin, stop, width) as k:
             for r in range(rows if fetches is None else fetches):
                 emit.fetch(emit.at(w, (apart, r), (k, dtype.itemsize)), ahead)
             for start in range(0, width, unit):
-                at = [emit.at(w, (apart, r), (k, dtype.itemsize), (dtype.itemsize, start)) for r in range(rows)]
+                at = [
+                    emit.at(w, (apart, r), (k, dtype.itemsize), (dtype.itemsize, start))
+                    for r in range(rows)
+                ]
                 if in_pairs:
                     words = [emit.words(each, vector) for each in at]
                     for q in range(columns):
@@ -146,10 +157,18 @@ def dots(
                         for r in range(rows):
                             emit.add_pairs(totals[q, r][start // unit % count], words[r], with_x)
                     continue
-                read = [emit.both(each, vector) if halves else [emit.widened(each, dtype, vector)] for each in at]
+                read = [
+                    emit.both(each, vector) if halves else [emit.widened(each, dtype, vector)]
+                    for each in at
+                ]
                 for half in range(unit // vector):
                     for q in range(columns):
-                        at_x = emit.at(x, (x_apart, q), (k, of_x.itemsize), (of_x.itemsize, start + half * vector))
+                        at_x = emit.at(
+                            x,
+                            (x_apart, q),
+                            (k, of_x.itemsize),
+                            (of_x.itemsize, start + half * vector),
+                        )
                         with_x = emit.widened(at_x, of_x, vector)
                         for r in range(rows):
                             total = totals[q, r][(start // vector + half) % count]
@@ -250,12 +269,16 @@ class Emitter:
         with cgutils.for_range_slice(self._builder, begin, stop, INT64(by)) as (index, _):
             yield index
 
-    def in_turn(self, n: Value, widths: Sequence[int], work: Callable[[int, Value, Value], None]) -> None:
+    def in_turn(
+        self, n: Value, widths: Sequence[int], work: Callable[[int, Value, Value], None]
+    ) -> None:
         """[0, n) in as many steps of the first width as it has, what is left of it in those of the next, and so on."""
         begin: Value = INT64(0)
         for width in widths:
             left = self._builder.sub(n, begin)
-            stop = self._builder.add(begin, self._builder.sub(left, self._builder.urem(left, INT64(width))))
+            stop = self._builder.add(
+                begin, self._builder.sub(left, self._builder.urem(left, INT64(width)))
+            )
             with self._builder.if_then(self._builder.icmp_signed("<", begin, stop)):
                 work(width, begin, stop)
             begin = stop
@@ -269,7 +292,9 @@ class Emitter:
     def call(self, name: str, *values: Value) -> None:
         """An instruction of this CPU's, by LLVM's name, that returns nothing."""
         declared = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-        self._builder.call(cgutils.get_or_insert_function(self._builder.module, declared, name), values)
+        self._builder.call(
+            cgutils.get_or_insert_function(self._builder.module, declared, name), values
+        )
 
     def fetch(self, at: Value, ahead: Value) -> None:
         pointer = self.pointer(self._builder.add(at, ahead), BYTE)
@@ -284,7 +309,9 @@ class Emitter:
             return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
         if read is INT16:  # bf16 is the upper half of fp32
             words = ir.VectorType(INT32, lanes)
-            value = self._builder.shl(self._builder.zext(value, words), ir.Constant(words, [16] * lanes))
+            value = self._builder.shl(
+                self._builder.zext(value, words), ir.Constant(words, [16] * lanes)
+            )
         return self._builder.bitcast(value, ir.VectorType(FLOAT, lanes))
 
     def words(self, at: Value, lanes: int) -> Value:
@@ -317,13 +344,17 @@ class Emitter:
     def add_product(self, total: Value, one: Value, other: Value, lanes: int) -> None:
         vector = ir.VectorType(FLOAT, lanes)
         function = self._declared("llvm.fmuladd", vector, [vector] * 3, lanes)
-        self._builder.store(self._builder.call(function, [one, other, self._builder.load(total)]), total)
+        self._builder.store(
+            self._builder.call(function, [one, other, self._builder.load(total)]), total
+        )
 
     def add_pairs(self, total: Value, one: Value, other: Value) -> None:
         """AVX512-BF16's: to each fp32 of ``total`` the sum of two products of bf16."""
         vector, words = ir.VectorType(FLOAT, 16), ir.VectorType(INT32, 16)
         function = ir.FunctionType(vector, [vector, words, words])
-        add = cgutils.get_or_insert_function(self._builder.module, function, "llvm.x86.avx512bf16.dpbf16ps.512")
+        add = cgutils.get_or_insert_function(
+            self._builder.module, function, "llvm.x86.avx512bf16.dpbf16ps.512"
+        )
         self._builder.store(self._builder.call(add, [self._builder.load(total), one, other]), total)
 
     def reduced(self, totals: Sequence[Value], lanes: int) -> Value:
@@ -331,7 +362,9 @@ class Emitter:
         first, *others = (self._builder.load(total) for total in totals)
         for other in others:
             first = self._builder.fadd(first, other)
-        function = self._declared("llvm.vector.reduce.fadd", FLOAT, [FLOAT, ir.VectorType(FLOAT, lanes)], lanes)
+        function = self._declared(
+            "llvm.vector.reduce.fadd", FLOAT, [FLOAT, ir.VectorType(FLOAT, lanes)], lanes
+        )
         return self._builder.call(function, [FLOAT(0.0), first], fastmath=("reassoc",))
 
     def add_to(self, at: Value, value: Value) -> None:
@@ -340,7 +373,9 @@ class Emitter:
 
     def add_vector(self, at: Value, total: Value, lanes: int) -> None:
         pointer = self.pointer(at, ir.VectorType(FLOAT, lanes))
-        sum_of_both = self._builder.fadd(self._builder.load(pointer, align=4), self._builder.load(total))
+        sum_of_both = self._builder.fadd(
+            self._builder.load(pointer, align=4), self._builder.load(total)
+        )
         self._builder.store(sum_of_both, pointer, align=4)
 
     def _declared(self, name: str, result: Value, given: Sequence[Value], lanes: int) -> Value:

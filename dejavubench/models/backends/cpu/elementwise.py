@@ -109,7 +109,9 @@ def standardise(x, centred, eps):  # type: ignore[no-untyped-def]
         x[i] *= scale
 
 
-@njit(error_model="numpy", fastmath={"contract", "nsz"})  # in this order: the constant's two parts are no slip
+@njit(
+    error_model="numpy", fastmath={"contract", "nsz"}
+)  # in this order: the constant's two parts are no slip
 def exp(x):  # type: ignore[no-untyped-def]
     """e^x of |x| ≤ 87, to two units in the last place: Cephes' expf. Branchless, so that loops of it become vectors."""
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))

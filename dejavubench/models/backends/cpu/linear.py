@@ -35,7 +35,9 @@ WIDENED = 16 << 20
 @functools.cache
 def can_fuse() -> bool:
     """Whether torch's oneDNN multiplies bf16 here."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def most_step_rows(x: torch.dtype, weight: torch.dtype) -> int:
@@ -83,7 +85,9 @@ def _as_left_factor(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.copy_(product) if bias is None else torch.add(product, bias, out=out)
 
 
-def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None) -> Tensor:
+def _fused(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None
+) -> Tensor:
     """By the operators of torch's compiler, which have no public names: one rounding, no passes of their own."""
     product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     if residual is None:
@@ -97,7 +101,10 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
 def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Block by block of the weight's rows."""
     most = max(1, WIDENED // (4 * weight.shape[1]))
-    wide, out = torch.empty(min(most, len(weight)), weight.shape[1]), torch.empty(len(x), len(weight))
+    wide, out = (
+        torch.empty(min(most, len(weight)), weight.shape[1]),
+        torch.empty(len(x), len(weight)),
+    )
     for block in Span(0, len(weight)).cut(most):
         torch.mm(x, wide[: block.size].copy_(weight[block.slice]).T, out=out[:, block.slice])
     return out if bias is None else out.add_(bias)

@@ -20,7 +20,16 @@ from torch import Tensor
 from dejavubench.dejavulib.kvcache import FT_VECTOR_BYTES, KVCache, KVGeometry, KVLayout
 from dejavubench.models.backends.cpu import amx as cpu_amx
 from dejavubench.models.backends.cpu.codecache import Kernel
-from dejavubench.models.backends.cpu.dotkernels import LANES, TOTALS, blend, dots, fold, folds, pairs, unfold
+from dejavubench.models.backends.cpu.dotkernels import (
+    LANES,
+    TOTALS,
+    blend,
+    dots,
+    fold,
+    folds,
+    pairs,
+    unfold,
+)
 from dejavubench.models.backends.cpu.elementwise import (
     add,
     add_widened,
@@ -39,7 +48,15 @@ from dejavubench.models.backends.cpu.elementwise import (
     standardise,
     widen,
 )
-from dejavubench.models.backends.cpu.threads import address, compiled, kernel, released, run, scratch, share
+from dejavubench.models.backends.cpu.threads import (
+    address,
+    compiled,
+    kernel,
+    released,
+    run,
+    scratch,
+    share,
+)
 from dejavubench.models.parts import Activation, Norm, Part, RMSNorm, same
 
 AHEAD = 4096
@@ -123,13 +140,17 @@ def linear(
     (outs, ins), gamma, beta, eps = weight.shape, None, None, 0.0
     if isinstance(norm, Norm | RMSNorm):
         gamma, beta, eps = norm.weight, norm.bias if isinstance(norm, Norm) else None, norm.eps
-    if gamma is None or any(v is not None and (v.dtype != x.dtype or len(v) != ins) for v in (gamma, beta)):
+    if gamma is None or any(
+        v is not None and (v.dtype != x.dtype or len(v) != ins) for v in (gamma, beta)
+    ):
         x, gamma, beta = norm(x), None, None
     given = x.dtype
     if not (given == torch.float32 or given == torch.bfloat16 == weight.dtype) or not (
         (bias is None or bias.dtype == given) and (residual is None or residual.dtype == given)
     ):
-        raise TypeError(f"x of {given} with a weight of {weight.dtype}; bias and residual must be of x's type")
+        raise TypeError(
+            f"x of {given} with a weight of {weight.dtype}; bias and residual must be of x's type"
+        )
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     out = x.new_empty((*x.shape[:-1], outs))
     rows = x.numel() // ins
@@ -168,7 +189,9 @@ def _product(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
             m, ahead, following = m + tile, following, 0
         if tile > 1:
             while m < rows:
-                one(w, apart, x + m * row, row, ins, sums + m * sums_apart, sums_apart, after, ahead)
+                one(
+                    w, apart, x + m * row, row, ins, sums + m * sums_apart, sums_apart, after, ahead
+                )
                 m, ahead, following = m + 1, following, 0
 
     @compiled
@@ -192,12 +215,19 @@ def _linear_kernel(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Ker
 
 
 def _compile_linear(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> Any:
-    itemsize, itemsize_x, half, amx = dtype.itemsize, of_x.itemsize, of_x == torch.bfloat16, tiling.amx
+    itemsize, itemsize_x, half, amx = (
+        dtype.itemsize,
+        of_x.itemsize,
+        of_x == torch.bfloat16,
+        tiling.amx,
+    )
     paired = amx or pairs(dtype, of_x)
     folded = folds(dtype) and not paired
     taken = of_x if paired else torch.float32  # what the sums take x as
     product = cpu_amx.product if amx else _product(dtype, taken, tiling)
-    given, read, plus, times = (halves, widen, add_widened, multiply_widened) if half else (floats, copy, add, multiply)
+    given, read, plus, times = (
+        (halves, widen, add_widened, multiply_widened) if half else (floats, copy, add, multiply)
+    )
 
     @compiled
     def prepared(x, gamma, beta, eps, rows, ins, into):  # type: ignore[no-untyped-def]
@@ -210,7 +240,9 @@ def _compile_linear(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> An
                 times(carray(given(gamma), ins), row)
             if beta:
                 plus(carray(given(beta), ins), row)
-            if gamma and half and not paired:  # as a norm that is an operator of its own, for rows that go other ways
+            if (
+                gamma and half and not paired
+            ):  # as a norm that is an operator of its own, for rows that go other ways
                 round_as_half(row)
             if paired:
                 narrow(row, carray(halves(into + m * ins * 2), ins))
@@ -234,7 +266,9 @@ def _compile_linear(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> An
 
     @kernel
     def product_of_rows(job):  # type: ignore[no-untyped-def]
-        x, weight, bias, residual, out, rows, ins, outs, activation, gamma, beta, eps = carray(job, 12)
+        x, weight, bias, residual, out, rows, ins, outs, activation, gamma, beta, eps = carray(
+            job, 12
+        )
         begin, stop = share(outs, STREAMS)
         columns, prepares = stop - begin, folded or gamma != 0
         own = scratch((rows * columns * half + (rows + 1) * ins * prepares) * 4)
@@ -264,7 +298,12 @@ def _compile_linear(dtype: torch.dtype, of_x: torch.dtype, tiling: Tiling) -> An
 
 
 def attend(
-    q: Tensor, cache: KVCache, layer: int, stop: int, slopes: Tensor | None = None, first: Tensor | None = None
+    q: Tensor,
+    cache: KVCache,
+    layer: int,
+    stop: int,
+    slopes: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Tensor:
     """Attention of one query of each head over the positions [0, stop) of the cache, as it lies.
 
@@ -288,9 +327,24 @@ def attend(
     run(
         _attend_kernel(cache.k.dtype, cache.geometry.layout is KVLayout.FT),
         AttendJob(
-            *(q.data_ptr(), cache.k.data_ptr() + layer * way.layer, cache.v.data_ptr() + layer * way.layer),
+            *(
+                q.data_ptr(),
+                cache.k.data_ptr() + layer * way.layer,
+                cache.v.data_ptr() + layer * way.layer,
+            ),
             *(out.data_ptr(), address(slopes), address(first)),
-            *(requests, heads // group, group, stop, size, way.piece, *way.k, *way.v, by_request * 4, by_head * 4),
+            *(
+                requests,
+                heads // group,
+                group,
+                stop,
+                size,
+                way.piece,
+                *way.k,
+                *way.v,
+                by_request * 4,
+                by_head * 4,
+            ),
         ),
     )
     return out
@@ -388,8 +442,12 @@ def _compile_attention(dtype: torch.dtype, in_vectors: bool) -> Any:
 
     @kernel
     def attention(job):  # type: ignore[no-untyped-def]
-        q, k, v, out, slopes, firsts, requests, heads, group, stop, size, piece = carray(job, 21)[:12]
-        k_request, k_head, k_position, k_piece, v_request, v_head, v_position = carray(job, 21)[12:19]
+        q, k, v, out, slopes, firsts, requests, heads, group, stop, size, piece = carray(job, 21)[
+            :12
+        ]
+        k_request, k_head, k_position, k_piece, v_request, v_head, v_position = carray(job, 21)[
+            12:19
+        ]
         q_request, q_head = carray(job, 21)[19:]
         query = scratch((2 * size + group * stop) * 4)
         scaled, folded = carray(floats(query), size), carray(floats(query + size * 4), size)
@@ -404,7 +462,9 @@ def _compile_attention(dtype: torch.dtype, in_vectors: bool) -> Any:
             keys = k + request * k_request + head * k_head + first * k_position
             rows = v + request * v_request + head * v_head + first * v_position
             for member in range(group):
-                given = carray(floats(q + request * q_request + (head * group + member) * q_head), size)
+                given = carray(
+                    floats(q + request * q_request + (head * group + member) * q_head), size
+                )
                 for d in range(size):
                     scaled[d] = given[d] * scale
                 if keys_fold:
@@ -429,12 +489,25 @@ def _compile_attention(dtype: torch.dtype, in_vectors: bool) -> Any:
                 softmax(scores)
             following = 0
             if number + 1 < end:  # of another request, whose padding is another, nearly
-                following = k + (number + 1) // heads * k_request + (number + 1) % heads * k_head + first * k_position
+                following = (
+                    k
+                    + (number + 1) // heads * k_request
+                    + (number + 1) % heads * k_head
+                    + first * k_position
+                )
             for member in range(group):
                 into = out + (number * group + member) * size * 4
                 there = query if values_fold else into
                 carray(floats(there), size)[:] = np.float32(0)
-                blended(mine + member * stop * 4, rows, v_position, count, size, there, 0 if member else following)
+                blended(
+                    mine + member * stop * 4,
+                    rows,
+                    v_position,
+                    count,
+                    size,
+                    there,
+                    0 if member else following,
+                )
                 if values_fold:
                     unfold(scaled, carray(floats(into), size))
         released(query)

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from dejavubench.machine.hardware import features_left_out
 
-if "avx512" in features_left_out():  # numba reads these as it is imported: AVX2, FMA and F16C are left
+if (
+    "avx512" in features_left_out()
+):  # numba reads these as it is imported: AVX2, FMA and F16C are left
     os.environ.setdefault("NUMBA_CPU_NAME", "x86-64-v3")
     os.environ.setdefault("NUMBA_CPU_FEATURES", "")
 
 from numba import cfunc, njit, types
 
-OPENMP = ctypes.CDLL(None)  # torch has loaded its OpenMP library for all to see; this entry is GCC's, LLVM's has it too
+OPENMP = ctypes.CDLL(
+    None
+)  # torch has loaded its OpenMP library for all to see; this entry is GCC's, LLVM's has it too
 if not hasattr(OPENMP, "GOMP_parallel"):
     raise ImportError(
         "a model on a CPU needs a torch whose threads are OpenMP's (GCC's or LLVM's), as PyPI's for Linux"
@@ -35,7 +39,11 @@ _aligned = types.ExternalFunction("aligned_alloc", types.intp(types.intp, types.
 released = types.ExternalFunction("free", types.void(types.intp))
 """Gives back what :func:`scratch` took."""
 
-COMPILED: Any = {"boundscheck": False, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+COMPILED: Any = {
+    "boundscheck": False,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz"},
+}
 
 compiled = njit(**COMPILED)
 kernel = cfunc(types.void(types.CPointer(types.int64)), **COMPILED)
@@ -65,4 +73,6 @@ def share(count: int, unit: int) -> tuple[int, int]:
     """This thread's part of [0, count): whole units, but for the last one."""
     thread, threads = thread_number(), thread_count()
     units = (count + unit - 1) // unit
-    return min(count, units * thread // threads * unit), min(count, units * (thread + 1) // threads * unit)
+    return min(count, units * thread // threads * unit), min(
+        count, units * (thread + 1) // threads * unit
+    )

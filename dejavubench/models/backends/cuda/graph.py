@@ -32,7 +32,9 @@ class DecodeGraph:
         self._model, self._cache, self._sampler = model, cache, sampler
         requests = len(sampler.requests)
         first, width = model.shard.first, model.spec.hidden
-        shape, dtype = ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
+        shape, dtype = (
+            ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
+        )
         self.x = torch.zeros(shape, dtype=dtype, device=model.device)
         self.position = torch.zeros(1, dtype=torch.long, device=model.device)
         self.graph = torch.cuda.CUDAGraph()

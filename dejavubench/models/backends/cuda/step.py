@@ -109,7 +109,12 @@ def tiling(outs: int, ins: int, processors: int) -> Tiling:
 def _ask_for(addresses):  # type: ignore[no-untyped-def]
     """Bring the lines at these addresses to the L2 cache."""
     tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [addresses],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
     )
 
 
@@ -126,7 +131,9 @@ def _finish(total, outs, rows, bias, residual, residual_row, out, row_count, out
     if residual is not None:
         at = residual + rows[None, :] * residual_row + outs[:, None]
         total += tl.load(at, mask=real, other=0.0).to(tl.float32)
-    tl.store(out + rows[None, :] * out_count + outs[:, None], total.to(out.dtype.element_ty), mask=real)
+    tl.store(
+        out + rows[None, :] * out_count + outs[:, None], total.to(out.dtype.element_ty), mask=real
+    )
 
 
 @triton.jit(do_not_specialize=["row_count"])
@@ -149,17 +156,26 @@ def _linear(  # type: ignore[no-untyped-def]
     x_rows = x + rows[:, None] * x_row
     present = (rows < row_count)[:, None]
     total = tl.zeros((block_outs, block_rows), tl.float32)
-    for start in tl.range(first, tl.minimum(first + steps * block_ins, width), block_ins, num_stages=stages):
+    for start in tl.range(
+        first, tl.minimum(first + steps * block_ins, width), block_ins, num_stages=stages
+    ):
         ins = start + tl.arange(0, block_ins)[None, :]
         part = tiles.load([tile * block_outs, start])  # zeros beyond the weight's edges
         inputs = tl.load(x_rows + ins, mask=present if even else present & (ins < width), other=0.0)
         total = tl.dot(part, tl.trans(inputs), total)
 
     if splits == 1:
-        _finish(total, outs, rows, bias, residual, residual_row, out, row_count, out_count, activation)
+        _finish(
+            total, outs, rows, bias, residual, residual_row, out, row_count, out_count, activation
+        )
         return
     size: tl.constexpr = block_outs * block_rows
-    places = partial + tile * splits * size + rows[None, :] * block_outs + tl.arange(0, block_outs)[:, None]
+    places = (
+        partial
+        + tile * splits * size
+        + rows[None, :] * block_outs
+        + tl.arange(0, block_outs)[:, None]
+    )
     kept = (rows < row_count)[None, :]
     tl.store(places + split * size, total, mask=kept)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
@@ -167,7 +183,9 @@ def _linear(  # type: ignore[no-untyped-def]
         total = tl.zeros((block_outs, block_rows), tl.float32)
         for other in tl.static_range(splits):
             total += tl.load(places + other * size, mask=kept, other=0.0, cache_modifier=".cg")
-        _finish(total, outs, rows, bias, residual, residual_row, out, row_count, out_count, activation)
+        _finish(
+            total, outs, rows, bias, residual, residual_row, out, row_count, out_count, activation
+        )
         tl.store(arrived + tile, 0)
 
 
@@ -198,7 +216,12 @@ def linear(
 
 
 def _run_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None, cut: Tiling
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation,
+    residual: Tensor | None,
+    cut: Tiling,
 ) -> Tensor:
     rows, width, outs = x.shape[0], x.shape[1], weight.shape[0]
     out = x.new_empty(rows, outs)
@@ -270,7 +293,9 @@ def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
     """
     enough, least = (16, 32) if vectors else (8, 64)
     splits = 1
-    while splits < MOST_SPLITS and pairs * splits < enough * processors and positions > least * splits:
+    while (
+        splits < MOST_SPLITS and pairs * splits < enough * processors and positions > least * splits
+    ):
         splits *= 2
     return Parts(16, splits, 1, 2) if vectors else Parts(32, splits, 1, 1)
 
@@ -310,7 +335,17 @@ def _within(at, vector: tl.constexpr, step):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _scores(query, base, spots, real, ks, kv, size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr):  # type: ignore[no-untyped-def]
+def _scores(  # type: ignore[no-untyped-def]
+    query,
+    base,
+    spots,
+    real,
+    ks,
+    kv,
+    size: tl.constexpr,
+    padded: tl.constexpr,
+    vector: tl.constexpr,
+):
     """query · key of the positions ``spots``; ``query`` points at D elements, ``base`` at the head's keys."""
     if vector:
         pieces = tl.arange(0, padded // vector)[:, None, None]
@@ -371,7 +406,13 @@ def _attend(  # type: ignore[no-untyped-def]
         if head % group == 0:  # none of the others reads it from the cache
             tl.store(base_k + position * ks + _within(within, vector, kv), key, mask=inside)
             tl.store(base_v + position * vs + within, value, mask=inside)
-        most = tl.sum(tl.load(query + within, mask=inside, other=0.0).to(tl.float32) * key.to(tl.float32), 0) * scale
+        most = (
+            tl.sum(
+                tl.load(query + within, mask=inside, other=0.0).to(tl.float32) * key.to(tl.float32),
+                0,
+            )
+            * scale
+        )
         weight = 1.0
         total += value.to(tl.float32)
     for start in tl.range(first, stop, block, num_stages=stages):
@@ -403,8 +444,12 @@ def _attend(  # type: ignore[no-untyped-def]
     if tl.atomic_add(arrived + pair, 1, sem="acq_rel", scope="gpu") == parts - 1:
         others = tl.arange(0, splits)
         done = others < parts
-        mosts = tl.load(mine + others * row + padded, mask=done, other=float("-inf"), cache_modifier=".cg")
-        weights = tl.load(mine + others * row + padded + 1, mask=done, other=0.0, cache_modifier=".cg")
+        mosts = tl.load(
+            mine + others * row + padded, mask=done, other=float("-inf"), cache_modifier=".cg"
+        )
+        weights = tl.load(
+            mine + others * row + padded + 1, mask=done, other=0.0, cache_modifier=".cg"
+        )
         at = mine + others[:, None] * row + within[None, :]
         totals = tl.load(at, mask=done[:, None], other=0.0, cache_modifier=".cg")
         shares = tl.exp(mosts - tl.max(mosts, 0))
@@ -414,7 +459,13 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, position: Tensor, slopes: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: KVCache,
+    layer: int,
+    position: Tensor,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Put the keys and values of one position in place; attention of its queries over [0, position], [B, H·D].
 
@@ -430,12 +481,21 @@ def attend(
     requests, heads = q.shape[:2]
     if q.dtype not in TYPES:
         raise ValueError(f"no decode kernel for attention in {q.dtype}")
-    cut = parts(requests * heads, cache.geometry.positions, _processors(q.device), _vector(cache) > 0)
+    cut = parts(
+        requests * heads, cache.geometry.positions, _processors(q.device), _vector(cache) > 0
+    )
     return _run_attend(q, k, v, cache, layer, position, slopes, cut)
 
 
 def _run_attend(
-    q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, position: Tensor, slopes: Tensor | None, cut: Parts
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: KVCache,
+    layer: int,
+    position: Tensor,
+    slopes: Tensor | None,
+    cut: Parts,
 ) -> Tensor:
     requests, heads, size = q.shape
     out = q.new_empty(requests, heads * size)
