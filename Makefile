@@ -120,6 +120,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/pytest -q -m 'not drill' --durations=15
 
 drills: $(VENV)/.installed-dev

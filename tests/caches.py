@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Protocol
 
@@ -112,14 +111,14 @@ def play_model(
 
 
 @st.composite
-def spans(draw: Callable[..., int], size: int) -> Span:
+def spans(draw: st.DrawFn, size: int) -> Span:
     """A non-empty interval of an axis."""
     start = draw(st.integers(0, size - 1))
     return Span(start, draw(st.integers(start + 1, size)))
 
 
 @st.composite
-def geometries(draw: Callable[..., int], most: int = 4) -> KVGeometry:
+def geometries(draw: st.DrawFn, most: int = 4) -> KVGeometry:
     layout = draw(st.sampled_from(list(KVLayout)))
     itemsize = draw(st.sampled_from([1, 2, 4]))
     smallest = 16 // itemsize if layout is KVLayout.FT else 1
@@ -129,13 +128,13 @@ def geometries(draw: Callable[..., int], most: int = 4) -> KVGeometry:
 
 
 @st.composite
-def regions(draw: Callable[..., Span], geometry: KVGeometry) -> Region:
+def regions(draw: st.DrawFn, geometry: KVGeometry) -> Region:
     sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions)
     return Region(*(draw(spans(size)) for size in sizes))
 
 
 @st.composite
-def schedules(draw: Callable[..., int], most: int = 4) -> StreamSchedule:
+def schedules(draw: st.DrawFn, most: int = 4) -> StreamSchedule:
     """A stream of a part of a small cache, with slots from the smallest that will do upwards."""
     geometry = draw(geometries(most))
     region = draw(regions(geometry))

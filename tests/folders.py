@@ -46,7 +46,8 @@ def template(kind: str, **more: Any) -> Path:
 
     folder = Path(tempfile.mkdtemp(prefix="template-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    config: PretrainedConfig = CONFIG_MAPPING[kind](**SIZES, **more)
+    sizes: dict[str, Any] = {**SIZES, **more}
+    config: PretrainedConfig = CONFIG_MAPPING[kind](**sizes)
     model = AutoModelForCausalLM.from_config(config)
     shaken(model)
     model.save_pretrained(folder)

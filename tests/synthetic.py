@@ -238,14 +238,14 @@ def write_run(
     (folder / RUN_FILE).write_text(top.model_dump_json(indent=2))
     for rank, records in enumerate((source, sink)):
         text = "".join(map(to_line, records))
-        seal = {"digest": digest_of(text.encode())} if sealed else {}
+        seal: dict[str, Any] = {"digest": digest_of(text.encode())} if sealed else {}
         if sealed and rank == 0:
             seal["header_digest"] = digest_of((folder / RUN_FILE).read_bytes())
         (folder / rank_file(rank)).write_text(text + (to_line(End(**seal)) if ended else ""))
-    for one in source if logs else ():
-        if isinstance(one, Microbatch):
-            with (folder / text_log(one.point, one.arm, len(points) > 1)).open("a") as file:
-                file.write("\n".join(_text(one)) + "\n")
+    for record in source if logs else ():
+        if isinstance(record, Microbatch):
+            with (folder / text_log(record.point, record.arm, len(points) > 1)).open("a") as file:
+                file.write("\n".join(_text(record)) + "\n")
     return folder
 
 

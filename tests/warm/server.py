@@ -130,7 +130,12 @@ def _run(argv: list[str], environment: dict[str, str], cwd: str) -> NoReturn:
         from mpi4py import MPI
 
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
+
+        @atexit.register
+        def finalize() -> None:
+            if not MPI.Is_finalized():
+                MPI.Finalize()
+
         if argv[0] == "-m":
             sys.argv = argv[1:]
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)

@@ -1,0 +1,377 @@
+"""The house rules: which package may import which, and how large files, classes and texts may be.
+
+``python tests/test_house.py`` prints the counts, of this checkout or of the one named as argument.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent.parent
+PACKAGE = "dejavubench"
+
+FILE_LINES = 350
+CLASS_LINES = 250
+FUNCTION_LINES = 60
+TEST_FILE_LINES = 600
+TOP_LEVEL_MODULES = 5
+README_LINES = 130
+GUIDE_LINES = 80
+WALK_FILES = 8
+WALK_LINES = 2000
+MOST_EXCEPTIONS = 5
+
+EXCEPTIONS: Mapping[str, str] = {}
+"""``file``, ``file::Class`` or ``file::function`` to the reason why it may be larger. At most five."""
+
+ENGINE = ("parallel", "models", "dejavulib", "machine", "records")
+ARROWS: Mapping[str, tuple[str, ...]] = {
+    "machine": (),
+    "dejavulib": (),
+    "records": ("dejavulib",),
+    "parallel": ("dejavulib", "machine"),
+    "models": ("dejavulib", "machine", "parallel"),
+    "transports": ("dejavulib", "machine", "parallel", "records"),
+    "config": ("dejavulib", "machine", "models", "parallel", "records", "transports"),
+    "planning": ("config", "dejavulib", "machine", "models", "parallel", "records", "transports"),
+    "bench": (*ENGINE, "config", "planning", "transports"),
+    "analysis": ("dejavulib", "records"),
+    "cli": (*ENGINE, "analysis", "bench", "config", "planning", "transports"),
+}
+"""The packages that each package may import. All may import the modules at top level."""
+
+WALK = (
+    "cli/run.py",
+    "bench/session.py",
+    "bench/rounds.py",
+    "bench/clock.py",
+)
+"""The files that one request passes from the command line to the clock, in order."""
+
+
+# ---- reading the source ----
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file. ``imports`` holds the lazy imports and those for type checkers, too."""
+
+    name: str
+    path: Path
+    text: str = field(repr=False)
+    tree: ast.Module = field(repr=False)
+
+    @property
+    def lines(self) -> int:
+        return self.text.count("\n")
+
+    @property
+    def room(self) -> str:
+        """The package or top-level module below ``dejavubench`` that the file belongs to."""
+        parts = self.name.split(".")
+        return parts[1] if len(parts) > 1 else ""
+
+    def imported(self) -> Iterator[str]:
+        """Yield the full name of each thing that the file imports, as ``package.module.name``."""
+        is_package = self.path.name == "__init__.py"
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    parents = self.name.split(".")
+                    parents = parents[: len(parents) - node.level + is_package]
+                    base = ".".join([*parents, *([node.module] if node.module else [])])
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@cache
+def modules(root: Path = HERE) -> dict[str, Module]:
+    """Return every module of the package by its full name."""
+    found = {}
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        text = path.read_text()
+        found[name] = Module(name, path, text, ast.parse(text))
+    return found
+
+
+@cache
+def graph(root: Path = HERE) -> dict[str, set[str]]:
+    """Return the names of the modules of the package that each module imports."""
+    known = modules(root)
+
+    def module_of(full: str) -> str | None:
+        while full and full not in known:
+            full = full.rpartition(".")[0]
+        return full or None
+
+    return {
+        name: {at for each in module.imported() if (at := module_of(each)) and at != name}
+        for name, module in known.items()
+    }
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, by Tarjan's algorithm."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        number[node] = low[node] = len(number)
+        stack.append(node)
+        for after in sorted(edges.get(node, ())):
+            if after not in number:
+                visit(after)
+                low[node] = min(low[node], low[after])
+            elif after in stack:
+                low[node] = min(low[node], number[after])
+        if low[node] == number[node]:
+            group = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(edges):
+        if node not in number:
+            visit(node)
+    return found
+
+
+def arrows(root: Path = HERE) -> Counter[tuple[str, str]]:
+    """Return how many imports lead from one package, or top-level module, to another one."""
+    known = modules(root)
+    return Counter(
+        (known[name].room, known[at].room)
+        for name, targets in graph(root).items()
+        for at in targets
+        if known[name].room != known[at].room
+    )
+
+
+def top_level(root: Path = HERE) -> list[str]:
+    """Return the modules that lie beside the packages."""
+    own = {"__init__.py", "__main__.py"}
+    return sorted(path.name for path in (root / PACKAGE).glob("*.py") if path.name not in own)
+
+
+def forbidden_arrows(root: Path = HERE) -> list[str]:
+    """Return each import that the table of arrows does not allow, as a line."""
+    known = modules(root)
+    ground = {Path(name).stem for name in top_level(root)} | {""}
+    wrong = []
+    for name, targets in graph(root).items():
+        here = known[name].room
+        for at in sorted(targets):
+            there = known[at].room
+            allowed = here == there or there in ground or name == f"{PACKAGE}.__main__"
+            if not allowed and there not in ARROWS.get(here, ()):
+                wrong.append(f"{name} imports {at}")
+    return wrong
+
+
+# ---- sizes ----
+
+
+def _size(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many lines a definition takes, decorators included."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return (node.end_lineno or node.lineno) - first + 1
+
+
+def _long(kinds: tuple[type[ast.AST], ...], limit: int, root: Path) -> list[str]:
+    return [
+        f"{module.path.relative_to(root)}::{node.name}: {_size(node)} lines"
+        for module in modules(root).values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, kinds)
+        and isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and _size(node) > limit
+    ]
+
+
+def long_classes(root: Path = HERE) -> list[str]:
+    return _long((ast.ClassDef,), CLASS_LINES, root)
+
+
+def long_functions(root: Path = HERE) -> list[str]:
+    return _long((ast.FunctionDef, ast.AsyncFunctionDef), FUNCTION_LINES, root)
+
+
+def _long_files(paths: Iterable[Path], limit: int, root: Path) -> list[str]:
+    counts = ((path, path.read_text().count("\n")) for path in sorted(paths))
+    return [f"{path.relative_to(root)}: {count} lines" for path, count in counts if count > limit]
+
+
+def long_files(root: Path = HERE) -> list[str]:
+    return _long_files((root / PACKAGE).rglob("*.py"), FILE_LINES, root)
+
+
+def long_tests(root: Path = HERE) -> list[str]:
+    return _long_files((root / "tests").rglob("*.py"), TEST_FILE_LINES, root)
+
+
+def long_texts(root: Path = HERE) -> list[str]:
+    """Return the README and the guides that are too long."""
+    readme = _long_files([root / "README.md"], README_LINES, root)
+    return readme + _long_files((root / "docs" / "guides").glob("*.md"), GUIDE_LINES, root)
+
+
+def walk(root: Path = HERE) -> tuple[list[str], int]:
+    """Return the gaps in the walk to the clock, and the lines of its files together."""
+    paths = [root / PACKAGE / name for name in WALK]
+    if missing := [f"no file {path.relative_to(root)}" for path in paths if not path.exists()]:
+        return missing, 0
+    names = [".".join((PACKAGE, *Path(name).with_suffix("").parts)) for name in WALK]
+    gaps = [
+        f"{one} does not import {other}"
+        for one, other in pairwise(names)
+        if other not in graph(root)[one]
+    ]
+    return gaps, sum(path.read_text().count("\n") for path in paths)
+
+
+# ---- texts ----
+
+DOCSTRING = re.compile(r"(What|Where)\b")
+HELP = re.compile(r"(Of|If|Whether|What)\b")
+
+
+def _where(module: Module, node: ast.AST, root: Path) -> str:
+    return f"{module.path.relative_to(root)}:{getattr(node, 'lineno', 1)}"
+
+
+def bad_docstrings(root: Path = HERE) -> list[str]:
+    """Return docstrings, of attributes as well, that begin with a word that names nothing."""
+    wrong = []
+    for module in modules(root).values():
+        for node in ast.walk(module.tree):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+                and DOCSTRING.match(node.value.value.lstrip())
+            ):
+                first = node.value.value.strip().splitlines()[0]
+                wrong.append(f"{_where(module, node, root)}: {first}")
+    return wrong
+
+
+def _helps(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Yield the help texts of options: arguments named ``help`` or ``description``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg in ("help", "short_help", "description"):
+            value = node.value
+            if isinstance(value, ast.JoinedStr) and value.values:
+                value = value.values[0]
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value
+
+
+def bad_helps(root: Path = HERE) -> list[str]:
+    """Return help texts that begin with a word that names nothing."""
+    return [
+        f"{_where(module, value, root)}: {str(value.value)[:60]}"
+        for module in modules(root).values()
+        for value in _helps(module.tree)
+        if HELP.match(str(value.value))
+    ]
+
+
+def same_names(root: Path = HERE) -> list[str]:
+    """Return the names that public classes of two packages share."""
+    homes: dict[str, set[str]] = {}
+    for module in modules(root).values():
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(module.room)
+    return [f"{name}: {', '.join(sorted(at))}" for name, at in sorted(homes.items()) if len(at) > 1]
+
+
+# ---- tests ----
+
+CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
+    "imports against the arrows": forbidden_arrows,
+    f"files over {FILE_LINES} lines": long_files,
+    f"classes over {CLASS_LINES} lines": long_classes,
+    f"functions over {FUNCTION_LINES} lines": long_functions,
+    f"test files over {TEST_FILE_LINES} lines": long_tests,
+    "README or guides too long": long_texts,
+    "docstrings that begin with What or Where": bad_docstrings,
+    "help texts that begin with Of, If, Whether or What": bad_helps,
+    "class names of two packages": same_names,
+}
+
+
+def test_no_file_is_in_a_circle_of_imports() -> None:
+    assert circles(graph()) == []
+
+
+@pytest.mark.parametrize("what", CHECKS)
+def test_the_house_has_no(what: str) -> None:
+    found = [each for each in CHECKS[what](HERE) if each.split(": ")[0] not in EXCEPTIONS]
+    assert not found, "\n".join(found)
+
+
+def test_few_modules_lie_beside_the_packages() -> None:
+    assert len(top_level()) <= TOP_LEVEL_MODULES, top_level()
+
+
+def test_every_package_has_its_arrows() -> None:
+    packages = {path.parent.name for path in (HERE / PACKAGE).glob("*/__init__.py")}
+    assert set(ARROWS) == packages
+
+
+def test_the_clock_is_a_short_walk_from_the_command_line() -> None:
+    gaps, lines = walk()
+    assert not gaps
+    assert len(WALK) <= WALK_FILES
+    assert lines <= WALK_LINES
+
+
+def test_exceptions_are_few_and_still_needed() -> None:
+    assert len(EXCEPTIONS) <= MOST_EXCEPTIONS
+    found = {each.split(": ")[0] for check in CHECKS.values() for each in check(HERE)}
+    assert set(EXCEPTIONS) <= found, "an exception that nothing needs any more"
+    assert all(len(reason.split()) > 3 for reason in EXCEPTIONS.values())
+
+
+def test_a_circle_is_found_behind_a_lazy_import() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set[str]()}
+    assert circles(edges) == [["a", "b", "c"]]
+
+
+def main() -> None:
+    root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else HERE
+    verbose = len(sys.argv) > 2
+    found = circles(graph(root))
+    print(f"{len(found):4} circles of files: {'; '.join(' '.join(each) for each in found)}")
+    print(f"{len(top_level(root)):4} modules at top level: {' '.join(top_level(root))}")
+    for what, check in CHECKS.items():
+        wrong = check(root)
+        print(f"{len(wrong):4} {what}")
+        for each in wrong if verbose or len(wrong) <= 40 else ():
+            print(f"       {each}")
+    print(f"     README: {(root / 'README.md').read_text().count(chr(10))} lines")
+    gaps, lines = walk(root)
+    print(f"     to the clock: {len(WALK)} files, {lines} lines {'; '.join(gaps)}")
+    for (here, there), count in sorted(arrows(root).items()):
+        print(f"     {here or PACKAGE} -> {there or PACKAGE}: {count}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The project's own files: they parse, agree with each other, and name things that exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dejavubench import __version__
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "results").glob("*/README.md")),
+    ROOT / "contrib" / "README.md",
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def parsed(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / name).read_text()))
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_citation_names_this_version_its_licence_and_the_paper() -> None:
+    citation = parsed("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"]
+    assert citation["title"]
+    assert citation["version"] == __version__
+    assert citation["license"] == pyproject()["project"]["license"]
+    assert [author["name"] for author in citation["authors"]] == ["the dejavubench developers"]
+    paper = citation["preferred-citation"]
+    assert paper["authors"][0]["family-names"] == "Strati"
+    assert paper["year"] == 2024
+    assert paper["url"] == "https://arxiv.org/abs/2403.01876"
+
+
+def test_the_licence_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    for section in ("1. Definitions.", "9. Accepting Warranty", "END OF TERMS AND CONDITIONS"):
+        assert section in text
+
+
+def test_the_package_ships_its_types_and_kernels() -> None:
+    data = pyproject()["tool"]["setuptools"]["package-data"]
+    assert data["dejavubench"] == ["py.typed"]
+    assert (ROOT / "dejavubench" / "py.typed").exists()
+    for package, patterns in data.items():
+        folder = ROOT.joinpath(*package.split("."))
+        assert all(list(folder.glob(pattern)) for pattern in patterns), package
+
+
+def test_tools_of_development_are_pinned() -> None:
+    pinned = {
+        line.partition("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    extra = pyproject()["project"]["optional-dependencies"]["dev"]
+    assert {re.split(r"[>=]", each)[0].lower() for each in extra} <= pinned
+
+
+def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
+    workflow = parsed(".github/workflows/ci.yml")
+    steps = workflow["jobs"]["ci"]["steps"]
+    assert ".ci/run" in [step.get("run") for step in steps]
+    (repository,) = parsed(".pre-commit-config.yaml")["repos"]
+    tools = {hook["entry"].split()[0] for hook in repository["hooks"]}
+    recipe = (ROOT / "Makefile").read_text()
+    assert tools == {"ruff", "mypy", "codespell"}
+    assert all(f"$(BIN)/{tool}" in recipe for tool in tools)
+
+
+@pytest.mark.parametrize("name", [".ci/run", "scripts/slurm/fig25.sbatch"])
+def test_shell_scripts_parse(name: str) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
+
+
+def test_the_container_copies_what_is_there() -> None:
+    lines = (ROOT / "Containerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert copied
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
+        found.add(plain.strip().replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
+    broken = []
+    for target in LINK.findall(path.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        if not there.exists() or (anchor and anchor not in anchors(there.read_text())):
+            broken.append(target)
+    assert broken == []
