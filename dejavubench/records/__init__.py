@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from dejavubench.records.destinations import DestinationInfo
+
 SCHEMA = 1
 RUN_FILE = "run.json"
 
@@ -95,7 +97,11 @@ class PointInfo(_Model):
 
 
 class RunHeader(_Model):
-    """``run.json``: what was asked for, as validated, and where it ran."""
+    """``run.json``: what was asked for, as validated, and where it ran.
+
+    ``destinations``: by mode, what analysis must know of each destination of the arms; not in older
+    records, for which :mod:`dejavubench.records.destinations` has it.
+    """
 
     schema_version: int = SCHEMA
     name: str
@@ -109,6 +115,7 @@ class RunHeader(_Model):
     warmup: Count
     arms: list[ArmInfo]
     points: list[PointInfo]
+    destinations: dict[str, DestinationInfo] = {}
     environment: dict[str, Any]
 
 

@@ -1,0 +1,149 @@
+"""The destinations that the library knows, as data. Importing this loads neither torch nor MPI.
+
+An entry names the classes of a destination; they are imported when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+MODULES = "dejavubench.dejavulib.destinations"
+
+
+@dataclass(frozen=True)
+class DestinationEntry:
+    """What one destination can do, and where its code is.
+
+    Attributes:
+        name: as ``--streaming`` and records spell it.
+        source: the class of the source's side, as ``module:Class``.
+        sink: the class of the sink's side; None if no rank receives.
+        remote: other ranks receive what is streamed.
+        external_sink: the receiver is a program of its own, not a rank of the MPI job.
+        device_memory: chunks leave from, and arrive in, the memory of a CUDA device where the cache
+            is there.
+        staged: chunks go through staging slots on the source. False: they are gathered straight
+            into their place.
+        in_host_memory: the whole stream stays in the source's host memory.
+        durabilities: names of the durability options, the default first. Not empty for a
+            destination on a storage device, whose failure ends its arm alone.
+        readable: the source can read complete chunks back.
+    """
+
+    name: str
+    source: str
+    sink: str | None = None
+    remote: bool = False
+    external_sink: bool = False
+    device_memory: bool = False
+    staged: bool = True
+    in_host_memory: bool = False
+    durabilities: tuple[str, ...] = ()
+    readable: bool = False
+
+    @property
+    def on_storage(self) -> bool:
+        """Whether chunks are written to a storage device."""
+        return bool(self.durabilities)
+
+    def uses_host_slots(self, on_cuda: bool) -> bool:
+        """Whether staging slots are in host memory, for a cache on a CUDA device or on the CPU."""
+        return self.staged and not self.uses_device_memory(on_cuda)
+
+    def uses_device_memory(self, on_cuda: bool) -> bool:
+        """Whether chunks move from device memory to device memory."""
+        return on_cuda and self.device_memory
+
+    def load_source(self) -> type[Any]:
+        """Import and return the class of the source's side."""
+        return _load(self.source)
+
+    def load_sink(self) -> type[Any]:
+        """Import and return the class of the sink's side.
+
+        Raises:
+            ValueError: no rank receives from this destination.
+        """
+        if self.sink is None:
+            raise ValueError(f"{self.name} has no sink that is a rank")
+        return _load(self.sink)
+
+
+def _load(where: str) -> type[Any]:
+    module, _, name = where.partition(":")
+    found: type[Any] = getattr(import_module(module), name)
+    return found
+
+
+_entries: dict[str, DestinationEntry] = {}
+
+DESTINATIONS: Mapping[str, DestinationEntry] = MappingProxyType(_entries)
+"""Every registered destination by its name."""
+
+
+def register(entry: DestinationEntry) -> DestinationEntry:
+    """Add a destination and return it.
+
+    Raises:
+        ValueError: another destination has this name.
+    """
+    if _entries.setdefault(entry.name, entry) != entry:
+        raise ValueError(f"there is a destination {entry.name!r} already")
+    return entry
+
+
+HOST = register(
+    DestinationEntry(
+        "host",
+        source=f"{MODULES}.host:HostDestination",
+        staged=False,
+        in_host_memory=True,
+        readable=True,
+    )
+)
+DISK = register(
+    DestinationEntry(
+        "disk",
+        source=f"{MODULES}.disk:DiskDestination",
+        durabilities=("fdatasync", "direct", "page-cache"),
+        readable=True,
+    )
+)
+MPI = register(
+    DestinationEntry(
+        "mpi",
+        source=f"{MODULES}.mpi:MPIDestination",
+        sink=f"{MODULES}.mpi:MPISinkEndpoint",
+        remote=True,
+    )
+)
+NCCL = register(
+    DestinationEntry(
+        "nccl",
+        source=f"{MODULES}.nccl:NCCLDestination",
+        sink=f"{MODULES}.nccl:NCCLSinkEndpoint",
+        remote=True,
+        device_memory=True,
+    )
+)
+NIXL = register(
+    DestinationEntry(
+        "nixl",
+        source=f"{MODULES}.nixl:NIXLDestination",
+        sink=f"{MODULES}.nixl:NIXLSinkEndpoint",
+        remote=True,
+        device_memory=True,
+    )
+)
+TCP = register(
+    DestinationEntry(
+        "tcp",
+        source=f"{MODULES}.tcp:TCPDestination",
+        external_sink=True,
+        readable=True,
+    )
+)

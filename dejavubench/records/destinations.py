@@ -1,0 +1,191 @@
+"""What analysis must know of each destination of a run.
+
+A run writes it into ``run.json``, so that its records can be read where the destination is not
+installed. Records older than this key have the destinations of :data:`FROZEN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+NONE = "none"
+"""The mode of an arm that streams nothing."""
+
+
+class _Info(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoopbackInfo(_Info):
+    """The variant of a destination in which a source and its sink share one GPU.
+
+    ``name`` stands for the mode in tables and names of arms; the others are for figures.
+    """
+
+    name: str
+    label: str
+    colour: str
+    hatch: str
+
+
+class DestinationInfo(_Info):
+    """One destination of a run, or one store that caches are swapped to.
+
+    ``label``, ``colour``, ``hatch``, ``order``: how and where figures show it.
+    ``remote``: other ranks receive. ``external_sink``: a program outside the MPI job does; what a
+    source knows of it stands in its rank's environment as ``<mode>_sink``.
+    ``durabilities``: the durability options; not empty for a destination on a storage device.
+    ``ceiling``: name of the probe whose GB/s the destination cannot exceed on the run's device.
+    ``link_rate``, ``message``: names of the probes that tell the speed of its link, and how long a
+    naive message on it takes.
+    ``held_against``: probes of this program's own code, each with the raw loop measured in turn.
+    ``overhead_of``: probes of a naive loop that moves nothing, each with the loop that does.
+    ``loopback``: its variant on one GPU. ``library``: key of ``environment.gpu`` with the version
+    of the library that moves the chunks.
+    """
+
+    label: str
+    colour: str = "#999999"
+    hatch: str = "**"
+    order: int = 100
+    remote: bool = False
+    external_sink: bool = False
+    durabilities: list[str] = []
+    ceiling: str | None = None
+    link_rate: str | None = None
+    message: str | None = None
+    held_against: dict[str, str] = {}
+    overhead_of: dict[str, str] = {}
+    loopback: LoopbackInfo | None = None
+    library: str | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether what is streamed stays with the source's rank."""
+        return not (self.remote or self.external_sink)
+
+    @property
+    def on_storage(self) -> bool:
+        return bool(self.durabilities)
+
+
+Destinations = Mapping[str, DestinationInfo]
+"""By mode, as an arm's record spells it."""
+
+_DURABILITIES = ["fdatasync", "direct", "page-cache"]
+
+FROZEN: Destinations = {
+    "host": DestinationInfo(
+        label="host", colour="#56B4E9", hatch="//", order=10, ceiling="memory-copy"
+    ),
+    "disk": DestinationInfo(
+        label="disk",
+        colour="#E69F00",
+        hatch="\\\\",
+        order=20,
+        durabilities=_DURABILITIES,
+        ceiling="disk-write",
+        held_against={"disk-destination": "disk-write"},
+        overhead_of={"disk-run-overhead": "disk-run"},
+    ),
+    "mpi": DestinationInfo(
+        label="mpi",
+        colour="#009E73",
+        hatch="..",
+        order=30,
+        remote=True,
+        ceiling="mpi-windowed",
+        link_rate="mpi-windowed",
+        message="mpi-message",
+        held_against={"mpi-destination": "mpi-windowed"},
+        overhead_of={"mpi-message-overhead": "mpi-message"},
+    ),
+    "nccl": DestinationInfo(
+        label="remote GPU (NCCL)",
+        colour="#CC79A7",
+        hatch="xx",
+        order=40,
+        remote=True,
+        loopback=LoopbackInfo(
+            name="nccl-loopback", label="loopback on one GPU (NCCL)", colour="#D55E00", hatch="oo"
+        ),
+        library="nccl",
+    ),
+    "nixl": DestinationInfo(
+        label="NIXL",
+        colour="#0072B2",
+        hatch="++",
+        order=50,
+        remote=True,
+        ceiling="nixl-raw",
+        held_against={"nixl-destination": "nixl-raw"},
+    ),
+    "tcp": DestinationInfo(
+        label="tcp",
+        colour="#F0E442",
+        hatch="--",
+        order=60,
+        external_sink=True,
+        ceiling="tcp-raw",
+        link_rate="tcp-raw",
+        message="tcp-message",
+        held_against={"tcp-destination": "tcp-raw"},
+    ),
+    "swap-host": DestinationInfo(
+        label="swapped to host memory", colour="#56B4E9", hatch="//", order=10
+    ),
+    "swap-disk": DestinationInfo(
+        label="swapped to disk",
+        colour="#E69F00",
+        hatch="\\\\",
+        order=20,
+        durabilities=_DURABILITIES,
+    ),
+}
+"""The destinations of records without the key ``destinations``. It is not changed any more."""
+
+_FROZEN_ON_GPU: dict[str, str] = {"host": "pcie-d2h", "nccl": "nccl-send"}
+"""Their ceilings where the model ran on a GPU and the ceiling is another one."""
+
+
+def destinations_of(recorded: Destinations, on_gpu: bool) -> Destinations:
+    """Return every destination that a run can name.
+
+    Args:
+        recorded: ``destinations`` of its ``run.json``; empty in older records.
+        on_gpu: the model ran on a GPU.
+    """
+    if recorded:
+        return recorded
+    ceilings = _FROZEN_ON_GPU if on_gpu else {}
+    return {
+        mode: info.model_copy(update={"ceiling": ceilings.get(mode, info.ceiling)})
+        for mode, info in FROZEN.items()
+    }
+
+
+def shown(name: str, among: Destinations) -> DestinationInfo:
+    """Return what a name in the column ``mode`` of a table stands for.
+
+    It is a mode, or the name of a loopback. Of an unknown name nothing but itself is known.
+    """
+    if name in among:
+        return among[name]
+    for info in among.values():
+        if info.loopback is not None and info.loopback.name == name:
+            style = info.loopback
+            changed = {"label": style.label, "colour": style.colour, "hatch": style.hatch}
+            return info.model_copy(update={**changed, "loopback": None})
+    return DestinationInfo(label=name)
+
+
+def held_against(among: Iterable[DestinationInfo]) -> dict[str, str]:
+    """Return the probes of all destinations' own code, each with its raw loop."""
+    return {own: raw for info in among for own, raw in info.held_against.items()}
+
+
+def overhead_of(among: Iterable[DestinationInfo]) -> dict[str, str]:
+    """Return the probes of naive loops that move nothing, each with the loop that does."""
+    return {nothing: loop for info in among for nothing, loop in info.overhead_of.items()}

@@ -1,0 +1,104 @@
+"""What the probes of all destinations share. Importing this loads neither torch nor MPI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dejavubench.dejavulib.kvcache import KVGeometry
+from dejavubench.dejavulib.schedule import StreamSchedule
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.destinations.base import Stream
+
+MESSAGE = 16 << 20
+"""Bytes of a probe's message, on a link that is fast enough for it."""
+
+WINDOW = 4
+"""Messages that are under way at the same time."""
+
+MESSAGES = 16
+"""Messages of one measurement of a link."""
+
+LEAST_MESSAGE = 64 << 10
+
+PROBE_S = 1.0
+"""Seconds that one measurement of a link may take: on a slow link its messages are smaller."""
+
+PACED_BY = 4 << 20
+"""Bytes that are sent to find out how fast a link is."""
+
+Sample = tuple[float, str]
+"""(value, shape): what one shape of a probe gave."""
+
+
+@dataclass
+class Probe:
+    """One thing to measure, and what it has given.
+
+    Attributes:
+        name: in records.
+        unit: ``GB/s``, ``GFLOP/s`` or ``us``.
+        run: measures once; returns the samples of all its shapes, none on a sink.
+        durability: the option in force, where it is the disk's.
+        samples: of each time.
+        problem: the first reason why a disk could not be measured.
+    """
+
+    name: str
+    unit: str
+    run: Callable[[], list[Sample]]
+    durability: str | None = None
+    samples: list[list[Sample]] = field(default_factory=list)
+    problem: str | None = None
+
+    def __call__(self) -> str | None:
+        """Measure; return what keeps the disk from being measured, the first time."""
+        from dejavubench.dejavulib.destinations.base import StorageError
+
+        try:
+            self.samples.append(self.run())
+        except (OSError, StorageError) as error:
+            if self.durability is None:  # of a link, whose other side waits
+                raise
+            why = getattr(error, "strerror", None) or error
+            known, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"
+            return None if known else self.problem
+        return None
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long ``work`` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def paced(bytes_per_s: float, messages: int) -> int:
+    """Return the bytes of a message of which ``messages`` take at most :data:`PROBE_S`.
+
+    A window of small messages fills a slow link as well as one of large ones fills a fast link.
+
+    Args:
+        bytes_per_s: the speed of the link.
+    """
+    nbytes = MESSAGE
+    while nbytes > LEAST_MESSAGE and messages * nbytes > bytes_per_s * PROBE_S:
+        nbytes //= 2
+    return nbytes
+
+
+def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE) -> Stream:
+    """Return a stream whose chunks are whole messages: only flush and fetch are left to measure."""
+    from dejavubench.dejavulib.destinations.base import Stream
+
+    width = 256
+    geometry = KVGeometry(messages, 1, 1, nbytes // (2 * 4 * width), width, 4)
+    return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, nbytes), peer)
+
+
+def size_text(nbytes: int) -> str:
+    """``16 MiB``, ``512 KiB``."""
+    return f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes >> 10} KiB"

@@ -1,0 +1,123 @@
+"""Every destination that this process can stream to: the modules of this package, and plugins.
+
+A plugin is a module that calls :func:`register` as it is imported. It is named by an entry point of
+the group :data:`GROUP`, or in the environment variable :data:`VARIABLE`.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from dejavubench.dejavulib.destinations import registry as library
+from dejavubench.errors import UsageError
+from dejavubench.transports.base import Transport
+
+GROUP = "dejavubench.destinations"
+"""The group of entry points, each of which names a module."""
+
+VARIABLE = "DEJAVUBENCH_PLUGINS"
+"""Names of modules, separated by commas."""
+
+RESERVED = frozenset({"none"})
+"""Names that ``--streaming`` has for something other than a destination."""
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_SWAP = "swap-"  # names of arms that swap begin so
+
+_registered: dict[str, Transport] = {}
+
+
+def register(transport: Transport) -> None:
+    """Add a destination: to this registry, and to the library's.
+
+    Raises:
+        ValueError: its name cannot be used, or another destination has it.
+    """
+    name = transport.name
+    if not _NAME.fullmatch(name) or name in RESERVED or name.startswith(_SWAP):
+        raise ValueError(f"{name!r} cannot be the name of a destination")
+    if name in _registered and type(_registered[name]) is not type(transport):
+        raise ValueError(f"there is a destination {name!r} already")
+    library.register(transport.entry)
+    _registered[name] = transport
+
+
+def modes() -> tuple[str, ...]:
+    """Return the names of all destinations, in their order.
+
+    Raises:
+        UsageError: a plugin cannot be loaded.
+    """
+    return tuple(each.name for each in transports())
+
+
+def transports() -> tuple[Transport, ...]:
+    """Return all destinations, in their order. Raises UsageError: a plugin cannot be loaded."""
+    _load_own()
+    _load_plugins(os.environ.get(VARIABLE, ""))
+    return tuple(sorted(_registered.values(), key=lambda each: (each.order, each.name)))
+
+
+def transport(mode: str) -> Transport:
+    """Return the destination of a name.
+
+    Raises:
+        KeyError: there is none.
+        UsageError: a plugin cannot be loaded.
+    """
+    if mode not in _registered:  # else plugins need not be looked for
+        transports()
+    return _registered[mode]
+
+
+def own() -> tuple[Transport, ...]:
+    """Return the destinations of this package, in their order; no plugin is looked for."""
+    return tuple(sorted(_load_own(), key=lambda each: each.order))
+
+
+@cache
+def _load_own() -> tuple[Transport, ...]:
+    """Every module of this package that has a ``TRANSPORT``: a new file is found without a list."""
+    package = __name__.rpartition(".")[0]
+    folder = import_module(package).__path__
+    found = []
+    for each in pkgutil.iter_modules(folder):
+        if each.ispkg or each.name == __name__.rpartition(".")[2]:
+            continue
+        module = import_module(f"{package}.{each.name}")
+        if isinstance(getattr(module, "TRANSPORT", None), Transport):
+            register(module.TRANSPORT)
+            found.append(module.TRANSPORT)
+    return tuple(found)
+
+
+@cache
+def _load_plugins(named: str) -> None:
+    wanted = {name: f"{VARIABLE} names {name}" for name in map(str.strip, named.split(",")) if name}
+    wanted |= {
+        point.module: f"the entry point {point.name} of {GROUP} names {point.module}"
+        for point in entry_points(group=GROUP)
+    }
+    for module, who in wanted.items():
+        _load_plugin(module, who)
+
+
+def _load_plugin(name: str, who: str) -> ModuleType:
+    before = set(_registered)
+    try:
+        module = import_module(name)
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+        raise UsageError(
+            f"{who}, which cannot be loaded: {type(error).__name__}: {error}. "
+            "Mend or uninstall the plugin, or take its name out"
+        ) from None
+    own_names = {each.name for each in _registered.values() if type(each).__module__ == name}
+    if set(_registered) == before and not own_names:
+        raise UsageError(f"{who}, which registers no destination: it must call register()")
+    return module

@@ -1,0 +1,140 @@
+"""The registry of destinations: its data, its plugins, and that reading it loads nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from dejavubench.config.points import ON_DISK, REMOTE, TO_DEVICE
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS
+from dejavubench.errors import UsageError
+from dejavubench.records.destinations import FROZEN, destinations_of, shown
+from dejavubench.transports import registry
+from dejavubench.transports.recorded import info, swapped_info
+
+
+class Options:
+    """The options that transports read of an experiment."""
+
+    device = "cpu"
+    sources = 2
+
+    def __init__(self, *streaming: str, **values: Any) -> None:
+        self.streaming = streaming
+        self._values = {"peer": (), "nccl_loopback": False, **values}
+        self.device = self._values.pop("device", "cpu")
+
+    def value(self, option: str) -> Any:
+        return self._values[option]
+
+
+def test_every_destination_is_found_in_order() -> None:
+    assert registry.modes() == ("host", "disk", "mpi", "nccl", "nixl", "tcp")
+    assert set(registry.modes()) == set(DESTINATIONS)
+    assert registry.own() == registry.transports()
+
+
+def test_capabilities() -> None:
+    entries = DESTINATIONS.values()
+    assert {entry.name for entry in entries if entry.remote} == REMOTE
+    assert {entry.name for entry in entries if entry.device_memory} == TO_DEVICE
+    assert {entry.name for entry in entries if entry.on_storage} == ON_DISK & set(DESTINATIONS)
+    assert [entry.name for entry in entries if entry.external_sink] == ["tcp"]
+    assert [entry.name for entry in entries if entry.uses_host_slots(on_cuda=True)] == [
+        "disk",
+        "mpi",
+        "tcp",
+    ]
+    assert DESTINATIONS["nixl"].uses_host_slots(on_cuda=False)
+
+
+def test_classes_are_loaded_by_name() -> None:
+    assert DESTINATIONS["host"].load_source().__name__ == "HostDestination"
+    assert DESTINATIONS["mpi"].load_sink().__name__ == "MPISinkEndpoint"
+    with pytest.raises(ValueError, match="tcp has no sink that is a rank"):
+        DESTINATIONS["tcp"].load_sink()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_what_older_records_are_read_with_is_what_is_recorded_now(on_gpu: bool) -> None:
+    now = {each.name: info(each, on_gpu) for each in registry.own()}
+    now |= {
+        f"swap-{each.name}": swapped_info(each) for each in registry.own() if each.swapped_label
+    }
+    assert now == destinations_of({}, on_gpu)
+
+
+def test_names_in_tables_are_found() -> None:
+    assert shown("nccl", FROZEN).label == "remote GPU (NCCL)"
+    assert shown("nccl-loopback", FROZEN).label == "loopback on one GPU (NCCL)"
+    assert shown("other", FROZEN).label == "other"
+
+
+def test_what_is_missing_is_said() -> None:
+    nccl, tcp = registry.transport("nccl"), registry.transport("tcp")
+    missing = nccl.missing(Options("nccl"))
+    assert missing is not None
+    assert missing.reason == "no CUDA device"
+    assert nccl.missing(Options("nccl", device="cuda")) is None
+    missing = tcp.missing(Options("tcp"))
+    assert missing is not None
+    assert "needs --peer ADDR:PORT" in missing.alone
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    options = Options("nccl", "nixl", device="cuda", nccl_loopback=True)
+    chosen = [registry.transport(mode) for mode in options.streaming]
+    assert chosen[0].conflict(options, chosen) == (
+        "nccl_loopback cannot be combined with streaming nixl: nixl needs one GPU per rank. "
+        "Drop one of them"
+    )
+    assert chosen[0].conflict(options, chosen[:1]) is None
+    tcp = registry.transport("tcp")
+    assert tcp.conflict(Options("tcp", peer=("a:1", "b:1")), [tcp]) is None
+    refused = tcp.conflict(Options("tcp", peer=("a:1", "b:1", "c:1")), [tcp])
+    assert refused is not None
+    assert "one for each of the 2 sources" in refused
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module", "cannot be loaded: ModuleNotFoundError"),
+        ("json", "registers no destination"),
+    ],
+)
+def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    monkeypatch.setenv(registry.VARIABLE, name)
+    with pytest.raises(UsageError, match=f"DEJAVUBENCH_PLUGINS names {name}, which .*{message}"):
+        registry.modes()
+
+
+def test_two_destinations_of_one_name_are_refused() -> None:
+    class Other(type(registry.transport("host"))):  # type: ignore[misc]
+        pass
+
+    with pytest.raises(ValueError, match="there is a destination 'host' already"):
+        registry.register(Other())
+
+
+HEAVY = """
+import importlib, pkgutil, sys
+import dejavubench
+for package in sys.argv[1:]:
+    whole = importlib.import_module(f"dejavubench.{package}")
+    for each in pkgutil.walk_packages(whole.__path__, f"{whole.__name__}."):
+        if ".loops" not in each.name:
+            importlib.import_module(each.name)
+print(*sorted({"torch", "mpi4py", "cupy"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("package", ["analysis", "planning", "config", "records", "transports"])
+def test_neither_torch_nor_mpi_is_loaded(package: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAVY, package], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
