@@ -175,8 +175,8 @@ class Ours(Engine):
         from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
         from dejavubench.models.gpt import GPT
         from dejavubench.models.hub.checkpoint import open_checkpoint
+        from dejavubench.models.hub.shard import Shard
         from dejavubench.models.loading import load_checkpoint
-        from dejavubench.models.sharding import Shard
 
         prefer_huge_pages()  # as the suite does
         torch.set_num_threads(settings.threads)

@@ -1,20 +1,20 @@
-"""Ground floor: what a person did wrong, told apart from what went wrong."""
+"""The errors that the command line turns into one line and an exit status."""
 
 
 class UsageError(Exception):
-    """What was asked for cannot be run; the message is one line and names the key, flag or file."""
+    """The command cannot run as asked. The message is one line: the key, flag or file, and why."""
 
 
 class DataError(Exception):
-    """Input that turned out to be unusable while a run used it; the message says all, without a traceback."""
+    """Input turned out to be unusable during a run. The message needs no traceback beside it."""
 
 
 class OutputError(Exception):
-    """Standard output takes no more; the message is one line. The cause is the system's error.
+    """Standard output cannot be written. The message is one line; the cause is the OSError.
 
-    It is no OSError: who handles failures of files must not take this one for theirs.
+    This is not an OSError itself: code that handles failing files must not catch it.
     """
 
 
 BROKEN_PIPE = 141
-"""The status of a tool that SIGPIPE ends, as shells count it: 128 + 13."""
+"""Exit status of a process that SIGPIPE ends, as shells count: 128 + 13."""

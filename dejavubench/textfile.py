@@ -1,4 +1,4 @@
-"""Ground floor: text files that people wrote, as UTF-8, JSON or TOML; an error names file, line and column."""
+"""Reading UTF-8, JSON and TOML files. Each error names file, line and column."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OTHER_MARKS = (
 )
 GZIP = b"\x1f\x8b"
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
-"""The beginning of the small file that Git LFS leaves in place of a large one."""
+"""First words of the small file that Git LFS leaves in place of a large one."""
 
 PYTHON_WORDS = {"True": "true", "False": "false", "None": "null", "'": '"'}
-"""Python's spellings that JSON has others for."""
+"""Python's spellings, and those of JSON."""
 
 
 class TextFileError(ValueError):
-    """A file is not the text that it should be; the message is one line and names the file."""
+    """A file is not the text that it should be. The message is one line and names the file."""
 
     def __init__(self, message: str) -> None:
         super().__init__(escaped(message))
@@ -39,9 +39,8 @@ def read_text(path: Path) -> str:
     try:
         mode = path.stat().st_mode
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise TextFileError(
-                f"{_shown(path)}: is a device, not a file"
-            )  # reading it might never end
+            # Reading a device might never end.
+            raise TextFileError(f"{_shown(path)}: is a device, not a file")
         content = path.read_bytes()
     except OSError as error:
         raise TextFileError(f"{_shown(path)}: {error.strerror or error}") from None
@@ -59,12 +58,17 @@ def read_text(path: Path) -> str:
         line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         byte = content[error.start]
         raise TextFileError(
-            f"{path}: line {line}, byte {column}: can't decode 0x{byte:02x} as UTF-8; save the file as UTF-8 text"
+            f"{path}: line {line}, byte {column}: can't decode 0x{byte:02x} as UTF-8; "
+            f"save the file as UTF-8 text"
         ) from None
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file. Raises TextFileError: it cannot be read, or is not JSON."""
+    """Return the value of a JSON file.
+
+    Raises:
+        TextFileError: the file cannot be read, or is not JSON.
+    """
     return parse_json(read_text(path), str(path))
 
 
@@ -72,10 +76,10 @@ def parse_json(text: str, where: str) -> Any:
     """Return the value of ``text``.
 
     Args:
-        where: what the message of an error begins with: the file, or the file and the line.
+        where: the file, or the file and the line; an error message begins with it.
 
     Raises:
-        TextFileError: it is not JSON; the message has line and column.
+        TextFileError: the text is not JSON. The message has line and column.
     """
     try:
         return json.loads(text.removeprefix("\ufeff"))
@@ -96,7 +100,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Return the table of a TOML file.
 
     Raises:
-        TextFileError: it cannot be read, or is not TOML; the message has line and column.
+        TextFileError: the file cannot be read, or is not TOML. The message has line and column.
     """
     text = read_text(path)
     try:
@@ -112,7 +116,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
-    """Name a well-known mistake: what the text is, or what it has at the place of the error."""
+    """Return a message that names a well-known mistake; None for other mistakes."""
     at, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
     if not text.strip():
         return "the file is empty"
@@ -129,7 +133,7 @@ def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
 
 
 def escaped(text: str) -> str:
-    """Escape all that is not printable: names in files, and of files, may hold anything."""
+    """Escape characters that are not printable: file names may hold any of them."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 

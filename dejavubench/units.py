@@ -1,4 +1,4 @@
-"""Ground floor: quantities as people write them, read and printed; beside :mod:`values` the standard library alone."""
+"""Times, rates, addresses and sizes: reading them from text, and printing them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ import re
 from dejavubench.values import shown, text_of
 
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_EXPONENTS = {
-    "s": 0,
-    "ms": -3,
-    "us": -6,
-    "µs": -6,
-    "μs": -6,
-    "ns": -9,
-}  # the micro sign and the Greek letter
+# The micro sign and the Greek letter are two characters.
+_EXPONENTS = {"s": 0, "ms": -3, "us": -6, "µs": -6, "μs": -6, "ns": -9}
 _PREFIXES = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 LEAST_FRACTION = 1e-6
 LEAST_S, MOST_S = 1e-3, 500 * 3600.0
-"""Bounds of a time. Sockets of Linux wait for at most 2**31 ms, which is 596 hours."""
+"""Bounds of a time. A socket on Linux waits for at most 2**31 ms, which is 596 hours."""
 
 MOST_LATENCY_S = 3600.0
 LEAST_RATE, MOST_RATE = 1.0, 1e15
@@ -30,10 +24,10 @@ _NUMBER = r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})"
 
 
 def fraction(value: object) -> float:
-    """``0.5%`` or ``0.005`` as a fraction; a bare number that is more likely meant as a percentage is refused.
+    """Return ``0.5%`` or ``0.005`` as a fraction.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the value is neither, or is a bare number that looks like a percentage.
     """
     text = text_of(value)
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]{1,3})?)[ \t]*(%?)", text)
@@ -50,10 +44,10 @@ def fraction(value: object) -> float:
 
 
 def seconds(value: object) -> float:
-    """``600``, ``600s``, ``10m`` or ``1h`` in seconds.
+    """Return ``600``, ``600s``, ``10m`` or ``1h`` in seconds.
 
     Raises:
-        ValueError: it is none of these, or not positive.
+        ValueError: the value is none of these, or not positive.
     """
     match = re.fullmatch(rf"{_NUMBER}[ \t]*(s|m|min|h)?", text_of(value))
     number = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
@@ -65,10 +59,10 @@ def seconds(value: object) -> float:
 
 
 def latency(value: object) -> float:
-    """``5us``, ``1.5 ms``, ``800ns`` or ``0`` in seconds; without a unit it is refused.
+    """Return ``5us``, ``1.5 ms``, ``800ns`` or ``0`` in seconds. Other values need a unit.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the value is none of these.
     """
     text = text_of(value)
     match = re.fullmatch(rf"{_NUMBER}[ \t]*(s|ms|us|µs|μs|ns)", text)
@@ -83,10 +77,12 @@ def latency(value: object) -> float:
 
 
 def rate(value: object) -> float:
-    """``25GB/s``, ``23.3GiB/s`` or ``200Gbit/s`` (``Gb/s``, ``Gbps``) in bytes a second: B is a byte, b a bit.
+    """Return ``25GB/s``, ``23.3GiB/s`` or ``200Gbit/s`` in bytes per second.
+
+    ``B`` is a byte, ``b`` and ``bit`` are a bit; ``ps`` is the same as ``/s``.
 
     Raises:
-        ValueError: it is none of these, or not positive.
+        ValueError: the value is none of these, or not positive.
     """
     match = re.fullmatch(rf"{_NUMBER}[ \t]*((?:[kKMGT]i?)?)(B|bit|b)(?:/s|ps)", text_of(value))
     number = float(match[1]) if match else 0.0
@@ -103,10 +99,10 @@ def rate(value: object) -> float:
 
 
 def address(value: object) -> tuple[str, int]:
-    """``host:port``, ``[::1]:port`` or ``:port`` (of this host's loopback) as host and port.
+    """Return host and port of ``host:port``, ``[::1]:port`` or ``:port`` (loopback).
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the value is none of these.
     """
     host, colon, port = text_of(value).rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -116,7 +112,7 @@ def address(value: object) -> tuple[str, int]:
             f"{shown(value)} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601"
         )
     try:
-        host.encode("idna")  # as the resolver will
+        host.encode("idna")  # the resolver will do the same
         named = len(host) <= 255 and host.isprintable() and " " not in host
     except UnicodeError:
         named = False
@@ -128,7 +124,7 @@ def address(value: object) -> tuple[str, int]:
 
 
 def nbytes_text(nbytes: float) -> str:
-    """Bytes with a binary unit, three digits: ``3.30 GiB``."""
+    """Return bytes with a binary unit and three digits: ``3.30 GiB``."""
     value, unit = float(nbytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
@@ -141,7 +137,7 @@ def nbytes_text(nbytes: float) -> str:
 
 
 def seconds_text(value: float) -> str:
-    """A duration with the unit that suits it: ``350 ms``, ``3.5 s``, ``12 min``, ``3.1 h``."""
+    """Return a duration with a suitable unit: ``350 ms``, ``3.5 s``, ``12 min``, ``3.1 h``."""
     if value < 1:
         return f"{value * 1e3:.0f} ms"
     if value < 120:
@@ -155,5 +151,5 @@ def seconds_text(value: float) -> str:
 
 
 def count_text(number: int, what: str) -> str:
-    """``1 rank``, ``2 ranks``."""
+    """Return a count with its noun: ``1 rank``, ``2 ranks``."""
     return f"{number} {what}" + ("" if number == 1 else "s")

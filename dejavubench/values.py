@@ -1,6 +1,7 @@
-"""Ground floor: single values as people give them in flags, TOML and JSON. Needs the standard library alone.
+"""Single values from flags, TOML and JSON, read strictly.
 
-Every reader takes any object and returns a sane value. It raises ValueError with one line that shows the value.
+Each reader takes any object. It returns a valid value, or raises ValueError with one line that
+shows the value.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import re
 from pathlib import Path
 
 MOST = 2**31 - 1
-"""The largest count that is read."""
+"""The largest count."""
 
 LONGEST = 60
-"""Characters of a value that a message shows."""
+"""The most characters of a value in a message."""
 
 NAME_NBYTES = 255
 """The longest name of a file or folder on Linux, in bytes."""
@@ -24,15 +25,15 @@ PATH_NBYTES = 4095
 _WHOLE = re.compile(r"[ \t]*([+-]?[0-9]+)[ \t]*")
 _NUMBER = re.compile(r"[ \t]*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[ \t]*")
 _DIGITS = 20
-"""More digits than any number here has; Python itself refuses to read or print more than 4,300."""
+"""No number here has more digits. Python reads and prints at most 4,300."""
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: on one line, shortened."""
+    """Return a value as messages show it: on one line, shortened."""
     try:
         text = repr(value)
     except ValueError:
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
     except RecursionError:
         return "a value nested too deeply"
     if len(text) <= LONGEST:
@@ -41,10 +42,10 @@ def shown(value: object) -> str:
 
 
 def whole(value: object, least: int = 1, most: int = MOST) -> int:
-    """A whole number from ``least`` to ``most``: an integer, or ASCII digits.
+    """Return a whole number from ``least`` to ``most``, given as an integer or ASCII digits.
 
     Raises:
-        ValueError: it is none, or out of range.
+        ValueError: the value is no whole number, or out of range.
     """
     if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
         digits = match[1]
@@ -67,10 +68,10 @@ def _above(least: int) -> str:
 
 
 def number(value: object) -> float:
-    """A finite number: an integer, a float, or its ASCII digits as ``0.5`` or ``1e-3``.
+    """Return a finite number, given as an integer, a float, or text such as ``1e-3``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is no finite number.
     """
     found: float | None = None
     if isinstance(value, str) and len(value) < 100 and (match := _NUMBER.fullmatch(value)):
@@ -85,7 +86,7 @@ def number(value: object) -> float:
 
 
 def text_of(value: object) -> str:
-    """A string or number as text without blanks around it; empty for anything else."""
+    """Return a string or number as text without blanks around it; empty for anything else."""
     if isinstance(value, str):
         return value.strip(" \t")
     if isinstance(value, float) or (
@@ -96,10 +97,10 @@ def text_of(value: object) -> str:
 
 
 def path(value: object) -> Path:
-    """A path that the system could open: without control characters, in UTF-8, of names that are not too long.
+    """Return a path that the system could open.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is no path, is not UTF-8, is too long, or has control characters.
     """
     if not isinstance(value, str | Path):
         raise ValueError(f"must be a path, not {shown(value)}")
@@ -108,20 +109,21 @@ def path(value: object) -> Path:
         raise ValueError(f"must be a path, not {shown(text)}")
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError(
-            f"{shown(text)} holds a control character, such as a line break, and is no path"
+            f"{shown(text)} is not a path: it has a control character, such as a line break"
         )
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{shown(text)} is not in UTF-8: records cannot hold its name") from None
+        raise ValueError(f"{shown(text)} is not UTF-8, so records cannot hold it") from None
     if len(encoded) > PATH_NBYTES or max(map(len, encoded.split(os.sep.encode()))) > NAME_NBYTES:
         raise ValueError(
-            f"{shown(text)}: File name too long: a name has at most {NAME_NBYTES} bytes, a path {PATH_NBYTES}"
+            f"{shown(text)}: File name too long: a name has at most {NAME_NBYTES} bytes, "
+            f"a path {PATH_NBYTES}"
         )
     return Path(value)
 
 
 def one_line(text: str, most: int = 300) -> str:
-    """Words of others on one line, shortened."""
+    """Return text of another program on one line, shortened to ``most`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[:most]}…"

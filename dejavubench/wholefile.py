@@ -1,4 +1,4 @@
-"""Ground floor: writing files whole or not at all. Needs the standard library alone."""
+"""Writing a file as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write a file of this program's own; one that is there is replaced. A reader sees all of it or nothing.
+    """Write or replace a file of this program. A reader sees all of the content or none of it.
 
-    The device is not waited for, so that a file system that hangs holds up as little as possible.
+    There is no fsync: a file system that hangs should hold up as little as possible.
 
     Args:
         mode: permissions of the file, less those that the umask takes away.
 
     Raises:
-        OSError: it cannot be written; its filename is ``path``, and no other file is left.
+        OSError: the file cannot be written. Its filename is ``path``, and no other file is left.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -37,28 +37,27 @@ def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
 
 @contextmanager
 def whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, for a file that a user names; it becomes ``path`` when the block ends.
+    """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends.
 
-    A block that raises, on a full disk for example, leaves ``path`` as it was and no temporary file. A device or a
-    pipe is written to directly.
+    If the block raises, on a full disk for example, ``path`` stays as it was and the temporary
+    file is removed. For a device or a pipe, ``path`` itself is yielded.
 
     Raises:
-        FileExistsError: ``path`` exists and is not to be overwritten.
-        OSError: it cannot be written.
+        FileExistsError: ``path`` exists, and ``overwrite`` is False.
+        OSError: the file cannot be written.
     """
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} exists")
     if path.exists() and not path.is_file():
         yield path
         return
-    target = (
-        Path(os.path.realpath(path)) if overwrite else path
-    )  # a link goes on pointing at what is overwritten
+    # A link keeps pointing at the file that is overwritten.
+    target = Path(os.path.realpath(path)) if overwrite else path
     partial = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield partial
         with partial.open("rb+") as file:
-            os.fsync(file.fileno())  # some file systems notice only now that they are full
+            os.fsync(file.fileno())  # some file systems report only now that they are full
         _put(partial, target, overwrite)
     finally:
         partial.unlink(missing_ok=True)
@@ -73,9 +72,8 @@ def _put(partial: Path, target: Path, overwrite: bool) -> None:
         partial.replace(target)
         return
     try:
-        os.link(
-            partial, target
-        )  # unlike a rename it never replaces what somebody else has put there meanwhile
+        # Unlike a rename, a link never replaces a file that appeared in the meantime.
+        os.link(partial, target)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links

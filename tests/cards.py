@@ -1,7 +1,7 @@
-"""A card that tests pretend to have."""
+"""The GPU that tests pretend to have."""
 
 from __future__ import annotations
 
-from dejavubench.machine.hardware import CudaDevice
+from dejavubench.machine.gpu import CudaDevice
 
 H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-000000000001")

@@ -29,8 +29,8 @@ from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
-from dejavubench.models.sharding import Shard
 
 SMALL_FILES = "30KB"
 

@@ -29,8 +29,8 @@ from dejavubench.machine import sharedmemory
 from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
 from dejavubench.machine.cores import Asker, Demand
 from dejavubench.machine.filesystem import Place, durability_note, find_mount, nature, place_of
-from dejavubench.machine.hardware import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.records import End, RankInfo, RecordError, read_run, to_line
 
 # ---- file systems ----

@@ -27,9 +27,9 @@ from dejavubench.models.backends.cpu import elementwise as cpu_numbers
 from dejavubench.models.backends.cpu import linear as cpu_linear
 from dejavubench.models.backends.cpu import step as cpu_step
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.specs import custom
 from dejavubench.models.parts import ACTIVATIONS, Activation, Norm, RMSNorm, same
-from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]

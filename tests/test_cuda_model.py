@@ -11,9 +11,10 @@ from dejavubench.bench.prompts import Prompts
 from dejavubench.bench.steps import steps_of
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.specs import ModelSpec, Rope, Sampling
+from dejavubench.models.hub.modelspec import ModelSpec, Rope
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler
-from dejavubench.models.sharding import Shard
+from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
 
 pytestmark = [

@@ -120,10 +120,10 @@ def test_cuda_without_a_device_is_refused_naming_where_it_was_asked_for(tmp_path
 
 def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> tuple[CudaDevice, ...]:
-        raise RuntimeError("the CUDA driver does not work: cuInit gives error 803")
+        raise RuntimeError("the CUDA driver does not work: cuInit returned error 803")
 
     monkeypatch.setattr(experiment_module, "cuda_devices", broken)
-    what = "the CUDA driver does not work: cuInit gives error 803; --device cpu does without it"
+    what = "the CUDA driver does not work: cuInit returned error 803; --device cpu does without it"
     assert refused(device="cuda") == f"--device cuda: {what}"
     assert refused(device="auto") == f"--device: {what}"
     assert refused() == f"device: {what}"

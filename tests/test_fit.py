@@ -11,8 +11,8 @@ from dejavubench import units
 from dejavubench.config.experiment import NO_FP32_ON_CUDA, Experiment, UsageError, load
 from dejavubench.machine.hardware import CudaDevice, available_nbytes, has_bf16
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.shard import Shard, most_parameters
 from dejavubench.models.hub.specs import SPECS, custom
-from dejavubench.models.sharding import Shard
 from dejavubench.planning import fit
 
 GIB = 1 << 30
@@ -30,7 +30,7 @@ def flags(**values: Any) -> Experiment:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_one_worker_holds_the_whole_model(name: str) -> None:
-    assert fit.worker_parameters(SPECS[name], 1, 1) == SPECS[name].parameters
+    assert most_parameters(SPECS[name], 1, 1) == SPECS[name].parameters
 
 
 @pytest.mark.parametrize(("tensor_size", "stages"), [(1, 2), (2, 1), (2, 3), (4, 5)])
@@ -43,7 +43,7 @@ def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stag
     ]
     with torch.device("meta"):
         held = [GPT(sizes, shard, torch.float32, torch.float32).parameters for shard in shards]
-    assert fit.worker_parameters(sizes, tensor_size, stages) == max(held)
+    assert most_parameters(sizes, tensor_size, stages) == max(held)
 
 
 def test_cache_is_of_all_microbatches_in_flight() -> None:

@@ -192,11 +192,11 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
         ("prompts = 5", "prompts: must be a path, not 5"),
         (
             'log_dir = "a\\u0000b"',
-            "log_dir: 'a\\x00b' holds a control character, such as a line break, and is no path",
+            "log_dir: 'a\\x00b' is not a path: it has a control character, such as a line break",
         ),
         (
             "rounds = 0x" + "f" * 5000,
-            "rounds: must be at most 1000000, not a number of thousands of digits",
+            "rounds: must be at most 1000000, not a number with thousands of digits",
         ),
         ("seed = " + "9" * 5000, "a number has too many digits"),
         ("model = " + "[" * 3000 + "]" * 3000, "nested too deeply"),

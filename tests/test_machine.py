@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dejavubench.errors import UsageError
-from dejavubench.machine import hardware as machine
-from dejavubench.machine.hardware import CudaDevice, cuda_devices
+from dejavubench.machine import cpu as machine
+from dejavubench.machine.gpu import CudaDevice, cuda_devices
 
 UUID = bytes(range(16))
 
@@ -51,7 +51,7 @@ def test_features_can_be_left_out(
 def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(machine.WITHOUT, "avx1024")
     with pytest.raises(
-        UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: it can name amx, bf16, avx512"
+        UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: unknown feature; name amx, bf16, avx512"
     ):
         machine.features_left_out()
 
@@ -132,7 +132,7 @@ def test_a_driver_without_a_device_is_no_device(error: int) -> None:
 )
 def test_any_other_answer_is_an_error_that_names_the_call(call: str) -> None:
     with pytest.raises(
-        RuntimeError, match=rf"^the CUDA driver does not work: {call} gives error 803$"
+        RuntimeError, match=rf"^the CUDA driver does not work: {call} returned error 803$"
     ):
         cuda_devices(Driver(("NVIDIA H200", 1), **{call: 803}).load)
 
@@ -144,7 +144,7 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
         pytest.skip("no CUDA device")
     program = (
         "import ctypes, sys\n"
-        "from dejavubench.machine.hardware import cuda_devices\n"
+        "from dejavubench.machine.gpu import cuda_devices\n"
         "found = cuda_devices()\n"
         "active, flags = ctypes.c_int(), ctypes.c_uint()\n"
         "driver = ctypes.CDLL('libcuda.so.1')\n"

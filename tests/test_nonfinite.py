@@ -20,10 +20,10 @@ from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
-from dejavubench.models.hub.specs import Sampling
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.parts import largest
-from dejavubench.models.sharding import Shard
+from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
 

@@ -22,7 +22,7 @@ from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.errors import UsageError
 from dejavubench.models.attention import BLOCK
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.weights import random_weights
 
 

@@ -15,7 +15,7 @@ from dejavubench.config.experiment import load
 from dejavubench.errors import UsageError
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
-from dejavubench.models.hub.specs import Rope
+from dejavubench.models.hub.modelspec import Rope
 
 SPELLINGS = ("rope_parameters", "rope_scaling", "rope_theta")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}

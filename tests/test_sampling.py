@@ -18,9 +18,9 @@ from dejavubench.config.experiment import load
 from dejavubench.config.optionvalues import COLDEST
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.specs import Sampling
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler, draw, filtered, uniform
-from dejavubench.models.sharding import Shard
+from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
 
 MANY = 40_000

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dejavubench.models.hub.specs import SPECS, ModelSpec, custom, spec
+from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.specs import SPECS, custom, spec
 
 PUBLISHED = {
     "gpt2": 124_439_808,

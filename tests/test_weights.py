@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.specs import ModelSpec
-from dejavubench.models.sharding import Shard
+from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights, recipes, weights_identity
 
 GPT2 = ModelSpec("small", 6, 8, 16, 1000, 128, 512)

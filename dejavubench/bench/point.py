@@ -37,8 +37,8 @@ from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamer import Streaming
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
-from dejavubench.models.sharding import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polite_gather
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from dejavubench.bench.prompts import Prompts
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.specs import Sampling
 from dejavubench.models.sampling import Sampler
+from dejavubench.models.samplingoptions import Sampling
 
 
 class Steps(Protocol):

@@ -64,7 +64,7 @@ from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine.hardware import cuda_devices, has_nixl, native_bf16
 from dejavubench.models.hub import specs
-from dejavubench.models.hub.specs import Sampling
+from dejavubench.models.samplingoptions import Sampling
 from dejavubench.values import shown, text_of
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.modelspec import ModelSpec
 
 if TYPE_CHECKING:
     from dejavubench.records import ArmInfo, PointInfo

@@ -1,7 +1,7 @@
-"""Ground floor: what this process's control groups grant it of memory and CPU time, v2 and v1.
+"""Memory and CPU time that control groups (v1 and v2) grant this process.
 
-A group's limits hold for all groups below it, so every question is asked of the process's own group and of all above.
-Needs the standard library alone. The files are described in the kernel's documentation: admin-guide/cgroup-v2,
+A group's limits hold for all groups below it, so each function looks at the process's own group
+and all groups above. The kernel documents the files in admin-guide/cgroup-v2,
 admin-guide/cgroup-v1/memory and scheduler/sched-bwc.
 """
 
@@ -17,40 +17,41 @@ ROOT = Path("/")
 
 @dataclass(frozen=True)
 class Group:
-    """A control group's folder; ``unified``: of version 2."""
+    """The folder of a control group. ``unified`` is True for version 2."""
 
     folder: Path
     unified: bool
 
     def text(self, name: str) -> str | None:
-        """Return the text of one of its files; None if there is no such file, or it cannot be read."""
+        """Return the text of one of its files; None if the file cannot be read."""
         try:
             return os.fsdecode((self.folder / name).read_bytes()).strip()
         except OSError:
             return None
 
     def number(self, name: str) -> int | None:
-        """Return the number in a file; None if there is no such file, or it says ``max`` or -1."""
+        """Return the number in a file; None without a file, or if the file says ``max`` or -1."""
         text = self.text(name)
         return int(text) if text is not None and text.isdecimal() else None
 
 
 def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
-    """This process's groups with a controller (``cpu``, ``memory``), each followed by those above it.
+    """Yield the groups of this process that have a controller, each followed by those above.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        controller: ``cpu`` or ``memory``.
+        root: the folder of ``proc`` and ``sys``.
     """
     try:
         lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
-        return  # a kernel without control groups bounds nothing
+        return  # a kernel without control groups limits nothing
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         top = _mounted(root / "sys/fs/cgroup", controllers, controller)
-        # Inside a container the path may be the host's, with only the top mounted: look at what exists.
+        # In a container the path may be the host's, with only the top mounted.
         inside = [part for part in path.split("/") if part not in ("", ".", "..")]
         here = top.joinpath(*inside)
         for folder in (here, *here.parents):
@@ -60,7 +61,11 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
 
 
 def _mounted(folder: Path, controllers: str, controller: str) -> Path:
-    """Return a hierarchy's mount. v1's are named for one of their controllers or for all; v2's may be among them."""
+    """Return the mount of a hierarchy.
+
+    A hierarchy of version 1 is named for one of its controllers, or for all of them. Version 2
+    may be mounted beside these.
+    """
     if not controllers:
         beside_v1 = folder / "unified"
         return beside_v1 if (beside_v1 / "cgroup.procs").exists() else folder
@@ -76,7 +81,7 @@ def _mounted(folder: Path, controllers: str, controller: str) -> Path:
 
 
 def memory_room(root: Path = ROOT) -> list[int]:
-    """Bytes that are left in each group that bounds memory."""
+    """Return the bytes that are left in each group that limits memory."""
     room = []
     for group in groups("memory", root):
         limit, usage = (
@@ -95,11 +100,11 @@ def memory_room(root: Path = ROOT) -> list[int]:
 
 @dataclass(frozen=True)
 class Quota:
-    """The CPU time that a group may take: seconds of it per second, over all cores together.
+    """The CPU time that a group may take, over all cores together.
 
     Attributes:
-        cpus: such as 1.5.
-        group: the folder of the group that bounds it; equal for processes that share the time.
+        cpus: seconds of CPU time per second, such as 1.5.
+        group: folder of the group; equal for processes that share the time.
     """
 
     cpus: float
@@ -107,7 +112,7 @@ class Quota:
 
 
 def cpu_quota(root: Path = ROOT) -> Quota | None:
-    """The tightest quota of this process's groups; None if nothing bounds them."""
+    """Return the tightest quota of this process's groups; None without a quota."""
     found = [
         Quota(cpus, str(group.folder))
         for group in groups("cpu", root)
@@ -131,8 +136,8 @@ class Throttling:
     """How often and how long groups had to wait for CPU time because their quota was used up.
 
     Attributes:
-        periods: of the quota, in which that happened; summed over groups that bound this process.
-        seconds: of waiting, summed over cores, as the kernel counts it.
+        periods: periods with a wait, summed over the groups of this process.
+        seconds: time of waiting, which the kernel sums over cores.
     """
 
     periods: int
@@ -143,7 +148,7 @@ class Throttling:
 
 
 def cpu_throttling(root: Path = ROOT) -> Throttling | None:
-    """Return the counts of this process's groups and all above, since they were made; None if nothing is counted."""
+    """Return the counts since the groups were made; None if the kernel counts nothing."""
     found = [each for group in groups("cpu", root) if (each := _throttling(group)) is not None]
     return (
         Throttling(sum(each.periods for each in found), sum(each.seconds for each in found))

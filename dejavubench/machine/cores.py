@@ -1,7 +1,4 @@
-"""Ground floor: whether the threads of a run's ranks fit the cores that its hosts grant them.
-
-Needs the standard library alone.
-"""
+"""Do the threads of all ranks of a host fit its cores?"""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ class Asker:
     """One rank.
 
     Attributes:
-        threads: that compute, or wait in a loop for what comes.
-        helpers: threads that stream beside the model and mostly sleep.
-        cores: that it may run on, before the program confined it to fewer.
-        quota: CPU time that its control group allows, if that bounds it.
+        threads: busy threads: those that compute, or poll for messages.
+        helpers: threads that stream beside the model. They mostly sleep.
+        cores: cores that the rank was allowed before the program confined it to fewer.
+        quota: CPU time that the control group allows; None without a limit.
     """
 
     threads: int
@@ -30,13 +27,13 @@ class Asker:
 
 @dataclass(frozen=True)
 class Demand:
-    """Threads of the ranks of one host, and the cores and CPU time that they may use.
+    """The threads of all ranks of one host, beside the cores and CPU time that they may use.
 
     Attributes:
-        threads, helpers: of all of its ranks; see :class:`Asker`.
-        cores: that any of them may run on.
-        quota: CPUs whose time their control groups allow together; None: no bound.
-        crowded: ranks that have more threads than cores of their own.
+        threads, helpers: sums over the ranks; see :class:`Asker`.
+        cores: number of cores that any of the ranks may run on.
+        quota: CPUs that their control groups allow together; None without a limit.
+        crowded: number of ranks with more threads than cores of their own.
     """
 
     ranks: int
@@ -59,7 +56,7 @@ class Demand:
         )
 
     def note(self) -> str | None:
-        """Say that there are more busy threads than cores; None if there are not. Helper threads alone do not count."""
+        """Return a sentence if there are more busy threads than cores. Helpers do not count."""
         bounded = self.quota is not None and self.quota < self.cores
         granted = self.quota if self.quota is not None and bounded else self.cores
         if self.threads <= granted and not self.crowded:
@@ -80,10 +77,13 @@ class Demand:
                 else f"{self.crowded} of them have"
             )
             allowed += f"; {own} more threads than cores of their own"
-        return f"{ranks} {busy}{helpers}, for {cores}{allowed}: threads have to wait, which slows what is measured"
+        return (
+            f"{ranks} {busy}{helpers}, for {cores}{allowed}: threads have to wait, "
+            f"which slows what is measured"
+        )
 
 
 def _together(quotas: Sequence[Quota | None]) -> float | None:
-    """The time that several ranks have together: a group's counts once, whoever shares it."""
+    """Return the time that several ranks have together. A shared group counts once."""
     known = {quota.group: quota.cpus for quota in quotas if quota is not None}
     return sum(known.values()) if known and None not in quotas else None

@@ -1,7 +1,4 @@
-"""Ground floor: which mount a folder lies on, and what a disk's number is of there.
-
-Needs the standard library alone.
-"""
+"""The mount of a folder, and the meaning of a timed write on its file system."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ class Mount:
     """One mount, as ``/proc/self/mountinfo`` lists it (proc(5)).
 
     Attributes:
-        point: folder that it is mounted at.
+        point: the folder at which it is mounted.
         type: file system type, such as ``ext4`` or ``fuse.sshfs``.
-        source: device, server or name that it was mounted from.
+        source: the device, server or name from which it was mounted.
     """
 
     id: int
@@ -33,7 +30,7 @@ class Mount:
 
 
 def mount_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Mount | None:
-    """Return the mount that holds ``path``, which need not exist yet; None if the kernel does not tell."""
+    """Return the mount of ``path``, which may not exist yet; None if the kernel lists no mounts."""
     try:
         text = os.fsdecode(mountinfo.read_bytes())
     except OSError:
@@ -42,10 +39,14 @@ def mount_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Mount
 
 
 def find_mount(resolved: str, mountinfo: str) -> Mount | None:
-    """Return the mount that holds an absolute path without links, by the text of ``/proc/self/mountinfo``.
+    """Return the mount of an absolute path without links.
 
-    Goes down the tree of mounts as the kernel does. The longest mount point alone would not do: a later mount hides
-    earlier ones at the same folder and below it.
+    The function goes down the tree of mounts as the kernel does. The longest mount point is not
+    enough: a later mount hides earlier ones at the same folder and below.
+
+    Args:
+        resolved: the path.
+        mountinfo: the text of ``/proc/self/mountinfo``.
     """
     mounts = list(_mounts(mountinfo))
     listed = {mount.id for mount in mounts}
@@ -76,13 +77,13 @@ def _mounts(mountinfo: str) -> Iterator[Mount]:
 
 
 def _unescape(field: str) -> str:
-    r"""Blanks, tabs, newlines and backslashes are written as ``\040`` and so on."""
+    r"""Undo the kernel's escapes of blanks, tabs, newlines and backslashes, as ``\040``."""
     return re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), field)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, and the mount that holds it: what is recorded of it."""
+    """A folder and its mount, as records hold them."""
 
     path: str
     mount: str
@@ -94,7 +95,7 @@ class Place:
 
 
 def place_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Place | None:
-    """Return the place of a folder that need not exist yet; None if the kernel does not tell."""
+    """Return the place of a folder, which may not exist yet; None if the kernel lists no mounts."""
     mount = mount_of(path, mountinfo)
     if mount is None:
         return None
@@ -102,11 +103,11 @@ def place_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Place
 
 
 def _writable(name: str) -> str:
-    """A name that need not be UTF-8 as one that can be recorded and shown."""
+    """Return a name as UTF-8, with other bytes escaped, so that it can be recorded."""
     return name.encode(errors="backslashreplace").decode()
 
 
-# ---- what a number is of ----
+# ---- the meaning of a number ----
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Nature:
 
     Attributes:
         types: patterns of file system types.
-        text: what such a file system is, to follow "… is".
-        durable: what a durable write is worth there; ``{durability}`` stands for the option.
+        text: a noun phrase for it, to follow "… is".
+        durable: the worth of a durable write there; ``{durability}`` stands for the option.
     """
 
     types: tuple[str, ...]
@@ -128,66 +129,34 @@ NATURES = (
     Nature(
         ("tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs"),
         "memory",
-        "{durability} waits for no device there, so the number is of copying in memory, not of a disk",
+        "{durability} waits for no device there, so the number is that of copying in memory, "
+        "not of a disk",
     ),
     Nature(
         ("overlay", "aufs", "fuse.fuse-overlayfs", "fuse.unionfs*", "unionfs"),
         "a container's layered file system",
-        "the number is of the container's storage on its host, through one more layer",
+        "the number is that of the container's storage on its host, through one more layer",
     ),
     Nature(
         (
-            *(
-                "nfs*",
-                "cifs",
-                "smb*",
-                "ceph",
-                "lustre",
-                "gpfs",
-                "beegfs*",
-                "glusterfs",
-                "afs",
-                "orangefs",
-                "pvfs2",
-            ),
-            *(
-                "panfs",
-                "wekafs",
-                "ocfs2",
-                "gfs2",
-                "davfs",
-                "coda",
-                "fuse.ceph*",
-                "fuse.glusterfs",
-                "fuse.sshfs",
-            ),
-            *(
-                "fuse.s3fs",
-                "fuse.gcsfuse*",
-                "fuse.goofys*",
-                "fuse.rclone",
-                "fuse.juicefs",
-                "fuse.mountpoint-s3",
-            ),
+            *("nfs*", "cifs", "smb*", "ceph", "lustre", "gpfs", "beegfs*", "glusterfs", "afs"),
+            *("orangefs", "pvfs2", "panfs", "wekafs", "ocfs2", "gfs2", "davfs", "coda"),
+            *("fuse.ceph*", "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse*"),
+            *("fuse.goofys*", "fuse.rclone", "fuse.juicefs", "fuse.mountpoint-s3"),
             *("fuse.beegfs*", "fuse.davfs*", "fuse.blobfuse*", "fuse.curlftpfs"),
         ),
         "a network file system",
-        "the number includes the network and the server, and the server decides what {durability} makes durable",
+        "the number includes the network and the server, and the server decides what "
+        "{durability} makes durable",
     ),
     Nature(
         (
-            "9p",
-            "virtiofs",
-            "vboxsf",
-            "vmhgfs",
-            "fuse.vmhgfs*",
-            "prl_fs",
-            "drvfs",
-            "fakeowner",
-            "fuse.grpcfuse",
+            *("9p", "virtiofs", "vboxsf", "vmhgfs", "fuse.vmhgfs*", "prl_fs", "drvfs"),
+            *("fakeowner", "fuse.grpcfuse"),
         ),
         "shared by this virtual machine's host",
-        "the number includes the way to the host, and the host decides what {durability} makes durable",
+        "the number includes the way to the host, and the host decides what {durability} makes "
+        "durable",
     ),
     Nature(
         ("fuse", "fuseblk", "fuse.*"),
@@ -195,14 +164,14 @@ NATURES = (
         "the number includes the program, and the program decides what {durability} makes durable",
     ),
 )
-"""The first one with a fitting type counts. A type that fits none is taken for one of a local disk."""
+"""The first entry that fits counts. A type that fits none is taken for a local disk's."""
 
 WAITING = ("fdatasync", "direct")
-"""Durability options that claim that a write has reached a device."""
+"""Durability options that promise that a write has reached a device."""
 
 
 def nature(type: str) -> Nature | None:
-    """Return what is special about a file system type; None for one of a local disk."""
+    """Return the properties of a file system type; None for that of a local disk."""
     for known in NATURES:
         if any(fnmatchcase(type, pattern) for pattern in known.types):
             return known
@@ -210,8 +179,9 @@ def nature(type: str) -> Nature | None:
 
 
 def durability_note(type: str, durability: str) -> str | None:
-    """Say what a durability option is worth on a file system type; None if it is what it says."""
+    """Return a note on a durability option that a file system type weakens; None if it holds."""
     found = nature(type)
     if found is None or durability not in WAITING:
         return None
-    return f"{durability} on {type}: {type} is {found.text}; {found.durable.format(durability=durability)}"
+    durable = found.durable.format(durability=durability)
+    return f"{durability} on {type}: {type} is {found.text}; {durable}"

@@ -1,7 +1,4 @@
-"""Ground floor: what MPI's launcher says of this process in its environment. MPI itself is not asked.
-
-Needs the standard library alone.
-"""
+"""Rank numbers and counts from the variables that MPI launchers set. MPI itself is not used."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ LAUNCHED = (
     "MV2_COMM_WORLD_RANK",
     "SLURM_PROCID",
 )
-"""Variables in which launchers number every rank."""
+"""Variables with the number of this rank."""
 
 RANKS = {
     "PMI_RANK": "PMI_SIZE",
@@ -25,19 +22,19 @@ RANKS = {
     "MV2_COMM_WORLD_RANK": "MV2_COMM_WORLD_SIZE",
     "SLURM_PROCID": "SLURM_STEP_NUM_TASKS",
 }
-"""Variables that say how many ranks a launcher has started, by the one that numbers them."""
+"""Variable with the number of ranks, for each variable with the rank's number."""
 
 LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
-"""Variables in which launchers number the ranks of one host."""
+"""Variables with the number of this rank among those of its host."""
 
 LOCAL_RANKS = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
-"""Variables that say how many ranks a launcher has started on this host."""
+"""Variables with the number of ranks on this host."""
 
 SAID_S = 1.0
-"""Seconds that ranks leave to the one that speaks for them: a rank that ends takes along all others."""
+"""Seconds that other ranks wait for rank 0 to speak: a rank that ends takes all along."""
 
 PASS_ON_S = 0.3
-"""Seconds for the launcher to pass on what a rank has printed: told that the rank ends the job, it may drop that."""
+"""Seconds for the launcher to pass on a rank's output, some of which it drops at an end."""
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -46,7 +43,7 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Return how many ranks the launcher has started; None if it does not say."""
+    """Return the number of ranks of the job; None if the launcher does not say."""
     return _first(
         environment,
         [ranks for rank, ranks in RANKS.items() if _first(environment, [rank]) is not None],
@@ -54,12 +51,12 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return this rank's number among those of its host; 0 if the launcher does not say."""
+    """Return this rank's number on its host; 0 if the launcher does not say."""
     return _first(environment, LOCAL_RANK) or 0
 
 
 def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many ranks the launcher has started on this host; 1 if it does not say."""
+    """Return the number of ranks on this host; 1 if the launcher does not say."""
     return _first(environment, LOCAL_RANKS) or 1
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, Span
-from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.modelspec import ModelSpec
 
 BLOCK = 128
 """Queries that share one bias table; bounds its size, and no block looks beyond its own last query."""

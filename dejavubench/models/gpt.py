@@ -20,10 +20,11 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention
-from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, largest, same
 from dejavubench.models.rope import Rotary
-from dejavubench.models.sharding import Alone, Shard, TensorParallel
+from dejavubench.models.tensorparallel import Alone, TensorParallel
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import Span
-from dejavubench.models.hub.specs import Rope
+from dejavubench.models.hub.modelspec import Rope
 
 
 def frequencies(rope: Rope, size: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.models.dtypes import name_of
-from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.modelspec import ModelSpec
 
 RECIPE = 1
 """Part of the identity: raise it when anything below changes the values."""
@@ -121,19 +121,17 @@ def random_weights(
     return full
 
 
-LATER = (
-    "kv_head_num",
-    "width",
-    "rms",
-    "eps",
-    "rope",
-    "gated",
-    "qkv_bias",
-    "bias",
-    "qk_norm",
-    "tied",
+FIRST_FIELDS = frozenset(
+    {
+        *("layer_num", "head_num", "size_per_head", "vocab_size", "context", "ffn_size"),
+        *("position", "position_offset", "activation", "norm_first", "embed_norm", "embed_size"),
+    }
 )
-"""Fields that identities did not know at first: where they have their defaults, identities are what they were."""
+"""Fields that every identity contains. The list is closed: a field that is added to ModelSpec counts
+where it differs from its default, so that identities of models without it stay what they were."""
+
+NO_VALUES = frozenset({"name", "limit"})
+"""Fields that do not change the weights' values."""
 
 DEFAULTS = {field.name: field.default for field in fields(ModelSpec)}
 
@@ -150,10 +148,8 @@ def weights_identity(
     sizes = {
         key: value
         for key, value in asdict(spec).items()
-        if key not in LATER or value != DEFAULTS[key]
+        if key not in NO_VALUES and (key in FIRST_FIELDS or value != DEFAULTS[key])
     }
-    for label in ("name", "limit"):
-        del sizes[label]
     what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
     what += tuple(more for more in (device if device != "cpu" else None, held_in) if more)
     return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()

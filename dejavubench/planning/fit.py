@@ -24,7 +24,8 @@ from dejavubench.config.points import ITEMSIZE, TO_DEVICE, Arm, DataType, Point,
 from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, KVLayout, Span
 from dejavubench.errors import UsageError
 from dejavubench.machine.hardware import CudaDevice, available_nbytes, cuda_devices, native_bf16
-from dejavubench.models.hub.specs import ModelSpec, even_cuts
+from dejavubench.models.hub.modelspec import ModelSpec, even_cuts
+from dejavubench.models.hub.shard import most_parameters
 from dejavubench.planning.traffic import requests_in_common
 from dejavubench.units import count_text, nbytes_text
 
@@ -55,39 +56,6 @@ FSYNC_S = 4e-4
 
 
 # ---- memory ----
-
-
-def worker_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
-    """Parameters on the worker that holds most.
-
-    Layers and head are split over the tensor ranks; each of the first stage has the whole embedding.
-    """
-    hidden, embed = spec.hidden, spec.embed_size or spec.hidden
-    tensors = {name: prod(shape) for name, shape in spec.outer_tensors.items()}
-    of_layer = {name: prod(shape) for name, shape in spec.layer_tensors.items()}
-    whole = ("norm", "out.bias", "down.bias")  # of a layer, what every tensor rank has
-    layer = sum(
-        size if any(word in name for word in whole) else size // tensor_size
-        for name, size in of_layer.items()
-    )
-    projection = embed * hidden if embed != hidden else 0
-    norms = {
-        part: sum(size for name, size in tensors.items() if name.startswith(part))
-        for part in ("embed_", "final_")
-    }
-    first = tensors["embedding"] + tensors.get("position", 0) + norms["embed_"] + projection
-    last = projection + norms["final_"]
-    if stages > 1 or not spec.tied:  # else the head is the embedding itself
-        last += -(-spec.vocab_size // tensor_size) * embed
-    fewest, most = (
-        spec.layer_num // stages,
-        _most_layers(spec, stages),
-    )  # the first stages have one more
-    return (
-        first + most * layer + last
-        if stages == 1
-        else max(first + most * layer, last + fewest * layer)
-    )
 
 
 def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
@@ -185,7 +153,7 @@ def memory(experiment: Experiment, point: Point) -> Memory:
     streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
     swaps = any(arm.swaps for arm in arms)
     cache = (in_flight + (experiment.resident if swaps else 0)) * geometry.nbytes
-    parameters = worker_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size)
+    parameters = most_parameters(point.spec, point.tensor_para_size, point.pipeline_para_size)
     weights = ITEMSIZE[point.data_type] * parameters
     slot = experiment.staging_mib * MIB
     staging = experiment.staging_slots * slot if modes != {"none"} else 0
@@ -247,7 +215,7 @@ def _most_overlaps(length: int, parts: int, others: int) -> int:
 def _successor_nbytes(point: Point) -> int:
     """What a sink that takes over has beside its cache: its part of the model."""
     split = point.sinks or point.sources
-    parameters = worker_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size)
+    parameters = most_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size)
     return ITEMSIZE[point.data_type] * parameters + _cpu_working_nbytes(point)
 
 

@@ -13,8 +13,8 @@ from mpi4py import MPI
 
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.specs import ModelSpec
-from dejavubench.models.sharding import Shard
+from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import (
     MPICollectives,

@@ -22,7 +22,7 @@ from dejavubench.models.hub.folderkinds import (
     unsupported_type,
 )
 from dejavubench.models.hub.modelconfig import CONFIG, Config
-from dejavubench.models.hub.specs import ModelSpec
+from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.tensorfile import CheckpointError
 from dejavubench.models.hub.weightfiles import INDEX, Weights, find_weights, present_headers
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dejavubench.models.hub.modelconfig import Config
+from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.ropeconfig import read_context, read_rope
-from dejavubench.models.hub.specs import ModelSpec
 from dejavubench.models.hub.tensorfile import CheckpointError
 
 # ---- where our tensors are ----

@@ -10,7 +10,7 @@ from math import log
 from typing import Any
 
 from dejavubench.models.hub.modelconfig import Config
-from dejavubench.models.hub.specs import Rope
+from dejavubench.models.hub.modelspec import Rope
 from dejavubench.models.hub.tensorfile import CheckpointError
 
 DEFAULT_THETA = 10000.0

@@ -1,0 +1,66 @@
+"""The instruction sets of this machine's CPU, by Linux's names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from dejavubench.errors import UsageError
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""The x86 extensions that multiply bf16. Plain AVX-512 only emulates it."""
+
+WITHOUT = "DEJAVUBENCH_WITHOUT"
+"""Environment variable, for tests: CPU features to do without, as ``amx,bf16``."""
+
+FEATURES: dict[str, Callable[[str], bool]] = {
+    "amx": lambda flag: flag.startswith("amx"),
+    "bf16": BF16_FLAGS.__contains__,
+    "avx512": lambda flag: flag.startswith(("avx512", "amx")),
+}
+"""Features that :data:`WITHOUT` may name, and a test for their flags."""
+
+
+def flags_in(cpuinfo: str) -> frozenset[str]:
+    """Return the instruction sets in the text of ``/proc/cpuinfo``; none on other than x86."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def has_bf16(cpuinfo: str) -> bool:
+    """Return True if the text of ``/proc/cpuinfo`` names a bf16 instruction set."""
+    return not BF16_FLAGS.isdisjoint(flags_in(cpuinfo))
+
+
+def features_left_out() -> tuple[str, ...]:
+    """Return the features that :data:`WITHOUT` takes away.
+
+    Raises:
+        UsageError: the variable names something else.
+    """
+    named = tuple(word.strip() for word in os.environ.get(WITHOUT, "").split(",") if word.strip())
+    for word in named:
+        if word not in FEATURES:
+            raise UsageError(f"{WITHOUT}={word}: unknown feature; name {', '.join(FEATURES)}")
+    return named
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Return the CPU's instruction sets, less those of :func:`features_left_out`."""
+    left_out = [FEATURES[name] for name in features_left_out()]
+    try:
+        found = flags_in(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        return frozenset()
+    return frozenset(flag for flag in found if not any(takes(flag) for takes in left_out))
+
+
+def native_bf16() -> bool:
+    """Return True if this CPU computes in bf16; False without ``/proc/cpuinfo``."""
+    return not BF16_FLAGS.isdisjoint(cpu_flags())

@@ -1,0 +1,70 @@
+"""The CUDA devices of this machine, asked from the driver without torch."""
+
+from __future__ import annotations
+
+import ctypes
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+CUDA_DRIVER = "libcuda.so.1"
+NO_DEVICE = frozenset({34, 100})
+"""Errors of cuInit that mean "nothing to use": a stub in place of the driver, or no device."""
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """One CUDA device that this process may use.
+
+    Attributes:
+        name: e.g. ``NVIDIA H200``.
+        nbytes: its whole memory, used or not.
+        uuid: the same in every process, unlike the device's number.
+    """
+
+    name: str
+    nbytes: int
+    uuid: str
+
+
+@cache
+def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, ...]:
+    """Return the CUDA devices in the driver's order; none without a driver. Makes no context.
+
+    Args:
+        load: returns the driver's library by name, or raises OSError.
+
+    Raises:
+        RuntimeError: a call of the driver failed; the message names the call.
+    """
+    try:
+        driver = load(CUDA_DRIVER)
+    except OSError:
+        return ()
+    if (error := driver.cuInit(0)) in NO_DEVICE:
+        return ()
+    _check("cuInit", error)
+    count = ctypes.c_int()
+    _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
+    return tuple(_cuda_device(driver, number) for number in range(count.value))
+
+
+def _cuda_device(driver: Any, number: int) -> CudaDevice:
+    device, nbytes = ctypes.c_int(), ctypes.c_size_t()
+    name, identity = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
+    _ask(driver, "cuDeviceGet", ctypes.byref(device), number)
+    _ask(driver, "cuDeviceGetName", name, len(name), device)
+    _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(nbytes), device)
+    _ask(driver, "cuDeviceGetUuid_v2", identity, device)
+    return CudaDevice(name.value.decode(), nbytes.value, f"GPU-{uuid.UUID(bytes=identity.raw)}")
+
+
+def _ask(driver: Any, call: str, *arguments: Any) -> None:
+    _check(call, getattr(driver, call)(*arguments))
+
+
+def _check(call: str, error: int) -> None:
+    if error:
+        raise RuntimeError(f"the CUDA driver does not work: {call} returned error {error}")

@@ -1,0 +1,156 @@
+"""Which part of a model one worker holds; torch is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from dejavubench.dejavulib.kvcache import Span
+from dejavubench.models.hub.modelspec import ModelSpec
+
+Cut = tuple[Span, ...]
+"""One span for each axis of a full tensor."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The layers of one pipeline stage, and of each layer the part of one tensor rank.
+
+    Tensor ranks split queries, keys, values and the MLP's inner columns, and the vocabulary's rows
+    (Shoeybi et al. 2019, arXiv 1909.08053).
+
+    Raises:
+        ValueError: a rank is outside its group.
+    """
+
+    stage: int = 0
+    stages: int = 1
+    tensor_rank: int = 0
+    tensor_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.stage < self.stages and 0 <= self.tensor_rank < self.tensor_size):
+            raise ValueError(
+                f"not a part of {self.stages} stages × {self.tensor_size} tensor ranks: {self}"
+            )
+
+    @property
+    def first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def last(self) -> bool:
+        return self.stage == self.stages - 1
+
+    def layers(self, spec: ModelSpec) -> Span:
+        """Return the numbers of this stage's layers, counted over the whole model.
+
+        Raises:
+            ValueError: there are more stages than layers.
+        """
+        cuts = spec.layer_cuts(self.stages)
+        return Span(cuts[self.stage], cuts[self.stage + 1])
+
+    def heads(self, spec: ModelSpec) -> Span:
+        """Return the numbers of the heads of keys and values; each has ``spec.group`` query heads.
+
+        Raises:
+            ValueError: the tensor-parallel size does not divide them.
+        """
+        kind = "heads" if spec.group == 1 else "KV heads"
+        return self._even(spec.kv_heads, f"{spec.kv_heads} {kind} of {spec.name}")
+
+    def ffn(self, spec: ModelSpec) -> Span:
+        """Return the inner columns of the MLP.
+
+        Raises:
+            ValueError: the tensor-parallel size does not divide them.
+        """
+        return self._even(spec.ffn_size, f"MLP of {spec.name}, {spec.ffn_size} wide,")
+
+    def vocab(self, spec: ModelSpec) -> Span:
+        """Return the rows of the vocabulary; the first ranks have one more where it is uneven.
+
+        Raises:
+            ValueError: the vocabulary has fewer rows than there are tensor ranks.
+        """
+        each, more = divmod(spec.vocab_size, self.tensor_size)
+        if each == 0:
+            raise ValueError(
+                f"a vocabulary of {spec.vocab_size} cannot be split over "
+                f"{self.tensor_size} tensor ranks"
+            )
+        start = self.tensor_rank * each + min(self.tensor_rank, more)
+        return Span(start, start + each + (self.tensor_rank < more))
+
+    def outer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
+        """Return which part of each tensor outside the layers this worker holds, by our names.
+
+        The first stage has the whole embedding, the last one this rank's rows of the head. A tied
+        head is the embedding's rows: a worker that is first and last holds them once.
+        """
+        found: dict[str, Cut] = {}
+        if self.first:
+            found |= {name: _whole(shape) for name, shape in spec.first_tensors.items()}
+        if self.last:
+            found |= {name: _whole(shape) for name, shape in spec.last_tensors.items()}
+            if not (self.first and spec.tied):
+                width = Span(0, spec.embed_size or spec.hidden)
+                found["embedding" if spec.tied else "head"] = (self.vocab(spec), width)
+        return found
+
+    def layer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
+        """Return which part of each tensor of a layer this worker holds, by names within the layer."""
+        keys = self.heads(spec).scaled(spec.size_per_head)
+        parts = {"keys": keys, "queries": keys.scaled(spec.group), "ffn": self.ffn(spec)}
+        found: dict[str, Cut] = {}
+        for name, shape in spec.layer_tensors.items():
+            linear, _, kind = name.partition(".")
+            cut = _whole(shape)
+            if linear in _CUT_ROWS:
+                cut = (parts[_CUT_ROWS[linear]], *cut[1:])
+            elif linear in _CUT_COLUMNS and kind == "weight":
+                cut = (cut[0], parts[_CUT_COLUMNS[linear]])
+            elif linear in _CUT_COLUMNS and self.tensor_rank != 0:
+                continue  # the ranks' outputs are summed: one rank alone adds the bias
+            found[name] = cut
+        return found
+
+    def parameters(self, spec: ModelSpec) -> int:
+        """Return how many weights this worker holds."""
+        return _elements(self.outer_cuts(spec).values()) + self.layers(spec).size * _elements(
+            self.layer_cuts(spec).values()
+        )
+
+    def _even(self, total: int, what: str) -> Span:
+        each, over = divmod(total, self.tensor_size)
+        if over:
+            raise ValueError(
+                f"the {what} cannot be divided evenly over {self.tensor_size} tensor-parallel ranks"
+            )
+        return Span(self.tensor_rank * each, (self.tensor_rank + 1) * each)
+
+
+_CUT_ROWS = {"query": "queries", "key": "keys", "value": "keys", "gate": "ffn", "up": "ffn"}
+_CUT_COLUMNS = {"out": "queries", "down": "ffn"}
+"""A layer's linears that are split by their outputs, and by their inputs; norms are on every rank."""
+
+
+def most_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
+    """Return how many weights the worker holds that holds most of them.
+
+    Raises:
+        ValueError: the model cannot be split like this.
+    """
+    # of its stage tensor rank 0 has most, and no inner stage has more layers than the first one
+    ends = {Shard(stage, stages, 0, tensor_size) for stage in (0, stages - 1)}
+    return max(shard.parameters(spec) for shard in ends)
+
+
+def _whole(shape: tuple[int, ...]) -> Cut:
+    return tuple(Span(0, size) for size in shape)
+
+
+def _elements(cuts: Iterable[Cut]) -> int:
+    return sum(prod(span.size for span in cut) for cut in cuts)
