@@ -1,4 +1,4 @@
-"""Average prompt and per-token time of a text log, as the original's script of this name prints it."""
+"""Print a text log's average prompt and per-token time, as the original's script does."""
 
 import sys
 
@@ -9,7 +9,7 @@ except ImportError:
         "dejavubench is not installed for this Python: source .venv/bin/activate, or see the README"
     )
 
-from dejavubench.analysis.textlog import prompt_token_average, run_script
+from dejavubench.analysis.averages import prompt_token_average, run_script
 from dejavubench.cli.streams import run_guarded
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Average total time of a text log, as the original's script of this name prints it."""
+"""Print a text log's average total time, as the original's script does."""
 
 import sys
 
@@ -9,7 +9,7 @@ except ImportError:
         "dejavubench is not installed for this Python: source .venv/bin/activate, or see the README"
     )
 
-from dejavubench.analysis.textlog import run_script, total_average
+from dejavubench.analysis.averages import run_script, total_average
 from dejavubench.cli.streams import run_guarded
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.textlog import TextLogError, prompt_token_average, read_log, total_average
+from dejavubench.analysis.averages import prompt_token_average, total_average
 from dejavubench.records import all_token_line, prompt_line, token_line, total_line
+from dejavubench.records.textlog import TextLogError, read_log
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

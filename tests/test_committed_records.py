@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from golden_texts import MACHINES, golden, made
 
 from dejavubench.analysis import tables
 from dejavubench.analysis.find import find
@@ -44,3 +45,11 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
                 assert row[name] is None
             else:
                 assert row[name] == pytest.approx(before[name], rel=1e-9), name
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_tables_and_figures_data_are_those_of_the_earlier_program(machine: str) -> None:
+    before, now = golden(machine), made(machine)
+    assert list(now) == list(before)
+    for name, text in before.items():
+        assert now[name] == text, name

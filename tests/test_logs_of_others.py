@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dejavubench.analysis.textlog import TextLogError, prompt_token_average, read_log, total_average
+from dejavubench.analysis.averages import prompt_token_average, total_average
 from dejavubench.cli.process import process
 from dejavubench.records import all_token_line, prompt_line, token_line, total_line
+from dejavubench.records.textlog import TextLogError, read_log
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -152,8 +153,8 @@ def test_torn_records_are_counted(tmp_path: Path, how: str) -> None:
     [
         (0, "3 PROMPT lines, 4 ALL-TOKEN lines and 4 TOTAL lines do not belong together"),
         (2, "its iterations have 3 to 4 TOKEN lines"),
-        (5, "4 TOKEN lines left out, since no ALL-TOKEN line follows"),
-        (6, "its TOTAL lines are not of iterations 0, 1, 2 …"),
+        (5, "4 TOKEN lines ignored, since no ALL-TOKEN line follows"),
+        (6, "its TOTAL lines are not those of iterations 0, 1, 2 …"),
     ],
 )
 def test_lines_that_are_gone_without_a_trace_are_missed(
@@ -167,7 +168,7 @@ def test_lines_that_are_gone_without_a_trace_are_missed(
 def test_several_logs_in_one_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(CLEAN + CLEAN)
     assert any(
-        "or there are several logs in one" in note for note in read_log(tmp_path / "log").notes()
+        "or the file holds several logs" in note for note in read_log(tmp_path / "log").notes()
     )
 
 

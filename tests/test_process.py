@@ -171,7 +171,7 @@ def test_a_corrupt_line_is_named_by_file_and_line(tmp_path: Path) -> None:
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", schema_version=2)
-    assert "schema version 2, this program reads 1" in failed(call(folder))
+    assert "schema version 2; this program reads 1" in failed(call(folder))
 
 
 def test_summary_goes_to_any_rich_console(tmp_path: Path) -> None:

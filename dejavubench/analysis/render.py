@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dejavubench.analysis import conditions, health, machine, stats, tables
 from dejavubench.analysis.tables import POINT_COLUMNS, Row
-from dejavubench.analysis.textlog import read_log
 from dejavubench.analysis.words import counted, ms, nbytes, signed_percent, span, value_or_dash
 from dejavubench.records import Ceiling, CopyWays, RankInfo, Restart, Run
+from dejavubench.records.textlog import read_log
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -82,7 +82,8 @@ def report(run: Run) -> Report:
         *(wrong for _, restart in run.of(Restart) for wrong in restart.wrong),
         _how(rows),
     ]
-    header = run.header.model_dump(mode="json")
+    unset = set() if run.header.destinations else {"destinations"}
+    header = run.header.model_dump(mode="json", exclude=unset)
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
     return Report(title, rows, _blocks(rows), notes, {"path": str(run.path), **header})
 

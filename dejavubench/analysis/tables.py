@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavubench.analysis import machine, stats
+from dejavubench.analysis.averages import DROPPED
 from dejavubench.analysis.machine import ceiling
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
-from dejavubench.analysis.textlog import DROPPED, RankTimes, TextLog, TextLogError
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, ArmInfo, Ceiling, RankInfo, Run, Skipped
+from dejavubench.records.textlog import RankTimes, TextLog, TextLogError
 
 if TYPE_CHECKING:
     import pandas as pd

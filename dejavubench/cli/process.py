@@ -21,8 +21,8 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
     """
     from dejavubench.analysis import render
     from dejavubench.analysis.find import find
-    from dejavubench.analysis.textlog import TextLogError
     from dejavubench.records import RecordError
+    from dejavubench.records.textlog import TextLogError
 
     found = find(paths)
     reports: list[render.Report] = []

@@ -1,8 +1,7 @@
-"""DéjàVu's text lines, ours and the original's, and the averages of the paper's two scripts.
+"""DéjàVu's text format: lines as the original prints them, and reading logs that hold them.
 
-Of logs that are whole the averages are those that ``process_prompt_token_times.py`` and ``process_total_times.py`` of
-the original print, step by step. Records are found wherever they are in a line, since several ranks write to one
-stream; what is left of a record that another one has torn is counted as lost.
+Several ranks write to one stream, so a record may begin anywhere in a line. A record that another
+one has torn apart is counted as lost.
 """
 
 from __future__ import annotations
@@ -10,22 +9,17 @@ from __future__ import annotations
 import functools
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from dejavubench.analysis.logfile import LogFileError, read_lines
-
-DROPPED = 2
-"""What the paper's scripts leave out at the beginning: prompts, TOTALs, and tokens of each iteration."""
+from dejavubench.records.logfile import LogFileError, read_lines
 
 RECORD = re.compile(
-    r"\[BENCHMARK\]\s*RANK\s+(?P<rank>[0-9]{1,9})\s+(?:Microbatch|ITERATION)\s+(?P<number>[0-9]{1,18})\s*,\s*"
-    r"(?P<what>PROMPT\s+processing|TOKEN\s+generation|ALL-TOKEN\s+generation|TOTAL\s+generation)\s+"
+    r"\[BENCHMARK\]\s*RANK\s+(?P<rank>[0-9]{1,9})\s+"
+    r"(?:Microbatch|ITERATION)\s+(?P<number>[0-9]{1,18})\s*,\s*"
+    r"(?P<what>(?:PROMPT\s+processing|(?:TOKEN|ALL-TOKEN|TOTAL)\s+generation))\s+"
     r"took\s+(?P<ms>[^\s\[]+?)\s*ms"
 )
 
@@ -36,7 +30,7 @@ WHOLE = re.compile(
 """A line that is one record and nothing else. Nearly all lines are, and need no search."""
 
 SLACK = 0.01
-"""What TOTAL may be less than the sum of its parts, as clocks are read one after the other."""
+"""Share by which TOTAL may be less than the sum of its parts: the clocks are read in turn."""
 
 HEAD = re.compile(r"\[BENCHMARK\]\s*RANK")
 TAIL = re.compile(
@@ -47,12 +41,39 @@ TAIL = re.compile(
 TIME = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
 
 
+# ---- writing: C's "%f", six decimals ----
+
+
+def prompt_line(rank: int, ubatch: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} Microbatch {ubatch}, PROMPT processing took {ms:f} ms"
+
+
+def token_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOKEN generation took {ms:f} ms"
+
+
+def all_token_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, ALL-TOKEN generation took {ms:f} ms"
+
+
+def total_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOTAL generation took {ms:f} ms"
+
+
+# ---- reading ----
+
+
 class TextLogError(Exception):
     """A text log that cannot be used; the message names the file and what is missing."""
 
 
 class Entry(NamedTuple):
-    """One record: ``what`` is its first word, ``number`` that of its microbatch or, for TOTAL, of its iteration."""
+    """One record of the log.
+
+    Attributes:
+        number: of the microbatch or, for TOTAL, of the iteration.
+        what: PROMPT, TOKEN, ALL-TOKEN or TOTAL.
+    """
 
     rank: int
     number: int
@@ -62,11 +83,12 @@ class Entry(NamedTuple):
 
 @dataclass
 class RankTimes:
-    """Times of one rank in the order of the log, in ms; ``tokens`` holds one list for each microbatch.
+    """Times of one rank in the order of the log, in ms.
 
     Attributes:
+        tokens: one list for each microbatch.
         numbers: the iteration of each of ``totals``.
-        cut: steps of microbatches that did not come to their end, or whose end is lost.
+        cut: TOKEN lines of microbatches without an ALL-TOKEN line.
     """
 
     prompts: list[float] = field(default_factory=list)
@@ -83,7 +105,9 @@ class TextLog:
 
     Attributes:
         entries: in the order of the file.
-        heads, tails: beginnings and ends of records of which the rest is not there; ``torn``: the line of the first.
+        heads: beginnings of records without the rest.
+        tails: ends of records without the rest.
+        torn: line number of the first such piece.
     """
 
     path: Path
@@ -94,16 +118,15 @@ class TextLog:
 
     @property
     def lost(self) -> int:
-        """Records that could not be read: a torn one has left both its ends, or one of them."""
+        """Number of unreadable records: a torn one has left both its ends, or one of them."""
         return max(self.heads, self.tails)
 
     @functools.cached_property
     def ranks(self) -> dict[int, RankTimes]:
         """Times by rank, once the log is read."""
         ranks: dict[int, RankTimes] = {}
-        open_tokens: dict[
-            tuple[int, int], list[float]
-        ] = {}  # by rank and microbatch, until ALL-TOKEN ends them
+        # by rank and microbatch, until ALL-TOKEN ends them
+        open_tokens: dict[tuple[int, int], list[float]] = {}
         for entry in self.entries:
             times, place = ranks.setdefault(entry.rank, RankTimes()), (entry.rank, entry.number)
             match entry.what:
@@ -127,8 +150,8 @@ class TextLog:
         found = []
         if self.lost:
             found.append(
-                f"LOST: {_have(self.lost, '[BENCHMARK] record')}, torn or empty, the first in line {self.torn}; "
-                "samples are missing"
+                f"LOST: {counted(self.lost, '[BENCHMARK] record')}, torn or empty, the first in "
+                f"line {self.torn}; samples are missing"
             )
         for rank, times in sorted(self.ranks.items()):
             if of_rank is None or rank == of_rank:
@@ -141,23 +164,28 @@ def _gaps(times: RankTimes) -> Iterator[str]:
     prompts, ends, totals = len(times.prompts), len(times.all_tokens), len(times.totals)
     if (prompts and ends and prompts != ends) or (prompts and totals and prompts % totals):
         yield (
-            f"{_have(prompts, 'PROMPT line')}, {_have(ends, 'ALL-TOKEN line')} and {_have(totals, 'TOTAL line')} do "
-            "not belong together; some are missing"
+            f"{counted(prompts, 'PROMPT line')}, {counted(ends, 'ALL-TOKEN line')} and "
+            f"{counted(totals, 'TOTAL line')} do not belong together; some are missing"
         )
-    if (
-        prompts == ends == totals
-    ):  # one microbatch an iteration; several overlap, and TOTAL is their makespan
+    # One microbatch per iteration. Several would overlap, and TOTAL would be their makespan.
+    if prompts == ends == totals:
         parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
         whole = zip(times.numbers, parts, times.totals, strict=True)
         if short := [number for number, part, total in whole if total < part * (1 - SLACK)]:
-            yield f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; a time may be damaged"
+            yield (
+                f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; "
+                "a time may be damaged"
+            )
     steps = sorted({len(tokens) for tokens in times.tokens})
     if len(steps) > 1:
         yield f"its iterations have {steps[0]} to {steps[-1]} TOKEN lines; some may be missing"
     if times.cut:
-        yield f"{_have(times.cut, 'TOKEN line')} left out, since no ALL-TOKEN line follows"
+        yield f"{counted(times.cut, 'TOKEN line')} ignored, since no ALL-TOKEN line follows"
     if times.numbers != list(range(totals)):
-        yield "its TOTAL lines are not of iterations 0, 1, 2 …; lines are missing, or there are several logs in one"
+        yield (
+            "its TOTAL lines are not those of iterations 0, 1, 2 …; lines are missing, or the file "
+            "holds several logs"
+        )
 
 
 def read_log(path: Path) -> TextLog:
@@ -177,11 +205,8 @@ def read_log(path: Path) -> TextLog:
     if empty:
         raise TextLogError(f"{path} is empty")
     if not log.entries:
-        torn = (
-            f"; {_have(log.lost, 'piece')} of such lines, from line {log.torn} on"
-            if log.lost
-            else ""
-        )
+        pieces = f"; {counted(log.lost, 'piece')} of such lines, from line {log.torn} on"
+        torn = pieces if log.lost else ""
         raise TextLogError(f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}")
     return log
 
@@ -210,92 +235,12 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
         log.tails += tails
 
 
-def prompt_token_average(log: TextLog) -> str:
-    """What the paper's ``process_prompt_token_times.py`` prints.
-
-    Raises:
-        TextLogError: the log is too short.
-    """
-    path = log.path
-    prompts: list[float] = []
-    iterations: list[list[float]] = []
-    tokens: list[float] = []
-    for entry in log.entries:
-        match entry.what if entry.rank == 0 else "":
-            case "TOKEN":
-                tokens.append(entry.ms)
-            case "PROMPT":
-                prompts.append(entry.ms)
-            case "ALL-TOKEN":
-                iterations.append(tokens)
-                tokens = []
-    if len(prompts) <= DROPPED:
-        raise TextLogError(
-            f"{path} is too short: {_have(len(prompts), 'PROMPT line')} of RANK 0, {_why('prompts')}"
-        )
-    if not iterations:
-        raise TextLogError(
-            f"{path} is too short: no ALL-TOKEN line of RANK 0, so no iteration came to its end"
-        )
-    for number, iteration in enumerate(iterations):
-        if len(iteration) <= DROPPED:
-            have = _have(len(iteration), "TOKEN line")
-            raise TextLogError(
-                f"{path} is too short: iteration {number} has {have} of RANK 0, {_why('of them')}"
-            )
-    prompt = np.average(prompts[DROPPED:])
-    token = np.average([np.average(iteration[DROPPED:]) for iteration in iterations])
-    return f"AVERAGE PROMPT: {prompt} ms, AVERAGE TOKEN: {token} ms"
-
-
-def total_average(log: TextLog) -> str:
-    """What the paper's ``process_total_times.py`` prints: all TOTALs, and their average without the first two.
-
-    Raises:
-        TextLogError: the log is too short.
-    """
-    totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.what == "TOTAL"]
-    if len(totals) <= DROPPED:
-        have = _have(len(totals), "TOTAL line")
-        raise TextLogError(f"{log.path} is too short: {have} of RANK 0, {_why('of them')}")
-    average = np.average(totals[DROPPED:])
-    return f"{totals}\nAVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION): {average} ms"
-
-
-def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> int:
-    """Print an average of the log that the arguments name; notes go to stderr.
-
-    Args:
-        arguments: of the command line, the script's name first.
-
-    Returns:
-        The exit status: 2 after an error.
-    """
-    if len(arguments) != 2:
-        print(f"usage: {Path(arguments[0]).name} LOG", file=sys.stderr)
-        return 2
-    try:
-        log = read_log(Path(arguments[1]))
-        print(average(log))
-    except TextLogError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for note in log.notes(of_rank=0):
-        print(note, file=sys.stderr)
-    return 0
-
-
 def _time(word: str, path: Path, line: int) -> float:
     if TIME.fullmatch(word) is None or not math.isfinite(float(word)):
         raise TextLogError(f"{path}:{line}: {word!r} is not a time in ms")
     return float(word)
 
 
-def _have(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun: no lines, 1 line, 2 lines."""
     return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
-
-
-def _why(what: str) -> str:
-    return (
-        f"and the first {DROPPED} {what} are warm-up and dropped; at least {DROPPED + 1} are needed"
-    )

@@ -36,7 +36,10 @@ _MARKS = {
 _TERMINAL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]|\x00"
 )
-"""Colours, cursor movements, titles, and zero bytes (left by a crash, or by UTF-16 appended to ASCII)."""
+"""Colours, cursor movements, titles, and zero bytes.
+
+A crash leaves zero bytes, and so does UTF-16 that is appended to ASCII.
+"""
 
 
 class LogFileError(Exception):
@@ -47,7 +50,8 @@ def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a text file.
 
     Raises:
-        LogFileError: missing, unreadable, cut off within a compressed block, or of a kind that holds no lines.
+        LogFileError: the file is missing, unreadable, cut off within a compressed block, or holds
+            no lines.
     """
     try:
         with path.open("rb") as file:
@@ -84,7 +88,7 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
 
 
 def _unmarked(start: bytes) -> str:
-    """Guess the encoding: UTF-16 of Latin text has every other byte zero; all else is read as UTF-8."""
+    """Guess the encoding: UTF-16 of Latin text has every other byte zero, the rest is UTF-8."""
     even, odd = start[0::2], start[1::2]
     for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
         if zeros and zeros.count(0) > 0.9 * len(zeros) and others.count(0) < 0.1 * len(others):

@@ -1,0 +1,71 @@
+"""Records of what the machine and the streams reach alone, and names that belong together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dejavubench.records.values import Count, Line, Positive, PositiveMs
+
+
+class Ceiling(Line):
+    """A rate or time that the machine reaches, measured in this session.
+
+    docs/METHOD.md lists the names.
+
+    Attributes:
+        value: best of ``samples``, in ``unit``.
+        shape: which of the fixed list of shapes gave the best value.
+        durability: of the arms that it bounds, where it is the disk's.
+    """
+
+    kind: Literal["ceiling"] = "ceiling"
+    name: str
+    unit: str
+    value: Positive
+    samples: Annotated[list[Positive], Field(min_length=1)]
+    shape: str
+    point: str | None = None
+    durability: str | None = None
+
+
+class Alone(Line):
+    """An arm's chunks at level 3 without compute beside them, from the first chunk to the drain."""
+
+    kind: Literal["alone"] = "alone"
+    point: str
+    arm: str
+    ms: PositiveMs
+    nbytes: Count
+
+
+class CopyWays(Line):
+    """How chunks left a source's GPU at one point.
+
+    Attributes:
+        ways: by kind of chunk (prompt, token) the way, ``kernel`` or ``strided DMA``, and in words
+            the measured ratio that it was chosen by.
+    """
+
+    kind: Literal["copy-ways"] = "copy-ways"
+    point: str
+    ways: dict[str, str]
+
+
+HELD_AGAINST = {
+    "mpi-destination": "mpi-windowed",
+    "disk-destination": "disk-write",
+    "nixl-destination": "nixl-raw",
+    "tcp-destination": "tcp-raw",
+    "pcie-destination": "pcie-d2h",
+    "gather": "gather-copy",
+}
+"""Maps a ceiling of this library to the raw loop that was measured in turn with it."""
+
+OVERHEAD_OF = {
+    "mpi-message-overhead": "mpi-message",
+    "disk-run-overhead": "disk-run",
+    "run-copy-overhead": "run-copy",
+}
+"""Maps a probe of pure loop overhead to the probe whose overhead share it gives."""

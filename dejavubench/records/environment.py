@@ -1,0 +1,172 @@
+"""Where a run took place: the keys of ``environment``, in ``run.json`` and in the ranks' records.
+
+Every key may be missing, since older programs recorded fewer. Unknown keys of newer programs are
+kept in the record and ignored here. Each field's description gives the key's meaning and unit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from dejavubench.machine.cgroups import Throttling
+from dejavubench.machine.cores import Demand
+from dejavubench.machine.filesystem import Place
+from dejavubench.records.values import RecordError
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+E = TypeVar("E", bound=BaseModel)
+
+
+def _from_dict(kind: Any) -> BeforeValidator:
+    """Make a dataclass of ``machine`` from its keys, which strict models would refuse."""
+    adapter = TypeAdapter(kind)
+
+    def validate(value: Any) -> Any:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(error.errors(include_url=False)[0]["msg"]) from None
+
+    return BeforeValidator(validate)
+
+
+class Gpu(_Facts):
+    """The CUDA device of a rank and the software that drives it."""
+
+    name: str = Field(default="", description="name of the device")
+    uuid: str = Field(default="", description="the device's own identifier, without a prefix")
+    memory_nbytes: int | None = Field(default=None, description="device memory, in bytes")
+    l2_nbytes: int | None = Field(default=None, description="level-2 cache, in bytes")
+    multiprocessors: int | None = Field(
+        default=None, description="number of streaming multiprocessors"
+    )
+    driver: str = Field(default="", description="version of NVIDIA's driver")
+    cuda: str | None = Field(default=None, description="version of CUDA that torch was built for")
+    nccl: str = Field(default="", description="version of NCCL")
+    mps: bool | None = Field(
+        default=None, description="whether NVIDIA's multi-process service runs"
+    )
+    pcie_generation: str = Field(
+        default="", description="highest PCIe generation of the device's slot"
+    )
+    pcie_width: str = Field(
+        default="", description="largest number of PCIe lanes of the device's slot"
+    )
+
+
+class TcpSink(_Facts):
+    """The sink outside the MPI job that a source streams to."""
+
+    peer: str = Field(default="", description="address of the sink, as host:port")
+    same_host: bool = Field(description="whether the sink runs on the source's host")
+    same_machine: bool = Field(
+        default=False, description="whether both hosts are names of one machine"
+    )
+    checksums: bool | None = Field(
+        default=None, description="whether every chunk carries a checksum"
+    )
+    timeout: float | None = Field(
+        default=None, description="longest wait without progress, in seconds"
+    )
+
+
+class NcclLoopback(_Facts):
+    """How NCCL was made to work between ranks that share a GPU."""
+
+    way: str = Field(default="", description="multi-rank (peer memory) or fake hosts (sockets)")
+    version: int | None = Field(default=None, description="version of NCCL, as its own number")
+    ranks: list[list[int]] = Field(default=[], description="groups of ranks that share a GPU")
+    variables: dict[str, str] = Field(default={}, description="environment variables set for it")
+
+
+class _Shared(_Facts):
+    """Keys that ranks and ``run.json`` have in common."""
+
+    machine: str = Field(
+        default="", description="digest that is equal for all hosts of one machine"
+    )
+    cpu_model: str | None = Field(default=None, description="name of the processor")
+    cpus: int | None = Field(default=None, description="logical processors of the host")
+    cpu_capability: str = Field(default="", description="vector instructions that torch uses")
+    native_bf16: bool | None = Field(
+        default=None, description="whether the CPU multiplies bf16 itself"
+    )
+    memory_available: int | None = Field(
+        default=None, description="memory free at the start, in bytes"
+    )
+    kernel: str | None = Field(default=None, description="release of the operating system's kernel")
+    mpi_thread_level: int | None = Field(default=None, description="thread level that MPI provides")
+    variables: dict[str, str] = Field(default={}, description="environment variables that matter")
+    gpu: Gpu = Field(default=Gpu(), description="the rank's CUDA device; missing on a CPU")
+    cuda_aware_mpi: bool | None = Field(default=None, description="whether MPI takes device memory")
+
+
+class RunEnvironment(_Shared):
+    """Keys of ``environment`` in ``run.json``. Rank 0 writes them for the whole run."""
+
+    cores: int = Field(default=0, description="cores granted to rank 0")
+    threads: int | None = Field(default=None, description="threads per rank")
+    gpus: list[str] = Field(default=[], description="names of the GPUs; missing on CPUs")
+    hostnames: list[str] = Field(default=[], description="hosts of all ranks, sorted")
+    ranks: int = Field(default=0, description="number of ranks")
+    versions: dict[str, str] = Field(default={}, description="version of each package")
+    mpi_library: str = Field(default="", description="first line of the MPI library's version text")
+    source_revision: str | None = Field(
+        default=None, description="commit of the checkout; + if changed"
+    )
+    date: str = Field(default="", description="day of the run in UTC, as YYYY-MM-DD")
+
+
+class RankEnvironment(_Shared):
+    """Keys of ``environment`` in a rank's first record."""
+
+    cores: list[int] = Field(default=[], description="cores that the process may run on")
+    cpu_quota: float | None = Field(default=None, description="CPUs that the control group allows")
+    cpu_demand: Annotated[Demand | None, _from_dict(Demand | None)] = Field(
+        default=None, description="threads of the host's ranks beside cores and quota"
+    )
+    stream_dir: Annotated[Place | None, _from_dict(Place | None)] = Field(
+        default=None, description="folder that disk streams go to, and its file system"
+    )
+    tcp_sink: TcpSink | None = Field(
+        default=None, description="the tcp sink that a source streams to"
+    )
+    nccl_loopback: NcclLoopback | None = Field(
+        default=None, description="how NCCL works between ranks of one GPU"
+    )
+
+
+class EndEnvironment(_Facts):
+    """Keys of ``environment`` in a rank's last record: facts known only at the end."""
+
+    cpu_throttling: Annotated[
+        dict[str, Throttling] | None, _from_dict(dict[str, Throttling] | None)
+    ] = Field(
+        default=None,
+        description="waits for CPU quota: before and after the measured points, and within them",
+    )
+
+
+def facts(kind: type[E], environment: dict[str, Any], where: str) -> E:
+    """Return an environment with named keys.
+
+    Args:
+        where: names the record in messages.
+
+    Raises:
+        RecordError: a key has a value of another type.
+    """
+    try:
+        return kind.model_validate(environment)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RecordError(f"{where}: environment {key}: {first['msg']}") from None

@@ -1,0 +1,109 @@
+"""``run.json``: what was asked for, as validated, and where it ran."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dejavubench.records.destinations import DestinationInfo
+from dejavubench.records.environment import RunEnvironment, facts
+from dejavubench.records.values import Count, Model, Size
+
+SCHEMA = 1
+"""Version of the schema. It rises only where an older reader would misread a record."""
+
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes per element of each data type."""
+
+
+class ArmInfo(Model):
+    """One (destination, level) of a run.
+
+    Attributes:
+        name: unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0-batched``.
+        mode: the destination's name.
+        level: None for ``none``.
+        durability: when a chunk counts as written; None unless the arm writes to disk.
+    """
+
+    name: str
+    mode: str
+    level: str | None = None
+    durability: str | None = None
+    role: Literal["baseline", "repeat", "streaming"] = "streaming"
+
+
+class PointInfo(Model):
+    """One combination of a sweep's lists.
+
+    Attributes:
+        id: ``p000`` …
+        kv_head_num: None in older records, whose models had as many KV heads as heads.
+        layer_weights: elements of the matrices of all layers. None in older records, whose models
+            had an MLP of four times their width.
+        head_weights: elements of the output head's matrix; None in older records.
+        weight_nbytes: bytes that each of these elements takes in memory; None in older records.
+        sinks: setup of the sinks, such as ``tp2-pp1-b4``; empty if it is that of the sources.
+        handed_over: new tokens after which the sinks go on; 0 if they only receive.
+        skipped: why the point cannot run here; None if it can.
+    """
+
+    id: str
+    model: str
+    parameters: Size
+    layer_num: Size
+    head_num: Size
+    size_per_head: Size
+    kv_head_num: Size | None = None
+    layer_weights: Size | None = None
+    head_weights: Size | None = None
+    weight_nbytes: Size | None = None
+    vocab_size: Size
+    data_type: Literal["fp32", "bf16", "fp16"]
+    kv_layout: str
+    ubatch_size: Size
+    input_len: Size
+    output_len: Size
+    positions: Size
+    tensor_para_size: Size
+    pipeline_para_size: Size
+    sinks: str = ""
+    handed_over: Count = 0
+    streamed_nbytes: Size
+    skipped: str | None = None
+
+
+class RunHeader(Model):
+    """The content of ``run.json``.
+
+    Attributes:
+        experiment: all options, as validated.
+        destinations: by mode, what analysis must know of each destination of the arms. Empty in
+            older records; :mod:`dejavubench.records.destinations` has theirs.
+        environment: where it ran, as written; :attr:`where` has the known keys with their types.
+    """
+
+    schema_version: int = SCHEMA
+    name: str
+    run_id: str
+    started_utc: str
+    command: list[str]
+    experiment: dict[str, Any]
+    experiment_hash: str
+    figure: str | None = None
+    note: str | None = None
+    warmup: Count
+    arms: list[ArmInfo]
+    points: list[PointInfo]
+    destinations: dict[str, DestinationInfo] = Field(default={})
+    environment: dict[str, Any]
+
+    @property
+    def where(self) -> RunEnvironment:
+        """Return the environment with named keys.
+
+        Raises:
+            RecordError: a key has a value of another type.
+        """
+        return facts(RunEnvironment, self.environment, "run.json")

@@ -1,0 +1,191 @@
+"""Records of iterations: times, bytes, hand-overs, swaps, restarts and verification."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dejavubench.records.values import Count, Line, Model, Ms, PositiveMs, Seconds
+
+
+class PhaseStreaming(Model):
+    """Streaming in one phase (prompt, tokens or drain) of one microbatch on one source.
+
+    Attributes:
+        copies: copies or messages handed to the destination.
+        stall_ms: time that the model waited for streaming.
+        lag_nbytes: most bytes that were in place in the cache and not yet complete.
+    """
+
+    nbytes: Count = 0
+    copies: Count = 0
+    stall_ms: Ms = 0.0
+    lag_nbytes: Count = 0
+
+
+class Microbatch(Line):
+    """Times of one microbatch on one source.
+
+    Attributes:
+        iteration: counts from 0 within (point, arm), warm-ups included.
+        round: None in warm-up.
+        token_ms: T − 1 decode steps.
+        total_ms: ``prompt_ms`` + ``all_token_ms`` + ``drain_ms``.
+        prompt_event_ms: the prompt between CUDA events on the model's stream; None on a CPU.
+        token_event_ms: the steps between CUDA events; empty on a CPU.
+    """
+
+    kind: Literal["microbatch"] = "microbatch"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    ubatch: Count
+    prompt_ms: PositiveMs
+    token_ms: list[PositiveMs]
+    all_token_ms: Ms
+    drain_ms: Ms
+    total_ms: PositiveMs
+    prompt_event_ms: Ms | None = None
+    token_event_ms: list[Ms] = Field(default=[])
+    prompt: PhaseStreaming = PhaseStreaming()
+    tokens: PhaseStreaming = PhaseStreaming()
+    drain: PhaseStreaming = PhaseStreaming()
+    cpu_model_s: Seconds = 0.0
+    cpu_helper_s: Seconds = 0.0
+
+
+class Iteration(Line):
+    """One iteration (pipeline-depth microbatches) of one arm, written by rank 0.
+
+    Attributes:
+        order: the arm's place within its round.
+        total_ms: the time that overheads are made of, maximum over sources. With one microbatch
+            in flight it is TOTAL; with several, the makespan from the barrier to the last drain.
+    """
+
+    kind: Literal["iteration"] = "iteration"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    order: Count
+    total_ms: PositiveMs
+
+
+class SinkActivity(Line):
+    """Bytes, messages and CPU time of one sink in one iteration of one arm."""
+
+    kind: Literal["sink"] = "sink"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    nbytes: Count
+    messages: Count
+    cpu_s: Seconds
+
+
+class HandOver(Line):
+    """Hand-over of one iteration, on the source that sends the sinks the tokens so far.
+
+    Attributes:
+        ms: from the end of its last computation until a sink's first token was reported to it.
+    """
+
+    kind: Literal["handover"] = "handover"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    ms: Ms
+
+
+class TakeOver(Line):
+    """Hand-over of one iteration, on one sink.
+
+    Attributes:
+        waited_ms: from the start until its cache was whole and the tokens so far were received.
+        first_ms: from then until its first new token of every microbatch.
+        token_ms: each later step, over all microbatches.
+    """
+
+    kind: Literal["takeover"] = "takeover"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    waited_ms: Ms
+    first_ms: Ms
+    token_ms: list[Ms]
+
+
+class Swapping(Line):
+    """Cost of swapping on one source in one iteration.
+
+    Attributes:
+        resident: number of caches that were in place.
+        nbytes: keys and values brought back.
+        bring_ms: time of bringing them back, beside the model.
+        wait_ms: time that the model waited for caches; part of its stall.
+    """
+
+    kind: Literal["swapping"] = "swapping"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    resident: Count
+    nbytes: Count
+    bring_ms: Ms
+    wait_ms: Ms
+
+
+class Restart(Line):
+    """Restored cache of a killed run on one source, and the rest of that run's iteration.
+
+    Attributes:
+        of: folder of the killed run; ``run_id`` is that run's.
+        watermark: fewest steps that were complete in one of the killed run's files.
+        first: first new token that was computed here, counted from 0.
+        nbytes: keys and values that were read, checked and put back.
+        restore_ms: time of putting them back.
+        again_ms: time of handing them to this run's stream.
+        step_ms: each step from ``first`` on, of the slowest microbatch.
+        anew_ms: time of computing the earlier steps again without streaming; None where nothing
+            is verified.
+        wrong: steps whose checksums do not agree.
+    """
+
+    kind: Literal["restart"] = "restart"
+    point: str
+    arm: str
+    of: str
+    run_id: str
+    watermark: Count
+    first: Count
+    nbytes: Count
+    restore_ms: Ms
+    again_ms: Ms
+    step_ms: list[PositiveMs]
+    drain_ms: Ms
+    anew_ms: Ms | None
+    wrong: list[str] = Field(default=[])
+
+
+class Verification(Line):
+    """Comparison of both sides after one iteration, outside the clock.
+
+    Attributes:
+        where: place of the first difference; None if there is none.
+    """
+
+    kind: Literal["verification"] = "verification"
+    point: str
+    arm: str
+    iteration: Count
+    ok: bool
+    nbytes: Count
+    tokens_equal: bool | None = None
+    where: str | None = None

@@ -1,0 +1,130 @@
+"""Records of ranks: who they are, where they are, what was skipped or failed, and their end."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dejavubench.records.environment import EndEnvironment, RankEnvironment, facts
+from dejavubench.records.values import Count, Line
+
+
+class RankInfo(Line):
+    """First line of each rank's file.
+
+    Attributes:
+        cores: that the process may run on.
+        wait: how collectives wait, ``spin`` or ``yield``.
+        staging_nbytes: bound of the staging memory on the host.
+        staging_device_nbytes: bound of the staging memory on the device.
+        device: name of the GPU that the rank computes or receives on; None on a CPU.
+        environment: as written; :attr:`where` has the known keys with their types.
+        run_id: of the run, as in its header; None in older records.
+    """
+
+    kind: Literal["rank"] = "rank"
+    rank: Count
+    role: Literal["source", "sink"]
+    host: str
+    pid: Count
+    cores: list[Count]
+    threads: Count
+    tensor_rank: Count = 0
+    stage: Count = 0
+    peers: list[Count] = Field(default=[])
+    wait: str = "spin"
+    staging_nbytes: Count = 0
+    staging_device_nbytes: Count = 0
+    device: str | None = None
+    environment: dict[str, Any] = Field(default={})
+    run_id: str | None = None
+
+    @property
+    def where(self) -> RankEnvironment:
+        """Return the environment with named keys.
+
+        Raises:
+            RecordError: a key has a value of another type.
+        """
+        return facts(RankEnvironment, self.environment, f"rank {self.rank}")
+
+
+class PhaseMark(Line):
+    """Beginning of a phase, written outside the clock. The last one shows where a rank died."""
+
+    kind: Literal["phase"] = "phase"
+    phase: str
+    point: str | None = None
+    arm: str | None = None
+    iteration: Count | None = None
+
+
+class Skipped(Line):
+    """A point (``arm`` None) or one arm of it that cannot run here."""
+
+    kind: Literal["skipped"] = "skipped"
+    point: str
+    arm: str | None = None
+    reason: str
+
+
+class Failure(Line):
+    """An error that ended the rank."""
+
+    kind: Literal["failure"] = "failure"
+    phase: str
+    error: str
+
+
+class ArmFailure(Line):
+    """An arm that stopped at one point because of a storage device. The other arms went on.
+
+    Attributes:
+        rank: first rank on which the arm failed; the arm's times in that iteration mean nothing.
+    """
+
+    kind: Literal["arm-failure"] = "arm-failure"
+    point: str
+    arm: str
+    iteration: Count
+    phase: str
+    rank: Count
+    error: str
+
+
+class FirstExit(Line):
+    """Ranks of one host that exited without writing an End record, in a file of its own.
+
+    Attributes:
+        hung: ranks that showed no sign of life or made no progress, and what was seen of them.
+    """
+
+    kind: Literal["first-exit"] = "first-exit"
+    ranks: list[Count]
+    hung: dict[Count, str] = Field(default={})
+
+
+class End(Line):
+    """Last line of a rank that finished. Older records have neither environment nor digests.
+
+    Attributes:
+        environment: facts known only at the end; :attr:`where` has the known keys with their types.
+        digest: of the lines before it. It shows that none was changed, lost or added since.
+        header_digest: of ``run.json``, on rank 0.
+    """
+
+    kind: Literal["end"] = "end"
+    status: Literal["ok", "failed"] = "ok"
+    environment: dict[str, Any] = Field(default={})
+    digest: str | None = None
+    header_digest: str | None = None
+
+    @property
+    def where(self) -> EndEnvironment:
+        """Return the environment with named keys.
+
+        Raises:
+            RecordError: a key has a value of another type.
+        """
+        return facts(EndEnvironment, self.environment, "end")

@@ -1,0 +1,215 @@
+"""Reading a run's folder: its header, its ranks' files, and who exited first."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from dejavubench.records.header import SCHEMA, RunHeader
+from dejavubench.records.names import RUN_FILE, rank_file, rank_of
+from dejavubench.records.ranks import End, FirstExit, PhaseMark
+from dejavubench.records.schema import RECORD, Record
+from dejavubench.records.values import Line, RecordError
+
+T = TypeVar("T", bound=Line)
+
+
+class Digest:
+    """A digest of lines that does not depend on their line ends."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, line: bytes) -> None:
+        """Add one line or several."""
+        for each in line.splitlines():
+            if each.strip():
+                self._hash.update(each + b"\n")
+
+    def hex(self) -> str:
+        return self._hash.hexdigest()
+
+
+def digest_of(content: bytes) -> str:
+    digest = Digest()
+    digest.add(content)
+    return digest.hex()
+
+
+@dataclass
+class RankLog:
+    """One rank's records in the order they were written.
+
+    Attributes:
+        lines: line number of each record in the file.
+        torn: whether a crash cut off the last line.
+        altered: whether the lines differ from those that the End record's digest was made of.
+    """
+
+    path: Path
+    rank: int
+    records: list[Record] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    torn: bool = False
+    altered: bool = False
+
+    def of(self, kind: type[T]) -> Iterator[T]:
+        return (record for record in self.records if isinstance(record, kind))
+
+    def all_placed(self) -> Iterator[tuple[str, Record]]:
+        """Yield each record with its file and line."""
+        for line, record in zip(self.lines, self.records, strict=True):
+            yield f"{self.path.name}:{line}", record
+
+    def placed(self, kind: type[T]) -> Iterator[tuple[str, T]]:
+        """Yield each record of one kind with its file and line."""
+        return ((where, record) for where, record in self.all_placed() if isinstance(record, kind))
+
+    @property
+    def ended(self) -> bool:
+        return any(isinstance(record, End) for record in self.records)
+
+    @property
+    def last_phase(self) -> PhaseMark | None:
+        return next((r for r in reversed(self.records) if isinstance(r, PhaseMark)), None)
+
+
+@dataclass
+class Run:
+    """A run's folder, read.
+
+    Attributes:
+        first_exits: ranks that were the first of their host to exit without an End record.
+        hung: ranks that hung, and what was seen of them.
+        notes: findings about the files themselves, beside what the records say.
+    """
+
+    path: Path
+    header: RunHeader
+    ranks: list[RankLog]
+    first_exits: frozenset[int] = frozenset()
+    hung: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, kind: type[T]) -> Iterator[tuple[int, T]]:
+        """Yield (rank, record) of one kind over all ranks."""
+        return ((log.rank, record) for log in self.ranks for record in log.of(kind))
+
+
+def read_rank(path: Path) -> RankLog:
+    """Read one rank's file; a torn last line is tolerated.
+
+    Raises:
+        RecordError: the file, or a line other than a torn last one, cannot be read.
+    """
+    rank = rank_of(path.name)
+    if rank is None:
+        raise RecordError(f"{path} is not named like a rank's file, such as {rank_file(0)}")
+    log, digest = RankLog(path, rank), Digest()
+    lines = _content(path).split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = RECORD.validate_json(line, strict=True)
+        except ValidationError as error:
+            if number == len(lines) and error.errors()[0]["type"] == "json_invalid":
+                log.torn = True  # no newline behind it: the write was cut short
+                continue
+            raise RecordError(f"{path}:{number}: {_first_of(error)}") from None
+        log.records.append(record)
+        log.lines.append(number)
+        if isinstance(record, End) and record.digest is not None:
+            log.altered = record.digest != digest.hex()
+        digest.add(line)
+    return log
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        RecordError: no readable ``run.json``, another schema version, or a broken line.
+    """
+    path = folder / RUN_FILE
+    if not path.is_symlink() and not path.exists():
+        raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
+    content = _content(path)
+    header = _header(path, content)
+    names = sorted(file.name for file in folder.iterdir() if file.name.startswith("rank-"))
+    ranks = [read_rank(folder / name) for name in names if rank_of(name) is not None]
+    exits = [
+        found for file in folder.glob("first-exit-*.json") if (found := _read_first_exit(file))
+    ]
+    first = frozenset(rank for found in exits for rank in found.ranks)
+    hung = {rank: why for found in exits for rank, why in found.hung.items()}
+    notes = [*_left_out(names), *_altered(ranks, content)]
+    return Run(folder, header, ranks, first, hung, notes)
+
+
+def _left_out(names: list[str]) -> list[str]:
+    return [
+        f"{name} is ignored: a rank's file is named like {rank_file(0)}"
+        for name in names
+        if name.endswith(".jsonl") and rank_of(name) is None
+    ]
+
+
+def _altered(ranks: list[RankLog], header: bytes) -> list[str]:
+    """Return one note for each file that was changed after the run."""
+    altered = [log.path.name for log in ranks if log.altered]
+    ends = [
+        end.header_digest for log in ranks for end in log.of(End) if end.header_digest is not None
+    ]
+    if any(digest != digest_of(header) for digest in ends):
+        altered.insert(0, RUN_FILE)
+    return [
+        f"CHANGED: {name} was changed after the run, so its numbers may not be the measured ones"
+        for name in altered
+    ]
+
+
+def _header(path: Path, content: bytes) -> RunHeader:
+    try:
+        document = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA or isinstance(version, bool):
+        raise RecordError(f"{path} has schema version {version}; this program reads {SCHEMA}")
+    try:
+        return RunHeader.model_validate(document, strict=True)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {_first_of(error)}") from None
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a regular file: reading a pipe or a device might never end."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RecordError(f"{path} is not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _read_first_exit(path: Path) -> FirstExit | None:
+    """Return who exited first; None if a full disk cut the file short."""
+    try:
+        return FirstExit.model_validate_json(_content(path))
+    except (ValidationError, RecordError):
+        return None

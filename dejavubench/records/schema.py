@@ -1,0 +1,56 @@
+"""The union of all records, as lines of a rank's file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from dejavubench.records.ceilings import Alone, Ceiling, CopyWays
+from dejavubench.records.iterations import (
+    HandOver,
+    Iteration,
+    Microbatch,
+    Restart,
+    SinkActivity,
+    Swapping,
+    TakeOver,
+    Verification,
+)
+from dejavubench.records.ranks import (
+    ArmFailure,
+    End,
+    Failure,
+    FirstExit,
+    PhaseMark,
+    RankInfo,
+    Skipped,
+)
+
+Record = (
+    RankInfo
+    | PhaseMark
+    | Microbatch
+    | Iteration
+    | SinkActivity
+    | HandOver
+    | TakeOver
+    | Swapping
+    | Restart
+    | Verification
+    | Ceiling
+    | Alone
+    | CopyWays
+    | Skipped
+    | Failure
+    | ArmFailure
+    | FirstExit
+    | End
+)
+
+RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+"""Reads a line as the record that its ``kind`` names."""
+
+
+def to_line(record: Record) -> str:
+    return record.model_dump_json() + "\n"
