@@ -32,8 +32,8 @@ import click
 from dejavubench import units
 from dejavubench.cli.errors import fail_usage
 from dejavubench.config.optionvalues import UNLIMITED
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.transports.tcp import TOKEN_VARIABLE
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 """Of the source's host and of the sink's, on a network that nothing else is on."""

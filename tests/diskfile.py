@@ -17,10 +17,10 @@ import torch
 import xxhash
 from caches import play_model
 
-from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -144,7 +144,9 @@ def writing(
 
 
 def microbatch(manager: CacheManager, source: KVCache, pattern: int = 0x5A) -> None:
-    manager.begin(PROMPT, pattern)
+    manager.begin(PROMPT)
+    for buffer in manager._streamer.destination.buffers(manager.streams[0]):
+        buffer.fill_(pattern)
     play_model(source, manager.cache, manager.streams[0].schedule, manager, NEW_TOKENS)
     manager.drain()
 

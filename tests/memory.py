@@ -60,7 +60,7 @@ class Memory(Destination):
         self._complete: dict[tuple[int | None, int], int] = defaultdict(int)
         self._asked = 0
 
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         assert self._complete[stream.key] == len(self.packed[stream.key]), (
             "the slot is reused with chunks under way"
         )
@@ -121,6 +121,16 @@ def poisoned(geometry: KVGeometry, pattern: int) -> KVCache:
     cache = KVCache.allocate(geometry, torch.int16)
     cache.fill(pattern)
     return cache
+
+
+def begin_over(
+    manager: CacheManager, streamer: Streamer, byte: int, tokens: np.ndarray | None = None
+) -> None:
+    """Begin a microbatch, with everything that the destination holds of it overwritten."""
+    manager.begin(tokens)
+    for stream in manager.streams:
+        for buffer in streamer.destination.buffers(stream):
+            buffer.fill_(byte)
 
 
 def held(destination: Destination, stream: Stream) -> bytes:

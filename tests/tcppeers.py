@@ -18,10 +18,10 @@ import torch
 from jobs import CLI, GONE_WITHIN, HERE, PATIENCE
 
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.tcp import TCPDestination
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
-from dejavubench.dejavulib.tcp.handshake import Address
+from dejavubench.dejavulib.destinations.tcp.handshake import Address
 from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"
@@ -89,8 +89,8 @@ class SinkProcess:
 
     def connect(
         self, *streams: Stream, timeout: float = 20.0, token: str = TOKEN, checksums: bool = True
-    ) -> TCPDestination:
-        return TCPDestination(
+    ) -> MeasuredTCPDestination:
+        return MeasuredTCPDestination(
             self.address, token.encode(), list(streams), torch.int16, timeout, checksums
         )
 

@@ -16,6 +16,7 @@ from memory import (
     STEPS,
     WHOLE_LAYERS,
     Memory,
+    begin_over,
     held,
     schedule_of,
     small_geometry,
@@ -107,7 +108,7 @@ def test_every_byte_arrives(
         for microbatch in range(2):
             source = random_cache(geometry, seed=microbatch)
             cache.fill(0x11 + microbatch)
-            manager.begin(pattern=0x21 + microbatch)
+            begin_over(manager, streamer, 0x21 + microbatch)
             torch.cuda._sleep(A_WHILE)
             play_model(on_device(source), cache, stream.schedule, Busy(manager))
             manager.drain()

@@ -29,12 +29,12 @@ from diskfile import (
     writing,
 )
 
-from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.destinations import disk
 from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer, file_nbytes
 from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.streamfile import StepTrailer, file_nbytes
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)

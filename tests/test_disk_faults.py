@@ -24,9 +24,9 @@ from diskfile import (
     writing,
 )
 
-from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
 from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
 
 # ---- damage ----

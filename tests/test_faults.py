@@ -12,8 +12,8 @@ import pytest
 from jobs import GONE_WITHIN, HERE, TINY, Job, processed, small_disk
 from tcppeers import TOKEN, SinkProcess
 
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.records import End, Failure, Microbatch, Verification
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 pytestmark = pytest.mark.mpi
 

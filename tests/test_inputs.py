@@ -19,12 +19,12 @@ from dejavubench.cli import main
 from dejavubench.cli import plan as plan_command
 from dejavubench.cli import sink as sink_command
 from dejavubench.config.experiment import MOST_THREADS, Experiment, load
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
-from dejavubench.dejavulib.tcp import sink as tcp_sink
+from dejavubench.dejavulib.destinations.tcp import sink as tcp_sink
 from dejavubench.errors import UsageError
 from dejavubench.machine.hardware import CudaDevice
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from dejavubench.values import LONGEST, shown
 
 LONGEST_MESSAGE = 500
@@ -349,7 +349,7 @@ def test_no_value_of_sink_is_more_than_one_line(
     class Kept:
         address = ("127.0.0.1", 1)
 
-        def __init__(self, _: object, __: object, limit: int, seconds: float, ___: object) -> None:
+        def __init__(self, _: object, __: object, limit: int, seconds: float, *___: object) -> None:
             made.append((limit, seconds))
 
         def serve(self) -> None: ...
@@ -366,10 +366,10 @@ def test_no_value_of_sink_is_more_than_one_line(
 
 def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides prove that they have the same bytes."""
-    from dejavubench.bench import tcp_peer
+    from dejavubench.transports import tcp_token
 
     monkeypatch.setitem(os.environb, TOKEN_VARIABLE.encode(), b"\xff\xfe")
-    assert tcp_peer._token() == b"\xff\xfe"
+    assert tcp_token.read_token() == b"\xff\xfe"
 
 
 def test_a_plan_of_a_million_requests_is_summed_up() -> None:

@@ -14,6 +14,7 @@ from memory import (
     STEPS,
     WHOLE_LAYERS,
     Memory,
+    begin_over,
     held,
     poisoned,
     schedule_of,
@@ -43,10 +44,10 @@ def make(kind: str, directory: Path) -> Destination:
     return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
 
 
-def begin(manager: CacheManager, pattern: int) -> None:
+def begin(manager: CacheManager, streamer: Streamer, byte: int) -> None:
     """Begin a microbatch; skips where the file system has no O_DIRECT."""
     try:
-        manager.begin(pattern=pattern)
+        begin_over(manager, streamer, byte)
     except StreamingError as error:
         if "direct streaming: Invalid argument" in str(error):
             pytest.skip(f"the temporary folder's file system refuses O_DIRECT: {error}")
@@ -68,7 +69,7 @@ def test_every_byte_arrives(
         for microbatch in range(2):  # the second in the same slots, buffers and files
             source = random_cache(geometry, seed=microbatch)
             cache.fill(0x11 + microbatch)
-            begin(manager, 0x21 + microbatch)
+            begin(manager, streamer, 0x21 + microbatch)
             play_model(source, cache, stream.schedule, manager)
             manager.drain()
             assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)

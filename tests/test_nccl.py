@@ -21,9 +21,10 @@ from mpi4py import MPI
 
 from dejavubench.dejavulib.addresses import RunAddresses
 from dejavubench.dejavulib.copies import run_views, staging
-from dejavubench.dejavulib.destinations import nccl as destination_module
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
+from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
+from dejavubench.dejavulib.destinations.nccl import source as nccl_source
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
@@ -286,7 +287,8 @@ def test_interleaved_streams_arrive_in_place(
     level: Level, layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two microbatches between two ranks, which only the announcements tell apart; twice, with other data."""
-    monkeypatch.setattr(destination_module, "GROUP", 16)
+    monkeypatch.setattr(nccl_source, "GROUP", 16)
+    monkeypatch.setattr(nccl_sink, "GROUP", 16)
     geometry = small_geometry(layout)
     streams = [Stream(number, schedule_of(geometry, slot), peer=0) for number in range(2)]
     link = MemoryLink()
@@ -305,7 +307,9 @@ def test_interleaved_streams_arrive_in_place(
             sources = [random_cache(geometry, seed=2 * microbatch + number) for number in range(2)]
             for receiver, target in zip(receivers, targets, strict=True):
                 target.fill(0x31 + microbatch)
-                receiver.begin(0x41)
+                for slot in receiver.slots:
+                    slot.fill_(0x41)
+                receiver.begin()
             for manager, cache in zip(managers, caches, strict=True):
                 cache.fill(0x51)
                 manager.begin()

@@ -30,12 +30,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jobs import HERE, TINY, TYPES, Job, processed, run
 
-from dejavubench.dejavulib import streamfile
-from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import streamfile
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.records import RUN_FILE, PhaseMark, Restart
 

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jobs import HERE, TINY, TYPES, Job, processed, run
 
-from dejavubench.dejavulib.blockfile import Durability
 from dejavubench.dejavulib.copies import scatter_steps, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
@@ -139,7 +139,10 @@ def test_every_microbatch_finds_what_it_left(
             for cache in swapper.current:
                 cache.fill(0x30 + again)
             for microbatch in swapper.microbatches:
-                microbatch.begin(None, 0x40 + again)
+                microbatch.begin()
+            for ubatch in range(ubatches):
+                for buffer in swapper._streamer.destination.buffers(swapper._streams[ubatch]):
+                    buffer.fill_(0x40 + again)
             play(swapper, sources, schedule)
             for microbatch in swapper.microbatches:
                 microbatch.drain()

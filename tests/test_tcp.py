@@ -22,6 +22,7 @@ from memory import (
     INPUT_LEN,
     PATIENCE,
     WHOLE_LAYERS,
+    begin_over,
     held,
     play_and_drain,
     poisoned,
@@ -32,23 +33,37 @@ from memory import streaming as streaming_to
 from tcppeers import TOKEN, SinkProcess, closed, name_of, stranger
 
 from dejavubench import units
-from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.cli import main
 from dejavubench.config.experiment import load
 from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.destinations.tcp import handshake
+from dejavubench.dejavulib.destinations.tcp.handshake import Setup, connect, read_setup, schedules
+from dejavubench.dejavulib.destinations.tcp.held import DIRECT
+from dejavubench.dejavulib.destinations.tcp.wire import (
+    MOST_TEXT,
+    Frame,
+    Kind,
+    RefusedError,
+    Wire,
+    WireError,
+)
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE, handshake
-from dejavubench.dejavulib.tcp.handshake import Setup, connect, read_setup, schedules
-from dejavubench.dejavulib.tcp.held import DIRECT, HeldStream
-from dejavubench.dejavulib.tcp.wire import MOST_TEXT, Frame, Kind, RefusedError, Wire, WireError
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Verification
+from dejavubench.transports.loops.tcp_peer import TCPPeer
+from dejavubench.transports.loops.tcp_services import (
+    COMPARE,
+    FILL,
+    RAW,
+    MeasuredTCPDestination,
+    written_outside,
+)
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 HEAD = "<IIIIQQ"
 """A frame's head, written by hand."""
@@ -76,18 +91,22 @@ def large_stream() -> Stream:
 
 
 def stream_once(
-    destination: TCPDestination, stream: Stream, level: Level, seed: int, slot: int = WHOLE_LAYERS
+    destination: MeasuredTCPDestination,
+    stream: Stream,
+    level: Level,
+    seed: int,
+    slot: int = WHOLE_LAYERS,
 ) -> None:
     """A microbatch of random bits, compared with what the sink holds of it."""
     geometry = stream.schedule.geometry
     source, cache = random_cache(geometry, seed), poisoned(geometry, 0)
     with streaming_to(destination, slot) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
-        manager.begin(pattern=0x21 + seed)
+        begin_over(manager, streamer, 0x21 + seed)
         play_model(source, cache, stream.schedule, manager)
         manager.drain()
         assert held(destination, stream) == packed_stream(source, stream.schedule)
-        assert destination.outside(stream) is None
+        assert destination.outside(stream, 0x21 + seed) is None
 
 
 # ---- the bytes ----
@@ -108,11 +127,11 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
             for microbatch in range(2):
                 source = random_cache(geometry, microbatch)
                 cache.fill(0x11 + microbatch)
-                manager.begin(pattern=0x21 + microbatch)
+                begin_over(manager, streamer, 0x21 + microbatch)
                 play_model(source, cache, stream.schedule, manager)
                 manager.drain()
                 assert held(destination, stream) == packed_stream(source, stream.schedule)
-                assert destination.outside(stream) is None
+                assert destination.outside(stream, 0x21 + microbatch) is None
                 assert manager.lag_nbytes == 0
     assert destination.wire.same_host
 
@@ -135,26 +154,25 @@ def test_a_part_of_a_cache_and_several_streams(sink: SinkProcess) -> None:
             for source, stream in zip(sources, streams, strict=True)
         ]
         for manager in managers:
-            manager.begin(pattern=0x31)
+            begin_over(manager, streamer, 0x31)
         for source, stream, manager in zip(sources, streams, managers, strict=True):
             play_model(source, source, stream.schedule, manager)
         for source, stream, manager in zip(sources, streams, managers, strict=True):
             manager.drain()
             assert held(destination, stream) == packed_stream(source, stream.schedule)
-            assert destination.outside(stream) is None
+            assert destination.outside(stream, 0x31) is None
 
 
 def test_what_is_written_outside_the_region_is_located() -> None:
     part = replace(SMALL.whole, heads=Span(1, 2))
-    on_sink = HeldStream(0, schedule_of(SMALL, region=part), torch.int16)
-    on_sink.begin(1, 0x31)
-    on_sink.cache.piece("v", on_sink.schedule.region).fill_(0)
-    assert on_sink.outside() is None
-    on_sink.cache.v[1, 1, 0, 2, 5] = 0
-    on_sink.cache.v[1, 1, 0, 3, 0] = 0
-    found = on_sink.outside()
+    cache = poisoned(SMALL, 0x31)
+    cache.piece("v", part).fill_(0)
+    assert written_outside(cache, part, 0x31) is None
+    cache.v[1, 1, 0, 2, 5] = 0
+    cache.v[1, 1, 0, 3, 0] = 0
+    found = written_outside(cache, part, 0x31)
     assert found is not None
-    assert (found[0], SMALL.locate("v", found[1]), found[2]) == ("v", (1, 1, 0, 2, 5), 2)
+    assert (found.kv, SMALL.locate("v", found.flat), found.elements) == ("v", (1, 1, 0, 2, 5), 2)
 
 
 # ---- bad peers ----
@@ -225,7 +243,7 @@ def slow_loris(sink: SinkProcess) -> None:
 
 
 def wrong_token(sink: SinkProcess) -> None:
-    with pytest.raises(WireError, match=f"does not accept this {TOKEN_VARIABLE}"):
+    with pytest.raises(WireError, match="does not accept this token"):
         sink.connect(small_stream(), token="another")
     sink.says(r"refused \S+: \S+ does not know the token")
 
@@ -325,9 +343,9 @@ def test_texts_that_are_no_setups(sink: SinkProcess) -> None:
 # ---- what goes wrong on the way ----
 
 
-def begun(sink: SinkProcess, stream: Stream) -> TCPDestination:
+def begun(sink: SinkProcess, stream: Stream) -> MeasuredTCPDestination:
     destination = sink.connect(stream)
-    destination.begin(stream, pattern=0x21)
+    destination.begin(stream)
     return destination
 
 
@@ -343,7 +361,7 @@ def refused_frame(sink: SinkProcess, stream: Stream, *frames: tuple[Frame, bytes
     return str(refusal.value)
 
 
-def hear_out(destination: TCPDestination) -> None:
+def hear_out(destination: MeasuredTCPDestination) -> None:
     """Read what the sink says until it raises what ends it."""
     while True:
         destination.wire.receive_reply()
@@ -367,12 +385,19 @@ def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
     assert "for stream 9" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 9, 1, 0, size), packed))
     assert "kind 77" in refused_frame(sink, stream, (Frame(77, 0, 1), b""))
     assert "a run of 3 bytes" in refused_frame(sink, stream, (Frame(Kind.RUN, 0, 1, 0, 3), b"abc"))
-    assert "no byte to fill with" in refused_frame(
-        sink, stream, (Frame(Kind.BEGIN, 0, 2, 256), b"")
+    assert "3 bytes that nobody has asked for" in refused_frame(
+        sink, stream, (Frame(Kind.BEGIN, 0, 2, 0, 3), b"abc")
     )
+    for service in (FILL, COMPARE):
+        assert "no byte to fill with" in refused_frame(
+            sink, stream, (Frame(service, 0, 1, 256), b"")
+        )
+    for service in (FILL, COMPARE, RAW):
+        assert "at microbatch 1, not 0" in refused_frame(sink, stream, (Frame(service, 0, 0), b""))
+        refused_frame(sink, stream, (Frame(service, 0, 1, 1, 3), b"abc"))
     region = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
     assert "not a part of" in refused_frame(
-        sink, stream, (Frame(Kind.FETCH, 0, 1, 0, len(region)), region)
+        sink, stream, (Frame(Kind.READ, 0, 1, 0, len(region)), region)
     )
 
 
@@ -574,7 +599,7 @@ def test_a_run_that_its_sink_refuses_measures_nothing(
     tmp_path: Path, sink: SinkProcess, what: str
 ) -> None:
     modes = ["--streaming", "tcp", "--pipeline-para-size", "2", "--peer", sink.peer]
-    why, token = f"does not accept this {TOKEN_VARIABLE}: it has another one", "another"
+    why, token = "does not accept this token: it has another one", "another"
     if what == "too large":
         modes += ["--max-seq-len", "300000"]
         why, token = "GiB are needed; of the limit of 0.10 GiB", TOKEN

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import product
@@ -23,22 +23,29 @@ from tcppeers import TOKEN, closed, stranger
 
 from dejavubench.dejavulib.copies import RunViews
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.tcp import TCPDestination
-from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
-from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.tcp import held, places, sink, unproven
-from dejavubench.dejavulib.tcp.handshake import (
+from dejavubench.dejavulib.destinations.tcp import TCPDestination, places, sink, unproven
+from dejavubench.dejavulib.destinations.tcp.connection import Service
+from dejavubench.dejavulib.destinations.tcp.handshake import (
     CONNECTION_NBYTES,
     Address,
     Setup,
     address_text,
     connect,
 )
-from dejavubench.dejavulib.tcp.held import HeldStream, RefusalError
-from dejavubench.dejavulib.tcp.sink import TCPSink
-from dejavubench.dejavulib.tcp.unproven import MOST_OF_ADDRESS, MOST_UNPROVEN, YOUNG, Unproven
-from dejavubench.dejavulib.tcp.wire import RefusedError, Wire
+from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
+from dejavubench.dejavulib.destinations.tcp.sink import TCPSink
+from dejavubench.dejavulib.destinations.tcp.unproven import (
+    MOST_OF_ADDRESS,
+    MOST_UNPROVEN,
+    YOUNG,
+    Unproven,
+)
+from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, Wire
+from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.transports.loops import tcp_services
+from dejavubench.transports.loops.tcp_services import SERVICES, Outside, written_outside
 
 LIMIT = 64 << 20
 PATIENCE = 20.0
@@ -46,11 +53,14 @@ PATIENCE = 20.0
 
 @contextmanager
 def serving(
-    address: Address = ("127.0.0.1", 0), limit: int = LIMIT, timeout: float = PATIENCE
+    address: Address = ("127.0.0.1", 0),
+    limit: int = LIMIT,
+    timeout: float = PATIENCE,
+    services: Mapping[int, Service] = SERVICES,
 ) -> Iterator[tuple[TCPSink, list[str]]]:
     """A sink in a thread of this process, and what it logs."""
     said: list[str] = []
-    server = TCPSink(address, TOKEN.encode(), limit, timeout, said.append)
+    server = TCPSink(address, TOKEN.encode(), limit, timeout, said.append, services)
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
@@ -142,10 +152,10 @@ def test_good_peers_get_in_among_idle_strangers() -> None:
         for _ in range(2 * MOST_UNPROVEN):
             strangers.enter_context(stranger(server.address))
         good = []
-        for number in range(40):
+        for _ in range(40):
             strangers.enter_context(stranger(server.address))
             good.append(to(server, small()))
-            good[-1].begin(small(), pattern=number)
+            good[-1].begin(small())
         for destination in good:
             destination.close()
 
@@ -203,6 +213,25 @@ def test_a_stranger_makes_room_when_descriptors_run_out(monkeypatch: pytest.Monk
         assert "cannot take a connection: Too many open files" in said
 
 
+# ---- services ----
+
+
+def test_a_sink_answers_no_service_that_its_owner_has_not_added() -> None:
+    with serving(services={}) as (server, said):
+        destination = to(server, small())
+        destination.begin(small())
+        with pytest.raises(RefusedError, match=f"frames of kind {tcp_services.FILL}"):
+            destination.request(small(), tcp_services.FILL, 0x21)
+        destination.give_up()
+        destination.close()
+        until(lambda: any(f"kind {tcp_services.FILL}" in line for line in said))
+
+
+def test_a_service_cannot_take_the_place_of_the_protocols_own_frames() -> None:
+    with pytest.raises(ValueError, match="the protocol's own"), serving(services={4: SERVICES[64]}):
+        pass
+
+
 # ---- memory ----
 
 
@@ -222,7 +251,7 @@ MANY = 10**6
 def test_a_run_costs_nothing_for_those_beside_it() -> None:
     geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
     on_sink = HeldStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
-    on_sink.begin(1, 0x21)
+    on_sink.begin(1)
     assert peak(lambda: on_sink.run(0, 2)) < 1 << 20
 
 
@@ -234,7 +263,7 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
     on_sink = HeldStream(0, schedule, torch.int16)
 
     def every_way() -> None:
-        on_sink.begin(1, 0x21)
+        on_sink.begin(1)
         on_sink.chunk(0, 4)
         with pytest.raises(RefusalError):
             on_sink.chunk(0, 5)
@@ -294,24 +323,24 @@ def test_what_is_fetched_is_packed_in_the_streams_order(layout: KVLayout) -> Non
 def test_what_was_written_outside_is_found_block_by_block(
     layout: KVLayout, compared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held, "COMPARED", compared)
+    monkeypatch.setattr(tcp_services, "COMPARED", compared)
     geometry = small_geometry(layout)
     part = Region(Span(1, 3), Span(0, 1), Span(1, 2), Span(0, 0))
-    on_sink = HeldStream(0, schedule_of(geometry, WHOLE_LAYERS, part), torch.int16)
-    on_sink.begin(1, 0x31)
-    on_sink.cache.piece("k", on_sink.schedule.region).fill_(0)
-    on_sink.cache.piece("v", on_sink.schedule.region).fill_(0)
-    assert on_sink.outside() is None
+    region = schedule_of(geometry, WHOLE_LAYERS, part).region
+    cache = poisoned(geometry, 0x31)
+    cache.piece("k", region).fill_(0)
+    cache.piece("v", region).fill_(0)
+    assert written_outside(cache, region, 0x31) is None
     rng = np.random.default_rng(7)
-    flat = on_sink.cache.v.view(-1)
+    flat = cache.v.view(-1)
     outside = poisoned(geometry, 0)
-    outside.piece("v", on_sink.schedule.region).fill_(1)
+    outside.piece("v", region).fill_(1)
     candidates = (outside.v.view(-1) == outside.v.view(-1)[-1]).nonzero().flatten().numpy()
     written = np.sort(rng.choice(candidates, 5, replace=False))
     flat[torch.from_numpy(written)] = 0
     layer = flat.numel() // geometry.layers
     in_first = int((written // layer == written[0] // layer).sum())
-    assert on_sink.outside() == ("v", int(written[0]), in_first)
+    assert written_outside(cache, region, 0x31) == Outside("v", int(written[0]), in_first)
 
 
 # ---- addresses ----

@@ -32,8 +32,7 @@ class Streamed(Protocol):
     tokens: Streaming
     draining: Streaming
 
-    def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None: ...
-    def step_begins(self, step: int) -> None: ...
+    def begin(self, tokens: np.ndarray | None = None) -> None: ...
     def layer_ready(self, layer: int) -> None: ...
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None: ...
     def drain(self) -> None: ...
@@ -45,11 +44,8 @@ class NoStreaming:
     def __init__(self) -> None:
         self.begin()
 
-    def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, tokens: np.ndarray | None = None) -> None:
         self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
-
-    def step_begins(self, step: int) -> None:
-        return
 
     def layer_ready(self, layer: int) -> None:
         return
@@ -123,6 +119,7 @@ class BatchMaker:
         collectives: messages between the stages.
         prompts: token ids [B, P] of each microbatch in flight.
         output_len: new tokens T of each request.
+        before_step: called with a microbatch and a step right before the model runs it, within the step's clock.
     """
 
     def __init__(
@@ -132,12 +129,14 @@ class BatchMaker:
         collectives: Collectives,
         prompts: list[torch.Tensor],
         output_len: int,
+        before_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model = model
         self.steps = steps
         self.collectives = collectives
         self.prompts = prompts
         self.output_len = output_len
+        self.before_step = before_step
 
     def run(
         self,
@@ -239,7 +238,8 @@ class BatchMaker:
         x = self._input(step, ubatch, clock)
         position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
         pulse.progress()
-        stream.step_begins(step)
+        if self.before_step is not None:
+            self.before_step(ubatch, step)
         out = self.steps.run(ubatch, x, position, None if step else _noting(stream.layer_ready))
         clock.computed = time.perf_counter()
         if not shard.last:

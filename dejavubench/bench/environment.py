@@ -16,7 +16,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import __version__
-from dejavubench.dejavulib.tcp.handshake import machine_digest
+from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
 from dejavubench.machine.hardware import (
     HUGE_PAGES,
     PRIMITIVE_CACHES,

@@ -21,24 +21,21 @@ from mpi4py import MPI
 from dejavubench import records
 from dejavubench.bench import environment
 from dejavubench.bench.conditions import Conditions
+from dejavubench.bench.ends import destination_of, destinations_of
 from dejavubench.bench.identity import identity
-from dejavubench.bench.probes.ceilings import Disk
-from dejavubench.bench.probes.tcp import tcp_messages, tcp_runs
 from dejavubench.bench.recorder import Recorder, write_header
 from dejavubench.bench.restart import open_saved
 from dejavubench.bench.side import Side
-from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.telling import in_words, report, status_of
 from dejavubench.bench.watching.watch import Watch
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.points import TO_DEVICE, Point
+from dejavubench.config.points import Arm, Point
 from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.dejavulib.device_receiver import DeviceReceiver
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver
-from dejavubench.dejavulib.savedstream import SavedStream
-from dejavubench.dejavulib.streamfile import file_nbytes
 from dejavubench.errors import OutputError, UsageError
 from dejavubench.machine.hardware import bound_primitive_caches, native_bf16, prefer_huge_pages
 from dejavubench.machine.launcher import PASS_ON_S
@@ -46,15 +43,15 @@ from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.parallel.collectives import Collectives, MPICollectives, polite_gather
 from dejavubench.parallel.nccl import (
     Loopback,
-    NCCLPair,
     SharedCardError,
     card_of,
-    connect_pairs,
     prepare_cards,
 )
 from dejavubench.parallel.nccl_collectives import NCCLCollectives
 from dejavubench.parallel.topology import Topology
 from dejavubench.planning import fit
+from dejavubench.transports.registry import transport
+from dejavubench.transports.session import PointContext, RankContext, Session
 from dejavubench.units import nbytes_text
 from dejavubench.wholefile import write_whole
 
@@ -68,13 +65,12 @@ class Job:
     Attributes:
         world: control messages between measurements.
         device: where this rank computes, or receives what comes by NCCL.
-        data, verification: communicators of their own for chunks and for comparing them.
-        announcements: another, for what NCCL is about to bring.
+        sessions: this rank's part in each destination of the run, by its name.
+        verification: a communicator of its own for comparing what has arrived.
         loopback: how NCCL works between ranks that share a GPU, where they may and do.
         sources: how the sources compute together; None on a sink.
         folder: the run's folder on this host.
         skipped: points that cannot run here, by id, and why.
-        tcp_sink: where this source streams by tcp, if it does.
         saved: what a killed run has streamed to disk from this rank, where that is gone on with.
 
     Raises:
@@ -107,10 +103,11 @@ class Job:
         self._confine()
         self.device = torch.device("cpu")
         self._agree(self._take_device)
-        self._agree(self._load_nixl)
+        self.sessions: dict[str, Session] = {}
+        self._agree(self._load)
         self.loopback = self._prepare_cards()
         self.skipped = self._agree(self._reasons)
-        self.tcp_sink = self._meet_tcp_sinks()
+        self._meet()
         fit.refuse_if_none_runs(experiment, self.skipped)
         self.saved: list[SavedStream] = []
         self._agree(self._open_saved)
@@ -120,9 +117,7 @@ class Job:
         self._agree(self._open_recorder)
         if self._watch is not None:
             self._watch.note_in(self.folder / records.first_exit_file(self.rank))
-        self.data = self.world.Dup()
         self.verification = self.world.Dup()
-        self.announcements = self.world.Dup()
         self.handover = self.world.Dup()
         among_own = cast(MPI.Intracomm, self.world.Split(0 if self.is_source else 1, self.rank))
         own_side = self.topology.sources if self.is_source else self.topology.sinks
@@ -145,37 +140,38 @@ class Job:
     def _staging_nbytes(self) -> tuple[int, int]:
         """The most staging memory that this rank will use on the host, and on its device."""
         slot = self.experiment.staging_mib << 20
-        arms = [arm for arm in self.experiment.arms() if not arm.skipped]
-        modes = {arm.mode for arm in arms}
+        entries = [DESTINATIONS[name] for name in self.sessions]
+        on_cuda = self._on_cuda
         if not self.is_source:
             each = slot * max(
                 sum(map(len, self.side(point).remote())) for point in self._runnable()
             )
-            host = "mpi" in modes or (not self._on_cuda and "nixl" in modes)
-            device = self._on_cuda and bool(modes & TO_DEVICE)
+            remote = [entry for entry in entries if entry.remote]
+            host = any(entry.uses_host_slots(on_cuda) for entry in remote)
+            device = any(entry.uses_device_memory(on_cuda) for entry in remote)
             return each * CacheReceiver.SLOTS * host, each * DeviceReceiver.SLOTS * device
-        ring, on_cuda = slot * self.experiment.staging_slots, self._on_cuda
-        through_host = (
-            bool(modes & {"host", "disk", "mpi", "tcp"}) and on_cuda
-        )  # gathered on the device first
+        ring = slot * self.experiment.staging_slots
+        # Chunks for host memory are gathered on the device first, in slots of their own.
+        through_host = on_cuda and any(not entry.device_memory for entry in entries)
+        straight = any(entry.uses_device_memory(on_cuda) for entry in entries)
         landing = 0
-        if on_cuda and any(
+        if through_host and any(
             not LEVELS[arm.level].buffered
-            for arm in arms
-            if arm.level and arm.mode not in TO_DEVICE
+            for arm in self._arms()
+            if arm.level and not DESTINATIONS[destination_of(arm)].device_memory
         ):
             landing = max(
                 self.side(point).local()[0][0].schedule.step_nbytes(0) for point in self._runnable()
             )
-        straight = on_cuda and bool(modes & TO_DEVICE)
-        host = bool(modes & {"disk", "swap-disk", "mpi", "tcp"}) or (
-            not on_cuda and "nixl" in modes
-        )
+        host = any(entry.uses_host_slots(on_cuda) for entry in entries)
         return ring * host + landing, ring * (through_host + straight)
 
     @property
     def _on_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    def _arms(self) -> list[Arm]:
+        return [arm for arm in self.experiment.arms() if not arm.skipped]
 
     def _runnable(self) -> list[Point]:
         return [point for point in self.experiment.points() if point.id not in self.skipped]
@@ -191,7 +187,11 @@ class Job:
 
     def _take_device(self) -> dict[str, str]:
         """Which of its host's CUDA devices this rank uses, where it needs one."""
-        receives = any(arm.mode in TO_DEVICE and not arm.skipped for arm in self.experiment.arms())
+        receives = any(
+            DESTINATIONS[destination_of(arm)].device_memory
+            for arm in self._arms()
+            if arm.mode != "none"
+        )
         if self.compute_device == "cpu" or not (self.is_source or receives):
             return {}
         count = torch.cuda.device_count()
@@ -214,17 +214,19 @@ class Job:
         torch.cuda.set_device(self.device)
         return {}
 
-    def _load_nixl(self) -> dict[str, str]:
-        """Where something is streamed by it: before anything else, on every rank."""
-        if any(arm.mode == "nixl" and not arm.skipped for arm in self.experiment.arms()):
-            from dejavubench.dejavulib.nixl_agent import load
-
-            try:
-                load()
-            except StreamingError as error:
-                raise UsageError(
-                    f"streaming nixl: rank {self.rank} on {self.hosts[self.rank]}: {error}"
-                ) from None
+    def _load(self) -> dict[str, str]:
+        """Begin this rank's part in each destination, before anything else is loaded."""
+        for name in dict.fromkeys(destination_of(arm) for arm in self._arms() if arm.level):
+            context = RankContext(
+                self.world,
+                self.hosts[self.rank],
+                self.is_source,
+                self.topology.worker,
+                self.device,
+                self.experiment,
+            )
+            self.sessions[name] = transport(name).session(context)
+            self.sessions[name].load()
         return {}
 
     def _prepare_cards(self) -> Loopback | None:
@@ -257,16 +259,24 @@ class Job:
             return NCCLCollectives(among_own, own, self.spin, self.device)
         return MPICollectives(among_own, own, self.spin)
 
-    def connect(self, point: Point) -> dict[int, NCCLPair]:
-        """For one point, each source with its sinks by NCCL, if something is streamed so; by the other's rank."""
-        if not any(arm.mode == "nccl" and not arm.skipped for arm in self.experiment.arms()):
-            return {}
-        pairs = [
-            (rank, sink)
-            for rank in self.topology.sources
-            for sink in self.side(point, rank).peers()
-        ]
-        return connect_pairs(self.world, pairs, self.device)
+    def connect(self, point: Point) -> None:
+        """For one point, each source with its sinks, for every destination that asks for it."""
+        for session in self.sessions.values():
+            session.connect(self._point_context(point))
+
+    def _point_context(self, point: Point) -> PointContext:
+        return PointContext(
+            pairs=[
+                (rank, sink)
+                for rank in self.topology.sources
+                for sink in self.side(point, rank).peers()
+            ],
+            streams=[stream for ubatch in self.side(point).local() for stream in ubatch]
+            if self.is_source
+            else [],
+            dtype=dtype_of(point.data_type),
+            probes=self.experiment.ceilings and self.rank == 0,
+        )
 
     def _on_this_host(self, ranks: range) -> int:
         return sum(self.hosts[rank] == self.hosts[self.rank] for rank in ranks)
@@ -312,7 +322,9 @@ class Job:
         )
         room = shutil.disk_usage(existing).free
         probes = (
-            Disk.NBYTES * len(durabilities) if self.experiment.ceilings and self.rank == 0 else 0
+            sum(transport(name).probe_nbytes for name in self.sessions) * len(durabilities)
+            if self.experiment.ceilings and self.rank == 0
+            else 0
         )
         kept = 0
         for point in self.experiment.points():
@@ -326,52 +338,38 @@ class Job:
                     )
         return found
 
-    def _meet_tcp_sinks(self) -> TCPPeer | None:
-        """Have every source announce every point to its sink of ``tcp``: what that does not take cannot run.
+    def _meet(self) -> None:
+        """Find the other side of each destination; points that it does not take cannot run.
 
         Raises:
-            UsageError: on every rank, if a sink cannot be reached or does not share the token.
+            UsageError: on every rank, if it is not there.
         """
-        if not any(arm.mode == "tcp" and not arm.skipped for arm in self.experiment.arms()):
-            return None
-        found: list[TCPPeer] = []
 
-        def find() -> dict[str, str]:
-            if self.is_source:
-                peers, timeout = self.experiment.peer, self.experiment.drain_timeout
-                own = peers[self.topology.worker % len(peers)]
-                found.append(TCPPeer.find(own, timeout, self.experiment.tcp_checksums))
-            return {}
-
-        self._agree(find)
+        for session in self.sessions.values():  # one by one: a meeting may be collective
+            self._agree(partial(_nothing, session.meet))
         for point in self.experiment.points():
             if point.id not in self.skipped:
-                with (
-                    contextlib.ExitStack() as held
-                ):  # by all sources at the same time, as in the measurement
-                    self.skipped |= self._agree(partial(self._announce, point, found, held))
+                # by all sources at the same time, as in the measurement
+                with contextlib.ExitStack() as held:
+                    self.skipped |= self._agree(partial(self._refusals, point, held))
                 self.world.Barrier()  # all have given it back before the next point is announced
-        return found[0] if found else None
 
-    def _announce(
-        self, point: Point, peers: list[TCPPeer], held: contextlib.ExitStack
-    ) -> dict[str, str]:
-        """Why a source's sink does not take what this point streams."""
-        streams = [stream for ubatch in self.side(point).local() for stream in ubatch]
-        kinds = [(streams, dtype_of(point.data_type))]
-        if self.experiment.ceilings and self.rank == 0:
-            kinds += [([probed], torch.float32) for probed in (tcp_messages(), tcp_runs())]
-        refusals = [
-            why
-            for peer in peers
-            for kind in kinds
-            if (why := peer.refusal(*kind, held)) is not None
-        ]
-        return {point.id: refusals[0]} if refusals else {}
+    def _refusals(self, point: Point, held: contextlib.ExitStack) -> dict[str, str]:
+        """Why the other side of a destination does not take what this point streams."""
+        context = self._point_context(point)
+        asked = [session.refusal(context, held) for session in self.sessions.values()]
+        why = next((refusal for refusal in asked if refusal is not None), None)
+        return {} if why is None else {point.id: why}
 
     def _stream_nbytes(self, point: Point) -> int:
         streams = self.side(point).local()
-        return sum(file_nbytes(stream.schedule) for ubatch in streams for stream in ubatch)
+        stored = (
+            session.stored_nbytes(stream)
+            for session in self.sessions.values()
+            for ubatch in streams
+            for stream in ubatch
+        )
+        return sum(stored)
 
     def side(self, point: Point, rank: int | None = None) -> Side:
         """This rank's, or another one's."""
@@ -445,8 +443,8 @@ class Job:
         on_host, on_device = self._staging_nbytes()
         if self.loopback is not None:
             facts["nccl_loopback"] = dataclasses.asdict(self.loopback)
-        if self.tcp_sink is not None:
-            facts["tcp_sink"] = dataclasses.asdict(self.tcp_sink)
+        for session in self.sessions.values():
+            facts |= session.facts()
         self.recorder.write(
             records.RankInfo(
                 rank=self.rank,
@@ -481,6 +479,7 @@ class Job:
                 note=experiment.note,
                 warmup=experiment.warmup,
                 arms=[arm.info() for arm in experiment.arms()],
+                destinations=destinations_of(experiment.arms(), device is not None),
                 points=points,
                 environment=environment.of_run(
                     self.hosts, experiment.threads, len(self._cores), device
@@ -526,6 +525,11 @@ class Job:
         except OSError as second:  # the disk may be what failed
             _say(f"dejavubench: rank {self.rank} cannot record its failure: {in_words(second)}\n")
         abort_all(error, phase)
+
+
+def _nothing(prepare: Callable[[], None]) -> dict[str, str]:
+    prepare()
+    return {}
 
 
 def _say(text: str) -> None:

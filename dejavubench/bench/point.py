@@ -16,12 +16,12 @@ import torch
 from dejavubench import records
 from dejavubench.bench.armfailures import ArmFailures, Attempt
 from dejavubench.bench.batchmaker import Clocked, Streamed
+from dejavubench.bench.ends import destination_of
 from dejavubench.bench.handover import TakenOver
 from dejavubench.bench.identity import identity
 from dejavubench.bench.job import Job
-from dejavubench.bench.probes.ceilings import Ceilings, Disk, Link, Memory
-from dejavubench.bench.probes.device import DeviceLink, DeviceProbes
-from dejavubench.bench.probes.tcp import TCPLink
+from dejavubench.bench.probes.ceilings import Ceilings
+from dejavubench.bench.probes.choose import ceilings_of
 from dejavubench.bench.progress import Progress
 from dejavubench.bench.restart import PutBack, Resumed
 from dejavubench.bench.rounds import orders
@@ -30,10 +30,8 @@ from dejavubench.bench.source import Place, Source, tokens
 from dejavubench.bench.verify import VerificationError
 from dejavubench.config.points import Arm, Point
 from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.blockfile import Durability
-from dejavubench.dejavulib.destinations.base import StorageError
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
-from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.streamer import Streaming
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
@@ -89,16 +87,13 @@ class PointSession:
         self._count = dict.fromkeys((arm.name for arm in self.arms), 0)
         dtype = dtype_of(point.data_type)
         place = Place(
-            job.data,
             job.verification,
-            job.announcements,
             job.handover,
-            job.connect(point),
+            job.sessions,
             job.stream_dir,
             identity(self.experiment, point, job.compute_device, job.run_id, job.rank),
-            job.tcp_sink,
         )
-        self._links = place.links
+        job.connect(point)
         side = job.side(point)
         self.source: Source | None = None
         self.sink: Sink | None = None
@@ -494,43 +489,26 @@ class PointSession:
     # ---- beside the rounds ----
 
     def _make_ceilings(self, dtype: torch.dtype) -> Ceilings:
-        """Rank 0 and the first sink measure; the others have nothing to do and sleep."""
-        topology, device = self.job.topology, self.job.device
-        link, device_link, nixl_link, memory, probes = None, None, None, None, None
-        disks: list[Disk] = []
-        if topology.has_sinks and topology.worker == 0 and any(arm.remote for arm in self.arms):
-            peer = topology.sinks[0] if self.source is not None else 0
-            link = Link(self.job.verification, peer, self.source is not None)
-            if peer in self._links:
-                device_link = DeviceLink(link, self._links[peer], device, self.source is not None)
-            if any(arm.mode == "nixl" for arm in self.arms):
-                from dejavubench.bench.probes.nixl import NIXLLink
-
-                nixl_link = NIXLLink(self.job.data, link, peer, self.source is not None, device)
-        if self.job.rank == 0:
-            if device.type == "cuda":
-                geometry, slot = (
-                    self.job.side(self.point).geometry,
-                    self.experiment.staging_mib << 20,
-                )
-                probes = DeviceProbes(device, dtype, geometry, self.point.input_len, slot)
-            else:
-                memory = Memory()
-            kinds = dict.fromkeys(arm.durability for arm in self.arms if arm.durability is not None)
-            disks = [disk for kind in kinds if (disk := self._disk(kind)) is not None]
-        tcp = self.job.tcp_sink if self.job.rank == 0 else None
-        tcp_link = None if tcp is None else TCPLink(tcp.connect)
-        multiplied = self.job.compute_dtype(dtype)
-        return Ceilings(multiplied, link, disks, memory, probes, device_link, tcp_link, nixl_link)
-
-    def _disk(self, kind: Durability) -> Disk | None:
-        """The ceiling of the disk; None where it has no room left for it."""
-        try:
-            return Disk(self.job.stream_dir, f"{self.job.run_id}-{self.point.id}-{kind}", kind)
-        except (OSError, StorageError) as error:
-            why = getattr(error, "strerror", None) or error
-            self.progress.say(f"dejavubench: no ceiling of disk ({kind}): {why}")
-            return None
+        job, point = self.job, self.point
+        durabilities: dict[str, dict[str, None]] = {}
+        for arm in self.arms:
+            if arm.durability is not None:
+                durabilities.setdefault(destination_of(arm), {})[arm.durability] = None
+        return ceilings_of(
+            sessions=job.sessions,
+            durabilities=durabilities,
+            topology=job.topology,
+            comm=job.verification,
+            device=job.device,
+            dtype=dtype,
+            multiplied=job.compute_dtype(dtype),
+            geometry=job.side(point).geometry,
+            input_len=point.input_len,
+            slot_nbytes=self.experiment.staging_mib << 20,
+            folder=job.stream_dir,
+            file_name=f"{job.run_id}-{point.id}",
+            say=self.progress.say,
+        )
 
     def _beside(self) -> None:
         """Each destination alone, then what the machine can do."""

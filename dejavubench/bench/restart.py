@@ -17,10 +17,10 @@ import torch
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, Streamed
 from dejavubench.bench.side import Side
 from dejavubench.config.interrupted import Interrupted
-from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.disk import streamfile
+from dejavubench.dejavulib.destinations.disk.savedstream import Restored, SavedStream
 from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.dejavulib.savedstream import Restored, SavedStream
 from dejavubench.errors import UsageError
 
 

@@ -14,17 +14,17 @@ from dejavubench.bench.side import Side
 from dejavubench.bench.source import Place
 from dejavubench.bench.verify import compare, received_pieces
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.points import TO_DEVICE, Arm, Mode
+from dejavubench.config.points import Arm, Mode
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
-from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
 from dejavubench.dejavulib.kvcache import KVCache, Span
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
+from dejavubench.transports.session import SinkContext
 
 
 @dataclass
@@ -66,7 +66,9 @@ class Sink:
         for cache in self._caches_of(arm.mode):
             cache.fill(pattern)
         for receiver in self._receivers_of(arm.mode, level or cast(str, arm.level)):
-            receiver.begin(pattern)
+            for slot in receiver.slots:
+                slot.fill_(pattern)
+            receiver.begin()
 
     def run(self, arm: Arm, mark: Callable[[str], None]) -> Received:
         """Receive one iteration of a remote arm, and go on from there; in the others this rank has nothing to do."""
@@ -124,7 +126,7 @@ class Sink:
     # ---- of each destination, of which one at a time works ----
 
     def _device_of(self, mode: Mode) -> torch.device:
-        return self.device if mode in TO_DEVICE else torch.device("cpu")
+        return self.device if DESTINATIONS[mode].device_memory else torch.device("cpu")
 
     def _caches_of(self, mode: Mode) -> list[KVCache]:
         device = self._device_of(mode)
@@ -159,18 +161,13 @@ class Sink:
         return self._endpoints[mode]
 
     def _make_endpoint(self, mode: Mode) -> SinkEndpoint:
-        if mode == "nccl":
-            # it is handed what scatters as well, which DeviceReceiver knows
-            return cast(SinkEndpoint, NCCLSinkEndpoint(self.place.announcements, self.place.links))
-        if mode == "nixl":
-            from dejavubench.dejavulib.destinations.nixl import NIXLSinkEndpoint
-
-            caches = [tensor for cache in self._caches_of(mode) for tensor in (cache.k, cache.v)]
-            memory = [*caches, *(slot for slots in self._slots_of(mode) for slot in slots)]
-            return NIXLSinkEndpoint(
-                self.place.data, self.side.peers(), memory, self._streams_of(mode)
-            )
-        return MPISinkEndpoint(self.place.data)
+        context = SinkContext(
+            self._streams_of(mode),
+            self.side.peers(),
+            lambda: self._slots_of(mode),
+            self._device_of(mode),
+        )
+        return cast(SinkEndpoint, self.place.sessions[mode].open_sink(context))
 
     def _receivers_of(self, mode: Mode, level: str) -> list[CacheReceiver]:
         if (mode, level) not in self._receivers:

@@ -13,12 +13,12 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench.batchmaker import BatchMaker, Clocked, NoStreaming, Streamed
+from dejavubench.bench.ends import destination_of
 from dejavubench.bench.handover import Teller
 from dejavubench.bench.prompts import make_prompts
 from dejavubench.bench.restart import PutBack, Resumed, go_on, put_back
 from dejavubench.bench.side import Side
 from dejavubench.bench.steps import steps_of
-from dejavubench.bench.tcp_peer import TCPPeer
 from dejavubench.bench.verify import compare_packed, digests, serve_pieces, written_outside
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import stream_name
@@ -29,26 +29,20 @@ from dejavubench.dejavulib.destinations.base import (
     Destination,
     StorageError,
     Stream,
-    StreamingError,
     WrongBytesError,
 )
-from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.host import HostDestination
-from dejavubench.dejavulib.destinations.mpi import MPIDestination
-from dejavubench.dejavulib.destinations.nccl import NCCLDestination
-from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.dejavulib.device import DeviceStaging, Landing
 from dejavubench.dejavulib.device_receiver import device_slots
 from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.savedstream import SavedStream
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper, Swapping
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
-from dejavubench.parallel.nccl import NCCLPair
+from dejavubench.transports.session import Session, SourceContext
 
 
 @dataclass(frozen=True)
@@ -56,18 +50,14 @@ class Place:
     """Where and as whom this rank streams.
 
     Attributes:
-        announcements, links: of what goes by NCCL: links by the other side's rank, empty where nothing does.
-        tcp_sink: of what goes by tcp.
+        sessions: this rank's part in each destination of the run, by its name.
     """
 
-    data: MPI.Intracomm
     verification: MPI.Intracomm
-    announcements: MPI.Intracomm
     handover: MPI.Intracomm
-    links: Mapping[int, NCCLPair]
+    sessions: Mapping[str, Session]
     stream_dir: Path
     identity: dict[str, str]
-    tcp_sink: TCPPeer | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +105,17 @@ class Source:
         ] = {}  # staging of all arms, of which one at a time works; by device
         self._device_staging: DeviceStaging | None = None  # likewise
         self._landing = Landing()  # likewise
+        self._pattern = 0  # of the arm that was prepared last
         self._fetched: torch.Tensor | None = None  # what verification reads a chunk into
 
-    def _maker_over(self, caches: list[KVCache]) -> BatchMaker:
+    def _maker_over(
+        self, caches: list[KVCache], before_step: Callable[[int, int], None] | None = None
+    ) -> BatchMaker:
         steps = steps_of(self._model, caches, self.prompts, self.experiment.sampling)
         asked = [each.tokens for each in self.prompts]
-        return BatchMaker(self._model, steps, self._collectives, asked, self.side.point.output_len)
+        return BatchMaker(
+            self._model, steps, self._collectives, asked, self.side.point.output_len, before_step
+        )
 
     @property
     def on_cuda(self) -> bool:
@@ -142,11 +137,24 @@ class Source:
         streams = self.streams(arm, level)  # which makes, the first time, what is filled
         for cache in (*self.caches, *self._resident):
             cache.fill(pattern)
-        if arm.mode != "none":
-            self._streamer(arm).fill_staging(pattern)
         for stream, prompt in zip(streams, self.prompts, strict=True):
             known = prompt.tokens.numpy() if self.maker.model.shard.first else None
-            stream.begin(known, pattern)
+            stream.begin(known)
+        self._pattern = pattern
+        if arm.mode != "none":
+            self._fill_streaming(arm, pattern)
+
+    def _fill_streaming(self, arm: Arm, pattern: int) -> None:
+        """Fill what the library holds for an arm: staging, and wherever its destination keeps chunks."""
+        streamer = self._streamer(arm)
+        for slot in streamer.staging():
+            slot.fill_(pattern)
+        for ubatch in self.side.remote() if arm.remote else self.side.local():
+            for stream in ubatch:
+                for buffer in streamer.destination.buffers(stream):
+                    buffer.fill_(pattern)
+        if self.on_cuda:
+            torch.cuda.synchronize(self.device)  # chunks are packed on a stream of their own
 
     def run(self, arm: Arm, mark: Callable[[str], None]) -> tuple[list[Clocked], float]:
         if arm.swaps:
@@ -227,7 +235,9 @@ class Source:
             swapper = Swapper(
                 self._resident, streams, self._streamer(arm), self.experiment.drain_timeout
             )
-            self._swaps[arm.mode] = Swap(swapper, self._maker_over(swapper.current))
+            self._swaps[arm.mode] = Swap(
+                swapper, self._maker_over(swapper.current, swapper.step_begins)
+            )
         return self._swaps[arm.mode]
 
     def swapping(self, arm: Arm) -> Swapping:
@@ -238,7 +248,7 @@ class Source:
         key = (arm.mode, arm.durability)
         if key not in self._streamers:
             self._streamers[key] = self._make_streamer(
-                self._destination(arm), holds_failure=arm.mode == "disk"
+                self._destination(arm), holds_failure=arm.on_disk and not arm.swaps
             )
         return self._streamers[key]
 
@@ -293,41 +303,26 @@ class Source:
         return {} if self._device_staging is None else self._device_staging.ways
 
     def _destination(self, arm: Arm) -> Destination:
-        match arm.mode:
-            case "host" | "swap-host":
-                return HostDestination(pinned=self.on_cuda)
-            case "disk" | "swap-disk":
-                assert arm.durability is not None
-                run_id, rank = self.place.identity["run"], self.side.topology.rank
-                kind = f"swap-{arm.durability}" if arm.swaps else arm.durability
-                name = stream_name(run_id, self.side.point.id, rank, kind)
-                keep = self.experiment.keep and not arm.swaps
-                return DiskDestination(
-                    self.place.stream_dir, name, arm.durability, keep, self.place.identity
-                )
-            case "mpi":
-                return MPIDestination(self.place.data)
-            case "nccl":
-                return NCCLDestination(
-                    self.place.announcements, self.place.links, self.experiment.drain_timeout
-                )
-            case "nixl":
-                return self._to_nixl_sinks()
-            case "tcp":
-                assert self.place.tcp_sink is not None
-                streams = [stream for ubatch in self.side.local() for stream in ubatch]
-                return self.place.tcp_sink.connect(streams, self.caches[0].k.dtype)
-            case _:
-                raise StreamingError(f"{arm.mode} is no destination of this build")
+        kind = f"swap-{arm.durability}" if arm.swaps else f"{arm.durability}"
+        run_id, rank = self.place.identity["run"], self.side.topology.rank
+        return self._session(arm).open_source(
+            SourceContext(
+                caches=self.caches,
+                streams=self.side.remote() if arm.remote else self.side.local(),
+                peers=self.side.peers(),
+                slots=self._slots_of,
+                device=self.device,
+                timeout=self.experiment.drain_timeout,
+                durability=arm.durability,
+                folder=self.place.stream_dir,
+                file_name=stream_name(run_id, self.side.point.id, rank, kind),
+                keep=self.experiment.keep and not arm.swaps,
+                identity=self.place.identity,
+            )
+        )
 
-    def _to_nixl_sinks(self) -> Destination:
-        from dejavubench.dejavulib.destinations.nixl import NIXLDestination
-
-        memory = [
-            *self._slots_of(self.device.type),
-            *(t for cache in self.caches for t in (cache.k, cache.v)),
-        ]
-        return NIXLDestination(self.place.data, self.side.peers(), memory)
+    def _session(self, arm: Arm) -> Session:
+        return self.place.sessions[destination_of(arm)]
 
     # ---- verification ----
 
@@ -364,12 +359,15 @@ class Source:
             return packed
 
         try:
-            if isinstance(destination, DiskDestination):
-                for stream in manager.streams:
-                    destination.check(stream)
+            session = self._session(arm)
+            for stream in manager.streams:
+                session.check(destination, stream)
             found = compare_packed(fetch, manager.cache, manager.streams, self.side, ubatch)
-            if found is None and isinstance(destination, TCPDestination):
-                outside = [destination.outside(stream) for stream in manager.streams]
+            if found is None:
+                outside = [
+                    session.outside(destination, stream, self._pattern)
+                    for stream in manager.streams
+                ]
                 found = written_outside(outside, self.side, ubatch)
             return found
         except (

@@ -11,11 +11,11 @@ from mpi4py import MPI
 
 from dejavubench.bench.side import Side
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.tcp import Outside
 from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Span
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.waiting import wait_asleep
+from dejavubench.transports.session import Outside
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 _ASK, _PIECE = 1, 2  # tags

@@ -11,8 +11,8 @@ from typing import TypeVar
 import click
 
 from dejavubench import units, values
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
 from dejavubench.errors import UsageError
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 LISTEN = "127.0.0.1:7601"
 LEAST_GIB, MOST_GIB = 0.001, 1e6
@@ -62,13 +62,14 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
         raise UsageError(
             f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token"
         )
-    from dejavubench.dejavulib.tcp.handshake import address_text
-    from dejavubench.dejavulib.tcp.sink import TCPSink
+    from dejavubench.dejavulib.destinations.tcp.handshake import address_text
+    from dejavubench.dejavulib.destinations.tcp.sink import TCPSink
     from dejavubench.machine.hardware import available_nbytes
+    from dejavubench.transports.loops.tcp_services import SERVICES
 
     limit = available_nbytes() // 2 if most is None else int(most * 2**30)
     try:
-        server = TCPSink(address, token, limit, seconds, _log)
+        server = TCPSink(address, token, limit, seconds, _log, SERVICES)
     except OSError as error:
         raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -445,6 +445,10 @@ class Experiment(BaseModel):
             self._prompts = read_prompts(self.prompts, self.ckpt_path)
         return self
 
+    def value(self, option: str) -> Any:
+        """Return the value of an option by its key."""
+        return getattr(self, option)
+
     @property
     def given_prompts(self) -> tuple[Ids, ...]:
         """What ``prompts`` holds; empty where prompts are random."""

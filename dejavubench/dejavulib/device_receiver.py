@@ -54,12 +54,11 @@ class DeviceReceiver(CacheReceiver):
             ]
         super().__init__(cache, stream, level, endpoint, slots)
 
-    def begin(self, pattern: int = 0) -> None:
-        super().begin(pattern)
+    def begin(self) -> None:
         if self._cache.k.is_cuda:
-            torch.cuda.synchronize(
-                self._cache.k.device
-            )  # receipts are on other streams than what fills
+            # chunks arrive on streams of their own: whatever the owner still writes to cache and slots comes first
+            torch.cuda.synchronize(self._cache.k.device)
+        super().begin()
 
     def _make_slots(self, nbytes: int) -> Sequence[torch.Tensor]:
         return device_slots(nbytes, self.SLOTS, self._cache.k.device)

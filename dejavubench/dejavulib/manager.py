@@ -112,22 +112,18 @@ class CacheManager:
         """Bytes that are in place and not yet complete."""
         return self._submitted_nbytes - self.completed_nbytes
 
-    def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, outside the clock.
 
         Args:
             tokens: the prompt's token ids, int64 [B, P].
-            pattern: the byte that the destination's own buffers and files are filled with.
         """
         began = time.perf_counter()
         self._streamer.wait(self, self._timeout)  # the slot is overwritten from now on
         self.reset()
         self.prompt.stall_s = time.perf_counter() - began
         for stream in self.streams:
-            self._streamer.destination.begin(stream, tokens, pattern)
-
-    def step_begins(self, step: int) -> None:
-        """The cache is always in place."""
+            self._streamer.destination.begin(stream, tokens)
 
     def layer_ready(self, layer: int) -> None:
         """Keys and values of the prompt are in place in this layer of the cache."""

@@ -55,6 +55,7 @@ class CacheReceiver:
             may share; without it, the receiver has its own.
 
     Attributes:
+        slots: the staging; the owner may overwrite it before :meth:`begin`.
         nbytes, messages: what has arrived so far.
     """
 
@@ -72,9 +73,9 @@ class CacheReceiver:
         self._stream = stream
         self._level = level
         self._endpoint = endpoint
-        self._slots = slots
+        self.slots = slots
         if level.buffered and not slots:
-            self._slots = self._make_slots(largest_chunk(stream))
+            self.slots = self._make_slots(largest_chunk(stream))
         self._views = None if level.buffered else self._find_runs()
         self._chunks: Iterator[Chunk] = iter(())
         self._posted: deque[tuple[Request, Chunk, torch.Tensor]] = deque()
@@ -82,14 +83,13 @@ class CacheReceiver:
         self._posted_runs: list[Any] = []
         self._left = self.nbytes = self.messages = 0
 
-    def begin(self, pattern: int = 0) -> None:
-        """Prepare for a microbatch, outside the clock: fill the slots with ``pattern``, post the first receives."""
+    def begin(self) -> None:
+        """Prepare for a microbatch, outside the clock: post the first receives."""
         self._chunks = self._stream.schedule.all_chunks(self._level)
         self._left = self._stream.schedule.count(self._level)
         self.nbytes = self.messages = 0
         if self._level.buffered:
-            for slot in self._slots:
-                slot.fill_(pattern)
+            for slot in self.slots:
                 self._post(slot)
         else:
             self._prepare_runs()

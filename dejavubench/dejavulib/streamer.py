@@ -139,18 +139,15 @@ class Streamer:
         self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._first_missing)
 
-    def fill_staging(self, pattern: int) -> None:
-        """Overwrite the staging memory, outside the clock, so that what a chunk leaves there cannot pass for another.
+    def staging(self) -> list[torch.Tensor]:
+        """Return the staging slots, which the owner may overwrite until the next chunk is submitted.
 
         Raises:
-            StreamingError: something is still under way.
+            StreamingError: chunks are under way, so that slots are in use.
         """
         if self._submitted != self._finished:
-            raise StreamingError("staging cannot be filled while chunks are under way")
-        for slot in self._slots:
-            slot.fill_(pattern)
-        if self._beside is not None:
-            torch.cuda.synchronize(self._beside.device)
+            raise StreamingError("staging cannot be handed out while chunks are under way")
+        return list(self._slots)
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue chunks whose keys and values are in place."""

@@ -101,10 +101,10 @@ class Swapper:
 
     # ---- the model's side ----
 
-    def begin(self, ubatch: int, tokens: np.ndarray | None, pattern: int) -> None:
+    def begin(self, ubatch: int, tokens: np.ndarray | None) -> None:
         """Prepare a microbatch, outside the clock; all of them before the first turn."""
         first, *others = self._managers[ubatch]
-        first.begin(tokens, pattern)
+        first.begin(tokens)
         for manager in others:
             manager.reset()
         self.cost = Swapping()
@@ -166,6 +166,14 @@ class Swapper:
         self._streamer.raise_error()
         if self._error is not None:
             raise self._error
+
+    def step_begins(self, ubatch: int, step: int) -> None:
+        """Wait until the cache of a microbatch's turn is in place; the model may compute over it from then on.
+
+        Raises:
+            StreamingError: bringing it back failed, or did not go on.
+        """
+        self.microbatches[ubatch].step_begins(step)
 
     # ---- the bringer's thread ----
 
@@ -233,9 +241,9 @@ class SwappedMicrobatch:
         self._ubatch = ubatch
         self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
 
-    def begin(self, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, tokens: np.ndarray | None = None) -> None:
         self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
-        self._swapper.begin(self._ubatch, tokens, pattern)
+        self._swapper.begin(self._ubatch, tokens)
 
     def step_begins(self, step: int) -> None:
         waited = self._swapper.wait(self._ubatch, step)

@@ -2,8 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
 from dejavubench.dejavulib.destinations.registry import DISK
 from dejavubench.transports.base import ProbeNames, Style, Transport
+from dejavubench.transports.probe import DISK_CHUNKS, MESSAGE, Probe
+from dejavubench.transports.session import ProbeContext, RankContext, Session, SourceContext
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.destinations.base import Destination, Stream
+    from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+
+
+class DiskSession(Session):
+    def open_source(self, context: SourceContext) -> Destination:
+        from dejavubench.dejavulib.destinations.disk import DiskDestination
+
+        return DiskDestination(
+            context.folder,
+            context.file_name,
+            cast("Durability", context.durability),
+            context.keep,
+            dict(context.identity),
+        )
+
+    def stored_nbytes(self, stream: Stream) -> int:
+        from dejavubench.dejavulib.destinations.disk.streamfile import file_nbytes
+
+        return file_nbytes(stream.schedule)
+
+    def check(self, destination: Destination, stream: Stream) -> None:
+        from dejavubench.dejavulib.destinations.disk import DiskDestination
+
+        assert isinstance(destination, DiskDestination)
+        destination.check(stream)
+
+    def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        """Return the probes of each durability; one that has no room on the disk is left out."""
+        from dejavubench.dejavulib.destinations.base import StorageError
+        from dejavubench.transports.loops.disk import DiskLoops, write_overhead
+
+        found: list[Probe] = []
+        for kind in context.durabilities if context.is_source else ():
+            try:
+                loops = DiskLoops(context.folder, f"{context.file_name}-{kind}", kind)
+            except (OSError, StorageError) as error:
+                why = getattr(error, "strerror", None) or error
+                context.say(f"dejavubench: no ceiling of disk ({kind}): {why}")
+                continue
+            context.close.callback(loops.close)
+            found += loops.probes()
+        return [*found, Probe("disk-run-overhead", "us", write_overhead)] if found else []
 
 
 class DiskTransport(Transport):
@@ -22,6 +72,12 @@ class DiskTransport(Transport):
         held_against={"disk-destination": "disk-write"},
         overhead_of={"disk-run-overhead": "disk-run"},
     )
+
+    # Both the raw loop and the destination have a file of this many chunks, and a little more.
+    probe_nbytes = 2 * DISK_CHUNKS * MESSAGE + (1 << 20)
+
+    def session(self, rank: RankContext) -> Session:
+        return DiskSession(rank)
 
     def waits_for_storage(self, durability: str | None) -> bool:
         return durability != "page-cache"

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dejavubench.dejavulib.destinations.registry import HOST
 from dejavubench.transports.base import ProbeNames, Style, Transport
+from dejavubench.transports.session import RankContext, Session, SourceContext
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.destinations.base import Destination
+
+
+class HostSession(Session):
+    def open_source(self, context: SourceContext) -> Destination:
+        from dejavubench.dejavulib.destinations.host import HostDestination
+
+        return HostDestination(pinned=context.device.type == "cuda")
 
 
 class HostTransport(Transport):
@@ -14,6 +27,9 @@ class HostTransport(Transport):
     copy_s = 1e-6
     swapped_label = "swapped to host memory"
     probe_names = ProbeNames(ceiling="memory-copy", ceiling_on_gpu="pcie-d2h")
+
+    def session(self, rank: RankContext) -> Session:
+        return HostSession(rank)
 
 
 TRANSPORT = HostTransport()

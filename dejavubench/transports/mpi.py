@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dejavubench.dejavulib.destinations.registry import MPI
 from dejavubench.transports.base import ProbeNames, Style, Transport
+from dejavubench.transports.session import RankContext, RankSession, SinkContext, SourceContext
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.destinations.base import Destination
+    from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
+
+
+class MPISession(RankSession):
+    def open_source(self, context: SourceContext) -> Destination:
+        from dejavubench.dejavulib.destinations.mpi import MPIDestination
+
+        return MPIDestination(self.comm)
+
+    def open_sink(self, context: SinkContext) -> MPISinkEndpoint:
+        from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
+
+        return MPISinkEndpoint(self.comm)
 
 
 class MPITransport(Transport):
@@ -21,6 +40,9 @@ class MPITransport(Transport):
         held_against={"mpi-destination": "mpi-windowed"},
         overhead_of={"mpi-message-overhead": "mpi-message"},
     )
+
+    def session(self, rank: RankContext) -> MPISession:
+        return MPISession(rank)
 
 
 TRANSPORT = MPITransport()

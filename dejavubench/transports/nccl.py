@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import NCCL
-from dejavubench.transports.base import Loopback, Missing, Options, ProbeNames, Style, Transport
+from dejavubench.transports.base import Loopback, Missing, ProbeNames, Style, Transport
+from dejavubench.transports.session import (
+    Options,
+    PointContext,
+    ProbeContext,
+    RankContext,
+    RankSession,
+    SinkContext,
+    SourceContext,
+)
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.destinations.base import Destination
+    from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
+    from dejavubench.parallel.nccl import NCCLPair
+    from dejavubench.transports.probe import Probe
+
+
+class NCCLSession(RankSession):
+    """Attributes:
+    links: to the ranks of the other side at the current point, by rank.
+    """
+
+    links: Mapping[int, NCCLPair]
+
+    def connect(self, point: PointContext) -> None:
+        from dejavubench.parallel.nccl import connect_pairs
+
+        self.links = connect_pairs(self.rank.world, list(point.pairs), self.rank.device)
+
+    def open_source(self, context: SourceContext) -> Destination:
+        from dejavubench.dejavulib.destinations.nccl import NCCLDestination
+
+        return NCCLDestination(self.comm, self.links, context.timeout)
+
+    def open_sink(self, context: SinkContext) -> NCCLSinkEndpoint:
+        from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
+
+        return NCCLSinkEndpoint(self.comm, self.links)
+
+    def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        from dejavubench.transports.loops.nccl import NCCLLoop
+
+        found, meeting = list(super().probes(context)), context.meeting
+        if meeting is not None and meeting.peer in self.links:
+            found += NCCLLoop(meeting, self.links[meeting.peer], context.device).probes()
+        return found
 
 
 class NCCLTransport(Transport):
@@ -21,6 +68,9 @@ class NCCLTransport(Transport):
     )
     library = "nccl"
     probe_names = ProbeNames(ceiling_on_gpu="nccl-send")
+
+    def session(self, rank: RankContext) -> NCCLSession:
+        return NCCLSession(rank)
 
     def missing(self, options: Options) -> Missing | None:
         if options.device == "cuda":

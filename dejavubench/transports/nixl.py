@@ -2,11 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from dejavubench.dejavulib.destinations.registry import NIXL
+from dejavubench.errors import UsageError
 from dejavubench.machine.hardware import has_nixl
-from dejavubench.transports.base import Missing, Options, ProbeNames, Style, Transport
+from dejavubench.transports.base import Missing, ProbeNames, Style, Transport
+from dejavubench.transports.session import (
+    Options,
+    ProbeContext,
+    RankContext,
+    RankSession,
+    SinkContext,
+    SourceContext,
+)
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.destinations.base import Destination
+    from dejavubench.dejavulib.destinations.nixl import NIXLSinkEndpoint
+    from dejavubench.transports.probe import Probe
 
 NOT_INSTALLED = "nixl is not installed: pip install 'dejavubench[nixl]'"
+
+
+class NIXLSession(RankSession):
+    def load(self) -> None:
+        from dejavubench.dejavulib.destinations.base import StreamingError
+        from dejavubench.dejavulib.destinations.nixl.agent import load
+
+        try:
+            load()
+        except StreamingError as error:
+            rank = f"rank {self.rank.world.rank} on {self.rank.host}"
+            raise UsageError(f"streaming nixl: {rank}: {error}") from None
+
+    def open_source(self, context: SourceContext) -> Destination:
+        from dejavubench.dejavulib.destinations.nixl import NIXLDestination
+
+        # All memory that is read from must be registered; single extents lie in the caches.
+        caches = [tensor for cache in context.caches for tensor in (cache.k, cache.v)]
+        memory = [*context.slots(context.device.type), *caches]
+        return NIXLDestination(self.comm, context.peers, memory)
+
+    def open_sink(self, context: SinkContext) -> NIXLSinkEndpoint:
+        from dejavubench.dejavulib.destinations.nixl import NIXLSinkEndpoint
+
+        filled = {id(cache): cache for cache, _ in context.streams}.values()
+        caches = [tensor for cache in filled for tensor in (cache.k, cache.v)]
+        memory = [*caches, *(slot for slots in context.slots() for slot in slots)]
+        return NIXLSinkEndpoint(self.comm, context.peers, memory, context.streams)
+
+    def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        from dejavubench.transports.loops.nixl import NIXLLoops
+
+        found = list(super().probes(context))
+        if context.meeting is not None:
+            loops = NIXLLoops(self.comm, context.meeting, context.device)
+            context.close.callback(loops.close)
+            found += loops.probes()
+        return found
 
 
 class NIXLTransport(Transport):
@@ -21,6 +76,9 @@ class NIXLTransport(Transport):
         ceiling_on_gpu="nixl-raw",
         held_against={"nixl-destination": "nixl-raw"},
     )
+
+    def session(self, rank: RankContext) -> NIXLSession:
+        return NIXLSession(rank)
 
     def missing(self, options: Options) -> Missing | None:
         return None if has_nixl() else Missing(NOT_INSTALLED, f"streaming nixl: {NOT_INSTALLED}")

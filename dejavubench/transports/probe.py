@@ -22,6 +22,9 @@ WINDOW = 4
 MESSAGES = 16
 """Messages of one measurement of a link."""
 
+DISK_CHUNKS = 8
+"""Chunks of one measurement of a disk, each of :data:`MESSAGE` bytes."""
+
 LEAST_MESSAGE = 64 << 10
 
 PROBE_S = 1.0

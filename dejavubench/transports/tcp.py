@@ -2,10 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from dejavubench.dejavulib.destinations.registry import TCP
-from dejavubench.transports.base import Missing, Options, ProbeNames, Style, Transport
+from dejavubench.transports.base import Missing, ProbeNames, Style, Transport
+from dejavubench.transports.session import (
+    Options,
+    Outside,
+    PointContext,
+    ProbeContext,
+    RankContext,
+    Session,
+    SourceContext,
+)
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.destinations.base import Destination, Stream
+    from dejavubench.transports.loops.tcp_peer import TCPPeer
+    from dejavubench.transports.probe import Probe
+
+
+class TCPSession(Session):
+    """Attributes:
+    peer: the sink that this source streams to; None on a rank that is no source.
+    """
+
+    peer: TCPPeer | None = None
+
+    def meet(self) -> None:
+        from dejavubench.transports.loops.tcp_peer import TCPPeer
+
+        if self.rank.is_source:
+            value = self.rank.options.value
+            peers = value("peer")
+            own = peers[self.rank.worker % len(peers)]
+            self.peer = TCPPeer.find(own, value("drain_timeout"), value("tcp_checksums"))
+
+    def refusal(self, point: PointContext, held: ExitStack) -> str | None:
+        if self.peer is None:
+            return None
+        import torch
+
+        from dejavubench.transports.loops.tcp import small_messages, whole_messages
+
+        kinds = [(list(point.streams), point.dtype)]
+        if point.probes:  # their caches need room at the same time
+            kinds += [([each], torch.float32) for each in (whole_messages(), small_messages())]
+        refusals = (self.peer.refusal(*kind, held) for kind in kinds)
+        return next((why for why in list(refusals) if why is not None), None)
+
+    def open_source(self, context: SourceContext) -> Destination:
+        assert self.peer is not None
+        streams = [stream for ubatch in context.streams for stream in ubatch]
+        return self.peer.connect(streams, context.caches[0].k.dtype)
+
+    def outside(self, destination: Destination, stream: Stream, byte: int) -> Outside | None:
+        from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
+
+        assert isinstance(destination, MeasuredTCPDestination)
+        return destination.outside(stream, byte)
+
+    def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        if self.peer is None:
+            return ()
+        from dejavubench.transports.loops.tcp import TCPLoops
+
+        loops = TCPLoops(self.peer.connect)
+        context.close.callback(loops.close)
+        return loops.probes()
+
+    def facts(self) -> dict[str, Any]:
+        return {} if self.peer is None else {"tcp_sink": asdict(self.peer)}
 
 
 class TCPTransport(Transport):
@@ -22,6 +92,9 @@ class TCPTransport(Transport):
         message="tcp-message",
         held_against={"tcp-destination": "tcp-raw"},
     )
+
+    def session(self, rank: RankContext) -> TCPSession:
+        return TCPSession(rank)
 
     def missing(self, options: Options) -> Missing | None:
         if options.value("peer"):

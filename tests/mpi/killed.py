@@ -16,7 +16,7 @@ from typing import Any
 from injection import RANK, Now, instead
 
 from dejavubench.cli import main
-from dejavubench.dejavulib.blockfile import PAGE, BlockFile
+from dejavubench.dejavulib.destinations.disk.blockfile import PAGE, BlockFile
 from dejavubench.models.gpt import GPT
 
 POINTS: dict[str, tuple[Any, str]] = {

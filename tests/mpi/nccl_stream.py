@@ -39,7 +39,8 @@ def send(
         CacheManager(cache, [stream], level, streamer)
         for cache, stream in zip(caches, group, strict=True)
     ]
-    streamer.fill_staging(0x61)
+    for slot in streamer.staging():
+        slot.fill_(0x61)
     for cache, manager in zip(caches, managers, strict=True):
         cache.fill(0x51)
         manager.begin()
@@ -74,7 +75,9 @@ def receive(
     ]
     for cache, receiver in zip(caches, receivers, strict=True):
         cache.fill(0x31)
-        receiver.begin(0x41)
+        for slot in receiver.slots:
+            slot.fill_(0x41)
+        receiver.begin()
     polite_barrier(comm)
     receive_all(reversed(receivers))
     endpoint.finish()

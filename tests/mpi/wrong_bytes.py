@@ -15,8 +15,8 @@ from mpi4py import MPI
 from dejavubench.bench.verify import as_integers
 from dejavubench.dejavulib import kvcache, manager, receiver, swapper
 from dejavubench.dejavulib.destinations import disk, mpi
+from dejavubench.dejavulib.destinations.disk.streamfile import record_offset
 from dejavubench.dejavulib.kvcache import KVCache, Region, Span
-from dejavubench.dejavulib.streamfile import record_offset
 from dejavubench.models.gpt import GPT
 
 

@@ -7,25 +7,18 @@ timed by the host's clock, which is the one that both can be timed by.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
-from dejavubench.bench.probes.ceilings import MESSAGE, RUN_STRIDE, RUNS, WINDOW, Link, Probe, Sample
-from dejavubench.dejavulib.copies import Packing, pinned_buffer
-from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.bench.probes.tohost import ExtentCopies, WayToHost
+from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, Span
-from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
-
-if TYPE_CHECKING:
-    from dejavubench.dejavulib.streamer import Job
-    from dejavubench.parallel.nccl import NCCLPair
+from dejavubench.transports.probe import Probe, Sample
 
 LEAST_NBYTES = 1 << 30
 """Bytes of each of the two buffers on the device, or four times its L2 cache if that is more."""
@@ -40,20 +33,6 @@ GATHERS = 20
 """Launches of ``gather`` between two events, at least."""
 
 MATMUL_SIDES = (4096, 8192)
-
-CHUNKS = 32
-"""Chunks of one measurement of the way to the host."""
-
-SLOTS = 4
-"""Staging slots on each side of it."""
-
-LARGE = 64 << 20
-"""Bytes of the chunks that are larger than a staging slot's."""
-
-SENDS = 64
-"""Messages of one measurement between two GPUs."""
-
-RUN_NBYTES = 16
 
 _READ = r"""
 extern "C" __global__ void read_all(const uint4* __restrict__ from, unsigned long long count, unsigned int* out) {
@@ -119,8 +98,8 @@ class DeviceProbes:
         self._products = _Products.of(device, dtype, free // SHARE)
         layers = gather_layers(geometry, input_len, known.L2_cache_size, free, nbytes)
         self._gathers = _Gathers.of(device, dtype, geometry, input_len, layers) if layers else None
-        self._way = _WayToHost(device, dtype, geometry, slot_nbytes)
-        self._runs = _Runs(device)
+        self._way = WayToHost(device, dtype, geometry, slot_nbytes)
+        self._extents = ExtentCopies(device)
 
     def probes(self) -> list[Probe]:
         """Each as :class:`~dejavubench.bench.probes.ceilings.Ceilings` runs them."""
@@ -131,9 +110,9 @@ class DeviceProbes:
             Probe("pcie-d2h", "GB/s", self._way.raw),
             Probe("pcie-destination", "GB/s", self._way.destination),
             Probe("pcie-d2h-large", "GB/s", self._way.large),
-            Probe("run-copy", "us", self._runs.copy),
-            Probe("run-copy-overhead", "us", self._runs.overhead),
-            Probe("run-copy-compiled", "us", self._runs.compiled),
+            Probe("run-copy", "us", self._extents.copy),
+            Probe("run-copy-overhead", "us", self._extents.overhead),
+            Probe("run-copy-compiled", "us", self._extents.compiled),
         ]
         if self._gathers is not None:
             probes += [
@@ -265,185 +244,3 @@ class _Gathers:
         nbytes = few.region_nbytes(region.layer(0))
         shape = f"{nbytes / 2**20:.1f} MiB, {geometry.layout.value}, {layers} layers in turn, read + write"
         return cls(packings, nbytes, shape)
-
-
-@dataclass
-class _Handed:
-    """What staging asks of a chunk's job, and (``cache``) of its manager."""
-
-    chunk: Chunk
-    ready: torch.cuda.Event
-    cache: KVCache
-
-    @property
-    def manager(self) -> _Handed:
-        return self
-
-
-class _WayToHost:
-    """Chunks of a staging slot's size into pinned memory: a raw loop of copies, and the library's own way."""
-
-    def __init__(
-        self, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, slot_nbytes: int
-    ) -> None:
-        one = replace(geometry, layers=1, requests=1)
-        positions = slot_nbytes // one.token_nbytes
-        one = replace(
-            one, positions=positions + 1
-        )  # one more than is moved, so that heads lie apart
-        schedule = StreamSchedule(one, one.whole, positions, 0, slot_nbytes)
-        (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
-        self._cache = KVCache.allocate(one, dtype, device)
-        self._device = device
-        self._packing = Packing(self._cache, self._chunk.region)
-        self._nbytes = self._chunk.nbytes
-        self._staged = [
-            torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
-        ]
-        self._large = torch.empty(LARGE, dtype=torch.uint8, device=device)
-        self._pinned = [pinned_buffer(max(self._nbytes, LARGE)) for _ in range(SLOTS)]
-        self._stream = torch.cuda.Stream(device)
-        self._staging = DeviceStaging(self._staged)
-        self._staging.calibrate(self._cache, [self._chunk])
-
-    def raw(self) -> list[Sample]:
-        """Copies out of as many slots as there are, one behind the other, then one wait."""
-        return self._copied(self._staged, CHUNKS)
-
-    def large(self) -> list[Sample]:
-        return self._copied([self._large] * SLOTS, CHUNKS // 4)
-
-    def _copied(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:
-        nbytes = slots[0].numel()
-        torch.cuda.synchronize(self._device)
-        began = time.perf_counter()
-        with torch.cuda.stream(self._stream):
-            for number in range(chunks):
-                self._pinned[number % SLOTS][:nbytes].copy_(
-                    slots[number % SLOTS], non_blocking=True
-                )
-        self._stream.synchronize()
-        return self._sample(chunks * nbytes, time.perf_counter() - began, chunks)
-
-    def destination(self) -> list[Sample]:
-        """As many chunks through :class:`DeviceStaging`, in the way that it has measured to be the faster one."""
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(self._device))
-        job = cast("Job", _Handed(self._chunk, ready, self._cache))
-        torch.cuda.synchronize(self._device)
-        began, begun, arrived = time.perf_counter(), 0, 0
-        while arrived < CHUNKS:
-            while begun < min(CHUNKS, arrived + SLOTS) and self._staging.has_room:
-                self._staging.begin(job, self._packing, self._pinned[begun % SLOTS][: self._nbytes])
-                begun += 1
-            arrived += sum(1 for _ in self._staging.arrived())
-        seconds = time.perf_counter() - began
-        ((value, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
-        return [
-            (value, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")
-        ]
-
-    def _sample(self, nbytes: int, seconds: float, chunks: int) -> list[Sample]:
-        return [(nbytes / seconds / 1e9, f"{chunks} × {nbytes / chunks / 2**20:.1f} MiB, pinned")]
-
-
-class _Runs:
-    """The naive loop: a copy of 16 bytes into pinned memory, then a wait for it, and so on."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._from = torch.zeros(RUNS * RUN_STRIDE, dtype=torch.uint8, device=device)
-        self._to = pinned_buffer(RUNS * RUN_NBYTES)
-        self._stream = torch.cuda.Stream(device)
-        starts = range(self._from.data_ptr(), self._from.data_ptr() + RUNS * RUN_STRIDE, RUN_STRIDE)
-        places = range(self._to.data_ptr(), self._to.data_ptr() + RUNS * RUN_NBYTES, RUN_NBYTES)
-        self._copies = [
-            (place, start, RUN_NBYTES) for place, start in zip(places, starts, strict=True)
-        ]
-        self._nothing = [(place, start, 0) for place, start, _ in self._copies]
-        memory = self._to.numpy().data
-        self._views = [
-            memory[at : at + RUN_NBYTES] for at in range(0, RUNS * RUN_NBYTES, RUN_NBYTES)
-        ]
-
-    def copy(self) -> list[Sample]:
-        """Microseconds of one, called from Python as ``dejavulib.device`` does."""
-        from cupy.cuda import runtime
-
-        return [
-            (
-                self._loop(self._copies, runtime.streamSynchronize),
-                f"16 B, {RUN_STRIDE} B apart, each waited for",
-            )
-        ]
-
-    def overhead(self) -> list[Sample]:
-        """The same loop where nothing moves: a copy of no bytes returns at once, and a cast stands for the wait."""
-        return [(self._loop(self._nothing, int), "0 B, not waited for")]
-
-    def compiled(self) -> list[Sample]:
-        """The same copies, each waited for, in one call of torch, which loops in C++."""
-        targets = list(self._to.view(RUNS, RUN_NBYTES))
-        sources = list(self._from.view(RUNS, RUN_STRIDE)[:, :RUN_NBYTES])
-        with torch.cuda.stream(self._stream):
-            torch.cuda.synchronize(self._device)
-            began = time.perf_counter()
-            torch._foreach_copy_(targets, sources)
-            took = time.perf_counter() - began
-        return [(took / RUNS * 1e6, f"16 B, {RUN_STRIDE} B apart, each waited for, in torch")]
-
-    def _loop(self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]) -> float:
-        from cupy.cuda import runtime
-
-        copy, kind, stream = (
-            runtime.memcpyAsync,
-            runtime.memcpyDeviceToHost,
-            self._stream.cuda_stream,
-        )
-
-        def one_by_one() -> Iterator[memoryview]:
-            for (place, start, nbytes), view in zip(copies, self._views, strict=True):
-                copy(place, start, nbytes, kind, stream)
-                wait(stream)
-                yield view
-
-        torch.cuda.synchronize(self._device)
-        began = time.perf_counter()
-        for _ in one_by_one():
-            pass
-        return (time.perf_counter() - began) / len(copies) * 1e6
-
-
-class DeviceLink:
-    """Bandwidth of NCCL between one source's GPU and its sink's; it runs on both, and only the source has a sample.
-
-    Args:
-        link: of the same two ranks by MPI, over which they meet.
-        pair: of the same two ranks by NCCL, on which nothing else is under way meanwhile.
-        source: this side's part.
-    """
-
-    def __init__(self, link: Link, pair: NCCLPair, device: torch.device, source: bool) -> None:
-        self._link = link
-        self._pair = pair
-        self._source = source
-        self._slots = [
-            torch.zeros(MESSAGE, dtype=torch.uint8, device=device) for _ in range(WINDOW)
-        ]
-        torch.cuda.synchronize(device)
-
-    def send(self) -> list[Sample]:
-        """The raw loop: messages one behind the other from a few buffers into a few, then a word back by MPI."""
-        move = self._pair.send if self._source else self._pair.recv
-        self._link.meet()
-        began = time.perf_counter()
-        for number in range(SENDS):
-            move(self._slots[number % WINDOW].data_ptr(), MESSAGE)
-        self._pair.synchronize()
-        self._link.confirm()
-        seconds = time.perf_counter() - began
-        return (
-            [(SENDS * MESSAGE / seconds / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")]
-            if self._source
-            else []
-        )

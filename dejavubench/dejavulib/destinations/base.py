@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -69,6 +69,13 @@ class Stream:
         return self.peer, self.id
 
 
+class Buffer(Protocol):
+    """Memory, or a part of a file, that holds chunks. Every torch.Tensor of uint8 is one."""
+
+    def fill_(self, value: int, /) -> object:
+        """Set every byte to ``value`` (0 to 255)."""
+
+
 class Destination(ABC):
     """The source's side of a destination. One helper thread calls it; chunks of a stream come in order.
 
@@ -88,13 +95,19 @@ class Destination(ABC):
     """
 
     @abstractmethod
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, outside the clock; other streams' chunks may be on their way meanwhile.
 
         Args:
             tokens: the prompt's token ids, int64 [B, P].
-            pattern: the byte that whatever holds the chunks is filled with, so that leftovers show.
         """
+
+    def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        """Return what holds a stream's chunks once :meth:`begin` has returned; empty if only the sink holds them.
+
+        The owner may overwrite the buffers until the stream's first chunk moves.
+        """
+        return ()
 
     def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:  # noqa: B027 - most need nothing
         """A decode step's chunks follow; ``tokens`` are the ids [B] that went into it, None if not known here."""
@@ -162,7 +175,7 @@ class RemoteDestination(Destination, Generic[_Sending]):
         self._under_way: dict[tuple[int | None, int], deque[_Sending]] = {}
         self._completed: dict[tuple[int | None, int], int] = {}
 
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         """As :meth:`Destination.begin`. Raises StreamingError: chunks of the last microbatch are on their way."""
         if self._under_way.get(stream.key):
             raise StreamingError(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dejavubench.dejavulib.copies import aligned_buffer, pinned_buffer
-from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
+from dejavubench.dejavulib.destinations.base import Buffer, Capabilities, Destination, Stream
 from dejavubench.dejavulib.schedule import Chunk
 
 
@@ -28,14 +28,16 @@ class HostDestination(Destination):
         self._buffers: dict[int, torch.Tensor] = {}
         self._completed: dict[int, int] = {}
 
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         buffer = self._buffers.get(stream.id)
         if buffer is None or buffer.numel() != stream.schedule.nbytes:
-            buffer = self._buffers[stream.id] = (pinned_buffer if self._pinned else aligned_buffer)(
+            self._buffers[stream.id] = (pinned_buffer if self._pinned else aligned_buffer)(
                 stream.schedule.nbytes
             )
-        buffer.fill_(pattern)
         self._completed[stream.id] = 0
+
+    def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        return [self._buffers[stream.id]]
 
     def place(self, stream: Stream, chunk: Chunk) -> torch.Tensor:
         return self._buffers[stream.id][chunk.offset : chunk.offset + chunk.nbytes]

@@ -1,4 +1,4 @@
-"""What NIXL can do between one source and its sink, and what of that the destination reaches."""
+"""What NIXL does between one source and its sink, and what the destination reaches of that."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import replace
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.probes.ceilings import (
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
+from dejavubench.dejavulib.destinations.nixl.agent import Letter
+from dejavubench.dejavulib.destinations.nixl.sink import Arrival
+from dejavubench.dejavulib.device_receiver import device_slots
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.transports.probe import (
     MESSAGE,
     MESSAGES,
     WINDOW,
-    Link,
+    Probe,
     Sample,
     message_stream,
 )
-from dejavubench.dejavulib.copies import aligned_buffer
-from dejavubench.dejavulib.destinations.nixl import Arrival, NIXLDestination, NIXLSinkEndpoint
-from dejavubench.dejavulib.device_receiver import device_slots
-from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.nixl_agent import Letter
 
 
-class NIXLLink:
+class NIXLLoops:
     """Bandwidth between one source and its sink, by agents of their own; each method runs on both.
 
     Args:
         comm: names the ranks; nothing else may be on its way there while this is made.
-        link: brings the two together before each measurement.
         device: of the memory that is written from, or to.
     """
 
-    def __init__(
-        self, comm: MPI.Intracomm, link: Link, peer: int, source: bool, device: torch.device
-    ) -> None:
-        self._link = link
+    def __init__(self, comm: MPI.Intracomm, meeting: Meeting, device: torch.device) -> None:
+        self._meeting = meeting
+        peer, source = meeting.peer, meeting.is_source
         on_device = device.type == "cuda"
         self._slots = (
             device_slots(MESSAGE, WINDOW, device)
@@ -50,9 +50,18 @@ class NIXLLink:
         own = [(slot.data_ptr(), MESSAGE) for slot in self._slots]
         self._pairs = list(zip(own, comm.sendrecv(own, peer, source=peer), strict=True))
 
+    def probes(self) -> list[Probe]:
+        return [
+            Probe("nixl-raw", "GB/s", self.raw),
+            Probe("nixl-destination", "GB/s", self.destination),
+        ]
+
     def raw(self) -> list[Sample]:
-        """The raw loop: windows of transfers, each waited for whole; nothing is scattered or acknowledged."""
-        self._link.meet()
+        """Run the raw loop: windows of transfers, each waited for whole.
+
+        Nothing is scattered or acknowledged.
+        """
+        self._meeting.begin()
         began = time.perf_counter()
         number, self._raw_times = self._raw_times, self._raw_times + 1
         if self._destination is not None:
@@ -66,15 +75,13 @@ class NIXLLink:
                         pass
             agent.say(self._raw_stream, Letter.WRITTEN, number)
         elif self._endpoint is not None:
-            while not self._endpoint.written(
-                self._raw_stream, number
-            ):  # which lets move what has to be moved here
-                pass
+            while not self._endpoint.written(self._raw_stream, number):
+                pass  # asking is what lets NIXL move the bytes that it must move on this side
         return self._sample(time.perf_counter() - began)
 
     def destination(self) -> list[Sample]:
-        """The ``nixl`` destination's flush on this side, places and acknowledgements from the other."""
-        self._link.meet()
+        """Run the destination: flush on this side, slots and acknowledgements from the other."""
+        self._meeting.begin()
         began = time.perf_counter()
         if self._destination is not None:
             self._send(self._destination)
@@ -101,12 +108,10 @@ class NIXLLink:
                 posted.append(endpoint.post(self._stream, self._slots[number % WINDOW]))
         endpoint.finish()
 
-    def _sample(self, seconds: float) -> list[Sample]:
+    def _sample(self, took: float) -> list[Sample]:
         if self._destination is None:
             return []
-        return [
-            (MESSAGES * MESSAGE / seconds / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")
-        ]
+        return [(MESSAGES * MESSAGE / took / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")]
 
     def close(self) -> None:
         for end in (self._destination, self._endpoint):

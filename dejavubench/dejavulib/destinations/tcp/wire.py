@@ -22,10 +22,7 @@ from dejavubench.dejavulib.destinations.base import StreamingError
 _HEAD = struct.Struct("<IIIIQQ")
 
 REGION = struct.Struct("<8I")
-"""What FETCH carries: layers, requests, heads, positions, of each the first and the one behind the last."""
-
-DIFFERENCE = struct.Struct("<IQQ")
-"""What CHECKED carries if something is wrong: 0 for K or 1 for V, the first element in it, how many of its layer."""
+"""What READ carries: layers, requests, heads, positions, of each the first and the one behind the last."""
 
 MOST_TEXT = 512 << 10
 """Bytes of the longest text: a setup, or why something was refused."""
@@ -46,19 +43,20 @@ class Kind(IntEnum):
     SETUP = 1  # source: JSON; sink: ACCEPTED
     ACCEPTED = 2
     REFUSED = 3  # sink: why, in words; it ends the connection
-    BEGIN = 4  # source: a microbatch, number is the pattern to fill with; sink: BEGUN
+    BEGIN = 4  # source: a microbatch; sink: BEGUN
     BEGUN = 5
     CHUNK = 6  # source: a packed chunk; sink: COMPLETE once it is where it belongs
     RUN = 7  # source: the chunk's next run; sink: TAKEN, and COMPLETE behind the last one
     BATCHED_RUN = 8  # source: the chunk's next run; sink: COMPLETE behind the last one
     TAKEN = 9
     COMPLETE = 10
-    FETCH = 11  # source: a region; sink: HELD, with what it holds there, packed
-    HELD = 12
-    CHECK = 13  # source: are the bytes outside the stream's region still the pattern? sink: CHECKED, or where not
-    CHECKED = 14
-    RAW = 15  # source: level 3's chunks follow, bytes and nothing else; sink: RAW when the last one is there
-    BYE = 16  # source: that was all; the sink gives its memory back, then closes
+    READ = 11  # source: a region; sink: CONTENT, with what it holds there, packed
+    CONTENT = 12
+    BYE = 13  # source: that was all; the sink gives its memory back, then closes
+
+
+FIRST_SERVICE = 64
+"""Kinds of frames from here on are those of services that a sink's owner adds; the reply is of the same kind."""
 
 
 class Frame(NamedTuple):

@@ -83,15 +83,7 @@ class BlockFile:
     def sync(self) -> None:
         """Return when everything written is as durable as the option says."""
         if self._durability != "page-cache":
-            self._fdatasync()
-
-    def fill(self, pattern: int, start: int) -> None:
-        """Set every byte from ``start`` on to ``pattern``, on the device."""
-        filling = aligned_buffer(FILL).fill_(pattern).numpy()
-        for at in range(start, self.nbytes, FILL):
-            self.write(at, filling[: min(FILL, self.nbytes - at)])
-            pulse.progress()
-        self._fdatasync()
+            self.flush_to_device()
 
     def read(self, at: int, nbytes: int) -> torch.Tensor:
         """Bytes [at, at + nbytes) as uint8.
@@ -142,10 +134,31 @@ class BlockFile:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
 
-    def _fdatasync(self) -> None:
+    def flush_to_device(self) -> None:
+        """Return when everything written is on the device, whatever the option says."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             raise StorageError(
                 f"cannot write {self.path} to its device: {error.strerror}"
             ) from None
+
+
+class FileRegion:
+    """The bytes of a :class:`BlockFile` from ``start``, the beginning of a page, to its end."""
+
+    def __init__(self, file: BlockFile, start: int) -> None:
+        self._file = file
+        self._start = start
+
+    def fill_(self, value: int, /) -> None:
+        """Set every byte to ``value`` and return when they are on the device.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        filling = aligned_buffer(FILL).fill_(value).numpy()
+        for at in range(self._start, self._file.nbytes, FILL):
+            self._file.write(at, filling[: min(FILL, self._file.nbytes - at)])
+            pulse.progress()
+        self._file.flush_to_device()

@@ -10,12 +10,12 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
-from dejavubench.dejavulib.tcp.connection import Connection
-from dejavubench.dejavulib.tcp.handshake import (
+from dejavubench.dejavulib.destinations.tcp.connection import Connection, Service
+from dejavubench.dejavulib.destinations.tcp.handshake import (
     TEXT_TIMES,
     Address,
     Setup,
@@ -23,9 +23,17 @@ from dejavubench.dejavulib.tcp.handshake import (
     read_setup,
     welcome,
 )
-from dejavubench.dejavulib.tcp.held import RefusalError
-from dejavubench.dejavulib.tcp.unproven import MOST_UNPROVEN, PROVE_WITHIN, Unproven
-from dejavubench.dejavulib.tcp.wire import MOST_TEXT, Frame, Kind, Wire, WireError, set_buffers
+from dejavubench.dejavulib.destinations.tcp.held import RefusalError
+from dejavubench.dejavulib.destinations.tcp.unproven import MOST_UNPROVEN, PROVE_WITHIN, Unproven
+from dejavubench.dejavulib.destinations.tcp.wire import (
+    FIRST_SERVICE,
+    MOST_TEXT,
+    Frame,
+    Kind,
+    Wire,
+    WireError,
+    set_buffers,
+)
 
 MOST_PEERS = 128
 """Peers at a time that have proven themselves; a further one is told so and closed. Others have places of their own."""
@@ -45,16 +53,26 @@ class TCPSink:
         limit: bytes of memory for all caches and staging together.
         timeout: seconds that a source may be silent in the middle of something; a proof has 2 s at most.
         log: is told of every peer in one line.
+        services: answers to kinds of frames that the owner adds to the protocol, from ``FIRST_SERVICE`` on.
 
     Raises:
         OSError: nobody can listen there.
     """
 
     def __init__(
-        self, address: Address, token: bytes, limit: int, timeout: float, log: Callable[[str], None]
+        self,
+        address: Address,
+        token: bytes,
+        limit: int,
+        timeout: float,
+        log: Callable[[str], None],
+        services: Mapping[int, Service] | None = None,
     ) -> None:
         if not token:
             raise ValueError("a sink needs a token")
+        self._services = services or {}
+        if any(kind < FIRST_SERVICE for kind in self._services):
+            raise ValueError(f"kinds of frames below {FIRST_SERVICE} are the protocol's own")
         self._listening = _listen(address)
         set_buffers(self._listening)  # accepted connections have them from the start
         self.address: Address = self._listening.getsockname()[:2]
@@ -136,7 +154,7 @@ class TCPSink:
                 return
             self._room.take(setup.nbytes)
             needed = setup.nbytes
-            connection = Connection(wire, setup)
+            connection = Connection(wire, setup, self._services)
             wire.send_frame(Frame(Kind.ACCEPTED))
             self._log(f"accepted {wire.peer}: {connection.what}")
             verb = "dropped"

@@ -1,4 +1,4 @@
-"""``disk``: a file a stream, written in packed order; :mod:`~dejavubench.dejavulib.streamfile` has its layout."""
+"""``disk``: a file a stream, written in packed order; :mod:`~dejavubench.dejavulib.destinations.disk.streamfile` has its layout."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dejavubench.dejavulib import streamfile
-from dejavubench.dejavulib.blockfile import BlockFile, Durability
 from dejavubench.dejavulib.copies import PAGE
 from dejavubench.dejavulib.destinations.base import (
+    Buffer,
     Capabilities,
     Destination,
     Stream,
     WrongBytesError,
 )
+from dejavubench.dejavulib.destinations.disk import streamfile
+from dejavubench.dejavulib.destinations.disk.blockfile import BlockFile, Durability, FileRegion
+from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
-from dejavubench.dejavulib.streamfile import StepTrailer
 
 BESIDE = 256 << 10
 """Bytes from which a checksum is computed while the chunk is being written: below, handing it over costs more."""
@@ -74,7 +75,7 @@ class DiskDestination(Destination):
 
     # ---- preparing ----
 
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         schedule = stream.schedule
         if stream.id not in self._files:
             path = self._directory / streamfile.file_name(self._name, stream.id)
@@ -86,7 +87,9 @@ class DiskDestination(Destination):
         file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
         file.blocks.write(0, streamfile.header_page(stream, self._identity))
-        file.blocks.fill(pattern, streamfile.DATA)
+
+    def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        return [FileRegion(self._files[stream.id].blocks, streamfile.DATA)]
 
     # ---- writing ----
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
-import numpy as np
 import torch
 
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region
+from dejavubench.dejavulib.destinations.tcp.places import run_places
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
-from dejavubench.dejavulib.tcp.places import run_places
 
 DIRECT = 16 << 10
 """Bytes of a run from which a chunk is received straight into the cache, run by run, instead of into staging."""
 
 _BUFFERED = ("1", "3")
 """Levels that between them have every way of cutting a step into packed chunks."""
-
-COMPARED = 1 << 17
-"""Elements that are compared with the pattern at a time."""
 
 
 class RefusalError(Exception):
@@ -32,7 +27,7 @@ class HeldStream:
 
     Args:
         schedule: as announced and checked.
-        dtype: of the cache; its pages are taken when it is first filled.
+        dtype: of the cache; its pages are taken when they are first written.
     """
 
     def __init__(self, id: int, schedule: StreamSchedule, dtype: torch.dtype) -> None:
@@ -40,7 +35,6 @@ class HeldStream:
         self.schedule = schedule
         self.cache = KVCache.allocate(schedule.geometry, dtype)
         self.microbatch = 0
-        self._pattern = 0
         self._number = self._position = self.runs = (
             0  # that have arrived: chunks, packed bytes, runs of the chunk under way
         )
@@ -48,15 +42,13 @@ class HeldStream:
         self._runs: Iterator[memoryview] = iter(())  # of the step under way
         self._next: memoryview | None = None
 
-    def begin(self, microbatch: int, pattern: int) -> None:
-        """A microbatch comes: fill the cache with ``pattern``."""
+    def begin(self, microbatch: int) -> None:
+        """Expect the first chunk of a microbatch; the cache stays as it is."""
         self.microbatch = microbatch
-        self._pattern = pattern
         self._number = self._position = self.runs = 0
         self._coming = {
             level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED
         }
-        self.cache.fill(pattern)
 
     # ---- packed chunks ----
 
@@ -151,59 +143,3 @@ class HeldStream:
         ):
             place.unflatten(1, piece.shape[1:]).copy_(piece)
         return into[:nbytes]
-
-    def outside(self) -> tuple[KV, int, int] | None:
-        """K or V, the first element outside the stream's region that is not the pattern any more, and how many of its
-        layer are not.
-        """
-        for layer in range(self.schedule.geometry.layers):
-            for kv in BOTH:
-                found = self._changed(kv, layer)
-                if found is not None:
-                    return kv, *found
-        return None
-
-    def _changed(self, kv: KV, layer: int) -> tuple[int, int] | None:
-        """The first element of a layer's K or V, and how many, as :meth:`outside`; block by block."""
-        geometry, region = self.schedule.geometry, self.schedule.region
-        tensor, first, count = self.cache.tensor(kv)[layer], None, 0
-        inside = geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
-        for block in _blocks(tensor.shape):
-            piece = tensor[block]
-            changed = (piece.unsqueeze(-1).view(torch.uint8) != self._pattern).any(-1)
-            if inside is not None:
-                changed[_overlap(block, inside, tensor.shape)] = False
-            if changed.any():
-                if first is None:
-                    at = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
-                    where = [int(i) + cut.start for i, cut in zip(at, block, strict=True)]
-                    first = layer * tensor.numel() + int(np.ravel_multi_index(where, tensor.shape))
-                count += int(changed.sum())
-        return None if first is None else (first, count)
-
-
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Cut a tensor into pieces that follow each other in memory, of at most :data:`COMPARED` elements."""
-    if not shape:
-        yield ()
-        return
-    each = prod(shape[1:])
-    together = max(1, COMPARED // each)
-    for start in range(0, shape[0], together):
-        cut = slice(start, min(start + together, shape[0]))
-        if each <= COMPARED:
-            yield (cut, *(slice(0, size) for size in shape[1:]))
-        else:
-            yield from ((cut, *rest) for rest in _blocks(shape[1:]))
-
-
-def _overlap(
-    block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]
-) -> tuple[slice, ...]:
-    """Return the part of a block that lies inside, counted from the block's beginning; empty slices if none does."""
-    found = []
-    for cut, part, size in zip(block, inside, shape, strict=True):
-        start, stop, _ = part.indices(size)
-        begin = max(start - cut.start, 0)
-        found.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
-    return tuple(found)

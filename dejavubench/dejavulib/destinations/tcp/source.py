@@ -1,6 +1,6 @@
 """``tcp``: chunks over a plain socket to a sink that is no part of the MPI job.
 
-Everything goes over one connection, in order: frames of :mod:`~dejavubench.dejavulib.tcp.wire` to the sink, and back
+Everything goes over one connection, in order: frames of :mod:`~dejavubench.dejavulib.destinations.tcp.wire` to the sink, and back
 what it says of them. A chunk is complete when the sink has said that it is where it belongs.
 """
 
@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
 from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream
-from dejavubench.dejavulib.kvcache import BOTH, KV
+from dejavubench.dejavulib.destinations.tcp.handshake import (
+    Address,
+    Setup,
+    announce,
+    connect,
+    leave,
+)
+from dejavubench.dejavulib.destinations.tcp.wire import (
+    MOST_TEXT,
+    REGION,
+    Frame,
+    Kind,
+    RefusedError,
+    WireError,
+)
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.dejavulib.tcp.handshake import Address, Setup, announce, connect, leave
-from dejavubench.dejavulib.tcp.wire import DIFFERENCE, REGION, Frame, Kind, RefusedError, WireError
 
 _STREAMED = (Kind.CHUNK, Kind.RUN, Kind.BATCHED_RUN)
-
-
-@dataclass(frozen=True)
-class Outside:
-    """Something was written outside a stream's region: where first, and how many elements of this layer's K or V."""
-
-    kv: KV
-    flat: int
-    elements: int
 
 
 class TCPDestination(RemoteDestination[int]):
@@ -81,11 +83,11 @@ class TCPDestination(RemoteDestination[int]):
             self.wire.close()
             raise
 
-    def begin(self, stream: Stream, tokens: np.ndarray | None = None, pattern: int = 0) -> None:
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         with self._alone:
             super().begin(stream)
             self._microbatch[stream.id] += 1
-            self._ask(Kind.BEGIN, stream, pattern)
+            self._ask(Kind.BEGIN, stream, 0)
             self._await(Kind.BEGUN, stream)
 
     # ---- sending ----
@@ -120,37 +122,47 @@ class TCPDestination(RemoteDestination[int]):
         with self._alone:
             spans = vars(chunk.region).values()
             self._ask(
-                Kind.FETCH,
+                Kind.READ,
                 stream,
                 chunk.index,
                 REGION.pack(*(edge for span in spans for edge in span)),
             )
-            self._receive(self._await(Kind.HELD, stream), packed.numpy().data)
+            self._receive(self._await(Kind.CONTENT, stream), packed.numpy().data)
 
-    def outside(self, stream: Stream) -> Outside | None:
-        """Where the sink's cache is not the microbatch's pattern any more outside the stream's region."""
-        with self._alone:
-            self._ask(Kind.CHECK, stream, 0)
-            found = self._await(Kind.CHECKED, stream)
-            if not found.nbytes:
-                return None
-            difference = bytearray(DIFFERENCE.size)
-            self._receive(found, memoryview(difference))
-            kv, flat, elements = DIFFERENCE.unpack(difference)
-            return Outside(BOTH[kv], flat, elements)
+    # ---- services of the sink's owner ----
 
-    def raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
-        """Send level 3's chunks of a stream bare, as a plain loop over a socket does: what flush is held against."""
+    def request(
+        self, stream: Stream, kind: int, number: int = 0, bare: Sequence[memoryview] = ()
+    ) -> bytes:
+        """Ask for a service that the sink's owner has added, about a stream that has begun, and wait for the answer.
+
+        Args:
+            kind: of the service's frames, from ``FIRST_SERVICE`` on.
+            number: 32 bits for the service.
+            bare: bytes that follow the frame with no head of their own, if the service takes any.
+
+        Raises:
+            RefusedError: the sink has no such service, or it refuses.
+            WireError: the connection broke, or other bytes came than the answer announced.
+        """
         with self._alone:
-            self._ask(Kind.RAW, stream, 0)
-            for message in messages:
-                self.wire.send(message.numpy().data)
-            self._await(Kind.RAW, stream)
+            self._ask(kind, stream, number)
+            for part in bare:
+                self.wire.send(part)
+            answer = self._await(kind, stream)
+            if answer.nbytes > MOST_TEXT:
+                raise WireError(
+                    f"{self.wire.peer} answers with {answer.nbytes} bytes; {MOST_TEXT} are allowed"
+                )
+            payload = bytearray(answer.nbytes)
+            if payload:
+                self._receive(answer, memoryview(payload))
+            return bytes(payload)
 
     # ---- the connection ----
 
     def _ask(
-        self, kind: Kind, stream: Stream, number: int, payload: memoryview | bytes = b""
+        self, kind: int, stream: Stream, number: int, payload: memoryview | bytes = b""
     ) -> None:
         frame = Frame(kind, stream.id, self._microbatch[stream.id], number, len(payload))
         try:
@@ -160,7 +172,7 @@ class TCPDestination(RemoteDestination[int]):
                 self._reply()
             raise
 
-    def _await(self, kind: Kind, stream: Stream) -> Frame:
+    def _await(self, kind: int, stream: Stream) -> Frame:
         """The next reply of a kind to a stream; what it says of other chunks is noted on the way."""
         while True:
             reply = self._reply()

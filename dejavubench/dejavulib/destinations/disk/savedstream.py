@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import xxhash
 
-from dejavubench.dejavulib import streamfile
 from dejavubench.dejavulib.copies import PAGE, scatter
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import streamfile
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 
@@ -40,7 +40,7 @@ class Restored:
 
 
 class SavedStream:
-    """A file of :mod:`~dejavubench.dejavulib.streamfile`, for reading.
+    """A file of :mod:`~dejavubench.dejavulib.destinations.disk.streamfile`, for reading.
 
     Args:
         stream: that it should hold.

@@ -33,12 +33,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.tcp.wire import (
+    ClosedError,
+    Frame,
+    Kind,
+    Wire,
+    WireError,
+    set_buffers,
+)
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
-from dejavubench.dejavulib.tcp.wire import ClosedError, Frame, Kind, Wire, WireError, set_buffers
 
-VERSION = 2
+VERSION = 3
 _HELLO = struct.Struct("<8sI32s")
 _MAGIC = b"DEJAVUTC"
 
@@ -49,7 +55,7 @@ MOST_CHUNKS = 1 << 20
 """Of one step: keeps a sink from being made to count for ever."""
 
 CONNECTION_NBYTES = 1 << 20
-"""Memory of a connection beside caches and staging: its thread, and the elements that it compares at a time."""
+"""Memory of a connection beside caches and staging: its thread, and what a service of the owner takes at a time."""
 
 STREAM_NBYTES = 16 << 10
 """The Python objects of one stream."""
@@ -236,11 +242,9 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
             wire.receive_into(machine)
             wire.receive_into(network)
         except ClosedError:
-            raise WireError(
-                f"{where} does not accept this {TOKEN_VARIABLE}: it has another one"
-            ) from None
+            raise WireError(f"{where} does not accept this token: it has another one") from None
         if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, of_sink)):
-            raise WireError(f"{where} does not know this {TOKEN_VARIABLE}")
+            raise WireError(f"{where} does not know this token")
         own_address = connected.getsockname()[0] == connected.getpeername()[0]
         wire.same_machine = machine == machine_digest() or own_address
         wire.same_host = network == _network_digest() or own_address

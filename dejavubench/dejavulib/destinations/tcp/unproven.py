@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from dejavubench.dejavulib.tcp.wire import Wire
+from dejavubench.dejavulib.destinations.tcp.wire import Wire
 
 PROVE_WITHIN = 2.0
 """Seconds that a peer has for its proof."""

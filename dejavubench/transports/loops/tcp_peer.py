@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.destinations.tcp import TCPDestination
-from dejavubench.dejavulib.tcp import TOKEN_VARIABLE
-from dejavubench.dejavulib.tcp.handshake import connect, leave
-from dejavubench.dejavulib.tcp.wire import RefusedError
+from dejavubench.dejavulib.destinations.tcp.handshake import connect, leave
+from dejavubench.dejavulib.destinations.tcp.wire import RefusedError
 from dejavubench.errors import UsageError
+from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
+from dejavubench.transports.tcp_token import read_token
 from dejavubench.units import address
 
 
@@ -41,7 +40,7 @@ class TCPPeer:
         UsageError: there is no token, or nobody at this address who shares it.
         """
         try:
-            wire = connect(address(peer), _token(), timeout)
+            wire = connect(address(peer), read_token(), timeout)
         except StreamingError as error:
             raise UsageError(f"--peer {peer}: {error}") from None
         leave(wire)
@@ -62,22 +61,12 @@ class TCPPeer:
             raise UsageError(f"--peer {self.peer}: {error}") from None
         return None
 
-    def connect(self, streams: list[Stream], dtype: torch.dtype) -> TCPDestination:
+    def connect(self, streams: list[Stream], dtype: torch.dtype) -> MeasuredTCPDestination:
         """A destination for all of these streams, on a connection of its own.
 
         Raises:
             StreamingError: the sink refuses, or is not there any more.
         """
-        return TCPDestination(
-            address(self.peer), _token(), streams, dtype, self.timeout, self.checksums
+        return MeasuredTCPDestination(
+            address(self.peer), read_token(), streams, dtype, self.timeout, self.checksums
         )
-
-
-def _token() -> bytes:
-    """Read when it is needed and kept nowhere. Raises UsageError: it is not set."""
-    token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
-    if not token:
-        raise UsageError(
-            f"{TOKEN_VARIABLE} is not set: streaming tcp needs the token that the sink has"
-        )
-    return token

@@ -1,0 +1,26 @@
+"""Which destination an arm streams to, and what a run records of its destinations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dejavubench.config.points import Arm
+from dejavubench.records.destinations import DestinationInfo
+from dejavubench.transports.recorded import info, swapped_info
+from dejavubench.transports.registry import transport
+
+
+def destination_of(arm: Arm) -> str:
+    """Return the name of the destination that a streaming arm streams, or swaps, to."""
+    return arm.mode.removeprefix("swap-")
+
+
+def destinations_of(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:
+    """Return what analysis must know of the arms' destinations, by mode."""
+    return {
+        arm.mode: swapped_info(transport(destination_of(arm)))
+        if arm.swaps
+        else info(transport(arm.mode), on_gpu)
+        for arm in arms
+        if arm.role == "streaming"
+    }

@@ -1,0 +1,77 @@
+"""Which probes run on a rank at a point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.bench.probes.ceilings import HELD_AGAINST, Ceilings
+from dejavubench.bench.probes.machine import cpu_probes
+from dejavubench.dejavulib.kvcache import KVGeometry
+from dejavubench.parallel.topology import Topology
+from dejavubench.transports.base import Transport
+from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.transports.probe import Probe
+from dejavubench.transports.registry import transport
+from dejavubench.transports.session import ProbeContext, Session
+
+
+def ceilings_of(
+    *,
+    sessions: Mapping[str, Session],
+    durabilities: Mapping[str, Iterable[str]],
+    topology: Topology,
+    comm: MPI.Intracomm,
+    device: torch.device,
+    dtype: torch.dtype,
+    multiplied: torch.dtype,
+    geometry: KVGeometry,
+    input_len: int,
+    slot_nbytes: int,
+    folder: Path,
+    file_name: str,
+    say: Callable[[str], None],
+) -> Ceilings:
+    """Return this rank's probes. Rank 0 and the first sink measure; the others have none.
+
+    Args:
+        sessions: this rank's part in each destination, by its name.
+        durabilities: by destination, the options of its arms.
+        comm: nothing else is under way there while probes run.
+        dtype, multiplied: what the cache and the model's products are in.
+        geometry, input_len: of this worker's cache, and positions of the prompt.
+        slot_nbytes: of a staging slot.
+        folder, file_name: where files are made, and how their names begin.
+        say: prints a line for the user.
+    """
+    if topology.worker != 0:
+        return Ceilings(())
+    is_source = topology.role == "source"
+    chosen = sorted(map(transport, sessions), key=_order)
+    probes: list[Probe] = []
+    if is_source and device.type == "cuda":
+        # torch's CUDA libraries are loaded where there is a device, not before
+        from dejavubench.bench.probes.device import DeviceProbes
+
+        probes += DeviceProbes(device, dtype, geometry, input_len, slot_nbytes).probes()
+    elif is_source:
+        probes += cpu_probes(multiplied)
+    meeting = None
+    if topology.has_sinks and any(each.entry.remote for each in chosen):
+        meeting = Meeting(comm, topology.sinks[0] if is_source else 0, is_source)
+    closing = ExitStack()
+    for each in chosen:
+        of_arms = list(durabilities.get(each.name, ()))
+        context = ProbeContext(meeting, is_source, device, of_arms, folder, file_name, say, closing)
+        probes += sessions[each.name].probes(context)
+    own = [pair for each in chosen for pair in each.probe_names.held_against.items()]
+    return Ceilings(probes, {**HELD_AGAINST, **dict(own)}, closing)
+
+
+def _order(each: Transport) -> tuple[bool, bool, int, str]:
+    """Links between ranks come first, since there another rank waits; files come last."""
+    return not each.entry.remote, not each.entry.external_sink, each.order, each.name

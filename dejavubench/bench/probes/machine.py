@@ -1,0 +1,131 @@
+"""What this CPU and its memory can do. General probes of the machine, not of a destination."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.machine.hardware import available_nbytes
+from dejavubench.transports.probe import Probe, Sample, seconds
+
+LAST_LEVEL_CACHES = 128 << 20
+"""At least four times the last-level cache of the machines this was written on.
+
+See :func:`last_level_nbytes`.
+"""
+
+MATMUL_SIDES = (768, 1024, 2048)
+
+STRIDE = 4096
+"""Bytes between the extents of the copy probes.
+
+The vectors of a key in ``ft`` are as far apart at some 256 positions.
+"""
+
+EXTENTS, EXTENT_NBYTES = 4096, 16
+"""Extents of one measurement, and the bytes of each."""
+
+
+def last_level_nbytes() -> int:
+    """Return the bytes of the largest cache of CPU 0; 0 where the kernel does not tell."""
+    sizes = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        sizes.append(
+            int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]]
+            if text[-1] in "KM"
+            else int(text)
+        )
+    return max(sizes)
+
+
+class Memory:
+    """Read and copy bandwidth over two buffers of at least four times the last-level cache.
+
+    They take a quarter of the free memory at most; the shape says how large they are.
+    """
+
+    def __init__(self) -> None:
+        elements = (
+            min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
+        )
+        self._from = torch.ones(elements)
+        self._to = torch.zeros(elements)
+
+    def read(self) -> list[Sample]:
+        nbytes = self._from.nbytes
+        shapes: list[tuple[str, Callable[[], object]]] = [
+            ("sum", self._from.sum),
+            ("max", self._from.max),
+            ("dot", lambda: torch.dot(self._from, self._from)),
+        ]
+        return [
+            (nbytes / seconds(work) / 1e9, f"{what} of {nbytes >> 20} MiB") for what, work in shapes
+        ]
+
+    def copy(self) -> list[Sample]:
+        nbytes = self._from.nbytes
+        return [
+            (
+                nbytes / seconds(lambda: self._to.copy_(self._from)) / 1e9,
+                f"{nbytes >> 20} MiB, bytes copied",
+            )
+        ]
+
+
+def copy_loop() -> list[Sample]:
+    """Time one 16-byte copy in the naive loop of a local copy, in microseconds."""
+    source, target = _extents()
+    whole, out = source.numpy().data, target.numpy().data
+    views = [whole[at : at + EXTENT_NBYTES] for at in range(0, EXTENTS * STRIDE, STRIDE)]
+    began = time.perf_counter()
+    at = 0
+    for view in views:
+        out[at : at + EXTENT_NBYTES] = view
+        at += EXTENT_NBYTES
+    return [((time.perf_counter() - began) / EXTENTS * 1e6, _SHAPE)]
+
+
+def copy_loop_compiled() -> list[Sample]:
+    """Time the same copies in one call of torch: what they cost without Python's loop."""
+    source, target = _extents()
+    strided = source.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES]
+    took = seconds(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided))
+    return [(took / EXTENTS * 1e6, _SHAPE)]
+
+
+_SHAPE = f"{EXTENT_NBYTES} B, {STRIDE} B apart"
+
+
+def _extents() -> tuple[torch.Tensor, torch.Tensor]:
+    return aligned_buffer(EXTENTS * STRIDE), aligned_buffer(EXTENTS * EXTENT_NBYTES)
+
+
+def matmul(dtype: torch.dtype) -> list[Sample]:
+    """Measure square products in the type that the model computes in, in GFLOP/s."""
+    samples = []
+    for side in MATMUL_SIDES:
+        a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+        samples.append((2 * side**3 / seconds(partial(torch.mm, a, b)) / 1e9, f"{side}³"))
+    return samples
+
+
+def cpu_probes(dtype: torch.dtype) -> list[Probe]:
+    """Return the probes of a source whose model runs on the CPU.
+
+    Args:
+        dtype: the type that the model computes in.
+    """
+    memory = Memory()
+    return [
+        Probe("memory-read", "GB/s", memory.read),
+        Probe("memory-copy", "GB/s", memory.copy),
+        Probe("matmul", "GFLOP/s", partial(matmul, dtype)),
+        Probe("run-copy", "us", copy_loop),
+        Probe("run-copy-compiled", "us", copy_loop_compiled),
+    ]

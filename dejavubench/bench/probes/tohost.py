@@ -1,0 +1,184 @@
+"""The way from a CUDA device to the host: chunks, and the single extents of the naive loop.
+
+All of it is timed by the host's clock: the copies end there, and so does the library's own way that
+they are held against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from dejavubench.bench.probes.machine import EXTENT_NBYTES, EXTENTS, STRIDE
+from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from dejavubench.transports.probe import Sample
+
+if TYPE_CHECKING:
+    from dejavubench.dejavulib.streamer import Job
+
+CHUNKS = 32
+"""Chunks of one measurement."""
+
+SLOTS = 4
+"""Staging slots on each side."""
+
+LARGE = 64 << 20
+"""Bytes of the chunks that are larger than a staging slot's."""
+
+
+@dataclass
+class _Handed:
+    """What staging asks of a chunk's job, and (``cache``) of its manager."""
+
+    chunk: Chunk
+    ready: torch.cuda.Event
+    cache: KVCache
+
+    @property
+    def manager(self) -> _Handed:
+        return self
+
+
+class WayToHost:
+    """Chunks of a staging slot's size into pinned memory: a raw loop of copies, and the library's own way."""
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, slot_nbytes: int
+    ) -> None:
+        one = replace(geometry, layers=1, requests=1)
+        positions = slot_nbytes // one.token_nbytes
+        one = replace(
+            one, positions=positions + 1
+        )  # one more than is moved, so that heads lie apart
+        schedule = StreamSchedule(one, one.whole, positions, 0, slot_nbytes)
+        (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
+        self._cache = KVCache.allocate(one, dtype, device)
+        self._device = device
+        self._packing = Packing(self._cache, self._chunk.region)
+        self._nbytes = self._chunk.nbytes
+        self._staged = [
+            torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
+        ]
+        self._large = torch.empty(LARGE, dtype=torch.uint8, device=device)
+        self._pinned = [pinned_buffer(max(self._nbytes, LARGE)) for _ in range(SLOTS)]
+        self._stream = torch.cuda.Stream(device)
+        self._staging = DeviceStaging(self._staged)
+        self._staging.calibrate(self._cache, [self._chunk])
+
+    def raw(self) -> list[Sample]:
+        """Copies out of as many slots as there are, one behind the other, then one wait."""
+        return self._copied(self._staged, CHUNKS)
+
+    def large(self) -> list[Sample]:
+        return self._copied([self._large] * SLOTS, CHUNKS // 4)
+
+    def _copied(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:
+        nbytes = slots[0].numel()
+        torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        with torch.cuda.stream(self._stream):
+            for number in range(chunks):
+                self._pinned[number % SLOTS][:nbytes].copy_(
+                    slots[number % SLOTS], non_blocking=True
+                )
+        self._stream.synchronize()
+        return self._sample(chunks * nbytes, time.perf_counter() - began, chunks)
+
+    def destination(self) -> list[Sample]:
+        """As many chunks through :class:`DeviceStaging`, in the way that it has measured to be the faster one."""
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(self._device))
+        job = cast("Job", _Handed(self._chunk, ready, self._cache))
+        torch.cuda.synchronize(self._device)
+        began, begun, arrived = time.perf_counter(), 0, 0
+        while arrived < CHUNKS:
+            while begun < min(CHUNKS, arrived + SLOTS) and self._staging.has_room:
+                self._staging.begin(job, self._packing, self._pinned[begun % SLOTS][: self._nbytes])
+                begun += 1
+            arrived += sum(1 for _ in self._staging.arrived())
+        seconds = time.perf_counter() - began
+        ((value, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
+        return [
+            (value, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")
+        ]
+
+    def _sample(self, nbytes: int, seconds: float, chunks: int) -> list[Sample]:
+        return [(nbytes / seconds / 1e9, f"{chunks} × {nbytes / chunks / 2**20:.1f} MiB, pinned")]
+
+
+class ExtentCopies:
+    """The naive loop: a copy of 16 bytes into pinned memory, then a wait for it, and so on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._from = torch.zeros(EXTENTS * STRIDE, dtype=torch.uint8, device=device)
+        self._to = pinned_buffer(EXTENTS * EXTENT_NBYTES)
+        self._stream = torch.cuda.Stream(device)
+        starts = range(self._from.data_ptr(), self._from.data_ptr() + EXTENTS * STRIDE, STRIDE)
+        places = range(
+            self._to.data_ptr(), self._to.data_ptr() + EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES
+        )
+        self._copies = [
+            (place, start, EXTENT_NBYTES) for place, start in zip(places, starts, strict=True)
+        ]
+        self._nothing = [(place, start, 0) for place, start, _ in self._copies]
+        memory = self._to.numpy().data
+        self._views = [
+            memory[at : at + EXTENT_NBYTES]
+            for at in range(0, EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES)
+        ]
+
+    def copy(self) -> list[Sample]:
+        """Microseconds of one, called from Python as ``dejavulib.device`` does."""
+        from cupy.cuda import runtime
+
+        return [
+            (
+                self._loop(self._copies, runtime.streamSynchronize),
+                f"16 B, {STRIDE} B apart, each waited for",
+            )
+        ]
+
+    def overhead(self) -> list[Sample]:
+        """The same loop where nothing moves: a copy of no bytes returns at once, and a cast stands for the wait."""
+        return [(self._loop(self._nothing, int), "0 B, not waited for")]
+
+    def compiled(self) -> list[Sample]:
+        """The same copies, each waited for, in one call of torch, which loops in C++."""
+        targets = list(self._to.view(EXTENTS, EXTENT_NBYTES))
+        sources = list(self._from.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES])
+        with torch.cuda.stream(self._stream):
+            torch.cuda.synchronize(self._device)
+            began = time.perf_counter()
+            torch._foreach_copy_(targets, sources)
+            took = time.perf_counter() - began
+        return [(took / EXTENTS * 1e6, f"16 B, {STRIDE} B apart, each waited for, in torch")]
+
+    def _loop(self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]) -> float:
+        from cupy.cuda import runtime
+
+        copy, kind, stream = (
+            runtime.memcpyAsync,
+            runtime.memcpyDeviceToHost,
+            self._stream.cuda_stream,
+        )
+
+        def one_by_one() -> Iterator[memoryview]:
+            for (place, start, nbytes), view in zip(copies, self._views, strict=True):
+                copy(place, start, nbytes, kind, stream)
+                wait(stream)
+                yield view
+
+        torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        for _ in one_by_one():
+            pass
+        return (time.perf_counter() - began) / len(copies) * 1e6

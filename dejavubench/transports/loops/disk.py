@@ -1,0 +1,112 @@
+"""What the disk does with sequential writes, and what the destination reaches of that."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import cast
+
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability, open_flags
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.transports.probe import (
+    DISK_CHUNKS,
+    MESSAGE,
+    Probe,
+    Sample,
+    message_stream,
+    seconds,
+)
+
+NAIVE_WRITES, SYNCED_WRITES = 4096, 32
+"""Writes of 16 bytes in one measurement of them, and where each waits for the device."""
+
+
+class DiskLoops:
+    """Sequential writes of one size, each as durable as the option says: raw, and the destination.
+
+    Both overwrite files whose blocks are there already, so that neither allocates.
+
+    Raises:
+        OSError, StorageError: the files cannot be made or written.
+    """
+
+    def __init__(self, directory: Path, name: str, durability: str) -> None:
+        self.durability = cast(Durability, durability)
+        self._data = aligned_buffer(MESSAGE).fill_(1)
+        self._destination = DiskDestination(
+            directory, f"{name}-ceiling", self.durability, False, {}
+        )
+        self._raw = os.open(directory / f"{name}-raw", open_flags(self.durability), 0o600)
+        os.unlink(directory / f"{name}-raw")  # a killed process leaves nothing
+        self._stream = message_stream(DISK_CHUNKS)
+        try:
+            self._write_raw()
+        except OSError:
+            self.close()
+            raise
+
+    def probes(self) -> list[Probe]:
+        return [
+            Probe("disk-write", "GB/s", self.write, self.durability),
+            Probe("disk-destination", "GB/s", self.destination, self.durability),
+            Probe("disk-run", "us", self.naive, self.durability),
+        ]
+
+    def _write_raw(self) -> None:
+        for number in range(DISK_CHUNKS):
+            done = 0
+            while done < MESSAGE:
+                done += os.pwrite(
+                    self._raw, self._data.numpy().data[done:], number * MESSAGE + done
+                )
+            if self.durability != "page-cache":
+                os.fdatasync(self._raw)
+
+    def write(self) -> list[Sample]:
+        """Run the raw loop, over a file that has just been written whole, as the destination's."""
+        self._write_raw()
+        os.fdatasync(self._raw)
+        return self._sample(seconds(self._write_raw))
+
+    def destination(self) -> list[Sample]:
+        """Run the destination's flush."""
+        self._destination.begin(self._stream)
+        for buffer in self._destination.buffers(self._stream):
+            buffer.fill_(0)  # allocates the file's blocks
+        chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
+        began = time.perf_counter()
+        for chunk in chunks:
+            self._destination.flush(self._stream, chunk, self._data)
+        return self._sample(time.perf_counter() - began)
+
+    def naive(self) -> list[Sample]:
+        """Time one 16-byte write of the naive loop, in microseconds."""
+        times = SYNCED_WRITES if self.durability == "fdatasync" else NAIVE_WRITES
+        views = self._data.numpy()
+        if self.durability == "direct":  # the destination gathers them into pages of its own
+            return []
+        began = time.perf_counter()
+        for at in range(0, 16 * times, 16):
+            os.pwrite(self._raw, views[at : at + 16].data, at)
+            if self.durability == "fdatasync":
+                os.fdatasync(self._raw)
+        return [((time.perf_counter() - began) / times * 1e6, f"16 B, {self.durability}")]
+
+    def _sample(self, took: float) -> list[Sample]:
+        shape = f"{DISK_CHUNKS} × {MESSAGE >> 20} MiB, {self.durability}"
+        return [(DISK_CHUNKS * MESSAGE / took / 1e9, shape)]
+
+    def close(self) -> None:
+        os.close(self._raw)
+        self._destination.close()
+
+
+def write_overhead() -> list[Sample]:
+    """Time the naive loop's write to nowhere, in microseconds: Python and the system call alone."""
+    data = aligned_buffer(16).numpy().data
+    with open(os.devnull, "wb", buffering=0) as nowhere:
+        took = seconds(lambda: [os.pwrite(nowhere.fileno(), data, 0) for _ in range(NAIVE_WRITES)])
+    return [(took / NAIVE_WRITES * 1e6, "16 B to /dev/null")]

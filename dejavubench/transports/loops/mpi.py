@@ -1,0 +1,169 @@
+"""What MPI does between one source and its sink, and what the destination reaches of that."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import numpy as np
+from mpi4py import MPI
+
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.transports.probe import (
+    MESSAGE,
+    MESSAGES,
+    PACED_BY,
+    WINDOW,
+    Probe,
+    Sample,
+    message_stream,
+    paced,
+    seconds,
+    size_text,
+)
+
+NAIVE_MESSAGES = 2000
+"""Messages of 16 bytes in one measurement of them."""
+
+
+class MPILoops:
+    """Bandwidth between one source and its sink; each method runs on both.
+
+    Only the source has a sample.
+    """
+
+    def __init__(self, meeting: Meeting) -> None:
+        self._meeting = meeting
+        self._comm, self._peer = meeting.comm, meeting.peer
+        self._is_source = meeting.is_source
+        self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]
+        self._message = 0  # bytes; not known before the first probe
+
+    def probes(self) -> list[Probe]:
+        return [
+            Probe("mpi-ping-pong", "GB/s", self.ping_pong),
+            Probe("mpi-windowed", "GB/s", self.windowed),
+            Probe("mpi-destination", "GB/s", self.destination),
+            Probe("mpi-message", "us", self.message),
+            Probe("mpi-message-overhead", "us", self.message_overhead),
+        ]
+
+    def _pace(self) -> int:
+        """Return the bytes of a message.
+
+        The source tries the link once and tells the sink how large messages will be.
+        """
+        if not self._message:
+            first, answer = self._slots[0].numpy()[:PACED_BY], bytearray(8)
+            self._meeting.begin()
+            if self._is_source:
+                began = time.perf_counter()
+                self._comm.Send(first, self._peer)
+                self._comm.Recv(bytearray(1), self._peer)
+                self._message = paced(PACED_BY / (time.perf_counter() - began), MESSAGES)
+                self._comm.Send(self._message.to_bytes(8, "little"), self._peer)
+            else:
+                self._comm.Recv(first, self._peer)
+                self._comm.Send(bytearray(1), self._peer)
+                self._comm.Recv(answer, self._peer)
+                self._message = int.from_bytes(answer, "little")
+        return self._message
+
+    def _messages(self) -> list[np.ndarray]:
+        """Return a window of messages."""
+        nbytes = self._pace()
+        return [slot.numpy()[:nbytes] for slot in self._slots]
+
+    def ping_pong(self) -> list[Sample]:
+        """Send one message back and forth."""
+        samples, largest = [], self._pace()
+        for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE, 4)):
+            if nbytes > largest:
+                break
+            buffer = self._slots[0].numpy()[:nbytes]
+            self._meeting.begin()
+            began = time.perf_counter()
+            for _ in range(times):
+                if self._is_source:
+                    self._comm.Send(buffer, self._peer)
+                    self._comm.Recv(buffer, self._peer)
+                else:
+                    self._comm.Recv(buffer, self._peer)
+                    self._comm.Send(buffer, self._peer)
+            rate = 2 * times * nbytes / (time.perf_counter() - began) / 1e9
+            samples.append((rate, f"{nbytes >> 10} KiB"))
+        return samples if self._is_source else []
+
+    def windowed(self) -> list[Sample]:
+        """Run the raw loop: windows of messages issued at once, then one byte back, as osu_bw."""
+        answer, messages = bytearray(1), self._messages()
+        self._meeting.begin()
+        began = time.perf_counter()
+        for _ in range(MESSAGES // WINDOW):
+            if self._is_source:
+                MPI.Request.Waitall([self._comm.Isend(message, self._peer) for message in messages])
+                self._comm.Recv(answer, self._peer)
+            else:
+                MPI.Request.Waitall([self._comm.Irecv(message, self._peer) for message in messages])
+                self._comm.Send(answer, self._peer)
+        return self._sample(time.perf_counter() - began)
+
+    def destination(self) -> list[Sample]:
+        """Run the destination: flush on this side, receive and acknowledge on the other."""
+        nbytes = self._pace()
+        stream = message_stream(MESSAGES, self._peer, nbytes)
+        slots = [slot[:nbytes] for slot in self._slots]
+        chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
+        self._meeting.begin()
+        began = time.perf_counter()
+        if self._is_source:
+            destination = MPIDestination(self._comm)
+            destination.begin(stream)
+            for number, chunk in enumerate(chunks):
+                while number - destination.completed(stream) >= WINDOW:
+                    pass
+                destination.flush(stream, chunk, slots[number % WINDOW])
+            while destination.completed(stream) < len(chunks):
+                pass
+        else:
+            endpoint = MPISinkEndpoint(self._comm)
+            posted = deque(
+                endpoint.post(stream, slots[number % WINDOW]) for number in range(WINDOW)
+            )
+            for number in range(len(chunks)):
+                posted.popleft().Wait()
+                endpoint.acknowledge(stream)
+                if number + WINDOW < len(chunks):
+                    posted.append(endpoint.post(stream, slots[number % WINDOW]))
+            endpoint.finish()
+        return self._sample(time.perf_counter() - began)
+
+    def message(self) -> list[Sample]:
+        """Time one 16-byte message of the naive loop, in microseconds."""
+        extent = self._slots[0].numpy().data[:16]
+        self._meeting.begin()
+        if not self._is_source:
+            for _ in range(NAIVE_MESSAGES):
+                self._comm.Recv(extent, self._peer)
+            return []
+        send = self._comm.Ssend
+        began = time.perf_counter()
+        for _ in range(NAIVE_MESSAGES):
+            send(extent, self._peer)
+        return [((time.perf_counter() - began) / NAIVE_MESSAGES * 1e6, "16 B, MPI_Ssend")]
+
+    def message_overhead(self) -> list[Sample]:
+        """Time the same message to nobody, in microseconds: the loop, the view and mpi4py."""
+        # A send to MPI_PROC_NULL goes through everything but the MPI library's transport.
+        extent, send = self._slots[0].numpy().data[:16], self._comm.Ssend
+        took = seconds(lambda: [send(extent, MPI.PROC_NULL) for _ in range(NAIVE_MESSAGES)])
+        return [(took / NAIVE_MESSAGES * 1e6, "16 B to MPI_PROC_NULL")] if self._is_source else []
+
+    def _sample(self, took: float) -> list[Sample]:
+        if not self._is_source:
+            return []
+        shape = f"{size_text(self._message)} messages, window {WINDOW}"
+        return [(MESSAGES * self._message / took / 1e9, shape)]

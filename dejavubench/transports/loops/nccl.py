@@ -1,0 +1,47 @@
+"""What NCCL does between one source's GPU and its sink's."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dejavubench.dejavulib.destinations.nccl.link import Link
+from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.transports.probe import MESSAGE, WINDOW, Probe, Sample
+
+SENDS = 64
+"""Messages of one measurement."""
+
+
+class NCCLLoop:
+    """Bandwidth between two GPUs; it runs on both sides, and only the source has a sample.
+
+    Args:
+        link: between the same two ranks; nothing else is under way there meanwhile.
+    """
+
+    def __init__(self, meeting: Meeting, link: Link, device: torch.device) -> None:
+        self._meeting = meeting
+        self._link = link
+        self._slots = [
+            torch.zeros(MESSAGE, dtype=torch.uint8, device=device) for _ in range(WINDOW)
+        ]
+        torch.cuda.synchronize(device)
+
+    def probes(self) -> list[Probe]:
+        return [Probe("nccl-send", "GB/s", self.send)]
+
+    def send(self) -> list[Sample]:
+        """Run the raw loop: messages one behind the other, then one byte back by MPI."""
+        move = self._link.send if self._meeting.is_source else self._link.recv
+        self._meeting.begin()
+        began = time.perf_counter()
+        for number in range(SENDS):
+            move(self._slots[number % WINDOW].data_ptr(), MESSAGE)
+        self._link.synchronize()
+        self._meeting.confirm()
+        took = time.perf_counter() - began
+        if not self._meeting.is_source:
+            return []
+        return [(SENDS * MESSAGE / took / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")]

@@ -1,0 +1,145 @@
+"""What a socket to a ``tcp`` sink does, and what the destination reaches of that.
+
+Both move the same bytes from and to the same memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.tcp.wire import WireError
+from dejavubench.dejavulib.kvcache import KVGeometry
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
+from dejavubench.transports.probe import (
+    MESSAGE,
+    PACED_BY,
+    WINDOW,
+    Probe,
+    Sample,
+    message_stream,
+    paced,
+    size_text,
+)
+
+MESSAGES = 8
+"""Messages of one measurement."""
+
+SMALL_MESSAGES = 2000
+"""Messages of 16 bytes in one measurement of them: half are of K, half of V."""
+
+Connect = Callable[[list[Stream], torch.dtype], MeasuredTCPDestination]
+
+
+def whole_messages(nbytes: int = MESSAGE) -> Stream:
+    """Return the stream whose chunks are whole messages."""
+    return message_stream(MESSAGES, nbytes=nbytes)
+
+
+def small_messages() -> Stream:
+    """Return a stream of one step whose extents are of 16 bytes: a head of four numbers each."""
+    # There are two positions, so that the next step's keys and values keep the extents apart.
+    geometry = KVGeometry(1, 1, SMALL_MESSAGES // 2, 2, 4, 4)
+    return Stream(
+        0, StreamSchedule(geometry, geometry.whole, 1, 0, geometry.region_nbytes(geometry.whole))
+    )
+
+
+class TCPLoops:
+    """Bandwidth between one source and its sink, and the time of a message, on two connections.
+
+    Args:
+        connect: makes a destination for streams, of caches of the given type.
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        self._message = _message_nbytes(connect)
+        self._stream = whole_messages(self._message)
+        self._chunks = list(self._stream.schedule.all_chunks(LEVELS["3"]))
+        self._destination = connect([self._stream], torch.float32)
+        self._slots = [aligned_buffer(self._message).fill_(slot) for slot in range(WINDOW)]
+        self._small = small_messages()
+        self._naive = connect([self._small], torch.float32)
+
+    def probes(self) -> list[Probe]:
+        return [
+            Probe("tcp-raw", "GB/s", self.raw),
+            Probe("tcp-destination", "GB/s", self.destination),
+            Probe("tcp-message", "us", self.message),
+        ]
+
+    def raw(self) -> list[Sample]:
+        """Run the raw loop: whole messages with nothing between them, then one byte back."""
+        _begin(self._destination, self._stream)
+        began = time.perf_counter()
+        self._destination.raw(
+            self._stream, [self._slots[chunk.index % WINDOW] for chunk in self._chunks]
+        )
+        return self._sample(time.perf_counter() - began)
+
+    def destination(self) -> list[Sample]:
+        """Run the destination's flush, and the sink's receipt and acknowledgement."""
+        destination, stream = self._destination, self._stream
+        _begin(destination, stream)
+        began = time.perf_counter()
+        for chunk in self._chunks:
+            _wait(destination, stream, chunk.index - WINDOW)
+            destination.flush(stream, chunk, self._slots[chunk.index % WINDOW])
+        _wait(destination, stream, len(self._chunks) - 1)
+        return self._sample(time.perf_counter() - began)
+
+    def message(self) -> list[Sample]:
+        """Time one 16-byte message that the sink has answered, in microseconds."""
+        extent = self._slots[0].numpy().data[:16]
+        (chunk,) = self._small.schedule.all_chunks(LEVELS["0"])
+        _begin(self._naive, self._small)
+        began = time.perf_counter()
+        self._naive.flush_runs(self._small, chunk, [extent] * SMALL_MESSAGES, each_complete=True)
+        _wait(self._naive, self._small, chunk.index)
+        return [((time.perf_counter() - began) / SMALL_MESSAGES * 1e6, "16 B, answered")]
+
+    def _sample(self, took: float) -> list[Sample]:
+        return [
+            (
+                MESSAGES * self._message / took / 1e9,
+                f"{MESSAGES} × {size_text(self._message)} messages",
+            )
+        ]
+
+    def close(self) -> None:
+        self._destination.close()
+        self._naive.close()
+
+
+def _begin(destination: MeasuredTCPDestination, stream: Stream) -> None:
+    """Begin a microbatch over a cache whose pages the sink has."""
+    destination.begin(stream)
+    for buffer in destination.buffers(stream):
+        buffer.fill_(0)
+
+
+def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk: int) -> None:
+    """Wait without sleep until a chunk is complete. Raises WireError: the sink is silent."""
+    wire = destination.wire
+    deadline = time.monotonic() + wire.timeout
+    while destination.completed(stream) <= chunk:
+        if time.monotonic() > deadline:
+            raise WireError(f"{wire.peer} has been silent for {wire.timeout:g} s")
+
+
+def _message_nbytes(connect: Connect) -> int:
+    """Return the bytes of a message, by how long a first one takes on its own connection."""
+    stream = message_stream(1, nbytes=PACED_BY)
+    destination = connect([stream], torch.float32)
+    _begin(destination, stream)
+    began = time.perf_counter()
+    destination.raw(stream, [aligned_buffer(PACED_BY).fill_(1)])
+    took = time.perf_counter() - began
+    destination.close()
+    return paced(PACED_BY / took, MESSAGES)

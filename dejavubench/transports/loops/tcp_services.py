@@ -1,0 +1,168 @@
+"""What the benchmark asks of a ``tcp`` sink beside receiving: filling, comparing and a raw loop.
+
+The library's sink knows none of this: :data:`SERVICES` are frames that ``dejavubench sink`` adds to its protocol, and
+:class:`MeasuredTCPDestination` is the source's side of them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.destinations.base import Buffer, Stream
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.destinations.tcp.connection import Connection, Service
+from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
+from dejavubench.dejavulib.destinations.tcp.wire import FIRST_SERVICE, Frame
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.transports.session import Outside
+
+FILL, COMPARE, RAW = range(FIRST_SERVICE, FIRST_SERVICE + 3)
+"""Kinds of frames. FILL and COMPARE carry a byte as their number."""
+
+COMPARED = 1 << 17
+"""Elements that are compared at a time: some memory of the connection that does not grow with the cache."""
+
+_DIFFERENCE = struct.Struct("<IQQ")
+"""K (0) or V (1), the first element of it that differs, and how many of its layer do."""
+
+
+# ---- the source's side ----
+
+
+class MeasuredTCPDestination(TCPDestination):
+    """A ``tcp`` destination whose sink offers :data:`SERVICES`."""
+
+    def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        return [_SinkCache(self, stream)]
+
+    def outside(self, stream: Stream, byte: int) -> Outside | None:
+        """Return the first difference from ``byte`` in the sink's cache outside the stream's region, if there is any."""
+        answer = self.request(stream, COMPARE, byte)
+        if not answer:
+            return None
+        kv, flat, elements = _DIFFERENCE.unpack(answer)
+        return Outside(BOTH[kv], flat, elements)
+
+    def raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
+        """Send level 3's chunks of a stream bare, as a plain loop over a socket does: what flush is held against."""
+        self.request(stream, RAW, 0, [message.numpy().data for message in messages])
+
+
+class _SinkCache:
+    """The cache that a sink keeps for a stream."""
+
+    def __init__(self, destination: TCPDestination, stream: Stream) -> None:
+        self._destination = destination
+        self._stream = stream
+
+    def fill_(self, value: int, /) -> None:
+        """Have the sink set every byte to ``value``; return when it has."""
+        self._destination.request(self._stream, FILL, value)
+
+
+# ---- the sink's side ----
+
+
+def _fill(connection: Connection, frame: Frame, held: HeldStream) -> None:
+    _check(frame)
+    held.cache.fill(frame.number)
+    connection.reply(FILL, frame)
+
+
+def _compare(connection: Connection, frame: Frame, held: HeldStream) -> None:
+    _check(frame)
+    found = written_outside(held.cache, held.schedule.region, frame.number)
+    answer = b""
+    if found is not None:
+        answer = _DIFFERENCE.pack(BOTH.index(found.kv), found.flat, found.elements)
+    connection.reply(COMPARE, frame, answer)
+
+
+def _raw(connection: Connection, frame: Frame, held: HeldStream) -> None:
+    """Receive as many bytes to the same places, by a loop that knows nothing of frames and hashes."""
+    if frame.nbytes:
+        raise RefusalError("a raw loop has no bytes of its own")
+    connected = connection.wire.socket
+    for chunk in held.schedule.all_chunks(LEVELS["3"]):
+        for place in held.places(chunk) or iter([connection.staging(chunk.nbytes).numpy().data]):
+            got = 0
+            while got < len(place):
+                count = connected.recv_into(place[got:])
+                if not count:
+                    raise RefusalError("it closed in the middle of a raw loop")
+                got += count
+    connection.reply(RAW, frame)
+
+
+def _check(frame: Frame) -> None:
+    if frame.number > 255 or frame.nbytes:
+        raise RefusalError(f"{frame.number} is no byte to fill with")
+
+
+SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _raw}
+
+
+# ---- comparing in memory that does not grow with the cache ----
+
+
+def written_outside(cache: KVCache, region: Region, byte: int) -> Outside | None:
+    """Return the first element outside ``region`` that does not consist of ``byte``, and how many of its layer do not."""
+    for layer in range(cache.geometry.layers):
+        for kv in BOTH:
+            found = _changed(cache, region, byte, kv, layer)
+            if found is not None:
+                return Outside(kv, *found)
+    return None
+
+
+def _changed(
+    cache: KVCache, region: Region, byte: int, kv: KV, layer: int
+) -> tuple[int, int] | None:
+    """Return the first element of a layer's K or V that differs, and how many do; block by block."""
+    tensor, first, count = cache.tensor(kv)[layer], None, 0
+    inside = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
+    for block in _blocks(tensor.shape):
+        piece = tensor[block]
+        changed = (piece.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
+        if inside is not None:
+            changed[_overlap(block, inside, tensor.shape)] = False
+        if changed.any():
+            if first is None:
+                at = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
+                where = [int(i) + cut.start for i, cut in zip(at, block, strict=True)]
+                first = layer * tensor.numel() + int(np.ravel_multi_index(where, tensor.shape))
+            count += int(changed.sum())
+    return None if first is None else (first, count)
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Cut a tensor into pieces that follow each other in memory, of at most :data:`COMPARED` elements."""
+    if not shape:
+        yield ()
+        return
+    each = prod(shape[1:])
+    together = max(1, COMPARED // each)
+    for start in range(0, shape[0], together):
+        cut = slice(start, min(start + together, shape[0]))
+        if each <= COMPARED:
+            yield (cut, *(slice(0, size) for size in shape[1:]))
+        else:
+            yield from ((cut, *rest) for rest in _blocks(shape[1:]))
+
+
+def _overlap(
+    block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]
+) -> tuple[slice, ...]:
+    """Return the part of a block that lies inside, counted from the block's beginning; empty slices if none does."""
+    found = []
+    for cut, part, size in zip(block, inside, shape, strict=True):
+        start, stop, _ = part.indices(size)
+        begin = max(start - cut.start, 0)
+        found.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
+    return tuple(found)
