@@ -1,8 +1,9 @@
-"""A prompt and its tokens on this CPU: this project's model beside transformers and llama.cpp, with the same weights.
+"""Measure this project's model beside transformers and llama.cpp on a CPU, with the same weights.
 
-Each engine has a process of its own, asleep while another one is measured, so that their thread pools never meet. A
-round measures every engine once, in an order of its own; ratios are paired within rounds, so that drift cancels.
-Before anything is timed all must give our logits to rounding: after a prompt, and after decode steps that follow it.
+Each engine has a process of its own, which sleeps while another engine is measured, so that their
+thread pools never compete. A round measures every engine once, in an order of its own. Ratios are
+paired within rounds, so that drift cancels. Before anything is timed, all engines must give our
+logits, up to rounding: after a prompt, and after the decode steps that follow.
 """
 
 from __future__ import annotations
@@ -40,16 +41,17 @@ from dejavubench.models.hub import specs
 OURS, STD, GGUF = "ours", 0.02, "model.gguf"
 
 FLASH = {"off": 0, "on": 1, "auto": -1}
-"""llama.cpp's numbers. On a CPU ``auto`` is on; off took less time per token where this was tried (AVX2)."""
+"""llama.cpp's numbers. On a CPU ``auto`` is on; off was faster per token on a CPU with AVX2."""
 
 DECODED = 3
-"""Decode steps whose logits are compared: enough to notice keys or values that went to a wrong place."""
+"""Decode steps whose logits are compared: enough to notice misplaced keys or values."""
 
 TOLERANCE = {"bf16": 0.2, "fp16": 0.05, "fp32": 0.01}
 """The largest difference between logits that is still rounding, in standard deviations of ours.
 
-48 layers in bf16 were 0.07 off when ours computed in fp32; llama.cpp in fp32 is 0.002 off, for its GELU is a table in
-fp16. With these weights a layer's cache lost is 0.9, all keys lost 0.5, heads or layers mixed up 5.
+48 layers in bf16 were 0.07 off when ours computed in fp32. llama.cpp in fp32 is 0.002 off, because
+its GELU is a table in fp16. With these weights, losing a layer's cache gives 0.9, losing all keys
+0.5, and mixing up heads or layers 5.
 """
 
 
@@ -76,7 +78,10 @@ class Settings:
 
 
 def write_weights(settings: Settings, seed: int, with_gguf: bool) -> None:
-    """A Hugging Face folder and, beside its weights, the same ones for llama.cpp; no bias is 0 and no norm 1."""
+    """Write a Hugging Face folder, and the same weights for llama.cpp.
+
+    No bias is 0 and no norm is 1, so that an engine that drops one is noticed.
+    """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils.logging import disable_progress_bar
@@ -111,7 +116,10 @@ def write_weights(settings: Settings, seed: int, with_gguf: bool) -> None:
 
 
 def write_gguf(settings: Settings, tensors: dict[str, Any]) -> None:
-    """As llama.cpp's own converter does, without a tokenizer: linears are [out, in], vectors and positions fp32."""
+    """Write a GGUF file as llama.cpp's own converter does, without a tokenizer.
+
+    Linears are [out, in]; vectors and positions are fp32.
+    """
     import torch
 
     gguf = import_module("gguf")
@@ -146,7 +154,7 @@ def ggml_type(data_type: str) -> str:
 
 
 class Engine:
-    """A model with room for one batch of requests; ``about`` says what it is and how it computes."""
+    """A model with room for one batch of requests. ``about`` describes engine and settings."""
 
     about: str
     _logits: Any
@@ -158,7 +166,7 @@ class Engine:
         """Forget the batch before."""
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
-        """Tokens [B, n] from ``position`` on → the most likely next ones, [B], known on the host."""
+        """Compute tokens [B, n] from ``position`` on; return the likeliest next ones, [B]."""
         raise NotImplementedError
 
     def logits(self) -> np.ndarray:
@@ -225,7 +233,7 @@ class Transformers(Engine):
 
 
 class LlamaCpp(Engine):
-    """llama.cpp by its C interface: all requests in one batch, each a sequence with a cache of its own."""
+    """llama.cpp by its C interface: one batch, in which each request is a sequence."""
 
     def __init__(self, settings: Settings) -> None:
         llama_cpp = import_module("llama_cpp")
@@ -250,11 +258,14 @@ class LlamaCpp(Engine):
             raise RuntimeError("it does not take the model: " + "".join(self._said[-3:]).strip())
         self._shape = batch, settings.spec.vocab_size
         self._batches = {n: self._batch(batch, n) for n in (settings.input_len, 1)}
-        kinds = f"weights {settings.data_type}, cache {cache.lower()}, flash attention {settings.llama_flash}"
+        kinds = (
+            f"weights {settings.data_type}, cache {cache.lower()}, "
+            f"flash attention {settings.llama_flash}"
+        )
         self.about = f"llama-cpp-python {version('llama-cpp-python')}: {kinds}"
 
     def _batch(self, requests: int, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
-        """A batch of n tokens a request that gives the last one's logits, and its tokens and positions, [B, n]."""
+        """Return a batch of n tokens per request, and its tokens and positions, [B, n]."""
         made, count = self._c.llama_batch_init(requests * n, 0, 1), requests * n
         made.n_tokens = count
         fields = (made.token, made.pos, made.n_seq_id, made.logits)
@@ -314,7 +325,7 @@ def start(name: str, settings: Settings) -> str:
 
 
 def logits_along(tokens: np.ndarray, prompt: int) -> np.ndarray:
-    """Logits after the prompt and after each token that follows it, whatever the engine would have said."""
+    """Return logits after the prompt and after each of the given tokens."""
     _engine.begin()
     found = []
     for begin, end in pairwise([0, *range(prompt, tokens.shape[1] + 1)]):
@@ -363,29 +374,31 @@ class Worker:
 
 
 def check(logits: dict[str, np.ndarray], allowed: float) -> dict[str, list[float]]:
-    """How far each engine's logits [step, B, vocabulary] are from ours, in our standard deviations, step by step.
+    """Return the largest difference of each engine from our logits, by step, in our deviations.
 
     Raises:
-        ClickException: farther than rounding takes them.
+        ClickException: a difference is larger than rounding explains.
     """
     ours, far = logits[OURS], {}
     for name, theirs in logits.items():
         far[name] = (abs(theirs - ours).max((1, 2)) / ours.std((1, 2))).tolist()
-        if not all(
-            difference <= allowed for difference in far[name]
-        ):  # so that NaN is no agreement
+        # Written so that NaN counts as a difference.
+        if not all(difference <= allowed for difference in far[name]):
             said = ", ".join(f"{difference:.3g}" for difference in far[name])
             raise click.ClickException(
-                f"{name} does not compute what {OURS} does: logits differ by up to {said} of their standard deviation "
-                f"after the prompt and the tokens that follow; rounding explains {allowed}"
+                f"{name} does not compute what {OURS} does: logits differ by up to {said} of their "
+                f"standard deviation after the prompt and the next tokens; rounding explains "
+                f"{allowed}"
             )
     return far
 
 
 def phases(rounds: list[list[float]]) -> dict[str, dict[int, float]]:
     """Of one engine's times: phase → round → ms, of a token the round's median."""
-    return {"prompt": {number: times[0] for number, times in enumerate(rounds)},
-            "token": {number: float(np.median(times[1:])) for number, times in enumerate(rounds)}}  # fmt: skip
+    return {
+        "prompt": {number: times[0] for number, times in enumerate(rounds)},
+        "token": {number: float(np.median(times[1:])) for number, times in enumerate(rounds)},
+    }
 
 
 def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estimate]]:
@@ -494,7 +507,7 @@ def main(
 ) -> None:
     """Measure this project's model beside transformers and llama.cpp on this CPU.
 
-    Exit status: 1 where an engine fails or does not compute the same, 2 where nothing can be compared.
+    Exit status: 1 if an engine fails or computes something else, 2 if nothing can be compared.
     """
     try:
         of = specs.spec(model)

@@ -1,12 +1,15 @@
-"""Two hosts emulated on one machine, with a link of a given rate: `dejavubench` under mpirun, a rank on either.
+"""Run `dejavubench` under mpirun on two emulated hosts with a link of a given rate between them.
 
-Each host is a network namespace with a name of its own, the link a pair of virtual interfaces between them that a token
-bucket (tc) slows in both directions. What crosses it are real packets of two separate network stacks; processors and
-memory are shared. A `dejavubench sink` listens on the second host while the job runs:
+Each host is a network namespace with a host name of its own. The link is a pair of virtual
+interfaces, which a token bucket (tc) slows in both directions. Real packets of two separate network
+stacks cross it; processors and memory are shared. A `dejavubench sink` listens on the second host
+while the job runs:
 
-    python scripts/two_hosts.py --rate 500Mbit/s -- run --model gpt2 --streaming none,mpi,tcp --peer 10.77.0.2:7601
+    python scripts/two_hosts.py --rate 500Mbit/s -- \\
+        run --model gpt2 --streaming none,mpi,tcp --peer 10.77.0.2:7601
 
-Nothing is left behind, unless this is killed by SIGKILL. Needs Linux, root, ip and tc (iproute2), and MPICH's mpirun.
+The script leaves nothing behind, unless it is killed by SIGKILL. It needs Linux, root, ip and tc
+(iproute2), and MPICH's mpirun.
 """
 
 from __future__ import annotations
@@ -36,32 +39,32 @@ from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.transports.tcp import TOKEN_VARIABLE
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-"""Of the source's host and of the sink's, on a network that nothing else is on."""
+"""Addresses of the source's host and the sink's, on a network of their own."""
 
 PORT = 7601
 INTERFACE = "link0"
 NAMESPACES = Path("/var/run/netns")
-"""Where ip keeps them."""
+"""The folder in which ip keeps namespaces."""
 
 BURST_S = 0.5e-3
-"""Seconds of the rate that pass at once after a pause: few bytes beside a step's, which levels 0 to 2 wait for."""
+"""Seconds of the rate that pass at once after a pause: few bytes compared with a step's."""
 
 LEAST_BURST = 10_000
-"""Bytes: some packets, below which the bucket cannot be emptied at its rate."""
+"""Bytes of some packets. With a smaller burst the bucket cannot be emptied at its rate."""
 
 QUEUED_S = 0.05
-"""Seconds that a packet waits in the queue before packets are dropped."""
+"""Seconds that a packet may wait in the queue before it is dropped."""
 
 ENDING_S = 20.0
-"""Seconds that a process has to end by itself once it was told to."""
+"""Seconds that a process has to end after a signal, before it is killed."""
 
 
 class NoHostsError(Exception):
-    """Hosts cannot be emulated here; the message says why."""
+    """Hosts cannot be emulated here. The message says why."""
 
 
 class InterruptedBySignal(Exception):  # noqa: N818 - it is no error
-    """Somebody has told this process to end."""
+    """A signal has asked this process to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -70,7 +73,7 @@ class InterruptedBySignal(Exception):  # noqa: N818 - it is no error
 
 @dataclass(frozen=True)
 class Host:
-    """``name`` is what its processes take for the host's; ``namespace`` is that of this process's network for it."""
+    """An emulated host: its name, its address, and its network namespace."""
 
     name: str
     address: str
@@ -80,7 +83,7 @@ class Host:
         return f"{self.name}-{os.getpid()}"
 
     def command(self, *words: str) -> list[str]:
-        """``words`` as a command that runs on this host."""
+        """Return a command line that runs ``words`` on this host."""
         named = 'echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
         return [
             "ip",
@@ -102,10 +105,13 @@ class Host:
 
 @contextmanager
 def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
-    """The source's host and the sink's; ``rate``: bytes a second in either direction, None if nothing limits the link.
+    """Make two hosts and yield them: the source's and the sink's.
+
+    Args:
+        rate: bytes per second in each direction; None for an unlimited link.
 
     Raises:
-        NoHostsError: this user, or this machine, cannot have them.
+        NoHostsError: this user or this machine cannot make them.
     """
     for program in ("ip", "tc", "unshare"):
         if shutil.which(program) is None:
@@ -113,7 +119,7 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
     hosts = tuple(Host(f"host{number}", address) for number, address in enumerate(ADDRESSES, 1))
     with ExitStack() as made:
         for host in hosts:
-            made.callback(_remove, host)  # first, for this may be told to end at any moment
+            made.callback(_remove, host)  # first, because a signal may come at any moment
             _set_up("ip", "netns", "add", host.namespace)
         first, second = hosts
         ends = (
@@ -168,14 +174,14 @@ def _set_up(*command: str) -> None:
 
 
 def _remove(host: Host) -> None:
-    """With every process that is still on it: all were started by this one."""
+    """Remove a host with every process that is still on it. This process started all of them."""
     if not (NAMESPACES / host.namespace).exists():
         return
     left = subprocess.run(
         ["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False
     )
     for pid in left.stdout.split():
-        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+        with contextlib.suppress(ProcessLookupError):  # the process has just ended by itself
             os.kill(int(pid), signal.SIGKILL)
     subprocess.run(["ip", "netns", "delete", host.namespace], check=True)
 
@@ -184,10 +190,10 @@ def _remove(host: Host) -> None:
 
 
 def mpirun_program() -> str:
-    """The launcher beside this Python, or else the first one found.
+    """Return the launcher beside this Python, or else the first one found.
 
     Raises:
-        NoHostsError: there is none, or it is not MPICH's, which is told how to reach hosts in its own words.
+        NoHostsError: there is none, or it is not MPICH's; other launchers take other options.
     """
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     program = shutil.which("mpirun", path=path)
@@ -202,7 +208,7 @@ def mpirun_program() -> str:
 
 
 def launcher(folder: Path, hosts: Sequence[Host]) -> Path:
-    """What mpirun is given for ssh: a script that runs a command on one of the hosts, by its address."""
+    """Write a script in place of ssh, which runs a command on a host given by its address."""
     cases = "\n".join(
         f'  {host.address}) exec {shlex.join(host.command("sh", "-c"))} "$*";;' for host in hosts
     )
@@ -221,21 +227,21 @@ esac
 
 
 def run(rate: str, arguments: Sequence[str]) -> int:
-    """The exit status of ``dejavubench`` with ``arguments`` under mpirun, a rank on each of two hosts.
+    """Run ``dejavubench`` with ``arguments`` under mpirun, one rank per host; return its status.
 
     Args:
-        rate: of the link between them, as ``500Mbit/s``, or ``unlimited``.
+        rate: rate of the link, as ``500Mbit/s``, or ``unlimited``.
 
     Raises:
-        NoHostsError: this user, or this machine, cannot have them.
-        InterruptedBySignal: this process was told to end; all that it had started has ended.
+        NoHostsError: this user or this machine cannot make two hosts.
+        InterruptedBySignal: a signal came. All processes that were started have ended.
     """
     limit = None if rate == UNLIMITED else units.rate(rate)
     program = mpirun_program()
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     environment = inherited | {
         TOKEN_VARIABLE: secrets.token_hex(32),
-        "UCX_TLS": "tcp,self",  # no memory that both "hosts" would share
+        "UCX_TLS": "tcp,self",  # no shared memory between the "hosts"
         "UCX_NET_DEVICES": INTERFACE,
     }
     driver = [sys.executable, "-m", "dejavubench"]
@@ -262,9 +268,9 @@ def run(rate: str, arguments: Sequence[str]) -> int:
 def _running(
     command: list[str], environment: dict[str, str], **streams: object
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block: told so, and killed if it does not.
+    """Start a process and yield it. It gets SIGINT when the block ends, and is killed later.
 
-    It is in a session of its own: what a terminal's Ctrl-C sends reaches this process alone, which passes it on.
+    It has a session of its own: Ctrl-C in a terminal reaches only this process, which passes it on.
     """
     process = subprocess.Popen(  # type: ignore[call-overload]
         command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, **streams
@@ -293,7 +299,7 @@ def _await_listening(sink: subprocess.Popen[bytes], said: Path) -> None:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """What ends a process ends the block as an exception, once: a second one must not stop the cleaning up."""
+    """Turn the first ending signal into an exception. Later ones must not stop the cleaning up."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupted(number: int, _frame: object) -> NoReturn:
@@ -327,16 +333,19 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     metavar="RATE[,RATE…]",
     required=True,
     callback=_rates,
-    help=f"Of the link in either direction, as 500Mbit/s, or {UNLIMITED}; one job for each, one after the other.",
+    help=(
+        f"Rate of the link in each direction, as 500Mbit/s, or {UNLIMITED}. Several rates make "
+        f"one job each, one after the other."
+    ),
 )
 @click.argument("arguments", metavar="-- run …", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(rates: tuple[str, ...], arguments: tuple[str, ...]) -> None:
-    """Run `dejavubench run …` under mpirun on two emulated hosts, its source on one and its sink on the other.
+    """Run `dejavubench run …` on two emulated hosts: the source on one, the sink on the other.
 
-    A sink for tcp is at --peer 10.77.0.2:7601, and the rate is recorded (--link).
+    A sink for tcp listens at 10.77.0.2:7601 (--peer). The rate is recorded (--link).
     """
     if arguments[0] != "run":
-        fail_usage(f"{arguments[0]!r} is not what runs under mpirun: write -- run …")
+        fail_usage(f"{arguments[0]!r} does not run under mpirun: write -- run …")
     try:
         for rate in rates:
             status = run(rate, [*arguments, "--link", rate])

@@ -1,4 +1,4 @@
-"""Caches with known contents for the tests of the library, and references that share no code with it."""
+"""Caches with known contents, and references that share no code with the library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
-    """The K or V tensor, each element holding its number in [L, B, H, S, D], whatever the layout."""
+    """Return the K or V tensor in which each element holds its number in [L, B, H, S, D]."""
     sizes = (
         geometry.layers,
         geometry.requests,
@@ -34,7 +34,7 @@ def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
 
 
 def inside(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
-    """Which elements of the K or V tensor belong to a region."""
+    """Return a mask of the elements of the K or V tensor that belong to a region."""
     sizes = (
         geometry.layers,
         geometry.requests,
@@ -49,7 +49,7 @@ def inside(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
 
 
 def packed_bytes(cache: KVCache, regions: list[Region]) -> bytes:
-    """The packed form of regions of one layer each, as the schedule defines it."""
+    """Return regions of one layer each in packed form, as the schedule defines it."""
     packed = []
     for region in regions:
         for kv in BOTH:
@@ -61,12 +61,12 @@ def packed_bytes(cache: KVCache, regions: list[Region]) -> bytes:
 
 
 def packed_stream(cache: KVCache, schedule: StreamSchedule) -> bytes:
-    """The whole stream as it lies in a file or buffer."""
+    """Return the whole stream as it lies in a file or buffer."""
     return b"".join(packed_bytes(cache, schedule.atoms(step)) for step in range(schedule.steps + 1))
 
 
 def random_cache(geometry: KVGeometry, seed: int = 0) -> KVCache:
-    """Random bits as integers of the geometry's element size: no byte pattern is special, equal is equal."""
+    """Return a cache of random bits. It holds integers, so that equal bits compare equal."""
     generator = torch.Generator().manual_seed(seed)
     cache = KVCache.allocate(geometry, INTEGERS[geometry.itemsize])
     for kv in BOTH:
@@ -75,7 +75,7 @@ def random_cache(geometry: KVGeometry, seed: int = 0) -> KVCache:
 
 
 class Told(Protocol):
-    """What a model calls back."""
+    """The calls that a model makes."""
 
     def layer_ready(self, layer: int) -> None: ...
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None: ...
@@ -88,9 +88,10 @@ def play_model(
     manager: Told,
     new_tokens: np.ndarray | None = None,
 ) -> None:
-    """Be the model: bring ``source`` into ``cache`` layer by layer and step by step, telling the manager.
+    """Act as the model: copy ``source`` into ``cache`` by layers and steps, and call the manager.
 
-    What has not been announced holds something else, so a gather that runs too early takes wrong bytes.
+    Positions that were not announced yet hold other values, so a gather that runs too early
+    takes wrong bytes.
     """
 
     def write(layer: int, span: Span) -> None:
@@ -112,7 +113,7 @@ def play_model(
 
 @st.composite
 def spans(draw: st.DrawFn, size: int) -> Span:
-    """A non-empty interval of an axis."""
+    """Draw a non-empty interval of an axis."""
     start = draw(st.integers(0, size - 1))
     return Span(start, draw(st.integers(start + 1, size)))
 
@@ -135,7 +136,7 @@ def regions(draw: st.DrawFn, geometry: KVGeometry) -> Region:
 
 @st.composite
 def schedules(draw: st.DrawFn, most: int = 4) -> StreamSchedule:
-    """A stream of a part of a small cache, with slots from the smallest that will do upwards."""
+    """Draw a stream of a part of a small cache, with slots from the smallest possible size up."""
     geometry = draw(geometries(most))
     region = draw(regions(geometry))
     written = draw(st.integers(1, geometry.positions))

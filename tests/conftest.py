@@ -1,4 +1,4 @@
-"""Fixtures of several files."""
+"""Fixtures that several test files use."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from cards import H200
 from dejavubench.config import experiment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""Threads of the tests' own process, unless a test asks for more: beside a busy core two wait for each other."""
+"""Threads of the tests' own process. Beside a busy core two would wait for each other."""
 
 os.environ.setdefault(
     "DEJAVUBENCH_KERNEL_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "kernels")
 )
-"""Tests share compiled kernels with each other and with the jobs that they start, not with their user's runs."""
+"""Tests and their jobs share compiled kernels with each other, not with their user's runs."""
 
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine has."""
+    """Hide the GPUs of this machine."""
     monkeypatch.setattr(experiment, "cuda_devices", lambda: ())
 
 
 @pytest.fixture
 def gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One H200, as far as experiments know."""
+    """Pretend that this machine has one H200."""
     monkeypatch.setattr(experiment, "cuda_devices", lambda: (H200,))

@@ -1,4 +1,4 @@
-"""Tiny Hugging Face folders for tests: a Llama of two layers, whole or in shards, and what can be done to one."""
+"""Tiny Hugging Face folders for tests: two layers, whole or in shards, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Tensors = dict[str, Tensor]
 
 @cache
 def template(kind: str, **more: Any) -> Path:
-    """A folder of such a model, saved once; nobody changes it."""
+    """Return a folder with a tiny model of a family. It is saved once and never changed."""
     from transformers import CONFIG_MAPPING
 
     folder = Path(tempfile.mkdtemp(prefix="template-"))
@@ -55,7 +55,7 @@ def template(kind: str, **more: Any) -> Path:
 
 
 def tiny(folder: Path, kind: str = "llama", **more: Any) -> Path:
-    """A copy of it at ``folder``."""
+    """Copy a tiny model to ``folder``."""
     return Path(shutil.copytree(template(kind, **more), folder))
 
 
@@ -73,7 +73,7 @@ def edit(folder: Path, change: Callable[[Tensors], Any], file: str = WHOLE) -> N
 
 
 def shard(folder: Path) -> None:
-    """The whole file becomes two shards and an index."""
+    """Replace the whole file by two shards and an index."""
     tensors = load_file(folder / WHOLE)
     names = sorted(tensors)
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
@@ -87,7 +87,7 @@ def shard(folder: Path) -> None:
 def write_raw(
     path: Path, entries: Mapping[str, tuple[str, list[int], int, int]], data: bytes
 ) -> None:
-    """A safetensors file with any header: of each tensor its type, shape, first and last byte."""
+    """Write a safetensors file with any header: type, shape, first and last byte per tensor."""
     header = json.dumps(
         {
             name: {"dtype": kind, "shape": shape, "data_offsets": [at, to]}
@@ -108,14 +108,14 @@ def rewrite_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def refused(folder: Path, words: str) -> None:
-    """``words`` is a pattern of the one line that says why, from whatever looks at the folder before it starts."""
+    """Assert that a folder is refused with one line that matches the pattern ``words``."""
     with pytest.raises(CheckpointError, match=words) as raised:
         open_checkpoint(folder)
     assert "\n" not in str(raised.value)
 
 
 def logits_of_transformers(folder: Path, tokens: Tensor) -> Tensor:
-    """Of the last position, in fp32."""
+    """Return the logits of the last position, in fp32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     with torch.inference_mode():
         return model.eval()(input_ids=tokens).logits[:, -1]

@@ -1,4 +1,4 @@
-"""Real jobs for tests: mpirun of this Python's environment, in a folder of its own, with a deadline."""
+"""Real jobs for tests: mpirun of this environment, in a folder of its own, with a deadline."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ CLI = ("-m", "dejavubench")
 FP32 = ("--inference-data-type", "fp32")
 BF16 = ("--inference-data-type", "bf16")
 TYPES = {"fp32": FP32, "bf16": BF16}
-"""``auto`` is one or the other, as the CPU has it: no test relies on it. Of two flags the last one counts."""
+"""Flags by type. ``auto`` depends on the CPU, so no test relies on it. The last flag counts."""
 
 SIZES = ("--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
 TINY = ("--device", "cpu", "--threads", "1", *FP32, *SIZES)
-"""A model whose job takes hardly longer than its start."""
+"""Flags of a model whose job takes hardly longer than its start."""
 
 QUICK = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--no-ceilings")
-"""One small point of it."""
+"""Flags of one small point of that model."""
 
 PATIENCE = 120.0
-"""Seconds that a whole job may take on a loaded machine; not a measurement."""
+"""Seconds that a whole job may take on a loaded machine."""
 
 GONE_WITHIN = 10.0
-"""Seconds after a failure within which every process of the job must be gone (the requirement)."""
+"""Seconds after a failure within which every process of a job must have ended."""
 
 
 def mpirun_program() -> str:
@@ -55,9 +55,9 @@ def mpirun_program() -> str:
 
 @functools.cache
 def warm_server() -> Path | None:
-    """The address of the server that ranks are forked by; None where they had better start by themselves."""
+    """Return the address of the server that forks ranks; None if ranks must start by themselves."""
     if shutil.which("nvidia-smi"):
-        return None  # what CUDA and NCCL make of a forked process is not what is tested
+        return None  # CUDA and NCCL behave differently in a forked process
     address = Path(tempfile.mkdtemp(prefix="warm-")) / "socket"
     server = subprocess.Popen(
         [sys.executable, str(HERE / "warm" / "server.py"), str(address)],
@@ -70,20 +70,20 @@ def warm_server() -> Path | None:
     assert server.stdout.readline() == b"ready\n", "the server of warm ranks did not start"
     atexit.register(shutil.rmtree, address.parent)
     atexit.register(server.wait)
-    atexit.register(server.stdin.close)  # first: its sign to end
+    atexit.register(server.stdin.close)  # runs first: the server ends when it closes
     return address
 
 
 class Job:
-    """A job under way; use it as a context, so that nothing outlives a test.
+    """A running job. Use it as a context manager, so that nothing outlives a test.
 
     Args:
-        cwd: where it runs, and writes its logs.
-        ranks: how many.
-        args: of the driver.
-        driver: what Python runs: the command line, or a script of ``tests/mpi``.
-        environment: added to this process's.
-        cold: each rank imports everything itself, as a user's does.
+        cwd: working directory, in which it writes its logs.
+        ranks: number of ranks.
+        args: arguments of the driver.
+        driver: the command line, or a script of ``tests/mpi``, as arguments of Python.
+        environment: variables in addition to those of this process.
+        cold: each rank imports everything itself, as a user's rank does.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Job:
         at: TracebackType | None,
     ) -> None:
         if self.process.poll() is None:
-            self.process.terminate()  # the launcher takes its ranks along
+            self.process.terminate()  # the launcher ends its ranks, too
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
@@ -143,26 +143,26 @@ class Job:
                 self.process.wait()
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """The exit status; a job that is still there after ``timeout`` seconds fails the test."""
+        """Return the exit status. A job that runs longer fails the test."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {timeout:g} s; on stderr:\n{self.stderr[-4000:]}")
 
     def wait_killed(self, rank: int) -> None:
-        """It ends because this rank is killed, and not because something else went wrong."""
+        """Assert that the job ends because this rank was killed."""
         status = self.wait()
         assert status in (signal.SIGKILL, 128 + signal.SIGKILL), (
             f"status {status}: {self.stderr[-4000:]}"
         )
         assert "Traceback" not in self.stderr
-        deadline = time.monotonic() + GONE_WITHIN  # who notes it is a process of its own
+        deadline = time.monotonic() + GONE_WITHIN  # another process writes the note
         while not (first := self.run.first_exits) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert rank in first, self.stderr[-4000:]
 
     def until(self, happened: Callable[[], bool], what: str) -> None:
-        """Wait for something that the job does."""
+        """Wait until ``happened`` returns True; fail the test if the job ends first."""
         deadline = time.monotonic() + PATIENCE
         while not happened():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -181,27 +181,27 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The one run's folder that it has made."""
+        """The folder of the only run."""
         (folder,) = (self.cwd / "logs").iterdir()
         return folder
 
     @property
     def run(self) -> Run:
-        """Its records, which must keep to the rules that all runs do, also while it runs and after it was killed."""
+        """Its records, checked. They must be valid also while it runs and after it was killed."""
         return read_checked(self.folder)
 
     def pid(self, rank: int) -> int:
-        """A rank's process, as its first record tells."""
+        """Return the process id of a rank, from its first record."""
         return next(info.pid for at, info in self.run.of(RankInfo) if at == rank)
 
     def interrupt(self) -> None:
-        """What Ctrl-C does to mpirun."""
+        """Send mpirun what Ctrl-C sends."""
         self.process.send_signal(signal.SIGINT)
 
     def all_gone(self, timeout: float = GONE_WITHIN) -> None:
-        """Every rank's process has ended, or does so within ``timeout`` seconds."""
+        """Assert that every rank's process ends within ``timeout`` seconds."""
         pids = {info.pid for _, info in self.run.of(RankInfo)}
-        assert pids, "no rank has said which process it is"
+        assert pids, "no rank has recorded its process id"
         deadline = time.monotonic() + timeout
         while left := {pid for pid in pids if _runs(pid)}:
             assert time.monotonic() < deadline, f"processes {left} are still there"
@@ -225,14 +225,14 @@ def run(
     status: int = 0,
     cold: bool = False,
 ) -> Job:
-    """A job that has come to its end with ``status``."""
+    """Run a job to its end and assert its exit status."""
     with Job(cwd, ranks, *args, driver=driver, environment=environment, cold=cold) as job:
         assert job.wait() == status, job.stderr[-4000:] + job.stdout[-1000:]
         return job
 
 
 def processed(folder: Path, style: str = "table") -> str:
-    """What ``dejavubench process FOLDER`` prints."""
+    """Return the output of ``dejavubench process FOLDER``."""
     result = CliRunner().invoke(
         main, ["process", str(folder), "--format", style], env=dict.fromkeys(LAUNCHED)
     )
@@ -242,7 +242,7 @@ def processed(folder: Path, style: str = "table") -> str:
 
 @contextmanager
 def small_disk(folder: Path, nbytes: int) -> Iterator[None]:
-    """A tmpfs at ``folder``; skips where this user may not mount one."""
+    """Mount a small tmpfs at ``folder``; skip the test if this user may not mount."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)],

@@ -1,4 +1,4 @@
-"""A destination that keeps what it is given, for the tests of the manager, and small caches to stream to it."""
+"""A destination in memory for the tests of the manager, and small caches to stream to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 30.0
 
 INPUT_LEN, STEPS = 4, 3
 WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 300
-"""Slots that hold several layers of the small cache, and those that not even one request of the prompt fits."""
+"""Slot sizes: one holds several layers, one holds not even one request of the prompt."""
 
 
 def small_geometry(layout: KVLayout = KVLayout.HND) -> KVGeometry:
@@ -37,7 +37,9 @@ def schedule_of(
 
 
 class Memory(Destination):
-    """Keeps what it is given; chunks become complete as the test allows, and packed buffers are watched till then.
+    """A destination that keeps its chunks, which become complete when the test allows it.
+
+    Packed buffers are watched until then: nobody may change them.
 
     Attributes:
         allowed: chunks of each stream that may become complete.

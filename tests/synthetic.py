@@ -1,6 +1,7 @@
-"""Run folders as `dejavubench run` leaves them, written through the classes of records.py, with known answers.
+"""Run folders as `dejavubench run` leaves them, with known answers.
 
-Each round has a drift of its own, shared by all its arms, so that only paired statistics recover an arm's factor.
+Each round has a drift of its own that all its arms share, so that only paired statistics recover
+an arm's factor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sinks for the tests of ``tcp``: real ``dejavubench sink`` processes, and peers of every kind that come to them."""
+"""Real ``dejavubench sink`` processes for the tests of ``tcp``, and peers of every kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEADLINE = "1s"
 
 
 class SinkProcess:
-    """``dejavubench sink`` on a free port of this host, in a folder of its own; use it as a context."""
+    """A ``dejavubench sink`` on a free port of this host, as a context manager."""
 
     def __init__(
         self, cwd: Path, *args: object, token: str = TOKEN, listen: str = "127.0.0.1:0"

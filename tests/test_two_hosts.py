@@ -154,7 +154,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
         ),
         (
             ["--rate", "1Gbit/s", "--", "plan"],
-            "'plan' is not what runs under mpirun: write -- run …",
+            "'plan' does not run under mpirun: write -- run …",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Run by test_parallel.py under mpirun with 4 ranks: each collective by itself, checked on every rank."""
+"""Test each collective on 4 ranks; test_parallel.py runs this under mpirun."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sums_and_gathers(mpi: MPICollectives, place: Topology) -> None:
 
 
 def hand_over(mpi: MPICollectives, place: Topology) -> None:
-    """Several microbatches on their way at once, taken out of order; large enough not to be sent eagerly."""
+    """Send several microbatches at once and take them out of order; too large for eager sends."""
     shape, ubatches = (2, 300, 512), 4
 
     def hidden(stage: int, ubatch: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""Run by test_run.py under mpirun: dejavubench's own command line that also writes the tokens it generates.
+"""The command line of dejavubench that also writes its tokens; test_run.py runs it under mpirun.
 
-Every measured iteration on a rank that sees tokens becomes one line, [microbatches, B, T], of ``tokens-<rank>``.
+Each measured iteration on a rank that sees tokens becomes one line of ``tokens-<rank>``:
+[microbatches, B, T].
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Run by test_faults.py under mpirun: dejavubench's own command line with one fault in it.
+"""The command line of dejavubench with one fault in it; test_faults.py runs it under mpirun.
 
-``faulty.py FAULT[:ARGUMENT…] run …`` replaces one of the product's functions and then calls its main. A fault
-strikes in iteration 2, so that there are records of iterations before it, and says so in ``struck-<rank>``.
+``faulty.py FAULT[:ARGUMENT…] run …`` replaces a function of the product and then calls its main.
+A fault strikes in iteration 2, so that there are records of earlier iterations, and writes
+``struck-<rank>``.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def deaf_sink() -> None:
 
 @fault
 def disk_fails(phase: str, how: str, rank: str = "0") -> None:
-    """In a phase the device of one rank refuses what streaming writes, or reads back: once, or from then on."""
+    """Let the device of one rank fail a write or read of streaming in a phase, once or for good."""
     code = getattr(errno, how)
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,7 +165,7 @@ def record_limit(nbytes: str) -> None:
 
 @fault
 def late(how: str) -> None:
-    """Rank 1 stays behind before the session begins, or fails there, while rank 0 waits for it within MPI."""
+    """Stop or fail rank 1 before the session begins, while rank 0 waits for it within MPI."""
     if RANK == 1:
 
         def make(original: Callable[..., Any]) -> Callable[..., Any]:

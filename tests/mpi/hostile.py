@@ -1,4 +1,4 @@
-"""The command line in a process whose standard output is full, or that may open few files: ``hostile.py WHAT …``."""
+"""The command line with a full standard output, or few open files: ``hostile.py WHAT …``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mpi/faulty.py's faults are made of: replacing a function of the product, in the right phase, and saying so."""
+"""Tools for the faults of mpi/faulty.py: replace a function in the right phase and note it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Run by test_restart.py under mpirun: dejavubench's own command line that is killed at a point of its token phase.
+"""The command line of dejavubench, killed in its token phase; test_restart.py runs it under mpirun.
 
-``killed.py RANK:POINT:N[:FRACTION] run …``: in the phases ``tokens`` and ``drain`` that rank kills itself, as nobody
-can catch, when it comes, N times having passed it, to a ``step`` of the model, a ``sync`` of its stream's file, or a
-``write`` to it, of which only that fraction is written (past the page cache, whole pages of it).
+``killed.py RANK:POINT:N[:FRACTION] run …``: in the phases ``tokens`` and ``drain`` the rank kills
+itself with SIGKILL after it has passed POINT N times. POINT is a ``step`` of the model, a ``sync``
+of the stream's file, or a ``write`` to it. Of that write only FRACTION is written (with ``direct``,
+whole pages of it).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Run by hand with 2 ranks: what the nccl destination moves a second beside a bare loop: ``[--loopback] [SLOTS …]``.
+"""Measure the nccl destination beside a bare loop, by hand with 2 ranks.
 
-Chunks of 16 MiB of a cache in ``hnd``, level 3 with no model beside: gather, send, scatter, acknowledgement.
+``nccl_bandwidth.py [--loopback] [SLOTS …]`` streams chunks of 16 MiB of a cache in ``hnd`` at level
+3, without a model: gather, send, scatter, acknowledgement.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dejavubench.parallel.nccl import NCCLPair
 
 CHUNK, CHUNKS, ROUNDS = 16 << 20, 256, 7
 GEOMETRY = KVGeometry(CHUNKS, 8, 16, 512, 128, 1)
-"""A layer is a chunk: 2 (K and V) · 8 requests · 16 heads · 512 positions · 128 elements of a byte."""
+"""A layer is a chunk: 2 (K and V) · 8 requests · 16 heads · 512 positions · 128 elements."""
 
 
 def raw(link: NCCLPair, sends: bool, slots: list[torch.Tensor], world: MPI.Intracomm) -> float:
@@ -83,9 +84,11 @@ def measure(world: MPI.Intracomm, device: torch.device, number: int, loopback: b
     if world.rank == 0:
         rates = [CHUNK * CHUNKS / median(times[1:]) / 1e9 for times in (bare, streamed)]
         print(
-            f"{torch.cuda.get_device_name(device)}, {f'loopback, {found.way}' if found else 'two GPUs'}: "
-            f"bare loop {rates[0]:.1f} GB/s, nccl destination {rates[1]:.1f} GB/s ({rates[1] / rates[0]:.0%}); "
-            f"median of {ROUNDS - 1}, {CHUNKS} chunks of {CHUNK >> 20} MiB, {number} slots a side; CPU a chunk: "
+            f"{torch.cuda.get_device_name(device)}, "
+            f"{f'loopback, {found.way}' if found else 'two GPUs'}: "
+            f"bare loop {rates[0]:.1f} GB/s, nccl destination {rates[1]:.1f} GB/s "
+            f"({rates[1] / rates[0]:.0%}); median of {ROUNDS - 1}, {CHUNKS} chunks of "
+            f"{CHUNK >> 20} MiB, {number} slots per side; CPU per chunk: "
             f"source {microseconds[0]:.0f} µs, sink {microseconds[1]:.0f} µs"
         )
         streamer.close()

@@ -1,4 +1,4 @@
-"""Run by test_nccl.py, a GPU a rank: ``nccl_collectives.py TENSOR_SIZE STAGES``; every rank checks."""
+"""Check collectives with one GPU per rank, for test_nccl.py: arguments TENSOR_SIZE STAGES."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sums_and_gathers(nccl: NCCLCollectives, place: Topology, device: torch.devic
 
 
 def captured(nccl: NCCLCollectives, place: Topology, device: torch.device) -> None:
-    """A sum and a gather within a CUDA graph, replayed with other data, while nothing is synchronised in between."""
+    """Replay a sum and a gather of a CUDA graph with other data, without synchronising between."""
     x = torch.zeros(8, 4096, dtype=torch.float16, device=device)
     nccl.all_gather(nccl.all_reduce(x + 1))
     torch.cuda.synchronize()

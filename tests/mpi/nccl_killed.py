@@ -1,6 +1,7 @@
-"""Run by test_nccl.py with 2 ranks: ``nccl_killed.py source|sink LEVEL``: that one stops within a stream.
+"""Stop one of 2 ranks within a stream, for test_nccl.py: ``nccl_killed.py source|sink LEVEL``.
 
-It stops dead and stays, so that the launcher has nothing to clean up: what ends the other one is its own deadline.
+The rank stops but stays, so that the launcher has nothing to clean up. Only its own deadline ends
+the other rank.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GEOMETRY = KVGeometry(8, 4, 8, 130, 64, 2)
 
 
 class Stopping:
-    """A link that stops its rank for ever at its ``last`` message, once the other side waits for that."""
+    """A link that stops its rank for ever at message ``last``, which the other side waits for."""
 
     def __init__(self, link: Any, last: int) -> None:
         self._link = link

@@ -1,4 +1,4 @@
-"""What the scripts of this folder that stream from GPU to GPU share: two ranks, one pair, random caches."""
+"""Two ranks, one pair and random caches, for the scripts that stream from GPU to GPU."""
 
 from __future__ import annotations
 

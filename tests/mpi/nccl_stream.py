@@ -1,6 +1,7 @@
-"""Run by test_nccl.py with 2 ranks: every layout and level from one GPU's cache into another's, two microbatches.
+"""Stream two microbatches from GPU to GPU in every layout and level, for test_nccl.py with 2 ranks.
 
-``nccl_stream.py SOURCE [--loopback | --refused]``: which rank is the source; both ranks on one card.
+``nccl_stream.py SOURCE [--loopback | --refused]``: SOURCE is the rank of the source; the options
+put both ranks on one GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SLOTS = (1 << 16, 1 << 12)
 
 MICROBATCHES = 2
 BUSY = 5_000_000
-"""Cycles that the model's stream is busy with before each layer: chunks are announced long before they are there."""
+"""Cycles that keep the model's stream busy, so that chunks are announced long before they exist."""
 
 
 def send(

@@ -1,7 +1,7 @@
-"""Run by test_nixl.py under mpirun: a source and a sink of nixl, with nothing above them.
+"""A bare source and sink of nixl; test_nixl.py runs this under mpirun.
 
-Rank 0 says what it found: how far it gets while the sink takes nothing, that all arrives once it does, what it makes of
-a place of other bytes, and whether the two processes use their cores while both sleep.
+Rank 0 prints how far it gets while the sink takes nothing, that all arrives afterwards, how it
+refuses a remote buffer of another size, and the CPU time of both processes while they sleep.
 """
 
 from __future__ import annotations

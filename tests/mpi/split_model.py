@@ -1,6 +1,7 @@
-"""Run by test_parallel.py under mpirun: split models against the unsplit ones, all microbatches in flight.
+"""Compare split models with unsplit ones; test_parallel.py runs this under mpirun.
 
-Each source runs its shard; rank 0 also runs the unsplit model by itself and prints both, one line of JSON a case.
+Each source runs its shard with all microbatches in flight. Rank 0 also runs the unsplit model and
+prints both, one line of JSON per case.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ Tokens = list[list[list[int]]]  # [ubatch][step][request]
 def split(
     model: GPT, stages: int, mpi: MPICollectives, layout: KVLayout
 ) -> tuple[Tokens, list[torch.Tensor]]:
-    """New tokens (first stage), and the last logits [B, vocabulary rows] of each microbatch (last stage)."""
+    """Return new tokens (first stage) and last logits [B, vocabulary rows] (last stage)."""
     ubatches = range(stages)
     caches = [cache_for(model, layout) for _ in ubatches]
     tokens: Tokens = [[] for _ in ubatches]

@@ -1,9 +1,9 @@
-"""Run by test_streaming_mpi.py under mpirun: the mpi destination and its sink, all layouts and levels.
+"""The mpi destination and its sink in all layouts and levels, for test_streaming_mpi.py.
 
-``stream_worker.py SOURCES,SPLIT,SOURCE_UBATCH,SINK_UBATCH …``, one after another: the first ranks are sources, the
-others sinks; those of one side share the ``layers`` (pipeline stages) or the ``heads`` (tensor parallel). The
-microbatch sizes of the two sides may differ. What is true of the whole model's cache is known to every rank, so each
-sink checks every byte.
+``stream_worker.py SOURCES,SPLIT,SOURCE_UBATCH,SINK_UBATCH …`` runs its cases one after another. The
+first ranks are sources, the others sinks. The ranks of one side share the ``layers`` (pipeline
+stages) or the ``heads`` (tensor parallel). The microbatch sizes of the two sides may differ. Every
+rank knows the right cache of the whole model, so each sink checks every byte.
 """
 
 from __future__ import annotations
@@ -168,7 +168,10 @@ def setup_of(workers: int, split: str, ubatch_size: int) -> Setup:
 
 
 def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
-    """Every layout, level and slot, between two ranks also twice with other data; how many messages have moved."""
+    """Stream every layout, level and slot size; return the number of messages.
+
+    Two ranks also stream twice with other data.
+    """
     total = 0
     for number, layout in enumerate(KVLayout):
         for level in LEVELS.values():

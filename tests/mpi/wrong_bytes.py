@@ -1,4 +1,4 @@
-"""Faults of mpi/faulty.py that go unnoticed until verification: bytes or tokens that are not what they should be."""
+"""Faults of mpi/faulty.py that only verification can notice: wrong bytes and wrong tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dejavubench.models.gpt import GPT
 
 @fault
 def corrupt(layer: str, kv: kvcache.KV, request: str, head: str, position: str) -> None:
-    """One byte of the sink's cache is changed as soon as the chunk that it belongs to has arrived."""
+    """Change one byte of the sink's cache as soon as its chunk has arrived."""
     spans = [Span(int(at), int(at) + 1) for at in (layer, request, head, position)]
     byte = Region(*spans)
 
@@ -95,7 +95,7 @@ def scatter_twice(position: str, wrong: str) -> None:
 
 @fault
 def gather_step_early() -> None:
-    """The chunk of decode step 1 is gathered when the prompt is in place: its position is not written yet."""
+    """Gather the chunk of decode step 1 too early, before its position is written."""
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def step_ready(self: manager.CacheManager, step: int, tokens: Any = None) -> None:
@@ -164,7 +164,7 @@ def corrupt_file(step: str, layer: str) -> None:
 
 @fault
 def corrupt_flush(step: str) -> None:
-    """The packed chunk of a step is changed before it is written and before its checksum is made."""
+    """Change the packed chunk of a step before its checksum is made and before it is written."""
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def flush(
@@ -182,7 +182,7 @@ def corrupt_flush(step: str) -> None:
 
 @fault
 def wrong_token(step: str, request: str) -> None:
-    """The model takes another token than the likeliest once; its cache follows, so all bytes are right."""
+    """Let the model take a wrong token once. Its cache follows, so all bytes are right."""
     calls = 0
 
     def make(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -203,7 +203,7 @@ def wrong_token(step: str, request: str) -> None:
 
 @fault
 def corrupt_brought_back() -> None:
-    """One byte of V of the last stage's microbatch 1 is changed once all is computed, before it is brought back."""
+    """Change one byte of V of the last stage's microbatch 1 before it is brought back."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def bring_back(self: swapper.Swapper, ubatch: int) -> KVCache:

@@ -1,8 +1,8 @@
-"""What ``mpirun`` starts in place of a rank: it has ``server.py`` fork that, and stands for it.
+"""A stand-in that ``mpirun`` starts in place of a rank. It asks ``server.py`` to fork the rank.
 
-It hands over its arguments, its environment and its open files, passes signals on, and ends as the rank ends: until
-then the launcher's file is open here too, so that the launcher learns of an end when the rank is gone. It imports
-little, for it is started for every rank.
+It hands over its arguments, environment and open files, passes signals on, and ends as the rank
+ends. Until then the launcher's file is open here, too, so the launcher learns of the end when the
+rank is gone. The stand-in imports little, because it is started for every rank.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import sys
 from typing import NoReturn
 
 SOCKET = "WARM_SOCKET"
-"""Environment variable with the address of the server."""
+"""Environment variable: address of the server."""
 
 LAUNCHERS_FILE = "PMI_FD"
-"""Environment variable in which MPICH's launcher tells a rank through which open file it talks to it."""
+"""Environment variable: number of the open file by which MPICH's launcher talks to a rank."""
 
 
 def main(argv: list[str]) -> NoReturn:

@@ -1,7 +1,7 @@
-"""Ranks that start warm: this process imports what a rank needs, and forks each one when the launcher starts it.
+"""A server that imports what ranks need, and forks each rank when the launcher starts it.
 
-Importing torch takes a rank seconds, a tiny model's whole job a tenth of that. MPI is loaded here but begins in the
-rank, as the launcher's own process would have it. ``server.py ADDRESS`` serves until its standard input closes.
+Importing torch takes seconds, a tiny model's whole job a tenth of that. MPI is loaded here, but
+begins in the rank. ``server.py ADDRESS`` serves until its standard input closes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import traceback
 from typing import NoReturn
 
 HIGH = 200
-"""The server's own files are numbered from here on, out of the way of a rank's."""
+"""The server's own files have numbers from here on, so that a rank's numbers are free."""
 
 
 def serve(listener: socket.socket) -> None:
@@ -30,9 +30,8 @@ def serve(listener: socket.socket) -> None:
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(0, selectors.EVENT_READ)
-    ranks: dict[
-        int, tuple[int, socket.socket]
-    ] = {}  # process and who stands for it, by the process's own file
+    # Process id and connection of its stand-in, by the pidfd of the process.
+    ranks: dict[int, tuple[int, socket.socket]] = {}
     while True:
         for key, _ in selector.select():
             if key.fileobj == 0:
@@ -43,14 +42,11 @@ def serve(listener: socket.socket) -> None:
                     pid = _fork(
                         connection, selector, [listener, *(each for _, each in ranks.values())]
                     )
-                except (
-                    EOFError
-                ):  # the launcher has killed who stood for a rank before there was one
+                except EOFError:  # the launcher has killed the stand-in before there was a rank
                     connection.close()
                     continue
-                with contextlib.suppress(
-                    BrokenPipeError
-                ):  # likewise: the connection's end is seen next
+                # The same may happen now; the end of the connection is then seen next.
+                with contextlib.suppress(BrokenPipeError):
                     connection.sendall(pid.to_bytes(4, "little"))
                 file = _high(os.pidfd_open(pid))
                 ranks[file] = pid, connection
@@ -58,7 +54,7 @@ def serve(listener: socket.socket) -> None:
                 selector.register(connection, selectors.EVENT_READ, file)
             elif key.data in ranks:
                 pid, connection = ranks.pop(key.data)
-                if key.fileobj is connection:  # the launcher has killed who stood for it
+                if key.fileobj is connection:  # the launcher has killed the stand-in
                     os.kill(pid, signal.SIGKILL)
                 status = os.waitpid(pid, 0)[1]
                 with contextlib.suppress(BrokenPipeError):
@@ -72,12 +68,11 @@ def serve(listener: socket.socket) -> None:
 def _fork(
     connection: socket.socket, selector: selectors.BaseSelector, own: list[socket.socket]
 ) -> int:
-    """The process that does what the other end asks for; in that process itself it does not return."""
+    """Fork a process for the request and return its id. In that process this never returns."""
     nbytes, files, _, _ = socket.recv_fds(connection, 4, 8)
     try:
-        request = json.loads(
-            _exactly(connection, int.from_bytes(nbytes, "little") or 1)
-        )  # 1: it has gone already
+        # Without a length the other end has gone already, and reading 1 byte raises EOFError.
+        request = json.loads(_exactly(connection, int.from_bytes(nbytes, "little") or 1))
     except EOFError:
         for file in files:
             os.close(file)
@@ -98,7 +93,11 @@ def _fork(
 
 
 def _exactly(connection: socket.socket, nbytes: int) -> bytes:
-    """Raises EOFError: the other end has gone."""
+    """Return ``nbytes`` bytes.
+
+    Raises:
+        EOFError: the other end has gone.
+    """
     got = bytearray()
     while len(got) < nbytes:
         more = connection.recv(nbytes - len(got))
@@ -109,7 +108,7 @@ def _exactly(connection: socket.socket, nbytes: int) -> bytes:
 
 
 def _high(file: int) -> int:
-    """The same open file under a number that is out of the way."""
+    """Return the same open file under a high number."""
     number = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, HIGH)
     os.close(file)
     return number
@@ -120,7 +119,7 @@ def _high_socket(low: socket.socket) -> socket.socket:
 
 
 def _run(argv: list[str], environment: dict[str, str], cwd: str) -> NoReturn:
-    """What ``python ARGV…`` does, in a process that is a rank from now on."""
+    """Do what ``python ARGV…`` does. This process is a rank from now on."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
@@ -152,9 +151,9 @@ def _run(argv: list[str], environment: dict[str, str], cwd: str) -> NoReturn:
 
 
 def _exit(status: int) -> NoReturn:
-    """As an interpreter ends, but for its taking to pieces of all that was imported, which takes the longest.
+    """End as an interpreter does, without taking all modules to pieces, which takes the longest.
 
-    MPI has handlers of C's own ``exit``, by which it takes leave of the launcher.
+    MPI's handlers of C's ``exit`` tell the launcher.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
