@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dejavubench.bench.batchmaker import BatchMaker, LogitsError, NoStreaming
+from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.checks.logits import LogitsError
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 

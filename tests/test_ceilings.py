@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dejavubench.bench import environment
+from dejavubench.bench.environment import facts as environment
 from dejavubench.bench.probes import device as device_ceilings
 from dejavubench.bench.probes.ceilings import HELD_AGAINST, PAIRS, Ceilings
 from dejavubench.bench.probes.device import (

@@ -21,8 +21,8 @@ from synthetic import AGAIN, NONE, arm, write_run
 
 from dejavubench.analysis import conditions
 from dejavubench.analysis.render import report
-from dejavubench.bench import conditions as measured
-from dejavubench.bench.conditions import Conditions
+from dejavubench.bench.environment import conditions as measured
+from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.cli import conditions as dry
 from dejavubench.cli import main
 from dejavubench.machine import sharedmemory

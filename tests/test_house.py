@@ -54,6 +54,10 @@ WALK = (
     "cli/run.py",
     "bench/session.py",
     "bench/rounds.py",
+    "bench/iteration.py",
+    "bench/scenarios/registry.py",
+    "bench/scenarios/plain.py",
+    "bench/batchmaker.py",
     "bench/clock.py",
 )
 """The files that one request passes from the command line to the clock, in order."""

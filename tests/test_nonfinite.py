@@ -13,9 +13,10 @@ from jobs import run
 from test_gpt import GPT2, VOCAB, build, poisoned, prompts
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import BatchMaker, LogitsError, NoStreaming
-from dejavubench.bench.prompts import Prompts
-from dejavubench.bench.steps import steps_of
+from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.checks.logits import LogitsError
+from dejavubench.bench.point.prompts import Prompts
+from dejavubench.bench.point.steps import steps_of
 from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint

@@ -15,7 +15,7 @@ from test_gpt import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dejavubench.bench.prompts import Prompts, make_prompts
+from dejavubench.bench.point.prompts import Prompts, make_prompts
 from dejavubench.config.experiment import load
 from dejavubench.config.promptfile import PromptError, read_prompts
 from dejavubench.dejavulib.kvcache import KVLayout

@@ -7,7 +7,7 @@ from itertools import islice, pairwise, permutations
 
 import pytest
 
-from dejavubench.bench.rounds import orders, williams
+from dejavubench.bench.orders import orders, williams
 
 ARMS = range(1, 13)
 

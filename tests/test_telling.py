@@ -11,8 +11,8 @@ import pytest
 from failing import Failing
 from jobs import small_disk
 
-from dejavubench.bench.recorder import Recorder, write_header
-from dejavubench.bench.telling import in_words, report, status_of
+from dejavubench.bench.failures.report import in_words, report, status_of
+from dejavubench.bench.recording.recorder import Recorder, write_header
 from dejavubench.cli.streams import Closed, Guarded
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError

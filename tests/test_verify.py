@@ -12,8 +12,10 @@ from caches import logical_ids, random_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.bench.side import Side
-from dejavubench.bench.verify import Piece, as_integers, compare, compare_packed
+from dejavubench.bench.checks.arrived import Piece, compare
+from dejavubench.bench.checks.bits import as_integers
+from dejavubench.bench.checks.held import compare_packed
+from dejavubench.bench.plan.side import Side
 from dejavubench.config.points import DataType, LayoutName, Point
 from dejavubench.dejavulib.copies import aligned_buffer, gather, scatter
 from dejavubench.dejavulib.destinations.base import Stream

@@ -1,33 +1,141 @@
-"""The order of arms in each round, balanced so that each arm follows each other one equally often."""
+"""The rounds of one point: reference, warm-up, then every arm once per round."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
+
+import torch
+
+from dejavubench import records
+from dejavubench.bench.batchmaker import tokens_of
+from dejavubench.bench.beside import Beside
+from dejavubench.bench.iteration import Iterations
+from dejavubench.bench.orders import orders
+from dejavubench.bench.point.ends import Ends
+from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.point.source import Source
+from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.scenarios import registry
+from dejavubench.bench.scenarios.registry import Scenarios
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.config.points import Point
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import polite_barrier, polite_bcast
+
+Enough = Callable[[list[records.Iteration], set[str]], bool]
+"""Return whether iterations so far give the precision that was asked for, without failed arms."""
 
 
-def williams(arms: int) -> list[list[int]]:
-    """Orders of ``arms`` treatments, balanced for carry-over: ``arms`` of them, twice that if it is odd.
+class Rounds:
+    """One rank's part in measuring one point. Making one is collective, as is every method.
 
-    E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments",
-    Aust. J. Sci. Res. A 2 (1949): the first order is 0, 1, n−1, 2, n−2, …; the others add 1, 2, … modulo n,
-    and for odd n the reversed orders are needed as well.
+    Args:
+        model: this worker's part of the model, loaded; None on a sink that only receives.
+        beside: number of rounds after which ceilings, and each destination alone, are measured.
     """
-    first = [(place + 1) // 2 if place % 2 else (arms - place // 2) % arms for place in range(arms)]
-    orders = [[(arm + shift) % arms for arm in first] for shift in range(arms)]
-    return orders + [order[::-1] for order in orders] if arms % 2 else orders
 
+    def __init__(
+        self,
+        context: RunContext,
+        point: Point,
+        model: GPT | None,
+        progress: Progress,
+        beside: int,
+    ) -> None:
+        self._context = context
+        self._progress = progress
+        ends = Ends.connect(context, point)
+        self._part: Source | Sink
+        if context.ranks.is_source:
+            assert model is not None
+            self._part = Source(ends, model)
+        else:
+            self._part = Sink(ends, model)
+        self._scenarios = Scenarios(context.experiment, self._part)
+        self._iterations = Iterations(context, point, self._scenarios, progress)
+        self._beside = Beside(ends, self._part, self._iterations, progress, beside)
 
-def orders(arms: int, seed: int) -> Iterator[list[int]]:
-    """An endless sequence of orders; every rank derives the same one from the seed.
+    @property
+    def failed(self) -> set[str]:
+        """The names of the arms that have failed."""
+        return self._iterations.failures.names
 
-    Each block is a Williams design with its treatments and its rows shuffled, so that any number of rounds
-    is unpredictable and whole blocks are balanced.
-    """
-    shuffler = random.Random(seed)
-    while True:
-        names = list(range(arms))
-        shuffler.shuffle(names)
-        block = [[names[arm] for arm in order] for order in williams(arms)]
-        shuffler.shuffle(block)
-        yield from block
+    def measure(self, enough: Enough | None) -> None:
+        """Measure the point.
+
+        Args:
+            enough: asked on rank 0 after each round beyond the wanted ones; None: rounds are
+                counted.
+
+        Raises:
+            VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
+        """
+        experiment = self._context.experiment
+        if registry.of_run(experiment).once:
+            self._find_expected()
+            for place, arm in enumerate(self._context.schedule.arms):
+                self._iterations.run(arm, None, place)
+            return
+        with self._context.conditions.measuring():
+            self._find_expected()
+            self._warm_up()
+            self._beside.prepare()
+            self._measure_rounds(enough)
+            self._beside.record()
+
+    def _warm_up(self) -> None:
+        experiment, arms = self._context.experiment, self._context.schedule.arms
+        order = orders(len(arms), experiment.seed)
+        for _ in range(experiment.warmup):
+            for place, number in enumerate(next(order)):
+                self._iterations.run(arms[number], None, place)
+
+    def _measure_rounds(self, enough: Enough | None) -> None:
+        arms = self._context.schedule.arms
+        order = orders(len(arms), self._context.experiment.seed + 1)
+        began, round = time.monotonic(), 0
+        while not self._finished(round, time.monotonic() - began, enough):
+            for place, number in enumerate(next(order)):
+                self._iterations.run(arms[number], round, place)
+            self._beside.after(round)
+            round += 1
+
+    def _finished(self, rounds: int, elapsed: float, enough: Enough | None) -> bool:
+        """Return whether no further round is needed. Collective, where precision is asked for."""
+        experiment, arms = self._context.experiment, self._context.schedule.arms
+        if not self._iterations.failures.left(arms):
+            return True
+        if rounds < experiment.rounds:
+            return False
+        if enough is None:
+            return True
+        late = elapsed > experiment.max_time
+        on_first = self._context.ranks.rank == 0
+        done = late or (on_first and enough(self._iterations.done, self.failed))
+        if polite_bcast(self._context.ranks.world, done):
+            return True
+        self._progress.more(len(arms))
+        return False
+
+    def _find_expected(self) -> None:
+        """Run the requests undisturbed, where verification compares every arm's tokens."""
+        if not self._context.experiment.verify:
+            return
+        part, undisturbed, tokens = self._part, None, torch.empty(0)
+        if isinstance(part, Source):
+            undisturbed = part.undisturbed(
+                lambda phase: self._iterations.mark(f"reference {phase}")
+            )
+            tokens = tokens_of(undisturbed)
+        # Where the last stage finds its logits wrong, no rank may go on.
+        polite_barrier(self._context.ranks.world, "reference")
+        if isinstance(part, Source):
+            part.write_tokens(tokens)
+        for scenario in self._scenarios.all(self._context.schedule.arms):
+            scenario.expect(undisturbed, tokens)
+
+    def close(self) -> None:
+        self._scenarios.close()
+        self._part.close()
+        self._beside.close()

@@ -1,7 +1,7 @@
 """One session under ``mpirun``: every point of the experiment, one after the other.
 
-Every rank runs :func:`run` with the same experiment and derives the same schedule from it, so that nothing
-is negotiated while a clock runs. Between measurements ranks meet in barriers that sleep.
+Every rank runs :func:`run` with the same experiment and derives the same schedule from it, so that
+nothing is negotiated while a clock runs. Between measurements ranks meet in barriers that sleep.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from dejavubench.bench.job import Job, abort_all
-from dejavubench.bench.point import BESIDE, BESIDE_LATER, Enough, PointSession, load_model
-from dejavubench.bench.progress import Progress
-from dejavubench.bench.verify import VerificationError
+from dejavubench import records
+from dejavubench.bench.beside import BESIDE, BESIDE_LATER
+from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.failures.report import abort, abort_all
+from dejavubench.bench.point.models import Models, give_memory_back
+from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.rounds import Enough, Rounds
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.start import start
 from dejavubench.bench.watching.watch import Watch
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point
 from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import polite_barrier
+from dejavubench.parallel.collectives import polite_barrier, polite_gather
+from dejavubench.wholefile import write_whole
 
 
 def run(
@@ -39,104 +42,107 @@ def run(
     Args:
         experiment: the same on every rank.
         command: as it was typed, for the record.
-        enough: whether a point's iterations so far give the precision that was asked for; None: rounds are counted.
+        enough: returns whether a point's iterations so far are precise enough; None: rounds are
+            counted.
         on_end: called on rank 0 with the run's folder once all records are in it.
-        watch: over the ranks of this host, on the one that has started it.
+        watch: watches the ranks of this host, on the rank that has started it.
 
     Returns:
-        The process's exit status: 0 if all that was asked ran and verified. A rank that fails ends the whole job.
+        The process's exit status: 0 if all that was asked ran and verified. A rank that fails ends
+        the whole job.
 
     Raises:
         UsageError: on every rank, before anything has started.
     """
     try:
-        job = Job(experiment, command, watch)
+        context = start(experiment, command, watch)
     except UsageError:
         raise
     except BaseException as error:  # noqa: BLE001 - as below
         abort_all(error, "start")
-    gc.freeze()  # imports: to look through them before each iteration takes longer than a small model's whole iteration
+    # Looking through all imports before each iteration would take longer than a small model does.
+    gc.freeze()
     try:
-        verified = _measure_all(job, enough)
-        job.finish(verified)
-        if job.rank == 0 and on_end is not None:
+        verified = _measure_all(context, enough)
+        _finish(context, verified, watch)
+        if context.ranks.rank == 0 and on_end is not None:
             with pulse.during(pulse.PATIENT):
-                on_end(job.folder)
-            print(f"records: {job.folder}", file=sys.stderr)
-        polite_barrier(job.world, "end")
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
-        job.abort(error)
+                on_end(context.workspace.folder)
+            print(f"records: {context.workspace.folder}", file=sys.stderr)
+        polite_barrier(context.ranks.world, "end")
+    except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
+        abort(context.workspace.recorder, error)
     return 0 if verified else 1
 
 
-def _measure_all(job: Job, enough: Enough | None) -> bool:
-    """Whether every arm of every point verified; the first whose bytes are wrong ends the session."""
-    ok = True
-    points = [point for point in job.experiment.points() if point.id not in job.skipped]
-    arms = [arm for arm in job.experiment.arms() if not arm.skipped]
-    each = len(arms) * (job.experiment.warmup + job.experiment.rounds)
-    with Progress(each * len(points), shown=job.rank == 0) as progress:
-        models = _Models(job, progress.say)
-        if len(arms) == 1 and len(points) > 1:
-            progress.say(
-                "text lines of several points are not mixed on stdout: each has a .log in the run's folder"
+def _measure_all(context: RunContext, enough: Enough | None) -> bool:
+    """Return whether every arm of every point verified; the first wrong byte ends the context."""
+    experiment, schedule = context.experiment, context.schedule
+    iterations = len(schedule.arms) * (experiment.warmup + experiment.rounds)
+    verified = True
+    with Progress(iterations * len(schedule.points), context.ranks.rank == 0) as progress:
+        _say_notes(context, progress)
+        models = Models(context, progress.say)
+        for number, point in enumerate(schedule.points):
+            model = _load(context, point, models)
+            rounds = Rounds(
+                context, point, model, progress, BESIDE if number == 0 else BESIDE_LATER
             )
-        for id, reason in job.skipped.items():
-            progress.say(f"{id} SKIPPED: {reason}")
-        for note in job.conditions.notes():
-            progress.say(f"note: {note}")
-        for point in points:
-            if job.computes:
-                job.recorder.phase("load", point=point.id)
-            else:
-                pulse.mark(
-                    f"load, point {point.id}"
-                )  # of the others: a sink has nothing to record of it
-            with pulse.during(pulse.PATIENT):  # however long it takes, here or on another host
-                model = models.of(point) if job.computes else None
-                polite_barrier(job.world, "load")
-            beside = BESIDE if point is points[0] else BESIDE_LATER
-            session = PointSession(job, point, model, progress, beside)
             try:
-                if job.experiment.resume is not None:
-                    session.resume(job.saved)
-                else:
-                    with job.conditions.measuring():
-                        session.measure(enough)
+                rounds.measure(enough)
             except VerificationError as error:
                 progress.say(f"dejavubench: verification failed: {error}")
-                session.close()
+                rounds.close()
                 return False
-            ok = ok and not session.failures.names
-            session.close()
-            del session
-            _give_memory_back()
-    return ok
+            verified = verified and not rounds.failed
+            rounds.close()
+            del rounds
+            give_memory_back()
+    return verified
 
 
-class _Models:
-    """This rank's part of one model at a time."""
-
-    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
-        self._job, self._say = job, say
-        self._loaded: tuple[object, GPT] | None = None
-
-    def of(self, point: Point) -> GPT:
-        """The point's model, which may be the one that is loaded, ready to run."""
-        key = (point.spec, point.data_type)
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # give its memory back before the next one is made
-            _give_memory_back()
-            self._loaded = (key, load_model(self._job, point))
-        requests = self._job.side(point).split.ubatch_size
-        self._loaded[1].compile(
-            KVLayout(point.kv_layout), requests, requests * point.input_len, say=self._say
+def _say_notes(context: RunContext, progress: Progress) -> None:
+    schedule = context.schedule
+    if len(schedule.arms) == 1 and len(schedule.points) > 1:
+        progress.say(
+            "text lines of several points are not mixed on stdout: "
+            "each has a .log in the run's folder"
         )
-        return self._loaded[1]
+    for id, reason in schedule.skipped.items():
+        progress.say(f"{id} SKIPPED: {reason}")
+    for note in context.conditions.notes():
+        progress.say(f"note: {note}")
 
 
-def _give_memory_back() -> None:
-    """A point's caches and graphs go before the next point's are made."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
+    """Load this worker's part of the model, if it has one, and wait for the others. Collective."""
+    if context.computes:
+        context.workspace.recorder.phase("load", point=point.id)
+    else:  # a sink without a model records nothing of loading; it waits for the others
+        pulse.mark(f"load, point {point.id}")
+    with pulse.during(pulse.PATIENT):  # however long it takes, here or on another host
+        model = models.of(point) if context.computes else None
+        polite_barrier(context.ranks.world, "load")
+    return model
+
+
+def _finish(context: RunContext, verified: bool, watch: Watch | None) -> None:
+    """Write each rank's last record and bring other hosts' records to rank 0's folder."""
+    pulse.mark("end")
+    ranks, folder, recorder = (
+        context.ranks,
+        context.workspace.folder,
+        context.workspace.recorder,
+    )
+    outcome = context.conditions.outcome()
+    recorder.write(records.End(status="ok" if verified else "failed", environment=outcome))
+    recorder.close()
+    mine = folder / records.rank_file(ranks.rank)
+    elsewhere = ranks.host != ranks.hosts[0]
+    others = polite_gather(ranks.world, mine.read_bytes() if elsewhere else None)
+    if watch is not None:  # every rank has come here, so every one has said that it ended
+        watch.let_end()
+    for rank, content in enumerate(others or []):
+        path = folder / records.rank_file(rank)
+        if content is not None and not path.exists():
+            write_whole(path, content)

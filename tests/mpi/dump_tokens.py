@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench import point
-from dejavubench.bench.batchmaker import Clocked
+from dejavubench.bench import rounds
+from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.scenarios import plain
 from dejavubench.cli import main
 
-original = point.tokens
+original = plain.tokens_of
 
 
-def tokens(clocks: list[Clocked]) -> torch.Tensor:
+def tokens(clocks: list[MicrobatchClock]) -> torch.Tensor:
     generated = original(clocks)
     if generated.numel():
         with Path(f"tokens-{MPI.COMM_WORLD.rank}").open("a") as file:
@@ -28,5 +29,5 @@ def tokens(clocks: list[Clocked]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    point.tokens = tokens
+    plain.tokens_of = rounds.tokens_of = tokens
     main()

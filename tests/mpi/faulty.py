@@ -22,7 +22,10 @@ from typing import Any, NoReturn
 import wrong_bytes  # noqa: F401 - puts its faults in FAULTS
 from injection import FAULTS, RANK, Now, fault, instead, now, struck
 
-from dejavubench.bench import environment, job, point, sink, source
+from dejavubench.bench.environment import facts
+from dejavubench.bench.point import models, sink
+from dejavubench.bench.scenarios import plain
+from dejavubench.bench.startup import firstrecords, workspace
 from dejavubench.cli import main
 from dejavubench.cli import run as cli_run
 from dejavubench.config.points import Arm
@@ -33,15 +36,15 @@ from dejavubench.models.gpt import GPT
 # ---- what ends a job ----
 
 WHERE: dict[str, tuple[Any, str]] = {
-    "source load": (point, "random_weights"),
+    "source load": (models, "random_weights"),
     "source prompt": (GPT, "forward"),
     "source tokens": (GPT, "forward"),
     "source drain": (mpi.MPIDestination, "completed"),
-    "source verify": (source, "serve_pieces"),
+    "source verify": (plain, "serve_pieces"),
     "sink load": (sink.Sink, "__init__"),
     "sink prepare": (sink.Sink, "prepare"),
     "sink receive": (receiver.CacheReceiver, "poll"),
-    "sink verify": (sink, "compare"),
+    "sink verify": (plain, "check_sink_caches"),
     "sink take over": (GPT, "forward"),
 }
 """What a role does in a phase: where an exception comes from."""
@@ -146,7 +149,7 @@ def remove_folder() -> None:
     """The run's folder is removed while the run goes on."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def run(self: source.Source, arm: Arm, mark: Callable[[str], None]) -> Any:
+        def run(self: plain.PlainSource, arm: Arm, mark: Callable[[str], None]) -> Any:
             if now("prepare"):
                 struck()
                 shutil.rmtree("logs")
@@ -154,7 +157,7 @@ def remove_folder() -> None:
 
         return run
 
-    instead(source.Source, "run", make)
+    instead(plain.PlainSource, "run", make)
 
 
 @fault
@@ -189,7 +192,7 @@ def late(how: str) -> None:
 
             return hostname
 
-        instead(environment, "hostname", announce)
+        instead(facts, "hostname", announce)
 
 
 @fault
@@ -200,7 +203,7 @@ def records_full_at_start() -> None:
         struck()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    instead(job, "write_header", lambda _: full)
+    instead(firstrecords, "write_header", lambda _: full)
 
 
 @fault
@@ -238,7 +241,7 @@ def frozen_clock() -> None:
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 
-    job.datetime = Frozen  # type: ignore[misc]
+    workspace.datetime = Frozen  # type: ignore[misc]
 
 
 @fault

@@ -15,7 +15,7 @@ from dejavubench.bench import session
 from dejavubench.cli import main
 
 file = Path(sys.argv.pop(1))
-give_memory_back = session._give_memory_back
+give_memory_back = session.give_memory_back
 
 
 def give_back_and_say() -> None:
@@ -26,5 +26,5 @@ def give_back_and_say() -> None:
         said.write(f"{found[1]}\n")
 
 
-session._give_memory_back = give_back_and_say
+session.give_memory_back = give_back_and_say
 main()

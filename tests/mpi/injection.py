@@ -9,7 +9,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from dejavubench.bench import recorder
+from dejavubench.bench.recording import recorder
 
 RANK = MPI.COMM_WORLD.rank
 ITERATION = 2

@@ -12,7 +12,7 @@ import torch
 from injection import fault, instead, now, struck
 from mpi4py import MPI
 
-from dejavubench.bench.verify import as_integers
+from dejavubench.bench.checks.bits import as_integers
 from dejavubench.dejavulib import kvcache, manager, receiver, swapper
 from dejavubench.dejavulib.destinations import disk, mpi
 from dejavubench.dejavulib.destinations.disk.streamfile import record_offset

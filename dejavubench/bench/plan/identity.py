@@ -1,4 +1,4 @@
-"""What a stream is of: goes into the headers of its files, so that a resume can refuse what does not belong."""
+"""The identity of a stream: stored in its file's header, so that a resume refuses other streams."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from dejavubench.models.weights import weights_identity
 def identity(
     experiment: Experiment, point: Point, device: str, run_id: str, rank: int
 ) -> dict[str, str]:
-    """Of all streams of one source at one point; ``device``: the type of device that the model runs on."""
+    """Return the identity of all streams of one source at one point.
+
+    Args:
+        device: the type of device that the model runs on.
+    """
     return {
         "run": run_id,
-        "rank": str(rank),  # another one's part of the cache may have the same geometry
+        # Another rank's part of the cache may have the same geometry.
+        "rank": str(rank),
         "model": point.spec.name,
         "weights": identity_of_weights(experiment, point, device),
         "requests": _digest(experiment.seed, experiment.given_prompts, experiment.sampling),
@@ -25,7 +30,7 @@ def identity(
 
 
 def identity_of_weights(experiment: Experiment, point: Point, device: str) -> str:
-    """16 hex digits that differ whenever the values that the model multiplies with may differ."""
+    """Return 16 hex digits that differ where the values that the model multiplies may differ."""
     types = (point.data_type, experiment.weights_data_type)
     if experiment.checkpoint is not None:
         return _digest(experiment.checkpoint.identity, *types)
@@ -34,5 +39,5 @@ def identity_of_weights(experiment: Experiment, point: Point, device: str) -> st
     )
 
 
-def _digest(*what: object) -> str:
-    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+def _digest(*content: object) -> str:
+    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()

@@ -1,12 +1,12 @@
-"""Arms that have failed at a point while the others go on: all ranks agree on it, outside the clock.
+"""Arms that have failed at a point while the others go on. All ranks agree, outside the clock.
 
-Only what a storage device does to an arm is of this kind. A rank whose device has failed computes its iteration to the
-end, without streaming, because the other ranks wait for it in every step.
+Only a storage device makes an arm fail in this way. A rank whose device has failed computes its
+iteration to the end, without streaming, because the other ranks wait for it in every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
@@ -18,7 +18,11 @@ from dejavubench.parallel.collectives import polite_barrier
 
 
 class Attempt(AbstractContextManager["Attempt"]):
-    """Holds back the StorageError of an arm that streams to disk, as ``problem``, until all ranks are asked."""
+    """Keeps the StorageError of an arm that streams to disk until all ranks have agreed.
+
+    Attributes:
+        problem: the error in words; None if there was none.
+    """
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm
@@ -37,30 +41,34 @@ class Attempt(AbstractContextManager["Attempt"]):
 
 
 class ArmFailures:
-    """Which arms of a point have failed.
+    """The arms of a point that have failed.
 
     Args:
         world: all ranks.
-        on_failure: told on every rank, once an arm, which rank failed first and why.
+        on_failure: called on every rank, once per arm, with the first rank that failed and why.
     """
 
     def __init__(self, world: MPI.Intracomm, on_failure: Callable[[Arm, int, str], None]) -> None:
         self._world, self._on_failure = world, on_failure
         self.names: set[str] = set()
 
-    def left(self, arms: list[Arm]) -> list[Arm]:
-        """Those that have not failed."""
+    def left(self, arms: Iterable[Arm]) -> list[Arm]:
+        """Return the arms that have not failed."""
         return [arm for arm in arms if arm.name not in self.names]
 
     def fails(self, arm: Arm, problem: str | None) -> bool:
-        """Return whether the arm fails, by this rank's ``problem`` or another's; collective for arms on disk."""
+        """Return whether the arm fails on this rank or another. Collective for arms on disk.
+
+        Args:
+            problem: why it fails on this rank, if it does.
+        """
         if not arm.on_disk:
             return False
         polite_barrier(self._world, "agreement")
         return self.settle(arm, self._world.allgather(problem))
 
     def settle(self, arm: Arm, problems: list[str | None]) -> bool:
-        """The same, where every rank's problem is known by now."""
+        """Return whether the arm fails, where every rank's problem is known by now."""
         first = next(((rank, why) for rank, why in enumerate(problems) if why is not None), None)
         if first is None:
             return False

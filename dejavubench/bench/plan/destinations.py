@@ -1,10 +1,11 @@
-"""Which destination an arm streams to, and what a run records of its destinations."""
+"""The destination that an arm streams to, and what a run records of its destinations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from dejavubench.config.points import Arm
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS, DestinationEntry
 from dejavubench.records.destinations import DestinationInfo
 from dejavubench.transports.recorded import info, swapped_info
 from dejavubench.transports.registry import transport
@@ -13,6 +14,11 @@ from dejavubench.transports.registry import transport
 def destination_of(arm: Arm) -> str:
     """Return the name of the destination that a streaming arm streams, or swaps, to."""
     return arm.mode.removeprefix("swap-")
+
+
+def entry_of(arm: Arm) -> DestinationEntry:
+    """Return what the library knows of a streaming arm's destination."""
+    return DESTINATIONS[destination_of(arm)]
 
 
 def destinations_of(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:

@@ -1,4 +1,4 @@
-"""What the requests of a point ask: random token ids, or a file's prompts."""
+"""The prompts of a point's requests: random token ids, or the prompts of a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PADDING = 0
 
 @dataclass(frozen=True)
 class Prompts:
-    """One microbatch's requests.
+    """The prompts of one microbatch.
 
     Attributes:
         tokens: int64 [B, P], shorter prompts padded on the left.
         numbers: the requests' numbers in the run, int64 [B].
-        first: where prompts are of unequal lengths, each one's first position that is no padding, int64 [B].
+        first: first position of each prompt behind its padding, int64 [B]; None if all are of P.
     """
 
     tokens: Tensor
@@ -31,19 +31,23 @@ class Prompts:
 
     @classmethod
     def of(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
-        """Prompts of up to ``input_len`` tokens."""
+        """Pad prompts of up to ``input_len`` tokens."""
         tokens = torch.tensor([[PADDING] * (input_len - len(ids)) + list(ids) for ids in prompts])
         first = torch.tensor([input_len - len(ids) for ids in prompts])
         return cls(tokens, numbers, first if first.any() else None)
 
     def unpadded(self) -> list[list[int]]:
-        """Each request's own token ids."""
+        """Return each request's own token ids."""
         firsts = [0] * len(self.tokens) if self.first is None else self.first.tolist()
         return [ids[first:] for ids, first in zip(self.tokens.tolist(), firsts, strict=True)]
 
 
 def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...]) -> list[Prompts]:
-    """Those of each microbatch in flight, the same on every rank: ``given`` ones in order, else random ones."""
+    """Return the prompts of each microbatch in flight, the same on every rank.
+
+    Args:
+        given: prompts to take in order, and from the first again; without any, they are random.
+    """
     size = point.ubatch_size
     numbers = torch.arange(ubatches * size).split(size)
     if given:
@@ -54,7 +58,6 @@ def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...])
         ]
     generator = torch.Generator().manual_seed(seed)
     shape = (ubatches * size, point.input_len)
-    drawn = torch.randint(
-        point.spec.vocab_size, shape, generator=generator
-    )  # the same however they are grouped
+    # One draw for all: a request asks the same however requests are grouped into microbatches.
+    drawn = torch.randint(point.spec.vocab_size, shape, generator=generator)
     return [Prompts(drawn[each], each) for each in numbers]

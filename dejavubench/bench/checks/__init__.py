@@ -1,0 +1,1 @@
+"""Verification outside the clock: bytes, tokens and logits."""

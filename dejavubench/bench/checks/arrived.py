@@ -1,0 +1,90 @@
+"""Comparing a sink's caches with the sources' ones. Plain indexing, no copies of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.bench.checks.bits import as_integers, difference_text
+from dejavubench.bench.checks.pieces import received_pieces
+from dejavubench.bench.plan.side import Side
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region, Span
+
+Piece = Callable[[Stream, Region, KV], torch.Tensor]
+"""Returns the source's K or V of one layer within a stream's region, as integers."""
+
+NOTHING = Span(0, 0)
+
+
+def check_sink_caches(
+    caches: Sequence[KVCache], side: Side, comm: MPI.Intracomm, pattern: int, own: Span = NOTHING
+) -> str | None:
+    """Compare the cache of each microbatch with the sources; see :func:`compare`."""
+    first = None
+    for ubatch, (cache, streams) in enumerate(zip(caches, side.remote(), strict=True)):
+        piece = received_pieces(comm, cache)
+        found = compare(cache, streams, piece, pattern, side, ubatch, own)
+        first = first or found  # the sources send all they have, so every cache is compared
+    return first
+
+
+def compare(
+    got: KVCache,
+    streams: Sequence[Stream],
+    piece: Piece,
+    pattern: int,
+    side: Side,
+    ubatch: int,
+    own: Span = NOTHING,
+) -> str | None:
+    """Compare ``got`` with each stream's region at the source, and with the pattern elsewhere.
+
+    Args:
+        pattern: the byte that ``got`` was filled with.
+        own: positions that the sink has written itself, which may hold anything.
+
+    Returns:
+        None, or where the first difference is, in the whole model's numbers.
+    """
+    geometry = got.geometry
+    first: str | None = None
+    fill = int.from_bytes(bytes([pattern]) * geometry.itemsize, "little", signed=True)
+    # Allocated once: touching new pages would cost as much as comparing.
+    reused = {kv: torch.empty_like(as_integers(got.tensor(kv)[0])) for kv in BOTH}
+    for layer in range(geometry.layers):
+        inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
+        for kv in BOTH:
+            found, expected = as_integers(got.tensor(kv)[layer]), reused[kv].fill_(fill)
+            for stream in inside:
+                region = stream.schedule.region
+                place = expected[geometry.index(kv, region)[1:]]
+                place.copy_(piece(stream, region.layer(layer), kv).view(place.shape))
+            written = geometry.index(kv, geometry.region(positions=own))[1:]
+            expected[written] = found[written]
+            # Go on after a difference: the source sends all that it has.
+            if first is None and not torch.equal(found, expected):
+                first = _first_difference(found, expected, inside, side, ubatch, layer, kv)
+    return first
+
+
+def _first_difference(
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    inside: Sequence[Stream],
+    side: Side,
+    ubatch: int,
+    layer: int,
+    kv: KV,
+) -> str:
+    """Locate the first difference within one layer's K or V."""
+    wrong = torch.nonzero((found != expected).flatten()).flatten()
+    streamed = torch.zeros_like(found, dtype=torch.bool)
+    for stream in inside:
+        streamed[side.geometry.index(kv, stream.schedule.region)[1:]] = True
+    at = int(wrong[0])
+    was_streamed = bool(streamed.flatten()[at])
+    element = layer * found.numel() + at
+    return difference_text(side, ubatch, kv, element, was_streamed, len(wrong))

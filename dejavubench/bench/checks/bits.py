@@ -1,0 +1,49 @@
+"""Caches as bits, and the place of an element in the numbers of the whole model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dejavubench.bench.plan.side import Side
+from dejavubench.dejavulib.kvcache import KV, KVGeometry, Region
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+class VerificationError(Exception):
+    """Bytes or tokens are not the ones that were sent; the message locates the first one."""
+
+
+def as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same bits as integers: equal bytes compare equal, whatever number they are."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
+def element_of(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int:
+    """Return where in the whole K or V the ``number``-th element of a region is."""
+    within = np.unravel_index(number, geometry.piece_shape(kv, region))
+    starts = [
+        cut.indices(size)[0]
+        for cut, size in zip(geometry.index(kv, region), geometry.shape(kv), strict=True)
+    ]
+    at = [start + offset for start, offset in zip(starts, within, strict=True)]
+    return int(np.ravel_multi_index(at, geometry.shape(kv)))
+
+
+def difference_text(side: Side, ubatch: int, kv: KV, element: int, inside: bool, count: int) -> str:
+    """Say where a cache differs.
+
+    Args:
+        element: the first one that differs, counted in the whole K or V of this worker.
+        inside: it lies in a region that was streamed.
+        count: elements of the same layer that differ.
+    """
+    layer, request, head, position, at = side.geometry.locate(kv, element)
+    layer, head = side.locate(layer, head)
+    fault = "is not what the source has" if inside else "was written outside the streamed region"
+    return (
+        f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "
+        f"(element {at}) of microbatch {ubatch} {fault}; {count} elements of this layer's "
+        f"{kv.upper()} differ"
+    )

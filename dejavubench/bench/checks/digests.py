@@ -1,0 +1,30 @@
+"""Digests of caches, for comparing a cache with itself at another time."""
+
+from __future__ import annotations
+
+import xxhash
+
+from dejavubench.bench.checks.bits import as_integers
+from dejavubench.bench.plan.side import Side
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, Span
+
+
+def digests(cache: KVCache, positions: int) -> list[str]:
+    """Return a digest of K and V of each layer, of the first ``positions`` positions."""
+    geometry = cache.geometry
+    found = []
+    for layer in range(geometry.layers):
+        region = geometry.region(layers=Span(layer, layer + 1), positions=Span(0, positions))
+        for kv in BOTH:
+            piece = as_integers(cache.piece(kv, region)).contiguous()
+            found.append(xxhash.xxh3_128_hexdigest(piece.numpy().data))
+    return found
+
+
+def digests_differ(found: list[str], expected: list[str], side: Side, ubatch: int) -> str | None:
+    """Return which layer's K or V of a microbatch differs first, if any does."""
+    names = [(side.locate(layer, 0)[0], kv) for layer in range(side.geometry.layers) for kv in BOTH]
+    for (layer, kv), here, there in zip(names, found, expected, strict=True):
+        if here != there:
+            return f"microbatch {ubatch}, layer {layer}, {kv.upper()} is not what it is undisturbed"
+    return None

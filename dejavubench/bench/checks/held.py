@@ -1,0 +1,104 @@
+"""Comparing a source's caches with a destination that this process can read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dejavubench.bench.checks.bits import as_integers, difference_text, element_of
+from dejavubench.bench.plan.side import Side
+from dejavubench.dejavulib import pulse
+from dejavubench.dejavulib.destinations.base import Destination, Stream, WrongBytesError
+from dejavubench.dejavulib.kvcache import BOTH, KVCache
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.transports.session import Outside, Session
+
+
+def check_destination(
+    session: Session,
+    destination: Destination,
+    manager: CacheManager,
+    buffer: torch.Tensor,
+    pattern: int,
+    side: Side,
+    ubatch: int,
+) -> str | None:
+    """Compare all that the destination holds of one microbatch; checksums come first.
+
+    Args:
+        session: this rank's part in the destination.
+        buffer: takes one chunk at a time.
+        pattern: the byte that the destination was filled with.
+
+    Returns:
+        None, or where the first difference is.
+    """
+
+    def fetch(stream: Stream, chunk: Chunk) -> torch.Tensor:
+        packed = buffer[: chunk.nbytes]
+        destination.fetch(stream, chunk, packed)
+        pulse.progress()
+        return packed
+
+    streams = manager.streams
+    try:
+        for stream in streams:
+            session.check(destination, stream)
+        found = compare_packed(fetch, manager.cache, streams, side, ubatch)
+        if found is None:
+            outside = [session.outside(destination, stream, pattern) for stream in streams]
+            found = _written_outside(outside, side, ubatch)
+        return found
+    except WrongBytesError as error:  # the destination itself noticed
+        return str(error)
+
+
+def compare_packed(
+    fetch: Callable[[Stream, Chunk], torch.Tensor],
+    cache: KVCache,
+    streams: Sequence[Stream],
+    side: Side,
+    ubatch: int,
+) -> str | None:
+    """Compare what a destination holds with ``cache``, in the packed order of the schedules.
+
+    Args:
+        fetch: returns the bytes of a chunk at the destination, valid until it is called again.
+
+    Returns:
+        None, or where the first difference is, in the whole model's numbers.
+    """
+    for stream in streams:
+        for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
+            # [layers, elements]: a chunk has K, then V, of each layer in turn
+            pieces = [as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH]
+            expected = torch.cat(pieces, dim=1)
+            packed = as_integers(fetch(stream, chunk).view(cache.k.dtype))
+            found = packed.to(expected.device).view_as(expected)
+            if not torch.equal(found, expected):
+                widths = [piece.shape[1] for piece in pieces]
+                return _first_difference(found != expected, widths, chunk, side, ubatch)
+    return None
+
+
+def _first_difference(
+    wrong: torch.Tensor, widths: list[int], chunk: Chunk, side: Side, ubatch: int
+) -> str:
+    """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
+    layer = int(wrong.any(1).nonzero()[0])
+    by_kv = wrong[layer].split(widths)
+    differ, kv = next((each, kv) for each, kv in zip(by_kv, BOTH, strict=True) if each.any())
+    region = chunk.region.layer(chunk.region.layers.start + layer)
+    element = element_of(side.geometry, kv, region, int(differ.nonzero()[0]))
+    return difference_text(side, ubatch, kv, element, True, int(differ.sum()))
+
+
+def _written_outside(found: Sequence[Outside | None], side: Side, ubatch: int) -> str | None:
+    """Say what a sink that compares for itself has found, in the whole model's numbers."""
+    for outside in found:
+        if outside is not None:
+            return difference_text(side, ubatch, outside.kv, outside.flat, False, outside.elements)
+    return None

@@ -1,0 +1,45 @@
+"""Looking, outside the clock, at the logits that tokens were chosen from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dejavubench.bench.point.steps import Steps
+from dejavubench.errors import DataError
+from dejavubench.models.dtypes import name_of
+
+
+class LogitsError(DataError):
+    """Logits are NaN, infinite or all 0; the message says which."""
+
+
+def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Raise LogitsError if tokens were chosen from logits that mean nothing.
+
+    Args:
+        prompts: token ids [B, P] of each microbatch in flight.
+        dtype: the model's, for the message.
+    """
+    cause = f"Numbers outgrew the range of {name_of(dtype)}, or the weights are damaged"
+    for ubatch, asked in enumerate(prompts):
+        peaks = steps.peaks(ubatch)
+        if not peaks:  # another stage has them
+            continue
+        values = torch.stack([values for _, values in peaks]).float().cpu()
+        if not values.isfinite().all():
+            step, request = values.isfinite().logical_not().nonzero()[0].tolist()
+            token = peaks[step][0] - asked.shape[1]
+            raise LogitsError(
+                f"the logits of new token {token} of request {request} in microbatch {ubatch} are "
+                f"NaN or infinite ({values[step, request]}): its tokens mean nothing. {cause}"
+            )
+        # A norm makes all values 0 where the square of one of them is infinite.
+        zero = (values == 0).all(dim=0)
+        if zero.any():
+            raise LogitsError(
+                f"all logits of request {int(zero.nonzero()[0])} in microbatch {ubatch} are 0: "
+                f"its tokens mean nothing. {cause}"
+            )

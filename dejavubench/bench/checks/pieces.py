@@ -1,0 +1,67 @@
+"""Moving pieces of the sources' caches to the sinks that compare them, over MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from dejavubench.bench.checks.bits import as_integers
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region
+from dejavubench.dejavulib.waiting import wait_asleep
+
+_ASK, _PIECE = 1, 2  # tags
+_MESSAGE_NBYTES = 256 << 20  # far below MPI's limit of 2^31 − 1
+
+
+def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) -> None:
+    """Give each sink the pieces that it asks for: the part of a source.
+
+    A sink asks in the order of its own caches, which need not be the order of the streams here.
+    """
+    streams = {stream.key: (cache, stream.schedule.region) for cache, stream in held}
+    asked = np.empty(3, dtype=np.int64)
+    status = MPI.Status()
+    for _ in range(sum(2 * region.layers.size for _, region in streams.values())):
+        wait_asleep(lambda: comm.Iprobe(MPI.ANY_SOURCE, _ASK, status), "verification")
+        peer = status.Get_source()
+        comm.Recv(asked, peer, _ASK)
+        number, layer, kv = asked.tolist()
+        cache, region = streams[peer, number]
+        one_layer = region.layer(region.layers.start + layer)
+        piece = as_integers(cache.piece(BOTH[kv], one_layer).contiguous()).cpu()
+        for part in _messages(piece):
+            wait_asleep(comm.Isend(part.numpy(), peer, _PIECE).Test, "verification")
+
+
+def received_pieces(
+    comm: MPI.Intracomm, cache: KVCache
+) -> Callable[[Stream, Region, KV], torch.Tensor]:
+    """Return a function that asks a source for a piece: the part of a sink.
+
+    Each piece is valid until the next one of its shape is asked for.
+    """
+    reused: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def receive(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
+        assert stream.peer is not None
+        shape = cache.geometry.piece_shape(kv, region)
+        if shape not in reused:
+            reused[shape] = as_integers(torch.empty(shape, dtype=cache.tensor(kv).dtype))
+        piece = reused[shape]
+        layer = region.layers.start - stream.schedule.region.layers.start
+        asking = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
+        sent = comm.Isend(asking, stream.peer, _ASK)
+        for part in _messages(piece):
+            wait_asleep(comm.Irecv(part.numpy(), stream.peer, _PIECE).Test, "verification")
+        sent.Wait()
+        return piece
+
+    return receive
+
+
+def _messages(piece: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return piece.view(-1).split(_MESSAGE_NBYTES // piece.element_size())

@@ -1,0 +1,22 @@
+"""Comparing the tokens of an arm with the tokens of the same requests without streaming."""
+
+from __future__ import annotations
+
+import torch
+
+
+def first_wrong_token(generated: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Say which token differs first; None if all are equal.
+
+    Args:
+        generated, expected: [microbatches, B, T] on a source, [requests, T] on a sink that took
+            over.
+    """
+    if torch.equal(generated, expected):
+        return None
+    *where, step = (int(i) for i in torch.nonzero(generated != expected)[0])
+    of = f" of microbatch {where[0]}" if len(where) > 1 else " after the hand-over"
+    return (
+        f"new token {step} of request {where[-1]}{of} is {int(generated[*where, step])}, "
+        f"without streaming it is {int(expected[*where, step])}"
+    )

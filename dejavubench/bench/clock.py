@@ -1,0 +1,237 @@
+"""The clock: when a step of a microbatch begins, and when it is over.
+
+A step is one pass of a microbatch through this worker's part of the model: the prompt, or one new
+token. :class:`MicrobatchClock` holds the times. A *stage* decides when to read them, because a
+step is over at different moments in three cases. :func:`stage_of` chooses the case.
+"""
+
+# In the drawings `s` is submit(), which starts a step's clock, and `r` is returned(), which stops
+# it. `run` is the call that computes the step, or launches it on a device. `stream` is
+# step_ready(): it hands the step's keys and values to streaming, and below level 3 it waits for
+# them. Time runs to the right.
+#
+# Case 1, WaitingStage: a single stage that waits for every token (a CPU).
+#
+#   host      s run stream token r s run stream token r s run stream token r
+#   step_ms   |----- PROMPT -----| |---- TOKEN 1 -----| |---- TOKEN 2 -----|
+#
+# Case 2, AheadStage: a single stage on a CUDA device. The device feeds its own token into the next
+# step, so the host launches step n + 1 before it waits for step n. The device never idles.
+#
+#   device      [   prompt   ]      [  step 1  ][  step 2  ][  step 3  ]
+#   host      s run stream   token r s run stream            |          |
+#                                       s run      token 1 r stream     |
+#                                                    s run     token 2 r stream  token 3 r
+#   step_ms   |------ PROMPT ------| |---- TOKEN 1 ----||-- TOKEN 2 --||---- TOKEN 3 ----|
+#
+#   Step 2 is submitted while step 1 still runs. Its clock starts when step 1 returned, not when it
+#   was submitted: phases never overlap, and a request waited for the step no longer than that.
+#   The wait for a step's streaming falls between its run and its return, so it is in its own time.
+#
+# Case 3, FirstStage and LaterStage: several pipeline stages. The last stage chooses the token and
+# sends it to the first one. The first stage clocks a step from submission to its token's return:
+# that is what a request waits for. Each later stage clocks its own part, from hidden states in to
+# its result on the host. Between its steps a stage serves the other microbatches in flight.
+#
+#   first     s run send stream  (other microbatches)  receive token r s run send stream ...
+#   step_ms   |------------------------ PROMPT ----------------------| |---- TOKEN 1 ...
+#
+#   later     receive hidden s run send stream wait r   (others)   receive hidden s run ...
+#   step_ms                  |------- PROMPT -------|                             |- TOKEN 1 ...
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from dejavubench.bench.point.steps import Steps
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import Collectives
+
+
+@dataclass
+class MicrobatchClock:
+    """The times of one microbatch on one source, in milliseconds, and its tokens.
+
+    Attributes:
+        now: the clock that is read, in seconds.
+        step_ms: each step that has returned; the first one is the prompt.
+        event_ms: each step by the CUDA device's own events; empty on a CPU.
+        all_token_ms: from the beginning of step 1 to the return of the newest step.
+        drain_ms: the wait for the last byte.
+        tokens: new tokens [B] of each step; empty on stages that do not see them.
+        computed_s: when the newest computation ended, by ``now``.
+    """
+
+    now: Callable[[], float] = time.perf_counter
+    step_ms: list[float] = field(default_factory=list)
+    event_ms: list[float] = field(default_factory=list)
+    all_token_ms: float = 0.0
+    drain_ms: float = 0.0
+    tokens: list[Tensor] = field(default_factory=list)
+    computed_s: float = 0.0
+    _submitted: deque[float] = field(default_factory=deque)
+    _returned: float = 0.0
+    _tokens_began: float = 0.0
+
+    def submit(self) -> None:
+        """Start the clock of the next step."""
+        self._submitted.append(self.now())
+
+    def returned(self) -> None:
+        """Stop the clock of the oldest step under way."""
+        now = self.now()
+        # A step that was launched ahead has waited behind the step before: that time is not its own.
+        began = max(self._submitted.popleft(), self._returned)
+        if len(self.step_ms) == 1:
+            self._tokens_began = began
+        self.step_ms.append((now - began) * 1e3)
+        if len(self.step_ms) > 1:
+            self.all_token_ms = (now - self._tokens_began) * 1e3
+        self._returned = now
+
+    @property
+    def under_way(self) -> int:
+        """Number of steps that were submitted and have not returned."""
+        return len(self._submitted)
+
+    @property
+    def total_ms(self) -> float:
+        """TOTAL: the sum of PROMPT, ALL-TOKEN and DRAIN."""
+        return self.step_ms[0] + self.all_token_ms + self.drain_ms
+
+
+class Stage(Protocol):
+    """One pipeline stage's way to get a step's input, pass on its output, and see that it is over.
+
+    The batch maker calls these methods for each step in this order, with the model's step between
+    :meth:`input` and :meth:`launched`.
+    """
+
+    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
+        """Wait for the step's tokens or hidden states, and start its clock."""
+
+    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        """Pass on what the step computes."""
+
+    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+        """Stop the step's clock, now that its cache was handed to streaming, if it ends here."""
+
+    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+        """Stop the clock of the last step, if it is still running."""
+
+
+class WaitingStage:
+    """Case 1: the only stage waits for each token before it begins the next step."""
+
+    def __init__(self, steps: Steps, prompts: Sequence[Tensor]) -> None:
+        self._steps = steps
+        self._prompts = prompts
+
+    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
+        clock.submit()
+        return clock.tokens[-1].unsqueeze(1) if step else self._prompts[ubatch]
+
+    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        return
+
+    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+        self._end_step(ubatch, clock)
+
+    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+        return
+
+    def _end_step(self, ubatch: int, clock: MicrobatchClock) -> None:
+        clock.tokens.append(self._steps.wait(ubatch))
+        clock.returned()
+
+
+class AheadStage(WaitingStage):
+    """Case 2: the only stage begins each token step before it waits for the step before."""
+
+    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        if clock.under_way > 1:  # two steps are on the device: wait for the older one
+            self._end_step(ubatch, clock)
+
+    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+        if step == 0:  # PROMPT ends with the first token; nothing runs ahead of it
+            self._end_step(ubatch, clock)
+
+    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+        if clock.under_way:
+            self._end_step(ubatch, clock)
+
+
+class FirstStage:
+    """Case 3: the first of several stages, whose tokens come back from the last one."""
+
+    def __init__(self, collectives: Collectives, prompts: Sequence[Tensor]) -> None:
+        self._collectives = collectives
+        self._prompts = prompts
+
+    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
+        self.finish(ubatch, clock)  # this step's input is the token of the step before
+        clock.submit()
+        return clock.tokens[-1].unsqueeze(1) if step else self._prompts[ubatch]
+
+    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        self._collectives.send_hidden(out, ubatch)
+
+    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+        return
+
+    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+        if clock.under_way:
+            requests = self._prompts[ubatch].shape[0]
+            clock.tokens.append(self._collectives.recv_tokens(requests, ubatch).cpu())
+            clock.returned()
+
+
+class LaterStage:
+    """Case 3: a middle stage, or the last one, which clocks its own part of each step."""
+
+    def __init__(
+        self, model: GPT, steps: Steps, collectives: Collectives, prompts: Sequence[Tensor]
+    ) -> None:
+        self._model = model
+        self._steps = steps
+        self._collectives = collectives
+        self._prompts = prompts
+
+    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
+        requests, positions = self._prompts[ubatch].shape
+        shape = (requests, 1 if step else positions, self._model.spec.hidden)
+        hidden = self._collectives.recv_hidden(shape, self._model.compute_dtype, ubatch)
+        clock.submit()
+        return hidden
+
+    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        if self._model.shard.last:
+            self._collectives.send_tokens(out, ubatch)
+        else:
+            self._collectives.send_hidden(out, ubatch)
+
+    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+        tokens = self._steps.wait(ubatch)
+        if self._model.shard.last:
+            clock.tokens.append(tokens)
+        clock.returned()
+
+    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+        return
+
+
+def stage_of(
+    model: GPT, steps: Steps, collectives: Collectives, prompts: Sequence[Tensor]
+) -> Stage:
+    """Return the case of this worker; ``prompts``: token ids [B, P] of each microbatch."""
+    if model.shard.first and model.shard.last:
+        return AheadStage(steps, prompts) if steps.ahead else WaitingStage(steps, prompts)
+    if model.shard.first:
+        return FirstStage(collectives, prompts)
+    return LaterStage(model, steps, collectives, prompts)

@@ -1,0 +1,1 @@
+"""The machine that a session runs on, as its records describe it."""

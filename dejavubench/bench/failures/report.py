@@ -1,0 +1,93 @@
+"""Errors that end a job: their messages, the record of them, and the end of all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+from mpi4py import MPI
+
+from dejavubench.bench.recording.recorder import Recorder
+from dejavubench.bench.watching.heart import INTERRUPTED
+from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.waiting import DeadlineError
+from dejavubench.errors import BROKEN_PIPE, DataError, OutputError
+from dejavubench.machine.launcher import PASS_ON_S
+from dejavubench.records import Failure, RecordError
+
+
+def in_words(error: BaseException) -> str:
+    """Say in one line what is wrong, with the file if there is one."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def is_expected(error: BaseException) -> bool:
+    """Return whether a traceback would add nothing.
+
+    A disk, a network, another process or a user can cause such an error.
+    """
+    if isinstance(error, StreamingError) and error.__cause__ is not None:
+        return is_expected(error.__cause__)
+    if isinstance(error, OSError):
+        return error.errno is not None
+    return isinstance(error, StreamingError | DeadlineError | RecordError | DataError)
+
+
+def report(error: BaseException, rank: int, phase: str) -> str:
+    """Return the lines for stderr."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"dejavubench: rank {rank} interrupted in phase {phase}\n"
+    if isinstance(error, OutputError):  # standard output, which a user closed or filled
+        failed = f"dejavubench: rank {rank} failed in phase {phase}: cannot write to {error}\n"
+        return "" if _reader_left(error) else failed
+    before = "" if is_expected(error) else "".join(traceback.format_exception(error))
+    return f"{before}dejavubench: rank {rank} failed in phase {phase}: {in_words(error)}\n"
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status of a job that the error ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return BROKEN_PIPE if isinstance(error, OutputError) and _reader_left(error) else 1
+
+
+def _reader_left(error: OutputError) -> bool:
+    return isinstance(error.__cause__, BrokenPipeError)
+
+
+def abort(recorder: Recorder, error: BaseException) -> NoReturn:
+    """Record which phase failed, unless the record is complete, and end every rank at once."""
+    if recorder.closed:
+        abort_all(error, "end")
+    phase = recorder.phase_name
+    try:
+        recorder.write(Failure(phase=phase, error=in_words(error)))
+    except OSError as second:  # the disk may be what failed
+        _say(f"dejavubench: rank {recorder.rank} cannot record its failure: {in_words(second)}\n")
+    abort_all(error, phase)
+
+
+def abort_all(error: BaseException, phase: str) -> NoReturn:
+    """Say which rank failed in which phase, and end every rank's process at once."""
+    world, status = MPI.COMM_WORLD, status_of(error)
+    _say(report(error, world.rank, phase))
+    if isinstance(error, OutputError):
+        # So that the interpreter does not try to write again as it ends.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    time.sleep(PASS_ON_S)  # the launcher passes on what was said
+    world.Abort(status)
+    raise SystemExit(status)  # Abort does not return; for the type checker
+
+
+def _say(text: str) -> None:
+    """Write on stderr, if anybody still reads it."""
+    # Python has no sys.stderr where it was closed.
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -1,0 +1,196 @@
+"""One iteration of one arm on one rank: prepare, run, record, verify; all ranks agree after each.
+
+Nothing here depends on what the requests go through: that is the scenario's part.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dejavubench import records
+from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.checks.tokens import first_wrong_token
+from dejavubench.bench.failures.arms import ArmFailures, Attempt
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.scenarios.base import Scenario
+from dejavubench.bench.scenarios.registry import Scenarios
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.config.points import Arm, Point
+from dejavubench.dejavulib import pulse
+from dejavubench.parallel.collectives import polite_barrier, polite_gather
+
+
+class Iterations:
+    """The iterations of one point on one rank. Every public method is collective.
+
+    Attributes:
+        done: on rank 0, the record of each iteration.
+        failures: the arms that have failed.
+    """
+
+    def __init__(
+        self, context: RunContext, point: Point, scenarios: Scenarios, progress: Progress
+    ) -> None:
+        self.done: list[records.Iteration] = []
+        self.failures = ArmFailures(context.ranks.world, self._note_failure)
+        self._context = context
+        self._point = point
+        self._scenarios = scenarios
+        self._progress = progress
+        self._count = {arm.name: 0 for arm in context.schedule.arms}
+
+    def run(self, arm: Arm, round: int | None, order: int) -> None:
+        """Run one iteration, unless the arm has failed before.
+
+        Args:
+            round: None in warm-up.
+            order: the arm's place within its round.
+
+        Raises:
+            VerificationError: on every rank, if bytes or tokens are wrong.
+        """
+        if arm.name in self.failures.names:
+            return
+        scenario, world = self._scenarios.of(arm), self._context.ranks.world
+        self.mark("prepare", arm)
+        if not self.prepared(arm, lambda pattern: scenario.prepare(arm, pattern)):
+            return
+        with nothing_collected():
+            polite_barrier(world, "start")
+            scenario.run(arm, lambda phase: self.mark(phase, arm))
+        if self.has_failed(arm):
+            return
+        when = When(
+            point=self._point.id, arm=arm.name, iteration=self._count[arm.name], round=round
+        )
+        recorded = scenario.record(arm, when)
+        self._record_total(recorded.total_ms, when, order)
+        if self._context.experiment.verify and not self._verified(arm, scenario):
+            return
+        if recorded.ubatches and self._context.ranks.rank == 0:
+            # only now: the times of wrong bytes are not reported
+            assert recorded.total_ms is not None
+            self._context.workspace.recorder.text(recorded.ubatches, recorded.total_ms)
+        self._count[arm.name] += 1
+        number = "warm-up" if round is None else f"round {round + 1}"
+        done = f"{arm.name} {recorded.note}" if recorded.note else f"{number} {arm.name}"
+        self._progress.step(f"{self._point.id} {self._point.spec.name} {done}")
+
+    def mark(self, phase: str, arm: Arm | None = None) -> None:
+        """Record that a phase begins."""
+        where: dict[str, str | int] = {}
+        if arm is not None:
+            where = {"arm": arm.name, "iteration": self._count[arm.name]}
+        self._context.workspace.recorder.phase(phase, point=self._point.id, **where)
+
+    def prepared(self, arm: Arm, prepare: Callable[[int], None]) -> bool:
+        """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""
+        with Attempt(arm) as attempt:
+            prepare(self._pattern(arm))
+            if self._context.schedule.on_disk:
+                # Empties the disk's queue of all that anybody has written on this host.
+                with pulse.during(pulse.PATIENT):
+                    os.sync()
+            gc.collect()
+        return not self.failures.fails(arm, attempt.problem)
+
+    def has_failed(self, arm: Arm) -> bool:
+        """Return whether the arm's streaming failed in this iteration, here or elsewhere."""
+        return self.failures.fails(arm, self._scenarios.of(arm).failure(arm))
+
+    def _pattern(self, arm: Arm) -> int:
+        """Return a byte that no arm had in its last iterations."""
+        number = self._context.schedule.arms.index(arm)
+        # From 0x11 to 0x3e: a number of any type made of it is small and finite, so that it cannot
+        # poison a sum.
+        return 0x11 + (5 * number + 3 * self._count[arm.name]) % 0x2E
+
+    def _note_failure(self, arm: Arm, rank: int, why: str) -> None:
+        """Take the arm out from now on; what was measured of the others stays."""
+        self._scenarios.of(arm).close_failed(arm)
+        recorder = self._context.workspace.recorder
+        if self._context.ranks.rank == 0:
+            recorder.write(
+                records.ArmFailure(
+                    point=self._point.id,
+                    arm=arm.name,
+                    iteration=self._count[arm.name],
+                    phase=recorder.phase_name,
+                    rank=rank,
+                    error=why,
+                )
+            )
+        self._progress.say(f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {why}")
+
+    def _record_total(self, own_ms: float | None, when: When, order: int) -> None:
+        """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
+        totals = polite_gather(self._context.ranks.world, own_ms)
+        known = [total for total in totals or [] if total is not None]
+        if known:
+            iteration = records.Iteration(**when, order=order, total_ms=max(known))
+            self.done.append(iteration)
+            self._context.workspace.recorder.write(iteration)
+
+    # ---- verification ----
+
+    def _verified(self, arm: Arm, scenario: Scenario) -> bool:
+        """Compare bytes and tokens; False: the arm fails, as what it streamed cannot be read.
+
+        Raises:
+            VerificationError: on every rank, if they differ.
+        """
+        self.mark("verify", arm)
+        world = self._context.ranks.world
+        difference, tokens_equal = None, None
+        with Attempt(arm) as attempt:
+            difference = scenario.verify(arm)
+        if scenario.generated.numel() and scenario.expected.numel():
+            wrong = first_wrong_token(scenario.generated, scenario.expected_part())
+            tokens_equal = wrong is None
+            difference = difference or wrong
+        polite_barrier(world, "verification")  # whoever compares may take long
+        findings = world.allgather((difference, tokens_equal, attempt.problem))
+        if self.failures.settle(arm, [problem for *_, problem in findings]):
+            return False
+        differences = [
+            f"rank {rank}: {found}" for rank, (found, *_) in enumerate(findings) if found
+        ]
+        if self._context.ranks.rank == 0:
+            known = [equal for _, equal, _ in findings if equal is not None]
+            self._record_verification(arm, differences, all(known) if known else None)
+        if differences:
+            iteration = self._count[arm.name]
+            raise VerificationError(
+                f"{self._point.id} {arm.name}, iteration {iteration}: {differences[0]}"
+            )
+        return True
+
+    def _record_verification(
+        self, arm: Arm, differences: list[str], tokens_equal: bool | None
+    ) -> None:
+        streamed = self._point.streamed_nbytes * self._point.pipeline_para_size
+        self._context.workspace.recorder.write(
+            records.Verification(
+                point=self._point.id,
+                arm=arm.name,
+                iteration=self._count[arm.name],
+                ok=not differences,
+                nbytes=0 if arm.level is None else streamed,
+                tokens_equal=tokens_equal,
+                where=differences[0] if differences else None,
+            )
+        )
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Keep Python's cycle collector out: a naive level's many objects would make it stop a run."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,1 @@
+"""What this session measures, and each worker's place in it: resolved once and handed down."""

@@ -1,0 +1,108 @@
+"""One worker's part in the plan of a point: its cache, and its streams to or from other ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import Point, Split
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.kvcache import KVGeometry, Region
+from dejavubench.dejavulib.plan import Setup, stream_in, stream_out
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.parallel.topology import Topology
+from dejavubench.planning.setups import everything, geometry_of, setup_of, setups
+
+
+@dataclass(frozen=True)
+class Side:
+    """One worker's place in the plan of a point.
+
+    Attributes:
+        slot_nbytes: bytes of a staging slot: no chunk is larger.
+    """
+
+    point: Point
+    topology: Topology
+    slot_nbytes: int
+
+    @property
+    def is_source(self) -> bool:
+        return self.topology.role == "source"
+
+    @property
+    def split(self) -> Split:
+        """How this worker's side holds the cache."""
+        return self.point.sources if self.is_source else self.point.sinks or self.point.sources
+
+    @property
+    def ubatches(self) -> int:
+        """Number of microbatches that this side has in flight, each with a cache of its own."""
+        return self.point.requests // self.split.ubatch_size
+
+    @property
+    def setup(self) -> Setup:
+        return setup_of(self.point, self.split)
+
+    @property
+    def geometry(self) -> KVGeometry:
+        """Geometry of this worker's cache of one microbatch."""
+        return geometry_of(self.point, self.setup, self.topology.worker)
+
+    def local(self) -> list[list[Stream]]:
+        """Return each microbatch's stream of this worker's whole cache to a place of its own."""
+        return [
+            [Stream(ubatch, self._schedule(self.geometry.whole))] for ubatch in range(self.ubatches)
+        ]
+
+    def remote(self) -> list[list[Stream]]:
+        """Return each microbatch's streams to the sinks, or on a sink those that it receives."""
+        streams: list[list[Stream]] = [[] for _ in range(self.ubatches)]
+        # A stream's id is its number among the streams between the same two ranks.
+        between: Counter[int] = Counter()
+        for ubatch, region, other, peer in self._transfers():
+            streams[ubatch].append(Stream(between[peer], self._schedule(region, other), peer))
+            between[peer] += 1
+        return streams
+
+    def _transfers(self) -> Iterator[tuple[int, Region, KVGeometry, int]]:
+        """Yield microbatch, region, the other side's geometry and its rank, in the plan's order."""
+        point, worker = self.point, self.topology.worker
+        sources, sinks = setups(point)
+        if self.is_source:
+            for out in stream_out(sources, sinks, worker, everything(point)):
+                other = geometry_of(point, sinks, out.target)
+                yield out.source_ubatch, out.source_region, other, self.topology.sinks[out.target]
+        else:
+            for into in stream_in(sources, sinks, worker, everything(point)):
+                other = geometry_of(point, sources, into.source)
+                yield into.target_ubatch, into.target_region, other, into.source
+
+    def _schedule(self, region: Region, other: KVGeometry | None = None) -> StreamSchedule:
+        """Cut a region of this worker's cache into chunks; ``other``: the other side's cache."""
+        point = self.point
+        return StreamSchedule(
+            self.geometry, region, point.input_len, point.generated - 1, self.slot_nbytes, other
+        )
+
+    def peers(self) -> list[int]:
+        """Return the ranks that this one streams to, or receives from; none without sinks."""
+        if not self.topology.has_sinks:
+            return []
+        streams = [stream for ubatch in self.remote() for stream in ubatch]
+        return sorted({stream.peer for stream in streams if stream.peer is not None})
+
+    def locate(self, layer: int, head: int) -> tuple[int, int]:
+        """Translate a local layer and head to the numbers of the whole model."""
+        worker = self.topology.worker
+        return layer + self.setup.layers(worker).start, head + self.setup.heads_of(worker).start
+
+
+def side_of(
+    experiment: Experiment, point: Point, topology: Topology, rank: int | None = None
+) -> Side:
+    """Return the side of this rank, or of another one."""
+    place = topology if rank is None else replace(topology, rank=rank)
+    return Side(point, place, experiment.staging_mib << 20)

@@ -1,0 +1,45 @@
+"""This rank's ends of the streams of one point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dejavubench.bench.plan.destinations import destination_of
+from dejavubench.bench.plan.identity import identity
+from dejavubench.bench.plan.side import Side
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.destinations import point_context
+from dejavubench.config.points import Arm, Point
+from dejavubench.transports.session import Session
+
+
+@dataclass(frozen=True)
+class Ends:
+    """One rank's ends of the streams of a point.
+
+    Attributes:
+        identity: goes into the headers of stream files.
+    """
+
+    context: RunContext
+    side: Side
+    identity: dict[str, str]
+
+    @classmethod
+    def connect(cls, context: RunContext, point: Point) -> Ends:
+        """Connect this rank with the other side, for every destination. Collective."""
+        described = point_context(context.experiment, point, context.ranks)
+        for session in context.sessions.values():
+            session.connect(described)
+        own = identity(
+            context.experiment,
+            point,
+            context.devices.computing,
+            context.workspace.run_id,
+            context.ranks.rank,
+        )
+        return cls(context, context.side(point), own)
+
+    def session(self, arm: Arm) -> Session:
+        """Return this rank's part in the destination of a streaming arm."""
+        return self.context.sessions[destination_of(arm)]

@@ -1,0 +1,67 @@
+"""Loading this worker's part of each point's model, one model at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.config.points import Point
+from dejavubench.dejavulib.kvcache import KVLayout
+from dejavubench.models.dtypes import dtype_of
+from dejavubench.models.gpt import GPT
+from dejavubench.models.hub.shard import Shard
+from dejavubench.models.loading import load_checkpoint
+from dejavubench.models.weights import random_weights
+
+
+class Models:
+    """This rank's part of one model at a time; points of the same model share it.
+
+    Args:
+        say: called with notes on compiling.
+    """
+
+    def __init__(self, context: RunContext, say: Callable[[str], None]) -> None:
+        self._context, self._say = context, say
+        self._loaded: tuple[object, GPT] | None = None
+
+    def of(self, point: Point) -> GPT:
+        """Return the point's model, loaded and compiled."""
+        key = (point.spec, point.data_type)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # give its memory back before the next one is made
+            give_memory_back()
+            self._loaded = (key, load_model(self._context, point))
+        model = self._loaded[1]
+        requests = self._context.side(point).split.ubatch_size
+        layout = KVLayout(point.kv_layout)
+        model.compile(layout, requests, requests * point.input_len, say=self._say)
+        return model
+
+
+def load_model(context: RunContext, point: Point) -> GPT:
+    """Make this worker's part, with weights of the checkpoint or from the experiment's seed."""
+    assert context.workers is not None
+    experiment, device = context.experiment, context.devices.own
+    dtype, shard = dtype_of(point.data_type), Shard(*context.ranks.topology.shard())
+    multiplied = context.devices.compute_dtype(dtype)
+    model = GPT(point.spec, shard, dtype, multiplied, context.workers, device)
+    held = experiment.weights_data_type
+    held_in = None if held is None else dtype_of(held)
+    if experiment.checkpoint is not None:
+        load_checkpoint(model, experiment.checkpoint, held_in)
+    elif device.type == "cuda":
+        model.load(random_weights(point.spec, experiment.seed, device, multiplied), held_in)
+    else:
+        model.load(random_weights(point.spec, experiment.seed), held_in)
+    return model
+
+
+def give_memory_back() -> None:
+    """Free the caches and graphs of a point before the next point makes its own."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

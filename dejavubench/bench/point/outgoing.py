@@ -1,0 +1,222 @@
+"""The destinations that one source streams to: each opened when an arm first needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from dejavubench.bench.point.ends import Ends
+from dejavubench.config.interrupted import stream_name
+from dejavubench.config.points import Arm, Durability, Mode
+from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream
+from dejavubench.dejavulib.device import DeviceStaging, Landing
+from dejavubench.dejavulib.device_receiver import device_slots
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.transports.session import SourceContext
+
+Key = tuple[Mode, Durability | None]
+"""The destination of an arm; arms of other levels share it."""
+
+
+@dataclass
+class Opened:
+    """One open destination.
+
+    Attributes:
+        managers: by level, one per microbatch.
+    """
+
+    streamer: Streamer
+    managers: dict[str, list[CacheManager]] = field(default_factory=dict)
+
+
+class Outgoing:
+    """The streamers and cache managers of one source.
+
+    Args:
+        caches: one per microbatch.
+    """
+
+    def __init__(self, ends: Ends, caches: list[KVCache]) -> None:
+        self._ends = ends
+        self._caches = caches
+        self._staging = Staging(ends, caches[0])
+        self._opened: dict[Key, Opened] = {}
+
+    def streams(self, arm: Arm) -> list[list[Stream]]:
+        """Return each microbatch's streams to the arm's destination."""
+        side = self._ends.side
+        return side.remote() if arm.remote else side.local()
+
+    def managers(self, arm: Arm, level: str) -> list[CacheManager]:
+        """Return what streams each microbatch to the arm's destination at a level."""
+        opened = self._open(arm)
+        if level not in opened.managers:
+            streams, timeout = self.streams(arm), self._ends.context.experiment.drain_timeout
+            opened.managers[level] = [
+                CacheManager(cache, streams[ubatch], LEVELS[level], opened.streamer, timeout)
+                for ubatch, cache in enumerate(self._caches)
+            ]
+        return opened.managers[level]
+
+    def streamer(self, arm: Arm) -> Streamer:
+        """Return the helper thread of the arm's destination."""
+        return self._open(arm).streamer
+
+    def fill(self, arm: Arm, pattern: int) -> None:
+        """Fill what the library holds for an arm: staging, and where its destination keeps chunks.
+
+        Called after the streams have begun, outside the clock.
+        """
+        streamer = self.streamer(arm)
+        for slot in streamer.staging():
+            slot.fill_(pattern)
+        for ubatch in self.streams(arm):
+            for stream in ubatch:
+                for buffer in streamer.destination.buffers(stream):
+                    buffer.fill_(pattern)
+        if self._staging.on_cuda:  # chunks are packed on a stream of their own
+            torch.cuda.synchronize(self._caches[0].k.device)
+
+    def stream_alone(self, arm: Arm) -> float:
+        """Stream the arm's chunks at level 3 with no compute beside them.
+
+        Returns:
+            Milliseconds from the first chunk until the last one is complete.
+        """
+        managers, side = self.managers(arm, DEFAULT_LEVEL), self._ends.side
+        began = time.perf_counter()
+        for manager in managers:
+            for layer in range(side.geometry.layers):
+                manager.layer_ready(layer)
+            for step in range(side.point.generated):
+                manager.step_ready(step)
+        for manager in managers:
+            manager.drain()
+        return (time.perf_counter() - began) * 1e3
+
+    def cpu_seconds(self, arm: Arm) -> float:
+        """Return the CPU seconds so far of the arm's helper thread."""
+        opened = self._opened.get((arm.mode, arm.durability))
+        return opened.streamer.cpu_seconds() if opened else 0.0
+
+    def failure(self, arm: Arm) -> str | None:
+        """Return why the arm streams no more, if its device has failed."""
+        opened = self._opened.get((arm.mode, arm.durability))
+        return opened.streamer.failure if opened else None
+
+    def fetch_buffer(self) -> torch.Tensor:
+        """Return a buffer that verification reads one chunk into."""
+        return self._staging.fetched()
+
+    @property
+    def ways(self) -> dict[str, str]:
+        """How chunks of each kind leave the device, once something was streamed from it."""
+        return self._staging.ways
+
+    def close_failed(self, arm: Arm) -> None:
+        """Close the destination of an arm that has failed; other arms of it open it anew."""
+        opened = self._opened.pop((arm.mode, arm.durability), None)
+        if opened is not None:
+            with contextlib.suppress(StorageError):  # its failure was reported already
+                opened.streamer.close()
+
+    def close(self) -> None:
+        for opened in self._opened.values():
+            opened.streamer.close()
+
+    def _open(self, arm: Arm) -> Opened:
+        key = (arm.mode, arm.durability)
+        if key not in self._opened:
+            destination = self._destination(arm)
+            # A device that fails while microbatches swap ends the run: their caches are lost.
+            holds_failure = arm.on_disk and not arm.swaps
+            streamer = self._staging.streamer(destination, holds_failure)
+            self._opened[key] = Opened(streamer)
+        return self._opened[key]
+
+    def _destination(self, arm: Arm) -> Destination:
+        ends, side = self._ends, self._ends.side
+        experiment, workspace = ends.context.experiment, ends.context.workspace
+        # Files of arms that swap lie beside those of arms that stream, and never stay.
+        kind = f"swap-{arm.durability}" if arm.swaps else f"{arm.durability}"
+        return ends.session(arm).open_source(
+            SourceContext(
+                caches=self._caches,
+                streams=self.streams(arm),
+                peers=side.peers(),
+                slots=self._staging.slots,
+                device=self._caches[0].k.device,
+                timeout=experiment.drain_timeout,
+                durability=arm.durability,
+                folder=workspace.stream_dir,
+                file_name=stream_name(workspace.run_id, side.point.id, side.topology.rank, kind),
+                keep=experiment.keep and not arm.swaps,
+                identity=ends.identity,
+            )
+        )
+
+
+class Staging:
+    """The staging memory of one source, shared by all its arms: only one works at a time."""
+
+    def __init__(self, ends: Ends, cache: KVCache) -> None:
+        self._ends = ends
+        self._cache = cache
+        self._device = cache.k.device
+        self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on
+        self._on_device: DeviceStaging | None = None
+        self._landing = Landing()
+        self._fetched: torch.Tensor | None = None
+
+    @property
+    def on_cuda(self) -> bool:
+        return self._device.type == "cuda"
+
+    @property
+    def ways(self) -> dict[str, str]:
+        return {} if self._on_device is None else self._on_device.ways
+
+    def streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
+        """Make the helper thread of a destination, with the staging that it needs."""
+        if destination.capabilities.device_memory:
+            return Streamer(destination, self.slots("cuda"))
+        if self.on_cuda and self._on_device is None:
+            self._on_device = self._stage_on_device()
+        slots = self.slots("cpu") if destination.staged else ()
+        return Streamer(destination, slots, self._on_device, self._landing, holds_failure)
+
+    def fetched(self) -> torch.Tensor:
+        """Return a slot of its own for what verification reads back."""
+        if self._fetched is None:
+            self._fetched = staging(self._ends.side.slot_nbytes, 1, self.on_cuda)[0]
+        return self._fetched
+
+    def slots(self, kind: str) -> list[torch.Tensor]:
+        """Return the staging slots on a type of device, ``cpu`` or ``cuda``."""
+        if kind not in self._slots:
+            nbytes, slots = self._ends.side.slot_nbytes, self._count
+            self._slots[kind] = (
+                device_slots(nbytes, slots, self._device)
+                if kind == "cuda"
+                else staging(nbytes, slots, self.on_cuda)
+            )
+        return self._slots[kind]
+
+    @property
+    def _count(self) -> int:
+        return self._ends.context.experiment.staging_slots
+
+    def _stage_on_device(self) -> DeviceStaging:
+        nbytes = self._ends.side.slot_nbytes
+        on_device = DeviceStaging(device_slots(nbytes, self._count, self._device))
+        whole = self._ends.side.local()[0][0].schedule
+        on_device.calibrate(self._cache, whole.all_chunks(LEVELS[DEFAULT_LEVEL]))
+        return on_device

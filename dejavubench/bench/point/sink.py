@@ -1,0 +1,138 @@
+"""A worker that receives at one point: caches by device, and the receivers that fill them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from dejavubench.bench.point.ends import Ends
+from dejavubench.config.points import Mode
+from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS
+from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all
+from dejavubench.models.dtypes import dtype_of
+from dejavubench.models.gpt import GPT
+from dejavubench.transports.session import SinkContext
+
+
+@dataclass(frozen=True)
+class Received:
+    """What one iteration brought; ``cpu_s``: CPU seconds of receiving it."""
+
+    nbytes: int = 0
+    messages: int = 0
+    cpu_s: float = 0.0
+
+
+class Sink:
+    """One worker that receives: what comes by MPI in host memory, else in its device's.
+
+    Args:
+        model: this worker's part, loaded, where sinks have one.
+
+    Attributes:
+        pattern: the byte that its caches were filled with before the newest iteration.
+    """
+
+    def __init__(self, ends: Ends, model: GPT | None = None) -> None:
+        self.ends = ends
+        self.side = ends.side
+        self.model = model
+        self.pattern = 0
+        self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
+        self._slots: dict[str, list[list[torch.Tensor]]] = {}  # likewise, for each stream
+        self._endpoints: dict[Mode, SinkEndpoint] = {}
+        self._receivers: dict[tuple[Mode, str], list[CacheReceiver]] = {}
+
+    def prepare(self, mode: Mode, level: str, pattern: int) -> None:
+        """Fill the caches with a pattern and post the first receives, outside the clock."""
+        self.pattern = pattern
+        for cache in self.caches(mode):
+            cache.fill(pattern)
+        for receiver in self._receivers_of(mode, level):
+            for slot in receiver.slots:
+                slot.fill_(pattern)
+            receiver.begin()
+
+    def receive(self, mode: Mode, level: str) -> Received:
+        """Receive all that the sources stream in one iteration."""
+        receivers = self._receivers_of(mode, level)
+        began = time.process_time()
+        receive_all(receivers)
+        self._endpoint(mode).finish()
+        return Received(
+            sum(receiver.nbytes for receiver in receivers),
+            sum(receiver.messages for receiver in receivers),
+            time.process_time() - began,
+        )
+
+    def caches(self, mode: Mode) -> list[KVCache]:
+        """Return the cache of each microbatch on the device that the mode brings it to."""
+        device = self._device_of(mode)
+        if device.type not in self._caches:
+            dtype = dtype_of(self.side.point.data_type)
+            self._caches[device.type] = [
+                KVCache.allocate(self.side.geometry, dtype, device)
+                for _ in range(self.side.ubatches)
+            ]
+        return self._caches[device.type]
+
+    def close(self) -> None:
+        self._receivers.clear()
+        for endpoint in self._endpoints.values():
+            endpoint.close()
+
+    def _device_of(self, mode: Mode) -> torch.device:
+        own = self.ends.context.devices.own
+        return own if DESTINATIONS[mode].device_memory else torch.device("cpu")
+
+    def _slots_of(self, mode: Mode) -> list[list[torch.Tensor]]:
+        device = self._device_of(mode)
+        if device.type not in self._slots:
+            slots = self._receiver_kind(mode).SLOTS
+            largest = [largest_chunk(stream) for _, stream in self._streams(mode)]
+            self._slots[device.type] = [
+                device_slots(nbytes, slots, device)
+                if device.type == "cuda"
+                else staging(nbytes, slots)
+                for nbytes in largest
+            ]
+        return self._slots[device.type]
+
+    def _streams(self, mode: Mode) -> list[tuple[KVCache, Stream]]:
+        """Return every stream, with the cache that it fills."""
+        caches = zip(self.caches(mode), self.side.remote(), strict=True)
+        return [(cache, stream) for cache, streams in caches for stream in streams]
+
+    def _endpoint(self, mode: Mode) -> SinkEndpoint:
+        if mode not in self._endpoints:
+            opened = self.ends.context.sessions[mode].open_sink(
+                SinkContext(
+                    self._streams(mode),
+                    self.side.peers(),
+                    lambda: self._slots_of(mode),
+                    self._device_of(mode),
+                )
+            )
+            self._endpoints[mode] = cast(SinkEndpoint, opened)
+        return self._endpoints[mode]
+
+    def _receivers_of(self, mode: Mode, level: str) -> list[CacheReceiver]:
+        if (mode, level) not in self._receivers:
+            pairs, kind = self._streams(mode), self._receiver_kind(mode)
+            slots = self._slots_of(mode) if LEVELS[level].buffered else [[] for _ in pairs]
+            self._receivers[mode, level] = [
+                kind(cache, stream, LEVELS[level], self._endpoint(mode), own)
+                for (cache, stream), own in zip(pairs, slots, strict=True)
+            ]
+        return self._receivers[mode, level]
+
+    def _receiver_kind(self, mode: Mode) -> type[CacheReceiver]:
+        return DeviceReceiver if self._device_of(mode).type == "cuda" else CacheReceiver

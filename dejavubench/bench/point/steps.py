@@ -1,0 +1,229 @@
+"""One step of one microbatch: computed at once on a CPU, launched on a CUDA device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from dejavubench.bench.point.prompts import Prompts
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.models.gpt import GPT
+from dejavubench.models.sampling import Sampler
+from dejavubench.models.samplingoptions import Sampling
+
+if TYPE_CHECKING:
+    from dejavubench.models.backends.cuda.graph import DecodeGraph
+
+OnLayer = Callable[[int], None]
+"""Called with a layer's number once its keys and values are in place."""
+
+
+class Steps(Protocol):
+    """The steps of the microbatches in flight, which are told apart by their numbers.
+
+    Attributes:
+        ahead: a decode step takes its tokens from the step before by itself. So it may begin before
+            they are known on the host, and should.
+        thorough: keep the peaks of all steps, which takes time on a device.
+    """
+
+    ahead: bool
+    thorough: bool
+
+    def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+        """Begin a step of ``x`` (tokens or hidden states), whose first position is ``position``.
+
+        Returns:
+            On the model's device: new tokens [B] on the last stage, else hidden states.
+        """
+
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        """Prepare for a step at ``position``, over a cache that holds the positions before.
+
+        Args:
+            tokens: the tokens [B] that go into it, on the first stage.
+        """
+
+    def wait(self, ubatch: int) -> Tensor:
+        """Wait for the oldest step that was begun and not waited for.
+
+        At most two steps that run ahead may be begun and not waited for.
+
+        Returns:
+            On the host: its new tokens [B], on the last stage.
+        """
+
+    def event_ms(self, ubatch: int) -> list[float]:
+        """Return the device's own times of all steps since the last call; none on a CPU."""
+
+    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        """Return :attr:`GPT.peak` of steps since the last call, outside the clock.
+
+        Each comes with the position of the tokens that were chosen. A CPU has all steps, and so has
+        a device while ``thorough``; else it has the prompt and the last step. Only the last stage
+        has any.
+        """
+
+
+def steps_of(
+    model: GPT, caches: Sequence[KVCache], prompts: Sequence[Prompts], sampling: Sampling | None
+) -> Steps:
+    """Return the steps for the model's device; caches and prompts are those in flight."""
+    samplers = [
+        Sampler(model, sampling, each.numbers.to(model.device), each.tokens.shape[1])
+        for each in prompts
+    ]
+    if model.device.type == "cuda":
+        return DeviceSteps(model, caches, samplers)
+    return HostSteps(model, caches, samplers, [each.first for each in prompts])
+
+
+class HostSteps:
+    """Steps on the CPU: each is over when it returns.
+
+    Args:
+        caches: one per microbatch. A swapper replaces the items of the list as caches take turns.
+    """
+
+    ahead = False
+    thorough = True
+
+    def __init__(
+        self,
+        model: GPT,
+        caches: Sequence[KVCache],
+        samplers: list[Sampler],
+        firsts: list[Tensor | None],
+    ) -> None:
+        self._model, self._caches = model, caches
+        self._samplers, self._firsts = samplers, firsts
+        self._out = [torch.empty(0) for _ in caches]
+        self._peaks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
+
+    def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+        out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._firsts[ubatch])
+        if self._model.shard.last:
+            next_position = position + x.shape[1]
+            out = self._samplers[ubatch](out, next_position)
+            self._peaks[ubatch].append((next_position, self._model.peak))
+        self._out[ubatch] = out
+        return out
+
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        return  # every step gets all that it needs
+
+    def wait(self, ubatch: int) -> Tensor:
+        return self._out[ubatch]
+
+    def event_ms(self, ubatch: int) -> list[float]:
+        return []
+
+    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        peaks, self._peaks[ubatch] = self._peaks[ubatch], []
+        return peaks
+
+
+class DeviceSteps:
+    """Steps on a CUDA device: a prompt is launched kernel by kernel, a decode step as one graph."""
+
+    thorough = False
+
+    def __init__(self, model: GPT, caches: Sequence[KVCache], samplers: list[Sampler]) -> None:
+        self.ahead = model.shard.first and model.shard.last
+        self._model = model
+        self._ubatches = [
+            _OnDevice.of(model, cache, sampler)
+            for cache, sampler in zip(caches, samplers, strict=True)
+        ]
+
+    def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+        of = self._ubatches[ubatch]
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began.record()
+        out = self._prompt(of, x, on_layer) if position == 0 else self._replay(of, x, position)
+        tokens = of.tokens[0]
+        of.tokens.rotate()
+        if self._model.shard.last:
+            tokens.copy_(out, non_blocking=True)
+        ended.record()
+        of.events.append((began, ended))
+        of.begun.append((ended, tokens))
+        return out
+
+    def _prompt(self, of: _OnDevice, x: Tensor, on_layer: OnLayer | None) -> Tensor:
+        x = x.to(self._model.device, non_blocking=True)
+        out = self._model.forward(x, of.cache, 0, on_layer)
+        if self._model.shard.last:
+            out = of.sampler(out, x.shape[1])
+            of.peaks.append((x.shape[1], self._model.peak))
+        of.graph.begin(x.shape[1], out)
+        return out
+
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        self._ubatches[ubatch].graph.begin(position, tokens)
+
+    def _replay(self, of: _OnDevice, x: Tensor, position: int) -> Tensor:
+        graph = of.graph
+        if not self.ahead:  # else the graph has fed its tokens back itself
+            graph.x.copy_(x, non_blocking=True)
+        graph.replay()
+        if self._model.shard.last:
+            of.last = (position + 1, graph.peak)
+            if self.thorough:  # the next replay overwrites the peak
+                of.peaks.append((position + 1, graph.peak.clone()))
+        return graph.out
+
+    def wait(self, ubatch: int) -> Tensor:
+        ended, tokens = self._ubatches[ubatch].begun.popleft()
+        ended.synchronize()
+        return tokens.clone()
+
+    def event_ms(self, ubatch: int) -> list[float]:
+        of = self._ubatches[ubatch]
+        events, of.events = of.events, []
+        # The first of several stages waits for tokens of the last one, not for its own steps.
+        of.begun.clear()
+        if events:
+            events[-1][1].synchronize()
+        return [began.elapsed_time(ended) for began, ended in events]
+
+    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        of = self._ubatches[ubatch]
+        peaks, of.peaks = of.peaks, []
+        last, of.last = of.last, None
+        return peaks if last is None else [*peaks, last]
+
+
+@dataclass
+class _OnDevice:
+    """One microbatch in flight on a CUDA device.
+
+    Attributes:
+        graph: the captured decode step. Its module needs Triton, so it is imported when used.
+        tokens: pinned, taken in turn: a step's are read while the next step is under way.
+        begun: steps that were not waited for, each with its end and its tokens on the host.
+        last: the peak of the newest replay, which ``peaks`` does not hold yet.
+    """
+
+    cache: KVCache
+    sampler: Sampler
+    graph: DecodeGraph
+    tokens: deque[Tensor]
+    peaks: list[tuple[int, Tensor]] = field(default_factory=list)
+    last: tuple[int, Tensor] | None = None
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    begun: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)
+
+    @classmethod
+    def of(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _OnDevice:
+        """Capture the microbatch's decode step."""
+        from dejavubench.models.backends.cuda.graph import DecodeGraph
+
+        graph = DecodeGraph(model, cache, sampler)
+        tokens = torch.zeros(2, len(sampler.requests), dtype=torch.long, pin_memory=True)
+        return cls(cache, sampler, graph, deque(tokens))

@@ -1,0 +1,1 @@
+"""What a session writes: records, text logs and progress."""

@@ -1,0 +1,60 @@
+"""From clocks and counters to the record of a microbatch."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from dejavubench.bench.batchmaker import Streamed
+from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.dejavulib.streamer import Streaming
+from dejavubench.records import Microbatch, PhaseStreaming
+
+
+class When(TypedDict):
+    """The iteration that a record is of; ``round`` is None in warm-up."""
+
+    point: str
+    arm: str
+    iteration: int
+    round: int | None
+
+
+def microbatch_record(
+    when: When,
+    number: int,
+    clock: MicrobatchClock,
+    stream: Streamed,
+    cpu_s: float,
+    helper_cpu_s: float,
+) -> Microbatch:
+    """Return the record of one microbatch.
+
+    Args:
+        number: the microbatch's number among those in flight.
+        cpu_s, helper_cpu_s: CPU seconds of the model, and of the helper threads.
+    """
+    return Microbatch(
+        **when,
+        ubatch=number,
+        prompt_ms=clock.step_ms[0],
+        token_ms=clock.step_ms[1:],
+        prompt_event_ms=clock.event_ms[0] if clock.event_ms else None,
+        token_event_ms=clock.event_ms[1:],
+        all_token_ms=clock.all_token_ms,
+        drain_ms=clock.drain_ms,
+        total_ms=clock.total_ms,
+        prompt=_phase(stream.prompt),
+        tokens=_phase(stream.tokens),
+        drain=_phase(stream.draining),
+        cpu_model_s=cpu_s,
+        cpu_helper_s=helper_cpu_s,
+    )
+
+
+def _phase(counted: Streaming) -> PhaseStreaming:
+    return PhaseStreaming(
+        nbytes=counted.nbytes,
+        copies=counted.copies,
+        stall_ms=counted.stall_s * 1e3,
+        lag_nbytes=counted.lag_nbytes,
+    )

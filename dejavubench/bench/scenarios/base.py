@@ -1,0 +1,110 @@
+"""The protocol of a scenario: it prepares, runs, records and verifies an iteration of an arm.
+
+A scenario has two parts, one for sources and one for sinks. A rank makes its part once per point
+and calls it for every arm that goes through the scenario. All ranks call the same methods in the
+same order, so a method may be collective.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from dejavubench import records
+from dejavubench.bench.batchmaker import Mark
+from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.point.source import Source
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.config.points import Arm
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The outcome of an iteration on this rank, once its records are written.
+
+    Attributes:
+        total_ms: this source's part of the figure that overheads are made of; None on sinks, and
+            in scenarios that are no whole request.
+        ubatches: for the text logs.
+        note: for the progress line, if there is more to say than the round.
+    """
+
+    total_ms: float | None = None
+    ubatches: list[records.Microbatch] = field(default_factory=list)
+    note: str | None = None
+
+
+class Scenario(ABC):
+    """One rank's part in what requests go through at one point.
+
+    Attributes:
+        expected: tokens that nothing disturbed, where they are known.
+        generated: tokens of the newest iteration, where they are known.
+    """
+
+    def __init__(self) -> None:
+        self.expected = torch.empty(0)
+        self.generated = torch.empty(0)
+
+    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        """Keep what verification needs of the iteration that nothing disturbed.
+
+        Args:
+            undisturbed: its clocks, while its caches are still in place; None on a sink.
+            tokens: the new tokens [U, B, T] where they are known.
+        """
+        self.expected = tokens
+
+    @abstractmethod
+    def prepare(self, arm: Arm, pattern: int) -> None:
+        """Fill everything that the arm writes to with a pattern, outside the clock."""
+
+    @abstractmethod
+    def run(self, arm: Arm, mark: Mark) -> None:
+        """Take the requests through the scenario: this is what is timed."""
+
+    @abstractmethod
+    def record(self, arm: Arm, when: When) -> Recorded:
+        """Write this rank's records of the iteration that was just run."""
+
+    @abstractmethod
+    def verify(self, arm: Arm) -> str | None:
+        """Compare every byte that arrived; return where the first difference is, if there is one.
+
+        Raises:
+            StorageError: what was streamed cannot be read back.
+        """
+
+    def expected_part(self) -> torch.Tensor:
+        """Return those of the expected tokens that this rank generates: the last ones."""
+        return self.expected[..., -self.generated.shape[-1] :]
+
+    def failure(self, arm: Arm) -> str | None:
+        """Return why the arm streams no more, if its device has failed."""
+        return None
+
+    def close_failed(self, arm: Arm) -> None:  # noqa: B027 - sinks hold nothing of such an arm
+        """Close what an arm that has failed holds."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing of their own
+        """Give back what the scenario holds beside its source or sink."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A scenario, as the registry lists it.
+
+    Attributes:
+        source, sink: make the part of a source, and of a sink, at one point.
+        once: the run goes through it once; there are no rounds, and nothing is measured beside it.
+        sinks_compute: sinks have a part of the model.
+    """
+
+    source: Callable[[Source], Scenario]
+    sink: Callable[[Sink], Scenario]
+    once: bool = False
+    sinks_compute: bool = False

@@ -1,0 +1,222 @@
+"""Hand-over: sources stop after their first tokens, and sinks go on from the cache that came.
+
+A sink has a part of the model in its own setup. Beside the cache it needs each request's tokens so
+far. One source, the *token sender*, sends them to the sinks of the first stage, which embed tokens.
+The sinks' *first answerer* confirms when their first token is known. Each side's times are by its
+own clock.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from dejavubench import records
+from dejavubench.bench.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
+from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.point.prompts import make_prompts
+from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.point.source import Source
+from dejavubench.bench.point.steps import steps_of
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.scenarios.base import Recorded
+from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
+from dejavubench.config.points import Arm
+from dejavubench.dejavulib.kvcache import KVCache, Span
+from dejavubench.dejavulib.waiting import wait_asleep
+from dejavubench.parallel.collectives import polite_bcast
+from dejavubench.parallel.topology import Topology
+
+_TOKENS, _GOES_ON = 1, 2  # tags
+
+
+def token_sender(topology: Topology) -> int:
+    """Return the rank of the source that knows new tokens first: the first of the last stage."""
+    return topology.sources[-topology.tensor_size]
+
+
+def token_receivers(topology: Topology) -> range:
+    """Return the ranks of the sinks that embed tokens: the first stage."""
+    return topology.sinks[: topology.sink_width]
+
+
+def first_answerer(topology: Topology) -> int:
+    """Return the rank of the sink that knows new tokens first."""
+    return topology.sinks[-topology.sink_width]
+
+
+class HandOverSource(PlainSource):
+    """The part of a source: it generates the first tokens."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._topology = source.side.topology
+        self._comm = source.ends.context.comms.handover
+        self._sends = self._topology.rank == token_sender(self._topology)
+        self._under_way: list[MPI.Request] = []
+        self._handed_over_ms: float | None = None
+
+    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        super().expect(undisturbed, tokens)
+        polite_bcast(self.source.ends.context.ranks.world, tokens)
+
+    def expected_part(self) -> torch.Tensor:
+        return self.expected[..., : self.generated.shape[-1]]
+
+    def iterate(
+        self, streams: list[Streamed], arm: Arm, mark: Mark
+    ) -> tuple[list[MicrobatchClock], float]:
+        return self.source.maker.run(
+            streams, mark, self.source.side.point.generated, self._send_tokens
+        )
+
+    def run(self, arm: Arm, mark: Mark) -> None:
+        super().run(arm, mark)
+        mark("hand-over")
+        self._handed_over_ms = self._wait_for_answer() if self._sends else None
+
+    def record(self, arm: Arm, when: When) -> Recorded:
+        if self._handed_over_ms is not None:
+            write = self.source.ends.context.workspace.recorder.write
+            write(records.HandOver(**when, ms=self._handed_over_ms))
+        return super().record(arm, when)
+
+    def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
+        """Send all tokens so far of all requests, as soon as they are known."""
+        if not self._sends:
+            return
+        tokens = torch.cat([torch.stack(clock.tokens, dim=1) for clock in clocks])
+        message = np.ascontiguousarray(tokens.numpy())  # [requests, tokens]
+        self._under_way = [
+            self._comm.Isend(message, rank, _TOKENS) for rank in token_receivers(self._topology)
+        ]
+
+    def _wait_for_answer(self) -> float:
+        """Return milliseconds from the last computation here to the sinks' first token."""
+        answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON)
+        wait_asleep(answer.Test, "the sinks' first token")
+        took = (time.perf_counter() - max(clock.computed_s for clock in self.clocks)) * 1e3
+        MPI.Request.Waitall(self._under_way)
+        return took
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """One iteration on one sink, in milliseconds by its own clock.
+
+    Attributes:
+        waited_ms: from the start until the cache was whole and the tokens were known.
+        first_ms: from then until every microbatch has its first token, as far as this stage goes.
+        rest_ms: each later step, over all microbatches.
+        tokens: new tokens [requests, T − k]; empty on stages that do not see them.
+    """
+
+    waited_ms: float = 0.0
+    first_ms: float = 0.0
+    rest_ms: list[float] = field(default_factory=list)
+    tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class HandOverSink(PlainSink):
+    """The part of a sink: it receives the cache and generates the other tokens."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink)
+        self._successor: Successor | None = None
+        self._taken = TakenOver()
+
+    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        known = polite_bcast(self.sink.ends.context.ranks.world, None)
+        super().expect(undisturbed, known.flatten(0, 1))  # this side has microbatches of its own
+
+    def prepare(self, arm: Arm, pattern: int) -> None:
+        if self._successor is None:
+            self._successor = Successor(self.sink, self.sink.caches(arm.mode))
+        super().prepare(arm, pattern)
+
+    def run(self, arm: Arm, mark: Mark) -> None:
+        mark("receive")
+        began = time.perf_counter()
+        self.receive(arm)
+        assert self._successor is not None
+        mark("take over")
+        self._taken = self._successor.run(began)
+        self.generated = self._taken.tokens
+
+    def record(self, arm: Arm, when: When) -> Recorded:
+        recorded = super().record(arm, when)
+        taken = self._taken
+        self.sink.ends.context.workspace.recorder.write(
+            records.TakeOver(
+                **when,
+                waited_ms=taken.waited_ms,
+                first_ms=taken.first_ms,
+                token_ms=taken.rest_ms,
+            )
+        )
+        return recorded
+
+    def own(self) -> Span:
+        point = self.sink.side.point
+        return Span(point.streamed, point.written)
+
+
+class Successor:
+    """A sink's model, which goes on over the caches that its receivers have filled.
+
+    Args:
+        caches: where the sources' keys and values arrive, one per microbatch.
+    """
+
+    def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
+        context, side = sink.ends.context, sink.side
+        model, workers, experiment = sink.model, context.workers, context.experiment
+        assert model is not None
+        assert workers is not None
+        asked = replace(side.point, ubatch_size=side.split.ubatch_size)
+        self._prompts = make_prompts(
+            asked, side.ubatches, experiment.seed, experiment.given_prompts
+        )
+        steps = steps_of(model, caches, self._prompts, experiment.sampling)
+        prompts = [each.tokens for each in self._prompts]
+        self._maker = BatchMaker(model, steps, workers, prompts, side.point.output_len)
+        self._side, self._comm = side, context.comms.handover
+        self._silent: list[Streamed] = [NoStreaming() for _ in caches]
+
+    def run(self, began: float) -> TakenOver:
+        """Generate the other tokens, once this sink's cache is whole.
+
+        Args:
+            began: the beginning of the iteration, by ``perf_counter``.
+        """
+        topology, point = self._side.topology, self._side.point
+        clocks = self._maker.clocks()
+        if topology.rank in token_receivers(topology):
+            self._receive_tokens(clocks)
+        ready = time.perf_counter()
+        self._maker.go_on(clocks, self._silent, point.generated, point.generated + 1)
+        first = time.perf_counter()
+        if topology.rank == first_answerer(topology):
+            self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON)
+        self._maker.go_on(clocks, self._silent, point.generated + 1, point.output_len)
+        rest = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
+        return TakenOver((ready - began) * 1e3, (first - ready) * 1e3, rest, self._tokens(clocks))
+
+    def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
+        """Put the sources' tokens where this stage would have put its own."""
+        point = self._side.point
+        known = torch.empty(point.requests, point.generated, dtype=torch.long)
+        message = self._comm.Irecv(known.numpy(), token_sender(self._side.topology), _TOKENS)
+        wait_asleep(message.Test, "the sources' tokens")
+        for clock, prompts in zip(clocks, self._prompts, strict=True):
+            clock.tokens = list(known[prompts.numbers].unbind(1))
+
+    def _tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
+        new = self._side.point.output_len - self._side.point.generated
+        if len(clocks[0].tokens) < new:
+            return torch.empty(0)
+        return torch.cat([torch.stack(clock.tokens[-new:], dim=1) for clock in clocks])

@@ -1,0 +1,195 @@
+"""Restart: sources put back what a killed run has streamed to disk, and go on from there.
+
+A step's record in the stream's file has the token ids that went into the step. So the last complete
+step, whose new token was never written down, is computed again. What was put back is streamed anew,
+into the file of this run: it can be resumed in its turn, and is verified like any other.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dejavubench import records
+from dejavubench.bench.batchmaker import Mark, Streamed, tokens_of
+from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.point.source import Source
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.scenarios.base import Recorded
+from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.config.points import Arm
+from dejavubench.dejavulib.destinations.disk.savedstream import Restored, SavedStream
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.parallel.collectives import polite_barrier
+
+
+@dataclass
+class PutBack:
+    """All that one source has put back of its microbatches.
+
+    Attributes:
+        ms: what reading, checking and scattering took.
+    """
+
+    restored: list[Restored]
+    nbytes: int
+    ms: float
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that all microbatches have."""
+        return min(each.steps for each in self.restored)
+
+    @property
+    def wrong(self) -> list[str]:
+        """Why files hold fewer good steps than they say, for each such file."""
+        return [each.wrong for each in self.restored if each.wrong is not None]
+
+    def tokens(self, steps: int) -> list[list[torch.Tensor]]:
+        """Return for each microbatch the new tokens [B] of the first ``steps`` steps.
+
+        The new token of a step is what went into the step after it.
+        """
+        return [
+            [
+                torch.from_numpy(each.tokens[step + 1][:, 0].astype(np.int64))
+                for step in range(steps)
+            ]
+            for each in self.restored
+        ]
+
+
+def put_back(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> PutBack:
+    """Put back all that is good; ``embeds``: this stage needs the token ids as well."""
+    began = time.perf_counter()
+    restored = [file.restore(cache) for file, cache in zip(files, caches, strict=True)]
+    if embeds:
+        for file, each in zip(files, restored, strict=True):
+            _drop_unknown_steps(each, file)
+    nbytes = sum(
+        sum(map(file.schedule.step_nbytes, range(each.steps)))
+        for file, each in zip(files, restored, strict=True)
+    )
+    return PutBack(restored, nbytes, (time.perf_counter() - began) * 1e3)
+
+
+def _drop_unknown_steps(restored: Restored, file: SavedStream) -> None:
+    """Give up the steps from the first one on whose token ids are not in the file."""
+    unknown = next((step for step, ids in enumerate(restored.tokens) if (ids < 0).any()), None)
+    if unknown is not None:
+        restored.wrong = (
+            f"{file.path}: token ids of step {unknown} are not in it; {unknown} steps are good"
+        )
+        del restored.tokens[unknown:]
+
+
+def _agree_on_first(context: RunContext, steps: int | None) -> int:
+    """Return the first step that is computed again, on every rank. Collective.
+
+    Args:
+        steps: that this source has; None on a sink.
+    """
+    everywhere = context.ranks.world.allgather(steps)
+    # The new token of the last step is not known: that step is computed again.
+    return max(min(found for found in everywhere if found is not None) - 1, 0)
+
+
+class RestartSource(PlainSource):
+    """The part of a source."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._undisturbed: list[MicrobatchClock] = []
+        self._clocks: list[MicrobatchClock] = []
+        self._back = PutBack([], 0, 0.0)
+        self._first = 0
+        self._again_ms = 0.0
+
+    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        super().expect(undisturbed, tokens)
+        self._undisturbed = undisturbed or []
+
+    def run(self, arm: Arm, mark: Mark) -> None:
+        source = self.source
+        context, embeds = source.ends.context, source.model.shard.first
+        mark("restore")
+        self._back = put_back(context.saved, source.caches, embeds)
+        polite_barrier(context.ranks.world, "restore")
+        self._first = _agree_on_first(context, self._back.steps)
+        streams = self.streams(arm)
+        self._again_ms = 0.0
+        if self._first == 0:  # nothing to go on from: from the beginning
+            self._clocks, _ = source.maker.run(streams, mark)
+        else:
+            self._clocks = self._go_on(streams, mark)
+        self.generated = tokens_of(self._clocks)
+
+    def _go_on(self, streams: list[Streamed], mark: Mark) -> list[MicrobatchClock]:
+        """Stream what was put back, then take every microbatch to its end."""
+        source, first = self.source, self._first
+        clocks = source.maker.clocks()
+        if source.model.shard.first:
+            for clock, tokens in zip(clocks, self._back.tokens(first), strict=True):
+                clock.tokens = list(tokens)
+        mark("stream again")
+        began = time.perf_counter()
+        for stream, clock in zip(streams, clocks, strict=True):
+            for layer in range(source.side.geometry.layers):
+                stream.layer_ready(layer)
+            for step in range(first):
+                known = clock.tokens[step - 1].numpy() if step and clock.tokens else None
+                stream.step_ready(step, known)
+        self._again_ms = (time.perf_counter() - began) * 1e3
+        mark("tokens")
+        source.maker.go_on(clocks, streams, first, source.maker.output_len)
+        mark("drain")
+        source.maker.drain(clocks, streams)
+        return clocks
+
+    def record(self, arm: Arm, when: When) -> Recorded:
+        context, back, clocks = self.source.ends.context, self._back, self._clocks
+        interrupted = context.experiment.interrupted
+        assert interrupted is not None
+        before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
+        context.workspace.recorder.write(
+            records.Restart(
+                point=when["point"],
+                arm=arm.name,
+                of=interrupted.folder.name,
+                run_id=interrupted.run_id,
+                watermark=min(file.watermark for file in context.saved),
+                first=self._first,
+                nbytes=back.nbytes,
+                restore_ms=back.ms,
+                again_ms=self._again_ms,
+                step_ms=np.max([clock.step_ms for clock in clocks], axis=0).tolist(),
+                drain_ms=max(clock.drain_ms for clock in clocks),
+                anew_ms=max(before, default=None),
+                wrong=back.wrong,
+            )
+        )
+        if not context.experiment.verify:  # else the undisturbed tokens are recorded already
+            self.source.write_tokens(self.generated)
+        return Recorded(note=f"resumed at new token {self._first}")
+
+
+class RestartSink(PlainSink):
+    """The part of a sink, which only takes part in what all ranks agree on."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink)
+        self._first = 0
+
+    def run(self, arm: Arm, mark: Mark) -> None:
+        context = self.sink.ends.context
+        mark("restore")
+        polite_barrier(context.ranks.world, "restore")
+        self._first = _agree_on_first(context, None)
+
+    def record(self, arm: Arm, when: When) -> Recorded:
+        return Recorded(note=f"resumed at new token {self._first}")

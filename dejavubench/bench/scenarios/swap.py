@@ -1,0 +1,122 @@
+"""Swap: microbatches take turns in fewer caches than there are microbatches in flight.
+
+The other microbatches' caches are in host memory or on disk meanwhile (the paper's microbatch
+swapping). The library's ``Swapper`` moves them; the model computes over the caches that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dejavubench import records
+from dejavubench.bench.batchmaker import BatchMaker, Mark, Streamed
+from dejavubench.bench.checks.digests import digests, digests_differ
+from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.point.source import Source
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.scenarios.base import Recorded
+from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
+from dejavubench.config.points import Arm, Mode
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.swapper import Swapper
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The swapper of one store, and the batch maker over the caches that are in place."""
+
+    swapper: Swapper
+    maker: BatchMaker
+
+
+class SwapSource(PlainSource):
+    """The part of a source."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._swaps: dict[Mode, Swap] = {}
+        # The same caches for all stores: one arm works at a time.
+        self._resident: list[KVCache] = []
+        self._digests: list[list[str]] = []  # of each microbatch's undisturbed cache
+
+    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        super().expect(undisturbed, tokens)
+        written = self.source.side.point.written
+        self._digests = [digests(cache, written) for cache in self.source.caches]
+
+    def prepare(self, arm: Arm, pattern: int) -> None:
+        streams = self.streams(arm)  # makes the resident caches, which are filled below
+        caches: Sequence[KVCache] = (*self.source.caches, *self._resident)
+        for cache in caches:
+            cache.fill(pattern)
+        self.source.begin(streams)
+        self.source.outgoing.fill(arm, pattern)
+
+    def iterate(
+        self, streams: list[Streamed], arm: Arm, mark: Mark
+    ) -> tuple[list[MicrobatchClock], float]:
+        return self._swap(arm).maker.run(streams, mark)
+
+    def streams(self, arm: Arm) -> list[Streamed]:
+        return list[Streamed](self._swap(arm).swapper.microbatches)
+
+    def helper_cpu_s(self, arm: Arm) -> float:
+        swap = self._swaps.get(arm.mode)
+        swapping = swap.swapper.cpu_seconds() if swap else 0.0
+        return super().helper_cpu_s(arm) + swapping
+
+    def record(self, arm: Arm, when: When) -> Recorded:
+        recorded = super().record(arm, when)
+        cost = self._swap(arm).swapper.cost
+        context = self.source.ends.context
+        context.workspace.recorder.write(
+            records.Swapping(
+                **when,
+                resident=context.experiment.resident,
+                nbytes=cost.nbytes,
+                bring_ms=cost.bring_s * 1e3,
+                wait_ms=cost.wait_s * 1e3,
+            )
+        )
+        return recorded
+
+    def verify(self, arm: Arm) -> str | None:
+        """Bring every microbatch back once more, and compare it with its undisturbed cache."""
+        side, swapper = self.source.side, self._swap(arm).swapper
+        for ubatch, expected in enumerate(self._digests):
+            found = digests(swapper.bring_back(ubatch), side.point.written)
+            if differs := digests_differ(found, expected, side, ubatch):
+                return differs
+        return None
+
+    def close_failed(self, arm: Arm) -> None:
+        swap = self._swaps.pop(arm.mode, None)
+        if swap is not None:
+            swap.swapper.close()
+        super().close_failed(arm)
+
+    def close(self) -> None:
+        for swap in self._swaps.values():
+            swap.swapper.close()
+
+    def _swap(self, arm: Arm) -> Swap:
+        if arm.mode not in self._swaps:
+            source, experiment = self.source, self.source.ends.context.experiment
+            if not self._resident:
+                dtype, geometry = source.caches[0].k.dtype, source.side.geometry
+                self._resident = [
+                    KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
+                ]
+            streams = [stream for (stream,) in source.side.local()]
+            streamer = source.outgoing.streamer(arm)
+            swapper = Swapper(self._resident, streams, streamer, experiment.drain_timeout)
+            maker = source.maker_over(swapper.current, swapper.step_begins)
+            self._swaps[arm.mode] = Swap(swapper, maker)
+        return self._swaps[arm.mode]
+
+
+class SwapSink(PlainSink):
+    """The part of a sink, which is there for other arms: it has nothing to do."""

@@ -1,0 +1,1 @@
+"""Everything before the first measurement: ranks, devices, communicators and the run's folder."""

@@ -1,0 +1,51 @@
+"""One rank's view of a run: all that its points share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dejavubench.bench.environment.conditions import Conditions
+from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.plan.side import Side, side_of
+from dejavubench.bench.startup.communicators import Communicators
+from dejavubench.bench.startup.destinations import Sessions
+from dejavubench.bench.startup.devices import Devices
+from dejavubench.bench.startup.ranks import Ranks
+from dejavubench.bench.startup.workspace import Workspace
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import Point
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.parallel.collectives import Collectives
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """All that one rank has from the start of a run to its end.
+
+    Attributes:
+        schedule: the arms and points that run.
+        workers: connects the workers of this side; None on a sink without a model.
+        conditions: cores, CPU time and file system of this rank.
+        sessions: this rank's part in each destination.
+        saved: the files that a killed run has left of this rank, where that run is resumed.
+    """
+
+    experiment: Experiment
+    schedule: Schedule
+    ranks: Ranks
+    devices: Devices
+    workspace: Workspace
+    comms: Communicators
+    workers: Collectives | None
+    conditions: Conditions
+    sessions: Sessions
+    saved: list[SavedStream] = field(default_factory=list)
+
+    @property
+    def computes(self) -> bool:
+        """True if this rank has a part of the model."""
+        return self.workers is not None
+
+    def side(self, point: Point, rank: int | None = None) -> Side:
+        """Return the side of this rank, or of another one, at a point."""
+        return side_of(self.experiment, point, self.ranks.topology, rank)

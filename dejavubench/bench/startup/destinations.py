@@ -1,0 +1,90 @@
+"""This rank's part in each destination of the run: loaded, met, and asked what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+
+from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.plan.side import side_of
+from dejavubench.bench.startup.ranks import Ranks, agree, agree_on_reasons
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import Point
+from dejavubench.models.dtypes import dtype_of
+from dejavubench.transports.registry import transport
+from dejavubench.transports.session import PointContext, RankContext, Session
+
+Sessions = Mapping[str, Session]
+"""This rank's part in each destination, by the destination's name."""
+
+
+def load_destinations(
+    experiment: Experiment, schedule: Schedule, ranks: Ranks, device: torch.device
+) -> Sessions:
+    """Load each destination's libraries, before any other library that streams. Collective.
+
+    Raises:
+        UsageError: on every rank, if one of them cannot be used.
+    """
+    rank = RankContext(
+        ranks.world, ranks.host, ranks.is_source, ranks.topology.worker, device, experiment
+    )
+    sessions = {name: transport(name).session(rank) for name in schedule.destinations}
+
+    def load() -> None:
+        for session in sessions.values():
+            session.load()
+
+    agree(ranks.world, load)
+    return sessions
+
+
+def meet_other_sides(sessions: Sessions, ranks: Ranks) -> None:
+    """Find the other side of each destination. Collective.
+
+    Raises:
+        UsageError: on every rank, if one of them is not there.
+    """
+    for session in sessions.values():  # one by one: a meeting may be collective itself
+        agree(ranks.world, session.meet)
+
+
+def refused_points(
+    experiment: Experiment, schedule: Schedule, ranks: Ranks, sessions: Sessions
+) -> dict[str, str]:
+    """Announce every point to the other sides; return why points are refused. Collective."""
+    refused: dict[str, str] = {}
+    for point in schedule.points:
+        context = point_context(experiment, point, ranks)
+        # All sources hold the other sides' room at the same time, as they do in the measurement.
+        with ExitStack() as held:
+            refusals = [partial(each.refusal, context, held) for each in sessions.values()]
+            refused |= agree_on_reasons(ranks.world, partial(_first_refusal, point, refusals))
+        ranks.world.Barrier()  # all have given it back before the next point is announced
+    return refused
+
+
+def _first_refusal(point: Point, refusals: Sequence[Callable[[], str | None]]) -> dict[str, str]:
+    answers = [refusal() for refusal in refusals]  # all are asked: each may be collective
+    why = next((answer for answer in answers if answer is not None), None)
+    return {} if why is None else {point.id: why}
+
+
+def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointContext:
+    """Describe a point to a destination."""
+    topology = ranks.topology
+    pairs = [
+        (rank, sink)
+        for rank in topology.sources
+        for sink in side_of(experiment, point, topology, rank).peers()
+    ]
+    local = side_of(experiment, point, topology).local() if ranks.is_source else []
+    return PointContext(
+        pairs=pairs,
+        streams=[stream for ubatch in local for stream in ubatch],
+        dtype=dtype_of(point.data_type),
+        probes=experiment.ceilings and ranks.rank == 0,
+    )

@@ -1,0 +1,106 @@
+"""The device of each rank, and the types that a model computes in there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.startup.ranks import Ranks, agree
+from dejavubench.config.experiment import Experiment
+from dejavubench.errors import UsageError
+from dejavubench.models.dtypes import compute_dtype
+from dejavubench.parallel.nccl import Loopback, SharedCardError, card_of, prepare_cards
+from dejavubench.planning import fit
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of a session.
+
+    Attributes:
+        own: where this rank computes, or receives what comes by NCCL or NIXL.
+        computing: the type of device that all workers compute on.
+        native_bf16: the CPU of every rank multiplies bf16.
+        loopback: how NCCL works between ranks that share a GPU, where they may and do.
+    """
+
+    own: torch.device
+    computing: str
+    native_bf16: bool
+    loopback: Loopback | None
+
+    @property
+    def on_cuda(self) -> bool:
+        """True if this rank uses a CUDA device."""
+        return self.own.type == "cuda"
+
+    @property
+    def number(self) -> int | None:
+        """The number of this rank's CUDA device on its host; None without one."""
+        return self.own.index if self.on_cuda else None
+
+    @classmethod
+    def prepare(cls, experiment: Experiment, ranks: Ranks, own: torch.device) -> Devices:
+        """Prepare NCCL for ranks that share a GPU. Collective.
+
+        Args:
+            own: this rank's device, from :func:`take_device`.
+
+        Raises:
+            UsageError: on every rank, if ranks share a GPU without leave.
+        """
+        computing = "cuda" if experiment.device == "cuda" else "cpu"
+        loopback = _share_devices(ranks, own, experiment.nccl_loopback)
+        return cls(own, computing, ranks.native_bf16, loopback)
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type in which all workers of the model multiply."""
+        return compute_dtype(dtype, self.computing, self.native_bf16)
+
+
+def take_device(experiment: Experiment, schedule: Schedule, ranks: Ranks) -> torch.device:
+    """Choose the device of this rank among those of its host, if it needs one.
+
+    Raises:
+        UsageError: this host has no CUDA device, or too few.
+    """
+    receives = any(entry.device_memory for entry in schedule.destinations.values())
+    if experiment.device != "cuda" or not (ranks.is_source or receives):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise UsageError(f"--device cuda: {ranks.host} has no CUDA device for rank {ranks.rank}")
+    topology = ranks.topology
+    sources, sinks = map(ranks.on_this_host, (topology.sources, topology.sinks))
+    refused = fit.too_few_devices(experiment, sources, sinks)
+    if refused:
+        raise UsageError(refused)
+    cards = fit.cards(experiment, sources, sinks, count)
+    of_role = cards.sources if ranks.is_source else cards.sinks
+    before = ranks.on_this_host(range(ranks.side.start, ranks.rank))
+    device = torch.device("cuda", of_role[before])
+    torch.cuda.set_device(device)
+    return device
+
+
+def _share_devices(ranks: Ranks, device: torch.device, allowed: bool) -> Loopback | None:
+    """Tell NCCL which ranks share a GPU. NCCL is not loaded where no two ranks use GPUs."""
+    on_cuda = device.type == "cuda"
+    with_device = cast(MPI.Intracomm, ranks.world.Split(0 if on_cuda else 1, ranks.rank))
+
+    def prepare() -> Loopback | None:
+        if not on_cuda or with_device.size == 1:
+            return None
+        try:
+            return prepare_cards(with_device, card_of(device), allowed)
+        except SharedCardError as error:
+            raise UsageError(str(error)) from None
+
+    try:
+        return agree(ranks.world, prepare)
+    finally:
+        with_device.Free()

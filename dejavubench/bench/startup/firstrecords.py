@@ -1,0 +1,88 @@
+"""The records that are written before anything is measured: ``run.json``, ranks and skips."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import torch
+
+from dejavubench import records
+from dejavubench.bench.environment import facts
+from dejavubench.bench.plan.destinations import destinations_of
+from dejavubench.bench.recording.recorder import write_header
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.staging import staging_nbytes
+
+
+def write_first_records(context: RunContext, command: list[str], spin: bool) -> None:
+    """Describe this rank, and on rank 0 the run.
+
+    Args:
+        command: as it was typed.
+        spin: collectives busy-wait.
+    """
+    _write_rank(context, spin)
+    if context.ranks.rank == 0:
+        _write_run(context, command)
+
+
+def _write_rank(context: RunContext, spin: bool) -> None:
+    topology, workspace = context.ranks.topology, context.workspace
+    environment = facts.of_rank(context.devices.number) | context.conditions.facts()
+    if context.devices.loopback is not None:
+        environment["nccl_loopback"] = asdict(context.devices.loopback)
+    for session in context.sessions.values():
+        environment |= session.facts()
+    on_host, on_device = staging_nbytes(context)
+    peers = {peer for point in context.schedule.points for peer in context.side(point).peers()}
+    workspace.recorder.write(
+        records.RankInfo(
+            rank=topology.rank,
+            role=topology.role,
+            host=context.ranks.host,
+            pid=os.getpid(),
+            cores=sorted(os.sched_getaffinity(0)),
+            threads=torch.get_num_threads(),
+            tensor_rank=topology.tensor_rank,
+            stage=topology.stage,
+            peers=sorted(peers),
+            wait="spin" if spin else "yield",
+            staging_nbytes=on_host,
+            staging_device_nbytes=on_device,
+            device=environment["gpu"]["name"] if "gpu" in environment else None,
+            environment=environment,
+            run_id=workspace.run_id,
+        )
+    )
+
+
+def _write_run(context: RunContext, command: list[str]) -> None:
+    experiment, schedule, ranks = context.experiment, context.schedule, context.ranks
+    points = [point.info(schedule.skipped.get(point.id)) for point in schedule.all_points]
+    header = records.RunHeader(
+        name=experiment.name,
+        run_id=context.workspace.run_id,
+        started_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        command=command,
+        experiment=experiment.model_dump(mode="json"),
+        experiment_hash=experiment.hash(),
+        figure=experiment.figure,
+        note=experiment.note,
+        warmup=experiment.warmup,
+        arms=[arm.info() for arm in schedule.all_arms],
+        points=points,
+        destinations=destinations_of(schedule.all_arms, context.devices.on_cuda),
+        environment=facts.of_run(
+            list(ranks.hosts), experiment.threads, len(ranks.cores), context.devices.number
+        ),
+    )
+    write_header(context.workspace.folder, header)
+    write = context.workspace.recorder.write
+    for arm in schedule.all_arms:
+        if arm.skipped:
+            for info in points:
+                write(records.Skipped(point=info.id, arm=arm.name, reason=arm.skipped))
+    for id, reason in schedule.skipped.items():
+        write(records.Skipped(point=id, reason=reason))

@@ -1,0 +1,121 @@
+"""Who this rank is, and how all ranks agree on what each of them has prepared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mpi4py import MPI
+
+from dejavubench.bench.environment import facts
+from dejavubench.config.experiment import Experiment
+from dejavubench.errors import UsageError
+from dejavubench.machine.cpu import native_bf16
+from dejavubench.parallel.topology import Topology
+
+T = TypeVar("T")
+
+
+def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
+    """Run ``prepare`` on every rank and return this rank's answer. Collective.
+
+    Raises:
+        UsageError: on every rank, the first one that any rank raised.
+    """
+    problem: str | None = None
+    found: list[T] = []
+    try:
+        found.append(prepare())
+    except UsageError as error:
+        problem = str(error)
+    for message in world.allgather(problem):
+        if message is not None:
+            raise UsageError(message)
+    return found[0]
+
+
+def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Put every rank's reasons together, by key; the lowest rank's counts. Collective.
+
+    Raises:
+        UsageError: as :func:`agree`.
+    """
+    merged: dict[str, str] = {}
+    for reasons in world.allgather(agree(world, find)):
+        merged = {**reasons, **merged}
+    return merged
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """All ranks as one of them sees them.
+
+    Attributes:
+        world: control messages between measurements.
+        topology: this rank's place.
+        hosts: the host of each rank.
+        cores: granted to this rank, before the program confines it to fewer.
+        cores_on_host: number of cores granted to the ranks of this host together.
+        native_bf16: the CPU of every rank multiplies bf16.
+    """
+
+    world: MPI.Intracomm
+    topology: Topology
+    hosts: tuple[str, ...]
+    cores: frozenset[int]
+    cores_on_host: int
+    native_bf16: bool
+
+    @classmethod
+    def find(cls, experiment: Experiment) -> Ranks:
+        """Exchange hosts and cores with the other ranks. Collective."""
+        world = MPI.COMM_WORLD
+        topology = Topology(
+            world.size,
+            world.rank,
+            experiment.tensor_para_size,
+            experiment.pipeline_para_size,
+            experiment.sink_tensor_para_size or 0,
+            experiment.sink_pipeline_para_size or 0,
+        )
+        cores = frozenset(os.sched_getaffinity(0))
+        found = world.allgather((facts.hostname(), cores, native_bf16()))
+        hosts = tuple(host for host, _, _ in found)
+        here = frozenset[int]().union(
+            *(cores for host, cores, _ in found if host == hosts[world.rank])
+        )
+        native = all(native for _, _, native in found)
+        return cls(world, topology, hosts, cores, len(here), native)
+
+    @property
+    def rank(self) -> int:
+        """This rank's number."""
+        return self.topology.rank
+
+    @property
+    def is_source(self) -> bool:
+        """True if this rank runs the model; else it receives."""
+        return self.topology.role == "source"
+
+    @property
+    def host(self) -> str:
+        """This rank's host."""
+        return self.hosts[self.rank]
+
+    @property
+    def side(self) -> range:
+        """The ranks of this rank's side: all sources, or all sinks."""
+        return self.topology.sources if self.is_source else self.topology.sinks
+
+    def on_this_host(self, ranks: range) -> int:
+        """Count the ``ranks`` that run on this rank's host."""
+        return sum(self.hosts[rank] == self.host for rank in ranks)
+
+    def confine(self) -> None:
+        """Keep this source, with the helper thread it will start, on one core (``--confine``)."""
+        if self.is_source:
+            cores = sorted(os.sched_getaffinity(0))
+            before = self.on_this_host(range(self.rank))
+            os.sched_setaffinity(0, {cores[before % len(cores)]})

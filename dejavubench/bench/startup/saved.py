@@ -1,0 +1,37 @@
+"""The stream files of a killed run that this run goes on with."""
+
+from __future__ import annotations
+
+from dejavubench.bench.plan.identity import identity
+from dejavubench.bench.plan.side import Side
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.interrupted import Interrupted
+from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.disk import streamfile
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.errors import UsageError
+
+
+def open_saved(
+    experiment: Experiment, interrupted: Interrupted, side: Side, device: str
+) -> list[SavedStream]:
+    """Open the files that this source has left, one per microbatch.
+
+    Args:
+        device: the type of device that the model runs on.
+
+    Raises:
+        UsageError: one of them cannot be resumed, as :class:`SavedStream` says.
+    """
+    rank = side.topology.rank
+    expected = identity(experiment, side.point, device, interrupted.run_id, rank)
+    name = interrupted.stream_name(rank)
+    try:
+        return [
+            SavedStream(
+                interrupted.stream_dir / streamfile.file_name(name, stream.id), stream, expected
+            )
+            for (stream,) in side.local()
+        ]
+    except StreamingError as error:
+        raise UsageError(f"resume: {error}") from None

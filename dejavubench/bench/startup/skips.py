@@ -1,0 +1,70 @@
+"""Why points cannot run here: memory, and room on the disk."""
+
+from __future__ import annotations
+
+import shutil
+
+from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.plan.side import side_of
+from dejavubench.bench.startup.destinations import Sessions
+from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import Point
+from dejavubench.planning import fit
+from dejavubench.transports.registry import transport
+from dejavubench.units import nbytes_text
+
+
+def reasons_here(
+    experiment: Experiment, schedule: Schedule, ranks: Ranks, sessions: Sessions
+) -> dict[str, str]:
+    """Return why points cannot run on some rank's host, by point. Collective."""
+    return agree_on_reasons(ranks.world, lambda: _reasons(experiment, schedule, ranks, sessions))
+
+
+def _reasons(
+    experiment: Experiment, schedule: Schedule, ranks: Ranks, sessions: Sessions
+) -> dict[str, str]:
+    sources = ranks.on_this_host(ranks.topology.sources)
+    found = fit.reasons(experiment, sources, ranks.on_this_host(ranks.topology.sinks))
+    if not schedule.on_disk or not ranks.is_source:
+        return found
+    directory = experiment.stream_dir or experiment.log_dir
+    existing = next(
+        folder for folder in (directory, *directory.absolute().parents) if folder.exists()
+    )
+    room = shutil.disk_usage(existing).free
+    kinds = {(arm.mode, arm.durability) for arm in schedule.on_disk}
+    probes = _probe_nbytes(schedule, sessions) if experiment.ceilings and ranks.rank == 0 else 0
+    kept = 0  # files of earlier points that stay (--keep)
+    for point in schedule.all_points:
+        if point.id in found:
+            continue
+        stored = _stored_nbytes(experiment, point, ranks, sessions)
+        files = sources * len(kinds) * stored
+        needed = kept + files + probes
+        if needed > room:
+            found[point.id] = (
+                f"{directory}: streaming to disk needs {nbytes_text(needed)}, "
+                f"{nbytes_text(room)} are free"
+            )
+        elif experiment.keep:
+            kept += files
+    return found
+
+
+def _stored_nbytes(experiment: Experiment, point: Point, ranks: Ranks, sessions: Sessions) -> int:
+    """Return the bytes of one arm's files of all microbatches of this source."""
+    streams = side_of(experiment, point, ranks.topology).local()
+    return sum(
+        session.stored_nbytes(stream)
+        for session in sessions.values()
+        for ubatch in streams
+        for stream in ubatch
+    )
+
+
+def _probe_nbytes(schedule: Schedule, sessions: Sessions) -> int:
+    """Return the bytes of the files that probes write."""
+    durabilities = {arm.durability for arm in schedule.on_disk}
+    return sum(transport(name).probe_nbytes for name in sessions) * len(durabilities)

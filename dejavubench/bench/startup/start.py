@@ -1,0 +1,106 @@
+"""Starting a run: the collective steps that come before the first measurement, in order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from mpi4py import MPI
+
+from dejavubench import records
+from dejavubench.bench.environment.conditions import Conditions
+from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.plan.side import side_of
+from dejavubench.bench.scenarios import registry
+from dejavubench.bench.startup import destinations, skips
+from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.devices import Devices, take_device
+from dejavubench.bench.startup.firstrecords import write_first_records
+from dejavubench.bench.startup.ranks import Ranks, agree
+from dejavubench.bench.startup.saved import open_saved
+from dejavubench.bench.startup.workspace import Workspace
+from dejavubench.bench.watching.watch import Watch
+from dejavubench.config.experiment import Experiment
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
+from dejavubench.planning import fit
+
+
+def start(experiment: Experiment, command: list[str], watch: Watch | None) -> RunContext:
+    """Prepare a run. Collective.
+
+    Args:
+        experiment: the same on every rank.
+        command: as it was typed, for the record.
+        watch: watches the ranks of this host, on the rank that has started it.
+
+    Raises:
+        UsageError: on every rank, if the run cannot start on any of them.
+    """
+    schedule = Schedule.of(experiment)
+    ranks = _join(experiment)
+    device = agree(ranks.world, lambda: take_device(experiment, schedule, ranks))
+    sessions = destinations.load_destinations(experiment, schedule, ranks, device)
+    devices = Devices.prepare(experiment, ranks, device)
+    skipped = skips.reasons_here(experiment, schedule, ranks, sessions)
+    destinations.meet_other_sides(sessions, ranks)
+    schedule = replace(schedule, skipped=skipped)
+    refused = destinations.refused_points(experiment, schedule, ranks, sessions)
+    schedule = replace(schedule, skipped=skipped | refused)
+    fit.refuse_if_none_runs(experiment, schedule.skipped)
+    saved = agree(ranks.world, lambda: _open_saved(experiment, schedule, ranks, devices))
+    workspace = Workspace.open(experiment, schedule, ranks)
+    if watch is not None:
+        watch.note_in(workspace.folder / records.first_exit_file(ranks.rank))
+    comms = Communicators.make(ranks)
+    spin = may_spin(ranks, experiment.threads)
+    computes = ranks.is_source or registry.of_run(experiment).sinks_compute
+    context = RunContext(
+        experiment,
+        schedule,
+        ranks,
+        devices,
+        workspace,
+        comms,
+        connect_workers(comms, ranks, devices.own, spin) if computes else None,
+        _find_conditions(schedule, ranks, workspace, experiment.threads if computes else 1),
+        sessions,
+        saved,
+    )
+    write_first_records(context, command, spin)
+    return context
+
+
+def _join(experiment: Experiment) -> Ranks:
+    """Set this process up and find the other ranks. Collective."""
+    experiment.check_ranks(MPI.COMM_WORLD.size)
+    prefer_huge_pages()
+    bound_primitive_caches()
+    torch.set_num_threads(experiment.threads)
+    ranks = Ranks.find(experiment)
+    if experiment.confine:
+        ranks.confine()
+    return ranks
+
+
+def _open_saved(
+    experiment: Experiment, schedule: Schedule, ranks: Ranks, devices: Devices
+) -> list[SavedStream]:
+    if experiment.interrupted is None or not ranks.is_source:
+        return []
+    (point,) = schedule.points
+    side = side_of(experiment, point, ranks.topology)
+    return open_saved(experiment, experiment.interrupted, side, devices.computing)
+
+
+def _find_conditions(
+    schedule: Schedule, ranks: Ranks, workspace: Workspace, threads: int
+) -> Conditions:
+    """Exchange what each rank asks of its host's cores. Collective."""
+    helpers = int(ranks.is_source and bool(schedule.streaming))
+    writes = ranks.is_source and bool(schedule.on_disk)
+    stream_dir = workspace.stream_dir if writes else None
+    return Conditions(
+        ranks.world, list(ranks.hosts), threads, helpers, set(ranks.cores), stream_dir
+    )

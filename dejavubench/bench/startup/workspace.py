@@ -1,0 +1,98 @@
+"""The folders that a run writes to, and this rank's records in them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mpi4py import MPI
+
+from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.recording.recorder import Recorder
+from dejavubench.bench.startup.ranks import Ranks, agree
+from dejavubench.config.experiment import Experiment
+from dejavubench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where this rank writes.
+
+    Attributes:
+        run_id: unique to the run.
+        folder: the run's folder on this host.
+        stream_dir: where streamed files go.
+        recorder: this rank's records.
+    """
+
+    run_id: str
+    folder: Path
+    stream_dir: Path
+    recorder: Recorder
+
+    @classmethod
+    def open(cls, experiment: Experiment, schedule: Schedule, ranks: Ranks) -> Workspace:
+        """Make the run's folders and open this rank's file in them. Collective.
+
+        Raises:
+            UsageError: on every rank, if a folder cannot be made or written.
+        """
+        directory = experiment.stream_dir
+        if directory is not None:
+            agree(ranks.world, lambda: _make_stream_dir(directory))
+        run_id, folder = _make_folder(experiment, ranks.world)
+        recorder = agree(ranks.world, lambda: _open_recorder(folder, schedule, ranks.rank))
+        return cls(run_id, folder, directory or folder, recorder)
+
+
+def _make_stream_dir(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"stream_dir {directory}: {error.strerror}") from None
+    if not os.access(directory, os.W_OK):
+        raise UsageError(f"stream_dir {directory}: not writable")
+
+
+def _make_folder(experiment: Experiment, world: MPI.Intracomm) -> tuple[str, Path]:
+    """Have rank 0 name the run and make its folder, never an existing one. Collective."""
+    outcome: tuple[str, Path] | UsageError | None = None
+    if world.rank == 0:
+        try:
+            folder = _new_folder(experiment.log_dir, experiment.name)
+            outcome = uuid.uuid4().hex[:12], folder.absolute()
+        except OSError as error:
+            outcome = UsageError(f"log_dir {experiment.log_dir}: {error.strerror}")
+    outcome = world.bcast(outcome)
+    if isinstance(outcome, UsageError):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+def _new_folder(log_dir: Path, name: str) -> Path:
+    """Make ``<name>-<UTC time>``, with a number behind it where runs start in one second."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    wanted = log_dir / f"{name}-{stamp}"
+    folder, number = wanted, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not log_dir.is_dir():  # log_dir itself, or a part of its path, is a file
+                raise
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+
+
+def _open_recorder(folder: Path, schedule: Schedule, rank: int) -> Recorder:
+    points = len(schedule.all_points)
+    alone = len(schedule.all_arms) == points == 1
+    try:
+        return Recorder(folder, rank, several_points=points > 1, to_stdout=rank == 0 and alone)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
