@@ -1,14 +1,16 @@
-# From a fresh clone: `make figures` or `make test`. Both make a virtual environment of their own first.
+# From a fresh clone: `make figures` or `make test`. Both first make a virtual environment.
 #
-#   PYTHON=…   a Python ≥ 3.11; else the first one found
-#   VENV=…     where the environment goes (default .venv)
-#   MPIRUN=…   another MPI's launcher, together with MPI= (no MPI from PyPI), e.g. make figures MPI= MPIRUN=mpirun
-#   RUNFLAGS=… flags for every run, e.g. RUNFLAGS="--threads 2"
-#   LINK_RATES=… the rates of make figure-link
+#   PYTHON=…      Python 3.11 or newer; default: the first one found
+#   VENV=…        folder of the environment; default .venv
+#   MPI=          install no MPI; use it with MPIRUN=…, the launcher of the system's MPI
+#   MPIRUN=…      launcher, as in: make figures MPI= MPIRUN=mpirun
+#   RUNFLAGS=…    flags for every run, as in RUNFLAGS="--threads 2"
+#   LINK_RATES=…  rates of make figure-link
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
 MPI ?= mpich
 BIN := $(VENV)/bin
 MPIRUN ?= $(BIN)/mpirun
@@ -23,18 +25,19 @@ DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make figures       the four figures from a quick set of runs, about 5 minutes on 2 cores'
-	@echo 'make figures-full  the same with as many rounds as the precision needs, under an hour'
+	@echo 'make figures       four figures from a quick set of runs: about 5 minutes on 2 cores'
+	@echo 'make figures-full  the same with as many rounds as the precision needs: under an hour'
 	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
-	@echo 'make figure-link   overhead against the speed of a link between two emulated hosts; as root, about 15 minutes'
-	@echo 'make test          lint, types and the test suite'
+	@echo 'make figure-link   overhead against the speed of an emulated link; as root, about 15 minutes'
+	@echo 'make test          lint, types, spelling and the test suite'
 	@echo 'make drills        the tests that take longer than 10 seconds each'
-	@echo 'make clean         remove the environment and caches; logs/ and figures/ stay'
+	@echo 'make clean         remove the environment and caches; keep logs/ and figures/'
 
 # ---- environment ----
 
 $(BIN)/python:
-	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or newer was found; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@test -n '$(PYTHON)' || { \
+		echo 'No Python 3.11 or newer was found. Name one: make PYTHON=/path/to/python3' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
@@ -50,9 +53,11 @@ $(VENV)/.installed-gpu: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed-run
 
 # ---- figures: $(call measure,ranks,config,log folder,flags) and $(call report,set) ----
-# A single arm's text lines go to stdout and, as here, to the run's folder; tables and progress to stderr.
+# Tables and progress go to stderr. A single arm prints its text lines on stdout, too; they are in
+# the run's folder anyway.
 
-measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/$(2).toml --log-dir $(3) $(4) $(RUNFLAGS) >/dev/null
+measure = $(MPIRUN) -n $(1) $(BIN)/dejavubench run configs/$(2).toml \
+	--log-dir $(3) $(4) $(RUNFLAGS) >/dev/null
 
 define report
 	@mkdir -p figures/$(1)
@@ -64,14 +69,18 @@ endef
 QUICK := quick-$(UTC)
 FULL := full-$(UTC)
 FEW := --precision none --warmup 1 --note 'quick set: few rounds, so wide intervals'
+QUICK_FIG2 := --rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8
+QUICK_APPENDIX_A := --rounds 3 --model gpt2 --ubatch-size 1,2,4 --input-len 32,64,128 --output-len 8
+QUICK_FIG7 := --rounds 6 --kv-layout ft,hnd --ubatch-size 1 --input-len 64 --output-len 8
+QUICK_FIG25 := --rounds 6 --ubatch-size 2 --input-len 128 --output-len 16
 
 figures: $(VENV)/.installed-run
-	$(call measure,1,cpu/fig2,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2$(comma)opt-125m --input-len 32$(comma)128 --output-len 8)
-	$(call measure,1,cpu/appendix_a,logs/$(QUICK),$(FEW) --rounds 3 --model gpt2 --ubatch-size 1$(comma)2$(comma)4 --input-len 32$(comma)64$(comma)128 --output-len 8)
-	$(call measure,2,cpu/fig7,logs/$(QUICK),$(FEW) --rounds 6 --kv-layout ft$(comma)hnd --ubatch-size 1 --input-len 64 --output-len 8)
-	$(call measure,2,cpu/fig25,logs/$(QUICK),$(FEW) --rounds 6 --ubatch-size 2 --input-len 128 --output-len 16)
+	$(call measure,1,cpu/fig2,logs/$(QUICK),$(FEW) $(QUICK_FIG2))
+	$(call measure,1,cpu/appendix_a,logs/$(QUICK),$(FEW) $(QUICK_APPENDIX_A))
+	$(call measure,2,cpu/fig7,logs/$(QUICK),$(FEW) $(QUICK_FIG7))
+	$(call measure,2,cpu/fig25,logs/$(QUICK),$(FEW) $(QUICK_FIG25))
 	$(call report,$(QUICK))
-	@echo 'A quick set: few rounds, so the intervals are wide. make figures-full measures as long as it needs.'
+	@echo 'A quick set: few rounds, so the intervals are wide. make figures-full measures longer.'
 
 figures-full: $(VENV)/.installed-run
 	$(call measure,1,cpu/fig2,logs/$(FULL))
@@ -81,8 +90,8 @@ figures-full: $(VENV)/.installed-run
 	$(call report,$(FULL))
 
 # ---- figures on a GPU ----
-# Two ranks that share a card take turns on it unless MPS lets them in at once: it is started for their run alone, with
-# a folder of its own, and stopped however that run ends.
+# Two ranks on one GPU take turns, unless CUDA's Multi-Process Service (MPS) runs. It is started for
+# their run alone, with a folder of its own, and is stopped however that run ends.
 
 GPU := gpu-$(UTC)
 
@@ -91,13 +100,15 @@ define under-mps
 	export CUDA_MPS_PIPE_DIRECTORY="$$folder" CUDA_MPS_LOG_DIRECTORY="$$folder"; \
 	trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM HUP; \
 	nvidia-cuda-mps-control -d; \
-	trap 'echo quit | nvidia-cuda-mps-control || echo "MPS was not stopped" >&2; rm -rf "$$folder"' EXIT; \
+	trap 'echo quit | nvidia-cuda-mps-control || echo "MPS was not stopped" >&2; \
+		rm -rf "$$folder"' EXIT; \
 	$(1)
 endef
 
 figures-gpu: $(VENV)/.installed-gpu
 	@command -v nvidia-cuda-mps-control >/dev/null || \
-		{ echo 'nvidia-cuda-mps-control, of the NVIDIA driver, was not found: two ranks could not share a GPU' >&2; exit 1; }
+		{ echo 'nvidia-cuda-mps-control was not found: two ranks could not share a GPU.' \
+			'It is part of the NVIDIA driver.' >&2; exit 1; }
 	$(call measure,1,h200/fig2,logs/$(GPU))
 	$(call measure,1,h200/appendix_a,logs/$(GPU))
 	$(call measure,1,h200/fig7,logs/$(GPU))
@@ -105,13 +116,14 @@ figures-gpu: $(VENV)/.installed-gpu
 	$(call under-mps,$(call measure,2,h200/fig25_nccl_loopback,logs/$(GPU)))
 	$(call report,$(GPU))
 
-# ---- the link figure: two hosts emulated on this machine, a session for each rate of the link between them ----
+# ---- the link figure: two emulated hosts, one session per rate of the link between them ----
 
 LINK := link-$(UTC)
 LINK_RATES ?= 60Mbit/s,100Mbit/s,160Mbit/s,300Mbit/s,1Gbit/s,4Gbit/s,unlimited
 
 figure-link: $(VENV)/.installed-run
-	$(BIN)/python scripts/two_hosts.py --rate $(LINK_RATES) -- run configs/cpu/link.toml --log-dir logs/$(LINK) $(RUNFLAGS) >/dev/null
+	$(BIN)/python scripts/two_hosts.py --rate $(LINK_RATES) -- \
+		run configs/cpu/link.toml --log-dir logs/$(LINK) $(RUNFLAGS) >/dev/null
 	$(call report,$(LINK))
 
 # ---- tests ----

@@ -1,15 +1,17 @@
-"""What a machine can do: how probes are run and kept, what a CUDA device's take, and what is said of a machine."""
+"""How probes are run and kept, and the probes of a CUDA device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
 from dejavubench.bench.environment import facts as environment
 from dejavubench.bench.probes import device as device_ceilings
-from dejavubench.bench.probes.ceilings import HELD_AGAINST, PAIRS, Ceilings
+from dejavubench.bench.probes.ceilings import PAIRS, Ceilings
 from dejavubench.bench.probes.device import (
     LEAST_NBYTES,
     SHARE,
@@ -21,6 +23,8 @@ from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
 from dejavubench.records import OVERHEAD_OF
 from dejavubench.transports.probe import Probe, Sample
+from dejavubench.transports.registry import transport
+from dejavubench.transports.session import ProbeContext, RankContext
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -115,7 +119,8 @@ def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> N
     found = {item.name: item for item in ceilings.records("p000")}
     for item in found.values():
         print(f"{layout.value} {item.name}: {item.value:.4g} {item.unit} ({item.shape})")
-    assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large", *HELD_AGAINST} <= set(found)
+    assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large"} <= set(found)
+    assert {"pcie-destination", "gather", "gather-copy"} <= set(found)
     assert all(item.value > 0 for item in found.values())
     assert (
         found["memory-copy"].value < 1.2 * found["memory-read"].value
@@ -158,7 +163,7 @@ def test_a_device_tells_what_it_is() -> None:
 
 
 def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> None:
-    """The reader of records refuses a ceiling with other counts of samples than the loop it is held against."""
+    """The reader refuses a ceiling with another count of samples than its raw loop."""
 
     def after(good: int, value: float, error: Exception) -> Callable[[], list[Sample]]:
         taken = iter(range(100))
@@ -194,3 +199,66 @@ def test_a_link_that_fails_ends_the_run() -> None:
     ceilings = Ceilings([Probe("tcp-raw", "MB/s", run)])
     with pytest.raises(OSError, match="Connection reset"):
         ceilings.run()
+
+
+def test_of_several_probes_of_one_name_the_first_runs() -> None:
+    """Destinations between ranks share the probes of their link."""
+    ran: list[str] = []
+
+    def probe(name: str, of: str, durability: str | None = None) -> Probe:
+        return Probe(name, "GB/s", lambda: [(1.0, ran.append(of) or of)], durability)
+
+    ceilings = Ceilings(
+        [probe("link", "a"), probe("link", "b"), probe("disk", "c", "x"), probe("disk", "d", "y")]
+    )
+    assert ceilings.run() == []
+    assert ran == ["a", "c", "d"]
+    assert [record.shape for record in ceilings.records("p000")] == ["a", "c", "d"]
+
+
+def test_a_disk_without_room_has_no_probes_and_says_why(tmp_path: Path) -> None:
+    said: list[str] = []
+    with ExitStack() as close:
+        context = ProbeContext(
+            meeting=None,
+            is_source=True,
+            device=torch.device("cpu"),
+            durabilities=["page-cache"],
+            folder=tmp_path / "missing",
+            file_name="run-p000",
+            say=said.append,
+            close=close,
+        )
+        session = transport("disk").session(rank_without_peers())
+        assert list(session.probes(context)) == []
+    assert len(said) == 1
+    assert said[0].startswith("dejavubench: no ceiling of disk (page-cache): ")
+
+
+def rank_without_peers() -> RankContext:
+    return RankContext(None, "here", True, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
+
+
+def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
+    with ExitStack() as close:
+        context = ProbeContext(
+            meeting=None,
+            is_source=True,
+            device=torch.device("cpu"),
+            durabilities=["page-cache", "fdatasync"],
+            folder=tmp_path,
+            file_name="run-p000",
+            say=pytest.fail,
+            close=close,
+        )
+        probes = list(transport("disk").session(rank_without_peers()).probes(context))
+        names = ["disk-write", "disk-destination", "disk-run"]
+        assert [(each.name, each.durability) for each in probes] == [
+            *((name, "page-cache") for name in names),
+            *((name, "fdatasync") for name in names),
+            ("disk-run-overhead", None),
+        ]
+        for each in probes:
+            assert each() is None
+            assert all(value > 0 for value, _ in each.samples[0])
+    assert [path.name for path in tmp_path.iterdir() if "raw" in path.name] == []

@@ -38,7 +38,7 @@ ENGINE = ("parallel", "models", "dejavulib", "machine", "records")
 ARROWS: Mapping[str, tuple[str, ...]] = {
     "machine": (),
     "dejavulib": (),
-    "records": ("dejavulib",),
+    "records": ("dejavulib", "machine"),
     "parallel": ("dejavulib", "machine"),
     "models": ("dejavulib", "machine", "parallel"),
     "transports": ("dejavulib", "machine", "parallel", "records"),

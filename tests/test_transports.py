@@ -112,6 +112,16 @@ def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, name: str, me
         registry.modes()
 
 
+def test_a_broken_plugin_does_not_concern_a_run_to_other_destinations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(registry.VARIABLE, "no_such_module")
+    assert registry.transport("mpi").name == "mpi"
+    assert [each.name for each in registry.usable()] == [each.name for each in registry.own()]
+    with pytest.raises(UsageError, match="no_such_module"):
+        registry.transport("toy")
+
+
 def test_two_destinations_of_one_name_are_refused() -> None:
     class Other(type(registry.transport("host"))):  # type: ignore[misc]
         pass

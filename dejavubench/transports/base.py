@@ -37,7 +37,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Loopback:
+class LoopbackVariant:
     """A variant in which a source and its sink share one GPU, so that nothing leaves it.
 
     Attributes:
@@ -106,7 +106,7 @@ class Transport(ABC):
     swapped_label: ClassVar[str | None] = None
     hands_over: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
-    loopback: ClassVar[Loopback | None] = None
+    loopback: ClassVar[LoopbackVariant | None] = None
     library: ClassVar[str | None] = None
     probe_names: ClassVar[ProbeNames] = ProbeNames()
     probe_nbytes: ClassVar[int] = 0

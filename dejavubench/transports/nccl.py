@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import NCCL
-from dejavubench.transports.base import Loopback, Missing, ProbeNames, Style, Transport
+from dejavubench.transports.base import LoopbackVariant, Missing, ProbeNames, Style, Transport
 from dejavubench.transports.session import (
     Options,
     PointContext,
@@ -63,7 +63,7 @@ class NCCLTransport(Transport):
     style = Style("#CC79A7", "xx")
     options = ("nccl_loopback",)
     copy_s = 1e-5
-    loopback = Loopback(
+    loopback = LoopbackVariant(
         "nccl_loopback", "nccl-loopback", "loopback on one GPU (NCCL)", Style("#D55E00", "oo")
     )
     library = "nccl"

@@ -1,4 +1,4 @@
-"""What the probes of all destinations share. Importing this loads neither torch nor MPI."""
+"""Pieces that the probes of all destinations share. Loads neither torch nor MPI."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from dejavubench.dejavulib.kvcache import KVGeometry
-from dejavubench.dejavulib.schedule import StreamSchedule
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Stream
@@ -96,6 +93,8 @@ def paced(bytes_per_s: float, messages: int) -> int:
 def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE) -> Stream:
     """Return a stream whose chunks are whole messages: only flush and fetch are left to measure."""
     from dejavubench.dejavulib.destinations.base import Stream
+    from dejavubench.dejavulib.kvcache import KVGeometry
+    from dejavubench.dejavulib.schedule import StreamSchedule
 
     width = 256
     geometry = KVGeometry(messages, 1, 1, nbytes // (2 * 4 * width), width, 4)

@@ -1,4 +1,4 @@
-"""What ``run.json`` says of the destinations of a run, so that analysis needs none of them."""
+"""The destinations of a run as ``run.json`` has them, so that analysis needs no transport."""
 
 from __future__ import annotations
 

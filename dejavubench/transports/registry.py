@@ -11,7 +11,6 @@ import pkgutil
 import re
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from types import ModuleType
 
 from dejavubench.dejavulib.destinations import registry as library
@@ -26,6 +25,10 @@ VARIABLE = "DEJAVUBENCH_PLUGINS"
 
 RESERVED = frozenset({"none"})
 """Names that ``--streaming`` has for something other than a destination."""
+
+_SHARED = frozenset({"base", "probe", "recorded", "registry", "session", "tcp_token"})
+"""Modules of this package that are no transports. They are left out because ``--help`` is instant
+only if few modules are imported."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _SWAP = "swap-"  # names of arms that swap begin so
@@ -64,6 +67,14 @@ def transports() -> tuple[Transport, ...]:
     return tuple(sorted(_registered.values(), key=lambda each: (each.order, each.name)))
 
 
+def usable() -> tuple[Transport, ...]:
+    """Return all destinations, without those of plugins that cannot be loaded: for help texts."""
+    try:
+        return transports()
+    except UsageError:  # whoever names a destination is told
+        return tuple(sorted(_registered.values(), key=lambda each: (each.order, each.name)))
+
+
 def transport(mode: str) -> Transport:
     """Return the destination of a name.
 
@@ -71,7 +82,8 @@ def transport(mode: str) -> Transport:
         KeyError: there is none.
         UsageError: a plugin cannot be loaded.
     """
-    if mode not in _registered:  # else plugins need not be looked for
+    _load_own()
+    if mode not in _registered:  # else a broken plugin is none of this run's business
         transports()
     return _registered[mode]
 
@@ -83,15 +95,13 @@ def own() -> tuple[Transport, ...]:
 
 @cache
 def _load_own() -> tuple[Transport, ...]:
-    """Every module of this package that has a ``TRANSPORT``: a new file is found without a list."""
+    """Import the modules of this package: a new transport is found without a list of them."""
     package = __name__.rpartition(".")[0]
     folder = import_module(package).__path__
     found = []
     for each in pkgutil.iter_modules(folder):
-        if each.ispkg or each.name == __name__.rpartition(".")[2]:
-            continue
-        module = import_module(f"{package}.{each.name}")
-        if isinstance(getattr(module, "TRANSPORT", None), Transport):
+        if not each.ispkg and each.name not in _SHARED:
+            module = import_module(f"{package}.{each.name}")
             register(module.TRANSPORT)
             found.append(module.TRANSPORT)
     return tuple(found)
@@ -99,6 +109,8 @@ def _load_own() -> tuple[Transport, ...]:
 
 @cache
 def _load_plugins(named: str) -> None:
+    from importlib.metadata import entry_points  # takes as long as all of this package
+
     wanted = {name: f"{VARIABLE} names {name}" for name in map(str.strip, named.split(",")) if name}
     wanted |= {
         point.module: f"the entry point {point.name} of {GROUP} names {point.module}"
@@ -112,7 +124,7 @@ def _load_plugin(name: str, who: str) -> ModuleType:
     before = set(_registered)
     try:
         module = import_module(name)
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
         raise UsageError(
             f"{who}, which cannot be loaded: {type(error).__name__}: {error}. "
             "Mend or uninstall the plugin, or take its name out"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Options(Protocol):
-    """What a transport reads of an experiment."""
+    """An experiment, as far as a transport reads it."""
 
     @property
     def device(self) -> str: ...
@@ -137,7 +137,7 @@ class PointContext:
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """What the raw loops of a destination can use. Rank 0 and the first sink each have one.
+    """All that the raw loops of a destination can use, on rank 0 and on the first sink.
 
     Attributes:
         meeting: of these two ranks; None where nothing is streamed to ranks.

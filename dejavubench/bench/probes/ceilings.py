@@ -1,8 +1,8 @@
-"""What this machine and its links can do, measured between the rounds that they bound.
+"""Rates of this machine and its links, measured between the rounds that they bound.
 
 They are measured in the same session and with the same threads as the arms. Each probe is short and
 runs after each of the first rounds; the best of all samples is the ceiling. Names that end in
-``-destination`` are no ceilings: they are this library's flush and fetch alone, run in turn with the
+``-destination`` are no ceilings: they are the library's flush and fetch alone, run in turn with the
 raw loop that they are held against. The raw loops of a destination come from its transport.
 """
 
@@ -12,15 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 from dejavubench.dejavulib import pulse
-from dejavubench.records import Ceiling
+from dejavubench.records import HELD_AGAINST, Ceiling
 from dejavubench.transports.probe import Probe
 
 PAIRS = 4
 """How often a destination and its raw loop are run in turn, one or the other first, after a round.
 """
-
-HELD_AGAINST: Mapping[str, str] = {"pcie-destination": "pcie-d2h", "gather": "gather-copy"}
-"""The library's own code on a GPU, and the raw loop of each; transports name those of theirs."""
 
 
 class Ceilings:

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.probes.ceilings import HELD_AGAINST, Ceilings
+from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.machine import cpu_probes
 from dejavubench.dejavulib.kvcache import KVGeometry
 from dejavubench.parallel.topology import Topology
+from dejavubench.records import HELD_AGAINST
 from dejavubench.transports.base import Transport
 from dejavubench.transports.loops.meeting import Meeting
 from dejavubench.transports.probe import Probe

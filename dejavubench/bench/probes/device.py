@@ -1,8 +1,8 @@
-"""What a CUDA device, and the way from it to the host, can do: the probes of a source whose model runs there.
+"""Probes of a CUDA device that the model of a source runs on.
 
-What stays on the device is timed between two CUDA events, over several repetitions that have queued up behind other
-work by then, so that no launch is waited for. What ends on the host, and the destination that is held against it, is
-timed by the host's clock, which is the one that both can be timed by.
+Work that stays on the device is timed between two CUDA events, over several repetitions. They queue
+up behind other work, so no launch is waited for. Copies to the host are timed by the host's clock,
+because the destination that is held against them can be timed by no other.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ LEAST_NBYTES = 1 << 30
 """Bytes of each of the two buffers on the device, or four times its L2 cache if that is more."""
 
 SHARE = 16
-"""Two buffers, the matrices and the cache that is gathered take this part of free memory each: a quarter at most."""
+"""Two buffers, the matrices and the gathered cache each take one part in so many of free memory.
+
+Together they take a quarter of it at most.
+"""
 
 REPETITIONS = 8
-"""Passes over such a buffer, and products, between two events."""
+"""Passes over a buffer, and products, between two events."""
 
 GATHERS = 20
 """Launches of ``gather`` between two events, at least."""
@@ -35,19 +38,23 @@ GATHERS = 20
 MATMUL_SIDES = (4096, 8192)
 
 _READ = r"""
-extern "C" __global__ void read_all(const uint4* __restrict__ from, unsigned long long count, unsigned int* out) {
+extern "C" __global__ void read_all(
+    const uint4* __restrict__ from, unsigned long long count, unsigned int* out) {
     const unsigned long long stride = (unsigned long long)gridDim.x * blockDim.x;
     unsigned long long at = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
     unsigned int seen = 0;
     for (; at + 3 * stride < count; at += 4 * stride) {
-        const uint4 a = from[at], b = from[at + stride], c = from[at + 2 * stride], d = from[at + 3 * stride];
-        seen ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+        const uint4 a = from[at], b = from[at + stride];
+        const uint4 c = from[at + 2 * stride], d = from[at + 3 * stride];
+        seen ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w;
+        seen ^= c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
     }
     for (; at < count; at += stride) {
         const uint4 a = from[at];
         seen ^= a.x ^ a.y ^ a.z ^ a.w;
     }
-    if (seen == 0x9E3779B9u) *out = seen;  // hardly ever, but the compiler does not know: so it must read
+    // Hardly ever true, but the compiler cannot know that, so it must keep the loads.
+    if (seen == 0x9E3779B9u) *out = seen;
 }
 """
 READ_THREADS, READ_BLOCKS = 256, 8
@@ -55,12 +62,15 @@ READ_THREADS, READ_BLOCKS = 256, 8
 
 
 def buffer_nbytes(l2: int, free: int) -> int:
-    """Bytes of one of the two buffers: a multiple of 16, and no more than its share of the free memory."""
+    """Return the bytes of each of the two buffers: a multiple of 16, within its share."""
     return min(max(LEAST_NBYTES, 4 * l2), free // SHARE) // 16 * 16
 
 
 def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buffer: int) -> int:
-    """Layers that are gathered in turn, so that none is in L2 any more when its turn comes; 0: not one has room."""
+    """Return how many layers are gathered in turn; 0 if not one has room.
+
+    They are so many that none is in L2 any more when its turn comes.
+    """
     layer = geometry.nbytes // geometry.layers
     gathered = layer * input_len // geometry.positions
     return min(
@@ -69,7 +79,9 @@ def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buff
 
 
 class DeviceProbes:
-    """Probes of one CUDA device at one point. Their memory is held from the beginning, so that none asks for it later.
+    """Probes of one CUDA device at one point.
+
+    They allocate their memory at the beginning, so that no measurement has to.
 
     Args:
         device: where the model runs.
@@ -102,7 +114,7 @@ class DeviceProbes:
         self._extents = ExtentCopies(device)
 
     def probes(self) -> list[Probe]:
-        """Each as :class:`~dejavubench.bench.probes.ceilings.Ceilings` runs them."""
+        """Return the probes, in the order in which they run."""
         probes = [
             Probe("memory-read", "GB/s", self.read),
             Probe("memory-copy", "GB/s", self.copy),
@@ -141,14 +153,14 @@ class DeviceProbes:
         return [(2 * nbytes / seconds / 1e9, f"{nbytes >> 20} MiB, read + write")]
 
     def matmul(self) -> list[Sample]:
-        """GFLOP/s of square products of normal numbers in the type that the model computes in."""
+        """Measure square products in the type that the model computes in, in GFLOP/s."""
         return [
             (2 * side**3 / self._seconds([work] * REPETITIONS) / 1e9, f"{side}³")
             for side, work in self._products.works.items()
         ]
 
     def gather(self) -> list[Sample]:
-        """The library's packing of one layer of a prompt, other layers in turn."""
+        """Pack one layer of a prompt as the library does, the layers in turn."""
         assert self._gathers is not None
         nbytes = self._gathers.nbytes
         packings = enumerate(self._gathers.packings)
@@ -157,7 +169,7 @@ class DeviceProbes:
         )
 
     def gather_copy(self) -> list[Sample]:
-        """A plain copy of as many bytes, as often, from and to as many places."""
+        """Copy as many bytes, as often, from and to as many places."""
         assert self._gathers is not None
         nbytes = self._gathers.nbytes
         spans = [slice(at * nbytes, (at + 1) * nbytes) for at in range(len(self._gathers.packings))]
@@ -169,13 +181,12 @@ class DeviceProbes:
         return [(2 * self._gathers.nbytes / seconds / 1e9, self._gathers.shape)]
 
     def _seconds(self, works: Sequence[Callable[[], object]]) -> float:
-        """Of one of ``works``, launched one behind the other while the device is still at something else."""
+        """Return the seconds of one of ``works``, launched while the device is still busy."""
         with torch.cuda.device(self._device):
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             works[0]()
-            for _ in range(
-                3
-            ):  # a millisecond or more: longer than it takes to launch what is timed
+            # These take a millisecond or more: longer than it takes to launch the timed work.
+            for _ in range(3):
                 self._copy_all()
             began.record()
             for work in works:
@@ -191,9 +202,9 @@ class DeviceProbes:
         import cupy
 
         count = np.uint64(self._from.numel() // 16)
-        told = (np.uintp(self._from.data_ptr()), count, np.uintp(self._out.data_ptr()))
+        parameters = (np.uintp(self._from.data_ptr()), count, np.uintp(self._out.data_ptr()))
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(self._device)):
-            _read_kernel()((self._blocks,), (READ_THREADS,), told)
+            _read_kernel()((self._blocks,), (READ_THREADS,), parameters)
 
 
 @cache
@@ -222,7 +233,11 @@ class _Products:
 
 @dataclass
 class _Gathers:
-    """One layer of a prompt in a cache of the point's, with each of some layers prepared; ``nbytes`` are one's."""
+    """Packings of a prompt's layer in a cache like the point's, one for each of some layers.
+
+    Attributes:
+        nbytes: of one layer.
+    """
 
     packings: list[Packing]
     nbytes: int
@@ -242,5 +257,5 @@ class _Gathers:
         region = few.region(positions=Span(0, input_len))
         packings = [Packing(cached, region.layer(layer)) for layer in range(layers)]
         nbytes = few.region_nbytes(region.layer(0))
-        shape = f"{nbytes / 2**20:.1f} MiB, {geometry.layout.value}, {layers} layers in turn, read + write"
-        return cls(packings, nbytes, shape)
+        size = f"{nbytes / 2**20:.1f} MiB, {geometry.layout.value}"
+        return cls(packings, nbytes, f"{size}, {layers} layers in turn, read + write")

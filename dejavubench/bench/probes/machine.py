@@ -1,4 +1,4 @@
-"""What this CPU and its memory can do. General probes of the machine, not of a destination."""
+"""Probes of the CPU and its memory: of the machine, not of a destination."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def last_level_nbytes() -> int:
     return max(sizes)
 
 
-class Memory:
+class CPUMemory:
     """Read and copy bandwidth over two buffers of at least four times the last-level cache.
 
     They take a quarter of the free memory at most; the shape says how large they are.
@@ -121,7 +121,7 @@ def cpu_probes(dtype: torch.dtype) -> list[Probe]:
     Args:
         dtype: the type that the model computes in.
     """
-    memory = Memory()
+    memory = CPUMemory()
     return [
         Probe("memory-read", "GB/s", memory.read),
         Probe("memory-copy", "GB/s", memory.copy),

@@ -48,16 +48,15 @@ class _Handed:
 
 
 class WayToHost:
-    """Chunks of a staging slot's size into pinned memory: a raw loop of copies, and the library's own way."""
+    """Chunks of a staging slot's size into pinned memory: raw copies, and the library's own way."""
 
     def __init__(
         self, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, slot_nbytes: int
     ) -> None:
         one = replace(geometry, layers=1, requests=1)
         positions = slot_nbytes // one.token_nbytes
-        one = replace(
-            one, positions=positions + 1
-        )  # one more than is moved, so that heads lie apart
+        # One position more than is moved keeps the heads apart, as in a cache that is not full.
+        one = replace(one, positions=positions + 1)
         schedule = StreamSchedule(one, one.whole, positions, 0, slot_nbytes)
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
         self._cache = KVCache.allocate(one, dtype, device)
@@ -74,7 +73,7 @@ class WayToHost:
         self._staging.calibrate(self._cache, [self._chunk])
 
     def raw(self) -> list[Sample]:
-        """Copies out of as many slots as there are, one behind the other, then one wait."""
+        """Copy out of all slots, one behind the other, then wait once."""
         return self._copied(self._staged, CHUNKS)
 
     def large(self) -> list[Sample]:
@@ -93,7 +92,7 @@ class WayToHost:
         return self._sample(chunks * nbytes, time.perf_counter() - began, chunks)
 
     def destination(self) -> list[Sample]:
-        """As many chunks through :class:`DeviceStaging`, in the way that it has measured to be the faster one."""
+        """Bring as many chunks through the library's staging, by the way that it chose."""
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(self._device))
         job = cast("Job", _Handed(self._chunk, ready, self._cache))
@@ -137,7 +136,7 @@ class ExtentCopies:
         ]
 
     def copy(self) -> list[Sample]:
-        """Microseconds of one, called from Python as ``dejavulib.device`` does."""
+        """Time one copy called from Python, as the library's naive loop does, in microseconds."""
         from cupy.cuda import runtime
 
         return [
@@ -148,11 +147,12 @@ class ExtentCopies:
         ]
 
     def overhead(self) -> list[Sample]:
-        """The same loop where nothing moves: a copy of no bytes returns at once, and a cast stands for the wait."""
+        """Time the same loop where nothing moves, in microseconds."""
+        # A copy of no bytes returns at once, and a cast to int stands for the wait.
         return [(self._loop(self._nothing, int), "0 B, not waited for")]
 
     def compiled(self) -> list[Sample]:
-        """The same copies, each waited for, in one call of torch, which loops in C++."""
+        """Time the same copies, each waited for, in one call of torch, which loops in C++."""
         targets = list(self._to.view(EXTENTS, EXTENT_NBYTES))
         sources = list(self._from.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES])
         with torch.cuda.stream(self._stream):

@@ -11,7 +11,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-MODULES = "dejavubench.dejavulib.destinations"
+MODULES = __name__.rpartition(".")[0]  # wherever the library has been copied to
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the disk does with sequential writes, and what the destination reaches of that."""
+"""The ``disk`` destination beside a raw loop of sequential writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MPI does between one source and its sink, and what the destination reaches of that."""
+"""The ``mpi`` destination beside raw loops of MPI between the same two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What NCCL does between one source's GPU and its sink's."""
+"""A raw loop of NCCL between one source's GPU and its sink's."""
 
 from __future__ import annotations
 

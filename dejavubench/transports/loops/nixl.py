@@ -1,4 +1,4 @@
-"""What NIXL does between one source and its sink, and what the destination reaches of that."""
+"""The ``nixl`` destination beside a raw loop of NIXL between the same two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a socket to a ``tcp`` sink does, and what the destination reaches of that.
+"""The ``tcp`` destination beside a raw loop over a socket to the same sink.
 
 Both move the same bytes from and to the same memory.
 """

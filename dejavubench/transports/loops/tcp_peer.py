@@ -23,7 +23,7 @@ class TCPPeer:
     Attributes:
         peer: its address, as it was given.
         same_host: it runs on this host.
-        same_machine: it runs on this machine, maybe in another network than this host's, as in a container.
+        same_machine: it runs on this machine, maybe in another network, as in a container.
         timeout: seconds that it may be silent when an answer is due.
         checksums: what is streamed is hashed at both ends.
     """
@@ -36,8 +36,10 @@ class TCPPeer:
 
     @classmethod
     def find(cls, peer: str, timeout: float, checksums: bool) -> TCPPeer:
-        """Raises:
-        UsageError: there is no token, or nobody at this address who shares it.
+        """Return the sink at an address.
+
+        Raises:
+            UsageError: there is no token, or nobody at this address shares it.
         """
         try:
             wire = connect(address(peer), read_token(), timeout)
@@ -48,10 +50,12 @@ class TCPPeer:
         return cls(peer, wire.same_host, wire.same_machine, timeout, checksums)
 
     def refusal(self, streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
-        """Why the sink does not take these streams; None if it does, and keeps room for them until ``held`` ends.
+        """Return why the sink does not take these streams, or None.
+
+        The sink keeps room for them until ``held`` is closed.
 
         Raises:
-            UsageError: it is not there any more.
+            UsageError: the sink is not there any more.
         """
         try:
             held.callback(self.connect(streams, dtype).close)
@@ -62,7 +66,7 @@ class TCPPeer:
         return None
 
     def connect(self, streams: list[Stream], dtype: torch.dtype) -> MeasuredTCPDestination:
-        """A destination for all of these streams, on a connection of its own.
+        """Return a destination for all of these streams, on a connection of its own.
 
         Raises:
             StreamingError: the sink refuses, or is not there any more.

@@ -1,7 +1,7 @@
-"""What the benchmark asks of a ``tcp`` sink beside receiving: filling, comparing and a raw loop.
+"""Services of a ``tcp`` sink that only the benchmark needs: fill, compare, and a raw loop.
 
-The library's sink knows none of this: :data:`SERVICES` are frames that ``dejavubench sink`` adds to its protocol, and
-:class:`MeasuredTCPDestination` is the source's side of them.
+The library's sink has none of them. :data:`SERVICES` are frames that ``dejavubench sink`` adds to
+its protocol, and :class:`MeasuredTCPDestination` is the source's side of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FILL, COMPARE, RAW = range(FIRST_SERVICE, FIRST_SERVICE + 3)
 """Kinds of frames. FILL and COMPARE carry a byte as their number."""
 
 COMPARED = 1 << 17
-"""Elements that are compared at a time: some memory of the connection that does not grow with the cache."""
+"""Elements that are compared at a time, so that memory does not grow with the cache."""
 
 _DIFFERENCE = struct.Struct("<IQQ")
 """K (0) or V (1), the first element of it that differs, and how many of its layer do."""
@@ -42,7 +42,7 @@ class MeasuredTCPDestination(TCPDestination):
         return [_SinkCache(self, stream)]
 
     def outside(self, stream: Stream, byte: int) -> Outside | None:
-        """Return the first difference from ``byte`` in the sink's cache outside the stream's region, if there is any."""
+        """Return where the sink's cache differs from ``byte`` outside the stream's region."""
         answer = self.request(stream, COMPARE, byte)
         if not answer:
             return None
@@ -50,7 +50,7 @@ class MeasuredTCPDestination(TCPDestination):
         return Outside(BOTH[kv], flat, elements)
 
     def raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
-        """Send level 3's chunks of a stream bare, as a plain loop over a socket does: what flush is held against."""
+        """Send level 3's chunks of a stream bare: the raw loop that flush is held against."""
         self.request(stream, RAW, 0, [message.numpy().data for message in messages])
 
 
@@ -85,7 +85,7 @@ def _compare(connection: Connection, frame: Frame, held: HeldStream) -> None:
 
 
 def _raw(connection: Connection, frame: Frame, held: HeldStream) -> None:
-    """Receive as many bytes to the same places, by a loop that knows nothing of frames and hashes."""
+    """Receive as many bytes to the same places, without frames and hashes."""
     if frame.nbytes:
         raise RefusalError("a raw loop has no bytes of its own")
     connected = connection.wire.socket
@@ -112,7 +112,7 @@ SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _raw}
 
 
 def written_outside(cache: KVCache, region: Region, byte: int) -> Outside | None:
-    """Return the first element outside ``region`` that does not consist of ``byte``, and how many of its layer do not."""
+    """Return the first layer's K or V with an element outside ``region`` that is not ``byte``."""
     for layer in range(cache.geometry.layers):
         for kv in BOTH:
             found = _changed(cache, region, byte, kv, layer)
@@ -124,7 +124,7 @@ def written_outside(cache: KVCache, region: Region, byte: int) -> Outside | None
 def _changed(
     cache: KVCache, region: Region, byte: int, kv: KV, layer: int
 ) -> tuple[int, int] | None:
-    """Return the first element of a layer's K or V that differs, and how many do; block by block."""
+    """Return the first element of a layer's K or V that differs, and how many differ."""
     tensor, first, count = cache.tensor(kv)[layer], None, 0
     inside = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
     for block in _blocks(tensor.shape):
@@ -142,7 +142,7 @@ def _changed(
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Cut a tensor into pieces that follow each other in memory, of at most :data:`COMPARED` elements."""
+    """Cut a tensor into consecutive pieces of at most :data:`COMPARED` elements."""
     if not shape:
         yield ()
         return
@@ -159,7 +159,10 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
 def _overlap(
     block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]
 ) -> tuple[slice, ...]:
-    """Return the part of a block that lies inside, counted from the block's beginning; empty slices if none does."""
+    """Return the part of a block that lies inside, counted from the block's beginning.
+
+    The slices are empty if no part does.
+    """
     found = []
     for cut, part, size in zip(block, inside, shape, strict=True):
         start, stop, _ = part.indices(size)
