@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -20,8 +19,10 @@ from numba import carray
 
 from dejavubench.models.backends.cpu import codecache as cpu_cache
 from dejavubench.models.backends.cpu.codecache import FOLDER_VARIABLE, Kernel, provide
-from dejavubench.models.backends.cpu.threads import kernel
+from dejavubench.models.backends.cpu.threads import kernel, struct
 from dejavubench.models.backends.cpu.threads import run as run_kernel
+
+Answer = struct("Answer", "number")
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiled() -> Any:
-    @kernel
+    @kernel(Answer)
     def work(job):  # type: ignore[no-untyped-def]
-        carray(job, 1)[0] = 42
+        carray(job, 1)[0].number = 42
 
     return work
 
@@ -54,9 +55,9 @@ def kept(build: Callable[[], Any] = compiled, name: str = "forty-two") -> tuple[
 
 
 def result(made: Kernel) -> int:
-    job = (ctypes.c_int64 * 1)(0)
+    job = Answer(0)
     run_kernel(made, job)
-    return job[0]
+    return job.number
 
 
 def files(folder: Path) -> list[str]:
@@ -131,8 +132,8 @@ def test_an_edited_helper_is_what_runs(tmp_path: Path) -> None:
     shutil.copytree(package, tmp_path / "dejavubench", ignore=shutil.ignore_patterns("__pycache__"))
     script = """
 import torch
-from dejavubench.models.backends.cpu import step as cpu_step
-print(cpu_step.linear(torch.full((1, 8), -1.0), torch.ones(1, 8), None, "relu").item())
+from dejavubench.models.backends.cpu.linear import linear
+print(linear(torch.full((1, 8), -1.0), torch.ones(1, 8), None, "relu").item())
 """
     environment = {
         **os.environ,

@@ -21,15 +21,19 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout
 from dejavubench.machine.hardware import WITHOUT
-from dejavubench.models.backends.cpu import amx as cpu_amx
-from dejavubench.models.backends.cpu import dotkernels as cpu_rows
-from dejavubench.models.backends.cpu import elementwise as cpu_numbers
-from dejavubench.models.backends.cpu import linear as cpu_linear
-from dejavubench.models.backends.cpu import step as cpu_step
+from dejavubench.models.backends.base import ACTIVATIONS, Activation
+from dejavubench.models.backends.cpu import (
+    amx,
+    attention_kernel,
+    dotkernels,
+    elementwise,
+    linear_kernel,
+)
+from dejavubench.models.backends.cpu import linear as linear_ways
+from dejavubench.models.backends.cpu.backend import CpuBackend
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.specs import custom
-from dejavubench.models.parts import ACTIVATIONS, Activation, Norm, RMSNorm, same
 from dejavubench.models.weights import random_weights
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -66,7 +70,7 @@ def expected(
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
     """None is kept from before or for later."""
-    kept = (cpu_step._linear_kernel, cpu_step._product, cpu_step.Tiling.of)
+    kept = (linear_kernel._kernel, linear_kernel._product, linear_kernel.Tiling.of)
     for each in kept:
         each.cache_clear()
     yield
@@ -87,7 +91,6 @@ def no_kernels() -> Iterator[None]:
     activation=st.sampled_from(list(ACTIVATIONS)),
     with_bias=st.booleans(),
     with_residual=st.booleans(),
-    normalised=st.sampled_from(["", "mean and variance", "mean square"]),
     threads=st.integers(1, 3),
 )
 def test_a_linear_of_few_rows_is_that_of_torch(
@@ -99,7 +102,6 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     activation: Activation,
     with_bias: bool,
     with_residual: bool,
-    normalised: str,
     threads: int,
 ) -> None:
     """Whatever is left over of vectors, tiles and threads."""
@@ -108,32 +110,26 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     x, weight = drawn(rows, ins, dtype=dtype), drawn(outs, ins, dtype=weights, seed=1) * ins**-0.5
     bias = drawn(outs, dtype=dtype, seed=2) if with_bias else None
     residual = drawn(rows, outs, dtype=dtype, seed=3) if with_residual else None
-    before, norm, exact = None if residual is None else residual.clone(), same, x.float()
-    if normalised:
-        of_norm = [1 + 0.1 * drawn(ins, dtype=dtype, seed=seed) for seed in (4, 5)]
-        rms = normalised == "mean square"
-        norm = RMSNorm(of_norm[0], 1e-2) if rms else Norm(of_norm[0], of_norm[1], 1e-2)
-        wide = [each.float() for each in of_norm]
-        exact = (RMSNorm(wide[0], 1e-2) if rms else Norm(wide[0], wide[1], 1e-2))(exact)
-    ours = cpu_step.linear(x, weight, bias, activation, residual, norm)
-    close(ours, expected(exact, weight, bias, activation, residual), dtype)
+    before = None if residual is None else residual.clone()
+    ours = linear_kernel.linear(x, weight, bias, activation, residual)
+    close(ours, expected(x, weight, bias, activation, residual), dtype)
     assert residual is None or torch.equal(residual, before)
 
 
-@pytest.mark.skipif(not cpu_rows.AVX512_BF16, reason="this CPU does not multiply pairs of bf16")
+@pytest.mark.skipif(not dotkernels.AVX512_BF16, reason="this CPU does not multiply pairs of bf16")
 @pytest.mark.parametrize("pairs", [False, True])
 def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
     pairs: bool, monkeypatch: pytest.MonkeyPatch, no_kernels: None
 ) -> None:
-    monkeypatch.setattr(cpu_rows, "PAIRS", pairs)
-    monkeypatch.setattr(cpu_amx, "takes", lambda rows, ins: False)
+    monkeypatch.setattr(dotkernels, "PAIRS", pairs)
+    monkeypatch.setattr(amx, "takes", lambda rows, ins: False)
     for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):
         x, weight = (drawn(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37))
-        ours = cpu_step.linear(x, weight, None, "none", None)
+        ours = linear_kernel.linear(x, weight, None, "none", None)
         close(ours, expected(x, weight, None, "none", None), torch.bfloat16)
 
 
-@pytest.mark.skipif(not cpu_amx.usable(), reason="this CPU has no AMX")
+@pytest.mark.skipif(not amx.usable(), reason="this CPU has no AMX")
 def test_tiles_of_amx_multiply_what_they_are_given() -> None:
     bf16 = torch.bfloat16
     sizes = product((1, 2, 3), (5, 8, 16), (1, 15, 16, 17, 64, 70, 140), (32, 96))
@@ -141,22 +137,21 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
         torch.set_num_threads(threads)
         x, weight = drawn(rows, ins, dtype=bf16), drawn(outs, ins, dtype=bf16, seed=1) * ins**-0.5
         bias, residual = drawn(outs, dtype=bf16, seed=2), drawn(rows, outs, dtype=bf16, seed=3)
-        assert cpu_step.Tiling.of(rows, ins, bf16, bf16).amx
-        norm = Norm(drawn(ins, dtype=bf16, seed=4), drawn(ins, dtype=bf16, seed=5))
-        close(cpu_step.linear(x, weight, None), expected(x, weight, None, "none", None), bf16)
-        ours = cpu_step.linear(x, weight, bias, "gelu", residual, norm)
-        close(ours, expected(norm(x), weight, bias, "gelu", residual), bf16)
+        assert linear_kernel.Tiling.of(rows, ins, bf16, bf16).amx
+        close(linear_kernel.linear(x, weight, None), expected(x, weight, None, "none", None), bf16)
+        ours = linear_kernel.linear(x, weight, bias, "gelu", residual)
+        close(ours, expected(x, weight, bias, "gelu", residual), bf16)
 
 
 def test_activations_are_those_of_torch_far_from_zero() -> None:
     x, one = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
     for activation in ACTIVATIONS:
-        close(cpu_step.linear(x, one, None, activation, None), ACTIVATIONS[activation](x))
+        close(linear_kernel.linear(x, one, None, activation, None), ACTIVATIONS[activation](x))
 
 
 def test_leading_axes_stay() -> None:
     x, weight = drawn(2, 3, 8), drawn(5, 8)
-    close(cpu_step.linear(x, weight, None, "none", None), F.linear(x, weight))
+    close(linear_kernel.linear(x, weight, None, "none", None), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("weights", TYPES)
@@ -168,23 +163,20 @@ def test_every_way_of_a_linear_is_that_of_torch(
     """On either side of every number of rows where the way changes; bf16 is right also where it is slow."""
     for dtype in (torch.float32, torch.bfloat16) if weights == torch.bfloat16 else (torch.float32,):
         x, weight = drawn(rows, 64, dtype=dtype), drawn(40, 64, dtype=weights) * 0.12
-        norm = Norm(drawn(64, dtype=dtype, seed=1), drawn(64, dtype=dtype, seed=2))
         for bias, residual in (
             (None, None),
             (drawn(40, dtype=dtype), drawn(rows, 40, dtype=dtype)),
         ):
             before = None if residual is None else residual.clone()
-            ours = cpu_linear.linear(x, weight, bias, activation, residual)
+            ours = linear_ways.linear(x, weight, bias, activation, residual)
             close(ours, expected(x, weight, bias, activation, residual), dtype)
-            ours = cpu_linear.linear(x, weight, bias, activation, residual, norm)
-            close(ours, expected(norm(x), weight, bias, activation, residual), dtype)
             assert residual is None or torch.equal(residual, before)
 
 
 def test_a_model_in_fp16_goes_through_torch() -> None:
     x, weight = drawn(3, 8, dtype=torch.float16), drawn(5, 8, dtype=torch.float16)
     close(
-        cpu_linear.linear(x, weight, None, "none", None),
+        linear_ways.linear(x, weight, None, "none", None),
         F.linear(x.float(), weight.float()),
         torch.float16,
     )
@@ -204,15 +196,7 @@ def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias
         for shape, name in (((2, 8), x), ((3, 8), weight), ((3,), bias))
     )
     with pytest.raises(TypeError, match="must be of x's type"):
-        cpu_step.linear(*given, "none", None)
-
-
-def test_a_norm_that_does_not_fit_is_torchs_to_refuse() -> None:
-    x, weight = drawn(2, 8), drawn(3, 8)
-    with pytest.raises(RuntimeError, match="shape"):
-        cpu_step.linear(x, weight, None, norm=RMSNorm(torch.ones(4), 1e-5))
-    with pytest.raises(TypeError, match="must be of x's type"):
-        cpu_step.linear(x, weight, drawn(3), norm=lambda x: x.double())
+        linear_kernel.linear(*given, "none", None)
 
 
 def test_no_step_waits_for_its_kernels() -> None:
@@ -222,23 +206,25 @@ def test_no_step_waits_for_its_kernels() -> None:
     for requests, new in ((1, 3), (3, 9), (2, 20)):
         model.compile(KVLayout.HND, requests, requests * new)
         compiled = (
-            cpu_step._linear_kernel.cache_info().misses,
-            cpu_step._attend_kernel.cache_info().misses,
+            linear_kernel._kernel.cache_info().misses,
+            attention_kernel._kernel.cache_info().misses,
         )
         cache = KVCache.allocate(model.kv_geometry(requests, new + 1, KVLayout.HND), model.dtype)
         tokens = torch.zeros(requests, new, dtype=torch.int64)
         model.forward(tokens, cache, 0)
         model.forward(tokens[:, :1], cache, new)
         assert compiled == (
-            cpu_step._linear_kernel.cache_info().misses,
-            cpu_step._attend_kernel.cache_info().misses,
+            linear_kernel._kernel.cache_info().misses,
+            attention_kernel._kernel.cache_info().misses,
         )
 
 
 def test_a_weight_that_is_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_linear, "WIDENED", 4 * 48 * 7)  # seven rows at a time
+    monkeypatch.setattr(linear_ways, "WIDENED_NBYTES", 4 * 48 * 7)  # seven rows at a time
     x, weight, bias = drawn(40, 48), drawn(40, 48, dtype=torch.float16), drawn(40)
-    close(cpu_linear.linear(x, weight, bias, "relu", None), expected(x, weight, bias, "relu", None))
+    close(
+        linear_ways.linear(x, weight, bias, "relu", None), expected(x, weight, bias, "relu", None)
+    )
 
 
 # ---- numbers ----
@@ -247,7 +233,7 @@ def test_a_weight_that_is_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
 def test_exp_is_as_near_as_it_says() -> None:
     x = np.linspace(-87, 87, 20_001, dtype=np.float32)
     exact = np.exp(x.astype(np.float64))
-    ours = np.array([cpu_numbers.exp(item) for item in x])
+    ours = np.array([elementwise.exp(item) for item in x])
     assert np.max(np.abs(ours - exact) / np.spacing(exact.astype(np.float32))) < 2
 
 
@@ -261,7 +247,7 @@ def test_narrowing_is_that_of_torch() -> None:
         ]
     )
     into = np.zeros(len(x), np.uint16)
-    cpu_numbers.narrow(x.numpy(), into)
+    elementwise.narrow(x.numpy(), into)
     torch.testing.assert_close(
         torch.from_numpy(into).view(torch.bfloat16), x.bfloat16(), rtol=0, atol=0, equal_nan=True
     )
@@ -327,7 +313,7 @@ def test_attention_of_one_query_is_that_of_torch(
         attn_mask=bias.masked_fill(hidden, -torch.inf),
         enable_gqa=True,
     ).squeeze(2)
-    close(cpu_step.attend(q, cache, 1, stop, slopes, first), exact)
+    close(attention_kernel.attend(q, cache, 1, stop, slopes, first), exact)
 
 
 def test_scores_far_apart_are_no_trouble() -> None:
@@ -336,9 +322,22 @@ def test_scores_far_apart_are_no_trouble() -> None:
     cache.store(0, 0, k, v)
     q = drawn(1, 1, 8) * 1000
     close(
-        cpu_step.attend(q, cache, 0, 20),
+        attention_kernel.attend(q, cache, 0, 20),
         F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2),
     )
+
+
+def test_a_position_on_the_device_is_stored_and_attended_to_like_a_number() -> None:
+    cache = KVCache.allocate(KVGeometry(1, 2, 3, 20, 8, 4), torch.float32)
+    k, v = drawn(2, 3, 20, 8), drawn(2, 3, 20, 8, seed=1)
+    q = drawn(2, 3, 1, 8, seed=2)
+    cache.store(0, 0, k, v)
+    exact = CpuBackend().attend_one(q, cache, 0, 8)
+    cache.store(0, 7, drawn(2, 3, 1, 8, seed=3), drawn(2, 3, 1, 8, seed=4))
+    newest = k[:, :, 7:8], v[:, :, 7:8]
+    ours = CpuBackend().store_and_attend(q, *newest, cache, 0, torch.tensor([7]))
+    assert torch.equal(ours, exact)
+    assert torch.equal(cache.keys(0, 20), k)
 
 
 # ---- threads ----
@@ -348,20 +347,20 @@ def test_every_thread_of_torchs_pool_has_its_share() -> None:
     """Were there a second pool, kernels would wait for cores on which the first one spins; alone in its process."""
     script = """
 import torch
-from dejavubench.models.backends.cpu import step as cpu_step
+import dejavubench.models.backends.cpu.backend
 torch.set_num_threads(3)
 torch.ones(1 << 20).sum()
 threads = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Threads:"))
 where = torch.zeros(3, dtype=torch.int64)
-from dejavubench.models.backends.cpu.threads import kernel, run, thread_number
+from dejavubench.models.backends.cpu.threads import kernel, run, struct, thread_number
 from dejavubench.models.backends.cpu.elementwise import integers
 from numba import carray
-@kernel
+Job = struct("Job", "where")
+@kernel(Job)
 def work(job):
-    carray(integers(carray(job, 1)[0]), 3)[thread_number()] += 1
-import ctypes
+    carray(integers(carray(job, 1)[0].where), 3)[thread_number()] += 1
 before = threads()  # compiling may have started those of other libraries
-run(work, (ctypes.c_int64 * 1)(where.data_ptr()))
+run(work, Job(where.data_ptr()))
 print(where.tolist(), threads() - before)
 """
     done = subprocess.run(
@@ -376,7 +375,7 @@ def test_kernels_run_beside_another_thread_that_does() -> None:
     exact, results = F.linear(x, weight.float()), []
 
     def work() -> None:
-        results.extend(cpu_step.linear(x, weight, None, "none", None) for _ in range(100))
+        results.extend(linear_kernel.linear(x, weight, None, "none", None) for _ in range(100))
 
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:

@@ -9,6 +9,11 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 
+if torch.cuda.is_available():  # Triton comes with a torch for CUDA
+    from dejavubench.models.backends.cuda.attention import attend
+    from dejavubench.models.backends.cuda.layer_norm import layer_norm
+    from dejavubench.models.backends.cuda.linear import linear
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -72,25 +77,21 @@ SHAPES = [
     ],
 )
 def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.dtype) -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     x, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
     bias, residual = random(outs, dtype=dtype), random(rows, outs, dtype=dtype)
     product = x.float() @ weight.float().T
-    close(cuda_step.linear(x, weight), product)
-    close(cuda_step.linear(x, weight, bias, "relu"), F.relu(product + bias))
-    close(cuda_step.linear(x, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
+    close(linear(x, weight), product)
+    close(linear(x, weight, bias, "relu"), F.relu(product + bias))
+    close(linear(x, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
     before = residual.clone()
-    close(cuda_step.linear(x, weight, bias, residual=residual), product + bias + residual)
+    close(linear(x, weight, bias, residual=residual), product + bias + residual)
     assert torch.equal(residual, before)
 
 
 def test_a_linear_takes_rows_with_a_stride() -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     wide, weight = random(4, 3 * 256), random(640, 256, scale=1 / 16)
     x, residual = wide[:, 256:512], random(4, 1280)[:, 640:]
-    close(cuda_step.linear(x, weight, residual=residual), x.float() @ weight.float().T + residual)
+    close(linear(x, weight, residual=residual), x.float() @ weight.float().T + residual)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +100,8 @@ def test_a_linear_takes_rows_with_a_stride() -> None:
 def test_what_a_linear_has_no_kernel_for_is_refused(
     rows: int, ins: int, dtype: torch.dtype
 ) -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     with pytest.raises(ValueError, match="no decode kernel"):
-        cuda_step.linear(random(rows, ins, dtype=dtype), random(64, ins, dtype=dtype))
+        linear(random(rows, ins, dtype=dtype), random(64, ins, dtype=dtype))
 
 
 # ---- layer norm -----------------------------------------------------------------------------------------------
@@ -111,12 +110,10 @@ def test_what_a_linear_has_no_kernel_for_is_refused(
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [64, 768, 1600, 5120, 14336])
 def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     x = random(5, width, dtype=dtype) + 3
     weight, bias = random(width, dtype=dtype), random(width, dtype=dtype)
     expected = F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-5)
-    close(cuda_step.layer_norm(x, weight, bias, 1e-5), expected)
+    close(layer_norm(x, weight, bias, 1e-5), expected)
 
 
 # ---- cache and attention --------------------------------------------------------------------------------------
@@ -146,26 +143,22 @@ def expected_attention(
 def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
     layout: KVLayout, alibi: bool, requests: int, heads: int, size: int
 ) -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     cache = random_cache(layout, requests, heads, 700, size)
     slopes = torch.rand(heads, device="cuda") if alibi else None
     for position in (0, 1, 31, 32, 33, 64, 511, 699):
         q, k, v = one_step(requests, heads, size)
         before = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
         before.store(1, position, k[:, :, None], v[:, :, None])
-        attended = cuda_step.attend(q, k, v, cache, 1, at(position), slopes)
+        attended = attend(q, k, v, cache, 1, at(position), slopes)
         assert torch.equal(cache.k, before.k)
         assert torch.equal(cache.v, before.v)
         close(attended, expected_attention(q, cache, 1, position, slopes))
-        assert torch.equal(attended, cuda_step.attend(q, k, v, cache, 1, at(position), slopes))
+        assert torch.equal(attended, attend(q, k, v, cache, 1, at(position), slopes))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("group", [2, 5])
 def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     requests, heads, size = 3, 4, 64
     cache = random_cache(layout, requests, heads, 300, size)
     wide = random_cache(layout, requests, heads * group, 300, size)
@@ -174,9 +167,9 @@ def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) 
         wide.tensor(kv).copy_(cache.tensor(kv).repeat_interleave(group, axis))
     _, k, v = one_step(requests, heads, size)
     q, _, _ = one_step(requests, heads * group, size)
-    attended = cuda_step.attend(q, k, v, cache, 1, at(250))
+    attended = attend(q, k, v, cache, 1, at(250))
     each = [x.repeat_interleave(group, 1) for x in (k, v)]
-    close(attended, cuda_step.attend(q, *each, wide, 1, at(250)).float())
+    close(attended, attend(q, *each, wide, 1, at(250)).float())
     expected = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
     expected.store(1, 250, k[:, :, None], v[:, :, None])
     assert torch.equal(cache.k, expected.k)
@@ -184,23 +177,19 @@ def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) 
 
 
 def test_what_lies_beyond_the_position_is_never_read() -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     for layout in LAYOUTS:
         cache = random_cache(layout, 2, 4, 300, 64)
         beyond = cache.geometry.region(positions=Span(100, 300))
         cache.piece("k", beyond).fill_(float("nan"))
         cache.piece("v", beyond).fill_(float("nan"))
         q, k, v = one_step(2, 4, 64)
-        assert not cuda_step.attend(q, k, v, cache, 0, at(99)).isnan().any()
+        assert not attend(q, k, v, cache, 0, at(99)).isnan().any()
 
 
 # ---- a step ---------------------------------------------------------------------------------------------------
 
 
 def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
-    from dejavubench.models.backends.cuda import step as cuda_step
-
     hidden, heads, requests = 1600, 25, 2
     cache = random_cache(KVLayout.HND, requests, heads, 256, 64)
     x, position = random(requests, hidden), at(0)
@@ -211,11 +200,9 @@ def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
     ones, zeros = torch.ones_like(x[0]), torch.zeros_like(x[0])
 
     def step() -> Tensor:
-        qkv = cuda_step.linear(cuda_step.layer_norm(x, ones, zeros, 1e-5), qkv_weight)
+        qkv = linear(layer_norm(x, ones, zeros, 1e-5), qkv_weight)
         q, k, v = qkv.view(requests, 3, heads, 64).unbind(1)
-        return cuda_step.linear(
-            cuda_step.attend(q, k, v, cache, 0, position), out_weight, residual=x
-        )
+        return linear(attend(q, k, v, cache, 0, position), out_weight, residual=x)
 
     step()
     torch.cuda.synchronize()

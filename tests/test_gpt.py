@@ -21,11 +21,11 @@ from transformers import (
 
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models.attention import BLOCK, alibi_slopes
+from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.parts import largest
 from dejavubench.models.weights import random_weights
 
 PROMPT, STEPS, BATCH, VOCAB = 9, 32, 3, 101

@@ -32,15 +32,9 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
-from dejavubench.parallel.nccl import (
-    Card,
-    NCCLError,
-    SharedCardError,
-    mps_running,
-    prepare_cards,
-    sharing,
-    within,
-)
+from dejavubench.parallel.mps import mps_running
+from dejavubench.parallel.nccl import NCCLError, within
+from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
 
 HERE = Path(__file__).parent
 
@@ -61,7 +55,11 @@ class Ranks:
         return everyone
 
 
-A, B, ELSEWHERE = Card("one", "GPU-a"), Card("one", "GPU-b"), Card("two", "GPU-a")
+A, B, ELSEWHERE = (
+    PhysicalGpu("one", "GPU-a"),
+    PhysicalGpu("one", "GPU-b"),
+    PhysicalGpu("two", "GPU-a"),
+)
 
 
 @pytest.fixture
@@ -75,10 +73,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepared(
-    cards: list[Card], rank: int, loopback: bool, versions: list[int] | None = None
+    cards: list[PhysicalGpu], rank: int, loopback: bool, versions: list[int] | None = None
 ) -> Any:
     comm = Ranks(rank, cards, versions or [])
-    return prepare_cards(
+    return prepare_gpus(
         cast(MPI.Intracomm, comm), cards[rank], loopback, lambda: (versions or [])[rank]
     )
 
@@ -98,7 +96,7 @@ def test_cards_of_their_own_need_nothing() -> None:
 @pytest.mark.parametrize("rank", range(4))
 def test_sharing_a_card_is_refused_on_every_rank(rank: int) -> None:
     with pytest.raises(
-        SharedCardError,
+        SharedGpuError,
         match=r"^ranks 0, 2 and 3 share one GPU \(GPU-a\): NCCL needs a GPU for each rank, or --nccl-loopback",
     ):
         prepared([A, B, A, A], rank, loopback=False)

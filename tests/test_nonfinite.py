@@ -18,12 +18,12 @@ from dejavubench.bench.checks.logits import LogitsError
 from dejavubench.bench.point.prompts import Prompts
 from dejavubench.bench.point.steps import steps_of
 from dejavubench.models import loading
+from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
-from dejavubench.models.parts import largest
 from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives

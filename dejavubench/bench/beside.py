@@ -16,7 +16,7 @@ from dejavubench.bench.recording.progress import Progress
 from dejavubench.config.points import Arm
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.models.dtypes import dtype_of
-from dejavubench.parallel.collectives import polite_barrier, polite_bcast, polite_gather
+from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast, sleeping_gather
 
 BESIDE = 5
 """Rounds of the first point that are followed by ceilings and destinations alone."""
@@ -59,7 +59,7 @@ class Beside:
     def after(self, round: int) -> None:
         """Measure after a round, if it is one of the first. Collective."""
         world = self._ends.context.ranks.world
-        if round >= self._rounds or not polite_bcast(world, self._took_s < BESIDE_S):
+        if round >= self._rounds or not sleeping_bcast(world, self._took_s < BESIDE_S):
             return
         began = time.monotonic()
         for arm in self._destinations():
@@ -68,7 +68,7 @@ class Beside:
             self._iterations.mark("ceilings")
             for problem in self._ceilings.run():
                 self._progress.say(f"dejavubench: no {problem}")
-            polite_barrier(world, "ceilings")
+            sleeping_barrier(world, "ceilings")
         self._took_s += time.monotonic() - began
 
     def record(self) -> None:
@@ -105,14 +105,14 @@ class Beside:
             return
         took: float | None = None
         with nothing_collected():
-            polite_barrier(world, "start")
+            sleeping_barrier(world, "start")
             if isinstance(part, Source):
                 took = part.outgoing.stream_alone(arm)
             elif arm.remote:
                 part.receive(arm.mode, DEFAULT_LEVEL)
         if iterations.has_failed(arm):
             return
-        times = polite_gather(world, took)
+        times = sleeping_gather(world, took)
         if times is not None:
             self._record_alone(arm, max(ms for ms in times if ms is not None))
 

@@ -21,7 +21,7 @@ from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Arm, Point
 from dejavubench.dejavulib import pulse
-from dejavubench.parallel.collectives import polite_barrier, polite_gather
+from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 
 
 class Iterations:
@@ -60,7 +60,7 @@ class Iterations:
         if not self.prepared(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
         with nothing_collected():
-            polite_barrier(world, "start")
+            sleeping_barrier(world, "start")
             scenario.run(arm, lambda phase: self.mark(phase, arm))
         if self.has_failed(arm):
             return
@@ -128,7 +128,7 @@ class Iterations:
 
     def _record_total(self, own_ms: float | None, when: When, order: int) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
-        totals = polite_gather(self._context.ranks.world, own_ms)
+        totals = sleeping_gather(self._context.ranks.world, own_ms)
         known = [total for total in totals or [] if total is not None]
         if known:
             iteration = records.Iteration(**when, order=order, total_ms=max(known))
@@ -152,7 +152,7 @@ class Iterations:
             wrong = first_wrong_token(scenario.generated, scenario.expected_part())
             tokens_equal = wrong is None
             difference = difference or wrong
-        polite_barrier(world, "verification")  # whoever compares may take long
+        sleeping_barrier(world, "verification")  # whoever compares may take long
         findings = world.allgather((difference, tokens_equal, attempt.problem))
         if self.failures.settle(arm, [problem for *_, problem in findings]):
             return False

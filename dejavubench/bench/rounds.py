@@ -21,7 +21,7 @@ from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
 from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import polite_barrier, polite_bcast
+from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast
 
 Enough = Callable[[list[records.Iteration], set[str]], bool]
 """Return whether iterations so far give the precision that was asked for, without failed arms."""
@@ -113,7 +113,7 @@ class Rounds:
         late = elapsed > experiment.max_time
         on_first = self._context.ranks.rank == 0
         done = late or (on_first and enough(self._iterations.done, self.failed))
-        if polite_bcast(self._context.ranks.world, done):
+        if sleeping_bcast(self._context.ranks.world, done):
             return True
         self._progress.more(len(arms))
         return False
@@ -129,7 +129,7 @@ class Rounds:
             )
             tokens = tokens_of(undisturbed)
         # Where the last stage finds its logits wrong, no rank may go on.
-        polite_barrier(self._context.ranks.world, "reference")
+        sleeping_barrier(self._context.ranks.world, "reference")
         if isinstance(part, Source):
             part.write_tokens(tokens)
         for scenario in self._scenarios.all(self._context.schedule.arms):

@@ -26,7 +26,7 @@ from dejavubench.config.points import Point
 from dejavubench.dejavulib import pulse
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import polite_barrier, polite_gather
+from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 from dejavubench.wholefile import write_whole
 
 
@@ -69,7 +69,7 @@ def run(
             with pulse.during(pulse.PATIENT):
                 on_end(context.workspace.folder)
             print(f"records: {context.workspace.folder}", file=sys.stderr)
-        polite_barrier(context.ranks.world, "end")
+        sleeping_barrier(context.ranks.world, "end")
     except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
         abort(context.workspace.recorder, error)
     return 0 if verified else 1
@@ -122,7 +122,7 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
         pulse.mark(f"load, point {point.id}")
     with pulse.during(pulse.PATIENT):  # however long it takes, here or on another host
         model = models.of(point) if context.computes else None
-        polite_barrier(context.ranks.world, "load")
+        sleeping_barrier(context.ranks.world, "load")
     return model
 
 
@@ -139,7 +139,7 @@ def _finish(context: RunContext, verified: bool, watch: Watch | None) -> None:
     recorder.close()
     mine = folder / records.rank_file(ranks.rank)
     elsewhere = ranks.host != ranks.hosts[0]
-    others = polite_gather(ranks.world, mine.read_bytes() if elsewhere else None)
+    others = sleeping_gather(ranks.world, mine.read_bytes() if elsewhere else None)
     if watch is not None:  # every rank has come here, so every one has said that it ended
         watch.let_end()
     for rank, content in enumerate(others or []):

@@ -1,26 +1,29 @@
-"""Attention of new queries over the cache.
+"""Attention of new queries over the cache: which operator serves which step, and the biases.
 
-That of a captured step is a kernel of :mod:`.cuda_step`, that of a CPU's decode step one of :mod:`.cpu_step`.
+Letters in shapes as in :mod:`.gpt`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, Span
+from dejavubench.models.backends.base import Backend
 from dejavubench.models.hub.modelspec import ModelSpec
 
 BLOCK = 128
-"""Queries that share one bias table; bounds its size, and no block looks beyond its own last query."""
+"""Queries that share one table of biases. It bounds the table's size, and no block looks beyond
+its own last query."""
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """The slope of each of the model's heads, [heads].
+    """Return the slope of each of the model's heads, [heads] in fp32.
 
-    Press et al. 2022 (arXiv 2108.12409): a geometric series from 2^(-8/heads); where ``heads`` is no power of two,
-    every other slope of the next longer series fills up, as in BLOOM.
+    Press et al. 2022 (arXiv 2108.12409): a geometric series from 2^(-8/heads). If ``heads`` is no
+    power of two, every other slope of the next longer series fills up, as in BLOOM.
     """
     power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not more
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
@@ -29,91 +32,83 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 class Attention:
-    """One worker's heads. Letters in shapes as in :mod:`.gpt`.
+    """The attention of one worker's heads.
 
     Args:
         heads: of keys and values, which of the model's.
-        dtype: that queries come in and results leave in.
-
-    Attributes:
-        slopes: ALiBi's, [H, 1, 1] in fp32; without it one of 0 for all heads: the bias is then the causal mask alone.
+        dtype: of queries and results; the cache may be of another type.
     """
 
     def __init__(
-        self, spec: ModelSpec, heads: Span, dtype: torch.dtype, device: torch.device
+        self,
+        backend: Backend,
+        spec: ModelSpec,
+        heads: Span,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self._group, self._dtype, self._device = spec.group, dtype, device
-        self.alibi = spec.position == "alibi"
-        self.slopes = torch.zeros(1, 1, 1, device=device)
-        if self.alibi:
-            self.slopes = alibi_slopes(spec.head_num)[heads.slice].view(-1, 1, 1).to(device)
+        self._backend, self._dtype, self._device = backend, dtype, device
+        self._slopes: Tensor | None = None  # ALiBi's, [H] in fp32
+        if spec.position == "alibi":
+            self._slopes = alibi_slopes(spec.head_num)[heads.slice].to(device)
         self._bias_table = torch.empty(1, 0, BLOCK, 0)
 
     def __call__(
-        self, q: Tensor, cache: KVCache, layer: int, position: int, first: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: KVCache,
+        layer: int,
+        position: int | Tensor,
+        first: Tensor | None = None,
+        on_layer: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Queries [B, H, n, D] of positions from ``position`` on, over the cache → [B, n, H·D].
+        """Put new keys and values in the cache, and attend to it. Arguments as of ``GPT.forward``.
 
         Args:
-            first: each request's first position that is no padding, [B]; None where there is none.
+            q: [B, H, n, D]; k, v: [B, G, n, D].
+
+        Returns:
+            [B, n, H·D].
         """
+        if isinstance(position, Tensor):
+            return self._backend.store_and_attend(q, k, v, cache, layer, position, self._slopes)
+        cache.store(layer, position, k, v)
+        if on_layer is not None:
+            on_layer(layer)  # what follows only reads the cache
         n, stop = q.shape[2], position + q.shape[2]
-        if n == 1 and not q.is_cuda:
-            return self._step(q, cache, layer, stop, first)
-        q, k, v = (
-            x.to(self._dtype) for x in (q, cache.keys(layer, stop), cache.values(layer, stop))
-        )
-        if (
-            first is None and n == 1 and self._group > 1
-        ):  # the queries of a group are as many queries of one head
-            grouped = q.unflatten(1, (-1, self._group)).flatten(2, 3)
-            out = F.scaled_dot_product_attention(grouped, k, v).flatten(1, 2).unsqueeze(2)
-        elif first is None and not self.alibi and (n == 1 or position == 0):
-            out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=n > 1, enable_gqa=self._group > 1
-            )
+        if n == 1:
+            return self._backend.attend_one(q, cache, layer, stop, self._slopes, first)
+        k, v = (x.to(self._dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
+        if first is None and self._slopes is None and position == 0:
+            out = self._backend.attend(q, k, v, causal=True)
         else:
             self._reserve_bias(cache.geometry.positions)
             blocks = Span(0, n).cut(BLOCK)
             out = torch.cat(
                 [self._attend_block(q, k, v, block, position, first) for block in blocks], dim=2
             )
-        return out.transpose(1, 2).flatten(2).to(self._dtype)
-
-    def _step(
-        self, q: Tensor, cache: KVCache, layer: int, stop: int, first: Tensor | None
-    ) -> Tensor:
-        from dejavubench.models.backends.cpu import step as cpu_step
-
-        slopes = self.slopes.view(-1) if self.alibi else None
-        out = cpu_step.attend(q.squeeze(2).float(), cache, layer, stop, slopes, first)  # [B, H, D]
-        return out.view(len(out), 1, -1).to(self._dtype)
+        return out.transpose(1, 2).flatten(2)
 
     def _attend_block(
         self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int, first: Tensor | None
     ) -> Tensor:
+        """Return attention of one block of the queries, [B, H, block, D]."""
         seen = position + block.stop
-        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :].to(
-            q.dtype
-        )
+        # the table's lower right corner: its last row and column are the block's last query
+        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :]
         if first is not None:
             hidden = _padding(first, position + block.start, seen)
             bias = torch.where(hidden, float("-inf"), bias)
-        elif bias.is_cuda:
-            bias = bias.clone()  # its kernels read whole vectors, which a slice need not begin at
-        return F.scaled_dot_product_attention(
-            q[:, :, block.slice],
-            k[:, :, :seen],
-            v[:, :, :seen],
-            attn_mask=bias,
-            enable_gqa=self._group > 1,
-        )
+        return self._backend.attend(q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], bias)
 
     def _reserve_bias(self, positions: int) -> None:
-        """Make the table of biases as wide as the cache: [1, H, BLOCK, positions].
+        """Make the table of biases as wide as the cache: [1, 1 or H, BLOCK, positions].
 
-        Row BLOCK−1 and the last column are the newest query and its own key. A bias depends on their distance
-        alone, so the lower right corner of this one table serves any number of queries after any position.
+        Row BLOCK−1 and the last column are the newest query and its own key. A bias depends on
+        their distance alone, so the lower right corner of this one table serves any number of
+        queries after any position.
         """
         if self._bias_table.shape[-1] >= positions:
             return
@@ -121,14 +116,17 @@ class Attention:
             torch.arange(1 - count, 1, device=self._device) for count in (positions, BLOCK)
         )
         distance = keys - queries[:, None]
-        bias = (self.slopes * distance).masked_fill(distance > 0, float("-inf"))
+        slopes = self._slopes if self._slopes is not None else torch.zeros(1, device=self._device)
+        bias = slopes.view(-1, 1, 1) * distance
+        # keys after the query are hidden: this is the causal mask, too
+        bias = bias.masked_fill(distance > 0, float("-inf"))
         self._bias_table = bias.to(self._dtype).unsqueeze(0)
 
 
 def _padding(first: Tensor, start: int, stop: int) -> Tensor:
-    """Which keys the queries [start, stop) must not see, [B, 1, queries, stop].
+    """Return which keys the queries [start, stop) must not see, [B, 1, queries, stop].
 
-    Padding itself sees padding: a query that saw nothing would be no number, and in the cache spoil its neighbours.
+    Padding sees padding: a query without any key would give NaN, which would then be in the cache.
     """
     at = torch.arange(stop, device=first.device)
     first = first.view(-1, 1, 1, 1)

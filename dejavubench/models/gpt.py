@@ -1,17 +1,16 @@
-"""A decoder-only GPT that fills a KV cache: GPT-2, OPT, BLOOM and the Llama family, told apart by :class:`ModelSpec`.
+"""A decoder-only GPT that fills a KV cache: GPT-2, OPT, BLOOM and Llama, set apart by a ModelSpec.
 
-One worker holds a :class:`Shard`: the layers of its pipeline stage, and of each the heads, MLP columns and
-vocabulary rows of its tensor rank (Shoeybi et al. 2019, arXiv 1909.08053: columns, then rows, then one sum).
-The model is handed its collectives and its cache. It knows nothing of streaming: it calls back when a layer's
-keys and values are in place.
+One worker holds a :class:`Shard`: the layers of its pipeline stage, and of each layer the heads, MLP
+columns and vocabulary rows of its tensor rank. The model is handed its collectives and its cache. It
+knows nothing of streaming: it calls back when a layer's keys and values are in place.
 
-Letters in shapes: B requests, n new positions, S positions seen so far, H local heads of queries, G of keys and
-values (as many, or fewer that groups of queries share), D elements of a head.
+Letters in shapes: B requests, n new positions, S positions seen so far, H local heads of queries, G of
+keys and values (as many, or fewer that groups of queries share), D elements of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,52 +19,47 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention
+from dejavubench.models.backends.base import ACTIVATIONS, KernelNeeds, Say, identity
+from dejavubench.models.backends.select import backend_for
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.parts import ACTIVATIONS, Linear, Norm, Part, RMSNorm, largest, same
+from dejavubench.models.layers import Linear, Part
 from dejavubench.models.rope import Rotary
-from dejavubench.models.tensorparallel import Alone, TensorParallel
+from dejavubench.models.slots import WeightSlots
+from dejavubench.models.tensorparallel import SingleRank, TensorParallel
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer. Of ``before`` and ``after`` one is its norms, the other leaves x as it is."""
+    """One decoder layer. Norms stand before attention and MLP, or after them; the others are identities."""
 
-    before: tuple[Part, Part]
-    qkv: Linear  # the rows of queries, then of keys, then of values
-    qk_norm: tuple[Part, Part]
-    out: Linear
-    up: Linear  # where it is gated, the rows of the gate come first
-    down: Linear
-    after: tuple[Part, Part]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where the cut of one full tensor goes."""
-
-    name: str
-    into: Tensor
-    cut: tuple[slice, ...]
-
-
-# ---- the model ------------------------------------------------------------------------------------------------
+    before_attention: Part
+    qkv: Linear  # [(H + 2·G)·D, hidden]: the rows of queries, then of keys, then of values
+    query_norm: Part
+    key_norm: Part
+    out: Linear  # [hidden, H·D]
+    after_attention: Part
+    before_mlp: Part
+    up: Linear  # [ffn, hidden]; of a gated MLP [2·ffn, hidden], the gate's rows first
+    down: Linear  # [hidden, ffn]
+    after_mlp: Part
 
 
 class GPT:
-    """One worker's part of the model. Its weights are undefined until :meth:`load`.
+    """One worker's part of the model. Its weights are undefined until they are loaded.
 
     Args:
         spec: sizes and architecture.
         shard: which part.
-        dtype: the inference data type: that of the KV cache and of all matrices of weights.
-        compute_dtype: that of linears' inputs and residual stream; see :func:`.dtypes.compute_dtype`.
+        dtype: of the KV cache and of all matrices of weights.
+        compute_dtype: of linears' inputs and the residual stream; see :func:`.dtypes.compute_dtype`.
         collectives: sums and gathers over the tensor-parallel group.
-        device: where weights are, and the caches that it is given.
+        device: where the weights are, and the caches that the model is given.
 
     Attributes:
-        peak: a number for each request of the step whose tokens were chosen last, [B], left on the device: NaN or
-            infinite if the logits that they were chosen from are not all usable numbers; the largest if none is drawn.
+        peak: a number for each request of the step whose tokens were chosen last, [B], on the device.
+            It is NaN or infinite if the logits were not all usable numbers; else the largest logit, or
+            the sum of the probabilities where tokens are drawn.
 
     Raises:
         ValueError: the model cannot be split like this.
@@ -77,173 +71,53 @@ class GPT:
         shard: Shard,
         dtype: torch.dtype,
         compute_dtype: torch.dtype,
-        collectives: TensorParallel = Alone(),  # noqa: B008 (it holds nothing)
+        collectives: TensorParallel = SingleRank(),  # noqa: B008 (it holds nothing)
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.shard, self.dtype, self.compute_dtype = spec, shard, dtype, compute_dtype
         self.collectives, self.device = collectives, torch.device(device)
+        self.backend = backend_for(self.device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
-        self.slots: list[Slot] = []
         self.peak = torch.empty(0)
-        embed = spec.embed_size or spec.hidden
-        width = Span(0, spec.hidden)
+        weights = WeightSlots(spec, shard, dtype, compute_dtype, self.device, self.backend)
 
-        self.embedding: Tensor | None = None
-        self.position: Tensor | None = None
-        self.project_in: Part = same
-        self.embed_norm: Part = same
+        self.embedding: Tensor | None = None  # [vocabulary, embed]
+        self.position: Tensor | None = None  # [context, hidden]
+        self.project_in: Part = identity  # [.., embed] → [.., hidden]
+        self.embed_norm: Part = identity
         if shard.first:
-            self.embedding = self._tensor("embedding", Span(0, spec.vocab_size), Span(0, embed))
-            if spec.position == "learned":
-                assert spec.context is not None
-                rows = Span(0, spec.context + spec.position_offset)
-                self.position = self._tensor("position", rows, width)[
-                    spec.position_offset :
-                ]  # [context, hidden]
-            if spec.embed_norm:
-                self.embed_norm = self._norm("embed_norm")
-            if embed != width.size:
-                self.project_in = self._linear({"project_in": width}, Span(0, embed), bias=False)
+            self.embedding = weights.tensor("embedding")
+            if weights.has("position"):
+                # OPT's first rows belong to no position
+                self.position = weights.tensor("position")[spec.position_offset :]
+            if weights.has("embed_norm.weight"):
+                self.embed_norm = weights.norm("embed_norm")
+            if weights.has("project_in.weight"):
+                self.project_in = weights.linear("project_in")
 
-        self.layers = [self._layer(f"layers.{number}") for number in range(*shard.layers(spec))]
+        self.layers = [_layer(weights, number, spec) for number in range(*shard.layers(spec))]
 
-        self.final_norm: Part = same
-        self.project_out: Part = same
-        self.head: Linear | None = None
+        self.final_norm: Part = identity
+        self.project_out: Part = identity  # [.., hidden] → [.., embed]
+        self.head: Linear | None = None  # [this rank's vocabulary rows, embed]
         if shard.last:
-            if spec.norm_first:
-                self.final_norm = self._norm("final_norm")
-            if embed != width.size:
-                self.project_out = self._linear({"project_out": Span(0, embed)}, width, bias=False)
-            if self.embedding is None or not spec.tied:
-                self.head = Linear(
-                    self._tensor("embedding" if spec.tied else "head", self.vocab, Span(0, embed))
-                )
+            if weights.has("final_norm.weight"):
+                self.final_norm = weights.norm("final_norm")
+            if weights.has("project_out.weight"):
+                self.project_out = weights.linear("project_out")
+            if spec.tied and self.embedding is not None:
+                self.head = Linear(self.backend, self.embedding[self.vocab.slice])  # a view
             else:
-                self.head = Linear(self.embedding[self.vocab.slice])  # tied: a view
+                tied = "embedding" if spec.tied else "head"
+                self.head = Linear(self.backend, weights.tensor(tied))
 
-        self.attention = Attention(spec, self.heads, compute_dtype, self.device)
+        self.slots = weights.slots
+        self.attention = Attention(self.backend, spec, self.heads, compute_dtype, self.device)
         self.rotary: Rotary | None = None
         if spec.rope is not None:
             self.rotary = Rotary(spec.rope, spec.size_per_head, compute_dtype, self.device)
 
-    # -- weights --
-
-    def _tensor(self, name: str, *cut: Span) -> Tensor:
-        into = self._empty(*(span.size for span in cut))
-        self.slots.append(Slot(name, into, tuple(span.slice for span in cut)))
-        return into
-
-    def _empty(self, *shape: int) -> Tensor:
-        vector = len(shape) == 1  # of a norm or a bias: next to nothing, and used as it is
-        return torch.empty(
-            shape, dtype=self.compute_dtype if vector else self.dtype, device=self.device
-        )
-
-    def _norm(self, name: str, size: int | None = None) -> Part:
-        width = Span(0, size or self.spec.hidden)
-        weight = self._tensor(f"{name}.weight", width)
-        return (
-            RMSNorm(weight, self.spec.eps)
-            if self.spec.rms
-            else Norm(weight, self._tensor(f"{name}.bias", width))
-        )
-
-    def _linear(self, rows: Mapping[str, Span], ins: Span, bias: bool = True) -> Linear:
-        """One linear of the given rows of each of the named ones, one below the other, and of these columns."""
-        weights = self._empty(sum(outs.size for outs in rows.values()), ins.size)
-        biases = self._empty(len(weights)) if bias else None
-        at = 0
-        for name, outs in rows.items():
-            self.slots.append(
-                Slot(f"{name}.weight", weights[at : at + outs.size], (outs.slice, ins.slice))
-            )
-            if biases is not None:
-                self.slots.append(Slot(f"{name}.bias", biases[at : at + outs.size], (outs.slice,)))
-            at += outs.size
-        return Linear(weights, biases)
-
-    def _layer(self, at: str) -> Layer:
-        spec, width, ffn = self.spec, Span(0, self.spec.hidden), self.shard.ffn(self.spec)
-        keys, queries = (self.heads.scaled(times * spec.size_per_head) for times in (1, spec.group))
-        norms = (self._norm(f"{at}.norm1"), self._norm(f"{at}.norm2"))
-        of_heads = [
-            self._norm(f"{at}.{name}_norm", spec.size_per_head)
-            for name in ("query", "key")
-            if spec.qk_norm
-        ]
-        once = (
-            spec.bias and self.shard.tensor_rank == 0
-        )  # what is summed over the group holds its bias on one rank
-        qkv = {f"{at}.query": queries, f"{at}.key": keys, f"{at}.value": keys}
-        ups = dict.fromkeys((f"{at}.gate", f"{at}.up") if spec.gated else (f"{at}.up",), ffn)
-        return Layer(
-            before=norms if spec.norm_first else (same, same),
-            qkv=self._linear(qkv, width, spec.qkv_bias),
-            qk_norm=(of_heads[0], of_heads[1]) if of_heads else (same, same),
-            out=self._linear({f"{at}.out": width}, queries, once),
-            up=self._linear(ups, width, spec.bias),
-            down=self._linear({f"{at}.down": width}, ffn, once),
-            after=(same, same) if spec.norm_first else norms,
-        )
-
-    def load(self, full: Callable[[str], Tensor], held_in: torch.dtype | None = None) -> None:
-        """Take this shard's weights out of full tensors, one at a time, rounded through ``held_in`` and ``dtype``."""
-        for slot in self.slots:
-            slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
-
-    def compile(
-        self, layout: KVLayout, *rows: int, say: Callable[[str], None] = lambda text: None
-    ) -> None:
-        """On a CPU: the kernels of such caches and of so many positions at once, for no step is to wait for its own.
-
-        Args:
-            say: takes one line each about compiling, and about a cache of kernels that cannot be used.
-        """
-        if self.device.type == "cpu":
-            from dejavubench.models.backends.cpu import codecache as cpu_cache
-            from dejavubench.models.backends.cpu import linear as cpu_linear
-            from dejavubench.models.backends.cpu import step as cpu_step
-
-            kernels = [cpu_step.attention_kernel(self.dtype, layout)]
-            for linear in self._linears():
-                for number in rows:
-                    kernels += cpu_linear.kernels(number, linear.weight, self.compute_dtype)
-            cpu_cache.provide(kernels, say)
-
-    def _linears(self) -> Iterator[Linear]:
-        yield from (
-            each for layer in self.layers for each in (layer.qkv, layer.out, layer.up, layer.down)
-        )
-        yield from (
-            each
-            for each in (self.project_in, self.project_out, self.head)
-            if isinstance(each, Linear)
-        )
-
-    @property
-    def parameters(self) -> int:
-        """Elements that are loaded; the tied head counts once."""
-        return sum(slot.into.numel() for slot in self.slots)
-
-    # -- cache --
-
-    def kv_geometry(self, ubatch_size: int, positions: int, layout: KVLayout) -> KVGeometry:
-        """The cache this worker needs for one microbatch.
-
-        Raises:
-            ValueError: more positions than the model's context.
-        """
-        if self.spec.context is not None and positions > self.spec.context:
-            raise ValueError(
-                f"{self.spec.name} attends to {self.spec.context} positions at most, not {positions}"
-            )
-        heads, size = self.heads.size, self.spec.size_per_head
-        return KVGeometry(
-            len(self.layers), ubatch_size, heads, positions, size, self.dtype.itemsize, layout
-        )
-
-    # -- one step --
+    # ---- one step ----
 
     @torch.inference_mode()
     def forward(
@@ -257,17 +131,20 @@ class GPT:
         """Run n new positions, the first of them ``position``, through this worker's layers.
 
         Args:
-            position: or on a CUDA device, for one position, an int64 tensor [1] of its number there: a captured step
-                then goes on to serve every position. Nothing checks that it fits.
-            x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden]; not changed.
+            x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden]; not
+                changed.
             cache: written at [position, position + n), read up to there and never beyond.
-            on_layer: called with the number of a local layer as soon as that layer's keys and values are in
-                place: before its attention, which like all that follows only reads them. Not of a captured step.
-            first: where prompts of unequal lengths were padded on the left, each request's first position that is its
-                own, [B]: it gets what it would get alone. Not of a captured step.
+            position: a number, or for n = 1 an int64 tensor [1] on the device: a step that was captured
+                with it serves every position. Nothing checks that it fits, and neither ``on_layer`` nor
+                ``first`` can be given.
+            on_layer: called with the number of a local layer as soon as that layer's keys and values are
+                in place, before its attention. What follows only reads them.
+            first: each request's first position that is no padding, [B], for prompts of unequal lengths
+                that were padded on the left. Each request gets what it would get alone.
 
         Returns:
-            Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of the last position.
+            Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of the last
+            position.
 
         Raises:
             ValueError: the positions do not fit in the cache or the model's context.
@@ -277,39 +154,80 @@ class GPT:
         if self.rotary is not None:
             self.rotary.reserve(cache.geometry.positions)
         if self.shard.first:
-            x = self._embed(x, position, first)
+            x = self._embed(x, position, first)  # [B, n, hidden]
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, layer.qkv(x, norm=layer.before[0]), position)
-            if isinstance(position, int):
-                cache.store(number, position, k, v)
-                if on_layer is not None:
-                    on_layer(number)
-                attended = self.attention(q, cache, number, position, first)  # [B, n, H·D]
-            else:
-                attended = self._store_and_attend(q, k, v, cache, number, position)
-            x = layer.after[0](self._sum(layer.out, attended, x))
-            x = layer.after[1](self._sum(layer.down, self._inner(layer, x), x))
+            q, k, v = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
+            attended = self.attention(q, k, v, cache, number, position, first, on_layer)
+            x = layer.after_attention(self._sum(layer.out, attended, x))
+            inner = self._inner(layer, layer.before_mlp(x))  # [B, n, ffn]
+            x = layer.after_mlp(self._sum(layer.down, inner, x))
         if self.head is None:
             return x
         return self.head(self.project_out(self.final_norm(x[:, -1])))
 
+    def _embed(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
+        """Return the first layer's input, [B, n, hidden], of tokens [B, n]."""
+        assert self.embedding is not None
+        x = self.project_in(F.embedding(tokens, self.embedding).to(self.compute_dtype))
+        if self.position is not None:
+            # the other kinds of positions are distances, which padding does not change
+            at: Tensor | slice
+            if isinstance(position, Tensor):
+                at = position
+            elif first is None:
+                at = slice(position, position + x.shape[1])
+            else:
+                at = (torch.arange(position, position + x.shape[1]) - first[:, None]).clamp(min=0)
+            x = x + self.position[at]
+        return self.embed_norm(x)
+
+    def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> tuple[Tensor, ...]:
+        """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
+        keys = self.heads.size
+        requests, new, _ = qkv.shape
+        rows = qkv.view(requests, new, -1, self.spec.size_per_head).transpose(1, 2)
+        q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
+        q, k = layer.query_norm(q), layer.key_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, position), self.rotary(k, position)
+        return q, k, v
+
+    def _inner(self, layer: Layer, x: Tensor) -> Tensor:
+        """Return the activated inner columns of the MLP, [B, n, ffn]."""
+        if not self.spec.gated:
+            return layer.up(x, self.spec.activation)
+        gate, inner = layer.up(x).chunk(2, dim=-1)
+        return ACTIVATIONS[self.spec.activation](gate).mul_(inner)
+
+    def _sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+        """Return ``linear`` of this rank's columns, summed over the group, and the residual stream."""
+        if self.shard.tensor_size == 1:
+            return linear(x, residual=residual)
+        return self.collectives.all_reduce(linear(x)).add_(residual)
+
+    def _check_fits(self, new: Span, cache: KVCache) -> None:
+        room = min(cache.geometry.positions, self.spec.context or new.stop)
+        if new.stop > room:
+            raise ValueError(f"positions [{new.start}, {new.stop}) are beyond the {room} that fit")
+
+    # ---- the next token ----
+
     @torch.inference_mode()
     def greedy(self, logits: Tensor) -> Tensor:
-        """The most likely token of each request, [B], over the whole vocabulary; of equals the lowest."""
-        value, index = largest(logits)
+        """Return each request's most likely token of the whole vocabulary, [B]; of equals the lowest."""
+        value, index = self.backend.largest(logits)
         self.peak = value
         if self.shard.tensor_size == 1:
             return index
-        mine = torch.stack(
-            [value.double(), (index + self.vocab.start).double()]
-        )  # both exact in fp64
+        # one message holds both: values and tokens are exact in fp64
+        mine = torch.stack([value.double(), (index + self.vocab.start).double()])
         all_ranks = self.collectives.all_gather(mine)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
         return all_ranks[:, 1].gather(0, winner)[0].long()
 
     @torch.inference_mode()
     def whole(self, logits: Tensor) -> Tensor:
-        """Logits over the whole vocabulary, [B, vocabulary] in fp32, of this rank's and the others' rows."""
+        """Return the logits of all ranks' vocabulary rows, [B, vocabulary] in fp32."""
         logits = logits.float()
         if self.shard.tensor_size == 1:
             return logits
@@ -323,56 +241,73 @@ class GPT:
             [part[:, :size] for part, size in zip(everyone, rows, strict=True)], dim=-1
         )
 
-    def _check_fits(self, new: Span, cache: KVCache) -> None:
-        room = min(cache.geometry.positions, self.spec.context or new.stop)
-        if new.stop > room:
-            raise ValueError(f"positions [{new.start}, {new.stop}) are beyond the {room} that fit")
+    # ---- weights and cache ----
 
-    def _embed(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
-        assert self.embedding is not None
-        x = self.project_in(F.embedding(tokens, self.embedding).to(self.compute_dtype))
-        if (
-            self.position is not None
-        ):  # the other kinds are of distances, which padding does not change
-            at: Tensor | slice
-            if isinstance(position, Tensor):
-                at = position
-            elif first is None:
-                at = slice(position, position + x.shape[1])
-            else:
-                at = (torch.arange(position, position + x.shape[1]) - first[:, None]).clamp(min=0)
-            x = x + self.position[at]
-        return self.embed_norm(x)  # [B, n, hidden]
+    @property
+    def parameters(self) -> int:
+        """How many weights this worker holds; a tied head counts once."""
+        return sum(slot.into.numel() for slot in self.slots)
 
-    def _sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
-        """``linear`` of a part of the columns, summed over the group, and the residual stream."""
-        if self.shard.tensor_size == 1:
-            return linear(x, residual=residual)
-        return self.collectives.all_reduce(linear(x)).add_(residual)
+    def load(self, full: Callable[[str], Tensor], held_in: torch.dtype | None = None) -> None:
+        """Copy this worker's cuts out of full tensors, one tensor at a time.
 
-    def _inner(self, layer: Layer, x: Tensor) -> Tensor:
-        if not self.spec.gated:
-            return layer.up(x, self.spec.activation, norm=layer.before[1])
-        gate, inner = layer.up(x, norm=layer.before[1]).chunk(2, dim=-1)
-        return ACTIVATIONS[self.spec.activation](gate).mul_(inner)
+        Args:
+            full: returns the full tensor of a name.
+            held_in: a type that the weights are rounded to first.
+        """
+        for slot in self.slots:
+            slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
 
-    def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> tuple[Tensor, ...]:
-        """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
-        keys = self.heads.size
-        requests, new, _ = qkv.shape
-        rows = qkv.view(requests, new, -1, self.spec.size_per_head).transpose(1, 2)
-        q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
-        q, k = layer.qk_norm[0](q), layer.qk_norm[1](k)
-        if self.rotary is not None:
-            q, k = self.rotary(q, position), self.rotary(k, position)
-        return q, k, v
+    def compile(self, layout: KVLayout, *rows: int, say: Say = lambda text: None) -> None:
+        """Make ready what steps of ``rows`` positions at once need, so that no step waits for it.
 
-    def _store_and_attend(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, at: Tensor
-    ) -> Tensor:
-        """A captured step: one kernel puts the keys and values of one position in place and attends; → [B, 1, H·D]."""
-        from dejavubench.models.backends.cuda import step as cuda_step
+        Args:
+            layout: of the caches.
+            rows: requests × new positions of each kind of step.
+            say: takes one line each about compiling, and about kernels that cannot be kept.
+        """
+        widths = sorted({linear.weight.shape[1] for linear in self._linears()})
+        self.backend.compile(KernelNeeds(self.dtype, self.compute_dtype, layout, rows, widths), say)
 
-        slopes = self.attention.slopes.view(-1) if self.attention.alibi else None
-        q, k, v = (x[:, :, 0] for x in (q, k, v))
-        return cuda_step.attend(q, k, v, cache, layer, at, slopes).unsqueeze(1)
+    def _linears(self) -> Iterator[Linear]:
+        for layer in self.layers:
+            yield from (layer.qkv, layer.out, layer.up, layer.down)
+        for part in (self.project_in, self.project_out, self.head):
+            if isinstance(part, Linear):
+                yield part
+
+    def kv_geometry(self, ubatch_size: int, positions: int, layout: KVLayout) -> KVGeometry:
+        """Return the cache that this worker needs for one microbatch.
+
+        Raises:
+            ValueError: more positions than the model's context.
+        """
+        if self.spec.context is not None and positions > self.spec.context:
+            raise ValueError(
+                f"{self.spec.name} attends to {self.spec.context} positions at most, "
+                f"not {positions}"
+            )
+        heads, size = self.heads.size, self.spec.size_per_head
+        return KVGeometry(
+            len(self.layers), ubatch_size, heads, positions, size, self.dtype.itemsize, layout
+        )
+
+
+def _layer(weights: WeightSlots, number: int, spec: ModelSpec) -> Layer:
+    """Return layer ``number`` of the whole model, with weights of its own."""
+    at = f"layers.{number}"
+    norms = weights.norm(f"{at}.norm1"), weights.norm(f"{at}.norm2")
+    before, after = (norms, (identity, identity)) if spec.norm_first else ((identity,) * 2, norms)
+    gate = [f"{at}.gate"] if spec.gated else []
+    return Layer(
+        before_attention=before[0],
+        qkv=weights.linear(f"{at}.query", f"{at}.key", f"{at}.value"),
+        query_norm=weights.norm(f"{at}.query_norm") if spec.qk_norm else identity,
+        key_norm=weights.norm(f"{at}.key_norm") if spec.qk_norm else identity,
+        out=weights.linear(f"{at}.out"),
+        after_attention=after[0],
+        before_mlp=before[1],
+        up=weights.linear(*gate, f"{at}.up"),
+        down=weights.linear(f"{at}.down"),
+        after_mlp=after[1],
+    )

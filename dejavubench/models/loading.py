@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dejavubench.models.dtypes import DTYPES, name_of
-from dejavubench.models.gpt import GPT, Slot
+from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import Checkpoint
 from dejavubench.models.hub.families import Stored
 from dejavubench.models.hub.tensorfile import CheckpointError
+from dejavubench.models.slots import Slot
 
 PIECE = 32 << 20
 """Bytes of a tensor that are read at once: what loading takes beside the weights themselves, a few times."""

@@ -17,7 +17,7 @@ class TensorParallel(Protocol):
         """Return every rank's ``x``, as [tensor_size, *x.shape]."""
 
 
-class Alone:
+class SingleRank:
     """The tensor-parallel group of one rank."""
 
     def all_reduce(self, x: Tensor) -> Tensor:

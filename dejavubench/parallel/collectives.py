@@ -1,4 +1,4 @@
-"""Tensor- and pipeline-parallel communication of CPU tensors over MPI, and barriers that burn no core."""
+"""Tensor- and pipeline-parallel communication of CPU tensors over MPI, and sleeping barriers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dejavubench.dejavulib.waiting import wait_asleep, wait_yielding
 from dejavubench.parallel.topology import Topology
 
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_HIDDEN, _TOKENS = 0, 1  # what a message holds: the last bit of its tag
+_HIDDEN, _TOKENS = 0, 1  # kinds of messages: the last bit of a tag
 
 
 def _bits(x: Tensor) -> np.ndarray[Any, Any]:
-    """A contiguous tensor's memory as integers: MPI has no type for bf16, and moving needs none."""
+    """Return a contiguous tensor's memory as integers: MPI has no type for bf16."""
     return x.view(_SAME_SIZE[x.element_size()]).numpy()
 
 
@@ -29,7 +29,7 @@ def _tag(ubatch: int, kind: int) -> int:
 
 
 class Collectives(Protocol):
-    """What one source needs of the other sources; see :class:`MPICollectives` for what each does."""
+    """Communication of one source with the others; see :class:`MPICollectives` for each method."""
 
     def all_reduce(self, x: Tensor) -> Tensor: ...
     def all_gather(self, x: Tensor) -> Tensor: ...
@@ -41,16 +41,16 @@ class Collectives(Protocol):
 
 
 class MPICollectives:
-    """What one source needs of the other sources: sums and gathers in its stage, messages between stages.
+    """Sums and gathers in one source's stage, and messages between stages.
 
-    Making one is collective over the sources. It works on communicators of its own, so that its traffic never meets
-    anybody else's.
+    Making one is collective over the sources. It has communicators of its own, so that its messages
+    are never mistaken for others.
 
     Args:
         sources: the communicator of all sources, in order of their ranks.
         topology: this rank's place.
-        spin: wait in blocking MPI calls, which busy-poll: lowest latency, for a core per rank. Off: test, and let
-            other processes run in between, for ranks that share cores.
+        spin: wait in blocking MPI calls, which poll busily: the lowest latency, for a core per
+            rank. Else test and let other processes run in between, for ranks that share cores.
 
     Raises:
         ValueError: ``sources`` is not the communicator of this topology's sources.
@@ -59,8 +59,8 @@ class MPICollectives:
     def __init__(self, sources: MPI.Intracomm, topology: Topology, spin: bool) -> None:
         if (sources.Get_size(), sources.Get_rank()) != (topology.workers, topology.worker):
             raise ValueError(
-                f"worker {topology.worker} of {topology.workers} came with rank {sources.Get_rank()} "
-                f"of a communicator of {sources.Get_size()}"
+                f"worker {topology.worker} of {topology.workers} cannot be rank "
+                f"{sources.Get_rank()} of a communicator of {sources.Get_size()}"
             )
         self.topology = topology
         self.spin = spin
@@ -71,7 +71,10 @@ class MPICollectives:
     # ---- within a stage ----
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over the tensor-parallel group, in place if ``x`` is contiguous. Half types are summed in fp32."""
+        """Return the sum over the tensor-parallel group, in place if ``x`` is contiguous.
+
+        Half types are summed in fp32.
+        """
         if self.topology.tensor_size == 1:
             return x
         total = x.contiguous().float() if x.element_size() < 4 else x.contiguous()
@@ -84,7 +87,7 @@ class MPICollectives:
         return total.to(x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Everyone's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
+        """Return every rank's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
         if self.topology.tensor_size == 1:
             return x.unsqueeze(0)
         mine = x.contiguous()
@@ -97,14 +100,18 @@ class MPICollectives:
         pulse.page.words[STATE] = WORKING
         return everyone
 
-    # ---- between stages, each tensor rank with its like ----
+    # ---- between stages: ranks of equal tensor rank ----
 
     def send_hidden(self, hidden: Tensor, ubatch: int) -> None:
-        """Begin to send ``hidden`` to the next stage; it must not be changed any more. ``ubatch``: a small number."""
+        """Begin to send ``hidden`` to the next stage; it must not be changed afterwards.
+
+        Args:
+            ubatch: the microbatch, a small number.
+        """
         self._send(hidden, self.topology.stage + 1, _tag(ubatch, _HIDDEN))
 
     def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor:
-        """The previous stage's hidden of this microbatch."""
+        """Return the previous stage's hidden of this microbatch."""
         return self._recv(shape, dtype, self.topology.stage - 1, _tag(ubatch, _HIDDEN))
 
     def send_tokens(self, tokens: Tensor, ubatch: int) -> None:
@@ -112,13 +119,13 @@ class MPICollectives:
         self._send(tokens, 0, _tag(ubatch, _TOKENS))
 
     def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor:
-        """This microbatch's new tokens [B] from the last stage."""
+        """Return this microbatch's new tokens [B] from the last stage."""
         return self._recv(
             (ubatch_size,), torch.long, self.topology.stages - 1, _tag(ubatch, _TOKENS)
         )
 
     def finish(self) -> None:
-        """Wait until everything that was sent has been taken."""
+        """Wait until every message that was sent has been received."""
         pulse.page.words[STATE] = WAITING
         for request, _ in self._sending:
             self._wait(request)
@@ -126,7 +133,7 @@ class MPICollectives:
         self._sending.clear()
 
     def close(self) -> None:
-        """Finish, and give the communicators back; collective."""
+        """Finish, and free the communicators; collective."""
         self.finish()
         self._tensor.Free()
         self._pipeline.Free()
@@ -153,27 +160,27 @@ class MPICollectives:
             wait_yielding(request.Test)
 
 
-# ---- for the time between measurements: nobody is in a hurry, so nobody burns a core ----
+# ---- between measurements: waiting ranks sleep ----
 
 
-def polite_barrier(
+def sleeping_barrier(
     comm: MPI.Intracomm, what: str = "barrier", timeout: float | None = None
 ) -> None:
-    """A barrier whose waiting ranks sleep.
+    """Wait, asleep, until all ranks are here.
 
     Raises:
-        DeadlineError: somebody did not come within ``timeout`` seconds; the message names ``what``.
+        DeadlineError: a rank did not come within ``timeout`` seconds; the message names ``what``.
     """
     wait_asleep(comm.Ibarrier().Test, what, timeout)
 
 
-def polite_bcast(comm: MPI.Intracomm, value: Any, root: int = 0) -> Any:
-    """``root``'s small Python object, on every rank."""
-    polite_barrier(comm, "broadcast")  # once all are here, the blocking call is over in no time
+def sleeping_bcast(comm: MPI.Intracomm, value: Any, root: int = 0) -> Any:
+    """Return ``root``'s small Python object on every rank."""
+    sleeping_barrier(comm, "broadcast")  # once all are here, the blocking call takes no time
     return comm.bcast(value, root)
 
 
-def polite_gather(comm: MPI.Intracomm, value: Any, root: int = 0) -> list[Any] | None:
-    """Every rank's small Python object in order of rank, on ``root``; None elsewhere."""
-    polite_barrier(comm, "gather")
+def sleeping_gather(comm: MPI.Intracomm, value: Any, root: int = 0) -> list[Any] | None:
+    """Return every rank's small Python object in order of rank on ``root``; None elsewhere."""
+    sleeping_barrier(comm, "gather")
     return comm.gather(value, root)

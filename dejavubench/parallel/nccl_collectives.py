@@ -11,17 +11,21 @@ from torch import Tensor
 
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import MPICollectives
-from dejavubench.parallel.nccl import MAKING, NCCLCommunicator, NCCLPair, connect_pairs
+from dejavubench.parallel.nccl import MAKING_S, NCCLCommunicator
+from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
 from dejavubench.parallel.topology import Topology
 
 
 class NCCLCollectives:
-    """What one source needs of the other sources, for ranks with GPUs: see :class:`~.collectives.MPICollectives`.
+    """Communication of one source with the others on GPUs; see :class:`~.MPICollectives`.
 
-    Sums, gathers and receives go on torch's current stream; a sum or gather can be captured in a CUDA graph once one of
-    its size has been made. Communicators form a chain along the stages, each used in one direction, with one beside for
-    each stage's sums: every rank issues on them in the model's order, so that no two ranks wait for each other in a
-    circle. New tokens, which alone go back, take MPI: some bytes that the host waits for anyway.
+    Sums, gathers and receives go on torch's current stream. A sum or gather can be captured in a
+    CUDA graph once one of its size has been made.
+
+    The stages form a chain of communicators, each used in one direction, and each stage has one for
+    its sums. Every rank issues on them in the model's order, so that no two ranks wait for each
+    other in a circle. New tokens, which alone go back, are sent by MPI: the host waits for them
+    anyway.
 
     Args:
         sources: the communicator of all sources, in order of their ranks.
@@ -40,7 +44,7 @@ class NCCLCollectives:
         topology: Topology,
         spin: bool,
         device: torch.device,
-        timeout: float = MAKING,
+        timeout: float = MAKING_S,
     ) -> None:
         self.topology = topology
         self.spin = spin
@@ -68,7 +72,7 @@ class NCCLCollectives:
     # ---- within a stage ----
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over the tensor-parallel group, in the tensor's own type; in place if ``x`` is contiguous."""
+        """Return the sum over the group in x's own type; in place if x is contiguous."""
         if self._tensor is None:
             return x
         total = x.contiguous()
@@ -76,7 +80,7 @@ class NCCLCollectives:
         return total
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Everyone's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
+        """Return every rank's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
         if self._tensor is None:
             return x.unsqueeze(0)
         mine = x.contiguous()
@@ -84,43 +88,42 @@ class NCCLCollectives:
         self._tensor.all_gather(mine, everyone)
         return everyone
 
-    # ---- between stages, each tensor rank with its like ----
+    # ---- between stages: ranks of equal tensor rank ----
 
     def send_hidden(self, hidden: Tensor, ubatch: int) -> None:
-        """Begin to send ``hidden`` to the next stage, beside the current stream; it must not be changed any more.
+        """Begin to send ``hidden`` to the next stage, beside the current stream.
 
-        Microbatches are received in the order in which they are sent.
+        It must not be changed afterwards. Microbatches are received in the order of sending.
         """
         assert self._next is not None, "the last stage has no next one"
         hidden = hidden.contiguous()
         self._next.after(self._next.filled())
         self._next.send(hidden.data_ptr(), hidden.numel() * hidden.element_size())
-        hidden.record_stream(self._next.stream)  # its memory is not given away before
+        hidden.record_stream(self._next.stream)  # keeps its memory until it is sent
 
     def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor:
-        """The previous stage's hidden of this microbatch."""
+        """Return the previous stage's hidden of this microbatch."""
         assert self._previous is not None, "the first stage has no previous one"
         hidden = torch.empty(*shape, dtype=dtype, device=self.device)
-        self._previous.after(
-            self._previous.filled()
-        )  # the memory may still be read by what has been issued
+        # kernels that were issued may still read the memory that ``hidden`` was given
+        self._previous.after(self._previous.filled())
         self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         torch.cuda.current_stream(self.device).wait_event(self._previous.mark())
         return hidden
 
     def send_tokens(self, tokens: Tensor, ubatch: int) -> None:
-        """Begin to send the last stage's new tokens [B] to the first stage; waits until they are known."""
+        """Begin to send the last stage's new tokens [B] to the first; wait until they are known."""
         self._mpi.send_tokens(tokens.cpu(), ubatch)
 
     def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor:
-        """This microbatch's new tokens [B] from the last stage, in host memory."""
+        """Return this microbatch's new tokens [B] from the last stage, in host memory."""
         return self._mpi.recv_tokens(ubatch_size, ubatch)
 
     def finish(self) -> None:
-        """Wait until everything that was sent has been taken.
+        """Wait until every message that was sent has been received.
 
         Raises:
-            DeadlineError: the next stage did not take what was sent.
+            DeadlineError: the next stage did not receive a message in time.
         """
         if self._next is not None:
             wait_asleep(
@@ -131,12 +134,12 @@ class NCCLCollectives:
         self._mpi.finish()
 
     def abort(self) -> None:
-        """After an error: no kernel may go on waiting for a rank that is gone."""
+        """End the operations under way, so that no kernel waits for a rank that is gone."""
         for communicator in self._communicators():
             communicator.abort()
 
     def close(self) -> None:
-        """Finish, and give the communicators back; collective."""
+        """Finish, and free the communicators; collective."""
         self.finish()
         torch.cuda.synchronize(self.device)
         self._mpi.close()

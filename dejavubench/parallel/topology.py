@@ -1,4 +1,4 @@
-"""Who each rank is: source or sink, which pipeline stage, which tensor rank. Pure; MPI is not imported."""
+"""The place of each rank: source or sink, pipeline stage, tensor rank. MPI is not imported."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Literal
 class Topology:
     """The place of one rank in a job of ``size`` ranks.
 
-    Workers of a side are numbered ``stage · tensor_size + tensor_rank``. The first ranks are the sources; in a job that
-    is large enough the following ones are the sinks.
+    Workers of a side are numbered ``stage · tensor_size + tensor_rank``. The first ranks are the
+    sources. The following ranks, if there are any, are the sinks.
 
     Attributes:
         tensor_size, stages: of the sources.
-        sink_tensor_size, sink_stages: of the sinks; 0: as the sources.
+        sink_tensor_size, sink_stages: of the sinks; 0 means those of the sources.
 
     Raises:
-        ValueError: ``size`` is neither the number of sources nor that of both sides, or another number is out of range.
+        ValueError: ``size`` is neither the number of sources nor that of both sides, or another
+            number is out of range.
     """
 
     size: int
@@ -33,20 +34,21 @@ class Topology:
             raise ValueError("tensor- and pipeline-parallel sizes must be positive")
         if self.size not in (self.workers, self.workers + self.sink_workers):
             raise ValueError(
-                f"tensor parallel {self.tensor_size} × pipeline parallel {self.stages} runs on {self.workers} ranks, "
-                f"or with sinks on {self.workers + self.sink_workers}; there are {self.size}"
+                f"tensor parallel {self.tensor_size} × pipeline parallel {self.stages} runs on "
+                f"{self.workers} ranks, or with sinks on {self.workers + self.sink_workers}; "
+                f"there are {self.size}"
             )
         if not 0 <= self.rank < self.size:
             raise ValueError(f"there is no rank {self.rank} of {self.size}")
 
     @property
     def workers(self) -> int:
-        """How many sources there are."""
+        """Number of sources."""
         return self.tensor_size * self.stages
 
     @property
     def sink_workers(self) -> int:
-        """How many sinks there are, if any."""
+        """Number of sinks, if there are any."""
         return self.sink_width * (self.sink_stages or self.stages)
 
     @property
@@ -89,7 +91,7 @@ class Topology:
         return range(self.workers, self.size)
 
     def own_side(self) -> Topology:
-        """This rank among those of its side alone: a job of so many sources."""
+        """Return this rank's place in a job of its own side alone, as sources."""
         if self.role == "source":
             return Topology(self.workers, self.worker, self.tensor_size, self.stages)
         return Topology(
@@ -97,6 +99,6 @@ class Topology:
         )
 
     def shard(self) -> tuple[int, int, int, int]:
-        """(stage, stages, tensor rank, tensor size): which part of the model this worker holds, if any."""
+        """Return (stage, stages, tensor rank, tensor size) of this worker's part of the model."""
         own = self.own_side()
         return own.stage, own.stages, own.tensor_rank, own.tensor_size

@@ -20,7 +20,7 @@ from dejavubench.transports.session import (
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination
     from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
-    from dejavubench.parallel.nccl import NCCLPair
+    from dejavubench.parallel.nccl_pairs import NCCLPair
     from dejavubench.transports.probe import Probe
 
 
@@ -32,7 +32,7 @@ class NCCLSession(RankSession):
     links: Mapping[int, NCCLPair]
 
     def connect(self, point: PointContext) -> None:
-        from dejavubench.parallel.nccl import connect_pairs
+        from dejavubench.parallel.nccl_pairs import connect_pairs
 
         self.links = connect_pairs(self.rank.world, list(point.pairs), self.rank.device)
 

@@ -10,9 +10,9 @@ from mpi4py import MPI
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.parallel.collectives import (
     MPICollectives,
-    polite_barrier,
-    polite_bcast,
-    polite_gather,
+    sleeping_barrier,
+    sleeping_bcast,
+    sleeping_gather,
 )
 from dejavubench.parallel.topology import Topology
 
@@ -69,26 +69,26 @@ def hand_over(mpi: MPICollectives, place: Topology) -> None:
 
 
 def politeness(world: MPI.Intracomm) -> None:
-    assert polite_bcast(world, {"a": world.rank}, root=1) == {"a": 1}
-    gathered = polite_gather(world, world.rank * "x", root=2)
+    assert sleeping_bcast(world, {"a": world.rank}, root=1) == {"a": 1}
+    gathered = sleeping_gather(world, world.rank * "x", root=2)
     assert gathered == (["", "x", "xx", "xxx"] if world.rank == 2 else None)
     used = time.process_time()
     if world.rank == 0:
         time.sleep(1.0)
-    polite_barrier(world)
+    sleeping_barrier(world)
     burnt = time.process_time() - used
     assert burnt < 0.5, f"rank {world.rank} burnt {burnt:.2f} s of the second that rank 0 slept"
     late = world.Dup()
     if world.rank != 0:
         try:
-            polite_barrier(late, "rank 0's arrival", timeout=0.05)
+            sleeping_barrier(late, "rank 0's arrival", timeout=0.05)
         except DeadlineError as error:
             assert "rank 0's arrival" in str(error)  # noqa: PT017
         else:
             raise AssertionError("the barrier opened although rank 0 was not there")
     world.Barrier()
     if world.rank == 0:
-        polite_barrier(late)  # the others' part of it is still under way
+        sleeping_barrier(late)  # the others' part of it is still under way
 
 
 def wrong_communicator(world: MPI.Intracomm) -> None:
@@ -112,7 +112,7 @@ def main() -> None:
             mpi.close()
     politeness(world)
     wrong_communicator(world)
-    polite_barrier(world)
+    sleeping_barrier(world)
     if world.rank == 0:
         print("all well")
 

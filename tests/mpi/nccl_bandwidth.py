@@ -21,8 +21,8 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.parallel.collectives import polite_barrier
-from dejavubench.parallel.nccl import NCCLPair
+from dejavubench.parallel.collectives import sleeping_barrier
+from dejavubench.parallel.nccl_pairs import NCCLPair
 
 CHUNK, CHUNKS, ROUNDS = 16 << 20, 256, 7
 GEOMETRY = KVGeometry(CHUNKS, 8, 16, 512, 128, 1)
@@ -78,7 +78,7 @@ def measure(world: MPI.Intracomm, device: torch.device, number: int, loopback: b
             receive_all([receiver])
             endpoint.finish()
             used += time.process_time()
-    polite_barrier(world)
+    sleeping_barrier(world)
     used = streamer.cpu_seconds() if world.rank == 0 else used
     microseconds = [1e6 * each / ROUNDS / CHUNKS for each in world.allgather(used)]
     if world.rank == 0:

@@ -8,9 +8,9 @@ import torch
 from mpi4py import MPI
 from nccl_pair import one_device_each
 
-from dejavubench.parallel.collectives import polite_barrier
-from dejavubench.parallel.nccl import card_of, prepare_cards
+from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.parallel.nccl_collectives import NCCLCollectives
+from dejavubench.parallel.shared_gpus import gpu_of, prepare_gpus
 from dejavubench.parallel.topology import Topology
 
 
@@ -74,14 +74,14 @@ def hand_over(nccl: NCCLCollectives, place: Topology, device: torch.device) -> N
 def main(tensor_size: int, stages: int) -> None:
     world = MPI.COMM_WORLD
     device = one_device_each(world, one_card=False)
-    assert prepare_cards(world, card_of(device), loopback=False) is None
+    assert prepare_gpus(world, gpu_of(device), loopback=False) is None
     place = Topology(world.size, world.rank, tensor_size, stages)
     nccl = NCCLCollectives(world, place, True, device)
     sums_and_gathers(nccl, place, device)
     captured(nccl, place, device)
     hand_over(nccl, place, device)
     nccl.close()
-    polite_barrier(world)
+    sleeping_barrier(world)
     if world.rank == 0:
         print("all well")
 

@@ -8,7 +8,8 @@ from mpi4py import MPI
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.parallel.nccl import Loopback, NCCLPair, card_of, connect_pairs, prepare_cards
+from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
+from dejavubench.parallel.shared_gpus import LoopbackFacts, gpu_of, prepare_gpus
 
 
 def one_device_each(world: MPI.Intracomm, one_card: bool) -> torch.device:
@@ -20,9 +21,9 @@ def one_device_each(world: MPI.Intracomm, one_card: bool) -> torch.device:
 
 def connect(
     world: MPI.Intracomm, device: torch.device, source: int, loopback: bool
-) -> tuple[NCCLPair, Loopback | None]:
+) -> tuple[NCCLPair, LoopbackFacts | None]:
     """The two ranks' link, of which rank ``source`` sends."""
-    found = prepare_cards(world, card_of(device), loopback)
+    found = prepare_gpus(world, gpu_of(device), loopback)
     return connect_pairs(world, [(source, 1 - source)], device)[1 - world.rank], found
 
 

@@ -20,8 +20,8 @@ from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import receive_all
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.parallel.collectives import polite_barrier
-from dejavubench.parallel.nccl import SharedCardError
+from dejavubench.parallel.collectives import sleeping_barrier
+from dejavubench.parallel.shared_gpus import SharedGpuError
 
 INPUT_LEN, STEPS, UNUSED = 33, 4, 3
 SLOTS = (1 << 16, 1 << 12)
@@ -45,7 +45,7 @@ def send(
     for cache, manager in zip(caches, managers, strict=True):
         cache.fill(0x51)
         manager.begin()
-    polite_barrier(comm)
+    sleeping_barrier(comm)
     for step in range(STEPS + 1):
         span = group[0].schedule.positions(step)
         for whole, manager in zip(truth, managers, strict=True):
@@ -79,7 +79,7 @@ def receive(
         for slot in receiver.slots:
             slot.fill_(0x41)
         receiver.begin()
-    polite_barrier(comm)
+    sleeping_barrier(comm)
     receive_all(reversed(receivers))
     endpoint.finish()
     written = Span(0, INPUT_LEN + STEPS)
@@ -101,7 +101,7 @@ def main(source: int, one_card: bool, loopback: bool) -> None:
     device = one_device_each(world, one_card)
     try:
         link, found = connect(world, device, source, loopback)
-    except SharedCardError as error:
+    except SharedGpuError as error:
         if world.rank == 0:
             print(error)
         return
@@ -127,12 +127,12 @@ def main(source: int, one_card: bool, loopback: bool) -> None:
                 else:
                     receive(endpoint, level, group, truth, comm)
                 count += 1
-    polite_barrier(comm)
+    sleeping_barrier(comm)
     if world.rank == source:
         streamer.close()
     else:
         endpoint.close()
-    polite_barrier(comm)
+    sleeping_barrier(comm)
     if world.rank == 0:
         print(f"{count} streams, all well")
 

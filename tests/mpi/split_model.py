@@ -19,9 +19,9 @@ from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import (
     MPICollectives,
-    polite_barrier,
-    polite_bcast,
-    polite_gather,
+    sleeping_barrier,
+    sleeping_bcast,
+    sleeping_gather,
 )
 from dejavubench.parallel.topology import Topology
 
@@ -113,15 +113,15 @@ def unsplit(
 def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: str) -> None:
     world = MPI.COMM_WORLD
     place = Topology(world.size, world.rank, tensor_size, stages)
-    seed = polite_bcast(world, 11 if world.rank == 0 else None)
+    seed = sleeping_bcast(world, 11 if world.rank == 0 else None)
     mpi = MPICollectives(world, place, spin=wait == "spin")
     model = GPT(SPECS[family], Shard(*place.shard()), torch.float32, torch.float32, mpi)
     model.load(random_weights(SPECS[family], seed))
     model.compile(layout, REQUESTS, REQUESTS * PROMPT)
-    polite_barrier(world)  # so that none spins while another compiles
+    sleeping_barrier(world)  # so that none spins while another compiles
     tokens, logits = split(model, stages, mpi, layout)
     mpi.close()
-    everyone = polite_gather(world, (place.stage, tokens, [part.tolist() for part in logits]))
+    everyone = sleeping_gather(world, (place.stage, tokens, [part.tolist() for part in logits]))
     if everyone is not None:
         expected = [unsplit(family, seed, ubatch, layout) for ubatch in range(stages)]
         result = {
@@ -133,7 +133,7 @@ def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: 
             "expected_logits": [logits for _, logits in expected],
         }
         print(json.dumps(result))
-    polite_barrier(world)
+    sleeping_barrier(world)
 
 
 def main(tensor_size: int, stages: int) -> None:

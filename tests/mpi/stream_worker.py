@@ -25,7 +25,7 @@ from dejavubench.dejavulib.plan import Setup, stream_in, stream_out
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.parallel.collectives import polite_barrier
+from dejavubench.parallel.collectives import sleeping_barrier
 
 LAYERS, HEADS, REQUESTS, HEAD_SIZE = 3, 2, 6, 8
 INPUT_LEN, STEPS, UNUSED = 5, 3, 2
@@ -102,7 +102,7 @@ class Worker:
         for cache, manager in zip(self.caches, managers, strict=True):
             cache.fill(0x77)
             manager.begin()
-        polite_barrier(self.comm)
+        sleeping_barrier(self.comm)
         for step in range(STEPS + 1):
             span = Span(0, INPUT_LEN) if step == 0 else Span(INPUT_LEN + step - 1, INPUT_LEN + step)
             for ubatch, (cache, manager) in enumerate(zip(self.caches, managers, strict=True)):
@@ -136,7 +136,7 @@ class Worker:
             assert receiver.expected.startswith(
                 f"chunk 0 of {receiver._stream.schedule.count(self.level)} "
             )
-        polite_barrier(self.comm)
+        sleeping_barrier(self.comm)
         receive_all(receivers)
         endpoint.finish()
         for receiver in receivers:
@@ -215,7 +215,7 @@ def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
             assert "begins anew with" in str(error), error  # noqa: PT017
         else:
             raise AssertionError("a stream with chunks on their way began anew")
-        polite_barrier(comm)
+        sleeping_barrier(comm)
         manager._timeout = 60.0
         manager.drain()  # and when the sink comes, all is well
         streamer.close()
@@ -225,7 +225,7 @@ def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
             CacheReceiver(worker.caches[0], stream, LEVELS["3"], endpoint)
             for stream in worker.streams[0]
         ]
-        polite_barrier(comm)
+        sleeping_barrier(comm)
         for receiver in receivers:
             receiver.begin()
         receive_all(receivers)
@@ -241,7 +241,7 @@ def main(sources: int, split: str, source_ubatch: int, sink_ubatch: int) -> None
     total = stream_all(sides, comm)
     if source_ubatch == sink_ubatch:
         silent_sink(sides, comm)
-    polite_barrier(comm)
+    sleeping_barrier(comm)
     if comm.rank == 0:
         print(f"{sources} {split} {source_ubatch} {sink_ubatch}: {total} messages")
     comm.Free()

@@ -171,7 +171,7 @@ def _prepare() -> None:
     import dejavubench.analysis.render
     import dejavubench.bench.session
     import dejavubench.cli.run
-    import dejavubench.models.backends.cpu.step
+    import dejavubench.models.backends.cpu.backend
     import dejavubench.records  # noqa: F401
 
 

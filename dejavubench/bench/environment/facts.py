@@ -24,7 +24,7 @@ from dejavubench.machine.hardware import (
     available_nbytes,
     native_bf16,
 )
-from dejavubench.parallel.nccl import mps_running
+from dejavubench.parallel.mps import mps_running
 
 PACKAGES = (
     *(

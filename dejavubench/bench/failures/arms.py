@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from dejavubench.config.points import Arm
 from dejavubench.dejavulib.destinations.base import StorageError
-from dejavubench.parallel.collectives import polite_barrier
+from dejavubench.parallel.collectives import sleeping_barrier
 
 
 class Attempt(AbstractContextManager["Attempt"]):
@@ -64,7 +64,7 @@ class ArmFailures:
         """
         if not arm.on_disk:
             return False
-        polite_barrier(self._world, "agreement")
+        sleeping_barrier(self._world, "agreement")
         return self.settle(arm, self._world.allgather(problem))
 
     def settle(self, arm: Arm, problems: list[str | None]) -> bool:

@@ -28,7 +28,7 @@ from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.points import Arm
 from dejavubench.dejavulib.kvcache import KVCache, Span
 from dejavubench.dejavulib.waiting import wait_asleep
-from dejavubench.parallel.collectives import polite_bcast
+from dejavubench.parallel.collectives import sleeping_bcast
 from dejavubench.parallel.topology import Topology
 
 _TOKENS, _GOES_ON = 1, 2  # tags
@@ -62,7 +62,7 @@ class HandOverSource(PlainSource):
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         super().expect(undisturbed, tokens)
-        polite_bcast(self.source.ends.context.ranks.world, tokens)
+        sleeping_bcast(self.source.ends.context.ranks.world, tokens)
 
     def expected_part(self) -> torch.Tensor:
         return self.expected[..., : self.generated.shape[-1]]
@@ -130,7 +130,7 @@ class HandOverSink(PlainSink):
         self._taken = TakenOver()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
-        known = polite_bcast(self.sink.ends.context.ranks.world, None)
+        known = sleeping_bcast(self.sink.ends.context.ranks.world, None)
         super().expect(undisturbed, known.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:

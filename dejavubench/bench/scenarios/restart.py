@@ -25,7 +25,7 @@ from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Arm
 from dejavubench.dejavulib.destinations.disk.savedstream import Restored, SavedStream
 from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.parallel.collectives import polite_barrier
+from dejavubench.parallel.collectives import sleeping_barrier
 
 
 @dataclass
@@ -119,7 +119,7 @@ class RestartSource(PlainSource):
         context, embeds = source.ends.context, source.model.shard.first
         mark("restore")
         self._back = put_back(context.saved, source.caches, embeds)
-        polite_barrier(context.ranks.world, "restore")
+        sleeping_barrier(context.ranks.world, "restore")
         self._first = _agree_on_first(context, self._back.steps)
         streams = self.streams(arm)
         self._again_ms = 0.0
@@ -188,7 +188,7 @@ class RestartSink(PlainSink):
     def run(self, arm: Arm, mark: Mark) -> None:
         context = self.sink.ends.context
         mark("restore")
-        polite_barrier(context.ranks.world, "restore")
+        sleeping_barrier(context.ranks.world, "restore")
         self._first = _agree_on_first(context, None)
 
     def record(self, arm: Arm, when: When) -> Recorded:

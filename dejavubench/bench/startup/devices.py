@@ -13,7 +13,7 @@ from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError
 from dejavubench.models.dtypes import compute_dtype
-from dejavubench.parallel.nccl import Loopback, SharedCardError, card_of, prepare_cards
+from dejavubench.parallel.shared_gpus import LoopbackFacts, SharedGpuError, gpu_of, prepare_gpus
 from dejavubench.planning import fit
 
 
@@ -31,7 +31,7 @@ class Devices:
     own: torch.device
     computing: str
     native_bf16: bool
-    loopback: Loopback | None
+    loopback: LoopbackFacts | None
 
     @property
     def on_cuda(self) -> bool:
@@ -87,17 +87,17 @@ def take_device(experiment: Experiment, schedule: Schedule, ranks: Ranks) -> tor
     return device
 
 
-def _share_devices(ranks: Ranks, device: torch.device, allowed: bool) -> Loopback | None:
+def _share_devices(ranks: Ranks, device: torch.device, allowed: bool) -> LoopbackFacts | None:
     """Tell NCCL which ranks share a GPU. NCCL is not loaded where no two ranks use GPUs."""
     on_cuda = device.type == "cuda"
     with_device = cast(MPI.Intracomm, ranks.world.Split(0 if on_cuda else 1, ranks.rank))
 
-    def prepare() -> Loopback | None:
+    def prepare() -> LoopbackFacts | None:
         if not on_cuda or with_device.size == 1:
             return None
         try:
-            return prepare_cards(with_device, card_of(device), allowed)
-        except SharedCardError as error:
+            return prepare_gpus(with_device, gpu_of(device), allowed)
+        except SharedGpuError as error:
             raise UsageError(str(error)) from None
 
     try:

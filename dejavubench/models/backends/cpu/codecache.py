@@ -24,12 +24,18 @@ from typing import Any
 from llvmlite import binding
 
 from dejavubench.dejavulib import kvcache
+from dejavubench.machine import hardware
 from dejavubench.machine.hardware import cpu_flags
+from dejavubench.models.backends import base
+from dejavubench.models.backends.base import Say
 from dejavubench.units import count_text
 from dejavubench.wholefile import write_whole
 
 FOLDER_VARIABLE = "DEJAVUBENCH_KERNEL_CACHE"
 """Environment variable with the cache's folder; empty: no cache."""
+
+OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (base, hardware, kvcache))
+"""Modules outside of this package that kernels take numbers from."""
 
 MAGIC = b"dejavubench kernel 1\n"
 
@@ -40,8 +46,6 @@ NOTED_S = 5.0
 """Seconds until it is said that another process is waited for."""
 
 POLL_S = 0.02
-
-Say = Callable[[str], None]
 
 
 def _quietly(text: str) -> None:
@@ -290,10 +294,13 @@ def _fixed() -> str:
     return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {cpu}"
 
 
-def source_digest(models: Path = Path(__file__).parent) -> str:
-    """A hash of all sources that a kernel may call, or take a number from."""
+def source_digest(kernels: Path = Path(__file__).parent) -> str:
+    """Return a hash of all sources that a kernel may call or take a number from.
+
+    These are all modules of this package, and the modules outside of it in :data:`OUTER_SOURCES`.
+    """
     digest = hashlib.sha256()
-    for file in [*sorted(models.glob("*.py")), Path(kvcache.__file__)]:
+    for file in [*sorted(kernels.glob("*.py")), *OUTER_SOURCES]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -1,6 +1,6 @@
-"""Loops over the elements of one vector, compiled: what surrounds the sums of :mod:`.cpu_rows`.
+"""Loops over the elements of one vector, compiled: what surrounds the sums of :mod:`.dotkernels`.
 
-Arrays are of fp32; those of bf16 are seen as uint16.
+Arrays are in fp32; bf16 is seen as uint16.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from dejavubench.models.backends.cpu.dotkernels import FLOAT, INT16, INT32, INT64, as_pointer
+from dejavubench.models.backends.cpu.emitter import FLOAT, INT16, INT32, INT64, as_pointer
 from dejavubench.models.backends.cpu.threads import compiled
 
 
 def _seen_as(element: Any, kind: Any) -> Any:
-    """What makes of an address that of such elements, for ``carray``."""
+    """Return what makes an address one of such elements, for ``carray``."""
 
     @intrinsic
     def function(typing: Any, address: Any) -> Any:
@@ -27,25 +27,25 @@ def _seen_as(element: Any, kind: Any) -> Any:
 
 floats, integers = _seen_as(types.float32, FLOAT), _seen_as(types.int64, INT64)
 halves, words = _seen_as(types.uint16, INT16), _seen_as(types.int32, INT32)
-"""Each bf16, and pairs of them."""
+"""bf16 one by one, and in pairs."""
 
 
 @compiled
 def wide(x):  # type: ignore[no-untyped-def]
-    """A bf16 as fp32, of which it is the upper half."""
+    """Return a bf16 as fp32, of which it is the upper half."""
     return np.uint32(x << 16).view(np.float32)
 
 
 @compiled
 def widen(x, into):  # type: ignore[no-untyped-def]
-    """bf16 to fp32."""
+    """Write bf16 as fp32."""
     for i in range(len(x)):
         into[i] = wide(x[i])
 
 
 @compiled
 def nearest(x):  # type: ignore[no-untyped-def]
-    """The bf16 nearest to an fp32, of two equally near the even one; no number stays none."""
+    """Return the bf16 nearest to an fp32, of two equally near ones the even one; NaN stays NaN."""
     bits = np.float32(x).view(np.uint32)
     rounded = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.uint16(rounded) if x == x else np.uint16(0x7FC0)
@@ -53,20 +53,9 @@ def nearest(x):  # type: ignore[no-untyped-def]
 
 @compiled
 def narrow(x, into):  # type: ignore[no-untyped-def]
+    """Write fp32 as the nearest bf16."""
     for i in range(len(x)):
         into[i] = nearest(x[i])
-
-
-@compiled
-def round_as_half(x):  # type: ignore[no-untyped-def]
-    for i in range(len(x)):
-        x[i] = wide(nearest(x[i]))
-
-
-@compiled
-def copy(x, into):  # type: ignore[no-untyped-def]
-    for i in range(len(x)):
-        into[i] = x[i]
 
 
 @compiled
@@ -81,39 +70,13 @@ def add_widened(x, to):  # type: ignore[no-untyped-def]
         to[i] += wide(x[i])
 
 
-@compiled
-def multiply(by, to):  # type: ignore[no-untyped-def]
-    for i in range(len(by)):
-        to[i] *= by[i]
-
-
-@compiled
-def multiply_widened(by, to):  # type: ignore[no-untyped-def]
-    for i in range(len(by)):
-        to[i] *= wide(by[i])
-
-
-@compiled
-def standardise(x, centred, eps):  # type: ignore[no-untyped-def]
-    """x / √(mean of x² + eps), if ``centred`` once its mean is subtracted: what RMSNorm and LayerNorm begin with."""
-    mean, square = np.float32(0), np.float32(0)
-    if centred:
-        for i in range(len(x)):
-            mean += x[i]
-        mean /= np.float32(len(x))
-    for i in range(len(x)):
-        x[i] -= mean
-        square += x[i] * x[i]
-    scale = np.float32(1 / np.sqrt(square / np.float32(len(x)) + np.float32(eps)))
-    for i in range(len(x)):
-        x[i] *= scale
-
-
-@njit(
-    error_model="numpy", fastmath={"contract", "nsz"}
-)  # in this order: the constant's two parts are no slip
+# no "reassoc": the two parts of ln 2 must be subtracted one after the other
+@njit(error_model="numpy", fastmath={"contract", "nsz"})
 def exp(x):  # type: ignore[no-untyped-def]
-    """e^x of |x| ≤ 87, to two units in the last place: Cephes' expf. Branchless, so that loops of it become vectors."""
+    """Return e^x, |x| ≤ 87, to two units in the last place, by Cephes' expf.
+
+    It has no branch, so that loops of it become vector instructions.
+    """
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))
     power = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     x = x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
@@ -129,7 +92,8 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 @compiled
 def gelu(x):  # type: ignore[no-untyped-def]
-    """GPT-2's, 0.5 · x · (1 + tanh y), where 0.5 · (1 + tanh y) = 1 / (1 + e^−2y)."""
+    """Apply GPT-2's GELU, 0.5 · x · (1 + tanh y)."""
+    # 0.5 · (1 + tanh y) = 1 / (1 + e^−2y)
     for i in range(len(x)):
         y = np.float32(0.7978845608028654) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
         x[i] = x[i] / (np.float32(1) + exp(np.float32(-2) * y))

@@ -1,34 +1,38 @@
-"""Compiled kernels on the threads of torch's own pool: a second pool would wait busily on the cores of the first.
+"""Compiled kernels on the threads of torch's own pool.
 
-A kernel is compiled by numba for this CPU, reads its job from an array of integers, and does this thread's share of it.
+A kernel is compiled by numba for this CPU. It reads its job from a struct, and every thread of the
+pool does its share of it. A pool of its own would not do: its threads and torch's would each wait
+busily for work on the cores that the others need.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from llvmlite import binding
 from torch import Tensor
 
 from dejavubench.machine.hardware import features_left_out
 
-if (
-    "avx512" in features_left_out()
-):  # numba reads these as it is imported: AVX2, FMA and F16C are left
+if "avx512" in features_left_out():
+    # numba reads these as it is imported; x86-64-v3 has AVX2, FMA and F16C
     os.environ.setdefault("NUMBA_CPU_NAME", "x86-64-v3")
     os.environ.setdefault("NUMBA_CPU_FEATURES", "")
 
-from numba import cfunc, njit, types
+from numba import cfunc, from_dtype, njit, types
 
-OPENMP = ctypes.CDLL(
-    None
-)  # torch has loaded its OpenMP library for all to see; this entry is GCC's, LLVM's has it too
+# torch has loaded its OpenMP library for all to see. GOMP_parallel is GCC's entry to it; LLVM's
+# library has it, too. Torch offers no public way to run compiled code on its threads.
+OPENMP = ctypes.CDLL(None)
 if not hasattr(OPENMP, "GOMP_parallel"):
     raise ImportError(
-        "a model on a CPU needs a torch whose threads are OpenMP's (GCC's or LLVM's), as PyPI's for Linux"
+        "a model on a CPU needs a torch whose threads are OpenMP's (GCC's or LLVM's), "
+        "such as PyPI's for Linux"
     )
 OPENMP.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
 for _name in ("omp_get_thread_num", "omp_get_num_threads"):
@@ -46,33 +50,53 @@ COMPILED: Any = {
 }
 
 compiled = njit(**COMPILED)
-kernel = cfunc(types.void(types.CPointer(types.int64)), **COMPILED)
+
+LINE_NBYTES = 64
+"""Bytes of a cache line."""
 
 
-def run(kernel: Any, job: Any) -> None:
-    """Call a kernel on every thread, with a ctypes array of int64."""
+class Loaded(Protocol):
+    """Machine code that is ready to be called."""
+
+    @property
+    def address(self) -> int: ...
+
+
+def struct(name: str, *fields: str) -> type[ctypes.Structure]:
+    """Return the type of a kernel's job: int64 fields, which hold numbers, addresses and distances."""
+    return type(
+        name, (ctypes.Structure,), {"_fields_": [(each, ctypes.c_int64) for each in fields]}
+    )
+
+
+def kernel(job: type[ctypes.Structure]) -> Callable[[Any], Any]:
+    """Return a decorator that compiles ``f(jobs)``, ``jobs`` being the address of one such job."""
+    return cfunc(types.void(types.CPointer(from_dtype(np.dtype(job)))), **COMPILED)
+
+
+def run(kernel: Loaded, job: ctypes.Structure) -> None:
+    """Call a kernel on every thread of torch's pool, and wait for all of them."""
     OPENMP.GOMP_parallel(kernel.address, ctypes.addressof(job), torch.get_num_threads(), 0)
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where its elements are; 0 where there is none."""
+    """Return where a tensor's elements are; 0 if there is no tensor."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 @compiled
 def scratch(nbytes: int) -> int:
-    """The address of so many bytes, from the beginning of a line on, which are this thread's until ``released``.
+    """Return the address of ``nbytes`` of this thread's own, from a cache line's begin on.
 
-    They are few; where there is no memory for them the kernel ends in a fault, as the machine would.
+    They are few: if there is no memory for them, the kernel ends in a fault.
     """
-    return _aligned(64, (nbytes + 63) // 64 * 64)
+    return _aligned(LINE_NBYTES, (nbytes + LINE_NBYTES - 1) // LINE_NBYTES * LINE_NBYTES)
 
 
 @compiled
 def share(count: int, unit: int) -> tuple[int, int]:
-    """This thread's part of [0, count): whole units, but for the last one."""
+    """Return this thread's part [begin, stop) of [0, count): whole units, except for the last one."""
     thread, threads = thread_number(), thread_count()
     units = (count + unit - 1) // unit
-    return min(count, units * thread // threads * unit), min(
-        count, units * (thread + 1) // threads * unit
-    )
+    begin, stop = units * thread // threads, units * (thread + 1) // threads
+    return min(count, begin * unit), min(count, stop * unit)

@@ -1,0 +1,141 @@
+"""The operators that each kind of device brings to the model, as one protocol.
+
+Letters in shapes: B requests, n new positions, S positions in the cache, H heads of queries, G heads
+of keys and values, D elements of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+
+Activation = Literal["none", "gelu", "relu", "silu"]
+
+Say = Callable[[str], None]
+"""Takes one line for the user."""
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return GELU by its tanh approximation, as GPT-2 has it."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": identity,
+    "gelu": gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class KernelNeeds:
+    """The steps for which kernels must be ready before anything is timed.
+
+    Attributes:
+        dtype: of weights and cache.
+        compute_dtype: of the inputs of linears.
+        layout: of the caches.
+        rows: each number of rows that a linear will take at once: requests × new positions.
+        widths: each number of inputs that a linear has.
+    """
+
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    layout: KVLayout
+    rows: Sequence[int]
+    widths: Sequence[int]
+
+
+class Backend(Protocol):
+    """The operators of one kind of device, on tensors that lie there. None changes its arguments."""
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return activation(x · weightᵀ + bias) + residual, [..., out].
+
+        Args:
+            x: [..., in].
+            weight: [out, in], contiguous, of x's type or one that is widened to it.
+            bias: [out], of x's type.
+            residual: [..., out], of x's type.
+        """
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Return the layer norm of the rows of ``x`` [..., width]."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Return softmax(q · kᵀ / √D + bias) · v, [B, H, n, D].
+
+        Args:
+            q: [B, H, n, D].
+            k, v: [B, G, S, D], of q's type; each head serves H / G heads of queries in a row.
+            bias: [1 or B, 1 or H, n, S], of q's type.
+            causal: query i sees the keys up to i alone; then n = S, and there is no bias.
+        """
+
+    def attend_one(
+        self,
+        q: Tensor,
+        cache: KVCache,
+        layer: int,
+        stop: int,
+        slopes: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> Tensor:
+        """Return attention of one query of each head over the positions [first, stop), [B, 1, H·D].
+
+        Args:
+            q: [B, H, 1, D].
+            slopes: ALiBi's, [H] in fp32: a score gets slope · (key's position − query's).
+            first: each request's first position that is no padding, [B] in int64; None: 0.
+        """
+
+    def store_and_attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: KVCache,
+        layer: int,
+        position: Tensor,
+        slopes: Tensor | None = None,
+    ) -> Tensor:
+        """Put the keys and values of one position in the cache, and attend to [0, position].
+
+        Args:
+            q: [B, H, 1, D]; k, v: [B, G, 1, D].
+            position: an int64 tensor [1] on the device, so that a captured step serves any position.
+
+        Returns:
+            [B, 1, H·D].
+        """
+
+    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the largest element of each row of [B, n] and its place; of equals the first."""
+
+    def compile(self, needs: KernelNeeds, say: Say) -> None:
+        """Make the kernels of such steps ready, so that no timed step waits for its own.
+
+        Args:
+            say: takes one line each about compiling, and about kernels that cannot be kept.
+        """

@@ -1,0 +1,184 @@
+"""Writing instructions into compiled code, in LLVM's own language.
+
+A plain loop is not enough for the sums that kernels are made of. The compiler would neither fetch
+what comes next from memory while it computes, nor keep several rows' sums in registers, nor use the
+whole width of AVX-512.
+
+Addresses and distances are in bytes, as integers; nothing is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+BYTE, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+HALF, FLOAT = ir.HalfType(), ir.FloatType()
+
+Value = Any
+"""A value of llvmlite's, which has no types of its own to check by."""
+
+
+def as_pointer(kind: Any) -> Any:
+    """Return what writes the conversion of an integer to the address of such elements."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
+        return builder.inttoptr(values[0], kind.as_pointer())
+
+    return emit
+
+
+def emitting(arguments: int, body: Callable[[Emitter, Sequence[Value]], None]) -> Any:
+    """Return what numba asks of an intrinsic: its signature, and what writes it into its caller.
+
+    Args:
+        arguments: how many integers the intrinsic takes.
+        body: writes the instructions, given the arguments.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
+        body(Emitter(builder), values)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * arguments), emit
+
+
+class Emitter:
+    """Writes the instructions of one function."""
+
+    def __init__(self, builder: Any) -> None:
+        self._builder = builder
+
+    # ---- addresses and loops ----
+
+    def at(self, base: Value, *steps: tuple[Value | int, Value | int]) -> Value:
+        """Return ``base`` plus the product of each pair."""
+        for step in steps:
+            one, other = (INT64(each) if isinstance(each, int) else each for each in step)
+            base = self._builder.add(base, self._builder.mul(one, other))
+        return base
+
+    def half(self, of: Value) -> Value:
+        return self._builder.lshr(of, INT64(1))
+
+    def pointer(self, at: Value, to: Any) -> Value:
+        return self._builder.inttoptr(at, to.as_pointer())
+
+    @contextmanager
+    def steps(self, begin: Value, stop: Value, by: int) -> Iterator[Value]:
+        """Write the loop ``for index in range(begin, stop, by)`` around what is written inside."""
+        with cgutils.for_range_slice(self._builder, begin, stop, INT64(by)) as (index, _):
+            yield index
+
+    def in_turn(
+        self, n: Value, widths: Sequence[int], work: Callable[[int, Value, Value], None]
+    ) -> None:
+        """Cut [0, n) into as many steps of the first width as fit, the rest into the next width's.
+
+        Args:
+            work: writes the steps of one width, given width, begin and stop.
+        """
+        begin: Value = INT64(0)
+        for width in widths:
+            left = self._builder.sub(n, begin)
+            whole = self._builder.sub(left, self._builder.urem(left, INT64(width)))
+            stop = self._builder.add(begin, whole)
+            with self._builder.if_then(self._builder.icmp_signed("<", begin, stop)):
+                work(width, begin, stop)
+            begin = stop
+
+    # ---- instructions ----
+
+    def call(self, name: str, *values: Value) -> None:
+        """Call an instruction of this CPU that returns nothing, by LLVM's name."""
+        declared = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        self._builder.call(
+            cgutils.get_or_insert_function(self._builder.module, declared, name), values
+        )
+
+    def fetch(self, at: Value, ahead: Value) -> None:
+        """Ask memory for the line that lies ``ahead`` bytes on."""
+        pointer = self.pointer(self._builder.add(at, ahead), BYTE)
+        # to read, data; into the second cache, for the first one has no room beside x
+        self.call("llvm.prefetch.p0", pointer, INT32(0), INT32(2), INT32(1))
+
+    def widened(self, at: Value, dtype: torch.dtype, lanes: int) -> Value:
+        """Read neighbouring elements of ``dtype`` as a vector of fp32, which is exact."""
+        read = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
+        pointer = self.pointer(at, ir.VectorType(read, lanes))
+        value = self._builder.load(pointer, align=dtype.itemsize)
+        if read is HALF:
+            return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
+        if read is INT16:  # bf16 is the upper half of fp32
+            words = ir.VectorType(INT32, lanes)
+            wide, bits = self._builder.zext(value, words), ir.Constant(words, [16] * lanes)
+            value = self._builder.shl(wide, bits)
+        return self._builder.bitcast(value, ir.VectorType(FLOAT, lanes))
+
+    def words(self, at: Value, lanes: int) -> Value:
+        """Read twice as many neighbouring bf16, two in a word."""
+        return self._builder.load(self.pointer(at, ir.VectorType(INT32, lanes)), align=2)
+
+    def spread(self, at: Value, lanes: int) -> Value:
+        """Read one fp32 into every lane."""
+        value = self._builder.load(self.pointer(at, FLOAT))
+        vector = ir.VectorType(FLOAT, lanes)
+        first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, INT32(0))
+        mask = ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes)
+        return self._builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+
+    # ---- sums ----
+
+    def variable(self, lanes: int) -> Value:
+        """Return a vector of zeros, which the compiler keeps in a register."""
+        vector = ir.VectorType(FLOAT, lanes)
+        slot = cgutils.alloca_once(self._builder, vector)
+        self._builder.store(ir.Constant(vector, [0.0] * lanes), slot)
+        return slot
+
+    def add_product(self, total: Value, one: Value, other: Value, lanes: int) -> None:
+        vector = ir.VectorType(FLOAT, lanes)
+        function = self._declared("llvm.fmuladd", vector, [vector] * 3, lanes)
+        product = self._builder.call(function, [one, other, self._builder.load(total)])
+        self._builder.store(product, total)
+
+    def add_pairs(self, total: Value, one: Value, other: Value) -> None:
+        """Add to each fp32 of ``total`` the sum of two products of bf16, by AVX512-BF16."""
+        vector, words = ir.VectorType(FLOAT, 16), ir.VectorType(INT32, 16)
+        add = cgutils.get_or_insert_function(
+            self._builder.module,
+            ir.FunctionType(vector, [vector, words, words]),
+            "llvm.x86.avx512bf16.dpbf16ps.512",
+        )
+        self._builder.store(self._builder.call(add, [self._builder.load(total), one, other]), total)
+
+    def reduced(self, totals: Sequence[Value], lanes: int) -> Value:
+        """Return the sum of all lanes of all totals."""
+        first, *others = (self._builder.load(total) for total in totals)
+        for other in others:
+            first = self._builder.fadd(first, other)
+        function = self._declared(
+            "llvm.vector.reduce.fadd", FLOAT, [FLOAT, ir.VectorType(FLOAT, lanes)], lanes
+        )
+        return self._builder.call(function, [FLOAT(0.0), first], fastmath=("reassoc",))
+
+    def add_to(self, at: Value, value: Value) -> None:
+        """Add one fp32 to the one in memory."""
+        pointer = self.pointer(at, FLOAT)
+        self._builder.store(self._builder.fadd(self._builder.load(pointer), value), pointer)
+
+    def add_vector(self, at: Value, total: Value, lanes: int) -> None:
+        """Add a vector of sums to the one in memory."""
+        pointer = self.pointer(at, ir.VectorType(FLOAT, lanes))
+        there = self._builder.load(pointer, align=4)
+        self._builder.store(self._builder.fadd(there, self._builder.load(total)), pointer, align=4)
+
+    def _declared(self, name: str, result: Value, given: Sequence[Value], lanes: int) -> Value:
+        function = ir.FunctionType(result, given)
+        return cgutils.get_or_insert_function(self._builder.module, function, f"{name}.v{lanes}f32")

@@ -1,0 +1,300 @@
+"""Attention of one position in Triton, which also puts its keys and values in the cache.
+
+Positions are read on the device, so that a captured step serves any position. See :mod:`.launch`.
+
+Letters in shapes: B requests, H heads of queries, G of keys and values, D elements of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.models.backends.cuda.launch import (
+    TYPES,
+    ask_for,
+    overlaps,
+    processors,
+    workspace,
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How positions are cut: into ``splits`` parts, a power of two; a block reads ``positions`` at once."""
+
+    positions: int
+    splits: int
+    warps: int
+    stages: int
+
+
+MOST_SPLITS = 32
+
+
+@functools.cache
+def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
+    """Return how positions are cut: enough blocks for all processors, none too small.
+
+    Args:
+        pairs: of request and head.
+        positions: that the cache has room for.
+        vectors: whether keys lie in vectors, as in ``ft``.
+    """
+    enough, least = (16, 32) if vectors else (8, 64)
+    splits = 1
+    while (
+        splits < MOST_SPLITS and pairs * splits < enough * processors and positions > least * splits
+    ):
+        splits *= 2
+    return Parts(16, splits, 1, 2) if vectors else Parts(32, splits, 1, 1)
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Strides of one layer's K or V, in elements; ``vector`` is that between the vectors of an ``ft`` key."""
+
+    request: int
+    head: int
+    position: int
+    vector: int = 0
+
+    @classmethod
+    def of(cls, cache: KVCache, kv: Literal["k", "v"]) -> _Axes:
+        strides = cache.tensor(kv).stride()[1:]
+        if cache.geometry.layout is KVLayout.NHD:
+            return cls(strides[0], strides[2], strides[1])
+        if cache.geometry.layout is KVLayout.FT and kv == "k":
+            return cls(strides[0], strides[1], strides[3], strides[2])
+        return cls(strides[0], strides[1], strides[2])
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return self.request, self.head, self.position, self.vector
+
+
+def _vector(cache: KVCache) -> int:
+    """Return the elements of ``ft``'s vectors; 0 if a key lies in one piece."""
+    return cache.geometry.vector if cache.geometry.layout is KVLayout.FT else 0
+
+
+@triton.jit
+def _within(at, vector: tl.constexpr, step):  # type: ignore[no-untyped-def]
+    """Return the offset of the elements ``at`` of one key."""
+    return at // vector * step + at % vector if vector else at
+
+
+@triton.jit
+def _scores(  # type: ignore[no-untyped-def]
+    query,
+    base,
+    spots,
+    real,
+    ks,
+    kv,
+    size: tl.constexpr,
+    padded: tl.constexpr,
+    vector: tl.constexpr,
+):
+    """Return query · key of the positions ``spots``; ``base`` points at the head's keys."""
+    if vector:
+        pieces = tl.arange(0, padded // vector)[:, None, None]
+        each = tl.arange(0, vector)[None, None, :]
+        there = pieces * vector < size
+        q = tl.load(query + pieces * vector + each, mask=there, other=0.0).to(tl.float32)
+        at = base + pieces * kv + (spots * ks)[None, :, None] + each
+        k = tl.load(at, mask=there & real[None, :, None], other=0.0).to(tl.float32)
+        return tl.sum(tl.sum(q * k, 2), 0)
+    else:
+        within = tl.arange(0, padded)[None, :]
+        q = tl.load(query + within, mask=within < size, other=0.0).to(tl.float32)
+        at = base + (spots * ks)[:, None] + within
+        k = tl.load(at, mask=(within < size) & real[:, None], other=0.0).to(tl.float32)
+        return tl.sum(q * k, 1)
+
+
+@triton.jit
+def _store_newest(  # type: ignore[no-untyped-def]
+    query, key_at, value_at, key_to, value_to, stores, scale, within, inside,
+    vector: tl.constexpr, step,
+):  # fmt: skip
+    """Return the score and the value of the newest position, and put it in the cache if ``stores``."""
+    key = tl.load(key_at + within, mask=inside, other=0.0)
+    value = tl.load(value_at + within, mask=inside, other=0.0)
+    if stores:
+        tl.store(key_to + _within(within, vector, step), key, mask=inside)
+        tl.store(value_to + within, value, mask=inside)
+    q = tl.load(query + within, mask=inside, other=0.0).to(tl.float32)
+    return tl.sum(q * key.to(tl.float32), 0) * scale, value.to(tl.float32)
+
+
+@triton.jit
+def _add_block(most, weight, total, scores, value):  # type: ignore[no-untyped-def]
+    """Return a softmax's maximum, weight and sums with some more positions (online softmax)."""
+    higher = tl.maximum(most, tl.max(scores, 0))
+    shrink = tl.exp(most - higher)  # of what was summed under a lower maximum
+    shares = tl.exp(scores - higher)
+    weight = weight * shrink + tl.sum(shares, 0)
+    total = total * shrink + tl.sum(shares[:, None] * value.to(tl.float32), 0)
+    return higher, weight, total
+
+
+@triton.jit
+def _merge_parts(  # type: ignore[no-untyped-def]
+    mine, arrived, result, split, parts, most, weight, total, within, inside,
+    splits: tl.constexpr, padded: tl.constexpr,
+):  # fmt: skip
+    """Leave this part's sums; the block that arrives last merges all parts, in their order."""
+    row: tl.constexpr = padded + 2  # the sums, their maximum and their weight
+    tl.store(mine + split * row + within, total)
+    tl.store(mine + split * row + padded, most)
+    tl.store(mine + split * row + padded + 1, weight)
+    tl.debug_barrier()  # all of the block has written before one of its threads says so
+    if tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == parts - 1:
+        others = tl.arange(0, splits)
+        done = others < parts
+        ends = mine + others * row + padded
+        mosts = tl.load(ends, mask=done, other=float("-inf"), cache_modifier=".cg")
+        weights = tl.load(ends + 1, mask=done, other=0.0, cache_modifier=".cg")
+        at = mine + others[:, None] * row + within[None, :]
+        totals = tl.load(at, mask=done[:, None], other=0.0, cache_modifier=".cg")
+        shares = tl.exp(mosts - tl.max(mosts, 0))
+        final = tl.sum(totals * shares[:, None], 0) / tl.sum(weights * shares, 0)
+        tl.store(result, final.to(result.dtype.element_ty), mask=inside)
+        tl.store(arrived, 0)
+
+
+@triton.jit
+def _ask_for_first(  # type: ignore[no-untyped-def]
+    base_k, base_v, first, stop, ks, vs, position,
+    block: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr,
+):  # fmt: skip
+    """Bring the first block of positions to the L2 cache."""
+    spots = first + tl.arange(0, block)
+    real = spots < stop
+    lines = tl.arange(0, (padded + 63) // 64) * 64
+    safe = tl.where(real, spots, tl.maximum(position - 1, 0))
+    if not vector:
+        ask_for(base_k + (safe * ks)[:, None] + lines[None, :])
+    ask_for(base_v + (safe * vs)[:, None] + lines[None, :])
+
+
+@triton.jit
+def _attend(  # type: ignore[no-untyped-def]
+    q, k_new, v_new, keys, values, position_at, slopes, out, partial, arrived, heads, scale,
+    q_b, q_h, k_b, k_h, v_b, v_h, kb, kh, ks, kv, vb, vh, vs,
+    size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
+    splits: tl.constexpr, stages: tl.constexpr, alibi: tl.constexpr, group: tl.constexpr,
+):  # fmt: skip
+    pair, split = tl.program_id(0), tl.program_id(1)
+    request, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
+    kv_head = head // group
+    within = tl.arange(0, padded)
+    inside = within < size
+    base_k = keys + request * kb + kv_head * kh
+    base_v = values + request * vb + kv_head * vh
+    gdc_launch_dependents()
+    position = tl.load(position_at).to(tl.int32)
+    # positions [0, position) are cut evenly; the newest one is its own piece of the last part
+    each = tl.cdiv(tl.cdiv(position, block), splits) * block
+    parts = tl.maximum(tl.cdiv(position, tl.maximum(each, 1)), 1)
+    if split >= parts:
+        return
+    first = split * each
+    stop = tl.minimum(first + each, position)
+    _ask_for_first(base_k, base_v, first, stop, ks, vs, position, block, padded, vector)
+    gdc_wait()
+
+    query = q + request * q_b + head * q_h
+    slope = tl.load(slopes + head) if alibi else 0.0
+    most = float("-inf")
+    weight = 0.0
+    total = tl.zeros((padded,), tl.float32)
+    if split == parts - 1:  # the newest position, whose distance is 0
+        most, newest = _store_newest(
+            query, k_new + request * k_b + kv_head * k_h, v_new + request * v_b + kv_head * v_h,
+            base_k + position * ks, base_v + position * vs,
+            head % group == 0,  # the group's other heads never read it from the cache
+            scale, within, inside, vector, kv,
+        )  # fmt: skip
+        weight = 1.0
+        total += newest
+    for start in tl.range(first, stop, block, num_stages=stages):
+        spots = start + tl.arange(0, block)
+        real = spots < stop
+        at = base_v + (spots * vs)[:, None] + within[None, :]
+        value = tl.load(at, mask=real[:, None] & inside[None, :], other=0.0)
+        scores = _scores(query, base_k, spots, real, ks, kv, size, padded, vector) * scale
+        if alibi:
+            scores += slope * (spots - position)
+        scores = tl.where(real, scores, float("-inf"))
+        most, weight, total = _add_block(most, weight, total, scores, value)
+
+    result = out + pair * size + within
+    if splits == 1:
+        tl.store(result, (total / weight).to(out.dtype.element_ty), mask=inside)
+        return
+    _merge_parts(
+        partial + pair * splits * (padded + 2), arrived + pair, result, split, parts,
+        most, weight, total, within, inside, splits, padded,
+    )  # fmt: skip
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: KVCache,
+    layer: int,
+    position: Tensor,
+    slopes: Tensor | None = None,
+) -> Tensor:
+    """Put the keys and values of one position in the cache and attend to [0, position], [B, H·D].
+
+    Args:
+        q: [B, H, D], like ``k`` and ``v`` any view whose heads are contiguous.
+        k, v: [B, G, D]; each is that of H / G of the queries' heads in a row.
+        position: an integer on the device, [1]; written by no function of this module.
+        slopes: ALiBi's, [H] in fp32; a score gets slope · (key − query).
+
+    Raises:
+        ValueError: the type is neither fp16 nor bf16.
+    """
+    requests, heads = q.shape[:2]
+    if q.dtype not in TYPES:
+        raise ValueError(f"no decode kernel for attention in {q.dtype}")
+    cut = parts(
+        requests * heads, cache.geometry.positions, processors(q.device), _vector(cache) > 0
+    )
+    return _run_attend(q, k, v, cache, layer, position, slopes, cut)
+
+
+def _run_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: KVCache,
+    layer: int,
+    position: Tensor,
+    slopes: Tensor | None,
+    cut: Parts,
+) -> Tensor:
+    requests, heads, size = q.shape
+    out = q.new_empty(requests, heads * size)
+    partial, arrived = workspace(q.device)
+    _attend[(requests * heads, cut.splits)](
+        q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial, arrived,
+        heads, size**-0.5, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        *_Axes.of(cache, "k").numbers, *_Axes.of(cache, "v").numbers[:3],
+        size, triton.next_power_of_2(size), _vector(cache), cut.positions, cut.splits,
+        cut.stages, slopes is not None, heads // k.shape[1],
+        num_warps=cut.warps, launch_pdl=overlaps(q.device),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,111 @@
+"""The operators of a CUDA device: Triton kernels for a decode step's few rows, torch's for a prompt."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.models.backends.base import ACTIVATIONS, Activation, KernelNeeds, Say
+from dejavubench.models.backends.cuda import attention, layer_norm, linear
+from dejavubench.models.backends.cuda.launch import ROWS, TYPES
+
+
+class CudaBackend:
+    """See :class:`~.base.Backend`."""
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        if _has_kernel(x) and activation != "silu":
+            rows = None if residual is None else residual.flatten(0, -2)
+            out = linear.linear(x.flatten(0, -2), weight, bias, activation, rows)
+            return out.unflatten(0, x.shape[:-1])
+        if activation in ("gelu", "relu") and bias is not None:
+            # cuBLAS applies bias and activation as it writes; torch has no public name for it
+            product = torch._addmm_activation(
+                bias, x.flatten(0, -2), weight.T, use_gelu=activation == "gelu"
+            )
+            out = product.unflatten(0, x.shape[:-1])
+        else:
+            out = ACTIVATIONS[activation](F.linear(x, weight, bias))
+        return out if residual is None else out.add_(residual)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        if _has_kernel(x):
+            return layer_norm.layer_norm(x.flatten(0, -2), weight, bias, eps).view(x.shape)
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        if bias is not None:
+            bias = (
+                bias.clone()
+            )  # torch's kernels read whole vectors, which a slice need not begin at
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        )
+
+    def attend_one(
+        self,
+        q: Tensor,
+        cache: KVCache,
+        layer: int,
+        stop: int,
+        slopes: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> Tensor:
+        k, v = (x.to(q.dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
+        group = q.shape[1] // k.shape[1]
+        if slopes is None and first is None and group > 1:
+            # the queries of a group are as many queries of one head
+            grouped = q.unflatten(1, (-1, group)).flatten(2, 3)  # [B, G, group, D]
+            return self.attend(grouped, k, v).flatten(1).unsqueeze(1)
+        bias = None
+        if slopes is not None or first is not None:
+            bias = _bias_of_newest(q, stop, slopes, first)
+        return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
+
+    def store_and_attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: KVCache,
+        layer: int,
+        position: Tensor,
+        slopes: Tensor | None = None,
+    ) -> Tensor:
+        q, k, v = (x[:, :, 0] for x in (q, k, v))
+        return attention.attend(q, k, v, cache, layer, position, slopes).unsqueeze(1)
+
+    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, place = x.max(-1)
+        return value, place
+
+    def compile(self, needs: KernelNeeds, say: Say) -> None:
+        """Leave it to the warm-up before a step is captured, in which Triton compiles each kernel."""
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Return whether ``x`` [..., width] is of few rows, in a type that the kernels take."""
+    width = x.shape[-1]
+    return x.dtype in TYPES and width % 8 == 0 and x.numel() // width <= ROWS
+
+
+def _bias_of_newest(q: Tensor, stop: int, slopes: Tensor | None, first: Tensor | None) -> Tensor:
+    """Return the biases of the newest position's scores, [1 or B, 1 or H, 1, stop]."""
+    at = torch.arange(stop, device=q.device)
+    bias = torch.zeros(1, 1, 1, stop, device=q.device)
+    if slopes is not None:
+        bias = slopes.view(1, -1, 1, 1) * (at - (stop - 1))
+    if first is not None:
+        bias = bias.masked_fill(at < first.view(-1, 1, 1, 1), float("-inf"))
+    return bias.to(q.dtype)

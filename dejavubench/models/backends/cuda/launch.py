@@ -1,0 +1,67 @@
+"""What the kernels of a decode step share: how they are launched, and their working memory.
+
+Every kernel is launched with programmatic stream serialisation: its blocks may start while the kernel
+before it still runs, ask for the weights or the cache they will read (which that kernel does not write)
+and only then wait for its results. So the memory is busy where one kernel ends and the next begins. The
+wait is for the whole kernel before, and each of ours waits, so what any earlier kernel wrote is in place
+after it. Before the wait only parameters and ``position`` are read, which no kernel of ours writes.
+Kernels of others are never overlapped.
+
+Sums over parts are made in a fixed order by the block that arrives last, so that equal inputs give equal
+bits. All kernels may be captured in a graph once they have run outside of one. The working memory is one
+for each device: two streams must not run these kernels at the same time.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS = 16
+"""Rows up to which a product is a matter of reading the weights, and the tensor cores' least."""
+
+TYPES = (torch.float16, torch.bfloat16)
+
+PARTIAL = 1 << 22
+"""Floats for sums over parts: 16 MiB."""
+
+COUNTERS = 1 << 16
+"""Counters of the parts that have arrived; each is back at 0 when its kernel ends."""
+
+
+@functools.cache
+def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the device's floats for sums over parts, and its counters."""
+    return (
+        torch.empty(PARTIAL, dtype=torch.float32, device=device),
+        torch.zeros(COUNTERS, dtype=torch.int32, device=device),
+    )
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Return the number of streaming multiprocessors."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def overlaps(device: torch.device) -> bool:
+    """Return whether kernels can start before the one before them ends (from Hopper on)."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def ask_for(addresses):  # type: ignore[no-untyped-def]
+    """Bring the lines at these addresses to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [addresses],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -1,0 +1,40 @@
+"""A layer norm of few rows in Triton; see :mod:`.launch`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from dejavubench.models.backends.cuda.launch import overlaps
+
+
+@triton.jit
+def _layer_norm(  # type: ignore[no-untyped-def]
+    x, weight, bias, out, x_row, width, eps, block: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0)
+    at = tl.arange(0, block)
+    real = at < width
+    gdc_launch_dependents()
+    scale = tl.load(weight + at, mask=real, other=0.0).to(tl.float32)
+    shift = tl.load(bias + at, mask=real, other=0.0).to(tl.float32)
+    gdc_wait()
+    values = tl.load(x + row * x_row + at, mask=real, other=0.0).to(tl.float32)
+    mean = tl.sum(values, 0) / width
+    centred = tl.where(real, values - mean, 0.0)
+    variance = tl.sum(centred * centred, 0) / width
+    result = centred * tl.rsqrt(variance + eps) * scale + shift
+    tl.store(out + row * width + at, result.to(out.dtype.element_ty), mask=real)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return the layer norm of the rows of ``x`` [M, width], with statistics in fp32."""
+    rows, width = x.shape
+    out = x.new_empty(rows, width)
+    _layer_norm[(rows,)](
+        x, weight, bias, out, x.stride(0), width, eps, triton.next_power_of_2(width),
+        num_warps=8, launch_pdl=overlaps(x.device),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,51 @@
+"""The parts that a decoder layer is made of: weights together with the operator that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dejavubench.models.backends.base import Activation, Backend, identity
+
+Part = Callable[[Tensor], Tensor]
+"""[..., in] → [..., out], along the last axis."""
+
+LAYER_NORM_EPS = 1e-5
+
+__all__ = ["LAYER_NORM_EPS", "LayerNorm", "Linear", "Part", "RMSNorm", "identity"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    backend: Backend
+    weight: Tensor  # [out, in]
+    bias: Tensor | None = None  # [out]
+
+    def __call__(
+        self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None
+    ) -> Tensor:
+        """Return activation(x · weightᵀ + bias) + residual; x [..., in], residual [..., out]."""
+        return self.backend.linear(x, self.weight, self.bias, activation, residual)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    backend: Backend
+    weight: Tensor  # [width]
+    bias: Tensor  # [width]
+    eps: float = LAYER_NORM_EPS
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.backend.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    weight: Tensor  # [width]
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -1,0 +1,87 @@
+"""The memory of one worker's weights, and which cut of each full tensor goes where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dejavubench.models.backends.base import Backend
+from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.shard import Cut, Shard
+from dejavubench.models.layers import LayerNorm, Linear, RMSNorm
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of the cut of one full tensor."""
+
+    name: str
+    into: Tensor
+    cut: tuple[slice, ...]
+
+
+class WeightSlots:
+    """Allocates the weights of a shard by name; their values are undefined.
+
+    Args:
+        dtype: of matrices.
+        compute_dtype: of vectors (norms and biases), which are next to nothing and used as they are.
+
+    Attributes:
+        slots: of all weights that were asked for, in that order.
+
+    Raises:
+        ValueError: the model cannot be split like this.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        shard: Shard,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype,
+        device: torch.device,
+        backend: Backend,
+    ) -> None:
+        self.slots: list[Slot] = []
+        self._spec, self._backend = spec, backend
+        self._dtype, self._compute_dtype, self._device = dtype, compute_dtype, device
+        self._cuts: dict[str, Cut] = shard.outer_cuts(spec)
+        of_layer = shard.layer_cuts(spec)
+        for layer in range(*shard.layers(spec)):
+            self._cuts |= {f"layers.{layer}.{name}": cut for name, cut in of_layer.items()}
+
+    def has(self, name: str) -> bool:
+        """Return whether this worker holds some of the tensor ``name``."""
+        return name in self._cuts
+
+    def tensor(self, *names: str) -> Tensor:
+        """Return one new tensor of the cuts of each of ``names``, their rows one below the other."""
+        cuts = [self._cuts[name] for name in names]
+        rows, columns = sum(cut[0].size for cut in cuts), [span.size for span in cuts[0][1:]]
+        dtype = self._dtype if columns else self._compute_dtype
+        whole = torch.empty((rows, *columns), dtype=dtype, device=self._device)
+        parts = whole.split([cut[0].size for cut in cuts])
+        for name, part, cut in zip(names, parts, cuts, strict=True):
+            self.slots.append(Slot(name, part, tuple(span.slice for span in cut)))
+        return whole
+
+    def linear(self, *names: str) -> Linear:
+        """Return one linear of the outputs of all of ``names``, in this order."""
+        weight = self.tensor(*_each(names, "weight"))
+        biased = self.has(f"{names[0]}.bias")
+        return Linear(self._backend, weight, self.tensor(*_each(names, "bias")) if biased else None)
+
+    def norm(self, name: str) -> LayerNorm | RMSNorm:
+        """Return a layer norm, or an RMS norm if the model has no bias for it."""
+        weight = self.tensor(f"{name}.weight")
+        if self.has(f"{name}.bias"):
+            return LayerNorm(self._backend, weight, self.tensor(f"{name}.bias"))
+        return RMSNorm(weight, self._spec.eps)
+
+
+def _each(names: Sequence[str], kind: str) -> list[str]:
+    return [f"{name}.{kind}" for name in names]

@@ -1,0 +1,26 @@
+"""CUDA's Multi-Process Service, without which ranks of one GPU are time-sliced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def mps_running(timeout: float = 5.0) -> bool:
+    """Return whether the service answers within ``timeout`` seconds."""
+    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+    if not (pipes / "control").exists():
+        return False
+    try:
+        asked = subprocess.run(
+            ["nvidia-cuda-mps-control"],
+            input="get_server_list\n",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0

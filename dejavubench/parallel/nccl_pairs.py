@@ -1,0 +1,117 @@
+"""Pairs of ranks that are connected by NCCL, each by a communicator and a stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.parallel.nccl import MAKING_S, NCCLCommunicator, within
+
+
+class NCCLPair:
+    """The connection of two ranks: one sends and the other receives, in the same order.
+
+    Args:
+        communicator: of the two ranks.
+        sends: whether this rank sends.
+
+    Attributes:
+        stream: on which sends or receives are issued.
+    """
+
+    def __init__(self, communicator: NCCLCommunicator, sends: bool) -> None:
+        self._communicator = communicator
+        self._other = 1 - communicator.rank
+        self.stream = torch.cuda.Stream(communicator.device)
+        self._handle = self.stream.cuda_stream
+        self._beside = torch.cuda.Stream(communicator.device)
+        self._connect(sends)
+
+    def _connect(self, sends: bool) -> None:
+        """Move one byte: the first message connects, and waits on the host for the other rank's."""
+
+        def meet() -> None:
+            torch.cuda.set_device(self._communicator.device)
+            self.stream.wait_stream(torch.cuda.current_stream())
+            (self._communicator.send if sends else self._communicator.recv)(
+                byte, self._other, self.stream
+            )
+            self.stream.synchronize()
+
+        with torch.cuda.device(self._communicator.device):
+            byte = torch.zeros(1, dtype=torch.uint8, device=self._communicator.device)
+            torch.cuda.current_stream().synchronize()
+        within(MAKING_S, meet, "the first message between two ranks by NCCL")
+
+    def send(self, address: int, nbytes: int) -> None:
+        self._communicator.send_bytes(address, nbytes, self._other, self._handle)
+
+    def recv(self, address: int, nbytes: int) -> None:
+        self._communicator.recv_bytes(address, nbytes, self._other, self._handle)
+
+    def group(self) -> AbstractContextManager[None]:
+        return self._communicator.group()
+
+    def filled(self) -> torch.cuda.Event:
+        """Return an event after the work issued so far on torch's current stream."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._communicator.device))
+        return event
+
+    def after(self, event: torch.cuda.Event) -> None:
+        """Begin the operations that are issued from now on after ``event``."""
+        self.stream.wait_event(event)
+
+    def beside(self) -> AbstractContextManager[Any]:
+        """Make a stream beside the pair's torch's current one, after all receives issued so far."""
+        self._beside.wait_event(self.mark())
+        return torch.cuda.stream(self._beside)
+
+    def mark(self) -> torch.cuda.Event:
+        """Return an event that is complete (``query()``) when all operations issued so far are."""
+        event = torch.cuda.Event()
+        event.record(self.stream)
+        return event
+
+    def synchronize(self) -> None:
+        """Wait until all operations are complete; :meth:`abort` ends the wait."""
+        self.stream.synchronize()
+
+    def check(self) -> None:
+        self._communicator.check()
+
+    def abort(self) -> None:
+        self._communicator.abort()
+
+    def close(self) -> None:
+        self._communicator.close()
+
+
+def connect_pairs(
+    comm: MPI.Intracomm,
+    pairs: Sequence[tuple[int, int]],
+    device: torch.device,
+    timeout: float = MAKING_S,
+) -> dict[int, NCCLPair]:
+    """Return this rank's pairs, by the rank at the other end.
+
+    Collective over the ranks in ``pairs``.
+
+    Args:
+        comm: the communicator whose ranks ``pairs`` name.
+        pairs: (sending rank, receiving rank) of all pairs, any number per rank.
+    """
+    mine: dict[int, NCCLPair] = {}
+    # one order for all ranks: no two of them wait for each other in a circle
+    for number, (source, sink) in enumerate(sorted(pairs)):
+        if comm.rank not in (source, sink):
+            continue
+        both = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)
+        other = sink if comm.rank == source else source
+        mine[other] = NCCLPair(NCCLCommunicator(both, device, timeout), sends=comm.rank == source)
+        both.Free()
+    return mine

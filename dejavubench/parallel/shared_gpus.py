@@ -1,0 +1,127 @@
+"""Ranks that share a GPU: NCCL refuses them, unless it is made to believe otherwise (loopback)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from mpi4py import MPI
+
+from dejavubench.parallel.nccl import nccl_version
+
+MULTI_RANK = 23000
+"""The first version of NCCL that lets two ranks share one GPU when told to."""
+
+
+class SharedGpuError(Exception):
+    """Ranks share a GPU, which NCCL refuses; the message names them."""
+
+
+class PhysicalGpu(NamedTuple):
+    """A physical GPU or an instance of one. Two ranks with equal ones share it."""
+
+    host: str
+    uuid: str
+
+
+@dataclass(frozen=True)
+class LoopbackFacts:
+    """How NCCL was made to work between ranks of one GPU, for records and labels.
+
+    Attributes:
+        way: ``multi-rank`` (NCCL ≥ 2.30: peer memory) or ``fake hosts`` (sockets).
+        version: of NCCL, as its own number.
+        ranks: the groups of ranks that share a GPU.
+        variables: the environment variables that were set on this rank.
+    """
+
+    way: Literal["multi-rank", "fake hosts"]
+    version: int
+    ranks: list[list[int]]
+    variables: dict[str, str]
+
+
+def gpu_of(device: torch.device) -> PhysicalGpu:
+    return PhysicalGpu(socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
+
+
+def sharing(gpus: Sequence[PhysicalGpu]) -> list[list[int]]:
+    """Return the groups of ranks that share a GPU; ``gpus`` are all ranks', in their order."""
+    ranks: dict[PhysicalGpu, list[int]] = defaultdict(list)
+    for rank, gpu in enumerate(gpus):
+        ranks[gpu].append(rank)
+    return [group for group in ranks.values() if len(group) > 1]
+
+
+def prepare_gpus(
+    comm: MPI.Intracomm, gpu: PhysicalGpu, loopback: bool, version: Callable[[], int] | None = None
+) -> LoopbackFacts | None:
+    """Find out whether ranks share GPUs and, if they may, tell NCCL so.
+
+    Collective, and to be called before NCCL is initialised.
+
+    Args:
+        gpu: this rank's, see :func:`gpu_of`.
+        loopback: ranks may share a GPU.
+        version: returns NCCL's version; called only if ranks share a GPU.
+
+    Returns:
+        How NCCL is made to work; None if each rank has a GPU of its own.
+
+    Raises:
+        SharedGpuError: on every rank, if some share a GPU although they may not.
+    """
+    gpus = comm.allgather(gpu)
+    groups = sharing(gpus)
+    if not groups:
+        return None
+    if not loopback:
+        raise SharedGpuError(
+            "; ".join(
+                f"ranks {_listed(group)} share one GPU ({gpus[group[0]].uuid})" for group in groups
+            )
+            + ": NCCL needs a GPU for each rank, or --nccl-loopback, which labels every result "
+            "as loopback on one GPU"
+        )
+    lowest = min(comm.allgather((version or nccl_version)()))
+    one_host = len({each.host for each in gpus}) == 1
+    way, variables = _loopback_variables(lowest, comm.rank, one_host)
+    os.environ.update(variables)
+    return LoopbackFacts(way, lowest, groups, variables)
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks[:-1])) + f" and {ranks[-1]}"
+
+
+def _loopback_variables(
+    version: int, rank: int, one_host: bool
+) -> tuple[Literal["multi-rank", "fake hosts"], dict[str, str]]:
+    """Return the variables that let ranks share a GPU and make it fast; the user's own ones win."""
+    if version >= MULTI_RANK:
+        tuned = {
+            "NCCL_BUFFSIZE": str(32 << 20),
+            "NCCL_P2P_NVL_CHUNKSIZE": str(4 << 20),
+            "NCCL_P2P_PCI_CHUNKSIZE": str(4 << 20),
+        }
+        return "multi-rank", {**_unset(tuned), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
+    tuned = {
+        # two are no faster by sockets, and take twice the multiprocessors from the model
+        "NCCL_MAX_P2P_NCHANNELS": "1",
+        "NCCL_IB_DISABLE": "1",
+        "NCCL_SOCKET_NTHREADS": "8",
+        "NCCL_NSOCKS_PERTHREAD": "4",
+        "NCCL_BUFFSIZE": str(32 << 20),
+        "NCCL_P2P_NET_CHUNKSIZE": str(4 << 20),
+        **({"NCCL_SOCKET_IFNAME": "lo"} if one_host else {}),
+    }
+    return "fake hosts", {**_unset(tuned), "NCCL_HOSTID": f"fakehost{rank}"}
+
+
+def _unset(variables: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if name not in os.environ}
