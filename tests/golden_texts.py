@@ -11,8 +11,10 @@ import json
 import lzma
 from pathlib import Path
 
-from dejavubench.analysis import plotdata, render
+from dejavubench.analysis import formats, plotdata
+from dejavubench.analysis.blocks import Block
 from dejavubench.analysis.find import find
+from dejavubench.analysis.report import RunReport, log_report, report
 from dejavubench.records.textlog import TextLogError
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -26,25 +28,29 @@ def made(machine: str) -> dict[str, str]:
     Notes and headings are written for people and may change; they are left out.
     """
     runs = find([RESULTS / machine / "records"]).runs
-    reports = [render.report(run) for run in runs]
+    reports = [report(run) for run in runs]
     logs = [path for run in runs for path in sorted(run.path.glob("*none.log"))]
     texts = {
         "process.csv": _written(reports, "csv"),
         "process.json": _without_notes(_written(reports, "json")),
         "logs.csv": _written(_log_reports(logs), "csv").replace(f"{RESULTS}/", ""),
-        "cells.json": json.dumps([[block.groups for block in each.blocks] for each in reports]),
+        "cells.json": json.dumps([[_cells(block) for block in each.blocks] for each in reports]),
     }
     for drawing in plotdata.drawings(runs)[0]:
         texts[f"{drawing.name}.csv"] = drawing.frame.to_csv(index=False)
     return texts
 
 
-def _log_reports(paths: list[Path]) -> list[render.Report]:
+def _log_reports(paths: list[Path]) -> list[RunReport]:
     reports = []
     for path in paths:
         with contextlib.suppress(TextLogError):  # some runs were too short
-            reports.append(render.log_report(path))
+            reports.append(log_report(path))
     return reports
+
+
+def _cells(block: Block) -> list[list[list[str]]]:
+    return [[[cell.rstrip() for cell in row] for row in group] for group in block.groups]
 
 
 def golden(machine: str) -> dict[str, str]:
@@ -53,9 +59,9 @@ def golden(machine: str) -> dict[str, str]:
     return texts
 
 
-def _written(reports: list[render.Report], style: str) -> str:
+def _written(reports: list[RunReport], style: str) -> str:
     out = io.StringIO()
-    render.write(reports, style, out)
+    formats.write(reports, style, out)
     return out.getvalue()
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from dejavubench.analysis.columns import flat
 from dejavubench.analysis.integrity.header import experiment_hash
+from dejavubench.analysis.tables import run_rows
 from dejavubench.config.points import REMOTE
 from dejavubench.records import (
     RUN_FILE,
@@ -27,6 +29,7 @@ from dejavubench.records import (
     PointInfo,
     RankInfo,
     Record,
+    Run,
     RunHeader,
     SinkActivity,
     Skipped,
@@ -282,3 +285,8 @@ def _add(
     sink.append(mark)
     sink.append(SinkActivity(round=one.round, nbytes=received, messages=17, cpu_s=0.03, **place))
     source.append(Verification(ok=True, nbytes=streamed, tokens_equal=True, **place))
+
+
+def flat_rows(run: Run) -> list[dict[str, Any]]:
+    """Return the rows of a run by the names of their columns."""
+    return [flat(row) for row in run_rows(run)]

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import AGAIN, GPU, GPU_ENVIRONMENT, NONE, arm, on_gpu, point, write_run
+from synthetic import AGAIN, GPU, GPU_ENVIRONMENT, NONE, arm, flat_rows, on_gpu, point, write_run
 
-from dejavubench.analysis import bars, captions, machine, plotdata, plots, render, tables
+from dejavubench.analysis import bars, captions, loops, machine, plotdata, plots
+from dejavubench.analysis.formats import as_markdown
+from dejavubench.analysis.report import report
+from dejavubench.analysis.work import weights_itemsize
+from dejavubench.analysis.work import work as work_of
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.records import Alone, ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
@@ -57,7 +61,7 @@ def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_pa
     spec, info = SPECS[model], info_of(model)
     layers = spec.layer_num * (4 * spec.hidden**2 + 2 * spec.hidden * spec.ffn_size)
     head = spec.vocab_size * (spec.embed_size or spec.hidden)
-    work = machine.work(run, info)
+    work = work_of(run, info)
     flop = 2 * 8 * (500 * layers + head) + 2 * 8 * spec.layer_num * spec.hidden * 500**2
     assert work.prompt_flop == pytest.approx(flop, rel=1e-3)
     assert work.token_nbytes == pytest.approx(
@@ -79,7 +83,7 @@ def test_weights_of_older_records_are_as_wide_as_the_cpu_multiplies(
 ) -> None:
     infos = [{"environment": {"native_bf16": item}} for item in native]
     run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=infos))
-    assert machine.weights_itemsize(run, older(data_type)) == itemsize
+    assert weights_itemsize(run, older(data_type)) == itemsize
 
 
 def older(data_type: str) -> PointInfo:
@@ -93,14 +97,14 @@ def test_weights_are_as_wide_as_the_record_says(tmp_path: Path) -> None:
         )
     )
     for data_type, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
-        assert machine.weights_itemsize(run, info_of("gpt2", data_type=data_type)) == itemsize
+        assert weights_itemsize(run, info_of("gpt2", data_type=data_type)) == itemsize
 
 
 def test_weights_of_a_gpu_are_of_the_type_and_unknown_ones_are_not_guessed(tmp_path: Path) -> None:
-    assert machine.weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), older("fp16")) == 2
+    assert weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), older("fp16")) == 2
     cpu = read_run(write_run(tmp_path / "cpu", [NONE], rounds=1))  # whose ranks say nothing of bf16
-    assert machine.weights_itemsize(cpu, older("bf16")) is None
-    assert tables.run_rows(cpu)[0]["token_gb_per_s"] is None
+    assert weights_itemsize(cpu, older("bf16")) is None
+    assert flat_rows(cpu)[0]["token_gb_per_s"] is None
 
 
 def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> None:
@@ -108,21 +112,23 @@ def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> No
     measured(tmp_path / "r", "matmul", "GFLOP/s", 1000.0)
     measured(tmp_path / "r", "memory-read", "GB/s", 100.0)
     run = read_run(tmp_path / "r")
-    row, work = tables.run_rows(run)[0], machine.work(run, point())
+    row, work = flat_rows(run)[0], work_of(run, point())
     assert row["prompt_tflop_per_s"] == pytest.approx(work.prompt_flop / row["prompt_ms"] / 1e9)
     assert row["prompt_share_pct"] == pytest.approx(100 * row["prompt_tflop_per_s"])
     assert work.token_nbytes is not None
     assert row["token_gb_per_s"] == pytest.approx(work.token_nbytes / row["token_ms"] / 1e6)
     assert row["token_share_pct"] == pytest.approx(row["token_gb_per_s"])
     assert row["token_event_ms"] == pytest.approx(0.99 * row["token_ms"])
-    text = render.markdown(render.report(run))
+    text = as_markdown(report(run))
     assert "**the model against the machine**" in text
-    assert "| arm | prompt ms, events | token ms, events | prompt TFLOP/s | % of matmul |" in text
+    assert (
+        "| arm | prompt ms by events | token ms by events | prompt TFLOP/s | % of matmul |" in text
+    )
 
 
 def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Path) -> None:
     points = [point(0), point(1, input_len=512, pipeline_para_size=2)]
-    first, _, deep, _ = tables.run_rows(gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3))
+    first, _, deep, _ = flat_rows(gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3))
     assert first["prompt_tflop_per_s"] > 0
     assert first["prompt_share_pct"] is None
     assert deep["prompt_tflop_per_s"] is None
@@ -130,19 +136,20 @@ def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Pat
 
 def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host")], rounds=6)
-    assert "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH" in captions.machine(
-        run
+    assert (
+        "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH"
+        in captions.machine_text(run)
     )
-    assert "EPYC" not in captions.machine(run)
-    report = render.report(run)
-    assert "NVIDIA H200, 2 CPU cores" in report.title
+    assert "EPYC" not in captions.machine_text(run)
+    found = report(run)
+    assert "NVIDIA H200, 2 CPU cores" in found.title
     assert (
         "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, MPI takes host memory only"
-        in report.notes
+        in found.notes
     )
     assert (
         "how chunks leave the GPU: hnd prompt: strided DMA (0.97 of the kernel's time)"
-        in report.notes
+        in found.notes
     )
 
 
@@ -162,9 +169,9 @@ def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
     measured(tmp_path / "r", "pcie-d2h", "GB/s", 50.0, [50.0, 40.0])
     measured(tmp_path / "r", "pcie-destination", "GB/s", 48.0, [48.0, 40.0])
     run = read_run(tmp_path / "r")
-    row = tables.run_rows(run)[2]
+    row = flat_rows(run)[2]
     assert (row["ceiling"], row["ceiling_gb_per_s"]) == ("pcie-d2h", 50.0)
-    assert tables.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
+    assert loops.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
 
 
 def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
@@ -172,8 +179,8 @@ def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
     measured(tmp_path / "r", "run-copy", "us", 8.0)
     measured(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
-    assert tables.own_shares(run) == {"run-copy": pytest.approx(5.0)}
-    assert any(note.endswith("naive levels: run-copy 5 %") for note in render.report(run).notes)
+    assert loops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
+    assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).notes)
 
 
 @pytest.mark.parametrize(
@@ -190,23 +197,23 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     which: ArmInfo, uuids: tuple[str, str], hosts: str, shown: str, tmp_path: Path
 ) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, which], rounds=2, uuids=uuids)
-    assert tables.run_rows(run)[2]["hosts"] == hosts
+    assert flat_rows(run)[2]["hosts"] == hosts
     ((drawing,), _) = plotdata.drawings([run])
     row = drawing.frame.iloc[2]
     assert (row["mode"], row["hosts"]) == (shown, hosts)
-    label = bars._arm_label(row, False)
+    label = bars._arm_label(row, False, drawing.destinations)
     loopback = shown == "nccl-loopback"
     assert ("remote GPU" in label) == (shown == "nccl")
     assert ("loopback\non one GPU" in label) == loopback
     assert ("Both ranks share the GPU" in drawing.caption) == loopback
-    assert any("no rate of a remote GPU" in note for note in render.report(run).notes) == loopback
+    assert any("no rate of a remote GPU" in note for note in report(run).notes) == loopback
 
 
 def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     tmp_path: Path,
 ) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("disk")], noise=0.0)
-    request = tables.run_rows(run)[0]["total_ms"]
+    request = flat_rows(run)[0]["total_ms"]
     path = tmp_path / "r" / "rank-0000.jsonl"
     others = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
     parts = {"host@3": 0.5, "disk@3": 0.97}
@@ -217,8 +224,8 @@ def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     path.write_text("".join([*others, *map(to_line, times)]))
     (note,) = (
         note
-        for note in render.report(read_run(tmp_path / "r")).notes
-        if "hardly any time to spare" in note
+        for note in report(read_run(tmp_path / "r")).notes
+        if "hardly fits behind the model" in note
     )
     assert note.startswith("p000 disk@3 ")
 
@@ -229,15 +236,15 @@ def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_dev
     infos = [on_gpu() | {"staging_nbytes": 10**6, "staging_device_nbytes": 2 * 10**6}, on_gpu()]
     write_run(tmp_path / "r", [NONE], rounds=1, infos=infos, environment=GPU_ENVIRONMENT)
     measured(tmp_path / "r", "matmul", "GFLOP/s", 750_300.0)
-    notes = render.report(read_run(tmp_path / "r")).notes
+    notes = report(read_run(tmp_path / "r")).notes
     assert any("matmul 750.3 TFLOP/s" in note for note in notes)
-    assert "staging memory, at most: 1.0 MB a source, 2.0 MB a source on its device" in notes
+    assert "staging memory, at most: 1.0 MB per source, 2.0 MB per source on its device" in notes
 
 
 def test_a_shared_gpu_without_mps_is_warned_of(tmp_path: Path) -> None:
     environment = GPU_ENVIRONMENT | {"gpu": GPU | {"mps": False}}
     run = gpu_run(tmp_path / "r", [NONE, LOOPBACK], rounds=1, environment=environment)
-    assert any(note.startswith("NO MPS") for note in render.report(run).notes)
+    assert any(note.startswith("NO MPS") for note in report(run).notes)
 
 
 def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from synthetic import AGAIN, NONE, arm, point, write_run
+from synthetic import AGAIN, NONE, arm, flat_rows, point, write_run
 
-from dejavubench.analysis import health, render, tables
+from dejavubench.analysis import health, loops, machine, tables
+from dejavubench.analysis.columns import names_of
+from dejavubench.analysis.report import report
+from dejavubench.analysis.rows import Row, frame
 from dejavubench.analysis.samples import collect
 from dejavubench.records import (
     Ceiling,
@@ -24,8 +28,8 @@ from dejavubench.records import (
 )
 
 
-def rows_of(folder: Path) -> dict[str, tables.Row]:
-    return {row["arm"]: row for row in tables.run_rows(read_run(folder))}
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["arm"]: row for row in flat_rows(read_run(folder))}
 
 
 def append(folder: Path, rank: int, line: str) -> None:
@@ -119,7 +123,7 @@ def test_an_arm_whose_bytes_are_wrong_has_no_times(tmp_path: Path, broken: dict)
     assert rows["mpi@3"]["reason"].startswith("iteration 5: ")
     assert all(
         rows["mpi@3"][name] is None
-        for name in tables.COLUMNS
+        for name in names_of(Row)
         if name.endswith(("_ms", "_pct", "_per_s"))
     )
     assert rows["none"]["status"] == "ok"
@@ -131,7 +135,7 @@ def test_skipped_points_and_arms_say_why(tmp_path: Path) -> None:
         Skipped(point="p000", arm="mpi@3", reason="no CUDA device"),
         Skipped(point="p001", reason="too long"),
     ]
-    rows = tables.run_rows(read_run(write_run(tmp_path / "r", points=points, skipped=skipped)))
+    rows = flat_rows(read_run(write_run(tmp_path / "r", points=points, skipped=skipped)))
     found = {(row["point"], row["arm"]): (row["status"], row["reason"]) for row in rows}
     assert found["p000", "none"] == ("ok", None)
     assert found["p000", "mpi@3"] == ("SKIPPED", "no CUDA device")
@@ -176,10 +180,10 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
         )
 
     append(folder, 1, measured(5.0) + measured(7.0))
-    assert tables.ceiling(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
+    assert machine.ceiling(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
     append(folder, 1, measured(3.0, point="p000") + measured(900.0, unit="MB/s", point="p000"))
-    assert tables.ceiling(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
-    assert tables.ceiling(read_run(folder), "pcie", "p000", None) is None
+    assert machine.ceiling(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
+    assert machine.ceiling(read_run(folder), "pcie", "p000", None) is None
 
 
 def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path) -> None:
@@ -189,12 +193,11 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
             name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000"
         )
         append(folder, 0, to_line(item))
-    (found,) = tables.against_raw(read_run(folder)).items()
+    (found,) = loops.against_raw(read_run(folder)).items()
     assert found[0] == "mpi-destination / mpi-windowed"
     assert (found[1].median, found[1].samples) == (pytest.approx(1.0), 3)
     assert any(
-        "mpi-destination / mpi-windowed: 100.0 [" in note
-        for note in render.report(read_run(folder)).notes
+        "mpi-destination / mpi-windowed 100.0 [" in note for note in report(read_run(folder)).notes
     )
 
 
@@ -206,7 +209,7 @@ def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -
     assert row["ceiling_gb_per_s"] == 10.0
     assert row["ceiling_share_pct"] is None
     assert any(
-        "share of ceiling is not shown" in note for note in render.report(read_run(folder)).notes
+        "not every source measured the ceiling" in note for note in report(read_run(folder)).notes
     )
 
 
@@ -231,7 +234,7 @@ def test_pairs_on_one_host_are_labelled(tmp_path: Path, sinks: list[str], expect
             peers=[(rank + 2) % 4],
         )
         (folder / f"rank-{rank:04d}.jsonl").write_text(to_line(info))
-    label = tables.hosts(read_run(folder), arm("mpi"))
+    label = machine.hosts(read_run(folder), arm("mpi"))
     assert label is not None
     assert label.startswith(expected)
 
@@ -277,6 +280,6 @@ def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_frame_has_every_column(tmp_path: Path) -> None:
-    frame = tables.frame(tables.run_rows(read_run(write_run(tmp_path / "r"))))
-    assert tuple(frame.columns) == tables.COLUMNS
-    assert list(frame["arm"]) == ["none", "none#2", "mpi@3"]
+    found = frame(tables.run_rows(read_run(write_run(tmp_path / "r"))))
+    assert tuple(found.columns) == names_of(Row)
+    assert list(found["arm"]) == ["none", "none#2", "mpi@3"]

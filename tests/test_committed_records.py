@@ -9,6 +9,7 @@ import pytest
 from golden_texts import MACHINES, golden, made
 
 from dejavubench.analysis import tables
+from dejavubench.analysis.columns import flat
 from dejavubench.analysis.find import find
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -36,7 +37,7 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
         ["run", "point", "arm"]
     )
     runs = find(sorted((RESULTS / machine / "records").glob("fig25-*"))).runs
-    rows = [row for run in runs for row in tables.run_rows(run)]
+    rows = [flat(row) for run in runs for row in tables.run_rows(run)]
     assert len(rows) >= 5
     for row in rows:
         before = committed.loc[(row["run"], row["point"], row["arm"])]

@@ -20,7 +20,7 @@ from jobs import CLI, HERE, PATIENCE, QUICK, mpirun_program, run
 from synthetic import AGAIN, NONE, arm, write_run
 
 from dejavubench.analysis import conditions
-from dejavubench.analysis.render import report
+from dejavubench.analysis.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.cli import conditions as dry

@@ -12,7 +12,7 @@ from synthetic import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
 from test_figures import call, drawn, failed
 
 from dejavubench.analysis import link, plotdata
-from dejavubench.analysis.link import Request, fastest_above, in_interval, split_nbytes
+from dejavubench.analysis.link import StreamedRequest, fastest_above, in_interval, split_nbytes
 from dejavubench.records import (
     RUN_FILE,
     Ceiling,
@@ -25,7 +25,7 @@ from dejavubench.records import (
 )
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
-REQUEST = Request(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
+REQUEST = StreamedRequest(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
 ARMS = [
     NONE,
     AGAIN,
@@ -83,7 +83,9 @@ def test_where_levels_leave_zero() -> None:
 
 
 def test_a_request_of_one_token_has_no_steps() -> None:
-    assert Request(2, 0, 100.0, 0.0, 4000.0, 100.0).predicted_ms("3", 100.0) == pytest.approx(120)
+    assert StreamedRequest(2, 0, 100.0, 0.0, 4000.0, 100.0).predicted_ms(
+        "3", 100.0
+    ) == pytest.approx(120)
 
 
 def test_bytes_are_split_into_prompt_and_steps() -> None:
@@ -228,7 +230,7 @@ TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
         ({"experiment": {"link": "1Mbit/s"}}, "a, b hold the same point and arm"),
         (
             {"infos": ({}, {"environment": {}}), "environment": TWO_HOSTS},
-            "mpi goes between: two hosts on one machine (a), same host (b)",
+            "mpi connects two hosts on one machine (a), same host (b)",
         ),
     ],
 )
@@ -251,7 +253,7 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
     file.write_text(
         "".join(line + "\n" for line in file.read_text().splitlines() if '"ceiling"' not in line)
     )
-    assert "a: no ceiling mpi-windowed, so it is not known" in failed(
+    assert "a: without the ceiling mpi-windowed, the speed of the link is unknown" in failed(
         call(folder, "-o", tmp_path / "out")
     )
     session(tmp_path / "c", "2Mbit/s", 2e-4)
@@ -262,7 +264,7 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
         tmp_path / "b", "1Mbit/s", 1e-4, points=[point(output_len=4, pipeline_para_size=2)]
     )
     _, complaints = plotdata.drawings([read_run(several)])
-    assert "what one source sends, not several" in complaints[0]
+    assert "the traffic of one source, not several" in complaints[0]
 
 
 def test_older_records_have_no_link(tmp_path: Path) -> None:

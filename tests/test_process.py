@@ -15,8 +15,9 @@ from rich.console import Console
 from synthetic import AGAIN, NONE, arm, point, write_run
 from test_analysis_textlog import original_log
 
-from dejavubench.analysis import render
-from dejavubench.analysis.tables import COLUMNS
+from dejavubench.analysis.columns import names_of
+from dejavubench.analysis.formats import summary
+from dejavubench.analysis.rows import Row
 from dejavubench.cli.process import process
 from dejavubench.records import Verification, read_run
 
@@ -53,7 +54,7 @@ def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
     ):
         assert word in result.stdout
     assert "noise floor (none#2 against none)" in result.stdout
-    assert "few rounds (6)" in result.stdout
+    assert "Only 6 rounds: intervals are wide" in result.stdout
     assert "ceilings: mpi-windowed 10 GB/s" in result.stdout
     assert "\x1b[" not in result.stdout
     assert "…" not in result.stdout
@@ -68,7 +69,7 @@ def test_csv_and_json_hold_every_column(tmp_path: Path) -> None:
         ("p000", "mpi@3"),
         ("p001", "none"),
     ]
-    assert tuple(table[0]) == COLUMNS
+    assert tuple(table[0]) == names_of(Row)
     (document,) = json.loads(call(folder, "--format", "json").stdout)
     assert [row["total_ms"] for row in document["rows"]] == pytest.approx(
         [float(row["total_ms"]) for row in table]
@@ -114,7 +115,7 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     ) == (3500, 11.5, 1.5)
     assert rows[-2]["samples"] == "2"
     assert rows[-1]["statistic"].startswith("median over iterations of rank 1")
-    assert "few rounds" in result.stderr
+    assert "Only 2 rounds: brackets are no 95 % intervals" in result.stderr
 
 
 def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_summary_goes_to_any_rich_console(tmp_path: Path) -> None:
     screen = Console(file=io.StringIO(), width=120)
-    screen.print(render.summary(read_run(write_run(tmp_path / "r", environment={}))))
+    screen.print(summary(read_run(write_run(tmp_path / "r", environment={}))))
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "mpi@3" in text
     assert "96 % of" in text

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from jobs import GONE_WITHIN, HERE, PATIENCE, TINY
+from synthetic import flat_rows
 
-from dejavubench.analysis import render, tables
+from dejavubench.analysis.report import report
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
 
@@ -105,9 +106,9 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
     assert all(check.ok and check.tokens_equal for check in checks)
     assert [info.host for _, info in run.of(RankInfo)] == ["host1", "host2"]
     assert run.header.environment["hostnames"] == ["host1", "host2"]
-    rows = {row["arm"]: row for row in tables.run_rows(run)}
+    rows = {row["arm"]: row for row in flat_rows(run)}
     assert {rows[name]["hosts"] for name in ("mpi@3", "tcp@3")} == {"two hosts on one machine"}
-    (told,) = [note for note in render.report(run).notes if note.startswith("hosts:")]
+    (told,) = [note for note in report(run).notes if note.startswith("hosts:")]
     assert told == (
         "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; the link between them: 800Mbit/s"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,26 +10,24 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dejavubench.analysis import captions, stats
-from dejavubench.analysis.machine import LOOPBACK
-from dejavubench.analysis.plotdata import FIG7_PANELS, FIG25_PANELS, LEVEL_LABELS, PHASES
-from dejavubench.analysis.plotstyle import GRID, MARKERS, errors_of, legend_of
+from dejavubench.analysis.figurerows import PHASES
+from dejavubench.analysis.plotstyle import (
+    FIG7_PANELS,
+    FIG25_PANELS,
+    GRID,
+    MARKERS,
+    errors_of,
+    legend_of,
+)
 from dejavubench.analysis.words import ms, signed_percent, slowdown, span
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records.destinations import NONE, DestinationInfo, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MODE_STYLE = {
-    "none": ("#BBBBBB", ""),
-    "host": ("#56B4E9", "//"),
-    "disk": ("#E69F00", "\\\\"),
-    "mpi": ("#009E73", ".."),
-    "nccl": ("#CC79A7", "xx"),
-    LOOPBACK: ("#D55E00", "oo"),
-    "nixl": ("#0072B2", "++"),
-    "tcp": ("#F0E442", "--"),
-}
 PHASE_STYLE = {
     "total": ("TOTAL", "#0072B2", ""),
     "prompt": ("prompt", "#E69F00", "///"),
@@ -38,11 +36,13 @@ PHASE_STYLE = {
 # Fig 7: rows are layouts, columns destinations; a bar a level and phase.
 
 
-def levels(frame: pd.DataFrame) -> Figure:
+def levels(frame: pd.DataFrame, destinations: Destinations) -> Figure:
     layouts, modes = (list(dict.fromkeys(frame[name])) for name in FIG7_PANELS)
-    labels = [label for label in _level_labels() if label in set(frame["label"])]
-    labels += [label for label in dict.fromkeys(frame["label"]) if label not in labels]
-    size = (2.2 + 4.1 * len(modes), 0.9 + (0.5 + 0.62 * len(labels)) * len(layouts))
+    labels = dict(zip(frame["level"], frame["label"], strict=True))
+    order = [level for level in LEVELS if level in labels]
+    order += [level for level in labels if level not in order]
+    names = {level: f"{level}: {labels[level]}" for level in order}
+    size = (2.6 + 4.1 * len(modes), 0.9 + (0.5 + 0.62 * len(names)) * len(layouts))
     figure, axes = plt.subplots(
         len(layouts),
         len(modes),
@@ -55,26 +55,24 @@ def levels(frame: pd.DataFrame) -> Figure:
     for row, layout in zip(axes, layouts, strict=True):
         for ax, mode in zip(row, modes, strict=True):
             part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
-            ax.set_title(
-                f"KV layout {layout}, {_to(mode)}{_where(part)}".replace(") (", ", "),
-                loc="left",
-                fontweight="bold",
-            )
-            _level_bars(ax, part, labels)
+            info = shown(mode, destinations)
+            title = f"KV layout {layout}, {_to(mode, destinations)}{_where(part, info)}"
+            ax.set_title(title.replace(") (", ", "), loc="left", fontweight="bold")
+            _level_bars(ax, part, names)
     for ax in axes[-1]:
         ax.set_xlabel("slowdown over none (×, log)")
     top = frame["slowdown_high"].fillna(frame["slowdown"]).max()
     low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
     _slowdown_axis(axes[0, 0], low, top)
-    handles, names = legend_of(axes.flat)
-    axes[0, 0].legend(
-        handles, names, loc="lower right", fontsize=8
-    )  # beside level 3, whose bars are the shortest
+    handles, phases = legend_of(axes.flat)
+    figure.legend(
+        handles, phases, loc="outside lower center", ncols=len(phases), fontsize=8, frameon=False
+    )
     return figure
 
 
 def _slowdown_axis(ax: Axes, low: float, top: float) -> None:
-    """Room for the values behind the bars, and ticks that a log axis over less than a decade would not have."""
+    """Make room for the values behind the bars, and ticks also within one decade of a log axis."""
     right = max(1.1, top) ** 1.3
     ticks = next(ticks for reach, ticks in _TICKS if right > reach)
     decades = [1.0] if right <= 10 else [10.0**power for power in range(int(np.log10(right)) + 1)]
@@ -91,14 +89,12 @@ _TICKS: tuple[tuple[float, tuple[float, ...]], ...] = (
     (1.3, (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2)),
     (0, (1, 1.02, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)),
 )
-"""Where an axis has ticks that reaches beyond so much."""
+"""Ticks of an axis, by the value that its end exceeds."""
 
 
-def _level_labels() -> list[str]:
-    return list(LEVEL_LABELS.values())
-
-
-def _level_bars(ax: Axes, part: pd.DataFrame, labels: Sequence[str]) -> None:
+def _level_bars(ax: Axes, part: pd.DataFrame, names: Mapping[str, str]) -> None:
+    """Draw the bars of one panel; ``names`` are the levels' labels in their order."""
+    order = list(names)
     height = 0.8 / len(PHASES)
     ax.set_xscale("log")
     for number, phase in enumerate(PHASES):
@@ -106,7 +102,7 @@ def _level_bars(ax: Axes, part: pd.DataFrame, labels: Sequence[str]) -> None:
         if bars.empty:
             continue
         name, colour, hatch = PHASE_STYLE[phase]
-        places = [labels.index(label) + (number - 1) * height for label in bars["label"]]
+        places = [order.index(level) + (number - 1) * height for level in bars["level"]]
         values = bars["slowdown"].to_numpy(dtype=float)
         style: dict[str, Any] = {
             "color": colour,
@@ -129,30 +125,34 @@ def _level_bars(ax: Axes, part: pd.DataFrame, labels: Sequence[str]) -> None:
                 fontsize=7.5,
             )
     ax.axvline(1.0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(labels)), labels)
-    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.set_yticks(range(len(names)), list(names.values()))
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(axis="x", **GRID)
 
 
-def _to(mode: str) -> str:
-    return captions.destination(mode) if mode == LOOPBACK else f"to {captions.destination(mode)}"
+def _to(mode: str, destinations: Destinations) -> str:
+    label = shown(mode, destinations).label
+    return f"to {label}" if mode in destinations else label
 
 
-def _where(part: pd.DataFrame) -> str:
+def _where(part: pd.DataFrame, info: DestinationInfo) -> str:
+    """Return hosts and durability; the hosts go without saying for local chunks and loopbacks."""
     if part.empty:
         return ""
-    words = [
-        part["hosts"].iloc[0] if part["mode"].iloc[0] not in ("host", "disk", LOOPBACK) else None,
-        part["durability"].iloc[0],
-    ]
+    hosts = part["hosts"].iloc[0]
+    words = [None if info.local or _loops(hosts) else hosts, part["durability"].iloc[0]]
     known = [str(word) for word in words if isinstance(word, str)]
     return f" ({', '.join(known)})" if known else ""
+
+
+def _loops(hosts: object) -> bool:
+    return isinstance(hosts, str) and hosts.startswith("loopback")
 
 
 # Fig 25: above TOTAL, below the overhead; a column a point.
 
 
-def totals(frame: pd.DataFrame) -> Figure:
+def totals(frame: pd.DataFrame, destinations: Destinations) -> Figure:
     frame = frame[frame["role"] != "repeat"]
     points = [part for _, part in frame.groupby([*FIG25_PANELS, "run", "point"], sort=False)]
     arms = max(len(part) for part in points)
@@ -167,18 +167,18 @@ def totals(frame: pd.DataFrame) -> Figure:
         sharex="col",
     )
     for column, part in enumerate(points):
-        part = part.assign(rank=[_mode_rank(mode) for mode in part["mode"]]).sort_values(
-            "rank", kind="stable"
-        )
+        styles = [_style(mode, destinations) for mode in part["mode"]]
+        part = part.assign(rank=[info.order for info in styles])
+        part = part.sort_values("rank", kind="stable")
         above, below = axes[0, column], axes[1, column]
         above.set_title(captions.panel(part, FIG25_PANELS), loc="left", fontweight="bold")
-        _total_bars(above, part)
-        _overheads(below, part)
+        _total_bars(above, part, destinations)
+        _overheads(below, part, destinations)
         several = part["mode"].duplicated(keep=False)
         below.set_xticks(
             range(len(part)),
             [
-                _arm_label(row, many)
+                _arm_label(row, many, destinations)
                 for (_, row), many in zip(part.iterrows(), several, strict=True)
             ],
         )
@@ -187,29 +187,37 @@ def totals(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _mode_rank(mode: str) -> int:
-    known = list(MODE_STYLE)
-    return known.index(mode) if mode in known else len(known)
+BASELINE = DestinationInfo(label=NONE, colour="#BBBBBB", hatch="", order=0)
 
 
-def _arm_label(row: pd.Series, several: bool) -> str:
+def _style(mode: str, destinations: Destinations) -> DestinationInfo:
+    return BASELINE if mode == NONE else shown(mode, destinations)
+
+
+def _marker(mode: str, destinations: Destinations) -> str:
+    known = [NONE, *sorted(destinations, key=lambda each: destinations[each].order)]
+    place = known.index(mode) if mode in known else len(known)
+    return MARKERS[place % len(MARKERS)]
+
+
+def _arm_label(row: pd.Series, several: bool, destinations: Destinations) -> str:
     detail = row["durability"] if isinstance(row["durability"], str) else row["hosts"]
-    mode = captions.destination(row["mode"]).replace(" on ", "\non ").replace(" (", "\n(")
+    label = _style(row["mode"], destinations).label
+    mode = label.replace(" on ", "\non ").replace(" (", "\n(")
     words = [f"{mode}, level {row['level']}" if several and isinstance(row["level"], str) else mode]
-    if isinstance(detail, str) and detail != "local" and row["mode"] != LOOPBACK:
+    if isinstance(detail, str) and detail != "local" and not _loops(detail):
         words.append(f"({detail})")
     return "\n".join(words)
 
 
-def _total_bars(ax: Axes, part: pd.DataFrame) -> None:
+def _total_bars(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None:
     values = part["total_ms"].to_numpy(dtype=float)
     errors = errors_of(part, "total", "_ms")
     tops = values + np.nan_to_num(errors[1])
     for place, (mode, value) in enumerate(zip(part["mode"], values, strict=True)):
-        colour, hatch = MODE_STYLE.get(mode, ("#FFFFFF", "++"))
-        ax.bar(
-            place, value, width=0.62, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6
-        )
+        info = _style(mode, destinations)
+        edge: dict[str, Any] = {"hatch": info.hatch, "edgecolor": "black", "linewidth": 0.6}
+        ax.bar(place, value, width=0.62, color=info.colour, **edge)
         ax.annotate(
             f"{ms(value)} ms",
             (place, tops[place]),
@@ -230,7 +238,7 @@ def _total_bars(ax: Axes, part: pd.DataFrame) -> None:
     ax.grid(axis="y", **GRID)
 
 
-def _overheads(ax: Axes, part: pd.DataFrame) -> None:
+def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None:
     tops = _noise_band(ax, part)
     ax.axhline(0.0, color="black", linewidth=0.7)
     errors = errors_of(part, "overhead", "_pct")
@@ -238,13 +246,12 @@ def _overheads(ax: Axes, part: pd.DataFrame) -> None:
         value = row["overhead_pct"]
         if value is None or np.isnan(value):
             continue
-        colour = MODE_STYLE.get(row["mode"], ("#000000", ""))[0]
         ax.errorbar(
             place,
             value,
             yerr=errors[:, place : place + 1],
-            fmt=MARKERS[_mode_rank(row["mode"]) % len(MARKERS)],
-            color=colour,
+            fmt=_marker(row["mode"], destinations),
+            color=_style(row["mode"], destinations).colour,
             ecolor="black",
             markeredgecolor="black",
             markersize=5,
@@ -268,15 +275,18 @@ def _overheads(ax: Axes, part: pd.DataFrame) -> None:
     ax.margins(y=0.12)
     low, high = ax.get_ylim()
     if tops:
-        high = max(
-            high, max(tops) + 0.45 * (max(tops) - min(low, 0))
-        )  # room for the text above the highest
+        # Make room for the text above the highest interval.
+        high = max(high, max(tops) + 0.45 * (max(tops) - min(low, 0)))
     ax.set_ylim(low, high)
     ax.grid(axis="y", **GRID)
 
 
 def _noise_band(ax: Axes, part: pd.DataFrame) -> list[float]:
-    """Shade ± the farther end of the noise floor, written in the column of ``none``; its reach, if there is one."""
+    """Shade ± the farther end of the noise floor, and write it above the baseline.
+
+    Returns:
+        The band's reach; empty if there is none.
+    """
     known = part[part["noise_floor_low_pct"].notna()]
     if known.empty:
         return []

@@ -1,17 +1,21 @@
-"""Whether runs may stand in one comparison: the same machine and, where it matters, the same model and sizes."""
+"""Refusal of runs that cannot be compared: other machines or, where it matters, other sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from dejavubench.records import Run
+from dejavubench.records import Run, RunEnvironment
 
-MACHINE = ("cpu_model", "cores", "gpus")
-"""Keys of the environment that make a machine; hosts of one kind may have any name."""
+MACHINE: dict[str, Callable[[RunEnvironment], object]] = {
+    "cpu_model": lambda where: where.cpu_model,
+    "cores": lambda where: where.cores or None,
+    "gpus": lambda where: where.gpus or None,
+}
+"""Facts that make a machine; hosts of one kind may have any name."""
 
 
 class NotComparableError(Exception):
-    """Runs that were to be put in one comparison differ; the message says in what."""
+    """Runs that cannot be compared; the message names the differences."""
 
 
 def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
@@ -21,8 +25,8 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
         NotComparableError: naming each difference and the runs.
     """
     differences = []
-    for key in MACHINE:
-        differences += _difference(key, [(run, run.header.environment.get(key)) for run in runs])
+    for key, fact in MACHINE.items():
+        differences += _difference(key, [(run, fact(run.header.where)) for run in runs])
     for name in sizes:
         values = [
             (run, sorted({getattr(point, name) for point in run.header.points})) for run in runs
@@ -30,7 +34,7 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
         differences += _difference(name, values)
     if differences:
         raise NotComparableError(
-            "these runs cannot be compared, they differ in " + "; ".join(differences)
+            "these runs cannot be compared. They differ in " + "; ".join(differences)
         )
 
 

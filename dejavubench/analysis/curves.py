@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from dejavubench.analysis import captions, link, stats
+from dejavubench.analysis import link, stats
+from dejavubench.analysis.figurerows import level_label
 from dejavubench.analysis.link import LEAVES_PCT
-from dejavubench.analysis.plotdata import LEVEL_LABELS
 from dejavubench.analysis.plotstyle import GRID, LINES, MARKERS, OKABE_ITO, errors_of, legend_of
+from dejavubench.analysis.words import MINUS
+from dejavubench.records.destinations import Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,16 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESOLUTION = 200
-"""Rates at which a prediction is computed for its line."""
+"""Number of rates at which a prediction is computed for its line."""
 
 LINEAR_PCT = LEAVES_PCT
-"""The vertical axis is linear up to here, so that zero and the noise about it are on it, and logarithmic beyond."""
+"""The vertical axis is linear up to here, so that it shows zero and the noise around it."""
 
 _PERCENTS = (-5, 0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 _SPEEDS = tuple(step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5))
 
 
-def against_link(frame: pd.DataFrame) -> Figure:
+def against_link(frame: pd.DataFrame, destinations: Destinations) -> Figure:
     modes = list(dict.fromkeys(frame["mode"]))
     figure, axes = plt.subplots(
         1,
@@ -44,16 +46,15 @@ def against_link(frame: pd.DataFrame) -> Figure:
     for ax, mode in zip(axes[0], modes, strict=True):
         part = frame[frame["mode"] == mode]
         ax.set_title(
-            f"to {captions.destination(mode)}, {part['hosts'].iloc[0]}",
+            f"to {shown(mode, destinations).label}, {part['hosts'].iloc[0]}",
             loc="left",
             fontweight="bold",
         )
         _noise_band(ax, part)
         levels = sorted(set(part["level"]))
         for number, level in enumerate(levels):
-            aside = 1.03 ** (
-                number - (len(levels) - 1) / 2
-            )  # so that error bars do not hide each other
+            # Set the levels apart, so that error bars do not hide each other.
+            aside = 1.03 ** (number - (len(levels) - 1) / 2)
             _level(
                 ax, part[part["level"] == level].sort_values("link_mb_per_s"), number, aside, reach
             )
@@ -79,7 +80,7 @@ def _level(
         markersize=5,
         elinewidth=1.0,
         capsize=2.5,
-        label=f"{level}: {LEVEL_LABELS.get(level, level)}",
+        label=f"{level}: {level_label(level)}",
     )
     request = link.typical(part.to_dict("records"))
     if request is None:
@@ -93,7 +94,7 @@ def _level(
 
 
 def _mark(ax: Axes, speed: float, colour: str) -> None:
-    """Where the prediction leaves zero: on the line, with the speed beside it."""
+    """Mark on the line where the prediction leaves zero, with the speed beside it."""
     ax.plot(
         [speed],
         [LEAVES_PCT],
@@ -104,7 +105,8 @@ def _mark(ax: Axes, speed: float, colour: str) -> None:
         markeredgecolor=colour,
         markeredgewidth=1.4,
     )
-    ax.annotate(  # at the bottom, where there is room, with a line up to the circle
+    # The text stands at the bottom, where there is room, with a line up to the circle.
+    ax.annotate(
         f"{speed:.3g} MB/s",
         (speed, LEAVES_PCT),
         xytext=(speed, 0.015),
@@ -117,7 +119,7 @@ def _mark(ax: Axes, speed: float, colour: str) -> None:
 
 
 def _explain(ax: Axes) -> None:
-    """In the legend, what lines and circles of any colour are."""
+    """Explain lines and circles of any colour in the legend."""
     grey = "#555555"
     ax.plot([], [], color=grey, linewidth=1.3, label="predicted")
     circle: dict[str, Any] = {
@@ -161,4 +163,4 @@ def _axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
         FixedLocator([percent for percent in _PERCENTS if low <= percent <= top])
     )
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", MINUS)))

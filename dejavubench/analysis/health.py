@@ -1,4 +1,4 @@
-"""What a reader must know of a run beside its numbers: ranks that did not come to their end, failures, torn files."""
+"""Notes on how a run ended: ranks without an End record, failures and torn files."""
 
 from __future__ import annotations
 

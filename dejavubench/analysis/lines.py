@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from dejavubench.analysis import captions
 from dejavubench.analysis.plotstyle import GRID, LINES, MARKERS, OKABE_ITO, errors_of, legend_of
-from dejavubench.analysis.tables import POINT_COLUMNS
+from dejavubench.analysis.rows import POINT_COLUMNS
+from dejavubench.records.destinations import Destinations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,11 +25,11 @@ MANY_TICKS_SIZE = 8
 _QUANTITIES = (
     ("prompt", "_ms", "prompt time (ms)"),
     ("token", "_ms", "time per token (ms)"),
-    ("prompt_over_token", "", "prompt time / token time"),
+    ("prompt_over_token", "", "prompt time / token time (ratio)"),
 )
 
 
-def prompt_token(frame: pd.DataFrame) -> Figure:
+def prompt_token(frame: pd.DataFrame, _: Destinations) -> Figure:
     apart = [name for name in POINT_COLUMNS if name not in ("ubatch_size", "input_len")]
     varying = ["model", *(name for name in apart if name != "model" and frame[name].nunique() > 1)]
     panels = [part for _, part in frame.groupby(varying, sort=False)]
@@ -40,9 +41,8 @@ def prompt_token(frame: pd.DataFrame) -> Figure:
         for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
             for number, batch in enumerate(batches):
                 line = part[part["ubatch_size"] == batch].sort_values("input_len")
-                aside = 1.03 ** (
-                    number - (len(batches) - 1) / 2
-                )  # so that error bars do not hide each other
+                # Set the batches apart, so that error bars do not hide each other.
+                aside = 1.03 ** (number - (len(batches) - 1) / 2)
                 _line(ax, line, (name, unit), number, aside)
             _length_axis(ax, sorted(part["input_len"].unique()))
             _value_axis(ax, frame[f"{name}{unit}"].dropna())

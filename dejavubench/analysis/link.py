@@ -1,7 +1,8 @@
-"""What a link of a given speed should make a request take, level by level: bytes, compute times and a rate, no more.
+"""Predicted time of a request over a link, level by level, from bytes, compute times and a rate.
 
-The model's compute is that of ``none``; a layer's keys and values are in place when its share of the prompt is over.
-The link carries one chunk after the other, at one rate. docs/METHOD.md derives it and says what it leaves out.
+The model's compute is that of ``none``. A layer's keys and values are in place when its share of
+the prompt is over. The link carries one chunk after the other, at one rate. docs/METHOD.md derives
+the prediction and names what it leaves out.
 """
 
 from __future__ import annotations
@@ -14,30 +15,26 @@ from typing import Any
 
 from dejavubench.records import Ceiling, PointInfo, Run
 
-RATE_OF_MODE = {"mpi": "mpi-windowed", "tcp": "tcp-raw"}
-"""By destination the ceiling that says how fast the link is."""
-
-MESSAGE_OF_MODE = {"mpi": "mpi-message", "tcp": "tcp-message"}
-"""And the one that says what a message of level 0 takes, however small."""
-
 LEVELS = ("0", "1", "2", "3")
-"""Levels with a prediction. Of 0-batched there is none: what it costs to issue a message is not measured."""
+"""Levels with a prediction. 0-batched has none: the cost of issuing a message is not measured."""
 
 LEAVES_PCT = 5.0
-"""The overhead at which it is said to leave zero."""
+"""Overhead up to which it counts as near zero."""
 
 SLOWEST, FASTEST = 1e-3, 1e12
 """Bytes per millisecond between which a link is looked for."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """One request of all of a microbatch's sequences, as one source computes it without streaming.
+class StreamedRequest:
+    """One microbatch's request, as one source computes it without streaming.
 
     Attributes:
-        prompt_ms, token_ms: of the prompt and of each of the ``steps`` decode steps.
-        prompt_nbytes, step_nbytes: of their keys and values, all layers.
-        messages: of the whole request at level 0; message_ms: what each takes beside its bytes.
+        steps: number of decode steps.
+        prompt_ms, token_ms: time of the prompt, and of each decode step.
+        prompt_nbytes, step_nbytes: keys and values of all layers, of the prompt and of one step.
+        messages: number of messages of the whole request at level 0.
+        message_ms: time of each message beside that of its bytes.
     """
 
     layers: int
@@ -64,8 +61,8 @@ class Request:
         return whole + (self.messages * self.message_ms if level == "0" else 0.0)
 
     def _streamed_ms(self, rate: float, steps: int) -> float:
-        """When the link has carried the prompt and so many steps, each layer and each step from when it is ready."""
-        idle = 0.0  # since then the link is
+        """Return when the link has carried the prompt and the steps, each as soon as it is ready."""
+        idle = 0.0  # time from which the link is idle
         for layer in range(1, self.layers + 1):
             idle = (
                 max(idle, self.prompt_ms * layer / self.layers)
@@ -76,11 +73,14 @@ class Request:
         return idle
 
     def overhead_pct(self, level: str, rate: float) -> float:
-        """Of TOTAL over the same without streaming."""
+        """Return the overhead of TOTAL over that without streaming."""
         return 100 * (self.predicted_ms(level, rate) / self.total_ms - 1)
 
     def leaves_zero(self, level: str) -> float | None:
-        """The slowest link, in bytes per millisecond, with no more overhead than :data:`LEAVES_PCT`; None: no link."""
+        """Return the slowest link, in bytes per millisecond, whose overhead is near zero.
+
+        None if no link is fast enough.
+        """
         if self.overhead_pct(level, FASTEST) > LEAVES_PCT:
             return None
         slow, fast = SLOWEST, FASTEST
@@ -92,10 +92,10 @@ class Request:
         return fast
 
 
-def typical(rows: Sequence[Mapping[Any, Any]]) -> Request | None:
-    """From rows of one level, one for each session: the medians of what each was predicted from.
+def typical(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
+    """Return the request of one level, from the medians over its rows, one for each session.
 
-    None where that level has no prediction, or its messages were not timed.
+    None if the level has no prediction, or its messages were not timed.
     """
     level, first = rows[0]["level"], rows[0]
     timed = [
@@ -105,7 +105,7 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> Request | None:
     ]
     if level not in LEVELS or (level == "0" and not timed):
         return None
-    return Request(
+    return StreamedRequest(
         layers=first["layers"],
         steps=first["steps"],
         prompt_ms=median(row["none_prompt_ms"] for row in rows),
@@ -118,14 +118,14 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> Request | None:
 
 
 def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
-    """Bytes of the prompt's keys and values, of one step's, and how many steps are streamed."""
+    """Return the bytes of the prompt's cache and of one step's, and the number of steps."""
     steps = (point.handed_over or point.output_len) - 1
     step_nbytes = point.streamed_nbytes / (point.input_len + steps)
     return point.input_len * step_nbytes, step_nbytes, steps
 
 
 def measured(run: Run, name: str, point: str) -> float | None:
-    """A ceiling of the source at a point: the median of its samples, for what is typical is asked, not the best."""
+    """Return a ceiling of the source at a point: the median of its samples, not the best."""
     found = [
         item for _, item in run.of(Ceiling) if item.name == name and item.point in (point, None)
     ]
@@ -133,9 +133,13 @@ def measured(run: Run, name: str, point: str) -> float | None:
 
 
 def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None:
-    """The fastest link measured whose overhead's interval, from ``lows`` on, is wholly above :data:`LEAVES_PCT`.
+    """Return the fastest measured link whose overhead is above :data:`LEAVES_PCT` for certain.
 
-    The overhead has not left zero's neighbourhood at that rate, whatever the noise; None where it has at all of them.
+    Args:
+        lows: lower ends of the intervals of the overheads at ``rates``.
+
+    Returns:
+        None if no link's whole interval is above.
     """
     return max(
         (rate for rate, low in zip(rates, lows, strict=True) if low > LEAVES_PCT), default=None
@@ -143,7 +147,7 @@ def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None
 
 
 def in_interval(rows: Sequence[Mapping[Any, Any]]) -> int:
-    """How many points' intervals hold what is predicted of their own session."""
+    """Return the number of points whose interval holds the prediction for their session."""
     return sum(
         row["overhead_low_pct"] <= row["predicted_overhead_pct"] <= row["overhead_high_pct"]
         for row in rows

@@ -1,16 +1,14 @@
-"""The machine of a run as its records tell it, and how much of what it can do the model makes use of."""
+"""Machine and destinations of a run, as its records tell them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from dejavubench.records import ArmInfo, Ceiling, PointInfo, RankInfo, Run
-
-ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes of one element of the cache, and of a weight where the device multiplies in that type."""
-
-LOOPBACK = "nccl-loopback"
-"""The destination of ranks that share one GPU: what it gives is no remote GPU's."""
+from dejavubench.records import ArmInfo, Ceiling, RankInfo, Run
+from dejavubench.records.destinations import (
+    DestinationInfo,
+    Destinations,
+    LoopbackInfo,
+    destinations_of,
+)
 
 
 def sources(run: Run) -> list[RankInfo]:
@@ -18,104 +16,118 @@ def sources(run: Run) -> list[RankInfo]:
 
 
 def on_gpu(run: Run) -> bool:
-    """Whether the model ran on a CUDA device."""
+    """Return whether the model ran on a CUDA device."""
     return any(info.device is not None for info in sources(run))
 
 
 def processor(run: Run) -> str | None:
-    """Where the model ran: the name of the GPU, with their number if there are several, or else of the CPU."""
+    """Return the name of the GPU that the model ran on, with the number of GPUs, or of the CPU."""
     names = [info.device for info in sources(run) if info.device is not None]
     if not names:
-        return run.header.environment.get("cpu_model")
-    known = [uuid for info in sources(run) if (uuid := _uuid(info))]
+        return run.header.where.cpu_model
+    known = [info.where.gpu.uuid for info in sources(run) if info.where.gpu.uuid]
     count = len(set(known)) if len(known) == len(names) else len(names)
     return f"{count} × {names[0]}" if count > 1 else names[0]
 
 
+# ---- destinations ----
+
+
+def destinations(run: Run) -> Destinations:
+    return destinations_of(run.header.destinations, on_gpu(run))
+
+
+def info_of(run: Run, arm: ArmInfo) -> DestinationInfo | None:
+    """Return what analysis must know of the arm's destination; None for a baseline."""
+    return destinations(run).get(arm.mode)
+
+
+def loopback(run: Run, arm: ArmInfo) -> LoopbackInfo | None:
+    """Return the variant of the arm's destination on one shared GPU; None if none is shared."""
+    for mode, info in destinations(run).items():
+        variant = info.loopback
+        if variant is None:
+            continue
+        named = variant.name in (arm.mode, arm.name.partition("@")[0])
+        if named or (arm.mode == mode and _one_gpu(run)):
+            return variant
+    return None
+
+
 def destination(run: Run, arm: ArmInfo) -> str:
-    """The arm's mode, or :data:`LOOPBACK` where a source and its sink share a GPU, whatever the arm is called."""
-    if LOOPBACK in (arm.mode, arm.name.partition("@")[0]) or (arm.mode == "nccl" and _one_gpu(run)):
-        return LOOPBACK
-    return arm.mode
+    """Return the arm's mode, or the name of its loopback if a source and its sink share a GPU."""
+    variant = loopback(run, arm)
+    return arm.mode if variant is None else variant.name
 
 
 def _one_gpu(run: Run) -> bool:
     infos = dict(run.of(RankInfo))
     pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
-    return any(_uuid(here) is not None and _uuid(here) == _uuid(there) for here, there in pairs)
-
-
-def _uuid(info: RankInfo) -> str | None:
-    return (info.environment.get("gpu") or {}).get("uuid")
-
-
-# ---- what a microbatch takes ----
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one microbatch of a point cannot do without, over all workers.
-
-    Attributes:
-        prompt_flop: of the prompt's products: every weight of the layers with every position, the head with each
-            request's last one, and half of a full attention, since no position sees a later one.
-        token_nbytes: read by the middle decode step: every weight once, and the keys and values of the positions seen;
-            None where it is not recorded in which type the weights were held.
-    """
-
-    prompt_flop: float
-    token_nbytes: float | None
-
-
-def work(run: Run, point: PointInfo) -> Work:
-    """From a point's sizes."""
-    queries, batch = point.head_num * point.size_per_head, point.ubatch_size
-    keys = (point.kv_head_num or point.head_num) * point.size_per_head
-    layers = point.layer_weights or 12 * point.layer_num * queries**2
-    head = point.head_weights or min(
-        point.vocab_size * queries, point.parameters - layers
-    )  # of older records
-    attention = point.layer_num * queries * point.input_len**2
-    seen = (
-        point.input_len + point.output_len / 2
-    )  # the first decode step sees P + 1 positions, the last P + T − 1
-    cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
-    itemsize = weights_itemsize(run, point)
-    return Work(
-        prompt_flop=2 * batch * (point.input_len * layers + head + attention),
-        token_nbytes=None
-        if itemsize is None
-        else (layers + head) * itemsize + batch * seen * cached,
+    return any(
+        here.where.gpu.uuid and here.where.gpu.uuid == there.where.gpu.uuid for here, there in pairs
     )
 
 
-def weights_itemsize(run: Run, point: PointInfo) -> int | None:
-    """Bytes of one weight, as it is read.
+def hosts(run: Run, arm: ArmInfo) -> str | None:
+    """Return the place of the arm's destination relative to the source.
 
-    Older records do not say: on a CPU they were then of the type that it multiplied, which of the half types was bf16
-    at most, where all ranks had it.
+    ``two hosts on one machine`` are two networks of one machine, or two names of it: containers, or
+    an emulation.
+
+    Returns:
+        ``local``, ``same host``, ``different hosts``, ``some on the same host``,
+        ``two hosts on one machine`` or ``loopback on one GPU``. None for a baseline or if the
+        records do not tell.
     """
-    if point.weight_nbytes is not None:
-        return point.weight_nbytes
-    if on_gpu(run) or point.data_type == "fp32":
-        return ITEMSIZE[point.data_type]
-    if point.data_type == "fp16":
-        return 4
-    native = [info.environment.get("native_bf16") for _, info in run.of(RankInfo)]
-    if not native or None in native:
+    info = info_of(run, arm)
+    if loopback(run, arm) is not None:
+        return "loopback on one GPU"
+    if not arm.streams:
         return None
-    return 2 if all(native) else 4
+    if info is not None and info.local:
+        return "local"
+    external = info is not None and info.external_sink
+    pairs = _external_pairs(run, arm.mode) if external else _pairs(run)
+    same_host = [host for host, _ in pairs]
+    if not same_host:
+        return None
+    if any(same_host):
+        return "same host" if all(same_host) else "some on the same host"
+    return "two hosts on one machine" if any(machine for _, machine in pairs) else "different hosts"
 
 
-# ---- what the machine can do ----
+def _pairs(run: Run) -> list[tuple[bool, bool]]:
+    """Return for each source and sink whether they share a host, and a machine."""
+    infos = dict(run.of(RankInfo))
+    return [
+        (info.host == infos[peer].host, _one_machine(info, infos[peer]))
+        for info in sources(run)
+        for peer in info.peers
+        if peer in infos
+    ]
+
+
+def _external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
+    """Return the same for sinks that are no ranks; each source recorded it of its own sink."""
+    known = [info.where.sink_of(mode) for info in sources(run)]
+    return [(sink.same_host, sink.same_machine) for sink in known if sink is not None]
+
+
+def _one_machine(source: RankInfo, sink: RankInfo) -> bool:
+    """Return whether two hosts are one machine; older records do not tell."""
+    return bool(source.where.machine) and source.where.machine == sink.where.machine
+
+
+# ---- ceilings ----
 
 
 def ceiling(
     run: Run, name: str, point: str, durability: str | None, unit: str = "GB/s"
 ) -> tuple[float, int] | None:
-    """A ceiling, best of each rank that measured it, summed over ranks; and how many ranks these are.
+    """Return a ceiling, summed over the best of each rank that measured it, and their number.
 
-    One measured at this point goes before one of the whole run; the disk's counts for its own durability alone.
+    A ceiling measured at this point precedes one of the whole run. The disk's counts only for its
+    own durability.
     """
     measured = [
         (rank, item)
@@ -133,6 +145,6 @@ def ceiling(
 
 
 def share(run: Run, name: str, point: str, rate: float, unit: str = "GB/s") -> float | None:
-    """``rate`` in percent of a ceiling; None where that was not measured by every source."""
+    """Return ``rate`` in percent of a ceiling; None unless every source measured the ceiling."""
     found = ceiling(run, name, point, None, unit)
     return 100 * rate / found[0] if found is not None and found[1] == len(sources(run)) else None

@@ -18,6 +18,7 @@ from dejavubench.analysis.curves import against_link
 from dejavubench.analysis.lines import prompt_token
 from dejavubench.analysis.plotdata import Drawing
 from dejavubench.analysis.plotstyle import STYLE
+from dejavubench.records.destinations import Destinations
 from dejavubench.wholefile import whole_file
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ SUFFIXES = (".png", ".pdf", ".csv")
 DPI = 150
 CAPTION_SIZE = 7.5
 
-_DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
+_DRAW: dict[str, Callable[[pd.DataFrame, Destinations], Figure]] = {
     "fig2": prompt_token,
     "appendix_a": prompt_token,
     "fig7": levels,
@@ -38,16 +39,16 @@ _DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
 
 
 def paths(drawing: Drawing, folder: Path) -> list[Path]:
-    """The files that :func:`save` writes."""
+    """Return the files that :func:`save` writes."""
     name = drawing.name.replace("/", "-")  # a model's name may be a path
     return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
 
 
 def save(drawing: Drawing, folder: Path) -> None:
-    """Write PNG, PDF and CSV of one drawing, each whole or not at all; existing files are overwritten."""
+    """Write PNG, PDF and CSV of one drawing, each whole or not at all; replace existing files."""
     png, pdf, csv = paths(drawing, folder)
     with plt.rc_context(STYLE):
-        figure = _DRAW[drawing.figure](drawing.frame)
+        figure = _DRAW[drawing.figure](drawing.frame, drawing.destinations)
         figure.suptitle(drawing.title, fontsize=11, x=0.01, ha="left")
         width = int(figure.get_figwidth() * 72 / (CAPTION_SIZE * 0.53))
         text = textwrap.fill(_drawable(drawing.caption), width)

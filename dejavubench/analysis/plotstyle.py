@@ -1,6 +1,6 @@
-"""What all figures have in common: colours of Okabe and Ito, markers, error bars.
+"""Colours of Okabe and Ito, markers and error bars, which all figures have in common.
 
-Markers, line styles and hatches carry the same information as the colours, for who reads in grey.
+Markers, line styles and hatches carry the same information as the colours, for readers in grey.
 """
 
 from __future__ import annotations
@@ -30,11 +30,20 @@ STYLE: dict[Any, Any] = {
 }
 
 
+FIG7_PANELS = ("kv_layout", "mode")
+"""Columns that set the panels of Fig 7 apart."""
+
+FIG25_PANELS = ("ubatch_size", "input_len", "output_len")
+"""Columns that set the panels of Fig 25 apart."""
+
 GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
 
 
 def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
-    """Distances of the interval's ends from the median, [2, n]; NaN, so not drawn, where one sample is all."""
+    """Return distances of the interval's ends from the median, [2, n].
+
+    They are NaN, so not drawn, where there is a single sample.
+    """
     middle = frame[f"{name}{unit}"].to_numpy(dtype=float)
     low = frame[f"{name}_low{unit}"].to_numpy(dtype=float)
     high = frame[f"{name}_high{unit}"].to_numpy(dtype=float)
@@ -42,7 +51,7 @@ def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
 
 
 def legend_of(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
-    """Every label once."""
+    """Return every label once."""
     found: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):

@@ -32,7 +32,7 @@ Rounds = dict[int, float]
 
 @dataclass
 class ArmSamples:
-    """What was measured of one arm at one point.
+    """Measurements of one arm at one point.
 
     Attributes:
         total, prompt, token, drain, stall: ms by round. ``token`` is one step; ``stall`` is what the model waited

@@ -1,4 +1,4 @@
-"""How numbers are written for people; a missing one is a dash."""
+"""Numbers as text for people; a missing one is a dash."""
 
 from __future__ import annotations
 
@@ -57,3 +57,20 @@ def slowdown(value: float) -> str:
         if value < 100
         else f"{value:,.0f}×"
     )
+
+
+def with_interval(value: float, low: float | None, high: float | None) -> str:
+    """A percentage with its interval: +0.42 [−0.10, +0.91]."""
+    return f"{signed_percent(value)} {span(low, high)}".rstrip()
+
+
+def interval_of(low: float | None, high: float | None) -> str:
+    """An interval of milliseconds."""
+    return "–" if low is None else f"[{ms(low)}, {ms(high)}]"
+
+
+def four_digits(value: float | None) -> str:
+    """A rate with about four digits."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -19,28 +20,37 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
     PATH is a run's folder, a folder of run folders (such as logs), or a text log with DéjàVu's [BENCHMARK] lines,
     the original's included. What is damaged is left out and named, and the exit status is then 1.
     """
-    from dejavubench.analysis import render
+    from dejavubench.analysis import formats, notes
     from dejavubench.analysis.find import find
+    from dejavubench.analysis.report import RunReport, log_report, report
+    from dejavubench.cli.console import console
     from dejavubench.records import RecordError
     from dejavubench.records.textlog import TextLogError
 
     found = find(paths)
-    reports: list[render.Report] = []
+    reports: list[RunReport] = []
     for run in found.runs:
         try:
-            reports.append(render.report(run))
+            reports.append(report(run))
         except RecordError as error:
             found.bad.append(f"{run.path}: {error}")
     for log in found.logs:
         try:
-            reports.append(render.log_report(log))
+            reports.append(log_report(log))
         except TextLogError as error:
             found.bad.append(str(error))
     if not reports:
         raise BadInput("\n".join(found.bad))
-    write_to(output, force, lambda file: render.write(reports, style, file))
+
+    def write(file: IO[str]) -> None:
+        if style == "table":
+            formats.show(reports, console(file=file))
+        else:
+            formats.write(reports, style, file)
+
+    write_to(output, force, write)
     if style == "csv":  # the other formats carry the notes themselves
         for item in reports:
-            for note in (note for note in item.notes if note != render.NOTE_HOW):
+            for note in (note for note in item.notes if note != notes.HOW):
                 click.echo(f"{item.title}: {note}", err=True)
     name_left_out(found.bad)

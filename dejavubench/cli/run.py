@@ -210,11 +210,11 @@ def _enough(experiment: Experiment) -> Callable[[list[Iteration], set[str]], boo
 
 
 def _print_summary(folder: Path) -> None:
-    from dejavubench.analysis import render
+    from dejavubench.analysis.formats import summary
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    console(stderr=True).print(render.summary(read_run(folder)))
+    console(stderr=True).print(summary(read_run(folder)))
 
 
 def _describe(experiment: Experiment) -> None:

@@ -93,6 +93,10 @@ class Place:
     def __str__(self) -> str:
         return f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
 
+    def note(self, durability: str) -> str | None:
+        """Return a note on a durability option that the file system weakens."""
+        return durability_note(self.type, durability)
+
 
 def place_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Place | None:
     """Return the place of a folder, which may not exist yet; None if the kernel lists no mounts."""

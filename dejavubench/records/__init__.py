@@ -9,10 +9,10 @@ marked, never dropped.
 from dejavubench.records.ceilings import HELD_AGAINST, OVERHEAD_OF, Alone, Ceiling, CopyWays
 from dejavubench.records.environment import (
     EndEnvironment,
+    ExternalSink,
     Gpu,
     RankEnvironment,
     RunEnvironment,
-    TcpSink,
 )
 from dejavubench.records.header import ITEMSIZE, SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
@@ -57,6 +57,7 @@ __all__ = [
     "Digest",
     "End",
     "EndEnvironment",
+    "ExternalSink",
     "Failure",
     "FirstExit",
     "Gpu",
@@ -79,7 +80,6 @@ __all__ = [
     "Skipped",
     "Swapping",
     "TakeOver",
-    "TcpSink",
     "Verification",
     "all_token_line",
     "digest_of",

@@ -1,4 +1,4 @@
-"""What analysis must know of each destination of a run.
+"""Facts about each destination of a run that analysis must know.
 
 A run writes it into ``run.json``, so that its records can be read where the destination is not
 installed. Records older than this key have the destinations of :data:`FROZEN`.

@@ -1,4 +1,4 @@
-"""Where a run took place: the keys of ``environment``, in ``run.json`` and in the ranks' records.
+"""Place of a run: the keys of ``environment``, in ``run.json`` and in the ranks' records.
 
 Every key may be missing, since older programs recorded fewer. Unknown keys of newer programs are
 kept in the record and ignored here. Each field's description gives the key's meaning and unit.
@@ -62,7 +62,7 @@ class Gpu(_Facts):
     )
 
 
-class TcpSink(_Facts):
+class ExternalSink(_Facts):
     """The sink outside the MPI job that a source streams to."""
 
     peer: str = Field(default="", description="address of the sink, as host:port")
@@ -136,12 +136,21 @@ class RankEnvironment(_Shared):
     stream_dir: Annotated[Place | None, _from_dict(Place | None)] = Field(
         default=None, description="folder that disk streams go to, and its file system"
     )
-    tcp_sink: TcpSink | None = Field(
-        default=None, description="the tcp sink that a source streams to"
+    tcp_sink: ExternalSink | None = Field(
+        default=None, description="the sink outside the MPI job that a source streams to by tcp"
     )
     nccl_loopback: NcclLoopback | None = Field(
         default=None, description="how NCCL works between ranks of one GPU"
     )
+
+    def sink_of(self, mode: str) -> ExternalSink | None:
+        """Return the external sink of a destination, which stands under ``<mode>_sink``.
+
+        Raises:
+            RecordError: the key has a value of another type.
+        """
+        known = getattr(self, f"{mode}_sink", None)
+        return facts(ExternalSink, known, f"{mode}_sink") if isinstance(known, dict) else known
 
 
 class EndEnvironment(_Facts):

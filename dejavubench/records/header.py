@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dejavubench.records.destinations import DestinationInfo
+from dejavubench.records.destinations import NONE, DestinationInfo
 from dejavubench.records.environment import RunEnvironment, facts
 from dejavubench.records.values import Count, Model, Size
 
@@ -32,6 +32,16 @@ class ArmInfo(Model):
     level: str | None = None
     durability: str | None = None
     role: Literal["baseline", "repeat", "streaming"] = "streaming"
+
+    @property
+    def streams(self) -> bool:
+        """Whether the arm is no baseline."""
+        return self.mode != NONE
+
+    @property
+    def swaps(self) -> bool:
+        """Whether the arm swaps caches; only such arms stream without a level."""
+        return self.streams and self.level is None
 
 
 class PointInfo(Model):

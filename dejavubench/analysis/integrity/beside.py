@@ -14,8 +14,8 @@ from dejavubench.analysis.integrity.rounds import (
     named,
     remote_arms,
 )
+from dejavubench.analysis.loops import raw_loops
 from dejavubench.records import (
-    HELD_AGAINST,
     Alone,
     Ceiling,
     HandOver,
@@ -77,7 +77,7 @@ def _handed_over(run: Run) -> Iterator[str]:
 
 
 def _swapped(run: Run) -> Iterator[str]:
-    swaps = {arm.name for arm in run.header.arms if arm.mode.startswith("swap-")}
+    swaps = {arm.name for arm in run.header.arms if arm.swaps}
     keys = [key_of(item) for _, item in run.of(Iteration) if item.arm in swaps]
     sources = Layout.of(run).sources
     yield from _lacking(
@@ -121,8 +121,9 @@ def _ceilings(run: Run) -> Iterator[str]:
             best = min(item.samples) if item.unit == "us" else max(item.samples)
             if item.value != best:
                 yield f"{where}: ceiling {item.name} is {item.value:g}, the best of its samples {best:g}"
+    loops = raw_loops(run)
     for (rank, point, durability, name), (where, own) in found.items():
-        raw = found.get((rank, point, durability, HELD_AGAINST.get(name, "")))
+        raw = found.get((rank, point, durability, loops.get(name, "")))
         if raw is not None and len(raw[1].samples) != len(own.samples):
             counts = len(own.samples), len(raw[1].samples)
             yield f"{where}: ceiling {name} has {counts[0]} samples, the raw loop beside it {counts[1]}"

@@ -6,28 +6,23 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dejavubench.config.points import ITEMSIZE, ON_DISK, Durability, Mode
-from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run
-
-MODES, DURABILITIES = get_args(Mode), get_args(Durability)
+from dejavubench.analysis.machine import destinations
+from dejavubench.records import ITEMSIZE, ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
+from dejavubench.records.destinations import NONE, DestinationInfo
 
 NOT_HASHED = ("name", "note", "log_dir", "ckpt_path", "prompts", "peer")
 """Keys of the experiment that older records left out of ``experiment_hash``."""
 
 
-class _Read(BaseModel):
-    """Keys that analysis reads of a document, with their types; the others may be anything."""
+class AskedFor(BaseModel):
+    """Keys that analysis reads of ``experiment``; the others may be anything."""
 
-    model_config = ConfigDict(
-        extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-
-class Experiment(_Read):
     target_overhead: float | None = None
     link: str | None = None
     peer: list[str] | None = None
@@ -36,45 +31,7 @@ class Experiment(_Read):
     resume: str | None = None
 
 
-class Device(_Read):
-    name: str = ""
-    uuid: str = ""
-    driver: str = ""
-    cuda: str | None = None
-    nccl: str = ""
-    mps: bool | None = None
-    pcie_generation: str = ""
-    pcie_width: str = ""
-
-
-class Environment(_Read):
-    cpu_model: str = ""
-    cores: int = 0
-    gpus: list[str] = []
-    gpu: Device = Device()
-    cuda_aware_mpi: bool = False
-    hostnames: list[str] = []
-    ranks: int = 0
-    versions: dict[str, str] = {}
-    mpi_library: str = ""
-    date: str = ""
-    machine: str = ""
-    kernel: str = ""
-
-
-class TCPSink(_Read):
-    same_host: bool
-    same_machine: bool = False
-
-
-class RankEnvironment(_Read):
-    gpu: Device = Device()
-    tcp_sink: TCPSink | None = None
-    native_bf16: bool | None = None
-    machine: str = ""
-
-
-def wrong_types(read: type[_Read], values: dict[str, Any], what: str) -> Iterator[str]:
+def wrong_types(read: type[BaseModel], values: dict[str, Any], what: str) -> Iterator[str]:
     """Yield the values that are of other types than ``read`` has."""
     try:
         read.model_validate(values)
@@ -83,13 +40,9 @@ def wrong_types(read: type[_Read], values: dict[str, Any], what: str) -> Iterato
             yield f"{'.'.join(map(str, (what, *each['loc'])))}: {each['msg']}"
 
 
-def wrong_rank_types(environment: dict[str, Any], where: str) -> Iterator[str]:
-    return wrong_types(RankEnvironment, environment, f"{where}: environment")
-
-
 def _types(run: Run) -> Iterator[str]:
-    yield from wrong_types(Experiment, run.header.experiment, "run.json: experiment")
-    yield from wrong_types(Environment, run.header.environment, "run.json: environment")
+    yield from wrong_types(AskedFor, run.header.experiment, "run.json: experiment")
+    yield from wrong_types(RunEnvironment, run.header.environment, "run.json: environment")
 
 
 def _names(run: Run) -> Iterator[str]:
@@ -109,8 +62,8 @@ def _names(run: Run) -> Iterator[str]:
 
 def _roles(run: Run) -> Iterator[str]:
     for arm in run.header.arms:
-        if (arm.mode == "none") == (arm.role == "streaming"):
-            yield f"run.json: arm {arm.name} has mode {arm.mode} and role {arm.role}, which exclude each other"
+        if (arm.mode == NONE) == (arm.role == "streaming"):
+            yield f"run.json: arm {arm.name} of mode {arm.mode} cannot have the role {arm.role}"
     for role, times in Counter(
         arm.role for arm in run.header.arms if arm.role != "streaming"
     ).items():
@@ -119,27 +72,34 @@ def _roles(run: Run) -> Iterator[str]:
 
 
 def _arms(run: Run) -> Iterator[str]:
-    """Compare each arm with its name, which holds mode, level and, if the run has several, durability."""
+    """Compare each arm with its name: mode, level and, if the run has several, durability."""
+    known = destinations(run)
     for arm in run.header.arms:
-        if arm.mode not in MODES:
-            yield f"run.json: arm {arm.name} has mode {arm.mode!r}, which is none of {', '.join(MODES)}"
-        elif arm.name not in _names_of(arm) or arm.durability not in _durabilities(arm):
-            yield f"run.json: arm {arm.name} has mode {arm.mode}, level {arm.level}, durability {arm.durability}"
+        info = known.get(arm.mode)
+        if arm.mode != NONE and info is None:
+            modes = ", ".join((NONE, *known))
+            yield f"run.json: arm {arm.name} has mode {arm.mode!r}, which is none of {modes}"
+        elif arm.name not in _names_of(arm, info) or not _durable(arm, info):
+            yield (
+                f"run.json: arm {arm.name} has mode {arm.mode}, level {arm.level}, durability "
+                f"{arm.durability}"
+            )
 
 
-def _durabilities(arm: ArmInfo) -> tuple[str | None, ...]:
-    return DURABILITIES if arm.mode in ON_DISK else (None,)
+def _durable(arm: ArmInfo, info: DestinationInfo | None) -> bool:
+    if info is None or not info.on_storage:
+        return arm.durability is None
+    return arm.durability in info.durabilities
 
 
-def _names_of(arm: ArmInfo) -> tuple[str, ...]:
-    if arm.mode == "none":
-        return ("none", "none#2") if arm.level is None else ()
-    if arm.mode.startswith("swap-"):
-        return (arm.mode, f"{arm.mode}/{arm.durability}")
-    modes = (arm.mode, "nccl-loopback") if arm.mode == "nccl" else (arm.mode,)
-    return tuple(
-        f"{mode}@{arm.level}{more}" for mode in modes for more in ("", f"/{arm.durability}")
-    )
+def _names_of(arm: ArmInfo, info: DestinationInfo | None) -> tuple[str, ...]:
+    """Return the names that an arm may have; arms that swap caches have no level."""
+    if info is None:
+        return (NONE, f"{NONE}#2") if arm.level is None else ()
+    modes = [arm.mode, *([info.loopback.name] if info.loopback is not None else [])]
+    level = "" if arm.level is None else f"@{arm.level}"
+    more = ("", f"/{arm.durability}")
+    return tuple(f"{mode}{level}{end}" for mode in modes for end in more)
 
 
 def _sizes(run: Run) -> Iterator[str]:
@@ -149,12 +109,12 @@ def _sizes(run: Run) -> Iterator[str]:
             yield f"run.json: point {point.id} has more tokens than positions"
         if point.streamed_nbytes != _streamed_nbytes(point):
             yield (
-                f"run.json: point {point.id} streams {point.streamed_nbytes} bytes, but its sizes make "
-                f"{_streamed_nbytes(point)}"
+                f"run.json: point {point.id} streams {point.streamed_nbytes} bytes, but its sizes "
+                f"give {_streamed_nbytes(point)}"
             )
     splits = {(p.tensor_para_size, p.pipeline_para_size, p.sinks) for p in run.header.points}
     if len(splits) > 1:
-        yield "run.json: its points are of different tensor- and pipeline-parallel sizes, which no run has"
+        yield "run.json: its points differ in tensor- or pipeline-parallel sizes, as no run's do"
 
 
 def _streamed_nbytes(point: PointInfo) -> int:
@@ -168,9 +128,10 @@ def _other_experiment(run: Run) -> Iterator[str]:
     """Compare the experiment with its hash in older records, which have no digest of ``run.json``."""
     older = not any(info.run_id for _, info in run.of(RankInfo))
     asked = run.header.experiment
-    given = any(asked.get(key) for key in ("prompts", "ckpt_path"))  # their content was hashed, too
+    # The content of these files was hashed, too.
+    given = any(asked.get(key) for key in ("prompts", "ckpt_path"))
     if older and not given and experiment_hash(asked) != run.header.experiment_hash:
-        yield "CHANGED: run.json: the experiment is not the one that its experiment_hash was made of"
+        yield "CHANGED: run.json: the experiment does not match its experiment_hash"
 
 
 def experiment_hash(experiment: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dejavubench.analysis.integrity.header import wrong_rank_types
+from dejavubench.analysis.integrity.header import wrong_types
 from dejavubench.records import (
     Alone,
     ArmFailure,
@@ -17,6 +17,7 @@ from dejavubench.records import (
     HandOver,
     Iteration,
     Microbatch,
+    RankEnvironment,
     RankInfo,
     RankLog,
     Restart,
@@ -98,7 +99,7 @@ def _identity(run: Run) -> Iterator[str]:
                 yield f"{name} holds the records of rank {info.rank}"
             if hosts and info.host not in hosts:
                 yield f"{name} is of another run: it was on {info.host}, the run on {', '.join(hosts)}"
-            yield from wrong_rank_types(info.environment, f"{name}:1")
+            yield from wrong_types(RankEnvironment, info.environment, f"{name}:1: environment")
 
 
 def _machine(run: Run) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from dejavubench.config.points import ON_DISK, REMOTE
+from dejavubench.analysis.machine import destinations
 from dejavubench.records import (
     ArmFailure,
     End,
@@ -20,6 +20,7 @@ from dejavubench.records import (
     TakeOver,
     Verification,
 )
+from dejavubench.records.destinations import NONE
 
 Key = tuple[str, str, int]
 """Point, arm and iteration."""
@@ -53,7 +54,7 @@ def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
     """Return, by point and arm, the bytes that all sources together stream in one iteration."""
     return {
         (point.id, arm.name): 0
-        if arm.mode == "none"
+        if arm.mode == NONE
         else point.streamed_nbytes * point.pipeline_para_size
         for point in run.header.points
         for arm in run.header.arms
@@ -72,7 +73,8 @@ def given_up(run: Run) -> set[tuple[str, str | None]]:
 
 def remote_arms(run: Run) -> set[str]:
     """Return the arms whose chunks other ranks receive."""
-    return {arm.name for arm in run.header.arms if arm.mode in REMOTE}
+    known = destinations(run)
+    return {arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].remote}
 
 
 def _names(run: Run) -> Iterator[str]:
@@ -150,7 +152,10 @@ def _complete(run: Run) -> Iterator[str]:
 
 def _failed_arms(run: Run) -> Iterator[str]:
     """Check that arms fail at most once at a point, only those on disk do, and none goes on afterwards."""
-    on_disk = {arm.name for arm in run.header.arms if arm.mode in ON_DISK}
+    known = destinations(run)
+    on_disk = {
+        arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage
+    }
     numbers, failed = _numbers(run), set()
     for log in run.ranks:
         for where, failure in log.placed(ArmFailure):

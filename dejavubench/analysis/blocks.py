@@ -1,0 +1,324 @@
+"""Tables for people: which cells they show, under which headings, of which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dejavubench.analysis.rows import POINT_COLUMNS, Row
+from dejavubench.analysis.words import (
+    counted,
+    four_digits,
+    interval_of,
+    ms,
+    nbytes,
+    value_or_dash,
+    with_interval,
+)
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+
+SIZE_HEADINGS = {
+    "model": "model",
+    "data_type": "data type",
+    "kv_layout": "KV layout",
+    "ubatch_size": "batch",
+    "input_len": "prompt",
+    "output_len": "new tokens",
+    "tensor_para_size": "tensor parallel",
+    "pipeline_para_size": "pipeline depth",
+    "sinks": "sinks",
+    "handed_over": "tokens before hand-over",
+}
+"""Headings of the sizes of a point, in tables and captions."""
+
+
+@dataclass
+class Block:
+    """A table as text.
+
+    Attributes:
+        leading: number of columns at the left that name the rows.
+        groups: rows of cells, one group for each point.
+    """
+
+    title: str
+    columns: list[str]
+    leading: int
+    groups: list[list[list[str]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A column of a table for people.
+
+    Attributes:
+        columns: names of the columns that it is made from.
+        write: makes the text of one row.
+    """
+
+    heading: str
+    columns: tuple[str, ...]
+    write: Callable[[Row], str]
+
+
+# ---- texts that are made from several columns ----
+
+
+def _overhead(row: Row) -> str:
+    found = row.overhead
+    if not row.streams:
+        return noise_of(row) if row.arm != "none" else "baseline"
+    if found.overhead_pct is None:
+        return found.baseline or "–"
+    ends = found.overhead_low_pct, found.overhead_high_pct
+    return with_interval(found.overhead_pct, *ends)
+
+
+def noise_of(row: Row) -> str:
+    found = row.overhead
+    if found.noise_floor_pct is None:
+        return "–"
+    ends = found.noise_floor_low_pct, found.noise_floor_high_pct
+    return f"noise {with_interval(found.noise_floor_pct, *ends)}"
+
+
+def _token_overhead(row: Row) -> str:
+    found = row.overhead
+    if found.token_overhead_pct is None:
+        return "–"
+    ends = found.token_overhead_low_pct, found.token_overhead_high_pct
+    return with_interval(found.token_overhead_pct, *ends)
+
+
+def has_alone(row: Row) -> bool:
+    """Return whether the row is of the level whose chunks were timed alone."""
+    return row.level == DEFAULT_LEVEL
+
+
+def _alone(row: Row) -> str:
+    return value_or_dash(row.rates.alone_gb_per_s if has_alone(row) else None, ".2f")
+
+
+def share_of(row: Row) -> str:
+    if row.rates.ceiling_share_pct is None or not has_alone(row):
+        return "–"
+    return f"{row.rates.ceiling_share_pct:.0f} % of {row.rates.ceiling}"
+
+
+def _copies(row: Row) -> str:
+    found = row.streaming
+    if found.copies_per_prompt is None:
+        return "–"
+    return f"{counted(found.copies_per_prompt)} / {counted(found.copies_per_token)}"
+
+
+def _cpu(row: Row) -> str:
+    found = row.cpu
+    each = (found.cpu_model_s, found.cpu_helper_s, found.cpu_sink_s)
+    return " / ".join(value_or_dash(seconds, ".2f") for seconds in each)
+
+
+def _hidden(row: Row) -> str:
+    share = row.rates.hidden_pct
+    if share is None:
+        return "–"
+    return f"{share:.0f}" if share >= 0 else "nothing"
+
+
+def _verdict(row: Row) -> str:
+    found = row.overhead
+    return "–" if found.verdict is None else f"{found.verdict} (≤ {found.target_pct:g} %)"
+
+
+def _resident(row: Row) -> str:
+    return f"{row.swap.resident_caches} of {row.sizes.pipeline_para_size}"
+
+
+# ---- the cells ----
+
+
+def _size(name: str) -> Cell:
+    return Cell(SIZE_HEADINGS[name], (name,), lambda row: str(getattr(row.sizes, name)))
+
+
+SIZE_CELLS = {name: _size(name) for name in POINT_COLUMNS}
+ARM_CELL = Cell("arm", ("arm",), lambda row: row.arm)
+STATISTIC_CELL = Cell("statistic", ("statistic",), lambda row: str(row.cpu.statistic))
+TIME_CELLS = (
+    Cell("prompt ms", ("prompt_ms",), lambda row: ms(row.times.prompt_ms)),
+    Cell("token ms", ("token_ms",), lambda row: ms(row.times.token_ms)),
+    Cell("total ms", ("total_ms",), lambda row: ms(row.times.total_ms)),
+    Cell("rounds", ("samples",), lambda row: value_or_dash(row.times.samples, "d")),
+)
+SPREAD_CELLS = (
+    Cell(
+        "total 95 % ms",
+        ("total_low_ms", "total_high_ms"),
+        lambda row: interval_of(row.times.total_low_ms, row.times.total_high_ms),
+    ),
+    Cell("total IQR ms", ("total_iqr_ms",), lambda row: ms(row.times.total_iqr_ms)),
+)
+OVERHEAD_CELLS = (
+    Cell(
+        "overhead %",
+        (
+            *("overhead_pct", "overhead_low_pct", "overhead_high_pct", "baseline"),
+            *("noise_floor_pct", "noise_floor_low_pct", "noise_floor_high_pct"),
+        ),
+        _overhead,
+    ),
+    Cell("verdict", ("verdict", "target_pct"), _verdict),
+    Cell("verified", ("verified",), lambda row: row.verified or "–"),
+)
+STREAM_CELLS = (
+    Cell("stall ms", ("stall_ms",), lambda row: ms(row.streaming.stall_ms)),
+    Cell(
+        "largest lag", ("largest_lag_bytes",), lambda row: nbytes(row.streaming.largest_lag_bytes)
+    ),
+    Cell("bytes", ("streamed_bytes",), lambda row: nbytes(row.streaming.streamed_bytes)),
+    Cell("copies per prompt / token", ("copies_per_prompt", "copies_per_token"), _copies),
+    Cell("GB/s alone", ("alone_gb_per_s",), _alone),
+    Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), share_of),
+    Cell("hosts", ("hosts",), lambda row: row.hosts or "–"),
+    Cell("durability", ("durability",), lambda row: row.durability or "–"),
+)
+REST_CELLS = (
+    *SPREAD_CELLS,
+    Cell(
+        "token overhead %",
+        ("token_overhead_pct", "token_overhead_low_pct", "token_overhead_high_pct"),
+        _token_overhead,
+    ),
+    Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
+    Cell(
+        "GB/s over total",
+        ("total_gb_per_s",),
+        lambda row: value_or_dash(row.rates.total_gb_per_s, ".3f"),
+    ),
+    Cell("hidden %", ("hidden_pct",), _hidden),
+    Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _cpu),
+)
+HANDOVER_CELLS = (
+    Cell("hand-over ms", ("handover_ms",), lambda row: ms(row.handed.handover_ms)),
+    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: ms(row.handed.sink_waited_ms)),
+    Cell("first token ms", ("sink_first_ms",), lambda row: ms(row.handed.sink_first_ms)),
+    Cell("token ms", ("sink_token_ms",), lambda row: ms(row.handed.sink_token_ms)),
+)
+SWAP_CELLS = (
+    Cell("caches in place", ("resident_caches",), _resident),
+    Cell("brought back", ("brought_back_bytes",), lambda row: nbytes(row.swap.brought_back_bytes)),
+    Cell("bring-back ms", ("bring_ms",), lambda row: ms(row.swap.bring_ms)),
+    Cell("model's wait ms", ("swap_wait_ms",), lambda row: ms(row.swap.swap_wait_ms)),
+)
+RESTART_CELLS = (
+    Cell("resumed run", ("resumed_run",), lambda row: row.resumed.resumed_run or "–"),
+    Cell("first new token", ("resumed_at_token",), lambda row: str(row.resumed.resumed_at_token)),
+    Cell("restored", ("restored_bytes",), lambda row: nbytes(row.resumed.restored_bytes)),
+    Cell("restore ms", ("restore_ms",), lambda row: ms(row.resumed.restore_ms)),
+    Cell("recompute ms", ("anew_ms",), lambda row: ms(row.resumed.anew_ms)),
+    Cell("token ms", ("token_ms",), lambda row: ms(row.times.token_ms)),
+    Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
+    Cell("verified", ("verified",), lambda row: row.verified or "–"),
+)
+EVENT_CELLS = (
+    Cell("prompt ms by events", ("prompt_event_ms",), lambda row: ms(row.events.prompt_event_ms)),
+    Cell("token ms by events", ("token_event_ms",), lambda row: ms(row.events.token_event_ms)),
+)
+MODEL_CELLS = (
+    Cell(
+        "prompt TFLOP/s",
+        ("prompt_tflop_per_s",),
+        lambda row: four_digits(row.speed.prompt_tflop_per_s),
+    ),
+    Cell(
+        "% of matmul",
+        ("prompt_share_pct",),
+        lambda row: value_or_dash(row.speed.prompt_share_pct, ".1f"),
+    ),
+    Cell("token GB/s", ("token_gb_per_s",), lambda row: four_digits(row.speed.token_gb_per_s)),
+    Cell(
+        "% of memory-read",
+        ("token_share_pct",),
+        lambda row: value_or_dash(row.speed.token_share_pct, ".1f"),
+    ),
+)
+TITLES = {
+    "handover": "hand-over, and the sinks after it",
+    "swap": "swapping, per iteration",
+    "streaming": "streaming, per iteration",
+    "rest": "spread, drain and CPU, per iteration",
+    "model": "the model against the machine",
+}
+SHOWN: dict[str, tuple[Cell, ...]] = {
+    "every table": (*SIZE_CELLS.values(), ARM_CELL),
+    "times": TIME_CELLS + OVERHEAD_CELLS + SPREAD_CELLS,
+    "text logs": (STATISTIC_CELL,),
+    "restart": RESTART_CELLS,
+    TITLES["handover"]: HANDOVER_CELLS,
+    TITLES["swap"]: SWAP_CELLS,
+    TITLES["streaming"]: STREAM_CELLS,
+    TITLES["rest"]: REST_CELLS,
+    TITLES["model"]: EVENT_CELLS + MODEL_CELLS,
+}
+"""Cells by the table that shows them."""
+
+
+# ---- the tables ----
+
+
+def blocks(rows: list[Row]) -> list[Block]:
+    """Return the tables of one run."""
+    sizes = {name: [getattr(row.sizes, name) for row in rows] for name in POINT_COLUMNS}
+    varying = [SIZE_CELLS[name] for name, values in sizes.items() if len(set(values)) > 1]
+    common = ", ".join(
+        f"{SIZE_HEADINGS[name]} {values[0]}"
+        for name, values in sizes.items()
+        if values and values[0] and len(set(values)) == 1
+    )
+    if restarted := [row for row in rows if row.resumed.resumed_run]:
+        return [block(common, restarted, varying, RESTART_CELLS)]
+    against = _model_blocks(rows, varying)
+    if not any(row.streams for row in rows):
+        return [block(common, rows, varying, TIME_CELLS + SPREAD_CELLS), *against]
+    verdicts = any(row.overhead.verdict for row in rows)
+    overheads = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
+    times = block(common, rows, varying, TIME_CELLS + overheads)
+    return [times, *_stream_blocks(rows, varying), *against]
+
+
+def _stream_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
+    found = []
+    streaming = [row for row in rows if row.streams and row.ok]
+    if handed := [row for row in streaming if row.handed.handover_ms is not None]:
+        found.append(block(TITLES["handover"], handed, varying, HANDOVER_CELLS))
+    if swapped := [row for row in streaming if row.swap.resident_caches is not None]:
+        found.append(block(TITLES["swap"], swapped, varying, SWAP_CELLS))
+    if streaming:
+        measured = [row for row in rows if row.ok]
+        found.append(block(TITLES["streaming"], streaming, varying, STREAM_CELLS))
+        found.append(block(TITLES["rest"], measured, varying, REST_CELLS))
+    return found
+
+
+def _model_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
+    """Return one row per point, of the first baseline; its ceilings are in the notes."""
+    alone = [row for row in rows if row.arm == "none" and row.speed.prompt_tflop_per_s is not None]
+    if not alone:
+        return []
+    events = EVENT_CELLS if any(row.events.prompt_event_ms is not None for row in alone) else ()
+    return [block(TITLES["model"], alone, varying, events + MODEL_CELLS)]
+
+
+def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]) -> Block:
+    """Make a table of rows, led by what varies and by the arm's name."""
+    leading = [*varying, ARM_CELL]
+    made = Block(title, [cell.heading for cell in (*leading, *cells)], len(leading))
+    last: object = None
+    for row in rows:
+        if not made.groups or row.point != last:
+            made.groups.append([])
+            last = row.point
+        texts = [cell.write(row) for cell in cells] if row.ok else [row.status]
+        texts += ["–"] * (len(cells) - len(texts))
+        made.groups[-1].append([*(cell.write(row) for cell in leading), *texts])
+    return made

@@ -1,0 +1,75 @@
+"""The registry of columns: their names, units and meanings stand once, beside their types.
+
+A row is a dataclass. Each of its fields is a column, ``Annotated`` with its meaning in one
+sentence, or a group of columns, which is a dataclass in turn. Tables, csv, json and
+docs/reference/columns.md are made from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+UNITS = {
+    "_tflop_per_s": "TFLOP/s",
+    "_gb_per_s": "GB/s",
+    "_mb_per_s": "MB/s",
+    "_bytes": "bytes",
+    "_ms": "ms",
+    "_us": "µs",
+    "_pct": "%",
+    "_s": "s",
+}
+"""Unit by the end of a column's name. A longer end comes before a shorter one."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of csv and json.
+
+    Attributes:
+        group: name of the dataclass that declares the column; its docstring says how it is computed.
+    """
+
+    name: str
+    meaning: str
+    group: str
+
+    @property
+    def unit(self) -> str | None:
+        return next((unit for end, unit in UNITS.items() if self.name.endswith(end)), None)
+
+
+@cache
+def _fields(row: Any) -> dict[str, Any]:
+    """Return by name the meaning of each column, and the class of each group."""
+    hints = get_type_hints(row, include_extras=True)
+    return {
+        name: hint if is_dataclass(hint) else hint.__metadata__[0] for name, hint in hints.items()
+    }
+
+
+def columns_of(row: type[Any]) -> Iterator[Column]:
+    """Yield the columns of a row's class in their order."""
+    kind: Any = row
+    for name, meaning in _fields(kind).items():
+        if isinstance(meaning, str):
+            yield Column(name, meaning, row.__name__)
+        else:
+            yield from columns_of(meaning)
+
+
+def names_of(row: type[Any]) -> tuple[str, ...]:
+    return tuple(each.name for each in columns_of(row))
+
+
+def flat(row: Any) -> dict[str, Any]:
+    """Return the values of a row by the names of its columns, in their order."""
+    values: dict[str, Any] = {}
+    kind: Any = type(row)
+    for name, meaning in _fields(kind).items():
+        value = getattr(row, name)
+        values |= {name: value} if isinstance(meaning, str) else flat(value)
+    return values

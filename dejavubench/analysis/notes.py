@@ -1,0 +1,123 @@
+"""Notes under the tables, from the rows: noise, too few rounds, streams that hardly fit."""
+
+from __future__ import annotations
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.blocks import has_alone, noise_of, share_of
+from dejavubench.analysis.rows import Row
+from dejavubench.analysis.words import ms, signed_percent
+
+NOISY_PCT = 5.0
+"""Noise from which a report warns."""
+
+NO_TIME_LEFT = 0.9
+"""Share of a request's time from which a stream, alone, has hardly any time to spare."""
+
+HOW_TIMES = (
+    "Times are medians over rounds of the slowest source. Brackets hold 95 % bootstrap intervals."
+)
+HOW = (
+    f"{HOW_TIMES} Overheads are paired: each round is divided by the geometric mean of its none "
+    "and none#2."
+)
+HOW_RESTART = (
+    "Times are of one iteration on the slowest source. The recompute time is that of the earlier "
+    "steps without streaming, in this process."
+)
+
+
+def how(rows: list[Row]) -> str:
+    """Say how the numbers in the tables are made."""
+    if any(row.resumed.resumed_run for row in rows):
+        return HOW_RESTART
+    return HOW if any(row.streams for row in rows) else HOW_TIMES
+
+
+def reasons(rows: list[Row]) -> list[str]:
+    """Say why rows have no numbers, each reason once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.ok:
+            where = " ".join(word for word in (row.point, row.arm) if word)
+            found.setdefault(f"{row.status}: {row.reason}", []).append(where)
+    return [f"{what} ({', '.join(places)})" for what, places in found.items()]
+
+
+def no_time_left(rows: list[Row]) -> list[str]:
+    """Name arms whose stream alone takes nearly all of a request's time, or more."""
+    requests = {row.point: row.times.total_ms for row in rows if row.arm == "none"}
+    found = []
+    for row in rows:
+        request, alone = requests.get(row.point), row.rates.alone_ms
+        if not has_alone(row) or not request or not alone or alone < NO_TIME_LEFT * request:
+            continue
+        share = f", {share_of(row)}" if row.rates.ceiling_share_pct is not None else ""
+        fits = (
+            "does not fit behind the model"
+            if alone > request
+            else "hardly fits behind the model: a slower round ends in a drain"
+        )
+        found.append(
+            f"{row.point} {row.arm} {fits}. Its stream alone takes {ms(alone)} ms "
+            f"({row.rates.alone_gb_per_s:.2f} GB/s{share}), a request takes {ms(request)} ms."
+        )
+    return found
+
+
+def unshared(rows: list[Row]) -> list[str]:
+    rated = [row.rates for row in rows if row.rates.alone_gb_per_s is not None]
+    if any(rates.ceiling is not None and rates.ceiling_share_pct is None for rates in rated):
+        return ["No share of the ceiling is shown: not every source measured the ceiling."]
+    return []
+
+
+def noise(rows: list[Row]) -> list[str]:
+    floors = {row.point: row for row in rows if row.overhead.noise_floor_pct is not None}
+    return [*_noisy(floors), *_noise_floor(floors)] if floors else []
+
+
+def _noisy(floors: dict[str | None, Row]) -> list[str]:
+    each = [row.overhead for row in floors.values()]
+    # With a single round there is a median, but no interval.
+    ends = [
+        abs(end)
+        for found in each
+        for end in (found.noise_floor_pct, found.noise_floor_low_pct, found.noise_floor_high_pct)
+        if end is not None
+    ]
+    reach = max(ends)
+    if reach <= NOISY_PCT:
+        return []
+    return [
+        f"NOISY: two identical baselines (none and none#2) differ by up to {reach:.0f} %. Smaller "
+        "overheads cannot be told from noise. Is another program running?"
+    ]
+
+
+def _noise_floor(floors: dict[str | None, Row]) -> list[str]:
+    if len(floors) == 1:
+        (row,) = floors.values()
+        return [f"noise floor (none#2 against none): {noise_of(row).removeprefix('noise ')} %"]
+    medians = sorted(
+        row.overhead.noise_floor_pct
+        for row in floors.values()
+        if row.overhead.noise_floor_pct is not None
+    )
+    low, high = signed_percent(medians[0]), signed_percent(medians[-1])
+    return [
+        f"noise floor (none#2 against none): medians from {low} to {high} % over {len(floors)} "
+        "points"
+    ]
+
+
+def few(rows: list[Row]) -> list[str]:
+    counts = [row.times.samples for row in rows if row.times.samples]
+    if not counts or min(counts) >= stats.FEW_ROUNDS:
+        return []
+    rounds = f"Only {min(counts)} round{'s' if min(counts) > 1 else ''}"
+    if min(counts) < stats.COVERING_ROUNDS:
+        return [
+            f"{rounds}: brackets are no 95 % intervals, which need {stats.COVERING_ROUNDS} rounds. "
+            "Give more --rounds, or --precision."
+        ]
+    return [f"{rounds}: intervals are wide. Give more --rounds, or --precision."]

@@ -1,0 +1,91 @@
+"""Reports: rows, tables and notes of a run or a text log, ready to be written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dejavubench.analysis import conditions, health, machine, machinenotes, notes, tables
+from dejavubench.analysis.averages import DROPPED
+from dejavubench.analysis.blocks import (
+    SPREAD_CELLS,
+    STATISTIC_CELL,
+    TIME_CELLS,
+    Block,
+    block,
+    blocks,
+)
+from dejavubench.analysis.logtables import log_rows
+from dejavubench.analysis.rows import Row
+from dejavubench.records import Restart, Run
+from dejavubench.records.textlog import read_log
+
+
+@dataclass
+class RunReport:
+    """Rows, tables and notes of one run or text log."""
+
+    title: str
+    rows: list[Row]
+    blocks: list[Block]
+    notes: list[str]
+    header: dict[str, Any] | None = None
+
+
+def report(run: Run) -> RunReport:
+    """Make the report of a run.
+
+    Raises:
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    rows = tables.run_rows(run)
+    found = [
+        *health.notes(run),
+        *([f"note: {run.header.note}"] if run.header.note else []),
+        *notes.reasons(rows),
+        *machinenotes.ceilings(run),
+        *machinenotes.against_raw(run),
+        *machinenotes.own_shares(run),
+        *machinenotes.staging(run),
+        *machinenotes.hosts(run),
+        *conditions.notes(run),
+        *machinenotes.gpu(run),
+        *machinenotes.loopback(run),
+        *notes.no_time_left(rows),
+        *notes.unshared(rows),
+        *notes.noise(rows),
+        *notes.few(rows),
+        *(wrong for _, restart in run.of(Restart) for wrong in restart.wrong),
+        notes.how(rows),
+    ]
+    unset = set() if run.header.destinations else {"destinations"}  # absent in older records
+    header = run.header.model_dump(mode="json", exclude=unset)
+    title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
+    return RunReport(title, rows, blocks(rows), found, {"path": str(run.path), **header})
+
+
+def log_report(path: Path) -> RunReport:
+    """Make the report of a text log.
+
+    Raises:
+        TextLogError: the log cannot be read, or is too short.
+    """
+    log = read_log(path)
+    rows = log_rows(log)
+    found = [
+        *log.notes(),
+        f"The first {DROPPED} samples are dropped as warm-up. Times are medians; the paper's "
+        "scripts print means.",
+        *notes.reasons(rows),
+        *notes.few(rows),
+    ]
+    table = block("times", rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
+    return RunReport(str(path), rows, [table], found)
+
+
+def _machine(run: Run) -> str:
+    cores = run.header.where.cores
+    what = "CPU cores" if machine.on_gpu(run) else "cores"
+    words = [machine.processor(run), f"{cores} {what}" if cores else None, run.header.started_utc]
+    return ", ".join(word for word in words if word)
