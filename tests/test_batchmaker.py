@@ -1,4 +1,4 @@
-"""The batch maker: in which order a step is begun, streamed and waited for, and whose clock counts what."""
+"""The batch maker: the order in which a step is begun, streamed and waited for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WAIT = 0.5
 
 
 class Journal(NoStreaming):
-    """Steps that do nothing, and the streaming of them: who was called, in order. A step's token is its number."""
+    """Steps that do nothing, and their streaming: the calls in order. A step's token is its number."""
 
     def __init__(self, ahead: bool, wait_at: int | None) -> None:
         super().__init__()
@@ -99,9 +99,8 @@ def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
     ]
 
 
-def test_a_step_that_feeds_itself_begins_before_the_last_one_is_known_but_phases_do_not_overlap() -> (
-    None
-):
+def test_a_step_that_feeds_itself_begins_before_the_last_token_is_known() -> None:
+    """But phases do not overlap: the prompt's token is waited for first."""
     journal, _ = run(ahead=True)
     assert journal.calls == [
         *("prompt", "run 0", "stream 0", "token 0"),

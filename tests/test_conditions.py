@@ -1,4 +1,4 @@
-"""What a run's numbers are of: file systems, CPU quotas and throttling, more threads than cores; shared memory.
+"""Conditions of a run: file systems, CPU quotas, throttling, crowded cores and shared memory.
 
 The kernel's texts are fakes, so every outcome is the same on every machine.
 """

@@ -1,4 +1,4 @@
-"""An arm whose device fails is out, on all ranks; the others are measured to the end. Real mpirun jobs."""
+"""An arm whose device fails is out on all ranks; the others go on to the end. Real mpirun jobs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
 
 
 def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
-    """Sources that wait for each other in every step, and a sink that has nothing to do with the disk."""
+    """Sources wait for each other in every step, and a sink has nothing to do with the disk."""
     job = measured(
         tmp_path,
         "disk-fails:tokens:EIO:1",

@@ -1,4 +1,4 @@
-"""What a job does when something goes wrong: real mpirun jobs with one fault each, injected by mpi/faulty.py."""
+"""A job in which something goes wrong: real mpirun jobs with one fault each, of mpi/faulty.py."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_a_wrong_byte_in_a_sinks_buffer_is_located(
         where = refused(job)
     layer, kv, request, head, position = at
     assert where == (
-        f"rank 1: layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} (element 0) of "
-        f"microbatch 0 is not what the source has; 1 elements of this layer's {kv.upper()} differ"
+        f"rank 1: layer {layer}, {kv.upper()}, request {request}, head {head}, "
+        f"position {position} (element 0) of microbatch 0 is not what the source has; 1 elements of this layer's {kv.upper()} differ"
     )
 
 
@@ -155,7 +155,7 @@ def test_a_wrong_token_fails_though_all_bytes_are_right(tmp_path: Path) -> None:
 
 
 def ended(job: Job, rank: int, phase: str, error: str) -> None:
-    """A rank failed: the whole job is gone soon after, has said so, and its records tell the same."""
+    """A rank failed: the whole job is gone soon after, says so, and its records say so as well."""
     job.until(lambda: struck(job), "the fault")
     assert job.wait(GONE_WITHIN) not in (0, None)
     job.all_gone()
@@ -212,7 +212,8 @@ def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> No
             job,
             0,
             phase,
-            "StreamingError: no chunk became complete within 2 s; the first missing is chunk 0 (step 0)",
+            "StreamingError: no chunk became complete within 2 s; "
+            "the first missing is chunk 0 (step 0)",
         )
 
 
@@ -303,7 +304,7 @@ def test_a_tcp_sink_that_is_lost_is_no_wrong_byte_and_its_phase_is_named(
 
 
 OTHERS_END = "(stopped without a word|was the first to stop, without a word,)"
-"""The launcher kills the others at once: on a busy machine both may be gone when the watch next looks."""
+"""The launcher kills the other rank at once: on a busy machine the watch may find both gone."""
 
 
 @pytest.mark.parametrize("victim", ["source", "sink"])

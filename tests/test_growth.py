@@ -10,7 +10,7 @@ from jobs import TINY, Job
 DRIVER = Path(__file__).parent / "mpi" / "growth.py"
 POINTS = 160
 WARM = 40
-"""Points until all caches are full: 64 products, of which each length of a prompt needs four or more."""
+"""Points until all caches are full: 64 products, and each prompt length needs four or more."""
 
 ALLOWED_KIB = 30 << 10
 """Over the other 120 points; with torch's own bounds on its caches it was 260 MiB."""
@@ -22,7 +22,7 @@ WITHIN = 500.0
 @pytest.mark.drill
 @pytest.mark.mpi
 def test_a_sweep_of_many_prompt_lengths_stays_flat(tmp_path: Path) -> None:
-    """In bf16 on one thread, each length once; it grows only where torch multiplies bf16 by oneDNN."""
+    """In bf16 on one thread, each length once: it grew only where torch multiplies by oneDNN."""
     lengths = ",".join(str(length) for length in range(12, 12 + POINTS))
     said = tmp_path / "memory"
     shape = (

@@ -1,4 +1,4 @@
-"""Hand-over: sinks of any setup go on from the sources' cache, and every token is that of an undisturbed run."""
+"""Hand-over: sinks of any setup go on from the sources' cache, and every token is the right one."""
 
 from __future__ import annotations
 

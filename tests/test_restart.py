@@ -1,4 +1,4 @@
-"""A killed run is gone on with from what it has streamed to disk, and never with a wrong key or token."""
+"""A killed run is resumed from what it has streamed to disk, never with a wrong key or token."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KVCache]:
 def test_no_damage_yields_a_wrong_key(
     whole: tuple[Path, KVCache], data: st.DataObject, tmp_path: Path
 ) -> None:
-    """Bytes changed anywhere, and the file cut anywhere: what is put back is what was streamed, or it is refused."""
+    """Bytes changed anywhere, the file cut anywhere: only what was streamed is put back."""
     directory, source = whole
     schedule = schedule_of(KVLayout.FT)
     content = bytearray(path_of(directory).read_bytes())
@@ -158,8 +158,8 @@ def test_a_damaged_step_is_named_and_those_before_are_good(
     cache, steps, wrong = restored(saved(schedule, tmp_path))
     assert steps == 2
     assert wrong == (
-        f"{path_of(tmp_path)}: checksum of step 2, layer 1 does not agree; of {STEPS + 1} steps under the watermark 2 "
-        "are good"
+        f"{path_of(tmp_path)}: checksum of step 2, layer 1 does not agree; "
+        f"of {STEPS + 1} steps under the watermark 2 are good"
     )
     assert_first_steps(cache, whole[1], schedule, 2)
 
@@ -275,7 +275,8 @@ Undisturbed = dict[tuple[int, str], list[list[int]]]
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """What nobody has disturbed generates, by pipeline depth (which is how many microbatches run) and data type."""
+    """Return the tokens of an undisturbed run, by pipeline depth (which is the number of
+    microbatches) and data type."""
     folder = tmp_path_factory.mktemp("undisturbed")
     one = ("--rounds", "1", "--warmup", "0")
     tokens = {}
@@ -364,7 +365,8 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     job = resume(tmp_path / "3", 1, again, "--verify")
     (restart,) = (record for _, record in job.run.of(Restart))
     assert (restart.of, restart.wrong, restart.anew_ms is not None) == (again.folder.name, [], True)
-    # of steps 0 … 12, complete when it was killed first, the last one was computed again, and then two more
+    # Of steps 0 … 12, complete when it was killed first, the last one was computed again, and then
+    # two more.
     assert (restart.watermark, restart.first, len(restart.step_ms)) == (15, 14, NEW_TOKENS - 14)
     table = processed(job.folder)
     assert again.folder.name in table

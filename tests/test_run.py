@@ -39,7 +39,7 @@ MS = r"(\d+\.\d{6})"
 
 
 def verified(job: Job) -> Counter[tuple[str, str]]:
-    """How often each arm of each point was verified; every check found every byte and token right."""
+    """Count the checks of each arm of each point, all of which found every byte and token right."""
     header = job.run.header
     points, modes = (
         {point.id: point for point in header.points},
@@ -263,7 +263,7 @@ Tokens = list[list[int]]
 
 
 def generated(job: Job) -> tuple[Tokens, int]:
-    """The tokens [requests, T] of every iteration on every rank that sees them, which must be one and the same."""
+    """Return the tokens [requests, T], equal in every iteration on every rank that sees them."""
     lines = [line for file in job.cwd.glob("tokens-*") for line in file.read_text().splitlines()]
     assert len(set(lines)) == 1
     return [request for ubatch in json.loads(lines[0]) for request in ubatch], len(lines)

@@ -27,11 +27,11 @@ from dejavubench.parallel.topology import Topology
 LAYOUTS: tuple[LayoutName, ...] = ("ft", "hnd", "nhd")
 PATTERN = 0x2B
 FIRST_LAYER, FIRST_HEAD = 3, 2
-"""Of the worker whose part is looked at: the second stage of 5 layers in 2, the second half of 4 heads."""
+"""First layer and head of the tested worker: second stage of 5 layers, second half of 4 heads."""
 
 
 def side_of(layout: LayoutName, data_type: DataType = "fp16") -> Side:
-    """Worker 3 of two stages × two tensor ranks; 2 layers, 2 heads, 9 positions of which 7 are streamed."""
+    """Return worker 3 of two stages × two tensor ranks: 2 layers, 2 heads, 7 of 9 positions."""
     spec = specs.custom(layer_num=5, head_num=4, size_per_head=16, vocab_size=10, context=16)
     point = Point(
         "p000", spec, data_type, layout, 3, 5, 3, 9, tensor_para_size=2, pipeline_para_size=2
@@ -62,7 +62,8 @@ def differ(
 
 
 SAID = re.compile(
-    r"layer (\d+), ([KV]), request (\d+), head (\d+), position (\d+) \(element (\d+)\) of microbatch 1 "
+    r"layer (\d+), ([KV]), request (\d+), head (\d+), position (\d+) \(element (\d+)\) "
+    r"of microbatch 1 "
     r"(is not what the source has|was written outside the streamed region); "
     r"(\d+) elements of this layer's ([KV]) differ"
 )
@@ -197,7 +198,7 @@ def test_every_stream_is_asked_for_even_after_a_difference() -> None:
 def test_a_wrong_byte_in_a_packed_stream_is_located(
     layout: LayoutName, slot: int, data: st.DataObject
 ) -> None:
-    """The order in which a local destination holds a stream is checked by indexing, not by the library's own copies."""
+    """A local destination's order is checked by indexing, not by the library's own copies."""
     side = replace(side_of(layout), slot_nbytes=slot)
     (stream,) = side.local()[0]
     source = random_cache(side.geometry, seed=6)

@@ -1,4 +1,4 @@
-"""The watchdog's judgement: which rank of a host hangs, by heartbeat and progress; no job is started."""
+"""The watchdog judges by heartbeat and progress which rank of a host hangs; no job is started."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from jobs import HERE
 
 from dejavubench.bench.watching import watch
-from dejavubench.bench.watching.watch import Place, Watch
+from dejavubench.bench.watching.watch import RankProcess, Watch
 from dejavubench.bench.watching.watchdog import Judge
 from dejavubench.config.experiment import Experiment, load
 from dejavubench.dejavulib import pulse
@@ -255,7 +255,7 @@ def rank(doing: str) -> subprocess.Popen[str]:
 def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> Watch:
     assert process.stdout is not None
     watch = Watch(
-        {0: Place("here", process.pid, int(process.stdout.readline()))}, timeout, whole=True
+        {0: RankProcess("here", process.pid, int(process.stdout.readline()))}, timeout, whole=True
     )
     watch.note_in(file)
     return watch
@@ -287,12 +287,15 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
     timeout: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with rank("time.sleep(60)") as process:
-        Watch({0: Place("here", process.pid, -1)}, timeout, whole=True).note_in(
+        Watch({0: RankProcess("here", process.pid, -1)}, timeout, whole=True).note_in(
             tmp_path / "note.json"
         )
         process.kill()
         assert until((tmp_path / "note.json").exists)
-    words = "dejavubench: rank 0 cannot be watched, as no memory can be shared: a rank that hangs may not end the job\n"
+    words = (
+        "dejavubench: rank 0 cannot be watched, as no memory can be shared: "
+        "a rank that hangs may not end the job\n"
+    )
     assert capfd.readouterr().err == (words if timeout else "")
 
 
@@ -335,12 +338,13 @@ def test_where_no_process_can_be_started_the_job_goes_on(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(watch.subprocess, "Popen", refused)
-    watching = Watch({0: Place("here", os.getpid(), -1)}, 300.0, whole=True)
+    watching = Watch({0: RankProcess("here", os.getpid(), -1)}, 300.0, whole=True)
     watching.note_in(tmp_path / "note.json")
     watching.let_end()
     assert capsys.readouterr().err == (
-        "dejavubench: the ranks are not watched (no process can be started: Resource temporarily unavailable): a rank "
-        "that hangs will not end the job\n"
+        "dejavubench: the ranks are not watched "
+        "(no process can be started: Resource temporarily unavailable): "
+        "a rank that hangs will not end the job\n"
     )
 
 

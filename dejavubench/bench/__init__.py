@@ -1,1 +1,1 @@
-"""One measured session: who runs what when, the clocks, the records and the verification."""
+"""One measured run: ranks, rounds, clocks, records and verification."""

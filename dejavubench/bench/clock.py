@@ -6,26 +6,24 @@ step is over at different moments in three cases. :func:`stage_of` chooses the c
 """
 
 # In the drawings `s` is submit(), which starts a step's clock, and `r` is returned(), which stops
-# it. `run` is the call that computes the step, or launches it on a device. `stream` is
-# step_ready(): it hands the step's keys and values to streaming, and below level 3 it waits for
-# them. Time runs to the right.
+# it. `run` computes the step, or launches it on a device. `stream` is step_ready(), which hands the
+# step's keys and values to streaming, and below level 3 waits for them. `token` is the wait for the
+# step's token. Time runs to the right.
 #
 # Case 1, WaitingStage: a single stage that waits for every token (a CPU).
 #
-#   host      s run stream token r s run stream token r s run stream token r
-#   step_ms   |----- PROMPT -----| |---- TOKEN 1 -----| |---- TOKEN 2 -----|
+#   host     s0 run stream token r0  s1 run stream token r1  s2 run stream token r2
+#   step_ms  |------ PROMPT -----|   |----- TOKEN 1 -----|   |----- TOKEN 2 -----|
 #
 # Case 2, AheadStage: a single stage on a CUDA device. The device feeds its own token into the next
 # step, so the host launches step n + 1 before it waits for step n. The device never idles.
 #
-#   device      [   prompt   ]      [  step 1  ][  step 2  ][  step 3  ]
-#   host      s run stream   token r s run stream            |          |
-#                                       s run      token 1 r stream     |
-#                                                    s run     token 2 r stream  token 3 r
-#   step_ms   |------ PROMPT ------| |---- TOKEN 1 ----||-- TOKEN 2 --||---- TOKEN 3 ----|
+#   device      [== prompt ==]      [====== step 1 ======][===== step 2 =====][== step 3 ==]
+#   host     s0 run stream   r0  s1 run stream s2 run    r1 stream s3 run    r2 stream     r3
+#   step_ms  |---- PROMPT ---|   |------- TOKEN 1 -------||---- TOKEN 2 -----||- TOKEN 3 --|
 #
 #   Step 2 is submitted while step 1 still runs. Its clock starts when step 1 returned, not when it
-#   was submitted: phases never overlap, and a request waited for the step no longer than that.
+#   was submitted: phases never overlap, and the request waited for the step no longer than that.
 #   The wait for a step's streaming falls between its run and its return, so it is in its own time.
 #
 # Case 3, FirstStage and LaterStage: several pipeline stages. The last stage chooses the token and
@@ -33,11 +31,11 @@ step is over at different moments in three cases. :func:`stage_of` chooses the c
 # that is what a request waits for. Each later stage clocks its own part, from hidden states in to
 # its result on the host. Between its steps a stage serves the other microbatches in flight.
 #
-#   first     s run send stream  (other microbatches)  receive token r s run send stream ...
-#   step_ms   |------------------------ PROMPT ----------------------| |---- TOKEN 1 ...
+#   first    s0 run send stream    (other microbatches)    receive token r0  s1 run send ...
+#   step_ms  |-------------------------- PROMPT -------------------------|   |- TOKEN 1 ...
 #
-#   later     receive hidden s run send stream wait r   (others)   receive hidden s run ...
-#   step_ms                  |------- PROMPT -------|                             |- TOKEN 1 ...
+#   later    receive hidden s0 run send stream wait r0  (others)  receive hidden s1 run ...
+#   step_ms                 |-------- PROMPT -------|                            |- TOKEN 1 ...
 
 from __future__ import annotations
 
@@ -86,7 +84,7 @@ class MicrobatchClock:
     def returned(self) -> None:
         """Stop the clock of the oldest step under way."""
         now = self.now()
-        # A step that was launched ahead has waited behind the step before: that time is not its own.
+        # A step that was launched ahead waited behind the step before. That time is not its own.
         began = max(self._submitted.popleft(), self._returned)
         if len(self.step_ms) == 1:
             self._tokens_began = began

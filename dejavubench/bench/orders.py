@@ -1,4 +1,4 @@
-"""The order of arms in each round, balanced so that each arm follows each other one equally often."""
+"""The order of arms in each round: every arm follows every other one equally often."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 
 def williams(arms: int) -> list[list[int]]:
-    """Orders of ``arms`` treatments, balanced for carry-over: ``arms`` of them, twice that if it is odd.
+    """Return orders of ``arms`` treatments, balanced for carry-over.
 
-    E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments",
-    Aust. J. Sci. Res. A 2 (1949): the first order is 0, 1, n−1, 2, n−2, …; the others add 1, 2, … modulo n,
-    and for odd n the reversed orders are needed as well.
+    There are ``arms`` of them, and twice as many if that number is odd. E. J. Williams,
+    "Experimental designs balanced for the estimation of residual effects of treatments",
+    Aust. J. Sci. Res. A 2 (1949): the first order is 0, 1, n−1, 2, n−2, …; the others add 1, 2, …
+    modulo n. For odd n the reversed orders are needed as well.
     """
     first = [(place + 1) // 2 if place % 2 else (arms - place // 2) % arms for place in range(arms)]
     orders = [[(arm + shift) % arms for arm in first] for shift in range(arms)]
@@ -19,10 +20,10 @@ def williams(arms: int) -> list[list[int]]:
 
 
 def orders(arms: int, seed: int) -> Iterator[list[int]]:
-    """An endless sequence of orders; every rank derives the same one from the seed.
+    """Yield orders without end; every rank derives the same sequence from the seed.
 
-    Each block is a Williams design with its treatments and its rows shuffled, so that any number of rounds
-    is unpredictable and whole blocks are balanced.
+    Each block is a Williams design with its treatments and rows shuffled. So any number of rounds
+    is unpredictable, and whole blocks are balanced.
     """
     shuffler = random.Random(seed)
     while True:

@@ -1,4 +1,4 @@
-"""One session under ``mpirun``: every point of the experiment, one after the other.
+"""One run under ``mpirun``: every point of the experiment, one after the other.
 
 Every rank runs :func:`run` with the same experiment and derives the same schedule from it, so that
 nothing is negotiated while a clock runs. Between measurements ranks meet in barriers that sleep.
@@ -76,7 +76,7 @@ def run(
 
 
 def _measure_all(context: RunContext, enough: Enough | None) -> bool:
-    """Return whether every arm of every point verified; the first wrong byte ends the context."""
+    """Return whether every arm of every point verified; the first wrong byte ends the run."""
     experiment, schedule = context.experiment, context.schedule
     iterations = len(schedule.arms) * (experiment.warmup + experiment.rounds)
     verified = True

@@ -1,1 +1,1 @@
-"""The machine that a session runs on, as its records describe it."""
+"""The machine that a run takes place on, as its records describe it."""

@@ -1,4 +1,4 @@
-"""Cores, CPU time and file system that a rank's host grants: recorded beside the numbers that depend on them."""
+"""Cores, CPU time and file system of a rank's host, on which its numbers depend."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Conditions:
-    """One rank's. Making one is collective.
+    """The conditions that one rank runs under. Making one is collective.
 
     Args:
         world: all ranks.
-        hosts: of each rank.
-        threads, helpers: of this rank; see :class:`Asker`.
+        hosts: the host of each rank.
+        threads, helpers: numbers of this rank's threads; see :class:`Asker`.
         cores: granted to this rank, before the program confined it to fewer.
-        stream_dir: where it streams to disk; None if it does not.
+        stream_dir: folder of its files; None if it streams to none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Conditions:
         return found
 
     def notes(self) -> list[str]:
-        """Return one note for each host that is crowded; rank 0 says them before anything is measured."""
+        """Return one note for each crowded host, for rank 0 to print before the measurement."""
         notes = {host: demand.note() for host, demand in self._demands.items()}
         return [
             f"{host}: {note}" if len(notes) > 1 else note
@@ -70,7 +70,7 @@ class Conditions:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count the throttling of what runs inside; only the control group's counters are read, at either end."""
+        """Count the throttling inside, by the control group's counters at both ends."""
         before = cpu_throttling()
         self._before = self._before or before
         yield
@@ -82,7 +82,7 @@ class Conditions:
             )
 
     def outcome(self) -> dict[str, Any]:
-        """Return the counters of throttling before and after the measured points, and their sum within the points."""
+        """Return the throttling before and after the measured points, and its sum within them."""
         if self._before is None or self._after is None:
             return {}
         counted = {"before": self._before, "after": self._after, "measured": self._measured}

@@ -1,4 +1,7 @@
-"""Where a run takes place: what a reader needs to judge its numbers."""
+"""The machine, the software and the settings that a reader needs to judge a run's numbers.
+
+The keys are documented in :mod:`dejavubench.records.environment`.
+"""
 
 from __future__ import annotations
 
@@ -17,55 +20,49 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
-from dejavubench.machine.hardware import (
-    HUGE_PAGES,
-    PRIMITIVE_CACHES,
-    WITHOUT,
-    available_nbytes,
-    native_bf16,
-)
+from dejavubench.machine.cpu import WITHOUT, native_bf16
+from dejavubench.machine.memory import HUGE_PAGES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.parallel.mps import mps_running
 
 PACKAGES = (
-    *(
-        "torch",
-        "numpy",
-        "mpi4py",
-        "numba",
-        "llvmlite",
-        "pandas",
-        "matplotlib",
-        "xxhash",
-        "mpich",
-        "openmpi",
-    ),
-    *("cupy-cuda13x", "triton", "nvidia-nccl-cu13", "nixl"),
+    "torch",
+    "numpy",
+    "mpi4py",
+    "numba",
+    "llvmlite",
+    "pandas",
+    "matplotlib",
+    "xxhash",
+    "mpich",
+    "openmpi",
+    "cupy-cuda13x",
+    "triton",
+    "nvidia-nccl-cu13",
+    "nixl",
 )
 VARIABLES = (
-    *(
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "DEJAVULIB_BASELINE",
-        "SLURM_JOB_ID",
-        HUGE_PAGES,
-        WITHOUT,
-    ),
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "DEJAVULIB_BASELINE",
+    "SLURM_JOB_ID",
+    HUGE_PAGES,
+    WITHOUT,
     *PRIMITIVE_CACHES,
 )
-"""Beside all that begin with ``UCX_``."""
+"""Recorded with all variables that begin with ``UCX_``."""
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS")
-"""Beside all that begin with ``NCCL_`` or ``CUDA_MPS_``."""
+"""Recorded, where there is a GPU, with all that begin with ``NCCL_`` or ``CUDA_MPS_``."""
 
 DRIVER_FACTS = {
     "driver": "driver_version",
     "pcie_generation": "pcie.link.gen.max",
     "pcie_width": "pcie.link.width.max",
 }
-"""What is asked of the driver's own tool, under its names there."""
+"""Our keys, and the names by which ``nvidia-smi`` is asked for them."""
 
 
 def cpu_model() -> str:
-    """The processor's name as the kernel gives it."""
+    """Return the processor's name as the kernel gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
         if line.startswith("model name"):
@@ -74,7 +71,7 @@ def cpu_model() -> str:
 
 
 def source_revision() -> str | None:
-    """The commit of the checkout this runs from, with ``+`` if it is changed; None outside of one."""
+    """Return the commit of this checkout, with ``+`` if it is changed; None outside of one."""
     here = Path(__file__).resolve().parent
     try:
         found = subprocess.run(
@@ -90,11 +87,10 @@ def source_revision() -> str | None:
 
 
 def cuda_aware_mpi() -> bool:
-    """Whether the MPI library that is loaded says of itself that it takes pointers to device memory."""
+    """Return whether the loaded MPI library says that it takes pointers to device memory."""
     maps = Path("/proc/self/maps")
-    text = (
-        os.fsdecode(maps.read_bytes()) if maps.exists() else ""
-    )  # names of files may hold any bytes
+    # Names of files may hold any bytes, so they are not decoded as UTF-8.
+    text = os.fsdecode(maps.read_bytes()) if maps.exists() else ""
     loaded = {line.split()[-1] for line in text.splitlines()}
     for path in sorted(name for name in loaded if Path(name).name.startswith("libmpi")):
         query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
@@ -104,7 +100,7 @@ def cuda_aware_mpi() -> bool:
 
 
 def of_device(device: int) -> dict[str, Any]:
-    """The CUDA device of a rank and the software that drives it, as far as they tell."""
+    """Describe the CUDA device of a rank and the software that drives it."""
     known = torch.cuda.get_device_properties(device)
     return {
         "name": known.name,
@@ -120,7 +116,7 @@ def of_device(device: int) -> dict[str, Any]:
 
 
 def _driver_facts(uuid: str) -> dict[str, str]:
-    """Of :data:`DRIVER_FACTS`; empty where the driver's tool is not installed or does not know the device."""
+    """Ask ``nvidia-smi`` for :data:`DRIVER_FACTS`; none if it is missing or lacks the device."""
     query = [
         "nvidia-smi",
         f"--id=GPU-{uuid.removeprefix('GPU-')}",
@@ -149,14 +145,19 @@ def _device_variables() -> dict[str, str]:
 
 
 def of_rank(device: int | None = None) -> dict[str, Any]:
-    """What may differ from rank to rank; ``device``: the number of its CUDA device, if it uses one."""
+    """Return the facts that may differ from rank to rank.
+
+    Args:
+        device: number of the rank's CUDA device, if it uses one.
+    """
     variables = {
         name: value
         for name, value in os.environ.items()
         if name in VARIABLES or name.startswith("UCX_")
     }
     found = {
-        "machine": machine_digest().hex()[:16],  # hosts that share it are containers, or emulated
+        # Hosts of one digest are containers of one machine, or emulated there.
+        "machine": machine_digest().hex()[:16],
         "cpu_model": cpu_model(),
         "cpus": os.cpu_count(),
         "cores": sorted(os.sched_getaffinity(0)),
@@ -175,11 +176,11 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
 
 
 def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None) -> dict[str, Any]:
-    """What rank 0 says for all.
+    """Return the facts that rank 0 records for the whole run.
 
     Args:
-        cores: were granted to it before the program confined it to fewer.
-        device: its CUDA device, if it uses one; runs on different ones are not compared.
+        cores: number granted to rank 0 before the program confined it to fewer.
+        device: number of its CUDA device. Runs on different GPUs are not compared.
     """
     versions = {"dejavubench": __version__, "python": platform.python_version()}
     for package in PACKAGES:

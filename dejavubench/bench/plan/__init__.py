@@ -1,1 +1,1 @@
-"""What this session measures, and each worker's place in it: resolved once and handed down."""
+"""The arms and points of a run, and each worker's place in them: resolved once, handed down."""

@@ -1,4 +1,4 @@
-"""The arms and points of a session: asked of the experiment once, the same on every rank."""
+"""The arms and points of a run: asked of the experiment once, the same on every rank."""
 
 from __future__ import annotations
 

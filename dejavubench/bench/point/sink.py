@@ -24,7 +24,7 @@ from dejavubench.transports.session import SinkContext
 
 @dataclass(frozen=True)
 class Received:
-    """What one iteration brought; ``cpu_s``: CPU seconds of receiving it."""
+    """The outcome of one iteration; ``cpu_s``: CPU seconds of receiving."""
 
     nbytes: int = 0
     messages: int = 0

@@ -1,1 +1,1 @@
-"""What a session writes: records, text logs and progress."""
+"""Writing records, text logs and progress."""

@@ -1,4 +1,4 @@
-"""Progress of a session on rank 0's stderr: a bar on a terminal, now and then a quiet line when piped."""
+"""Progress on rank 0's stderr: a bar on a terminal, now and then a line when it is piped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 from dejavubench.units import seconds_text
 
 QUIET_S = 5.0
-"""Seconds between two lines when nobody watches a terminal."""
+"""Seconds between two lines where stderr is no terminal."""
 
 
 class Progress:
@@ -48,7 +48,7 @@ class Progress:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """One line, whatever the time."""
+        """Print one line now."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         elif self._shown:
@@ -56,11 +56,15 @@ class Progress:
             self._said = time.monotonic()
 
     def more(self, iterations: int) -> None:
-        """So many more iterations are to come."""
+        """Add iterations to those that are to come."""
         self._total += iterations
 
     def step(self, what: str) -> None:
-        """An iteration is done; ``what`` says which."""
+        """Count one iteration that is done.
+
+        Args:
+            what: which iteration it was.
+        """
         self._done += 1
         if self._bar:
             self._bar.update(self._task, completed=self._done, total=self._total, description=what)

@@ -1,4 +1,4 @@
-"""Writes one rank's records, line by line, so that what was measured survives whatever comes next."""
+"""Writing one rank's records, line by line, so that they survive whatever comes next."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TOKENS_FILE = "tokens.jsonl"
 
 
 class Recorder:
-    """The rank's file in the run's folder; on rank 0 the text logs as well.
+    """The rank's file in the run's folder, and on rank 0 the text logs.
 
     Attributes:
-        phase_name: the phase that was last marked, for messages.
+        phase_name: the phase that was recorded last, for messages.
     """
 
     def __init__(self, folder: Path, rank: int, several_points: bool, to_stdout: bool) -> None:
@@ -34,9 +34,9 @@ class Recorder:
         self._file = open(folder / records.rank_file(rank), "x", encoding="utf-8")  # noqa: SIM115 - open for the run
 
     def write(self, record: Record) -> None:
-        """Append one line and hand it to the kernel, which keeps it when this process dies.
+        """Append one line and hand it to the kernel, which keeps it if this process dies.
 
-        The End record gets the digest of all lines before it, and on rank 0 that of ``run.json``.
+        An End record gets the digest of all lines before it, and on rank 0 that of ``run.json``.
         """
         line = records.to_line(self._sealed(record) if isinstance(record, records.End) else record)
         self._digest.add(line.encode())
@@ -54,7 +54,7 @@ class Recorder:
         return end.model_copy(update={"digest": self._digest.hex(), "header_digest": of_header})
 
     def phase(self, phase: str, **where: str | int | None) -> None:
-        """Mark that a phase begins."""
+        """Record that a phase begins."""
         self.phase_name = phase
         pulse.mark(
             phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None)
@@ -62,7 +62,10 @@ class Recorder:
         self.write(records.PhaseMark.model_validate({"phase": phase, **where}))
 
     def text(self, ubatches: list[Microbatch], total_ms: float) -> None:
-        """DéjàVu's text lines of one iteration, into ``<arm>.log`` and, if it is the only arm, to stdout."""
+        """Write DéjàVu's text lines of one iteration to ``<arm>.log``.
+
+        If there is only one arm, they go to stdout as well.
+        """
         lines = []
         for each in ubatches:
             number = each.iteration * len(ubatches) + each.ubatch
@@ -79,10 +82,10 @@ class Recorder:
             sys.stdout.flush()
 
     def generated(self, point: str, prompts: list[list[list[int]]], tokens: Tensor) -> None:
-        """A point's requests, one a line of ``tokens.jsonl``: token ids that went in, and those that were generated.
+        """Write a point's requests to ``tokens.jsonl``, one per line: prompt and new tokens.
 
         Args:
-            prompts: of each microbatch each request's token ids.
+            prompts: the token ids of each request of each microbatch.
             tokens: [microbatches, B, T].
         """
         lines = []
@@ -109,7 +112,7 @@ class Recorder:
 
     @property
     def closed(self) -> bool:
-        """True once all is written: nothing follows an End record."""
+        """True once the file is closed: nothing follows an End record."""
         return self._file.closed
 
     def close(self) -> None:
@@ -117,6 +120,6 @@ class Recorder:
 
 
 def write_header(folder: Path, header: records.RunHeader) -> None:
-    """``run.json``, whole or not at all."""
+    """Write ``run.json``, whole or not at all."""
     text = json.dumps(header.model_dump(mode="json"), indent=2) + "\n"
     write_whole(folder / records.RUN_FILE, text.encode())

@@ -1,1 +1,1 @@
-"""What the requests of an arm go through. Each scenario prepares, runs, records and verifies."""
+"""The ways that requests can go. Each scenario prepares, runs, records and verifies."""

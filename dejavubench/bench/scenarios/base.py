@@ -39,7 +39,7 @@ class Recorded:
 
 
 class Scenario(ABC):
-    """One rank's part in what requests go through at one point.
+    """One rank's part in a scenario at one point.
 
     Attributes:
         expected: tokens that nothing disturbed, where they are known.
@@ -95,7 +95,7 @@ class Scenario(ABC):
 
 
 @dataclass(frozen=True)
-class Kind:
+class ScenarioKind:
     """A scenario, as the registry lists it.
 
     Attributes:

@@ -1,8 +1,8 @@
 """The scenarios by name, and which one a run, or an arm of it, goes through."""
 
-# A new scenario is one file of this package and one line in SCENARIOS. A cache that is loaded back
-# into the model (`load`) will be such a file. Scenarios do not know how a cache is laid out: a paged
-# layout is the library's matter (its geometry and schedule), and nothing here will change for it.
+# A new scenario is one file of this package and one line in SCENARIOS: `load`, in which a cache is
+# read back into the model, will be such a file. Scenarios do not know how a cache is laid out. A
+# paged layout is the matter of the library's geometry and schedule, and changes nothing here.
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Literal
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.scenarios import handover, plain, restart, swap
-from dejavubench.bench.scenarios.base import Kind, Scenario
+from dejavubench.bench.scenarios.base import Scenario, ScenarioKind
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Arm
 
 Name = Literal["plain", "hand-over", "swap", "restart"]
 
-SCENARIOS: dict[Name, Kind] = {
-    "plain": Kind(plain.PlainSource, plain.PlainSink),
-    "hand-over": Kind(handover.HandOverSource, handover.HandOverSink, sinks_compute=True),
-    "swap": Kind(swap.SwapSource, swap.SwapSink),
-    "restart": Kind(restart.RestartSource, restart.RestartSink, once=True),
+SCENARIOS: dict[Name, ScenarioKind] = {
+    "plain": ScenarioKind(plain.PlainSource, plain.PlainSink),
+    "hand-over": ScenarioKind(handover.HandOverSource, handover.HandOverSink, sinks_compute=True),
+    "swap": ScenarioKind(swap.SwapSource, swap.SwapSink),
+    "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, once=True),
 }
 
 
-def of_run(experiment: Experiment) -> Kind:
+def of_run(experiment: Experiment) -> ScenarioKind:
     """Return the scenario of a run's arms, but for arms that have one of their own."""
     return SCENARIOS[_of_run(experiment)]
 

@@ -19,7 +19,7 @@ from dejavubench.planning import fit
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of a session.
+    """The devices of a run.
 
     Attributes:
         own: where this rank computes, or receives what comes by NCCL or NIXL.

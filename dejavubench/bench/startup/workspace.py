@@ -19,7 +19,7 @@ from dejavubench.errors import UsageError
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where this rank writes.
+    """The folders and records of this rank.
 
     Attributes:
         run_id: unique to the run.

@@ -1,6 +1,6 @@
-"""The thread of a rank that beats, and that ends the rank where nothing else can.
+"""The heartbeat thread of a rank, which also ends the rank where nothing else can.
 
-The page that it beats in is shared with :mod:`~dejavubench.bench.watching.watchdog`.
+Its page of memory is shared with :mod:`~dejavubench.bench.watching.watchdog`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ BEAT_S = 1.0
 """The longest time between two beats."""
 
 NO_PROGRESS = 1.5
-"""Timeouts until a rank whose heart beats is at fault: one that others wait for without a heartbeat is, sooner."""
+"""Timeouts without progress after which a rank with a heartbeat is at fault. A rank without one
+is at fault after one timeout, so it is named before the ranks that wait for it."""
 
 GRACE_S = 5.0
-"""Seconds that the main thread has to act on Ctrl-C: it cannot while a call of MPI blocks."""
+"""Seconds that the main thread has to act on Ctrl-C. It cannot while a call of MPI blocks."""
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
 
 class Heart:
-    """The thread of this process that beats, and the page that it beats in.
+    """The heartbeat thread of this process, and its page of memory.
 
     Args:
         name: names this process in messages.
 
     Attributes:
-        fd: of that memory, for the watchdog to open; −1 where none can be shared.
+        fd: the page's file, for the watchdog to open; −1 where none can be shared.
         every: seconds between two beats.
     """
 
@@ -60,13 +61,11 @@ class Heart:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         try:
             threading.Thread(target=self._beat, name="pulse", daemon=True).start()
-        except (
-            RuntimeError
-        ):  # no more threads for this user: nobody may judge a heart that does not beat
-            self.fd = -1
+        except RuntimeError:  # this user may start no more threads
+            self.fd = -1  # without a thread there is no heartbeat that the watchdog could judge
 
     def give_up_at(self, deadline: float | None, why: str = "") -> None:
-        """End this process at ``deadline``, by time.monotonic, and say ``why``; None takes that back."""
+        """End this process at ``deadline``, by time.monotonic, and say ``why``; None cancels."""
         self._deadline = None if deadline is None else (deadline, why)
 
     def _beat(self) -> None:
@@ -89,7 +88,10 @@ class Heart:
             self._end(self._deadline[1], 1)
 
     def _end(self, why: str, status: int) -> None:
-        """End this process without MPI, which this thread may not call; the launcher then ends the others."""
+        """End this process without MPI, which this thread may not call.
+
+        The launcher then ends the other ranks.
+        """
         with contextlib.suppress(OSError):  # nobody reads it any more
             os.write(2, f"dejavubench: {self._name} {why}\n".encode())
         time.sleep(PASS_ON_S)
@@ -100,7 +102,7 @@ _heart: Heart | None = None
 
 
 def start(name: str) -> Heart:
-    """Begin to beat, once a process; called from its main thread."""
+    """Start the heartbeat, once per process; called from its main thread."""
     global _heart
     if _heart is None:
         _heart = Heart(name)
@@ -110,7 +112,7 @@ def start(name: str) -> Heart:
 
 @contextlib.contextmanager
 def no_thread_runs(longest: float) -> Iterator[None]:
-    """For a call that keeps every Python thread from running: Ctrl-C ends the process at once.
+    """Let Ctrl-C end the process at once, during a call that blocks every Python thread.
 
     So does the alarm signal after ``longest`` seconds; 0: never.
     """

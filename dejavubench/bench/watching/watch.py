@@ -1,4 +1,4 @@
-"""Starts the process that watches the ranks of a host; see :mod:`~dejavubench.bench.watching.watchdog`."""
+"""Starting the process that watches the ranks of a host; see :mod:`.watchdog`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ ROOT = Path(__file__).parents[3]
 READY_S = 10.0
 """The longest time to wait for the process; the job goes on without it."""
 
-PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from dejavubench.bench.watching.watchdog import main; main()"
+PROGRAM = (
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+    "from dejavubench.bench.watching.watchdog import main; main()"
+)
 
 
-class Place(NamedTuple):
-    """A rank's host and process, and the number of the file there that its pulse is in."""
+class RankProcess(NamedTuple):
+    """A rank's host and process, and the file there that holds its pulse."""
 
     host: str
     pid: int
@@ -33,9 +36,9 @@ class Place(NamedTuple):
 
 
 def watch_ranks(world: Intracomm, heart: Heart, timeout: float) -> Watch | None:
-    """Have all ranks watched, each host's by a process of its own; the lowest rank there gets it. Collective."""
+    """Start one watching process per host and return it on the host's lowest rank. Collective."""
     heart.every = beat_every(timeout)
-    places = world.allgather(Place(socket.gethostname(), os.getpid(), heart.fd))
+    places = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heart.fd))
     here = {
         rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host
     }
@@ -51,17 +54,17 @@ def _unwatched(why: str) -> None:
 
 
 class Watch:
-    """Has ranks of this host watched, until they have ended.
+    """The process that watches the ranks of this host until they have ended.
 
-    Where no process can be started, nobody is watched: the job runs, and one line on stderr says so.
+    Where it cannot be started the job runs unwatched, and one line on stderr says so.
 
     Args:
-        ranks: those of this host.
-        timeout: seconds after which a rank that shows no sign of life ends the job; 0: none does.
+        ranks: the ranks of this host.
+        timeout: seconds after which a rank without a sign of life ends the job; 0: never.
         whole: these are all ranks of the job.
     """
 
-    def __init__(self, ranks: dict[int, Place], timeout: float, whole: bool) -> None:
+    def __init__(self, ranks: dict[int, RankProcess], timeout: float, whole: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if not hasattr(os, "pidfd_open"):  # Linux has it
             _unwatched("this system has no pidfd_open")
@@ -87,14 +90,14 @@ class Watch:
             _unwatched(f"no process can be started: {error.strerror}")
 
     def note_in(self, file: Path) -> None:
-        """From now on write to ``file``, as one :class:`~dejavubench.records.FirstExit`, who ended first or hangs."""
+        """Have the first rank that ends or hangs noted in ``file``, as one ``FirstExit`` record."""
         if self._process is not None:
             assert self._process.stdout is not None
-            select.select([self._process.stdout], [], [], READY_S)  # it watches by now
+            select.select([self._process.stdout], [], [], READY_S)  # until it watches
             self._order(b"note " + os.fsencode(file))
 
     def let_end(self) -> None:
-        """The ranks have said all there is to say; whatever ends from now on ends in order."""
+        """Tell the process that all records are written: ranks may end from now on."""
         self._order(b"ends")
 
     def _order(self, order: bytes) -> None:

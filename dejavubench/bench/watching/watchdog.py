@@ -1,9 +1,9 @@
-"""The watchdog process of a host: notes which of its ranks ended first, and ends a job in which one hangs.
+"""The watchdog process of a host: it notes which rank ended first, and ends a job that hangs.
 
-A launcher kills every rank as soon as one was killed, so that none is left to say which one it was. A rank that is
-stopped, or waits for a file system that does not answer, is noticed by no launcher at all. This process judges the
-ranks of its own host only: one without a heartbeat after the timeout, one without progress half as long after that,
-so that the host of the rank at fault is the first to act.
+A launcher kills every rank as soon as one was killed, so none is left to say which one it was. No
+launcher notices a rank that is stopped, or waits for a file system that does not answer. This
+process judges the ranks of its own host only: a rank without a heartbeat after one timeout, a rank
+without progress half a timeout later. So the host of the rank at fault is the first to act.
 """
 
 from __future__ import annotations
@@ -27,26 +27,30 @@ from dejavubench.machine.launcher import PASS_ON_S
 from dejavubench.wholefile import write_whole
 
 ELSEWHERE = 4.0
-"""Timeouts until ranks are at fault that wait for those of other hosts, which this process cannot see."""
+"""Timeouts after which ranks that wait for other hosts are at fault: those cannot be seen here."""
 
 STOPPED = ("T", "t")
 """States of a process that a signal or a debugger has stopped."""
 
 MISSED = 5
-"""Beats that a rank has missed which is mentioned when another one fails."""
+"""Beats that a rank must have missed to be mentioned when another one fails."""
 
 NOTE_S = 1.0
-"""The longest time to write down who hangs: the file system may be what hangs."""
+"""The longest time to note who hangs: the file system may be what hangs."""
 
 
 def beat_every(timeout: float) -> float:
-    """Seconds between two beats, and between two looks at them."""
+    """Return the seconds between two beats, and between two looks at them."""
     return min(BEAT_S, timeout / 10) if timeout else BEAT_S
 
 
 @dataclass
 class Seen:
-    """The last values seen of a rank, and when they changed; ``process``: the state of its process meanwhile."""
+    """The last values seen of a rank, and when they changed.
+
+    Attributes:
+        process: the state of its process since then.
+    """
 
     page: Page
     beat_at: float
@@ -57,14 +61,14 @@ class Seen:
 
 
 class Judge:
-    """Which ranks of this host hang.
+    """Judges which ranks of this host hang.
 
     Args:
-        pages: what each rank shows of itself.
-        timeout: seconds; 0: nobody hangs.
+        pages: the page of memory of each rank.
+        timeout: seconds; 0: no rank is ever judged to hang.
         whole: all ranks of the job are on this host.
-        process: the state of a rank's process, as Linux abbreviates it.
-        now: by time.monotonic, as in :meth:`look`.
+        process: returns the state of a rank's process, as Linux abbreviates it.
+        now: the time by time.monotonic, as in :meth:`look`.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class Judge:
         self._seen.pop(rank, None)
 
     def look(self, now: float) -> dict[int, str]:
-        """The ranks at fault, each with what is wrong in words."""
+        """Return the ranks at fault, each with the reason in words."""
         self._follow(now)
         if not self._timeout:
             return {}
@@ -94,15 +98,14 @@ class Judge:
         return self._without_beat(now, self._timeout) or self._without_progress(now)
 
     def late(self, now: float) -> dict[int, str]:
-        """Ranks without a heartbeat for a few beats: they may be why another one fails."""
+        """Return ranks that missed a few beats: they may be why another one fails."""
         self._follow(now)
         return self._without_beat(now, MISSED * beat_every(self._timeout)) if self._timeout else {}
 
     def _follow(self, now: float) -> None:
         every = beat_every(self._timeout)
-        unseen = max(
-            0.0, now - self._looked - 2 * every
-        )  # this process has not run either: that time does not count
+        # Time in which this process did not run either does not count.
+        unseen = max(0.0, now - self._looked - 2 * every)
         self._looked = now
         for seen in self._seen.values():
             seen.beat_at += unseen
@@ -127,7 +130,7 @@ class Judge:
         idle = {rank: now - seen.progress_at for rank, seen in self._seen.items()}
         stuck = [rank for rank, seconds in idle.items() if seconds > NO_PROGRESS * self._timeout]
         working = [rank for rank in stuck if self._seen[rank].page.words[STATE] != WAITING]
-        if not working:  # ranks that wait are at fault only if there is nobody to wait for
+        if not working:  # ranks that wait are at fault only if no other rank can be
             longest = (NO_PROGRESS if self._whole else ELSEWHERE) * self._timeout
             if any(seconds <= longest for seconds in idle.values()):
                 return {}
@@ -147,7 +150,8 @@ def _why(seen: Seen) -> str:
 class Watchdog:
     """Watches the ranks of this host until they have ended.
 
-    Orders come on standard input, a line each: ``note FILE`` says where to write, ``ends`` that ranks may end.
+    Orders come on standard input, one per line: ``note FILE`` names the file for notes, ``ends``
+    allows ranks to end.
     """
 
     def __init__(
@@ -163,14 +167,14 @@ class Watchdog:
         self._orders = b""
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
-        self._ranks: dict[int, int] = {}  # by the process's file
+        self._ranks: dict[int, int] = {}  # by the file descriptor of the process
         for rank, pid in pids.items():
             fd = os.pidfd_open(pid)
             self._ranks[fd] = rank
             self._poll.register(fd, select.POLLIN)
 
     def run(self) -> None:
-        """Return when all ranks have ended, or one did that had no leave to."""
+        """Return when all ranks have ended, or one has that was not allowed to."""
         due = time.monotonic() + self._every
         while self._ranks:
             wait = max(0.0, due - time.monotonic()) if self._timeout else None
@@ -194,7 +198,7 @@ class Watchdog:
     def _take_orders(self) -> None:
         got = os.read(0, 65536)
         if not got:
-            self._poll.unregister(0)  # whoever started this has ended: its own turn comes
+            self._poll.unregister(0)  # the rank that started this process has ended
         *orders, self._orders = (self._orders + got).split(b"\n")
         for order in orders:
             word, _, rest = order.partition(b" ")
@@ -213,11 +217,12 @@ class Watchdog:
         self._note(first, late)
 
     def _end_job(self, hung: dict[int, str]) -> None:
-        """Say and note who hangs, then kill the ranks of this host; the launcher kills the others."""
+        """Say and note who hangs, then kill the ranks here; the launcher kills the others."""
         phases = {rank: self._pages[rank].phase for rank in hung}
         for rank, why in hung.items():
             _say(
-                f"rank {rank} failed in phase {phases[rank]}: {why}; --rank-timeout {self._timeout:g}s ends the job"
+                f"rank {rank} failed in phase {phases[rank]}: {why}; "
+                f"--rank-timeout {self._timeout:g}s ends the job"
             )
         noting = threading.Thread(target=self._note, args=(sorted(hung), hung), daemon=True)
         noting.start()
@@ -231,19 +236,18 @@ class Watchdog:
         if self._file is None:
             return
         record = {"kind": "first-exit", "ranks": first, **({"hung": hung} if hung else {})}
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk, or a folder that was removed: then nothing can be noted in it
+        # The disk may be full, or the folder removed: then nothing can be noted there.
+        with contextlib.suppress(OSError):
             write_whole(self._file, (json.dumps(record) + "\n").encode())
 
 
 def _say(what: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more
+    with contextlib.suppress(OSError):  # stderr may be closed
         os.write(2, f"dejavubench: {what}\n".encode())
 
 
 def _state(pid: int) -> str:
-    """The state of a process, as Linux abbreviates it; empty of one that is gone."""
+    """Return the state of a process as Linux abbreviates it; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -251,7 +255,7 @@ def _state(pid: int) -> str:
 
 
 def _open_page(pid: int, fd: int) -> Page | None:
-    """The memory that a rank shares; None where it cannot be opened."""
+    """Open the memory that a rank shares; None where that is impossible."""
     try:
         shared = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -263,7 +267,7 @@ def _open_page(pid: int, fd: int) -> Page | None:
 
 
 def main() -> None:
-    """``TIMEOUT WHOLE RANK=PID:FD …``"""
+    """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
     timeout, whole, *ranks = sys.argv[1:]
     places = {
         int(rank): tuple(map(int, at.split(":")))
@@ -273,14 +277,15 @@ def main() -> None:
     pids = {rank: pid for rank, (pid, _) in places.items()}
     try:
         watchdog = Watchdog(pids, pages, float(timeout), whole == "whole")
-    except ProcessLookupError:  # the job has ended before this process was there
+    except ProcessLookupError:  # the job ended before this process had started
         return
     if float(timeout) and (unseen := sorted(pids.keys() - pages.keys())):
         ranks_text = f"rank{'s' * (len(unseen) > 1)} {', '.join(map(str, unseen))}"
         _say(
-            f"{ranks_text} cannot be watched, as no memory can be shared: a rank that hangs may not end the job"
+            f"{ranks_text} cannot be watched, as no memory can be shared: "
+            "a rank that hangs may not end the job"
         )
     print(flush=True)
     os.close(1)
     watchdog.run()
-    os._exit(0)  # not waiting for a file system that does not answer
+    os._exit(0)  # a clean exit could wait for a file system that does not answer
