@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cards import H200
 
-from dejavubench.config import experiment
+from dejavubench.machine import gpu as machine_gpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process. Beside a busy core two would wait for each other."""
@@ -22,10 +22,10 @@ os.environ.setdefault(
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the GPUs of this machine."""
-    monkeypatch.setattr(experiment, "cuda_devices", lambda: ())
+    monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: ())
 
 
 @pytest.fixture
 def gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that this machine has one H200."""
-    monkeypatch.setattr(experiment, "cuda_devices", lambda: (H200,))
+    monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: (H200,))

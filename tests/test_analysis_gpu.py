@@ -13,6 +13,7 @@ from dejavubench.analysis.formats import as_markdown
 from dejavubench.analysis.report import report
 from dejavubench.analysis.work import weights_itemsize
 from dejavubench.analysis.work import work as work_of
+from dejavubench.bench.recording.infos import point_info
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.records import Alone, ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
@@ -52,7 +53,7 @@ def info_of(model: str, **changes: Any) -> PointInfo:
         "tensor_para_size": 1,
         "pipeline_para_size": 1,
     }
-    return Point(id="p000", spec=SPECS[model], **(whole | sizes)).info()
+    return point_info(Point(id="p000", spec=SPECS[model], **(whole | sizes)))
 
 
 @pytest.mark.parametrize("model", SPECS)

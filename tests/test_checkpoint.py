@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from dejavubench.config.experiment import load
+from dejavubench.config.resolve import load
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
@@ -377,7 +377,7 @@ def test_other_weights_are_another_experiment_and_another_place_is_not(tmp_path:
     folder = saved("gpt2", tmp_path / "model")
     copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "model"))
     first = load(None, {"ckpt_path": folder}, {})
-    assert first.points()[0].spec.vocab_size == VOCAB
+    assert first.points[0].spec.vocab_size == VOCAB
     assert load(None, {"ckpt_path": copy}, {}).hash() == first.hash()
     tensors = load_file(copy / "model.safetensors")
     tensors["transformer.h.2.attn.c_proj.bias"] += 1

@@ -8,10 +8,12 @@ import pytest
 from cards import H200
 from click.testing import CliRunner, Result
 
-from dejavubench.cli import dry_run, main
-from dejavubench.config import experiment as experiment_module
+from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
-from dejavubench.machine.hardware import CudaDevice
+from dejavubench.config.plan import Plan
+from dejavubench.machine import gpu
+from dejavubench.machine.gpu import CudaDevice
+from dejavubench.planning import duration
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))
@@ -34,8 +36,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _have(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
-    for module in (experiment_module, dry_run):
-        monkeypatch.setattr(module, "cuda_devices", lambda: devices)
+    monkeypatch.setattr(gpu, "cuda_devices", lambda: devices)
 
 
 def invoke(*arguments: str) -> Result:
@@ -89,7 +90,7 @@ def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked() -> tuple[CudaDevice, ...]:
         raise AssertionError("asked")
 
-    monkeypatch.setattr(experiment_module, "cuda_devices", asked)
+    monkeypatch.setattr(gpu, "cuda_devices", asked)
     assert invoke("run", "--help").exit_code == 0
 
 
@@ -97,7 +98,7 @@ def test_help_of_run_has_every_field_with_its_default() -> None:
     text = " ".join(invoke("run", "--help").stdout.split())
     for key in Experiment.model_fields:
         assert "--" + key.replace("_", "-") in text
-    assert "Requests in a microbatch. [default: 1]" in text
+    assert "Requests per microbatch. [default: 1]" in text
     assert "--rounds, --times N" in text
     assert "Compare every byte that arrived, outside the clock. [default: on]" in text
 
@@ -155,7 +156,7 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = refused("run", "--streaming", *rest)
     assert (
         message
-        == "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, nixl, tcp"
+        == "--streaming: no destination is given; choose one or more of none, host, disk, mpi, nccl, nixl, tcp"
     )
 
 
@@ -170,7 +171,7 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
         (["run", "none.toml"], "none.toml: No such file or directory"),
         (
             ["run", "--model", "gpt2", "--tensor_para_size", "5"],
-            "tensor_para_size 5 does not divide the 12 heads of gpt2",
+            "--tensor-para-size 5 does not divide the 12 heads of gpt2",
         ),
         (
             ["run", "--streaming", "mpi", "--level", "9"],
@@ -258,18 +259,18 @@ def test_dry_run_of_every_config(
         _have(monkeypatch, H200)
     result = invoke("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
     assert result.exit_code == 0
-    experiment = Experiment.model_validate(_validated(path))
-    assert experiment.figure == path.stem.removesuffix("_nccl_loopback")
-    for point in experiment.points():
+    plan = _plan(path)
+    assert plan.experiment.figure == path.stem.removesuffix("_nccl_loopback")
+    for point in plan.points:
         assert sum(line.startswith(f"{point.id} ") for line in result.stdout.splitlines()) in (1, 2)
-    assert ", ".join(arm.name for arm in experiment.arms()) in result.stdout
+    assert ", ".join(arm.name for arm in plan.arms) in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def _validated(path: Path) -> dict[str, object]:
-    from dejavubench.config.experiment import load
+def _plan(path: Path) -> Plan:
+    from dejavubench.config.resolve import load
 
-    return load(path, {}, {}).model_dump()
+    return load(path, {}, {})
 
 
 def test_dry_run_shows_what_skipped_points_need() -> None:
@@ -286,7 +287,8 @@ def test_dry_run_shows_what_skipped_points_need() -> None:
     lines = result.stdout.splitlines()
     assert "nccl@3 SKIPPED: no CUDA device" in lines
     assert (
-        "p001 SKIPPED: input_len 2000 and output_len 32 take 2031 positions; gpt2 has 1024" in lines
+        "p001 SKIPPED: --input-len 2000 and --output-len 32 take 2031 positions, but gpt2 has 1024"
+        in lines
     )
     assert result.exit_code == 0
 
@@ -299,11 +301,11 @@ def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(
     monkeypatch.setattr(
         fit,
         "reasons",
-        lambda experiment, devices: {"p000": "gpt2 needs 2 GiB of memory, 1 GiB are available"},
+        lambda plan, room: {"p000": "gpt2 needs 2 GiB of memory; 1 GiB are available"},
     )
     result = invoke("run", "--dry-run", "--model", "gpt2")
     assert result.exit_code == 0
-    assert "p000 SKIPPED: gpt2 needs 2 GiB of memory, 1 GiB are available" in result.stdout
+    assert "p000 SKIPPED: gpt2 needs 2 GiB of memory; 1 GiB are available" in result.stdout
     assert result.stdout.endswith("No point can run here.\n")
 
 
@@ -312,8 +314,8 @@ def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.M
     _have(monkeypatch)
     result = invoke("run", str(ROOT / f"configs/h200/{name}.toml"), "--dry-run")
     assert result.exit_code == 0
-    assert "GPUs     none here; needs are those of one for each rank" in result.stdout
-    assert "p000 SKIPPED: opt-13b needs a CUDA device, none is found on this host" in result.stdout
+    assert "GPUs     none here; the table counts one per rank" in result.stdout
+    assert "p000 SKIPPED: opt-13b needs a CUDA device; none is found on this host" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -322,12 +324,12 @@ def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.M
 def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
     result = invoke("run", str(path), "--dry-run")
-    experiment = Experiment.model_validate(_validated(path))
-    assert experiment.device == "cuda"
-    assert not [arm for arm in experiment.arms() if arm.skipped]
-    assert [point.problem for point in experiment.points() if point.problem] == []
+    plan = _plan(path)
+    assert plan.experiment.device == "cuda"
+    assert not [arm for arm in plan.arms if arm.skipped]
+    assert [point.problem for point in plan.points if point.problem] == []
     skipped = [line for line in result.stdout.splitlines() if " SKIPPED: " in line]
-    assert all(line.endswith("GiB of GPU memory, 140 GiB are on NVIDIA H200") for line in skipped)
+    assert all(line.endswith("GiB of GPU memory; NVIDIA H200 has 140 GiB") for line in skipped)
     assert {line.split()[2] for line in skipped} == ({"opt-66b"} if path.stem == "fig2" else set())
     assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in result.stdout
 
@@ -335,22 +337,20 @@ def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from dejavubench.planning import fit
-
-    def probe() -> fit.Rates:
+    def probe() -> duration.Rates:
         raise AssertionError("the CPU's rates say nothing of a GPU")
 
     _have(monkeypatch, H200, H200)
-    monkeypatch.setattr(fit, "probe", probe)
+    monkeypatch.setattr(duration, "probe", probe)
     lengths = ("--ubatch-size", "8", "--input-len", "500", "--output-len", "500")
     result = invoke("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
     (row,) = (line for line in result.stdout.splitlines() if line.startswith("p000"))
     assert row.split() == [
         *("p000", "opt-13b", "fp16", "hnd", "8", "500", "500", "1024"),
-        *("3.06", "GiB", "3.00", "GiB", "6.06", "GiB", "31.9", "GiB", "6.10", "GiB", "-", "-"),
+        *("3.00", "GiB", "3.00", "GiB", "6.00", "GiB", "31.9", "GiB", "6.10", "GiB", "-", "-"),
     ]
     assert "GPUs     2 × NVIDIA H200 (140 GiB)\n" in result.stdout
-    assert result.stdout.endswith("How long it takes on a GPU is not estimated.\n")
+    assert result.stdout.endswith("The time on a GPU is not estimated.\n")
     assert "Weights of" not in result.stdout
 
 
@@ -359,9 +359,10 @@ def test_dry_run_says_when_ranks_would_share_a_card(monkeypatch: pytest.MonkeyPa
     arguments = ("run", "--dry-run", "--model", "gpt2", "--streaming", "none,nccl")
     alone, loopback = invoke(*arguments), invoke(*arguments, "--nccl-loopback")
     assert (
-        "Not with all ranks on this host: streaming nccl needs a GPU for each rank" in alone.stdout
+        "Cannot run with all ranks on this host: --streaming nccl needs one GPU per rank"
+        in alone.stdout
     )
-    assert "Not with" not in loopback.stdout
+    assert "Cannot run" not in loopback.stdout
     assert "Arms     none, none#2, nccl-loopback@3\n" in loopback.stdout
 
 
@@ -388,10 +389,8 @@ def test_dry_run_does_not_import_mpi_or_torch() -> None:
 
 
 def test_paper_fig25_is_the_papers() -> None:
-    from dejavubench.config.experiment import load
+    from dejavubench.config.resolve import load
 
-    experiment = load(ROOT / "configs/paper/fig25.toml", {}, {})
-    assert {(p.input_len, p.output_len, p.data_type) for p in experiment.points()} == {
-        (500, 500, "fp16")
-    }
-    assert {p.spec.name for p in experiment.points()} == {"opt-13b", "opt-66b", "bloom-176b"}
+    plan = load(ROOT / "configs/paper/fig25.toml", {}, {})
+    assert {(p.input_len, p.output_len, p.data_type) for p in plan.points} == {(500, 500, "fp16")}
+    assert {p.spec.name for p in plan.points} == {"opt-13b", "opt-66b", "bloom-176b"}

@@ -50,26 +50,27 @@ sources: 2 workers = 2 stages (layers 0–6, 7–11) × 1 tensor rank, microbatc
 sinks: 2 workers = 1 stage (layers 0–11) × 2 tensor ranks, microbatches of 1
 
 source    sink
-(stage,   (stage,                                                                                   runs:  runs:
-tensor)   tensor)   layers  heads  requests  microbatches  transfers    prompt    token       all  prompt  token
-────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-0 (0, 0)  0 (0, 0)     0–6    0–5       0–3     0–1 → 0–3          4  430.1 kB  43.0 kB  516.1 kB     336    336
-0 (0, 0)  1 (0, 1)     0–6   6–11       0–3     0–1 → 0–3          4  430.1 kB  43.0 kB  516.1 kB     336    336
-1 (1, 0)  0 (0, 0)    7–11    0–5       0–3     0–1 → 0–3          4  307.2 kB  30.7 kB  368.6 kB     240    240
-1 (1, 0)  1 (0, 1)    7–11   6–11       0–3     0–1 → 0–3          4  307.2 kB  30.7 kB  368.6 kB     240    240
+(stage,   (stage,                                                                                  extents  extents
+tensor)   tensor)   layers  heads  requests  microbatches  transfers    prompt    token       all   prompt    token
+───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+0 (0, 0)  0 (0, 0)     0–6    0–5       0–3     0–1 → 0–3          4  430.1 kB  43.0 kB  516.1 kB      336      336
+0 (0, 0)  1 (0, 1)     0–6   6–11       0–3     0–1 → 0–3          4  430.1 kB  43.0 kB  516.1 kB      336      336
+1 (1, 0)  0 (0, 0)    7–11    0–5       0–3     0–1 → 0–3          4  307.2 kB  30.7 kB  368.6 kB      240      240
+1 (1, 0)  1 (0, 1)    7–11   6–11       0–3     0–1 → 0–3          4  307.2 kB  30.7 kB  368.6 kB      240      240
 
 worker
-(stage,                                                          runs:  runs:
-tensor)          peers  transfers    prompt    token       all  prompt  token
-─────────────────────────────────────────────────────────────────────────────
-source 0 (0, 0)      2          8  860.2 kB  86.0 kB    1.0 MB     672    672
-source 1 (1, 0)      2          8  614.4 kB  61.4 kB  737.3 kB     480    480
-sink 0 (0, 0)        2          8  737.3 kB  73.7 kB  884.7 kB     576    576
-sink 1 (0, 1)        2          8  737.3 kB  73.7 kB  884.7 kB     576    576
+(stage,                                                         extents  extents
+tensor)          peers  transfers    prompt    token       all   prompt    token
+────────────────────────────────────────────────────────────────────────────────
+source 0 (0, 0)      2          8  860.2 kB  86.0 kB    1.0 MB      672      672
+source 1 (1, 0)      2          8  614.4 kB  61.4 kB  737.3 kB      480      480
+sink 0 (0, 0)        2          8  737.3 kB  73.7 kB  884.7 kB      576      576
+sink 1 (0, 1)        2          8  737.3 kB  73.7 kB  884.7 kB      576      576
 
 total: 1.8 MB in 16 transfers; busiest: source 0 sends 1.0 MB, sink 0 receives 884.7 kB
 """
-"""7 layers × 4 requests × 6 heads × 64 × 2 bytes, K and V: 43,008 bytes a position, in 7 × 4 × 6 × 2 = 336 runs."""
+"""7 layers × 4 requests × 6 heads × 64 × 2 bytes, K and V: 43,008 bytes a position, in 7 × 4 × 6 × 2 = 336
+extents."""
 
 
 def test_table_of_a_tiny_plan() -> None:
@@ -81,14 +82,14 @@ def test_a_link_adds_lower_bounds() -> None:
     lines = printed(*TINY, *LINK).splitlines()
     assert (
         lines[3]
-        == "link: 1 GB/s in each direction of every worker, 5 µs of latency; times are lower bounds"
+        == "link: 1 GB/s in each direction of every worker, latency 5 µs; times are lower bounds"
     )
     rows = [line.split() for line in lines]
     times = {tuple(row[:2]): row[-3:] for row in rows if len(row) > 2}
     assert times["source", "0"] == ["0.865", "0.091", "1.04"]
     assert times["sink", "1"] == ["0.742", "0.079", "0.890"]
     assert lines[-1] == (
-        f"{GOLDEN.splitlines()[-1]}; at least 0.865 ms for the prompt, 0.091 ms a token, 1.04 ms for all"
+        f"{GOLDEN.splitlines()[-1]}; at least 0.865 ms for the prompt, 0.091 ms per token, 1.04 ms for all"
     )
 
 
@@ -220,7 +221,7 @@ def test_a_file_has_what_stdout_would(style: str, tmp_path: Path) -> None:
 def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text("mine")
-    assert refused(*TINY, "-o", str(path)) == f"{path} exists; --force overwrites it"
+    assert refused(*TINY, "-o", str(path)) == f"{path} exists. Use --force to overwrite it"
     assert path.read_text() == "mine"
     printed(*TINY, "--format", "json", "-o", str(path), "--force")
     assert json.loads(path.read_text())["model"] == "gpt2"
@@ -324,11 +325,11 @@ def refused(*arguments: str) -> str:
     [
         (
             "--tensor-para-size 5",
-            "sources: tensor_para_size 5 does not divide the 12 heads of gpt2",
+            "sources: --tensor-para-size 5 does not divide the 12 heads of gpt2",
         ),
         (
             "--sink-tensor-para-size 8",
-            "sinks: tensor_para_size 8 does not divide the 12 heads of gpt2",
+            "sinks: --sink-tensor-para-size 8 does not divide the 12 heads of gpt2",
         ),
         (
             "--pipeline-para-size 13",
@@ -341,27 +342,33 @@ def refused(*arguments: str) -> str:
         ("--layer-cuts 0,7,7,12", "sources: layer cuts must rise from 0: (0, 7, 7, 12)"),
         ("--layer-cuts 0,-7,12", "sources: layer cuts must rise from 0: (0, -7, 12)"),
         ("--sink-layer-cuts 3,12", "sinks: layer cuts must rise from 0: (3, 12)"),
-        ("--layer-cuts 0,7,13", "--layer-cuts 0,7,13: gpt2 has 12 layers, so the last cut is 12"),
-        ("--sink-layer-cuts 0", "--sink-layer-cuts 0: gpt2 has 12 layers, so the last cut is 12"),
+        (
+            "--layer-cuts 0,7,13",
+            "--layer-cuts 0,7,13: gpt2 has 12 layers, so the last cut must be 12",
+        ),
+        (
+            "--sink-layer-cuts 0",
+            "--sink-layer-cuts 0: gpt2 has 12 layers, so the last cut must be 12",
+        ),
         (
             "--layer-cuts 0,7,12 --pipeline-para-size 3",
-            "--layer-cuts 0,7,12 makes 2 stages, --pipeline-para-size is 3",
+            "--layer-cuts 0,7,12 makes 2 stages, but --pipeline-para-size is 3",
         ),
         (
             "--ubatch-size 8 --requests 12",
-            "12 requests do not fill the microbatches of 8 of the sources; --requests takes multiples of both sides' "
+            "12 requests do not fill the sources' microbatches of 8. Give --requests a multiple of both sides' "
             "microbatches",
         ),
         (
             "--ubatch-size 8 --sink-ubatch-size 3",
-            "8 requests do not fill the microbatches of 3 of the sinks; --requests takes multiples of both sides' "
+            "8 requests do not fill the sinks' microbatches of 3. Give --requests a multiple of both sides' "
             "microbatches",
         ),
         (
             "--input-len 1024",
-            "sources: input_len 1024 and output_len 32 take 1055 positions; gpt2 has 1024",
+            "sources: --input-len 1024 and --output-len 32 take 1055 positions, but gpt2 has 1024",
         ),
-        ("--latency 5us", "--latency is of a --link, and none is given"),
+        ("--latency 5us", "--latency needs --link"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line_and_exit_2(flags: str, message: str) -> None:
@@ -373,7 +380,7 @@ def test_what_cannot_be_planned_is_one_line_and_exit_2(flags: str, message: str)
     [
         (
             "--layer-cuts 0,x",
-            "Invalid value for '--layer-cuts': '0,x' are no layer numbers such as 0,7,13",
+            "Invalid value for '--layer-cuts': '0,x' is not a list of layers such as 0,7,13",
         ),
         ("--ubatch-size 0", "Invalid value for '--ubatch-size': must be greater than 0, not '0'"),
         ("--requests 1.5", "Invalid value for '--requests': must be a whole number, not '1.5'"),
@@ -397,18 +404,18 @@ def test_values_that_cannot_be_read_point_to_the_help(flags: str, message: str) 
 
 
 def test_one_model_is_named(tmp_path: Path) -> None:
-    message = "name one model: by --model, or --ckpt-path for a folder's"
+    message = "give one of --model and --ckpt-path"
     assert refused() == message
     assert refused("--model", "gpt2", "--ckpt-path", str(llama(tmp_path / "llama"))) == message
     assert refused("--model", "custom").startswith(
-        "Invalid value for '--model': a custom model has no sizes of its own"
+        "Invalid value for '--model': custom has no sizes of its own"
     )
 
 
 def test_heads_of_keys_and_values_are_what_is_shared(tmp_path: Path) -> None:
     folder = llama(tmp_path / "llama-8b")
     for side, flag in (("sources", "--tensor-para-size"), ("sinks", "--sink-tensor-para-size")):
-        message = f"{side}: tensor_para_size 16 does not divide the 8 KV heads of llama-8b"
+        message = f"{side}: {flag} 16 does not divide the 8 KV heads of llama-8b"
         assert refused("--ckpt-path", str(folder), flag, "16") == message
 
 
@@ -421,7 +428,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_layout_that_cannot_hold_the_heads_is_refused(tmp_path: Path) -> None:
     folder = llama(tmp_path / "odd", head_dim=6)
     assert refused("--ckpt-path", str(folder), "--kv-layout", "ft").startswith(
-        "sources: kv_layout ft keeps 16 bytes"
+        "sources: --kv-layout ft needs heads of a multiple of 16 bytes"
     )
 
 

@@ -7,14 +7,18 @@ from math import prod
 import pytest
 from test_traffic import made
 
-from dejavubench.config.experiment import Experiment, load
-from dejavubench.config.points import Arm, LayoutName
+from dejavubench.config.arms import Arm
+from dejavubench.config.plan import Plan
+from dejavubench.config.points import LayoutName
+from dejavubench.config.resolve import load
 from dejavubench.dejavulib.kvcache import BOTH, Region, Span
 from dejavubench.dejavulib.plan import Setup, exchanges, stream_in
 from dejavubench.models.hub.specs import SPECS
-from dejavubench.planning import fit
+from dejavubench.planning import duration, fit, memory
+from dejavubench.planning.fit import Room
 from dejavubench.planning.setups import everything, geometry_of, setups
 from dejavubench.planning.traffic import MOST_TRANSFERS
+from dejavubench.transports.registry import transport
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -28,9 +32,7 @@ SPLITS = [  # of the sources, then of the sinks: tensor-parallel degree, stages,
 ]
 
 
-def experiment(
-    model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]
-) -> Experiment:
+def experiment(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]) -> Plan:
     keys = ("tensor_para_size", "pipeline_para_size", "ubatch_size")
     own = dict(zip(keys, sources, strict=True))
     other = {f"sink_{key}": size for key, size in zip(keys, sinks, strict=True)}
@@ -58,17 +60,18 @@ def test_all_layers_are_as_many_times_one(model: str) -> None:
 def test_the_fullest_workers_are_known_without_looking_at_each(
     model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]
 ) -> None:
-    (point,) = experiment(model, sources, sinks).points()
+    plan = experiment(model, sources, sinks)
+    (point,) = plan.points
     out, into = setups(point)
     slot = 16 << 20
     held = [geometry_of(point, out, worker) for worker in range(out.workers)]
-    assert fit.worker_geometry(point) == max(held, key=lambda each: each.layers)
+    assert memory.worker_geometry(point) == max(held, key=lambda each: each.layers)
     streams = max(
         len(stream_in(out, into, worker, everything(point))) for worker in range(into.workers)
     )
     cache = max(geometry_of(point, into, worker).nbytes for worker in range(into.workers))
     assert (
-        fit._arriving_nbytes(point, slot)
+        memory.arriving_nbytes(plan, point)
         == point.requests // into.ubatch_size * cache + 2 * streams * slot
     )
 
@@ -80,14 +83,14 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
         {"model": "gpt2", "kv_layout": layout, "ubatch_size": 3, "input_len": 8, "device": "cpu"},
         {},
     )
-    (point,) = found.points()
-    geometry = fit.worker_geometry(point)
-    seconds = fit.naive_seconds(point, Arm("mpi@0", "mpi", "0"))
+    (point,) = found.points
+    geometry = memory.worker_geometry(point)
+    seconds = duration.naive_seconds(point, Arm("mpi@0", "mpi", "0"))
     copies = 0
     for positions in (8, *[1] * 31):
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
         copies += 12 * sum(len(geometry.runs(kv, region).offsets) for kv in BOTH)
-    assert seconds == pytest.approx(copies * fit.COPY_S["mpi"])
+    assert seconds == pytest.approx(copies * transport("mpi").copy_s)
 
 
 @pytest.mark.parametrize("ubatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
@@ -115,9 +118,9 @@ def test_staging_takes_half_of_the_memory_at_most() -> None:
     found = load(
         None, {"device": "cpu", "model": "gpt2", "streaming": "mpi", "staging_slots": 512}, {}
     )
-    assert fit.reasons(found, available=lambda: 15 << 30) == {
-        "p000": "staging_slots 512 × staging_mib 16 take 8.00 GiB of memory for 1 source, 15.0 GiB are available, of "
-        "which staging may take half"
+    assert fit.reasons(found, Room(15 << 30)) == {
+        "p000": "--staging-slots 512 × --staging-mib 16 take 8.00 GiB for 1 source: more than half "
+        "of the 15.0 GiB that are available"
     }
-    assert fit.reasons(found, available=lambda: 17 << 30) == {}
-    assert "gpt2 needs" in fit.reasons(found, available=lambda: 8 << 30)["p000"]
+    assert fit.reasons(found, Room(17 << 30)) == {}
+    assert "gpt2 needs" in fit.reasons(found, Room(8 << 30))["p000"]

@@ -1,4 +1,4 @@
-"""contrib/compare_engines.py on a tiny GPT-2, without llama.cpp: engines agree, a changed weight is found, refusals."""
+"""contrib/compare_engines.py on a tiny GPT-2: agreement, a changed weight, refusals."""
 
 from __future__ import annotations
 

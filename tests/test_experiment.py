@@ -6,15 +6,19 @@ from typing import Any
 
 import pytest
 
-from dejavubench.config import experiment as experiment_module
-from dejavubench.config.experiment import Experiment, UsageError, load
-from dejavubench.config.points import Arm
-from dejavubench.machine.hardware import CudaDevice
+from dejavubench.config.arms import Arm
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.loading import read_request
+from dejavubench.config.plan import Plan
+from dejavubench.config.resolve import load
+from dejavubench.errors import UsageError
+from dejavubench.machine import cpu, gpu
+from dejavubench.machine.gpu import CudaDevice
 
 pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 
 
-def flags(**values: Any) -> Experiment:
+def flags(**values: Any) -> Plan:
     return load(None, values, {})
 
 
@@ -37,7 +41,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_defaults_are_the_original_batch_makers() -> None:
-    point = flags().points()[0]
+    point = flags().points[0]
     assert (point.spec.layer_num, point.spec.head_num, point.spec.size_per_head) == (24, 16, 64)
     assert (point.spec.vocab_size, point.ubatch_size, point.input_len, point.output_len) == (
         50304,
@@ -45,12 +49,12 @@ def test_defaults_are_the_original_batch_makers() -> None:
         1,
         32,
     )
-    assert [arm.name for arm in flags().arms()] == ["none"]
+    assert [arm.name for arm in flags().arms] == ["none"]
 
 
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, 'model = "gpt2"\nubatch_size = [1, 2]\ninput-len = 8\n')
-    experiment = load(path, {"ubatch_size": "4,8"}, {})
+    experiment = load(path, {"ubatch_size": "4,8"}, {}).experiment
     assert experiment.ubatch_size == (4, 8)
     assert experiment.input_len == (8,)
     assert experiment.output_len == (32,)
@@ -73,28 +77,31 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     ],
 )
 def test_values_as_people_write_them(key: str, text: str, value: object) -> None:
-    assert getattr(flags(**{key: text}), key) == value
+    assert getattr(flags(**{key: text}).experiment, key) == value
 
 
 def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment_module, "native_bf16", lambda: True)
-    assert flags().inference_data_type == ("bf16",)
-    monkeypatch.setattr(experiment_module, "native_bf16", lambda: False)
-    assert flags().inference_data_type == ("fp32",)
+    monkeypatch.setattr(cpu, "native_bf16", lambda: True)
+    assert flags().experiment.inference_data_type == ("bf16",)
+    monkeypatch.setattr(cpu, "native_bf16", lambda: False)
+    assert flags().experiment.inference_data_type == ("fp32",)
 
 
 # ---- the device ----
 
 
 def test_auto_is_the_cpu_without_a_cuda_device() -> None:
-    assert flags().device == "cpu"
+    assert flags().experiment.device == "cpu"
 
 
 @pytest.mark.usefixtures("gpu")
 def test_auto_is_cuda_and_fp16_where_there_is_a_device() -> None:
-    assert (flags().device, flags().inference_data_type) == ("cuda", ("fp16",))
+    assert (flags().experiment.device, flags().experiment.inference_data_type) == (
+        "cuda",
+        ("fp16",),
+    )
     assert flags(weights_data_type="auto").weights_data_type == "fp16"
-    assert flags(device="cuda", inference_data_type="auto,fp32").inference_data_type == (
+    assert flags(device="cuda", inference_data_type="auto,fp32").experiment.inference_data_type == (
         "fp16",
         "fp32",
     )
@@ -102,7 +109,7 @@ def test_auto_is_cuda_and_fp16_where_there_is_a_device() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_the_cpu_is_used_when_it_is_named() -> None:
-    experiment = flags(device="cpu")
+    experiment = flags(device="cpu").experiment
     assert experiment.device == "cpu"
     assert experiment.inference_data_type != ("fp16",)
     assert refused(device="cpu", streaming="nccl").endswith("it needs a CUDA device")
@@ -115,24 +122,24 @@ def test_cuda_without_a_device_is_refused_naming_where_it_was_asked_for(tmp_path
     with pytest.raises(UsageError) as caught:
         load(path, {}, {})
     assert str(caught.value) == f"{path}: device cuda: {problem}"
-    assert load(path, {"device": "cpu"}, {}).device == "cpu"
+    assert load(path, {"device": "cpu"}, {}).experiment.device == "cpu"
 
 
 def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> tuple[CudaDevice, ...]:
         raise RuntimeError("the CUDA driver does not work: cuInit returned error 803")
 
-    monkeypatch.setattr(experiment_module, "cuda_devices", broken)
-    what = "the CUDA driver does not work: cuInit returned error 803; --device cpu does without it"
-    assert refused(device="cuda") == f"--device cuda: {what}"
+    monkeypatch.setattr(gpu, "cuda_devices", broken)
+    what = "the CUDA driver does not work: cuInit returned error 803. Use --device cpu to run without a GPU"
+    assert refused(device="cuda") == f"--device: {what}"
     assert refused(device="auto") == f"--device: {what}"
     assert refused() == f"device: {what}"
-    assert flags(device="cpu").device == "cpu"
+    assert flags(device="cpu").experiment.device == "cpu"
 
 
 def test_weights_may_be_rounded_through_another_type() -> None:
     experiment = flags(weights_data_type="fp16", inference_data_type="fp32")
-    assert experiment.points()[0].data_type == "fp32"
+    assert experiment.points[0].data_type == "fp32"
     assert experiment.hash() != flags(inference_data_type="fp32").hash()
 
 
@@ -142,11 +149,11 @@ def test_weights_may_be_rounded_through_another_type() -> None:
 def test_level_comes_from_flag_then_environment_then_file(tmp_path: Path) -> None:
     environment = {"DEJAVULIB_BASELINE": "0"}
     path = write(tmp_path, 'streaming = "mpi"\nlevel = [1, 2]\n')
-    assert load(None, {"streaming": "mpi"}, environment).level == ("0",)
-    assert load(path, {}, {}).level == ("1", "2")
-    assert load(path, {}, environment).level == ("0",)
-    assert load(path, {"level": "3"}, environment).level == ("3",)
-    assert load(None, {}, {}).level == ("3",)
+    assert load(None, {"streaming": "mpi"}, environment).experiment.level == ("0",)
+    assert load(path, {}, {}).experiment.level == ("1", "2")
+    assert load(path, {}, environment).experiment.level == ("0",)
+    assert load(path, {"level": "3"}, environment).experiment.level == ("3",)
+    assert load(None, {}, {}).experiment.level == ("3",)
 
 
 def test_bad_level_in_the_environment_names_the_variable() -> None:
@@ -163,7 +170,7 @@ def test_bad_level_in_the_environment_names_the_variable() -> None:
 def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
     points = flags(
         model="gpt2,opt-125m", kv_layout="ft,hnd", ubatch_size="1,4", input_len="32,64"
-    ).points()
+    ).points
     assert [point.id for point in points] == [f"p{number:03d}" for number in range(16)]
     assert [point.spec.name for point in points] == ["gpt2"] * 8 + [
         "opt-125m"
@@ -188,7 +195,7 @@ def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
     ],
 )
 def test_positions_of_the_cache(values: dict[str, Any], positions: int) -> None:
-    point = flags(**values).points()[0]
+    point = flags(**values).points[0]
     assert point.positions == positions
     assert point.written == point.input_len + point.output_len - 1 <= positions
 
@@ -196,21 +203,24 @@ def test_positions_of_the_cache(values: dict[str, Any], positions: int) -> None:
 def test_custom_model_has_one_context_for_all_lengths() -> None:
     points = flags(
         layer_num=2, head_num=4, size_per_head=8, input_len="4,100", output_len=10
-    ).points()
+    ).points
     assert {point.spec.context for point in points} == {128}
     assert [point.positions for point in points] == [32, 128]
 
 
 def test_streamed_bytes_of_a_request_of_opt_66b() -> None:
-    point = flags(
-        model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1
-    ).points()[0]
+    point = flags(model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1).points[
+        0
+    ]
     assert point.streamed_nbytes == 3_538_944_000  # REFERENCE: 64 layers, hidden 9216, 1500 tokens
 
 
 def test_a_sweep_keeps_points_that_cannot_run_and_says_why() -> None:
-    gpt2, opt = flags(model="gpt2,opt-125m", input_len=1500).points()
-    assert gpt2.problem == "input_len 1500 and output_len 32 take 1531 positions; gpt2 has 1024"
+    gpt2, opt = flags(model="gpt2,opt-125m", input_len=1500).points
+    assert (
+        gpt2.problem
+        == "--input-len 1500 and --output-len 32 take 1531 positions, but gpt2 has 1024"
+    )
     assert opt.problem is None
 
 
@@ -218,17 +228,17 @@ def test_a_sweep_keeps_points_that_cannot_run_and_says_why() -> None:
 
 
 def arms(**values: Any) -> list[str]:
-    return [arm.name for arm in flags(**values).arms()]
+    return [arm.name for arm in flags(**values).arms]
 
 
 def test_one_destination_at_one_level_is_alone() -> None:
-    assert flags(streaming="mpi").arms() == [Arm("mpi@3", "mpi", "3")]
+    assert flags(streaming="mpi").arms == (Arm("mpi@3", "mpi", "3"),)
 
 
 def test_several_are_compared_with_two_baselines() -> None:
     names = arms(streaming="none,host,disk,mpi")
     assert names == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
-    roles = [arm.role for arm in flags(streaming="none,host").arms()]
+    roles = [arm.role for arm in flags(streaming="none,host").arms]
     assert roles == ["baseline", "repeat", "streaming"]
 
 
@@ -247,7 +257,7 @@ def test_levels_belong_to_destinations_and_durability_to_disk() -> None:
 
 
 def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
-    skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl,host").arms()}
+    skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl,host").arms}
     assert skipped == {"none": None, "none#2": None, "nccl@3": "no CUDA device", "host@3": None}
     assert (
         refused(streaming="nccl")
@@ -257,7 +267,7 @@ def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_nccl_is_an_arm_like_others_on_cuda() -> None:
-    assert flags(streaming="nccl").arms() == [Arm("nccl@3", "nccl", "3")]
+    assert flags(streaming="nccl").arms == (Arm("nccl@3", "nccl", "3"),)
     assert arms(streaming="nccl,host", level="0,3")[2:] == ["nccl@0", "nccl@3", "host@0", "host@3"]
     assert flags(streaming="none,nccl").ranks == (2,)
 
@@ -265,7 +275,7 @@ def test_nccl_is_an_arm_like_others_on_cuda() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_a_loopback_is_called_so_wherever_its_arm_is_named() -> None:
     experiment = flags(streaming="none,host,nccl", nccl_loopback=True)
-    assert [(arm.name, arm.mode, arm.loopback) for arm in experiment.arms()[2:]] == [
+    assert [(arm.name, arm.mode, arm.loopback) for arm in experiment.arms[2:]] == [
         ("host@3", "host", False),
         ("nccl-loopback@3", "nccl", True),
     ]
@@ -273,10 +283,10 @@ def test_a_loopback_is_called_so_wherever_its_arm_is_named() -> None:
 
 
 def test_loopback_is_for_nccl() -> None:
-    message = "nccl_loopback is for streaming nccl, which is not among the destinations"
+    message = "--nccl-loopback needs --streaming nccl"
     assert refused(streaming="none,mpi", nccl_loopback=True) == message
     skipped = {
-        arm.name: arm.skipped for arm in flags(streaming="none,nccl", nccl_loopback=True).arms()
+        arm.name: arm.skipped for arm in flags(streaming="none,nccl", nccl_loopback=True).arms
     }
     assert skipped["nccl-loopback@3"] == "no CUDA device"
 
@@ -299,7 +309,7 @@ def test_accepted_ranks(values: dict[str, Any], ranks: tuple[int, ...]) -> None:
     assert experiment.ranks == ranks
     for size in ranks:
         experiment.check_ranks(size)
-    with pytest.raises(UsageError, match=f"start mpirun -n {ranks[0]}"):
+    with pytest.raises(UsageError, match=f"Start mpirun -n {ranks[0]}"):
         experiment.check_ranks(3)
 
 
@@ -307,24 +317,108 @@ def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
     with pytest.raises(UsageError) as caught:
         flags(streaming="mpi", tensor_para_size=2).check_ranks(2)
     assert str(caught.value) == (
-        "2 ranks: tensor_para_size 2 × pipeline_para_size 1 takes 2 sources, and mpi as many sinks; start mpirun -n 4"
+        "started with 2 ranks: --tensor-para-size 2 × --pipeline-para-size 1 takes 2 sources, and mpi "
+        "needs as many sinks. Start mpirun -n 4"
     )
 
 
 # ---- identity ----
 
 
+HASHES = {
+    "6e205b2be5869a9c": {},
+    "4f4a47f8aba88198": {
+        "model": "gpt2",
+        "ubatch_size": "4",
+        "input_len": "256",
+        "streaming": "none,host,disk,mpi",
+        "level": "0,3",
+        "precision": "1%",
+        "max_time": "10m",
+    },
+    "b70f6eb2c245ab81": {
+        "model": "gpt2,opt-125m",
+        "kv_layout": "ft,nhd",
+        "streaming": "disk",
+        "durability": "fdatasync,page-cache",
+        "keep": True,
+        "stream_dir": "/tmp",
+        "seed": 7,
+    },
+    "e6452e9abcc5aaa2": {
+        "streaming": "mpi",
+        "handoff": True,
+        "output_len": "9",
+        "ubatch_size": "4",
+        "sink_ubatch_size": "2",
+        "weights_data_type": "fp16",
+    },
+    "dc710a9870442e9e": {
+        "model": "gpt2",
+        "swap": "host,disk",
+        "pipeline_para_size": "4",
+        "resident": "3",
+        "temperature": "0.5",
+        "top_k": "40",
+        "top_p": "0.9",
+    },
+    "861f87f5f01da2e7": {
+        "streaming": "none,tcp",
+        "peer": "127.0.0.1:7601",
+        "tcp_checksums": True,
+        "threads": "2",
+        "link": "500Mbit/s",
+        "rank_timeout": "0",
+        "note": "n",
+        "name": "x",
+        "log_dir": "elsewhere",
+    },
+}
+"""Hashes of experiments as records of earlier versions have them."""
+
+
+@pytest.mark.parametrize("expected", HASHES)
+def test_an_experiment_keeps_its_hash(expected: str) -> None:
+    """Records of earlier versions are told apart, and found alike, by it."""
+    values = {**HASHES[expected], "device": "cpu", "inference_data_type": "fp32"}
+    assert flags(**values).hash() == expected
+
+
+def test_given_prompts_are_hashed_in_place_of_their_file(tmp_path: Path) -> None:
+    (tmp_path / "ids.csv").write_text("1,2,3\n4,5\n")
+    values = {"device": "cpu", "inference_data_type": "fp32", "model": "gpt2"}
+    assert flags(prompts=tmp_path / "ids.csv", **values).hash() == "914680f3770aa5d9"
+
+
 def test_every_spelling_of_the_same_values_is_the_same_experiment() -> None:
-    first = flags(
+    plan = flags(
         model="gpt2", ubatch_size="1,2", precision="1%", streaming="none,disk", stream_dir="/tmp"
     )
+    first = plan.experiment
     for other in (
         Experiment(**first.model_dump(mode="json")),
         Experiment.model_validate_json(first.model_dump_json()),
         pickle.loads(pickle.dumps(first)),
     ):
         assert other == first
-        assert other.hash() == first.hash()
+        assert Plan(other).hash() == plan.hash()
+
+
+def test_a_plan_reaches_other_ranks_as_it_is() -> None:
+    plan = flags(model="gpt2,opt-125m", streaming="none,nccl,host")
+    sent = pickle.loads(pickle.dumps(plan))
+    assert (sent, sent.points, sent.arms) == (plan, plan.points, plan.arms)
+
+
+def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> tuple[CudaDevice, ...]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(gpu, "cuda_devices", asked)
+    monkeypatch.setattr(cpu, "native_bf16", asked)
+    values = {"ckpt_path": "nowhere", "prompts": "nowhere", "resume": "nowhere"}
+    experiment = read_request(None, values, {}).experiment
+    assert (experiment.device, experiment.inference_data_type) == ("auto", ("auto",))
 
 
 def test_hash_is_of_what_is_measured() -> None:
@@ -342,11 +436,14 @@ def test_hash_is_of_what_is_measured() -> None:
         ({"model": "gtp2"}, "--model: unknown model 'gtp2'; did you mean gpt2?"),
         ({"ubatch_size": "two"}, "--ubatch-size: must be a whole number, not 'two'"),
         ({"ubatch_size": "0"}, "--ubatch-size: must be greater than 0, not '0'"),
-        ({"ubatch_size": "4,4"}, "--ubatch-size: 4, 4: something is named twice"),
-        ({"ubatch_size": "1,,2"}, "--ubatch-size: name at least one, and none of them empty"),
+        ({"ubatch_size": "4,4"}, "--ubatch-size: 4, 4: a value is given twice"),
+        (
+            {"ubatch_size": "1,,2"},
+            "--ubatch-size: the list has an empty value; give at least one value between commas",
+        ),
         (
             {"streaming": ""},
-            "--streaming: no destination is named; choose one or more of none, host, disk, mpi, nccl, nixl, tcp",
+            "--streaming: no destination is given; choose one or more of none, host, disk, mpi, nccl, nixl, tcp",
         ),
         (
             {"streaming": "tape"},
@@ -356,14 +453,17 @@ def test_hash_is_of_what_is_measured() -> None:
             {"level": "4", "streaming": "mpi"},
             "--level: there is no level '4'; levels are 0, 0-batched, 1, 2, 3",
         ),
-        ({"level": "0,1"}, "level 0, 1: none streams nothing at any level; name a destination"),
+        (
+            {"level": "0,1"},
+            "--level 0,1 needs a destination: --streaming none streams nothing at any level",
+        ),
         (
             {"durability": "hope"},
             "--durability: must be 'fdatasync', 'direct' or 'page-cache', not 'hope'",
         ),
         (
             {"inference_data_type": "fp8"},
-            "--inference-data-type: must be 'fp32', 'bf16' or 'fp16', not 'fp8'",
+            "--inference-data-type: must be 'auto', 'fp32', 'bf16' or 'fp16', not 'fp8'",
         ),
         ({"kv_layout": "hdn"}, "--kv-layout: must be 'ft', 'hnd' or 'nhd', not 'hdn'"),
         ({"device": "tpu"}, "--device: must be 'auto', 'cpu' or 'cuda', not 'tpu'"),
@@ -373,31 +473,34 @@ def test_hash_is_of_what_is_measured() -> None:
         ),
         ({"max_time": "soon"}, "--max-time: 'soon' is not a time such as 90, 90s, 10m or 1h"),
         ({"rounds": "0"}, "--rounds: must be greater than 0, not '0'"),
-        ({"name": "a/b"}, "name 'a/b' cannot be a folder's name"),
-        ({"model": "gpt2", "layer_num": 2}, "layer_num is for --model custom; gpt2 has its own"),
+        ({"name": "a/b"}, "--name: 'a/b' cannot name a folder: it must be printable, .*"),
+        (
+            {"model": "gpt2", "layer_num": 2},
+            "--layer-num 2 is for --model custom; gpt2 has its own sizes. Drop the flag",
+        ),
         (
             {"model": "gpt2", "tensor_para_size": 5},
-            "tensor_para_size 5 does not divide the 12 heads of gpt2",
+            "--tensor-para-size 5 does not divide the 12 heads of gpt2",
         ),
         (
             {"model": "gpt2", "pipeline_para_size": 13},
-            "pipeline_para_size 13 is more than the 12 layers of gpt2",
+            "--pipeline-para-size 13 is more than the 12 layers of gpt2",
         ),
         (
             {"model": "gpt2", "input_len": 1000},
-            "input_len 1000 and output_len 32 take 1031 positions; gpt2 has 1024",
+            "--input-len 1000 and --output-len 32 take 1031 positions, but gpt2 has 1024",
         ),
         (
             {"model": "gpt2", "max_seq_len": 2048},
-            "max_seq_len 2048 is more than the 1024 positions of gpt2",
+            "--max-seq-len 2048 is more than the 1024 positions of gpt2",
         ),
         (
             {"input_len": 16, "output_len": 8, "max_seq_len": 22},
-            "max_seq_len 22 is too short: .* take 23 positions .*",
+            "--max-seq-len 22 is too short: .* take 23 positions .*",
         ),
         (
             {"size_per_head": 4, "kv_layout": "ft", "inference_data_type": "bf16"},
-            "kv_layout ft keeps 16 bytes of a key together: 4 elements a head in bf16 are no multiple",
+            "--kv-layout ft needs heads of a multiple of 16 bytes; 4 elements in bf16 take 8",
         ),
     ],
 )
@@ -415,11 +518,11 @@ def test_wrong_value_is_one_line_naming_the_flag(values: dict[str, Any], message
         ("model = [", "Invalid value (at end of document)"),
         ("rounds = 3\nrounds = 4", "Cannot overwrite a value (at end of document)"),
         ("rounds = 'x'", "rounds: must be a whole number, not 'x'"),
-        ("ubatch_size = [1, true]", "ubatch_size: true and false are no values of this list"),
+        ("ubatch_size = [1, true]", "ubatch_size: true and false are not allowed in this list"),
         ("input_len = 5\ninput-len = 6", "input_len is given twice"),
         (
             "model = 'gpt2'\ninput_len = 2000",
-            "input_len 2000 and output_len 32 take 2031 positions; gpt2 has 1024",
+            "--input-len 2000 and --output-len 32 take 2031 positions, but gpt2 has 1024",
         ),
     ],
 )

@@ -8,12 +8,23 @@ import torch
 from cards import H200
 
 from dejavubench import units
-from dejavubench.config.experiment import NO_FP32_ON_CUDA, Experiment, UsageError, load
-from dejavubench.machine.hardware import CudaDevice, available_nbytes, has_bf16
+from dejavubench.config.plan import Plan
+from dejavubench.config.resolve import load
+from dejavubench.config.rules import NO_FP32_ON_CUDA
+from dejavubench.errors import UsageError
+from dejavubench.machine import gpu
+from dejavubench.machine.cpu import has_bf16
+from dejavubench.machine.gpu import CudaDevice
+from dejavubench.machine.memory import available_nbytes
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard, most_parameters
 from dejavubench.models.hub.specs import SPECS, custom
-from dejavubench.planning import fit
+from dejavubench.planning import duration, fit, memory
+from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
+from dejavubench.planning.fit import Room
+from dejavubench.planning.memory import Memory
+from dejavubench.planning.staging import MIB
+from dejavubench.transports.registry import transport
 
 GIB = 1 << 30
 
@@ -21,7 +32,7 @@ GIB = 1 << 30
 pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 
 
-def flags(**values: Any) -> Experiment:
+def flags(**values: Any) -> Plan:
     return load(None, values, {})
 
 
@@ -50,9 +61,9 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
     values = {"model": "gpt2", "ubatch_size": 4, "input_len": 256, "inference_data_type": "fp16"}
     one, three = (flags(pipeline_para_size=depth, **values) for depth in (1, 3))
     whole = 4 * 288 * 2 * 12 * 768 * 2  # requests × positions × K and V × layers × hidden × bytes
-    assert fit.memory(one, one.points()[0]).cache == whole
+    assert memory.memory(one, one.points[0]).cache == whole
     assert (
-        fit.memory(three, three.points()[0]).cache == 3 * whole // 3
+        memory.memory(three, three.points[0]).cache == 3 * whole // 3
     )  # a third of the layers, three times
 
 
@@ -60,20 +71,20 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
 def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) -> None:
     experiment = flags(model="gpt2", inference_data_type=data_type)
     assert (
-        fit.memory(experiment, experiment.points()[0]).weights
+        memory.memory(experiment, experiment.points[0]).weights
         == itemsize * SPECS["gpt2"].parameters
     )
 
 
 def test_each_destination_adds_what_it_takes() -> None:
-    def needs(streaming: str) -> fit.Memory:
+    def needs(streaming: str) -> Memory:
         experiment = flags(model="gpt2", ubatch_size=4, input_len=256, streaming=streaming)
-        return fit.memory(experiment, experiment.points()[0])
+        return memory.memory(experiment, experiment.points[0])
 
-    streamed = flags(model="gpt2", ubatch_size=4, input_len=256).points()[0].streamed_nbytes
-    none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * fit.MIB
+    streamed = flags(model="gpt2", ubatch_size=4, input_len=256).points[0].streamed_nbytes
+    none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * MIB
     assert disk.source.host == none.source.host + staging
-    assert host.source.host == none.source.host + staging + streamed
+    assert host.source.host == none.source.host + streamed, "it is gathered straight into place"
     assert {rank.device for needs in (none, host, disk) for rank in (needs.source, needs.sink)} == {
         0
     }
@@ -82,34 +93,34 @@ def test_each_destination_adds_what_it_takes() -> None:
 
 def test_what_does_not_fit_is_skipped_in_a_sweep_with_needed_and_available() -> None:
     sweep = flags(model="gpt2,opt-66b", inference_data_type="fp16")
-    reasons = fit.reasons(sweep, available=lambda: 20 * GIB)
+    reasons = fit.reasons(sweep, Room(20 * GIB))
     assert list(reasons) == ["p001"]
-    needed = units.nbytes_text(fit.memory(sweep, sweep.points()[1]).host(1, 0))
-    assert reasons["p001"] == f"opt-66b needs {needed} of memory, 20.0 GiB are available"
+    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).host(1, 0))
+    assert reasons["p001"] == f"opt-66b needs {needed} of memory; 20.0 GiB are available"
     fit.refuse_if_none_runs(sweep, reasons)
 
 
 def test_what_does_not_fit_is_refused_when_it_is_all_there_is() -> None:
     alone = flags(model="opt-66b")
-    with pytest.raises(UsageError, match=r"^opt-66b needs .* of memory, 20\.0 GiB are available$"):
-        fit.refuse_if_none_runs(alone, fit.reasons(alone, available=lambda: 20 * GIB))
+    with pytest.raises(UsageError, match=r"^opt-66b needs .* of memory; 20\.0 GiB are available$"):
+        fit.refuse_if_none_runs(alone, fit.reasons(alone, Room(20 * GIB)))
 
 
 def test_only_the_ranks_of_this_host_count() -> None:
     experiment = flags(model="gpt2", streaming="mpi")
-    needs = fit.memory(experiment, experiment.points()[0])
+    needs = memory.memory(experiment, experiment.points[0])
     room = needs.host(1, 0)
-    assert fit.reasons(experiment, available=lambda: room).keys() == {"p000"}
-    assert not fit.reasons(experiment, sources=1, sinks=0, available=lambda: room)
+    assert fit.reasons(experiment, Room(room)).keys() == {"p000"}
+    assert not fit.reasons(experiment, Room(room), sources=1, sinks=0)
 
 
 # ---- memory of a card ----
 
 
-def cuda_needs(**values: Any) -> fit.Memory:
+def cuda_needs(**values: Any) -> Memory:
     values = {"model": "opt-13b", "ubatch_size": 8, "input_len": 500, "output_len": 500, **values}
     experiment = flags(device="cuda", **values)
-    return fit.memory(experiment, experiment.points()[0])
+    return memory.memory(experiment, experiment.points[0])
 
 
 @pytest.mark.usefixtures("gpu")
@@ -120,9 +131,9 @@ def test_a_card_holds_weights_and_cache_in_the_models_type() -> None:
         2 + 4
     )  # activations; logits in fp16 and fp32
     assert (needs.weights, needs.cache) == (2 * SPECS["opt-13b"].parameters, cache)
-    assert needs.source.device == fit.CUDA_CONTEXT_NBYTES + needs.weights + cache + working
+    assert needs.source.device == memory.CUDA_CONTEXT_NBYTES + needs.weights + cache + working
     assert (
-        needs.source.host == fit.CUDA_PROCESS_NBYTES
+        needs.source.host == memory.CUDA_PROCESS_NBYTES
     )  # weights are drawn on the card: no copy on the host
     assert cuda_needs(inference_data_type="bf16").weights == needs.weights
 
@@ -136,7 +147,8 @@ def test_a_card_holds_weights_and_cache_in_the_models_type() -> None:
 def test_a_drawn_tensor_counts_where_it_is_more_than_a_prompt(model: str, elements: int) -> None:
     needs = cuda_needs(model=model, ubatch_size=1, input_len=8)
     assert (
-        needs.source.device - fit.CUDA_CONTEXT_NBYTES - needs.weights - needs.cache == 2 * elements
+        needs.source.device - memory.CUDA_CONTEXT_NBYTES - needs.weights - needs.cache
+        == 2 * elements
     )
 
 
@@ -145,16 +157,17 @@ def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
     none, host, mpi, nccl, both = (
         cuda_needs(streaming=mode) for mode in ("none", "host", "mpi", "nccl", "none,nccl,nixl")
     )
-    staging, streamed = 4 * 16 * fit.MIB, 8 * 999 * 2 * 40 * 5120 * 2
-    arriving = none.cache + 2 * 16 * fit.MIB
+    staging, streamed = 4 * 16 * MIB, 8 * 999 * 2 * 40 * 5120 * 2
+    arriving = none.cache + 2 * 16 * MIB
     for needs in (host, mpi, nccl):
         assert needs.source.device == none.source.device + staging
-    assert host.source.host == none.source.host + staging + fit._pinned(streamed)
-    assert mpi.source.host == nccl.source.host == none.source.host + staging
-    assert (mpi.sink.host, mpi.sink.device) == (fit.PROCESS_NBYTES + arriving, 0)
+    assert host.source.host == none.source.host + memory._pinned(streamed)
+    assert mpi.source.host == none.source.host + staging
+    assert nccl.source.host == none.source.host
+    assert (mpi.sink.host, mpi.sink.device) == (memory.PROCESS_NBYTES + arriving, 0)
     assert (nccl.sink.host, nccl.sink.device) == (
-        fit.CUDA_PROCESS_NBYTES,
-        fit.CUDA_CONTEXT_NBYTES + arriving,
+        memory.CUDA_PROCESS_NBYTES,
+        memory.CUDA_CONTEXT_NBYTES + arriving,
     )
     assert (both.source, both.sink) == (nccl.source, nccl.sink), "they share caches and staging"
 
@@ -166,21 +179,20 @@ def test_naive_levels_land_a_whole_prompt() -> None:
         for level in ("0", "0-batched", "1")
     }
     prompt = 8 * 500 * 2 * 40 * 5120 * 2
-    both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host  # they share it
-    assert levels["0"] == levels["0-batched"] == both == levels["1"] + fit._pinned(prompt)
+    assert levels["0"] == levels["0-batched"] == levels["1"] + memory._pinned(prompt)
+    both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host
+    assert both == levels["0"] + 4 * 16 * MIB, "they share it; disk has slots too"
 
 
 def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
-    assert [fit._pinned(nbytes) for nbytes in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
+    assert [memory._pinned(nbytes) for nbytes in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
 
 
 @pytest.mark.usefixtures("gpu")
 def test_fp32_is_skipped_on_a_gpu() -> None:
     points = flags(inference_data_type="fp32,fp16", model="gpt2")
-    assert fit.reasons(points, available=lambda: 64 * GIB, devices=lambda: (H200,)) == {
-        "p000": NO_FP32_ON_CUDA
-    }
-    with pytest.raises(UsageError, match="fp32 does not run on a CUDA device"):
+    assert fit.reasons(points, Room(64 * GIB, (H200,))) == {"p000": NO_FP32_ON_CUDA}
+    with pytest.raises(UsageError, match="fp32 does not run on a GPU"):
         flags(inference_data_type="fp32", model="gpt2")
 
 
@@ -190,90 +202,89 @@ def test_ranks_take_a_hosts_cards_in_turn_and_a_loopbacks_sinks_those_of_their_s
         flags(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl")
     )
     loopback = flags(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
-    assert fit.cards(alone, 2, 0, 4) == fit.cards(remote, 2, 2, 4) == fit.Cards((0, 1))
-    assert fit.cards(nccl, 2, 2, 4) == fit.Cards((0, 1), (2, 3))
-    assert fit.cards(nccl, 0, 2, 4) == fit.Cards((), (0, 1))  # the sinks' own host
-    assert fit.cards(loopback, 2, 2, 4) == fit.Cards((0, 1), (0, 1))
-    assert fit.cards(alone, 2, 0, 1) == fit.Cards((0, 0))
+    assert (
+        device_numbers(alone, 2, 0, 4) == device_numbers(remote, 2, 2, 4) == DeviceNumbers((0, 1))
+    )
+    assert device_numbers(nccl, 2, 2, 4) == DeviceNumbers((0, 1), (2, 3))
+    assert device_numbers(nccl, 0, 2, 4) == DeviceNumbers((), (0, 1))  # the sinks' own host
+    assert device_numbers(loopback, 2, 2, 4) == DeviceNumbers((0, 1), (0, 1))
+    assert device_numbers(alone, 2, 0, 1) == DeviceNumbers((0, 0))
 
 
 @pytest.mark.usefixtures("gpu")
 def test_ranks_on_one_card_add_up() -> None:
     values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
     experiment = flags(**values)
-    needs = fit.memory(experiment, experiment.points()[0])
+    needs = memory.memory(experiment, experiment.points[0])
     both = needs.source.device + needs.sink.device
-    assert needs.devices(fit.cards(experiment, 1, 1, 1)) == {0: both}
+    assert needs.devices(device_numbers(experiment, 1, 1, 1)) == {0: both}
     enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
-    assert not fit.reasons(experiment, available=lambda: 64 * GIB, devices=lambda: (enough,))
-    assert fit.reasons(
-        experiment, available=lambda: 64 * GIB, devices=lambda: (too_small,)
-    ).keys() == {"p000"}
+    assert not fit.reasons(experiment, Room(64 * GIB, (enough,)))
+    assert fit.reasons(experiment, Room(64 * GIB, (too_small,))).keys() == {"p000"}
 
 
 @pytest.mark.usefixtures("gpu")
 def test_what_does_not_fit_the_card_is_skipped_in_a_sweep_with_needed_and_there() -> None:
     sweep = flags(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
-    reasons = fit.reasons(sweep, available=lambda: 64 * GIB, devices=lambda: (H200,))
-    needed = units.nbytes_text(fit.memory(sweep, sweep.points()[1]).source.device)
-    assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory, 140 GiB are on NVIDIA H200"}
+    reasons = fit.reasons(sweep, Room(64 * GIB, (H200,)))
+    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).source.device)
+    assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory; NVIDIA H200 has 140 GiB"}
 
 
 @pytest.mark.usefixtures("gpu")
 def test_host_memory_counts_on_cuda_too() -> None:
     experiment = flags(model="opt-13b", streaming="host")
-    (reason,) = fit.reasons(experiment, available=lambda: GIB, devices=lambda: (H200,)).values()
-    assert reason.endswith("of memory, 1.00 GiB are available")
+    (reason,) = fit.reasons(experiment, Room(GIB, (H200,))).values()
+    assert reason.endswith("of memory; 1.00 GiB are available")
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
     experiment = flags(model="gpt2", streaming="mpi")
-    what: dict[str, Any] = {"available": lambda: 64 * GIB, "devices": lambda: ()}
-    assert fit.reasons(experiment, 0, 1, **what) == {}
-    assert fit.reasons(experiment, 1, 0, **what) == {
-        "p000": "gpt2 needs a CUDA device, none is found on this host"
+    room = Room(64 * GIB)
+    assert fit.reasons(experiment, room, 0, 1) == {}
+    assert fit.reasons(experiment, room, 1, 0) == {
+        "p000": "gpt2 needs a CUDA device; none is found on this host"
     }
 
 
 @pytest.mark.usefixtures("gpu")
 def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
     nccl = flags(streaming="none,nccl")
-    assert fit.too_few_devices(nccl, devices=lambda: (H200,)) == (
-        "streaming nccl needs a GPU for each rank: 2 ranks on this host, 1 GPU; "
+    assert too_few_devices(nccl, (H200,)) == (
+        "--streaming nccl needs one GPU per rank: this host has 2 ranks and 1 GPU. "
         "--nccl-loopback lets a source and its sink share one"
     )
-    assert fit.too_few_devices(nccl, devices=lambda: (H200, H200)) is None
-    assert fit.too_few_devices(nccl, sources=1, sinks=0, devices=lambda: (H200,)) is None
+    assert too_few_devices(nccl, (H200, H200)) is None
+    assert too_few_devices(nccl, (H200,), sources=1, sinks=0) is None
     for values in ({"streaming": "none,nccl", "nccl_loopback": True}, {"streaming": "mpi"}):
-        assert fit.too_few_devices(flags(**values), devices=lambda: (H200,)) is None
+        assert too_few_devices(flags(**values), (H200,)) is None
 
 
-def test_the_driver_is_not_asked_on_the_cpu() -> None:
+def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked() -> tuple[CudaDevice, ...]:
         raise AssertionError("asked")
 
     experiment = flags(model="gpt2", streaming="none,nccl")
-    assert fit.reasons(experiment, available=lambda: 64 * GIB, devices=asked) == {}
-    assert fit.too_few_devices(experiment, devices=asked) is None
+    monkeypatch.setattr(gpu, "cuda_devices", asked)
+    assert fit.reasons(experiment, Room.here(experiment)) == {}
+    assert too_few_devices(experiment, ()) is None
 
 
 # ---- time ----
 
-RATES = fit.Rates(matmul=100e9, read=20e9)
+RATES = duration.Rates(matmul=100e9, read=20e9)
 
 
 def test_prompt_takes_its_flops_and_a_token_its_bytes() -> None:
-    point = flags(model="gpt2", ubatch_size=4, input_len=256, inference_data_type="fp32").points()[
-        0
-    ]
-    prompt, token = fit.compute_seconds(point, RATES, threads=1)
+    point = flags(model="gpt2", ubatch_size=4, input_len=256, inference_data_type="fp32").points[0]
+    prompt, token = duration.compute_seconds(point, RATES, threads=1)
     layers, seen = 12 * 12 * 768 * 768, 256 + 16
     head = 50257 * 768
     flops = 2 * 4 * (256 * layers + head) + 2 * 4 * 12 * 768 * 256**2
     assert prompt == pytest.approx(flops / 75e9)
     assert token == pytest.approx((4 * (layers + head) + 4 * seen * 2 * 12 * 768 * 4) / 12e9)
-    assert fit.compute_seconds(point, RATES, threads=2)[0] == pytest.approx(prompt / 2)
+    assert duration.compute_seconds(point, RATES, threads=2)[0] == pytest.approx(prompt / 2)
 
 
 def test_naive_levels_pay_for_every_run() -> None:
@@ -285,11 +296,11 @@ def test_naive_levels_pay_for_every_run() -> None:
         level="0,3",
         output_len=3,
     )
-    point = experiment.points()[0]
-    seconds = {arm.name: fit.naive_seconds(point, arm) for arm in experiment.arms()}
+    point = experiment.points[0]
+    seconds = {arm.name: duration.naive_seconds(point, arm) for arm in experiment.arms}
     runs = 3 * 12 * (12 * 64 * 2 // 16 + 12)  # steps × layers × (16-byte pieces of K + heads of V)
-    assert seconds["mpi@0"] == pytest.approx(runs * fit.COPY_S["mpi"])
-    assert seconds["disk@0"] == pytest.approx(runs * fit.FSYNC_S)
+    assert seconds["mpi@0"] == pytest.approx(runs * transport("mpi").copy_s)
+    assert seconds["disk@0"] == pytest.approx(runs * transport("disk").sync_s)
     assert seconds["none"] == seconds["mpi@3"] == 0
 
 
@@ -297,15 +308,15 @@ def test_time_counts_every_arm_and_iteration() -> None:
     few, many = (
         flags(model="gpt2", streaming=s, rounds=4, warmup=1) for s in ("host", "none,host")
     )
-    alone = fit.point_seconds(few, few.points()[0], RATES)
-    assert fit.point_seconds(many, many.points()[0], RATES) == pytest.approx(3 * alone)
+    alone = duration.point_seconds(few, few.points[0], RATES)
+    assert duration.point_seconds(many, many.points[0], RATES) == pytest.approx(3 * alone)
     assert alone == pytest.approx(
-        5 * fit.iteration_seconds(few, few.points()[0], few.arms()[0], RATES)
+        5 * duration.iteration_seconds(few, few.points[0], few.arms[0], RATES)
     )
 
 
 def test_probe_finds_rates_of_a_computer() -> None:
-    rates = fit.probe()
+    rates = duration.probe()
     assert 1e8 < rates.matmul < 1e14
     assert 1e8 < rates.read < 1e13
 

@@ -10,9 +10,9 @@ import pytest
 from jobs import BF16, HERE, QUICK, Job, processed, run
 from test_run import verified
 
-from dejavubench.config import experiment
-from dejavubench.config.experiment import load
+from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
+from dejavubench.machine import cpu
 from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
 
 SHORT = (
@@ -134,15 +134,15 @@ def test_a_sink_that_fails_as_it_takes_over_ends_the_job(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"handoff_tokens": "2"}, "handoff_tokens is for a run with handoff"),
-        ({"handoff": True, "streaming": "host"}, "handoff is for streaming mpi alone"),
-        ({"handoff": True, "streaming": "none,mpi"}, "handoff is for streaming mpi alone"),
-        ({"handoff": True, "compare": True}, "handoff is for streaming mpi alone"),
+        ({"handoff_tokens": "2"}, "--handoff-tokens 2 needs --handoff"),
+        ({"handoff": True, "streaming": "host"}, "--handoff needs --streaming mpi alone"),
+        ({"handoff": True, "streaming": "none,mpi"}, "--handoff needs --streaming mpi alone"),
+        ({"handoff": True, "compare": True}, "--handoff needs --streaming mpi alone"),
         (
             {"handoff": True, "output_len": "4", "handoff_tokens": "4"},
-            "leaves the sinks nothing of output_len 4",
+            "leaves nothing for the sinks: --output-len is 4",
         ),
-        ({"handoff": True, "output_len": "1"}, "leaves the sinks nothing of output_len 1"),
+        ({"handoff": True, "output_len": "1"}, "leaves nothing for the sinks: --output-len is 1"),
     ],
 )
 def test_a_hand_over_that_cannot_be_is_refused(flags: dict[str, Any], words: str) -> None:
@@ -151,7 +151,7 @@ def test_a_hand_over_that_cannot_be_is_refused(flags: dict[str, Any], words: str
 
 
 def test_where_bf16_would_round_apart_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "native_bf16", lambda: True)
+    monkeypatch.setattr(cpu, "native_bf16", lambda: True)
     flags = {"streaming": "mpi", "device": "cpu", "handoff": True}
     for other in ("sink_tensor_para_size", "sink_ubatch_size"):
         apart = {
@@ -160,14 +160,14 @@ def test_where_bf16_would_round_apart_it_is_refused(monkeypatch: pytest.MonkeyPa
             "sink_ubatch_size": "2",
             other: "1" if "ubatch" in other else "2",
         }
-        with pytest.raises(UsageError, match="name inference_data_type fp32, or no verify"):
+        with pytest.raises(UsageError, match="Use --inference-data-type fp32 or --no-verify"):
             load(None, apart, {})
         for settled in ({"inference_data_type": "fp32"}, {"verify": False}):
-            assert load(None, {**apart, **settled}, {}).handoff
-    assert load(None, {**flags, "sink_pipeline_para_size": "2"}, {}).handoff
+            assert load(None, {**apart, **settled}, {}).experiment.handoff
+    assert load(None, {**flags, "sink_pipeline_para_size": "2"}, {}).experiment.handoff
 
 
 @pytest.mark.usefixtures("gpu")
 def test_on_a_gpu_it_is_refused() -> None:
-    with pytest.raises(UsageError, match="handoff runs with device cpu only"):
+    with pytest.raises(UsageError, match="--handoff needs --device cpu"):
         load(None, {"streaming": "mpi", "device": "cuda", "handoff": True}, {})

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import pytest
 
 HERE = Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ WALK_LINES = 2000
 MOST_EXCEPTIONS = 5
 
 EXCEPTIONS: Mapping[str, str] = {}
-"""``file``, ``file::Class`` or ``file::function`` to the reason why it may be larger. At most five."""
+"""Reasons for larger parts, by ``file``, ``file::Class`` or ``file::function``. At most five."""
 
 ENGINE = ("parallel", "models", "dejavulib", "machine", "records")
 ARROWS: Mapping[str, tuple[str, ...]] = {
@@ -329,6 +330,21 @@ def test_no_file_is_in_a_circle_of_imports() -> None:
 def test_the_house_has_no(what: str) -> None:
     found = [each for each in CHECKS[what](HERE) if each.split(": ")[0] not in EXCEPTIONS]
     assert not found, "\n".join(found)
+
+
+def test_the_help_of_every_option_begins_with_a_verb_or_a_noun() -> None:
+    from dejavubench.cli import main as main_command
+
+    context = click.Context(main_command)
+    helps = {
+        f"{name} {option.opts[0]}": option.help or ""
+        for name in main_command.list_commands(context)
+        if (command := main_command.get_command(context, name)) is not None
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
+    assert len(helps) > 60
+    assert [f"{name}: {text}" for name, text in helps.items() if HELP.match(text)] == []
 
 
 def test_few_modules_lie_beside_the_packages() -> None:

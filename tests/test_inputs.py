@@ -18,7 +18,9 @@ from test_interrupted import killed
 from dejavubench.cli import main
 from dejavubench.cli import plan as plan_command
 from dejavubench.cli import sink as sink_command
-from dejavubench.config.experiment import MOST_THREADS, Experiment, load
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.options.machine import MOST_THREADS
+from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.tcp import sink as tcp_sink
 from dejavubench.errors import UsageError
 from dejavubench.machine.hardware import CudaDevice
@@ -136,7 +138,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
         monkeypatch.delenv(variable, raising=False)
     none: tuple[CudaDevice, ...] = ()
-    monkeypatch.setattr("dejavubench.config.experiment.cuda_devices", lambda: none)
+    monkeypatch.setattr("dejavubench.machine.gpu.cuda_devices", lambda: none)
 
 
 def one_line(message: str, value: object, *names: str) -> None:
@@ -156,11 +158,11 @@ def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None
     taken = {}
     for name, value in {**TEXTS, **OTHERS}.items():
         try:
-            experiment = load(None, {"device": "cpu", key: value}, {}, plan=True)
+            plan = load(None, {"device": "cpu", key: value}, {}, planned=True)
         except UsageError as error:
             one_line(str(error), "" if name in SOUND else value, flag, f"{key} ", f"{key}: ")
         else:
-            taken[name] = getattr(experiment, key)
+            taken[name] = getattr(plan.experiment, key)
     assert taken == ACCEPTED.get(key, {})
 
 
@@ -174,7 +176,7 @@ def test_no_value_of_a_resumed_run_is_more_than_one_line(key: str, tmp_path: Pat
         try:
             load(None, {"resume": str(folder), "device": "cpu"}, {})
         except UsageError as error:
-            one_line(str(error).replace(str(folder), "DIR"), "", key)
+            one_line(str(error).replace(str(folder), "DIR"), "", key, "--" + key.replace("_", "-"))
 
 
 def test_a_folder_of_streams_that_is_none_names_run_json(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
     for text, says in (
         ("threads = true", "threads: must be a whole number, not True"),
         ("threads = [1, 2]", "threads takes one value; it cannot be swept: [1, 2]"),
-        ("input_len = [1, 1]", "input_len: 1, 1: something is named twice"),
+        ("input_len = [1, 1]", "input_len: 1, 1: a value is given twice"),
         ("prompts = 5", "prompts: must be a path, not 5"),
         (
             'log_dir = "a\\u0000b"',
@@ -225,7 +227,7 @@ def test_a_config_of_an_impossible_name_is_one_line(path: str) -> None:
 
 
 def test_a_config_without_an_end_is_not_read() -> None:
-    with pytest.raises(UsageError, match=r"^/dev/zero: is no file$"):
+    with pytest.raises(UsageError, match=r"^/dev/zero is not a file; CONFIG is a TOML file$"):
         load(Path("/dev/zero"), {}, {})
 
 
@@ -234,16 +236,16 @@ def test_a_config_without_an_end_is_not_read() -> None:
     [
         (
             {"durability": "direct"},
-            "durability direct is for streaming disk, which is not among the destinations",
+            "--durability direct needs --streaming disk",
         ),
         (
             {"durability": "direct", "streaming": "mpi"},
-            "durability direct is for streaming disk, .*",
+            "--durability direct needs --streaming disk",
         ),
-        ({"peer": "a:1"}, "peer is for streaming tcp, which is not among the destinations"),
+        ({"peer": "a:1"}, "--peer a:1 needs --streaming tcp"),
         (
             {"tcp_checksums": True},
-            "tcp_checksums is for streaming tcp, which is not among the destinations",
+            "--tcp-checksums needs --streaming tcp",
         ),
         ({"threads": MOST_THREADS + 1}, "--threads: must be at most 4096, not 4097"),
         (
@@ -260,32 +262,34 @@ def test_a_config_without_an_end_is_not_read() -> None:
         ({"note": "x" * 10_001}, "--note: 'x+… .* is longer than 10000 characters"),
         (
             {"name": "漢" * 90},
-            "name '漢+… .* cannot be a folder's name|name '漢+' cannot be a folder's name",
+            "--name: '漢+(… .*|') cannot name a folder: it must be .*",
         ),
         (
             {
                 "input_len": ",".join(map(str, range(1, 102))),
                 "output_len": ",".join(map(str, range(1, 102))),
             },
-            "the lists combine to 10,201 points, and one run takes at most 10,000: .*",
+            "the lists combine to 10,201 points; one run takes at most 10,000. .*",
         ),
         (
             {"layer_num": 5000, "pipeline_para_size": 5000},
-            "tensor_para_size × pipeline_para_size takes 5,000 ranks; at most 4,096 are supported",
+            "--tensor-para-size × --pipeline-para-size takes 5,000 ranks; at most 4,096 are supported",
         ),
     ],
 )
 def test_what_is_senseless_is_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as refused:
-        load(None, {"device": "cpu", **values}, {}, plan=True)
+        load(None, {"device": "cpu", **values}, {}, planned=True)
     assert re.fullmatch(says, str(refused.value))
 
 
 def test_more_than_four_threads_a_core_are_refused() -> None:
-    experiment = load(None, {"device": "cpu", "threads": 9}, {})
-    experiment.check_threads(3)
-    with pytest.raises(UsageError, match="threads 9 are more than 4 for each of the 2 cores"):
-        experiment.check_threads(2)
+    plan = load(None, {"device": "cpu", "threads": 9}, {})
+    plan.check_threads(3)
+    with pytest.raises(
+        UsageError, match="--threads 9 is more than 4 per core: a rank may use 2 cores"
+    ):
+        plan.check_threads(2)
 
 
 # ---- plan and sink ----
@@ -380,7 +384,7 @@ def test_a_plan_of_a_million_requests_is_summed_up() -> None:
         main, ["plan", "--model", "gpt2", "--requests", "1000000", "--format", "json"]
     )
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "this plan has 1,000,000: at most 100,000 are listed" in result.stderr
+    assert "at most 100,000 transfers, and this plan has 1,000,000" in result.stderr
 
 
 def test_sizes_that_no_model_has_are_described_at_once() -> None:

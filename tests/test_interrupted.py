@@ -10,6 +10,7 @@ from synthetic import NONE, arm, point, write_run
 
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import WITH_CACHE, find_interrupted
+from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.records import PhaseMark, rank_file, to_line
 
@@ -44,7 +45,8 @@ def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -
     assert found.stream_dir == folder
     assert found.stream_name(3) == "0123456789abcdef-p001-rank0003-fdatasync"
     experiment = Experiment.model_validate(values)
-    (left,), (only,) = experiment.points(), experiment.arms()
+    plan = Plan(experiment)
+    (left,), (only,) = plan.points, plan.arms
     assert (left.spec.name, left.ubatch_size, left.input_len) == ("gpt2-xl", 4, 256)
     assert (left.output_len, left.positions) == (7, 262)
     assert (only.name, only.level, experiment.keep) == ("disk@0", "0", True)
@@ -58,20 +60,31 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("phase", "at", "of", "says"),
     [
-        ("prepare", "p000", "disk@3", "ended in phase prepare of disk@3: no request was under way"),
-        ("alone", "p000", "disk@3", "ended in phase alone of disk@3: no request was under way"),
+        (
+            "prepare",
+            "p000",
+            "disk@3",
+            "{} ended in phase prepare of disk@3, when no request was under way",
+        ),
+        (
+            "alone",
+            "p000",
+            "disk@3",
+            "{} ended in phase alone of disk@3, when no request was under way",
+        ),
         (
             "tokens",
             "p000",
             "none",
-            "ended in phase tokens of none: only what streams to disk can be resumed",
+            "{} ended in phase tokens of none: only a request that is streamed to disk can be resumed",
         ),
-        ("load", "p000", None, "ended in phase load, where no request was under way"),
+        ("load", "p000", None, "{} ended in phase load, when no request was under way"),
         (
             "tokens",
             "p007",
             "disk@3",
-            "has records of p007 disk@3, which its run.json does not name",
+            "the records in {} name p007 disk@3, but its run.json does not: they are of different runs, "
+            "or damaged",
         ),
     ],
 )
@@ -81,7 +94,7 @@ def test_where_nothing_of_a_request_is_on_disk_there_is_nothing_to_resume(
     folder = killed(tmp_path / "run", phase, at, of)
     with pytest.raises(UsageError) as refused:
         find_interrupted(folder)
-    assert str(refused.value) == f"resume: {folder} {says}"
+    assert str(refused.value) == f"--resume: {says.format(folder)}"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +106,6 @@ def test_one_that_had_just_begun_to_go_on_with_another_names_that(
     folder = killed(tmp_path / "run", phase, "p000", of, resume="logs/first")
     with pytest.raises(
         UsageError,
-        match="no request was under way; logs/first, which it went on with, can be resumed again",
+        match=r"when no request was under way\. Resume logs/first again, which it was resuming",
     ):
         find_interrupted(folder)

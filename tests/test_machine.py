@@ -60,7 +60,7 @@ def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 class Driver:
-    """The driver's calls that are used, for devices of the given names and sizes; counts what it is asked."""
+    """A driver with devices of the given names and sizes. It counts its calls."""
 
     def __init__(self, *devices: tuple[str, int], **errors: int) -> None:
         self.devices, self.errors, self.asked = devices, errors, 0
@@ -148,7 +148,8 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
         "found = cuda_devices()\n"
         "active, flags = ctypes.c_int(), ctypes.c_uint()\n"
         "driver = ctypes.CDLL('libcuda.so.1')\n"
-        "assert driver.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active)) == 0\n"
+        "state = driver.cuDevicePrimaryCtxGetState\n"
+        "assert state(0, ctypes.byref(flags), ctypes.byref(active)) == 0\n"
         "assert not {'torch', 'cupy'} & set(sys.modules)\n"
         "print(len(found), found[0].nbytes, found[0].uuid, active.value, found[0].name, sep='|')\n"
     )

@@ -1,4 +1,4 @@
-"""`make figures-gpu` with programs of our own in place of mpirun, dejavubench and MPS: what runs, and what is left."""
+"""`make figures-gpu` with stand-ins for mpirun, dejavubench and MPS: its calls and leftovers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with the Makefile, an environment that is installed, and programs that write down their calls."""
+    """A folder with the Makefile, an installed environment, and programs that note their calls."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()

@@ -19,14 +19,15 @@ from memory import schedule_of, small_geometry
 from test_faults import ended, faulty, struck
 from test_run import verified
 
-from dejavubench.config import experiment
-from dejavubench.config.experiment import NO_NIXL, load
+from dejavubench.config.resolve import load
 from dejavubench.dejavulib.addresses import Bases, RunAddresses
 from dejavubench.dejavulib.kvcache import Span
 from dejavubench.errors import UsageError
 from dejavubench.machine.hardware import has_nixl
-from dejavubench.planning import fit
+from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
 from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped
+from dejavubench.transports import nixl as transport
+from dejavubench.transports.nixl import NOT_INSTALLED as NO_NIXL
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
@@ -241,12 +242,12 @@ def no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine has."""
-    monkeypatch.setattr(experiment, "has_nixl", lambda: True)
+    monkeypatch.setattr(transport, "has_nixl", lambda: True)
 
 
 @pytest.mark.usefixtures("no_nixl")
 def test_it_is_skipped_in_a_sweep_and_refused_alone() -> None:
-    arms = load(None, {"streaming": "none,nixl,host", "device": "cpu"}, {}).arms()
+    arms = load(None, {"streaming": "none,nixl,host", "device": "cpu"}, {}).arms
     assert {arm.name: arm.skipped for arm in arms[2:]} == {"nixl@3": NO_NIXL, "host@3": None}
     with pytest.raises(UsageError, match=r"^streaming nixl: nixl is not installed: pip install"):
         load(None, {"streaming": "nixl", "device": "cpu"}, {})
@@ -298,14 +299,14 @@ def test_a_rank_that_lacks_it_is_told_by_all_at_once(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("gpu", "installed")
 def test_it_needs_a_gpu_for_each_rank() -> None:
     asked = load(None, {"model": "gpt2", "device": "cuda", "streaming": "none,nixl"}, {})
-    said = "streaming nixl needs a GPU for each rank: 2 ranks on this host, 1 GPU"
-    assert fit.too_few_devices(asked, devices=lambda: (H200,)) == said
-    assert fit.too_few_devices(asked, devices=lambda: (H200, H200)) is None
-    assert fit.cards(asked, 1, 1, 2) == fit.Cards((0,), (1,))
-    with pytest.raises(UsageError, match="nccl_loopback puts sinks on their sources' GPUs"):
+    said = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
+    assert too_few_devices(asked, (H200,)) == said
+    assert too_few_devices(asked, (H200, H200)) is None
+    assert device_numbers(asked, 1, 1, 2) == DeviceNumbers((0,), (1,))
+    with pytest.raises(UsageError, match="nccl_loopback cannot be combined with streaming nixl"):
         load(None, {"device": "cuda", "streaming": "nccl,nixl", "nccl_loopback": "true"}, {})
     on_cpu = load(None, {"model": "gpt2", "device": "cpu", "streaming": "none,nixl"}, {})
-    assert fit.too_few_devices(on_cpu, devices=lambda: (H200,)) is None
+    assert too_few_devices(on_cpu, (H200,)) is None
 
 
 # ---- what both sides must agree on ----

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dejavubench.bench.point.prompts import Prompts, make_prompts
-from dejavubench.config.experiment import load
 from dejavubench.config.promptfile import PromptError, read_prompts
+from dejavubench.config.resolve import load
 from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.errors import UsageError
 from dejavubench.models.attention import BLOCK
@@ -216,10 +216,8 @@ def test_a_folder_without_tokenizer_is_one_whole_line(
 def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
     experiment = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
-    assert [point.input_len for point in experiment.points()] == [5, 5]
-    alone, four = (
-        make_prompts(point, 2, 0, experiment.given_prompts) for point in experiment.points()
-    )
+    assert [point.input_len for point in experiment.points] == [5, 5]
+    alone, four = (make_prompts(point, 2, 0, experiment.prompts) for point in experiment.points)
     assert [each.unpadded() for each in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
     assert [each.unpadded() for each in four] == [
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
@@ -244,14 +242,14 @@ def test_other_prompts_are_another_experiment_and_another_place_is_not(tmp_path:
 @pytest.mark.parametrize(
     ("text", "more", "words"),
     [
-        ("1,50304", {}, "prompt 1 has token 50304; custom has tokens up to 50303"),
-        ("1,2", {"input_len": "4"}, "input_len is for random prompts"),
+        ("1,50304", {}, "prompt 1 has token 50304; the last token of custom is 50303"),
+        ("1,2", {"input_len": "4"}, "--input-len 4 is for random prompts"),
         (
             "1,2",
             {"output_len": "8", "max_seq_len": "8"},
-            "input_len 2 and output_len 8 take 9 positions",
+            "--input-len 2 and --output-len 8 take 9 positions",
         ),
-        ("1," * 1030, {"model": "gpt2"}, "take 1061 positions; gpt2 has 1024"),
+        ("1," * 1030, {"model": "gpt2"}, "take 1061 positions, but gpt2 has 1024"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(
@@ -263,11 +261,11 @@ def test_prompts_that_do_not_fit_are_refused(
 
 @pytest.mark.usefixtures("gpu")
 def test_unequal_lengths_are_refused_on_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="prompts of unequal lengths run on the CPU only"):
+    with pytest.raises(UsageError, match="prompts of different lengths need --device cpu"):
         load(None, {"prompts": written(tmp_path, "a.csv", "1,2\n3"), "device": "cuda"}, {})
     assert load(
         None, {"prompts": written(tmp_path, "a.csv", "1,2\n3,4"), "device": "cuda"}, {}
-    ).given_prompts
+    ).prompts
 
 
 # ---- unequal lengths ----

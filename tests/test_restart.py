@@ -374,7 +374,7 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     assert tokens_of(job) == undisturbed[1, "fp32"]
     assert (
         resume(tmp_path / "4", 1, job, status=2).stderr.count(
-            "came to its end: there is nothing to go on with"
+            "finished: there is nothing to resume"
         )
         == 1
     )
@@ -456,11 +456,11 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
     [
         (("--seed", "1"), "is another's: requests is "),
         (("--output-len", "21"), "is another's: steps is 19 there, 20 here"),
-        (("--streaming", "host"), "resume goes on with one request, streamed to disk"),
-        (("--level", "1,2"), "resume goes on with one request, streamed to disk"),
+        (("--streaming", "host"), "--resume continues one request that was streamed to disk"),
+        (("--level", "1,2"), "--resume continues one request that was streamed to disk"),
         (
             ("--rounds", "7"),
-            "rounds is for a run from its beginning: resume goes on with one request, once",
+            "--rounds 7 cannot be combined with --resume, which runs one request once",
         ),
     ],
 )
@@ -480,7 +480,7 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
     header["experiment"]["later"] = 1
     (folder / RUN_FILE).write_text(json.dumps(header))
     job = run(tmp_path, 1, "run", "--resume", folder, status=2)
-    assert job.stderr.startswith(f"Error: resume: {folder / RUN_FILE}: later: ")
+    assert job.stderr.startswith(f"Error: --resume: {folder / RUN_FILE}: later: ")
     assert len(job.stderr.splitlines()) == 1
 
 
@@ -488,11 +488,11 @@ def test_what_was_not_kept_or_not_on_disk_cannot_be_resumed(tmp_path: Path) -> N
     for args, says in (
         (
             ("--streaming", "disk"),
-            "did not keep what it streamed; a run that is to be resumed needs --keep",
+            "did not keep its streamed files: only a run with --keep can be resumed",
         ),
         (
             ("--streaming", "host", "--keep"),
-            "ended in phase tokens of host@3: only what streams to disk",
+            "ended in phase tokens of host@3: only a request that is streamed to disk",
         ),
     ):
         where = tmp_path / args[1]
@@ -509,12 +509,12 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: P
     (tmp_path / "some.toml").write_text("rounds = 1\n")
     (tmp_path / "resume.toml").write_text('resume = "empty"\n')
     for args, says in (
-        (("--resume", "empty"), "resume: empty is not a run's folder: it has no run.json"),
+        (("--resume", "empty"), "--resume: empty is not a run's folder: it has no run.json"),
         (
             ("some.toml", "--resume", "empty"),
-            "some.toml: --resume goes on with what that folder's run.json says",
+            "some.toml cannot be combined with --resume, which takes its settings from the killed run",
         ),
-        (("resume.toml",), "resume.toml: resume stands for a whole experiment: give it as a flag"),
+        (("resume.toml",), "resume.toml: resume is not allowed in a file"),
     ):
         job = run(tmp_path, 1, "run", *args, status=2)
         assert says in job.stderr

@@ -11,7 +11,7 @@ from folders import CONTEXT, configure, logits_of_transformers, tiny
 from test_checkpoint import loaded
 from test_gpt import VOCAB, close, poisoned
 
-from dejavubench.config.experiment import load
+from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
@@ -194,7 +194,7 @@ def test_stretched_embeddings_reach_as_far_as_they_are_stretched(
     assert open_checkpoint(folder).spec.context == reach
     as_transformers(folder, reach)
     sizes = {"ckpt_path": folder, "device": "cpu", "output_len": 2}
-    assert load(None, sizes | {"input_len": reach - 1}, {}).points()[0].problem is None
+    assert load(None, sizes | {"input_len": reach - 1}, {}).points[0].problem is None
     with pytest.raises(UsageError, match=f"take {reach + 1} positions; model has {reach}$"):
         load(None, sizes | {"input_len": reach}, {})
 

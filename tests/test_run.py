@@ -17,7 +17,6 @@ from jobs import BF16, HERE, QUICK, TINY, Job, processed, run
 from dejavubench.bench.probes.ceilings import PAIRS
 from dejavubench.machine.hardware import WITHOUT
 from dejavubench.records import (
-    HELD_AGAINST,
     Alone,
     Ceiling,
     End,
@@ -29,6 +28,7 @@ from dejavubench.records import (
     Verification,
     read_run,
 )
+from dejavubench.records.destinations import held_against
 
 pytestmark = pytest.mark.mpi
 
@@ -445,9 +445,10 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
         "mpi-destination",
     }
     assert pairs <= set(found)
+    held = held_against(job.run.header.destinations.values())
     for item in found.values():
         assert item.value > 0
-        paired = item.name in {name for pair in HELD_AGAINST.items() for name in pair}
+        paired = item.name in {name for pair in held.items() for name in pair}
         assert len(item.samples) == (2 * PAIRS if paired else 2)  # two rounds
         assert item.name in processed(job.folder)
     assert {item.arm for _, item in job.run.of(Alone)} == {"disk@3", "mpi@3"}
@@ -530,7 +531,7 @@ def test_what_cannot_run_is_skipped_in_a_sweep(tmp_path: Path) -> None:
     )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
     skipped = {(item.point, item.arm): item.reason for _, item in job.run.of(Skipped)}
-    context = "input_len 1020 and output_len 6 take 1025 positions; gpt2 has 1024"
+    context = "--input-len 1020 and --output-len 6 take 1025 positions, but gpt2 has 1024"
     assert skipped["p001", None] == context
     assert skipped["p000", "nccl@3"] == skipped["p001", "nccl@3"] == "no CUDA device"
     rows = {

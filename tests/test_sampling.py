@@ -14,8 +14,8 @@ from test_gpt import GPT2, VOCAB, Gathered, build, poisoned, prompts
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dejavubench.config.experiment import load
-from dejavubench.config.optionvalues import COLDEST
+from dejavubench.config.options.values import COLDEST
+from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
@@ -133,7 +133,7 @@ def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
 
 def test_what_narrows_draws_needs_some() -> None:
     for flag, value in (("top_k", "5"), ("top_p", "0.9")):
-        with pytest.raises(UsageError, match="name a temperature above 0"):
+        with pytest.raises(UsageError, match="needs a --temperature above 0"):
             load(None, {flag: value}, {})
     for flag, value in (
         ("temperature", "-1"),

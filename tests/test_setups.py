@@ -8,8 +8,8 @@ import pytest
 from jobs import QUICK, run
 from test_run import verified
 
-from dejavubench.config.experiment import load
 from dejavubench.config.points import Split
+from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
 
@@ -130,7 +130,7 @@ def test_sinks_that_cannot_be_are_refused(flags: dict[str, str], words: str) -> 
 
 def test_sinks_are_as_the_sources_unless_told_otherwise() -> None:
     same = load(None, {"streaming": "mpi", "device": "cpu", "sink_tensor_para_size": "1"}, {})
-    assert same.points()[0].sinks is None
+    assert same.points[0].sinks is None
     assert same.ranks == (2,)
     other = load(
         None,
@@ -142,5 +142,5 @@ def test_sinks_are_as_the_sources_unless_told_otherwise() -> None:
         },
         {},
     )
-    assert other.points()[0].sinks == Split(4, 2, 1)
+    assert other.points[0].sinks == Split(4, 2, 1)
     assert other.ranks == (2 + 8,)

@@ -1,4 +1,4 @@
-"""The mpi destination between real ranks: every byte, all layouts and levels, sources that must not mix."""
+"""The mpi destination between real ranks: every byte in all layouts and levels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORKER = ("-m", "mpi4py", str(Path(__file__).parent / "mpi" / "stream_worker.py"
 
 
 def stream(folder: Path, ranks: int, *variants: str) -> None:
-    """Run variants (see the worker) in one job; each checks every byte and says how many messages have moved."""
+    """Run variants (see the worker) in one job, which checks every byte and counts messages."""
     said = run(folder, ranks, *variants, driver=WORKER).stdout.splitlines()
     for variant, line in zip(variants, said, strict=True):
         assert re.fullmatch(re.escape(variant.replace(",", " ")) + r": [1-9]\d* messages", line), (
@@ -27,5 +27,5 @@ def test_one_source_and_one_sink(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_data_of_several_ranks_does_not_mix(tmp_path: Path) -> None:
-    """Two sources and one sink, one source and two sinks; stages or tensor ranks; other microbatch sizes."""
+    """Two sources and one sink, or the reverse; stages or tensor ranks; other batch sizes."""
     stream(tmp_path, 3, "2,layers,3,3", "1,layers,2,3", "2,heads,3,2")

@@ -211,8 +211,8 @@ def test_a_full_output_ends_a_job_with_one_message(tmp_path: Path) -> None:
 def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_path: Path) -> None:
     job = run(tmp_path, 2, "run", *ONCE, environment={host.NUMBA_THREADS: value}, status=2)
     assert job.stderr == (
-        f"Error: rank 0: NUMBA_NUM_THREADS={value!r} is no positive whole number, which numba needs: unset it, or set "
-        "it to 1\n"
+        f"Error: rank 0: NUMBA_NUM_THREADS={value!r} is no positive whole number, which numba "
+        "needs: unset it, or set it to 1\n"
     )
 
 
@@ -221,7 +221,8 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
     [
         (
             "NUMBA_OPT=abc",
-            "Environment variable 'NUMBA_OPT' is defined but its associated value 'abc' could not be parsed.",
+            "Environment variable 'NUMBA_OPT' is defined but its associated value 'abc' "
+            "could not be parsed.",
         ),
         (
             "NUMBA_DISABLE_JIT=1",

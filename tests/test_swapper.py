@@ -332,13 +332,13 @@ def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
     [
         (
             ("--swap", "host"),
-            "resident 2 has room for all microbatches in flight: swap needs a pipeline_para_size of more",
+            "--resident 2 holds all microbatches in flight, so nothing is swapped",
         ),
         (("--swap", "mpi"), "--swap: must be 'host' or 'disk'"),
-        (("--resident", "3"), "resident is for a run with swap"),
+        (("--resident", "3"), "--resident 3 needs --swap"),
         (
             ("--swap", "host", "--pipeline-para-size", "3", "--handoff", "--streaming", "mpi"),
-            "swap is for whole requests: it does not go with handoff",
+            "--swap cannot be combined with --handoff: it measures whole requests",
         ),
         (("--streaming", "swap-host"), "there is no destination 'swap-host'"),
     ],

@@ -34,7 +34,7 @@ from tcppeers import TOKEN, SinkProcess, closed, name_of, stranger
 
 from dejavubench import units
 from dejavubench.cli import main
-from dejavubench.config.experiment import load
+from dejavubench.config.resolve import load
 from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import handshake
@@ -535,16 +535,21 @@ def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
     [
         ([], "streaming tcp needs --peer ADDR:PORT"),
         (["--peer", "localhost"], "--peer: 'localhost' is not an address"),
-        (["--peer", "a:1,b:2"], "peer names 2 sinks: give one for all, or one for each of 1"),
+        (
+            ["--peer", "a:1,b:2"],
+            "peer names 2 sinks: give one for all, or one for each of the 1 sources",
+        ),
     ],
 )
 def test_peers_that_cannot_be_meant(options: list[str], why: str) -> None:
     assert why in refused("run", "--streaming", "tcp", *options)
-    assert "peer is for streaming tcp" in refused("run", "--streaming", "host", "--peer", "a:1")
+    assert "--peer a:1 needs --streaming tcp" in refused(
+        "run", "--streaming", "host", "--peer", "a:1"
+    )
 
 
 def test_without_a_peer_tcp_is_skipped_among_others() -> None:
-    arms = load(None, {"streaming": "host,tcp"}, {}).arms()
+    arms = load(None, {"streaming": "host,tcp"}, {}).arms
     assert {arm.name: arm.skipped for arm in arms}["tcp@3"] == "no --peer"
 
 

@@ -1,4 +1,4 @@
-"""Text files that people wrote: byte order marks are read, and an error is one line with file, line and column."""
+"""Text files: byte order marks are read, and an error is one line with its place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.config.experiment import load
+from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.textfile import (
     LFS_POINTER,

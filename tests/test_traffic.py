@@ -14,7 +14,7 @@ from dejavubench.config.points import LayoutName, Point
 from dejavubench.dejavulib.kvcache import BOTH, KV, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.plan import Setup
 from dejavubench.models.hub import specs
-from dejavubench.planning.traffic import Link, Traffic, Volume, common_runs, traffic
+from dejavubench.planning.traffic import LinkSpec, Traffic, Volume, common_extents, traffic
 
 
 def made(
@@ -65,7 +65,7 @@ def test_both_sides_add_up_to_the_whole() -> None:
 
 
 def test_the_busiest_worker_bounds_the_time() -> None:
-    found, link = made(SOURCE, SINK, 6), Link(1e6, 1e-3)
+    found, link = made(SOURCE, SINK, 6), LinkSpec(1e6, 1e-3)
     assert (found.busiest_source, found.busiest_sink) == (0, 0)
     sink = found.received[0]
     assert sink.total_nbytes > found.sent[0].total_nbytes
@@ -94,7 +94,7 @@ def test_a_request_of_one_token_is_its_prompt() -> None:
 )
 def test_runs_of_one_worker_to_two(layout: LayoutName, prompt: int, token: int) -> None:
     found = made(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
-    assert (found.total.prompt_runs, found.total.token_runs) == (prompt, token)
+    assert (found.total.prompt_extents, found.total.token_extents) == (prompt, token)
 
 
 # ---- runs, against memory ----
@@ -125,7 +125,7 @@ def offsets(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
 
 @settings(max_examples=200, deadline=None)
 @given(two_caches())
-def test_common_runs_are_contiguous_on_both_sides_and_maximal(
+def test_common_extents_are_contiguous_on_both_sides_and_maximal(
     caches: tuple[KVGeometry, Region, KVGeometry, Region],
 ) -> None:
     source, source_region, target, target_region = caches
@@ -143,4 +143,4 @@ def test_common_runs_are_contiguous_on_both_sides_and_maximal(
             ]
             expected += 1 + int(((steps[0] != 1) | (steps[1] != 1)).sum())
     (source, region), (target, _) = caches[:2], caches[2:]
-    assert common_runs(source, region, target) == expected
+    assert common_extents(source, region, target) == expected

@@ -1,4 +1,4 @@
-"""Two hosts emulated on this machine: what runs between them arrives, their link has its limit, and nothing is left.
+"""Two emulated hosts: bytes arrive, the link has its limit, and nothing is left behind.
 
 Skipped where this user may not make network namespaces, or mpirun is not MPICH's.
 """
@@ -110,7 +110,8 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
     assert {rows[name]["hosts"] for name in ("mpi@3", "tcp@3")} == {"two hosts on one machine"}
     (told,) = [note for note in report(run).notes if note.startswith("hosts:")]
     assert told == (
-        "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; the link between them: 800Mbit/s"
+        "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "
+        "the link between them: 800Mbit/s"
     )
     ceilings = {item.name: item for _, item in run.of(Ceiling)}
     for name in ("mpi-windowed", "mpi-destination", "tcp-raw", "tcp-destination"):

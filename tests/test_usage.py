@@ -1,4 +1,4 @@
-"""Usage errors under a real mpirun: one message from one rank, exit status 2, nothing left behind."""
+"""Usage errors under a real mpirun: one message from one rank, status 2, nothing left."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
 @pytest.mark.parametrize(
     ("ranks", "args", "words"),
     [
-        (3, ["--streaming", "mpi"], ["3 ranks", "mpi as many sinks", "mpirun -n 2"]),
+        (3, ["--streaming", "mpi"], ["3 ranks", "mpi needs as many sinks", "mpirun -n 2"]),
         (3, ["--streaming", "none"], ["3 ranks", "mpirun -n 1 or -n 2"]),
         (2, ["--model", "gpt3"], ["--model", "gpt3", "gpt2"]),
-        (3, ["--tensor-para-size", 3], ["tensor_para_size 3", "4 heads"]),
+        (3, ["--tensor-para-size", 3], ["--tensor-para-size 3", "4 heads"]),
         (
             2,
             ["--max-seq-len", 16, "--input-len", 14, "--output-len", 8],
-            ["max_seq_len 16", "21 positions"],
+            ["--max-seq-len 16", "21 positions"],
         ),
         (2, ["--level", 4], ["--level", "'4'", "0-batched"]),
         (2, ["--streaming"], ["--streaming", "none, host, disk, mpi"]),

@@ -18,7 +18,8 @@ from jobs import HERE
 from dejavubench.bench.watching import watch
 from dejavubench.bench.watching.watch import RankProcess, Watch
 from dejavubench.bench.watching.watchdog import Judge
-from dejavubench.config.experiment import Experiment, load
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.resolve import load
 from dejavubench.dejavulib import pulse
 from dejavubench.dejavulib.pulse import (
     BEATS,

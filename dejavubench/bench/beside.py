@@ -13,7 +13,7 @@ from dejavubench.bench.point.source import Source
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.choose import ceilings_of
 from dejavubench.bench.recording.progress import Progress
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast, sleeping_gather

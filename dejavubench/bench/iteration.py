@@ -19,7 +19,8 @@ from dejavubench.bench.recording.progress import Progress
 from dejavubench.bench.scenarios.base import Scenario
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.config.points import Arm, Point
+from dejavubench.config.arms import Arm
+from dejavubench.config.points import Point
 from dejavubench.dejavulib import pulse
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 

@@ -21,7 +21,7 @@ from dejavubench.bench.rounds import Enough, Rounds
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.start import start
 from dejavubench.bench.watching.watch import Watch
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.dejavulib import pulse
 from dejavubench.errors import UsageError
@@ -31,16 +31,16 @@ from dejavubench.wholefile import write_whole
 
 
 def run(
-    experiment: Experiment,
+    plan: Plan,
     command: list[str],
     enough: Enough | None = None,
     on_end: Callable[[Path], None] | None = None,
     watch: Watch | None = None,
 ) -> int:
-    """Measure all points of an experiment.
+    """Measure all points of a plan.
 
     Args:
-        experiment: the same on every rank.
+        plan: the same on every rank.
         command: as it was typed, for the record.
         enough: returns whether a point's iterations so far are precise enough; None: rounds are
             counted.
@@ -55,7 +55,7 @@ def run(
         UsageError: on every rank, before anything has started.
     """
     try:
-        context = start(experiment, command, watch)
+        context = start(plan, command, watch)
     except UsageError:
         raise
     except BaseException as error:  # noqa: BLE001 - as below

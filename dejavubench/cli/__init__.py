@@ -1,7 +1,8 @@
-"""The command line: one file a command, imported when that command is asked for."""
+"""The command line: one file per command, imported when that command is used."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import traceback
@@ -17,29 +18,45 @@ from dejavubench.errors import OutputError, UsageError
 COMMANDS = {
     "run": (
         "dejavubench.cli.run:run",
-        "Measure: run a model under mpirun and stream its KV cache.",
+        "Run a model under mpirun, stream its KV cache and measure both.",
     ),
     "plan": (
         "dejavubench.cli.plan:plan",
-        "Between two setups: who sends which part of the cache to whom.",
+        "Plan a transfer between two setups: parts of the cache, bytes, least times.",
     ),
-    "sink": ("dejavubench.cli.sink:sink", "Receive what --streaming tcp sends here: no MPI."),
+    "sink": ("dejavubench.cli.sink:sink", "Receive what --streaming tcp sends, without MPI."),
     "process": (
         "dejavubench.cli.process:process",
-        "Tables of what runs recorded, and of the original's logs.",
+        "Show tables of recorded runs, and of the original's logs.",
     ),
     "figures": (
         "dejavubench.cli.figures:figures",
-        "Draw the paper's figures from what runs recorded.",
+        "Draw the paper's figures from recorded runs.",
     ),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when used, and whose usage errors suit a job of many ranks."""
+    """A group whose commands are imported when used, with usage errors for a job of many ranks."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is asked for.
+
+        Raises:
+            click.UsageError: there is none; the message suggests one that is spelt alike.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not close or "did you mean" in error.message.lower():
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -53,16 +70,17 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run a command and exit: 0, 1 or what the command says; 2 after a usage error; 130 after Ctrl-C.
+        """Run a command and exit with its status.
 
-        With standard output broken the status is 141 (its reader went away) or 1.
+        The status is 2 after a usage error, 130 after Ctrl-C, 141 if the reader of standard output
+        went away, and 1 if it failed in another way.
         """
         guard()
         try:
             try:
                 self._main(*args, **kwargs)
             finally:
-                sys.stdout.flush()  # here, where a failure can still be said, and not as Python ends
+                sys.stdout.flush()  # a failure can be reported here, but not while Python exits
         except OutputError as error:
             end_all_ranks(status_of(error))
 
@@ -83,10 +101,9 @@ class LazyGroup(click.Group):
             end_all_ranks(130)
         except OutputError:
             raise
-        except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
-            print(
-                traceback.format_exc(), end="", file=sys.stderr, flush=True
-            )  # at once: other ranks print too
+        except Exception:  # noqa: BLE001 - the other ranks must not wait for this one
+            # in one piece: other ranks print too
+            print(traceback.format_exc(), end="", file=sys.stderr, flush=True)
             end_all_ranks(1)
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -101,7 +118,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="dejavubench")
 def main() -> None:
-    """What does streaming the KV cache cost? DéjàVuLib in Python, and the suite that measures it.
+    """Measure what streaming the KV cache costs: DéjàVuLib in Python, and its benchmark suite.
 
     \b
     mpirun -n 2 dejavubench run --model gpt2 --ubatch-size 4 --input-len 256 --streaming mpi

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.machine.cgroups import cpu_quota
 from dejavubench.machine.cores import Asker, Demand
 from dejavubench.machine.filesystem import Place, durability_note, place_of
 
 
-def lines(experiment: Experiment) -> list[str]:
+def lines(plan: Plan) -> list[str]:
     """Return one line for the cores, and one for the disk if the run streams to it."""
-    quota, place = cpu_quota(), _disk(experiment)
+    quota, place = cpu_quota(), _disk(plan)
     allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
     found = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
     return found if place is None else [*found, f"Disk     {place}"]
 
 
-def notes(experiment: Experiment) -> list[str]:
+def notes(plan: Plan) -> list[str]:
     """Return notes on what would spoil the numbers if all ranks were on this host."""
-    crowded, place = _demand(experiment).note(), _disk(experiment)
+    crowded, place = _demand(plan).note(), _disk(plan)
     found = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
     if place is not None:
         durabilities = dict.fromkeys(
-            arm.durability for arm in experiment.arms() if arm.durability is not None
+            arm.durability for arm in plan.arms if arm.durability is not None
         )
         found += [
             f"{note}."
@@ -34,18 +34,19 @@ def notes(experiment: Experiment) -> list[str]:
     return found
 
 
-def _disk(experiment: Experiment) -> Place | None:
-    """Return the place that this run streams to; None if it streams to no disk, or the kernel does not tell."""
-    if not any(arm.on_disk and not arm.skipped for arm in experiment.arms()):
+def _disk(plan: Plan) -> Place | None:
+    """Return the place that this run streams to.
+
+    None if it streams to no disk, or if the kernel does not tell.
+    """
+    if not any(arm.on_disk for arm in plan.running):
         return None
-    return place_of(experiment.stream_dir or experiment.log_dir)
+    return place_of(plan.experiment.stream_dir or plan.experiment.log_dir)
 
 
-def _demand(experiment: Experiment) -> Demand:
-    cores, quota = frozenset(os.sched_getaffinity(0)), cpu_quota()
-    streams = any(arm.mode != "none" and not arm.skipped for arm in experiment.arms())
-    source = Asker(experiment.threads, int(streams), cores, quota)
-    sink = Asker(experiment.threads if experiment.handoff else 1, 0, cores, quota)
-    return Demand.of(
-        [source] * experiment.sources + [sink] * (experiment.sinks if experiment.needs_sinks else 0)
-    )
+def _demand(plan: Plan) -> Demand:
+    cores, quota, asked = frozenset(os.sched_getaffinity(0)), cpu_quota(), plan.experiment
+    streams = any(arm.streams for arm in plan.running)
+    source = Asker(asked.threads, int(streams), cores, quota)
+    sink = Asker(asked.threads if asked.handoff else 1, 0, cores, quota)
+    return Demand.of([source] * plan.sources + [sink] * plan.sinks)

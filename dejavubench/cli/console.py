@@ -1,4 +1,4 @@
-"""Where tables for people go."""
+"""The console that tables for people are printed on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import IO
 from rich.console import Console
 
 NARROWEST = 20
-"""Columns in which a table can still be read."""
+"""Fewest columns in which a table can be read."""
 
 WIDE = 160
-"""Columns where nothing bounds them: mpirun's ranks and pipes see no terminal."""
+"""Columns without a terminal: ranks under mpirun, and pipes."""
 
 
 def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """A console on stdout, stderr or ``file``: as wide as the terminal, or ``COLUMNS``, or :data:`WIDE`."""
+    """Return a console on stdout, stderr or ``file``.
+
+    It is as wide as the terminal, or ``COLUMNS``, or :data:`WIDE`.
+    """
     made = Console(stderr=stderr, file=file, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = WIDE

@@ -1,4 +1,4 @@
-"""What ``dejavubench run --dry-run`` prints: ranks, memory, bytes and time of each point."""
+"""``dejavubench run --dry-run``: ranks, memory, bytes and time of each point."""
 
 from __future__ import annotations
 
@@ -12,88 +12,105 @@ from rich.table import Table
 
 from dejavubench.cli import conditions
 from dejavubench.cli.console import console as console_on_stdout
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.errors import UsageError
-from dejavubench.machine.hardware import available_nbytes, cuda_devices
-from dejavubench.planning import fit
+from dejavubench.planning import duration, fit
+from dejavubench.planning.devices import device_numbers, too_few_devices
+from dejavubench.planning.duration import Rates
+from dejavubench.planning.memory import memory
 from dejavubench.units import count_text, nbytes_text, seconds_text
 
 
-def describe(experiment: Experiment) -> None:
-    """Print the points of ``experiment`` to stdout; starts nothing."""
-    console = console_on_stdout()
-    rates = fit.probe() if experiment.device == "cpu" else None
-    skipped, arms = fit.reasons(experiment, devices=cuda_devices), experiment.arms()
-    running = [point for point in experiment.points() if point.id not in skipped]
+def describe(plan: Plan) -> None:
+    """Print the points of ``plan`` to stdout; start nothing."""
+    out = console_on_stdout()
+    room = fit.Room.here(plan)
+    rates = duration.probe() if plan.experiment.device == "cpu" else None
+    skipped = fit.reasons(plan, room)
+    for line in _heading(plan, room):
+        out.print(line, markup=False)
+    out.print()
+    for table in _tables(out, plan, room, skipped, rates):
+        out.print(table)
+        out.print()
+    for line in (*_skipped(plan, skipped), *_notes(plan, room), *_duration(plan, skipped, rates)):
+        out.print(line, markup=False)
 
-    console.print(
-        f"{experiment.name}: {count_text(len(running) + len(skipped), 'point')}, {count_text(len(arms), 'arm')}"
-    )
-    console.print(f"Arms     {', '.join(arm.name for arm in arms)}")
-    console.print(f"Each     {_rounds(experiment)}")
-    console.print(f"Ranks    {_ranks(experiment)}")
-    if experiment.device == "cuda":
-        console.print(f"GPUs     {_devices()}")
-    for line in conditions.lines(experiment):
-        console.print(line, markup=False)
-    console.print(
-        f"Memory   {nbytes_text(available_nbytes())} available; needs are those of all ranks on this host\n"
-    )
-    for table in _tables(console, experiment, skipped, rates):
-        console.print(table)
-        console.print()
-    for arm in arms:
-        if arm.skipped:
-            console.print(f"{arm.name} SKIPPED: {arm.skipped}")
-    for identity, reason in skipped.items():
-        console.print(f"{identity} SKIPPED: {reason}")
+
+def _heading(plan: Plan, room: fit.Room) -> list[str]:
+    return [
+        f"{plan.experiment.name}: {count_text(len(plan.points), 'point')}, "
+        f"{count_text(len(plan.arms), 'arm')}",
+        f"Arms     {', '.join(arm.name for arm in plan.arms)}",
+        f"Each     {_rounds(plan)}",
+        f"Ranks    {_ranks(plan)}",
+        *([f"GPUs     {_devices(room)}"] if plan.experiment.device == "cuda" else ()),
+        *conditions.lines(plan),
+        f"Memory   {nbytes_text(room.memory)} available; the table counts all ranks on this host",
+    ]
+
+
+def _skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
+    arms = [f"{arm.name} SKIPPED: {arm.skipped}" for arm in plan.arms if arm.skipped]
+    return arms + [f"{id} SKIPPED: {reason}" for id, reason in skipped.items()]
+
+
+def _notes(plan: Plan, room: fit.Room) -> list[str]:
+    """Return what a user should know before the run."""
+    found = []
     try:
-        experiment.check_threads(len(os.sched_getaffinity(0)))
+        plan.check_threads(len(os.sched_getaffinity(0)))
     except UsageError as error:
-        console.print(f"Not on this host: {error}.")
-    shared = fit.too_few_devices(experiment, devices=cuda_devices)
+        found.append(f"Cannot run on this host: {error}.")
+    shared = too_few_devices(plan, room.devices)
     if shared:
-        console.print(f"Not with all ranks on this host: {shared}.")
-    for note in conditions.notes(experiment):
-        console.print(note, markup=False)
-    for note in () if experiment.checkpoint is None else experiment.checkpoint.notes:
-        console.print(f"{note}.", markup=False)
-    for data_type in experiment.inference_data_type:
-        if experiment.device == "cpu" and not fit.multiplied(data_type):
-            console.print(
-                f"Weights of {data_type} models are multiplied in fp32, as this CPU does not compute in {data_type}."
+        found.append(f"Cannot run with all ranks on this host: {shared}.")
+    found += conditions.notes(plan)
+    if plan.checkpoint is not None:
+        found += [f"{note}." for note in plan.checkpoint.notes]
+    for data_type in dict.fromkeys(point.data_type for point in plan.points):
+        if plan.experiment.device == "cpu" and not duration.multiplied(data_type):
+            found.append(
+                f"{data_type} models are multiplied in fp32: this CPU does not compute in "
+                f"{data_type}."
             )
-    if not running:
-        console.print("No point can run here.")
-    elif rates is None:
-        console.print("How long it takes on a GPU is not estimated.")
-    else:
-        total = seconds_text(sum(fit.point_seconds(experiment, point, rates) for point in running))
-        console.print(
-            f"About {total} in all; loading, verification and ceilings come on top. From rates measured just now in "
-            f"0.1 s:\n{rates.matmul / 1e9:.0f} GFLOP/s in fp32 and {rates.read / 1e9:.1f} GB/s read by one of "
-            f"{count_text(len(os.sched_getaffinity(0)), 'core')}."
-        )
+    return found
 
+
+def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
+    running = [point for point in plan.points if point.id not in skipped]
+    if not running:
+        return ["No point can run here."]
+    if rates is None:
+        return ["The time on a GPU is not estimated."]
+    total = seconds_text(sum(duration.point_seconds(plan, point, rates) for point in running))
+    return [
+        f"About {total} in all, plus loading, verification and ceilings. Estimated from rates "
+        "measured just now",
+        f"in 0.1 s: {rates.matmul / 1e9:.0f} GFLOP/s in fp32 and {rates.read / 1e9:.1f} GB/s read, "
+        f"on one of {count_text(len(os.sched_getaffinity(0)), 'core')}.",
+    ]
+
+
+# ---- the table ----
 
 SIZES = ("model", "type", "layout", "ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
 NAMES = frozenset({"point", "model", "type", "layout"})
 
 
 def _tables(
-    console: Console, experiment: Experiment, skipped: Mapping[str, str], rates: fit.Rates | None
+    out: Console, plan: Plan, room: fit.Room, skipped: Mapping[str, str], rates: Rates | None
 ) -> list[Table]:
-    """What the points are and what they need: side by side, or one below the other where that is too wide."""
-    points = experiment.points()
-    sizes = [("point", *SIZES), *(_sizes(point) for point in points)]
+    """Return sizes and needs of the points: side by side, or as two tables if that is too wide."""
+    sizes = [("point", *SIZES), *(_sizes(point) for point in plan.points)]
     needs = [
-        _headings(experiment),
-        *(_needs(experiment, point, point.id in skipped, rates) for point in points),
+        _headings(plan),
+        *(_needs(plan, point, room, point.id in skipped, rates) for point in plan.points),
     ]
     wide = _table([[*size, *need] for size, need in zip(sizes, needs, strict=True)])
-    unbounded = console.options.update(max_width=1000)
-    if console.measure(wide, options=unbounded).maximum <= console.width:
+    unbounded = out.options.update(max_width=1000)
+    if out.measure(wide, options=unbounded).maximum <= out.width:
         return [wide]
     return [
         _table(sizes),
@@ -102,7 +119,7 @@ def _tables(
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Table:
-    """The first row has the headings."""
+    """Return a table; the first row has the headings."""
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for heading in rows[0]:
         table.add_column(heading, justify="left" if heading in NAMES else "right", no_wrap=True)
@@ -116,57 +133,65 @@ def _sizes(point: Point) -> tuple[str, ...]:
     return (point.id, point.spec.name, point.data_type, point.kv_layout, *map(str, numbers))
 
 
-def _headings(experiment: Experiment) -> tuple[str, ...]:
-    of_a_card = ("GPU mem.\nof a card",) if experiment.device == "cuda" else ()
-    memory = ("memory of\na source", "memory of\na sink", "memory of\nall ranks", *of_a_card)
-    return (*memory, "streamed\nan iter.", "on disk", "time")
+def _headings(plan: Plan) -> tuple[str, ...]:
+    per_gpu = ("GPU mem.\nper GPU",) if plan.experiment.device == "cuda" else ()
+    needs = ("memory\nper source", "memory\nper sink", "memory\nall ranks", *per_gpu)
+    return (*needs, "streamed\nper iter.", "on disk", "time")
 
 
 def _needs(
-    experiment: Experiment, point: Point, skipped: bool, rates: fit.Rates | None
+    plan: Plan, point: Point, room: fit.Room, skipped: bool, rates: Rates | None
 ) -> list[str]:
     if point.problem:  # it fits nowhere, so there is nothing to add up
-        return [*[""] * (len(_headings(experiment)) - 1), "SKIPPED"]
-    needs = fit.memory(experiment, point)
-    sources, sinks = experiment.sources, experiment.sinks if experiment.needs_sinks else 0
-    memory = [
+        return [*[""] * (len(_headings(plan)) - 1), "SKIPPED"]
+    needs, sources, sinks = memory(plan, point), plan.sources, plan.sinks
+    found = [
         nbytes_text(needs.source.host),
         nbytes_text(needs.sink.host) if sinks else "-",
         nbytes_text(needs.host(sources, sinks)),
     ]
-    if experiment.device == "cuda":
-        cards = fit.cards(experiment, sources, sinks, len(cuda_devices()) or sources + sinks)
-        memory.append(nbytes_text(max(needs.devices(cards).values())))
-    streams = any(arm.role == "streaming" and not arm.skipped for arm in experiment.arms())
-    seconds = "-" if rates is None else seconds_text(fit.point_seconds(experiment, point, rates))
+    if plan.experiment.device == "cuda":
+        numbers = device_numbers(plan, sources, sinks, len(room.devices) or sources + sinks)
+        found.append(nbytes_text(max(needs.devices(numbers).values())))
+    streams = any(arm.streams for arm in plan.running)
+    seconds = "-" if rates is None else seconds_text(duration.point_seconds(plan, point, rates))
     return [
-        *memory,
+        *found,
         nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if streams else "-",
         nbytes_text(sources * needs.disk) if needs.disk else "-",
         "SKIPPED" if skipped else seconds,
     ]
 
 
-def _devices() -> str:
-    """``2 × NVIDIA H200 (139.8 GiB)``"""
-    if not cuda_devices():
-        return "none here; needs are those of one for each rank"
-    kinds = Counter((device.name, device.nbytes) for device in cuda_devices())
+# ---- the lines above it ----
+
+
+def _devices(room: fit.Room) -> str:
+    """Return ``2 × NVIDIA H200 (139.8 GiB)``."""
+    if not room.devices:
+        return "none here; the table counts one per rank"
+    kinds = Counter((device.name, device.nbytes) for device in room.devices)
     return ", ".join(
         f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in kinds.items()
     )
 
 
-def _rounds(experiment: Experiment) -> str:
-    text = f"{count_text(experiment.warmup, 'warm-up iteration')}, {count_text(experiment.rounds, 'round')}"
-    if experiment.precision is None:
+def _rounds(plan: Plan) -> str:
+    asked = plan.experiment
+    text = f"{count_text(asked.warmup, 'warm-up iteration')}, {count_text(asked.rounds, 'round')}"
+    if asked.precision is None:
         return text
-    within = f"until overheads are within ± {100 * experiment.precision:g} %"
-    return f"{text} and more {within}, {seconds_text(experiment.max_time)} a point at most"
+    return (
+        f"{text} or more, until overheads are within ± {100 * asked.precision:g} %; at most "
+        f"{seconds_text(asked.max_time)} per point"
+    )
 
 
-def _ranks(experiment: Experiment) -> str:
-    sources = count_text(experiment.sources, "source")
-    split = f"tensor_para_size {experiment.tensor_para_size} × pipeline_para_size {experiment.pipeline_para_size}"
-    sinks = f", {experiment.sinks_text}" if experiment.needs_sinks else ""
-    return f"{' or '.join(map(str, experiment.ranks))} ({split} = {sources}{sinks})"
+def _ranks(plan: Plan) -> str:
+    asked = plan.experiment
+    sources = count_text(plan.sources, "source")
+    split = (
+        f"tensor_para_size {asked.tensor_para_size} × pipeline_para_size {asked.pipeline_para_size}"
+    )
+    sinks = f", {plan.sinks_text}" if plan.needs_sinks else ""
+    return f"{' or '.join(map(str, plan.ranks))} ({split} = {sources}{sinks})"

@@ -13,8 +13,8 @@ from dejavubench.machine.launcher import PASS_ON_S, launched_rank
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
     """Print ``message`` on rank 0's stderr and exit with status 2.
 
-    Every rank must come here. Only now, and only under a launcher, is MPI asked who rank 0 is; all ranks then leave
-    MPI in good order, so that the launcher has nothing to add.
+    Every rank must call this. MPI is asked who rank 0 is only under a launcher. All ranks then leave
+    MPI in good order, so the launcher has nothing to add.
     """
     hint = f" (see {command} --help)" if command else ""
     text = f"{label}{_readable(message)}{hint}"
@@ -24,22 +24,21 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
         sys.exit(2)
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError):  # no MPI to ask, which is not the error to report
+    except (ImportError, RuntimeError):  # without MPI, the message still counts
         if rank == 0:
             _print(text)
         sys.exit(2)
-    if MPI.COMM_WORLD.rank == 0 and (
-        rank == 0 or MPI.COMM_WORLD.size > 1
-    ):  # each is alone under another's launcher
+    # Under the launcher of another MPI each rank is alone, and rank 0 of its own world.
+    if MPI.COMM_WORLD.rank == 0 and (rank == 0 or MPI.COMM_WORLD.size > 1):
         _print(text)
     MPI.Finalize()
     sys.exit(2)
 
 
 def end_all_ranks(status: int) -> NoReturn:
-    """Exit with ``status``, and take the other ranks along if this is one of several.
+    """Exit with ``status``, and end the other ranks if this is one of several.
 
-    A rank that just leaves would wait in MPI's finalisation for ranks that wait for it elsewhere.
+    A rank that just exits would wait in MPI's finalisation for ranks that wait for it elsewhere.
     """
     mpi = sys.modules.get("mpi4py.MPI")
     if (
@@ -58,5 +57,5 @@ def _print(text: str) -> None:
 
 
 def _readable(message: str) -> str:
-    """A message without words that nobody reads to their end: values of thousands of characters."""
+    """Return a message with words of hundreds of characters shortened."""
     return re.sub(r"\S{200,}", lambda found: f"{found[0][:80]}…{found[0][-40:]}", message)

@@ -23,27 +23,30 @@ if TYPE_CHECKING:
     metavar="DIR",
     required=True,
     type=PATH,
-    help="Where PNG, PDF and CSV go; made if it is not there.",
+    help="Folder for PNG, PDF and CSV files; made if it does not exist.",
 )
 @click.option(
     "--together",
     is_flag=True,
-    help="Put all runs of a figure in one drawing, if they can be compared.",
+    help="Draw all runs of a figure in one drawing, if they can be compared.",
 )
-@click.option("--force", is_flag=True, help="Overwrite files that are in DIR.")
+@click.option("--force", is_flag=True, help="Overwrite files in DIR.")
 def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) -> None:
     """Draw Fig 2, Appendix A, Fig 7, Fig 25 and the link figure from runs.
 
-    PATH is a run's folder or a folder of run folders (such as logs). A run is drawn as the figure that its
-    configuration names, or else as the one that its arms fit. The link figure holds all runs that were made for it,
-    each with a link of its own. A run that is damaged is left out and named, and the exit status is then 1.
+    PATH is a run's folder, or a folder of run folders (such as logs). A run is drawn as the figure
+    that its --figure names, or else as the figure that fits its arms. The link figure shows all runs
+    that were made for it, each with its own link. A damaged run is left out and named on stderr; the
+    exit status is then 1.
     """
     from dejavubench.analysis import plotdata
     from dejavubench.analysis.compare import NotComparableError
     from dejavubench.analysis.find import find
 
     found = find(paths)
-    found.bad += [f"{log} is a file; figures are drawn from run folders" for log in found.logs]
+    found.bad += [
+        f"{log} is a file; figures are drawn from the folders of runs" for log in found.logs
+    ]
     if not found.runs:
         raise BadInput("\n".join(found.bad))
     try:
@@ -64,7 +67,7 @@ def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
     there = [path for drawing in drawings for path in plots.paths(drawing, folder) if path.exists()]
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise BadInput(f"{there[0]} exists{more}; --force overwrites")
+        raise BadInput(f"{there[0]} exists{more}. Use --force to overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:

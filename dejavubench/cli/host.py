@@ -1,4 +1,4 @@
-"""Checks of a process's limits and environment before a run starts, while one line can still name the problem."""
+"""Checks of a process's limits and environment before a run starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dejavubench.machine.launcher import SAID_S, launched_rank, local_rank
 from dejavubench.values import one_line
 
 LEAST_FILES = 64
-"""Open files that a rank takes: MPI's and UCX's sockets, libraries, records, streams; about 40 as measured."""
+"""Open files of a rank: sockets of MPI and UCX, libraries, records, streams; about 40 as measured."""
 
 WANTED_FILES = 4096
 
@@ -22,14 +22,20 @@ NUMBA_THREADS = "NUMBA_NUM_THREADS"
 
 
 def problem() -> str | None:
-    """Why libraries of this rank, such as numba, would fail in its surroundings; None if they would not."""
+    """Return why libraries of this rank, such as numba, would fail in its environment, or None."""
     try:
         os.getcwd()
     except OSError as error:
-        return f"the current folder cannot be used ({error.strerror}): it was perhaps removed; change to another one"
+        return (
+            f"the current folder cannot be used ({error.strerror}): it may have been removed. Change "
+            "to another one"
+        )
     text = os.environ.get(NUMBA_THREADS)
     if text is not None and not re.fullmatch("0*[1-9][0-9]{0,5}", text):
-        return f"{NUMBA_THREADS}={text[:40]!r} is no positive whole number, which numba needs: unset it, or set it to 1"
+        return (
+            f"{NUMBA_THREADS}={text[:40]!r} must be a positive whole number: numba reads it. Unset it, "
+            "or set it to 1"
+        )
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -40,15 +46,18 @@ def problem() -> str | None:
     if unread:
         return f"{unread[0].splitlines()[0]} Unset it."
     if numba.config.DISABLE_JIT:
-        return "NUMBA_DISABLE_JIT is set, and kernels that are not compiled do not run: unset it"
+        return "NUMBA_DISABLE_JIT is set, so the kernels cannot be compiled. Unset it"
     return None
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may. Call it before MPI starts, which ends the process itself.
+    """Let this process open as many files as it may. Call it before MPI starts.
+
+    Under a launcher the process ends here if they are too few: MPI itself could not start. The first
+    rank of each host says why.
 
     Raises:
-        UsageError: they are too few; or the process ends, where another one of this host says so.
+        UsageError: they are too few, and there is no launcher.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
@@ -57,7 +66,10 @@ def raise_file_limit() -> None:
         soft = most
     if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES:
         return
-    message = f"a rank may open {soft} files, and needs {LEAST_FILES}: raise the limit with ulimit -n {LEAST_FILES}"
+    message = (
+        f"a rank may open {soft} files but needs {LEAST_FILES}. Raise the limit with ulimit -n "
+        f"{LEAST_FILES}"
+    )
     if launched_rank() is None:
         raise UsageError(message)
     if local_rank() == 0:

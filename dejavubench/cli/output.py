@@ -1,4 +1,4 @@
-"""What commands that print tables have in common: where they go, and never over a file that is there."""
+"""Options of commands that print tables: format and file. No existing file is overwritten unasked."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ from dejavubench.wholefile import whole_file
 
 STYLES = ("table", "csv", "json", "markdown")
 BY_SUFFIX = {".csv": "csv", ".json": "json", ".md": "markdown", ".markdown": "markdown"}
-"""The format of a file that is named so; of any other it is a table."""
+"""Formats by the file's suffix; any other suffix gets a table."""
 
 
 class BadInput(click.ClickException):
-    """Input that cannot be used: one message, exit 2."""
+    """Input that cannot be used: one message, exit status 2."""
 
     exit_code = 2
 
 
 def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """``--format`` (explained by ``formats``), ``-o`` and ``--force``, as ``style``, ``output`` and ``force``."""
+    """Add ``--format``, ``-o`` and ``--force``, as arguments ``style``, ``output`` and ``force``.
+
+    Args:
+        formats: the help of ``--format``.
+    """
     options = [
         click.option(
             "--format",
             "style",
             type=click.Choice(STYLES),
-            help=f"{formats}  [default: by FILE's suffix (.csv, .json, .md), else table]",
+            help=f"{formats} [default: by FILE's suffix (.csv, .json, .md), else table]",
         ),
         click.option(
             "-o",
             "--output",
             metavar="FILE",
             type=PATH,
-            help="Write to FILE, not to stdout.",
+            help="Write to FILE instead of stdout.",
         ),
         click.option("--force", is_flag=True, help="Overwrite FILE if it exists."),
     ]
@@ -60,10 +64,10 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) -> None:
-    """Have ``write`` write to stdout, or to a new file, which is there whole or not at all.
+    """Call ``write`` with stdout or a new file. The file appears whole or not at all.
 
     Raises:
-        BadInput: the file exists and is not to be overwritten, or cannot be made.
+        BadInput: the file exists and ``force`` is off, or it cannot be made.
     """
     if output is None:
         write(sys.stdout)
@@ -75,13 +79,13 @@ def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) 
         ):
             write(file)
     except FileExistsError:
-        raise BadInput(f"{output} exists; --force overwrites it") from None
+        raise BadInput(f"{output} exists. Use --force to overwrite it") from None
     except OSError as error:
         raise BadInput(f"{output}: {error.strerror}") from None
 
 
 def name_left_out(bad: Sequence[str]) -> None:
-    """Say on stderr what could not be shown beside what was, and exit with status 1 if there is any."""
+    """Print on stderr what could not be shown, and exit with status 1 if there is any."""
     for message in bad:
         click.echo(f"left out: {message}", err=True)
     if bad:

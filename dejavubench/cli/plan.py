@@ -1,4 +1,4 @@
-"""``dejavubench plan``: between two setups, who sends which part of the cache to whom. Nothing is moved."""
+"""``dejavubench plan``: which worker sends which part of the cache to which, between two setups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def _as_spec(value: str) -> specs.ModelSpec:
     if value == specs.CUSTOM:
         raise ValueError(
-            f"a {specs.CUSTOM} model has no sizes of its own: name one of {', '.join(specs.SPECS)}"
+            f"{specs.CUSTOM} has no sizes of its own; use one of {', '.join(specs.SPECS)}"
         )
     return specs.spec(value)
 
@@ -37,12 +37,12 @@ def _as_cuts(value: Any) -> Any:
     try:
         return tuple(values.whole(part, least=-values.MOST) for part in str(value).split(","))
     except ValueError:
-        raise ValueError(f"{values.shown(value)} are no layer numbers such as 0,7,13") from None
+        raise ValueError(f"{values.shown(value)} is not a list of layers such as 0,7,13") from None
 
 
 def _as_count(value: Any) -> int:
     if isinstance(value, str) and "," in value:
-        raise ValueError(f"it takes one value; it cannot be swept: {values.shown(value)}")
+        raise ValueError(f"takes one value; it cannot be swept: {values.shown(value)}")
     return values.whole(value)
 
 
@@ -51,7 +51,7 @@ CUTS = Read("cuts", _as_cuts)
 
 
 def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
-    """A count whose default is that of the same option of ``run``."""
+    """Add a count with the default of the same option of ``run``."""
     default = Experiment.model_fields[key].default
     first = default[0] if isinstance(default, tuple) else default
     flag = "--" + key.replace("_", "-")
@@ -72,26 +72,26 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     "--ckpt-path",
     metavar="DIR",
     type=PATH,
-    help="The sizes of a Hugging Face folder instead; its config.json is enough.",
+    help="Hugging Face folder to take the sizes from instead; its config.json is enough.",
 )
 @_count("input_len", "P", "Tokens of each prompt.")
-@_count("output_len", "T", "New tokens of each request, the prompt's included.")
+@_count("output_len", "T", "New tokens per request, including the one that ends the prompt.")
 @click.option(
     "--data-type",
     "--inference-data-type",
     type=click.Choice(get_args(DataType)),
     default="fp16",
     show_default=True,
-    help="Of the cache.",
+    help="Data type of the cache.",
 )
 @click.option(
     "--kv-layout",
     type=click.Choice(get_args(LayoutName)),
     default=Experiment.model_fields["kv_layout"].default[0],
     show_default=True,
-    help="Of the caches on both sides.",
+    help="Layout of the caches on both sides.",
 )
-@_count("ubatch_size", "N", "Requests in a microbatch of the sources.")
+@_count("ubatch_size", "N", "Requests per microbatch of the sources.")
 @_count("tensor_para_size", "N", "Tensor-parallel degree of the sources.")
 @click.option(
     "--pipeline-para-size",
@@ -103,39 +103,52 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     "--layer-cuts",
     metavar="0,A,…,L",
     type=CUTS,
-    help="Their stages' boundaries, where they are uneven.",
+    help="Stage boundaries of the sources, if they are uneven.",
 )
 @click.option(
     "--sink-ubatch-size",
     metavar="N",
     type=COUNT,
-    help="Of the sinks. Each of these: [default: as sources]",
+    help="Requests per microbatch of the sinks. [default: as sources]",
 )
-@click.option("--sink-tensor-para-size", metavar="N", type=COUNT, help="Of the sinks.")
 @click.option(
-    "--sink-pipeline-para-size", metavar="N", type=COUNT, help="Of the sinks, cut evenly."
+    "--sink-tensor-para-size",
+    metavar="N",
+    type=COUNT,
+    help="Tensor-parallel degree of the sinks. [default: as sources]",
 )
-@click.option("--sink-layer-cuts", metavar="0,A,…,L", type=CUTS, help="Of the sinks.")
+@click.option(
+    "--sink-pipeline-para-size",
+    metavar="N",
+    type=COUNT,
+    help="Pipeline depth of the sinks, cut evenly. [default: as sources]",
+)
+@click.option(
+    "--sink-layer-cuts",
+    metavar="0,A,…,L",
+    type=CUTS,
+    help="Stage boundaries of the sinks, if they are uneven.",
+)
 @click.option(
     "--requests",
     metavar="N",
     type=COUNT,
-    help="Of all microbatches in flight. [default: the sources' ubatch size × their pipeline depth]",
+    help="Requests in flight. [default: ubatch size × pipeline depth of the sources]",
 )
 @click.option(
     "--link",
     "rate",
     metavar="RATE",
     type=Read("rate", units.rate),
-    help="Adds the least times over links of this rate: 25GB/s, 23.3GiB/s, 200Gbit/s.",
+    help="Rate of each link, to add the least times: 25GB/s, 23.3GiB/s, 200Gbit/s.",
 )
 @click.option(
     "--latency",
     metavar="TIME",
     type=Read("latency", units.latency),
-    help="Of the links: 5us, 0.1ms. [default: 0]",
+    help="Latency of each link: 5us, 0.1ms. [default: 0]",
 )
-@table_options("csv has the pairs alone; json every transfer of each, up to 100,000 transfers.")
+@table_options("Format: csv has the pairs alone; json every transfer, up to 100,000.")
 def plan(
     spec: specs.ModelSpec | None,
     ckpt_path: Path | None,
@@ -147,26 +160,27 @@ def plan(
     force: bool,
     **sizes: Any,
 ) -> None:
-    """Who sends which part of the KV cache to whom, and how much, between two setups.
+    """Plan a transfer: which part of the KV cache moves from which source to which sink.
 
-    Sources run the model, sinks receive its cache; the two sides may differ in pipeline depth, tensor-parallel
-    degree and microbatch size. Starts nothing; needs neither MPI nor a GPU.
+    Sources run the model, sinks receive its cache. The two sides may differ in pipeline depth,
+    tensor-parallel degree and microbatch size. Nothing is started; neither MPI nor a GPU is needed.
 
-    The least times: every worker has a link of its own, which carries RATE in each direction. A step cannot be
-    over before the busiest sender or receiver has moved its bytes: bytes ÷ RATE + one latency.
+    With --link, the least times are shown. Every worker has a link of its own, which carries RATE in
+    each direction. A step ends when the busiest worker has moved its bytes: after bytes ÷ RATE, plus
+    one latency.
     """
     from dejavubench.cli import plan_report
-    from dejavubench.planning.traffic import MOST_TRANSFERS, Link
+    from dejavubench.planning.traffic import MOST_TRANSFERS, LinkSpec
 
     if latency is not None and rate is None:
-        raise BadInput("--latency is of a --link, and none is given")
+        raise BadInput("--latency needs --link")
     made = _traffic(_spec(spec, ckpt_path), requests, sizes)
     if style == "json" and made.total.transfers > MOST_TRANSFERS:
         raise BadInput(
-            f"--format json lists every transfer, and this plan has {made.total.transfers:,}: at most "
-            f"{MOST_TRANSFERS:,} are listed. The other formats sum them up."
+            f"--format json lists at most {MOST_TRANSFERS:,} transfers, and this plan has "
+            f"{made.total.transfers:,}. Use another format, which sums them up"
         )
-    report = plan_report.Report(made, None if rate is None else Link(rate, latency or 0.0))
+    report = plan_report.Report(made, None if rate is None else LinkSpec(rate, latency or 0.0))
     write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)
@@ -179,7 +193,7 @@ def _spec(named: specs.ModelSpec | None, folder: Path | None) -> specs.ModelSpec
     from dejavubench.models.hub.checkpoint import CheckpointError, read_spec
 
     if (named is None) == (folder is None):
-        raise BadInput("name one model: by --model, or --ckpt-path for a folder's")
+        raise BadInput("give one of --model and --ckpt-path")
     if named is not None:
         return named
     assert folder is not None
@@ -208,8 +222,8 @@ def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any])
     for side, setup in (("sources", source), ("sinks", sink)):
         if in_flight % setup.ubatch_size:
             raise BadInput(
-                f"{units.count_text(in_flight, 'request')} do not fill the microbatches of {setup.ubatch_size} of the "
-                f"{side}; --requests takes multiples of both sides' microbatches"
+                f"{units.count_text(in_flight, 'request')} do not fill the {side}' microbatches of "
+                f"{setup.ubatch_size}. Give --requests a multiple of both sides' microbatches"
             )
     try:
         return traffic(point, source, sink, in_flight)
@@ -220,7 +234,7 @@ def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any])
 def _cuts(
     spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Given ones, or even ones for a depth that is given, or the default."""
+    """Return the cuts of a side: given ones, even ones for a given depth, or the default."""
     cuts, stages = sizes[f"{side}layer_cuts"], sizes[f"{side}pipeline_para_size"]
     cuts_flag, stages_flag = (
         f"--{side}{key}".replace("_", "-") for key in ("layer_cuts", "pipeline_para_size")
@@ -233,11 +247,12 @@ def _cuts(
     shown = f"{cuts_flag} {','.join(map(str, cuts))}"
     if cuts[-1] != spec.layer_num:
         raise BadInput(
-            f"{shown}: {spec.name} has {spec.layer_num} layers, so the last cut is {spec.layer_num}"
+            f"{shown}: {spec.name} has {spec.layer_num} layers, so the last cut must be "
+            f"{spec.layer_num}"
         )
     if stages not in (None, len(cuts) - 1):
         raise BadInput(
-            f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, {stages_flag} is {stages}"
+            f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, but {stages_flag} is {stages}"
         )
     return cuts
 
@@ -250,7 +265,7 @@ def _side(
     ubatch: int,
     tensor: int,
 ) -> tuple[Point, Setup]:
-    """The sizes of one side's caches, and its place in the plan."""
+    """Return the sizes of one side's caches, and its setup."""
     from dejavubench.dejavulib.plan import Setup
 
     needed = sizes["input_len"] + sizes["output_len"]
@@ -267,7 +282,8 @@ def _side(
         pipeline_para_size=len(cuts) - 1,
     )
     if point.problem:
-        raise BadInput(f"{side}: {point.problem}")
+        flags = "--sink-" if side == "sinks" else "--"
+        raise BadInput(f"{side}: {point.problem_of(flags)}")
     try:
         return point, Setup(cuts, spec.kv_heads, tensor, ubatch)
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""How ``dejavubench plan`` shows a plan: tables for people, json and csv for programs.
+"""The report of ``dejavubench plan``: tables for people, json and csv for programs.
 
-Intervals of json and csv are half-open, ``[start, stop)``, as the library's are; people read ``0–19``, inclusive.
+Intervals in json and csv are half-open, ``[start, stop)``, as in the library. Tables show them
+inclusive: ``0–19``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dejavubench.analysis.words import counted, ms, nbytes
 from dejavubench.dejavulib.kvcache import Region, Span
 from dejavubench.dejavulib.plan import Setup, Transfer
-from dejavubench.planning.traffic import Flow, Link, Traffic, Volume
+from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:
@@ -28,19 +29,29 @@ Cells = list[list[str]]
 PLACE = "(stage,\ntensor)"
 PHASES = ("prompt", "token", "total")
 
+COLUMNS = {
+    "transfers": "transfers",
+    "prompt_nbytes": "prompt_nbytes",
+    "token_nbytes": "token_nbytes",
+    "total_nbytes": "total_nbytes",
+    "prompt_extents": "prompt_runs",
+    "token_extents": "token_runs",
+}
+"""Attributes of a volume, and their columns in csv and json, which keep an older name of extents."""
+
 
 @dataclass(frozen=True)
 class Report:
-    """A plan and the link that it is to go over, ready to be shown."""
+    """A plan and the link that it goes over, ready to be shown."""
 
     traffic: Traffic
-    link: Link | None
+    link: LinkSpec | None
 
     # ---- for programs ----
 
     @cached_property
     def pairs(self) -> list[Row]:
-        """A flat row for each source and sink that share something."""
+        """A flat row for each source and sink that have a part of the cache in common."""
         return [self._pair(flow) for flow in self.traffic.flows]
 
     @cached_property
@@ -112,8 +123,12 @@ class Report:
         return row | self._amounts(flow.volume)
 
     def _amounts(self, volume: Volume, least: Sequence[float] | None = None) -> Row:
-        """A volume and, over a link, its least times: those given, or of the volume alone."""
-        row: Row = dict(vars(volume))
+        """Return a volume and, with a link, its least times.
+
+        Args:
+            least: the times; None for those of the volume alone on the link.
+        """
+        row: Row = {name: getattr(volume, field) for field, name in COLUMNS.items()}
         if self.link:
             seconds = least or volume.least_seconds(self.link)
             row |= {f"{phase}_ms": 1e3 * each for phase, each in zip(PHASES, seconds, strict=True)}
@@ -126,8 +141,9 @@ class Report:
         traffic, point = self.traffic, self.traffic.point
         spec = point.spec
         lines = [
-            f"{spec.name}, {point.data_type}, {point.kv_layout}: {spec.layer_num} layers × {spec.kv_heads} KV heads of "
-            f"{spec.size_per_head}; {count_text(traffic.requests, 'request')} of {point.input_len} prompt and "
+            f"{spec.name}, {point.data_type}, {point.kv_layout}: {spec.layer_num} layers × "
+            f"{spec.kv_heads} KV heads of {spec.size_per_head}; "
+            f"{count_text(traffic.requests, 'request')} of {point.input_len} prompt and "
             f"{point.output_len} new tokens",
             f"sources: {_setup_text(traffic.source)}",
             f"sinks: {_setup_text(traffic.sink)}",
@@ -135,7 +151,7 @@ class Report:
         if self.link:
             lines.append(
                 f"link: {self.link.rate / 1e9:.4g} GB/s in each direction of every worker, "
-                f"{self.link.latency * 1e6:.4g} µs of latency; times are lower bounds"
+                f"latency {self.link.latency * 1e6:.4g} µs; times are lower bounds"
             )
         return lines
 
@@ -152,11 +168,15 @@ class Report:
             return text
         prompt, token, whole = (ms(1e3 * seconds) for seconds in self._bounds)
         return (
-            f"{text}; at least {prompt} ms for the prompt, {token} ms a token, {whole} ms for all"
+            f"{text}; at least {prompt} ms for the prompt, {token} ms per token, {whole} ms for all"
         )
 
     def tables(self, narrow: bool = False) -> list[Cells]:
-        """The pairs, then the workers; ``narrow``: what, how much and how long below each other, not side by side."""
+        """Return the table of pairs, then that of workers.
+
+        Args:
+            narrow: give shares, bytes and times tables of their own instead of one wide table.
+        """
         ends = [[f"source\n{PLACE}", f"sink\n{PLACE}"]]
         ends += [[_place(row, "source_"), _place(row, "sink_")] for row in self.pairs]
         shares = [
@@ -193,7 +213,7 @@ def _setup(setup: Setup) -> Row:
 
 
 def _transfer(transfer: Transfer) -> Row:
-    """One transfer, in the local coordinates of each side."""
+    """Return one transfer, in the local coordinates of each side."""
     return {
         "source_ubatch": transfer.source_ubatch,
         "sink_ubatch": transfer.target_ubatch,
@@ -211,7 +231,8 @@ def _setup_text(setup: Setup) -> str:
         _span_text(setup.layers(stage * setup.tensor_parallel)) for stage in range(setup.stages)
     )
     return (
-        f"{count_text(setup.workers, 'worker')} = {count_text(setup.stages, 'stage')} (layers {stages}) × "
+        f"{count_text(setup.workers, 'worker')} = {count_text(setup.stages, 'stage')} "
+        f"(layers {stages}) × "
         f"{count_text(setup.tensor_parallel, 'tensor rank')}, microbatches of {setup.ubatch_size}"
     )
 
@@ -221,7 +242,7 @@ def _place(row: Row, end: str = "") -> str:
 
 
 def _share(row: Row) -> list[str]:
-    """Which part of the cache a pair has in common, and in how many pieces."""
+    """Return which part of the cache a pair has in common, and in how many transfers."""
 
     def inclusive(key: str) -> str:
         return _span_text(Span(row[f"{key}_start"], row[f"{key}_stop"]))
@@ -231,8 +252,8 @@ def _share(row: Row) -> list[str]:
 
 
 def _amounts(rows: Sequence[Row]) -> Cells:
-    """Bytes and contiguous runs of rows."""
-    cells = [["prompt", "token", "all", "runs:\nprompt", "runs:\ntoken"]]
+    """Return bytes and extents of rows."""
+    cells = [["prompt", "token", "all", "extents\nprompt", "extents\ntoken"]]
     for row in rows:
         sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
         cells.append([*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])])
@@ -240,13 +261,13 @@ def _amounts(rows: Sequence[Row]) -> Cells:
 
 
 def _times(rows: Sequence[Row]) -> Cells:
-    """Least times of rows over a link."""
+    """Return the least times of rows over a link."""
     headings = ["prompt\nms", "token\nms", "all\nms"]
     return [headings, *([ms(row[f"{phase}_ms"]) for phase in PHASES] for row in rows)]
 
 
 def _beside(*tables: Cells) -> Cells:
-    """Tables of as many rows as one."""
+    """Join tables with equal numbers of rows side by side."""
     return [[cell for part in row for cell in part] for row in zip(*tables, strict=True)]
 
 
@@ -264,9 +285,8 @@ def write(report: Report, style: str, out: IO[str]) -> None:
         rows.writeheader()
         rows.writerows(report.pairs)
     elif style == "json":
-        utf = (
-            str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
-        )  # else programs read escapes, not stand-ins
+        # Without UTF, programs read escapes instead of replacement characters.
+        utf = str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
         json.dump(report.document, out, indent=2, ensure_ascii=not utf)
         out.write("\n")
     elif style == "markdown":

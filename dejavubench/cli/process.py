@@ -13,12 +13,13 @@ from dejavubench.cli.params import PATH
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
-@table_options("table and markdown show what matters most; csv and json hold every column.")
+@table_options("Format: table and markdown show the main columns, csv and json every column.")
 def process(paths: tuple[Path, ...], style: str, output: Path | None, force: bool) -> None:
-    """Prompt, per-token and total times and overheads of runs.
+    """Show prompt, token and total times of runs, and their overheads.
 
-    PATH is a run's folder, a folder of run folders (such as logs), or a text log with DéjàVu's [BENCHMARK] lines,
-    the original's included. What is damaged is left out and named, and the exit status is then 1.
+    PATH is a run's folder, a folder of run folders (such as logs), or a text log with DéjàVu's
+    [BENCHMARK] lines, including those of the original. Damaged input is left out and named on
+    stderr; the exit status is then 1.
     """
     from dejavubench.analysis import formats, notes
     from dejavubench.analysis.find import find

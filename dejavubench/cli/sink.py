@@ -1,4 +1,4 @@
-"""``dejavubench sink``: keeps what runs elsewhere stream by tcp."""
+"""``dejavubench sink``: receives what runs elsewhere stream by tcp."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 
 def _log(line: str) -> None:
-    """One line, whatever a stranger has sent."""
+    """Print one line, even if a peer has sent control characters."""
     printable = "".join(each if each.isprintable() else "?" for each in line)
     print(f"dejavubench sink: {printable[:500]}", file=sys.stderr, flush=True)
 
@@ -32,25 +32,27 @@ def _log(line: str) -> None:
     metavar="ADDR:PORT",
     default=LISTEN,
     show_default=True,
-    help="Where sources connect; port 0 is any that is free. Loopback unless an address says otherwise.",
+    help="Address that sources connect to; port 0 takes any free port. Default: this host only.",
 )
 @click.option(
     "--max-gib",
     metavar="N",
-    help="GiB of memory for all peers together. [default: half of what is available at the start]",
+    help="Memory for all peers together, in GiB. [default: half of the available memory]",
 )
 @click.option(
     "--timeout",
     metavar="TIME",
     default="10s",
     show_default=True,
-    help="Drop a peer that is silent for this long in the middle of something. Its proof may take 2 s at most.",
+    help="Drop a peer that stops in the middle of a message for this long. Its proof of the token "
+    "may take 2 s at most.",
 )
 def sink(listen: str, max_gib: str | None, timeout: str) -> None:
-    """Receive the KV caches that 'dejavubench run --streaming tcp --peer ADDR:PORT' streams, until interrupted.
+    """Receive KV caches from 'dejavubench run --streaming tcp --peer ADDR:PORT', until interrupted.
 
-    Both sides need the same token in the environment variable DEJAVUBENCH_TOKEN. It is proven, never sent; the caches
-    themselves are not encrypted, so the network between the two has to be trusted. Each peer is told of on stderr.
+    Both sides need the same token in the environment variable DEJAVUBENCH_TOKEN. The token is proven
+    and never sent. The caches are not encrypted: use a network that you trust. Every peer is logged
+    on stderr.
     """
     address, seconds = (
         _read("--listen", units.address, listen),
@@ -60,7 +62,8 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(
-            f"{TOKEN_VARIABLE} is not set: a sink takes cache only from who knows its token"
+            f"{TOKEN_VARIABLE} is not set. Set it to the same secret text here and for the run: a sink "
+            "receives only from peers that know it"
         )
     from dejavubench.dejavulib.destinations.tcp.handshake import address_text
     from dejavubench.dejavulib.destinations.tcp.sink import TCPSink

@@ -1,9 +1,9 @@
-"""Standard output and error of every command: full, closed, broken or without our characters, they give no traceback.
+"""Standard output and error of every command: no traceback if they are full, closed or broken.
 
-- A character that the stream's encoding lacks is replaced by a plain one: ``×`` by ``x``, ``µ`` by ``u``.
-- Standard error carries messages alone: what cannot be written there is dropped, and the command goes on.
-- Standard output carries results: a reader that went away (``| head -1``) ends the command with status 141 and
-  without a word, as other tools end; any other failure, or a closed descriptor, with one line and status 1.
+- A character that the stream's encoding lacks is replaced by a plain one: ``×`` by ``x``.
+- Standard error carries messages. A message that cannot be written is dropped; the command goes on.
+- Standard output carries results. If its reader goes away (``| head -1``), the command ends silently
+  with status 141, as other tools do. Any other failure ends it with one line and status 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run that was killed while it streamed to disk: which request it was in, and how that is gone on with."""
+"""A run that was killed while it streamed to disk: which request it was in, and how to resume it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench import values
+from dejavubench.config.experiment import OPTIONS
+from dejavubench.config.options.field import KEPT
 from dejavubench.errors import UsageError
 from dejavubench.records import (
     RUN_FILE,
@@ -19,9 +21,10 @@ from dejavubench.records import (
     Run,
     read_run,
 )
+from dejavubench.transports.registry import modes, transport
 
 WITH_CACHE = ("prompt", "tokens", "drain", "verify")
-"""Phases of an iteration in which the stream's file holds what the model has computed."""
+"""Phases of an iteration in which the streamed file holds what the model has computed."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,11 @@ class Interrupted:
     """The iteration that a run ended in.
 
     Attributes:
-        folder: the run's.
-        run_id: as its stream's files say.
-        point, arm, durability: of that iteration, by the names of that run.
-        phase: the one that rank 0 was in.
-        stream_dir: where its stream's files are.
+        folder: the folder of the run.
+        run_id: as the streamed files name it.
+        point, arm, durability: of that iteration, as that run names them.
+        phase: the phase that rank 0 was in.
+        stream_dir: the folder of the streamed files.
     """
 
     folder: Path
@@ -45,46 +48,48 @@ class Interrupted:
     stream_dir: Path
 
     def stream_name(self, rank: int) -> str:
-        """As :func:`stream_name` of one of its sources."""
+        """Return how the names of the files of one of its sources begin."""
         return stream_name(self.run_id, self.point, rank, self.durability)
 
 
 def stream_name(run_id: str, point: str, rank: int, durability: str) -> str:
-    """What the names of a source's files of one point begin with."""
+    """Return how the names of a source's files of one point begin."""
     return f"{run_id}-{point}-rank{rank:04d}-{durability}"
 
 
 def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
-    """The iteration that the run of ``folder`` ended in, and the experiment, as values of its fields, of that alone.
+    """Return the iteration that the run of ``folder`` ended in, and the options that resume it.
 
     Raises:
-        UsageError: there is nothing to go on with; the message says why.
+        UsageError: there is nothing to resume; the message says why.
     """
     try:
         run = read_run(folder)
     except RecordError as error:
-        raise UsageError(f"resume: {error}") from None
+        raise UsageError(f"--resume: {error}") from None
     mark = _last_mark(run)
     arm = next((arm for arm in run.header.arms if arm.name == mark.arm), None)
     point = next((point for point in run.header.points if point.id == mark.point), None)
     if arm is None or point is None:
         raise UsageError(
-            f"resume: {folder} has records of {mark.point} {mark.arm}, which its run.json does not name"
+            f"--resume: the records in {folder} name {mark.point} {mark.arm}, but its run.json "
+            "does not: they are of different runs, or damaged"
         )
-    was_in = f"resume: {folder} ended in phase {mark.phase} of {arm.name}"
-    if arm.mode != "disk" or arm.durability is None:
-        raise UsageError(f"{was_in}: only what streams to disk can be resumed")
+    was_in = f"--resume: {folder} ended in phase {mark.phase} of {arm.name}"
+    if arm.durability is None or not _resumes(arm.mode):
+        raise UsageError(f"{was_in}: only a request that is streamed to disk can be resumed")
     if mark.phase not in WITH_CACHE:
-        raise UsageError(f"{was_in}: no request was under way{_instead(run)}")
+        raise UsageError(f"{was_in}, when no request was under way{_instead(run)}")
     experiment = run.header.experiment
     if not experiment.get("keep"):
         raise UsageError(
-            f"resume: {folder} did not keep what it streamed; a run that is to be resumed needs --keep"
+            f"--resume: {folder} did not keep its streamed files: only a run with --keep can be "
+            "resumed"
         )
     try:
         stream_dir = values.path(experiment.get("stream_dir") or folder)
     except ValueError as error:
-        raise UsageError(f"resume: {folder / RUN_FILE}: stream_dir: {error}") from None
+        raise UsageError(f"--resume: {folder / RUN_FILE}: stream_dir: {error}") from None
     found = Interrupted(
         folder.absolute(),
         run.header.run_id,
@@ -97,34 +102,43 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
     return found, {**experiment, **_only(point, arm, experiment), "resume": folder}
 
 
+def _resumes(mode: str) -> bool:
+    """Return whether what is streamed to a destination can be resumed from."""
+    return mode in modes() and transport(mode).resumes
+
+
 def _last_mark(run: Run) -> PhaseMark:
-    """What rank 0 began last within an iteration."""
+    """Return what rank 0 began last within an iteration."""
     first: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
-    if first is None or any(
-        isinstance(record, End) and record.status == "ok" for record in first.records
-    ):
-        what = "came to its end" if first is not None else "has no records of rank 0"
-        raise UsageError(f"resume: {run.path} {what}: there is nothing to go on with")
+    if first is None:
+        raise UsageError(f"--resume: {run.path} has no records of rank 0: nothing can be resumed")
+    if any(isinstance(record, End) and record.status == "ok" for record in first.records):
+        raise UsageError(f"--resume: {run.path} finished: there is nothing to resume")
     mark = first.last_phase
     if mark is None or mark.point is None or mark.arm is None:
         phase = mark.phase if mark else "start"
         raise UsageError(
-            f"resume: {run.path} ended in phase {phase}, where no request was under way{_instead(run)}"
+            f"--resume: {run.path} ended in phase {phase}, when no request was under way"
+            f"{_instead(run)}"
         )
     return mark
 
 
 def _instead(run: Run) -> str:
-    """What can be gone on with, if this run had just begun to go on with another."""
+    """Return which run can be resumed if this one had only just begun to resume it."""
     before = run.header.experiment.get("resume")
-    return f"; {before}, which it went on with, can be resumed again" if before else ""
+    return f". Resume {before} again, which it was resuming" if before else ""
 
 
 def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[str, Any]:
-    """The values that narrow a sweep to one point and one arm, with nothing measured beside it."""
+    """Return the values that narrow a sweep to one point and one arm, with nothing beside it."""
     own_lengths = {} if experiment.get("prompts") else {"input_len": [point.input_len]}
     own_model = {} if experiment.get("ckpt_path") else {"model": [point.model]}
+    reset = {
+        key: info.when_resumed for key, info in OPTIONS.items() if info.when_resumed is not KEPT
+    }
     return {
+        **reset,
         **own_lengths,
         **own_model,
         "ubatch_size": [point.ubatch_size],
@@ -132,22 +146,7 @@ def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[st
         "max_seq_len": point.positions,
         "inference_data_type": [point.data_type],
         "kv_layout": [point.kv_layout],
-        "streaming": ["disk"],
+        "streaming": [arm.mode],
         "level": [arm.level],
         "durability": [arm.durability],
-        "compare": False,
-        "nccl_loopback": False,
-        "peer": [],
-        "tcp_checksums": False,
-        "handoff": False,
-        "handoff_tokens": 1,
-        "swap": [],
-        "resident": 2,
-        **dict.fromkeys(
-            ("sink_tensor_para_size", "sink_pipeline_para_size", "sink_ubatch_size", "figure"), None
-        ),
-        "precision": None,
-        "ceilings": False,
-        "warmup": 0,
-        "rounds": 1,
     }

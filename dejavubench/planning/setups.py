@@ -1,4 +1,4 @@
-"""How the two sides of a point hold the model's cache, in the terms of the library's plan. Pure: numbers alone."""
+"""The setups of a point's two sides, as the library's plan takes them. Pure: numbers alone."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dejavubench.dejavulib.plan import Setup
 
 
 def setup_of(point: Point, split: Split) -> Setup:
+    """Return how one side holds the cache."""
     cuts = point.spec.layer_cuts(split.pipeline_para_size)
     return Setup(cuts, point.spec.kv_heads, split.tensor_para_size, split.ubatch_size)
 
 
 def setups(point: Point) -> tuple[Setup, Setup]:
-    """Of the sources and of the sinks."""
+    """Return the setups of the sources and of the sinks."""
     return setup_of(point, point.sources), setup_of(point, point.sinks or point.sources)
 
 
 def everything(point: Point) -> Region:
-    """What is streamed of all microbatches in flight, in the whole model's numbers."""
+    """Return what all microbatches in flight stream, in the whole model's numbers."""
     spec = point.spec
     return Region(
         Span(0, spec.layer_num),
@@ -29,7 +30,7 @@ def everything(point: Point) -> Region:
 
 
 def geometry_of(point: Point, setup: Setup, worker: int) -> KVGeometry:
-    """A worker's cache of one microbatch."""
+    """Return a worker's cache of one microbatch."""
     return KVGeometry(
         setup.layers(worker).size,
         setup.ubatch_size,

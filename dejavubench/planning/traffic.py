@@ -1,6 +1,6 @@
-"""What a plan moves: bytes, contiguous runs, and the least time that a link takes for them.
+"""The traffic between two setups: bytes, extents, and the least time that a link takes for them.
 
-Pure, like the plan: sizes in, numbers out; nothing is allocated and neither torch nor MPI is needed.
+Pure: sizes in, numbers out. Nothing is allocated, and neither torch nor MPI is needed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dejavubench.planning.setups import geometry_of
 from dejavubench.units import count_text
 
 MOST_TRANSFERS = 100_000
-"""Different transfers that a plan looks at one by one."""
+"""Different transfers that are looked at one by one."""
 
 
 @dataclass(frozen=True)
-class Link:
-    """What every worker has for itself, in each direction.
+class LinkSpec:
+    """A link of one worker's own, in each direction.
 
     Attributes:
-        rate: bytes a second.
+        rate: bytes per second.
         latency: seconds until the first byte arrives.
     """
 
@@ -34,7 +34,7 @@ class Link:
     latency: float = 0.0
 
     def least_seconds(self, nbytes: int) -> float:
-        """A lower bound: all bytes in one piece, at the full rate."""
+        """Return a lower bound: all bytes in one piece, at the full rate."""
         return nbytes / self.rate + self.latency if nbytes else 0.0
 
 
@@ -43,17 +43,19 @@ class Volume:
     """How much moves.
 
     Attributes:
-        transfers: regions, each from one cache into one other; every step moves its positions of each.
-        prompt_nbytes, token_nbytes, total_nbytes: of the prompt, of one position of all requests, of all positions.
-        prompt_runs, token_runs: pieces that are contiguous in the caches of both sides, K and V of all layers.
+        transfers: regions, each from one cache into one other. A step moves its positions of each.
+        prompt_nbytes, token_nbytes, total_nbytes: bytes of the prompt, of one position of all
+            requests, and of all positions.
+        prompt_extents, token_extents: pieces of the prompt, and of one position of all requests,
+            that are contiguous in the caches of both sides; K and V of all layers.
     """
 
     transfers: int = 0
     prompt_nbytes: int = 0
     token_nbytes: int = 0
     total_nbytes: int = 0
-    prompt_runs: int = 0
-    token_runs: int = 0
+    prompt_extents: int = 0
+    token_extents: int = 0
 
     def __add__(self, other: Volume) -> Volume:
         return Volume(
@@ -63,8 +65,8 @@ class Volume:
     def times(self, repeats: int) -> Volume:
         return Volume(*(repeats * each for each in astuple(self)))
 
-    def least_seconds(self, link: Link) -> tuple[float, float, float]:
-        """Of the prompt, of one token, of all, were this alone on the link."""
+    def least_seconds(self, link: LinkSpec) -> tuple[float, float, float]:
+        """Return the times of the prompt, of one token and of all, with the link to itself."""
         prompt, token, total = map(
             link.least_seconds, (self.prompt_nbytes, self.token_nbytes, self.total_nbytes)
         )
@@ -76,9 +78,10 @@ class Flow:
     """The transfers from one source to one sink, and their volume.
 
     Attributes:
-        exchange: of the first requests, after which microbatches of both sides begin together again.
-        region: of all requests, in the whole model's numbers.
-        volume: of all requests.
+        exchange: the transfers of the first requests, up to where microbatches of both sides begin
+            together again.
+        region: the part of all requests, in the whole model's numbers.
+        volume: that of all requests.
         repeats: how many times the exchange makes the whole.
         ubatches: microbatches of the source and of the sink in one exchange.
     """
@@ -90,7 +93,7 @@ class Flow:
     ubatches: tuple[int, int]
 
     def transfers(self) -> Iterator[Transfer]:
-        """All of them, by the microbatches of the source."""
+        """Yield all transfers, by the microbatches of the source."""
         ours, theirs = self.ubatches
         for repeat in range(self.repeats):
             for each in self.exchange.transfers:
@@ -103,12 +106,12 @@ class Flow:
 
 @dataclass(frozen=True)
 class Traffic:
-    """A plan in numbers.
+    """All that moves between two setups.
 
     Attributes:
         point: the sizes of the sources' caches.
-        requests: of all microbatches in flight.
-        flows: by source, then sink.
+        requests: those of all microbatches in flight.
+        flows: sorted by source, then by sink.
     """
 
     point: Point
@@ -123,12 +126,12 @@ class Traffic:
 
     @cached_property
     def sent(self) -> dict[int, Volume]:
-        """What leaves each source."""
+        """Volume that leaves each source."""
         return self._by_worker(lambda exchange: exchange.source)
 
     @cached_property
     def received(self) -> dict[int, Volume]:
-        """What reaches each sink."""
+        """Volume that reaches each sink."""
         return self._by_worker(lambda exchange: exchange.target)
 
     @cached_property
@@ -141,16 +144,16 @@ class Traffic:
 
     @property
     def busiest_source(self) -> int:
-        """The first of those that send most."""
+        """The source that sends most; the first of several."""
         return max(self.sent, key=lambda worker: self.sent[worker].total_nbytes)
 
     @property
     def busiest_sink(self) -> int:
-        """The first of those that receive most."""
+        """The sink that receives most; the first of several."""
         return max(self.received, key=lambda worker: self.received[worker].total_nbytes)
 
-    def least_seconds(self, link: Link) -> tuple[float, float, float]:
-        """Of the prompt, of one token, of all: what the busiest worker takes, as all others go on beside it."""
+    def least_seconds(self, link: LinkSpec) -> tuple[float, float, float]:
+        """Return the times of the prompt, of one token and of all: those of the busiest worker."""
         ends = (self.sent[self.busiest_source], self.received[self.busiest_sink])
         prompt, token, total = map(max, *(end.least_seconds(link) for end in ends))
         return prompt, token, total
@@ -164,13 +167,14 @@ class Traffic:
 
 
 def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
-    """The traffic of all positions of ``requests`` requests.
+    """Return the traffic of all positions of ``requests`` requests.
 
-    Microbatches of the two sides begin together after every lcm of their sizes: only so many requests are looked at.
+    Microbatches of the two sides begin together after every lcm of their sizes: the requests up to
+    there are looked at, and repeat.
 
     Raises:
-        ValueError: the two sides hold different models, the layout cannot hold the heads, or there are too many
-            different transfers to look at.
+        ValueError: the two sides hold different models, the layout cannot hold the heads, or there
+            are too many different transfers to look at.
     """
     common = lcm(source.ubatch_size, sink.ubatch_size)
     repeats = 1 if requests % common else requests // common
@@ -179,8 +183,9 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
     if pieces * pairs > MOST_TRANSFERS:
         raise ValueError(
-            f"microbatches of {source.ubatch_size} and {sink.ubatch_size} and {count_text(pairs, 'pair')} of workers "
-            f"make {pieces * pairs:,} different transfers; at most {MOST_TRANSFERS:,} are planned"
+            f"microbatches of {source.ubatch_size} and {sink.ubatch_size} requests and "
+            f"{count_text(pairs, 'pair')} of workers make {pieces * pairs:,} different transfers; at "
+            f"most {MOST_TRANSFERS:,} are planned"
         )
     everything = Region(
         Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written)
@@ -202,7 +207,11 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
 
 
 def requests_in_common(one: int, other: int, requests: int) -> int:
-    """Pieces of ``requests`` that lie within one microbatch of each side, whose sizes are ``one`` and ``other``."""
+    """Return how many pieces of ``requests`` lie within one microbatch of each side.
+
+    Args:
+        one, other: requests per microbatch of the two sides.
+    """
     return -(-requests // one) - (-requests // other) + (-requests // lcm(one, other))
 
 
@@ -210,8 +219,8 @@ def _volume(point: Point, source: Setup, sink: Setup, transfer: Transfer) -> Vol
     out = geometry_of(point, source, transfer.source)
     into = geometry_of(point, sink, transfer.target)
 
-    def runs(positions: Span) -> int:
-        return common_runs(out, _at(transfer.source_region, positions), into)
+    def extents(positions: Span) -> int:
+        return common_extents(out, _at(transfer.source_region, positions), into)
 
     token = out.region_nbytes(_at(transfer.source_region, Span(0, 1)))  # all positions are alike
     return Volume(
@@ -219,13 +228,13 @@ def _volume(point: Point, source: Setup, sink: Setup, transfer: Transfer) -> Vol
         prompt_nbytes=point.input_len * token,
         token_nbytes=token,
         total_nbytes=point.written * token,
-        prompt_runs=runs(Span(0, point.input_len)),
-        token_runs=runs(Span(0, 1)),
+        prompt_extents=extents(Span(0, point.input_len)),
+        token_extents=extents(Span(0, 1)),
     )
 
 
-def common_runs(source: KVGeometry, region: Region, target: KVGeometry) -> int:
-    """Pieces of a region of ``source`` that are contiguous in both caches, K and V of all its layers."""
+def common_extents(source: KVGeometry, region: Region, target: KVGeometry) -> int:
+    """Return the pieces of a region of ``source`` that are contiguous in both caches, K and V."""
     half = source.region_nbytes(region) // len(BOTH)
     return sum(half // source.rows(kv, region, target).nbytes for kv in BOTH)
 

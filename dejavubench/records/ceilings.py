@@ -53,19 +53,14 @@ class CopyWays(Line):
     ways: dict[str, str]
 
 
-HELD_AGAINST = {
-    "mpi-destination": "mpi-windowed",
-    "disk-destination": "disk-write",
-    "nixl-destination": "nixl-raw",
-    "tcp-destination": "tcp-raw",
-    "pcie-destination": "pcie-d2h",
-    "gather": "gather-copy",
-}
-"""Maps a ceiling of this library to the raw loop that was measured in turn with it."""
+HELD_AGAINST = {"pcie-destination": "pcie-d2h", "gather": "gather-copy"}
+"""Maps a probe of the library's own code on a GPU to the raw loop that was measured in turn with it.
 
-OVERHEAD_OF = {
-    "mpi-message-overhead": "mpi-message",
-    "disk-run-overhead": "disk-run",
-    "run-copy-overhead": "run-copy",
-}
-"""Maps a probe of pure loop overhead to the probe whose overhead share it gives."""
+Those of a destination stand in its :class:`~dejavubench.records.destinations.DestinationInfo`.
+"""
+
+OVERHEAD_OF = {"run-copy-overhead": "run-copy"}
+"""Maps a probe of pure loop overhead to the probe whose overhead share it gives.
+
+Those of a destination stand there, too.
+"""

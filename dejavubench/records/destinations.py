@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict
 NONE = "none"
 """The mode of an arm that streams nothing."""
 
+SWAP = "swap-"
+"""The modes of arms that swap caches begin so; no destination has such a name."""
+
 
 class _Info(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +77,10 @@ class DestinationInfo(_Info):
 Destinations = Mapping[str, DestinationInfo]
 """By mode, as an arm's record spells it."""
 
+# The link by MPI was measured for every destination between ranks.
+_LINK_HELD_AGAINST = {"mpi-destination": "mpi-windowed"}
+_LINK_OVERHEAD_OF = {"mpi-message-overhead": "mpi-message"}
+
 _DURABILITIES = ["fdatasync", "direct", "page-cache"]
 
 FROZEN: Destinations = {
@@ -99,8 +106,8 @@ FROZEN: Destinations = {
         ceiling="mpi-windowed",
         link_rate="mpi-windowed",
         message="mpi-message",
-        held_against={"mpi-destination": "mpi-windowed"},
-        overhead_of={"mpi-message-overhead": "mpi-message"},
+        held_against=_LINK_HELD_AGAINST,
+        overhead_of=_LINK_OVERHEAD_OF,
     ),
     "nccl": DestinationInfo(
         label="remote GPU (NCCL)",
@@ -112,6 +119,8 @@ FROZEN: Destinations = {
             name="nccl-loopback", label="loopback on one GPU (NCCL)", colour="#D55E00", hatch="oo"
         ),
         library="nccl",
+        held_against=_LINK_HELD_AGAINST,
+        overhead_of=_LINK_OVERHEAD_OF,
     ),
     "nixl": DestinationInfo(
         label="NIXL",
@@ -120,7 +129,8 @@ FROZEN: Destinations = {
         order=50,
         remote=True,
         ceiling="nixl-raw",
-        held_against={"nixl-destination": "nixl-raw"},
+        held_against={"nixl-destination": "nixl-raw", **_LINK_HELD_AGAINST},
+        overhead_of=_LINK_OVERHEAD_OF,
     ),
     "tcp": DestinationInfo(
         label="tcp",

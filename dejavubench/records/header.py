@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dejavubench.records.destinations import NONE, DestinationInfo
+from dejavubench.records.destinations import NONE, SWAP, DestinationInfo
 from dejavubench.records.environment import RunEnvironment, facts
 from dejavubench.records.values import Count, Model, Size
 
@@ -40,8 +40,8 @@ class ArmInfo(Model):
 
     @property
     def swaps(self) -> bool:
-        """Whether the arm swaps caches; only such arms stream without a level."""
-        return self.streams and self.level is None
+        """Whether the arm swaps caches; it is recorded with the level at which it streams."""
+        return self.mode.startswith(SWAP)
 
 
 class PointInfo(Model):

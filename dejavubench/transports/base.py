@@ -74,6 +74,11 @@ class ProbeNames:
     overhead_of: Mapping[str, str] = field(default_factory=dict)
 
 
+LINK_HELD_AGAINST: Mapping[str, str] = {"mpi-destination": "mpi-windowed"}
+LINK_OVERHEAD_OF: Mapping[str, str] = {"mpi-message-overhead": "mpi-message"}
+"""Probes of the link by MPI, which every destination between ranks has beside its own."""
+
+
 class Transport(ABC):
     """One destination as the benchmark sees it. Subclasses set the class attributes.
 

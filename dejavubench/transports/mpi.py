@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import MPI
-from dejavubench.transports.base import ProbeNames, Style, Transport
+from dejavubench.transports.base import (
+    LINK_HELD_AGAINST,
+    LINK_OVERHEAD_OF,
+    ProbeNames,
+    Style,
+    Transport,
+)
 from dejavubench.transports.session import RankContext, RankSession, SinkContext, SourceContext
 
 if TYPE_CHECKING:
@@ -37,8 +43,8 @@ class MPITransport(Transport):
         ceiling_on_gpu="mpi-windowed",
         link_rate="mpi-windowed",
         message="mpi-message",
-        held_against={"mpi-destination": "mpi-windowed"},
-        overhead_of={"mpi-message-overhead": "mpi-message"},
+        held_against=LINK_HELD_AGAINST,
+        overhead_of=LINK_OVERHEAD_OF,
     )
 
     def session(self, rank: RankContext) -> MPISession:

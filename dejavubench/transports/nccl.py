@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import NCCL
-from dejavubench.transports.base import LoopbackVariant, Missing, ProbeNames, Style, Transport
+from dejavubench.transports.base import (
+    LINK_HELD_AGAINST,
+    LINK_OVERHEAD_OF,
+    LoopbackVariant,
+    Missing,
+    ProbeNames,
+    Style,
+    Transport,
+)
 from dejavubench.transports.session import (
     Options,
     PointContext,
@@ -67,7 +75,11 @@ class NCCLTransport(Transport):
         "nccl_loopback", "nccl-loopback", "loopback on one GPU (NCCL)", Style("#D55E00", "oo")
     )
     library = "nccl"
-    probe_names = ProbeNames(ceiling_on_gpu="nccl-send")
+    probe_names = ProbeNames(
+        ceiling_on_gpu="nccl-send",
+        held_against=LINK_HELD_AGAINST,
+        overhead_of=LINK_OVERHEAD_OF,
+    )
 
     def session(self, rank: RankContext) -> NCCLSession:
         return NCCLSession(rank)

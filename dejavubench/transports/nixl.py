@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from dejavubench.dejavulib.destinations.registry import NIXL
 from dejavubench.errors import UsageError
 from dejavubench.machine.hardware import has_nixl
-from dejavubench.transports.base import Missing, ProbeNames, Style, Transport
+from dejavubench.transports.base import (
+    LINK_HELD_AGAINST,
+    LINK_OVERHEAD_OF,
+    Missing,
+    ProbeNames,
+    Style,
+    Transport,
+)
 from dejavubench.transports.session import (
     Options,
     ProbeContext,
@@ -74,7 +81,8 @@ class NIXLTransport(Transport):
     probe_names = ProbeNames(
         ceiling="nixl-raw",
         ceiling_on_gpu="nixl-raw",
-        held_against={"nixl-destination": "nixl-raw"},
+        held_against={"nixl-destination": "nixl-raw", **LINK_HELD_AGAINST},
+        overhead_of=LINK_OVERHEAD_OF,
     )
 
     def session(self, rank: RankContext) -> NIXLSession:

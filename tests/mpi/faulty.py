@@ -28,7 +28,7 @@ from dejavubench.bench.scenarios import plain
 from dejavubench.bench.startup import firstrecords, workspace
 from dejavubench.cli import main
 from dejavubench.cli import run as cli_run
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib import receiver
 from dejavubench.dejavulib.destinations import mpi, tcp
 from dejavubench.models.gpt import GPT

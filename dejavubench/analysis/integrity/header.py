@@ -93,11 +93,11 @@ def _durable(arm: ArmInfo, info: DestinationInfo | None) -> bool:
 
 
 def _names_of(arm: ArmInfo, info: DestinationInfo | None) -> tuple[str, ...]:
-    """Return the names that an arm may have; arms that swap caches have no level."""
+    """Return the names that an arm may have; those of arms that swap caches name no level."""
     if info is None:
         return (NONE, f"{NONE}#2") if arm.level is None else ()
     modes = [arm.mode, *([info.loopback.name] if info.loopback is not None else [])]
-    level = "" if arm.level is None else f"@{arm.level}"
+    level = "" if arm.swaps else f"@{arm.level}"
     more = ("", f"/{arm.durability}")
     return tuple(f"{mode}{level}{end}" for mode in modes for end in more)
 

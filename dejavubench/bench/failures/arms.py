@@ -12,7 +12,7 @@ from types import TracebackType
 
 from mpi4py import MPI
 
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.parallel.collectives import sleeping_barrier
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS, DestinationEntry
 from dejavubench.records.destinations import DestinationInfo
 from dejavubench.transports.recorded import info, swapped_info

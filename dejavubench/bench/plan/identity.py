@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.weights import weights_identity
 
 
-def identity(
-    experiment: Experiment, point: Point, device: str, run_id: str, rank: int
-) -> dict[str, str]:
+def identity(plan: Plan, point: Point, device: str, run_id: str, rank: int) -> dict[str, str]:
     """Return the identity of all streams of one source at one point.
 
     Args:
@@ -23,19 +21,19 @@ def identity(
         # Another rank's part of the cache may have the same geometry.
         "rank": str(rank),
         "model": point.spec.name,
-        "weights": identity_of_weights(experiment, point, device),
-        "requests": _digest(experiment.seed, experiment.given_prompts, experiment.sampling),
+        "weights": identity_of_weights(plan, point, device),
+        "requests": _digest(plan.experiment.seed, plan.prompts, plan.sampling),
         "data_type": point.data_type,
     }
 
 
-def identity_of_weights(experiment: Experiment, point: Point, device: str) -> str:
+def identity_of_weights(plan: Plan, point: Point, device: str) -> str:
     """Return 16 hex digits that differ where the values that the model multiplies may differ."""
-    types = (point.data_type, experiment.weights_data_type)
-    if experiment.checkpoint is not None:
-        return _digest(experiment.checkpoint.identity, *types)
+    types = (point.data_type, plan.weights_data_type)
+    if plan.checkpoint is not None:
+        return _digest(plan.checkpoint.identity, *types)
     return weights_identity(
-        point.spec, experiment.seed, dtype_of(point.data_type), device, experiment.weights_data_type
+        point.spec, plan.experiment.seed, dtype_of(point.data_type), device, plan.weights_data_type
     )
 
 

@@ -1,4 +1,4 @@
-"""The arms and points of a run: asked of the experiment once, the same on every rank."""
+"""The arms and points of a run, the same on every rank."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from dejavubench.bench.plan.destinations import destination_of, entry_of
-from dejavubench.config.experiment import Experiment
-from dejavubench.config.points import Arm, Point
+from dejavubench.config.arms import Arm
+from dejavubench.config.plan import Plan
+from dejavubench.config.points import Point
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
 
 
@@ -16,8 +17,8 @@ class Schedule:
     """All that is measured.
 
     Attributes:
-        all_arms: every arm of the experiment.
-        all_points: every point of the experiment.
+        all_arms: every arm of the plan.
+        all_points: every point of the plan.
         skipped: for each point that cannot run here, by its id, the reason.
     """
 
@@ -26,9 +27,9 @@ class Schedule:
     skipped: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, experiment: Experiment) -> Schedule:
+    def of(cls, plan: Plan) -> Schedule:
         """Return the schedule before any point was found not to run here."""
-        return cls(tuple(experiment.arms()), tuple(experiment.points()))
+        return cls(plan.arms, plan.points)
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:

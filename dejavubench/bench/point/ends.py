@@ -9,7 +9,8 @@ from dejavubench.bench.plan.identity import identity
 from dejavubench.bench.plan.side import Side
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.destinations import point_context
-from dejavubench.config.points import Arm, Point
+from dejavubench.config.arms import Arm
+from dejavubench.config.points import Point
 from dejavubench.transports.session import Session
 
 
@@ -32,7 +33,7 @@ class Ends:
         for session in context.sessions.values():
             session.connect(described)
         own = identity(
-            context.experiment,
+            context.plan,
             point,
             context.devices.computing,
             context.workspace.run_id,

@@ -45,18 +45,18 @@ class Models:
 def load_model(context: RunContext, point: Point) -> GPT:
     """Make this worker's part, with weights of the checkpoint or from the experiment's seed."""
     assert context.workers is not None
-    experiment, device = context.experiment, context.devices.own
+    plan, device = context.plan, context.devices.own
     dtype, shard = dtype_of(point.data_type), Shard(*context.ranks.topology.shard())
     multiplied = context.devices.compute_dtype(dtype)
     model = GPT(point.spec, shard, dtype, multiplied, context.workers, device)
-    held = experiment.weights_data_type
+    held = plan.weights_data_type
     held_in = None if held is None else dtype_of(held)
-    if experiment.checkpoint is not None:
-        load_checkpoint(model, experiment.checkpoint, held_in)
+    if plan.checkpoint is not None:
+        load_checkpoint(model, plan.checkpoint, held_in)
     elif device.type == "cuda":
-        model.load(random_weights(point.spec, experiment.seed, device, multiplied), held_in)
+        model.load(random_weights(point.spec, plan.experiment.seed, device, multiplied), held_in)
     else:
-        model.load(random_weights(point.spec, experiment.seed), held_in)
+        model.load(random_weights(point.spec, plan.experiment.seed), held_in)
     return model
 
 

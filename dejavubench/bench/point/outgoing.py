@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from dejavubench.bench.point.ends import Ends
+from dejavubench.config.arms import Arm
 from dejavubench.config.interrupted import stream_name
-from dejavubench.config.points import Arm, Durability, Mode
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream
 from dejavubench.dejavulib.device import DeviceStaging, Landing
@@ -21,7 +21,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.transports.session import SourceContext
 
-Key = tuple[Mode, Durability | None]
+Key = tuple[str, str | None]
 """The destination of an arm; arms of other levels share it."""
 
 

@@ -9,7 +9,6 @@ from typing import cast
 import torch
 
 from dejavubench.bench.point.ends import Ends
-from dejavubench.config.points import Mode
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -48,10 +47,10 @@ class Sink:
         self.pattern = 0
         self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
         self._slots: dict[str, list[list[torch.Tensor]]] = {}  # likewise, for each stream
-        self._endpoints: dict[Mode, SinkEndpoint] = {}
-        self._receivers: dict[tuple[Mode, str], list[CacheReceiver]] = {}
+        self._endpoints: dict[str, SinkEndpoint] = {}
+        self._receivers: dict[tuple[str, str], list[CacheReceiver]] = {}
 
-    def prepare(self, mode: Mode, level: str, pattern: int) -> None:
+    def prepare(self, mode: str, level: str, pattern: int) -> None:
         """Fill the caches with a pattern and post the first receives, outside the clock."""
         self.pattern = pattern
         for cache in self.caches(mode):
@@ -61,7 +60,7 @@ class Sink:
                 slot.fill_(pattern)
             receiver.begin()
 
-    def receive(self, mode: Mode, level: str) -> Received:
+    def receive(self, mode: str, level: str) -> Received:
         """Receive all that the sources stream in one iteration."""
         receivers = self._receivers_of(mode, level)
         began = time.process_time()
@@ -73,7 +72,7 @@ class Sink:
             time.process_time() - began,
         )
 
-    def caches(self, mode: Mode) -> list[KVCache]:
+    def caches(self, mode: str) -> list[KVCache]:
         """Return the cache of each microbatch on the device that the mode brings it to."""
         device = self._device_of(mode)
         if device.type not in self._caches:
@@ -89,11 +88,11 @@ class Sink:
         for endpoint in self._endpoints.values():
             endpoint.close()
 
-    def _device_of(self, mode: Mode) -> torch.device:
+    def _device_of(self, mode: str) -> torch.device:
         own = self.ends.context.devices.own
         return own if DESTINATIONS[mode].device_memory else torch.device("cpu")
 
-    def _slots_of(self, mode: Mode) -> list[list[torch.Tensor]]:
+    def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
         device = self._device_of(mode)
         if device.type not in self._slots:
             slots = self._receiver_kind(mode).SLOTS
@@ -106,12 +105,12 @@ class Sink:
             ]
         return self._slots[device.type]
 
-    def _streams(self, mode: Mode) -> list[tuple[KVCache, Stream]]:
+    def _streams(self, mode: str) -> list[tuple[KVCache, Stream]]:
         """Return every stream, with the cache that it fills."""
         caches = zip(self.caches(mode), self.side.remote(), strict=True)
         return [(cache, stream) for cache, streams in caches for stream in streams]
 
-    def _endpoint(self, mode: Mode) -> SinkEndpoint:
+    def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
             opened = self.ends.context.sessions[mode].open_sink(
                 SinkContext(
@@ -124,7 +123,7 @@ class Sink:
             self._endpoints[mode] = cast(SinkEndpoint, opened)
         return self._endpoints[mode]
 
-    def _receivers_of(self, mode: Mode, level: str) -> list[CacheReceiver]:
+    def _receivers_of(self, mode: str, level: str) -> list[CacheReceiver]:
         if (mode, level) not in self._receivers:
             pairs, kind = self._streams(mode), self._receiver_kind(mode)
             slots = self._slots_of(mode) if LEVELS[level].buffered else [[] for _ in pairs]
@@ -134,5 +133,5 @@ class Sink:
             ]
         return self._receivers[mode, level]
 
-    def _receiver_kind(self, mode: Mode) -> type[CacheReceiver]:
+    def _receiver_kind(self, mode: str) -> type[CacheReceiver]:
         return DeviceReceiver if self._device_of(mode).type == "cuda" else CacheReceiver

@@ -12,7 +12,7 @@ from dejavubench.bench.point.ends import Ends
 from dejavubench.bench.point.outgoing import Outgoing
 from dejavubench.bench.point.prompts import make_prompts
 from dejavubench.bench.point.steps import steps_of
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
 
@@ -29,16 +29,14 @@ class Source:
     """
 
     def __init__(self, ends: Ends, model: GPT) -> None:
-        experiment, side = ends.context.experiment, ends.side
+        plan, side = ends.context.plan, ends.side
         self.ends = ends
         self.side = side
         self.model = model
         self.caches = [
             KVCache.allocate(side.geometry, model.dtype, model.device) for _ in range(side.ubatches)
         ]
-        self.prompts = make_prompts(
-            side.point, side.ubatches, experiment.seed, experiment.given_prompts
-        )
+        self.prompts = make_prompts(side.point, side.ubatches, plan.experiment.seed, plan.prompts)
         self.maker = self.maker_over(self.caches)
         self.outgoing = Outgoing(ends, self.caches)
         self._silent = [NoStreaming() for _ in self.caches]
@@ -49,9 +47,9 @@ class Source:
         before_step: Callable[[int, int], None] | None = None,
     ) -> BatchMaker:
         """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`."""
-        experiment, workers = self.ends.context.experiment, self.ends.context.workers
+        plan, workers = self.ends.context.plan, self.ends.context.workers
         assert workers is not None
-        steps = steps_of(self.model, caches, self.prompts, experiment.sampling)
+        steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         asked = [each.tokens for each in self.prompts]
         output_len = self.side.point.output_len
         return BatchMaker(self.model, steps, workers, asked, output_len, before_step)

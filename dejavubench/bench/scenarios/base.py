@@ -19,7 +19,7 @@ from dejavubench.bench.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 
 
 @dataclass(frozen=True)

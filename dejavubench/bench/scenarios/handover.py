@@ -25,7 +25,7 @@ from dejavubench.bench.point.steps import steps_of
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache, Span
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import sleeping_bcast
@@ -174,14 +174,12 @@ class Successor:
 
     def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
         context, side = sink.ends.context, sink.side
-        model, workers, experiment = sink.model, context.workers, context.experiment
+        model, workers, plan = sink.model, context.workers, context.plan
         assert model is not None
         assert workers is not None
         asked = replace(side.point, ubatch_size=side.split.ubatch_size)
-        self._prompts = make_prompts(
-            asked, side.ubatches, experiment.seed, experiment.given_prompts
-        )
-        steps = steps_of(model, caches, self._prompts, experiment.sampling)
+        self._prompts = make_prompts(asked, side.ubatches, plan.experiment.seed, plan.prompts)
+        steps = steps_of(model, caches, self._prompts, plan.sampling)
         prompts = [each.tokens for each in self._prompts]
         self._maker = BatchMaker(model, steps, workers, prompts, side.point.output_len)
         self._side, self._comm = side, context.comms.handover

@@ -15,7 +15,7 @@ from dejavubench.bench.point.sink import Received, Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When, microbatch_record
 from dejavubench.bench.scenarios.base import Recorded, Scenario
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import Span
 
 

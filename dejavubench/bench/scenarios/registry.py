@@ -12,8 +12,8 @@ from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.scenarios import handover, plain, restart, swap
 from dejavubench.bench.scenarios.base import Scenario, ScenarioKind
+from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.points import Arm
 
 Name = Literal["plain", "hand-over", "swap", "restart"]
 

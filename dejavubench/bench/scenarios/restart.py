@@ -22,7 +22,7 @@ from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.config.points import Arm
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.destinations.disk.savedstream import Restored, SavedStream
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.parallel.collectives import sleeping_barrier
@@ -153,7 +153,7 @@ class RestartSource(PlainSource):
 
     def record(self, arm: Arm, when: When) -> Recorded:
         context, back, clocks = self.source.ends.context, self._back, self._clocks
-        interrupted = context.experiment.interrupted
+        interrupted = context.plan.interrupted
         assert interrupted is not None
         before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
         context.workspace.recorder.write(

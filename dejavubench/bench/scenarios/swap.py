@@ -19,7 +19,7 @@ from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
-from dejavubench.config.points import Arm, Mode
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.swapper import Swapper
 
@@ -37,7 +37,7 @@ class SwapSource(PlainSource):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self._swaps: dict[Mode, Swap] = {}
+        self._swaps: dict[str, Swap] = {}
         # The same caches for all stores: one arm works at a time.
         self._resident: list[KVCache] = []
         self._digests: list[list[str]] = []  # of each microbatch's undisturbed cache

@@ -13,6 +13,7 @@ from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.bench.startup.workspace import Workspace
 from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.parallel.collectives import Collectives
@@ -30,7 +31,7 @@ class RunContext:
         saved: the files that a killed run has left of this rank, where that run is resumed.
     """
 
-    experiment: Experiment
+    plan: Plan
     schedule: Schedule
     ranks: Ranks
     devices: Devices
@@ -40,6 +41,11 @@ class RunContext:
     conditions: Conditions
     sessions: Sessions
     saved: list[SavedStream] = field(default_factory=list)
+
+    @property
+    def experiment(self) -> Experiment:
+        """The options of the run."""
+        return self.plan.experiment
 
     @property
     def computes(self) -> bool:

@@ -11,10 +11,12 @@ from mpi4py import MPI
 from dejavubench.bench.plan.schedule import Schedule
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
+from dejavubench.machine.gpu import cuda_devices
 from dejavubench.models.dtypes import compute_dtype
 from dejavubench.parallel.shared_gpus import LoopbackFacts, SharedGpuError, gpu_of, prepare_gpus
-from dejavubench.planning import fit
+from dejavubench.planning.devices import device_numbers, too_few_devices
 
 
 @dataclass(frozen=True)
@@ -62,25 +64,25 @@ class Devices:
         return compute_dtype(dtype, self.computing, self.native_bf16)
 
 
-def take_device(experiment: Experiment, schedule: Schedule, ranks: Ranks) -> torch.device:
+def take_device(plan: Plan, schedule: Schedule, ranks: Ranks) -> torch.device:
     """Choose the device of this rank among those of its host, if it needs one.
 
     Raises:
         UsageError: this host has no CUDA device, or too few.
     """
     receives = any(entry.device_memory for entry in schedule.destinations.values())
-    if experiment.device != "cuda" or not (ranks.is_source or receives):
+    if plan.experiment.device != "cuda" or not (ranks.is_source or receives):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count == 0:
         raise UsageError(f"--device cuda: {ranks.host} has no CUDA device for rank {ranks.rank}")
     topology = ranks.topology
     sources, sinks = map(ranks.on_this_host, (topology.sources, topology.sinks))
-    refused = fit.too_few_devices(experiment, sources, sinks)
+    refused = too_few_devices(plan, cuda_devices(), sources, sinks)
     if refused:
         raise UsageError(refused)
-    cards = fit.cards(experiment, sources, sinks, count)
-    of_role = cards.sources if ranks.is_source else cards.sinks
+    numbers = device_numbers(plan, sources, sinks, count)
+    of_role = numbers.sources if ranks.is_source else numbers.sinks
     before = ranks.on_this_host(range(ranks.side.start, ranks.rank))
     device = torch.device("cuda", of_role[before])
     torch.cuda.set_device(device)

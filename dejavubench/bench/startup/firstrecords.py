@@ -11,6 +11,7 @@ import torch
 from dejavubench import records
 from dejavubench.bench.environment import facts
 from dejavubench.bench.plan.destinations import destinations_of
+from dejavubench.bench.recording.infos import arm_info, point_info
 from dejavubench.bench.recording.recorder import write_header
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.staging import staging_nbytes
@@ -60,18 +61,18 @@ def _write_rank(context: RunContext, spin: bool) -> None:
 
 def _write_run(context: RunContext, command: list[str]) -> None:
     experiment, schedule, ranks = context.experiment, context.schedule, context.ranks
-    points = [point.info(schedule.skipped.get(point.id)) for point in schedule.all_points]
+    points = [point_info(point, schedule.skipped.get(point.id)) for point in schedule.all_points]
     header = records.RunHeader(
         name=experiment.name,
         run_id=context.workspace.run_id,
         started_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         command=command,
         experiment=experiment.model_dump(mode="json"),
-        experiment_hash=experiment.hash(),
+        experiment_hash=context.plan.hash(),
         figure=experiment.figure,
         note=experiment.note,
         warmup=experiment.warmup,
-        arms=[arm.info() for arm in schedule.all_arms],
+        arms=[arm_info(arm) for arm in schedule.all_arms],
         points=points,
         destinations=destinations_of(schedule.all_arms, context.devices.on_cuda),
         environment=facts.of_run(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dejavubench.bench.plan.identity import identity
 from dejavubench.bench.plan.side import Side
-from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import Interrupted
+from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.destinations.disk import streamfile
 from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.errors import UsageError
 
 
-def open_saved(
-    experiment: Experiment, interrupted: Interrupted, side: Side, device: str
-) -> list[SavedStream]:
+def open_saved(plan: Plan, interrupted: Interrupted, side: Side, device: str) -> list[SavedStream]:
     """Open the files that this source has left, one per microbatch.
 
     Args:
@@ -24,7 +22,7 @@ def open_saved(
         UsageError: one of them cannot be resumed, as :class:`SavedStream` says.
     """
     rank = side.topology.rank
-    expected = identity(experiment, side.point, device, interrupted.run_id, rank)
+    expected = identity(plan, side.point, device, interrupted.run_id, rank)
     name = interrupted.stream_name(rank)
     try:
         return [

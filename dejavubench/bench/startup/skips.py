@@ -9,6 +9,7 @@ from dejavubench.bench.plan.side import side_of
 from dejavubench.bench.startup.destinations import Sessions
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
 from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.planning import fit
 from dejavubench.transports.registry import transport
@@ -16,17 +17,16 @@ from dejavubench.units import nbytes_text
 
 
 def reasons_here(
-    experiment: Experiment, schedule: Schedule, ranks: Ranks, sessions: Sessions
+    plan: Plan, schedule: Schedule, ranks: Ranks, sessions: Sessions
 ) -> dict[str, str]:
     """Return why points cannot run on some rank's host, by point. Collective."""
-    return agree_on_reasons(ranks.world, lambda: _reasons(experiment, schedule, ranks, sessions))
+    return agree_on_reasons(ranks.world, lambda: _reasons(plan, schedule, ranks, sessions))
 
 
-def _reasons(
-    experiment: Experiment, schedule: Schedule, ranks: Ranks, sessions: Sessions
-) -> dict[str, str]:
-    sources = ranks.on_this_host(ranks.topology.sources)
-    found = fit.reasons(experiment, sources, ranks.on_this_host(ranks.topology.sinks))
+def _reasons(plan: Plan, schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+    experiment, sources = plan.experiment, ranks.on_this_host(ranks.topology.sources)
+    sinks = ranks.on_this_host(ranks.topology.sinks)
+    found = fit.reasons(plan, fit.Room.here(plan), sources, sinks)
     if not schedule.on_disk or not ranks.is_source:
         return found
     directory = experiment.stream_dir or experiment.log_dir

@@ -21,35 +21,35 @@ from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.bench.startup.saved import open_saved
 from dejavubench.bench.startup.workspace import Workspace
 from dejavubench.bench.watching.watch import Watch
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
 from dejavubench.planning import fit
 
 
-def start(experiment: Experiment, command: list[str], watch: Watch | None) -> RunContext:
+def start(plan: Plan, command: list[str], watch: Watch | None) -> RunContext:
     """Prepare a run. Collective.
 
     Args:
-        experiment: the same on every rank.
+        plan: the same on every rank.
         command: as it was typed, for the record.
         watch: watches the ranks of this host, on the rank that has started it.
 
     Raises:
         UsageError: on every rank, if the run cannot start on any of them.
     """
-    schedule = Schedule.of(experiment)
-    ranks = _join(experiment)
-    device = agree(ranks.world, lambda: take_device(experiment, schedule, ranks))
+    experiment, schedule = plan.experiment, Schedule.of(plan)
+    ranks = _join(plan)
+    device = agree(ranks.world, lambda: take_device(plan, schedule, ranks))
     sessions = destinations.load_destinations(experiment, schedule, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
-    skipped = skips.reasons_here(experiment, schedule, ranks, sessions)
+    skipped = skips.reasons_here(plan, schedule, ranks, sessions)
     destinations.meet_other_sides(sessions, ranks)
     schedule = replace(schedule, skipped=skipped)
     refused = destinations.refused_points(experiment, schedule, ranks, sessions)
     schedule = replace(schedule, skipped=skipped | refused)
-    fit.refuse_if_none_runs(experiment, schedule.skipped)
-    saved = agree(ranks.world, lambda: _open_saved(experiment, schedule, ranks, devices))
+    fit.refuse_if_none_runs(plan, schedule.skipped)
+    saved = agree(ranks.world, lambda: _open_saved(plan, schedule, ranks, devices))
     workspace = Workspace.open(experiment, schedule, ranks)
     if watch is not None:
         watch.note_in(workspace.folder / records.first_exit_file(ranks.rank))
@@ -57,7 +57,7 @@ def start(experiment: Experiment, command: list[str], watch: Watch | None) -> Ru
     spin = may_spin(ranks, experiment.threads)
     computes = ranks.is_source or registry.of_run(experiment).sinks_compute
     context = RunContext(
-        experiment,
+        plan,
         schedule,
         ranks,
         devices,
@@ -72,9 +72,10 @@ def start(experiment: Experiment, command: list[str], watch: Watch | None) -> Ru
     return context
 
 
-def _join(experiment: Experiment) -> Ranks:
+def _join(plan: Plan) -> Ranks:
     """Set this process up and find the other ranks. Collective."""
-    experiment.check_ranks(MPI.COMM_WORLD.size)
+    experiment = plan.experiment
+    plan.check_ranks(MPI.COMM_WORLD.size)
     prefer_huge_pages()
     bound_primitive_caches()
     torch.set_num_threads(experiment.threads)
@@ -85,13 +86,13 @@ def _join(experiment: Experiment) -> Ranks:
 
 
 def _open_saved(
-    experiment: Experiment, schedule: Schedule, ranks: Ranks, devices: Devices
+    plan: Plan, schedule: Schedule, ranks: Ranks, devices: Devices
 ) -> list[SavedStream]:
-    if experiment.interrupted is None or not ranks.is_source:
+    if plan.interrupted is None or not ranks.is_source:
         return []
     (point,) = schedule.points
-    side = side_of(experiment, point, ranks.topology)
-    return open_saved(experiment, experiment.interrupted, side, devices.computing)
+    side = side_of(plan.experiment, point, ranks.topology)
+    return open_saved(plan, plan.interrupted, side, devices.computing)
 
 
 def _find_conditions(

@@ -1,0 +1,48 @@
+"""Arms and points as they are recorded."""
+
+from __future__ import annotations
+
+from dejavubench.config.arms import Arm
+from dejavubench.config.points import ITEMSIZE, Point
+from dejavubench.records import ArmInfo, PointInfo
+
+
+def arm_info(arm: Arm) -> ArmInfo:
+    """Return an arm's record."""
+    return ArmInfo(
+        name=arm.name, mode=arm.mode, level=arm.level, durability=arm.durability, role=arm.role
+    )
+
+
+def point_info(point: Point, skipped: str | None = None) -> PointInfo:
+    """Return a point's record.
+
+    Args:
+        skipped: why it does not run.
+    """
+    spec = point.spec
+    return PointInfo(
+        id=point.id,
+        model=spec.name,
+        parameters=spec.parameters,
+        layer_num=spec.layer_num,
+        head_num=spec.head_num,
+        size_per_head=spec.size_per_head,
+        kv_head_num=spec.kv_heads,
+        layer_weights=spec.layer_weights,
+        head_weights=spec.head_weights,
+        weight_nbytes=ITEMSIZE[point.data_type],
+        vocab_size=spec.vocab_size,
+        data_type=point.data_type,
+        kv_layout=point.kv_layout,
+        ubatch_size=point.ubatch_size,
+        input_len=point.input_len,
+        output_len=point.output_len,
+        positions=point.positions,
+        tensor_para_size=point.tensor_para_size,
+        pipeline_para_size=point.pipeline_para_size,
+        sinks="" if point.sinks is None else str(point.sinks),
+        handed_over=point.handed_over or 0,
+        streamed_nbytes=point.streamed_nbytes,
+        skipped=skipped,
+    )

@@ -1,0 +1,71 @@
+"""Flags of ``run``, made from the options of an experiment, and a help that shows them in groups."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import click
+
+from dejavubench.config.experiment import OPTIONS, Experiment, default_of, help_of
+from dejavubench.config.options.field import Group
+
+ALIASES = {"rounds": ["--times"]}
+"""The original's spellings that differ by more than an underscore."""
+
+OTHERS = "This command"
+"""The section of the flags that are no option of the experiment."""
+
+
+class FieldOption(click.Option):
+    """A flag of one option. Without a value it stays out of the overrides."""
+
+    def __init__(self, key: str) -> None:
+        info, default = OPTIONS[key], default_of(key)
+        self.key, self.group = key, info.group
+        flag = "--" + key.replace("_", "-")
+        kind: dict[str, Any]
+        if isinstance(default, bool):
+            flag += f"/--no-{flag[2:]}"
+            self.default_text = "on" if default else "off"
+            kind = {"is_flag": True}
+        else:
+            self.default_text = _default_text(default, info.metavar)
+            kind = {"metavar": info.metavar, "type": str}
+        if key == "streaming":  # without a value, as the original spells it: the error lists them
+            kind |= {"is_flag": False, "flag_value": ""}
+        super().__init__([flag, *ALIASES.get(key, []), key], default=None, **kind)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the flag and its help, which may list what plugins add."""
+        self.help = help_of(self.key)
+        if self.default_text:
+            self.help += f" [default: {self.default_text}]"
+        return super().get_help_record(ctx)
+
+
+def _default_text(default: Any, metavar: str) -> str:
+    if default in (None, ()):
+        return ""
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return shown.removesuffix(".0") + (" s" if metavar == "TIME" else "")
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options group by group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {
+            group: [] for group in (*get_args(Group), OTHERS)
+        }
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx)
+            if row:
+                sections[getattr(param, "group", OTHERS)].append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max=36)
+
+
+def field_options() -> list[click.Parameter]:
+    """Return a flag for every option of an experiment."""
+    return [FieldOption(key) for key in Experiment.model_fields]

@@ -1,0 +1,102 @@
+"""The start of a run under MPI: rank 0's plan reaches every rank, and every rank can run it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dejavubench.cli import host
+from dejavubench.config.plan import Plan
+from dejavubench.errors import UsageError
+from dejavubench.machine.launcher import launched_rank, launched_ranks
+from dejavubench.machine.sharedmemory import say_shortage
+from dejavubench.units import count_text
+
+if TYPE_CHECKING:
+    from dejavubench.bench.watching.watch import Watch
+
+LEAST_START_S = 60.0
+"""The least time for all ranks to start: imports from a busy file system take a while."""
+
+
+def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch | None]:
+    """Start MPI and return rank 0's plan on every rank.
+
+    Files and environment of other hosts do not count. From now on the ranks are watched, by the
+    process that is given the watch.
+
+    Args:
+        read: makes the plan; called on rank 0 alone.
+        rank_timeout: as far as this rank can tell without the plan.
+
+    Raises:
+        UsageError: rank 0 could not read it, or it does not run under this many ranks. On every rank.
+    """
+    from dejavubench.bench.watching import heart
+    from dejavubench.bench.watching.watch import watch_ranks
+
+    outcome = None if launched_rank() else _outcome(read)
+    say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
+    timeout = max(LEAST_START_S, heart.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
+    beating = heart.start(f"rank {launched_rank() or 0}")
+    try:
+        # MPI begins with its import, and waits for the other ranks.
+        with heart.no_thread_runs(timeout), warnings.catch_warnings():
+            # _check_launcher() says it better
+            warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
+            from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
+        raise UsageError(
+            f"no MPI library: {what}. Use pip install 'dejavubench[mpich]', or load a system MPI"
+        ) from None
+    if timeout:
+        beating.give_up_at(
+            time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start"
+        )
+    world = MPI.COMM_WORLD
+    _check_launcher(world.size, MPI.get_vendor())
+    if outcome is None and world.rank == 0:  # the launcher's numbers are not MPI's
+        outcome = _outcome(read)
+    outcome = world.bcast(outcome)
+    if isinstance(outcome, UsageError):
+        raise outcome
+    assert outcome is not None
+    outcome.check_ranks(world.size)  # before torch is imported, which takes a while
+    facts = world.allgather((len(os.sched_getaffinity(0)), host.problem()))
+    outcome.check_threads(min(cores for cores, _ in facts))
+    for rank, (_, problem) in enumerate(facts):
+        if problem is not None:
+            raise UsageError(f"rank {rank}: {problem}")
+    watch = watch_ranks(world, beating, outcome.experiment.rank_timeout)
+    beating.give_up_at(None)
+    return outcome, watch
+
+
+def _outcome(read: Callable[[], Plan]) -> Plan | UsageError:
+    """Return the plan, or under a launcher the error that every rank is to end with."""
+    try:
+        return read()
+    except UsageError as error:
+        if launched_rank() is None:
+            raise
+        return error
+
+
+def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
+    """Refuse ranks that another MPI's launcher has started: each of them would be alone.
+
+    Raises:
+        UsageError: the launcher started more ranks than this MPI knows.
+    """
+    started, (name, version) = launched_ranks(), vendor
+    if started is not None and started > known:
+        library = f"{name} {'.'.join(map(str, version))}"
+        raise UsageError(
+            f"the launcher started {count_text(started, 'rank')}, but this MPI knows {known}: it is "
+            f"not the launcher of {library}, which mpi4py uses. Start the ranks with {name}'s mpirun"
+        )

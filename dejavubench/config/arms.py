@@ -1,0 +1,126 @@
+"""The arms of a run: each is one way to stream, or a baseline that streams nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+from dejavubench.config.options.values import NO_STREAMING
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.transports.base import Missing, Transport
+from dejavubench.transports.registry import transport, transports
+
+if TYPE_CHECKING:
+    from dejavubench.config.experiment import Experiment
+
+Scenario = Literal["plain", "handover", "swap", "restart"]
+"""What a request goes through."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One (destination, level) of a run.
+
+    Attributes:
+        name: unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0``,
+            ``disk@3/page-cache``, ``nccl-loopback@3``, ``swap-host``.
+        mode: the destination as records name it; ``none`` for a baseline, ``swap-host`` or
+            ``swap-disk`` where microbatches take turns in fewer caches than there are of them.
+        level: None for ``none``.
+        durability: None unless the destination has several.
+        role: ``baseline`` (``none``), ``repeat`` (``none#2``) or ``streaming``.
+        skipped: why it cannot run here; its row says so.
+        loopback: source and sink share one GPU, so nothing leaves it. The name says so too.
+        scenario: what its requests go through.
+        store: the destination that keeps the waiting microbatches of a swap.
+    """
+
+    name: str
+    mode: str
+    level: str | None = None
+    durability: str | None = None
+    role: Literal["baseline", "repeat", "streaming"] = "streaming"
+    skipped: str | None = None
+    loopback: bool = False
+    scenario: Scenario = "plain"
+    store: str | None = field(default=None, repr=False)
+
+    @property
+    def streams(self) -> bool:
+        """Whether any cache is moved; not so in a baseline."""
+        return self.role == "streaming"
+
+    @property
+    def swaps(self) -> bool:
+        """Whether microbatches take turns in fewer caches than there are of them."""
+        return self.scenario == "swap"
+
+    @property
+    def destination(self) -> Transport | None:
+        """Where the cache goes; None for a baseline."""
+        return transport(self.store or self.mode) if self.streams else None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the cache goes to files."""
+        return self.destination is not None and self.destination.entry.on_storage
+
+    @property
+    def remote(self) -> bool:
+        """Whether other ranks receive the cache."""
+        return self.destination is not None and self.destination.entry.remote
+
+    @property
+    def to_device(self) -> bool:
+        """Whether the cache of a GPU goes to another GPU without passing host memory."""
+        return self.destination is not None and self.destination.entry.device_memory
+
+
+def arms_of(experiment: Experiment, unavailable: Mapping[str, Missing]) -> list[Arm]:
+    """Return the arms of every round, in order.
+
+    A single destination at a single level runs alone; otherwise two baselines come first.
+
+    Args:
+        unavailable: why a destination cannot run here, by its name.
+    """
+    streaming = list(_streaming_arms(experiment, unavailable))
+    baseline = Arm(NO_STREAMING, NO_STREAMING, role="baseline")
+    if experiment.handoff:
+        return streaming  # the sources' part is no whole request: no baseline compares with it
+    several = len(experiment.streaming) > 1 or len(streaming) > 1
+    if experiment.compare or several or experiment.swap:
+        return [baseline, Arm(f"{NO_STREAMING}#2", NO_STREAMING, role="repeat"), *streaming]
+    return streaming or [baseline]
+
+
+def _streaming_arms(experiment: Experiment, unavailable: Mapping[str, Missing]) -> Iterator[Arm]:
+    scenario: Scenario = (
+        "handover" if experiment.handoff else "restart" if experiment.resume else "plain"
+    )
+    for mode in experiment.streaming:
+        if mode == NO_STREAMING:
+            continue
+        to = transport(mode)
+        loopback = to.loopback if to.is_loopback(experiment) else None
+        shown = loopback.name if loopback else mode
+        missing = unavailable.get(mode)
+        durabilities = experiment.durability if to.entry.durabilities else (None,)
+        for level, durability in product(experiment.level, durabilities):
+            suffix = f"/{durability}" if durability not in (None, durabilities[0]) else ""
+            yield Arm(
+                name=f"{shown}@{level}{suffix}",
+                mode=mode,
+                level=level,
+                durability=durability,
+                skipped=missing.reason if missing else None,
+                loopback=loopback is not None,
+                scenario=scenario,
+            )
+    for to in transports():  # in one order, whatever --swap says
+        if to.name in experiment.swap:
+            durability = experiment.durability[0] if to.entry.durabilities else None
+            name = f"swap-{to.name}"
+            yield Arm(name, name, DEFAULT_LEVEL, durability, scenario="swap", store=to.name)

@@ -1,0 +1,133 @@
+"""Reading what is asked for: a TOML file, the environment and flags become one experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_origin
+
+from pydantic import ValidationError
+
+from dejavubench import values
+from dejavubench.config.experiment import OPTIONS, Experiment
+from dejavubench.config.options.streaming import BASELINE_VARIABLE
+from dejavubench.errors import UsageError
+from dejavubench.values import shown
+
+
+@dataclass(frozen=True)
+class Request:
+    """An experiment as it was asked for.
+
+    Attributes:
+        experiment: its values, each checked alone.
+        path: the TOML file, if there is one.
+        origins: where each given value came from, as messages name it, by the option's key.
+    """
+
+    experiment: Experiment
+    path: Path | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        return self.origins.get(key, key)
+
+
+def read_request(
+    path: Path | None,
+    overrides: Mapping[str, Any],
+    environ: Mapping[str, str],
+    resumed: Mapping[str, Any] | None = None,
+    origins: Mapping[str, str] | None = None,
+) -> Request:
+    """Return the experiment of a TOML file, the environment's level and flags; the later ones win.
+
+    Args:
+        path: the TOML file, or None.
+        overrides: values of flags, by key.
+        environ: the environment.
+        resumed: values of a killed run, in place of a file and the environment.
+        origins: where those came from.
+
+    Raises:
+        UsageError: the file cannot be read, or a value is wrong. The message names file, key or flag.
+    """
+    given: dict[str, Any] = dict(resumed or {})
+    where: dict[str, str] = dict(origins or {})
+    if path is not None:
+        given = {"name": path.stem, **_read_toml(path)}
+        where = {key: f"{path}: {key}" for key in given}
+    if resumed is None and BASELINE_VARIABLE in environ:
+        given["level"] = environ[BASELINE_VARIABLE]
+        where["level"] = BASELINE_VARIABLE
+    for key, value in overrides.items():
+        given[key] = value
+        where[key] = "--" + key.replace("_", "-")
+    for key, value in given.items():
+        if _is_several(key, value):
+            raise UsageError(f"{where[key]} takes one value; it cannot be swept: {shown(value)}")
+    try:
+        return Request(Experiment.model_validate(given), path, where)
+    except ValidationError as error:
+        raise UsageError(_one_line(error, where)) from None
+
+
+def checked_path(path: Any, where: str) -> Path:
+    """Return a path that the system could open.
+
+    Raises:
+        UsageError: it is none; the message begins with ``where``.
+    """
+    try:
+        return values.path(path)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _is_several(key: str, value: Any) -> bool:
+    """Return whether a list is given for an option of one value."""
+    field = Experiment.model_fields.get(key)
+    if field is None or get_origin(field.annotation) is tuple or OPTIONS[key].is_text:
+        return False
+    return isinstance(value, list | tuple) or (isinstance(value, str) and "," in value)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    from dejavubench.textfile import TextFileError, read_toml
+
+    if checked_path(path, "CONFIG").exists() and not (path.is_file() or path.is_fifo()):
+        raise UsageError(f"{path} is not a file; CONFIG is a TOML file")
+    try:
+        document = read_toml(path)
+    except TextFileError as error:
+        raise UsageError(str(error)) from None
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name not in Experiment.model_fields:
+            raise UsageError(f"{path}: unknown key {key!r}{_suggestion(name)}")
+        if name == "resume":
+            raise UsageError(
+                f"{path}: resume is not allowed in a file: it replaces the whole file. Use --resume DIR"
+            )
+        if name in found:
+            raise UsageError(f"{path}: {name} is given twice")
+        found[name] = value
+    return found
+
+
+def _suggestion(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, Experiment.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
+    """Return pydantic's first complaint, with the place where the value came from."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    key = cast(str, first["loc"][0])
+    given = "" if first["type"] == "value_error" else f", not {shown(first['input'])}"
+    return f"{where.get(key, key)}: {message}{given}"

@@ -1,0 +1,75 @@
+"""How an option is declared: its default, its help, and what the rest of the program asks about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+Group = Literal["Workload", "Model", "Streaming", "Measurement", "Machine"]
+"""The sections of the help, in order."""
+
+PURE = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+"""Of every group: ``--help`` imports it, so pydantic's schema is built when a value is read."""
+
+
+class _Kept:
+    """The value of a resumed run is that of the killed one."""
+
+
+KEPT = _Kept()
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """What stands beside a field.
+
+    Attributes:
+        group: the section of the help.
+        metavar: how the help names a value; empty for a switch.
+        measured: whether another value is another measurement. Off: the experiment's hash leaves it out.
+        when_resumed: the value of a run that resumes one request, or KEPT.
+        fixed_when_resumed: whether a resumed run refuses any other value.
+        is_text: whether a comma is part of the value, and not the sign of a list.
+    """
+
+    group: Group
+    metavar: str
+    measured: bool
+    when_resumed: Any
+    fixed_when_resumed: bool
+    is_text: bool
+
+
+def option(
+    group: Group,
+    default: Any,
+    metavar: str,
+    text: str,
+    *,
+    measured: bool = True,
+    when_resumed: Any = KEPT,
+    reset_when_resumed: bool = False,
+    fixed_when_resumed: bool = False,
+    is_text: bool = False,
+    min_length: int | None = None,
+) -> Any:
+    """Return a field that is also a flag. ``text`` is its help."""
+    resumed = default if reset_when_resumed else when_resumed
+    info = OptionInfo(group, metavar, measured, resumed, fixed_when_resumed, is_text)
+    return Field(
+        default,
+        description=text,
+        json_schema_extra={"option": info},  # type: ignore[dict-item]  # read by info_of() alone
+        validate_default=True,
+        min_length=min_length,
+    )
+
+
+def info_of(field: FieldInfo) -> OptionInfo:
+    """Return what :func:`option` has noted of a field."""
+    extra: Any = field.json_schema_extra
+    info: OptionInfo = extra["option"]
+    return info

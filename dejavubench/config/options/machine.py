@@ -1,0 +1,54 @@
+"""Options of the machine: device, threads, link, and how long a rank may be silent."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator
+
+from dejavubench import values
+from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.values import UNLIMITED, as_link, as_rank_timeout
+
+Device = Literal["auto", "cpu", "cuda"]
+
+MOST_THREADS = 4096
+THREADS_PER_CORE = 4
+"""More than one thread per core take turns; more than four are a mistake."""
+
+RANK_TIMEOUT = 300.0
+"""Seconds."""
+
+_option = partial(option, "Machine")
+
+
+class MachineOptions(BaseModel):
+    """What the run uses of the machine."""
+
+    model_config = PURE
+
+    device: Device = _option(
+        "auto", "DEVICE", "Device of the model: cpu or cuda. auto is cuda if there is a GPU."
+    )
+    threads: Annotated[int, BeforeValidator(partial(values.whole, most=MOST_THREADS))] = _option(
+        1,
+        "N",
+        f"Threads per rank, the same for all arms; at most {THREADS_PER_CORE} per core that a rank "
+        "may use.",
+    )
+    link: Annotated[str | None, BeforeValidator(as_link)] = _option(
+        None,
+        "RATE",
+        f"Recorded only: the link rate you configured, e.g. 500Mbit/s, or {UNLIMITED}. Does not "
+        "limit anything.",
+    )
+    rank_timeout: Annotated[float, BeforeValidator(as_rank_timeout)] = _option(
+        RANK_TIMEOUT,
+        "TIME",
+        "End the job if a rank shows no sign of life for this long. 0 switches it off.",
+        measured=False,
+    )
+    confine: bool = _option(
+        False, "", "Confine each source, including its helper thread, to one core."
+    )

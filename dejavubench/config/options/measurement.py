@@ -1,0 +1,66 @@
+"""Options of the measurement: how often, how long, and what is checked."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator
+
+from dejavubench import units, values
+from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.values import MOST_ROUNDS, Rounds, as_path, unless_none
+
+_option = partial(option, "Measurement")
+
+
+class MeasurementOptions(BaseModel):
+    """Rounds, precision, verification and ceilings."""
+
+    model_config = PURE
+
+    rounds: Rounds = _option(
+        5,
+        "N",
+        "Rounds per point; each runs every arm once. With --precision: the fewest.",
+        when_resumed=1,
+        fixed_when_resumed=True,
+    )
+    warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = (
+        _option(
+            2,
+            "N",
+            "Warm-up iterations of each arm, recorded and marked as such.",
+            when_resumed=0,
+            fixed_when_resumed=True,
+        )
+    )
+    precision: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
+        None,
+        "P%",
+        "Add rounds until the 95 % interval of every overhead is within ± P. none switches it off.",
+        reset_when_resumed=True,
+        fixed_when_resumed=True,
+    )
+    max_time: Annotated[float, BeforeValidator(units.seconds)] = _option(
+        600.0, "TIME", "Longest time for the rounds of one point with --precision, e.g. 10m."
+    )
+    target_overhead: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = (
+        _option(None, "P%", "Overhead to judge each arm by: met, missed or unresolved.")
+    )
+    verify: bool = _option(True, "", "Compare every byte that arrived, outside the clock.")
+    ceilings: bool = _option(
+        True,
+        "",
+        "Measure the limits of memory, MPI, sockets, disk and matmul.",
+        when_resumed=False,
+        fixed_when_resumed=True,
+    )
+    log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
+        Path("logs"),
+        "DIR",
+        "Folder in which the run's own folder is made.",
+        measured=False,
+        is_text=True,
+    )

@@ -1,0 +1,133 @@
+"""Options of the streaming: where the cache goes, at which level, and who receives it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator
+
+from dejavubench import units
+from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.values import (
+    Count,
+    Folder,
+    MaybeCount,
+    as_durabilities,
+    as_levels,
+    as_modes,
+    as_peers,
+    as_stores,
+)
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+
+BASELINE_VARIABLE = "DEJAVULIB_BASELINE"
+"""The original's environment variable for the level."""
+
+DESTINATIONS = "{destinations}"
+"""Stands in a help text for all destinations: plugins are not looked for until the help is shown."""
+
+_option = partial(option, "Streaming")
+
+
+class StreamingOptions(BaseModel):
+    """Destinations, levels, sinks and staging."""
+
+    model_config = PURE
+
+    streaming: Annotated[tuple[str, ...], BeforeValidator(as_modes)] = _option(
+        ("none",),
+        "MODE[,MODE…]",
+        f"Destinations of the cache: {DESTINATIONS}.",
+    )
+    peer: Annotated[tuple[str, ...], BeforeValidator(as_peers)] = _option(
+        (),
+        "ADDR:PORT[,…]",
+        "With --streaming tcp: address of 'dejavubench sink'; one for all sources, or one each.",
+        measured=False,
+        reset_when_resumed=True,
+    )
+    tcp_checksums: bool = _option(
+        False,
+        "",
+        "Hash at both ends what tcp streams, in addition to TCP's own checksum.",
+        reset_when_resumed=True,
+    )
+    level: Annotated[tuple[str, ...], BeforeValidator(as_levels)] = _option(
+        (DEFAULT_LEVEL,),
+        "LEVEL[,LEVEL…]",
+        f"Optimisation levels: {', '.join(LEVELS)}. Overrides ${BASELINE_VARIABLE}, which "
+        "overrides CONFIG.",
+    )
+    compare: bool = _option(
+        False, "", "Add the two baselines that stream nothing.", reset_when_resumed=True
+    )
+    durability: Annotated[tuple[str, ...], BeforeValidator(as_durabilities)] = _option(
+        ("fdatasync",),
+        "D[,D…]",
+        "Moment at which a chunk on disk counts as written: after fdatasync, after a direct "
+        "(O_DIRECT) write, or once in the page-cache.",
+    )
+    nccl_loopback: bool = _option(
+        False,
+        "",
+        "Let a source and its sink share one GPU for nccl. Results are labelled loopback.",
+        reset_when_resumed=True,
+    )
+    stream_dir: Folder = _option(
+        None, "DIR", "Folder for the streamed files. Default: the run's own folder.", is_text=True
+    )
+    keep: bool = _option(False, "", "Keep the streamed files after the run.")
+    sink_tensor_para_size: MaybeCount = _option(
+        None,
+        "N",
+        "Tensor-parallel degree of the sinks. Default: that of the sources.",
+        reset_when_resumed=True,
+    )
+    sink_pipeline_para_size: MaybeCount = _option(
+        None,
+        "N",
+        "Pipeline depth of the sinks. Default: that of the sources.",
+        reset_when_resumed=True,
+    )
+    sink_ubatch_size: MaybeCount = _option(
+        None,
+        "N",
+        "Requests per microbatch of the sinks; must divide the requests in flight. Default: those "
+        "of the sources.",
+        reset_when_resumed=True,
+    )
+    handoff: bool = _option(
+        False,
+        "",
+        "Give the sinks the model too, in their own setup, and let them continue where the sources "
+        "stop.",
+        reset_when_resumed=True,
+    )
+    handoff_tokens: Count = _option(
+        1,
+        "N",
+        "With --handoff: new tokens that the sources generate, including the one that ends the "
+        "prompt.",
+        reset_when_resumed=True,
+    )
+    swap: Annotated[tuple[str, ...], BeforeValidator(as_stores)] = _option(
+        (),
+        "STORE[,STORE]",
+        "Let microbatches take turns in --resident caches. The others wait in this store: host or "
+        "disk.",
+        reset_when_resumed=True,
+    )
+    resident: Count = _option(
+        2,
+        "N",
+        "With --swap: caches in place, fewer than the pipeline has stages.",
+        reset_when_resumed=True,
+    )
+    staging_mib: Count = _option(
+        16, "MIB", "Size of each staging slot, in MiB. Larger chunks are cut."
+    )
+    staging_slots: Count = _option(4, "N", "Staging slots per source.")
+    drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
+        60.0, "TIME", "Fail the run if streaming makes no progress for this long."
+    )

@@ -1,0 +1,72 @@
+"""Options of the requests: what is generated, and what the run is called."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator
+
+from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.values import Counts, Folder, MaybeCount, as_name, as_text
+
+Figure = Literal["fig2", "appendix_a", "fig7", "fig25", "link"]
+
+CACHE_STEP = 32
+"""Unless told otherwise a cache's positions are a multiple of this: kernels like such sizes."""
+
+_option = partial(option, "Workload")
+
+
+class WorkloadOptions(BaseModel):
+    """The requests of a run, and its name."""
+
+    model_config = PURE
+
+    name: Annotated[str, BeforeValidator(as_name)] = _option(
+        "run",
+        "NAME",
+        "Name of the run's folder. With CONFIG: that file's name.",
+        measured=False,
+        is_text=True,
+    )
+    figure: Figure | None = _option(
+        None,
+        "FIGURE",
+        "Figure that the run is made for: fig2, appendix_a, fig7, fig25, link.",
+        reset_when_resumed=True,
+    )
+    note: Annotated[str | None, BeforeValidator(as_text)] = _option(
+        None,
+        "TEXT",
+        "Text to keep with the records and to show under the figures.",
+        measured=False,
+        is_text=True,
+    )
+    resume: Folder = _option(
+        None,
+        "DIR",
+        "Resume the killed run in DIR (it must have used --streaming disk --keep). Takes the place "
+        "of CONFIG; other flags override the killed run's settings.",
+        is_text=True,
+    )
+    ubatch_size: Counts = _option((1,), "N[,N…]", "Requests per microbatch.")
+    input_len: Counts = _option((1,), "P[,P…]", "Tokens of each random prompt.")
+    prompts: Folder = _option(
+        None,
+        "FILE",
+        "File with one prompt per line, used in order and again from the first, instead of random "
+        'prompts: token ids (1,2,3 in any file; [1, 2, 3] or {"prompt": [1, 2, 3]} in .jsonl) or '
+        "text, which needs transformers and the tokenizer in --ckpt-path. Shorter prompts are "
+        "padded on the left.",
+        measured=False,  # the token ids are hashed in its place
+        is_text=True,
+    )
+    output_len: Counts = _option(
+        (32,), "T[,T…]", "New tokens per request, including the one that ends the prompt."
+    )
+    max_seq_len: MaybeCount = _option(
+        None,
+        "N",
+        f"Positions of the cache. Default: P + T, rounded up to a multiple of {CACHE_STEP}.",
+    )

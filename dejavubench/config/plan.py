@@ -1,0 +1,212 @@
+"""A plan: one run, resolved. Nothing that is handed a plan asks a driver, folder or file for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import TYPE_CHECKING, cast
+
+from dejavubench import units
+from dejavubench.config.arms import Arm, arms_of
+from dejavubench.config.experiment import OPTIONS, Experiment
+from dejavubench.config.options.machine import THREADS_PER_CORE
+from dejavubench.config.options.workload import CACHE_STEP
+from dejavubench.config.points import DataType, Point, Split
+from dejavubench.errors import UsageError
+from dejavubench.models.hub import specs
+from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.samplingoptions import Sampling
+from dejavubench.transports.base import Missing
+
+if TYPE_CHECKING:
+    from dejavubench.config.interrupted import Interrupted
+    from dejavubench.config.promptfile import Ids
+    from dejavubench.models.hub.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every rank needs to know of the run. Rank 0 makes it and broadcasts it.
+
+    Attributes:
+        experiment: the options, with ``auto`` settled.
+        checkpoint: the folder that ``ckpt_path`` names, as rank 0 found it.
+        prompts: token ids of each given prompt; empty if prompts are random.
+        interrupted: the iteration of a killed run that this one resumes.
+        unavailable: why a destination cannot run here, by its name.
+        native_bf16: whether rank 0's CPU computes in bf16.
+    """
+
+    experiment: Experiment
+    checkpoint: Checkpoint | None = None
+    prompts: tuple[Ids, ...] = ()
+    interrupted: Interrupted | None = None
+    unavailable: dict[str, Missing] = field(default_factory=dict)
+    native_bf16: bool = False
+
+    # ---- points and arms, made once ----
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
+        asked = self.experiment
+        types = cast(tuple[DataType, ...], asked.inference_data_type)
+        kinds = product(map(self.spec, asked.model), types, asked.kv_layout)
+        lengths = product(asked.ubatch_size, self.prompt_lens, asked.output_len)
+        return tuple(
+            Point(
+                id=f"p{number:03d}",
+                spec=spec,
+                data_type=data_type,
+                kv_layout=kv_layout,
+                ubatch_size=ubatch_size,
+                input_len=input_len,
+                output_len=output_len,
+                positions=self._positions(spec.context, input_len, output_len),
+                tensor_para_size=asked.tensor_para_size,
+                pipeline_para_size=asked.pipeline_para_size,
+                sinks=self._sink_split(ubatch_size),
+                handed_over=asked.handoff_tokens if asked.handoff else None,
+            )
+            for number, (
+                (spec, data_type, kv_layout),
+                (ubatch_size, input_len, output_len),
+            ) in enumerate(product(kinds, lengths))
+        )
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms of every round, in order."""
+        return tuple(arms_of(self.experiment, self.unavailable))
+
+    @cached_property
+    def running(self) -> tuple[Arm, ...]:
+        """The arms that are not skipped."""
+        return tuple(arm for arm in self.arms if not arm.skipped)
+
+    @property
+    def prompt_lens(self) -> tuple[int, ...]:
+        """Positions that prompts take, padding included."""
+        if self.prompts:
+            return (max(map(len, self.prompts)),)
+        return self.experiment.input_len
+
+    def spec(self, name: str) -> ModelSpec:
+        """Return the sizes of one of the experiment's models."""
+        if self.checkpoint is not None:
+            return self.checkpoint.spec
+        if name != specs.CUSTOM:
+            return specs.spec(name)
+        asked = self.experiment
+        context = self._positions(None, max(self.prompt_lens), max(asked.output_len))
+        return specs.custom(
+            asked.layer_num, asked.head_num, asked.size_per_head, asked.vocab_size, context
+        )
+
+    def _positions(self, context: int | None, input_len: int, output_len: int) -> int:
+        if self.experiment.max_seq_len:
+            return self.experiment.max_seq_len
+        rounded = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
+        return rounded if context is None else min(rounded, context)
+
+    def _sink_split(self, ubatch_size: int) -> Split | None:
+        """Return the setup of the sinks; None if it is that of the sources."""
+        asked = self.experiment
+        split = Split(asked.tensor_para_size, asked.pipeline_para_size, ubatch_size)
+        given = (asked.sink_tensor_para_size, asked.sink_pipeline_para_size, asked.sink_ubatch_size)
+        other = Split(*(own or same for own, same in zip(given, split, strict=True)))
+        return None if other == split else other
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How tokens are drawn; None if each is the most likely one."""
+        asked = self.experiment
+        if not asked.temperature:
+            return None
+        return Sampling(asked.temperature, asked.top_k, asked.top_p, asked.seed)
+
+    @property
+    def weights_data_type(self) -> DataType | None:
+        """The type that weights are rounded through first."""
+        return cast(DataType | None, self.experiment.weights_data_type)
+
+    # ---- ranks ----
+
+    @property
+    def sources(self) -> int:
+        """Ranks that run the model."""
+        return self.experiment.sources
+
+    @property
+    def sinks(self) -> int:
+        """Ranks that receive; 0 if no arm needs them."""
+        return self.experiment.sinks if self.needs_sinks else 0
+
+    @property
+    def needs_sinks(self) -> bool:
+        """Whether some arm streams to other ranks."""
+        return any(arm.remote for arm in self.running)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The numbers of ranks that it runs under. Sinks may be left out if no arm needs them."""
+        both = self.sources + self.experiment.sinks
+        return (both,) if self.needs_sinks else (self.sources, both)
+
+    @property
+    def sinks_text(self) -> str:
+        sinks = self.experiment.sinks
+        return "as many sinks" if sinks == self.sources else units.count_text(sinks, "sink")
+
+    def check_ranks(self, size: int) -> None:
+        """Check the number of ranks.
+
+        Raises:
+            UsageError: the run needs another number than ``size``.
+        """
+        if size in self.ranks:
+            return
+        asked = self.experiment
+        remote = next((arm.mode for arm in self.running if arm.remote), None)
+        sinks = f"{remote} needs" if remote else "there may be"
+        raise UsageError(
+            f"started with {units.count_text(size, 'rank')}: --tensor-para-size "
+            f"{asked.tensor_para_size} × --pipeline-para-size {asked.pipeline_para_size} takes "
+            f"{units.count_text(self.sources, 'source')}, and {sinks} {self.sinks_text}. "
+            f"Start mpirun -n {' or -n '.join(map(str, self.ranks))}"
+        )
+
+    def check_threads(self, cores: int) -> None:
+        """Refuse threads that would only wait for each other.
+
+        Args:
+            cores: cores of the rank that may use the fewest.
+
+        Raises:
+            UsageError: there are too many.
+        """
+        threads = self.experiment.threads
+        if threads > THREADS_PER_CORE * cores:
+            raise UsageError(
+                f"--threads {threads} is more than {THREADS_PER_CORE} per core: a rank may use "
+                f"{units.count_text(cores, 'core')} here. Use --threads {cores} or fewer"
+            )
+
+    # ---- identity ----
+
+    def hash(self) -> str:
+        """Return 16 hex digits that are equal for equal measurements.
+
+        Names and places of files do not count; the content of prompts and checkpoint does.
+        """
+        not_measured = {key for key, info in OPTIONS.items() if not info.measured}
+        content = self.experiment.model_dump(mode="json", exclude=not_measured)
+        if self.prompts:
+            content["prompts"] = self.prompts
+        if self.checkpoint is not None:
+            content["checkpoint"] = self.checkpoint.identity
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

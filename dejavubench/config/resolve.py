@@ -1,0 +1,149 @@
+"""From an experiment to a plan: everything that must be looked up, once, on rank 0 alone.
+
+The CUDA driver, the CPU's instruction sets, the checkpoint's folder, the prompts and the records of
+a killed run are read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.interrupted import Interrupted, find_interrupted
+from dejavubench.config.loading import Request, checked_path, read_request
+from dejavubench.config.options.values import NO_STREAMING, without_twins
+from dejavubench.config.plan import Plan
+from dejavubench.config.promptfile import PromptError, read_prompts
+from dejavubench.config.rules import conflict
+from dejavubench.errors import UsageError
+from dejavubench.machine import cpu, gpu
+from dejavubench.models.hub.checkpoint import Checkpoint, open_checkpoint
+from dejavubench.records import RUN_FILE
+from dejavubench.transports.base import Missing
+from dejavubench.transports.registry import transport
+
+
+def load(
+    path: Path | None,
+    overrides: Mapping[str, Any],
+    environ: Mapping[str, str],
+    planned: bool = False,
+) -> Plan:
+    """Read and resolve what is asked for.
+
+    Args:
+        path: a TOML file, or None.
+        overrides: values of flags, by key; they win.
+        environ: the environment, for the level.
+        planned: the run is not going to start here, so its device may be missing.
+
+    Raises:
+        UsageError: a value is wrong, cannot be had here, or does not fit the others.
+    """
+    if "resume" not in overrides:
+        return resolve(read_request(path, overrides, environ), planned)
+    if path is not None:
+        raise UsageError(
+            f"{path} cannot be combined with --resume, which takes its settings from the killed "
+            "run. Drop one of them"
+        )
+    folder = checked_path(overrides["resume"], "--resume")
+    interrupted, values = find_interrupted(folder)
+    origins = {key: f"--resume: {folder / RUN_FILE}: {key}" for key in values}
+    return resolve(read_request(None, overrides, environ, values, origins), planned, interrupted)
+
+
+def resolve(
+    request: Request, planned: bool = False, interrupted: Interrupted | None = None
+) -> Plan:
+    """Settle what depends on this machine and on files, and check that the options fit together.
+
+    Args:
+        request: the experiment, and where its values came from.
+        planned: the run is not going to start here, so its device may be missing.
+        interrupted: the iteration that it resumes.
+
+    Raises:
+        UsageError: something cannot be had here, or the options do not fit together.
+    """
+    asked = request.experiment
+    device = _device(request, planned)
+    native_bf16 = cpu.native_bf16()
+    best = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
+    settled: dict[str, Any] = {
+        "device": device,
+        "inference_data_type": tuple(
+            best if each == "auto" else each for each in asked.inference_data_type
+        ),
+        "weights_data_type": best if asked.weights_data_type == "auto" else asked.weights_data_type,
+    }
+    with _naming(request, "inference_data_type"):
+        without_twins(settled["inference_data_type"])
+    experiment = asked.model_copy(update=settled)
+    plan = Plan(
+        experiment,
+        _checkpoint(request),
+        _prompts(request),
+        interrupted,
+        {mode: why for mode in asked.streaming if (why := _missing(mode, experiment))},
+        native_bf16,
+    )
+    message = conflict(plan)
+    if message is not None:
+        raise UsageError(message if request.path is None else f"{request.path}: {message}")
+    return plan
+
+
+@contextmanager
+def _naming(request: Request, key: str) -> Iterator[None]:
+    """Turn a ValueError into a usage error that names where the option's value came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{request.origin(key)}: {error}") from None
+
+
+def _device(request: Request, planned: bool) -> str:
+    """Return the device that all ranks use: ``auto`` follows what rank 0 has."""
+    asked = request.experiment.device
+    if asked == "cpu":  # the driver is not asked for nothing
+        return asked
+    try:
+        found = gpu.cuda_devices()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{request.origin('device')}: {error}. Use --device cpu to run without a GPU"
+        ) from None
+    if asked == "cuda" and not found and not planned:
+        raise UsageError(
+            f"{request.origin('device')} cuda: no CUDA device is found here: there is no NVIDIA "
+            "driver, or it lists none"
+        )
+    return "cuda" if found or asked == "cuda" else "cpu"
+
+
+def _checkpoint(request: Request) -> Checkpoint | None:
+    folder = request.experiment.ckpt_path
+    if folder is None:
+        return None
+    with _naming(request, "ckpt_path"):
+        return open_checkpoint(folder)
+
+
+def _prompts(request: Request) -> tuple[tuple[int, ...], ...]:
+    asked = request.experiment
+    if asked.prompts is None:
+        return ()
+    try:
+        return read_prompts(asked.prompts, asked.ckpt_path)
+    except PromptError as error:
+        raise UsageError(
+            str(error) if request.path is None else f"{request.path}: {error}"
+        ) from None
+
+
+def _missing(mode: str, experiment: Experiment) -> Missing | None:
+    return None if mode == NO_STREAMING else transport(mode).missing(experiment)

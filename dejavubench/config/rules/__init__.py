@@ -1,0 +1,27 @@
+"""Which options do not fit together. Rules are tried in order; the first conflict is reported."""
+
+from __future__ import annotations
+
+from dejavubench.config.plan import Plan
+from dejavubench.config.rules.destinations import DESTINATIONS, SINKS
+from dejavubench.config.rules.scenarios import HANDOFF, RESUME, SWAP
+from dejavubench.config.rules.sizes import LIMITS, MODEL, NO_FP32_ON_CUDA, PROMPTS, SIZES
+
+__all__ = ["NO_FP32_ON_CUDA", "RULES", "conflict"]
+
+RULES = (
+    *LIMITS,  # first: nothing is made of each point or worker before they hold
+    *MODEL,
+    *PROMPTS,
+    *SINKS,
+    *HANDOFF,
+    *RESUME,
+    *SWAP,
+    *DESTINATIONS,
+    *SIZES,
+)
+
+
+def conflict(plan: Plan) -> str | None:
+    """Return the message of the first rule that a plan breaks."""
+    return next((message for rule in RULES if (message := rule.broken_by(plan))), None)

@@ -1,0 +1,85 @@
+"""Rules about destinations and their sinks. What one destination asks is its transport's to say."""
+
+from __future__ import annotations
+
+from dejavubench.config.options.values import NO_STREAMING
+from dejavubench.config.plan import Plan
+from dejavubench.config.rules.rule import Rule, chosen, given, listed
+from dejavubench.transports.registry import transports
+
+_SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
+
+
+def _sink_key(plan: Plan) -> str | None:
+    return next((key for key in _SINK_KEYS if plan.experiment.is_given(key)), None)
+
+
+def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
+    key = _sink_key(plan)
+    external = next((each.name for each in chosen(plan) if each.entry.external_sink), None)
+    return (key, external) if key and external else None
+
+
+SINKS = (
+    Rule(
+        lambda plan: not chosen(plan) and len(plan.experiment.level) > 1,
+        lambda plan, _: (
+            f"--level {listed(plan.experiment.level)} needs a destination: --streaming "
+            f"{NO_STREAMING} streams nothing at any level"
+        ),
+    ),
+    Rule(
+        lambda plan: not plan.needs_sinks and _sink_key(plan),
+        lambda plan, key: (
+            f"{given(plan, key)} needs a destination with sinks "
+            f"({', '.join(each.name for each in transports() if each.entry.remote)}), and none can "
+            "run here"
+        ),
+    ),
+    Rule(
+        _external_sink_of_another_setup,
+        lambda plan, found: (
+            f"{given(plan, found[0])} cannot be combined with --streaming {found[1]}: its sinks have the "
+            "setup of the sources. Drop one of them"
+        ),
+    ),
+)
+
+
+# ---- destinations ----
+
+
+def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
+    """Return an option that is given, and the destination that it is for, which is not."""
+    used = {*plan.experiment.streaming, *plan.experiment.swap}
+    return next(
+        (
+            (key, each.name)
+            for each in transports()
+            for key in each.options
+            if plan.experiment.is_given(key) and each.name not in used
+        ),
+        None,
+    )
+
+
+def _conflict_of_destinations(plan: Plan) -> str | None:
+    named = chosen(plan)
+    found = (each.conflict(plan.experiment, named) for each in named)
+    return next((message for message in found if message), None)
+
+
+DESTINATIONS = (
+    Rule(
+        _option_of_no_destination,
+        lambda plan, found: f"{given(plan, found[0])} needs --streaming {found[1]}",
+    ),
+    Rule(_conflict_of_destinations, lambda plan, message: str(message)),
+    Rule(
+        lambda plan: (
+            len(plan.experiment.streaming) == 1
+            and plan.unavailable.get(plan.experiment.streaming[0])
+        ),
+        lambda plan, missing: str(missing.alone),
+    ),
+)

@@ -1,0 +1,123 @@
+"""Rules about hand-over, resuming and swapping."""
+
+from __future__ import annotations
+
+from dejavubench.config.experiment import OPTIONS
+from dejavubench.config.plan import Plan
+from dejavubench.config.rules.rule import Rule, chosen, flag, given
+from dejavubench.transports.registry import transports
+
+
+def _handoff_rounds_apart(plan: Plan) -> bool:
+    """Return whether products of the two sides may differ in the last bits of bf16."""
+    asked = plan.experiment
+    other_tensor = asked.sink_tensor_para_size not in (None, asked.tensor_para_size)
+    other_ubatch = any(asked.sink_ubatch_size not in (None, size) for size in asked.ubatch_size)
+    in_bf16 = plan.native_bf16 and "bf16" in asked.inference_data_type
+    return asked.handoff and asked.verify and in_bf16 and (other_tensor or other_ubatch)
+
+
+HANDOFF = (
+    Rule(
+        lambda plan: not plan.experiment.handoff and plan.experiment.is_given("handoff_tokens"),
+        lambda plan, _: f"{given(plan, 'handoff_tokens')} needs --handoff",
+    ),
+    Rule(
+        lambda plan: (
+            plan.experiment.handoff
+            and (
+                len(plan.experiment.streaming) > 1
+                or [each.hands_over for each in chosen(plan)] != [True]
+                or plan.experiment.compare
+            )
+        ),
+        lambda plan, _: (
+            "--handoff needs --streaming "
+            f"{' or '.join(each.name for each in transports() if each.hands_over)} alone, without --compare: sinks of "
+            "other destinations have no model yet"
+        ),
+    ),
+    Rule(
+        lambda plan: plan.experiment.handoff and plan.experiment.device == "cuda",
+        lambda plan, _: "--handoff needs --device cpu: sinks on a GPU have no model yet",
+    ),
+    Rule(
+        _handoff_rounds_apart,
+        lambda plan, _: (
+            "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 the "
+            "two sides round differently, so tokens may differ. Use --inference-data-type fp32 or "
+            "--no-verify"
+        ),
+    ),
+    Rule(
+        lambda plan: (
+            plan.experiment.handoff
+            and plan.experiment.handoff_tokens >= min(plan.experiment.output_len)
+        ),
+        lambda plan, _: (
+            f"--handoff-tokens {plan.experiment.handoff_tokens} leaves nothing for the sinks: "
+            f"--output-len is {min(plan.experiment.output_len)}"
+        ),
+    ),
+)
+
+
+def _not_as_resumed(plan: Plan) -> str | None:
+    return next(
+        (
+            key
+            for key, info in OPTIONS.items()
+            if info.fixed_when_resumed and getattr(plan.experiment, key) != info.when_resumed
+        ),
+        None,
+    )
+
+
+RESUME = (
+    Rule(
+        lambda plan: (
+            plan.experiment.resume is not None
+            and (len(plan.points) > 1 or [arm.on_disk for arm in plan.arms] != [True])
+        ),
+        lambda plan, _: (
+            "--resume continues one request that was streamed to disk: it takes no lists and no other "
+            "destination"
+        ),
+    ),
+    Rule(
+        lambda plan: plan.experiment.resume is not None and _not_as_resumed(plan),
+        lambda plan, key: (
+            f"{given(plan, key)} cannot be combined with --resume, which runs one request once"
+        ),
+    ),
+)
+
+SWAP = (
+    Rule(
+        lambda plan: not plan.experiment.swap and plan.experiment.is_given("resident"),
+        lambda plan, _: f"{given(plan, 'resident')} needs --swap",
+    ),
+    Rule(
+        lambda plan: plan.experiment.swap and plan.experiment.device == "cuda",
+        lambda plan, _: "--swap needs --device cpu: caches on a GPU cannot be swapped yet",
+    ),
+    Rule(
+        lambda plan: (
+            plan.experiment.swap
+            and ("handoff" if plan.experiment.handoff else plan.experiment.resume and "resume")
+        ),
+        lambda plan, key: (
+            f"--swap cannot be combined with {flag(key)}: it measures whole requests. Drop one of them"
+        ),
+    ),
+    Rule(
+        lambda plan: (
+            plan.experiment.swap and plan.experiment.resident >= plan.experiment.pipeline_para_size
+        ),
+        lambda plan, _: (
+            f"--resident {plan.experiment.resident} holds all microbatches in flight, so nothing is "
+            "swapped. Use a --pipeline-para-size larger than --resident, not "
+            f"{plan.experiment.pipeline_para_size}"
+        ),
+    ),
+)

@@ -1,0 +1,154 @@
+"""Rules about the size of a sweep, the model and the prompts."""
+
+from __future__ import annotations
+
+from math import prod
+
+from dejavubench.config.plan import Plan
+from dejavubench.config.rules.rule import Rule, given, listed
+from dejavubench.models.hub.specs import CUSTOM
+
+MOST_POINTS = 10_000
+"""A sweep of more points is a mistake, or the work of several runs."""
+
+MOST_WORKERS = 4096
+"""Sources, and sinks, of one run."""
+
+NO_FP32_ON_CUDA = (
+    "--inference-data-type fp32 does not run on a GPU: its decode kernels take fp16 and bf16"
+)
+
+
+# ---- limits ----
+
+
+def _points(plan: Plan) -> int:
+    asked = plan.experiment
+    lists = (asked.model, asked.inference_data_type, asked.kv_layout, asked.ubatch_size)
+    return prod(map(len, (*lists, plan.prompt_lens, asked.output_len)))
+
+
+def _side_too_large(plan: Plan) -> tuple[str, int] | None:
+    sides = (("--", plan.experiment.sources), ("--sink-", plan.experiment.sinks))
+    return next(((flags, size) for flags, size in sides if size > MOST_WORKERS), None)
+
+
+LIMITS = (
+    Rule(
+        lambda plan: (count := _points(plan)) > MOST_POINTS and count,
+        lambda plan, count: (
+            f"the lists combine to {count:,} points; one run takes at most {MOST_POINTS:,}. Shorten a "
+            "list, or split the sweep into several runs"
+        ),
+    ),
+    Rule(
+        _side_too_large,
+        lambda plan, side: (
+            f"{side[0]}tensor-para-size × {side[0]}pipeline-para-size takes {side[1]:,} ranks; at most "
+            f"{MOST_WORKERS:,} are supported"
+        ),
+    ),
+)
+
+
+# ---- the model ----
+
+_SIZES = ("layer_num", "head_num", "size_per_head", "vocab_size")
+
+
+def _size_of_another_model(plan: Plan) -> tuple[str, str] | None:
+    asked = plan.experiment
+    key = next((key for key in _SIZES if asked.is_given(key)), None)
+    if key is None or (asked.ckpt_path is None and CUSTOM in asked.model):
+        return None
+    return key, str(asked.ckpt_path or listed(asked.model))
+
+
+def _cache_too_short(plan: Plan) -> int:
+    """Return the positions that the longest request needs; its last new token is never written."""
+    needed = max(plan.prompt_lens) + max(plan.experiment.output_len) - 1
+    return needed if 0 < (plan.experiment.max_seq_len or 0) < needed else 0
+
+
+MODEL = (
+    Rule(
+        _size_of_another_model,
+        lambda plan, found: (
+            f"{given(plan, found[0])} is for --model {CUSTOM}; {found[1]} has its own sizes. Drop the flag"
+        ),
+    ),
+    Rule(
+        lambda plan: (
+            plan.experiment.device == "cuda"
+            and set(plan.experiment.inference_data_type) == {"fp32"}
+        ),
+        lambda plan, _: NO_FP32_ON_CUDA,
+    ),
+    Rule(
+        lambda plan: plan.experiment.ckpt_path is not None and plan.experiment.is_given("model"),
+        lambda plan, _: (
+            f"--model {listed(plan.experiment.model)} cannot be combined with --ckpt-path, which has a "
+            "model of its own. Drop one of them"
+        ),
+    ),
+    Rule(
+        _cache_too_short,
+        lambda plan, needed: (
+            f"--max-seq-len {plan.experiment.max_seq_len} is too short: --input-len "
+            f"{max(plan.prompt_lens)} and --output-len {max(plan.experiment.output_len)} take {needed} "
+            "positions of the cache"
+        ),
+    ),
+    Rule(
+        lambda plan: (
+            not plan.experiment.temperature
+            and next((key for key in ("top_k", "top_p") if plan.experiment.is_given(key)), None)
+        ),
+        lambda plan, key: (
+            f"{given(plan, key)} needs a --temperature above 0: at 0 no token is drawn"
+        ),
+    ),
+)
+
+
+# ---- prompts ----
+
+
+def _token_beyond_vocabulary(plan: Plan) -> tuple[int, int, str, int] | None:
+    for spec in map(plan.spec, plan.experiment.model):
+        for number, ids in enumerate(plan.prompts, 1):
+            if max(ids) >= spec.vocab_size:
+                return number, max(ids), spec.name, spec.vocab_size - 1
+    return None
+
+
+PROMPTS = (
+    Rule(
+        lambda plan: plan.prompts and plan.experiment.is_given("input_len"),
+        lambda plan, _: (
+            f"{given(plan, 'input_len')} is for random prompts; those in {plan.experiment.prompts} have their own "
+            "lengths. Drop one of them"
+        ),
+    ),
+    Rule(
+        lambda plan: plan.experiment.device == "cuda" and len(set(map(len, plan.prompts))) > 1,
+        lambda plan, _: (
+            f"{plan.experiment.prompts}: prompts of different lengths need --device cpu: on a GPU a step "
+            "has no padding"
+        ),
+    ),
+    Rule(
+        _token_beyond_vocabulary,
+        lambda plan, found: (
+            f"{plan.experiment.prompts}: prompt {found[0]} has token {found[1]}; the last token of "
+            f"{found[2]} is {found[3]}"
+        ),
+    ),
+)
+
+SIZES = (
+    Rule(  # in a sweep the points that can run do
+        lambda plan: all(problems := [point.problem for point in plan.points]) and problems[0],
+        lambda plan, problem: str(problem),
+    ),
+)

@@ -1,0 +1,63 @@
+"""Which GPU of its host each rank uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dejavubench.config.plan import Plan
+from dejavubench.machine.gpu import CudaDevice
+from dejavubench.units import count_text
+
+
+@dataclass(frozen=True)
+class DeviceNumbers:
+    """The numbers of the CUDA devices that the ranks of one host use, in order of rank.
+
+    Attributes:
+        sinks: empty if all that arrives is kept in host memory.
+    """
+
+    sources: tuple[int, ...]
+    sinks: tuple[int, ...] = ()
+
+
+def device_numbers(plan: Plan, sources: int, sinks: int, devices: int) -> DeviceNumbers:
+    """Give every rank of a host the next of its devices, in turn.
+
+    With a loopback the sinks share the devices of their sources.
+    """
+    numbers = tuple(rank % devices for rank in range(sources + sinks))
+    if not any(arm.to_device for arm in plan.running):
+        return DeviceNumbers(numbers[:sources])
+    if any(arm.loopback for arm in plan.running):
+        return DeviceNumbers(numbers[:sources], tuple(rank % devices for rank in range(sinks)))
+    return DeviceNumbers(numbers[:sources], numbers[sources:])
+
+
+def too_few_devices(
+    plan: Plan, devices: Sequence[CudaDevice], sources: int | None = None, sinks: int | None = None
+) -> str | None:
+    """Return why ranks of this host would share a GPU although their destination needs one each.
+
+    Args:
+        devices: the CUDA devices of this host.
+        sources, sinks: how many of the ranks are on this host; None: all.
+    """
+    here = (plan.sources if sources is None else sources) + (plan.sinks if sinks is None else sinks)
+    needy = [arm for arm in plan.running if arm.to_device and not arm.loopback]
+    if plan.experiment.device != "cuda" or not needy or here <= len(devices):
+        return None
+    first = min(needy, key=lambda arm: arm.mode)
+    shares = next(
+        (each for arm in needy if arm.destination and (each := arm.destination.loopback)), None
+    )
+    advice = (
+        f". --{shares.option.replace('_', '-')} lets a source and its sink share one"
+        if shares
+        else ""
+    )
+    return (
+        f"--streaming {first.mode} needs one GPU per rank: this host has {count_text(here, 'rank')} "
+        f"and {count_text(len(devices), 'GPU')}{advice}"
+    )

@@ -1,0 +1,107 @@
+"""How long a run takes on a CPU, roughly: before anything starts, and from a probe of 0.1 s."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from dejavubench.config.arms import Arm
+from dejavubench.config.plan import Plan
+from dejavubench.config.points import DataType, Point
+from dejavubench.dejavulib.kvcache import BOTH, Span
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.machine import cpu
+from dejavubench.planning.memory import worker_geometry
+from dejavubench.planning.staging import MIB
+
+PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
+"""Shares of matmul peak in the prompt and of read bandwidth in a token that the model reaches."""
+
+BATCHED_SPEEDUP = 3
+"""How much faster copies are that are all issued before one wait; rough."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one core does: ``matmul`` in fp32 FLOP/s, ``read`` in bytes/s."""
+
+    matmul: float
+    read: float
+
+
+def probe() -> Rates:
+    """Measure one core in about 0.1 s: the best of a few products and passes over memory."""
+    # BLAS libraries leave products of 64 × 64 matrices to the calling thread
+    matrices = np.ones((256, 64, 64), dtype=np.float32)
+    product = np.empty_like(matrices)
+    passed = np.ones(32 * MIB // 8)
+    product_s = min(_timed(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10))
+    read_s = min(_timed(passed.max) for _ in range(5))
+    return Rates(matmul=2 * matrices.shape[0] * 64**3 / product_s, read=passed.nbytes / read_s)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def multiplied(data_type: DataType) -> bool:
+    """Return whether this CPU multiplies a type without converting it."""
+    return data_type == "fp32" or (data_type == "bf16" and cpu.native_bf16())
+
+
+def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
+    """Return the time of one microbatch's prompt and of one token, all layers on one worker."""
+    spec, batch = point.spec, point.ubatch_size
+    hidden, seen = spec.hidden, point.input_len + point.output_len // 2
+    layers, head = spec.layer_weights, spec.head_weights
+    # a CPU that multiplies a half type does so twice as fast
+    speedup = 2 if multiplied(point.data_type) and point.data_type != "fp32" else 1
+    matmul = rates.matmul * threads * speedup * PROMPT_SHARE
+    attention = 2 * spec.layer_num * hidden
+    prompt = 2 * batch * (point.input_len * layers + head)
+    prompt += attention * batch * point.input_len**2
+    token = 2 * batch * (layers + head + attention * seen)
+    read = (layers + head) * point.itemsize + batch * seen * point.token_nbytes
+    return prompt / matmul, max(token / matmul, read / (rates.read * TOKEN_SHARE))
+
+
+def naive_seconds(point: Point, arm: Arm) -> float:
+    """Return how long a microbatch waits for copies of single extents; 0 if the level is buffered."""
+    to = arm.destination
+    if to is None or arm.level is None or LEVELS[arm.level].buffered:
+        return 0.0
+    geometry = worker_geometry(point)
+
+    def extents(positions: int) -> int:
+        region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
+        return geometry.layers * sum(
+            prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH
+        )
+
+    copies = extents(point.input_len) + (point.generated - 1) * extents(1)
+    waits = to.waits_for_storage(arm.durability)
+    if LEVELS[arm.level].each_complete:
+        return copies * (to.sync_s if waits else to.copy_s)
+    return copies * to.copy_s / BATCHED_SPEEDUP + (point.output_len * to.sync_s if waits else 0.0)
+
+
+def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:
+    """Return the time of one iteration of ``arm``, whose workers share this machine's cores."""
+    threads, depth = plan.experiment.threads, plan.experiment.pipeline_para_size
+    prompt, token = compute_seconds(point, rates, threads)
+    at_once = min(plan.sources, max(1, len(os.sched_getaffinity(0)) // threads))
+    compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / at_once
+    return compute + depth * naive_seconds(point, arm)
+
+
+def point_seconds(plan: Plan, point: Point, rates: Rates) -> float:
+    """Return the time of all warm-up iterations and rounds; with ``precision`` of the fewest."""
+    each = sum(iteration_seconds(plan, point, arm, rates) for arm in plan.running)
+    return (plan.experiment.warmup + plan.experiment.rounds) * each

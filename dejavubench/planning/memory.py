@@ -1,0 +1,208 @@
+"""Memory of each point, by rank: host memory, GPU memory and files.
+
+What is known to be allocated is counted; allocators and libraries add to it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from dejavubench.config.plan import Plan
+from dejavubench.config.points import Point, Split
+from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
+from dejavubench.models.hub.modelspec import ModelSpec, even_cuts
+from dejavubench.models.hub.shard import most_parameters
+from dejavubench.planning.devices import DeviceNumbers
+from dejavubench.planning.staging import (
+    MIB,
+    SLOTS_ON_HOST,
+    Staging,
+    slot_nbytes,
+    source_staging,
+)
+from dejavubench.planning.traffic import requests_in_common
+
+PROCESS_NBYTES = 250 * MIB
+"""Resident memory of a rank with torch and MPI imported and nothing allocated, as measured."""
+
+COMPILER_NBYTES = 170 * MIB
+"""Added by a model on a CPU: numba, LLVM and the kernels that they have compiled, as measured."""
+
+CUDA_PROCESS_NBYTES = 3 * 1024 * MIB
+"""Host memory of a rank with a CUDA context, its libraries and compiled kernels."""
+
+CUDA_CONTEXT_NBYTES = 1024 * MIB
+"""GPU memory of each process: context, kernels, cuBLAS workspaces, graphs; rough."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that one rank takes of its host's memory and of its GPU's."""
+
+    host: int
+    device: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one point takes, per rank: those of the rank that holds most.
+
+    Attributes:
+        weights: of one source.
+        cache: of all microbatches in flight on one source, and of those they take turns in.
+        source: of a source: process, weights, cache, staging, host buffer, activations. On cuda,
+            staging, host buffer and bounce buffer are in (pinned) host memory, the rest on the GPU.
+        sink: of a sink: process, cache and two chunks of each stream. On cuda, what comes from
+            device memory is on its GPU, the rest in host memory.
+        disk: what a source writes to files.
+        staging: of a source.
+    """
+
+    weights: int
+    cache: int
+    source: Needs
+    sink: Needs
+    disk: int
+    staging: Staging
+
+    def host(self, sources: int, sinks: int) -> int:
+        """Return the memory of a host with this many of the ranks."""
+        return sources * self.source.host + sinks * self.sink.host
+
+    def devices(self, numbers: DeviceNumbers) -> dict[int, int]:
+        """Return the memory of each of a host's GPUs that is used, by number."""
+        taken: Counter[int] = Counter()
+        for of_role, needs in ((numbers.sources, self.source), (numbers.sinks, self.sink)):
+            for number in of_role:
+                taken[number] += needs.device
+        return dict(taken)
+
+
+def memory(plan: Plan, point: Point) -> Memory:
+    """Return what ``point`` takes on the device that the plan is for."""
+    asked, in_flight = plan.experiment, point.pipeline_para_size
+    geometry = worker_geometry(point)
+    streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
+    swaps = any(arm.swaps for arm in plan.running)
+    cache = (in_flight + (asked.resident if swaps else 0)) * geometry.nbytes
+    weights = point.itemsize * most_parameters(
+        point.spec, point.tensor_para_size, point.pipeline_para_size
+    )
+    staging = source_staging(plan, point.ubatch_size * point.input_len * geometry.token_nbytes)
+    kept = {
+        arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory
+    }
+    host = streamed * len(kept)
+    if asked.device == "cuda":
+        source = Needs(
+            host=CUDA_PROCESS_NBYTES + staging.host + _pinned(host) + _pinned(staging.bounce),
+            device=CUDA_CONTEXT_NBYTES
+            + weights
+            + cache
+            + staging.device
+            + _cuda_working_nbytes(point),
+        )
+        sink = _cuda_sink(plan, point)
+    else:
+        source = Needs(
+            PROCESS_NBYTES + weights + cache + staging.host + host + _cpu_working_nbytes(point)
+        )
+        successor = _successor_nbytes(point) if point.handed_over else 0
+        sink = Needs(PROCESS_NBYTES + arriving_nbytes(plan, point) + successor)
+    files = {(arm.mode, arm.durability) for arm in plan.arms if arm.on_disk}
+    return Memory(weights, cache, source, sink, streamed * len(files), staging)
+
+
+# ---- caches ----
+
+
+def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
+    """Return the cache of one microbatch on the worker that holds most layers.
+
+    Args:
+        split: the setup of the worker's side; None for that of the sources.
+    """
+    held = split or point.sources
+    return KVGeometry(
+        -(-point.spec.layer_num // held.pipeline_para_size),  # the first stage has most layers
+        held.ubatch_size,
+        point.spec.kv_heads // held.tensor_para_size,
+        point.positions,
+        point.spec.size_per_head,
+        point.itemsize,
+        KVLayout(point.kv_layout),
+    )
+
+
+def arriving_nbytes(plan: Plan, point: Point) -> int:
+    """Return the caches of the sink that receives most streams, and two chunks of each of them."""
+    sources, sinks = point.sources, point.sinks or point.sources
+    pieces = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
+    streams = _most_sources(point.spec, sources, sinks) * pieces
+    caches = point.requests // sinks.ubatch_size * worker_geometry(point, sinks).nbytes
+    return caches + SLOTS_ON_HOST * streams * slot_nbytes(plan)
+
+
+def _most_sources(spec: ModelSpec, sources: Split, sinks: Split) -> int:
+    """Return the most sources that one sink receives from: they share layers and heads with it."""
+    return _most_overlaps(
+        spec.layer_num, sources.pipeline_para_size, sinks.pipeline_para_size
+    ) * _most_overlaps(spec.kv_heads, sources.tensor_para_size, sinks.tensor_para_size)
+
+
+@cache
+def _most_overlaps(length: int, parts: int, others: int) -> int:
+    """Return the most of ``parts`` that one of ``others`` overlaps; both cut ``length`` evenly."""
+    ours, theirs = even_cuts(length, parts), even_cuts(length, others)
+    return max(
+        bisect_left(ours, stop) - bisect_right(ours, start) + 1 for start, stop in pairwise(theirs)
+    )
+
+
+# ---- what else a rank has ----
+
+
+def _successor_nbytes(point: Point) -> int:
+    """Return what a sink that continues the request has beside its cache: its part of the model."""
+    split = point.sinks or point.sources
+    parameters = most_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size)
+    return point.itemsize * parameters + _cpu_working_nbytes(point)
+
+
+def _pinned(nbytes: int) -> int:
+    """Return what torch takes for one pinned buffer: the next power of two."""
+    return 1 << (nbytes - 1).bit_length() if nbytes else 0
+
+
+def _cuda_sink(plan: Plan, point: Point) -> Needs:
+    """Return what a sink takes; it has a GPU, and a context there, only for device memory."""
+    arriving = arriving_nbytes(plan, point)
+    to_device = any(arm.to_device for arm in plan.running)
+    to_host = any(arm.remote and not arm.to_device for arm in plan.running)
+    process = CUDA_PROCESS_NBYTES if to_device else PROCESS_NBYTES
+    return Needs(
+        process + (arriving if to_host else 0), CUDA_CONTEXT_NBYTES + arriving if to_device else 0
+    )
+
+
+def _cpu_working_nbytes(point: Point) -> int:
+    """Return the compiler's memory, and the larger of one drawn tensor and a layer's activations."""
+    spec = point.spec
+    loading = 4 * spec.head_weights
+    activations = 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)
+    return COMPILER_NBYTES + max(loading, activations)
+
+
+def _cuda_working_nbytes(point: Point) -> int:
+    """Return the larger of a tensor being loaded and a layer's activations with the logits.
+
+    A tensor whose columns come in pairs is there twice while it is loaded.
+    """
+    spec, rows = point.spec, point.ubatch_size * point.input_len
+    loading = point.itemsize * max(spec.head_weights, 2 * spec.hidden * spec.ffn_size)
+    activations = 2 * rows * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
+    return max(loading, activations + point.ubatch_size * spec.vocab_size * (point.itemsize + 4))

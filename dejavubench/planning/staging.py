@@ -1,0 +1,75 @@
+"""Staging memory: the slots that chunks pass through, and the bounce buffer of the naive levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dejavubench.config.plan import Plan
+from dejavubench.dejavulib.levels import LEVELS
+
+MIB = 1 << 20
+
+SLOTS_ON_HOST, SLOTS_ON_DEVICE = 2, 8
+"""Slots of each stream on a sink, in host memory and on a GPU: as the library's receivers have."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Bytes of staging memory of one rank.
+
+    Attributes:
+        host: slots in host memory.
+        bounce: host memory that a prompt's extents pass through one by one, on their way from a GPU.
+        device: slots on the rank's GPU.
+    """
+
+    host: int = 0
+    bounce: int = 0
+    device: int = 0
+
+
+def slot_nbytes(plan: Plan) -> int:
+    """Return the size of one staging slot."""
+    return plan.experiment.staging_mib * MIB
+
+
+def source_staging(plan: Plan, prompt_nbytes: int) -> Staging:
+    """Return the staging memory of a source. All arms share it.
+
+    Args:
+        prompt_nbytes: what the source streams of a microbatch's prompt.
+    """
+    on_cuda = plan.experiment.device == "cuda"
+    ring = plan.experiment.staging_slots * slot_nbytes(plan)
+    used = [(arm, arm.destination.entry) for arm in plan.running if arm.destination is not None]
+    on_host = any(entry.uses_host_slots(on_cuda) for _, entry in used)
+    straight = any(entry.uses_device_memory(on_cuda) for _, entry in used)
+    # What goes to the host is gathered on the GPU first, in slots of its own.
+    by_host = on_cuda and any(not entry.device_memory for _, entry in used)
+    naive = on_cuda and any(
+        not LEVELS[arm.level].buffered and not entry.device_memory
+        for arm, entry in used
+        if arm.level is not None
+    )
+    return Staging(
+        host=ring if on_host else 0,
+        bounce=prompt_nbytes if naive else 0,
+        device=ring * sum((straight, by_host)),
+    )
+
+
+def sink_staging(plan: Plan, streams: int) -> Staging:
+    """Return the staging memory of a sink.
+
+    Args:
+        streams: how many streams arrive.
+    """
+    on_cuda = plan.experiment.device == "cuda"
+    remote = [arm.destination.entry for arm in plan.running if arm.destination and arm.remote]
+    on_host = any(not entry.uses_device_memory(on_cuda) for entry in remote)
+    on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
+    each = streams * slot_nbytes(plan)
+    return Staging(
+        host=SLOTS_ON_HOST * each if on_host else 0,
+        device=SLOTS_ON_DEVICE * each if on_device else 0,
+    )
