@@ -179,7 +179,7 @@ class Ours(Engine):
         import torch
 
         from dejavubench.dejavulib.kvcache import KVCache, KVLayout
-        from dejavubench.machine.hardware import prefer_huge_pages
+        from dejavubench.machine.memory import prefer_huge_pages
         from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
         from dejavubench.models.gpt import GPT
         from dejavubench.models.hub.checkpoint import open_checkpoint

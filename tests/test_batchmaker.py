@@ -22,7 +22,7 @@ WAIT = 0.5
 
 
 class Journal(NoStreaming):
-    """Steps that do nothing, and their streaming: the calls in order. A step's token is its number."""
+    """Steps that do nothing, and the calls of their streaming. A step's token is its number."""
 
     def __init__(self, ahead: bool, wait_at: int | None) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout
-from dejavubench.machine.hardware import WITHOUT
+from dejavubench.machine.cpu import WITHOUT
 from dejavubench.models.backends.base import ACTIVATIONS, Activation
 from dejavubench.models.backends.cpu import (
     amx,

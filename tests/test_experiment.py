@@ -1,4 +1,4 @@
-"""What is asked for: defaults, lists, files, flags, and one line for everything that cannot be run."""
+"""Experiments: defaults, lists, files, flags, and one line for each that cannot run."""
 
 import pickle
 from pathlib import Path
@@ -130,7 +130,10 @@ def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.Monkey
         raise RuntimeError("the CUDA driver does not work: cuInit returned error 803")
 
     monkeypatch.setattr(gpu, "cuda_devices", broken)
-    what = "the CUDA driver does not work: cuInit returned error 803. Use --device cpu to run without a GPU"
+    what = (
+        "the CUDA driver does not work: cuInit returned error 803. "
+        "Use --device cpu to run without a GPU"
+    )
     assert refused(device="cuda") == f"--device: {what}"
     assert refused(device="auto") == f"--device: {what}"
     assert refused() == f"device: {what}"
@@ -317,8 +320,8 @@ def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
     with pytest.raises(UsageError) as caught:
         flags(streaming="mpi", tensor_para_size=2).check_ranks(2)
     assert str(caught.value) == (
-        "started with 2 ranks: --tensor-para-size 2 × --pipeline-para-size 1 takes 2 sources, and mpi "
-        "needs as many sinks. Start mpirun -n 4"
+        "started with 2 ranks: --tensor-para-size 2 × --pipeline-para-size 1 takes 2 sources, and "
+        "mpi needs as many sinks. Start mpirun -n 4"
     )
 
 
@@ -443,11 +446,13 @@ def test_hash_is_of_what_is_measured() -> None:
         ),
         (
             {"streaming": ""},
-            "--streaming: no destination is given; choose one or more of none, host, disk, mpi, nccl, nixl, tcp",
+            "--streaming: no destination is given; choose one or more of none, host, disk, mpi, "
+            "nccl, nixl, tcp",
         ),
         (
             {"streaming": "tape"},
-            "--streaming: there is no destination 'tape'; choose .* none, host, disk, mpi, nccl, nixl, tcp",
+            "--streaming: there is no destination 'tape'; choose .* none, host, disk, mpi, nccl, "
+            "nixl, tcp",
         ),
         (
             {"level": "4", "streaming": "mpi"},

@@ -112,7 +112,8 @@ def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Pat
     caption = one(write_run(tmp_path / "r", rounds=4, figure="fig25")).caption
     for words in (
         "AMD EPYC 9V74 80-Core Processor, 2 cores, 1 host, torch 2.13.0, MPICH 5.0.2, 2025-01-02",
-        "Model gpt2 (124.4 M parameters), data type bf16, KV layout hnd, batch 4, prompt 256, new tokens 6",
+        "Model gpt2 (124.4 M parameters), data type bf16, KV layout hnd, batch 4, prompt 256, new "
+        "tokens 6",
         "Error bars: no 95 % intervals, which need 6 rounds; n = 4 rounds.",
         "mpi: same host",
         "Grey band: ± the largest difference",

@@ -459,7 +459,7 @@ def test_data_types_by_name() -> None:
 def test_compute_types(
     monkeypatch: pytest.MonkeyPatch, native: bool, bf16_runs_in: torch.dtype
 ) -> None:
-    monkeypatch.setattr("dejavubench.machine.hardware.native_bf16", lambda: native)
+    monkeypatch.setattr("dejavubench.machine.cpu.native_bf16", lambda: native)
     assert compute_dtype(torch.bfloat16) == bf16_runs_in
     assert compute_dtype(torch.float16) == compute_dtype(torch.float32) == torch.float32
     assert compute_dtype(torch.float16, "cuda") == torch.float16

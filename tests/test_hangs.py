@@ -185,7 +185,7 @@ def test_ranks_that_are_each_alone_are_told_from_a_job(
 
 
 def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -> None:
-    """One process that its environment calls one of two: Open MPI's launcher makes that of MPICH."""
+    """Open MPI's launcher starts MPICH's ranks as single processes that seem to be one of two."""
     inherited = {
         key: value for key, value in os.environ.items() if key not in (*LAUNCHED, *RANKS.values())
     }

@@ -1,6 +1,7 @@
-"""Every option of run, plan and sink, as flag, TOML key and in a resumed run.json, with values that nobody should give.
+"""Every option of run, plan and sink with bad values: as flag, TOML key and in run.json.
 
-Each is refused in one line that names the option and shows the value, or is taken as what the tables below say.
+Each is refused in one line that names the option and shows the value, or is taken as what the
+tables below say.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dejavubench.config.options.machine import MOST_THREADS
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.tcp import sink as tcp_sink
 from dejavubench.errors import UsageError
-from dejavubench.machine.hardware import CudaDevice
+from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
@@ -273,7 +274,8 @@ def test_a_config_without_an_end_is_not_read() -> None:
         ),
         (
             {"layer_num": 5000, "pipeline_para_size": 5000},
-            "--tensor-para-size × --pipeline-para-size takes 5,000 ranks; at most 4,096 are supported",
+            "--tensor-para-size × --pipeline-para-size takes 5,000 ranks; at most 4,096 are "
+            "supported",
         ),
     ],
 )

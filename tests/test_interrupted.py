@@ -76,15 +76,16 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
             "tokens",
             "p000",
             "none",
-            "{} ended in phase tokens of none: only a request that is streamed to disk can be resumed",
+            "{} ended in phase tokens of none: only a request that is streamed to disk can be "
+            "resumed",
         ),
         ("load", "p000", None, "{} ended in phase load, when no request was under way"),
         (
             "tokens",
             "p007",
             "disk@3",
-            "the records in {} name p007 disk@3, but its run.json does not: they are of different runs, "
-            "or damaged",
+            "the records in {} name p007 disk@3, but its run.json does not: they are of different "
+            "runs, or damaged",
         ),
     ],
 )

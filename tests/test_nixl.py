@@ -23,11 +23,11 @@ from dejavubench.config.resolve import load
 from dejavubench.dejavulib.addresses import Bases, RunAddresses
 from dejavubench.dejavulib.kvcache import Span
 from dejavubench.errors import UsageError
-from dejavubench.machine.hardware import has_nixl
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
 from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped
 from dejavubench.transports import nixl as transport
 from dejavubench.transports.nixl import NOT_INSTALLED as NO_NIXL
+from dejavubench.transports.nixl import has_nixl
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

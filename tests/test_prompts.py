@@ -1,4 +1,4 @@
-"""Prompts from a file: as they are read, of unequal lengths in one batch, and the jobs that run them."""
+"""Prompts from a file: reading them, unequal lengths in one batch, and jobs with them."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ def written(folder: Path, name: str, text: str) -> Path:
         ("numbers.txt", "5,6,007\n8\n9,10"),
         (
             "vllm.JSONL",
-            '{"prompt_token_ids": [5, 6, 7], "prompt": "x"}\n{"prompt": [8], "output_tokens": 5}\n[9, 10]',
+            '{"prompt_token_ids": [5, 6, 7], "prompt": "x"}\n'
+            '{"prompt": [8], "output_tokens": 5}\n[9, 10]',
         ),
         (
             "tokens.jsonl",
-            '{"point": "p000", "prompt": [5, 6, 7], "tokens": [1]}\n{"prompt": [8]}\n{"prompt": [9, 10]}',
+            '{"point": "p000", "prompt": [5, 6, 7], "tokens": [1]}\n'
+            '{"prompt": [8]}\n{"prompt": [9, 10]}',
         ),
         ("ids", "[5, 6, 7]\r\n[8]\r\n[9, 10]\r\n"),
     ],
@@ -192,7 +194,8 @@ def test_without_transformers_text_is_refused_and_ids_are_not(
     [
         (
             {},
-            "has no tokenizer that transformers can load: save the tokenizer there, or give token ids; .*1,2,3",
+            "has no tokenizer that transformers can load: save the tokenizer there, or give token "
+            "ids; .*1,2,3",
         ),
         (
             {"tokenizer.json": "{"},

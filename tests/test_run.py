@@ -15,7 +15,7 @@ import pytest
 from jobs import BF16, HERE, QUICK, TINY, Job, processed, run
 
 from dejavubench.bench.probes.ceilings import PAIRS
-from dejavubench.machine.hardware import WITHOUT
+from dejavubench.machine.cpu import WITHOUT
 from dejavubench.records import (
     Alone,
     Ceiling,

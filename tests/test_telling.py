@@ -68,9 +68,17 @@ NAME = "standard output"
 
 def microbatch() -> Microbatch:
     return Microbatch(
-        point="p000", arm="none", iteration=0, round=0, ubatch=0, prompt_ms=1, token_ms=[1], all_token_ms=1, drain_ms=0,
+        point="p000",
+        arm="none",
+        iteration=0,
+        round=0,
+        ubatch=0,
+        prompt_ms=1,
+        token_ms=[1],
+        all_token_ms=1,
+        drain_ms=0,
         total_ms=2,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a plan moves: bytes against the caches' sizes, runs against memory itself, bounds against the formula."""
+"""The bytes of a plan against the caches' sizes, extents against memory, and bounds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_both_sides_add_up_to_the_whole() -> None:
     found = made(SOURCE, SINK, 6)
     for side in (found.sent, found.received):
         assert sum(side.values(), Volume()) == found.total
-    # pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of workers: 2 × 2 + 2 × 1
+    # pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of
+    # workers: 2 × 2 + 2 × 1
     assert found.total.transfers == 4 * 6
     assert found.peers_of_sources == {0: 2, 1: 2, 2: 1, 3: 1}
     assert found.peers_of_sinks == {0: 2, 1: 4}

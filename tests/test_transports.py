@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from dejavubench.config.points import ON_DISK, REMOTE, TO_DEVICE
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.errors import UsageError
 from dejavubench.records.destinations import FROZEN, destinations_of, shown
@@ -39,9 +38,9 @@ def test_every_destination_is_found_in_order() -> None:
 
 def test_capabilities() -> None:
     entries = DESTINATIONS.values()
-    assert {entry.name for entry in entries if entry.remote} == REMOTE
-    assert {entry.name for entry in entries if entry.device_memory} == TO_DEVICE
-    assert {entry.name for entry in entries if entry.on_storage} == ON_DISK & set(DESTINATIONS)
+    assert {entry.name for entry in entries if entry.remote} == {"mpi", "nccl", "nixl"}
+    assert {entry.name for entry in entries if entry.device_memory} == {"nccl", "nixl"}
+    assert [entry.name for entry in entries if entry.on_storage] == ["disk"]
     assert [entry.name for entry in entries if entry.external_sink] == ["tcp"]
     assert [entry.name for entry in entries if entry.uses_host_slots(on_cuda=True)] == [
         "disk",

@@ -6,7 +6,6 @@ import time
 
 from dejavubench import records
 from dejavubench.bench.iteration import Iterations, nothing_collected
-from dejavubench.bench.plan.destinations import destination_of
 from dejavubench.bench.point.ends import Ends
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
@@ -87,7 +86,7 @@ class Beside:
     def _destinations(self) -> list[Arm]:
         """Return the last arm of each destination that has not failed."""
         arms = self._iterations.failures.left(self._ends.context.schedule.arms)
-        streaming = [arm for arm in arms if arm.level is not None and not arm.swaps]
+        streaming = [arm for arm in arms if arm.streams and not arm.swaps]
         return list({(arm.mode, arm.durability): arm for arm in streaming}.values())
 
     def _alone(self, arm: Arm) -> None:
@@ -132,8 +131,8 @@ def _make_ceilings(ends: Ends, progress: Progress) -> Ceilings:
     context, side = ends.context, ends.side
     durabilities: dict[str, dict[str, None]] = {}  # a dict keeps the order of the arms
     for arm in context.schedule.on_disk:
-        if arm.durability is not None:
-            durabilities.setdefault(destination_of(arm), {})[arm.durability] = None
+        if arm.destination is not None and arm.durability is not None:
+            durabilities.setdefault(arm.destination.name, {})[arm.durability] = None
     dtype = dtype_of(side.point.data_type)
     return ceilings_of(
         sessions=context.sessions,

@@ -16,7 +16,7 @@ from dejavubench.bench.checks.tokens import first_wrong_token
 from dejavubench.bench.failures.arms import ArmFailures, Attempt
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.recording.progress import Progress
-from dejavubench.bench.scenarios.base import Scenario
+from dejavubench.bench.scenarios.base import ScenarioPart
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.arms import Arm
@@ -138,7 +138,7 @@ class Iterations:
 
     # ---- verification ----
 
-    def _verified(self, arm: Arm, scenario: Scenario) -> bool:
+    def _verified(self, arm: Arm, scenario: ScenarioPart) -> bool:
         """Compare bytes and tokens; False: the arm fails, as what it streamed cannot be read.
 
         Raises:

@@ -52,7 +52,7 @@ class Rounds:
             self._part = Source(ends, model)
         else:
             self._part = Sink(ends, model)
-        self._scenarios = Scenarios(context.experiment, self._part)
+        self._scenarios = Scenarios(self._part)
         self._iterations = Iterations(context, point, self._scenarios, progress)
         self._beside = Beside(ends, self._part, self._iterations, progress, beside)
 
@@ -71,10 +71,10 @@ class Rounds:
         Raises:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
         """
-        experiment = self._context.experiment
-        if registry.of_run(experiment).once:
+        arms = self._context.schedule.arms
+        if registry.once(arms):
             self._find_expected()
-            for place, arm in enumerate(self._context.schedule.arms):
+            for place, arm in enumerate(arms):
                 self._iterations.run(arm, None, place)
             return
         with self._context.conditions.measuring():

@@ -13,8 +13,8 @@ from dejavubench.machine.launcher import PASS_ON_S, launched_rank
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
     """Print ``message`` on rank 0's stderr and exit with status 2.
 
-    Every rank must call this. MPI is asked who rank 0 is only under a launcher. All ranks then leave
-    MPI in good order, so the launcher has nothing to add.
+    Every rank must call this. MPI is asked who rank 0 is only under a launcher. All ranks then
+    leave MPI in good order, so the launcher has nothing to add.
     """
     hint = f" (see {command} --help)" if command else ""
     text = f"{label}{_readable(message)}{hint}"

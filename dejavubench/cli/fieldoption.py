@@ -1,4 +1,4 @@
-"""Flags of ``run``, made from the options of an experiment, and a help that shows them in groups."""
+"""Flags of ``run``, made from the options of an experiment, and a help in groups."""
 
 from __future__ import annotations
 

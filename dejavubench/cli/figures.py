@@ -35,9 +35,9 @@ def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) 
     """Draw Fig 2, Appendix A, Fig 7, Fig 25 and the link figure from runs.
 
     PATH is a run's folder, or a folder of run folders (such as logs). A run is drawn as the figure
-    that its --figure names, or else as the figure that fits its arms. The link figure shows all runs
-    that were made for it, each with its own link. A damaged run is left out and named on stderr; the
-    exit status is then 1.
+    that its --figure names, or else as the figure that fits its arms. The link figure shows all
+    runs that were made for it, each with its own link. A damaged run is left out and named on
+    stderr; the exit status is then 1.
     """
     from dejavubench.analysis import plotdata
     from dejavubench.analysis.compare import NotComparableError

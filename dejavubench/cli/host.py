@@ -14,7 +14,7 @@ from dejavubench.machine.launcher import SAID_S, launched_rank, local_rank
 from dejavubench.values import one_line
 
 LEAST_FILES = 64
-"""Open files of a rank: sockets of MPI and UCX, libraries, records, streams; about 40 as measured."""
+"""Open files of a rank: sockets of MPI and UCX, libraries, records, streams. About 40."""
 
 WANTED_FILES = 4096
 
@@ -27,14 +27,14 @@ def problem() -> str | None:
         os.getcwd()
     except OSError as error:
         return (
-            f"the current folder cannot be used ({error.strerror}): it may have been removed. Change "
-            "to another one"
+            f"the current folder cannot be used ({error.strerror}): it may have been removed. "
+            "Change to another one"
         )
     text = os.environ.get(NUMBA_THREADS)
     if text is not None and not re.fullmatch("0*[1-9][0-9]{0,5}", text):
         return (
-            f"{NUMBA_THREADS}={text[:40]!r} must be a positive whole number: numba reads it. Unset it, "
-            "or set it to 1"
+            f"{NUMBA_THREADS}={text[:40]!r} must be a positive whole number: numba reads it. Unset "
+            "it, or set it to 1"
         )
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -53,8 +53,8 @@ def problem() -> str | None:
 def raise_file_limit() -> None:
     """Let this process open as many files as it may. Call it before MPI starts.
 
-    Under a launcher the process ends here if they are too few: MPI itself could not start. The first
-    rank of each host says why.
+    Under a launcher the process ends here if they are too few: MPI itself could not start. The
+    first rank of each host says why.
 
     Raises:
         UsageError: they are too few, and there is no launcher.

@@ -1,4 +1,4 @@
-"""Options of commands that print tables: format and file. No existing file is overwritten unasked."""
+"""Options of commands that print tables: format and file, which is never overwritten unasked."""
 
 from __future__ import annotations
 

@@ -165,9 +165,9 @@ def plan(
     Sources run the model, sinks receive its cache. The two sides may differ in pipeline depth,
     tensor-parallel degree and microbatch size. Nothing is started; neither MPI nor a GPU is needed.
 
-    With --link, the least times are shown. Every worker has a link of its own, which carries RATE in
-    each direction. A step ends when the busiest worker has moved its bytes: after bytes ÷ RATE, plus
-    one latency.
+    With --link, the least times are shown. Every worker has a link of its own, which carries RATE
+    in each direction. A step ends when the busiest worker has moved its bytes: after bytes ÷ RATE,
+    plus one latency.
     """
     from dejavubench.cli import plan_report
     from dejavubench.planning.traffic import MOST_TRANSFERS, LinkSpec
@@ -252,7 +252,8 @@ def _cuts(
         )
     if stages not in (None, len(cuts) - 1):
         raise BadInput(
-            f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, but {stages_flag} is {stages}"
+            f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, but {stages_flag} is "
+            f"{stages}"
         )
     return cuts
 

@@ -37,7 +37,7 @@ COLUMNS = {
     "prompt_extents": "prompt_runs",
     "token_extents": "token_runs",
 }
-"""Attributes of a volume, and their columns in csv and json, which keep an older name of extents."""
+"""Attributes of a volume, and their csv and json columns, which keep an older name of extents."""
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ def _log(line: str) -> None:
 def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     """Receive KV caches from 'dejavubench run --streaming tcp --peer ADDR:PORT', until interrupted.
 
-    Both sides need the same token in the environment variable DEJAVUBENCH_TOKEN. The token is proven
-    and never sent. The caches are not encrypted: use a network that you trust. Every peer is logged
-    on stderr.
+    Both sides need the same token in the environment variable DEJAVUBENCH_TOKEN. The token is
+    proven and never sent. The caches are not encrypted: use a network that you trust. Every peer is
+    logged on stderr.
     """
     address, seconds = (
         _read("--listen", units.address, listen),
@@ -62,12 +62,12 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(
-            f"{TOKEN_VARIABLE} is not set. Set it to the same secret text here and for the run: a sink "
-            "receives only from peers that know it"
+            f"{TOKEN_VARIABLE} is not set. Set it to the same secret text here and for the run: a "
+            "sink receives only from peers that know it"
         )
     from dejavubench.dejavulib.destinations.tcp.handshake import address_text
     from dejavubench.dejavulib.destinations.tcp.sink import TCPSink
-    from dejavubench.machine.hardware import available_nbytes
+    from dejavubench.machine.memory import available_nbytes
     from dejavubench.transports.loops.tcp_services import SERVICES
 
     limit = available_nbytes() // 2 if most is None else int(most * 2**30)

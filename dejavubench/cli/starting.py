@@ -14,6 +14,7 @@ from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank, launched_ranks
 from dejavubench.machine.sharedmemory import say_shortage
+from dejavubench.transports.registry import problem_of
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
         rank_timeout: as far as this rank can tell without the plan.
 
     Raises:
-        UsageError: rank 0 could not read it, or it does not run under this many ranks. On every rank.
+        UsageError: rank 0 could not read it, or it does not run under this many ranks. On every
+            rank.
     """
     from dejavubench.bench.watching import heart
     from dejavubench.bench.watching.watch import watch_ranks
@@ -66,6 +68,10 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
     if isinstance(outcome, UsageError):
         raise outcome
     assert outcome is not None
+    problems = world.allgather(problem_of(outcome.experiment.streaming))
+    for rank, problem in enumerate(problems):
+        if problem is not None:  # this host may not have the plugin that rank 0's has
+            raise UsageError(f"rank {rank}: {problem}")
     outcome.check_ranks(world.size)  # before torch is imported, which takes a while
     facts = world.allgather((len(os.sched_getaffinity(0)), host.problem()))
     outcome.check_threads(min(cores for cores, _ in facts))
@@ -97,6 +103,7 @@ def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
     if started is not None and started > known:
         library = f"{name} {'.'.join(map(str, version))}"
         raise UsageError(
-            f"the launcher started {count_text(started, 'rank')}, but this MPI knows {known}: it is "
-            f"not the launcher of {library}, which mpi4py uses. Start the ranks with {name}'s mpirun"
+            f"the launcher started {count_text(started, 'rank')}, but this MPI knows {known}: it "
+            f"is not the launcher of {library}, which mpi4py uses. Start the ranks with {name}'s "
+            "mpirun"
         )

@@ -2,8 +2,8 @@
 
 - A character that the stream's encoding lacks is replaced by a plain one: ``×`` by ``x``.
 - Standard error carries messages. A message that cannot be written is dropped; the command goes on.
-- Standard output carries results. If its reader goes away (``| head -1``), the command ends silently
-  with status 141, as other tools do. Any other failure ends it with one line and status 1.
+- Standard output carries results. If its reader goes away (``| head -1``), the command ends
+  silently with status 141, as other tools do. Any other failure ends it with one line and status 1.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def _plain_character(character: str) -> str:
 
 
 class Guarded:
-    """A text stream that raises OutputError, and after a failure at every call: click swallows the first.
+    """A text stream that raises OutputError, and raises it again at each later call.
+
+    Click swallows the first one.
 
     It shows no ``buffer``, so that nothing writes past it. All else is the stream's.
     """
@@ -129,7 +131,7 @@ class Messages(Guarded):
 
 
 class Closed(Guarded):
-    """Standard output that was closed before this program began: no error, until something is to be written."""
+    """A standard output that was closed before this program began: writing to it is an error."""
 
     def write(self, text: str) -> int:
         if text:

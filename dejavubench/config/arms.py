@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from dejavubench.config.options.values import NO_STREAMING
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.transports.base import Missing, Transport
-from dejavubench.transports.registry import transport, transports
+from dejavubench.transports.registry import transport, usable
 
 if TYPE_CHECKING:
     from dejavubench.config.experiment import Experiment
@@ -119,7 +119,7 @@ def _streaming_arms(experiment: Experiment, unavailable: Mapping[str, Missing]) 
                 loopback=loopback is not None,
                 scenario=scenario,
             )
-    for to in transports():  # in one order, whatever --swap says
+    for to in usable():  # in one order, whatever --swap says
         if to.name in experiment.swap:
             durability = experiment.durability[0] if to.entry.durabilities else None
             name = f"swap-{to.name}"

@@ -1,4 +1,4 @@
-"""A run that was killed while it streamed to disk: which request it was in, and how to resume it."""
+"""A run that was killed while it streamed to disk: its last request, and how to resume it."""
 
 from __future__ import annotations
 

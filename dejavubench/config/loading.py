@@ -51,7 +51,8 @@ def read_request(
         origins: where those came from.
 
     Raises:
-        UsageError: the file cannot be read, or a value is wrong. The message names file, key or flag.
+        UsageError: the file cannot be read, or a value is wrong. The message names file, key or
+            flag.
     """
     given: dict[str, Any] = dict(resumed or {})
     where: dict[str, str] = dict(origins or {})
@@ -109,7 +110,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: unknown key {key!r}{_suggestion(name)}")
         if name == "resume":
             raise UsageError(
-                f"{path}: resume is not allowed in a file: it replaces the whole file. Use --resume DIR"
+                f"{path}: resume is not allowed in a file: it replaces the whole file. Use "
+                "--resume DIR"
             )
         if name in found:
             raise UsageError(f"{path}: {name} is given twice")

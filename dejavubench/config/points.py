@@ -33,7 +33,8 @@ class Point:
         id: ``p000``, ``p001``, …
         positions: of the cache.
         sinks: the setup of the sinks; None if it is that of the sources.
-        handed_over: new tokens after which the sinks continue the request; None if they only receive.
+        handed_over: new tokens after which the sinks continue the request; None if they only
+            receive.
     """
 
     id: str
@@ -81,7 +82,7 @@ class Point:
 
     @property
     def token_nbytes(self) -> int:
-        """Bytes of one position of one request: K and V of all layers and heads of the whole model."""
+        """Bytes of one position of one request: K and V of all layers and heads of the model."""
         return (
             2 * self.spec.layer_num * self.spec.kv_heads * self.spec.size_per_head * self.itemsize
         )
@@ -157,11 +158,3 @@ class Point:
             f"--kv-layout ft needs heads of a multiple of {FT_VECTOR_BYTES} bytes; "
             f"{self.spec.size_per_head} elements in {self.data_type} take {head_nbytes}"
         )
-
-
-Mode = Literal["none", "host", "disk", "mpi", "nccl", "nixl", "tcp", "swap-host", "swap-disk"]
-Durability = Literal["fdatasync", "direct", "page-cache"]
-REMOTE = frozenset({"mpi", "nccl", "nixl"})
-ON_DISK = frozenset({"disk", "swap-disk"})
-TO_DEVICE = frozenset({"nccl", "nixl"})
-"""These five stand here until bench and analysis ask the registry."""

@@ -5,8 +5,8 @@ One prompt a line. The name's end says how lines are read, in capitals too:
 - ``.csv``: token ids with commas between (FasterTransformer's ``start_ids.csv``).
 - ``.jsonl``, ``.ndjson``: JSON in one of :data:`SHAPES`.
 - ``.json``: refused, as it is one document and not one prompt a line.
-- any other: token ids if every line has numbers and commas alone; else JSON if the first line is a JSON list or
-  object and the name does not end in ``.txt``; else each line is a text.
+- any other: token ids if every line has numbers and commas alone; else JSON if the first line is a
+  JSON list or object and the name does not end in ``.txt``; else each line is a text.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ Read = Callable[[str], list[int] | str]
 
 SHAPES = (
     'token ids as 1,2,3 (.csv) or, as JSON (.jsonl), [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
-    '{"prompt": [1, 2, 3]}; text as a line (.txt) or, as JSON (.jsonl), "text" or {"prompt": "text"}'
+    '{"prompt": [1, 2, 3]}; text as a line (.txt) or, as JSON (.jsonl), "text" or '
+    '{"prompt": "text"}'
 )
 """Contents of a line that are read."""
 
 ID_KEYS, KEYS = ("prompt_token_ids",), ("prompt_token_ids", "prompt")
-"""Keys of an object that hold a prompt, the first that is there (vLLM's names); others are ignored."""
+"""Keys of an object that hold a prompt (vLLM's names). The first one found counts."""
 
 FOREIGN = {
     "hash_ids": "a Mooncake trace, which has lengths and hashes but no tokens",
@@ -116,7 +117,8 @@ def _reader(path: Path, lines: list[str]) -> Read:
     suffix = path.suffix.lower()
     if suffix == ".json":
         raise PromptError(
-            f"{path}: a .json file is one document: give one prompt a line in a .jsonl file: {SHAPES}"
+            f"{path}: a .json file is one document: give one prompt a line in a .jsonl file: "
+            f"{SHAPES}"
         )
     if suffix in (".jsonl", ".ndjson"):
         return _from_json
@@ -211,19 +213,20 @@ def _tokenizer(folder: Path | None) -> Encode:
         from transformers import AutoTokenizer
     except ImportError:
         raise PromptError(
-            "prompts of text need transformers, which is not installed: pip install 'dejavubench[text]', or give "
-            "token ids (.csv or .jsonl)"
+            "prompts of text need transformers, which is not installed: pip install "
+            "'dejavubench[text]', or give token ids (.csv or .jsonl)"
         ) from None
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise PromptError(
-            f"{folder} has no tokenizer that transformers can load: save the tokenizer there, or give token ids; "
-            f"lines that are read: {SHAPES}"
+            f"{folder} has no tokenizer that transformers can load: save the tokenizer there, or "
+            f"give token ids; lines that are read: {SHAPES}"
         )
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - what is wrong with a tokenizer's files comes as anything
         why = one_line(str(error)) or type(error).__name__
         raise PromptError(
-            f"{folder}: no tokenizer that transformers can load; give token ids, or save the tokenizer there: {why}"
+            f"{folder}: no tokenizer that transformers can load; give token ids, or save the "
+            f"tokenizer there: {why}"
         ) from None
     return lambda text: list(loaded(text)["input_ids"])

@@ -1,7 +1,7 @@
 """Ground floor: what the main thread of this process shows of itself: its phase, its progress, whether it waits.
 
-Each is a store of one integer in a page of memory. :mod:`~dejavubench.bench.watching.heart` shares the page with a process that
-watches this one; without it nobody reads the page.
+Each is a store of one integer in a page of memory. :mod:`~dejavubench.bench.watching.heart` shares
+the page with a process that watches this one; without it nobody reads the page.
 """
 
 from __future__ import annotations

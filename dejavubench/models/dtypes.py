@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dejavubench.machine import hardware as machine
+from dejavubench.machine import cpu as machine
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,

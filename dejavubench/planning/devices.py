@@ -58,6 +58,6 @@ def too_few_devices(
         else ""
     )
     return (
-        f"--streaming {first.mode} needs one GPU per rank: this host has {count_text(here, 'rank')} "
-        f"and {count_text(len(devices), 'GPU')}{advice}"
+        f"--streaming {first.mode} needs one GPU per rank: this host has "
+        f"{count_text(here, 'rank')} and {count_text(len(devices), 'GPU')}{advice}"
     )

@@ -73,7 +73,7 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
 
 
 def naive_seconds(point: Point, arm: Arm) -> float:
-    """Return how long a microbatch waits for copies of single extents; 0 if the level is buffered."""
+    """Return a microbatch's wait for copies of single extents; 0 if the level is buffered."""
     to = arm.destination
     if to is None or arm.level is None or LEVELS[arm.level].buffered:
         return 0.0

@@ -65,7 +65,10 @@ def _reason(plan: Plan, point: Point, room: Room, sources: int, sinks: int) -> s
     if on_cuda and (short := _short_of(plan, needs, room, sources, sinks)):
         return f"{name} needs {short}"
     if (needed := needs.host(sources, sinks)) > room.memory:
-        return f"{name} needs {nbytes_text(needed)} of memory; {nbytes_text(room.memory)} are available"
+        return (
+            f"{name} needs {nbytes_text(needed)} of memory; "
+            f"{nbytes_text(room.memory)} are available"
+        )
     staging = sources * needs.staging.host
     if staging > STAGING_SHARE * room.memory:
         asked = plan.experiment
@@ -86,7 +89,10 @@ def _short_of(plan: Plan, needs: Memory, room: Room, sources: int, sinks: int) -
     for number, needed in needs.devices(numbers).items():
         device = room.devices[number]
         if needed > device.nbytes:
-            return f"{nbytes_text(needed)} of GPU memory; {device.name} has {nbytes_text(device.nbytes)}"
+            return (
+                f"{nbytes_text(needed)} of GPU memory; "
+                f"{device.name} has {nbytes_text(device.nbytes)}"
+            )
     return None
 
 

@@ -190,7 +190,7 @@ def _cuda_sink(plan: Plan, point: Point) -> Needs:
 
 
 def _cpu_working_nbytes(point: Point) -> int:
-    """Return the compiler's memory, and the larger of one drawn tensor and a layer's activations."""
+    """Return the compiler's memory, plus the larger of a drawn tensor and a layer's activations."""
     spec = point.spec
     loading = 4 * spec.head_weights
     activations = 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)

@@ -19,7 +19,8 @@ class Staging:
 
     Attributes:
         host: slots in host memory.
-        bounce: host memory that a prompt's extents pass through one by one, on their way from a GPU.
+        bounce: host memory that a prompt's extents pass through one by one, on their way from a
+            GPU.
         device: slots on the rank's GPU.
     """
 

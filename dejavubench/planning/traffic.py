@@ -184,8 +184,8 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     if pieces * pairs > MOST_TRANSFERS:
         raise ValueError(
             f"microbatches of {source.ubatch_size} and {sink.ubatch_size} requests and "
-            f"{count_text(pairs, 'pair')} of workers make {pieces * pairs:,} different transfers; at "
-            f"most {MOST_TRANSFERS:,} are planned"
+            f"{count_text(pairs, 'pair')} of workers make {pieces * pairs:,} different transfers; "
+            f"at most {MOST_TRANSFERS:,} are planned"
         )
     everything = Region(
         Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written)

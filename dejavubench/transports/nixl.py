@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import NIXL
 from dejavubench.errors import UsageError
-from dejavubench.machine.hardware import has_nixl
 from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from dejavubench.transports.probe import Probe
 
 NOT_INSTALLED = "nixl is not installed: pip install 'dejavubench[nixl]'"
+
+
+def has_nixl() -> bool:
+    """Return True if NIXL's Python package is installed here. Does not import it."""
+    return find_spec("nixl") is not None
 
 
 class NIXLSession(RankSession):

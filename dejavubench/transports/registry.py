@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -82,10 +83,30 @@ def transport(mode: str) -> Transport:
         KeyError: there is none.
         UsageError: a plugin cannot be loaded.
     """
+    is_known(mode)
+    return _registered[mode]
+
+
+def is_known(mode: object) -> bool:
+    """Return whether there is a destination of this name.
+
+    Raises:
+        UsageError: it is none of this package's, and a plugin cannot be loaded.
+    """
     _load_own()
     if mode not in _registered:  # else a broken plugin is none of this run's business
         transports()
-    return _registered[mode]
+    return mode in _registered
+
+
+def problem_of(names: Iterable[str]) -> str | None:
+    """Return why a value of ``--streaming`` cannot be had in this process; None if all can."""
+    wanted = [name for name in names if name not in RESERVED]
+    try:
+        unknown = next((name for name in wanted if not is_known(name)), None)
+    except UsageError as error:
+        return str(error)
+    return None if unknown is None else f"there is no destination {unknown}: its plugin is missing"
 
 
 def own() -> tuple[Transport, ...]:

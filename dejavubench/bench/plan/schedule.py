@@ -1,15 +1,15 @@
-"""The arms and points of a run, the same on every rank."""
+"""The part of a plan that runs here: resolved once, the same on every rank."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dejavubench.bench.plan.destinations import destination_of, entry_of
 from dejavubench.config.arms import Arm
+from dejavubench.config.experiment import Experiment
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
-from dejavubench.dejavulib.destinations.registry import DestinationEntry
+from dejavubench.transports.base import Transport
 
 
 @dataclass(frozen=True)
@@ -17,34 +17,31 @@ class Schedule:
     """All that is measured.
 
     Attributes:
-        all_arms: every arm of the plan.
-        all_points: every point of the plan.
         skipped: for each point that cannot run here, by its id, the reason.
     """
 
-    all_arms: tuple[Arm, ...]
-    all_points: tuple[Point, ...]
+    plan: Plan
     skipped: dict[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, plan: Plan) -> Schedule:
-        """Return the schedule before any point was found not to run here."""
-        return cls(plan.arms, plan.points)
+    @property
+    def experiment(self) -> Experiment:
+        """The options of the run."""
+        return self.plan.experiment
 
-    @cached_property
+    @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms that run: each of them once in every round."""
-        return tuple(arm for arm in self.all_arms if not arm.skipped)
+        return self.plan.running
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
         """The points that run here."""
-        return tuple(point for point in self.all_points if point.id not in self.skipped)
+        return tuple(point for point in self.plan.points if point.id not in self.skipped)
 
     @cached_property
     def streaming(self) -> tuple[Arm, ...]:
         """The arms that stream, or swap."""
-        return tuple(arm for arm in self.arms if arm.level is not None)
+        return tuple(arm for arm in self.arms if arm.streams)
 
     @cached_property
     def on_disk(self) -> tuple[Arm, ...]:
@@ -52,6 +49,7 @@ class Schedule:
         return tuple(arm for arm in self.arms if arm.on_disk)
 
     @cached_property
-    def destinations(self) -> dict[str, DestinationEntry]:
+    def transports(self) -> dict[str, Transport]:
         """The destinations of the arms that run, by name, in the order of their arms."""
-        return {destination_of(arm): entry_of(arm) for arm in self.streaming}
+        found = [arm.destination for arm in self.arms if arm.destination is not None]
+        return {destination.name: destination for destination in found}

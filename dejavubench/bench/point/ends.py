@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dejavubench.bench.plan.destinations import destination_of
 from dejavubench.bench.plan.identity import identity
 from dejavubench.bench.plan.side import Side
 from dejavubench.bench.startup.context import RunContext
@@ -43,4 +42,5 @@ class Ends:
 
     def session(self, arm: Arm) -> Session:
         """Return this rank's part in the destination of a streaming arm."""
-        return self.context.sessions[destination_of(arm)]
+        assert arm.destination is not None
+        return self.context.sessions[arm.destination.name]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dejavubench.dejavulib.copies import aligned_buffer
-from dejavubench.machine.hardware import available_nbytes
+from dejavubench.machine.memory import available_nbytes
 from dejavubench.transports.probe import Probe, Sample, seconds
 
 LAST_LEVEL_CACHES = 128 << 20

@@ -1,10 +1,14 @@
-"""Arms and points as they are recorded."""
+"""Arms, points and destinations as they are recorded."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from dejavubench.config.arms import Arm
 from dejavubench.config.points import ITEMSIZE, Point
 from dejavubench.records import ArmInfo, PointInfo
+from dejavubench.records.destinations import DestinationInfo
+from dejavubench.transports.recorded import info, swapped_info
 
 
 def arm_info(arm: Arm) -> ArmInfo:
@@ -46,3 +50,12 @@ def point_info(point: Point, skipped: str | None = None) -> PointInfo:
         streamed_nbytes=point.streamed_nbytes,
         skipped=skipped,
     )
+
+
+def destination_infos(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:
+    """Return what analysis must know of the arms' destinations, by mode."""
+    return {
+        arm.mode: swapped_info(arm.destination) if arm.swaps else info(arm.destination, on_gpu)
+        for arm in arms
+        if arm.destination is not None
+    }

@@ -38,7 +38,7 @@ class Recorded:
     note: str | None = None
 
 
-class Scenario(ABC):
+class ScenarioPart(ABC):
     """One rank's part in a scenario at one point.
 
     Attributes:
@@ -104,7 +104,7 @@ class ScenarioKind:
         sinks_compute: sinks have a part of the model.
     """
 
-    source: Callable[[Source], Scenario]
-    sink: Callable[[Sink], Scenario]
+    source: Callable[[Source], ScenarioPart]
+    sink: Callable[[Sink], ScenarioPart]
     once: bool = False
     sinks_compute: bool = False

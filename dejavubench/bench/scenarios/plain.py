@@ -14,7 +14,7 @@ from dejavubench.bench.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Received, Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When, microbatch_record
-from dejavubench.bench.scenarios.base import Recorded, Scenario
+from dejavubench.bench.scenarios.base import Recorded, ScenarioPart
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import Span
 
@@ -34,7 +34,7 @@ class Ran:
     helper_cpu_s: float
 
 
-class PlainSource(Scenario):
+class PlainSource(ScenarioPart):
     """The part of a source."""
 
     def __init__(self, source: Source) -> None:
@@ -113,7 +113,7 @@ class PlainSource(Scenario):
         self.source.outgoing.close_failed(arm)
 
 
-class PlainSink(Scenario):
+class PlainSink(ScenarioPart):
     """The part of a sink; in arms that do not stream to other ranks it has nothing to do."""
 
     def __init__(self, sink: Sink) -> None:

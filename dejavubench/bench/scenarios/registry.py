@@ -6,34 +6,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.scenarios import handover, plain, restart, swap
-from dejavubench.bench.scenarios.base import Scenario, ScenarioKind
-from dejavubench.config.arms import Arm
-from dejavubench.config.experiment import Experiment
+from dejavubench.bench.scenarios.base import ScenarioKind, ScenarioPart
+from dejavubench.config.arms import Arm, Scenario
 
-Name = Literal["plain", "hand-over", "swap", "restart"]
-
-SCENARIOS: dict[Name, ScenarioKind] = {
+SCENARIOS: Mapping[Scenario, ScenarioKind] = {
     "plain": ScenarioKind(plain.PlainSource, plain.PlainSink),
-    "hand-over": ScenarioKind(handover.HandOverSource, handover.HandOverSink, sinks_compute=True),
+    "handover": ScenarioKind(handover.HandOverSource, handover.HandOverSink, sinks_compute=True),
     "swap": ScenarioKind(swap.SwapSource, swap.SwapSink),
     "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, once=True),
 }
+"""Every scenario, by the name that arms have for it."""
 
 
-def of_run(experiment: Experiment) -> ScenarioKind:
-    """Return the scenario of a run's arms, but for arms that have one of their own."""
-    return SCENARIOS[_of_run(experiment)]
+def sinks_compute(arms: Sequence[Arm]) -> bool:
+    """Return whether sinks have a part of the model in some arm."""
+    return any(SCENARIOS[arm.scenario].sinks_compute for arm in arms)
 
 
-def _of_run(experiment: Experiment) -> Name:
-    if experiment.resume is not None:
-        return "restart"
-    return "hand-over" if experiment.handoff else "plain"
+def once(arms: Sequence[Arm]) -> bool:
+    """Return whether the run goes through its arms once, without rounds."""
+    return any(SCENARIOS[arm.scenario].once for arm in arms)
 
 
 class Scenarios:
@@ -43,19 +40,19 @@ class Scenarios:
         part: the source or the sink that this rank is.
     """
 
-    def __init__(self, experiment: Experiment, part: Source | Sink) -> None:
-        self._run, self._part = _of_run(experiment), part
-        self._made: dict[Name, Scenario] = {}
+    def __init__(self, part: Source | Sink) -> None:
+        self._part = part
+        self._made: dict[Scenario, ScenarioPart] = {}
 
-    def of(self, arm: Arm) -> Scenario:
+    def of(self, arm: Arm) -> ScenarioPart:
         """Return the scenario that the arm goes through."""
-        name: Name = "swap" if arm.swaps else self._run
+        name = arm.scenario
         if name not in self._made:
             kind, part = SCENARIOS[name], self._part
             self._made[name] = kind.source(part) if isinstance(part, Source) else kind.sink(part)
         return self._made[name]
 
-    def all(self, arms: tuple[Arm, ...]) -> list[Scenario]:
+    def all(self, arms: Sequence[Arm]) -> list[ScenarioPart]:
         """Return each scenario that some arm goes through, in the same order on every rank."""
         return list(dict.fromkeys(map(self.of, arms)))
 

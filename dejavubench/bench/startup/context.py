@@ -24,14 +24,13 @@ class RunContext:
     """All that one rank has from the start of a run to its end.
 
     Attributes:
-        schedule: the arms and points that run.
+        schedule: the plan, and what of it runs here.
         workers: connects the workers of this side; None on a sink without a model.
         conditions: cores, CPU time and file system of this rank.
         sessions: this rank's part in each destination.
         saved: the files that a killed run has left of this rank, where that run is resumed.
     """
 
-    plan: Plan
     schedule: Schedule
     ranks: Ranks
     devices: Devices
@@ -43,9 +42,14 @@ class RunContext:
     saved: list[SavedStream] = field(default_factory=list)
 
     @property
+    def plan(self) -> Plan:
+        """The run, as rank 0 has resolved it."""
+        return self.schedule.plan
+
+    @property
     def experiment(self) -> Experiment:
         """The options of the run."""
-        return self.plan.experiment
+        return self.schedule.experiment
 
     @property
     def computes(self) -> bool:

@@ -14,25 +14,27 @@ from dejavubench.bench.startup.ranks import Ranks, agree, agree_on_reasons
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point
 from dejavubench.models.dtypes import dtype_of
-from dejavubench.transports.registry import transport
 from dejavubench.transports.session import PointContext, RankContext, Session
 
 Sessions = Mapping[str, Session]
 """This rank's part in each destination, by the destination's name."""
 
 
-def load_destinations(
-    experiment: Experiment, schedule: Schedule, ranks: Ranks, device: torch.device
-) -> Sessions:
+def load_destinations(schedule: Schedule, ranks: Ranks, device: torch.device) -> Sessions:
     """Load each destination's libraries, before any other library that streams. Collective.
 
     Raises:
         UsageError: on every rank, if one of them cannot be used.
     """
     rank = RankContext(
-        ranks.world, ranks.host, ranks.is_source, ranks.topology.worker, device, experiment
+        ranks.world,
+        ranks.host,
+        ranks.is_source,
+        ranks.topology.worker,
+        device,
+        schedule.experiment,
     )
-    sessions = {name: transport(name).session(rank) for name in schedule.destinations}
+    sessions = {name: each.session(rank) for name, each in schedule.transports.items()}
 
     def load() -> None:
         for session in sessions.values():
@@ -52,13 +54,11 @@ def meet_other_sides(sessions: Sessions, ranks: Ranks) -> None:
         agree(ranks.world, session.meet)
 
 
-def refused_points(
-    experiment: Experiment, schedule: Schedule, ranks: Ranks, sessions: Sessions
-) -> dict[str, str]:
+def refused_points(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     """Announce every point to the other sides; return why points are refused. Collective."""
     refused: dict[str, str] = {}
     for point in schedule.points:
-        context = point_context(experiment, point, ranks)
+        context = point_context(schedule.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
         with ExitStack() as held:
             refusals = [partial(each.refusal, context, held) for each in sessions.values()]

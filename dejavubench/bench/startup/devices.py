@@ -11,7 +11,6 @@ from mpi4py import MPI
 from dejavubench.bench.plan.schedule import Schedule
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.machine.gpu import cuda_devices
 from dejavubench.models.dtypes import compute_dtype
@@ -64,13 +63,13 @@ class Devices:
         return compute_dtype(dtype, self.computing, self.native_bf16)
 
 
-def take_device(plan: Plan, schedule: Schedule, ranks: Ranks) -> torch.device:
+def take_device(schedule: Schedule, ranks: Ranks) -> torch.device:
     """Choose the device of this rank among those of its host, if it needs one.
 
     Raises:
         UsageError: this host has no CUDA device, or too few.
     """
-    receives = any(entry.device_memory for entry in schedule.destinations.values())
+    plan, receives = schedule.plan, any(arm.to_device for arm in schedule.arms)
     if plan.experiment.device != "cuda" or not (ranks.is_source or receives):
         return torch.device("cpu")
     count = torch.cuda.device_count()

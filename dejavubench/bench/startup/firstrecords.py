@@ -10,11 +10,10 @@ import torch
 
 from dejavubench import records
 from dejavubench.bench.environment import facts
-from dejavubench.bench.plan.destinations import destinations_of
-from dejavubench.bench.recording.infos import arm_info, point_info
+from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
 from dejavubench.bench.recording.recorder import write_header
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.staging import staging_nbytes
+from dejavubench.planning.staging import Staging, sink_staging, source_staging
 
 
 def write_first_records(context: RunContext, command: list[str], spin: bool) -> None:
@@ -36,7 +35,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)
     for session in context.sessions.values():
         environment |= session.facts()
-    on_host, on_device = staging_nbytes(context)
+    staging = _staging(context)
     peers = {peer for point in context.schedule.points for peer in context.side(point).peers()}
     workspace.recorder.write(
         records.RankInfo(
@@ -50,8 +49,8 @@ def _write_rank(context: RunContext, spin: bool) -> None:
             stage=topology.stage,
             peers=sorted(peers),
             wait="spin" if spin else "yield",
-            staging_nbytes=on_host,
-            staging_device_nbytes=on_device,
+            staging_nbytes=staging.host + staging.bounce,
+            staging_device_nbytes=staging.device,
             device=environment["gpu"]["name"] if "gpu" in environment else None,
             environment=environment,
             run_id=workspace.run_id,
@@ -59,9 +58,18 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     )
 
 
+def _staging(context: RunContext) -> Staging:
+    """Return the most staging memory that this rank uses at any point."""
+    sides = [context.side(point) for point in context.schedule.points]
+    if context.ranks.is_source:
+        prompts = [side.local()[0][0].schedule.step_nbytes(0) for side in sides]
+        return source_staging(context.plan, max(prompts))
+    return sink_staging(context.plan, max(sum(map(len, side.remote())) for side in sides))
+
+
 def _write_run(context: RunContext, command: list[str]) -> None:
     experiment, schedule, ranks = context.experiment, context.schedule, context.ranks
-    points = [point_info(point, schedule.skipped.get(point.id)) for point in schedule.all_points]
+    points = [point_info(point, schedule.skipped.get(point.id)) for point in context.plan.points]
     header = records.RunHeader(
         name=experiment.name,
         run_id=context.workspace.run_id,
@@ -72,16 +80,16 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         figure=experiment.figure,
         note=experiment.note,
         warmup=experiment.warmup,
-        arms=[arm_info(arm) for arm in schedule.all_arms],
+        arms=[arm_info(arm) for arm in context.plan.arms],
         points=points,
-        destinations=destinations_of(schedule.all_arms, context.devices.on_cuda),
+        destinations=destination_infos(context.plan.arms, context.devices.on_cuda),
         environment=facts.of_run(
             list(ranks.hosts), experiment.threads, len(ranks.cores), context.devices.number
         ),
     )
     write_header(context.workspace.folder, header)
     write = context.workspace.recorder.write
-    for arm in schedule.all_arms:
+    for arm in context.plan.arms:
         if arm.skipped:
             for info in points:
                 write(records.Skipped(point=info.id, arm=arm.name, reason=arm.skipped))

@@ -9,23 +9,19 @@ from dejavubench.bench.plan.side import side_of
 from dejavubench.bench.startup.destinations import Sessions
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.planning import fit
-from dejavubench.transports.registry import transport
 from dejavubench.units import nbytes_text
 
 
-def reasons_here(
-    plan: Plan, schedule: Schedule, ranks: Ranks, sessions: Sessions
-) -> dict[str, str]:
+def reasons_here(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     """Return why points cannot run on some rank's host, by point. Collective."""
-    return agree_on_reasons(ranks.world, lambda: _reasons(plan, schedule, ranks, sessions))
+    return agree_on_reasons(ranks.world, lambda: _reasons(schedule, ranks, sessions))
 
 
-def _reasons(plan: Plan, schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
-    experiment, sources = plan.experiment, ranks.on_this_host(ranks.topology.sources)
-    sinks = ranks.on_this_host(ranks.topology.sinks)
+def _reasons(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+    plan, experiment = schedule.plan, schedule.experiment
+    sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
     found = fit.reasons(plan, fit.Room.here(plan), sources, sinks)
     if not schedule.on_disk or not ranks.is_source:
         return found
@@ -35,9 +31,9 @@ def _reasons(plan: Plan, schedule: Schedule, ranks: Ranks, sessions: Sessions) -
     )
     room = shutil.disk_usage(existing).free
     kinds = {(arm.mode, arm.durability) for arm in schedule.on_disk}
-    probes = _probe_nbytes(schedule, sessions) if experiment.ceilings and ranks.rank == 0 else 0
+    probes = _probe_nbytes(schedule) if experiment.ceilings and ranks.rank == 0 else 0
     kept = 0  # files of earlier points that stay (--keep)
-    for point in schedule.all_points:
+    for point in plan.points:
         if point.id in found:
             continue
         stored = _stored_nbytes(experiment, point, ranks, sessions)
@@ -64,7 +60,7 @@ def _stored_nbytes(experiment: Experiment, point: Point, ranks: Ranks, sessions:
     )
 
 
-def _probe_nbytes(schedule: Schedule, sessions: Sessions) -> int:
+def _probe_nbytes(schedule: Schedule) -> int:
     """Return the bytes of the files that probes write."""
     durabilities = {arm.durability for arm in schedule.on_disk}
-    return sum(transport(name).probe_nbytes for name in sessions) * len(durabilities)
+    return sum(each.probe_nbytes for each in schedule.transports.values()) * len(durabilities)

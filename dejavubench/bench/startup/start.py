@@ -38,26 +38,25 @@ def start(plan: Plan, command: list[str], watch: Watch | None) -> RunContext:
     Raises:
         UsageError: on every rank, if the run cannot start on any of them.
     """
-    experiment, schedule = plan.experiment, Schedule.of(plan)
+    experiment, schedule = plan.experiment, Schedule(plan)
     ranks = _join(plan)
-    device = agree(ranks.world, lambda: take_device(plan, schedule, ranks))
-    sessions = destinations.load_destinations(experiment, schedule, ranks, device)
+    device = agree(ranks.world, lambda: take_device(schedule, ranks))
+    sessions = destinations.load_destinations(schedule, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
-    skipped = skips.reasons_here(plan, schedule, ranks, sessions)
+    skipped = skips.reasons_here(schedule, ranks, sessions)
     destinations.meet_other_sides(sessions, ranks)
     schedule = replace(schedule, skipped=skipped)
-    refused = destinations.refused_points(experiment, schedule, ranks, sessions)
+    refused = destinations.refused_points(schedule, ranks, sessions)
     schedule = replace(schedule, skipped=skipped | refused)
     fit.refuse_if_none_runs(plan, schedule.skipped)
-    saved = agree(ranks.world, lambda: _open_saved(plan, schedule, ranks, devices))
-    workspace = Workspace.open(experiment, schedule, ranks)
+    saved = agree(ranks.world, lambda: _open_saved(schedule, ranks, devices))
+    workspace = Workspace.open(schedule, ranks)
     if watch is not None:
         watch.note_in(workspace.folder / records.first_exit_file(ranks.rank))
     comms = Communicators.make(ranks)
     spin = may_spin(ranks, experiment.threads)
-    computes = ranks.is_source or registry.of_run(experiment).sinks_compute
+    computes = ranks.is_source or registry.sinks_compute(schedule.arms)
     context = RunContext(
-        plan,
         schedule,
         ranks,
         devices,
@@ -85,9 +84,8 @@ def _join(plan: Plan) -> Ranks:
     return ranks
 
 
-def _open_saved(
-    plan: Plan, schedule: Schedule, ranks: Ranks, devices: Devices
-) -> list[SavedStream]:
+def _open_saved(schedule: Schedule, ranks: Ranks, devices: Devices) -> list[SavedStream]:
+    plan = schedule.plan
     if plan.interrupted is None or not ranks.is_source:
         return []
     (point,) = schedule.points

@@ -34,12 +34,13 @@ class Workspace:
     recorder: Recorder
 
     @classmethod
-    def open(cls, experiment: Experiment, schedule: Schedule, ranks: Ranks) -> Workspace:
+    def open(cls, schedule: Schedule, ranks: Ranks) -> Workspace:
         """Make the run's folders and open this rank's file in them. Collective.
 
         Raises:
             UsageError: on every rank, if a folder cannot be made or written.
         """
+        experiment = schedule.experiment
         directory = experiment.stream_dir
         if directory is not None:
             agree(ranks.world, lambda: _make_stream_dir(directory))
@@ -90,8 +91,8 @@ def _new_folder(log_dir: Path, name: str) -> Path:
 
 
 def _open_recorder(folder: Path, schedule: Schedule, rank: int) -> Recorder:
-    points = len(schedule.all_points)
-    alone = len(schedule.all_arms) == points == 1
+    points = len(schedule.plan.points)
+    alone = len(schedule.plan.arms) == points == 1
     try:
         return Recorder(folder, rank, several_points=points > 1, to_stdout=rank == 0 and alone)
     except OSError as error:

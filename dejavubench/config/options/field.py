@@ -1,4 +1,4 @@
-"""How an option is declared: its default, its help, and what the rest of the program asks about it."""
+"""The declaration of an option: its default, its help, and facts for the rest of the program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class OptionInfo:
     Attributes:
         group: the section of the help.
         metavar: how the help names a value; empty for a switch.
-        measured: whether another value is another measurement. Off: the experiment's hash leaves it out.
+        measured: whether another value is another measurement. Off: the experiment's hash leaves it
+            out.
         when_resumed: the value of a run that resumes one request, or KEPT.
         fixed_when_resumed: whether a resumed run refuses any other value.
         is_text: whether a comma is part of the value, and not the sign of a list.

@@ -71,7 +71,8 @@ class ModelOptions(BaseModel):
     temperature: Annotated[float, BeforeValidator(as_temperature)] = _option(
         0.0,
         "X",
-        f"Temperature to draw tokens at, {COLDEST:g} to {HOTTEST:g}. 0 takes the most likely token.",
+        f"Temperature to draw tokens at, {COLDEST:g} to {HOTTEST:g}. 0 takes the most likely "
+        "token.",
     )
     top_k: MaybeCount = _option(None, "N", "Draw from the N most likely tokens only.")
     top_p: Annotated[float | None, BeforeValidator(as_top_p)] = _option(

@@ -25,7 +25,7 @@ BASELINE_VARIABLE = "DEJAVULIB_BASELINE"
 """The original's environment variable for the level."""
 
 DESTINATIONS = "{destinations}"
-"""Stands in a help text for all destinations: plugins are not looked for until the help is shown."""
+"""Stands for all destinations in a help text. Plugins are loaded only when the help is shown."""
 
 _option = partial(option, "Streaming")
 

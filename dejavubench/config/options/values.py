@@ -1,7 +1,7 @@
 """Readers of option values, for pydantic: any object in, a sane value out, or ValueError.
 
-The message is one line that shows the value. A reader looks at the value alone: what depends on this
-machine, on a file or on another option is settled by :mod:`dejavubench.config.resolve`.
+The message is one line that shows the value. A reader looks at the value alone: what depends on
+this machine, on a file or on another option is settled by :mod:`dejavubench.config.resolve`.
 """
 
 from __future__ import annotations
@@ -73,24 +73,22 @@ def as_levels(value: Any) -> Any:
 
 def as_modes(value: Any) -> Any:
     modes = as_list(value) if value != "" else ("",)
-    known = (NO_STREAMING, *registry.modes())
     for mode in modes:
-        if mode not in known:
+        if mode != NO_STREAMING and not registry.is_known(mode):
             what = f"there is no destination {shown(mode)}" if mode else "no destination is given"
+            known = (NO_STREAMING, *registry.modes())
             raise ValueError(f"{what}; choose one or more of {', '.join(known)}")
     return modes
 
 
 def destinations_text() -> str:
     """Return the names of all destinations for the help, each with a few words."""
-    named = (
-        f"{each.name} ({each.help})" if each.help else each.name for each in registry.transports()
-    )
+    named = (f"{each.name} ({each.help})" if each.help else each.name for each in registry.usable())
     return ", ".join((NO_STREAMING, *named))
 
 
 def as_durabilities(value: Any) -> Any:
-    known = [name for each in registry.transports() for name in each.entry.durabilities]
+    known = [name for each in registry.usable() for name in each.entry.durabilities]
     return _each_of(known, as_list(value))
 
 
@@ -110,7 +108,7 @@ def as_peers(value: Any) -> Any:
 
 
 def as_stores(value: Any) -> Any:
-    known = [each.name for each in registry.transports() if each.swapped_label]
+    known = [each.name for each in registry.usable() if each.swapped_label]
     return () if value in ((), []) else _each_of(known, as_list(value))
 
 

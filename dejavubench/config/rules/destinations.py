@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.config.options.values import NO_STREAMING
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import Rule, chosen, given, listed
-from dejavubench.transports.registry import transports
+from dejavubench.transports.registry import usable
 
 _SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
 
@@ -32,15 +32,15 @@ SINKS = (
         lambda plan: not plan.needs_sinks and _sink_key(plan),
         lambda plan, key: (
             f"{given(plan, key)} needs a destination with sinks "
-            f"({', '.join(each.name for each in transports() if each.entry.remote)}), and none can "
+            f"({', '.join(each.name for each in usable() if each.entry.remote)}), and none can "
             "run here"
         ),
     ),
     Rule(
         _external_sink_of_another_setup,
         lambda plan, found: (
-            f"{given(plan, found[0])} cannot be combined with --streaming {found[1]}: its sinks have the "
-            "setup of the sources. Drop one of them"
+            f"{given(plan, found[0])} cannot be combined with --streaming {found[1]}: its sinks "
+            "have the setup of the sources. Drop one of them"
         ),
     ),
 )
@@ -55,7 +55,7 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
     return next(
         (
             (key, each.name)
-            for each in transports()
+            for each in usable()
             for key in each.options
             if plan.experiment.is_given(key) and each.name not in used
         ),

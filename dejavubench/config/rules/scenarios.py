@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import Rule, chosen, flag, given
-from dejavubench.transports.registry import transports
+from dejavubench.transports.registry import usable
 
 
 def _handoff_rounds_apart(plan: Plan) -> bool:
@@ -33,8 +33,8 @@ HANDOFF = (
         ),
         lambda plan, _: (
             "--handoff needs --streaming "
-            f"{' or '.join(each.name for each in transports() if each.hands_over)} alone, without --compare: sinks of "
-            "other destinations have no model yet"
+            f"{' or '.join(each.name for each in usable() if each.hands_over)} alone, without "
+            "--compare: sinks of other destinations have no model yet"
         ),
     ),
     Rule(
@@ -44,9 +44,9 @@ HANDOFF = (
     Rule(
         _handoff_rounds_apart,
         lambda plan, _: (
-            "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 the "
-            "two sides round differently, so tokens may differ. Use --inference-data-type fp32 or "
-            "--no-verify"
+            "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 "
+            "the two sides round differently, so tokens may differ. Use --inference-data-type fp32 "
+            "or --no-verify"
         ),
     ),
     Rule(
@@ -80,8 +80,8 @@ RESUME = (
             and (len(plan.points) > 1 or [arm.on_disk for arm in plan.arms] != [True])
         ),
         lambda plan, _: (
-            "--resume continues one request that was streamed to disk: it takes no lists and no other "
-            "destination"
+            "--resume continues one request that was streamed to disk: it takes no lists and no "
+            "other destination"
         ),
     ),
     Rule(
@@ -107,7 +107,8 @@ SWAP = (
             and ("handoff" if plan.experiment.handoff else plan.experiment.resume and "resume")
         ),
         lambda plan, key: (
-            f"--swap cannot be combined with {flag(key)}: it measures whole requests. Drop one of them"
+            f"--swap cannot be combined with {flag(key)}: it measures whole requests. Drop one of "
+            "them"
         ),
     ),
     Rule(
@@ -115,8 +116,8 @@ SWAP = (
             plan.experiment.swap and plan.experiment.resident >= plan.experiment.pipeline_para_size
         ),
         lambda plan, _: (
-            f"--resident {plan.experiment.resident} holds all microbatches in flight, so nothing is "
-            "swapped. Use a --pipeline-para-size larger than --resident, not "
+            f"--resident {plan.experiment.resident} holds all microbatches in flight, so nothing "
+            "is swapped. Use a --pipeline-para-size larger than --resident, not "
             f"{plan.experiment.pipeline_para_size}"
         ),
     ),

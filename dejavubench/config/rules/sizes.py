@@ -37,15 +37,15 @@ LIMITS = (
     Rule(
         lambda plan: (count := _points(plan)) > MOST_POINTS and count,
         lambda plan, count: (
-            f"the lists combine to {count:,} points; one run takes at most {MOST_POINTS:,}. Shorten a "
-            "list, or split the sweep into several runs"
+            f"the lists combine to {count:,} points; one run takes at most {MOST_POINTS:,}. "
+            "Shorten a list, or split the sweep into several runs"
         ),
     ),
     Rule(
         _side_too_large,
         lambda plan, side: (
-            f"{side[0]}tensor-para-size × {side[0]}pipeline-para-size takes {side[1]:,} ranks; at most "
-            f"{MOST_WORKERS:,} are supported"
+            f"{side[0]}tensor-para-size × {side[0]}pipeline-para-size takes {side[1]:,} ranks; at "
+            f"most {MOST_WORKERS:,} are supported"
         ),
     ),
 )
@@ -74,7 +74,8 @@ MODEL = (
     Rule(
         _size_of_another_model,
         lambda plan, found: (
-            f"{given(plan, found[0])} is for --model {CUSTOM}; {found[1]} has its own sizes. Drop the flag"
+            f"{given(plan, found[0])} is for --model {CUSTOM}; {found[1]} has its own sizes. Drop "
+            "the flag"
         ),
     ),
     Rule(
@@ -87,16 +88,16 @@ MODEL = (
     Rule(
         lambda plan: plan.experiment.ckpt_path is not None and plan.experiment.is_given("model"),
         lambda plan, _: (
-            f"--model {listed(plan.experiment.model)} cannot be combined with --ckpt-path, which has a "
-            "model of its own. Drop one of them"
+            f"--model {listed(plan.experiment.model)} cannot be combined with --ckpt-path, which "
+            "has a model of its own. Drop one of them"
         ),
     ),
     Rule(
         _cache_too_short,
         lambda plan, needed: (
             f"--max-seq-len {plan.experiment.max_seq_len} is too short: --input-len "
-            f"{max(plan.prompt_lens)} and --output-len {max(plan.experiment.output_len)} take {needed} "
-            "positions of the cache"
+            f"{max(plan.prompt_lens)} and --output-len {max(plan.experiment.output_len)} take "
+            f"{needed} positions of the cache"
         ),
     ),
     Rule(
@@ -126,15 +127,15 @@ PROMPTS = (
     Rule(
         lambda plan: plan.prompts and plan.experiment.is_given("input_len"),
         lambda plan, _: (
-            f"{given(plan, 'input_len')} is for random prompts; those in {plan.experiment.prompts} have their own "
-            "lengths. Drop one of them"
+            f"{given(plan, 'input_len')} is for random prompts; those in {plan.experiment.prompts} "
+            "have their own lengths. Drop one of them"
         ),
     ),
     Rule(
         lambda plan: plan.experiment.device == "cuda" and len(set(map(len, plan.prompts))) > 1,
         lambda plan, _: (
-            f"{plan.experiment.prompts}: prompts of different lengths need --device cpu: on a GPU a step "
-            "has no padding"
+            f"{plan.experiment.prompts}: prompts of different lengths need --device cpu: on a GPU "
+            "a step has no padding"
         ),
     ),
     Rule(

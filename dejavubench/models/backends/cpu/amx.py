@@ -15,7 +15,7 @@ import torch
 from numba import carray
 from numba.extending import intrinsic
 
-from dejavubench.machine.hardware import cpu_flags
+from dejavubench.machine.cpu import cpu_flags
 from dejavubench.models.backends.cpu.elementwise import floats, halves, words
 from dejavubench.models.backends.cpu.emitter import BYTE, INT64, Emitter, Value, emitting
 from dejavubench.models.backends.cpu.threads import compiled, released, scratch

@@ -24,8 +24,8 @@ from typing import Any
 from llvmlite import binding
 
 from dejavubench.dejavulib import kvcache
-from dejavubench.machine import hardware
-from dejavubench.machine.hardware import cpu_flags
+from dejavubench.machine import cpu
+from dejavubench.machine.cpu import cpu_flags
 from dejavubench.models.backends import base
 from dejavubench.models.backends.base import Say
 from dejavubench.units import count_text
@@ -34,7 +34,7 @@ from dejavubench.wholefile import write_whole
 FOLDER_VARIABLE = "DEJAVUBENCH_KERNEL_CACHE"
 """Environment variable with the cache's folder; empty: no cache."""
 
-OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (base, hardware, kvcache))
+OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (base, cpu, kvcache))
 """Modules outside of this package that kernels take numbers from."""
 
 MAGIC = b"dejavubench kernel 1\n"

@@ -14,7 +14,7 @@ import torch
 from llvmlite import binding
 from numba.extending import intrinsic
 
-from dejavubench.machine.hardware import cpu_flags
+from dejavubench.machine.cpu import cpu_flags
 from dejavubench.models.backends.cpu.emitter import Emitter, Value, emitting
 from dejavubench.models.backends.cpu.threads import LINE_NBYTES
 

@@ -17,7 +17,7 @@ import torch
 from llvmlite import binding
 from torch import Tensor
 
-from dejavubench.machine.hardware import features_left_out
+from dejavubench.machine.cpu import features_left_out
 
 if "avx512" in features_left_out():
     # numba reads these as it is imported; x86-64-v3 has AVX2, FMA and F16C

@@ -1,0 +1,90 @@
+"""No code outside the registry asks for a destination by its name."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dejavubench.transports import registry
+
+PACKAGE = Path(registry.__file__).parent.parent
+OWN = registry.own()
+NAMES = {
+    *(each.name for each in OWN),
+    *(f"swap-{each.name}" for each in OWN if each.swapped_label),
+    *(each.loopback.name for each in OWN if each.loopback),
+}
+AT_HOME = ("transports/", "dejavulib/destinations/", "records/destinations.py")
+"""Where the names stand: the transports, the library's entries, and the table for older records."""
+
+OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
+"""Keys of a document that are no destinations: the version of the library NCCL in a record."""
+
+
+def named(node: ast.AST) -> Iterator[ast.Constant]:
+    """Yield the names of destinations that a comparison, a match, a set or a mapping asks for."""
+    asked: list[ast.expr | None] = []
+    match node:
+        case ast.Compare(left, _, comparators):
+            asked = [left, *comparators]
+        case ast.MatchValue(value):
+            asked = [value]
+        case ast.Set(elements):
+            asked = list(elements)
+        case ast.Dict(keys):
+            asked = list(keys)
+        case ast.Subscript(_, index):
+            asked = [index]
+        case ast.Call(ast.Attribute(_, "startswith" | "endswith" | "get" | "removeprefix"), words):
+            asked = list(words)
+    for each in asked:
+        within = each.elts if isinstance(each, ast.Tuple | ast.List | ast.Set) else [each]
+        for one in within:
+            if isinstance(one, ast.Constant) and one.value in NAMES | {"swap-"}:
+                yield one
+
+
+def places(text: str) -> list[tuple[int, str]]:
+    """Return the line and the name of each place in a source text."""
+    found = [(one.lineno, one.value) for node in ast.walk(ast.parse(text)) for one in named(node)]
+    return sorted(set(found))
+
+
+def test_no_mode_is_named_outside_the_registry() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        where = path.relative_to(PACKAGE).as_posix()
+        if not where.startswith(AT_HOME):
+            found += [
+                f"{where}:{line}: {name}"
+                for line, name in places(path.read_text())
+                if name not in OTHER_MEANINGS.get(where, ())
+            ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'x = mode == "mpi"',
+        'x = mode in ("host", "disk")',
+        'x = mode not in {"tcp"}',
+        'REMOTE = frozenset({"nccl"})',
+        'COPY_S = {"nixl": 1e-5}',
+        'match mode:\n case "swap-disk":\n  pass',
+        'match mode:\n case "none" | "tcp":\n  pass',
+        'x = mode.startswith("nccl")',
+        'x = mode.startswith("swap-")',
+        'x = sessions["mpi"]',
+        'x = ceilings.get("host")',
+    ],
+)
+def test_a_name_is_found_in(text: str) -> None:
+    assert len(places(text)) >= 1
+
+
+def test_other_texts_are_left_alone() -> None:
+    assert places('print("mpi", "none"); x = mode == "none"; y = "tcp" + "s"') == []

@@ -1,0 +1,158 @@
+"""Sessions: what a rank opens for each destination. No MPI is started, and no GPU is needed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from caches import random_cache
+from memory import schedule_of, small_geometry
+
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.errors import UsageError
+from dejavubench.transports.registry import own, transport
+from dejavubench.transports.session import (
+    PointContext,
+    RankContext,
+    SinkContext,
+    SourceContext,
+)
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+
+CPU = torch.device("cpu")
+
+
+class World:
+    """Stands for a communicator: counts how often it was duplicated."""
+
+    rank = 3
+
+    def __init__(self) -> None:
+        self.made: list[World] = []
+
+    def Dup(self) -> World:  # noqa: N802 - MPI's name
+        self.made.append(World())
+        return self.made[-1]
+
+
+def rank_of(is_source: bool = True, worker: int = 0, **options: Any) -> RankContext:
+    asked = SimpleNamespace(value=options.__getitem__, **options)
+    world: Any = World()
+    return RankContext(world, "node", is_source, worker, CPU, asked)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> SourceContext:
+    geometry = small_geometry()
+    slots = [torch.zeros(1024, dtype=torch.uint8)]
+    return SourceContext(
+        caches=[random_cache(geometry)],
+        streams=[[Stream(0, schedule_of(geometry), 1)]],
+        peers=[1],
+        slots=lambda device: slots if device == "cpu" else pytest.fail(device),
+        device=CPU,
+        timeout=5.0,
+        durability="page-cache",
+        folder=tmp_path,
+        file_name="run-p000",
+        keep=False,
+        identity={"run": "abc"},
+    )
+
+
+def test_every_destination_has_a_session_of_its_own() -> None:
+    kinds = {type(each.session(rank_of())) for each in own()}
+    assert len(kinds) == len(own())
+
+
+def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -> None:
+    assert isinstance(transport("host").session(rank_of()).open_source(context), HostDestination)
+    session = transport("disk").session(rank_of())
+    opened = session.open_source(context)
+    assert isinstance(opened, DiskDestination)
+    ((stream,),) = context.streams
+    opened.begin(stream)
+    opened.close()
+    assert session.stored_nbytes(stream) > stream.schedule.nbytes
+    assert transport("host").session(rank_of()).stored_nbytes(stream) == 0
+
+
+def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None:
+    rank: Any = rank_of()
+    sessions: list[Any] = [each.session(rank) for each in own() if each.entry.remote]
+    for session in sessions:
+        session.meet()
+    assert [session.comm for session in sessions] == rank.world.made
+    assert len(rank.world.made) == 3
+
+
+def test_nixl_registers_slots_and_caches(
+    context: SourceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: dict[str, tuple[Any, ...]] = {}
+    from dejavubench.dejavulib.destinations import nixl
+
+    monkeypatch.setattr(nixl, "NIXLDestination", lambda *given: opened.update(source=given))
+    monkeypatch.setattr(nixl, "NIXLSinkEndpoint", lambda *given: opened.update(sink=given))
+    session: Any = transport("nixl").session(rank_of())
+    session.meet()
+    session.open_source(context)
+    comm, peers, memory = opened["source"]
+    assert (comm, peers) == (session.comm, [1])
+    assert [id(each) for each in memory] == [
+        id(each) for each in (*context.slots("cpu"), context.caches[0].k, context.caches[0].v)
+    ]
+    (cache,), ((stream,),) = context.caches, context.streams
+    slots = [[torch.zeros(8)], [torch.zeros(8)]]
+    streams = [(cache, stream), (cache, replace(stream, id=1))]
+    session.open_sink(SinkContext(streams, [0], lambda: slots, CPU))
+    comm, peers, memory, planned = opened["sink"]
+    assert (comm, peers, planned) == (session.comm, [0], streams)
+    assert len(memory) == 4  # of the one cache K and V once, and two slots
+
+
+def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dejavubench.transports.loops import tcp_peer
+
+    found = SimpleNamespace(find=lambda peer, timeout, checksums: (peer, timeout, checksums))
+    monkeypatch.setattr(tcp_peer, "TCPPeer", found)
+    options = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
+    for worker, peer in enumerate(("a:1", "b:2", "a:1")):
+        session: Any = transport("tcp").session(rank_of(worker=worker, **options))
+        session.meet()
+        assert session.peer == (peer, 5.0, True)
+    session = transport("tcp").session(rank_of(is_source=False, **options))
+    session.meet()
+    assert session.peer is None
+    assert session.facts() == {}
+
+
+def test_a_tcp_sink_is_asked_for_the_room_of_its_probes_too() -> None:
+    session: Any = transport("tcp").session(rank_of())
+    asked: list[torch.dtype] = []
+
+    def refusal(streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
+        asked.append(dtype)
+        return "streaming tcp: no room" if len(asked) == 2 else None
+
+    session.peer = SimpleNamespace(refusal=refusal)
+    point = PointContext(pairs=[], streams=[], dtype=torch.bfloat16, probes=True)
+    with ExitStack() as held:
+        assert session.refusal(point, held) == "streaming tcp: no room"
+        assert asked == [torch.bfloat16, torch.float32, torch.float32]  # all at the same time
+        assert session.refusal(replace(point, probes=False), held) is None
+        assert len(asked) == 4
+
+
+def test_without_a_token_no_tcp_sink_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    options = {"peer": ("127.0.0.1:1",), "drain_timeout": 5.0, "tcp_checksums": False}
+    with pytest.raises(UsageError, match=TOKEN_VARIABLE):
+        transport("tcp").session(rank_of(**options)).meet()
