@@ -57,7 +57,7 @@ its GELU is a table in fp16. With these weights, losing a layer's cache gives 0.
 
 @dataclass(frozen=True)
 class Settings:
-    """What an engine's process needs to know."""
+    """Settings of an engine's process."""
 
     folder: Path
     spec: specs.ModelSpec
@@ -170,7 +170,7 @@ class Engine:
         raise NotImplementedError
 
     def logits(self) -> np.ndarray:
-        """Of the step before, at its last position: [B, vocabulary], fp32."""
+        """Return the logits of the step before at its last position: [B, vocabulary], fp32."""
         return self._logits.float().numpy()
 
 
@@ -302,7 +302,7 @@ ENGINES: dict[str, tuple[type[Engine], list[str]]] = {
 # ---- in a process of its own ----
 
 _engine: Engine
-"""Of this process."""
+"""The engine of this process."""
 
 
 def end_with_parent() -> None:
@@ -394,7 +394,7 @@ def check(logits: dict[str, np.ndarray], allowed: float) -> dict[str, list[float
 
 
 def phases(rounds: list[list[float]]) -> dict[str, dict[int, float]]:
-    """Of one engine's times: phase → round → ms, of a token the round's median."""
+    """Return one engine's times: phase → round → ms; of a token the median of the round."""
     return {
         "prompt": {number: times[0] for number, times in enumerate(rounds)},
         "token": {number: float(np.median(times[1:])) for number, times in enumerate(rounds)},

@@ -1,7 +1,7 @@
-"""Texts that ``process`` and ``figures`` make of results/, now and by an earlier program.
+"""Texts that are made of the records under ``results/``, now and by an earlier program.
 
-``python tests/golden_texts.py`` writes them anew: only where a number, a column or a cell is meant
-to change.
+``python tests/golden_texts.py`` writes the earlier ones anew: run it only where a number, a column
+or a cell is meant to change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MACHINES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/records")))
 
 
 def made(machine: str) -> dict[str, str]:
-    """Return the compared texts of one machine's runs by name: tables, csv, json, figures' data.
+    """Return by name the tables, csv, json and figures' data of one machine's runs.
 
     Notes and headings are written for people and may change; they are left out.
     """

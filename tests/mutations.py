@@ -171,7 +171,7 @@ def _write(file: Path, documents: list[Any]) -> None:
 
 
 def _paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where in a document its values are."""
+    """Return the places of the values in a document."""
     inside = (
         value.items()
         if isinstance(value, dict)

@@ -70,7 +70,7 @@ GPU_ENVIRONMENT = ENVIRONMENT | {"gpu": GPU, "gpus": ["NVIDIA H200"], "cuda_awar
 
 
 def on_gpu(uuid: str = "aaaa") -> dict[str, Any]:
-    """What a rank says of itself that has a GPU."""
+    """Environment of a rank with a GPU."""
     return {"device": "NVIDIA H200", "environment": {"gpu": GPU | {"uuid": uuid}}}
 
 

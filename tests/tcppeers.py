@@ -25,7 +25,7 @@ from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"
-"""What sinks of these tests wait for a peer: short, but no test measures it."""
+"""The wait of these tests' sinks for a peer: short, but no test measures it."""
 
 
 class SinkProcess:

@@ -1,4 +1,4 @@
-"""Reports of runs on a GPU, and the model's shares of the machine, there and on a CPU."""
+"""Reports of runs on a GPU, and how much of the machine the model uses, there and on a CPU."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
     found = report(run)
     assert "NVIDIA H200, 2 CPU cores" in found.title
     assert (
-        "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, MPI takes host memory "
-        "only" in found.notes
+        "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, "
+        "MPI takes host memory only" in found.notes
     )
     assert (
         "how chunks leave the GPU: hnd prompt: strided DMA (0.97 of the kernel's time)"

@@ -172,7 +172,7 @@ def test_baselines_come_in_the_order_of_their_roles() -> None:
 
 def test_stats_needs_neither_pandas_nor_matplotlib() -> None:
     code = (
-        "import sys, dejavubench.analysis.stats; "
+        "import sys, dejavubench.analysis.stats;"
         "print(sorted({'pandas', 'matplotlib', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

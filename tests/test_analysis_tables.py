@@ -247,11 +247,14 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
     run = read_run(folder)
     notes = health.notes(run)
     assert notes[0] == (
-        "INCOMPLETE: rank 1 (sink on node-a) stopped without a word in phase tokens, point p000, arm mpi@3, iteration 3"
+        "INCOMPLETE: rank 1 (sink on node-a) stopped in phase tokens, point p000, arm mpi@3, "
+        "iteration 3, without an End record"
     )
-    assert "rank-0001.jsonl: the last line was cut off by the end of the process" in notes
+    assert (
+        "rank-0001.jsonl: the last line is cut off, as its process ended while writing it" in notes
+    )
     assert not health.complete(run)
-    assert health.brief(run) == "INCOMPLETE: 1 of 2 ranks of r did not come to their end."
+    assert health.brief(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
 
 
 def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:

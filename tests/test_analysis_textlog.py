@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 def original_log(path: Path, iterations: int = 4, tokens: int = 4) -> Path:
-    """Two ranks and other output. RANK 0: prompts 100, 50, 11, 12 …; tokens 30, 20, 1, 2 …"""
+    """Write two ranks with other output between; rank 0: prompts 100, 50 …; tokens 30, 20, 1 …"""
     lines = ["Namespace(input_len=256) BENCHMARK", "[INFO] RANK 0 loads", "took 3 ms"]
     for number in range(iterations):
         for rank in (1, 0):
@@ -132,7 +132,7 @@ def test_tokens_of_microbatches_in_flight_stay_apart(tmp_path: Path) -> None:
 
 
 def test_a_total_that_is_less_than_its_parts_is_noted(tmp_path: Path) -> None:
-    """Only the sum shows that a digit was lost: no microbatches overlap here."""
+    """Only a sum shows that a digit was lost: these microbatches do not overlap."""
     lines = []
     for number in range(3):
         lines += [

@@ -57,7 +57,7 @@ def usage_error(result: Result) -> str:
 
 
 def heavy_after(heavy: set[str], *arguments: str) -> str:
-    """What a command prints in a process of its own, and behind it which of some modules it has imported."""
+    """Return the output of a command in its own process, and which of some modules it imported."""
     program = (
         "import sys\n"
         "from dejavubench.cli import main\n"

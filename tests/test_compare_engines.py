@@ -45,7 +45,7 @@ def settings(folder: Path, data_type: str = "bf16") -> Settings:
 
 
 def logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
-    """Of both engines, in this process."""
+    """Logits of both engines, in this process."""
     import compare_engines as script
 
     tokens = np.random.default_rng(1).integers(TINY.vocab_size, size=(3, 12))

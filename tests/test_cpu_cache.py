@@ -27,7 +27,7 @@ Answer = struct("Answer", "number")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where kernels are kept, empty."""
+    """An empty folder for kernels."""
     folder = tmp_path / "kernels"
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
     return folder

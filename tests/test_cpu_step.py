@@ -410,4 +410,4 @@ def test_all_of_this_holds_with_fewer_features(left_out: str) -> None:
 
 
 LESS = {"avx512": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}}
-"""What holds torch and oneDNN to as much."""
+"""Variables that hold torch and oneDNN to the same features."""

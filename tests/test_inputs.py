@@ -298,7 +298,7 @@ def test_more_than_four_threads_a_core_are_refused() -> None:
 
 
 def refused(*arguments: str, flag: str) -> bool:
-    """Whether a command ends with a usage error, which is then one line."""
+    """Return True if a command ends with a usage error, which must be one line."""
     result = CliRunner().invoke(main, list(arguments), env={TOKEN_VARIABLE: "a token"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code in (0, 2), result.stderr

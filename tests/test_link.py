@@ -1,4 +1,4 @@
-"""The link figure: predictions of cases that can be worked out by hand, and its runs."""
+"""The link figure: predictions that can be worked out by hand, and runs that go together."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ ARMS = [
             (100 + 20) + 3 * (10 + 1),
         ),  # the first layer is through at 70, the second at 120
         ("3", 100.0, 130 + 1),  # 120, 121, 122 and, as the last step ends only at 130, 131
-        # 35: a layer takes 57.1 ms, from 50 on; the first step is ready at 110, the link idle only
-        # at 164.3
+        # 35: a layer takes 57.1 ms, from 50 on.
+        # The first step is ready at 110, the link is idle only at 164.3.
         ("3", 35.0, 50 + 4300 / 35),
     ],
 )
@@ -76,7 +76,7 @@ def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
 
 
 def test_where_levels_leave_zero() -> None:
-    """Within 5 %, that is 136.5 ms, level 3 must carry the second layer and the steps."""
+    """At level 3, the second layer and the steps must be through by 136.5 ms (5 %), from 100 on."""
     assert REQUEST.leaves_zero("3") == pytest.approx((2000 + 300) / (136.5 - 100), rel=1e-3)
     assert REQUEST.leaves_zero("2") == pytest.approx((2000 + 300) / 6.5, rel=1e-3)
     assert REQUEST.leaves_zero("1") == pytest.approx(4300 / 6.5, rel=1e-3)

@@ -1,4 +1,4 @@
-"""What is asked of the CPU and of the CUDA driver; a driver in Python takes the library's place."""
+"""CPU features and CUDA devices; a driver in Python takes the library's place."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ NAMES = {
     *(each.loopback.name for each in OWN if each.loopback),
 }
 AT_HOME = ("transports/", "dejavulib/destinations/", "records/destinations.py")
-"""Where the names stand: the transports, the library's entries, and the table for older records."""
+"""Files that may name modes: transports, the library's entries, the table for older records."""
 
 OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
 """Keys of a document that are no destinations: the version of the library NCCL in a record."""

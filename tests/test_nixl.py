@@ -226,7 +226,7 @@ def test_a_killed_sink_takes_the_job_along(tmp_path: Path) -> None:
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
         assert re.search(
-            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop, without a word,",
+            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop,",
             processed(job.folder),
         )
 

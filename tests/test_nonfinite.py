@@ -1,4 +1,4 @@
-"""NaN and infinity in the files, by rounding, or in the logits: a run with them ends, its tokens are never verified."""
+"""NaN and infinity in files, by rounding, or in logits: a run with them ends unverified."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def test_a_weight_that_is_no_number_is_located(
     folder = tiny(tmp_path / "model")
     for name, where, elements in ((UP, (47, 31), 48 * 32), (NORM, (5,), 32)):
         edit(folder, put(name, value, *where, dtype=stored))
-        words = f"{folder / WHOLE}: tensor {name}: 1 of {elements} values are NaN or infinite in the file"
+        what = f"1 of {elements} values are NaN or infinite in the file"
+        words = f"{folder / WHOLE}: tensor {name}: {what}"
         with pytest.raises(CheckpointError, match=words):
             load(folder, torch.float32)
         edit(folder, put(name, 0.0, *where))
@@ -203,7 +204,7 @@ def huge_head(tensors: Tensors) -> None:
 
 
 def loud_layers(tensors: Tensors) -> None:
-    """Weights that are numbers; the squares that the last norm sums are not, so that it makes 0 of everything."""
+    """Weights that are numbers, while the squares summed by the last norm are not: it gives 0."""
     for name in tensors:
         if name.endswith("up_proj.weight"):
             tensors[name] = tensors[name] * 1e36
@@ -234,14 +235,18 @@ def test_a_run_with_logits_that_are_no_numbers_ends_and_verifies_nothing(
     ranks: int, more: tuple[object, ...], tmp_path: Path
 ) -> None:
     edit(tiny(tmp_path / "model"), huge_head)
-    words = r"failed in phase (reference )?drain: LogitsError: the logits of new token 0 of request 0 in microbatch 0"
+    words = (
+        r"failed in phase (reference )?drain: LogitsError: "
+        r"the logits of new token 0 of request 0 in microbatch 0"
+    )
     ends_without_a_word_of_success(tmp_path, ranks, words, *more)
 
 
 @pytest.mark.mpi
 def test_a_run_with_weights_that_are_no_numbers_ends_while_it_loads(tmp_path: Path) -> None:
     edit(tiny(tmp_path / "model"), put(KEY, float("nan")))
-    words = f"rank [01] failed in phase load: CheckpointError: model/{WHOLE}: tensor {KEY}: .* values are NaN"
+    error = f"CheckpointError: model/{WHOLE}: tensor {KEY}: .* values are NaN"
+    words = f"rank [01] failed in phase load: {error}"
     ends_without_a_word_of_success(tmp_path, 2, words, "--tensor_para_size", 2)
 
 

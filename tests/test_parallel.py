@@ -73,7 +73,7 @@ def test_impossible_places_are_refused(numbers: tuple[int, int, int, int], messa
 
 
 def mpirun(ranks: int, script: str, *args: object) -> str:
-    """What the script printed; fails with what it said on stderr."""
+    """Return the output of the script; fail with its stderr."""
     program = shutil.which(
         "mpirun", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     )

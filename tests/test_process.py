@@ -132,10 +132,7 @@ def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path
 def test_a_killed_run_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
     result = call(write_run(tmp_path / "r", rounds=3, ended=False))
     assert result.exit_code == 0
-    assert (
-        "INCOMPLETE: rank 0 (source on node-a) stopped without a word in phase tokens"
-        in result.stdout
-    )
+    assert "INCOMPLETE: rank 0 (source on node-a) stopped in phase tokens" in result.stdout
     assert "mpi@3" in result.stdout
 
 
@@ -144,7 +141,7 @@ def test_output_is_never_overwritten_silently(tmp_path: Path) -> None:
     assert call(folder, "-o", target, "--format", "markdown").exit_code == 0
     assert "mpi@3" in target.read_text()
     target.write_text("mine")
-    assert "exists; --force overwrites it" in failed(call(folder, "-o", target))
+    assert "exists. Use --force to overwrite it" in failed(call(folder, "-o", target))
     assert target.read_text() == "mine"
     assert call(folder, "-o", target, "--force").exit_code == 0
     assert "mpi@3" in target.read_text()
@@ -183,10 +180,25 @@ def test_summary_goes_to_any_rich_console(tmp_path: Path) -> None:
     assert "96 % of" in text
 
 
+def test_a_narrow_table_goes_on_below_by_whole_columns(tmp_path: Path) -> None:
+    points = [point(0), point(1, kv_layout="ft")]
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(summary(read_run(write_run(tmp_path / "r", points=points))))
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    headings = [line.split("arm")[1] for line in lines if line.startswith(" KV layout  arm")]
+    shown = " ".join(headings)
+    for words in ("largest lag", "copies per prompt / token", "CPU s model / helper / sink"):
+        assert words in shown
+    of_arms = headings[:-1]  # the last table is of the model alone
+    assert sum("mpi@3" in line for line in lines) == 2 * len(of_arms) > 6
+
+
 @pytest.mark.parametrize("command", ["process", "figures"])
 def test_help_needs_neither_pandas_nor_matplotlib(command: str) -> None:
     code = (
-        f"import sys; from dejavubench.cli.{command} import {command}; {command}(['--help'], standalone_mode=False);"
+        f"import sys; from dejavubench.cli.{command} import {command};"
+        f"{command}(['--help'], standalone_mode=False);"
         "print(sorted({'pandas', 'matplotlib', 'torch', 'mpi4py', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -118,3 +118,14 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
         if not there.exists() or (anchor and anchor not in anchors(there.read_text())):
             broken.append(target)
     assert broken == []
+
+
+PATH_IN_TEXT = re.compile(r"`([\w./-]+\.(?:py|md|toml|sbatch)|[\w./-]+/)`")
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METHOD.md"])
+def test_files_that_a_text_names_exist(name: str) -> None:
+    named = PATH_IN_TEXT.findall((ROOT / name).read_text())
+    homes = (ROOT, ROOT / "dejavubench", ROOT / "dejavubench/dejavulib", ROOT / "dejavubench/bench")
+    homes = (*homes, ROOT / "dejavubench/analysis", ROOT / "docs")
+    assert [each for each in named if not any((home / each).exists() for home in homes)] == []

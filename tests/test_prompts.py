@@ -321,7 +321,7 @@ def test_padding_may_be_longer_than_a_block(spec: ModelSpec) -> None:
 
 
 def test_padding_is_needed_to_be_known() -> None:
-    """What the test above would not see otherwise: without its mask padding changes the logits."""
+    """Without its mask, padding changes the logits: else the test above would see nothing."""
     model = build(GPT2, random_weights(GPT2, 0))
     batch = Prompts.of([(1, 2, 3), (4,)], torch.arange(2), 3)
     caches = [poisoned(model, 2, 8) for _ in range(2)]

@@ -421,7 +421,7 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
 
 
 def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
-    """Of two ranks, or two microbatches of one, whose parts of the cache have one geometry."""
+    """Two ranks, or two microbatches of one, have parts of the cache with one geometry."""
     killed = kill(tmp_path / "killed", 2, "0:step:8", "--level", "2", "--pipeline-para-size", "2")
     for pair, says in (
         ("rank*-stream0", "rank is 1 there, 0 here"),

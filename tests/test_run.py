@@ -62,7 +62,7 @@ def verified(job: Job) -> Counter[tuple[str, str]]:
 
 
 def check_lines(text: str, iterations: int, output_len: int, in_flight: int = 1) -> list[float]:
-    """Whether a log of rank 0 is exactly DéjàVu's; its TOTALs in ms."""
+    """Assert that a log of rank 0 is exactly DéjàVu's; return its TOTALs in ms."""
     lines = iter(text.splitlines(keepends=True))
 
     def value(what: str) -> float:
@@ -271,7 +271,7 @@ def generated(job: Job) -> tuple[Tokens, int]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    """What one rank generates for the four requests, nothing streamed and nothing split."""
+    """Return the tokens of one rank for the four requests, without streaming or split."""
     args = ("run", *ONCE, "--ubatch-size", 4, "--streaming", "none")
     job = run(tmp_path_factory.mktemp("alone"), 1, *args, driver=DUMPING)
     tokens, _ = generated(job)

@@ -1,4 +1,4 @@
-"""What is said of an error that ends a job, and of records that cannot be written."""
+"""Messages about an error that ends a job, and about records that cannot be written."""
 
 from __future__ import annotations
 

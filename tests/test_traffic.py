@@ -119,7 +119,7 @@ def two_caches(draw: Callable[..., int]) -> tuple[KVGeometry, Region, KVGeometry
 
 
 def offsets(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
-    """Where the elements of a region lie, in the order of memory."""
+    """Return the places of a region's elements, in the order of memory."""
     assert logical_ids(geometry, kv).size == inside(geometry, kv, region).size
     return np.flatnonzero(inside(geometry, kv, region))
 

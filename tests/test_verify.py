@@ -51,7 +51,7 @@ def arrived(side: Side, source: KVCache, streams: list[Stream]) -> KVCache:
 
 
 def own_pieces(cache: KVCache) -> Piece:
-    """What this process's own cache holds."""
+    """Return the content of this process's own cache."""
     return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
 
 

@@ -1,1 +1,1 @@
-"""Records → tables → figures. Of our code only :mod:`dejavubench.records` is imported here; never torch, never MPI."""
+"""Records → rows → tables and figures. Imports only records, never torch or MPI."""

@@ -15,7 +15,7 @@ import numpy as np
 from dejavubench.records.textlog import TextLog, TextLogError, counted, read_log
 
 DROPPED = 2
-"""Samples that the paper's scripts drop as warm-up: prompts, TOTALs, and tokens of each iteration."""
+"""Prompts, TOTALs, and tokens of each iteration that the paper's scripts drop as warm-up."""
 
 
 def prompt_token_average(log: TextLog) -> str:
@@ -68,7 +68,8 @@ def total_average(log: TextLog) -> str:
         have = counted(len(totals), "TOTAL line")
         raise TextLogError(f"{log.path} is too short: {have} of RANK 0, {_why('of them')}")
     average = np.average(totals[DROPPED:])
-    return f"{totals}\nAVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION): {average} ms"
+    what = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"
+    return f"{totals}\n{what}: {average} ms"
 
 
 def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> int:

@@ -42,7 +42,7 @@ def levels(frame: pd.DataFrame, destinations: Destinations) -> Figure:
     order = [level for level in LEVELS if level in labels]
     order += [level for level in labels if level not in order]
     names = {level: f"{level}: {labels[level]}" for level in order}
-    size = (2.6 + 4.1 * len(modes), 0.9 + (0.5 + 0.62 * len(names)) * len(layouts))
+    size = (3.4 + 4.1 * len(modes), 0.9 + (0.5 + 0.62 * len(names)) * len(layouts))
     figure, axes = plt.subplots(
         len(layouts),
         len(modes),
@@ -65,9 +65,7 @@ def levels(frame: pd.DataFrame, destinations: Destinations) -> Figure:
     low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
     _slowdown_axis(axes[0, 0], low, top)
     handles, phases = legend_of(axes.flat)
-    figure.legend(
-        handles, phases, loc="outside lower center", ncols=len(phases), fontsize=8, frameon=False
-    )
+    figure.legend(handles, phases, loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 

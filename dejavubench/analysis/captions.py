@@ -28,13 +28,13 @@ _MEDIANS = "Medians over rounds. The ratio divides a round's prompt time by its 
 _HOW = {
     "fig2": _MEDIANS,
     "appendix_a": _MEDIANS,
-    "fig7": "Slowdown: the arm's time divided by the geometric mean of the same round's none times, "
-    "median over rounds. Bars start at 1 (no streaming).",
+    "fig7": "Slowdown: the arm's time divided by the geometric mean of the same round's none "
+    "times, median over rounds. Bars start at 1 (no streaming).",
     "fig25": "TOTAL: median over rounds. Overhead: TOTAL divided by the geometric mean of the same "
     "round's none TOTALs, less one, median over rounds.",
-    "link": "Points: TOTAL divided by the geometric mean of the same round's none TOTALs, less one, "
-    "median over rounds. Lines: predicted from bytes, the times of none and the link's rate alone "
-    "(docs/METHOD.md).",
+    "link": "Points: TOTAL divided by the geometric mean of the same round's none TOTALs, less "
+    "one, median over rounds. Lines: predicted from bytes, the times of none and the link's rate "
+    "alone (docs/METHOD.md).",
 }
 
 _SECOND_HAND = (
@@ -191,8 +191,9 @@ def _link(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     return (
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
         f"{' and '.join(rates)} in the same session. Speed in MB/s from which the overhead stays "
-        f"within {link.LEAVES_PCT:g} %, predicted / fastest measured whose whole interval is above: "
-        f"{'; '.join(found)}. {link.in_interval(predicted)} of {len(predicted)} intervals hold the "
+        f"within {link.LEAVES_PCT:g} %, predicted / fastest measured whose whole interval is "
+        f"above: {'; '.join(found)}. "
+        f"{link.in_interval(predicted)} of {len(predicted)} intervals hold the "
         "prediction for their session."
     )
 
@@ -212,8 +213,8 @@ def _noise(figure: str, frame: pd.DataFrame) -> str:
         return ""
     if figure == "fig25":
         return (
-            "Grey band: ± the largest difference (95 % interval) between the two identical baselines; "
-            "dotted: the first baseline."
+            "Grey band: ± the largest difference (95 % interval) between the two identical "
+            "baselines; dotted: the first baseline."
         )
     part = frame[frame["phase"] == "total"] if "phase" in frame else frame
     low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()

@@ -30,7 +30,8 @@ class Column:
     """One column of csv and json.
 
     Attributes:
-        group: name of the dataclass that declares the column; its docstring says how it is computed.
+        group: name of the dataclass that declares the column. Its docstring says how the
+            columns are computed.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The link figure: overhead against the speed of the link, measured as points, predicted as lines."""
+"""The link figure: overhead against the speed of the link, measured and predicted."""
 
 from __future__ import annotations
 

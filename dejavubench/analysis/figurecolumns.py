@@ -71,7 +71,7 @@ class LevelRow:
     samples: Annotated[int, "Rounds that the arm and its baselines have in common."]
     slowdown: Annotated[
         float | None,
-        "The phase's time over the geometric mean of the same round's baselines, median over rounds.",
+        "The phase's time over the geometric mean of the round's baselines, median over rounds.",
     ]
     slowdown_low: Annotated[float | None, "Lower end of its 95 % interval."]
     slowdown_high: Annotated[float | None, "Upper end of its 95 % interval."]

@@ -183,7 +183,7 @@ def _link_row(
 
 
 def _predict(row: LinkRow, rate: float) -> None:
-    """Add the prediction for a link of ``rate`` bytes per millisecond, unless the level has none."""
+    """Add the prediction for a link of ``rate`` bytes per ms, unless the level has none."""
     request, level = link.typical([flat(row)]), row.arm.level
     if request is not None and level is not None:
         row.predicted_ms = request.predicted_ms(level, rate)

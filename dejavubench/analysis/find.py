@@ -1,4 +1,4 @@
-"""From the paths of a command line to runs and text logs, and to what is wrong with those that cannot be shown."""
+"""Finding runs and text logs by the paths of a command line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dejavubench.analysis.integrity import read_checked
 from dejavubench.records import RUN_FILE, RecordError, Run, rank_of
 
 DEPTH = 3
-"""How many folders below a given one run folders are looked for."""
+"""Number of levels below a given folder at which run folders are looked for."""
 
 
 @dataclass
 class Found:
-    """Runs and logs behind the paths of a command line, each once and in order, and what could not be read.
+    """Runs and logs behind the paths of a command line, each once and in order.
 
     Attributes:
-        bad: a message for each run or path that cannot be used, which names it.
+        bad: a message for each run or path that cannot be used. It names the path.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Found:
 
 
 def find(paths: Iterable[Path]) -> Found:
-    """Find run folders, folders of run folders, and files; a run that is damaged does not hide the others."""
+    """Find run folders, folders of run folders, and files; a damaged run hides no other."""
     found = Found()
     folders: dict[str, Path] = {}
     logs: dict[str, Path] = {}
@@ -55,10 +55,10 @@ def find(paths: Iterable[Path]) -> Found:
 
 
 def _kind(path: Path) -> str:
-    """``folder`` or ``log``.
+    """Return ``folder`` or ``log``.
 
     Raises:
-        RecordError: there is nothing, or a file of a run, whose folder is to be given.
+        RecordError: there is nothing, or it is a file of a run instead of the run's folder.
     """
     try:
         mode = os.stat(path).st_mode
@@ -70,7 +70,7 @@ def _kind(path: Path) -> str:
         return "folder"
     if path.name == RUN_FILE or rank_of(path.name) is not None:
         raise RecordError(
-            f"{path} is one of the files of a run; give the run's folder, {path.parent}"
+            f"{path} is one of the files of a run. Give the run's folder instead: {path.parent}"
         )
     return "log"
 
@@ -84,5 +84,5 @@ def _run_folders(folder: Path) -> list[Path]:
         for file in folder.glob("*/" * depth + RUN_FILE)
     )
     if not found:
-        raise RecordError(f"{folder} holds no run: neither it nor a folder in it has a {RUN_FILE}")
+        raise RecordError(f"{folder} holds no run: no {RUN_FILE} in it or in a folder below")
     return found

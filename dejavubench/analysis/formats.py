@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dejavubench.records import Run
 
 FORMATS = ("table", "csv", "json", "markdown")
-WARNINGS = ("FAILED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "NO MPS")
+WARNINGS = ("FAILED", "INTERRUPTED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "NO MPS")
 """First words of notes that are shown in red."""
 
 
@@ -104,9 +104,10 @@ class WrappedTable:
 
         block = self._block
         rows = [block.columns, *(cells for group in block.groups for cells in group)]
-        widths = [max(map(cell_len, cells)) + 1 for cells in zip(*rows, strict=True)]
+        # Two blanks part the columns, and one is at the left edge.
+        widths = [max(map(cell_len, cells)) + 2 for cells in zip(*rows, strict=True)]
         leading = list(range(block.leading))
-        taken, columns = sum(widths[: block.leading]), list(leading)
+        taken, columns = 1 + sum(widths[: block.leading]), list(leading)
         used = taken
         for number in range(block.leading, len(widths)):
             if used + widths[number] > room and len(columns) > len(leading):

@@ -6,20 +6,19 @@ from dejavubench.records import ArmFailure, End, Failure, PhaseMark, RankInfo, R
 
 
 def complete(run: Run) -> bool:
-    """Whether every rank that is known of has written its End record."""
+    """Return whether every known rank has written its End record."""
     return bool(run.ranks) and all(log.ended for log in run.ranks) and not _absent(run)
 
 
 def notes(run: Run) -> list[str]:
-    """One line a finding, the most telling first; empty for a run that ended well."""
+    """Return one line per finding, the most important first; none for a run that ended well."""
     if not run.ranks:
         return ["INCOMPLETE: no rank has written a record", *run.notes]
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
-    found = [f"FAILED: {_name(log)}, {failure.phase}: {failure.error}" for log, failure in failed]
+    found = [_failure(log, failure) for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
-    first = (
-        set() if failed or run.hung else run.first_exits
-    )  # a rank that failed has said so itself
+    # A rank that failed has recorded it, and is known to be the first.
+    first = set() if failed or run.hung else run.first_exits
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:
         if log.rank in run.hung:
@@ -27,19 +26,14 @@ def notes(run: Run) -> list[str]:
                 f"FAILED: {_name(log)} hung {_where(log.last_phase)}: {run.hung[log.rank]}"
             )
             continue
-        how = (
-            "was the first to stop, without a word,"
-            if log.rank in first
-            else "stopped without a word"
-        )
-        found.append(f"INCOMPLETE: {_name(log)} {how} {_where(log.last_phase)}")
+        how = "was the first to stop," if log.rank in first else "stopped"
+        where = _where(log.last_phase)
+        found.append(f"INCOMPLETE: {_name(log)} {how} {where}, without an End record")
     found += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
     if silent:
-        found.append(
-            "such a run is still going on, or was killed; what was recorded before is shown"
-        )
+        found.append("The run is still going or was killed. The numbers are those recorded so far.")
     found += [
-        f"{log.path.name}: the last line was cut off by the end of the process"
+        f"{log.path.name}: the last line is cut off, as its process ended while writing it"
         for log in run.ranks
         if log.torn
     ]
@@ -48,7 +42,7 @@ def notes(run: Run) -> list[str]:
         any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
     )
     if unexplained:
-        found.append("FAILED: a rank ended with status failed; see the verification below")
+        found.append("FAILED: a rank ended with status failed; see the failed verification below")
     return found + run.notes
 
 
@@ -63,7 +57,13 @@ def _cut(run: Run) -> list[str]:
         return []
     cut = sum(not log.ended for log in run.ranks) + len(_absent(run))
     count = len(run.ranks) + len(_absent(run))
-    return [f"INCOMPLETE: {cut} of {count} ranks of {run.path.name} did not come to their end."]
+    return [f"INCOMPLETE: {cut} of {count} ranks of {run.path.name} wrote no End record."]
+
+
+def _failure(log: RankLog, failure: Failure) -> str:
+    if failure.error.startswith(KeyboardInterrupt.__name__):
+        return f"INTERRUPTED: {_name(log)}, {failure.phase}"
+    return f"FAILED: {_name(log)}, {failure.phase}: {failure.error}"
 
 
 def _absent(run: Run) -> set[int]:

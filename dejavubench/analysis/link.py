@@ -61,7 +61,7 @@ class StreamedRequest:
         return whole + (self.messages * self.message_ms if level == "0" else 0.0)
 
     def _streamed_ms(self, rate: float, steps: int) -> float:
-        """Return when the link has carried the prompt and the steps, each as soon as it is ready."""
+        """Return when the link has carried prompt and steps, each as soon as it is ready."""
         idle = 0.0  # time from which the link is idle
         for layer in range(1, self.layers + 1):
             idle = (

@@ -125,7 +125,7 @@ class StreamTotals:
 
 @dataclass
 class Reached:
-    """Reached of the stream, in 10⁹ bytes per second, and the ceilings that they are held against."""
+    """Rates of the stream, in 10⁹ bytes per second, and the ceilings that bound them."""
 
     alone_ms: Annotated[
         float | None, "Time of the arm's chunks at level 3 without compute beside them (T_alone)."

@@ -1,7 +1,8 @@
 """From the records of a run to one series a quantity, for each point and arm.
 
-A series holds one value a measured round; warm-ups are left out. Within a round, times are the median over a
-source's microbatches (and steps) and then the maximum over sources; bytes, copies and CPU seconds are sums.
+A series holds one value per measured round; warm-ups are left out. Within a round, times are the
+median over a source's microbatches (and steps), then the maximum over sources. Bytes, copies and
+CPU seconds are sums.
 """
 
 from __future__ import annotations
@@ -35,22 +36,26 @@ class ArmSamples:
     """Measurements of one arm at one point.
 
     Attributes:
-        total, prompt, token, drain, stall: ms by round. ``token`` is one step; ``stall`` is what the model waited
-            for streaming in the prompt and in the steps (the drain is apart).
-        prompt_event, token_event: ms by round, between CUDA events; empty where the model runs on a CPU.
-        handover: ms by round, from the end of the sources' last computation until they knew of a sink's first token;
-            sink_waited, sink_first, sink_token: the sinks' own, of the slowest; empty where none takes over.
-        nbytes: streamed in one iteration by all sources; prompt_copies: copies or messages for one microbatch's
-            prompt; token_copies: for one step.
+        total, prompt, token, drain: ms by round; ``token`` is one step.
+        stall: ms by round that the model waited for streaming, the drain apart.
+        prompt_event, token_event: ms by round between CUDA events; empty on a CPU.
+        handover: ms by round, from the end of the sources' last computation until a sink's first
+            token was reported to them.
+        sink_waited, sink_first, sink_token: ms by round on the slowest sink; empty unless sinks
+            take over.
+        nbytes: streamed in one iteration by all sources.
+        prompt_copies: copies or messages for one microbatch's prompt.
+        token_copies: copies or messages for one step.
         cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
-        swap_nbytes: brought back by all sources; swap_bring, swap_wait: ms by round, of the slowest source; resident:
-            the caches that were in place; empty and None where nothing is swapped.
-        restarts: of a run that goes on with another's: one a source.
+        swap_nbytes: brought back by all sources.
+        swap_bring, swap_wait: ms by round, of the slowest source.
+        resident: caches that were in place; None unless the arm swaps.
+        restarts: one per source, of a run that resumes a killed one.
         lag_nbytes: the largest of all rounds and sources.
         warmups: iterations that were recorded as warm-up.
-        checks: verifications in the order of the records; empty: none was made.
+        checks: verifications in the order of the records.
         alone: T_alone in ms (maximum over sources of their best) and its bytes (sum over sources).
-        failure: why the arm went no further, where the run went on without it.
+        failure: reason why the arm stopped while the run went on.
     """
 
     point: PointInfo
@@ -85,15 +90,16 @@ class ArmSamples:
 
     @property
     def why_failed(self) -> str | None:
-        """Why its times are not to be shown; None where nothing speaks against them."""
+        """Reason why the times cannot be shown; None if they can."""
         if self.failure is not None:
-            where = f"iteration {self.failure.iteration}, phase {self.failure.phase}, rank {self.failure.rank}"
-            return f"{where}: {self.failure.error}"
+            found = self.failure
+            where = f"iteration {found.iteration}, phase {found.phase}, rank {found.rank}"
+            return f"{where}: {found.error}"
         check = self.failed_check
         if check is None:
             return None
         what = check.where or (
-            "other tokens than none" if check.tokens_equal is False else "bytes differ"
+            "tokens differ from none's" if check.tokens_equal is False else "bytes differ"
         )
         return f"iteration {check.iteration}: {what}"
 
@@ -112,7 +118,7 @@ class PointSamples:
     arms: dict[str, ArmSamples] = field(default_factory=dict)
 
     def baselines(self, quantity: str = "total") -> list[Rounds]:
-        """The series of ``none`` and of its repeat, as far as they are there and verified."""
+        """Return the series of ``none`` and its repeat, as far as they exist and are verified."""
         chosen = {arm.arm.role: arm for arm in self.arms.values() if arm.arm.role != "streaming"}
         arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
         return [
@@ -136,7 +142,7 @@ class _Collector:
 
 
 def collect(run: Run) -> dict[str, PointSamples]:
-    """Samples of every point of a run by its id, in the header's order; so are the arms of each.
+    """Return the samples of every point of a run by its id, in the header's order.
 
     Raises:
         RecordError: a record names a point or an arm that the header does not have.
@@ -165,7 +171,7 @@ def collect(run: Run) -> dict[str, PointSamples]:
 
 
 def _add_microbatches(collector: _Collector) -> None:
-    """Rounds that have no Iteration record (the run was killed within them) are left out."""
+    """Add microbatches, except those of a round in which the run was killed."""
     rounds: dict[tuple[str, str, int], dict[int, list[Microbatch]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -222,9 +228,8 @@ def _add_events(samples: ArmSamples, number: int, sources: list[list[Microbatch]
 def _add_sinks(collector: _Collector) -> None:
     for _, item in collector.run.of(SinkActivity):
         samples = collector.of(item.point, item.arm)
-        if (
-            item.round in samples.total and item.nbytes
-        ):  # else that rank was idle: the sink, if any, is none
+        # Without bytes the rank was idle: the destination is no rank.
+        if item.round in samples.total and item.nbytes:
             samples.cpu_sink[item.round] = samples.cpu_sink.get(item.round, 0.0) + item.cpu_s
 
 

@@ -1,7 +1,8 @@
-"""Statistics of raw samples: medians, bootstrap intervals, paired overheads, verdicts. numpy alone, quick to import.
+"""Statistics of raw samples: medians, bootstrap intervals, paired overheads and verdicts.
 
-An overhead is paired: for each round, the arm's TOTAL over the geometric mean of the round's ``none`` TOTALs;
-the median over rounds, less one, is the overhead. What drifts from round to round cancels.
+An overhead is paired: in each round, the arm's TOTAL is divided by the geometric mean of the
+round's ``none`` TOTALs. The median over rounds, less one, is the overhead. Drift from round to
+round cancels.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ RESAMPLES = 2000
 SEED = 20240301
 
 PICKS_AT_ONCE = 2**22
-"""Samples that are drawn at a time: 32 MiB of their places."""
+"""Samples drawn at a time: their indices take 32 MiB."""
 
 COVERING_ROUNDS = 6
-"""The fewest whose range covers the median with 95 % (1 − 2 · 0.5ⁿ); nothing is decided from fewer."""
+"""Fewest rounds whose range covers the median with 95 % (1 − 2 · 0.5ⁿ). Fewer decide nothing."""
 
 FEW_ROUNDS = 10
 """Below this, tables and figures say that intervals are wide."""
 
 Series = Mapping[int, float]
-"""round → value of one arm."""
+"""Values of one arm by round."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Estimate:
 
 
 class Verdict(StrEnum):
-    """How an overhead stands to its target."""
+    """Relation of an overhead to its target."""
 
     MET = "met"
     UNRESOLVED = "unresolved"
@@ -63,7 +64,9 @@ class Verdict(StrEnum):
 
 
 def estimate(samples: Iterable[float]) -> Estimate:
-    """Median, interquartile range and percentile-bootstrap interval of the median (fixed seed, 2000 resamples).
+    """Return median, interquartile range and bootstrap interval of the median.
+
+    It is a percentile bootstrap of 2000 resamples with a fixed seed.
 
     Raises:
         ValueError: no samples, or one that is not finite.
@@ -84,7 +87,7 @@ def estimate(samples: Iterable[float]) -> Estimate:
 
 
 def _resampled_medians(values: np.ndarray) -> np.ndarray:
-    """Medians of :data:`RESAMPLES` resamples, drawn some at a time: all at once would take gigabytes of long logs."""
+    """Return medians of resamples. Drawn at once, those of long logs would take gigabytes."""
     rng = np.random.default_rng(SEED)
     at_once = max(1, PICKS_AT_ONCE // values.size)
     parts = []
@@ -95,7 +98,7 @@ def _resampled_medians(values: np.ndarray) -> np.ndarray:
 
 
 def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
-    """arm / geometric mean of the baselines, for each round that all of them have, in round order.
+    """Return arm / geometric mean of the baselines for each round that all have, in round order.
 
     Raises:
         ValueError: no baseline was given.
@@ -111,7 +114,10 @@ def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
 
 
 def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None:
-    """Median of the paired ratios less one, as a fraction; None where there is no baseline or no common round."""
+    """Return the median of the paired ratios less one, as a fraction.
+
+    None if there is no baseline or no common round.
+    """
     if not baselines:
         return None
     ratios = paired_ratios(arm, baselines)
@@ -119,19 +125,20 @@ def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None
 
 
 def noise_floor(baselines: Sequence[Series]) -> Estimate | None:
-    """The second ``none`` against the first, as if it were an arm; None unless there are two."""
+    """Return the overhead of the second ``none`` over the first; None unless there are two."""
     return paired_overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
 
 
 def noise_reach(low: float, high: float) -> float:
-    """How far from nothing two arms that do the same may lie: the farther end of the noise floor's interval."""
+    """Return the largest difference of identical arms: the farther end of the noise's interval."""
     return max(abs(low), abs(high))
 
 
 def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
-    """Whether an overhead meets ``target`` (a fraction); None where either is missing.
+    """Return whether an overhead meets ``target`` (a fraction); None if either is missing.
 
-    Met only by the interval's upper end, missed only by its lower end; with fewer than 6 rounds unresolved.
+    It is met if the interval's upper end is, missed if the lower end is above, else unresolved, as
+    it always is with fewer than 6 rounds.
     """
     if overhead is None or target is None:
         return None
@@ -143,7 +150,7 @@ def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
 
 
 def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[int, float]]]:
-    """point → arm → round → TOTAL in ms; warm-ups are left out."""
+    """Return point → arm → round → TOTAL in ms; warm-ups are left out."""
     totals: dict[str, dict[str, dict[int, float]]] = {}
     for item in iterations:
         if item.round is not None:
@@ -152,7 +159,7 @@ def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[i
 
 
 def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> list[Series]:
-    """The series of the baseline and of its repeat, in this order, as far as they are there."""
+    """Return the series of the baseline and of its repeat, in this order, as far as they exist."""
     roles = {
         arm.role: series[arm.name] for arm in arms if arm.role != "streaming" and arm.name in series
     }
@@ -162,9 +169,12 @@ def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> li
 def precise_enough(
     iterations: Iterable[Iteration], arms: Sequence[ArmInfo], half_width: float
 ) -> bool:
-    """Whether each arm's overhead, and the noise floor, is known to ± ``half_width`` (a fraction) at every point.
+    """Return whether overheads and the noise floor are known to ± ``half_width`` at every point.
 
-    Without a baseline the interval of TOTAL relative to its median counts. Never true before 6 rounds.
+    Without a baseline, the interval of TOTAL relative to its median counts. False before 6 rounds.
+
+    Args:
+        half_width: a fraction.
     """
     totals = totals_by_arm(iterations)
     return bool(totals) and all(
@@ -186,7 +196,8 @@ def _point_precise(
     ]
     if len(baselines) == 2:
         overheads.append(noise_floor(baselines))
-    if not overheads:  # a single none, nothing to compare it with
+    # A single none has nothing to be compared with.
+    if not overheads:
         total = estimate(baselines[0].values())
         return total.half_width / total.median <= half_width
     return all(

@@ -47,7 +47,7 @@ WHERE: dict[str, tuple[Any, str]] = {
     "sink verify": (plain, "check_sink_caches"),
     "sink take over": (GPT, "forward"),
 }
-"""What a role does in a phase: where an exception comes from."""
+"""The call that raises an exception, by role and phase."""
 
 
 @fault

@@ -83,7 +83,7 @@ def receive(comm: MPI.Intracomm) -> None:
 
 
 def busy() -> bool:
-    """Whether this process uses more than a tenth of a core while it sleeps."""
+    """Return True if this process uses more than a tenth of a core while it sleeps."""
     used = time.process_time()
     time.sleep(ASLEEP_S)
     return time.process_time() - used > ASLEEP_S / 10

@@ -1,8 +1,9 @@
 """Rules that the files of every run keep, and reading a run that keeps them.
 
-A rule is a small function that yields one message for each finding. A run that breaks a rule is refused: its numbers
-cannot be trusted. A finding that only a reader can judge becomes a note beside the numbers. Killed runs break no rule:
-their last iteration may lack any record, and their ranks may have stopped anywhere.
+A rule is a small function that yields one message for each finding. A run that breaks a rule is
+refused, since its numbers cannot be trusted. A finding that only a reader can judge becomes a note
+beside the numbers. Killed runs break no rule: their last iteration may lack any record, and their
+ranks may have stopped anywhere.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ ENOUGH = 100
 
 
 def read_checked(folder: Path) -> Run:
-    """Read a run's folder and check it against all rules; findings that are only noted go to the run's notes.
+    """Read a run's folder, check it against all rules and add the notes to the run's.
 
     Raises:
-        RecordError: the folder cannot be read, or it breaks a rule. The message names the folder, the first finding
-            and the number of further findings.
+        RecordError: the folder cannot be read, or it breaks a rule. The message names the folder,
+            the first finding and the number of further findings.
     """
     try:
         run = read_run(folder)
         for stage in STAGES:
             found = list(islice((finding for rule in stage for finding in rule(run)), ENOUGH))
             if found:
-                more = f" (and {len(found) - 1}{'' if len(found) < ENOUGH else ' or more'} further findings)"
+                or_more = "" if len(found) < ENOUGH else " or more"
+                more = f" (and {len(found) - 1}{or_more} further findings)"
                 raise RecordError(f"{folder}: {found[0]}{more if len(found) > 1 else ''}")
         run.notes += [finding for rule in NOTED for finding in islice(rule(run), 1)]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Rules for the records beside the microbatches: sinks, hand-overs, swaps, restarts and ceilings."""
+"""Rules for other records than microbatches: sinks, hand-overs, swaps, restarts, ceilings."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def _sinks(run: Run) -> list[RankLog]:
 
 
 def _lacking(run: Run, logs: list[RankLog], kind: type[OfRound], keys: list[Key]) -> Iterator[str]:
-    """Yield iterations that a rank has no such record of, unless the rank was killed in the last one."""
+    """Yield iterations without a rank's record, except the last one of a killed rank."""
     last = [key_of(item) for _, item in run.of(Iteration)][-1:]
     for log in logs:
         found = {key_of(record) for record in log.records if isinstance(record, kind)}
         for key in keys:
             if key not in found and (log.ended or [key] != last):
-                yield f"{log.path.name}: {named(key)} has no record of what this rank did in it"
+                name = kind.model_fields["kind"].default
+                yield f"{log.path.name}: {named(key)} has no {name} record of this rank"
 
 
 def _received(run: Run) -> Iterator[str]:
@@ -55,7 +56,7 @@ def _received(run: Run) -> Iterator[str]:
     for key, nbytes in received.items():
         expected = streamed[key[0], key[1]] if key[1] in remote else 0
         if len(nbytes) == layout.sinks and sum(nbytes) != expected:
-            yield f"{named(key)}: the sinks have received {sum(nbytes)} bytes of {expected}"
+            yield f"{named(key)}: the sinks received {sum(nbytes)} of {expected} bytes"
 
 
 def _handed_over(run: Run) -> Iterator[str]:
@@ -66,14 +67,17 @@ def _handed_over(run: Run) -> Iterator[str]:
         if points[i.point].handed_over and i.arm in remote_arms(run)
     ]
     yield from _lacking(run, _sinks(run) if handed else [], TakeOver, handed)
-    told = [key_of(item) for _, item in run.of(HandOver)]
-    if len(set(told)) < len(told):
-        yield "an iteration was handed over by several sources"
+    sent = [key_of(item) for _, item in run.of(HandOver)]
+    if len(set(sent)) < len(sent):
+        yield "several sources handed over the same iteration"
     for log in run.ranks:
         for where, item in log.placed(TakeOver):
             steps = points[item.point].output_len - points[item.point].handed_over - 1
             if len(item.token_ms) != max(steps, 0):
-                yield f"{where}: token_ms has {len(item.token_ms)} times, the sink had {max(steps, 0)} steps to take"
+                yield (
+                    f"{where}: token_ms has {len(item.token_ms)} times, but the sink took "
+                    f"{max(steps, 0)} steps"
+                )
 
 
 def _swapped(run: Run) -> Iterator[str]:
@@ -96,7 +100,7 @@ def _restarted(run: Run) -> Iterator[str]:
         )
         > 1
     ):
-        yield "the sources go on with different requests: records of restart differ in what they resume"
+        yield "the sources resume different requests: their records of restart differ"
     for log in run.ranks:
         if sum(1 for _ in log.of(Restart)) > 1:
             yield f"{log.path.name} holds two records of restart"
@@ -110,7 +114,10 @@ def _alone(run: Run) -> Iterator[str]:
     for (point, arm), each in nbytes.items():
         expected = streamed[point, arm]
         if sum(each.values()) != expected:
-            yield f"{point} {arm}: its stream alone had {sum(each.values())} bytes, an iteration has {expected}"
+            yield (
+                f"{point} {arm}: its stream alone had {sum(each.values())} bytes, but an iteration "
+                f"has {expected}"
+            )
 
 
 def _ceilings(run: Run) -> Iterator[str]:
@@ -120,13 +127,16 @@ def _ceilings(run: Run) -> Iterator[str]:
             found[log.rank, item.point, item.durability, item.name] = where, item
             best = min(item.samples) if item.unit == "us" else max(item.samples)
             if item.value != best:
-                yield f"{where}: ceiling {item.name} is {item.value:g}, the best of its samples {best:g}"
+                yield (
+                    f"{where}: ceiling {item.name} is {item.value:g}, but the best of its samples "
+                    f"is {best:g}"
+                )
     loops = raw_loops(run)
     for (rank, point, durability, name), (where, own) in found.items():
         raw = found.get((rank, point, durability, loops.get(name, "")))
         if raw is not None and len(raw[1].samples) != len(own.samples):
             counts = len(own.samples), len(raw[1].samples)
-            yield f"{where}: ceiling {name} has {counts[0]} samples, the raw loop beside it {counts[1]}"
+            yield f"{where}: ceiling {name} has {counts[0]} samples, its raw loop {counts[1]}"
 
 
 RULES = (_received, _handed_over, _swapped, _restarted, _alone, _ceilings)

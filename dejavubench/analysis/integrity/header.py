@@ -125,7 +125,7 @@ def _streamed_nbytes(point: PointInfo) -> int:
 
 
 def _other_experiment(run: Run) -> Iterator[str]:
-    """Compare the experiment with its hash in older records, which have no digest of ``run.json``."""
+    """Compare the experiment with its hash in older records, which have no digest."""
     older = not any(info.run_id for _, info in run.of(RankInfo))
     asked = run.header.experiment
     # The content of these files was hashed, too.

@@ -1,4 +1,4 @@
-"""Rules for the microbatches of an iteration: their number, and the sums of their times and bytes."""
+"""Rules for the microbatches of an iteration: their number, and sums of times and bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-6
 LONGER, PAUSE_MS = 1.5, 100.0
 """A time may exceed the sum of its parts by this factor and this much more before it is noted."""
 
-Place = tuple[int, str, str, int]
+Slot = tuple[int, str, str, int]
 """Rank, point, arm and number of a microbatch in flight."""
 
 
@@ -56,7 +56,7 @@ def _missing(run: Run) -> Iterator[str]:
             numbers = sorted(item.ubatch for item in found[key][log.rank])
             if numbers != wanted and not _may_lack(log, key, iterations[-1]):
                 yield (
-                    f"{log.path.name}: {named(key)} has {_plural(len(numbers))} {numbers}, "
+                    f"{log.path.name}: {named(key)} has {_plural(len(numbers))} {numbers}, but "
                     f"{len(wanted)} must be in flight"
                 )
 
@@ -66,11 +66,10 @@ def _plural(count: int) -> str:
 
 
 def _unfinished(run: Run) -> Iterator[str]:
-    """Allow microbatches without an iteration's record only where the run was killed or the arm was skipped."""
+    """Allow microbatches without an iteration only of killed runs and skipped arms."""
     iterations, skipped = {key_of(item) for _, item in run.of(Iteration)}, given_up(run)
-    well = ended_well(
-        run
-    )  # else ranks may be read while the run still goes on, the later ones a little later
+    # A run that still goes on is read rank by rank, the later ranks a little later.
+    well = ended_well(run)
     left = {
         key_of(item): None
         for rank, item in run.of(Microbatch)
@@ -79,7 +78,7 @@ def _unfinished(run: Run) -> Iterator[str]:
         and (item.point, item.arm) not in skipped
     }
     for key in list(left)[0 if well else 1 :]:
-        yield f"rank-0000.jsonl: the record of {named(key)} is missing, of which there are microbatches"
+        yield f"rank-0000.jsonl: microbatches of {named(key)} exist, but its record is missing"
 
 
 def _sums(run: Run) -> Iterator[str]:
@@ -92,16 +91,26 @@ def _sums(run: Run) -> Iterator[str]:
 def _within(item: Microbatch, point: PointInfo) -> Iterator[str]:
     steps = (point.handed_over or point.output_len) - 1
     if len(item.token_ms) != steps:
-        yield f"token_ms has {len(item.token_ms)} times, a request of {steps + 1} new tokens has {steps}"
+        yield _count("token_ms", item.token_ms, steps)
     if len(item.token_event_ms) not in (0, steps):
-        yield f"token_event_ms has {len(item.token_event_ms)} times, a request of {steps + 1} new tokens has {steps}"
+        yield _count("token_event_ms", item.token_event_ms, steps)
     whole = item.prompt_ms + item.all_token_ms + item.drain_ms
     if abs(item.total_ms - whole) > TOLERANCE * whole:
-        yield f"total_ms is {item.total_ms:g}, prompt_ms, all_token_ms and drain_ms together are {whole:g}"
+        yield (
+            f"total_ms is {item.total_ms:g}, but prompt_ms, all_token_ms and drain_ms together are "
+            f"{whole:g}"
+        )
     if sum(item.token_ms) > item.all_token_ms * (1 + TOLERANCE) + TOLERANCE:
-        yield f"all_token_ms is {item.all_token_ms:g}, the steps in token_ms together are {sum(item.token_ms):g}"
+        yield (
+            f"all_token_ms is {item.all_token_ms:g}, but the steps in token_ms together are "
+            f"{sum(item.token_ms):g}"
+        )
     if not steps and item.all_token_ms:
-        yield f"all_token_ms is {item.all_token_ms:g}, a request of one new token has no step"
+        yield f"all_token_ms is {item.all_token_ms:g}, but a request of one new token has no step"
+
+
+def _count(name: str, times: list[float], steps: int) -> str:
+    return f"{name} has {len(times)} times, but a request of {steps + 1} new tokens has {steps}"
 
 
 def _events(run: Run) -> Iterator[str]:
@@ -111,12 +120,15 @@ def _events(run: Run) -> Iterator[str]:
         timed = [item.prompt_event_ms is not None for _, item in items]
         on_cpu = any(info.device is None for info in log.of(RankInfo))
         if any(timed) and (on_cpu or not all(timed)):
-            yield f"{log.path.name}: {sum(timed)} of {len(timed)} microbatches have times of CUDA events"
+            yield (
+                f"{log.path.name}: {sum(timed)} of {len(timed)} microbatches have times of CUDA "
+                "events"
+            )
         for where, item in items:
             if bool(item.token_event_ms) != bool(
                 item.token_ms and item.prompt_event_ms is not None
             ):
-                yield f"{where}: CUDA events have timed the prompt or the steps alone"
+                yield f"{where}: CUDA events timed only the prompt, or only the steps"
 
 
 def _bytes(run: Run) -> Iterator[str]:
@@ -133,16 +145,16 @@ def _bytes(run: Run) -> Iterator[str]:
         )
         expected = nbytes[key[0], key[1]]
         if streamed != expected:
-            yield f"{named(key)} has streamed {streamed} bytes, its cache has {expected}"
+            yield f"{named(key)} streamed {streamed} bytes, but its cache has {expected}"
         lag = max(
             phase.lag_nbytes for item in items for phase in (item.prompt, item.tokens, item.drain)
         )
         if lag > (points[key[0]].streamed_nbytes * in_flight if expected else 0):
-            yield f"{named(key)} has {lag} bytes in place that are not complete, its cache has {expected}"
+            yield f"{named(key)} has a lag of {lag} bytes, but its cache has {expected}"
 
 
 def _totals(run: Run) -> Iterator[str]:
-    """Check TOTAL: the slowest source's, or with several microbatches in flight no less than that."""
+    """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
     found, layout, in_flight = _by_iteration(run), Layout.of(run), _in_flight(run)
     for log in run.ranks:
         for where, item in log.placed(Iteration):
@@ -154,25 +166,27 @@ def _totals(run: Run) -> Iterator[str]:
             if item.total_ms < slowest * (1 - TOLERANCE) or (
                 in_flight == 1 and item.total_ms > slowest * (1 + TOLERANCE)
             ):
-                yield f"{where}: total_ms is {item.total_ms:g}, its microbatches make it {slowest:g}"
+                yield (
+                    f"{where}: total_ms is {item.total_ms:g}, but its microbatches give {slowest:g}"
+                )
 
 
 def _copies(run: Run) -> Iterator[str]:
     """Note a number of copies that differs between iterations of one arm."""
-    known: dict[Place, tuple[int, int, int]] = {}
+    known: dict[Slot, tuple[int, int, int]] = {}
     for log in run.ranks:
         for where, item in log.placed(Microbatch):
             place = log.rank, item.point, item.arm, item.ubatch
             copies = item.prompt.copies, item.tokens.copies, item.drain.copies
             if known.setdefault(place, copies) != copies:
                 yield (
-                    f"CHANGED: {where}: {named(key_of(item))} was streamed in {sum(copies)} copies, an earlier one in "
-                    f"{sum(known[place])}"
+                    f"CHANGED: {where}: {named(key_of(item))} was streamed in {sum(copies)} "
+                    f"copies, but an earlier one in {sum(known[place])}"
                 )
 
 
 def _long(run: Run) -> Iterator[str]:
-    """Note times far longer than their parts; a busy machine stops a rank between two steps only for a moment."""
+    """Note times far longer than their parts: a busy machine stops a rank only for a moment."""
     found = _by_iteration(run)
     for log in run.ranks:
         for where, item in log.placed(Microbatch):
@@ -197,7 +211,7 @@ def _long(run: Run) -> Iterator[str]:
 
 def _longer(long_ms: float, short_ms: float, what: str) -> Iterator[str]:
     if long_ms > LONGER * short_ms + PAUSE_MS:
-        yield f"{what} of {long_ms:g} ms, where {short_ms:g} ms were expected at most"
+        yield f"{what} of {long_ms:g} ms, but at most {short_ms:g} ms were expected"
 
 
 RULES = (_missing, _unfinished, _sums, _events, _bytes, _totals)

@@ -1,4 +1,4 @@
-"""Rules for the ranks' files: which files belong to the run, who wrote them, and which records each may hold."""
+"""Rules for the ranks' files: whether they belong to the run, and which records each may hold."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ _SINKS = re.compile(r"tp([1-9][0-9]{0,5})-pp([1-9][0-9]{0,5})-b[0-9]+")
 def _first(run: Run) -> Iterator[str]:
     for log in run.ranks:
         if not log.records:
-            continue  # it was killed before it wrote anything
+            continue  # killed before its first record
         if not isinstance(log.records[0], RankInfo):
-            yield f"{log.path.name} does not begin with the record of its rank: its first lines are missing"
+            yield f"{log.path.name} does not begin with a rank record: its first lines are missing"
         if sum(1 for _ in log.of(RankInfo)) > 1:
-            yield f"{log.path.name} holds the records of several ranks or of one twice"
+            yield f"{log.path.name} holds the records of several ranks, or of one rank twice"
 
 
 def _identity(run: Run) -> Iterator[str]:
@@ -94,11 +94,15 @@ def _identity(run: Run) -> Iterator[str]:
             yield f"{name} is left over from another run: this one has {ranks} ranks"
         for info in log.of(RankInfo):
             if info.run_id is not None and info.run_id != run.header.run_id:
-                yield f"{name} is of another run: its run_id is {info.run_id}, that of run.json {run.header.run_id}"
+                yield (
+                    f"{name} is of another run: its run_id is {info.run_id}, that of run.json is "
+                    f"{run.header.run_id}"
+                )
             if info.rank != log.rank:
                 yield f"{name} holds the records of rank {info.rank}"
             if hosts and info.host not in hosts:
-                yield f"{name} is of another run: it was on {info.host}, the run on {', '.join(hosts)}"
+                where = ", ".join(hosts)
+                yield f"{name} is of another run: it was on {info.host}, the run on {where}"
             yield from wrong_types(RankEnvironment, info.environment, f"{name}:1: environment")
 
 
@@ -108,13 +112,16 @@ def _machine(run: Run) -> Iterator[str]:
         for key in SAME_ON_RANK_0:
             here, there = info.environment.get(key), known.get(key)
             if here != there and there is not None and (here is not None or key == "machine"):
-                yield f"rank-0000.jsonl is of another run: its {key} is {here}, that of run.json {there}"
+                yield (
+                    f"rank-0000.jsonl is of another run: its {key} is {here}, that of run.json is "
+                    f"{there}"
+                )
 
 
 def _layout(run: Run) -> Iterator[str]:
     layout, count = Layout.of(run), run.header.environment.get("ranks")
     if count is not None and count not in (layout.sources, layout.sources + layout.sinks):
-        yield f"run.json: {count} ranks are not those of its tensor- and pipeline-parallel sizes"
+        yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
         for info in log.of(RankInfo):
             place = layout.place(log.rank)
@@ -123,8 +130,8 @@ def _layout(run: Run) -> Iterator[str]:
                 or (info.role, info.stage, info.tensor_rank) != place
             ):
                 yield (
-                    f"{log.path.name} is of another run: a {info.role} of stage {info.stage} and tensor rank "
-                    f"{info.tensor_rank}, which rank {log.rank} of this one is not"
+                    f"{log.path.name} is of another run: rank {log.rank} of this one is no "
+                    f"{info.role} of stage {info.stage} and tensor rank {info.tensor_rank}"
                 )
 
 
@@ -134,7 +141,7 @@ def _peers(run: Run) -> Iterator[str]:
         for peer in info.peers:
             other = infos.get(peer)
             if other is not None and (other.role == info.role or rank not in other.peers):
-                yield f"rank-{rank:04d}.jsonl names rank {peer} as its peer, whose file says otherwise"
+                yield f"rank-{rank:04d}.jsonl names rank {peer} as its peer, but not the reverse"
 
 
 def _kinds(run: Run) -> Iterator[str]:
@@ -143,13 +150,19 @@ def _kinds(run: Run) -> Iterator[str]:
         foreign = (OF_SOURCES if role == "sink" else OF_SINKS) + (OF_RANK_0 if log.rank else ())
         for kind in foreign:
             for where, record in log.placed(kind):
-                yield f"{where}: a record of kind {record.kind}, which rank {log.rank} (a {role}) does not write"
+                yield (
+                    f"{where}: a record of kind {record.kind}, which rank {log.rank} (a {role}) "
+                    "does not write"
+                )
 
 
 def _ends(run: Run) -> Iterator[str]:
     for log in run.ranks:
         if log.ended and not _ends_once(log):
-            yield f"{log.path.name} goes on after its end: it holds the records of several runs or of one twice"
+            yield (
+                f"{log.path.name} goes on after its End record: it holds the records of several "
+                "runs, or of one run twice"
+            )
 
 
 def _ends_once(log: RankLog) -> bool:

@@ -62,7 +62,7 @@ def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
 
 
 def given_up(run: Run) -> set[tuple[str, str | None]]:
-    """Return the points (arm None) and arms that were skipped, or that went no further while others did."""
+    """Return the points (arm None) and arms that were skipped or that stopped early."""
     return {
         (getattr(record, "point", ""), getattr(record, "arm", None))
         for log in run.ranks
@@ -109,7 +109,10 @@ def _rounds(run: Run) -> Iterator[str]:
             if isinstance(record, OfRound):
                 expected = record.iteration - warmup if record.iteration >= warmup else None
                 if record.round != expected:
-                    yield f"{where}: {named(key_of(record))} says round {record.round}, after {warmup} warm-ups"
+                    yield (
+                        f"{where}: {named(key_of(record))} has round {record.round}, after "
+                        f"{warmup} warm-ups"
+                    )
 
 
 def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
@@ -125,11 +128,14 @@ def _gaps(run: Run) -> Iterator[str]:
         for arm, numbers in arms.items():
             if numbers != list(range(len(numbers))):
                 missing = next((n for n in range(len(numbers)) if n not in numbers), len(numbers))
-                yield f"rank-0000.jsonl: the record of {named((point, arm, missing))} is missing or out of order"
+                yield (
+                    f"rank-0000.jsonl: the record of {named((point, arm, missing))} is missing or "
+                    "out of order"
+                )
 
 
 def _complete(run: Run) -> Iterator[str]:
-    """Check that all arms of a point have equally many iterations, except where a killed run stopped."""
+    """Check that all arms of a point have equally many iterations, unless the run was killed."""
     if any(True for _ in run.of(Restart)) or run.header.experiment.get("resume"):
         return
     numbers, well = _numbers(run), ended_well(run)
@@ -151,7 +157,7 @@ def _complete(run: Run) -> Iterator[str]:
 
 
 def _failed_arms(run: Run) -> Iterator[str]:
-    """Check that arms fail at most once at a point, only those on disk do, and none goes on afterwards."""
+    """Check that only arms on storage fail, at most once per point, and none goes on after it."""
     known = destinations(run)
     on_disk = {
         arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage
@@ -161,7 +167,10 @@ def _failed_arms(run: Run) -> Iterator[str]:
         for where, failure in log.placed(ArmFailure):
             place = failure.point, failure.arm
             if failure.arm not in on_disk:
-                yield f"{where}: a failure of the device of arm {failure.arm}, which does not stream to disk"
+                yield (
+                    f"{where}: a storage failure of arm {failure.arm}, which does not stream to "
+                    "disk"
+                )
             if place in failed:
                 yield f"{where}: a second failure of arm {failure.arm} at {failure.point}"
             failed.add(place)
@@ -181,7 +190,10 @@ def _orders(run: Run) -> Iterator[str]:
     )
     for (point, iteration, order), times in taken.items():
         if times > 1 or order >= len(run.header.arms):
-            yield f"rank-0000.jsonl: at {point}, {times} arms are number {order} in iteration {iteration}"
+            yield (
+                f"rank-0000.jsonl: at {point}, {times} arms are number {order} in iteration "
+                f"{iteration}"
+            )
 
 
 def _checks(run: Run) -> Iterator[str]:
@@ -197,9 +209,12 @@ def _checks(run: Run) -> Iterator[str]:
         if key_of(check) not in iterations and key_of(check) not in resumed:
             yield f"{where}: a verification of {named(key_of(check))}, which has no record"
         if check.ok and (check.where is not None or check.tokens_equal is False):
-            yield f"{where}: the verification of {named(key_of(check))} found a difference and says that it is ok"
+            yield f"{where}: the verification of {named(key_of(check))} is ok, with a difference"
         if check.ok and check.nbytes != expected:
-            yield f"{where}: {check.nbytes} bytes of {named(key_of(check))} were verified, {expected} must have arrived"
+            yield (
+                f"{where}: {check.nbytes} bytes of {named(key_of(check))} were verified, but "
+                f"{expected} must have arrived"
+            )
     if not checked and not run.header.experiment.get("verify"):
         return
     skipped = given_up(run)

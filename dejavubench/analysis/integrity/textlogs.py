@@ -1,4 +1,4 @@
-"""Comparison of rank 0's records with the text logs, for older and killed runs, whose files have no digest."""
+"""Comparison of rank 0's records with the text logs, for runs whose files have no digest."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ ANY = ""
 
 
 def _other_times(run: Run) -> Iterator[str]:
-    """Note a text log whose lines differ from those of the records; a killed run may lack the last iteration's."""
+    """Note a text log that differs from the records; a killed run may lack its last iteration."""
     first = log_of(run, 0)
     if first is None or any(end.digest is not None for end in first.of(End)):
         return
-    well, short = (
-        ended_well(run),
-        given_up(run),
-    )  # of an iteration whose check failed there are no lines
+    # An iteration whose check failed has no lines.
+    well, short = ended_well(run), given_up(run)
     for (point, arm), wanted in _lines(first).items():
         path = run.path / text_log(point, arm, len(run.header.points) > 1)
         if not path.is_file():
@@ -47,7 +45,10 @@ def _other_times(run: Run) -> Iterator[str]:
                 and here != ANY
                 and not (missing and (not well or (point, arm) in short))
             ):
-                yield f"CHANGED: {first.path.name} and {path.name}, line {number}, say different times of {point} {arm}"
+                yield (
+                    f"CHANGED: {first.path.name} and {path.name}, line {number}, have different "
+                    f"times of {point} {arm}"
+                )
                 break
 
 
@@ -70,7 +71,7 @@ def _lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
 
 
 def _total(rank: int, iteration: Iteration, items: list[Microbatch]) -> str:
-    """Return the TOTAL line; with several microbatches in flight it has rank 0's makespan, which no record has."""
+    """Return the TOTAL line; that of several microbatches is a makespan that no record has."""
     return total_line(rank, iteration.iteration, items[0].total_ms) if len(items) == 1 else ANY
 
 

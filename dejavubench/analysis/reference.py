@@ -1,0 +1,133 @@
+"""Pages of docs/reference that are made from the registries of columns and of environment keys.
+
+``python -m dejavubench.analysis.reference columns > docs/reference/columns.md``, and likewise with
+``environment``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dejavubench.analysis import markdown
+from dejavubench.analysis.blocks import SHOWN
+from dejavubench.analysis.columns import Column, columns_of
+from dejavubench.analysis.figurecolumns import FIGURE_ROWS
+from dejavubench.analysis.rows import Row
+from dejavubench.records.environment import (
+    EndEnvironment,
+    ExternalSink,
+    Gpu,
+    NcclLoopback,
+    RankEnvironment,
+    RunEnvironment,
+)
+
+COLUMNS_INTRODUCTION = """\
+# Columns
+
+`dejavubench process --format csv` and `--format json` write one row for each point and arm of a
+run, or for each rank of a text log, with all columns below. The table for people shows some of
+them, under the heading in the third column. A value that is missing is empty in csv and `null` in
+json.
+
+This page is made by `python -m dejavubench.analysis.reference columns`.
+"""
+
+FIGURES_INTRODUCTION = """\
+# Columns of the figures' data
+
+`dejavubench figures` writes a csv file beside each figure, with the data that it draws.
+"""
+
+ENVIRONMENT_INTRODUCTION = """\
+# Keys of the environment
+
+`environment` in `run.json`, and in the first and last record of each rank, says where a run took
+place. Older programs recorded fewer keys, so every key may be missing. Readers ignore keys that
+they do not know.
+
+This page is made by `python -m dejavubench.analysis.reference environment`.
+"""
+
+
+def headings() -> dict[str, str]:
+    """Return by column its heading in the table for people."""
+    return {
+        name: cell.heading for cells in SHOWN.values() for cell in cells for name in cell.columns
+    }
+
+
+def columns_page() -> str:
+    lines = [COLUMNS_INTRODUCTION]
+    shown = headings()
+    for kind, columns in _groups(columns_of(Row)):
+        rows = [
+            [f"`{each.name}`", each.unit or "", shown.get(each.name, ""), each.meaning]
+            for each in columns
+        ]
+        table = markdown.table(("column", "unit", "heading", "meaning"), rows, left=4)
+        lines += [f"## {_title(kind)}", "", _paragraph(_summary(_KINDS[kind])), "", *table, ""]
+    lines.append(FIGURES_INTRODUCTION)
+    for row in FIGURE_ROWS:
+        columns = list(columns_of(row))
+        rows = [[f"`{each.name}`", each.unit or "", each.meaning] for each in columns]
+        title, _, rest = _summary(row).partition(": ")
+        table = markdown.table(("column", "unit", "meaning"), rows, left=3)
+        lines += [f"## {title}", "", _paragraph(rest[0].upper() + rest[1:]), "", *table, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def environment_page() -> str:
+    lines = [ENVIRONMENT_INTRODUCTION]
+    for kind in (RunEnvironment, RankEnvironment, EndEnvironment, Gpu, ExternalSink, NcclLoopback):
+        rows = [
+            [f"`{name}`", _sentence(field.description or "")]
+            for name, field in kind.model_fields.items()
+        ]
+        table = markdown.table(("key", "meaning"), rows, left=2)
+        lines += [f"## {_title(kind.__name__)}", "", _paragraph(_summary(kind)), "", *table, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+_KINDS: dict[str, Any] = {"Row": Row} | {
+    kind.__name__: kind
+    for kind in vars(sys.modules[Row.__module__]).values()
+    if inspect.isclass(kind) and kind.__module__ == Row.__module__
+}
+
+
+def _groups(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
+    """Put columns of one group together, in the order of the groups' first columns."""
+    groups: dict[str, list[Column]] = {}
+    for each in columns:
+        groups.setdefault(each.group, []).append(each)
+    return list(groups.items())
+
+
+def _title(kind: str) -> str:
+    """Return the words of a class name."""
+    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind)
+    return words.strip().capitalize()
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _summary(kind: type[Any]) -> str:
+    """Return a class's docstring as one paragraph."""
+    return " ".join((inspect.getdoc(kind) or "").split()).replace("``", "`")
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 100)
+
+
+PAGES: dict[str, Callable[[], str]] = {"columns": columns_page, "environment": environment_page}
+
+if __name__ == "__main__":
+    sys.stdout.write(PAGES[sys.argv[1]]())
