@@ -281,11 +281,7 @@ def _add(
     mark = PhaseMark(phase="tokens", **place)
     source += [mark, one, Iteration(round=one.round, order=order, total_ms=one.total_ms, **place)]
     streamed = one.prompt.nbytes + one.tokens.nbytes
-    received = (
-        streamed
-        if which.mode in {each.name for each in DESTINATIONS.values() if each.remote}
-        else 0
-    )
+    received = streamed if which.mode in DESTINATIONS and DESTINATIONS[which.mode].remote else 0
     sink.append(mark)
     sink.append(SinkActivity(round=one.round, nbytes=received, messages=17, cpu_s=0.03, **place))
     source.append(Verification(ok=True, nbytes=streamed, tokens_equal=True, **place))

@@ -59,10 +59,8 @@ def usage_error(result: Result) -> str:
 def heavy_after(heavy: set[str], *arguments: str) -> str:
     """Return the output of a command in its own process, and which of some modules it imported."""
     program = (
-        "import sys\n"
-        "from dejavubench.cli import main\n"
-        "try:\n"
-        f"    main({[*arguments]}, prog_name='dejavubench')\n"
+        "import sys\nfrom dejavubench.cli import main\n"
+        f"try:\n    main({[*arguments]}, prog_name='dejavubench')\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0, end.code\n"
         f"print('HEAVY', sorted({heavy} & set(sys.modules)))\n"
@@ -155,8 +153,8 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = refused("run", "--streaming", *rest)
     assert (
-        message
-        == "--streaming: no destination is given; choose one or more of none, host, disk, mpi, nccl, nixl, tcp"
+        message == "--streaming: no destination is given; choose one or more of "
+        "none, host, disk, mpi, nccl, nixl, tcp"
     )
 
 
@@ -179,11 +177,12 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
         ),
         (
             ["run", "--device", "cuda"],
-            "--device cuda: no CUDA device is found here: there is no NVIDIA driver, or it lists none",
+            "--device cuda: no CUDA device is found here: there is no NVIDIA driver, or it lists "
+            "none",
         ),
         (
             ["run", "--streaming", "nccl"],
-            "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
+            "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
         ),
     ],
 )

@@ -44,33 +44,9 @@ def document(*arguments: str) -> dict[str, Any]:
     return found
 
 
-GOLDEN = """\
-gpt2, fp16, hnd: 12 layers × 12 KV heads of 64; 4 requests of 10 prompt and 3 new tokens
-sources: 2 workers = 2 stages (layers 0–6, 7–11) × 1 tensor rank, microbatches of 2
-sinks: 2 workers = 1 stage (layers 0–11) × 2 tensor ranks, microbatches of 1
-
-source    sink
-(stage,   (stage,                                                                                  extents  extents
-tensor)   tensor)   layers  heads  requests  microbatches  transfers    prompt    token       all   prompt    token
-───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-0 (0, 0)  0 (0, 0)     0–6    0–5       0–3     0–1 → 0–3          4  430.1 kB  43.0 kB  516.1 kB      336      336
-0 (0, 0)  1 (0, 1)     0–6   6–11       0–3     0–1 → 0–3          4  430.1 kB  43.0 kB  516.1 kB      336      336
-1 (1, 0)  0 (0, 0)    7–11    0–5       0–3     0–1 → 0–3          4  307.2 kB  30.7 kB  368.6 kB      240      240
-1 (1, 0)  1 (0, 1)    7–11   6–11       0–3     0–1 → 0–3          4  307.2 kB  30.7 kB  368.6 kB      240      240
-
-worker
-(stage,                                                         extents  extents
-tensor)          peers  transfers    prompt    token       all   prompt    token
-────────────────────────────────────────────────────────────────────────────────
-source 0 (0, 0)      2          8  860.2 kB  86.0 kB    1.0 MB      672      672
-source 1 (1, 0)      2          8  614.4 kB  61.4 kB  737.3 kB      480      480
-sink 0 (0, 0)        2          8  737.3 kB  73.7 kB  884.7 kB      576      576
-sink 1 (0, 1)        2          8  737.3 kB  73.7 kB  884.7 kB      576      576
-
-total: 1.8 MB in 16 transfers; busiest: source 0 sends 1.0 MB, sink 0 receives 884.7 kB
-"""
-"""7 layers × 4 requests × 6 heads × 64 × 2 bytes, K and V: 43,008 bytes a position, in 7 × 4 × 6 × 2 = 336
-extents."""
+GOLDEN = (Path(__file__).parent / "golden" / "plan.txt").read_text()
+"""A source's K and V: 7 layers × 4 requests × 6 heads × 64 × 2 bytes are 43,008 bytes per position,
+in 7 × 4 × 6 × 2 = 336 extents."""
 
 
 def test_table_of_a_tiny_plan() -> None:
@@ -89,7 +65,8 @@ def test_a_link_adds_lower_bounds() -> None:
     assert times["source", "0"] == ["0.865", "0.091", "1.04"]
     assert times["sink", "1"] == ["0.742", "0.079", "0.890"]
     assert lines[-1] == (
-        f"{GOLDEN.splitlines()[-1]}; at least 0.865 ms for the prompt, 0.091 ms per token, 1.04 ms for all"
+        f"{GOLDEN.splitlines()[-1]}; at least 0.865 ms for the prompt, 0.091 ms per token, 1.04 ms "
+        "for all"
     )
 
 
@@ -204,8 +181,8 @@ def test_markdown() -> None:
     lines = printed(*TINY, "--format", "markdown").splitlines()
     assert lines[0].startswith("## gpt2, fp16, hnd: ")
     assert (
-        "| 1 (1, 0) | 0 (0, 0) | 7–11 | 0–5 | 0–3 | 0–1 → 0–3 | 4 | 307.2 kB | 30.7 kB | 368.6 kB | 240 | 240 |"
-        in lines
+        "| 1 (1, 0) | 0 (0, 0) | 7–11 | 0–5 | 0–3 | 0–1 → 0–3 | 4 | 307.2 kB | 30.7 kB | 368.6 kB "
+        "| 240 | 240 |" in lines
     )
     assert "| sink 0 (0, 0) | 2 | 8 | 737.3 kB | 73.7 kB | 884.7 kB | 576 | 576 |" in lines
     assert lines[-1] == GOLDEN.splitlines()[-1]
@@ -262,7 +239,7 @@ def test_sinks_are_like_the_sources_unless_told() -> None:
     ("layout", "prompt", "token"), [("hnd", 48, 48), ("nhd", 80, 8), ("ft", 48, 48)]
 )
 def test_runs_are_those_of_the_layout(layout: str, prompt: int, token: int) -> None:
-    """One layer's worth of two requests, 12 heads; nhd halves each position's row, on one side only."""
+    """One layer of two requests, 12 heads; nhd halves each position's row, on one side only."""
     flags = [
         "--model",
         "gpt2",
@@ -280,7 +257,7 @@ def test_runs_are_those_of_the_layout(layout: str, prompt: int, token: int) -> N
 
 
 def llama(folder: Path, **changes: object) -> Path:
-    """A folder with a configuration and no weights: grouped queries, 32 heads and 8 of keys and values."""
+    """Write a folder with a configuration and no weights: 32 query heads, 8 KV heads."""
     folder.mkdir()
     config = {
         **{
@@ -356,13 +333,13 @@ def refused(*arguments: str) -> str:
         ),
         (
             "--ubatch-size 8 --requests 12",
-            "12 requests do not fill the sources' microbatches of 8. Give --requests a multiple of both sides' "
-            "microbatches",
+            "12 requests do not fill the sources' microbatches of 8. Give --requests a multiple of "
+            "both sides' microbatches",
         ),
         (
             "--ubatch-size 8 --sink-ubatch-size 3",
-            "8 requests do not fill the sinks' microbatches of 3. Give --requests a multiple of both sides' "
-            "microbatches",
+            "8 requests do not fill the sinks' microbatches of 3. Give --requests a multiple of "
+            "both sides' microbatches",
         ),
         (
             "--input-len 1024",

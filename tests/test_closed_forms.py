@@ -1,4 +1,4 @@
-"""Sizes that are counted in closed form are what looking at each layer, worker and transfer finds."""
+"""Sizes in closed form are those that looking at each layer, worker and transfer finds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from dejavubench.models.hub.specs import SPECS
 from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.fit import Room
 from dejavubench.planning.setups import everything, geometry_of, setups
+from dejavubench.planning.staging import sink_staging
 from dejavubench.planning.traffic import MOST_TRANSFERS
 from dejavubench.transports.registry import transport
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
-SPLITS = [  # of the sources, then of the sinks: tensor-parallel degree, stages, requests in a microbatch
+SPLITS = [
     ((1, 1, 2), (1, 1, 2)),
     ((2, 3, 2), (4, 2, 3)),
     ((1, 5, 4), (2, 4, 1)),
@@ -30,6 +31,7 @@ SPLITS = [  # of the sources, then of the sinks: tensor-parallel degree, stages,
     ((2, 1, 6), (2, 4, 3)),
     ((1, 12, 1), (1, 7, 4)),
 ]
+"""Of the sources, then of the sinks: tensor-parallel degree, stages, requests per microbatch."""
 
 
 def experiment(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]) -> Plan:
@@ -71,7 +73,7 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     )
     cache = max(geometry_of(point, into, worker).nbytes for worker in range(into.workers))
     assert (
-        memory.arriving_nbytes(plan, point)
+        memory.arriving_nbytes(point) + sink_staging(plan, memory.arriving_streams(point)).host
         == point.requests // into.ubatch_size * cache + 2 * streams * slot
     )
 

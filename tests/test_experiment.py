@@ -264,7 +264,7 @@ def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
     assert skipped == {"none": None, "none#2": None, "nccl@3": "no CUDA device", "host@3": None}
     assert (
         refused(streaming="nccl")
-        == "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
+        == "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
     )
 
 

@@ -91,8 +91,9 @@ def test_a_wrong_byte_in_a_sinks_buffer_is_located(
         where = refused(job)
     layer, kv, request, head, position = at
     assert where == (
-        f"rank 1: layer {layer}, {kv.upper()}, request {request}, head {head}, "
-        f"position {position} (element 0) of microbatch 0 is not what the source has; 1 elements of this layer's {kv.upper()} differ"
+        f"rank 1: layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "
+        "(element 0) of microbatch 0 is not what the source has; 1 elements of this layer's "
+        f"{kv.upper()} differ"
     )
 
 

@@ -11,6 +11,8 @@ from dejavubench import units
 from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
 from dejavubench.config.rules import NO_FP32_ON_CUDA
+from dejavubench.dejavulib.device_receiver import DeviceReceiver
+from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.errors import UsageError
 from dejavubench.machine import gpu
 from dejavubench.machine.cpu import has_bf16
@@ -23,7 +25,7 @@ from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
 from dejavubench.planning.fit import Room
 from dejavubench.planning.memory import Memory
-from dejavubench.planning.staging import MIB
+from dejavubench.planning.staging import MIB, SLOTS_ON_DEVICE, SLOTS_ON_HOST
 from dejavubench.transports.registry import transport
 
 GIB = 1 << 30
@@ -167,7 +169,7 @@ def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
     assert (mpi.sink.host, mpi.sink.device) == (memory.PROCESS_NBYTES + arriving, 0)
     assert (nccl.sink.host, nccl.sink.device) == (
         memory.CUDA_PROCESS_NBYTES,
-        memory.CUDA_CONTEXT_NBYTES + arriving,
+        memory.CUDA_CONTEXT_NBYTES + none.cache + SLOTS_ON_DEVICE * 16 * MIB,
     )
     assert (both.source, both.sink) == (nccl.source, nccl.sink), "they share caches and staging"
 
@@ -182,6 +184,10 @@ def test_naive_levels_land_a_whole_prompt() -> None:
     assert levels["0"] == levels["0-batched"] == levels["1"] + memory._pinned(prompt)
     both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host
     assert both == levels["0"] + 4 * 16 * MIB, "they share it; disk has slots too"
+
+
+def test_sinks_have_the_slots_of_the_librarys_receivers() -> None:
+    assert (SLOTS_ON_HOST, SLOTS_ON_DEVICE) == (CacheReceiver.SLOTS, DeviceReceiver.SLOTS)
 
 
 def test_torch_takes_powers_of_two_of_pinned_memory() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,12 +40,12 @@ ENGINE = ("parallel", "models", "dejavulib", "machine", "records")
 ARROWS: Mapping[str, tuple[str, ...]] = {
     "machine": (),
     "dejavulib": (),
-    "records": ("dejavulib", "machine"),
+    "records": ("machine",),
     "parallel": ("dejavulib", "machine"),
-    "models": ("dejavulib", "machine", "parallel"),
-    "transports": ("dejavulib", "machine", "parallel", "records"),
-    "config": ("dejavulib", "machine", "models", "parallel", "records", "transports"),
-    "planning": ("config", "dejavulib", "machine", "models", "parallel", "records", "transports"),
+    "models": ("dejavulib", "machine"),
+    "transports": ("dejavulib", "parallel", "records"),
+    "config": ("dejavulib", "machine", "models", "records", "transports"),
+    "planning": ("config", "dejavulib", "machine", "models"),
     "bench": (*ENGINE, "config", "planning", "transports"),
     "analysis": ("dejavulib", "records"),
     "cli": (*ENGINE, "analysis", "bench", "config", "planning", "transports"),
@@ -349,6 +350,24 @@ def test_the_help_of_every_option_begins_with_a_verb_or_a_noun() -> None:
 
 def test_few_modules_lie_beside_the_packages() -> None:
     assert len(top_level()) <= TOP_LEVEL_MODULES, top_level()
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["analysis", "config", "machine", "models.hub", "planning", "records", "transports"],
+)
+def test_a_package_needs_neither_torch_nor_mpi(package: str) -> None:
+    program = (
+        "import importlib, pkgutil, sys\n"
+        f"package = importlib.import_module('{PACKAGE}.{package}')\n"
+        "for found in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
+        "    importlib.import_module(found.name)\n"
+        "print(*sorted({'torch', 'mpi4py'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=HERE
+    )
+    assert done.stdout.split() == []
 
 
 def test_every_package_has_its_arrows() -> None:

@@ -249,7 +249,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_skipped_in_a_sweep_and_refused_alone() -> None:
     arms = load(None, {"streaming": "none,nixl,host", "device": "cpu"}, {}).arms
     assert {arm.name: arm.skipped for arm in arms[2:]} == {"nixl@3": NO_NIXL, "host@3": None}
-    with pytest.raises(UsageError, match=r"^streaming nixl: nixl is not installed: pip install"):
+    with pytest.raises(UsageError, match=r"^--streaming nixl: nixl is not installed: pip install"):
         load(None, {"streaming": "nixl", "device": "cpu"}, {})
 
 
@@ -303,7 +303,9 @@ def test_it_needs_a_gpu_for_each_rank() -> None:
     assert too_few_devices(asked, (H200,)) == said
     assert too_few_devices(asked, (H200, H200)) is None
     assert device_numbers(asked, 1, 1, 2) == DeviceNumbers((0,), (1,))
-    with pytest.raises(UsageError, match="nccl_loopback cannot be combined with streaming nixl"):
+    with pytest.raises(
+        UsageError, match="--nccl-loopback cannot be combined with --streaming nixl"
+    ):
         load(None, {"device": "cuda", "streaming": "nccl,nixl", "nccl_loopback": "true"}, {})
     on_cpu = load(None, {"model": "gpt2", "device": "cpu", "streaming": "none,nixl"}, {})
     assert too_few_devices(on_cpu, (H200,)) is None

@@ -69,33 +69,33 @@ def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.csv", "1,2\n3,x\n", "a.csv: line 2: 'x' is no token id"),
-        ("a.csv", "1,-2\n", "a.csv: line 1: '-2' is no token id"),
-        ("a.csv", "\n\n", "a.csv: holds no prompt"),
-        ("a.jsonl", "[1]\n[1, 2.5]", "a.jsonl: line 2: 2.5 is no token id"),
-        ("a.jsonl", "[true]", "line 1: True is no token id"),
+        ("a.csv", "1,2\n3,x\n", "a.csv: line 2: 'x' is not a token id"),
+        ("a.csv", "1,-2\n", "a.csv: line 1: '-2' is not a token id"),
+        ("a.csv", "\n\n", "a.csv: has no prompt"),
+        ("a.jsonl", "[1]\n[1, 2.5]", "a.jsonl: line 2: 2.5 is not a token id"),
+        ("a.jsonl", "[true]", "line 1: True is not a token id"),
         ("a.jsonl", "[]", "line 1: has no tokens"),
         ("a.jsonl", "{", "line 1: column 2: not JSON: Expecting property name"),
         (
             "a.jsonl",
             '{"prompt": 1}',
-            "line 1: 1 is no prompt; lines that are read: token ids as 1,2,3",
+            "line 1: 1 is not a prompt; lines that are read: token ids as 1,2,3",
         ),
-        ("a.jsonl", '[1]\n{"prompt": ["a"]}', "line 2: 'a' is no token id"),
+        ("a.jsonl", '[1]\n{"prompt": ["a"]}', "line 2: 'a' is not a token id"),
         (
             "a.jsonl",
             '{"prompt_token_ids": "a"}',
-            "line 1: prompt_token_ids 'a' is no list of token ids",
+            "line 1: prompt_token_ids 'a' is not a list of token ids",
         ),
-        ("a.jsonl", "[[1, 2], [3]]", r"line 1: \[1, 2\] is no token id"),
+        ("a.jsonl", "[[1, 2], [3]]", r"line 1: \[1, 2\] is not a token id"),
         ("a.jsonl", "[" * 100_000, "line 1: not usable JSON: its brackets are nested too deeply"),
         ("a.jsonl", f"[{'9' * 5000}]", "line 1: not usable JSON: a number has too many digits"),
-        ("a.jsonl", "[1e400]", "line 1: inf is no token id"),
-        ("a.jsonl", "[NaN]", "line 1: nan is no token id"),
+        ("a.jsonl", "[1e400]", "line 1: inf is not a token id"),
+        ("a.jsonl", "[NaN]", "line 1: nan is not a token id"),
         (
             "a.jsonl",
             "[3000000000]",
-            "line 1: 3000000000 is no token id: it is larger than 2147483647",
+            "line 1: 3000000000 is not a token id: it is larger than 2147483647",
         ),
         (
             "ids.json",
@@ -113,13 +113,13 @@ def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> No
             "line 1: it is a ShareGPT conversation.* 1,2,3",
         ),
         ("o.jsonl", '{"text": "x"}', "line 1: an object with 'text'; lines that are read"),
-        ("a.csv", "1,2\n3,,4", "line 2: '' is no token id: there is nothing between two commas"),
-        ("a.csv", "1,2\n3,1.1e+01", "line 2: '1.1e\\+01' is no token id: write whole numbers"),
-        ("start_ids", "1,2\n3,-1", "line 2: '-1' is no token id"),
-        ("start_ids", "1,2\n3.0,4", "line 2: '3.0' is no token id"),
-        ("start_ids", "1 2 3", "line 1: '1 2 3' is no token id: commas go between"),
-        ("a.csv", "\u0663", "line 1: '\u0663' is no token id"),
-        ("a.csv", "9" * 5000, r"line 1: '9+… \(5002 characters\) is no token id"),
+        ("a.csv", "1,2\n3,,4", "line 2: '' is not a token id: there is nothing between two commas"),
+        ("a.csv", "1,2\n3,1.1e+01", "line 2: '1.1e\\+01' is not a token id: write whole numbers"),
+        ("start_ids", "1,2\n3,-1", "line 2: '-1' is not a token id"),
+        ("start_ids", "1,2\n3.0,4", "line 2: '3.0' is not a token id"),
+        ("start_ids", "1 2 3", "line 1: '1 2 3' is not a token id: commas go between"),
+        ("a.csv", "\u0663", "line 1: '\u0663' is not a token id"),
+        ("a.csv", "9" * 5000, r"line 1: '9+… \(5002 characters\) is not a token id"),
         ("a.txt", "hello", "line 1: prompts of text need --ckpt-path"),
     ],
 )
@@ -136,7 +136,7 @@ def test_what_is_no_file_of_text_is_named(tmp_path: Path) -> None:
         (tmp_path / "latin.csv", "line 2, byte 1: can't decode 0xe9 as UTF-8"),
         (tmp_path, "Is a directory"),
         (tmp_path / "none.csv", "No such file"),
-        (Path("/dev/zero"), "is no file"),
+        (Path("/dev/zero"), "is not a file"),
     ):
         with pytest.raises(PromptError, match=words):
             read_prompts(path, None)
@@ -371,4 +371,4 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
 def test_a_wrong_prompt_is_one_message_and_status_2(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "1,2\n3,x")
     job = run(tmp_path, 2, "run", *QUICK, "--prompts", path, status=2)
-    assert job.stderr == f"Error: {path}: line 2: 'x' is no token id\n"
+    assert job.stderr == f"Error: {path}: line 2: 'x' is not a token id\n"

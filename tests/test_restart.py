@@ -512,7 +512,8 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: P
         (("--resume", "empty"), "--resume: empty is not a run's folder: it has no run.json"),
         (
             ("some.toml", "--resume", "empty"),
-            "some.toml cannot be combined with --resume, which takes its settings from the killed run",
+            "some.toml cannot be combined with --resume, "
+            "which takes its settings from the killed run",
         ),
         (("resume.toml",), "resume.toml: resume is not allowed in a file"),
     ):

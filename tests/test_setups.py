@@ -88,21 +88,13 @@ def test_every_byte_arrives_whatever_the_two_setups(
 @pytest.mark.mpi
 def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
     job = run(
-        tmp_path,
-        4,
-        "run",
-        *QUICK,
-        "--streaming",
-        "mpi",
-        "--pipeline-para-size",
-        2,
-        "--sink-pipeline-para-size",
-        1,
+        *(tmp_path, 4, "run", *QUICK, "--streaming", "mpi"),
+        *("--pipeline-para-size", 2, "--sink-pipeline-para-size", 1),
         status=2,
     )
     assert job.stderr == (
-        "Error: 4 ranks: tensor_para_size 1 × pipeline_para_size 2 takes 2 sources, and mpi 1 "
-        "sink; start mpirun -n 3\n"
+        "Error: started with 4 ranks: --tensor-para-size 1 × --pipeline-para-size 2 takes "
+        "2 sources, and mpi needs 1 sink. Start mpirun -n 3\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Microbatches take turns in fewer caches than there are of them, and nothing is lost or mixed up."""
+"""Microbatches take turns in fewer caches than there are; nothing is lost or mixed up."""
 
 from __future__ import annotations
 

@@ -533,11 +533,11 @@ def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ([], "streaming tcp needs --peer ADDR:PORT"),
+        ([], "--streaming tcp needs --peer ADDR:PORT"),
         (["--peer", "localhost"], "--peer: 'localhost' is not an address"),
         (
             ["--peer", "a:1,b:2"],
-            "peer names 2 sinks: give one for all, or one for each of the 1 sources",
+            "--peer gives 2 addresses: give one for all sources, or one for each",
         ),
     ],
 )

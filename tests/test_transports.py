@@ -40,7 +40,7 @@ def test_capabilities() -> None:
     entries = DESTINATIONS.values()
     assert {entry.name for entry in entries if entry.remote} == {"mpi", "nccl", "nixl"}
     assert {entry.name for entry in entries if entry.device_memory} == {"nccl", "nixl"}
-    assert [entry.name for entry in entries if entry.on_storage] == ["disk"]
+    assert {entry.name for entry in entries if entry.on_storage} == {"disk"}
     assert [entry.name for entry in entries if entry.external_sink] == ["tcp"]
     assert [entry.name for entry in entries if entry.uses_host_slots(on_cuda=True)] == [
         "disk",
@@ -87,7 +87,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
     options = Options("nccl", "nixl", device="cuda", nccl_loopback=True)
     chosen = [registry.transport(mode) for mode in options.streaming]
     assert chosen[0].conflict(options, chosen) == (
-        "nccl_loopback cannot be combined with streaming nixl: nixl needs one GPU per rank. "
+        "--nccl-loopback cannot be combined with --streaming nixl: nixl needs one GPU per rank. "
         "Drop one of them"
     )
     assert chosen[0].conflict(options, chosen[:1]) is None

@@ -526,11 +526,11 @@ def test_a_value_of_another_kind_is_refused_with_its_key(
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("7", "ckpt_path: 7 is no folder; give the path of one, as text"),
-        ("[1, 2]", r"ckpt_path: \[1, 2\] is no folder"),
-        ("true", "ckpt_path: True is no folder"),
-        ("{ a = 1 }", r"ckpt_path: \{'a': 1\} is no folder"),
-        ('""', "ckpt_path: '' is no folder"),
+        ("7", "ckpt_path: 7 is not a folder; give the path of one, as text"),
+        ("[1, 2]", r"ckpt_path: \[1, 2\] is not a folder"),
+        ("true", "ckpt_path: True is not a folder"),
+        ("{ a = 1 }", r"ckpt_path: \{'a': 1\} is not a folder"),
+        ('""', "ckpt_path: '' is not a folder"),
         (r'"a\u0000b"', r"ckpt_path: 'a\\x00b' has a NUL character"),
         (json.dumps("n" * 300), "File name too long"),
         ('"none"', "none is no folder"),

@@ -14,7 +14,7 @@ from dejavubench.machine.launcher import SAID_S, launched_rank, local_rank
 from dejavubench.values import one_line
 
 LEAST_FILES = 64
-"""Open files of a rank: sockets of MPI and UCX, libraries, records, streams. About 40."""
+"""Open files that a rank needs; about 40 were measured: sockets, libraries, records, streams."""
 
 WANTED_FILES = 4096
 

@@ -2,155 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dejavubench import units, values
+from dejavubench import units
 from dejavubench.cli.output import BadInput, table_options, write_to
-from dejavubench.cli.params import PATH, Read
-from dejavubench.config.experiment import Experiment
-from dejavubench.config.points import DataType, LayoutName, Point
-from dejavubench.models.hub import specs
+from dejavubench.cli.planoptions import plan_options
+from dejavubench.config.points import Point
+from dejavubench.models.hub.modelspec import ModelSpec
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.plan import Setup
     from dejavubench.planning.traffic import Traffic
 
 
-# ---- options ----
-
-
-def _as_spec(value: str) -> specs.ModelSpec:
-    if value == specs.CUSTOM:
-        raise ValueError(
-            f"{specs.CUSTOM} has no sizes of its own; use one of {', '.join(specs.SPECS)}"
-        )
-    return specs.spec(value)
-
-
-def _as_cuts(value: Any) -> Any:
-    if isinstance(value, tuple):  # click converts a value again
-        return value
-    try:
-        return tuple(values.whole(part, least=-values.MOST) for part in str(value).split(","))
-    except ValueError:
-        raise ValueError(f"{values.shown(value)} is not a list of layers such as 0,7,13") from None
-
-
-def _as_count(value: Any) -> int:
-    if isinstance(value, str) and "," in value:
-        raise ValueError(f"takes one value; it cannot be swept: {values.shown(value)}")
-    return values.whole(value)
-
-
-COUNT = Read("count", _as_count)
-CUTS = Read("cuts", _as_cuts)
-
-
-def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
-    """Add a count with the default of the same option of ``run``."""
-    default = Experiment.model_fields[key].default
-    first = default[0] if isinstance(default, tuple) else default
-    flag = "--" + key.replace("_", "-")
-    return click.option(
-        flag, metavar=metavar, type=COUNT, default=first, show_default=True, help=text
-    )
-
-
 @click.command()
-@click.option(
-    "--model",
-    "spec",
-    metavar="NAME",
-    type=Read("model", _as_spec),
-    help="Sizes by name: gpt2, opt-13b, …",
-)
-@click.option(
-    "--ckpt-path",
-    metavar="DIR",
-    type=PATH,
-    help="Hugging Face folder to take the sizes from instead; its config.json is enough.",
-)
-@_count("input_len", "P", "Tokens of each prompt.")
-@_count("output_len", "T", "New tokens per request, including the one that ends the prompt.")
-@click.option(
-    "--data-type",
-    "--inference-data-type",
-    type=click.Choice(get_args(DataType)),
-    default="fp16",
-    show_default=True,
-    help="Data type of the cache.",
-)
-@click.option(
-    "--kv-layout",
-    type=click.Choice(get_args(LayoutName)),
-    default=Experiment.model_fields["kv_layout"].default[0],
-    show_default=True,
-    help="Layout of the caches on both sides.",
-)
-@_count("ubatch_size", "N", "Requests per microbatch of the sources.")
-@_count("tensor_para_size", "N", "Tensor-parallel degree of the sources.")
-@click.option(
-    "--pipeline-para-size",
-    metavar="N",
-    type=COUNT,
-    help="Pipeline depth of the sources, cut evenly. [default: 1]",
-)
-@click.option(
-    "--layer-cuts",
-    metavar="0,A,…,L",
-    type=CUTS,
-    help="Stage boundaries of the sources, if they are uneven.",
-)
-@click.option(
-    "--sink-ubatch-size",
-    metavar="N",
-    type=COUNT,
-    help="Requests per microbatch of the sinks. [default: as sources]",
-)
-@click.option(
-    "--sink-tensor-para-size",
-    metavar="N",
-    type=COUNT,
-    help="Tensor-parallel degree of the sinks. [default: as sources]",
-)
-@click.option(
-    "--sink-pipeline-para-size",
-    metavar="N",
-    type=COUNT,
-    help="Pipeline depth of the sinks, cut evenly. [default: as sources]",
-)
-@click.option(
-    "--sink-layer-cuts",
-    metavar="0,A,…,L",
-    type=CUTS,
-    help="Stage boundaries of the sinks, if they are uneven.",
-)
-@click.option(
-    "--requests",
-    metavar="N",
-    type=COUNT,
-    help="Requests in flight. [default: ubatch size × pipeline depth of the sources]",
-)
-@click.option(
-    "--link",
-    "rate",
-    metavar="RATE",
-    type=Read("rate", units.rate),
-    help="Rate of each link, to add the least times: 25GB/s, 23.3GiB/s, 200Gbit/s.",
-)
-@click.option(
-    "--latency",
-    metavar="TIME",
-    type=Read("latency", units.latency),
-    help="Latency of each link: 5us, 0.1ms. [default: 0]",
-)
+@plan_options
 @table_options("Format: csv has the pairs alone; json every transfer, up to 100,000.")
 def plan(
-    spec: specs.ModelSpec | None,
+    spec: ModelSpec | None,
     ckpt_path: Path | None,
     requests: int | None,
     rate: float | None,
@@ -189,7 +61,7 @@ def plan(
 # ---- from options to setups ----
 
 
-def _spec(named: specs.ModelSpec | None, folder: Path | None) -> specs.ModelSpec:
+def _spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
     from dejavubench.models.hub.checkpoint import CheckpointError, read_spec
 
     if (named is None) == (folder is None):
@@ -203,7 +75,7 @@ def _spec(named: specs.ModelSpec | None, folder: Path | None) -> specs.ModelSpec
         raise BadInput(f"--ckpt-path: {error}") from None
 
 
-def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
+def _traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
     from dejavubench.planning.traffic import traffic
 
     cuts = _cuts(spec, sizes, "", default=spec.layer_cuts(1))
@@ -232,7 +104,7 @@ def _traffic(spec: specs.ModelSpec, requests: int | None, sizes: dict[str, Any])
 
 
 def _cuts(
-    spec: specs.ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]
+    spec: ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Return the cuts of a side: given ones, even ones for a given depth, or the default."""
     cuts, stages = sizes[f"{side}layer_cuts"], sizes[f"{side}pipeline_para_size"]
@@ -259,7 +131,7 @@ def _cuts(
 
 
 def _side(
-    spec: specs.ModelSpec,
+    spec: ModelSpec,
     sizes: dict[str, Any],
     side: str,
     cuts: tuple[int, ...],

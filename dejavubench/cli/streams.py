@@ -65,9 +65,7 @@ def _plain_character(character: str) -> str:
 
 
 class Guarded:
-    """A text stream that raises OutputError, and raises it again at each later call.
-
-    Click swallows the first one.
+    """A text stream that raises OutputError at every call after a failure: click swallows the first.
 
     It shows no ``buffer``, so that nothing writes past it. All else is the stream's.
     """
@@ -131,7 +129,7 @@ class Messages(Guarded):
 
 
 class Closed(Guarded):
-    """A standard output that was closed before this program began: writing to it is an error."""
+    """Standard output that was closed before this program began: an error once it is written to."""
 
     def write(self, text: str) -> int:
         if text:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dejavubench.config.experiment import Experiment
 
 Scenario = Literal["plain", "handover", "swap", "restart"]
-"""What a request goes through."""
+"""Kinds of things that a request goes through."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Arm:
 
     @property
     def destination(self) -> Transport | None:
-        """Where the cache goes; None for a baseline."""
+        """The destination of the cache; None for a baseline."""
         return transport(self.store or self.mode) if self.streams else None
 
     @property

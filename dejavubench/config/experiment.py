@@ -21,7 +21,7 @@ from dejavubench.config.options.workload import WorkloadOptions
 class Experiment(  # pydantic lists the fields of the last base first
     MachineOptions, MeasurementOptions, StreamingOptions, ModelOptions, WorkloadOptions
 ):
-    """What to run. Options that take a list sweep: every combination is a point of its own."""
+    """The options of a run. Options that take a list sweep: each combination is a point."""
 
     model_config = PURE
 
@@ -49,7 +49,7 @@ class Experiment(  # pydantic lists the fields of the last base first
 OPTIONS: Mapping[str, OptionInfo] = {
     key: info_of(field) for key, field in Experiment.model_fields.items()
 }
-"""What is noted of each option, by its key."""
+"""The notes on each option, by its key."""
 
 
 def default_of(key: str) -> Any:

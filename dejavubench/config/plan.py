@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every rank needs to know of the run. Rank 0 makes it and broadcasts it.
+    """A run as every rank must know it. Rank 0 makes the plan and broadcasts it.
 
     Attributes:
         experiment: the options, with ``auto`` settled.

@@ -1,11 +1,11 @@
-"""Ground floor: prompts from a file, as token ids; neither torch nor MPI.
+"""Prompts from a file, as token ids. Neither torch nor MPI is needed.
 
-One prompt a line. The name's end says how lines are read, in capitals too:
+The file has one prompt per line. Its suffix, in any case, says how lines are read:
 
 - ``.csv``: token ids with commas between (FasterTransformer's ``start_ids.csv``).
 - ``.jsonl``, ``.ndjson``: JSON in one of :data:`SHAPES`.
 - ``.json``: refused, as it is one document and not one prompt a line.
-- any other: token ids if every line has numbers and commas alone; else JSON if the first line is a
+- others: token ids if every line has numbers and commas alone; else JSON if the first line is a
   JSON list or object and the name does not end in ``.txt``; else each line is a text.
 """
 
@@ -31,17 +31,17 @@ SHAPES = (
     '{"prompt": [1, 2, 3]}; text as a line (.txt) or, as JSON (.jsonl), "text" or '
     '{"prompt": "text"}'
 )
-"""Contents of a line that are read."""
+"""Lines that are read."""
 
 ID_KEYS, KEYS = ("prompt_token_ids",), ("prompt_token_ids", "prompt")
-"""Keys of an object that hold a prompt (vLLM's names). The first one found counts."""
+"""Keys of an object that may hold a prompt (vLLM's names); the first one present counts."""
 
 FOREIGN = {
     "hash_ids": "a Mooncake trace, which has lengths and hashes but no tokens",
     "conversations": "a ShareGPT conversation, which does not say where the prompt ends",
     "messages": "a chat, whose text depends on a template",
 }
-"""Keys by which other tools' files are known, and why they hold no prompt."""
+"""Keys that tell files of other tools, and why such a file holds no prompt."""
 
 MOST_NBYTES = 1 << 30
 LARGEST_ID = 2**31 - 1
@@ -56,7 +56,7 @@ TOKENIZERS = (
     "vocab.txt",
     "spiece.model",
 )
-"""Files of which a folder with a tokenizer has at least one."""
+"""A folder with a tokenizer has at least one of these files."""
 
 
 class PromptError(ValueError):
@@ -64,7 +64,11 @@ class PromptError(ValueError):
 
 
 def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
-    """The token ids of each prompt; those of texts by the tokenizer of the checkpoint's ``folder``.
+    """Return the token ids of each prompt.
+
+    Args:
+        path: the file.
+        folder: the checkpoint, whose tokenizer reads prompts that are text.
 
     Raises:
         PromptError: the file cannot be read, has no prompt, or a line is none.
@@ -72,7 +76,7 @@ def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
     lines = _lines(path)
     prompts = tuple(_prompts(path, lines, cache(lambda: _tokenizer(folder))))
     if not prompts:
-        raise PromptError(f"{path}: holds no prompt")
+        raise PromptError(f"{path}: has no prompt")
     return prompts
 
 
@@ -84,7 +88,7 @@ def _lines(path: Path) -> list[str]:
             or stat.S_ISFIFO(found.st_mode)
             or stat.S_ISDIR(found.st_mode)
         ):
-            raise PromptError(f"{path}: is no file")
+            raise PromptError(f"{path}: is not a file")
         if found.st_size > MOST_NBYTES:
             raise PromptError(f"{path}: has {found.st_size} bytes; at most {MOST_NBYTES} are read")
         text = read_text(path)
@@ -113,11 +117,11 @@ def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> I
 
 
 def _reader(path: Path, lines: list[str]) -> Read:
-    """How this file's lines are read."""
+    """Return how the lines of this file are read."""
     suffix = path.suffix.lower()
     if suffix == ".json":
         raise PromptError(
-            f"{path}: a .json file is one document: give one prompt a line in a .jsonl file: "
+            f"{path}: a .json file is one document: give one prompt per line in a .jsonl file: "
             f"{SHAPES}"
         )
     if suffix in (".jsonl", ".ndjson"):
@@ -161,7 +165,7 @@ def _from_json(line: str) -> list[int] | str:
     if isinstance(value, list):
         return [_id(item) for item in value]
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is no prompt; lines that are read: {SHAPES}")
+        raise ValueError(f"{shown(value)} is not a prompt; lines that are read: {SHAPES}")
     return value
 
 
@@ -170,7 +174,7 @@ def _of_object(value: dict[str, Any]) -> Any:
     for key in KEYS:
         if key in value:
             if key in ID_KEYS and not isinstance(value[key], list):
-                raise ValueError(f"{key} {shown(value[key])} is no list of token ids")
+                raise ValueError(f"{key} {shown(value[key])} is not a list of token ids")
             return value[key]
     known = next((why for key, why in FOREIGN.items() if key in value), None)
     what = (
@@ -184,9 +188,9 @@ def _of_object(value: dict[str, Any]) -> Any:
 def _id(item: Any) -> int:
     number = int(item) if isinstance(item, str) and _WHOLE.fullmatch(item) else item
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ValueError(f"{shown(item)} is no token id{_hint(item)}")
+        raise ValueError(f"{shown(item)} is not a token id{_hint(item)}")
     if number > LARGEST_ID:
-        raise ValueError(f"{shown(item)} is no token id: it is larger than {LARGEST_ID}")
+        raise ValueError(f"{shown(item)} is not a token id: it is larger than {LARGEST_ID}")
     return number
 
 
@@ -214,7 +218,8 @@ def _tokenizer(folder: Path | None) -> Encode:
     except ImportError:
         raise PromptError(
             "prompts of text need transformers, which is not installed: pip install "
-            "'dejavubench[text]', or give token ids (.csv or .jsonl)"
+            "'dejavubench[text]', or give "
+            "token ids (.csv or .jsonl)"
         ) from None
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise PromptError(
@@ -223,7 +228,7 @@ def _tokenizer(folder: Path | None) -> Encode:
         )
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - what is wrong with a tokenizer's files comes as anything
+    except Exception as error:  # noqa: BLE001 - broken tokenizer files raise anything
         why = one_line(str(error)) or type(error).__name__
         raise PromptError(
             f"{folder}: no tokenizer that transformers can load; give token ids, or save the "

@@ -28,7 +28,7 @@ BATCHED_SPEEDUP = 3
 
 @dataclass(frozen=True)
 class Rates:
-    """What one core does: ``matmul`` in fp32 FLOP/s, ``read`` in bytes/s."""
+    """The speed of one core: ``matmul`` in fp32 FLOP/s, ``read`` in bytes/s."""
 
     matmul: float
     read: float

@@ -22,7 +22,7 @@ STAGING_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Room:
-    """What a host has to give.
+    """The memory and GPUs that a host has to give.
 
     Attributes:
         memory: bytes of host memory that are available.

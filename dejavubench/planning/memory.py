@@ -17,13 +17,7 @@ from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
 from dejavubench.models.hub.modelspec import ModelSpec, even_cuts
 from dejavubench.models.hub.shard import most_parameters
 from dejavubench.planning.devices import DeviceNumbers
-from dejavubench.planning.staging import (
-    MIB,
-    SLOTS_ON_HOST,
-    Staging,
-    slot_nbytes,
-    source_staging,
-)
+from dejavubench.planning.staging import MIB, Staging, sink_staging, source_staging
 from dejavubench.planning.traffic import requests_in_common
 
 PROCESS_NBYTES = 250 * MIB
@@ -56,8 +50,8 @@ class Memory:
         cache: of all microbatches in flight on one source, and of those they take turns in.
         source: of a source: process, weights, cache, staging, host buffer, activations. On cuda,
             staging, host buffer and bounce buffer are in (pinned) host memory, the rest on the GPU.
-        sink: of a sink: process, cache and two chunks of each stream. On cuda, what comes from
-            device memory is on its GPU, the rest in host memory.
+        sink: of a sink: process, cache and staging. On cuda, what comes from device memory is on
+            its GPU, the rest in host memory.
         disk: what a source writes to files.
         staging: of a source.
     """
@@ -112,7 +106,8 @@ def memory(plan: Plan, point: Point) -> Memory:
             PROCESS_NBYTES + weights + cache + staging.host + host + _cpu_working_nbytes(point)
         )
         successor = _successor_nbytes(point) if point.handed_over else 0
-        sink = Needs(PROCESS_NBYTES + arriving_nbytes(plan, point) + successor)
+        staged = sink_staging(plan, arriving_streams(point)).host
+        sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + staged + successor)
     files = {(arm.mode, arm.durability) for arm in plan.arms if arm.on_disk}
     return Memory(weights, cache, source, sink, streamed * len(files), staging)
 
@@ -138,13 +133,17 @@ def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
     )
 
 
-def arriving_nbytes(plan: Plan, point: Point) -> int:
-    """Return the caches of the sink that receives most streams, and two chunks of each of them."""
+def arriving_nbytes(point: Point) -> int:
+    """Return the caches of the sink that holds most layers."""
+    sinks = point.sinks or point.sources
+    return point.requests // sinks.ubatch_size * worker_geometry(point, sinks).nbytes
+
+
+def arriving_streams(point: Point) -> int:
+    """Return the streams of the sink that receives most."""
     sources, sinks = point.sources, point.sinks or point.sources
     pieces = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
-    streams = _most_sources(point.spec, sources, sinks) * pieces
-    caches = point.requests // sinks.ubatch_size * worker_geometry(point, sinks).nbytes
-    return caches + SLOTS_ON_HOST * streams * slot_nbytes(plan)
+    return _most_sources(point.spec, sources, sinks) * pieces
 
 
 def _most_sources(spec: ModelSpec, sources: Split, sinks: Split) -> int:
@@ -180,12 +179,11 @@ def _pinned(nbytes: int) -> int:
 
 def _cuda_sink(plan: Plan, point: Point) -> Needs:
     """Return what a sink takes; it has a GPU, and a context there, only for device memory."""
-    arriving = arriving_nbytes(plan, point)
-    to_device = any(arm.to_device for arm in plan.running)
-    to_host = any(arm.remote and not arm.to_device for arm in plan.running)
-    process = CUDA_PROCESS_NBYTES if to_device else PROCESS_NBYTES
+    arriving, staged = arriving_nbytes(point), sink_staging(plan, arriving_streams(point))
+    process = CUDA_PROCESS_NBYTES if staged.device else PROCESS_NBYTES
     return Needs(
-        process + (arriving if to_host else 0), CUDA_CONTEXT_NBYTES + arriving if to_device else 0
+        process + (arriving + staged.host if staged.host else 0),
+        CUDA_CONTEXT_NBYTES + arriving + staged.device if staged.device else 0,
     )
 
 

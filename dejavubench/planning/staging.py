@@ -67,7 +67,7 @@ def sink_staging(plan: Plan, streams: int) -> Staging:
     """
     on_cuda = plan.experiment.device == "cuda"
     remote = [arm.destination.entry for arm in plan.running if arm.destination and arm.remote]
-    on_host = any(not entry.uses_device_memory(on_cuda) for entry in remote)
+    on_host = any(entry.uses_host_slots(on_cuda) for entry in remote)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
     each = streams * slot_nbytes(plan)
     return Staging(

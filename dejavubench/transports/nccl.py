@@ -89,7 +89,7 @@ class NCCLTransport(Transport):
             return None
         return Missing(
             "no CUDA device",
-            "streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
+            "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
         )
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
@@ -100,7 +100,7 @@ class NCCLTransport(Transport):
         if not others:
             return None
         return (
-            f"nccl_loopback cannot be combined with streaming {others[0]}: "
+            f"--nccl-loopback cannot be combined with --streaming {others[0]}: "
             f"{others[0]} needs one GPU per rank. Drop one of them"
         )
 

@@ -94,7 +94,7 @@ class NIXLTransport(Transport):
         return NIXLSession(rank)
 
     def missing(self, options: Options) -> Missing | None:
-        return None if has_nixl() else Missing(NOT_INSTALLED, f"streaming nixl: {NOT_INSTALLED}")
+        return None if has_nixl() else Missing(NOT_INSTALLED, f"--streaming nixl: {NOT_INSTALLED}")
 
 
 TRANSPORT = NIXLTransport()

@@ -101,7 +101,7 @@ class TCPTransport(Transport):
             return None
         return Missing(
             "no --peer",
-            "streaming tcp needs --peer ADDR:PORT, where 'dejavubench sink' listens",
+            "--streaming tcp needs --peer ADDR:PORT, where 'dejavubench sink' listens",
         )
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
@@ -109,7 +109,7 @@ class TCPTransport(Transport):
         if peers in (0, 1, options.sources):
             return None
         return (
-            f"peer names {peers} sinks: give one for all, or one for each of "
+            f"--peer gives {peers} addresses: give one for all sources, or one for each of "
             f"the {options.sources} sources"
         )
 

@@ -26,7 +26,7 @@ from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
 from dejavubench.bench.scenarios import plain
 from dejavubench.bench.startup import firstrecords, workspace
-from dejavubench.cli import main
+from dejavubench.cli import main, starting
 from dejavubench.cli import run as cli_run
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib import receiver
@@ -182,7 +182,7 @@ def late(how: str) -> None:
 
             return agreed
 
-        instead(cli_run, "agreed", make)
+        instead(starting, "agreed", make)
     else:
 
         def announce(original: Callable[[], str]) -> Callable[[], str]:

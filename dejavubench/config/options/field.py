@@ -24,7 +24,7 @@ KEPT = _Kept()
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What stands beside a field.
+    """The notes on an option.
 
     Attributes:
         group: the section of the help.

@@ -24,7 +24,7 @@ _option = partial(option, "Machine")
 
 
 class MachineOptions(BaseModel):
-    """What the run uses of the machine."""
+    """Device, threads, link and timeout of the ranks."""
 
     model_config = PURE
 

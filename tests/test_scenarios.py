@@ -1,0 +1,61 @@
+"""The registry of scenarios: which one an arm goes through, and one part of it per point."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast, get_args
+
+import pytest
+
+from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.scenarios import registry
+from dejavubench.bench.scenarios.handover import HandOverSink
+from dejavubench.bench.scenarios.plain import PlainSink
+from dejavubench.bench.scenarios.registry import SCENARIOS, Scenarios
+from dejavubench.bench.scenarios.swap import SwapSink
+from dejavubench.config.arms import Arm, Scenario
+from dejavubench.dejavulib.device_receiver import DeviceReceiver
+from dejavubench.dejavulib.receiver import CacheReceiver
+from dejavubench.planning.staging import SLOTS_ON_DEVICE, SLOTS_ON_HOST
+
+BASELINE = Arm("none", "none", role="baseline")
+STREAMING = Arm("mpi@3", "mpi", "3")
+SWAPPING = Arm("swap-host", "swap-host", "3", scenario="swap", store="host")
+
+
+def a_sink() -> Sink:
+    """Return the part of a rank that is never used here: a scenario only keeps it."""
+    return cast(Sink, SimpleNamespace(ends=None, side=None))
+
+
+def test_every_scenario_that_arms_can_name_is_registered() -> None:
+    assert set(SCENARIOS) == set(get_args(Scenario))
+
+
+def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
+    scenarios = Scenarios(a_sink())
+    assert scenarios.of(BASELINE) is scenarios.of(STREAMING)
+    assert type(scenarios.of(STREAMING)) is PlainSink
+    assert type(scenarios.of(SWAPPING)) is SwapSink
+    assert scenarios.all([BASELINE, SWAPPING, STREAMING]) == [
+        scenarios.of(BASELINE),
+        scenarios.of(SWAPPING),
+    ]
+
+
+def test_a_hand_over_gives_sinks_a_model() -> None:
+    handed_over = Arm("mpi@3", "mpi", "3", scenario="handover")
+    assert type(Scenarios(a_sink()).of(handed_over)) is HandOverSink
+    assert registry.sinks_compute([handed_over])
+    assert not registry.sinks_compute([BASELINE, STREAMING, SWAPPING])
+
+
+@pytest.mark.parametrize("scenario", get_args(Scenario))
+def test_only_a_restart_happens_once(scenario: Scenario) -> None:
+    arm = Arm("disk@3", "disk", "3", "fdatasync", scenario=scenario)
+    assert registry.once([arm]) == (scenario == "restart")
+
+
+def test_planned_staging_has_as_many_slots_as_receivers_take() -> None:
+    assert SLOTS_ON_HOST == CacheReceiver.SLOTS
+    assert SLOTS_ON_DEVICE == DeviceReceiver.SLOTS
