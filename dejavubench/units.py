@@ -7,6 +7,9 @@ import re
 
 from dejavubench.values import shown, text_of
 
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes per element of each data type."""
+
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 # The micro sign and the Greek letter are two characters.
 _EXPONENTS = {"s": 0, "ms": -3, "us": -6, "µs": -6, "μs": -6, "ns": -9}

@@ -1,4 +1,4 @@
-"""Hugging Face folders: each family's weights come out right whatever the split, and broken folders are refused."""
+"""Hugging Face folders: the right weights of each family and split; broken folders are refused."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_folder_has_the_sizes_of_the_model_that_was_saved(family: str, tmp_pat
 def test_a_folder_gives_the_model_that_was_saved(
     family: str, layout: KVLayout, shards: bool, tmp_path: Path
 ) -> None:
-    """Prompt and decode steps, as far as its context goes; the layouts, which weights do not see, take turns."""
+    """Prompt and decode steps up to the context; the layouts, which do not matter, take turns."""
     theirs = MODELS[family]()
     model = loaded(save(theirs, tmp_path / "model", shards))
     assert model.parameters == model.spec.parameters == sum(p.numel() for p in theirs.parameters())
@@ -220,7 +220,8 @@ def test_a_run_generates_the_tokens_of_transformers(
         prompt = torch.tensor([line["prompt"]])
         with torch.inference_mode():
             expected = theirs.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False, eos_token_id=None,
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new,
+                do_sample=False, eos_token_id=None,
                 pad_token_id=0,
             )  # fmt: skip
         assert line["tokens"] == expected[0, 8:].tolist()
@@ -244,7 +245,10 @@ def configured(**changes: object) -> Callable[[Path], None]:
 
 def another_architecture(folder: Path) -> str:
     configured(model_type="mixtral")(folder)
-    return "config.json: models of type 'mixtral' are not supported; gpt2, opt, bloom, llama, mistral, qwen2, qwen3 are"
+    return (
+        "config.json: models of type 'mixtral' are not supported; "
+        "gpt2, opt, bloom, llama, mistral, qwen2, qwen3 are"
+    )
 
 
 def another_activation(folder: Path) -> str:
@@ -259,7 +263,10 @@ def heads_that_do_not_fit(folder: Path) -> str:
 
 def another_width(folder: Path) -> str:
     configured(n_positions=CONTEXT + 1)(folder)
-    said = f"tensor transformer.wpe.weight is {CONTEXT} × 32; by config.json it should be {CONTEXT + 1} × 32"
+    said = (
+        f"tensor transformer.wpe.weight is {CONTEXT} × 32; "
+        f"by config.json it should be {CONTEXT + 1} × 32"
+    )
     return f"model.safetensors: {said}"
 
 
@@ -285,7 +292,7 @@ def cut_off(folder: Path) -> str:
 def cut_off_in_the_header(folder: Path) -> str:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    return "model.safetensors: no safetensors file, or one that is cut off in its header"
+    return "model.safetensors: not a safetensors file, or cut off in its header"
 
 
 def no_weights(folder: Path) -> str:
@@ -311,12 +318,12 @@ def index_that_leads_out(folder: Path) -> str:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"x": "../model.safetensors"}})
     )
-    return "which is no file of this folder"
+    return "which is not a file of this folder"
 
 
 def no_folder(folder: Path) -> str:
     shutil.rmtree(folder)
-    return "is no folder"
+    return "is not a folder"
 
 
 BROKEN = [
@@ -367,9 +374,9 @@ def test_a_model_of_its_own_is_not_named_beside_a_folder(tmp_path: Path) -> None
     from dejavubench.errors import UsageError
 
     folder = saved("gpt2", tmp_path / "model")
-    with pytest.raises(UsageError, match="ckpt_path has a model of its own"):
+    with pytest.raises(UsageError, match="--ckpt-path, which has a model of its own"):
         load(None, {"ckpt_path": folder, "model": "gpt2"}, {})
-    with pytest.raises(UsageError, match=r"layer_num is for --model custom"):
+    with pytest.raises(UsageError, match=r"layer-num 3 is for --model custom"):
         load(None, {"ckpt_path": folder, "layer_num": 3}, {})
 
 

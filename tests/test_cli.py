@@ -165,7 +165,7 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
         (["walk"], "No such command 'walk'."),
         (["run", "--model"], "Option '--model' requires an argument."),
         (["run", "--model", "gpt3"], "--model: unknown model 'gpt3'; did you mean gpt2?"),
-        (["run", "--ckpt_path", "x"], "--ckpt-path: x is no folder"),
+        (["run", "--ckpt_path", "x"], "--ckpt-path: x is not a folder"),
         (["run", "none.toml"], "none.toml: No such file or directory"),
         (
             ["run", "--model", "gpt2", "--tensor_para_size", "5"],

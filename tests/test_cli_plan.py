@@ -397,7 +397,7 @@ def test_heads_of_keys_and_values_are_what_is_shared(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert refused("--ckpt-path", "nowhere") == "--ckpt-path: nowhere is no folder"
+    assert refused("--ckpt-path", "nowhere") == "--ckpt-path: nowhere is not a folder"
     other = llama(tmp_path / "other", model_type="t5")
     assert "models of type 't5' are not supported" in refused("--ckpt-path", str(other))
 

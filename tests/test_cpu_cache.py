@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
 import os
@@ -125,9 +126,31 @@ def test_a_helper_that_a_kernel_calls_is_looked_at(tmp_path: Path) -> None:
     assert cpu_cache.source_digest(copy) != cpu_cache.source_digest()
 
 
+def test_no_module_that_kernels_import_is_left_out_of_the_digest() -> None:
+    """Their own folder is hashed as a whole; others that it imports must be named."""
+    package = Path(cpu_cache.__file__).parents[3]
+    without_numbers = {package / "units.py", package / "wholefile.py"}  # messages and files
+    for source in Path(cpu_cache.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "dejavubench"
+            ):
+                continue
+            module = package.parent.joinpath(*str(node.module).split("."))
+            for name in node.names:
+                inner = module / f"{name.name}.py"
+                file = inner if inner.exists() else module.with_suffix(".py")
+                assert (
+                    file.parent == source.parent
+                    or file in cpu_cache.OUTER_SOURCES
+                    or file in without_numbers
+                    or source.name == "backend.py"  # has no compiled code
+                ), f"{source.name} imports {file}"
+
+
 @pytest.mark.drill
 def test_an_edited_helper_is_what_runs(tmp_path: Path) -> None:
-    """The program is copied, run, edited in a helper of the kernel, and run again with the same cache."""
+    """A copy is run, edited in a helper of the kernel, and run again with the same cache."""
     package = Path(cpu_cache.__file__).parents[3]
     shutil.copytree(package, tmp_path / "dejavubench", ignore=shutil.ignore_patterns("__pycache__"))
     script = """

@@ -160,7 +160,7 @@ def test_leading_axes_stay() -> None:
 def test_every_way_of_a_linear_is_that_of_torch(
     rows: int, activation: Activation, weights: torch.dtype
 ) -> None:
-    """On either side of every number of rows where the way changes; bf16 is right also where it is slow."""
+    """On either side of each number of rows at which the way changes, and in bf16 if it is slow."""
     for dtype in (torch.float32, torch.bfloat16) if weights == torch.bfloat16 else (torch.float32,):
         x, weight = drawn(rows, 64, dtype=dtype), drawn(40, 64, dtype=weights) * 0.12
         for bias, residual in (
@@ -284,7 +284,7 @@ def test_attention_of_one_query_is_that_of_torch(
     with_padding: bool,
     threads: int,
 ) -> None:
-    """Over a cache that is no number wherever nothing was stored, and before a request's own first position."""
+    """The cache is NaN wherever nothing was stored, and before a request's own first position."""
     torch.set_num_threads(threads)
     size = vectors * 8 + (more if layout is not KVLayout.FT else 0)
     cache = KVCache.allocate(
@@ -344,13 +344,15 @@ def test_a_position_on_the_device_is_stored_and_attended_to_like_a_number() -> N
 
 
 def test_every_thread_of_torchs_pool_has_its_share() -> None:
-    """Were there a second pool, kernels would wait for cores on which the first one spins; alone in its process."""
+    """A second pool would make kernels wait for cores on which the first one spins."""
     script = """
 import torch
 import dejavubench.models.backends.cpu.backend
 torch.set_num_threads(3)
 torch.ones(1 << 20).sum()
-threads = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Threads:"))
+def threads():
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith("Threads:"))
 where = torch.zeros(3, dtype=torch.int64)
 from dejavubench.models.backends.cpu.threads import kernel, run, struct, thread_number
 from dejavubench.models.backends.cpu.elementwise import integers
@@ -393,7 +395,7 @@ def test_kernels_run_beside_another_thread_that_does() -> None:
 @pytest.mark.drill
 @pytest.mark.parametrize("left_out", ["amx,bf16", "avx512"])
 def test_all_of_this_holds_with_fewer_features(left_out: str) -> None:
-    """This file and the model's, in a process that does without them; a CPU that lacks them runs them as they are."""
+    """This file and the model's pass in a process without these features."""
     if WITHOUT in os.environ:
         pytest.skip("features are left out already")
     here = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""The model on a CUDA device: the numbers of the CPU's, and a captured step that serves every position."""
+"""The model on a CUDA device gives the CPU's numbers; a captured step serves every position."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
 def test_peaks_tell_of_logits_that_are_no_numbers(
     sampling: Sampling | None, thorough: bool
 ) -> None:
-    """Of the prompt's and the last step; while thorough, of every one, also if the steps after it are well again."""
+    """Of the prompt's and the last step; while thorough of every step, also of an earlier one."""
     spec = SPECS["llama"]  # whose head is not the embedding as well
     model = build(spec, torch.float16)
     cache = KVCache.allocate(model.kv_geometry(BATCH, 64, KVLayout.HND), torch.float16, "cuda")

@@ -52,7 +52,7 @@ def at(position: int) -> Tensor:
     return torch.tensor([position], device="cuda")
 
 
-# ---- linear ---------------------------------------------------------------------------------------------------
+# ---- linear  ----
 
 
 SHAPES = [
@@ -104,7 +104,7 @@ def test_what_a_linear_has_no_kernel_for_is_refused(
         linear(random(rows, ins, dtype=dtype), random(64, ins, dtype=dtype))
 
 
-# ---- layer norm -----------------------------------------------------------------------------------------------
+# ---- layer norm  ----
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -116,7 +116,7 @@ def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
     close(layer_norm(x, weight, bias, 1e-5), expected)
 
 
-# ---- cache and attention --------------------------------------------------------------------------------------
+# ---- cache and attention  ----
 
 
 def one_step(requests: int, heads: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,7 +186,7 @@ def test_what_lies_beyond_the_position_is_never_read() -> None:
         assert not attend(q, k, v, cache, 0, at(99)).isnan().any()
 
 
-# ---- a step ---------------------------------------------------------------------------------------------------
+# ---- a step  ----
 
 
 def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:

@@ -1,4 +1,4 @@
-"""The GPT against the Hugging Face models of its three families, and what it promises about its cache."""
+"""The GPT against the Hugging Face models of its families, and its promises about the cache."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
 
 
 def shaken(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Its state, every tensor made random: no bias stays 0, no norm 1, and attention is far from uniform."""
+    """Return its state with random tensors: no bias is 0, no norm 1, and attention not uniform."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

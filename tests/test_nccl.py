@@ -1,4 +1,4 @@
-"""NCCL: who may share a card, the destination's protocol over a link made of memory, and the real thing on GPUs."""
+"""NCCL: ranks that share a GPU, the protocol over a link made of memory, and real GPUs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def test_cards_of_their_own_need_nothing() -> None:
 def test_sharing_a_card_is_refused_on_every_rank(rank: int) -> None:
     with pytest.raises(
         SharedGpuError,
-        match=r"^ranks 0, 2 and 3 share one GPU \(GPU-a\): NCCL needs a GPU for each rank, or --nccl-loopback",
+        match=r"^ranks 0, 2 and 3 share one GPU \(GPU-a\): NCCL needs a GPU for each rank, "
+        "or --nccl-loopback",
     ):
         prepared([A, B, A, A], rank, loopback=False)
 
@@ -284,7 +285,7 @@ def end(model: Model) -> None:
 def test_interleaved_streams_arrive_in_place(
     level: Level, layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two microbatches between two ranks, which only the announcements tell apart; twice, with other data."""
+    """Two microbatches, which only the announcements tell apart; twice, with other data."""
     monkeypatch.setattr(nccl_source, "GROUP", 16)
     monkeypatch.setattr(nccl_sink, "GROUP", 16)
     geometry = small_geometry(layout)

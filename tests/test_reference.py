@@ -83,3 +83,10 @@ def test_analysis_loads_neither_torch_nor_mpi() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_key_that_is_recorded_has_a_name() -> None:
+    from dejavubench.bench.environment.facts import of_rank, of_run
+
+    assert set(of_run(["a"], 1, 2)) <= set(RunEnvironment.model_fields)
+    assert set(of_rank()) <= set(RankEnvironment.model_fields)

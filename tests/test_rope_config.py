@@ -1,4 +1,4 @@
-"""Rotary embeddings, their stretching and sliding windows: as transformers reads them, or refused with the key."""
+"""Rotary embeddings and sliding windows: read as transformers does, or refused with the key."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ DEFAULT = {"rope_type": "default"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dynamic": (
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-        r"rope_scaling\.type: rope of type 'dynamic' is not supported; default, linear, llama3, yarn are",
+        r"rope_scaling\.type: rope of type 'dynamic' is not supported; "
+        "default, linear, llama3, yarn are",
     ),
     "longrope": (
         {"rope_parameters": {"rope_type": "longrope"}},
@@ -134,7 +135,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "llama3 upside down": (
         {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
-        r"rope_scaling\.high_freq_factor 1\.0 is not supported: it must be more than low_freq_factor",
+        r"rope_scaling\.high_freq_factor 1\.0 is not supported: "
+        "it must be more than low_freq_factor",
     ),
     "nested and different": (
         {
@@ -195,7 +197,7 @@ def test_stretched_embeddings_reach_as_far_as_they_are_stretched(
     as_transformers(folder, reach)
     sizes = {"ckpt_path": folder, "device": "cpu", "output_len": 2}
     assert load(None, sizes | {"input_len": reach - 1}, {}).points[0].problem is None
-    with pytest.raises(UsageError, match=f"take {reach + 1} positions; model has {reach}$"):
+    with pytest.raises(UsageError, match=f"take {reach + 1} positions, but model has {reach}$"):
         load(None, sizes | {"input_len": reach}, {})
 
 
@@ -266,7 +268,7 @@ def test_a_request_within_a_sliding_window_is_right_and_a_longer_one_refused_wit
             load(None, sizes | {"input_len": window}, {})
         with pytest.raises(
             UsageError,
-            match=r"max_seq_len 40 is more than the 24 positions of model .*sliding_window",
+            match=r"max-seq-len 40 is more than the 24 positions of model .*sliding_window",
         ):
             load(None, sizes | {"input_len": 4, "max_seq_len": 40}, {})
 

@@ -1,4 +1,4 @@
-"""Drawing tokens: from what transformers would draw from, and the same whatever the batch and the split."""
+"""Drawing tokens from transformers' probabilities; batch and split make no difference."""
 
 from __future__ import annotations
 

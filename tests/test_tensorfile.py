@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what the library refuses is refused before anything starts, naming the tensor."""
+"""Headers of safetensors files: what the library refuses is refused early, with the tensor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def lie_about_a_type(folder: Path) -> str:
 
 def unknown_type(folder: Path) -> str:
     rewrite_header(folder / WHOLE, lambda header: header[QUERY].update(dtype="F7"))
-    return f"{WHOLE}: tensor {QUERY} is stored as 'F7', which is no type that the safetensors library knows"
+    return (
+        f"{WHOLE}: tensor {QUERY} is stored as 'F7', "
+        "a type that the safetensors library does not know"
+    )
 
 
 def negative_shape(folder: Path) -> str:
@@ -64,7 +67,7 @@ def header_of_a_list(folder: Path) -> str:
 
 def huge_header(folder: Path) -> str:
     (folder / WHOLE).write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
-    return f"{WHOLE}: no safetensors file, or one that is cut off in its header"
+    return f"{WHOLE}: not a safetensors file, or cut off in its header"
 
 
 def deep_header(folder: Path) -> str:

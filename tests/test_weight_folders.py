@@ -1,4 +1,4 @@
-"""Folders of weights as people have them: what is read is what transformers reads, the rest is named and refused."""
+"""Folders of weights as people have them: read as transformers does, or named and refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def test_other_stored_types_are_refused_by_name_even_with_the_right_shape(
     edit(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(dtype)}))
     refused(
         folder,
-        rf"{WHOLE}: tensor {QUERY} is stored as {stored}\. Weights are read from BF16, F16, F32, F64",
+        rf"{WHOLE}: tensor {QUERY} is stored as {stored}\. "
+        "Only weights in BF16, F16, F32, F64 are read",
     )
     with pytest.raises(CheckpointError, match=f"stored as {stored}"):
         read_spec(folder)
@@ -159,7 +160,8 @@ def test_scales_beside_weights_are_recognised_without_a_word_in_the_configuratio
     )
     refused(
         folder,
-        rf"tensor model\.layers\.0\.self_attn\.q_proj\..* not used.*the weights are quantised \({tool}\)",
+        rf"tensor model\.layers\.0\.self_attn\.q_proj\..* not used.*"
+        rf"the weights are quantised \({tool}\)",
     )
 
 
@@ -288,7 +290,8 @@ def test_an_interrupted_download_is_named(tmp_path: Path) -> None:
     (folder / SHARDS[1]).rename(folder / f"{SHARDS[1]}.incomplete")
     refused(
         folder,
-        rf"names {SHARDS[1]}, which is missing; a download was interrupted \({SHARDS[1]}\.incomplete\)",
+        rf"names {SHARDS[1]}, which is missing; "
+        rf"a download was interrupted \({SHARDS[1]}\.incomplete\)",
     )
     (folder / INDEX).unlink()
     refused(folder, rf"has {SHARDS[0]}, but neither {WHOLE} nor {INDEX}")
@@ -296,7 +299,7 @@ def test_an_interrupted_download_is_named(tmp_path: Path) -> None:
     (folder / WHOLE).symlink_to("../blobs/none")
     refused(folder, "a download was interrupted")
     (folder / f"{SHARDS[1]}.incomplete").unlink()
-    refused(folder, f"{WHOLE} is a link to a file that is not there")
+    refused(folder, f"{WHOLE} is a link to a missing file")
 
 
 # ---- tensors that nothing used ----
@@ -305,12 +308,18 @@ def test_an_interrupted_download_is_named(tmp_path: Path) -> None:
 def bias_in_the_file(folder: Path) -> str:
     name = QUERY.replace("weight", "bias")
     edit(folder, lambda tensors: tensors.update({name: torch.ones(32)}))
-    return f"{WHOLE}: tensor {name} is not used, which changes the model: config.json describes a llama model without"
+    return (
+        f"{WHOLE}: tensor {name} is not used, which changes the model: "
+        "config.json describes a llama model without"
+    )
 
 
 def layer_beyond_the_last(folder: Path) -> str:
     configure(folder, num_hidden_layers=1)
-    return r"tensor model\.layers\.1\..* and 8 others are not used, .*as config.json describes it has no such tensor"
+    return (
+        r"tensor model\.layers\.1\..* and 8 others are not used, "
+        ".*as config.json describes it has no such tensor"
+    )
 
 
 def stray_in_a_shard(folder: Path) -> str:
@@ -345,12 +354,15 @@ def classifier(folder: Path) -> str:
         lambda tensors: (tensors.pop(HEAD), tensors.update({"score.weight": torch.ones(2, 32)})),
     )
     configure(folder, architectures=["LlamaForSequenceClassification"])
-    return f"tensor {HEAD} is in none of its files: config.json says that it was saved from LlamaForSequenceClass"
+    return (
+        f"tensor {HEAD} is in none of its files: "
+        "config.json says that it was saved from LlamaForSequenceClass"
+    )
 
 
 def adapter(folder: Path) -> str:
     (folder / "adapter_config.json").write_text("{}")
-    return "adapter_config.json makes it a folder of an adapter"
+    return "adapter_config.json shows that it is an adapter"
 
 
 def adapter_alone(folder: Path) -> str:
@@ -372,7 +384,10 @@ def adapter_file(folder: Path) -> str:
 
 def own_head_though_tied(folder: Path) -> str:
     configure(folder, tie_word_embeddings=True)
-    return f"tensor {HEAD} differs from {EMBEDDING}, but tie_word_embeddings in config.json makes them one"
+    return (
+        f"tensor {HEAD} differs from {EMBEDDING}, "
+        "but tie_word_embeddings in config.json makes them one"
+    )
 
 
 def no_head(folder: Path) -> str:
@@ -392,7 +407,7 @@ def resized_embedding(folder: Path) -> str:
 
 def more_layers_than_tensors(folder: Path) -> str:
     configure(folder, num_hidden_layers=2_000_000_000)
-    return "its 2000000000 layers are more than the 21 tensors of the files"
+    return "it says 2000000000 layers, but the files hold only 21 tensors"
 
 
 OTHER_KINDS: list[Callable[[Path], str]] = [
@@ -430,7 +445,8 @@ def test_a_multimodal_configuration_is_named(tmp_path: Path) -> None:
     configure(folder, model_type="llava", text_config=SIZES, vision_config={})
     refused(
         folder,
-        "config.json: 'llava' is a multimodal model, which is not supported; text models are: gpt2, opt",
+        "config.json: 'llava' is a multimodal model, which is not supported; "
+        "text models are: gpt2, opt",
     )
 
 
@@ -480,7 +496,7 @@ def test_gpt2s_masks_are_no_weights(tmp_path: Path) -> None:
         (b'{"use_cache": True}', "line 1, column 15: not JSON: True is Python's spelling"),
         (b"<html>", "this is an HTML page"),
         ('{"a": 1}'.encode("utf-16"), "UTF-16"),
-        (b"[1]", "config.json: it is no JSON object"),
+        (b"[1]", "config.json: it is not a JSON object"),
         (b"{}", "models of type None are not supported"),
         (LFS_POINTER.encode() + b"v1\n", "this is a Git LFS pointer"),
     ],
@@ -533,7 +549,7 @@ def test_a_value_of_another_kind_is_refused_with_its_key(
         ('""', "ckpt_path: '' is not a folder"),
         (r'"a\u0000b"', r"ckpt_path: 'a\\x00b' has a NUL character"),
         (json.dumps("n" * 300), "File name too long"),
-        ('"none"', "none is no folder"),
+        ('"none"', "none is not a folder"),
         ('"pyproject.toml"', "pyproject.toml is a file; give the folder that holds config.json"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Random weights: the same for every split, of the published sizes, and such that a wrong cache shows."""
+"""Random weights: the same for every split, of published sizes, and a wrong cache shows."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_drawn_by_seed_and_name_alone() -> None:
 
 
 def test_bits_are_those_of_every_machine() -> None:
-    """Golden values: records and cache files name the weights by their identity, which must go on meaning them."""
+    """Golden values: records and cache files name the weights by them."""
     draw = random_weights(GPT2, 0)
     for name, golden in GOLDEN.items():
         assert [value.hex() for value in draw(name)[0, :2].tolist()] == golden

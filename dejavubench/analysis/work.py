@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dejavubench.analysis.machine import on_gpu
-from dejavubench.records import ITEMSIZE, PointInfo, RankInfo, Run
+from dejavubench.records import PointInfo, RankInfo, Run
+from dejavubench.units import ITEMSIZE
 
 
 @dataclass(frozen=True)

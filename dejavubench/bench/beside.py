@@ -12,6 +12,7 @@ from dejavubench.bench.point.source import Source
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.choose import ceilings_of
 from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.scenarios.registry import measured_alone
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.models.dtypes import dtype_of
@@ -86,7 +87,7 @@ class Beside:
     def _destinations(self) -> list[Arm]:
         """Return the last arm of each destination that has not failed."""
         arms = self._iterations.failures.left(self._ends.context.schedule.arms)
-        streaming = [arm for arm in arms if arm.streams and not arm.swaps]
+        streaming = filter(measured_alone, arms)
         return list({(arm.mode, arm.durability): arm for arm in streaming}.values())
 
     def _alone(self, arm: Arm) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
+from dejavubench.analysis import markdown
 from dejavubench.analysis.words import counted, ms, nbytes
 from dejavubench.dejavulib.kvcache import Region, Span
 from dejavubench.dejavulib.plan import Setup, Transfer
@@ -326,15 +327,6 @@ def _rich_table(rows: Cells) -> Table:
 def _markdown(report: Report) -> str:
     lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
     for headings, *rows in report.tables():
-        align = ["---" if "stage" in heading else "---:" for heading in headings]
-        lines += [
-            "",
-            _pipes(heading.replace("\n", " ") for heading in headings),
-            _pipes(align),
-            *map(_pipes, rows),
-        ]
+        left = sum("stage" in heading for heading in headings)
+        lines += ["", *markdown.table(headings, rows, left)]
     return "\n".join([*lines, "", report.summary]) + "\n"
-
-
-def _pipes(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.units import ITEMSIZE
 
 DataType = Literal["fp32", "bf16", "fp16"]
 LayoutName = Literal["ft", "hnd", "nhd"]
-
-ITEMSIZE: dict[DataType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes of one element of the cache."""
 
 
 class Split(NamedTuple):

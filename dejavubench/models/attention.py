@@ -79,8 +79,10 @@ class Attention:
             on_layer(layer)  # what follows only reads the cache
         n, stop = q.shape[2], position + q.shape[2]
         if n == 1:
+            # reads the cache in its own type; below it is converted to the queries' type
             return self._backend.attend_one(q, cache, layer, stop, self._slopes, first)
         k, v = (x.to(self._dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
+        # without biases torch's causal attention needs no table, and is faster
         if first is None and self._slopes is None and position == 0:
             out = self._backend.attend(q, k, v, causal=True)
         else:

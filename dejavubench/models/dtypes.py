@@ -1,4 +1,4 @@
-"""Data types by name, and what a device computes in where a type is not native to it."""
+"""Data types by name, and the type that a device computes in."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ def name_of(dtype: torch.dtype) -> str:
 def compute_dtype(
     dtype: torch.dtype, device: torch.device | str = "cpu", native_bf16: bool | None = None
 ) -> torch.dtype:
-    """What linears take and give: ``dtype`` where the device has it natively, else fp32.
+    """Return the type of linears' inputs and outputs: ``dtype`` if it is native here, else fp32.
+
+    A CPU without AVX512-BF16 or AMX multiplies bf16 several times slower than fp32, and fp16 is
+    slow on all CPUs that torch supports. Weights and KV cache are of ``dtype`` nevertheless, and
+    are widened as they are multiplied.
 
     Args:
-        native_bf16: whether the CPU multiplies bf16; None: as this machine says. Workers of one model must agree.
-
-    A CPU without AVX512-BF16 or AMX multiplies bf16 several times slower than fp32, and fp16 is slow on all
-    CPUs that torch supports: weights and KV cache are of ``dtype`` all the same, and widened as they are multiplied.
+        native_bf16: whether the CPU multiplies bf16; None: find out. Workers of one model must
+            agree.
     """
     if torch.device(device).type == "cuda":
         return dtype

@@ -1,10 +1,12 @@
 """A decoder-only GPT that fills a KV cache: GPT-2, OPT, BLOOM and Llama, set apart by a ModelSpec.
 
-One worker holds a :class:`Shard`: the layers of its pipeline stage, and of each layer the heads, MLP
-columns and vocabulary rows of its tensor rank. The model is handed its collectives and its cache. It
+One worker holds a :class:`Shard`: the layers of its pipeline stage, and of each layer the heads,
+MLP columns and vocabulary rows of its tensor rank. The model is handed its collectives and its
+cache. It
 knows nothing of streaming: it calls back when a layer's keys and values are in place.
 
-Letters in shapes: B requests, n new positions, S positions seen so far, H local heads of queries, G of
+Letters in shapes: B requests, n new positions, S positions seen so far, H local heads of queries,
+    G of
 keys and values (as many, or fewer that groups of queries share), D elements of a head.
 """
 
@@ -31,7 +33,7 @@ from dejavubench.models.tensorparallel import SingleRank, TensorParallel
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer. Norms stand before attention and MLP, or after them; the others are identities."""
+    """One decoder layer. Norms stand before attention and MLP or after; others are identities."""
 
     before_attention: Part
     qkv: Linear  # [(H + 2·G)·D, hidden]: the rows of queries, then of keys, then of values
@@ -52,14 +54,15 @@ class GPT:
         spec: sizes and architecture.
         shard: which part.
         dtype: of the KV cache and of all matrices of weights.
-        compute_dtype: of linears' inputs and the residual stream; see :func:`.dtypes.compute_dtype`.
+        compute_dtype: of linears' inputs and the residual stream; see
+            :func:`.dtypes.compute_dtype`.
         collectives: sums and gathers over the tensor-parallel group.
         device: where the weights are, and the caches that the model is given.
 
     Attributes:
-        peak: a number for each request of the step whose tokens were chosen last, [B], on the device.
-            It is NaN or infinite if the logits were not all usable numbers; else the largest logit, or
-            the sum of the probabilities where tokens are drawn.
+        peak: a number for each request of the step whose tokens were chosen last, [B], on the
+            device. It is NaN or infinite if the logits were not all usable numbers; else the
+            largest logit, or the sum of the probabilities where tokens are drawn.
 
     Raises:
         ValueError: the model cannot be split like this.
@@ -131,26 +134,26 @@ class GPT:
         """Run n new positions, the first of them ``position``, through this worker's layers.
 
         Args:
-            x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden]; not
-                changed.
+            x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden];
+                not changed.
             cache: written at [position, position + n), read up to there and never beyond.
-            position: a number, or for n = 1 an int64 tensor [1] on the device: a step that was captured
-                with it serves every position. Nothing checks that it fits, and neither ``on_layer`` nor
-                ``first`` can be given.
-            on_layer: called with the number of a local layer as soon as that layer's keys and values are
-                in place, before its attention. What follows only reads them.
-            first: each request's first position that is no padding, [B], for prompts of unequal lengths
-                that were padded on the left. Each request gets what it would get alone.
+            position: a number, or for n = 1 an int64 tensor [1] on the device: a step that was
+                captured with it serves every position. Nothing checks that it fits, and neither
+                ``on_layer`` nor ``first`` can be given.
+            on_layer: called with the number of a local layer as soon as that layer's keys and
+                values are in place, before its attention. What follows only reads them.
+            first: each request's first position that is no padding, [B], for prompts of unequal
+                lengths that were padded on the left. Each request gets what it would get alone.
 
         Returns:
-            Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of the last
-            position.
+            Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of
+            the last position.
 
         Raises:
             ValueError: the positions do not fit in the cache or the model's context.
         """
         if isinstance(position, int):
-            self._check_fits(Span(position, position + x.shape[1]), cache)
+            _check_fits(Span(position, position + x.shape[1]), cache, self.spec.context)
         if self.rotary is not None:
             self.rotary.reserve(cache.geometry.positions)
         if self.shard.first:
@@ -158,11 +161,13 @@ class GPT:
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
             attended = self.attention(q, k, v, cache, number, position, first, on_layer)
+            # of norms before and after, one is the identity; the residual joins inside of _sum
             x = layer.after_attention(self._sum(layer.out, attended, x))
             inner = self._inner(layer, layer.before_mlp(x))  # [B, n, ffn]
             x = layer.after_mlp(self._sum(layer.down, inner, x))
         if self.head is None:
             return x
+        # only the newest position's logits choose a token
         return self.head(self.project_out(self.final_norm(x[:, -1])))
 
     def _embed(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
@@ -196,25 +201,21 @@ class GPT:
         """Return the activated inner columns of the MLP, [B, n, ffn]."""
         if not self.spec.gated:
             return layer.up(x, self.spec.activation)
-        gate, inner = layer.up(x).chunk(2, dim=-1)
+        gate, inner = layer.up(x).chunk(2, dim=-1)  # views of one product
         return ACTIVATIONS[self.spec.activation](gate).mul_(inner)
 
     def _sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
-        """Return ``linear`` of this rank's columns, summed over the group, and the residual stream."""
+        """Return the sum of the ranks' ``linear``, each of its columns, and the residual stream."""
         if self.shard.tensor_size == 1:
             return linear(x, residual=residual)
+        # added once, after the sum: each rank holds the whole residual stream
         return self.collectives.all_reduce(linear(x)).add_(residual)
-
-    def _check_fits(self, new: Span, cache: KVCache) -> None:
-        room = min(cache.geometry.positions, self.spec.context or new.stop)
-        if new.stop > room:
-            raise ValueError(f"positions [{new.start}, {new.stop}) are beyond the {room} that fit")
 
     # ---- the next token ----
 
     @torch.inference_mode()
     def greedy(self, logits: Tensor) -> Tensor:
-        """Return each request's most likely token of the whole vocabulary, [B]; of equals the lowest."""
+        """Return each request's most likely token of the vocabulary, [B]; of equals the lowest."""
         value, index = self.backend.largest(logits)
         self.peak = value
         if self.shard.tensor_size == 1:
@@ -235,6 +236,7 @@ class GPT:
             replace(self.shard, tensor_rank=rank).vocab(self.spec).size
             for rank in range(self.shard.tensor_size)
         ]
+        # a gather takes equal shapes; the first ranks may hold one row more
         padded = F.pad(logits, (0, max(rows) - logits.shape[-1]))
         everyone = self.collectives.all_gather(padded)  # [tensor_size, B, most rows]
         return torch.cat(
@@ -311,3 +313,10 @@ def _layer(weights: WeightSlots, number: int, spec: ModelSpec) -> Layer:
         down=weights.linear(f"{at}.down"),
         after_mlp=after[1],
     )
+
+
+def _check_fits(new: Span, cache: KVCache, context: int | None) -> None:
+    """Raise ValueError if new positions do not fit in the cache or the model's context."""
+    room = min(cache.geometry.positions, context or new.stop)
+    if new.stop > room:
+        raise ValueError(f"positions [{new.start}, {new.stop}) are beyond the {room} that fit")

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.models.backends.base import Activation, Backend, identity
+from dejavubench.models.backends.base import Activation, Backend
 
 Part = Callable[[Tensor], Tensor]
 """[..., in] → [..., out], along the last axis."""
 
 LAYER_NORM_EPS = 1e-5
-
-__all__ = ["LAYER_NORM_EPS", "LayerNorm", "Linear", "Part", "RMSNorm", "identity"]
 
 
 @dataclass(frozen=True)

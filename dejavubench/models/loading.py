@@ -1,4 +1,4 @@
-"""Weights out of a Hugging Face folder: each worker reads its own cuts of the tensors, piece by piece."""
+"""Loading weights from a Hugging Face folder: each worker reads its own cuts, piece by piece."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from dejavubench.models.hub.tensorfile import CheckpointError
 from dejavubench.models.slots import Slot
 
 PIECE = 32 << 20
-"""Bytes of a tensor that are read at once: what loading takes beside the weights themselves, a few times."""
+"""Bytes of a tensor that are read at once. Loading takes a few times as many beside the weights."""
 
 
 def load_checkpoint(model: GPT, checkpoint: Checkpoint, held_in: torch.dtype | None = None) -> None:
     """Fill a worker's part of the model.
 
     Args:
-        held_in: a type that the weights are rounded through first; without it they are taken as they are kept.
+        held_in: a type that the weights are rounded through first; without it they are taken as
+            they are kept.
 
     Raises:
-        CheckpointError: a file changed or cannot be read since it was looked at, or a value is NaN or infinite, there
-            or once it is rounded.
+        CheckpointError: a file changed or cannot be read since it was looked at, or a value is
+            NaN or infinite, there or once it is rounded.
     """
     for slot in model.slots:
         stored = checkpoint.stored[slot.name]
@@ -53,7 +54,8 @@ def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Ten
         step = max(1, step // stored.interleaved) * stored.interleaved
     for first in range(rows.start, rows.stop, step):
         last = min(first + step, rows.stop)
-        # opened anew each time: what was read of a mapped file counts as this process's memory while it is open
+        # opened anew each time: what was read of a mapped file counts as this process's memory
+        # while it is open
         with safe_open(path, framework="pt", device="cpu") as file:
             yield (
                 slice(first - rows.start, last - rows.start),
@@ -62,7 +64,7 @@ def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Ten
 
 
 def _read(kept: Any, stored: Stored, first: int, last: int, columns: list[slice]) -> Tensor:
-    """Rows [first, last) of our tensor."""
+    """Return the rows [first, last) of our tensor."""
     if stored.part is not None and stored.interleaved:
         size = stored.interleaved
         theirs = kept[(slice(3 * first, 3 * last), *columns)]
@@ -75,12 +77,12 @@ def _read(kept: Any, stored: Stored, first: int, last: int, columns: list[slice]
 
 
 def _finite(values: Tensor) -> bool:
-    """Return whether no value is NaN or infinite: one pass without memory of its own, one wait for a device."""
+    """Return whether no value is NaN or infinite; takes one pass and no memory."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
 def _not_finite(slot: Slot, path: Path, stored: Stored, types: list[torch.dtype | None]) -> str:
-    """Say what is wrong with a tensor, values of which are not finite once it is loaded."""
+    """Return the message for a tensor whose loaded values are not all finite."""
     where = f"{path}: tensor {stored.name}"
     bad, largest = 0, 0.0
     for _, piece in _pieces(slot, path, stored):
@@ -88,10 +90,14 @@ def _not_finite(slot: Slot, path: Path, stored: Stored, types: list[torch.dtype 
         if not bad:
             largest = max(largest, float(piece.abs().max()))
     if bad:
-        return f"{where}: {bad} of {slot.into.numel()} values are NaN or infinite in the file: it is damaged"
+        return (
+            f"{where}: {bad} of {slot.into.numel()} values are NaN or infinite in the file: "
+            "it is damaged"
+        )
     kind = next(kind for kind in types if kind is not None and largest > torch.finfo(kind).max)
     wider = " or ".join(name for name, other in DTYPES.items() if largest <= torch.finfo(other).max)
+    advice = f"choose {wider}" if wider else "no supported type holds them"
     return (
-        f"{where}: values up to {largest:g} are finite in the file, but beyond {torch.finfo(kind).max:g}, the largest "
-        f"of {name_of(kind)}; {f'choose {wider}' if wider else 'no type that weights are held in has them'}"
+        f"{where}: its values up to {largest:g} do not fit in {name_of(kind)}, whose largest is "
+        f"{torch.finfo(kind).max:g}; {advice}"
     )

@@ -12,18 +12,17 @@ from dejavubench.models.hub.modelspec import Rope
 
 
 def frequencies(rope: Rope, size: int) -> Tensor:
-    """Radians a position by which each of a head's ``size`` / 2 pairs turns, in fp32.
+    """Return the radians per position of each of a head's ``size`` / 2 pairs, in fp32.
 
-    As in transformers (``modeling_rope_utils``): ``linear`` slows all down alike, ``llama3`` and ``yarn`` (Peng et al.
-    2023, arXiv 2309.00071) the slow ones.
+    As in transformers (``modeling_rope_utils``): ``linear`` slows all down alike, ``llama3`` and
+    ``yarn`` (Peng et al. 2023, arXiv 2309.00071) the slow ones.
     """
     plain = 1.0 / rope.theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "llama3":
-        turns = (
-            rope.original_context * plain / (2 * pi)
-        )  # within the context that it was trained on
+        # within the context that the model was trained on
+        turns = rope.original_context * plain / (2 * pi)
         kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
         return kept * plain + (1 - kept) * plain / rope.factor
     if rope.kind == "yarn":
@@ -35,23 +34,22 @@ def frequencies(rope: Rope, size: int) -> Tensor:
 
 
 def _place(rope: Rope, size: int, turns: float) -> float:
-    """Of which pair it is that it turns so often within the context that the model was trained on."""
+    """Return which pair makes ``turns`` turns within the context that the model was trained on."""
     return size * log(rope.original_context / (turns * 2 * pi)) / (2 * log(rope.theta))
 
 
 class Rotary:
-    """Turns the two halves of each head against each other, by angles that grow with the position.
+    """Turns the two halves of each head against each other, by an angle for each position.
 
     Args:
-        dtype, device: of the queries and keys that it is given.
+        dtype, device: of the queries and keys.
     """
 
     def __init__(self, rope: Rope, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._frequencies = frequencies(rope, size).to(device)
         self._attention, self._dtype = rope.attention, dtype
-        self._table = torch.empty(
-            2, 0, size, dtype=dtype, device=device
-        )  # cosines and sines of each position
+        # cosines and sines of each position
+        self._table = torch.empty(2, 0, size, dtype=dtype, device=device)
 
     def reserve(self, positions: int) -> None:
         """Make the table as long as the cache."""
@@ -63,10 +61,15 @@ class Rotary:
             )
 
     def __call__(self, x: Tensor, position: int | Tensor) -> Tensor:
-        """``x`` [B, H, n, D] of n positions from ``position`` on: an integer, or one of n = 1 on the device, [1]."""
+        """Return ``x`` [B, H, n, D] turned by the angles of n positions from ``position`` on.
+
+        Args:
+            position: a number, or for n = 1 a tensor [1] on the device.
+        """
         rows = (
             Span(position, position + x.shape[2]).slice if isinstance(position, int) else position
         )
         cosine, sine = self._table[:, rows]
+        # element i turns with element i + D/2, as in transformers; the table holds angles twice
         first, second = x.chunk(2, dim=-1)
         return x * cosine + torch.cat([-second, first], dim=-1) * sine

@@ -1,7 +1,9 @@
 """Choosing the next token: the most likely one, or one drawn with temperature, top-k and top-p.
 
-A draw depends on nothing but the logits, the seed, the request and the number of the token: every iteration draws the
-same, and so does every batch and split whose logits are the same, so that tokens can be compared as greedy ones are.
+A draw depends on nothing but the logits, the seed, the request and the number of the token: every
+    iteration draws the
+same, and so does every batch and split whose logits are the same, so that tokens can be compared
+as greedy ones are.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from dejavubench.models.samplingoptions import Sampling
 
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
-"""Constants of splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), as int64."""
+"""Constants of splitmix64, as int64.
+
+Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"."""
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
-    """``z`` to the right by ``bits`` with zeros following, as for an unsigned number."""
+    """Return ``z`` shifted right by ``bits``, filled with zeros like an unsigned number."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -32,16 +36,20 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def uniform(seed: int, requests: Tensor, number: int | Tensor) -> Tensor:
-    """A number of [0, 1) for each request's token of this number, in fp64; ``requests`` are int64 [B]."""
+    """Return a random number in [0, 1) for each request's token of this ``number``, fp64 [B].
+
+    Args:
+        requests: their numbers, int64 [B].
+    """
     bits = _mixed(_mixed(_mixed(torch.full_like(requests, seed)) + requests) + number)
     return _shifted(bits, 11).double() * 2.0**-53
 
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The probabilities that are drawn from, [B, vocabulary] in fp32, not scaled to a sum of 1.
+    """Return the probabilities that are drawn from, [B, vocabulary] in fp32, not scaled to sum 1.
 
-    In the order of transformers' warpers: temperature, the ``top_k`` most likely, then of these the fewest whose
-    probabilities reach ``top_p``; equals of the last that stays stay too.
+    In the order of transformers' warpers: temperature, the ``top_k`` most likely, then of these
+    the fewest whose probabilities reach ``top_p``; equals of the last that stays stay too.
     """
     scores = logits.float() / sampling.temperature
     if sampling.top_k is not None:
@@ -50,17 +58,16 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     likely = scores.softmax(-1)
     if sampling.top_p is not None:
         falling = likely.sort(dim=-1, descending=True).values
-        top_p = max(
-            sampling.top_p, torch.finfo(falling.dtype).tiny
-        )  # in fp32 not 0, so that the first one stays
-        needed = falling.cumsum(-1) - falling < top_p  # what is more likely does not reach it yet
+        # not 0 in fp32, so that the first one stays
+        top_p = max(sampling.top_p, torch.finfo(falling.dtype).tiny)
+        needed = falling.cumsum(-1) - falling < top_p  # more likely tokens do not reach it yet
         last = torch.where(needed, falling, torch.inf).amin(-1, keepdim=True)
         likely = torch.where(likely < last, 0.0, likely)
     return likely
 
 
 def draw(logits: Tensor, sampling: Sampling, at: Tensor) -> Tensor:
-    """Tokens [B] by the numbers ``at`` [B] of [0, 1): each takes its share of the interval."""
+    """Return the tokens [B] whose shares of [0, 1) hold the numbers ``at`` [B]."""
     return _place(_ends(logits, sampling), at)
 
 
@@ -71,9 +78,7 @@ def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _place(ends: Tensor, at: Tensor) -> Tensor:
     tokens = torch.searchsorted(ends, at[:, None] * ends[:, -1:], right=True)[:, 0]
-    return tokens.clamp_(
-        max=ends.shape[-1] - 1
-    )  # of shares that are NaN it would be a token that there is not
+    return tokens.clamp_(max=ends.shape[-1] - 1)  # shares that are NaN would give one too many
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,14 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, position: int | Tensor) -> Tensor:
-        """The tokens [B] of ``position`` from this rank's logits [B, vocabulary rows] of the one before."""
+        """Return the tokens [B] of ``position``.
+
+        Args:
+            logits: this rank's, of the position before, [B, vocabulary rows].
+        """
         if self.sampling is None:
             return self.model.greedy(logits)
         at = uniform(self.sampling.seed, self.requests, position - self.input_len)
         ends = _ends(self.model.whole(logits), self.sampling)
-        self.model.peak = ends[:, -1].clone()  # a view would keep all of them
+        self.model.peak = ends[:, -1].clone()  # a view would keep all ends alive
         return _place(ends, at)

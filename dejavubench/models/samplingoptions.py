@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sampling:
-    """The options of drawing tokens from their probabilities. Without them the most likely token is chosen.
+    """The options of drawing tokens. Without them the most likely token is chosen.
 
     Attributes:
         temperature: divides the logits; above 0.
         top_k: how many of the most likely tokens are kept; None keeps all.
-        top_p: the fewest most likely tokens whose probabilities reach this sum are kept, in (0, 1]; None keeps all.
+        top_p: the fewest most likely tokens whose probabilities reach this sum are kept, in (0,
+            1]; None keeps all.
         seed: of the random numbers.
     """
 

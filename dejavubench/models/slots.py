@@ -28,7 +28,8 @@ class WeightSlots:
 
     Args:
         dtype: of matrices.
-        compute_dtype: of vectors (norms and biases), which are next to nothing and used as they are.
+        compute_dtype: of vectors (norms and biases), which are next to nothing and used as they
+            are.
 
     Attributes:
         slots: of all weights that were asked for, in that order.
@@ -59,9 +60,10 @@ class WeightSlots:
         return name in self._cuts
 
     def tensor(self, *names: str) -> Tensor:
-        """Return one new tensor of the cuts of each of ``names``, their rows one below the other."""
+        """Return one new tensor of the cuts of all ``names``, their rows one below the other."""
         cuts = [self._cuts[name] for name in names]
         rows, columns = sum(cut[0].size for cut in cuts), [span.size for span in cuts[0][1:]]
+        # one tensor for queries, keys and values lets one product serve all three
         dtype = self._dtype if columns else self._compute_dtype
         whole = torch.empty((rows, *columns), dtype=dtype, device=self._device)
         parts = whole.split([cut[0].size for cut in cuts])

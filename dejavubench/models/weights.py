@@ -1,10 +1,11 @@
 """Random weights from a seed: the same values whatever the tensor- and pipeline-parallel split.
 
-Each full tensor is drawn from a generator of its own, seeded by (seed, name), and scaled so that a wrong KV cache
-shows. What would hide it: a tied embedding that is large beside what the layers add (greedy decoding then echoes
-its input), timid queries and keys (attention is then the same mean for every token), and whatever all tokens have
-in common, be it attention's mean or that of a rectified activation (generation then settles on one token). The
-scales below were found by trying; tests hold what they are for.
+Each full tensor is drawn from a generator of its own, seeded by (seed, name), and scaled so that
+a wrong KV cache shows. What would hide it: a tied embedding that is large beside what the layers
+add (greedy decoding then echoes its input), timid queries and keys (attention is then the same
+mean for every token), and whatever all tokens have in common, be it attention's mean or that of a
+rectified activation (generation then settles on one token). The scales below were found by
+trying; tests hold what they are for.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ RECIPE = 1
 """Part of the identity: raise it when anything below changes the values."""
 
 SCORE_GAIN = 1.4
-"""Of queries and keys: attention scores of normed input have a standard deviation of 1.4², about 2."""
+"""Gain of queries and keys: attention scores of normed input then have a deviation of 1.4²."""
 
 
 @dataclass(frozen=True)
 class Scales:
-    """``embed``: standard deviation of what enters the first layer; ``out``, ``down``: gain of a layer's two outputs.
+    """How large the first layer's input and a layer's two outputs are.
+
+    ``embed`` is the standard deviation of the first layer's input, ``out`` and ``down`` are gains.
 
     A linear of gain g turns inputs of standard deviation 1 into outputs of g.
     """
@@ -49,8 +52,8 @@ class Recipe:
 
     Attributes:
         std: standard deviation of values uniform around 0; where it is 0, all values are ``fill``.
-        opposed: columns come in pairs of opposite sign, so that equal inputs cancel: the mean of a rectified
-            activation, which is much the same for every token.
+        opposed: columns come in pairs of opposite sign, so that equal inputs cancel: the mean of
+            a rectified activation, which is much the same for every token.
     """
 
     shape: tuple[int, ...]
@@ -60,13 +63,13 @@ class Recipe:
 
 
 GAINS = {"query": SCORE_GAIN, "key": SCORE_GAIN}
-"""Of linears whose gain is neither 1 nor one of :class:`Scales`."""
+"""Gains of linears that have neither 1 nor one of :class:`Scales`."""
 
 BIAS = 0.02
 
 
 def recipes(spec: ModelSpec) -> dict[str, Recipe]:
-    """How every tensor of the unsplit model is drawn, by name."""
+    """Return how every tensor of the unsplit model is drawn, by name."""
     scales = NORM_FIRST if spec.norm_first else NORM_AFTER
     gains = {**GAINS, "out": scales.out, "down": scales.down}
 
@@ -90,13 +93,14 @@ def random_weights(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[str], Tensor]:
-    """A source of full tensors by name, for :meth:`GPT.load`; nothing is kept between calls.
+    """Return a source of full tensors by name, for :meth:`GPT.load`; it keeps nothing.
 
-    Uniform rather than normal: it takes no transcendental functions, so the bits are the same on every CPU.
+    Uniform rather than normal: it takes no transcendental functions, so the bits are the same on
+        every CPU.
 
     Args:
-        device, dtype: where and in what they are drawn. On a CUDA device the model's own type, so that no tensor is
-            ever there twice; other values than a CPU draws.
+        device, dtype: where and in what they are drawn. On a CUDA device the model's own type, so
+            that no tensor is ever there twice; other values than a CPU draws.
     """
     known = recipes(spec)
 
@@ -104,14 +108,14 @@ def random_weights(
         recipe = known[name]
         if recipe.std == 0.0:
             return torch.full(recipe.shape, recipe.fill, device=device, dtype=dtype)
+        # a generator for each tensor: the order of loading, and the split, do not matter
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         *rows, columns = recipe.shape
         width = (columns + 1) // 2 if recipe.opposed else columns
         drawn = torch.empty(*rows, width, device=device, dtype=dtype)
-        drawn.uniform_(-1.0, 1.0, generator=generator).mul_(
-            sqrt(3.0) * recipe.std
-        )  # uniform on ±1: variance 1/3
+        # uniform on ±1: variance 1/3
+        drawn.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)
         return (
             torch.stack((drawn, -drawn), dim=-1).flatten(-2)[..., :columns]
             if recipe.opposed
@@ -127,7 +131,9 @@ FIRST_FIELDS = frozenset(
         *("position", "position_offset", "activation", "norm_first", "embed_norm", "embed_size"),
     }
 )
-"""Fields that every identity contains. The list is closed: a field that is added to ModelSpec counts
+"""Fields that every identity contains.
+
+The list is closed: a field that is added to ModelSpec counts
 where it differs from its default, so that identities of models without it stay what they were."""
 
 NO_VALUES = frozenset({"name", "limit"})
@@ -139,7 +145,7 @@ DEFAULTS = {field.name: field.default for field in fields(ModelSpec)}
 def weights_identity(
     spec: ModelSpec, seed: int, dtype: torch.dtype, device: str = "cpu", held_in: str | None = None
 ) -> str:
-    """16 hex digits that differ whenever the weights' values may differ. The model's name does not count.
+    """Return 16 hex digits that differ whenever the weights' values may differ.
 
     Args:
         device: the type of device that they were drawn on.

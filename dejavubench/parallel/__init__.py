@@ -1,0 +1,1 @@
+"""The place of each rank, and its communication over MPI and NCCL."""

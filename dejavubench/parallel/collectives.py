@@ -139,6 +139,7 @@ class MPICollectives:
         self._pipeline.Free()
 
     def _send(self, x: Tensor, stage: int, tag: int) -> None:
+        # a buffer is kept until its message has been received
         self._sending = [(request, kept) for request, kept in self._sending if not request.Test()]
         x = x.contiguous()
         self._sending.append((self._pipeline.Isend(_bits(x), stage, tag), x))

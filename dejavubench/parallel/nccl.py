@@ -82,6 +82,7 @@ class NCCLCommunicator:
             self._nccl = _nccl()
         except (NCCLError, RuntimeError) as mistake:
             error = str(mistake)
+        # all ranks or none: a rank alone in NCCL's initialisation would wait for the others
         failed = [f"rank {rank}: {said}" for rank, said in enumerate(comm.allgather(error)) if said]
         if failed:
             raise NCCLError("; ".join(failed))

@@ -110,6 +110,7 @@ def connect_pairs(
     for number, (source, sink) in enumerate(sorted(pairs)):
         if comm.rank not in (source, sink):
             continue
+        # collective over these two alone: other ranks may be elsewhere
         both = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)
         other = sink if comm.rank == source else source
         mine[other] = NCCLPair(NCCLCommunicator(both, device, timeout), sends=comm.rank == source)

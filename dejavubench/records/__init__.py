@@ -14,7 +14,7 @@ from dejavubench.records.environment import (
     RankEnvironment,
     RunEnvironment,
 )
-from dejavubench.records.header import ITEMSIZE, SCHEMA, ArmInfo, PointInfo, RunHeader
+from dejavubench.records.header import SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
     HandOver,
     Iteration,
@@ -43,7 +43,6 @@ from dejavubench.records.values import LARGEST, LONGEST_MS, RecordError
 
 __all__ = [
     "HELD_AGAINST",
-    "ITEMSIZE",
     "LARGEST",
     "LONGEST_MS",
     "OVERHEAD_OF",

@@ -13,9 +13,6 @@ from dejavubench.records.values import Count, Model, Size
 SCHEMA = 1
 """Version of the schema. It rises only where an older reader would misread a record."""
 
-ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes per element of each data type."""
-
 
 class ArmInfo(Model):
     """One (destination, level) of a run.

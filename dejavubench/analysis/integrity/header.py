@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dejavubench.analysis.machine import destinations
-from dejavubench.records import ITEMSIZE, ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
+from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
 from dejavubench.records.destinations import NONE, DestinationInfo
+from dejavubench.units import ITEMSIZE
 
 NOT_HASHED = ("name", "note", "log_dir", "ckpt_path", "prompts", "peer")
 """Keys of the experiment that older records left out of ``experiment_hash``."""

@@ -37,17 +37,41 @@ class Opened:
     managers: dict[str, list[CacheManager]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files that a source's destinations on storage write.
+
+    Attributes:
+        prefix: of their kind in their names, so that those of two scenarios can lie side by side.
+        may_stay: ``--keep`` leaves them.
+        outlives_failure: an arm whose device fails computes its request to the end, and only this
+            arm fails.
+    """
+
+    prefix: str = ""
+    may_stay: bool = True
+    outlives_failure: bool = True
+
+
+STREAMED = Files()
+
+
 class Outgoing:
     """The streamers and cache managers of one source.
 
     Args:
         caches: one per microbatch.
+        staging: may be shared, as only one arm works at a time.
+        files: how the files of destinations on storage are named and kept.
     """
 
-    def __init__(self, ends: Ends, caches: list[KVCache]) -> None:
+    def __init__(
+        self, ends: Ends, caches: list[KVCache], staging: SourceStaging, files: Files = STREAMED
+    ) -> None:
         self._ends = ends
         self._caches = caches
-        self._staging = Staging(ends, caches[0])
+        self._staging = staging
+        self._files = files
         self._opened: dict[Key, Opened] = {}
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
@@ -136,8 +160,7 @@ class Outgoing:
         key = (arm.mode, arm.durability)
         if key not in self._opened:
             destination = self._destination(arm)
-            # A device that fails while microbatches swap ends the run: their caches are lost.
-            holds_failure = arm.on_disk and not arm.swaps
+            holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.streamer(destination, holds_failure)
             self._opened[key] = Opened(streamer)
         return self._opened[key]
@@ -145,8 +168,7 @@ class Outgoing:
     def _destination(self, arm: Arm) -> Destination:
         ends, side = self._ends, self._ends.side
         experiment, workspace = ends.context.experiment, ends.context.workspace
-        # Files of arms that swap lie beside those of arms that stream, and never stay.
-        kind = f"swap-{arm.durability}" if arm.swaps else f"{arm.durability}"
+        kind = f"{self._files.prefix}{arm.durability}"
         return ends.session(arm).open_source(
             SourceContext(
                 caches=self._caches,
@@ -158,13 +180,13 @@ class Outgoing:
                 durability=arm.durability,
                 folder=workspace.stream_dir,
                 file_name=stream_name(workspace.run_id, side.point.id, side.topology.rank, kind),
-                keep=experiment.keep and not arm.swaps,
+                keep=experiment.keep and self._files.may_stay,
                 identity=ends.identity,
             )
         )
 
 
-class Staging:
+class SourceStaging:
     """The staging memory of one source, shared by all its arms: only one works at a time."""
 
     def __init__(self, ends: Ends, cache: KVCache) -> None:

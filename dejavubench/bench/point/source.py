@@ -9,7 +9,7 @@ import torch
 from dejavubench.bench.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
 from dejavubench.bench.clock import MicrobatchClock
 from dejavubench.bench.point.ends import Ends
-from dejavubench.bench.point.outgoing import Outgoing
+from dejavubench.bench.point.outgoing import Outgoing, SourceStaging
 from dejavubench.bench.point.prompts import make_prompts
 from dejavubench.bench.point.steps import steps_of
 from dejavubench.config.arms import Arm
@@ -38,7 +38,8 @@ class Source:
         ]
         self.prompts = make_prompts(side.point, side.ubatches, plan.experiment.seed, plan.prompts)
         self.maker = self.maker_over(self.caches)
-        self.outgoing = Outgoing(ends, self.caches)
+        self.staging = SourceStaging(ends, self.caches[0])
+        self.outgoing = Outgoing(ends, self.caches, self.staging)
         self._silent = [NoStreaming() for _ in self.caches]
 
     def maker_over(

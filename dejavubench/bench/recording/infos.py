@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dejavubench.config.arms import Arm
-from dejavubench.config.points import ITEMSIZE, Point
+from dejavubench.config.points import Point
 from dejavubench.records import ArmInfo, PointInfo
 from dejavubench.records.destinations import DestinationInfo
 from dejavubench.transports.recorded import info, swapped_info
+from dejavubench.units import ITEMSIZE
 
 
 def arm_info(arm: Arm) -> ArmInfo:

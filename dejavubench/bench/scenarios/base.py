@@ -102,9 +102,11 @@ class ScenarioKind:
         source, sink: make the part of a source, and of a sink, at one point.
         once: the run goes through it once; there are no rounds, and nothing is measured beside it.
         sinks_compute: sinks have a part of the model.
+        alone: the destinations of its arms are also measured alone, without compute.
     """
 
     source: Callable[[Source], ScenarioPart]
     sink: Callable[[Sink], ScenarioPart]
     once: bool = False
     sinks_compute: bool = False
+    alone: bool = True

@@ -40,6 +40,7 @@ class PlainSource(ScenarioPart):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source = source
+        self.outgoing = source.outgoing
         self._pattern = 0
         self._ran = Ran([], 0.0, 0.0, 0.0)
 
@@ -72,7 +73,7 @@ class PlainSource(ScenarioPart):
 
     def helper_cpu_s(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the threads that stream."""
-        return self.source.outgoing.cpu_seconds(arm)
+        return self.outgoing.cpu_seconds(arm)
 
     def record(self, arm: Arm, when: When) -> Recorded:
         ran, write = self._ran, self.source.ends.context.workspace.recorder.write
@@ -91,12 +92,12 @@ class PlainSource(ScenarioPart):
     def verify(self, arm: Arm) -> str | None:
         if arm.level is None:
             return None
-        managers = self.source.outgoing.managers(arm, arm.level)
+        managers = self.outgoing.managers(arm, arm.level)
         if arm.remote:  # the sinks compare, and this side sends what it has
             held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
             serve_pieces(self.source.ends.context.comms.verification, held)
             return None
-        session, outgoing = self.source.ends.session(arm), self.source.outgoing
+        session, outgoing = self.source.ends.session(arm), self.outgoing
         destination, buffer = outgoing.streamer(arm).destination, outgoing.fetch_buffer()
         for ubatch, manager in enumerate(managers):
             found = check_destination(
@@ -107,10 +108,10 @@ class PlainSource(ScenarioPart):
         return None
 
     def failure(self, arm: Arm) -> str | None:
-        return self.source.outgoing.failure(arm)
+        return self.outgoing.failure(arm)
 
     def close_failed(self, arm: Arm) -> None:
-        self.source.outgoing.close_failed(arm)
+        self.outgoing.close_failed(arm)
 
 
 class PlainSink(ScenarioPart):

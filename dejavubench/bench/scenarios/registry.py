@@ -17,7 +17,7 @@ from dejavubench.config.arms import Arm, Scenario
 SCENARIOS: Mapping[Scenario, ScenarioKind] = {
     "plain": ScenarioKind(plain.PlainSource, plain.PlainSink),
     "handover": ScenarioKind(handover.HandOverSource, handover.HandOverSink, sinks_compute=True),
-    "swap": ScenarioKind(swap.SwapSource, swap.SwapSink),
+    "swap": ScenarioKind(swap.SwapSource, swap.SwapSink, alone=False),
     "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, once=True),
 }
 """Every scenario, by the name that arms have for it."""
@@ -26,6 +26,11 @@ SCENARIOS: Mapping[Scenario, ScenarioKind] = {
 def sinks_compute(arms: Sequence[Arm]) -> bool:
     """Return whether sinks have a part of the model in some arm."""
     return any(SCENARIOS[arm.scenario].sinks_compute for arm in arms)
+
+
+def measured_alone(arm: Arm) -> bool:
+    """Return whether the arm's destination is also measured without compute."""
+    return arm.streams and SCENARIOS[arm.scenario].alone
 
 
 def once(arms: Sequence[Arm]) -> bool:

@@ -15,6 +15,7 @@ from dejavubench import records
 from dejavubench.bench.batchmaker import BatchMaker, Mark, Streamed
 from dejavubench.bench.checks.digests import digests, digests_differ
 from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.point.outgoing import Files, Outgoing
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
@@ -22,6 +23,9 @@ from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.swapper import Swapper
+
+# Where a device fails, caches of waiting microbatches are lost: there is no request to go on with.
+SWAPPED = Files(prefix="swap-", may_stay=False, outlives_failure=False)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class SwapSource(PlainSource):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
+        self.outgoing = Outgoing(source.ends, source.caches, source.staging, SWAPPED)
         self._swaps: dict[str, Swap] = {}
         # The same caches for all stores: one arm works at a time.
         self._resident: list[KVCache] = []
@@ -53,7 +58,7 @@ class SwapSource(PlainSource):
         for cache in caches:
             cache.fill(pattern)
         self.source.begin(streams)
-        self.source.outgoing.fill(arm, pattern)
+        self.outgoing.fill(arm, pattern)
 
     def iterate(
         self, streams: list[Streamed], arm: Arm, mark: Mark
@@ -101,6 +106,7 @@ class SwapSource(PlainSource):
     def close(self) -> None:
         for swap in self._swaps.values():
             swap.swapper.close()
+        self.outgoing.close()
 
     def _swap(self, arm: Arm) -> Swap:
         if arm.mode not in self._swaps:
@@ -111,7 +117,7 @@ class SwapSource(PlainSource):
                     KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
                 ]
             streams = [stream for (stream,) in source.side.local()]
-            streamer = source.outgoing.streamer(arm)
+            streamer = self.outgoing.streamer(arm)
             swapper = Swapper(self._resident, streams, streamer, experiment.drain_timeout)
             maker = source.maker_over(swapper.current, swapper.step_begins)
             self._swaps[arm.mode] = Swap(swapper, maker)

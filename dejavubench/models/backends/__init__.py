@@ -1,0 +1,1 @@
+"""The operators of each kind of device, behind the protocol of base.py."""

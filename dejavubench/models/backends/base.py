@@ -1,6 +1,7 @@
 """The operators that each kind of device brings to the model, as one protocol.
 
-Letters in shapes: B requests, n new positions, S positions in the cache, H heads of queries, G heads
+Letters in shapes: B requests, n new positions, S positions in the cache, H heads of queries, G
+    heads
 of keys and values, D elements of a head.
 """
 
@@ -59,7 +60,10 @@ class KernelNeeds:
 
 
 class Backend(Protocol):
-    """The operators of one kind of device, on tensors that lie there. None changes its arguments."""
+    """The operators of one kind of device, on tensors of that device.
+
+    No operator changes its arguments, except that :meth:`store_and_attend` writes to the cache.
+    """
 
     def linear(
         self,
@@ -124,7 +128,8 @@ class Backend(Protocol):
 
         Args:
             q: [B, H, 1, D]; k, v: [B, G, 1, D].
-            position: an int64 tensor [1] on the device, so that a captured step serves any position.
+            position: an int64 tensor [1] on the device, so that a captured step serves any
+                position.
 
         Returns:
             [B, 1, H·D].

@@ -1,0 +1,1 @@
+"""Models by name and in Hugging Face folders: sizes, families, checkpoints. Free of torch."""

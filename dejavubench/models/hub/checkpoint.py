@@ -1,6 +1,7 @@
-"""Ground floor: a Hugging Face folder: which model it holds, and in which of its files our tensors are.
+"""A Hugging Face folder: which model it holds, and which of its files hold our tensors.
 
-Neither torch nor MPI is needed to know that, nor to find out that a folder is broken: only the headers of its
+Neither torch nor MPI is needed to know that, nor to find out that a folder is broken: only the
+    headers of its
 safetensors files are read here.
 """
 
@@ -39,7 +40,8 @@ class Checkpoint:
         spec: its model, named like the folder.
         files: the file of each tensor that is needed, by its name there.
         stored: how each of our tensors is kept, with its full name.
-        identity: 16 hex digits that differ for different files: of their headers and both ends of every tensor.
+        identity: 16 hex digits that differ for different files: of their headers and both ends of
+            every tensor.
         notes: what a user should know about how the folder was read.
     """
 
@@ -58,8 +60,8 @@ def read_spec(folder: Path) -> ModelSpec:
     """Return a folder's model by its configuration alone: the weights need not be there.
 
     Raises:
-        CheckpointError: it is of another architecture, has no configuration that can be read, or the weights that are
-            there are of a type that is not read.
+        CheckpointError: it is of another architecture, has no configuration that can be read, or
+            the weights that are there are of a type that is not read.
     """
     with _as_checkpoint_error(folder):
         family, _, spec = _family_and_spec(folder)
@@ -72,8 +74,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Look at a folder's configuration and at the headers of its files.
 
     Raises:
-        CheckpointError: it is of another architecture, something is missing, cut off, of another type or shape, or
-            there are tensors that the model does not use.
+        CheckpointError: it is of another architecture, something is missing, cut off, of another
+            type or shape, or there are tensors that the model does not use.
     """
     with _as_checkpoint_error(folder):
         return _open(folder)
@@ -85,7 +87,8 @@ def _open(folder: Path) -> Checkpoint:
     refuse_types(weights.headers, family.spared)
     if spec.layer_num > len(weights.tensors):
         raise CheckpointError(
-            f"{config.path}: its {spec.layer_num} layers are more than the {len(weights.tensors)} tensors of the files"
+            f"{config.path}: it says {spec.layer_num} layers, but the files hold only "
+            f"{len(weights.tensors)} tensors"
         )
     stored = _Search(family, config, spec, weights).find_all()
     needed = {each.name: weights.tensors[each.name].path for each in stored.values()}
@@ -113,7 +116,7 @@ def _family_and_spec(folder: Path) -> tuple[Family, Config, ModelSpec]:
 
 @contextmanager
 def _as_checkpoint_error(folder: Path) -> Iterator[None]:
-    """Turn what the system does not let us read into an error of the folder."""
+    """Turn errors of reading into CheckpointError."""
     try:
         yield
     except OSError as error:
@@ -164,19 +167,22 @@ class _Search:
         if header.shapes[stored.name] != wanted:
             found = " × ".join(map(str, header.shapes[stored.name]))
             raise CheckpointError(
-                f"{header.path}: tensor {stored.name} is {found or 'a scalar'}; by {CONFIG} it should be "
+                f"{header.path}: tensor {stored.name} is {found or 'a scalar'}; "
+                f"by {CONFIG} it should be "
                 f"{' × '.join(map(str, wanted))}"
             )
         return stored
 
     def _why_missing(self, ours: str, name: str) -> str:
         if name in self.weights.strays:
-            return f"tensor {name} is in {self.weights.strays[name].path.name}, but {INDEX} assigns it to no file"
+            file = self.weights.strays[name].path.name
+            return f"tensor {name} is in {file}, but {INDEX} assigns it to no file"
         missing = f"tensor {name} is in none of its files"
         if what := instead_of_plain_weights(self.weights.tensors, self.config):
             return f"{missing}: {what}"
         if ours == "head":
-            return f"{missing}; if the head is the embedding, set tie_word_embeddings to true in {CONFIG}"
+            tied = f"set tie_word_embeddings to true in {CONFIG}"
+            return f"{missing}; if the head is the embedding, {tied}"
         return missing
 
     def _refuse_unused(self, used: set[str]) -> None:
@@ -202,14 +208,15 @@ class _Search:
         )
 
     def _check_tied_head(self, embedding: str) -> None:
-        """Raise CheckpointError if a head that the configuration ties to the embedding differs from it."""
+        """Raise CheckpointError if a head is tied to the embedding, but differs from it."""
         tensors = self.weights.tensors
         if not self.spec.tied or HEAD not in tensors or embedding == HEAD:
             return
         if not tensors[HEAD].same_tensor(HEAD, tensors[embedding], embedding):
             raise CheckpointError(
-                f"{tensors[HEAD].path}: tensor {HEAD} differs from {embedding}, but tie_word_embeddings in {CONFIG} "
-                "makes them one; set it to false, or remove the tensor"
+                f"{tensors[HEAD].path}: tensor {HEAD} differs from {embedding}, but "
+                f"tie_word_embeddings in {CONFIG} makes them one; set it to false, or remove the "
+                "tensor"
             )
 
 

@@ -1,4 +1,4 @@
-"""Ground floor: the architectures that Hugging Face folders may hold: their sizes, and the names of their tensors.
+"""The architectures of Hugging Face folders: their sizes, and the names of their tensors.
 
 Names and layouts are those that ``save_pretrained`` of transformers writes.
 """
@@ -26,8 +26,8 @@ class Stored:
         name: in the files, without the family's prefix.
         transposed: as [in, out].
         part: it is this third of a fused query, key and value.
-        interleaved: of a fused one: the elements of a head, whose query, key and value follow each other (BLOOM); 0:
-            all queries come first, then all keys.
+        interleaved: of a fused one: the elements of a head, whose query, key and value follow
+            each other (BLOOM); 0: all queries come first, then all keys.
     """
 
     name: str
@@ -42,7 +42,8 @@ class Family:
 
     Attributes:
         prefixes: of all names in the files, one of them.
-        spared: names of tensors that a folder may hold beside the model's: masks, and what is computed from sizes.
+        spared: names of tensors that a folder may hold beside the model's: masks, and what is
+            computed from sizes.
         requires: values of the configuration that are implemented; a key that is missing has them.
     """
 
@@ -99,7 +100,7 @@ def _bloom_spec(name: str, config: Config) -> ModelSpec:
 
 
 def _llama_spec(name: str, config: Config) -> ModelSpec:
-    """Llama, Mistral, Qwen2 and Qwen3: one architecture with few differences."""
+    """Return the sizes of Llama, Mistral, Qwen2 and Qwen3, which differ little."""
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", default=heads)
     if heads % kv_heads:
@@ -144,7 +145,7 @@ _QKV = {"query": 0, "key": 1, "value": 2}
 
 
 def _gpt2_name(name: str, size: int) -> Stored:
-    """Its linears are kept as [in, out] (``Conv1D``)."""
+    """Return how GPT-2 keeps a tensor: its linears are [in, out] (``Conv1D``)."""
     if name in ("embedding", "position"):
         return Stored({"embedding": "wte.weight", "position": "wpe.weight"}[name])
     layer, part, kind = _split(name)
@@ -220,7 +221,7 @@ def _llama_name(name: str, size: int) -> Stored:
 
 
 def _split(name: str) -> tuple[int | None, str, str]:
-    """``layers.3.up.weight`` → (3, "up", "weight")."""
+    """Split a name: ``layers.3.up.weight`` → (3, "up", "weight")."""
     if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(\w+)", name):
         return int(match[1]), match[2], match[3]
     part, _, kind = name.partition(".")
@@ -279,4 +280,4 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
 }
-"""By ``model_type``."""
+"""Each family by its ``model_type``."""

@@ -1,4 +1,4 @@
-"""Ground floor: folders that hold no plain weights of a text model, named for what they are."""
+"""Recognising folders that do not hold plain weights of a text model: adapters, quantised, …"""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ QUANTISED_FILES = {
 """Files that quantising tools leave beside the weights."""
 
 QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
-"""Keys of the configuration that say so; the last one is MLX's."""
+"""Keys of the configuration of quantised models; the last one is MLX's."""
 
 QUANTISED_NAMES = {
     r"\.qweight|\.qzeros|\.g_idx": "GPTQ or AWQ",
-    r"\.SCB|\.weight_format|\.absmax|\.quant_map|\.nested_absmax|\.quant_state\.\w+": "bitsandbytes",
-    r"\.weight_packed|\.weight_shape|\.weight_zero_point|\.weight_g_idx|\.weight_global_scale": "compressed-tensors",
-    r"\.weight_scale|\.weight_scale_inv|\.input_scale|\.[kv]_scale|\.scales?|\.(in|out)put_scale": "fp8 or int8",
+    r"\.SCB|\.weight_format|\.(nested_)?absmax|\.quant_map|\.quant_state\.\w+": "bitsandbytes",
+    r"\.weight_(packed|shape|zero_point|g_idx|global_scale)": "compressed-tensors",
+    r"\.weight_scale(_inv)?|\.[kv]_scale|\.scales?|\.(in|out)put_scale": "fp8 or int8",
 }
 """Ends of tensors' names that only quantised folders have."""
 
@@ -41,18 +41,18 @@ HUB_CACHE = re.compile(r"(?:models|datasets|spaces)--(?:.+?--)?(.+)")
 
 
 def model_name(folder: Path) -> str:
-    """Return the name of a folder's model: the folder's own, or in a hub's cache that of the repository."""
+    """Return the name of a folder's model: its own, or in a hub's cache the repository's."""
     folder = folder.resolve()
     repository = HUB_CACHE.fullmatch(folder.parent.parent.name)
     return repository[1] if repository and folder.parent.name == "snapshots" else folder.name
 
 
 def refuse_other_kinds(folder: Path, config: Config) -> None:
-    """Raise CheckpointError if by its configuration the folder holds an adapter, or quantised weights."""
+    """Raise CheckpointError if its configuration describes an adapter or quantised weights."""
     if (folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{folder}: {ADAPTER} makes it a folder of an adapter (PEFT), not of a whole model; merge the adapter "
-            "into its base model (merge_and_unload) and give the folder that save_pretrained then writes"
+            f"{folder}: {ADAPTER} shows that it is an adapter (PEFT), not a whole model; merge it "
+            "into its base model (merge_and_unload) and give the folder that save_pretrained writes"
         )
     for key in QUANTISED_KEYS:
         if config.content.get(key) is not None:
@@ -85,7 +85,7 @@ def unsupported_type(config: Config, known: Iterable[str]) -> CheckpointError:
 
 
 def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
-    """Raise CheckpointError if a tensor is of a type that weights are not read from, unless ``spared`` has its name."""
+    """Raise CheckpointError if a tensor's type is not read, unless ``spared`` has its name."""
     for header in headers:
         for name, kind in header.types.items():
             if kind not in READ_TYPES and not spared.fullmatch(name):
@@ -97,7 +97,7 @@ def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
 
 
 def quantised(names: Iterable[str]) -> str | None:
-    """Name the tool or format that gives tensors such names; None if they are plain."""
+    """Return the tool or format that gives tensors such names; None if they are plain."""
     return next(
         (
             tool
@@ -109,14 +109,14 @@ def quantised(names: Iterable[str]) -> str | None:
 
 
 def instead_of_plain_weights(names: Iterable[str], config: Config) -> str | None:
-    """Name what a folder with such tensors is; None: nothing that is known."""
+    """Return the kind of a folder with such tensors; None if it is not known."""
     names = list(names)
     if any(".lora_" in name or name.startswith("base_model.model.") for name in names):
         return "it holds an adapter (PEFT); merge it into its base model and give that folder"
     if tool := quantised(names):
         return f"the weights are quantised ({tool}). {_PLAIN}"
     if any(re.match(MULTIMODAL_NAMES, name) for name in names):
-        return "it holds a multimodal model, of which the text part alone is not read"
+        return "it holds a multimodal model, and reading only its text part is not supported"
     if any(re.match(r"(layers\.\d+|embed_tokens)\.", name) for name in names):
         return (
             "it holds a base model without a head, such as LlamaModel saves; "
@@ -130,4 +130,7 @@ def instead_of_plain_weights(names: Iterable[str], config: Config) -> str | None
     return None
 
 
-_PLAIN = f"Weights are read from {', '.join(sorted(READ_TYPES))} alone: save the model dequantised."
+_PLAIN = (
+    f"Only weights in {', '.join(sorted(READ_TYPES))} are read: "
+    "save the model without quantisation."
+)

@@ -1,4 +1,4 @@
-"""Ground floor: ``config.json`` of a Hugging Face folder, read key by key."""
+"""``config.json`` of a Hugging Face folder, read key by key."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from dejavubench.textfile import TextFileError, read_json
 CONFIG = "config.json"
 
 LARGEST = 2**31 - 1
-"""The largest size that is accepted: a larger one is a mistake that would take for ever to be found out."""
+"""The largest size that is accepted; a larger one would take for ever to fail."""
 
 
 class Config:
-    """``config.json``, or an object in it. A value of another kind raises CheckpointError, which names the key."""
+    """``config.json``, or an object in it.
+
+    A value of the wrong kind raises CheckpointError, which names the key.
+    """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path, self.content = path, content
@@ -35,7 +38,7 @@ class Config:
                     f"{folder} is a file; give the folder that holds {CONFIG} and the weights"
                 )
             if not folder.is_dir():
-                raise CheckpointError(f"{folder} is no folder")
+                raise CheckpointError(f"{folder} is not a folder")
             if not path.exists():
                 raise CheckpointError(f"{folder} has no {CONFIG}: {_without_config(folder)}")
             content = read_json(path)
@@ -44,7 +47,7 @@ class Config:
         except TextFileError as error:
             raise CheckpointError(str(error)) from None
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path}: it is no JSON object")
+            raise CheckpointError(f"{path}: it is not a JSON object")
         return cls(path, content)
 
     def number(self, key: str, default: float | None) -> float:
@@ -90,11 +93,14 @@ class Config:
 
 
 def _without_config(folder: Path) -> str:
-    """Name what a folder without a configuration is."""
+    """Return what a folder without a configuration may be."""
     if (folder / "adapter_config.json").exists():
-        return "it is an adapter (PEFT), not a whole model; merge it into its base model and give that folder"
+        return (
+            "it is an adapter (PEFT), not a whole model; "
+            "merge it into its base model and give that folder"
+        )
     if snapshots := sorted(path.parent for path in folder.glob(f"snapshots/*/{CONFIG}")):
         return f"it is a model's folder in a hub's cache; give {snapshots[-1]}"
     if found := sorted(path.name for path in folder.glob("*.gguf")):
         return f"{found[0]} is a file of llama.cpp; give a Hugging Face folder with safetensors"
-    return "it is no Hugging Face folder"
+    return "it is not a Hugging Face folder"

@@ -1,4 +1,4 @@
-"""The sizes of a decoder-only model and the shapes of its tensors; neither torch nor MPI is needed."""
+"""The sizes of a decoder-only model and the shapes of its tensors; torch is not needed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ class Rope:
 
     Attributes:
         theta: base of the frequencies.
-        kind: ``default``, ``linear`` (positions divided by ``factor``), or ``llama3``: frequencies whose wavelength is
-            beyond ``original_context / low`` are divided by ``factor``, those below ``original_context / high`` kept,
-            and those in between mixed; ``yarn``: the same between those that turn ``low`` and ``high`` times within
-            ``original_context``, by their place among them (as in transformers' ``rope_type`` of these names).
-        attention: what queries and keys are multiplied by as they are turned (``yarn``).
+        kind: transformers' ``rope_type``. ``linear`` divides positions by ``factor``. ``llama3``
+            divides frequencies by ``factor`` if their wavelength is beyond
+            ``original_context / low``, keeps them below ``original_context / high``, and mixes
+            both in between. ``yarn`` does the same between the frequencies that turn ``low`` and
+            ``high`` times within ``original_context``, by their place in between.
+        attention: factor of queries and keys as they are turned (``yarn``).
     """
 
     theta: float = 10000.0
@@ -39,16 +40,18 @@ class ModelSpec:
         head_num: attention heads; each has keys and values of its own.
         size_per_head: elements of one head, D.
         vocab_size: rows of the embedding.
-        context: the most positions it can attend to; None where positions are unbounded (ALiBi).
+        context: the most positions that it attends to; None if there is no bound (ALiBi).
         ffn_size: inner width of the MLP.
         position: ``learned`` embeddings, ``alibi`` biases or ``rope``.
         position_offset: rows of the position table before position 0 (OPT has 2).
         activation: ``gelu`` (the tanh approximation), ``relu`` or ``silu``.
-        norm_first: layer norm before attention and MLP, and a final one; off (opt-350m): after each, no final.
+        norm_first: norms stand before attention and MLP, and a final one at the end. Off
+            (opt-350m): they stand after each, and there is no final one.
         embed_norm: a layer norm right after the embedding (BLOOM).
-        embed_size: width of the embedding where it differs from ``hidden`` and is projected (opt-350m).
-        kv_head_num: heads of keys and values where they are fewer: query heads share them in groups (GQA).
-        width: of the residual stream where it is not ``head_num`` × ``size_per_head``.
+        embed_size: width of the embedding if it is projected to another width (opt-350m).
+        kv_head_num: heads of keys and values if they are fewer; groups of query heads share
+            them (GQA).
+        width: of the residual stream if it is not ``head_num`` × ``size_per_head``.
         rms: norms are RMS norms, without biases (Zhang and Sennrich 2019, arXiv 1910.07467).
         eps: of the norms.
         rope: of ``rope`` positions.
@@ -56,7 +59,8 @@ class ModelSpec:
         qkv_bias, bias: linears of queries, keys and values have biases; all others have.
         qk_norm: an RMS norm of each head's queries and keys (Qwen3).
         tied: the head is the embedding.
-        limit: the key of a checkpoint's configuration that bounds ``context``, where it is not the model's length.
+        limit: the key of a checkpoint's configuration that bounds ``context``; None if it is the
+            model's length.
     """
 
     name: str
@@ -86,7 +90,7 @@ class ModelSpec:
 
     @property
     def limit_text(self) -> str:
-        """The words behind a number of positions that is less than the model's length; else empty."""
+        """The words behind a context that is less than the model's length; else empty."""
         return (
             f" (its {self.limit}: leaving out earlier tokens is not supported)"
             if self.limit
@@ -204,7 +208,7 @@ class ModelSpec:
 
 
 def even_cuts(length: int, parts: int) -> tuple[int, ...]:
-    """Boundaries of ``parts`` pieces of ``length``, as even as can be; the first ones are the longer ones."""
+    """Return the boundaries of ``parts`` even pieces of ``length``, the first ones the longer."""
     each, more = divmod(length, parts)
     return tuple(part * each + min(part, more) for part in range(parts + 1))
 

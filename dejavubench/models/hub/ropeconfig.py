@@ -1,7 +1,8 @@
-"""Ground floor: rotary embeddings and the longest request, as ``config.json`` spells them.
+"""Rotary embeddings and the longest request, as ``config.json`` spells them.
 
-Transformers 5 keeps all of the rotary embeddings in ``rope_parameters``, earlier versions in ``rope_theta`` and
-``rope_scaling``. What is read means what transformers 5 makes of it (``modeling_rope_utils.py``); the rest is refused.
+Transformers 5 keeps all of the rotary embeddings in ``rope_parameters``, earlier versions in
+``rope_theta`` and ``rope_scaling``. What is read means what transformers 5 makes of it
+(``modeling_rope_utils.py``); the rest is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def read_rope(config: Config) -> Rope:
     """Return the rotary embeddings of all layers.
 
     Raises:
-        CheckpointError: they are of another kind, or not the same in all layers; the message names the key.
+        CheckpointError: they are of another kind, or not the same in all layers; the message
+            names the key.
     """
     key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
     inside = _of_all_layers(config, key, config.object(key).content)
@@ -38,7 +40,8 @@ def read_rope(config: Config) -> Rope:
     if kind not in KINDS:
         spelling = "rope_type" if "rope_type" in given else "type"
         raise CheckpointError(
-            f"{config.path}: {key}.{spelling}: rope of type {kind!r} is not supported; {', '.join(KINDS)} are"
+            f"{config.path}: {key}.{spelling}: rope of type {kind!r} is not supported; "
+            f"{', '.join(KINDS)} are"
         )
     theta = _theta(config, inside)
     if theta <= 1:
@@ -68,10 +71,13 @@ def read_rope(config: Config) -> Rope:
 
 
 def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:
-    """Return the positions that a request may take, and the key that bounds them if it is not the model's length.
+    """Return the most positions of a request, and the key that bounds them.
 
-    Within a sliding window's length every token attends to all earlier ones: no window is needed. Stretched embeddings
-    reach beyond ``max_position_embeddings`` if that is the length before stretching.
+    The key is None if the bound is the model's length.
+
+    Within a sliding window's length every token attends to all earlier ones: no window is needed.
+    Stretched embeddings reach beyond ``max_position_embeddings`` if that is the length before
+    stretching.
     """
     context = config.size("max_position_embeddings")
     if rope.kind == "yarn":
@@ -85,7 +91,7 @@ def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:
 
 
 def _window(config: Config) -> int | None:
-    """Return the sliding window of any layer, as each family's configuration has it in transformers."""
+    """Return the sliding window of any layer, as transformers reads each family's configuration."""
     kind = config.content["model_type"]
     if kind == "llama":
         return None
@@ -146,13 +152,14 @@ def _of_all_layers(config: Config, key: str, given: Any) -> Config:
         )
     if any(given[name] != given[used[0]] for name in used):
         raise CheckpointError(
-            f"{config.path}: {key} differs between layers of type {' and '.join(used)}; only one for all is supported"
+            f"{config.path}: {key} differs between layers of type {' and '.join(used)}; "
+            "only one for all is supported"
         )
     return Config(config.path, given[used[0]])
 
 
 def _theta(config: Config, inside: Config) -> float:
-    """Return the base of the frequencies. A null counts as given, as in transformers, which then fails."""
+    """Return the base of the frequencies; a null fails, as in transformers."""
     for place in (inside, config):
         if "rope_theta" in place.content:
             return place.number("rope_theta", None)
@@ -160,7 +167,10 @@ def _theta(config: Config, inside: Config) -> float:
 
 
 def _original_context(config: Config, inside: Config) -> int:
-    """Return the length before stretching. As in transformers the outer key wins, the model's length is the default."""
+    """Return the length before stretching.
+
+    As in transformers the outer key wins, and the default is the model's length.
+    """
     key = "original_max_position_embeddings"
     place = config if config.content.get(key) is not None else inside
     return place.size(key, default=config.size("max_position_embeddings"))

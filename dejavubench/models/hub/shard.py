@@ -101,7 +101,7 @@ class Shard:
         return found
 
     def layer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
-        """Return which part of each tensor of a layer this worker holds, by names within the layer."""
+        """Return which part of each tensor of a layer this worker holds, by names in the layer."""
         keys = self.heads(spec).scaled(spec.size_per_head)
         parts = {"keys": keys, "queries": keys.scaled(spec.group), "ffn": self.ffn(spec)}
         found: dict[str, Cut] = {}
@@ -134,7 +134,7 @@ class Shard:
 
 _CUT_ROWS = {"query": "queries", "key": "keys", "value": "keys", "gate": "ffn", "up": "ffn"}
 _CUT_COLUMNS = {"out": "queries", "down": "ffn"}
-"""A layer's linears that are split by their outputs, and by their inputs; norms are on every rank."""
+"""A layer's linears that are split by outputs, and by inputs; every rank has the norms."""
 
 
 def most_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:

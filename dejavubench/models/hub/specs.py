@@ -69,17 +69,17 @@ SPECS: dict[str, ModelSpec] = {
         _bloom("bloom-176b", 70, 112, 128),
     )
 }
-"""The paper's families in the sizes of their publications (Hugging Face configurations of the same names)."""
+"""The paper's families in their published sizes, as in Hugging Face's models of these names."""
 
 CUSTOM = "custom"
-"""The name under which a run's model of free sizes goes."""
+"""The name of a model of free sizes."""
 
 
 def spec(name: str) -> ModelSpec:
-    """The sizes of a named model.
+    """Return the sizes of a named model.
 
     Raises:
-        ValueError: no model has this name; the message names those that come close, else all.
+        ValueError: no model has this name; the message names similar ones, or all.
     """
     if name in SPECS:
         return SPECS[name]
@@ -88,7 +88,7 @@ def spec(name: str) -> ModelSpec:
 
 
 def _instead_of(name: str) -> str:
-    """Return what to give in place of a name that no model has."""
+    """Return a hint for a name that no model has."""
     import difflib  # only to help with a misspelt name
 
     if _is_there(name):
@@ -117,7 +117,7 @@ def _is_there(name: str) -> bool:
 def custom(
     layer_num: int, head_num: int, size_per_head: int, vocab_size: int, context: int
 ) -> ModelSpec:
-    """A GPT-2-like model of free sizes with ``context`` learned positions."""
+    """Return a GPT-2-like model of free sizes with ``context`` learned positions."""
     return ModelSpec(
         CUSTOM,
         layer_num,

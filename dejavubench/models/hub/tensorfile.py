@@ -1,4 +1,4 @@
-"""Ground floor: the header of one safetensors file, checked as the safetensors library checks it.
+"""The header of one safetensors file, checked as the safetensors library checks it.
 
 Only the header and both ends of each tensor are read: https://github.com/huggingface/safetensors.
 """
@@ -37,7 +37,7 @@ BITS = {
 
 
 class CheckpointError(DataError, ValueError):
-    """A folder cannot be used; the message, one line, names the file and, where one is at fault, the tensor."""
+    """A folder cannot be used; the message, of one line, names the file and perhaps the tensor."""
 
     def __init__(self, message: str) -> None:
         super().__init__(escaped(message))
@@ -117,15 +117,14 @@ def is_lfs_pointer(path: Path) -> bool:
 def _read_header(path: Path) -> tuple[bytes, int]:
     """Return the raw header, and the size of the file."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no regular file")
+        raise CheckpointError(f"{path}: not a regular file")
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(256)
         length = int.from_bytes(first[:8], "little")
         if not 2 <= length <= size - 8:
             what = (
-                _instead_of_safetensors(first)
-                or "no safetensors file, or one that is cut off in its header"
+                _instead_of_safetensors(first) or "not a safetensors file, or cut off in its header"
             )
             raise CheckpointError(f"{path}: {what}")
         file.seek(8)
@@ -133,7 +132,7 @@ def _read_header(path: Path) -> tuple[bytes, int]:
 
 
 def _instead_of_safetensors(first: bytes) -> str | None:
-    """Name what the first bytes show a file to be; None: nothing that is known."""
+    """Return the kind of a file by its first bytes; None if it is not known."""
     if first.startswith(LFS_POINTER.encode()):
         return "this is a Git LFS pointer, not the weights: run 'git lfs pull' in its folder"
     if first.lstrip()[:1] == b"<":
@@ -152,7 +151,7 @@ def _offsets(entries: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]
 
 
 def _fault(raw: bytes, size: int) -> str | None:
-    """Name the tensor that a refused header is wrong about, and how; None: the library's own message is better."""
+    """Return which tensor of a refused header is wrong; None if the library says it better."""
     try:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
@@ -178,7 +177,7 @@ def _entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
     if kind not in BITS:
         if str(kind).startswith(("F4", "F6", "F8")):
             return None
-        return f"is stored as {kind!r}, which is no type that the safetensors library knows"
+        return f"is stored as {kind!r}, a type that the safetensors library does not know"
     if not all(isinstance(each, int) and each >= 0 for each in shape):
         return f"has the impossible shape {shape}"
     nbytes = prod(shape) * BITS[kind] // 8

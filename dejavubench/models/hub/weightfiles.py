@@ -1,4 +1,4 @@
-"""Ground floor: which files of a Hugging Face folder its tensors are taken from."""
+"""Which files of a Hugging Face folder its tensors are taken from."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def find_weights(folder: Path) -> Weights:
 
 
 def present_headers(folder: Path) -> Iterator[Header]:
-    """Return the headers of the files that are there already: the rest of the weights may be missing."""
+    """Return the headers of the files that are there; other files may be missing."""
     files = [folder / WHOLE]
     if not files[0].is_file():
         names = (
@@ -62,12 +62,12 @@ def present_headers(folder: Path) -> Iterator[Header]:
 
 
 def _indexed(folder: Path, index: Path) -> Weights:
-    """Return each tensor with the file that the index assigns to it; copies elsewhere do not count."""
+    """Return each tensor with the file that the index assigns to it; other copies do not count."""
     assigned = _weight_map(index)
     headers: dict[str, Header] = {}
     for name in sorted(set(assigned.values())):
         if Path(name).name != name:
-            raise CheckpointError(f"{index}: it names {name!r}, which is no file of this folder")
+            raise CheckpointError(f"{index}: it names {name!r}, which is not a file of this folder")
         try:
             missing = not (folder / name).exists()
         except OSError as error:
@@ -104,7 +104,8 @@ def _weight_map(index: Path) -> dict[str, str]:
         or not all(isinstance(name, str) for name in found.values())
     ):
         raise CheckpointError(
-            f"{index}: it is no index of safetensors files: weight_map must name each tensor's file"
+            f"{index}: it is not an index of safetensors files: "
+            "weight_map must name each tensor's file"
         )
     return found
 
@@ -113,23 +114,28 @@ def _without_weights(folder: Path) -> str:
     """Return why a folder has no weights that can be read."""
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
     if others and others[0].startswith("adapter_"):
-        return f"{folder}: {others[0]} is an adapter (PEFT), not a whole model; merge it into its base model"
+        return (
+            f"{folder}: {others[0]} is an adapter (PEFT), not a whole model; "
+            "merge it into its base model"
+        )
     if others:
-        return f"{folder} has {', '.join(others[:3])}, but neither {WHOLE} nor {INDEX}, which names the files of tensors"
+        return (
+            f"{folder} has {', '.join(others[:3])}, but neither {WHOLE} nor {INDEX}, "
+            "which names the files of tensors"
+        )
     if pickled := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         return (
-            f"{folder}: {pickled[0]} is a pickle, which can run code when it is read; write safetensors instead: "
+            f"{folder}: {pickled[0]} is a pickle, which can run code when it is read; "
+            "write safetensors instead: "
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(…)"
         )
     if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
-        return (
-            f"{folder}: {ggufs[0]} is a file of llama.cpp; weights are read from safetensors alone"
-        )
+        return f"{folder}: {ggufs[0]} is a file of llama.cpp; only safetensors files are read"
     return f"{folder} has neither {WHOLE} nor {INDEX}{_unfinished(folder)}"
 
 
 def _unfinished(folder: Path) -> str:
-    """Return what shows that a download was interrupted, as the end of a message; empty if nothing does."""
+    """Return the end of a message about an interrupted download; empty if none was."""
     places = [folder, folder / ".cache" / "huggingface" / "download"]
     if folder.resolve().parent.name == "snapshots":
         places.append(folder.resolve().parent.parent / "blobs")
@@ -143,4 +149,4 @@ def _unfinished(folder: Path) -> str:
         for path in folder.glob("*.safetensors")
         if path.is_symlink() and not path.exists()
     )
-    return f"; {links[0]} is a link to a file that is not there" if links else ""
+    return f"; {links[0]} is a link to a missing file" if links else ""

@@ -1,8 +1,11 @@
-"""Products of a weight with 5 to 16 rows of bf16 by AMX, which multiplies them while it waits for the weight.
+"""Products of a weight with 5 to 16 rows of bf16 by AMX tiles.
 
-A tile is loaded from 16 rows of the weight as they lie, so nothing of it is copied; the rows of x are what is put in
-the order of AMX, pairs of one column of all rows side by side. Intel's Architecture Instruction Set Extensions
-Programming Reference, chapter "Intel AMX", gives the layouts and the 64 bytes that describe the tiles.
+AMX multiplies them in the time that it takes to read the weight. A tile is loaded from 16 rows of
+the weight as they lie, so the weight is not copied. The rows of x
+are put in the order of AMX: pairs of elements, one pair of all rows side by side. The layouts and
+    the
+64 bytes that describe the tiles are those of Intel's Architecture Instruction Set Extensions
+Programming Reference, chapter "Intel AMX".
 """
 
 from __future__ import annotations
@@ -23,29 +26,39 @@ from dejavubench.models.backends.cpu.threads import compiled, released, scratch
 ROWS = 16
 """Rows of a tile, and the most rows of x that meet it at once."""
 
+TWICE = 2 * ROWS
+"""Rows of the weight that are multiplied side by side, as far as they last."""
+
 DEPTH = 32
 """bf16 elements of a tile's row."""
+
+DESCRIPTION_NBYTES = 64
+SUMS_NBYTES = TWICE * ROWS * 4
 
 
 @functools.cache
 def usable() -> bool:
-    """Whether this CPU has AMX for bf16 and this process may use it."""
+    """Return whether this CPU has AMX for bf16 and this process may use it."""
     if not {"amx_tile", "amx_bf16"} <= cpu_flags():
         return False
     return bool(torch.cpu._is_amx_tile_supported()) and bool(torch.cpu._init_amx())
 
 
 def takes(rows: int, ins: int) -> bool:
-    """Whether :func:`product` can multiply so many rows of so many elements here."""
+    """Return whether :func:`product` can multiply ``rows`` rows of ``ins`` elements here."""
     return rows <= ROWS and ins % DEPTH == 0 and usable()
 
 
 def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Any:
-    """Products of a weight's rows: ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, in tiles of these numbers.
+    """Return ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, for use in compiled code.
 
-    out[r, q] = Σₖ w[r, k] · x[q, k], k < n, fp32. ``blocks`` of 16 rows, or as many as their tiles are described to
-    have, are a tile of sums and one of the weight each; several hide how long one sum takes. If it ``fetches``, memory
-    is asked for the line ``ahead`` of each that is read of w.
+    It writes out[r, q] = Σₖ w[r, k] · x[q, k], k < n, in fp32.
+
+    Args:
+        of_x: the tile that x is loaded to.
+        blocks: the tiles of sums and of the weight, a pair for each 16 rows of the weight. Several
+            blocks hide the time that one sum takes.
+        fetches: ask memory for the line ``ahead`` of each line of w that is read.
     """
 
     def body(emit: Emitter, job: Sequence[Value]) -> None:
@@ -72,13 +85,12 @@ def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Any:
     return function
 
 
-TWICE = 2 * ROWS
 _two, _one, _rest = _tiles(0, (1, 2), (3, 4), fetches=True), _tiles(0, (1, 2)), _tiles(0, (5, 6))
 
 
 @intrinsic
 def _described(typing, address):  # type: ignore[no-untyped-def]
-    """From here on tiles are what is described there."""
+    """Set up the tiles as the 64 bytes at ``address`` describe them."""
     return emitting(
         1, lambda emit, job: emit.call("llvm.x86.ldtilecfg", emit.pointer(job[0], BYTE))
     )
@@ -91,20 +103,26 @@ def _done(typing):  # type: ignore[no-untyped-def]
 
 @compiled
 def _describe(at, rows, rest):  # type: ignore[no-untyped-def]
-    """Tile 0 is x, 1 and 3 are sums, 2 and 4 of the weight, 5 and 6 sums and weight of what is left over."""
+    """Write the 64 bytes that describe the tiles.
+
+    Tile 0 is x, 1 and 3 are sums, 2 and 4 of the weight. 5 and 6 are sums and weight of the rows
+    that are left over, ``rest`` of them.
+    """
     given = carray(halves(at), 32)
     given[:] = 0
-    given[0] = (
-        1  # the palette; then the bytes of each tile's row, and each tile's rows, a byte each
-    )
+    given[0] = 1  # the palette
+    # from byte 16 on two bytes for each tile: the bytes of its rows
     given[8], given[9], given[10], given[11], given[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
     given[13], given[14] = 4 * rows, 64
-    given[24], given[25], given[26], given[27] = (
-        ROWS | ROWS << 8,
-        ROWS | ROWS << 8,
-        ROWS | rest << 8,
-        rest,
-    )
+    # from byte 48 on one byte for each tile: its number of rows
+    given[24] = given[25] = ROWS | ROWS << 8
+    given[26], given[27] = ROWS | rest << 8, rest
+
+
+@compiled
+def _ordered_nbytes(rows: int, ins: int) -> int:
+    """Return the bytes of x in bf16, in the order of AMX."""
+    return rows * ins * 2
 
 
 @compiled
@@ -117,10 +135,15 @@ def _add(tile, count, rows, sums, apart):  # type: ignore[no-untyped-def]
 
 @compiled
 def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
-    """Add x · weightᵀ to the sums [rows, columns]; x and weight of bf16, up to 16 rows, ``ins`` a multiple of 32."""
+    """Add x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_apart`` bytes apart.
+
+    x and weight are in bf16, x has up to 16 rows, and ``ins`` is a multiple of 32.
+    """
     row, rest = ins * 2, columns % ROWS
-    own = scratch(64 + TWICE * ROWS * 4 + rows * row)
-    tile, ordered = own + 64, own + 64 + TWICE * ROWS * 4
+    own = scratch(DESCRIPTION_NBYTES + SUMS_NBYTES + _ordered_nbytes(rows, ins))
+    tile = own + DESCRIPTION_NBYTES
+    ordered = tile + SUMS_NBYTES
+    # pairs of neighbouring elements, pair k of all rows of x side by side
     into = carray(words(ordered), rows * ins // 2)
     for m in range(rows):
         pairs = carray(words(x + m * row), ins // 2)

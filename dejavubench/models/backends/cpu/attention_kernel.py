@@ -45,8 +45,8 @@ AttentionJob = struct(
 )
 """First addresses (``slopes`` and ``first`` may be 0), then numbers, then distances in bytes.
 
-``heads`` are those of keys and values, ``group`` the queries of each. ``piece`` is how many elements
-of a key are neighbours."""
+``heads`` are those of keys and values, ``group`` the queries of each. ``piece`` is how many
+elements of a key are neighbours."""
 
 
 def attend(
@@ -139,11 +139,12 @@ def _scratch_nbytes(size: int, group: int, stop: int) -> int:
 
 @compiled
 def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped-def]
-    """Return ``(turn, ahead, beyond)``: what to ask memory for beside ``count`` rows from ``base`` on.
+    """Return ``(turn, ahead, beyond)``: where to ask memory for what is read later.
 
-    A row takes ``nbytes``. Each row before ``turn`` asks for what lies ``ahead`` bytes on from it:
-    later rows. Row s from ``turn`` on asks for what lies ``beyond`` bytes on from it, which is at
-    following + (s − turn) · apart. If nothing follows, nothing is asked for.
+    It is asked for beside the reading of ``count`` rows of ``nbytes`` from ``base`` on, which are
+    ``apart`` bytes from each other. Each row before ``turn`` asks for the row ``ahead`` bytes on.
+    Row s from ``turn`` on asks for what lies ``beyond`` bytes on, at following + (s − turn) ·
+    apart. If nothing follows, nothing is asked for.
     """
     if not following:
         return count, 0, 0
@@ -166,7 +167,7 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Any:
 
     @compiled
     def score(q, k, apart, count, size, scores, following):  # type: ignore[no-untyped-def]
-        part = count // STREAMS
+        part = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
         turn, ahead, beyond = _fetching(k, part * once, apart, size * itemsize, following)
         between = 1 if in_vectors else part
         for s in range(0, part * once, once):
@@ -192,6 +193,7 @@ def _weighted(dtype: torch.dtype) -> Any:
         carray(floats(out), size)[:] = np.float32(0)
         part = count // STREAMS
         turn, ahead, beyond = _fetching(v, part, apart, size * itemsize, following)
+        # rows up to ``turn`` ask for later values, the rest for what follows all values
         begin, stop = 0, turn
         for _ in range(2):
             values(p, v, apart, part, begin, stop, size, out, ahead)
@@ -219,7 +221,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
 
     @compiled
     def probabilities(job, request, head, member, keys, count, query, scores, rows):  # type: ignore[no-untyped-def]
-        """Write one query's probabilities of ``count`` keys; ``rows`` is what is read after the keys."""
+        """Write one query's probabilities of ``count`` keys; ``rows`` is read after the keys."""
         size, number = job.size, head * job.group + member
         at = job.q + request * job.q_request + number * job.q_head
         scaled = carray(floats(query), size)
@@ -244,7 +246,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
         job = carray(jobs, 1)[0]
         size, heads, group, stop = job.size, job.heads, job.group, job.stop
         query = scratch(_scratch_nbytes(size, group, stop))
-        scores, row = query + size * 4, stop * 4
+        scores, row = query + size * 4, stop * 4  # a row of scores for each query of the group
         begin, end = share(job.requests * heads, 1)
         for number in range(begin, end):
             request, head = number // heads, number % heads
@@ -252,6 +254,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
             count = stop - first
             keys = job.k + request * job.k_request + head * job.k_head + first * job.k_position
             rows = job.v + request * job.v_request + head * job.v_head + first * job.v_position
+            # the first query brings keys to the cache of the CPU, the others find them there
             for m in range(group):
                 probabilities(job, request, head, m, keys, count, query, scores + m * row, rows)
             following = 0

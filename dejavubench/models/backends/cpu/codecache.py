@@ -1,8 +1,9 @@
 """Compiled kernels of a CPU's decode step, kept on the user's disk between runs.
 
-Numba compiles a kernel in seconds; its object code loads in milliseconds. A file holds one kernel's object code. Its
-name is the hash of all that the code depends on (:func:`_surroundings`), so an outdated file is never found. The
-content is checked by a digest before it is loaded, and nothing is unpickled.
+Numba compiles a kernel in seconds; its object code loads in milliseconds. A file holds one
+kernel's object code. Its name is the hash of all that the code depends on
+(:func:`_surroundings`), so an outdated file is never found. The content is checked by a digest
+before it is loaded, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (base, cpu, kvcac
 MAGIC = b"dejavubench kernel 1\n"
 
 PATIENCE_S = 120.0
-"""Seconds to wait for another process that compiles the same kernel, before this one compiles it as well."""
+"""Seconds to wait for another process that compiles the same kernel; then this one does, too."""
 
 NOTED_S = 5.0
-"""Seconds until it is said that another process is waited for."""
+"""Seconds of waiting until a line says so."""
 
 POLL_S = 0.02
 
 
 def _quietly(text: str) -> None:
-    """For kernels that nobody has asked for in time."""
+    """Say nothing: for kernels that are made when they are first used."""
 
 
 class Kernel:
-    """One kernel, loaded or compiled when its address is first asked for.
+    """One kernel, which is loaded or compiled when its address is first asked for.
 
     Args:
         name: the kernel and everything that it is compiled for.
@@ -63,11 +64,11 @@ class Kernel:
     def __init__(self, name: str, build: Callable[[], Any]) -> None:
         self.name = name
         self._build = build
-        self._owner: Any = None  # the code lives as long as what holds it
+        self._owner: Any = None  # frees the code when it is freed
 
     @functools.cached_property
     def address(self) -> int:
-        """The address of its code: ``void (*)(int64_t *)``."""
+        """Address of its code, ``void (*)(Job *)``; loads or compiles it at first."""
         provide([self])
         return self.__dict__["address"]
 
@@ -79,7 +80,7 @@ class Kernel:
         """Take the code from ``folder``. Return whether it is there.
 
         Raises:
-            UntrustedError: a file is there, but it is not to be trusted.
+            UntrustedError: there is a file, but it cannot be trusted.
         """
         key = _key(self.name)
         content = _read(folder / key)
@@ -89,7 +90,7 @@ class Kernel:
         _define_numbas_symbols()
         for name in needed:  # LLVM would put address 0 in place of a missing one
             if binding.address_of_symbol(name) is None:
-                raise UntrustedError(f"its code calls {name}, which this process has not")
+                raise UntrustedError(f"its code calls {name}, which this process does not have")
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -100,7 +101,7 @@ class Kernel:
         """Compile it, and leave the code in ``folder``.
 
         Raises:
-            OSError: the code cannot be written. The kernel is ready all the same.
+            OSError: the code cannot be written. The kernel is ready nevertheless.
         """
         function = self._build()
         self._take(function, function.address)
@@ -119,13 +120,14 @@ class Kernel:
 
 
 class UntrustedError(Exception):
-    """A file or folder of the cache is not to be trusted; the message says why."""
+    """A file or folder of the cache cannot be trusted; the message says why."""
 
 
 def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
     """Load the kernels that are not ready yet, and compile those that no earlier run has left.
 
-    Of several processes that need a kernel at once, one compiles it and the others wait for its file.
+    Of several processes that need a kernel at once, one compiles it and the others wait for its
+    file.
 
     Args:
         say: takes one line each about a cache that cannot be used, and about compiling.
@@ -178,7 +180,7 @@ def cache_folder() -> Path | None:
 
 
 def _usable_folder(say: Say) -> Path | None:
-    """The folder, made if need be; None, and a word to ``say``, where nothing must be read from it."""
+    """Return the folder, made if need be; None, after a line to ``say``, if it must not be used."""
     try:
         folder = cache_folder()
         if folder is None:
@@ -186,11 +188,7 @@ def _usable_folder(say: Say) -> Path | None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         _check_owned(folder.lstat(), stat.S_ISDIR, 0o077, "be a folder")
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # RuntimeError: nobody knows this user's home
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home is known
         say(f"compiled kernels are not kept: {error}")
     except UntrustedError as error:
         say(f"compiled kernels are neither read from {folder} nor kept there: {error}")
@@ -202,19 +200,20 @@ def _usable_folder(say: Say) -> Path | None:
 def _check_owned(
     found: os.stat_result, is_kind: Callable[[int], bool], closed: int, kind: str
 ) -> None:
-    """Raises UntrustedError unless it is of this user, of that kind, and closed to others."""
+    """Raise UntrustedError unless it is this user's, of that kind, and closed to others."""
     if not is_kind(found.st_mode):
         raise UntrustedError(f"it must {kind}")
     if found.st_uid != os.geteuid():
         raise UntrustedError(f"it belongs to user {found.st_uid}, not to {os.geteuid()}")
     if found.st_mode & closed:
         raise UntrustedError(
-            f"others have access to it (mode {stat.S_IMODE(found.st_mode):04o}): chmod go= closes it"
+            f"others have access to it (mode {stat.S_IMODE(found.st_mode):04o}); "
+            "close it with chmod go="
         )
 
 
 def _read(file: Path) -> bytes | None:
-    """The content of a file of this user's; None where there is no such file."""
+    """Return the content of a file of this user's; None if there is no such file."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -226,9 +225,10 @@ def _read(file: Path) -> bytes | None:
 
 @contextmanager
 def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
-    """Yield whether this process alone compiles a kernel now: False after too long a wait, or if nothing can be locked.
+    """Yield whether this process alone compiles a kernel now.
 
-    The kernel of the operating system lets go of a dead process's lock.
+    It does not after too long a wait, or if files cannot be locked. The operating system frees the
+    lock of a process that dies.
     """
     if folder is None:
         yield False
@@ -268,19 +268,16 @@ def _locked(descriptor: int, say: Say) -> bool:
             return True
 
 
-# ---- what a file is called, and what is in it ----
+# ---- names and contents of files ----
 
 
 def _key(name: str) -> str:
-    """The file's name: 64 hex digits of the kernel's name and of all else that its code depends on."""
+    """Return the file's name: 64 hex digits of all that the kernel's code depends on."""
     return hashlib.sha256(f"{name}\n{_surroundings()}".encode()).hexdigest()
 
 
 def _surroundings() -> str:
-    """Versions, the CPU, and what has been forced or changed of them.
-
-    Whatever begins with ``NUMBA_`` may change what numba makes of a kernel.
-    """
+    """Return versions, CPU, and the variables that change what numba makes of a kernel."""
     forced = {
         name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")
     }
@@ -289,7 +286,7 @@ def _surroundings() -> str:
 
 @functools.cache
 def _fixed() -> str:
-    """The part that stays the same while this process runs."""
+    """Return the part that stays the same while this process runs."""
     cpu = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {cpu}"
 
@@ -306,11 +303,11 @@ def source_digest(kernels: Path = Path(__file__).parent) -> str:
 
 
 def _needed(module: Any) -> list[str]:
-    """The functions and variables of others that compiled code refers to; ``llvm.…`` are instructions."""
+    """Return the names of outer functions and variables in compiled code."""
     named = [
         each.name for each in (*module.functions, *module.global_variables) if each.is_declaration
     ]
-    return [name for name in named if not name.startswith("llvm.")]
+    return [name for name in named if not name.startswith("llvm.")]  # those are instructions
 
 
 def _pack(symbol: str, needed: Sequence[str], code: bytes, key: str) -> bytes:
@@ -319,10 +316,10 @@ def _pack(symbol: str, needed: Sequence[str], code: bytes, key: str) -> bytes:
 
 
 def _unpack(content: bytes, key: str) -> tuple[str, list[str], bytes]:
-    """The kernel's symbol, the symbols that its code needs, and its object code.
+    """Return the kernel's symbol, the symbols that its code needs, and its object code.
 
     Raises:
-        UntrustedError: it is not what :func:`_pack` made for this key.
+        UntrustedError: :func:`_pack` did not make it for this key.
     """
     start = len(MAGIC) + hashlib.sha256().digest_size
     digest, body = content[len(MAGIC) : start], content[start:]
@@ -334,13 +331,13 @@ def _unpack(content: bytes, key: str) -> tuple[str, list[str], bytes]:
 
 @functools.cache
 def _define_numbas_symbols() -> None:
-    """Let object code find those of numba's functions that it calls where it fails."""
-    from numba.core.registry import cpu_target  # by now .cpu_threads has forced what it is to force
+    """Let object code find the functions of numba's that it calls when it fails."""
+    from numba.core.registry import cpu_target  # .threads has set its variables by now
     from numba.core.runtime import rtsys
 
     rtsys.initialize(cpu_target.target_context)
 
 
 def _target() -> Any:
-    """Return the machine that object code is loaded for; an engine takes it as its own."""
+    """Return a new description of this machine, for one engine to keep."""
     return binding.Target.from_default_triple().create_target_machine()

@@ -1,7 +1,7 @@
-"""Sums over rows of half or single precision, in vector registers: what the kernels are made of.
+"""Sums over rows of half or single precision, in vector registers.
 
-Types of two bytes are widened to fp32 as they are read, which is exact, or multiplied in pairs; sums
-are in fp32. Addresses and distances are in bytes.
+Types of two bytes are widened to fp32 as they are read, which is exact, or multiplied in pairs;
+sums are in fp32. Addresses and distances are in bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"
 PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")
 """Whether bf16 is multiplied without being widened, two at a time.
 
-AMD's CPUs do it twice as fast as they multiply fp32; an Intel Xeon did it half as fast (matmuls of one
+AMD's CPUs do it twice as fast as they multiply fp32; an Intel Xeon did it half as fast (matmuls
+of one
 thread: 82 GFLOP/s in bf16, 145 in fp32)."""
 
 LANES = 16 if AVX512 else 8
@@ -36,7 +37,9 @@ STREAMS = 4
 """Rows that are read side by side, as far as registers last."""
 
 AHEAD_NBYTES = 4096
-"""Least distance between what is read and what memory is asked for: 1 KiB was slower, 16 KiB no faster."""
+"""Least distance from what is read to what memory is asked for.
+
+1 KiB was slower, 16 KiB no faster."""
 
 PIECES = 64 // LANES
 """Vectors of a row that :func:`blend` sums side by side: mostly one head's row."""
@@ -48,7 +51,7 @@ def sizes_text() -> str:
 
 
 def multiplies_pairs(dtype: torch.dtype, x_dtype: torch.dtype) -> bool:
-    """Return whether this CPU adds products of pairs of such elements, as they are, to fp32 sums."""
+    """Return whether this CPU adds products of pairs of such elements to fp32 sums."""
     return PAIRS and dtype == x_dtype == torch.bfloat16
 
 
@@ -60,12 +63,12 @@ def dots(
     x_dtype: torch.dtype = torch.float32,
     fetches: int | None = None,
 ) -> Any:
-    """Return ``f(w, apart, x, x_apart, n, out, out_apart, after, ahead)``, for use in compiled code.
+    """Return ``f(w, apart, x, x_apart, n, out, out_apart, after, ahead)`` for compiled code.
 
-    It adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for ``rows`` rows of w and ``columns`` rows of x.
-    Elements of w are of ``dtype``, of x of ``x_dtype``, of out fp32. ``apart`` is the distance from
-    one row to the next, ``after`` that from out[q, r] to out[q, r + 1]. Memory is asked for the line
-    ``ahead`` of each line of w that is read.
+    It adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for ``rows`` rows of w and ``columns`` rows
+    of x. Elements of w are of ``dtype``, of x of ``x_dtype``, of out fp32. ``apart`` is the
+    distance from one row to the next, ``after`` that from out[q, r] to out[q, r + 1]. Memory is
+    asked for the line ``ahead`` of each line of w that is read.
 
     Args:
         lanes: elements of a vector.
@@ -101,7 +104,7 @@ class _Dots:
     def sums(
         self, emit: Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]
     ) -> None:
-        """Write the loop over the steps of ``width`` elements, and what adds its totals to ``out``."""
+        """Write the loop over steps of ``width`` elements, and add its totals to ``out``."""
         paired = self.x_dtype != torch.float32 and unit == 2 * LANES
         lanes = unit // 2 if paired else unit
         # several totals for each sum: a single one would wait for its last addition
@@ -151,9 +154,10 @@ class _Dots:
 def blend(dtype: torch.dtype, streams: int) -> Any:
     """Return ``f(p, v, apart, part, begin, stop, n, out, ahead)``, for use in compiled code.
 
-    It adds Σₛ p[s] · v[s, d] to out[d], d < n, over the rows s = begin … stop − 1 of v, those ``part``
-    rows beyond, twice that far and so on, ``streams`` times. Elements of v are of ``dtype``, of p and
-    out fp32. Memory is asked for the lines ``ahead`` of those of v that are read.
+    It adds Σₛ p[s] · v[s, d] to out[d], d < n, over the rows s = begin … stop − 1 of v, those
+    ``part`` rows beyond, twice that far and so on, ``streams`` times. Elements of v are of
+    ``dtype``, of p and out fp32. Memory is asked for the lines ``ahead`` of those of v that are
+    read.
     """
     units = {PIECES * LANES: LANES, LANES: LANES, 1: 1}
 

@@ -29,7 +29,9 @@ REORDERED_ROWS = 128
 """Rows from which on oneDNN's own order of a weight, made for each product, pays."""
 
 WIDENED_NBYTES = 16 << 20
-"""Bytes of a weight that are widened at once. Smaller products were slower, and so was memory that is
+"""Bytes of a weight that are widened at once.
+
+Smaller products were slower, and so was memory that is
 allocated anew for each product."""
 
 

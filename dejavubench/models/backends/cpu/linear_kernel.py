@@ -140,10 +140,10 @@ def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Kernel:
 def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Any:
     """Return ``product(x, rows, ins, weight, columns, sums, sums_apart)``, compiled.
 
-    It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_apart`` bytes apart.
+    It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_apart`` bytes
+    apart.
     """
-    tile, streams = tiling.rows, tiling.streams
-    itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
+    streams, itemsize, x_itemsize = tiling.streams, dtype.itemsize, x_dtype.itemsize
     turns = _turns(dtype, x_dtype, tiling)
     last = dots(dtype, 1, 1, x_dtype=x_dtype)
 
@@ -153,12 +153,12 @@ def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Any:
         part, row = columns // streams, ins * itemsize
         for n in range(part):
             turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_apart, part * 4)
+        # rows of the weight that are left over, one by one
         for n in range(part * streams, columns):
             for m in range(rows):
                 at = x + m * ins * x_itemsize
                 last(weight + n * row, 0, at, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
 
-    assert tile >= 1
     return product
 
 
@@ -235,16 +235,17 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Any:
         job = carray(jobs, 1)[0]
         x, rows, ins, outs = job.x, job.rows, job.ins, job.outs
         begin, stop = share(outs, STREAMS)
-        columns = stop - begin
+        columns = stop - begin  # this thread's rows of the weight
         sums_nbytes = _sums_nbytes(rows, columns, bf16)
         own = scratch(sums_nbytes + _widened_nbytes(rows, ins, widens))
+        # fp32 results are summed where they belong, bf16 results in fp32 beside
         sums, apart = (own, columns * 4) if bf16 else (job.out + begin * 4, outs * 4)
         for m in range(rows):
             row = carray(floats(sums + m * apart), columns)
             row[:] = np.float32(0)
             if job.bias:
                 plus(carray(given(job.bias + begin * x_itemsize), columns), row)
-        if widens:
+        if widens:  # once for all rows of the weight
             x = own + sums_nbytes
             widen(carray(halves(job.x), rows * ins), carray(floats(x), rows * ins))
         product(x, rows, ins, job.weight + begin * ins * itemsize, columns, sums, apart)

@@ -63,7 +63,7 @@ class Loaded(Protocol):
 
 
 def struct(name: str, *fields: str) -> type[ctypes.Structure]:
-    """Return the type of a kernel's job: int64 fields, which hold numbers, addresses and distances."""
+    """Return the type of a kernel's job: int64 numbers, addresses and distances."""
     return type(
         name, (ctypes.Structure,), {"_fields_": [(each, ctypes.c_int64) for each in fields]}
     )
@@ -95,7 +95,7 @@ def scratch(nbytes: int) -> int:
 
 @compiled
 def share(count: int, unit: int) -> tuple[int, int]:
-    """Return this thread's part [begin, stop) of [0, count): whole units, except for the last one."""
+    """Return this thread's part [begin, stop) of [0, count): whole units, but for the last."""
     thread, threads = thread_number(), thread_count()
     units = (count + unit - 1) // unit
     begin, stop = units * thread // threads, units * (thread + 1) // threads

@@ -28,7 +28,7 @@ from dejavubench.models.backends.cuda.launch import (
 
 @dataclass(frozen=True)
 class Parts:
-    """How positions are cut: into ``splits`` parts, a power of two; a block reads ``positions`` at once."""
+    """How positions are cut: ``splits`` parts, a power of two, read ``positions`` at once."""
 
     positions: int
     splits: int
@@ -59,7 +59,7 @@ def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
 
 @dataclass(frozen=True)
 class _Axes:
-    """Strides of one layer's K or V, in elements; ``vector`` is that between the vectors of an ``ft`` key."""
+    """Strides of one layer's K or V, in elements; ``vector`` is that of an ``ft`` key's vectors."""
 
     request: int
     head: int
@@ -125,7 +125,7 @@ def _store_newest(  # type: ignore[no-untyped-def]
     query, key_at, value_at, key_to, value_to, stores, scale, within, inside,
     vector: tl.constexpr, step,
 ):  # fmt: skip
-    """Return the score and the value of the newest position, and put it in the cache if ``stores``."""
+    """Return the newest position's score and value; put it in the cache if ``stores``."""
     key = tl.load(key_at + within, mask=inside, other=0.0)
     value = tl.load(value_at + within, mask=inside, other=0.0)
     if stores:
@@ -205,7 +205,7 @@ def _attend(  # type: ignore[no-untyped-def]
     # positions [0, position) are cut evenly; the newest one is its own piece of the last part
     each = tl.cdiv(tl.cdiv(position, block), splits) * block
     parts = tl.maximum(tl.cdiv(position, tl.maximum(each, 1)), 1)
-    if split >= parts:
+    if split >= parts:  # the grid is for the longest cache
         return
     first = split * each
     stop = tl.minimum(first + each, position)

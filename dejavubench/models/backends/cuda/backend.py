@@ -1,4 +1,4 @@
-"""The operators of a CUDA device: Triton kernels for a decode step's few rows, torch's for a prompt."""
+"""The operators of a CUDA device: Triton kernels for a decode step, torch's for a prompt."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class CudaBackend:
         return value, place
 
     def compile(self, needs: KernelNeeds, say: Say) -> None:
-        """Leave it to the warm-up before a step is captured, in which Triton compiles each kernel."""
+        """Return at once: Triton compiles each kernel in the warm-up before a step is captured."""
 
 
 def _has_kernel(x: Tensor) -> bool:

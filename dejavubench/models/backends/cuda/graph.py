@@ -1,4 +1,4 @@
-"""One decode step as a CUDA graph: a token is one replay, with sampling, its own input and the next position."""
+"""One decode step as a CUDA graph: each replay samples a token and sets up the next step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler
 
 WARM_UP = 3
-"""Steps before capture: kernels are compiled and libraries take their workspaces where allocation is still allowed."""
+"""Steps before capture, in which kernels are compiled and libraries allocate their workspaces."""
 
 
 class DecodeGraph:
@@ -21,11 +21,11 @@ class DecodeGraph:
         sampler: of the cache's microbatch.
 
     Attributes:
-        x: what a replay takes: tokens [B, 1] on the first stage, else hidden [B, 1, hidden]. Where the model is whole,
-            each replay leaves its new tokens there.
-        out: what it gives, on the device, until the next replay: tokens [B] on the last stage, else hidden
-            [B, 1, hidden].
-        peak: likewise, as :attr:`GPT.peak`.
+        x: the input of a replay: tokens [B, 1] on the first stage, else hidden [B, 1, hidden].
+            If the model is whole, each replay leaves its new tokens there.
+        out: the output on the device, until the next replay: tokens [B] on the last stage,
+            else hidden [B, 1, hidden].
+        peak: :attr:`GPT.peak` on the device, until the next replay.
     """
 
     def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
@@ -61,11 +61,15 @@ class DecodeGraph:
 
     @torch.inference_mode()
     def begin(self, position: int, tokens: Tensor | None) -> None:
-        """Go on at a position; ``tokens`` [B]: where the model is whole, those that go into the next step."""
+        """Let the next step be at ``position``.
+
+        Args:
+            tokens: its input [B], if the model is whole.
+        """
         self.position.fill_(position)
         if tokens is not None and self._model.shard.last and self._model.shard.first:
             self.x.copy_(tokens.unsqueeze(1))
 
     def replay(self) -> None:
-        """Launch the next step; returns at once."""
+        """Launch the next step, and return at once."""
         self.graph.replay()

@@ -1,14 +1,16 @@
-"""What the kernels of a decode step share: how they are launched, and their working memory.
+"""How the kernels of a decode step are launched, and their working memory.
 
-Every kernel is launched with programmatic stream serialisation: its blocks may start while the kernel
-before it still runs, ask for the weights or the cache they will read (which that kernel does not write)
-and only then wait for its results. So the memory is busy where one kernel ends and the next begins. The
-wait is for the whole kernel before, and each of ours waits, so what any earlier kernel wrote is in place
-after it. Before the wait only parameters and ``position`` are read, which no kernel of ours writes.
-Kernels of others are never overlapped.
+Every kernel is launched with programmatic stream serialisation: its blocks may start while the
+    kernel
+before it still runs, ask for the weights or the cache they will read (which that kernel does not
+write) and only then wait for its results. So the memory is busy where one kernel ends and the next
+begins. The wait is for the whole kernel before, and each of ours waits, so what any earlier
+kernel wrote is in place after it. Before the wait only parameters and ``position`` are read,
+which no kernel of ours writes. Kernels of others are never overlapped.
 
-Sums over parts are made in a fixed order by the block that arrives last, so that equal inputs give equal
-bits. All kernels may be captured in a graph once they have run outside of one. The working memory is one
+Sums over parts are made in a fixed order by the block that arrives last, so that equal inputs
+give equal bits. All kernels may be captured in a graph once they have run outside of one. The
+working memory is one
 for each device: two streams must not run these kernels at the same time.
 """
 

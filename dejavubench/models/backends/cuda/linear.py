@@ -52,7 +52,8 @@ def tiling(outs: int, ins: int, processors: int) -> Tiling:
     tiles = triton.cdiv(outs, TILE)
     splits = 1
     # two blocks fit on a processor: tiles that fill most of these places are left whole; others are
-    # cut so that the blocks come near a multiple of the processors, each of which then reads as much
+    # cut so that the blocks come near a multiple of the processors, each of which then reads as
+    # much
     if tiles < 1.4 * processors:
 
         def worth(splits: int) -> float:
@@ -98,6 +99,7 @@ def _linear(  # type: ignore[no-untyped-def]
     rows = tl.arange(0, block_rows)
     first = split * steps * block_ins
     gdc_launch_dependents()
+    # the kernel before writes x, never the weight: its first columns can be asked for already
     if ahead > 0:
         lines = first + tl.arange(0, ahead // 64) * 64
         weight_rows = weight + tl.minimum(outs, out_count - 1).to(tl.int64)[:, None] * width
@@ -130,6 +132,7 @@ def _linear(  # type: ignore[no-untyped-def]
     kept = (rows < row_count)[None, :]
     tl.store(places + split * size, total, mask=kept)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
+    # whichever part arrives last adds all of them, in their order: equal inputs give equal bits
     if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == splits - 1:
         total = tl.zeros((block_outs, block_rows), tl.float32)
         for other in tl.static_range(splits):
