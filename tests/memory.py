@@ -11,7 +11,12 @@ import torch
 from caches import play_model
 
 from dejavubench.dejavulib.copies import staging
-from dejavubench.dejavulib.destinations.base import Capabilities, Destination, Stream
+from dejavubench.dejavulib.destinations.base import (
+    Capabilities,
+    Destination,
+    ReadableDestination,
+    Stream,
+)
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -77,12 +82,12 @@ class Memory(Destination):
         self._take(stream, packed.numpy().tobytes(), packed)
         self.slots.add(packed.data_ptr())
 
-    def flush_runs(
-        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    def flush_extents(
+        self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
         assert chunk.index == len(self.packed[stream.key])
         self.each_complete.add(each_complete)
-        self._take(stream, b"".join(runs), None)
+        self._take(stream, b"".join(extents), None)
 
     def _take(self, stream: Stream, packed: bytes, watched: torch.Tensor | None) -> None:
         self.packed[stream.key].append(packed)
@@ -139,6 +144,7 @@ def held(destination: Destination, stream: Stream) -> bytes:
     """The whole packed stream as a destination has it."""
     if isinstance(destination, Memory):
         return b"".join(destination.packed[stream.key])
+    assert isinstance(destination, ReadableDestination)
     packed = torch.zeros(stream.schedule.nbytes, dtype=torch.uint8)
     for chunk in stream.schedule.all_chunks(LEVELS["3"]):
         destination.fetch(stream, chunk, packed[chunk.offset : chunk.offset + chunk.nbytes])

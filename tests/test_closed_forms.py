@@ -91,7 +91,7 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
     copies = 0
     for positions in (8, *[1] * 31):
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
-        copies += 12 * sum(len(geometry.runs(kv, region).offsets) for kv in BOTH)
+        copies += 12 * sum(len(geometry.extents(kv, region).offsets) for kv in BOTH)
     assert seconds == pytest.approx(copies * transport("mpi").copy_s)
 
 
@@ -101,11 +101,9 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(ubatches: tuple[int, i
     found = made(one, other, 24)
     whole = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
     wanted = exchanges(one, other, whole)
-    assert [list(flow.transfers()) for flow in found.flows] == [
-        list(each.transfers) for each in wanted
-    ]
+    assert [list(flow.transfers()) for flow in found.flows] == [list(each.pairs) for each in wanted]
     assert [flow.region for flow in found.flows] == [each.region for each in wanted]
-    assert found.total.transfers == sum(len(each.transfers) for each in wanted)
+    assert found.total.transfers == sum(len(each.pairs) for each in wanted)
     once = made(one, other, 12).total
     assert found.total == once.times(2)
 

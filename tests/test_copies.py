@@ -9,7 +9,8 @@ from caches import geometries, inside, packed_bytes, random_cache, regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.copies import PAGE, aligned_buffer, gather, run_views, scatter
+from dejavubench.dejavulib.copies import PAGE, aligned_buffer, gather, scatter
+from dejavubench.dejavulib.extents import extent_views
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout
 
 
@@ -23,8 +24,8 @@ def test_gather_packs_layers_k_then_v_in_the_layouts_order(data: st.DataObject) 
     gather(cache, region, packed)
     layers = [region.layer(layer) for layer in range(*region.layers)]
     assert packed.numpy().tobytes() == packed_bytes(cache, layers)
-    runs = [geometry.runs(kv, layer) for layer in layers for kv in BOTH]
-    assert b"".join(run_views(cache, runs)) == packed.numpy().tobytes()
+    extents = [geometry.extents(kv, layer) for layer in layers for kv in BOTH]
+    assert b"".join(extent_views(cache, extents)) == packed.numpy().tobytes()
 
 
 @settings(max_examples=150, deadline=None)
@@ -50,7 +51,7 @@ def test_run_views_are_the_caches_own_memory(layout: KVLayout) -> None:
     geometry = KVGeometry(2, 2, 2, 6, 16, 2, layout)
     cache = random_cache(geometry)
     region = geometry.region().layer(1)
-    for view in run_views(cache, [geometry.runs(kv, region) for kv in BOTH]):
+    for view in extent_views(cache, [geometry.extents(kv, region) for kv in BOTH]):
         view[:] = bytes(len(view))
     for kv in BOTH:
         assert not cache.piece(kv, region).any()

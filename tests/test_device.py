@@ -1,4 +1,4 @@
-"""Streaming a cache that is on a CUDA device: right bytes at every level, never before they are written."""
+"""Streaming a cache on a CUDA device: right bytes at every level, never before they are written."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def make(kind: str, directory: Path) -> Destination:
 
 
 class Busy:
-    """A manager whose model is still at work on the device when it announces what it will have written."""
+    """A manager whose model announces steps while the device is still computing them."""
 
     def __init__(self, manager: CacheManager) -> None:
         self._manager = manager
@@ -120,7 +120,7 @@ def test_every_byte_arrives(
                     atom for step in range(1, STEPS + 1) for atom in stream.schedule.atoms(step)
                 ]
                 assert manager.tokens.copies == sum(
-                    len(geometry.runs(kv, a).offsets) for a in atoms for kv in BOTH
+                    len(geometry.extents(kv, a).offsets) for a in atoms for kv in BOTH
                 )
         if isinstance(streamer.destination, DiskDestination):
             streamer.destination.check(stream)

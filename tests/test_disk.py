@@ -29,8 +29,8 @@ from diskfile import (
     writing,
 )
 
-from dejavubench.dejavulib.destinations import disk
 from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.disk import destination as disk
 from dejavubench.dejavulib.destinations.disk.blockfile import Durability
 from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer, file_nbytes
 from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
@@ -69,7 +69,8 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
         {0} if durability == "direct" else {0x5A}
     )  # whole pages are written, or the pattern stays
     assert document.header["geometry"] == {
-        "layers": 3, "requests": 2, "heads": 2, "positions": 9, "head_size": 16, "itemsize": 2, "layout": layout.value,
+        "layers": 3, "requests": 2, "heads": 2, "positions": 9, "head_size": 16, "itemsize": 2,
+        "layout": layout.value,
     }  # fmt: skip
     assert document.header["region"] == {
         "layers": [0, 3],
@@ -137,7 +138,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, seen: Callable[[str, int], None]) -> 
 def test_killed_at_any_instant_the_watermark_covers_whole_steps_only(
     level: str, durability: Durability, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is under the watermark is sound after each single write, in this process and on the device."""
+    """Steps under the watermark are sound after each single write, here and on the device."""
     schedule = schedule_of(KVLayout.HND, CUT_LAYERS)
     sources = [random_cache(schedule.geometry, seed) for seed in range(2)]
     packed = [packed_stream(source, schedule) for source in sources]
@@ -209,12 +210,12 @@ def test_a_failing_fdatasync_leaves_the_watermark_behind_and_fails(
 
 
 @pytest.mark.parametrize(
-    ("level", "syncs"), [("0", "runs"), ("0-batched", 1), ("1", 1), ("2", 3), ("3", 3)]
+    ("level", "syncs"), [("0", "extents"), ("0-batched", 1), ("1", 1), ("2", 3), ("3", 3)]
 )
 def test_how_often_the_device_is_waited_for(
     level: str, syncs: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Naive: after each run, and the checksums; batched: once a step; buffered: once a chunk."""
+    """Naive: after each extent and the checksums. Batched: once per step. Buffered: per chunk."""
     schedule = schedule_of(KVLayout.FT)
     calls: list[str] = []
     with writing(tmp_path, schedule, level) as (manager, _):
@@ -223,8 +224,8 @@ def test_how_often_the_device_is_waited_for(
             watch(patch, lambda what, fd: calls.append(what))
             play_model(manager.cache, manager.cache, schedule, manager)
             manager.drain()
-        runs = manager.prompt.copies, manager.tokens.copies
-    prompt, tokens = (runs[0] + 1, runs[1] + STEPS) if syncs == "runs" else (syncs, STEPS)
+        copies = manager.prompt.copies, manager.tokens.copies
+    prompt, tokens = (copies[0] + 1, copies[1] + STEPS) if syncs == "extents" else (syncs, STEPS)
     assert calls.count("fdatasync") == prompt + tokens
 
 
@@ -263,7 +264,7 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_step_ends_when_its_checksums_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large chunks are hashed beside the write; here each is, and the hash takes longer than the write."""
+    """Every chunk is hashed beside the write here, and the hash takes longer than the write."""
     schedule = schedule_of(KVLayout.HND, CUT_LAYERS)
     source = random_cache(schedule.geometry)
     add = StepTrailer.add
@@ -274,7 +275,7 @@ def test_a_step_ends_when_its_checksums_are_known(
         threading.Event().wait(0.01)
         add(trailer, data)
 
-    monkeypatch.setattr(disk, "BESIDE", 0)
+    monkeypatch.setattr(disk, "HASHED_BESIDE", 0)
     monkeypatch.setattr(StepTrailer, "add", slow)
     with writing(tmp_path, schedule, durability="page-cache") as (manager, destination):
         microbatch(manager, source)

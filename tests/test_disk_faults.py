@@ -125,7 +125,7 @@ if what == "kill":
 
 
 def child(directory: Path, what: str = "begin") -> tuple[int, list[str]]:
-    """Status and output of a process that makes two files, of which the second is to be kept, and does ``what``."""
+    """Run a process that makes two files, keeps the second, and does ``what``."""
     command = [sys.executable, "-c", CHILD, str(directory), what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr

@@ -11,8 +11,8 @@ from dejavubench import units
 from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
 from dejavubench.config.rules import NO_FP32_ON_CUDA
-from dejavubench.dejavulib.device_receiver import DeviceReceiver
-from dejavubench.dejavulib.receiver import CacheReceiver
+from dejavubench.dejavulib.receiver import receiving_slots
+from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
 from dejavubench.errors import UsageError
 from dejavubench.machine import gpu
 from dejavubench.machine.cpu import has_bf16
@@ -25,7 +25,7 @@ from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
 from dejavubench.planning.fit import Room
 from dejavubench.planning.memory import Memory
-from dejavubench.planning.staging import MIB, SLOTS_ON_DEVICE, SLOTS_ON_HOST
+from dejavubench.planning.staging import MIB
 from dejavubench.transports.registry import transport
 
 GIB = 1 << 30
@@ -169,7 +169,7 @@ def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
     assert (mpi.sink.host, mpi.sink.device) == (memory.PROCESS_NBYTES + arriving, 0)
     assert (nccl.sink.host, nccl.sink.device) == (
         memory.CUDA_PROCESS_NBYTES,
-        memory.CUDA_CONTEXT_NBYTES + none.cache + SLOTS_ON_DEVICE * 16 * MIB,
+        memory.CUDA_CONTEXT_NBYTES + none.cache + DEVICE_SLOTS * 16 * MIB,
     )
     assert (both.source, both.sink) == (nccl.source, nccl.sink), "they share caches and staging"
 
@@ -187,7 +187,8 @@ def test_naive_levels_land_a_whole_prompt() -> None:
 
 
 def test_sinks_have_the_slots_of_the_librarys_receivers() -> None:
-    assert (SLOTS_ON_HOST, SLOTS_ON_DEVICE) == (CacheReceiver.SLOTS, DeviceReceiver.SLOTS)
+    devices = (torch.device("cpu"), torch.device("cuda"))
+    assert tuple(map(receiving_slots, devices)) == (HOST_SLOTS, DEVICE_SLOTS)
 
 
 def test_torch_takes_powers_of_two_of_pinned_memory() -> None:

@@ -15,7 +15,7 @@ import pytest
 from jobs import CLI, GONE_WITHIN, HERE, PATIENCE, QUICK, Job, processed
 from test_faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 
-from dejavubench.cli.run import _check_launcher
+from dejavubench.cli.starting import _check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
 
@@ -179,7 +179,8 @@ def test_ranks_that_are_each_alone_are_told_from_a_job(
     monkeypatch.setenv(size, "2")
     _check_launcher(2, ("MPICH", (5, 0, 2)))
     with pytest.raises(
-        UsageError, match=r"^the launcher started 2 ranks, this MPI knows 1: .*Start .* MPICH's own"
+        UsageError,
+        match=r"^the launcher started 2 ranks, but this MPI knows 1: .*with MPICH's mpirun",
     ):
         _check_launcher(1, ("MPICH", (5, 0, 2)))
 
@@ -207,7 +208,7 @@ def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -
     ]
     said = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
-    assert said[0].startswith("Error: the launcher started 2 ranks, this MPI knows 1: ")
+    assert said[0].startswith("Error: the launcher started 2 ranks, but this MPI knows 1: ")
     assert said[0].count("\n") == 1
     assert said[1] == ""
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The CUDA kernel of gather and scatter: its arithmetic without a device, its bytes and speed with one."""
+"""The CUDA kernel of gather and scatter: arithmetic without a device, bytes and speed with one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Geometry of the cache: golden sizes, runs against brute force, and what the model writes and reads."""
+"""Geometry of the cache: golden sizes, extents against brute force, writes and reads of a model."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def test_runs_of_one_token_of_opt_13b_batch_8(
     geometry = geometry_of("opt-13b", 8, 1000, layout)
     token = geometry.region(positions=Span(500, 501))
     for kv, expected in zip(BOTH, (keys, values), strict=True):
-        runs = [geometry.runs(kv, token.layer(layer)) for layer in range(geometry.layers)]
-        assert {run.nbytes for run in runs} == {expected[1]}
-        assert sum(len(run.offsets) for run in runs) == expected[0]
+        extents = [geometry.extents(kv, token.layer(layer)) for layer in range(geometry.layers)]
+        assert {extent.nbytes for extent in extents} == {expected[1]}
+        assert sum(len(extent.offsets) for extent in extents) == expected[0]
 
 
 def test_a_whole_layer_is_one_run_a_kind() -> None:
     for layout in KVLayout:
         geometry = geometry_of("gpt2", 4, 300, layout)
         for kv in BOTH:
-            runs = geometry.runs(kv, geometry.whole.layer(3))
-            assert runs.offsets.tolist() == [3 * geometry.nbytes // 2 // geometry.layers]
-            assert runs.nbytes == runs.total == geometry.nbytes // 2 // geometry.layers
+            extents = geometry.extents(kv, geometry.whole.layer(3))
+            assert extents.offsets.tolist() == [3 * geometry.nbytes // 2 // geometry.layers]
+            assert extents.nbytes == extents.total == geometry.nbytes // 2 // geometry.layers
 
 
 # ---- against brute force ----
@@ -75,11 +75,11 @@ def test_runs_are_the_maximal_contiguous_pieces(data: st.DataObject) -> None:
     for kv in BOTH:
         elements = np.flatnonzero(inside(geometry, kv, region))
         pieces = np.split(elements, np.flatnonzero(np.diff(elements) != 1) + 1)
-        runs = geometry.runs(kv, region)
-        assert runs.kv == kv
-        assert runs.offsets.tolist() == [int(piece[0]) * geometry.itemsize for piece in pieces]
-        assert {len(piece) * geometry.itemsize for piece in pieces} == {runs.nbytes}
-        assert 2 * runs.total == geometry.region_nbytes(region)
+        extents = geometry.extents(kv, region)
+        assert extents.kv == kv
+        assert extents.offsets.tolist() == [int(piece[0]) * geometry.itemsize for piece in pieces]
+        assert {len(piece) * geometry.itemsize for piece in pieces} == {extents.nbytes}
+        assert 2 * extents.total == geometry.region_nbytes(region)
 
 
 @settings(max_examples=100, deadline=None)
@@ -114,7 +114,7 @@ def test_locate_is_the_inverse_of_the_layout(geometry: KVGeometry) -> None:
 def test_runs_of_several_layers_are_refused() -> None:
     geometry = KVGeometry(2, 1, 1, 4, 8, 2)
     with pytest.raises(ValueError, match="one layer"):
-        geometry.runs("k", geometry.whole)
+        geometry.extents("k", geometry.whole)
 
 
 # ---- what the model writes and reads ----

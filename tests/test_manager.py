@@ -1,4 +1,4 @@
-"""CacheManager and its helper thread: right bytes at every level, bounded staging, and when the model waits."""
+"""CacheManager and its helper: right bytes at every level, bounded staging, the model's waits."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check_counts(manager: CacheManager, stream: Stream, level: Level) -> None:
         else:
             atoms = [atom for step in steps for atom in schedule.atoms(step)]
             copies = sum(
-                len(schedule.geometry.runs(kv, atom).offsets) for atom in atoms for kv in BOTH
+                len(schedule.geometry.extents(kv, atom).offsets) for atom in atoms for kv in BOTH
             )
         assert phase.copies == copies
         assert 0 < phase.lag_nbytes <= schedule.nbytes

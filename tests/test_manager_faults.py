@@ -1,4 +1,4 @@
-"""CacheManager and its helper thread when something fails, hangs or ends early, and whose threads it touches."""
+"""CacheManager and its helper when something fails, hangs or ends early."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def test_an_error_in_the_helper_reaches_the_model(level: Level) -> None:
     with streaming(Failing(error)) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         manager.begin()
-        # At level 3 the model may have handed everything over before it happens; then the drain says it.
+        # At level 3 the model may have handed over everything before it happens. Then drain()
+        # raises it.
         with pytest.raises(
             StreamingError, match=r"Input/output error; the first missing is chunk 2 .* of stream 9"
         ):
@@ -87,7 +88,8 @@ def test_the_drains_deadline_names_the_first_missing_chunk(complete: int, step: 
             random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, 0.1
         )
         manager.begin()
-        expected = rf"no chunk became complete within 0.1 s; .* chunk {complete} \(step {step}\) of stream 4"
+        missing = rf"chunk {complete} \(step {step}\) of stream 4"
+        expected = rf"no chunk became complete within 0.1 s; .* {missing}"
         with pytest.raises(StreamingError, match=expected):
             play_and_drain(manager.cache, stream, manager)
 
@@ -114,15 +116,15 @@ def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
 
 
 def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
-    """Blocks of runs are progress: the chunk as a whole takes longer than the deadline."""
+    """Blocks of extents are progress: the whole chunk takes longer than the timeout."""
 
     class Slow(Memory):
-        def flush_runs(
-            self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+        def flush_extents(
+            self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
         ) -> None:
-            for _ in self.counted(list(runs) * 100):
+            for _ in self.counted(list(extents) * 100):
                 release.wait(0.1)  # never set: a tenth of a second a block
-            super().flush_runs(stream, chunk, runs, each_complete)
+            super().flush_extents(stream, chunk, extents, each_complete)
 
     release = threading.Event()
     schedule = schedule_of(small_geometry())

@@ -19,17 +19,16 @@ from jobs import Job, run
 from memory import CUT_LAYERS, INPUT_LEN, PATIENCE, STEPS, WHOLE_LAYERS, schedule_of, small_geometry
 from mpi4py import MPI
 
-from dejavubench.dejavulib.addresses import RunAddresses
-from dejavubench.dejavulib.copies import run_views, staging
+from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
 from dejavubench.dejavulib.destinations.nccl import source as nccl_source
-from dejavubench.dejavulib.device_receiver import DeviceReceiver
+from dejavubench.dejavulib.extents import ExtentAddresses, extent_views
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.receiver import receive_all
+from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.mps import mps_running
@@ -299,15 +298,15 @@ def test_interleaved_streams_arrive_in_place(
             for cache, stream in zip(caches, streams, strict=True)
         ]
         receivers = [
-            DeviceReceiver(target, stream, level, endpoint)
+            CacheReceiver(target, stream, level, endpoint)
             for target, stream in zip(targets, streams, strict=True)
         ]
         for microbatch in range(2):
             sources = [random_cache(geometry, seed=2 * microbatch + number) for number in range(2)]
             for receiver, target in zip(receivers, targets, strict=True):
                 target.fill(0x31 + microbatch)
-                for slot in receiver.slots:
-                    slot.fill_(0x41)
+                for staged in receiver.slots:
+                    staged.fill_(0x41)
                 receiver.begin()
             for manager, cache in zip(managers, caches, strict=True):
                 cache.fill(0x51)
@@ -341,18 +340,18 @@ def test_interleaved_streams_arrive_in_place(
 def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
     cache = random_cache(small_geometry(layout))
     schedule = schedule_of(cache.geometry, CUT_LAYERS)
-    addresses = RunAddresses(cache, schedule)
+    addresses = ExtentAddresses(cache, schedule)
     for step in range(STEPS + 1):
         addresses.prepare(step)
         found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of(step)]
-        assert found == [bytes(view) for view in run_views(cache, schedule.runs(step))]
+        assert found == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
 
 
 def test_addresses_that_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = random_cache(small_geometry())
-    kept = RunAddresses(cache, schedule_of(cache.geometry))
-    monkeypatch.setattr("dejavubench.dejavulib.addresses.ADDRESSES_KEPT", 1)
-    computed = RunAddresses(cache, schedule_of(cache.geometry))
+    kept = ExtentAddresses(cache, schedule_of(cache.geometry))
+    monkeypatch.setattr("dejavubench.dejavulib.extents.ADDRESSES_KEPT", 1)
+    computed = ExtentAddresses(cache, schedule_of(cache.geometry))
     for step in (2, 0, 3):
         assert computed.of(step) == kept.of(step)
     computed.prepare(STEPS)
@@ -362,12 +361,12 @@ def test_addresses_that_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one_stream(
     streamer: Streamer, level: str, endpoint: NCCLSinkEndpoint, patience: float = PATIENCE
-) -> tuple[CacheManager, DeviceReceiver, KVCache]:
+) -> tuple[CacheManager, CacheReceiver, KVCache]:
     geometry = small_geometry()
     stream, source = Stream(5, schedule_of(geometry), peer=0), random_cache(geometry)
     cache, target = (KVCache.allocate(geometry, INTEGERS[2]) for _ in range(2))
     manager = CacheManager(cache, [stream], LEVELS[level], streamer, patience)
-    receiver = DeviceReceiver(target, stream, LEVELS[level], endpoint)
+    receiver = CacheReceiver(target, stream, LEVELS[level], endpoint)
     manager.begin()
     receiver.begin()
     return manager, receiver, source
@@ -440,10 +439,10 @@ def test_a_chunk_of_another_size_is_refused() -> None:
     link = MemoryLink()
     with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
         manager, _, source = one_stream(streamer, "3", endpoint, patience=0.5)
-        receiving = endpoint.post(
+        receiving = endpoint.receive(
             manager.streams[0], torch.zeros(8, dtype=torch.uint8), lambda packed: None
         )
-        waiting = endpoint._posted[0, 5]
+        waiting = endpoint._waiting[0, 5]
         waiting.rotate(1)  # that one comes first
         model = Model([source], [manager])
         model.start()
@@ -463,7 +462,7 @@ def test_a_stream_does_not_begin_anew_with_chunks_on_their_way() -> None:
         model.start()
         with pytest.raises(StreamingError):
             end(model)
-        with pytest.raises(StreamingError, match="stream 5 begins anew with"):
+        with pytest.raises(StreamingError, match="stream 5 cannot begin"):
             streamer.destination.begin(manager.streams[0])
 
 

@@ -1,4 +1,4 @@
-"""The nixl destination: real jobs whose bytes are compared, where NIXL is installed; without it, what is said."""
+"""The nixl destination: real jobs if NIXL is installed; without it, the messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from test_faults import ended, faulty, struck
 from test_run import verified
 
 from dejavubench.config.resolve import load
-from dejavubench.dejavulib.addresses import Bases, RunAddresses
+from dejavubench.dejavulib.extents import Bases, ExtentAddresses
 from dejavubench.dejavulib.kvcache import Span
 from dejavubench.errors import UsageError
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
@@ -107,7 +107,7 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
 @needs_nixl
 @pytest.mark.mpi
 def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None:
-    """Four MB of cache in a slot of one; and the ceiling that the arm's rate alone is a share of."""
+    """4 MB of cache through slots of 1 MB; and the ceiling that the arm's rate is compared with."""
     sizes = (
         "--device",
         "cpu",
@@ -157,7 +157,10 @@ def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None
 @needs_nixl
 @pytest.mark.mpi
 def test_a_pair_of_agents(tmp_path: Path) -> None:
-    """A deaf sink holds the source at its slots, a place of other bytes is refused, and nobody waits on a core."""
+    """A sink that takes nothing stops the source at its slots; a buffer of another size is refused.
+
+    Neither side waits on a core.
+    """
     said = run(tmp_path, 2, driver=PAIR).stdout.splitlines()
     assert said == ["2 of 5 begun, 0 complete", "all 5 complete", "refused", "idle"]
 
@@ -213,7 +216,8 @@ def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> No
         tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level, streaming="nixl"
     ) as job:
         phase = "drain" if level == "3" else "prompt"
-        error = "StreamingError: no chunk became complete within 2 s; the first missing is chunk 0 (step 0)"
+        missing = "the first missing is chunk 0 (step 0)"
+        error = f"StreamingError: no chunk became complete within 2 s; {missing}"
         ended(job, 0, phase, error)
 
 
@@ -318,7 +322,7 @@ def test_what_a_sink_tells_of_its_cache_gives_the_same_addresses_elsewhere() -> 
     cache = random_cache(small_geometry())
     schedule = schedule_of(cache.geometry)
     told_schedule, bases = pickle.loads(pickle.dumps((schedule, Bases.of(cache))))
-    here, there = RunAddresses(cache, schedule), RunAddresses(bases, told_schedule)
+    here, there = ExtentAddresses(cache, schedule), ExtentAddresses(bases, told_schedule)
     for step in range(schedule.steps + 1):
         assert there.of(step) == here.of(step)
     assert pickle.loads(pickle.dumps(Span(2, 5))) == Span(2, 5)

@@ -17,7 +17,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.kvcache import Region, Span
-from dejavubench.dejavulib.plan import Setup, Transfer, exchanges, stream_in, stream_out
+from dejavubench.dejavulib.plan import RegionPair, Setup, exchanges, stream_in, stream_out
 
 EXAMPLES = {"thorough": 1000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 200)
 checked = settings(max_examples=EXAMPLES, deadline=None)
@@ -71,11 +71,11 @@ def capacity(setup: Setup, worker: int) -> tuple[int, int, int]:
 # ---- what the plan says, in the reference's words ----
 
 
-def ends(transfer: Transfer) -> tuple[Cache, Cache]:
+def ends(transfer: RegionPair) -> tuple[Cache, Cache]:
     return (transfer.source, transfer.source_ubatch), (transfer.target, transfer.target_ubatch)
 
 
-def pairs(transfer: Transfer) -> Iterator[tuple[Place, Place]]:
+def pairs(transfer: RegionPair) -> Iterator[tuple[Place, Place]]:
     """From where to where each element of a transfer goes, both sides walked in the same order."""
     out_cache, in_cache = ends(transfer)
     for out, into in zip(
@@ -84,8 +84,8 @@ def pairs(transfer: Transfer) -> Iterator[tuple[Place, Place]]:
         yield (out_cache, out), (in_cache, into)
 
 
-def mirrored(transfer: Transfer) -> Transfer:
-    return Transfer(
+def mirrored(transfer: RegionPair) -> RegionPair:
+    return RegionPair(
         transfer.target,
         transfer.target_ubatch,
         transfer.target_region,
@@ -95,20 +95,20 @@ def mirrored(transfer: Transfer) -> Transfer:
     )
 
 
-def sent(source: Setup, target: Setup, region: Region) -> list[Transfer]:
+def sent(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
         t for worker in range(source.workers) for t in stream_out(source, target, worker, region)
     ]
 
 
-def received(source: Setup, target: Setup, region: Region) -> list[Transfer]:
+def received(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
         t for worker in range(target.workers) for t in stream_in(source, target, worker, region)
     ]
 
 
-def by_pair(transfers: list[Transfer]) -> dict[tuple[int, int], list[Transfer]]:
-    found: dict[tuple[int, int], list[Transfer]] = {}
+def by_pair(transfers: list[RegionPair]) -> dict[tuple[int, int], list[RegionPair]]:
+    found: dict[tuple[int, int], list[RegionPair]] = {}
     for transfer in transfers:
         found.setdefault((transfer.source, transfer.target), []).append(transfer)
     return found
@@ -194,8 +194,8 @@ def test_the_two_sides_mirror_each_other(plan: Plan) -> None:
 
 @checked
 @given(plans())
-def test_transfers_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
-    """One for each cache of a source and cache of a sink that share something: a transfer has one of each."""
+def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
+    """One per cache of a source and cache of a sink that share something."""
     source, target, region = plan
     out, into = caches_of(source, region), caches_of(target, region)
     meeting = {(one, other) for one, other in product(out, into) if out[one] & into[other]}
@@ -210,18 +210,16 @@ def test_transfers_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
 def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
     source, target, region = plan
     found = exchanges(source, target, region)
-    assert [t for each in found for t in each.transfers if t.source == 0] == stream_out(
+    assert [t for each in found for t in each.pairs if t.source == 0] == stream_out(
         source, target, 0, region
     )
-    assert Counter(t for each in found for t in each.transfers) == Counter(
-        sent(source, target, region)
-    )
+    assert Counter(t for each in found for t in each.pairs) == Counter(sent(source, target, region))
     workers = [(each.source, each.target) for each in found]
     assert workers == sorted(set(workers))
     for each in found:
-        assert {(t.source, t.target) for t in each.transfers} == {(each.source, each.target)}
+        assert {(t.source, t.target) for t in each.pairs} == {(each.source, each.target)}
         whole = {(place_of(source, one), place_of(target, one)) for one in elements(each.region)}
-        assert whole == {pair for transfer in each.transfers for pair in pairs(transfer)}
+        assert whole == {pair for transfer in each.pairs for pair in pairs(transfer)}
 
 
 @checked
@@ -257,11 +255,11 @@ def test_uneven_stages_other_tensor_split_other_batch() -> None:
     region = Region(Span(0, 4), Span(0, 6), Span(0, 4), Span(0, 10))
     first = stream_out(source, target, 1, region)  # layers 0–2, heads 2–3
     assert first[:2] == [
-        Transfer(
+        RegionPair(
             1, 0, Region(Span(0, 2), Span(0, 2), Span(0, 2), Span(0, 10)),
             0, 0, Region(Span(0, 2), Span(0, 2), Span(2, 4), Span(0, 10)),
         ),
-        Transfer(
+        RegionPair(
             1, 1, Region(Span(0, 2), Span(0, 1), Span(0, 2), Span(0, 10)),
             0, 0, Region(Span(0, 2), Span(2, 3), Span(2, 4), Span(0, 10)),
         ),
@@ -276,7 +274,7 @@ def test_equal_setups_move_whole_caches_between_equals() -> None:
     for worker in range(4):
         whole = Region(Span(0, 7 if worker < 2 else 6), Span(0, 3), Span(0, 2), Span(0, 5))
         assert stream_out(setup, setup, worker, region) == [
-            Transfer(worker, ubatch, whole, worker, ubatch, whole) for ubatch in range(2)
+            RegionPair(worker, ubatch, whole, worker, ubatch, whole) for ubatch in range(2)
         ]
 
 

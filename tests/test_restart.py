@@ -189,12 +189,12 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
 def test_anothers_file_is_refused(
     identity: dict[str, str], says: str, whole: tuple[Path, KVCache]
 ) -> None:
-    with pytest.raises(StreamingError, match=f"is another's: {says}"):
+    with pytest.raises(StreamingError, match=f"does not match: {says}"):
         saved(schedule_of(KVLayout.FT), whole[0], **identity)
 
 
 def test_another_microbatchs_file_is_refused(whole: tuple[Path, KVCache]) -> None:
-    with pytest.raises(StreamingError, match="is another's: stream is 0 there, 1 here"):
+    with pytest.raises(StreamingError, match="does not match: stream is 0 there, 1 here"):
         SavedStream(path_of(whole[0]), Stream(1, schedule_of(KVLayout.FT)), IDENTITY)
 
 
@@ -210,7 +210,7 @@ def test_what_was_put_back_keeps_tokens_in_memory_and_no_keys(whole: tuple[Path,
 
 def test_another_geometry_is_refused(whole: tuple[Path, KVCache]) -> None:
     with pytest.raises(
-        StreamingError, match=r"is another's: geometry\.layout is ft there, nhd here"
+        StreamingError, match=r"does not match: geometry\.layout is ft there, nhd here"
     ):
         saved(schedule_of(KVLayout.NHD), whole[0])
 
@@ -434,7 +434,7 @@ def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
         one.write_bytes(other.read_bytes())
         other.write_bytes(content)
         job = run(tmp_path, 2, "run", "--resume", folder, status=2)
-        assert f"{one} is another's: {says}" in job.stderr
+        assert f"{one} does not match: {says}" in job.stderr
         assert len(job.stderr.splitlines()) == 1
 
 
@@ -454,8 +454,8 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--seed", "1"), "is another's: requests is "),
-        (("--output-len", "21"), "is another's: steps is 19 there, 20 here"),
+        (("--seed", "1"), "does not match: requests is "),
+        (("--output-len", "21"), "does not match: steps is 19 there, 20 here"),
         (("--streaming", "host"), "--resume continues one request that was streamed to disk"),
         (("--level", "1,2"), "--resume continues one request that was streamed to disk"),
         (

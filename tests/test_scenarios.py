@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import cast, get_args
 
 import pytest
+import torch
 
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.scenarios import registry
@@ -14,9 +15,8 @@ from dejavubench.bench.scenarios.plain import PlainSink
 from dejavubench.bench.scenarios.registry import SCENARIOS, Scenarios
 from dejavubench.bench.scenarios.swap import SwapSink
 from dejavubench.config.arms import Arm, Scenario
-from dejavubench.dejavulib.device_receiver import DeviceReceiver
-from dejavubench.dejavulib.receiver import CacheReceiver
-from dejavubench.planning.staging import SLOTS_ON_DEVICE, SLOTS_ON_HOST
+from dejavubench.dejavulib.receiver import receiving_slots
+from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
 
 BASELINE = Arm("none", "none", role="baseline")
 STREAMING = Arm("mpi@3", "mpi", "3")
@@ -57,5 +57,5 @@ def test_only_a_restart_happens_once(scenario: Scenario) -> None:
 
 
 def test_planned_staging_has_as_many_slots_as_receivers_take() -> None:
-    assert SLOTS_ON_HOST == CacheReceiver.SLOTS
-    assert SLOTS_ON_DEVICE == DeviceReceiver.SLOTS
+    assert receiving_slots(torch.device("cpu")) == HOST_SLOTS
+    assert receiving_slots(torch.device("cuda")) == DEVICE_SLOTS

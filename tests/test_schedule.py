@@ -1,4 +1,4 @@
-"""Which chunks move in which order: the same packed stream at every level, each element once, none too large."""
+"""Chunks and their order: one packed stream at every level, each element once, none too large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from caches import inside, packed_stream, random_cache, schedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.copies import gather, run_views
+from dejavubench.dejavulib.copies import gather
+from dejavubench.dejavulib.extents import extent_views
 from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.schedule import StreamSchedule
@@ -70,8 +71,8 @@ def test_the_packed_stream_is_the_same_at_every_level(schedule: StreamSchedule) 
             if level.buffered:
                 gather(cache, chunk.region, place)
             else:
-                runs = run_views(cache, schedule.runs(chunk.step))
-                place.copy_(torch.frombuffer(bytearray(b"".join(runs)), dtype=torch.uint8))
+                views = extent_views(cache, schedule.extents(chunk.step))
+                place.copy_(torch.frombuffer(bytearray(b"".join(views)), dtype=torch.uint8))
         assert packed.numpy().tobytes() == expected, f"level {level.name}"
 
 
@@ -98,7 +99,8 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
 @pytest.mark.parametrize(
     ("slot", "expected"),
     [
-        # A layer of the prompt is 3 requests × 4 positions × 256 bytes = 3072, of a step 768; 4 layers.
+        # A layer of the prompt has 3 requests × 4 positions × 256 bytes = 3072, of a step 768.
+        # There are 4 layers.
         (16384, {"0": [1, 1], "1": [1, 1], "2": [4, 1], "3": [4, 1]}),
         (6144, {"0": [1, 1], "1": [2, 1], "2": [4, 1], "3": [4, 1]}),
         (
@@ -148,8 +150,8 @@ def test_both_sides_derive_the_same_chunks() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_both_sides_cut_what_moves_into_the_same_runs(data: st.DataObject) -> None:
-    """Although what is contiguous on one side may be no run of the other; and no run is shorter than it must be."""
+def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) -> None:
+    """Even if an extent of one side is none of the other; and none is shorter than it must be."""
     layout = data.draw(st.sampled_from(list(KVLayout)))
     shape = [
         data.draw(st.integers(1, 3)) for _ in range(4)
@@ -169,14 +171,14 @@ def test_both_sides_cut_what_moves_into_the_same_runs(data: st.DataObject) -> No
         StreamSchedule(geometry, region, shape[3], 0, 1 << 20, other)
         for geometry, region, other in zip(sides, regions, reversed(sides), strict=True)
     ]
-    out, into = (list(schedule.runs(0)) for schedule in schedules)
-    assert [(run.kv, len(run.offsets), run.nbytes) for run in out] == [
-        (run.kv, len(run.offsets), run.nbytes) for run in into
+    out, into = (list(schedule.extents(0)) for schedule in schedules)
+    assert [(extent.kv, len(extent.offsets), extent.nbytes) for extent in out] == [
+        (extent.kv, len(extent.offsets), extent.nbytes) for extent in into
     ]
     atoms = [[atom for atom in schedule.atoms(0) for _ in BOTH] for schedule in schedules]
-    for run, ours, theirs in zip(out, *atoms, strict=True):
-        assert run.nbytes == min(
-            sides[0].runs(run.kv, ours).nbytes, sides[1].runs(run.kv, theirs).nbytes
+    for extent, ours, theirs in zip(out, *atoms, strict=True):
+        assert extent.nbytes == min(
+            sides[0].extents(extent.kv, ours).nbytes, sides[1].extents(extent.kv, theirs).nbytes
         )
 
 

@@ -103,24 +103,24 @@ def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
     [
         (
             {"sink_tensor_para_size": "3"},
-            "sink_tensor_para_size 3 does not divide the 16 heads of custom",
+            "--sink-tensor-para-size 3 does not divide the 16 heads of custom",
         ),
         (
             {"sink_pipeline_para_size": "25"},
-            "sink_pipeline_para_size 25 is more than the 24 layers of custom",
+            "--sink-pipeline-para-size 25 is more than the 24 layers of custom",
         ),
         (
             {"ubatch_size": "4", "pipeline_para_size": "2", "sink_ubatch_size": "3"},
-            r"sink_ubatch_size 3 does not divide the 8 requests in flight \(2 microbatches of 4\)",
+            r"--sink-ubatch-size 3 does not divide the 8 requests in flight \(2 × --ubatch-size 4\)",
         ),
         (
             {"streaming": "host", "sink_ubatch_size": "1"},
-            "sink_ubatch_size is for a destination with sinks",
+            "--sink-ubatch-size 1 needs a destination with sinks",
         ),
         ({"streaming": "host,nccl", "sink_ubatch_size": "1"}, "and none can run"),
         (
             {"streaming": "mpi,tcp", "peer": "a:1", "sink_ubatch_size": "1"},
-            "those of tcp are set up as the sources",
+            "its sinks have the setup of the sources",
         ),
         ({"sink_ubatch_size": "0"}, "--sink-ubatch-size: "),
     ],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.strided import (
-    TOLD,
+    MEMCPY3D,
     BoxCopy,
     Choice,
     StridedCopy,
@@ -31,7 +31,7 @@ PROMPT_LAYER, TOKEN = (
 
 
 def emulated(cache: KVCache, region: Region) -> bytes:
-    """What the copies of a plan leave in the packed buffer, row by row; no byte is written twice."""
+    """Return the packed buffer after the copies of a plan, row by row; no byte is written twice."""
     packed = np.zeros(cache.geometry.region_nbytes(region), np.uint8)
     written = np.zeros(len(packed), int)
     for copy in plan(cache.geometry, region):
@@ -108,8 +108,8 @@ def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None
 
 
 def test_cuda_is_told_as_many_bytes_as_it_reads() -> None:
-    assert TOLD.itemsize == 160
-    assert [TOLD.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [
+    assert MEMCPY3D.itemsize == 160
+    assert [MEMCPY3D.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [
         32,
         96,
         128,

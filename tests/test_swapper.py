@@ -1,4 +1,4 @@
-"""Microbatches take turns in fewer caches than there are; nothing is lost or mixed up."""
+"""Microbatches that take turns in fewer caches: nothing of theirs is lost or mixed up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dejavubench.records import Swapping
 @given(data=st.data())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_steps_go_back_to_where_they_were(data: st.DataObject) -> None:
-    """However far apart they lie, layers cut or not; nothing beside them changes."""
+    """However far apart steps lie, and whether layers are cut; nothing beside them changes."""
     schedule: StreamSchedule = data.draw(schedules())
     assume(schedule.steps)
     first = data.draw(st.integers(1, schedule.steps))
@@ -83,7 +83,7 @@ def swapping(
 
 
 def play(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
-    """Be the model: all positions before a step must be in place, and it leaves a mess behind."""
+    """Be the model: earlier steps must be in place; positions behind are overwritten."""
     for step in range(STEPS + 1):
         for ubatch, (microbatch, source) in enumerate(
             zip(swapper.microbatches, sources, strict=True)
@@ -194,7 +194,7 @@ def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch
 def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The model is late: when it asks for the missing cache, the next one would be there."""
+    """The model is late: its cache is missing, while the next turn's would be in place."""
     fetch_steps, failures, last_came = (
         HostDestination.fetch_steps,
         [OSError("the store is gone")],

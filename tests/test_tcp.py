@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from caches import packed_stream, play_model, random_cache
-from click.testing import CliRunner
-from jobs import GONE_WITHIN, QUICK, Job, processed
+from jobs import GONE_WITHIN
 from memory import (
     CUT_LAYERS,
     INPUT_LEN,
@@ -32,18 +31,16 @@ from memory import (
 from memory import streaming as streaming_to
 from tcppeers import TOKEN, SinkProcess, closed, name_of, stranger
 
-from dejavubench import units
-from dejavubench.cli import main
-from dejavubench.config.resolve import load
 from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import handshake
-from dejavubench.dejavulib.destinations.tcp.handshake import Setup, connect, read_setup, schedules
+from dejavubench.dejavulib.destinations.tcp.handshake import connect
 from dejavubench.dejavulib.destinations.tcp.held import DIRECT
+from dejavubench.dejavulib.destinations.tcp.setup import TCPSetup, read_setup, schedules
 from dejavubench.dejavulib.destinations.tcp.wire import (
     MOST_TEXT,
     Frame,
-    Kind,
+    FrameKind,
     RefusedError,
     Wire,
     WireError,
@@ -52,10 +49,6 @@ from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.errors import UsageError
-from dejavubench.machine.launcher import LAUNCHED
-from dejavubench.records import Verification
-from dejavubench.transports.loops.tcp_peer import TCPPeer
 from dejavubench.transports.loops.tcp_services import (
     COMPARE,
     FILL,
@@ -63,14 +56,13 @@ from dejavubench.transports.loops.tcp_services import (
     MeasuredTCPDestination,
     written_outside,
 )
-from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 HEAD = "<IIIIQQ"
 """A frame's head, written by hand."""
 
 SMALL = small_geometry()
 LARGE = KVGeometry(2, 2, 2, 160, 64, 2)
-"""Its prompt's runs are long enough to be received straight into the cache."""
+"""Its prompt's extents are long enough to be received straight into the cache."""
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +128,7 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
     assert destination.wire.same_host
 
 
-def test_long_runs_are_received_where_they_belong(sink: SinkProcess) -> None:
+def test_long_extents_are_received_in_their_place(sink: SinkProcess) -> None:
     stream = large_stream()
     prompt = next(stream.schedule.all_chunks(LEVELS["3"]))
     assert stream.schedule.geometry.rows("k", prompt.region).nbytes >= DIRECT
@@ -179,7 +171,7 @@ def test_what_is_written_outside_the_region_is_located() -> None:
 
 
 def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
-    """Each bad peer is dropped, with the reason, while a good one streams microbatch after microbatch."""
+    """Each bad peer is dropped, with the reason, while a good one goes on streaming."""
     stop, failures, rounds = threading.Event(), [], []
 
     def stream_on() -> None:
@@ -262,7 +254,8 @@ def other_version(sink: SinkProcess) -> None:
         peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 99, bytes(32)))
         assert closed(peer)
         sink.says(
-            rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, this side {handshake.VERSION}"
+            rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, "
+            rf"this side {handshake.VERSION}"
         )
 
 
@@ -281,7 +274,7 @@ def proven(sink: SinkProcess) -> Wire:
 
 def why_refused(wire: Wire, text: str) -> str:
     """What the sink says of a setup."""
-    wire.send_frame(Frame(Kind.SETUP, nbytes=len(text)), text.encode())
+    wire.send_frame(Frame(FrameKind.SETUP, nbytes=len(text)), text.encode())
     with pytest.raises(RefusedError) as refusal:
         wire.receive_reply()
     wire.close()
@@ -290,7 +283,7 @@ def why_refused(wire: Wire, text: str) -> str:
 
 def announced(**changes: object) -> str:
     """The small stream's setup with some of its geometry changed."""
-    setup = Setup.of([small_stream()], torch.int16).model_dump(mode="json")
+    setup = TCPSetup.of([small_stream()], torch.int16).model_dump(mode="json")
     for key, value in changes.items():
         of_stream = isinstance(value, list) or key in ("input_len", "slot_nbytes", "more")
         (setup["streams"][0] if of_stream else setup if key == "dtype" else setup["geometry"])[
@@ -301,7 +294,7 @@ def announced(**changes: object) -> str:
 
 def test_a_setup_is_the_same_at_both_ends() -> None:
     streams = [small_stream(KVLayout.FT, CUT_LAYERS)]
-    found = schedules(read_setup(Setup.of(streams, torch.int16).model_dump_json()))
+    found = schedules(read_setup(TCPSetup.of(streams, torch.int16).model_dump_json()))
     assert {0: vars(streams[0].schedule)} == {id: vars(schedule) for id, schedule in found.items()}
 
 
@@ -311,7 +304,7 @@ def test_a_setup_is_the_same_at_both_ends() -> None:
         ({"positions": 1 << 31}, "GiB are needed; of the limit of 0.10 GiB"),
         ({"slot_nbytes": 1 << 30}, "1.00 GiB are needed"),
         ({"layers": [0, 4]}, "is not inside a cache"),
-        ({"heads": [1, 1]}, "has nothing in it"),
+        ({"heads": [1, 1]}, "is empty"),
         ({"requests": [2, 1]}, "not an interval"),
         ({"input_len": 9}, "is not inside a cache"),
         ({"slot_nbytes": 1}, "does not hold one position"),
@@ -319,7 +312,7 @@ def test_a_setup_is_the_same_at_both_ends() -> None:
         ({"heads": [0, 1, 2]}, "streams.0.heads"),
         ({"head_size": 1.5}, "geometry.head_size"),
         ({"layout": "xyz"}, "geometry.layout"),
-        ({"dtype": "float32"}, "float32 does not have 2 bytes an element"),
+        ({"dtype": "float32"}, "float32 does not have 2 bytes per element"),
         ({"dtype": "__class__"}, "setup: dtype"),
     ],
     ids=str,
@@ -334,7 +327,9 @@ def test_texts_that_are_no_setups(sink: SinkProcess) -> None:
     assert "setup" in why_refused(proven(sink), '{"geometry": ')
     assert "extra" in why_refused(proven(sink), announced(more=1)).lower()
     wire = proven(sink)
-    wire.send(struct.pack(HEAD, Kind.SETUP, 0, 0, 0, 1 << 40, 0))  # nothing is made of this size
+    wire.send(
+        struct.pack(HEAD, FrameKind.SETUP, 0, 0, 0, 1 << 40, 0)
+    )  # nothing is made of this size
     assert closed(wire.socket)
     wire.close()
     sink.says(rf"announces a text of {1 << 40} bytes; {MOST_TEXT} are allowed")
@@ -371,22 +366,26 @@ def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
     stream = small_stream()
     first = next(stream.schedule.all_chunks(LEVELS["3"]))
     packed, size = bytes(first.nbytes), first.nbytes
-    good = (Frame(Kind.CHUNK, 0, 1, 0, size), packed)
+    good = (Frame(FrameKind.CHUNK, 0, 1, 0, size), packed)
     assert "is not the next one" in refused_frame(
-        sink, stream, (Frame(Kind.CHUNK, 0, 1, 1, size), packed)
+        sink, stream, (Frame(FrameKind.CHUNK, 0, 1, 1, size), packed)
     )
     assert "is not the next one" in refused_frame(sink, stream, good, good)
     assert "is not the next one" in refused_frame(
-        sink, stream, (Frame(Kind.CHUNK, 0, 1, 0, size - 2), packed[2:])
+        sink, stream, (Frame(FrameKind.CHUNK, 0, 1, 0, size - 2), packed[2:])
     )
     assert "at microbatch 1, not 2" in refused_frame(
-        sink, stream, (Frame(Kind.CHUNK, 0, 2, 0, size), packed)
+        sink, stream, (Frame(FrameKind.CHUNK, 0, 2, 0, size), packed)
     )
-    assert "for stream 9" in refused_frame(sink, stream, (Frame(Kind.CHUNK, 9, 1, 0, size), packed))
+    assert "for stream 9" in refused_frame(
+        sink, stream, (Frame(FrameKind.CHUNK, 9, 1, 0, size), packed)
+    )
     assert "kind 77" in refused_frame(sink, stream, (Frame(77, 0, 1), b""))
-    assert "a run of 3 bytes" in refused_frame(sink, stream, (Frame(Kind.RUN, 0, 1, 0, 3), b"abc"))
-    assert "3 bytes that nobody has asked for" in refused_frame(
-        sink, stream, (Frame(Kind.BEGIN, 0, 2, 0, 3), b"abc")
+    assert "an extent of 3 bytes" in refused_frame(
+        sink, stream, (Frame(FrameKind.EXTENT, 0, 1, 0, 3), b"abc")
+    )
+    assert "BEGIN carries 3 bytes" in refused_frame(
+        sink, stream, (Frame(FrameKind.BEGIN, 0, 2, 0, 3), b"abc")
     )
     for service in (FILL, COMPARE):
         assert "no byte to fill with" in refused_frame(
@@ -397,19 +396,19 @@ def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
         refused_frame(sink, stream, (Frame(service, 0, 1, 1, 3), b"abc"))
     region = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
     assert "not a part of" in refused_frame(
-        sink, stream, (Frame(Kind.READ, 0, 1, 0, len(region)), region)
+        sink, stream, (Frame(FrameKind.READ, 0, 1, 0, len(region)), region)
     )
 
 
-@pytest.mark.parametrize("kind", ["staged", "direct", "run"])
+@pytest.mark.parametrize("kind", ["staged", "direct", "extent"])
 def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> None:
     stream = large_stream() if kind == "direct" else small_stream()
     destination = begun(sink, stream)
-    chunk = next(stream.schedule.all_chunks(LEVELS["0" if kind == "run" else "3"]))
-    nbytes = 32 if kind == "run" else chunk.nbytes
-    if kind == "run":
+    chunk = next(stream.schedule.all_chunks(LEVELS["0" if kind == "extent" else "3"]))
+    nbytes = 32 if kind == "extent" else chunk.nbytes
+    if kind == "extent":
         nbytes = INPUT_LEN * SMALL.head_size * SMALL.itemsize
-    frame = Frame(Kind.RUN if kind == "run" else Kind.CHUNK, 0, 1, 0, nbytes)
+    frame = Frame(FrameKind.EXTENT if kind == "extent" else FrameKind.CHUNK, 0, 1, 0, nbytes)
     sent: list[bytes] = []
     send, destination.wire.send = (
         destination.wire.send,
@@ -419,12 +418,14 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
     destination.wire.send = send  # type: ignore[method-assign]
     sent[1] = sent[1][: nbytes // 2] + b"\1" + sent[1][nbytes // 2 + 1 :]
     send(*sent)
-    where = "run 0 of chunk 0 of stream 0" if kind == "run" else "chunk 0 (step 0) of stream 0"
+    where = (
+        "extent 0 of chunk 0 of stream 0" if kind == "extent" else "chunk 0 (step 0) of stream 0"
+    )
     with pytest.raises(
         RefusedError, match=re.escape(f"{where}: its hash does not agree with its bytes")
     ) as refusal:
         hear_out(destination)
-    if kind != "run":
+    if kind != "extent":
         layers, span = f"[0, {chunk.region.layers.stop})", f"[0, {stream.schedule.input_len})"
         assert f"layers {layers}, requests [0, 2), heads [0, 2), positions {span}" in str(
             refusal.value
@@ -448,7 +449,7 @@ def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) ->
         good.flush(stream, chunk, packed)
         if chunk.index == 1:
             bad.wire.send(
-                struct.pack(HEAD, Kind.CHUNK, 0, 1, 0, chunks[0].nbytes, 0),
+                struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, chunks[0].nbytes, 0),
                 bytes(chunks[0].nbytes // 2),
             )
             bad.wire.socket.setsockopt(
@@ -468,7 +469,7 @@ def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProce
     bad = begun(sink, stream)
     name = name_of(bad.wire.socket)
     size = next(stream.schedule.all_chunks(LEVELS["3"])).nbytes
-    bad.wire.send(struct.pack(HEAD, Kind.CHUNK, 0, 1, 0, size, 0), bytes(size - 1))
+    bad.wire.send(struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, size, 0), bytes(size - 1))
     sink.says(rf"dropped {name}: \S+ has been silent for 1 s")
     bad.give_up()
     bad.close()
@@ -509,142 +510,3 @@ def test_a_sink_that_goes_ends_streaming(tmp_path: Path, how: signal.Signals) ->
                 StreamingError, match=r"127\.0\.0\.1|no chunk became complete within 2 s"
             ):
                 play_and_drain(cache, stream, manager)
-
-
-# ---- the command line ----
-
-
-def refused(*args: str, token: str | None = TOKEN) -> str:
-    """The one line of a command that does not start; in this process, which no launcher has started."""
-    result = CliRunner().invoke(
-        main, [*args], env={**dict.fromkeys(LAUNCHED), TOKEN_VARIABLE: token}
-    )
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    return result.stderr
-
-
-def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
-    assert TOKEN_VARIABLE in refused("sink", "--listen", "127.0.0.1:0", token=None)
-    assert f"--listen {sink.peer}: Address already in use" in refused("sink", "--listen", sink.peer)
-    assert "'127.0.0.1' is not an address such as" in refused("sink", "--listen", "127.0.0.1")
-    assert "'0' is not a time" in refused("sink", "--timeout", "0")
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ([], "--streaming tcp needs --peer ADDR:PORT"),
-        (["--peer", "localhost"], "--peer: 'localhost' is not an address"),
-        (
-            ["--peer", "a:1,b:2"],
-            "--peer gives 2 addresses: give one for all sources, or one for each",
-        ),
-    ],
-)
-def test_peers_that_cannot_be_meant(options: list[str], why: str) -> None:
-    assert why in refused("run", "--streaming", "tcp", *options)
-    assert "--peer a:1 needs --streaming tcp" in refused(
-        "run", "--streaming", "host", "--peer", "a:1"
-    )
-
-
-def test_without_a_peer_tcp_is_skipped_among_others() -> None:
-    arms = load(None, {"streaming": "host,tcp"}, {}).arms
-    assert {arm.name: arm.skipped for arm in arms}["tcp@3"] == "no --peer"
-
-
-def test_peers_that_are_not_to_be_had(sink: SinkProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    found = TCPPeer.find(sink.peer, PATIENCE, checksums=False)
-    assert (found.same_host, found.same_machine) == (True, True)
-    with pytest.raises(UsageError, match=r"127\.0\.0\.1:1 cannot be reached: Connection refused"):
-        TCPPeer.find("127.0.0.1:1", PATIENCE, checksums=False)
-    monkeypatch.delenv(TOKEN_VARIABLE)
-    with pytest.raises(UsageError, match=f"{TOKEN_VARIABLE} is not set"):
-        TCPPeer.find(sink.peer, PATIENCE, checksums=False)
-
-
-# ---- whole runs ----
-
-RUN = ("run", *QUICK, "--warmup", "1", "--rounds", "2")
-
-
-@pytest.mark.mpi
-def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
-    modes = ("--streaming", "none,host,tcp", "--level", "0,3", "--peer", sink.peer)
-    with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
-        assert job.wait() == 0, job.stderr
-        rows = processed(job.folder)
-        assert re.search(r"tcp@0 .* same host", rows)
-        assert re.search(r"tcp@3 .*yes \(3\)", rows)
-        assert TOKEN not in "".join(file.read_text() for file in job.folder.iterdir())
-
-
-@pytest.mark.mpi
-def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> None:
-    modes = (
-        "--streaming",
-        "tcp",
-        "--peer",
-        sink.peer,
-        "--pipeline-para-size",
-        "2",
-        "--kv-layout",
-        "nhd",
-    )
-    with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
-        assert job.wait() == 0, job.stderr
-        assert job.stdout.count("TOTAL generation took") == 3
-        assert {check.ok for _, check in job.run.of(Verification)} == {True}
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("what", ["wrong token", "too large"])
-def test_a_run_that_its_sink_refuses_measures_nothing(
-    tmp_path: Path, sink: SinkProcess, what: str
-) -> None:
-    modes = ["--streaming", "tcp", "--pipeline-para-size", "2", "--peer", sink.peer]
-    why, token = "does not accept this token: it has another one", "another"
-    if what == "too large":
-        modes += ["--max-seq-len", "300000"]
-        why, token = "GiB are needed; of the limit of 0.10 GiB", TOKEN
-    with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: token}) as job:
-        assert job.wait() == 2, job.stderr
-        assert why in job.stderr
-        assert job.stderr.count("Error: ") == job.stderr.count("\n") == 1
-        assert not (tmp_path / "logs").exists()
-
-
-@pytest.mark.mpi
-def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
-    with SinkProcess(tmp_path / "sink") as process:
-        modes = ("--streaming", "tcp", "--peer", process.peer, "--rounds", "100000")
-        with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
-            job.until(lambda: "TOTAL" in job.stdout, "an iteration")
-            process.process.kill()
-            assert job.wait(GONE_WITHIN) not in (0, None)
-            job.all_gone()
-            said = r"dejavubench: rank 0 failed in phase \w+: (StreamingError|ClosedError|WireError): 127\.0\.0\.1"
-            assert re.search(said, job.stderr), job.stderr
-            assert "FAILED: rank 0 " in processed(job.folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("10.0.0.2:7601", ("10.0.0.2", 7601)),
-        (":0", ("127.0.0.1", 0)),
-        ("[::1]:80", ("::1", 80)),
-        ("a.b:1", ("a.b", 1)),
-    ],
-)
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert units.address(text) == address
-
-
-@pytest.mark.parametrize(
-    "text", ["", "7601", "host:", "host:x", "host:65536", "::1:80", "host:-1", "host:٣", "a..b:1"]
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="is not an address such as"):
-        units.address(text)

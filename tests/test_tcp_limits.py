@@ -1,4 +1,4 @@
-"""What strangers and sources can make a ``tcp`` sink do: how many wait, how much memory they take, and without IPv6."""
+"""Limits of a ``tcp`` sink: peers that wait, memory that sources take, hosts without IPv6."""
 
 from __future__ import annotations
 
@@ -21,19 +21,13 @@ from caches import packed_stream, random_cache
 from memory import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
 from tcppeers import TOKEN, closed, stranger
 
-from dejavubench.dejavulib.copies import RunViews
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination, places, sink, unproven
 from dejavubench.dejavulib.destinations.tcp.connection import Service
-from dejavubench.dejavulib.destinations.tcp.handshake import (
-    CONNECTION_NBYTES,
-    Address,
-    Setup,
-    address_text,
-    connect,
-)
+from dejavubench.dejavulib.destinations.tcp.handshake import Address, address_text, connect
 from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
-from dejavubench.dejavulib.destinations.tcp.sink import TCPSink
+from dejavubench.dejavulib.destinations.tcp.setup import CONNECTION_NBYTES, TCPSetup
+from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
 from dejavubench.dejavulib.destinations.tcp.unproven import (
     MOST_OF_ADDRESS,
     MOST_UNPROVEN,
@@ -41,6 +35,7 @@ from dejavubench.dejavulib.destinations.tcp.unproven import (
     Unproven,
 )
 from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, Wire
+from dejavubench.dejavulib.extents import ExtentViews
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
@@ -57,10 +52,10 @@ def serving(
     limit: int = LIMIT,
     timeout: float = PATIENCE,
     services: Mapping[int, Service] = SERVICES,
-) -> Iterator[tuple[TCPSink, list[str]]]:
+) -> Iterator[tuple[TCPSinkServer, list[str]]]:
     """A sink in a thread of this process, and what it logs."""
     said: list[str] = []
-    server = TCPSink(address, TOKEN.encode(), limit, timeout, said.append, services)
+    server = TCPSinkServer(address, TOKEN.encode(), limit, timeout, said.append, services)
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
@@ -71,7 +66,7 @@ def serving(
         server.close()
 
 
-def to(server: TCPSink, stream: Stream) -> TCPDestination:
+def to(server: TCPSinkServer, stream: Stream) -> TCPDestination:
     return TCPDestination(server.address, TOKEN.encode(), [stream], torch.int16, PATIENCE)
 
 
@@ -248,16 +243,16 @@ def peak(act: Callable[[], object]) -> int:
 MANY = 10**6
 
 
-def test_a_run_costs_nothing_for_those_beside_it() -> None:
+def test_an_extent_costs_nothing_for_those_beside_it() -> None:
     geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
     on_sink = HeldStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
     on_sink.begin(1)
-    assert peak(lambda: on_sink.run(0, 2)) < 1 << 20
+    assert peak(lambda: on_sink.extent(0, 2)) < 1 << 20
 
 
 @pytest.mark.parametrize("positions", [4000, 400])
 def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> None:
-    """Cut into the smallest chunks that there can be, at each way of cutting and as runs."""
+    """Cut into the smallest chunks that there can be, at each way of cutting and as extents."""
     geometry = KVGeometry(1, 2, 1, positions, 1, 2)
     schedule = StreamSchedule(geometry, geometry.whole, positions, 0, 4)
     on_sink = HeldStream(0, schedule, torch.int16)
@@ -267,10 +262,10 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
         on_sink.chunk(0, 4)
         with pytest.raises(RefusalError):
             on_sink.chunk(0, 5)
-        on_sink.run(0, 2)
+        on_sink.extent(0, 2)
 
     objects = (
-        Setup.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
+        TCPSetup.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
     )
     assert peak(every_way) < objects
 
@@ -296,7 +291,7 @@ def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
-def test_places_are_those_of_the_librarys_runs(
+def test_places_are_those_of_the_librarys_extents(
     layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "BLOCK", 5)
@@ -304,8 +299,8 @@ def test_places_are_those_of_the_librarys_runs(
     cache = random_cache(geometry, 3)
     schedule = schedule_of(geometry, slot, replace(geometry.whole, heads=Span(1, 2)))
     for step in range(schedule.steps + 1):
-        found = [bytes(place) for place in places.run_places(cache, iter(schedule.atoms(step)))]
-        assert found == [bytes(view) for view in RunViews(cache, schedule).of(step)]
+        found = [bytes(place) for place in places.extent_places(cache, iter(schedule.atoms(step)))]
+        assert found == [bytes(view) for view in ExtentViews(cache, schedule).of(step)]
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -362,12 +357,12 @@ def test_where_there_is_no_ipv6_a_name_that_has_one_is_listened_to_all_the_same(
 
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: names)
     monkeypatch.setattr(socket, "create_server", without_ipv6)
-    server = TCPSink(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
+    server = TCPSinkServer(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
     assert server.address[0] == "127.0.0.1"
     server.close()
     names.pop()
     with pytest.raises(OSError, match="Address family not supported"):
-        TCPSink(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
+        TCPSinkServer(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
 
 
 def test_addresses_are_written_as_they_are_given() -> None:

@@ -30,7 +30,7 @@ def test_json_and_toml_are_read_with_and_without_a_byte_order_mark(
     assert read_json(path) == {"a": [1, True], "b": "é"}
     path.write_text(mark + "rounds = 7\r\n", encoding="utf-8")
     assert read_toml(path) == {"rounds": 7}
-    assert load(path, {}, {}).rounds == 7
+    assert load(path, {}, {}).experiment.rounds == 7
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,13 @@ from jobs import HERE
 from dejavubench.bench.watching import watch
 from dejavubench.bench.watching.watch import RankProcess, Watch
 from dejavubench.bench.watching.watchdog import Judge
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
-from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.pulse import (
+from dejavubench.dejavulib import progress
+from dejavubench.dejavulib.waiting import wait_asleep
+from dejavubench.errors import UsageError
+from dejavubench.machine import pulse
+from dejavubench.machine.pulse import (
     BEATS,
     NBYTES,
     PATIENT,
@@ -31,8 +34,6 @@ from dejavubench.dejavulib.pulse import (
     WORKING,
     Page,
 )
-from dejavubench.dejavulib.waiting import wait_asleep
-from dejavubench.errors import UsageError
 
 TIMEOUT = 10.0
 EVERY = 1.0
@@ -143,11 +144,11 @@ def test_a_rank_that_has_ended_is_forgotten() -> None:
 
 
 def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
-    def read(timeout: object) -> Experiment:
+    def read(timeout: object) -> Plan:
         return load(None, {"device": "cpu", "rank_timeout": timeout}, {})
 
-    assert load(None, {"device": "cpu"}, {}).rank_timeout == 300.0
-    assert [read(timeout).rank_timeout for timeout in ("2s", "10m", 90, "0", 0)] == [
+    assert load(None, {"device": "cpu"}, {}).experiment.rank_timeout == 300.0
+    assert [read(timeout).experiment.rank_timeout for timeout in ("2s", "10m", 90, "0", 0)] == [
         2.0,
         600.0,
         90.0,
@@ -170,6 +171,7 @@ def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
 def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(bytearray(NBYTES))
     monkeypatch.setattr(pulse, "page", page)
+    monkeypatch.setattr(progress, "watcher", pulse)
     seen: list[int] = []
 
     def test() -> bool:
@@ -220,7 +222,7 @@ def test_a_phase_of_any_length_is_shown() -> None:
 
 RANK = """
 import sys, time
-from dejavubench.dejavulib import pulse
+from dejavubench.machine import pulse
 from dejavubench.bench.watching.heart import no_thread_runs, start
 heart = start("rank 0")
 heart.every = 0.1

@@ -16,8 +16,8 @@ import torch
 from dejavubench.bench.checks.logits import check_logits
 from dejavubench.bench.clock import MicrobatchClock, stage_of
 from dejavubench.bench.point.steps import Steps
-from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.streamer import Streaming
+from dejavubench.dejavulib.transfers import StreamStats
+from dejavubench.machine import pulse
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
@@ -28,9 +28,9 @@ Mark = Callable[[str], None]
 class Streamed(Protocol):
     """The streaming of one microbatch's cache, as the batch maker drives it: ``CacheManager``."""
 
-    prompt: Streaming
-    tokens: Streaming
-    draining: Streaming
+    prompt: StreamStats
+    tokens: StreamStats
+    draining: StreamStats
 
     def begin(self, tokens: np.ndarray | None = None) -> None: ...
     def layer_ready(self, layer: int) -> None: ...
@@ -45,7 +45,7 @@ class NoStreaming:
         self.begin()
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
-        self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
+        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
 
     def layer_ready(self, layer: int) -> None:
         return

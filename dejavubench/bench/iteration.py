@@ -21,7 +21,7 @@ from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.arms import Arm
 from dejavubench.config.points import Point
-from dejavubench.dejavulib import pulse
+from dejavubench.machine import pulse
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 
 

@@ -23,8 +23,8 @@ from dejavubench.bench.startup.start import start
 from dejavubench.bench.watching.watch import Watch
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
-from dejavubench.dejavulib import pulse
 from dejavubench.errors import UsageError
+from dejavubench.machine import pulse
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 from dejavubench.wholefile import write_whole

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dejavubench.analysis import markdown
 from dejavubench.analysis.words import counted, ms, nbytes
 from dejavubench.dejavulib.kvcache import Region, Span
-from dejavubench.dejavulib.plan import Setup, Transfer
+from dejavubench.dejavulib.plan import RegionPair, Setup
 from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
 from dejavubench.units import count_text
 
@@ -213,7 +213,7 @@ def _setup(setup: Setup) -> Row:
     }
 
 
-def _transfer(transfer: Transfer) -> Row:
+def _transfer(transfer: RegionPair) -> Row:
     """Return one transfer, in the local coordinates of each side."""
     return {
         "source_ubatch": transfer.source_ubatch,

@@ -66,13 +66,13 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
             "sink receives only from peers that know it"
         )
     from dejavubench.dejavulib.destinations.tcp.handshake import address_text
-    from dejavubench.dejavulib.destinations.tcp.sink import TCPSink
+    from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
     from dejavubench.machine.memory import available_nbytes
     from dejavubench.transports.loops.tcp_services import SERVICES
 
     limit = available_nbytes() // 2 if most is None else int(most * 2**30)
     try:
-        server = TCPSink(address, token, limit, seconds, _log, SERVICES)
+        server = TCPSinkServer(address, token, limit, seconds, _log, SERVICES)
     except OSError as error:
         raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -65,7 +65,9 @@ def _plain_character(character: str) -> str:
 
 
 class Guarded:
-    """A text stream that raises OutputError at every call after a failure: click swallows the first.
+    """A text stream that raises OutputError at every call after a failure.
+
+    Click swallows the first one.
 
     It shows no ``buffer``, so that nothing writes past it. All else is the stream's.
     """

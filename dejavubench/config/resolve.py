@@ -13,7 +13,7 @@ from typing import Any
 
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import Interrupted, find_interrupted
-from dejavubench.config.loading import Request, checked_path, read_request
+from dejavubench.config.loading import AskedRun, checked_path, read_request
 from dejavubench.config.options.values import NO_STREAMING, without_twins
 from dejavubench.config.plan import Plan
 from dejavubench.config.promptfile import PromptError, read_prompts
@@ -57,7 +57,7 @@ def load(
 
 
 def resolve(
-    request: Request, planned: bool = False, interrupted: Interrupted | None = None
+    request: AskedRun, planned: bool = False, interrupted: Interrupted | None = None
 ) -> Plan:
     """Settle what depends on this machine and on files, and check that the options fit together.
 
@@ -98,7 +98,7 @@ def resolve(
 
 
 @contextmanager
-def _naming(request: Request, key: str) -> Iterator[None]:
+def _naming(request: AskedRun, key: str) -> Iterator[None]:
     """Turn a ValueError into a usage error that names where the option's value came from."""
     try:
         yield
@@ -106,7 +106,7 @@ def _naming(request: Request, key: str) -> Iterator[None]:
         raise UsageError(f"{request.origin(key)}: {error}") from None
 
 
-def _device(request: Request, planned: bool) -> str:
+def _device(request: AskedRun, planned: bool) -> str:
     """Return the device that all ranks use: ``auto`` follows what rank 0 has."""
     asked = request.experiment.device
     if asked == "cpu":  # the driver is not asked for nothing
@@ -125,7 +125,7 @@ def _device(request: Request, planned: bool) -> str:
     return "cuda" if found or asked == "cuda" else "cpu"
 
 
-def _checkpoint(request: Request) -> Checkpoint | None:
+def _checkpoint(request: AskedRun) -> Checkpoint | None:
     folder = request.experiment.ckpt_path
     if folder is None:
         return None
@@ -133,7 +133,7 @@ def _checkpoint(request: Request) -> Checkpoint | None:
         return open_checkpoint(folder)
 
 
-def _prompts(request: Request) -> tuple[tuple[int, ...], ...]:
+def _prompts(request: AskedRun) -> tuple[tuple[int, ...], ...]:
     asked = request.experiment
     if asked.prompts is None:
         return ()

@@ -1,30 +1,28 @@
 """``gather`` / ``scatter``: a non-contiguous region of the cache ↔ one contiguous buffer.
 
-The packed order is that of :mod:`~dejavubench.dejavulib.schedule`: per layer K then V, each in the
-layout's own order, so that what is contiguous in the cache stays contiguous.
+The packed order is the schedule's: per layer K, then V, each in the layout's own order. Extents of
+the cache stay contiguous.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, Region, Runs, Span
-from dejavubench.dejavulib.schedule import StreamSchedule
+from .geometry import BOTH, Region, Span
+from .kvcache import KVCache
+from .schedule import StreamSchedule
 
 PAGE = mmap.PAGESIZE
 
-VIEWS_KEPT = 200_000
-"""Views of runs that are cut once and kept: some 40 MB of Python objects for each microbatch and naive level."""
-
 
 def aligned_buffer(nbytes: int) -> torch.Tensor:
-    """A page-aligned buffer of uint8 (O_DIRECT needs the alignment), its pages touched."""
+    """Return a page-aligned buffer of uint8, its pages touched. O_DIRECT needs the alignment."""
     pages = mmap.mmap(-1, -(-nbytes // PAGE) * PAGE)
     buffer = np.frombuffer(pages, dtype=np.uint8)[:nbytes]
     buffer[::PAGE] = 0
@@ -32,22 +30,27 @@ def aligned_buffer(nbytes: int) -> torch.Tensor:
 
 
 def pinned_buffer(nbytes: int) -> torch.Tensor:
-    """A page-aligned buffer of uint8 that a CUDA device copies to and from without the CPU."""
+    """Return a page-aligned buffer of uint8 that a CUDA device copies to and from by itself."""
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
 class Packing:
-    """A region of one cache with its views cut beforehand, so that packing it costs two copies and little else.
+    """A region of one cache with its views cut beforehand: packing it costs two copies.
 
-    Its methods raise ValueError for a buffer that is not of exactly the region's bytes.
+    The methods raise ValueError for a buffer that does not have exactly the region's bytes.
+
+    Attributes:
+        cache, region: what is packed.
     """
 
     def __init__(self, cache: KVCache, region: Region) -> None:
+        self.cache = cache
+        self.region = region
         self._dtype = cache.k.dtype
         self._nbytes = cache.geometry.region_nbytes(region)
         self._kernel = None
         if cache.k.is_cuda:
-            from dejavubench.dejavulib.kernels import RegionCopy
+            from .kernels import RegionCopy
 
             self._kernel = RegionCopy(cache, region)
         self._pieces = [cache.piece(kv, region) for kv in BOTH]
@@ -70,7 +73,7 @@ class Packing:
             packed_piece.copy_(piece)
 
     def scatter(self, packed: torch.Tensor) -> None:
-        """Put ``packed`` where the region belongs: the inverse of :meth:`gather`."""
+        """Put ``packed`` in the region's place: the inverse of :meth:`gather`."""
         if self._kernel is not None:
             self._kernel.scatter(self._checked(packed))
             return
@@ -84,7 +87,7 @@ class Packing:
 
     def _pairs(self, packed: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         elements = self._checked(packed).view(self._dtype)
-        first = elements.storage_offset()
+        first = elements.storage_offset()  # as_strided() counts from the storage, not the view
         return [
             (elements.as_strided(shape, strides, first + start), piece)
             for (shape, strides, start), piece in zip(self._places, self._pieces, strict=True)
@@ -92,31 +95,44 @@ class Packing:
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a contiguous tensor."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def staging(nbytes: int, slots: int, pinned: bool = False) -> list[torch.Tensor]:
-    """So many staging slots in host memory; ``pinned``: for a cache on a CUDA device."""
+    """Return staging slots of ``nbytes`` bytes each in host memory.
+
+    Args:
+        pinned: as a cache on a CUDA device needs.
+    """
     return [pinned_buffer(nbytes) if pinned else aligned_buffer(nbytes) for _ in range(slots)]
 
 
+def device_staging(nbytes: int, slots: int, device: torch.device) -> list[torch.Tensor]:
+    """Return staging slots of ``nbytes`` bytes each on a device."""
+    return [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(slots)]
+
+
 def gather(cache: KVCache, region: Region, packed: torch.Tensor) -> None:
-    """Pack ``region`` into ``packed``, a contiguous uint8 tensor of exactly the region's bytes."""
+    """Pack ``region`` into ``packed``, a contiguous uint8 tensor of the region's bytes."""
     Packing(cache, region).gather(packed)
 
 
 def scatter(packed: torch.Tensor, cache: KVCache, region: Region) -> None:
-    """Put ``packed`` where ``region`` belongs: the inverse of :func:`gather`."""
+    """Put ``packed`` in the place of ``region``: the inverse of :func:`gather`."""
     Packing(cache, region).scatter(packed)
 
 
 def scatter_steps(
     packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range
 ) -> None:
-    """Put consecutive decode steps where they belong, by one copy for K and one for V where layers are not cut.
+    """Put consecutive decode steps in their place, by one copy for K and one for V.
+
+    Layers that are larger than a slot are cut, and are put back piece by piece.
 
     Args:
-        packed: uint8 on the cache's device; each step begins ``stride`` bytes behind the one before.
+        packed: uint8 on the cache's device.
+        stride: bytes from the beginning of one step to that of the next.
     """
     if schedule.layer_nbytes(steps.start) > schedule.slot_nbytes:
         _scatter_atoms(packed, stride, cache, schedule, steps)
@@ -127,10 +143,10 @@ def scatter_steps(
     layer = schedule.layer_nbytes(steps.start) // geometry.itemsize
     start = 0
     for kv in BOTH:
-        piece, shape = (
-            cache.piece(kv, replace(one, positions=positions)),
-            geometry.piece_shape(kv, one),
-        )
+        piece = cache.piece(kv, replace(one, positions=positions))
+        shape = geometry.piece_shape(kv, one)
+        # Of one step, positions are an axis of size 1. A stride of one step along it makes the
+        # packed steps look like a region of consecutive positions.
         strides = [layer, *_contiguous(shape[1:])]
         strides[geometry.positions_axis(kv)] = stride // geometry.itemsize
         elements = packed[: len(packed) // geometry.itemsize * geometry.itemsize].view(dtype)
@@ -147,44 +163,3 @@ def _scatter_atoms(
             nbytes = schedule.geometry.region_nbytes(atom)
             scatter(packed[at : at + nbytes], cache, atom)
             at += nbytes
-
-
-def run_views(cache: KVCache, runs: Iterable[Runs]) -> list[memoryview]:
-    """Runs as views of the cache's own memory (CPU only)."""
-    memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
-    views = []
-    for each in runs:
-        whole, nbytes = memory[each.kv], each.nbytes
-        views += [whole[start : start + nbytes] for start in each.offsets.tolist()]
-    return views
-
-
-class RunViews:
-    """The views of a stream's runs, step by step, so that the naive loop does nothing but move them.
-
-    Those of the first steps are cut now and kept, up to :data:`VIEWS_KEPT` of them; the others when they are needed,
-    or :meth:`prepare` is told ahead of time.
-    """
-
-    def __init__(self, cache: KVCache, schedule: StreamSchedule) -> None:
-        self._cache = cache
-        self._schedule = schedule
-        self._kept: list[list[memoryview]] = []
-        self._ahead: dict[int, list[memoryview]] = {}
-        count = 0
-        while len(self._kept) <= schedule.steps and count < VIEWS_KEPT:
-            self._kept.append(self._cut(len(self._kept)))
-            count += len(self._kept[-1])
-
-    def prepare(self, step: int) -> None:
-        """Cut the views of a step that will be asked for next."""
-        if len(self._kept) <= step <= self._schedule.steps:
-            self._ahead = {step: self._cut(step)}
-
-    def of(self, step: int) -> list[memoryview]:
-        if step < len(self._kept):
-            return self._kept[step]
-        return self._ahead.get(step) or self._cut(step)
-
-    def _cut(self, step: int) -> list[memoryview]:
-        return run_views(self._cache, self._schedule.runs(step))

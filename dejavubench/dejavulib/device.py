@@ -1,4 +1,4 @@
-"""Taking chunks, or single runs, out of a CUDA cache into pinned host memory, on a stream beside the model's."""
+"""Bring chunks, or single extents, from a CUDA cache to pinned host memory, beside the model."""
 
 from __future__ import annotations
 
@@ -6,45 +6,48 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.addresses import Bases, run_addresses
-from dejavubench.dejavulib.copies import Packing, pinned_buffer
-from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
-from dejavubench.dejavulib.strided import Choice, StridedCopy, choose
-
-if TYPE_CHECKING:
-    from dejavubench.dejavulib.streamer import Job
-
+from .copies import Packing, pinned_buffer
+from .extents import Bases, extent_addresses
+from .kvcache import KVCache
+from .schedule import Chunk, StreamSchedule
+from .strided import Choice, StridedCopy, choose
+from .transfers import Transfer
 
 Kind = Literal["prompt", "token"]
-"""Chunks of a kind are alike, so that which way is faster is measured for one of them."""
+"""Chunks of a kind are alike: one measurement decides how all of them come to the host."""
 
 TIES: Mapping[Kind, float] = {"prompt": 0.03, "token": 0.0}
-"""By how much strided DMA may be slower: beside a prompt the kernel takes what the model could use."""
+"""Share of the kernel's time by which strided DMA may be slower and is still chosen.
+
+Beside a prompt the gather kernel takes compute time that the model could use.
+"""
 
 
 class _Copy(NamedTuple):
-    job: Job
+    transfer: Transfer
     packed: torch.Tensor
     slot: torch.Tensor | None
     done: torch.cuda.Event
 
 
 class DeviceStaging:
-    """Brings chunks to the host, in order; nothing here waits.
+    """Brings packed chunks to the host, in order. Nothing here waits.
 
-    By the gather kernel into staging on the device and a copy of that, or by strided DMA straight from the cache. It is
-    the kernel until :meth:`calibrate` has measured which one is faster.
+    The gather kernel packs a chunk into staging on the device, which is then copied; or strided DMA
+    copies straight from the cache. The kernel is used until :meth:`calibrate` has measured both.
 
     Args:
-        slots: staging on the device: as many gathered chunks can be on their way to the host at once.
-        choices: which way, where that is known already.
+        slots: staging on the device. As many gathered chunks can be on their way at once.
+        choices: the way for each kind of chunk, if it is known already.
+
+    Attributes:
+        slot_nbytes: size of the smallest slot.
     """
 
     def __init__(
@@ -63,30 +66,35 @@ class DeviceStaging:
 
     @property
     def has_room(self) -> bool:
-        """Whether any chunk can begin; those that come by strided DMA hold no slot."""
+        """Whether any chunk can begin; a chunk that comes by strided DMA holds no slot."""
         return bool(self._slots)
 
     @property
     def ways(self) -> dict[str, str]:
-        """For the record: how the chunks of each kind come to the host."""
+        """The way in which the chunks of each kind come to the host, in words."""
         return {kind: str(choice) for kind, choice in self._choices.items()}
 
     def calibrate(self, cache: KVCache, chunks: Iterable[Chunk]) -> None:
-        """Choose a way for each kind by its first chunk; outside any clock, with nothing under way."""
+        """Choose a way for each kind by its first chunk. Outside any clock, on an idle device."""
         first: dict[Kind, Chunk] = {}
         for chunk in chunks:
             first.setdefault(_kind(chunk), chunk)
         for kind, chunk in first.items():
             self._choices[kind] = choose(cache, chunk.region, TIES[kind], self._slots[0])
 
-    def begin(self, job: Job, packing: Packing, packed: torch.Tensor) -> None:
-        """Once the keys and values are in place: bring them to ``packed`` (pinned, of the chunk's bytes)."""
-        assert job.ready is not None
-        self._stream.wait_event(job.ready)
+    def begin(self, transfer: Transfer, packing: Packing, packed: torch.Tensor) -> None:
+        """Issue what brings a chunk to the host, behind its ``ready`` event.
+
+        Args:
+            packed: pinned, of the chunk's bytes.
+        """
+        assert transfer.ready is not None
+        self._stream.wait_event(transfer.ready)
         slot = None
         with torch.cuda.stream(self._stream):
-            if self._choices[_kind(job.chunk)].way == "strided DMA":
-                self._strided_copy(job, packing).to_host(packed, self._stream)
+            # Strided DMA needs no slot: it reads the cache, which stays as it is until complete.
+            if self._choices[_kind(transfer.planned.chunk)].way == "strided DMA":
+                self._strided_copy(packing).to_host(packed, self._stream)
             else:
                 slot = self._slots.popleft()
                 chunk = slot[: packed.numel()]
@@ -94,21 +102,21 @@ class DeviceStaging:
                 packed.copy_(chunk, non_blocking=True)
             done = torch.cuda.Event()
             done.record(self._stream)
-        self._copies.append(_Copy(job, packed, slot, done))
+        self._copies.append(_Copy(transfer, packed, slot, done))
 
-    def _strided_copy(self, job: Job, packing: Packing) -> StridedCopy:
-        """That of a planned chunk, made when it first comes and kept as long as its ``packing``."""
+    def _strided_copy(self, packing: Packing) -> StridedCopy:
+        """Return the copy of a planned chunk; made once and kept as long as its ``packing``."""
         if packing not in self._strided:
-            self._strided[packing] = StridedCopy(job.manager.cache, job.chunk.region)
+            self._strided[packing] = StridedCopy(packing.cache, packing.region)
         return self._strided[packing]
 
-    def arrived(self) -> Iterator[tuple[Job, torch.Tensor]]:
-        """Chunks that are in host memory now, oldest first."""
+    def arrived(self) -> Iterator[tuple[Transfer, torch.Tensor]]:
+        """Yield the chunks that are in host memory by now, oldest first."""
         while self._copies and self._copies[0].done.query():
             copy = self._copies.popleft()
             if copy.slot is not None:
                 self._slots.append(copy.slot)
-            yield copy.job, copy.packed
+            yield copy.transfer, copy.packed
 
     def give_up(self) -> None:
         """Forget what is under way: nobody waits for it any more."""
@@ -121,104 +129,130 @@ def _kind(chunk: Chunk) -> Kind:
     return "token" if chunk.step else "prompt"
 
 
-class Landing:
-    """Pinned memory in which single runs land, as large as the largest step that comes by it: one for all streamers of
-    which only one at a time has something under way."""
+class BounceBuffer:
+    """Pinned memory for single extents on their way from a device, as large as the largest step.
+
+    Streamers of which only one at a time has something under way can share one.
+    """
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def of(self, nbytes: int) -> torch.Tensor:
+        """Return the first ``nbytes`` bytes; the memory grows if it is smaller."""
         if self._buffer.numel() < nbytes:
             self._buffer = pinned_buffer(nbytes)
         return self._buffer[:nbytes]
 
 
-class DeviceRuns:
-    """The runs of a stream's steps, each pulled to the host by a copy of its own as it is iterated over.
+class DeviceExtents:
+    """The extents of a stream's steps, each copied to the host by a copy of its own.
 
-    They land in pinned memory of the largest step's bytes, the price of moving a step's runs one by one.
+    They come to a bounce buffer of the largest step's bytes: the price of moving a step's extents
+    one by one.
 
     Args:
-        landing: gives it when the runs are found; what lands there is passed on before the next step's.
-        each_complete: each copy is waited for before its run is given out. Off: all of a step's are issued, then one
-            synchronisation.
+        each_complete: each copy is waited for before its extent is given out. Off: all copies of a
+            step are issued, then one synchronisation.
+        bounce: gives the buffer. Its contents are passed on before the next step's arrive.
     """
 
     def __init__(
-        self, cache: KVCache, schedule: StreamSchedule, each_complete: bool, landing: Landing
+        self, cache: KVCache, schedule: StreamSchedule, each_complete: bool, bounce: BounceBuffer
     ) -> None:
         self._cache = cache
         self._schedule = schedule
         self._each_complete = each_complete
-        self._landing = landing.of(
-            max(schedule.step_nbytes(step) for step in range(min(schedule.steps, 1) + 1))
-        )
+        steps = range(min(schedule.steps, 1) + 1)  # all decode steps have one size
+        self._bounce = bounce.of(max(schedule.step_nbytes(step) for step in steps))
         self._stream = torch.cuda.Stream(cache.k.device)
-        self._ahead: dict[int, _PulledRuns] = {}
+        self._ahead: dict[int, _Copies] = {}
 
     def prepare(self, step: int) -> None:
-        """Find the addresses of a step that will be asked for next."""
+        """Find the addresses of a step that is needed next."""
         if step <= self._schedule.steps:
             self._ahead = {step: self._find(step)}
 
     def of(self, step: int) -> Sequence[memoryview]:
-        """The runs of a step whose keys and values are in place."""
-        return self._ahead.get(step) or self._find(step)
+        """Return the extents of a step whose keys and values are in place.
 
-    def _find(self, step: int) -> _PulledRuns:
-        starts, sizes = run_addresses(Bases.of(self._cache), self._schedule.runs(step))
-        return _PulledRuns(
-            starts, sizes, self._landing, self._stream.cuda_stream, self._each_complete
-        )
+        With ``each_complete``, an extent is copied when an iteration comes to it. Without, all of
+        them have been copied.
+        """
+        copies = self._ahead.get(step) or self._find(step)
+        if self._each_complete:
+            return _OneByOne(copies, self._stream.cuda_stream)
+        copies.issue(self._stream.cuda_stream)
+        return copies.views
 
-
-class _PulledRuns(Sequence[memoryview]):
-    """One step's runs. Slices are iterators: a run is pulled when it is asked for, with no line of Python for each."""
-
-    def __init__(
-        self,
-        starts: np.ndarray,
-        sizes: np.ndarray,
-        landing: torch.Tensor,
-        stream: int,
-        each_complete: bool,
-    ) -> None:
+    def _find(self, step: int) -> _Copies:
+        starts, sizes = extent_addresses(Bases.of(self._cache), self._schedule.extents(step))
         ends = np.cumsum(sizes)
-        places = landing.data_ptr() + ends - sizes
-        self._places, self._starts, self._sizes = places.tolist(), starts.tolist(), sizes.tolist()
-        memory = landing.numpy().data
-        self._views = [
-            memory[end - size : end] for end, size in zip(ends.tolist(), self._sizes, strict=True)
-        ]
+        places, memory = self._bounce.data_ptr() + ends - sizes, self._bounce.numpy().data
+        bytes_of = zip((ends - sizes).tolist(), ends.tolist(), strict=True)
+        views = [memory[begin:end] for begin, end in bytes_of]
+        return _Copies(places.tolist(), starts.tolist(), sizes.tolist(), views)
+
+
+class _Copies(NamedTuple):
+    """Copies of single extents from a device to a bounce buffer.
+
+    Attributes:
+        places, starts, sizes: address in the buffer, address on the device, bytes.
+        views: the extents in the buffer.
+    """
+
+    places: list[int]
+    starts: list[int]
+    sizes: list[int]
+    views: list[memoryview]
+
+    def cut(self, which: slice) -> _Copies:
+        """Return some of the copies."""
+        places, starts, sizes, views = self
+        return _Copies(places[which], starts[which], sizes[which], views[which])
+
+    def issuing(self, stream: int) -> Iterator[None]:
+        """Return an iterator that issues the next copy each time it is advanced."""
+        from cupy.cuda import runtime
+
+        # map() over prepared lists: Python runs no bytecode per extent.
+        copies, kind = (self.places, self.starts, self.sizes), runtime.memcpyDeviceToHost
+        return map(runtime.memcpyAsync, *copies, repeat(kind), repeat(stream))
+
+    def issue(self, stream: int) -> None:
+        """Issue all copies and wait until they are done."""
+        from cupy.cuda import runtime
+
+        deque(self.issuing(stream), maxlen=0)
+        runtime.streamSynchronize(stream)
+
+
+class _OneByOne(Sequence[memoryview]):
+    """Extents on a device, each copied and waited for when an iteration comes to it."""
+
+    def __init__(self, copies: _Copies, stream: int) -> None:
+        self._copies = copies
         self._stream = stream
-        self._each_complete = each_complete
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._copies.views)
 
-    def __getitem__(self, which: Any) -> Any:
+    @overload
+    def __getitem__(self, which: int) -> memoryview: ...
+    @overload
+    def __getitem__(self, which: slice) -> _OneByOne: ...
+    def __getitem__(self, which: int | slice) -> memoryview | _OneByOne:
+        if isinstance(which, slice):
+            return _OneByOne(self._copies.cut(which), self._stream)
+        if not 0 <= which < len(self):
+            raise IndexError(which)
+        return next(iter(self[which : which + 1]))
+
+    def __iter__(self) -> Iterator[memoryview]:
         from cupy.cuda import runtime
 
-        if not isinstance(which, slice):
-            if which >= len(self):
-                raise IndexError(which)
-            return next(iter(self[which : which + 1]))
-        views = self._views[which]
-        if self._each_complete:
-            waited = map(runtime.streamSynchronize, repeat(self._stream))
-            # a view is taken first, so that the iteration ends with the last one
-            return map(itemgetter(0), zip(views, self._copied(which), waited, strict=False))
-        if which.start in (0, None):  # the first block issues them all
-            deque(self._copied(slice(None)), maxlen=0)
-            runtime.streamSynchronize(self._stream)
-        return iter(views)
-
-    def _copied(self, which: slice) -> Iterator[None]:
-        """Issues one copy each time it is asked for the next."""
-        from cupy.cuda import runtime
-
-        prepared = (self._places[which], self._starts[which], self._sizes[which])
-        return map(
-            runtime.memcpyAsync, *prepared, repeat(runtime.memcpyDeviceToHost), repeat(self._stream)
-        )
+        issued = self._copies.issuing(self._stream)
+        waited = map(runtime.streamSynchronize, repeat(self._stream))
+        # zip() takes a view first, so that nothing is issued behind the last one.
+        return map(itemgetter(0), zip(self._copies.views, issued, waited, strict=False))

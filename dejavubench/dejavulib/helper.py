@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from dejavubench.dejavulib.destinations.base import StreamingError
+from .destinations.base import StreamingError
 
 
 def start_helper(
@@ -17,17 +17,23 @@ def start_helper(
     failed: Callable[[StreamingError], None],
     under_way: Callable[[], str],
 ) -> threading.Thread:
-    """Start a thread whose copies wake no pool of workers; the caller's own number of threads stays as it is.
+    """Start a thread whose copies run on that thread alone, not on torch's pool of workers.
+
+    The caller's own number of threads stays as it is.
 
     Args:
-        failed: told, in the thread, what ended ``work``: whoever waits for it is to raise that.
-        under_way: what an error that is no StreamingError has interrupted, in words.
+        failed: called in the thread with the error that ended ``work``; the thread that waits for
+            the helper is to raise it.
+        under_way: says what an error that is no StreamingError has interrupted.
+
+    Raises:
+        StreamingError: the limit of threads of this user or container is reached.
     """
     started = threading.Event()
 
     def run() -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # takes the setting over for good; without it a thread's first operation does
+        torch.get_num_threads()  # applies the setting now, not in the thread's first operation
         started.set()
         try:
             work()
@@ -42,17 +48,16 @@ def start_helper(
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:
         thread.start()
-    except RuntimeError as error:  # the limit of processes of this user, or of this container
+    except RuntimeError as error:
         raise StreamingError(f"the thread {name!r} cannot be started: {error}") from None
     started.wait()
-    torch.set_num_threads(
-        threads
-    )  # the helper's own setting became the default of every new thread
+    # The helper's setting has become the default of every new thread: take that back.
+    torch.set_num_threads(threads)
     return thread
 
 
 def cpu_seconds(thread: threading.Thread) -> float:
-    """CPU time so far of a thread that runs; 0 of one that has ended."""
+    """Return the CPU time so far of a thread; 0 if it has ended."""
     if thread.ident is None or not thread.is_alive():
         return 0.0
     return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))

@@ -1,9 +1,9 @@
 """``stream_out`` / ``stream_in``: which parts of the cache go to, or come from, which worker.
 
-Pure: intervals in, intervals out; no tensors and no communication. The two sides may differ in pipeline
-depth, tensor-parallel degree and microbatch size. A transfer is the intersection of what one worker holds
-with what another one needs, so each element goes to exactly one place and transfers are as large as the
-cuts of the two sides allow.
+Pure: intervals in, intervals out; no tensors and no communication. The two sides may differ in
+pipeline depth, tensor-parallel degree and microbatch size. Two workers exchange the intersection of
+what one holds with what the other needs. So each element goes to exactly one place, and regions are
+as few and as large as the cuts of the two sides allow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from dejavubench.dejavulib.kvcache import Region, Span
+from .geometry import Region, Span
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,15 @@ class Setup:
     """Pipeline depth, tensor-parallel degree and microbatch size of one side.
 
     Attributes:
-        layer_cuts: boundaries of the pipeline stages, beginning with 0: ``(0, 7, 13)`` is two stages.
+        layer_cuts: boundaries of the pipeline stages from 0 on; ``(0, 7, 13)`` is two stages.
         heads: KV heads of the whole model.
         tensor_parallel: workers that share the heads of one stage.
-        ubatch_size: requests of one microbatch; request r is the ``r % ubatch_size``-th of
+        ubatch_size: requests of one microbatch. Request r is number ``r % ubatch_size`` of
             microbatch ``r // ubatch_size``.
 
     Raises:
-        ValueError: cuts that do not rise from 0, or heads that the workers cannot share evenly.
+        ValueError: cuts do not rise from 0, the workers cannot share the heads evenly, or the
+            microbatch is empty.
     """
 
     layer_cuts: tuple[int, ...]
@@ -49,29 +50,29 @@ class Setup:
 
     @property
     def stages(self) -> int:
+        """Pipeline depth."""
         return len(self.layer_cuts) - 1
 
     @property
     def workers(self) -> int:
-        """Worker ``stage · tensor_parallel + tensor_rank`` holds one stage's share of the heads."""
+        """Number of workers; worker ``stage · tensor_parallel + rank`` has a share of a stage."""
         return self.stages * self.tensor_parallel
 
     def layers(self, worker: int) -> Span:
+        """Return the layers of the whole model that a worker holds."""
         stage = worker // self.tensor_parallel
         return Span(self.layer_cuts[stage], self.layer_cuts[stage + 1])
 
     def heads_of(self, worker: int) -> Span:
+        """Return the KV heads of the whole model that a worker holds."""
         share = self.heads // self.tensor_parallel
         first = worker % self.tensor_parallel * share
         return Span(first, first + share)
 
     def partners(self, other: Setup, worker: int) -> list[int]:
-        """This side's workers that have layers and heads in common with a worker of the ``other`` side."""
-        layers, heads, share = (
-            other.layers(worker),
-            other.heads_of(worker),
-            self.heads // self.tensor_parallel,
-        )
+        """Return this side's workers that share layers and heads with a worker of ``other``."""
+        layers, heads = other.layers(worker), other.heads_of(worker)
+        share = self.heads // self.tensor_parallel
         stages = range(
             bisect_right(self.layer_cuts, layers.start) - 1,
             bisect_left(self.layer_cuts, layers.stop),
@@ -84,7 +85,7 @@ class Setup:
         ]
 
     def ubatches(self, requests: Span) -> range:
-        """Numbers of the microbatches that hold some of ``requests``."""
+        """Return the numbers of the microbatches that hold some of ``requests``."""
         if not requests.size:
             return range(0)
         return range(
@@ -92,14 +93,14 @@ class Setup:
         )
 
     def share(self, worker: int, region: Region) -> Region:
-        """What a worker holds of ``region`` over all microbatches, in the coordinates of the whole model."""
+        """Return what a worker holds of ``region``, in coordinates of the whole model."""
         return (
             Region(self.layers(worker), region.requests, self.heads_of(worker), region.positions)
             & region
         )
 
     def part(self, worker: int, ubatch: int, positions: Span) -> Region:
-        """What a worker holds of one microbatch, in the coordinates of the whole model and all requests."""
+        """Return what a worker holds of one microbatch, in coordinates of the whole model."""
         first = ubatch * self.ubatch_size
         return Region(
             self.layers(worker),
@@ -110,8 +111,11 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A region that moves between two workers; each side's region is in its own local coordinates."""
+class RegionPair:
+    """The same part of the cache on two workers: it moves from ``source`` to ``target``.
+
+    Each side's region is in that worker's own coordinates, for one microbatch of that side.
+    """
 
     source: int
     source_ubatch: int
@@ -123,94 +127,92 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Exchange:
-    """All that one worker sends to one other.
+    """Everything that one worker sends to one other.
 
     Attributes:
-        region: what the two share, in the coordinates of the whole model and all requests.
-        transfers: its pieces, one for each pair of microbatches that have requests in common.
+        region: what the two share, in coordinates of the whole model and all requests.
+        pairs: its pieces, one per pair of microbatches that have requests in common.
     """
 
     source: int
     target: int
     region: Region
-    transfers: tuple[Transfer, ...]
+    pairs: tuple[RegionPair, ...]
 
 
-def stream_out(source: Setup, target: Setup, worker: int, region: Region) -> list[Transfer]:
-    """What ``worker`` of the source side sends, to whom, for a region of the whole model's cache.
+def stream_out(source: Setup, target: Setup, worker: int, region: Region) -> list[RegionPair]:
+    """Return what ``worker`` of the source side sends, and to whom.
 
     Args:
-        region: in global coordinates: layers and heads of the model, requests over all microbatches.
+        region: layers and heads of the whole model, requests over all microbatches.
 
     Raises:
         ValueError: the two sides do not have the same layers and heads.
     """
-    return _transfers(source, target, region, [worker], range(target.workers))
+    return _pairs(source, target, region, [worker], range(target.workers))
 
 
-def stream_in(source: Setup, target: Setup, worker: int, region: Region) -> list[Transfer]:
-    """What ``worker`` of the target side receives, from whom: the mirror image of :func:`stream_out`."""
-    return _transfers(source, target, region, range(source.workers), [worker])
+def stream_in(source: Setup, target: Setup, worker: int, region: Region) -> list[RegionPair]:
+    """Return what ``worker`` of the target side receives, and from whom: the mirror image."""
+    return _pairs(source, target, region, range(source.workers), [worker])
 
 
 def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
-    """The whole plan pair by pair, sources outermost; pairs that share nothing are left out.
+    """Return the whole plan by pairs of workers, sources outermost, without empty exchanges.
 
     Raises:
         ValueError: the two sides do not have the same layers and heads.
     """
-    found: dict[tuple[int, int], list[Transfer]] = {}
+    found: dict[tuple[int, int], list[RegionPair]] = {}
     for sender in range(source.workers):
-        for transfer in _transfers(
-            source, target, region, [sender], target.partners(source, sender)
-        ):
-            found.setdefault((transfer.source, transfer.target), []).append(transfer)
+        for pair in _pairs(source, target, region, [sender], target.partners(source, sender)):
+            found.setdefault((pair.source, pair.target), []).append(pair)
     return [
         Exchange(
             sender,
             receiver,
             source.share(sender, region) & target.share(receiver, region),
-            tuple(transfers),
+            tuple(pairs),
         )
-        for (sender, receiver), transfers in found.items()
+        for (sender, receiver), pairs in found.items()
     ]
 
 
-def _transfers(
+def _pairs(
     source: Setup, target: Setup, region: Region, senders: Sequence[int], receivers: Sequence[int]
-) -> list[Transfer]:
-    """Between these workers, by sender, receiver and the microbatches of both."""
+) -> list[RegionPair]:
+    """Return the pairs between these workers, by sender, receiver and microbatches of both."""
     if source.layer_cuts[-1] != target.layer_cuts[-1] or source.heads != target.heads:
         raise ValueError(
-            f"the two sides hold different models: {source.layer_cuts[-1]} layers × {source.heads} heads and "
-            f"{target.layer_cuts[-1]} × {target.heads}"
+            f"the two sides hold different models: {source.layer_cuts[-1]} layers × "
+            f"{source.heads} heads and {target.layer_cuts[-1]} × {target.heads}"
         )
     outgoing = {worker: source.share(worker, region) for worker in senders}
     incoming = {worker: target.share(worker, region) for worker in receivers}
-    transfers: list[Transfer] = []
+    pairs: list[RegionPair] = []
     for (sender, held), (receiver, needed) in product(outgoing.items(), incoming.items()):
         common = held & needed
         if common.tokens_heads:
-            transfers += _pieces(source, target, sender, receiver, common)
-    return transfers
+            pairs += _pieces(source, target, sender, receiver, common)
+    return pairs
 
 
 def _pieces(
     source: Setup, target: Setup, sender: int, receiver: int, common: Region
-) -> Iterator[Transfer]:
-    """What two workers share, cut by the microbatches of both."""
+) -> Iterator[RegionPair]:
+    """Yield what two workers share, cut by the microbatches of both."""
     for out_ubatch in source.ubatches(common.requests):
         held = source.part(sender, out_ubatch, common.positions)
         for in_ubatch in target.ubatches(common.requests & held.requests):
             needed = target.part(receiver, in_ubatch, common.positions)
             piece = common & held & needed
-            yield Transfer(
+            yield RegionPair(
                 sender, out_ubatch, _local(piece, held), receiver, in_ubatch, _local(piece, needed)
             )
 
 
 def _local(region: Region, part: Region) -> Region:
-    """``region`` counted from where ``part`` begins (positions stay as they are)."""
+    """Return ``region`` counted from the beginning of ``part``; positions stay as they are."""
     return Region(
         region.layers.shifted(-part.layers.start),
         region.requests.shifted(-part.requests.start),

@@ -1,65 +1,112 @@
-"""The sink's side of a stream: chunks come in the schedule's order and are scattered into the sink's cache."""
+"""The sink's side of a stream: chunks come in the schedule's order and go into the sink's cache."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-import dejavubench.dejavulib.pulse as pulse
-from dejavubench.dejavulib.copies import RunViews, scatter, staging
-from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.dejavulib.levels import LEVELS, Level
-from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.dejavulib.waiting import wait_asleep
+from . import progress
+from .copies import Packing, device_staging, scatter, staging
+from .destinations.base import Stream
+from .extents import ExtentAddresses, ExtentViews, StepExtents
+from .geometry import Region
+from .kvcache import KVCache
+from .levels import LEVELS, Level
+from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
+from .waiting import wait_asleep
 
 
-class Request(Protocol):
-    """A receipt under way."""
+class Receive(Protocol):
+    """A receive under way."""
 
-    def Test(self) -> bool: ...  # noqa: N802 - MPI's name
+    def Test(self) -> bool:  # noqa: N802 - MPI's name
+        """Return whether the chunk is in its place in the cache. Never waits for the source."""
 
 
 class SinkEndpoint(Protocol):
-    """What a remote destination offers on the sink."""
+    """The sink's side of a remote destination.
 
-    def post(self, stream: Stream, packed: torch.Tensor) -> Request: ...
-    def arriving(self, stream: Stream) -> bool: ...
-    def fetch_runs(self, stream: Stream, runs: list[Any]) -> None: ...
-    def post_runs(self, stream: Stream, runs: list[Any]) -> list[Any]: ...
-    def wait_runs(self, posted: list[Any]) -> None: ...
-    def acknowledge(self, stream: Stream) -> None: ...
-    def finish(self) -> None: ...
-    def close(self) -> None: ...
+    Receives of a stream are asked for in the order of its chunks, before the chunks come. Whether
+    the endpoint passes that on (mpi posts a receive, nixl names the memory) or waits until the
+    source announces a chunk (nccl) is its own affair.
+
+    Attributes:
+        by_address: takes extents as (address, bytes). Off: as views of host memory.
+    """
+
+    by_address: bool
+
+    def receive(
+        self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
+    ) -> Receive:
+        """Receive the stream's next chunk into ``packed``, then put it in its place.
+
+        Args:
+            packed: uint8 of the chunk's bytes, in the memory of the cache.
+            scatter: puts ``packed`` in its place; on a device, it issues that on torch's current
+                stream.
+        """
+
+    def receive_extents(
+        self, stream: Stream, extents: Sequence[Any], each_complete: bool
+    ) -> Receive:
+        """Receive the stream's next chunk extent by extent, each straight into its place.
+
+        Args:
+            extents: in packed order; not empty.
+            each_complete: the source sends an extent after the one before it is complete.
+        """
+
+    def acknowledge(self, stream: Stream) -> None:
+        """Tell the source that the oldest chunk not yet acknowledged is in its place."""
+
+    def finish(self) -> None:
+        """Wait until every acknowledgement has left."""
+
+    def close(self) -> None:
+        """Release what the endpoint holds."""
 
 
 def largest_chunk(stream: Stream) -> int:
-    """Bytes of a stream's largest chunk at any buffered level: what a slot on the sink must hold."""
+    """Return the bytes of a stream's largest chunk at any buffered level: a slot's least size."""
     buffered = [level for level in LEVELS.values() if level.buffered]
     return max(chunk.nbytes for level in buffered for chunk in stream.schedule.all_chunks(level))
 
 
-class CacheReceiver:
-    """Receives one microbatch's stream into ``cache``; the owner calls :meth:`begin`, then
-    :meth:`poll` until :attr:`done`.
+def receiving_slots(device: torch.device) -> int:
+    """Return how many slots a receiver needs for a cache on ``device``."""
+    return DEVICE_SLOTS if device.type == "cuda" else HOST_SLOTS
 
-    Two receives are posted at a time, so that one chunk arrives while another is scattered. At the levels that
-    are not buffered runs go straight to where they belong: asked for one by one, or at ``0-batched`` all posted.
-    There the caches of both sides must cut a region into the same runs: same heads, in the same layout.
+
+class _Coming(NamedTuple):
+    request: Receive
+    chunk: Chunk
+    slot: torch.Tensor | None  # None: extents go straight to their place
+    messages: int
+
+
+class CacheReceiver:
+    """Receives one microbatch's stream into ``cache``.
+
+    The owner calls :meth:`begin`, then :meth:`poll` until :attr:`done`.
+
+    At the levels that are not buffered, extents go straight to their place: asked for one by one
+    (level 0), or all at once (``0-batched``). The caches of both sides must then cut a region into
+    the same extents: same heads, in the same layout.
 
     Args:
-        slots: staging of at least :func:`largest_chunk` bytes each, which receivers that do not work at the same time
-            may share; without it, the receiver has its own.
+        slots: staging of at least :func:`largest_chunk` bytes each, in the memory of the cache.
+            Receivers that do not work at the same time may share it. Without it, the receiver has
+            :func:`receiving_slots` of its own.
 
     Attributes:
         slots: the staging; the owner may overwrite it before :meth:`begin`.
-        nbytes, messages: what has arrived so far.
+        nbytes, messages: counters of what has arrived since :meth:`begin`.
     """
-
-    SLOTS = 2
 
     def __init__(
         self,
@@ -74,107 +121,105 @@ class CacheReceiver:
         self._level = level
         self._endpoint = endpoint
         self.slots = slots
-        if level.buffered and not slots:
-            self.slots = self._make_slots(largest_chunk(stream))
-        self._views = None if level.buffered else self._find_runs()
+        self._scatters: list[Callable[[torch.Tensor], None]] = []
+        self._extents: StepExtents | None = None
+        if level.buffered:
+            self.slots = slots or self._make_slots()
+            self._scatters = self._make_scatters()
+        elif endpoint.by_address:
+            self._extents = ExtentAddresses(cache, stream.schedule)
+        else:
+            self._extents = ExtentViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
-        self._posted: deque[tuple[Request, Chunk, torch.Tensor]] = deque()
-        self._runs: list[Any] | None = None
-        self._posted_runs: list[Any] = []
+        self._coming: deque[_Coming] = deque()
         self._left = self.nbytes = self.messages = 0
 
+    def _make_slots(self) -> list[torch.Tensor]:
+        nbytes, device = largest_chunk(self._stream), self._cache.k.device
+        if device.type == "cuda":
+            return device_staging(nbytes, DEVICE_SLOTS, device)
+        return staging(nbytes, HOST_SLOTS)
+
+    def _make_scatters(self) -> list[Callable[[torch.Tensor], None]]:
+        """Return what puts each chunk in its place. On a device it is prepared beforehand."""
+        chunks = self._stream.schedule.all_chunks(self._level)
+        if self._cache.k.is_cuda:
+            return [Packing(self._cache, chunk.region).scatter for chunk in chunks]
+        return [partial(self._scatter, chunk.region) for chunk in chunks]
+
+    def _scatter(self, region: Region, packed: torch.Tensor) -> None:
+        scatter(packed, self._cache, region)
+
     def begin(self) -> None:
-        """Prepare for a microbatch, outside the clock: post the first receives."""
+        """Prepare for a microbatch, outside the clock: ask for the first chunks."""
+        if self._cache.k.is_cuda:
+            # Chunks arrive on streams of their own. Whatever the owner still writes to the cache
+            # and the slots comes first.
+            torch.cuda.synchronize(self._cache.k.device)
         self._chunks = self._stream.schedule.all_chunks(self._level)
         self._left = self._stream.schedule.count(self._level)
         self.nbytes = self.messages = 0
         if self._level.buffered:
             for slot in self.slots:
-                self._post(slot)
+                self._receive(slot)
         else:
-            self._prepare_runs()
+            self._receive_extents()
 
     @property
     def done(self) -> bool:
+        """Whether all chunks of the microbatch are in their place."""
         return self._left == 0
 
     @property
     def expected(self) -> str:
-        """What is being waited for, for messages."""
+        """The chunk that is waited for, in words."""
         total = self._stream.schedule.count(self._level)
-        return f"chunk {total - self._left} of {total} of stream {self._stream.id} from rank {self._stream.peer}"
+        return (
+            f"chunk {total - self._left} of {total} of stream {self._stream.id} "
+            f"from rank {self._stream.peer}"
+        )
 
     def poll(self) -> bool:
-        """Take what has arrived; whether something had."""
-        if self.done:
-            return False
-        return self._poll_chunk() if self._level.buffered else self._poll_runs()
+        """Take the next chunk if it is there; return whether it was.
 
-    def _poll_chunk(self) -> bool:
-        request, chunk, slot = self._posted[0]
-        if not request.Test():
+        Raises:
+            StreamingError: a chunk that was announced does not come.
+        """
+        if not self._coming or not self._coming[0].request.Test():
             return False
-        self._posted.popleft()
-        self._unpack(chunk, slot[: chunk.nbytes])
-        self._arrived(chunk, 1)
-        self._post(slot)
-        return True
-
-    def _poll_runs(self) -> bool:
-        if self._runs is None:
-            return False
-        if self._posted_runs:
-            if not self._posted_runs[0].Test():
-                return False
-            self._endpoint.wait_runs(self._posted_runs)
+        came = self._coming.popleft()
+        self._arrived(came.chunk, came.messages)  # acknowledge first: the source may be waiting
+        if came.slot is None:
+            self._receive_extents()
         else:
-            if not self._endpoint.arriving(self._stream):
-                return False
-            self._endpoint.fetch_runs(self._stream, self._runs)
-        self._arrived(self._chunk, len(self._runs))
-        self._prepare_runs()
+            self._receive(came.slot)
         return True
 
-    def _post(self, slot: torch.Tensor) -> None:
+    def _receive(self, slot: torch.Tensor) -> None:
         chunk = next(self._chunks, None)
         if chunk is not None:
-            self._posted.append((self._receive(chunk, slot[: chunk.nbytes]), chunk, slot))
+            packed, put = slot[: chunk.nbytes], self._scatters[chunk.index]
+            request = self._endpoint.receive(self._stream, packed, put)
+            self._coming.append(_Coming(request, chunk, slot, 1))
 
-    def _prepare_runs(self) -> None:
+    def _receive_extents(self) -> None:
         chunk = next(self._chunks, None)
-        if chunk is None:
-            self._runs = None
-        else:
-            self._chunk = chunk
-            assert self._views is not None
-            self._runs = self._views.of(chunk.step)
-            if not self._level.each_complete:
-                self._posted_runs = self._endpoint.post_runs(self._stream, self._runs)
-
-    # ---- where the cache is: here in host memory ----
-
-    def _make_slots(self, nbytes: int) -> Sequence[torch.Tensor]:
-        return staging(nbytes, self.SLOTS)
-
-    def _find_runs(self) -> Any:
-        return RunViews(self._cache, self._stream.schedule)
-
-    def _receive(self, chunk: Chunk, packed: torch.Tensor) -> Request:
-        return self._endpoint.post(self._stream, packed)
-
-    def _unpack(self, chunk: Chunk, packed: torch.Tensor) -> None:
-        scatter(packed, self._cache, chunk.region)
+        if chunk is not None:
+            assert self._extents is not None
+            extents, each_complete = self._extents.of(chunk.step), self._level.each_complete
+            request = self._endpoint.receive_extents(self._stream, extents, each_complete)
+            self._coming.append(_Coming(request, chunk, None, len(extents)))
 
     def _arrived(self, chunk: Chunk, messages: int) -> None:
         self._endpoint.acknowledge(self._stream)
-        pulse.progress()
+        progress.watcher.progress()
         self._left -= 1
         self.nbytes += chunk.nbytes
         self.messages += messages
 
 
 def receive_all(receivers: Iterable[CacheReceiver]) -> None:
-    """Take what arrives for all of them until each is done, sleeping while nothing comes."""
+    """Take what arrives for all receivers until each is done. Sleeps while nothing comes."""
     pending = list(receivers)
 
     def poll() -> bool:

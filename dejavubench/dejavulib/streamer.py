@@ -1,8 +1,8 @@
 """``Streamer``: the helper thread of one source process, and its bounded staging memory.
 
-Hand-over is made to cost the model as little as it can: the model appends chunks to a queue, wakes the helper and goes
-on; each side keeps counts that it alone changes. What the helper runs under Python's lock is kept short, because the
-model's thread waits for that lock between any two of its own operations.
+Handing over costs the model as little as possible: it appends transfers to a queue, wakes the
+helper and goes on. Each side keeps counts that it alone changes. The helper holds Python's lock for
+short moments only, because the model's thread needs it between any two of its own operations.
 """
 
 from __future__ import annotations
@@ -10,95 +10,35 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-import dejavubench.dejavulib.pulse as pulse
-from dejavubench.dejavulib.addresses import RunAddresses
-from dejavubench.dejavulib.copies import Packing, RunViews
-from dejavubench.dejavulib.destinations.base import (
-    Destination,
-    StorageError,
-    Stream,
-    StreamingError,
-)
-from dejavubench.dejavulib.device import DeviceRuns, DeviceStaging, Landing
-from dejavubench.dejavulib.helper import cpu_seconds, start_helper
-from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.dejavulib.waiting import NAP, Wake
-
-if TYPE_CHECKING:
-    from dejavubench.dejavulib.manager import CacheManager
+from . import progress
+from .destinations.base import Destination, StorageError, StreamingError
+from .device import BounceBuffer, DeviceStaging
+from .helper import cpu_seconds, start_helper
+from .transfers import Account, Transfer
+from .waiting import NAP, Wake
 
 NAP_BESIDE_COMPUTE = 500e-6
-"""Seconds between two looks at what is on its way while the model computes: a hundredth of a core."""
-
+"""Seconds between two looks at what is under way while the model computes: 1 % of a core."""
 
 CLOSING = 30.0
 """Seconds that closing waits for a destination that is in the middle of something."""
-
-
-@dataclass
-class Streaming:
-    """What streaming did in one phase.
-
-    Attributes:
-        nbytes: bytes that were put in place and handed to streaming.
-        copies: copies or messages that moved them.
-        stall_s: seconds the model waited for streaming, hand-over included.
-        lag_nbytes: the most bytes that were in place and not yet complete.
-    """
-
-    nbytes: int = 0
-    copies: int = 0
-    stall_s: float = 0.0
-    lag_nbytes: int = 0
-
-    def add(self, other: Streaming) -> None:
-        """What streaming did elsewhere in the same phase."""
-        self.nbytes += other.nbytes
-        self.copies += other.copies
-        self.stall_s += other.stall_s
-        self.lag_nbytes = max(self.lag_nbytes, other.lag_nbytes)
-
-
-@dataclass
-class Job:
-    """One chunk on its way.
-
-    Attributes:
-        packing: how it is gathered, or else
-        runs: the views that its runs are moved through one by one.
-        tokens: the token ids that went into its decode step, if they are known here.
-        ready: CUDA only: recorded when its keys and values are in place on the device.
-        slot: the staging that it holds until it is complete.
-    """
-
-    manager: CacheManager
-    stream: Stream
-    chunk: Chunk
-    packing: Packing | None
-    runs: RunViews | DeviceRuns | RunAddresses | None
-    tokens: np.ndarray | None = None
-    ready: torch.cuda.Event | None = None
-    slot: torch.Tensor | None = None
 
 
 class Streamer:
     """One helper thread and its staging slots.
 
     Args:
-        destination: where chunks go; once a microbatch has begun, called from the helper thread alone.
-        slots: staging, of one size; as many chunks can be on their way at once. Streamers of which only one has
-            something under way may share it.
-        device: staging on the device, for caches that are there; ``slots`` are pinned then. Not for a destination that
-            takes chunks from the device's memory: there ``slots`` are on the device.
-        landing: where single runs from a device land; without it, the streamer has its own.
-        holds_failure: after a StorageError drop what is submitted and wait for nothing, so that the model computes its
-            request to the end; the owner asks for :attr:`failure` then.
+        destination: gets the chunks. Once a microbatch has begun, only the helper thread calls it.
+        slots: staging; as many chunks can be on their way at once. In device memory if the
+            destination takes chunks from there; else in host memory, pinned for a CUDA cache.
+            Streamers of which only one at a time has something under way may share slots.
+        device: staging on the device, for a CUDA cache whose chunks go through host memory.
+        bounce: buffer for single extents from a device; without it, the streamer has its own.
+        holds_failure: after a StorageError, drop what is submitted and wait for nothing, so that
+            the model computes its request to the end. The owner then asks for :attr:`failure`.
 
     Raises:
         ValueError: the destination needs staging and there is none.
@@ -109,99 +49,104 @@ class Streamer:
         destination: Destination,
         slots: Sequence[torch.Tensor],
         device: DeviceStaging | None = None,
-        landing: Landing | None = None,
+        bounce: BounceBuffer | None = None,
         holds_failure: bool = False,
     ) -> None:
         if destination.staged and not slots:
             raise ValueError(f"{destination.name} needs at least one staging slot")
         self.destination = destination
         self.device = device
-        self.landing = landing or Landing()
+        self.bounce = bounce or BounceBuffer()
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = deque(slots)
         on_device = bool(slots) and slots[0].is_cuda
-        self._beside = (
-            torch.cuda.Stream(slots[0].device) if on_device else None
-        )  # slots there are filled on it
-        self._inbox: deque[Job] = deque()  # the model's side fills it
+        # Slots on a device are filled on this stream, beside the model's.
+        self._beside = torch.cuda.Stream(slots[0].device) if on_device else None
+        self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
-        self._waits_for: CacheManager | None = (
-            None  # whose last chunk the model waits for: nobody to be polite to
-        )
+        self._waits_for: Account | None = None  # the model waits for it: naps are short
         self._submitted = 0  # chunks; changed by the model's thread alone
-        self._finished = 0  # chunks; this and what follows is changed by the helper alone
-        self._under_way: deque[Job] = deque()  # begun and not complete, oldest first
-        self._ahead: Job | None = (
-            None  # whose next step's views are still to be cut, when there is time
-        )
+        # The following are changed by the helper alone.
+        self._finished = 0  # chunks
+        self._under_way: deque[Transfer] = deque()  # begun and not complete, oldest first
+        self._ahead: Transfer | None = None  # its next step's extents are to be found in idle time
         self._closing = False
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._first_missing)
 
+    # ---- the model's thread ----
+
     def staging(self) -> list[torch.Tensor]:
-        """Return the staging slots, which the owner may overwrite until the next chunk is submitted.
+        """Return the staging slots, which the owner may overwrite until the next submission.
 
         Raises:
-            StreamingError: chunks are under way, so that slots are in use.
+            StreamingError: chunks are under way.
         """
         if self._submitted != self._finished:
             raise StreamingError("staging cannot be handed out while chunks are under way")
         return list(self._slots)
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Queue chunks whose keys and values are in place."""
+    def submit(self, transfers: list[Transfer]) -> None:
+        """Queue chunks whose keys and values are in place; StreamingError if the helper failed."""
         if self._error is not None:
             self.raise_error()
             return
-        self._submitted += len(jobs)
-        self._inbox.extend(jobs)
+        self._submitted += len(transfers)
+        self._inbox.extend(transfers)
         self._wake_helper.set()
 
-    def wait(self, manager: CacheManager, timeout: float) -> None:
-        """Wait until every chunk that ``manager`` has submitted is complete.
+    def wait(self, account: Account, timeout: float) -> None:
+        """Wait until every chunk of ``account`` is complete.
 
         Raises:
-            StreamingError: the helper failed, or ``timeout`` seconds passed without a chunk completing.
+            StreamingError: the helper failed, or ``timeout`` s passed without a chunk completing.
         """
         self.raise_error()
-        if not manager.lag_nbytes or self._error is not None:
+        if not account.lag_nbytes or self._error is not None:
             return
-        self._waits_for = manager  # before looking again: what completes from now on is told
+        self._waits_for = account  # set before looking again: later completions wake this thread
         self._wake_helper.set()
-        words = pulse.page.words
-        before, words[pulse.STATE] = (
-            words[pulse.STATE],
-            pulse.PATIENT,
-        )  # this wait has a deadline of its own
-        try:
-            progress, since = self._progress, time.monotonic()
-            while manager.lag_nbytes and self._error is None:
-                self._wake_model.wait(min(1.0, timeout))
-                self.raise_error()
-                if self._progress != progress:
-                    progress, since = self._progress, time.monotonic()
-                elif time.monotonic() - since > timeout:
-                    raise StreamingError(
-                        f"no chunk became complete within {timeout:g} s; {self._first_missing()}"
-                    )
-        finally:
-            self._waits_for = None
-            words[pulse.STATE] = before
+        with progress.watcher.waiting(patient=True):
+            try:
+                self._wait(account, timeout)
+            finally:
+                self._waits_for = None
+
+    def _wait(self, account: Account, timeout: float) -> None:
+        def moved() -> tuple[int, int]:
+            return self._finished, self.destination.moved
+
+        before, since = moved(), time.monotonic()
+        while account.lag_nbytes and self._error is None:
+            self._wake_model.wait(min(1.0, timeout))
+            self.raise_error()
+            if moved() != before:
+                before, since = moved(), time.monotonic()
+            elif time.monotonic() - since > timeout:
+                raise StreamingError(
+                    f"no chunk became complete within {timeout:g} s; {self._first_missing()}"
+                )
+
+    def raise_error(self) -> None:
+        """Raise the StreamingError that ended the helper, unless it is held for the owner."""
+        if self._error is not None and self.failure is None:
+            raise self._error
 
     @property
-    def _progress(self) -> tuple[int, int]:
-        """Changes while anything moves."""
-        return self._finished, self.destination.moved
+    def failure(self) -> str | None:
+        """The message of the StorageError that ended the helper and is held."""
+        held = self._holds_failure and isinstance(self._error, StorageError)
+        return str(self._error) if held else None
 
     def cpu_seconds(self) -> float:
-        """CPU time so far of the helper thread, and of what the destination runs beside it."""
+        """Return the CPU time so far of the helper thread and the destination's own threads."""
         if not self._thread.is_alive():
             return 0.0
         return cpu_seconds(self._thread) + self.destination.cpu_seconds()
 
     def close(self) -> None:
-        """End the helper thread and close the destination; chunks that are not complete are given up.
+        """End the helper thread and close the destination; incomplete chunks are given up.
 
         Raises:
             StreamingError: the helper is stuck in the destination.
@@ -209,7 +154,7 @@ class Streamer:
         self._closing = True
         self._wake_helper.set()
         if self._error is not None or self._submitted != self._finished:
-            self.destination.give_up()
+            self.destination.give_up()  # ends whatever the helper waits for
         self._thread.join(CLOSING)
         if self._thread.is_alive():
             raise StreamingError(
@@ -223,9 +168,9 @@ class Streamer:
 
     def _work(self) -> None:
         while not self._closing:
-            job = self._next()
-            if job is not None:
-                self._start(job)
+            transfer = self._next()
+            if transfer is not None:
+                self._start(transfer)
             if self._under_way:
                 self._collect()
 
@@ -233,109 +178,113 @@ class Streamer:
         self._error = error
         self._wake_model.set()
 
-    def _next(self) -> Job | None:
-        """The next job that can start; None when it is time to look at what is under way, or to end."""
+    def _next(self) -> Transfer | None:
+        """Return the next transfer that can start; None to look at what is under way, or to end."""
         while not self._closing:
             if self._inbox and self._can_start(self._inbox[0]):
-                self._under_way.append(self._inbox[0])
+                self._under_way.append(self._inbox[0])  # so that _first_missing() sees it always
                 return self._inbox.popleft()
             nap = None
             if self._under_way:
                 nap = NAP if self._waits_for else NAP_BESIDE_COMPUTE
-            elif self._ahead is not None:  # the model computes the step before
-                ahead, self._ahead = self._ahead, None
-                assert ahead.runs is not None
-                ahead.runs.prepare(ahead.chunk.step + 1)
+            elif self._ahead is not None:  # idle: the model computes
+                planned, self._ahead = self._ahead.planned, None
+                assert planned.extents is not None
+                planned.extents.prepare(planned.chunk.step + 1)
                 continue
             self._wake_helper.wait(nap)
             if self._under_way:  # even if more has come meanwhile: it may be waiting for a slot
                 return None
         return None
 
-    def _can_start(self, job: Job) -> bool:
-        if job.packing is None:
+    def _can_start(self, transfer: Transfer) -> bool:
+        if transfer.planned.packing is None:
             return True
-        if job.ready is not None and self.device is not None and not self.device.has_room:
+        if transfer.ready is not None and self.device is not None and not self.device.has_room:
             return False
         return bool(self._slots) or not self.destination.staged
 
-    def _start(self, job: Job) -> None:
-        if job.packing is None:
-            self._move_runs(job)
+    def _start(self, transfer: Transfer) -> None:
+        planned = transfer.planned
+        packing, chunk = planned.packing, planned.chunk
+        if packing is None:
+            self._move_extents(transfer)
             return
-        packed = self.destination.place(job.stream, job.chunk)
+        packed = self.destination.place(planned.stream, chunk)
         if packed is None:
-            job.slot = self._slots.popleft()
-            packed = job.slot[: job.chunk.nbytes]
-        if job.ready is None:
-            job.packing.gather(packed)
-            self._flush(job, packed)
+            transfer.slot = self._slots.popleft()
+            packed = transfer.slot[: chunk.nbytes]
+        if transfer.ready is None:
+            packing.gather(packed)
+            self._flush(transfer, packed)
         elif self._beside is not None:
             with torch.cuda.stream(self._beside):
-                self._beside.wait_event(job.ready)
-                job.packing.gather(packed)
-                self._flush(job, packed)
+                self._beside.wait_event(transfer.ready)
+                packing.gather(packed)
+                self._flush(transfer, packed)
         else:
             assert self.device is not None
-            self.device.begin(job, job.packing, packed)
+            self.device.begin(transfer, packing, packed)
 
-    def _flush(self, job: Job, packed: torch.Tensor) -> None:
-        self._announce(job)
-        self.destination.flush(job.stream, job.chunk, packed)
-        job.manager.phase_of(job.chunk.step).copies += 1
+    def _flush(self, transfer: Transfer, packed: torch.Tensor) -> None:
+        _announce(self.destination, transfer)
+        planned = transfer.planned
+        self.destination.flush(planned.stream, planned.chunk, packed)
+        transfer.stats.copies += 1
 
-    def _move_runs(self, job: Job) -> None:
-        assert job.runs is not None
-        if job.ready is not None:
-            job.ready.synchronize()
-        self._announce(job)
-        runs = job.runs.of(job.chunk.step)
-        self.destination.flush_runs(job.stream, job.chunk, runs, job.manager.level.each_complete)
-        self._ahead = job
-        job.manager.phase_of(job.chunk.step).copies += len(runs)
-
-    def _announce(self, job: Job) -> None:
-        if job.chunk.step and job.chunk.offset == job.stream.schedule.step_offset(job.chunk.step):
-            self.destination.step(job.stream, job.chunk.step, job.tokens)
+    def _move_extents(self, transfer: Transfer) -> None:
+        planned = transfer.planned
+        assert planned.extents is not None
+        if transfer.ready is not None:
+            transfer.ready.synchronize()
+        _announce(self.destination, transfer)
+        extents = planned.extents.of(planned.chunk.step)
+        self.destination.flush_extents(
+            planned.stream, planned.chunk, extents, planned.each_complete
+        )
+        self._ahead = transfer
+        transfer.stats.copies += len(extents)
 
     def _collect(self) -> None:
-        """Pass on what has come from the device, note what has become complete and take its slots back."""
+        """Pass on what has come from the device; take the slots of complete chunks back."""
         if self.device is not None:
-            for job, packed in self.device.arrived():
-                self._flush(job, packed)
+            for transfer, packed in self.device.arrived():
+                self._flush(transfer, packed)
+        # Chunks of a stream complete in order, so one count per stream tells which are.
         complete: dict[int, int] = {}
-        left: deque[Job] = deque()
-        for job in self._under_way:
-            stream = id(job.stream)
-            if stream not in complete:
-                complete[stream] = self.destination.completed(job.stream)
-            if job.chunk.index < complete[stream]:
-                self._finish(job)
+        left: deque[Transfer] = deque()
+        for transfer in self._under_way:
+            stream = transfer.planned.stream
+            key = id(stream)
+            if key not in complete:
+                complete[key] = self.destination.completed(stream)
+            if transfer.planned.chunk.index < complete[key]:
+                self._finish(transfer)
             else:
-                left.append(job)
+                left.append(transfer)
         self._under_way = left
 
-    def _finish(self, job: Job) -> None:
-        if job.slot is not None:
-            self._slots.append(job.slot)
+    def _finish(self, transfer: Transfer) -> None:
+        if transfer.slot is not None:
+            self._slots.append(transfer.slot)
         self._finished += 1
-        job.manager.completed_nbytes += job.chunk.nbytes
-        if job.manager is self._waits_for and not job.manager.lag_nbytes:
+        account = transfer.account
+        account.completed_nbytes += transfer.planned.chunk.nbytes
+        if account is self._waits_for and not account.lag_nbytes:
             self._wake_model.set()
 
-    def raise_error(self) -> None:
-        """Raise the StreamingError that ended the helper, if one has and is not held for the owner."""
-        if self._error is not None and self.failure is None:
-            raise self._error
-
-    @property
-    def failure(self) -> str | None:
-        """The StorageError that ended the helper and is held, in words."""
-        held = self._holds_failure and isinstance(self._error, StorageError)
-        return str(self._error) if held else None
-
     def _first_missing(self) -> str:
-        job = next(iter([*self._under_way, *self._inbox]), None)
-        if job is None:
-            return "none is under way"
-        return f"the first missing is chunk {job.chunk.index} (step {job.chunk.step}) of stream {job.stream.id}"
+        transfer = next(iter([*self._under_way, *self._inbox]), None)
+        return "no chunk is under way" if transfer is None else _missing(transfer)
+
+
+def _announce(destination: Destination, transfer: Transfer) -> None:
+    """Tell the destination that a decode step begins, before the step's first chunk."""
+    stream, chunk = transfer.planned.stream, transfer.planned.chunk
+    if chunk.step and chunk.offset == stream.schedule.step_offset(chunk.step):
+        destination.step(stream, chunk.step, transfer.tokens)
+
+
+def _missing(transfer: Transfer) -> str:
+    chunk, stream = transfer.planned.chunk, transfer.planned.stream
+    return f"the first missing is chunk {chunk.index} (step {chunk.step}) of stream {stream.id}"

@@ -1,7 +1,8 @@
-"""Strided DMA: a region of a CUDA cache straight into pinned host memory, with no kernel and no staging on the device.
+"""Strided DMA: a region of a CUDA cache straight into pinned host memory.
 
-The alternative to the gather kernel wherever what is contiguous in the cache is long enough, and lies regularly enough,
-for few copies of many rows. Which of the two is faster is measured, not assumed: :func:`choose`.
+It needs no kernel and no staging on the device. It is the alternative to the gather kernel if the
+extents are long enough, and lie regularly enough, for few copies of many rows. :func:`choose`
+measures which of the two is faster.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.copies import Packing, pinned_buffer
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, Region, Rows
+from .copies import Packing, pinned_buffer
+from .kvcache import BOTH, KV, KVCache, KVGeometry, Region, Rows
 
 Way = Literal["kernel", "strided DMA"]
 
 SHORTEST_ROW = 64
-"""Bytes of a row below which strided DMA is not tried: in ``ft``'s 16 a token took twice the kernel's time."""
+"""Least bytes of a row to try strided DMA: rows of 16 (``ft``) took twice the kernel's time."""
 
 MOST_PITCH = 2**31 - 1
-"""Bytes from one row to the next that CUDA accepts."""
+"""Most bytes from one row to the next that CUDA accepts."""
 
 ROUNDS = 7
-"""How often each way is timed, in turns."""
+"""Times that each way is measured, in turns."""
 
 
 class Axis(NamedTuple):
-    """So many of something, and how far apart they are in the cache and in the packed buffer, in bytes."""
+    """``number`` equal pieces, ``source`` bytes apart in the cache, ``packed`` when packed."""
 
     number: int
     source: int
@@ -40,10 +41,11 @@ class Axis(NamedTuple):
 
 
 class BoxCopy(NamedTuple):
-    """``slices`` of ``rows`` of ``width`` bytes each, all of K or of V.
+    """One copy: ``slices`` of ``rows`` of ``width`` bytes each, all of K or all of V.
 
-    ``source`` and ``packed`` are the first byte's places in the K or V tensor and in the packed buffer. On both sides
-    a row's pitch is at least its width and a slice's a multiple of a row's, as CUDA wants it.
+    ``source`` and ``packed`` are the offsets of the first byte in the K or V tensor and in the
+    packed buffer. On both sides a row's pitch is at least its width, and a slice's pitch a multiple
+    of a row's, as CUDA demands.
     """
 
     kv: KV
@@ -55,9 +57,9 @@ class BoxCopy(NamedTuple):
 
 
 def plan(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
-    """The copies that bring a region into its packed order (of each layer K, then V), as few as the layout allows.
+    """Return the copies that pack a region (of each layer K, then V), as few as the layout allows.
 
-    Never more than one for each layer's K or V: one layer has at most two axes that do not merge.
+    There is at most one per layer's K or V: one layer has at most two axes that do not merge.
 
     Raises:
         ValueError: the region is empty.
@@ -73,7 +75,10 @@ def plan(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
 
 
 def _regular(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
-    """What is contiguous on both sides, and the axes that count it, merged where strides go on; the outermost first."""
+    """Return the bytes contiguous on both sides, and the axes that count them, outermost first.
+
+    An axis merges into the one inside it if its strides continue that one's on both sides.
+    """
     layers, *others = rows.axes
     width, packed = rows.nbytes, rows.nbytes
     axes = []
@@ -96,7 +101,7 @@ def _regular(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
 
 
 def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> Iterator[BoxCopy]:
-    """One copy counts two axes; the outer ones are counted by copies."""
+    """Yield the copies: one copy counts two axes; a copy each counts the outer ones."""
     rows = axes[-1] if axes else Axis(1, width, width)
     slices = (
         axes[-2] if len(axes) > 1 else Axis(1, rows.number * rows.source, rows.number * rows.packed)
@@ -109,7 +114,7 @@ def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> It
 
 
 def worth_trying(geometry: KVGeometry, region: Region) -> bool:
-    """Whether a region's rows are long enough for strided DMA to have a chance against the kernel."""
+    """Return whether rows are long enough for strided DMA to have a chance against the kernel."""
     copies = plan(geometry, region)
     return (
         min(copy.width for copy in copies) >= SHORTEST_ROW
@@ -120,9 +125,9 @@ def worth_trying(geometry: KVGeometry, region: Region) -> bool:
 # ---- on a device ----
 
 PITCHED = np.dtype([("begin", "u8"), ("pitch", "u8"), ("row", "u8"), ("rows", "u8")])
-"""The runtime's ``cudaPitchedPtr``; ``rows``: how many lie between the beginnings of two slices."""
+"""CUDA's ``cudaPitchedPtr``; ``rows`` is the number of rows from one slice to the next."""
 
-TOLD = np.dtype(
+MEMCPY3D = np.dtype(
     [
         ("source_array", "u8"),
         ("source_at", "u8", 3),
@@ -135,53 +140,67 @@ TOLD = np.dtype(
         ("_", "u4"),
     ]
 )
-"""The runtime's ``cudaMemcpy3DParms``, byte for byte."""
+"""CUDA's ``cudaMemcpy3DParms``, byte for byte."""
 
 
 class StridedCopy:
-    """Brings one region of a CUDA cache to the host; what CUDA is told is prepared beforehand.
+    """Brings one region of a CUDA cache to the host; CUDA's arguments are prepared beforehand.
 
-    One copy for all layers' K and one for their V is what makes it quick to issue: a copy for each layer's would cost a
-    token more time than its bytes do.
+    One copy takes the K of all layers and one their V: issuing a copy per layer would cost more
+    time per token than moving the bytes.
     """
 
     def __init__(self, cache: KVCache, region: Region) -> None:
         self._nbytes = cache.geometry.region_nbytes(region)
         copies = plan(cache.geometry, region)
         self._places = np.array([copy.packed for copy in copies], np.uint64)
-        self._told = np.array([_told(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies])
-        first = self._told.ctypes.data
-        self._addresses = range(first, first + self._told.nbytes, TOLD.itemsize)
+        self._arguments = np.array(
+            [_arguments(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies]
+        )
+        first = self._arguments.ctypes.data
+        self._addresses = range(first, first + self._arguments.nbytes, MEMCPY3D.itemsize)
 
     def to_host(self, packed: torch.Tensor, stream: torch.cuda.Stream) -> None:
-        """Issue the copies on ``stream``; ``packed`` is pinned.
+        """Issue the copies on ``stream``.
+
+        Args:
+            packed: pinned, uint8.
 
         Raises:
-            ValueError: ``packed`` is not of the region's bytes.
+            ValueError: ``packed`` does not have the region's bytes.
         """
         from cupy.cuda import runtime
 
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
-        self._told["packed"]["begin"] = self._places + np.uint64(packed.data_ptr())
+        self._arguments["packed"]["begin"] = self._places + np.uint64(packed.data_ptr())
         queue = stream.cuda_stream
         for address in self._addresses:
             runtime.memcpy3DAsync(address, queue)
 
 
 DEVICE_TO_HOST = 2
-"""The runtime's ``cudaMemcpyDeviceToHost``."""
+"""CUDA's ``cudaMemcpyDeviceToHost``."""
 
 
-def _told(copy: BoxCopy, tensor: int) -> np.ndarray:
-    """One :data:`TOLD`, but for where the packed buffer begins; ``tensor``: the address of K or V."""
+def _arguments(copy: BoxCopy, tensor: int) -> np.ndarray:
+    """Return the arguments of a copy, without the packed buffer's address.
+
+    Args:
+        tensor: address of K or V.
+    """
     rows, slices = copy.rows, copy.slices
-    told = np.zeros((), TOLD)
-    told["source"] = (tensor + copy.source, rows.source, copy.width, slices.source // rows.source)
-    told["packed"] = (0, rows.packed, copy.width, slices.packed // rows.packed)
-    told["extent"] = (copy.width, rows.number, slices.number)
-    told["kind"] = DEVICE_TO_HOST
-    return told
+    arguments = np.zeros((), MEMCPY3D)
+    arguments["source"] = (
+        tensor + copy.source,
+        rows.source,
+        copy.width,
+        slices.source // rows.source,
+    )
+    arguments["packed"] = (0, rows.packed, copy.width, slices.packed // rows.packed)
+    arguments["extent"] = (copy.width, rows.number, slices.number)
+    arguments["kind"] = DEVICE_TO_HOST
+    return arguments
 
 
 # ---- which one ----
@@ -189,10 +208,11 @@ def _told(copy: BoxCopy, tensor: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Choice:
-    """How chunks of one kind come to the host, and what was measured for one of them.
+    """The way in which chunks of one kind come to the host, and its measurement.
 
     Attributes:
-        kernel_s, dma_s: seconds from the first call to the last byte; None: not measured.
+        kernel_s, dma_s: seconds of one chunk, from the first call to the last byte; None if that
+            way was not measured.
     """
 
     way: Way
@@ -216,11 +236,12 @@ def choose(
     slot: torch.Tensor | None = None,
     rounds: int = ROUNDS,
 ) -> Choice:
-    """Time both ways in turns on an idle device, outside any clock, and take the one with the lower median.
+    """Measure both ways in turns on an idle device, and choose the one with the lower median.
 
     Args:
-        tie: by what share of the kernel's time strided DMA may be slower and is still taken.
-        slot: staging on the device for the kernel; otherwise it is allocated.
+        tie: share of the kernel's time by which strided DMA may be slower and is still chosen.
+        slot: staging on the device for the kernel; without it, some is allocated.
+        rounds: measurements of each way.
     """
     nbytes = cache.geometry.region_nbytes(region)
     staged = (
@@ -241,7 +262,7 @@ def choose(
 
 
 def _timed(ways: list[Callable[[], None]], stream: torch.cuda.Stream, rounds: int) -> list[float]:
-    """Median seconds of each, its issuing from Python included; the first round warms up."""
+    """Return the median seconds of each way, issuing from Python included. Round 0 warms up."""
     torch.cuda.synchronize(stream.device)
     seconds: list[list[float]] = [[] for _ in ways]
     with torch.cuda.stream(stream):

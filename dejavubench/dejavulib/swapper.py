@@ -1,9 +1,9 @@
-"""``Swapper``: more microbatches in flight than caches that are in place (the paper's microbatch swapping).
+"""``Swapper``: more microbatches in flight than caches in place (the paper's microbatch swapping).
 
-Microbatches take turns. A few caches are in place, the others' keys and values are in a destination of this process,
-host memory or disk. What a microbatch's turn adds is streamed out while the next one computes, so that it is evicted
-once that is complete; all of it is fetched into the place that another has left, before its next turn, by a thread of
-its own.
+Microbatches take turns. A few caches are in place; the keys and values of the other microbatches
+are in a destination of this process, host memory or disk. What a turn adds is streamed out while
+the next microbatch computes, so a cache is evicted once that is complete. A thread of its own
+fetches a microbatch's whole cache into the place that another one has left, before its next turn.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dejavubench.dejavulib.copies import Packing, scatter_steps
-from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.helper import cpu_seconds, start_helper
-from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.dejavulib.streamer import Streamer, Streaming
-from dejavubench.dejavulib.waiting import DeadlineError, Wake, wait_asleep
+from .copies import Packing, scatter_steps
+from .destinations.base import LocalDestination, Stream, StreamingError
+from .helper import cpu_seconds, start_helper
+from .kvcache import KVCache
+from .levels import DEFAULT_LEVEL, LEVELS
+from .manager import CacheManager
+from .schedule import Chunk
+from .streamer import Streamer
+from .transfers import StreamStats
+from .waiting import DeadlineError, Wake, wait_asleep
 
 AT_ONCE = 64 << 20
-"""Bytes of tokens that are fetched at once, at most: what a fetch from disk is held in."""
+"""Most bytes of decode steps that are fetched at once: the memory that a fetch from disk takes."""
 
 _LEVEL = LEVELS[DEFAULT_LEVEL]
 
 
 @dataclass
-class Swapping:
-    """What swapping cost.
+class SwapCost:
+    """Cost of swapping.
 
     Attributes:
         nbytes: keys and values that were brought back.
@@ -53,13 +54,16 @@ class Swapper:
 
     Args:
         resident: the R caches that are in place, on the CPU.
-        streams: of the U microbatches, whole caches to ``streamer``'s destination, which must be one that is read in
-            this process. U > R.
-        timeout: seconds without progress after which a wait for a cache to be in place, or for its eviction, fails.
+        streams: of the U microbatches, whole caches, U > R.
+        streamer: its destination must be a :class:`~.destinations.base.LocalDestination`.
+        timeout: seconds without progress after which a wait for a cache fails.
+
+    Raises:
+        ValueError: U ≤ R, or the destination cannot be read in this process.
 
     Attributes:
-        current: for each microbatch the cache that it takes, or took last: the model computes over these.
-        microbatches: what a batch maker tells of each.
+        current: the cache that each microbatch takes, or took last; the model computes over these.
+        microbatches: to be told of each microbatch's progress, as a :class:`CacheManager` is.
         cost: since the last :meth:`begin`.
     """
 
@@ -72,11 +76,15 @@ class Swapper:
     ) -> None:
         if len(resident) >= len(streams):
             raise ValueError(
-                f"{len(streams)} microbatches find room in {len(resident)} caches: nothing is to be swapped"
+                f"{len(streams)} microbatches find room in {len(resident)} caches: "
+                "there is nothing to swap"
             )
+        if not isinstance(streamer.destination, LocalDestination):
+            raise ValueError(f"{streamer.destination.name} cannot be read in this process")
         self._resident = list(resident)
         self._streams = list(streams)
         self._streamer = streamer
+        self._destination = streamer.destination
         self._timeout = timeout
         self._managers = [
             [CacheManager(cache, [stream], _LEVEL, streamer, timeout) for cache in resident]
@@ -89,9 +97,10 @@ class Swapper:
         ]
         self.current = [resident[ubatch % len(resident)] for ubatch in range(len(streams))]
         self.microbatches = [SwappedMicrobatch(self, ubatch) for ubatch in range(len(streams))]
-        self.cost = Swapping()
+        self.cost = SwapCost()
         self._moves = 0  # changes while the bringer gets on
-        self._in_place = 0  # turns whose cache is, from the first one on; changed by the bringer
+        # Turns, from the first one on, whose cache is in place; changed by the bringer alone.
+        self._in_place = 0
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._wake = Wake()
         self._error: StreamingError | None = None
@@ -101,32 +110,47 @@ class Swapper:
 
     # ---- the model's side ----
 
-    def begin(self, ubatch: int, tokens: np.ndarray | None) -> None:
-        """Prepare a microbatch, outside the clock; all of them before the first turn."""
+    def begin(self, ubatch: int, tokens: np.ndarray | None = None) -> None:
+        """Prepare a microbatch, outside the clock; all of them before the first turn.
+
+        Args:
+            tokens: token ids of the prompt, int64 [B, P].
+        """
+        # The managers of one microbatch share its stream, which begins once.
         first, *others = self._managers[ubatch]
         first.begin(tokens)
         for manager in others:
             manager.reset()
-        self.cost = Swapping()
+        self.cost = SwapCost()
         self._in_place = len(self._resident)
 
     def manager(self, ubatch: int, step: int) -> CacheManager:
-        """What streams this turn."""
+        """Return the manager that streams this turn."""
         return self._managers[ubatch][self._turn(ubatch, step) % len(self._resident)]
 
     def managers(self, ubatch: int) -> list[CacheManager]:
-        """What has streamed a microbatch, one for each resident cache."""
+        """Return the managers that have streamed a microbatch, one per resident cache."""
         return self._managers[ubatch]
 
-    def wait(self, ubatch: int, step: int) -> float:
-        """Wait until this turn's cache is in place; seconds that took.
+    def step_begins(self, ubatch: int, step: int) -> None:
+        """Wait until the cache of a turn is in place, right before the model computes it.
+
+        The wait counts as stall of the microbatch's phase.
 
         Raises:
-            StreamingError: bringing it back failed, or did not go on.
+            StreamingError: bringing the cache back failed, or does not get on.
+        """
+        self.microbatches[ubatch].step_begins(step)
+
+    def wait(self, ubatch: int, step: int) -> float:
+        """Wait until this turn's cache is in place; return the seconds that took.
+
+        Raises:
+            StreamingError: as :meth:`step_begins`.
         """
         turn, began = self._turn(ubatch, step), time.perf_counter()
         while self._in_place <= turn:
-            before = self._moves
+            before = self._moves  # a slow fetch may take longer than the timeout, if it moves
             woken = self._wake.wait(self._timeout)
             self._raise_error()
             if not woken and self._in_place <= turn and self._moves == before:
@@ -139,23 +163,25 @@ class Swapper:
         return waited
 
     def leave(self, ubatch: int, step: int) -> None:
-        """This turn is over: its cache may be evicted, and another's brought in its place."""
+        """End this turn: its cache may be evicted, and another one brought in its place."""
         turn = self._turn(ubatch, step) + len(self._resident)
         if turn < len(self._streams) * (self._streams[0].schedule.steps + 1):
             self._turns.put(turn)
 
     def bring_back(self, ubatch: int) -> KVCache:
-        """All that was streamed of a microbatch, in a resident cache; once every turn is over."""
-        cache = self._resident[0]
+        """Return a resident cache with all that was streamed of a microbatch.
+
+        To be called once every turn is over.
+        """
         self._fetch(ubatch, self._streams[ubatch].schedule.steps + 1, 0)
-        return cache
+        return self._resident[0]
 
     def cpu_seconds(self) -> float:
-        """CPU time so far of the thread that brings caches back."""
+        """Return the CPU time so far of the thread that brings caches back."""
         return cpu_seconds(self._thread)
 
     def close(self) -> None:
-        """End the thread; what it is about to bring is given up."""
+        """End the thread; a cache that it is about to bring is given up."""
         self._turns.put(None)
         self._thread.join(self._timeout)
 
@@ -167,14 +193,6 @@ class Swapper:
         if self._error is not None:
             raise self._error
 
-    def step_begins(self, ubatch: int, step: int) -> None:
-        """Wait until the cache of a microbatch's turn is in place; the model may compute over it from then on.
-
-        Raises:
-            StreamingError: bringing it back failed, or did not go on.
-        """
-        self.microbatches[ubatch].step_begins(step)
-
     # ---- the bringer's thread ----
 
     def _work(self) -> None:
@@ -183,22 +201,22 @@ class Swapper:
             self._wake.set()
 
     def _fail(self, error: StreamingError) -> None:
-        """The last thing that the bringer does: no later turn may pass for this one's being in place."""
+        """End the bringer: no later turn may count as in place."""
         self._error = error
         self._wake.set()
 
     def _bring(self, turn: int) -> None:
         slot, (step, ubatch) = turn % len(self._resident), divmod(turn, len(self._streams))
-        self._complete(turn - len(self._resident))  # who was there has left
+        self._complete(turn - len(self._resident))  # the turn that was in this slot is streamed out
         if step:
-            self._complete(turn - len(self._streams))  # all of its own is where it is fetched from
+            self._complete(turn - len(self._streams))  # so are all earlier steps of this microbatch
             began = time.perf_counter()
             self.cost.nbytes += self._fetch(ubatch, step, slot)
             self.cost.bring_s += time.perf_counter() - began
         self._in_place = turn + 1
 
     def _complete(self, turn: int) -> None:
-        """Wait until all that a turn has streamed is complete."""
+        """Wait until everything that a turn has streamed is complete."""
         step, ubatch = divmod(turn, len(self._streams))
         manager = self.manager(ubatch, step)
 
@@ -215,11 +233,12 @@ class Swapper:
             self._moves += 1
 
     def _fetch(self, ubatch: int, steps: int, slot: int) -> int:
-        """Put the first ``steps`` steps of a microbatch in a resident cache; their bytes."""
-        stream, destination = self._streams[ubatch], self._streamer.destination
+        """Put the first ``steps`` steps of a microbatch in a resident cache; return their bytes."""
+        stream, destination = self._streams[ubatch], self._destination
         prompt, _ = destination.fetch_steps(stream, range(1))
         for chunk, packing in self._prompts[slot]:
             packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])
+        # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
         together = max(1, AT_ONCE // stream.schedule.step_nbytes(1))
         for first in range(1, steps, together):
             self._moves += 1
@@ -230,34 +249,40 @@ class Swapper:
 
 
 class SwappedMicrobatch:
-    """One of a swapper's microbatches, as a batch maker tells of it.
+    """One of a swapper's microbatches, told of its progress as a :class:`CacheManager` is.
 
     Attributes:
-        prompt, tokens, draining: what streaming it out did; waiting for the cache to be back is part of the stall.
+        prompt, tokens, draining: counters of streaming it out. Waiting for the cache to be back is
+            part of the stall.
     """
 
     def __init__(self, swapper: Swapper, ubatch: int) -> None:
         self._swapper = swapper
         self._ubatch = ubatch
-        self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
+        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
-        self.prompt, self.tokens, self.draining = Streaming(), Streaming(), Streaming()
+        """Prepare for a microbatch, as :meth:`Swapper.begin`."""
+        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
         self._swapper.begin(self._ubatch, tokens)
 
     def step_begins(self, step: int) -> None:
+        """Wait until the cache is in place, as :meth:`Swapper.step_begins`."""
         waited = self._swapper.wait(self._ubatch, step)
         (self.tokens if step else self.prompt).stall_s += waited
         self._manager = self._swapper.manager(self._ubatch, step)
 
     def layer_ready(self, layer: int) -> None:
+        """Stream a layer of the prompt, as :meth:`CacheManager.layer_ready`."""
         self._manager.layer_ready(layer)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
+        """Stream a step and end the turn."""
         self._manager.step_ready(step, tokens)
         self._swapper.leave(self._ubatch, step)
 
     def drain(self) -> None:
+        """Wait until the last byte has arrived, and add up the counters."""
         for manager in self._swapper.managers(self._ubatch):
             manager.drain()
             self.prompt.add(manager.prompt)

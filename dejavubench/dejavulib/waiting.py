@@ -1,6 +1,6 @@
-"""Ground floor: waiting without burning a core that somebody else computes on.
+"""Waiting without burning a core that somebody else computes on.
 
-MPI libraries busy-poll in blocking calls. Whoever has nothing to compute tests and sleeps instead.
+MPI libraries busy-poll in blocking calls. A side that has nothing to compute tests and sleeps.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import threading
 import time
 from collections.abc import Callable
 
-import dejavubench.dejavulib.pulse as pulse
+from . import progress
 
 NAP = 50e-6
-"""Seconds of the first naps between two tests, when what is waited for may come at once."""
+"""Seconds of the first naps between two tests, while the answer may come at once."""
 
 LONGEST_NAP = 500e-6
-"""Naps grow to this, a fiftieth of the time waited so far: a long wait costs a few hundredths of a core."""
+"""Naps grow to this, a fiftieth of the time waited so far. A long wait costs a few % of a core."""
 
 SPIN = 20e-6
-"""Seconds of testing without sleep before the first nap: catches what is just arriving."""
+"""Seconds of testing without sleep before the first nap, for what is just arriving."""
 
 
 class Wake:
-    """One thread wakes another: a binary semaphore that costs the one who wakes a few microseconds.
+    """A binary semaphore by which one thread wakes another, for a few microseconds.
 
-    A condition variable costs several times as much. ``queue.SimpleQueue`` would do, but its ``get`` waits for ever if
-    a short timeout has passed before it begins to wait (CPython 3.11), as happens where processes share a core.
+    A condition variable costs several times as much. ``queue.SimpleQueue`` is no replacement: its
+    ``get`` waits for ever if a short timeout has passed before it begins to wait (CPython 3.11),
+    as happens where processes share a core.
     """
 
     def __init__(self) -> None:
@@ -34,29 +35,33 @@ class Wake:
         self._lock.acquire()
 
     def set(self) -> None:
-        """Let the other thread's wait return, the one it is in or its next one. Called from one thread only."""
-        if self._lock.locked():  # the other side only ever locks it
+        """Let the other thread's current or next wait return. Called from one thread only."""
+        if self._lock.locked():  # no race: the other side only ever locks it
             self._lock.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Whether it was set, within ``timeout`` seconds if given. Called from one thread only."""
+        """Return whether it was set within ``timeout`` seconds. Called from one thread only."""
         return self._lock.acquire(timeout=-1 if timeout is None else timeout)
 
 
 class DeadlineError(Exception):
-    """What was waited for did not come in time."""
+    """A wait took longer than it may."""
 
 
 def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = None) -> None:
-    """Call ``test`` until it is true, sleeping in between, the longer the longer it takes.
+    """Call ``test`` until it is true. Sleep in between, the longer the longer it takes.
+
+    Args:
+        what: what is waited for, for the message.
+        timeout: seconds; None waits for ever.
 
     Raises:
-        DeadlineError: it was not true within ``timeout`` seconds; the message names ``what``.
+        DeadlineError: ``test`` was not true within ``timeout``.
     """
     began = time.monotonic()
     if test():
         return
-    with pulse.during(pulse.WAITING):
+    with progress.watcher.waiting(patient=False):
         while not test():
             waited = time.monotonic() - began
             if timeout is not None and waited > timeout:
@@ -66,6 +71,6 @@ def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = Non
 
 
 def wait_yielding(test: Callable[[], bool]) -> None:
-    """Call ``test`` until it is true, giving the core to any other runnable process in between."""
+    """Call ``test`` until it is true. Offer the core to any other process in between."""
     while not test():
         os.sched_yield()

@@ -10,9 +10,9 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.pulse import STATE, WAITING, WORKING
 from dejavubench.dejavulib.waiting import wait_asleep, wait_yielding
+from dejavubench.machine import pulse
+from dejavubench.machine.pulse import STATE, WAITING, WORKING
 from dejavubench.parallel.topology import Topology
 
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
 
 MIB = 1 << 20
-
-SLOTS_ON_HOST, SLOTS_ON_DEVICE = 2, 8
-"""Slots of each stream on a sink, in host memory and on a GPU: as the library's receivers have."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,6 @@ def sink_staging(plan: Plan, streams: int) -> Staging:
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
     each = streams * slot_nbytes(plan)
     return Staging(
-        host=SLOTS_ON_HOST * each if on_host else 0,
-        device=SLOTS_ON_DEVICE * each if on_device else 0,
+        host=HOST_SLOTS * each if on_host else 0,
+        device=DEVICE_SLOTS * each if on_device else 0,
     )

@@ -13,7 +13,7 @@ from math import lcm
 
 from dejavubench.config.points import Point
 from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, Region, Span
-from dejavubench.dejavulib.plan import Exchange, Setup, Transfer, exchanges
+from dejavubench.dejavulib.plan import Exchange, RegionPair, Setup, exchanges
 from dejavubench.planning.setups import geometry_of
 from dejavubench.units import count_text
 
@@ -92,11 +92,11 @@ class Flow:
     repeats: int
     ubatches: tuple[int, int]
 
-    def transfers(self) -> Iterator[Transfer]:
+    def transfers(self) -> Iterator[RegionPair]:
         """Yield all transfers, by the microbatches of the source."""
         ours, theirs = self.ubatches
         for repeat in range(self.repeats):
-            for each in self.exchange.transfers:
+            for each in self.exchange.pairs:
                 yield replace(
                     each,
                     source_ubatch=each.source_ubatch + repeat * ours,
@@ -195,7 +195,7 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
         Flow(
             exchange,
             replace(exchange.region, requests=Span(0, requests)),
-            _sum(_volume(point, source, sink, transfer) for transfer in exchange.transfers).times(
+            _sum(_volume(point, source, sink, transfer) for transfer in exchange.pairs).times(
                 repeats
             ),
             repeats,
@@ -215,7 +215,7 @@ def requests_in_common(one: int, other: int, requests: int) -> int:
     return -(-requests // one) - (-requests // other) + (-requests // lcm(one, other))
 
 
-def _volume(point: Point, source: Setup, sink: Setup, transfer: Transfer) -> Volume:
+def _volume(point: Point, source: Setup, sink: Setup, transfer: RegionPair) -> Volume:
     out = geometry_of(point, source, transfer.source)
     into = geometry_of(point, sink, transfer.target)
 

@@ -14,12 +14,12 @@ import torch
 from mpi4py import MPI
 from nccl_pair import connect, one_device_each, streams
 
+from dejavubench.dejavulib.copies import device_staging
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
-from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.receiver import receive_all
+from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.parallel.nccl_pairs import NCCLPair
@@ -52,14 +52,14 @@ def measure(world: MPI.Intracomm, device: torch.device, number: int, loopback: b
     peer = 1 - world.rank
     (stream,) = streams(GEOMETRY, peer, 512, 0, CHUNK, 1)
     cache = KVCache.allocate(GEOMETRY, torch.uint8, device)
-    slots = device_slots(CHUNK, number, device)
+    slots = device_staging(CHUNK, number, device)
     bare, streamed = [], []
     if world.rank == 0:
         streamer = Streamer(NCCLDestination(comm, {peer: link}), slots)
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer)
     else:
         endpoint = NCCLSinkEndpoint(comm, {peer: link})
-        receiver = DeviceReceiver(cache, stream, LEVELS["3"], endpoint, slots)
+        receiver = CacheReceiver(cache, stream, LEVELS["3"], endpoint, slots)
     used = 0.0
     for _ in range(ROUNDS):
         bare.append(raw(link, world.rank == 0, slots, world))

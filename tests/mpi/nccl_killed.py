@@ -15,13 +15,13 @@ import torch
 from mpi4py import MPI
 from nccl_pair import connect, one_device_each, streams
 
+from dejavubench.dejavulib.copies import device_staging
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
-from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.receiver import receive_all
+from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 
 SLOT, DEADLINE = 1 << 20, 2.0
@@ -66,7 +66,7 @@ def main(stops: str, level: str) -> None:
     try:
         if role == "source":
             streamer = Streamer(
-                NCCLDestination(comm, {peer: ends}, DEADLINE), device_slots(SLOT, 4, device)
+                NCCLDestination(comm, {peer: ends}, DEADLINE), device_staging(SLOT, 4, device)
             )
             manager = CacheManager(cache, [stream], LEVELS[level], streamer, DEADLINE)
             try:
@@ -80,7 +80,7 @@ def main(stops: str, level: str) -> None:
                 streamer.close()
         else:
             endpoint = NCCLSinkEndpoint(comm, {peer: ends}, DEADLINE)
-            receiver = DeviceReceiver(cache, stream, LEVELS[level], endpoint)
+            receiver = CacheReceiver(cache, stream, LEVELS[level], endpoint)
             receiver.begin()
             receive_all([receiver])
     except StreamingError as error:

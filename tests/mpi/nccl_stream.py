@@ -12,13 +12,13 @@ import torch
 from mpi4py import MPI
 from nccl_pair import connect, one_device_each, random_cache, streams
 
+from dejavubench.dejavulib.copies import device_staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
-from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.receiver import receive_all
+from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.parallel.shared_gpus import SharedGpuError
@@ -71,7 +71,7 @@ def receive(
 ) -> None:
     caches = [KVCache.allocate(cache.geometry, torch.int16, cache.k.device) for cache in truth]
     receivers = [
-        DeviceReceiver(cache, stream, level, endpoint)
+        CacheReceiver(cache, stream, level, endpoint)
         for cache, stream in zip(caches, group, strict=True)
     ]
     for cache, receiver in zip(caches, receivers, strict=True):
@@ -109,7 +109,7 @@ def main(source: int, one_card: bool, loopback: bool) -> None:
     peer, count = 1 - world.rank, 0
     if world.rank == source:
         streamer = Streamer(
-            NCCLDestination(comm, {peer: link}, 30.0), device_slots(max(SLOTS), 3, device)
+            NCCLDestination(comm, {peer: link}, 30.0), device_staging(max(SLOTS), 3, device)
         )
     else:
         endpoint = NCCLSinkEndpoint(comm, {peer: link}, 30.0)

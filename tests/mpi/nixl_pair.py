@@ -51,7 +51,7 @@ def send(comm: MPI.Intracomm) -> list[str]:
         destination.flush(stream, chunks[0], slots[0])
         wait_asleep(lambda: destination.completed(stream) == 1, "a refusal", 30.0)
     except StreamingError as error:
-        text = f"rank 1 has a place of {WHOLE // 2} bytes for a chunk of {WHOLE}"
+        text = f"rank 1 has a buffer of {WHOLE // 2} bytes for a chunk of {WHOLE}"
         assert text in str(error), error  # noqa: PT017
         said.append("refused")
     if not any(comm.allgather(busy())):
@@ -64,10 +64,10 @@ def receive(comm: MPI.Intracomm) -> None:
     slots = staging(WHOLE, SLOTS)
     endpoint = NIXLSinkEndpoint(comm, [0], slots)
     stream = Stream(0, SCHEDULE, 0)
-    posted = [endpoint.post(stream, slot) for slot in slots]
+    posted = [endpoint.receive(stream, slot) for slot in slots]
     until = time.monotonic() + DEAF_S
     while time.monotonic() < until:
-        endpoint.agent.listen()  # what it lets move is not taken
+        endpoint.agent.advance()  # what it lets move is not taken
     comm.Barrier()
     for number in range(CHUNKS):
         wait_asleep(posted[number].Test, "a chunk", 30.0)
@@ -75,8 +75,8 @@ def receive(comm: MPI.Intracomm) -> None:
         assert torch.equal(slot, torch.full_like(slot, 1 + number))
         endpoint.acknowledge(stream)
         if number + SLOTS < CHUNKS:
-            posted.append(endpoint.post(stream, slot))
-    endpoint.post(stream, slots[0][: WHOLE // 2])
+            posted.append(endpoint.receive(stream, slot))
+    endpoint.receive(stream, slots[0][: WHOLE // 2])
     endpoint.finish()
     comm.allgather(busy())
     endpoint.close()

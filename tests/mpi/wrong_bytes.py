@@ -104,9 +104,8 @@ def gather_step_early() -> None:
                 original(self, step, tokens)
             if early and step == 0:
                 original(self, 1, None)
-                self._streamer.wait(
-                    self, 60
-                )  # so that it has been gathered before the model goes on
+                # so that it has been gathered before the model goes on
+                self._streamer.wait(self._account, 60)
                 struck()
 
         return step_ready
@@ -125,7 +124,7 @@ def gather_layer_early() -> None:
             elif layer == 0:
                 original(self, 0)
                 original(self, 1)
-                self._streamer.wait(self, 60)
+                self._streamer.wait(self._account, 60)
                 struck()
 
         return layer_ready

@@ -8,12 +8,17 @@ import torch
 
 from dejavubench.bench.checks.bits import as_integers, difference_text, element_of
 from dejavubench.bench.plan.side import Side
-from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.destinations.base import Destination, Stream, WrongBytesError
+from dejavubench.dejavulib.destinations.base import (
+    Destination,
+    ReadableDestination,
+    Stream,
+    WrongBytesError,
+)
 from dejavubench.dejavulib.kvcache import BOTH, KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.machine import pulse
 from dejavubench.transports.session import Outside, Session
 
 
@@ -36,6 +41,8 @@ def check_destination(
     Returns:
         None, or where the first difference is.
     """
+
+    assert isinstance(destination, ReadableDestination)
 
     def fetch(stream: Stream, chunk: Chunk) -> torch.Tensor:
         packed = buffer[: chunk.nbytes]

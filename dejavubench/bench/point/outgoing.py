@@ -11,10 +11,9 @@ import torch
 from dejavubench.bench.point.ends import Ends
 from dejavubench.config.arms import Arm
 from dejavubench.config.interrupted import stream_name
-from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream
-from dejavubench.dejavulib.device import DeviceStaging, Landing
-from dejavubench.dejavulib.device_receiver import device_slots
+from dejavubench.dejavulib.device import BounceBuffer, DeviceStaging
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -195,7 +194,7 @@ class SourceStaging:
         self._device = cache.k.device
         self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on
         self._on_device: DeviceStaging | None = None
-        self._landing = Landing()
+        self._bounce = BounceBuffer()
         self._fetched: torch.Tensor | None = None
 
     @property
@@ -213,7 +212,7 @@ class SourceStaging:
         if self.on_cuda and self._on_device is None:
             self._on_device = self._stage_on_device()
         slots = self.slots("cpu") if destination.staged else ()
-        return Streamer(destination, slots, self._on_device, self._landing, holds_failure)
+        return Streamer(destination, slots, self._on_device, self._bounce, holds_failure)
 
     def fetched(self) -> torch.Tensor:
         """Return a slot of its own for what verification reads back."""
@@ -226,7 +225,7 @@ class SourceStaging:
         if kind not in self._slots:
             nbytes, slots = self._ends.side.slot_nbytes, self._count
             self._slots[kind] = (
-                device_slots(nbytes, slots, self._device)
+                device_staging(nbytes, slots, self._device)
                 if kind == "cuda"
                 else staging(nbytes, slots, self.on_cuda)
             )
@@ -238,7 +237,7 @@ class SourceStaging:
 
     def _stage_on_device(self) -> DeviceStaging:
         nbytes = self._ends.side.slot_nbytes
-        on_device = DeviceStaging(device_slots(nbytes, self._count, self._device))
+        on_device = DeviceStaging(device_staging(nbytes, self._count, self._device))
         whole = self._ends.side.local()[0][0].schedule
         on_device.calibrate(self._cache, whole.all_chunks(LEVELS[DEFAULT_LEVEL]))
         return on_device

@@ -9,13 +9,18 @@ from typing import cast
 import torch
 
 from dejavubench.bench.point.ends import Ends
-from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
-from dejavubench.dejavulib.device_receiver import DeviceReceiver, device_slots
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all
+from dejavubench.dejavulib.receiver import (
+    CacheReceiver,
+    SinkEndpoint,
+    largest_chunk,
+    receive_all,
+    receiving_slots,
+)
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.transports.session import SinkContext
@@ -95,10 +100,10 @@ class Sink:
     def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
         device = self._device_of(mode)
         if device.type not in self._slots:
-            slots = self._receiver_kind(mode).SLOTS
+            slots = receiving_slots(device)
             largest = [largest_chunk(stream) for _, stream in self._streams(mode)]
             self._slots[device.type] = [
-                device_slots(nbytes, slots, device)
+                device_staging(nbytes, slots, device)
                 if device.type == "cuda"
                 else staging(nbytes, slots)
                 for nbytes in largest
@@ -125,13 +130,10 @@ class Sink:
 
     def _receivers_of(self, mode: str, level: str) -> list[CacheReceiver]:
         if (mode, level) not in self._receivers:
-            pairs, kind = self._streams(mode), self._receiver_kind(mode)
+            pairs = self._streams(mode)
             slots = self._slots_of(mode) if LEVELS[level].buffered else [[] for _ in pairs]
             self._receivers[mode, level] = [
-                kind(cache, stream, LEVELS[level], self._endpoint(mode), own)
+                CacheReceiver(cache, stream, LEVELS[level], self._endpoint(mode), own)
                 for (cache, stream), own in zip(pairs, slots, strict=True)
             ]
         return self._receivers[mode, level]
-
-    def _receiver_kind(self, mode: str) -> type[CacheReceiver]:
-        return DeviceReceiver if self._device_of(mode).type == "cuda" else CacheReceiver

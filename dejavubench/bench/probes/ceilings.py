@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
-from dejavubench.dejavulib import pulse
+from dejavubench.machine import pulse
 from dejavubench.records import HELD_AGAINST, Ceiling
 from dejavubench.transports.probe import Probe
 

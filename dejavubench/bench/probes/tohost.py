@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
 
 import torch
 
 from dejavubench.bench.probes.machine import EXTENT_NBYTES, EXTENTS, STRIDE
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
-from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.transfers import Account, Planned, StreamStats, Transfer
 from dejavubench.transports.probe import Sample
-
-if TYPE_CHECKING:
-    from dejavubench.dejavulib.streamer import Job
 
 CHUNKS = 32
 """Chunks of one measurement."""
@@ -32,19 +30,6 @@ SLOTS = 4
 
 LARGE = 64 << 20
 """Bytes of the chunks that are larger than a staging slot's."""
-
-
-@dataclass
-class _Handed:
-    """What staging asks of a chunk's job, and (``cache``) of its manager."""
-
-    chunk: Chunk
-    ready: torch.cuda.Event
-    cache: KVCache
-
-    @property
-    def manager(self) -> _Handed:
-        return self
 
 
 class WayToHost:
@@ -59,6 +44,7 @@ class WayToHost:
         one = replace(one, positions=positions + 1)
         schedule = StreamSchedule(one, one.whole, positions, 0, slot_nbytes)
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
+        self._moved = Stream(0, schedule)
         self._cache = KVCache.allocate(one, dtype, device)
         self._device = device
         self._packing = Packing(self._cache, self._chunk.region)
@@ -95,12 +81,14 @@ class WayToHost:
         """Bring as many chunks through the library's staging, by the way that it chose."""
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(self._device))
-        job = cast("Job", _Handed(self._chunk, ready, self._cache))
+        planned = Planned(self._moved, self._chunk, self._packing, None, each_complete=False)
+        transfer = Transfer(planned, Account(), StreamStats(), ready=ready)
         torch.cuda.synchronize(self._device)
         began, begun, arrived = time.perf_counter(), 0, 0
         while arrived < CHUNKS:
             while begun < min(CHUNKS, arrived + SLOTS) and self._staging.has_room:
-                self._staging.begin(job, self._packing, self._pinned[begun % SLOTS][: self._nbytes])
+                packed = self._pinned[begun % SLOTS][: self._nbytes]
+                self._staging.begin(transfer, self._packing, packed)
                 begun += 1
             arrived += sum(1 for _ in self._staging.arrived())
         seconds = time.perf_counter() - began

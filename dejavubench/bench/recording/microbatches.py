@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from dejavubench.bench.batchmaker import Streamed
 from dejavubench.bench.clock import MicrobatchClock
-from dejavubench.dejavulib.streamer import Streaming
+from dejavubench.dejavulib.transfers import StreamStats
 from dejavubench.records import Microbatch, PhaseStreaming
 
 
@@ -51,7 +51,7 @@ def microbatch_record(
     )
 
 
-def _phase(counted: Streaming) -> PhaseStreaming:
+def _phase(counted: StreamStats) -> PhaseStreaming:
     return PhaseStreaming(
         nbytes=counted.nbytes,
         copies=counted.copies,

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dejavubench import records
-from dejavubench.dejavulib import pulse
+from dejavubench.machine import pulse
 from dejavubench.records import Microbatch, Record
 from dejavubench.wholefile import write_whole
 

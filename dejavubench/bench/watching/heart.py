@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Iterator
 
-from dejavubench.dejavulib import pulse
-from dejavubench.dejavulib.pulse import BEATS, NBYTES, PATIENT, STATE, Page
+from dejavubench.dejavulib import progress
+from dejavubench.machine import pulse
 from dejavubench.machine.launcher import PASS_ON_S
+from dejavubench.machine.pulse import BEATS, NBYTES, PATIENT, STATE, Page
 
 BEAT_S = 1.0
 """The longest time between two beats."""
@@ -107,6 +108,7 @@ def start(name: str) -> Heart:
     if _heart is None:
         _heart = Heart(name)
         pulse.page = _heart.page
+        progress.watcher = pulse
     return _heart
 
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dejavubench.bench.watching.heart import BEAT_S, NO_PROGRESS
-from dejavubench.dejavulib.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
 from dejavubench.machine.launcher import PASS_ON_S
+from dejavubench.machine.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
 from dejavubench.wholefile import write_whole
 
 ELSEWHERE = 4.0

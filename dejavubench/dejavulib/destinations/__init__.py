@@ -1,1 +1,1 @@
-"""Where the cache can go: a file each."""
+"""One module or package per destination: the source's side and the sink's side together."""

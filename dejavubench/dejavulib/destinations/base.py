@@ -1,4 +1,4 @@
-"""What a destination is: something that moves contiguous chunks of a stream."""
+"""The interface of a destination: it moves contiguous chunks of a stream."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from ..schedule import Chunk, StreamSchedule
 
 BLOCK = 256
-"""Runs after which an unbuffered chunk shows that it moves."""
+"""Extents after which an unbuffered chunk counts as moving."""
 
-
-_Run = TypeVar("_Run")
+_Extent = TypeVar("_Extent")
 _Sending = TypeVar("_Sending")
 
 
 class StreamingError(Exception):
-    """Streaming could not go on; the message says which chunk and why."""
+    """Streaming cannot continue; the message says which chunk failed and why."""
 
 
 class StorageError(StreamingError):
-    """A file could not be made, written or read: the device or the operating system refuses."""
+    """A file cannot be created, written or read: the device or the operating system refuses."""
 
 
 class WrongBytesError(StreamingError):
@@ -35,14 +34,14 @@ class WrongBytesError(StreamingError):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a destination can do; stated in every report.
+    """Abilities of a destination; reports state them.
 
     Attributes:
         remote: chunks leave for another rank, so a sink must receive them.
-        device_memory: takes chunks from the accelerator's memory; else from host memory only.
-        by_address: takes single runs as (address, bytes); else as views of host memory.
+        device_memory: takes chunks from a CUDA device's memory. Off: from host memory only.
+        by_address: takes single extents as (address, bytes). Off: as views of host memory.
         durable: a complete chunk survives a loss of power.
-        durability: the named option in force, where there is one.
+        durability: the durability option in force, if the destination has any.
     """
 
     remote: bool
@@ -54,9 +53,12 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Stream:
-    """One microbatch slot's cache on its way from this worker to one target.
+    """One microbatch slot's cache between this worker and one target.
 
-    ``id`` is unique among the streams between two ranks; ``peer`` is the other side's rank, if remote.
+    Attributes:
+        id: unique among the streams between two ranks.
+        schedule: the chunks, in the coordinates of this side's cache.
+        peer: rank of the other side; None for a destination that is not remote.
     """
 
     id: int
@@ -68,118 +70,154 @@ class Stream:
         """Unique among the streams of one process."""
         return self.peer, self.id
 
+    @property
+    def peer_rank(self) -> int:
+        """The other side's rank, of a stream that has one."""
+        assert self.peer is not None, f"stream {self.id} has no peer"
+        return self.peer
+
 
 class Buffer(Protocol):
-    """Memory, or a part of a file, that holds chunks. Every torch.Tensor of uint8 is one."""
+    """Memory, or a part of a file, that holds chunks. A torch.Tensor of uint8 is one."""
 
     def fill_(self, value: int, /) -> object:
         """Set every byte to ``value`` (0 to 255)."""
 
 
 class Destination(ABC):
-    """The source's side of a destination. One helper thread calls it; chunks of a stream come in order.
+    """The source's side of a destination.
 
-    A chunk is *complete* when the destination has it: copied (host), acknowledged (mpi), durable as the
-    option says (disk). Packed buffers handed to :meth:`flush` stay untouched until their chunk is complete.
+    One helper thread calls it, and the chunks of a stream come in order. A chunk is *complete* when
+    the destination has it: copied (host), acknowledged (mpi), as durable as the option says (disk).
+    Packed buffers that were given to :meth:`flush` stay untouched until their chunk is complete.
+
+    Attributes:
+        name: as the registry spells it.
+        moved: blocks of extents moved so far. It shows that a long unbuffered chunk still moves.
+        staged: chunks go through staging slots, in device memory if the destination takes chunks
+            from there, else in host memory. Off: :meth:`place` always gives the final place.
     """
 
     name: str
     capabilities: Capabilities
     moved = 0
-    """Blocks of runs that have been moved so far: what a long unbuffered chunk has to show for itself."""
-
     staged = True
-    """Chunks go through staging slots; off where :meth:`place` always gives a chunk its final place.
-
-    The slots are in the device's memory if the destination takes chunks from there, else in host memory.
-    """
 
     @abstractmethod
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
-        """Prepare for a microbatch, outside the clock; other streams' chunks may be on their way meanwhile.
+        """Prepare for a microbatch. Chunks of other streams may be on their way meanwhile.
 
         Args:
-            tokens: the prompt's token ids, int64 [B, P].
+            tokens: token ids of the prompt, int64 [B, P].
         """
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
-        """Return what holds a stream's chunks once :meth:`begin` has returned; empty if only the sink holds them.
+        """Return what holds a stream's chunks, once :meth:`begin` has returned.
 
-        The owner may overwrite the buffers until the stream's first chunk moves.
+        The owner may overwrite the buffers until the stream's first chunk moves. Empty if only the
+        sink holds the chunks.
         """
         return ()
 
-    def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:  # noqa: B027 - most need nothing
-        """A decode step's chunks follow; ``tokens`` are the ids [B] that went into it, None if not known here."""
+    def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:  # noqa: B027
+        """Note that the chunks of a decode step follow.
+
+        Args:
+            tokens: token ids [B] that went into the step; None if this worker does not know them.
+        """
 
     def place(self, stream: Stream, chunk: Chunk) -> torch.Tensor | None:
-        """The chunk's final place, if this process can gather straight into it; no staging is used then."""
+        """Return the chunk's final place if this process can gather straight into it."""
         return None
 
     @abstractmethod
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        """Begin to move a packed chunk (uint8, contiguous); may return before it is complete.
+        """Begin to move a packed chunk; may return before it is complete.
 
-        One in the device's memory is filled by what has been issued on torch's current stream.
+        Args:
+            packed: uint8, contiguous. In device memory, it holds the chunk once the work issued on
+                torch's current stream so far is done.
         """
 
     @abstractmethod
-    def flush_runs(
-        self, stream: Stream, chunk: Chunk, runs: Sequence[Any], each_complete: bool
+    def flush_extents(
+        self, stream: Stream, chunk: Chunk, extents: Sequence[Any], each_complete: bool
     ) -> None:
-        """Move a chunk's runs, each a copy or message of its own, in packed order; returns when all are issued.
+        """Move a chunk's extents in packed order, each by a copy or message of its own.
+
+        Returns when all are issued.
 
         Args:
-            runs: views of host memory; (address, bytes) for a destination that takes them by address.
-            each_complete: a run is complete before the next one begins.
+            extents: views of host memory, or (address, bytes) if ``capabilities.by_address``.
+            each_complete: an extent is complete before the next one begins.
         """
 
-    def counted(self, runs: Sequence[_Run], block: int = BLOCK) -> Iterator[Sequence[_Run]]:
-        """``runs`` in blocks, each counted as moved when the next one is asked for."""
-        for start in range(0, len(runs), block):
-            yield runs[start : start + block]
+    def counted(
+        self, extents: Sequence[_Extent], block: int = BLOCK
+    ) -> Iterator[Sequence[_Extent]]:
+        """Cut ``extents`` into blocks; each counts as moved when the next one is asked for."""
+        for start in range(0, len(extents), block):
+            yield extents[start : start + block]
             self.moved += 1
 
     @abstractmethod
     def completed(self, stream: Stream) -> int:
-        """How many chunks of the stream are complete, counted from its beginning; does not wait."""
-
-    def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        """Read a complete chunk back into ``packed``; remote destinations cannot."""
-        raise NotImplementedError(f"{self.name} is read on the sink")
-
-    def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
-        """Complete steps of one size (the prompt, or decode steps) one behind the other, called from any thread.
-
-        Returns:
-            uint8 that begins with the first step's packed bytes, and how many bytes each step begins behind the one
-            before. It is to be read only, and at once.
-        """
-        raise NotImplementedError(f"{self.name} is read on the sink")
+        """Return how many chunks of the stream are complete since :meth:`begin`; never waits."""
 
     def cpu_seconds(self) -> float:
-        """CPU time so far of threads of the destination's own; 0 where the helper thread does everything."""
+        """Return the CPU time so far of the destination's own threads."""
         return 0.0
 
-    def give_up(self) -> None:  # noqa: B027 - most never wait for anybody
-        """Chunks on their way are given up: whatever waits for another rank must end. Called from any thread."""
+    def give_up(self) -> None:  # noqa: B027
+        """End every wait for another rank: chunks on their way are given up. From any thread."""
 
-    def close(self) -> None:  # noqa: B027 - most hold nothing
-        """Give back what the destination holds."""
+    def close(self) -> None:  # noqa: B027
+        """Release what the destination holds."""
+
+
+class ReadableDestination(Destination):
+    """A destination whose complete chunks the source can read back."""
+
+    @abstractmethod
+    def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Read a complete chunk back into ``packed``, uint8 of the chunk's bytes.
+
+        Raises:
+            StreamingError: the chunk cannot be read.
+        """
+
+
+class LocalDestination(ReadableDestination):
+    """A destination in this process's memory or on its disk."""
+
+    @abstractmethod
+    def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        """Read complete steps of one size (the prompt, or decode steps). From any thread.
+
+        Returns:
+            A uint8 tensor that begins with the first step's packed bytes, and the bytes from the
+            beginning of one step to the next. The tensor is read only and valid until the next
+            chunk of the stream moves.
+        """
 
 
 class RemoteDestination(Destination, Generic[_Sending]):
-    """What destinations on other ranks have in common: the chunks of each stream on their way, oldest first."""
+    """A destination on another rank: keeps each stream's chunks on their way, oldest first."""
 
     def __init__(self) -> None:
         self._under_way: dict[tuple[int | None, int], deque[_Sending]] = {}
         self._completed: dict[tuple[int | None, int], int] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
-        """As :meth:`Destination.begin`. Raises StreamingError: chunks of the last microbatch are on their way."""
+        """Prepare for a microbatch, as :meth:`Destination.begin`.
+
+        Raises:
+            StreamingError: chunks of the last microbatch are still on their way.
+        """
         if self._under_way.get(stream.key):
             raise StreamingError(
-                f"stream {stream.id} begins anew with {len(self._under_way[stream.key])} chunks on their way"
+                f"stream {stream.id} cannot begin: {len(self._under_way[stream.key])} chunks of "
+                "the last microbatch are on their way"
             )
         self._under_way[stream.key] = deque()
         self._completed[stream.key] = 0

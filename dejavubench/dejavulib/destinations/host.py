@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.copies import aligned_buffer, pinned_buffer
-from dejavubench.dejavulib.destinations.base import Buffer, Capabilities, Destination, Stream
-from dejavubench.dejavulib.schedule import Chunk
+from ..copies import aligned_buffer, pinned_buffer
+from ..schedule import Chunk
+from .base import Buffer, Capabilities, LocalDestination, Stream
 
 
-class HostDestination(Destination):
-    """Chunks are gathered straight into their place, so that one copy moves them.
+class HostDestination(LocalDestination):
+    """Keeps streams in host memory. Chunks are gathered straight into place: one copy moves them.
 
     Args:
-        pinned: for a cache on a CUDA device.
+        pinned: use pinned memory, as a cache on a CUDA device needs.
     """
 
     name = "host"
@@ -31,9 +31,8 @@ class HostDestination(Destination):
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         buffer = self._buffers.get(stream.id)
         if buffer is None or buffer.numel() != stream.schedule.nbytes:
-            self._buffers[stream.id] = (pinned_buffer if self._pinned else aligned_buffer)(
-                stream.schedule.nbytes
-            )
+            allocate = pinned_buffer if self._pinned else aligned_buffer
+            self._buffers[stream.id] = allocate(stream.schedule.nbytes)
         self._completed[stream.id] = 0
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
@@ -48,16 +47,16 @@ class HostDestination(Destination):
             place.copy_(packed)
         self._completed[stream.id] += 1
 
-    def flush_runs(
-        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    def flush_extents(
+        self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
         # A copy by the CPU is complete when it returns: each_complete makes no difference here.
         place = self.place(stream, chunk).numpy().data
         at = 0
-        for block in self.counted(runs):
-            for run in block:
-                end = at + len(run)
-                place[at:end] = run
+        for block in self.counted(extents):
+            for extent in block:
+                end = at + len(extent)
+                place[at:end] = extent
                 at = end
         self._completed[stream.id] += 1
 

@@ -1,24 +1,19 @@
 """``mpi``: chunks as messages to a sink's memory, on a communicator of their own.
 
-A message carries nothing but the chunk: both sides know the schedule. The sink acknowledges each chunk
-once it is where it belongs; a send that has merely left counts for nothing.
+A message carries the chunk and nothing else: both sides know the schedule. The sink acknowledges
+each chunk once it is in its place. A send that has merely left does not count as complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import (
-    Capabilities,
-    RemoteDestination,
-    Stream,
-    StreamingError,
-)
-from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.dejavulib.waiting import wait_asleep
+from ..schedule import Chunk
+from ..waiting import wait_asleep
+from .base import Capabilities, RemoteDestination, Stream, StreamingError
 
 
 def _data_tag(stream: Stream) -> int:
@@ -33,7 +28,8 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
     """The source's side.
 
     Args:
-        comm: shared by all sources and sinks; duplicated, so that no other message can be mistaken for a chunk.
+        comm: shared by all sources and sinks. Give it a duplicate that nothing else uses, so that
+            no other message can be mistaken for a chunk.
 
     Raises:
         StreamingError: the MPI library does not let a second thread call it.
@@ -51,86 +47,126 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
         self._comm = comm
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        assert stream.peer is not None
         ack = self._expect_ack(stream)
-        send = self._comm.Isend((packed.numpy(), MPI.BYTE), stream.peer, _data_tag(stream))
+        message = (packed.numpy(), MPI.BYTE)
+        send = self._comm.Isend(message, stream.peer_rank, _data_tag(stream))
         self._under_way[stream.key].append((send, ack))
 
-    def flush_runs(
-        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    def flush_extents(
+        self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
-        assert stream.peer is not None
-        peer, tag = stream.peer, _data_tag(stream)
+        peer, tag = stream.peer_rank, _data_tag(stream)
         self._under_way[stream.key].append((MPI.REQUEST_NULL, self._expect_ack(stream)))
         if each_complete:
-            send = self._comm.Ssend  # returns only once the sink has taken the run
-            for block in self.counted(runs):
-                for run in block:
-                    send(run, peer, tag)
+            send = self._comm.Ssend  # returns only once the sink has taken the extent
+            for block in self.counted(extents):
+                for extent in block:
+                    send(extent, peer, tag)
         else:
             issue = self._comm.Isend
             MPI.Request.Waitall(
-                [issue(run, peer, tag) for block in self.counted(runs) for run in block]
+                [issue(extent, peer, tag) for block in self.counted(extents) for extent in block]
             )
 
     def _expect_ack(self, stream: Stream) -> MPI.Request:
-        assert stream.peer is not None
-        return self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer, _ack_tag(stream))
+        return self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer_rank, _ack_tag(stream))
 
     def completed(self, stream: Stream) -> int:
         under_way = self._under_way[stream.key]
-        while under_way and all(
-            request.Test() for request in under_way[0]
-        ):  # its buffer is free as well
+        # Both requests: acknowledged, and the buffer of the send is free as well.
+        while under_way and all(request.Test() for request in under_way[0]):
             under_way.popleft()
             self._completed[stream.key] += 1
         return self._completed[stream.key]
 
 
+class _Packed:
+    """A packed chunk that is being received, and is scattered once it has arrived."""
+
+    __slots__ = ("_packed", "_request", "_scatter")
+
+    def __init__(
+        self,
+        request: MPI.Request,
+        packed: torch.Tensor,
+        scatter: Callable[[torch.Tensor], None],
+    ) -> None:
+        self._request, self._packed, self._scatter = request, packed, scatter
+
+    def Test(self) -> bool:  # noqa: N802 - MPI's name
+        if not self._request.Test():
+            return False
+        self._scatter(self._packed)
+        return True
+
+
+class _Batch:
+    """Extents of a chunk whose receives have all been issued."""
+
+    def __init__(self, requests: list[MPI.Request]) -> None:
+        self._requests = requests
+
+    def Test(self) -> bool:  # noqa: N802 - MPI's name
+        if not self._requests[0].Test():
+            return False
+        MPI.Request.Waitall(self._requests)  # the first has come, so the others are on their way
+        return True
+
+
+class _OneByOne:
+    """Extents of a chunk that are received one by one, once the first of them arrives."""
+
+    def __init__(
+        self, comm: MPI.Intracomm, peer: int, tag: int, extents: Sequence[memoryview]
+    ) -> None:
+        self._comm, self._peer, self._tag, self._extents = comm, peer, tag, extents
+
+    def Test(self) -> bool:  # noqa: N802 - MPI's name
+        if not self._comm.Iprobe(self._peer, self._tag):
+            return False
+        receive, peer, tag = self._comm.Recv, self._peer, self._tag
+        for extent in self._extents:
+            receive(extent, peer, tag)
+        return True
+
+
 class MPISinkEndpoint:
-    """The sink's side: receives a stream's chunks, in order, and acknowledges them.
+    """The sink's side: receives a stream's chunks in order and acknowledges them.
 
     Args:
         comm: the communicator that the sources' :class:`MPIDestination` has.
     """
+
+    by_address = False
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self._acks: list[MPI.Request] = []
         self._ack = bytearray(1)
 
-    def post(self, stream: Stream, packed: torch.Tensor) -> MPI.Request:
-        """``fetch``: begin to receive the next chunk of the stream into ``packed``."""
-        assert stream.peer is not None
-        return self._comm.Irecv((packed.numpy(), MPI.BYTE), stream.peer, _data_tag(stream))
+    def receive(
+        self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
+    ) -> _Packed:
+        """Begin to receive the stream's next chunk into ``packed``; then scatter it."""
+        message = (packed.numpy(), MPI.BYTE)
+        request = self._comm.Irecv(message, stream.peer_rank, _data_tag(stream))
+        return _Packed(request, packed, scatter)
 
-    def post_runs(self, stream: Stream, runs: Sequence[memoryview]) -> list[MPI.Request]:
-        """Begin to receive runs, each a message, straight into the views of the cache that they belong to."""
-        assert stream.peer is not None
-        receive, peer, tag = self._comm.Irecv, stream.peer, _data_tag(stream)
-        return [receive(run, peer, tag) for run in runs]
-
-    def wait_runs(self, posted: Sequence[MPI.Request]) -> None:
-        """Wait until all posted runs have arrived."""
-        MPI.Request.Waitall(list(posted))
-
-    def arriving(self, stream: Stream) -> bool:
-        """Whether a message of the stream has begun to arrive that no receive was posted for."""
-        assert stream.peer is not None
-        return self._comm.Iprobe(stream.peer, _data_tag(stream))
-
-    def fetch_runs(self, stream: Stream, runs: Sequence[memoryview]) -> None:
-        """Receive runs one by one into the views of the cache that they belong to; each is asked for in turn."""
-        assert stream.peer is not None
-        receive, peer, tag = self._comm.Recv, stream.peer, _data_tag(stream)
-        for run in runs:
-            receive(run, peer, tag)
+    def receive_extents(
+        self, stream: Stream, extents: Sequence[memoryview], each_complete: bool
+    ) -> _Batch | _OneByOne:
+        """Receive the next chunk's extents, each a message, straight into views of the cache."""
+        peer, tag = stream.peer_rank, _data_tag(stream)
+        if each_complete:
+            return _OneByOne(self._comm, peer, tag, extents)
+        receive = self._comm.Irecv
+        return _Batch([receive(extent, peer, tag) for extent in extents])
 
     def acknowledge(self, stream: Stream) -> None:
-        """Tell the source that the oldest chunk not yet acknowledged is where it belongs."""
-        assert stream.peer is not None
+        """Tell the source that the oldest chunk not yet acknowledged is in its place."""
         self._acks = [request for request in self._acks if not request.Test()]
-        self._acks.append(self._comm.Isend((self._ack, MPI.BYTE), stream.peer, _ack_tag(stream)))
+        message = (self._ack, MPI.BYTE)
+        self._acks.append(self._comm.Isend(message, stream.peer_rank, _ack_tag(stream)))
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""
@@ -138,5 +174,5 @@ class MPISinkEndpoint:
         self._acks = []
 
     def close(self) -> None:
-        """Nothing is held but what :meth:`finish` waits for."""
+        """Wait until every acknowledgement has left; nothing else is held."""
         self.finish()

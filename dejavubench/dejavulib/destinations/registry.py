@@ -16,7 +16,7 @@ MODULES = __name__.rpartition(".")[0]  # wherever the library has been copied to
 
 @dataclass(frozen=True)
 class DestinationEntry:
-    """What one destination can do, and where its code is.
+    """Abilities of one destination, and the place of its code.
 
     Attributes:
         name: as ``--streaming`` and records spell it.

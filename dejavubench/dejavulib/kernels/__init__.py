@@ -1,7 +1,7 @@
-"""``gather`` / ``scatter`` of a region on a CUDA device: one kernel of our own (``regions.cu``, run through cupy).
+"""``gather`` / ``scatter`` of a region on a CUDA device by one kernel, ``regions.cu`` (cupy).
 
-What the kernel is told, and how large its vectors are, is computed here from the geometry alone, so that it can be
-checked without a device.
+The kernel's arguments and the size of its vectors are computed here from the geometry alone, so
+that they can be checked without a device.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, Region
+from ..kvcache import BOTH, KV, KVCache, KVGeometry, Region
 
 if TYPE_CHECKING:
     import torch
 
 SOURCE = Path(__file__).with_name("regions.cu")
 TYPES = {16: "uint4", 8: "uint2", 4: "unsigned int", 2: "unsigned short", 1: "unsigned char"}
-"""C's types of the vectors that are moved, by their bytes."""
+"""C types of the vectors that are moved, by their bytes."""
 
 WAYS = ("true", "false")
-"""The source's ``GATHER``: into the packed buffer, or out of it."""
+"""Values of the template parameter ``GATHER``: into the packed buffer, or out of it."""
 
 THREADS, EACH = 256, 4
-"""Threads of a block, and vectors of a thread (``EACH`` of the source)."""
+"""Threads of a block, and vectors of a thread (``EACH`` in ``regions.cu``)."""
 
 DIVIDER = np.dtype([("divisor", "u4"), ("multiplier", "u4"), ("shift", "u4"), ("_", "u4")])
 KIND = np.dtype(
@@ -36,17 +36,20 @@ KIND = np.dtype(
     + [(name, DIVIDER) for name in ("row", "inner", "middle")]
 )
 PLAN = np.dtype([("layer", "i8"), ("kinds", KIND, 2)])
-"""The source's ``Region``, byte for byte."""
+"""The struct ``Region`` of ``regions.cu``, byte for byte."""
 
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """What the kernel is told of one region.
+    """The kernel's arguments for one region.
+
+    A *plane* is one layer's K or V; a *row* is a contiguous piece of it.
 
     Attributes:
-        vector: bytes of what a thread moves at once: the most that divides every size and stride, at most 16.
-        layers: planes are twice as many.
-        content: one :data:`PLAN`, in vectors.
+        vector: bytes that a thread moves at once: the largest power of two up to 16 that divides
+            every size and stride.
+        layers: number of layers; there are twice as many planes.
+        content: one :data:`PLAN`, counted in vectors.
     """
 
     vector: int
@@ -55,16 +58,16 @@ class RegionPlan:
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """Blocks along a plane, and planes."""
+        """Number of blocks along a plane, and of planes."""
         largest = max(int(kind["size"]) for kind in self.content["kinds"])
         return -(-largest // (THREADS * EACH)), 2 * self.layers
 
 
 def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
-    """Cut a region into planes and rows.
+    """Return the kernel's arguments for a region.
 
     Raises:
-        ValueError: the region is empty, or a plane has more vectors than the kernel counts.
+        ValueError: the region is empty, or a plane has more vectors than 31 bits count.
     """
     pieces = {kv: _Piece.of(geometry, region, kv) for kv in BOTH}
     vector = gcd(16, *(number for piece in pieces.values() for number in piece.nbytes))
@@ -76,7 +79,8 @@ def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
     for number, (piece, size) in enumerate(zip(pieces.values(), sizes, strict=True)):
         if size // vector >= 2**31:
             raise ValueError(
-                f"{size} bytes of one layer's {BOTH[number].upper()} are more than the kernel counts"
+                f"{size} bytes of one layer's {BOTH[number].upper()} are more than "
+                "the kernel counts"
             )
         kind = content["kinds"][number]
         kind["first"], kind["layer"] = piece.first // vector, piece.layer // vector
@@ -89,7 +93,14 @@ def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One layer's K or V within a region, in bytes: rows of ``row``, counted by three axes, the outermost first."""
+    """One layer's K or V within a region, in bytes.
+
+    Attributes:
+        first: offset of the first row in the tensor.
+        layer: bytes from one layer to the next.
+        counts, strides: of the three axes that count rows, the outermost first.
+        row: bytes of a row.
+    """
 
     first: int
     layer: int
@@ -111,9 +122,10 @@ class _Piece:
 
 
 def divider(divisor: int) -> tuple[int, int, int, int]:
-    """What divides by ``divisor`` with one multiplication: n // divisor = (high half of n · multiplier + n) >> shift.
+    """Return (divisor, multiplier, shift, 0), which divide by one multiplication on the GPU.
 
-    Granlund and Montgomery, "Division by invariant integers using multiplication", PLDI 1994, fig. 4.1; for n < 2³¹.
+    n // divisor = (high half of n · multiplier + n) >> shift, for n < 2³¹. Source: Granlund and
+    Montgomery, "Division by invariant integers using multiplication", PLDI 1994, figure 4.1.
     """
     shift = (divisor - 1).bit_length()
     multiplier = (2**32 * (2**shift - divisor)) // divisor + 1
@@ -134,29 +146,30 @@ def _module() -> Any:
 class RegionCopy:
     """Packs one region of a CUDA cache, or puts it back, by one launch on torch's current stream.
 
-    Raises:
-        ValueError: from its methods: the packed buffer is elsewhere, or does not begin where whole vectors do.
+    The methods raise ValueError if the packed buffer is on another device, or its address is no
+    multiple of the vector size.
     """
 
     def __init__(self, cache: KVCache, region: Region) -> None:
         import torch
 
-        told = plan(cache.geometry, region)
+        arguments = plan(cache.geometry, region)
         self._cache = cache
-        self._vector, self._blocks = told.vector, told.blocks
-        self._plan = torch.frombuffer(bytearray(told.content.tobytes()), dtype=torch.uint8).to(
-            cache.k.device
-        )
+        self._vector, self._blocks = arguments.vector, arguments.blocks
+        content = bytearray(arguments.content.tobytes())
+        self._plan = torch.frombuffer(content, dtype=torch.uint8).to(cache.k.device)
         self._fixed = [np.uintp(tensor.data_ptr()) for tensor in (self._plan, cache.k, cache.v)]
-        kind = TYPES[told.vector]
+        kind = TYPES[arguments.vector]
         self._gather, self._scatter = (
             _module().get_function(f"copy_region<{kind}, {way}>") for way in WAYS
         )
 
     def gather(self, packed: torch.Tensor) -> None:
+        """Issue the packing of the region into ``packed``."""
         self._launch(self._gather, packed)
 
     def scatter(self, packed: torch.Tensor) -> None:
+        """Issue the inverse of :meth:`gather`."""
         self._launch(self._scatter, packed)
 
     def _launch(self, kernel: Any, packed: torch.Tensor) -> None:
@@ -165,8 +178,8 @@ class RegionCopy:
 
         if packed.device != self._cache.k.device or packed.data_ptr() % self._vector:
             raise ValueError(
-                f"the packed buffer must be on {self._cache.k.device}, not on {packed.device}, and begin at a multiple "
-                f"of {self._vector} bytes"
+                f"the packed buffer must be on {self._cache.k.device}, not on {packed.device}, "
+                f"and begin at a multiple of {self._vector} bytes"
             )
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(packed.device)):
             kernel(self._blocks, (THREADS,), (*self._fixed, np.uintp(packed.data_ptr())))

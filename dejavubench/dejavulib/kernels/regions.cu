@@ -1,17 +1,20 @@
 // A region of the cache <-> one packed buffer: all layers, K and V, in one launch.
 //
-// A *plane* is one layer's K or V within the region. Of a plane, `row` consecutive vectors lie together in the cache;
-// its rows are counted by three more axes, each with a stride. Planes are packed one behind the other: layer 0's K,
-// layer 0's V, layer 1's K, ... All sizes and strides count vectors of type V (16 bytes where everything is a multiple).
+// A *plane* is one layer's K or V within the region. Within a plane, `row` consecutive vectors lie
+// together in the cache; three more axes, each with a stride, count the rows. Planes are packed one
+// behind the other: layer 0's K, layer 0's V, layer 1's K, ... All sizes and strides count vectors
+// of type V (16 bytes if everything is a multiple of that).
 
 struct Divider {  // n / d for n < 2^31 by a multiplication (Granlund and Montgomery, PLDI 1994)
     unsigned divisor, multiplier, shift, _;
-    __device__ unsigned operator()(unsigned n) const { return (__umulhi(n, multiplier) + n) >> shift; }
+    __device__ unsigned operator()(unsigned n) const {
+        return (__umulhi(n, multiplier) + n) >> shift;
+    }
 };
 
-struct Kind {  // what K, or V, has in common over the layers
+struct Kind {  // what all layers' K, or V, have in common
     long long first, layer, axis0, axis1, axis2;  // where the region begins; strides
-    long long packed;                             // where this kind begins within a layer's packed bytes
+    long long packed;                             // offset of this kind in a layer's packed bytes
     unsigned size, _;                             // vectors of a plane
     Divider row, inner, middle;                   // sizes of a row and of the two inner axes
 };
@@ -36,9 +39,13 @@ __global__ void copy_region(const Region* __restrict__ region, V* k, V* v, V* pa
     for (int i = 0; i < EACH; i++) {
         const unsigned at = begin + i * blockDim.x;
         if (at < kind.size) {
-            const unsigned row = kind.row(at), outer = kind.inner(row), outermost = kind.middle(outer);
-            places[i] = cache + outermost * kind.axis0 + (outer - outermost * kind.middle.divisor) * kind.axis1 +
-                        (row - outer * kind.inner.divisor) * kind.axis2 + (at - row * kind.row.divisor);
+            // `at` in the mixed radix of row, inner and middle gives the place along each axis.
+            const unsigned row = kind.row(at), outer = kind.inner(row);
+            const unsigned outermost = kind.middle(outer);
+            places[i] = cache + outermost * kind.axis0 +
+                        (outer - outermost * kind.middle.divisor) * kind.axis1 +
+                        (row - outer * kind.inner.divisor) * kind.axis2 +
+                        (at - row * kind.row.divisor);
             values[i] = GATHER ? *places[i] : packed[at];
         }
     }

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from dejavubench.dejavulib.destinations.nccl.link import Link
+from dejavubench.dejavulib.destinations.nccl.link import NCCLLink
 from dejavubench.transports.loops.meeting import Meeting
 from dejavubench.transports.probe import MESSAGE, WINDOW, Probe, Sample
 
@@ -21,7 +21,7 @@ class NCCLLoop:
         link: between the same two ranks; nothing else is under way there meanwhile.
     """
 
-    def __init__(self, meeting: Meeting, link: Link, device: torch.device) -> None:
+    def __init__(self, meeting: Meeting, link: NCCLLink, device: torch.device) -> None:
         self._meeting = meeting
         self._link = link
         self._slots = [

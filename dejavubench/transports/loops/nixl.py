@@ -8,11 +8,10 @@ from dataclasses import replace
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.copies import aligned_buffer, device_staging
 from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
-from dejavubench.dejavulib.destinations.nixl.agent import Letter
+from dejavubench.dejavulib.destinations.nixl.agent import Notification
 from dejavubench.dejavulib.destinations.nixl.sink import Arrival
-from dejavubench.dejavulib.device_receiver import device_slots
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.transports.loops.meeting import Meeting
 from dejavubench.transports.probe import (
@@ -38,7 +37,7 @@ class NIXLLoops:
         peer, source = meeting.peer, meeting.is_source
         on_device = device.type == "cuda"
         self._slots = (
-            device_slots(MESSAGE, WINDOW, device)
+            device_staging(MESSAGE, WINDOW, device)
             if on_device
             else [aligned_buffer(MESSAGE) for _ in range(WINDOW)]
         )
@@ -71,9 +70,9 @@ class NIXLLoops:
                     agent.write(self._raw_stream, [here], [there]) for here, there in self._pairs
                 ]
                 for transfer in begun:
-                    while not agent.moved(transfer):
+                    while not agent.done(transfer):
                         pass
-            agent.say(self._raw_stream, Letter.WRITTEN, number)
+            agent.notify(self._raw_stream, Notification.WRITTEN, number)
         elif self._endpoint is not None:
             while not self._endpoint.written(self._raw_stream, number):
                 pass  # asking is what lets NIXL move the bytes that it must move on this side
@@ -99,13 +98,13 @@ class NIXLLoops:
             pass
 
     def _receive(self, endpoint: NIXLSinkEndpoint) -> None:
-        posted: list[Arrival] = [endpoint.post(self._stream, slot) for slot in self._slots]
+        posted: list[Arrival] = [endpoint.receive(self._stream, slot) for slot in self._slots]
         for number in range(len(self._chunks)):
             while not posted[number].Test():
                 pass
             endpoint.acknowledge(self._stream)
             if number + WINDOW < len(self._chunks):
-                posted.append(endpoint.post(self._stream, self._slots[number % WINDOW]))
+                posted.append(endpoint.receive(self._stream, self._slots[number % WINDOW]))
         endpoint.finish()
 
     def _sample(self, took: float) -> list[Sample]:

@@ -100,7 +100,7 @@ class TCPLoops:
         (chunk,) = self._small.schedule.all_chunks(LEVELS["0"])
         _begin(self._naive, self._small)
         began = time.perf_counter()
-        self._naive.flush_runs(self._small, chunk, [extent] * SMALL_MESSAGES, each_complete=True)
+        self._naive.flush_extents(self._small, chunk, [extent] * SMALL_MESSAGES, each_complete=True)
         _wait(self._naive, self._small, chunk.index)
         return [((time.perf_counter() - began) / SMALL_MESSAGES * 1e6, "16 B, answered")]
 

@@ -9,10 +9,10 @@ import torch
 
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp.handshake import connect, leave
-from dejavubench.dejavulib.destinations.tcp.wire import RefusedError
+from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, TokenError
 from dejavubench.errors import UsageError
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
-from dejavubench.transports.tcp_token import read_token
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE, read_token
 from dejavubench.units import address
 
 
@@ -43,6 +43,10 @@ class TCPPeer:
         """
         try:
             wire = connect(address(peer), read_token(), timeout)
+        except TokenError as error:
+            raise UsageError(
+                f"--peer {peer}: {error}. Set {TOKEN_VARIABLE} to the sink's token."
+            ) from None
         except StreamingError as error:
             raise UsageError(f"--peer {peer}: {error}") from None
         leave(wire)

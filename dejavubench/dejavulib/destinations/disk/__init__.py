@@ -1,5 +1,6 @@
-"""``disk``: a file per stream, how it is laid out, written and read back."""
+"""``disk``: a file per stream, how it is laid out, written, and read back by a later process."""
 
-from dejavubench.dejavulib.destinations.disk.destination import DiskDestination
+from .destination import DiskDestination
+from .savedstream import SavedStream
 
-__all__ = ["DiskDestination"]
+__all__ = ["DiskDestination", "SavedStream"]

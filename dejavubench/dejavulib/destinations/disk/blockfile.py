@@ -9,17 +9,18 @@ from typing import Literal
 import numpy as np
 import torch
 
-import dejavubench.dejavulib.pulse as pulse
-from dejavubench.dejavulib.copies import PAGE, aligned_buffer
-from dejavubench.dejavulib.destinations.base import StorageError, WrongBytesError
+from ... import progress
+from ...copies import PAGE, aligned_buffer
+from ..base import StorageError, WrongBytesError
 
 Durability = Literal["fdatasync", "direct", "page-cache"]
 
-FILL = 4 << 20  # bytes of one write while a file is filled
+FILL_NBYTES = 4 << 20
+"""Bytes of one write while a file is overwritten."""
 
 
 def open_flags(durability: Durability) -> int:
-    """Flags of a file that is made now and must not exist."""
+    """Return the flags of a file that is created now and must not exist."""
     return os.O_RDWR | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if durability == "direct" else 0)
 
 
@@ -28,22 +29,23 @@ class BlockFile:
 
     Args:
         path: no such file may exist.
-        nbytes: its size, whole pages; allocated now, so that later writes cannot run out of room.
-        durability: ``fdatasync``: through the page cache. ``direct``: past it, by O_DIRECT. Both are on the
-            device when :meth:`sync` returns. ``page-cache``: it survives the process, not the power.
-        keep: leave the file. Else it loses its name now, so that even a killed process leaves nothing.
+        nbytes: its size, whole pages. Allocated now, so that later writes cannot run out of room.
+        durability: ``fdatasync`` writes through the page cache, ``direct`` past it by O_DIRECT.
+            With both, :meth:`sync` returns when the bytes are on the device. ``page-cache``: the
+            bytes survive the process, not a loss of power.
+        keep: leave the file. Off: it loses its name now, so even a killed process leaves nothing.
 
     Raises:
-        StorageError: it cannot be made, or the device has no room for it. Later: it cannot be written or read.
+        StorageError: it cannot be created, or the device has no room for it. The methods raise it
+            if the file cannot be written or read.
     """
 
     def __init__(self, path: Path, nbytes: int, durability: Durability, keep: bool) -> None:
         self.path = path
         self.nbytes = nbytes
         self._durability = durability
-        self._tail = np.empty(
-            0, np.uint8
-        )  # direct: what of a page is written already, at the end of the last write
+        # direct: the bytes of an incomplete page at the end of the last write.
+        self._tail = np.empty(0, np.uint8)
         self._bounce = aligned_buffer(PAGE)
         try:
             self._fd = os.open(path, open_flags(durability), 0o644)
@@ -64,35 +66,49 @@ class BlockFile:
             ) from None
 
     def write(self, at: int, data: np.ndarray) -> None:
-        """Write bytes at a page's beginning or right behind those written last; durable after :meth:`sync`."""
+        """Write bytes; they are durable after :meth:`sync`.
+
+        Args:
+            at: beginning of a page, or the end of the last write.
+            data: uint8.
+        """
         if self._durability != "direct":
             self._pwrite(at, data)
             return
+        # The device takes whole pages from aligned memory. A write that begins within a page
+        # writes the page again from its beginning; one that ends within a page pads it with zeros.
         head = at % PAGE
-        if head or data.ctypes.data % PAGE:  # the device takes whole pages from aligned memory
+        if head or data.ctypes.data % PAGE:
             data = self._aligned(self._tail[:head], data)
         whole = len(data) // PAGE * PAGE
         self._pwrite(at - head, data[:whole])
         self._tail = data[whole:].copy()
         if len(self._tail):
-            self._pwrite(
-                at - head + whole,
-                self._aligned(self._tail, np.zeros(PAGE - len(self._tail), np.uint8)),
-            )
+            padding = np.zeros(PAGE - len(self._tail), np.uint8)
+            self._pwrite(at - head + whole, self._aligned(self._tail, padding))
 
     def sync(self) -> None:
         """Return when everything written is as durable as the option says."""
         if self._durability != "page-cache":
             self.flush_to_device()
 
+    def flush_to_device(self) -> None:
+        """Return when everything written is on the device, whatever the option says."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.path} to its device: {error.strerror}"
+            ) from None
+
     def read(self, at: int, nbytes: int) -> torch.Tensor:
-        """Bytes [at, at + nbytes) as uint8.
+        """Return bytes [at, at + nbytes) as uint8.
 
         Raises:
             WrongBytesError: the file ends before.
             StorageError: it cannot be read.
         """
-        pulse.progress()
+        progress.watcher.progress()
         first = at // PAGE * PAGE
         whole = aligned_buffer(-(-(at + nbytes - first) // PAGE) * PAGE)
         got = 0
@@ -109,18 +125,23 @@ class BlockFile:
         return whole[at - first : at - first + nbytes]
 
     def forget_cached(self) -> None:
-        """Have the next read ask the device, unless the page cache is all that was promised."""
+        """Let the next read ask the device, unless the page cache is all that was promised."""
         if self._durability != "page-cache":
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            StorageError: the device has no room; network file systems may report that only now.
+        """
         try:
             os.close(self._fd)
-        except OSError as error:  # a network's file system may say only now that it has no room
+        except OSError as error:
             raise StorageError(f"cannot close {self.path}: {error.strerror}") from None
 
     def _aligned(self, *pieces: np.ndarray) -> np.ndarray:
-        """The pieces one behind the other in aligned memory."""
+        """Return the pieces one behind the other in aligned memory."""
         nbytes = sum(map(len, pieces))
         if self._bounce.numel() < nbytes:
             self._bounce = aligned_buffer(nbytes)
@@ -134,15 +155,6 @@ class BlockFile:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
 
-    def flush_to_device(self) -> None:
-        """Return when everything written is on the device, whatever the option says."""
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {self.path} to its device: {error.strerror}"
-            ) from None
-
 
 class FileRegion:
     """The bytes of a :class:`BlockFile` from ``start``, the beginning of a page, to its end."""
@@ -152,13 +164,13 @@ class FileRegion:
         self._start = start
 
     def fill_(self, value: int, /) -> None:
-        """Set every byte to ``value`` and return when they are on the device.
+        """Set every byte to ``value``; return when they are on the device.
 
         Raises:
             StorageError: the file cannot be written.
         """
-        filling = aligned_buffer(FILL).fill_(value).numpy()
-        for at in range(self._start, self._file.nbytes, FILL):
-            self._file.write(at, filling[: min(FILL, self._file.nbytes - at)])
-            pulse.progress()
+        filling = aligned_buffer(FILL_NBYTES).fill_(value).numpy()
+        for at in range(self._start, self._file.nbytes, FILL_NBYTES):
+            self._file.write(at, filling[: min(FILL_NBYTES, self._file.nbytes - at)])
+            progress.watcher.progress()
         self._file.flush_to_device()

@@ -1,10 +1,10 @@
-"""``disk``: a file a stream, written in packed order; :mod:`~dejavubench.dejavulib.destinations.disk.streamfile` has its layout."""
+"""Streams to a file each, written in packed order."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,43 +12,41 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.copies import PAGE
-from dejavubench.dejavulib.destinations.base import (
-    Buffer,
-    Capabilities,
-    Destination,
-    Stream,
-    WrongBytesError,
-)
-from dejavubench.dejavulib.destinations.disk import streamfile
-from dejavubench.dejavulib.destinations.disk.blockfile import BlockFile, Durability, FileRegion
-from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer
-from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from ...copies import PAGE
+from ...schedule import Chunk, StreamSchedule
+from ..base import Buffer, Capabilities, LocalDestination, Stream, WrongBytesError
+from . import streamfile
+from .blockfile import BlockFile, Durability, FileRegion
+from .streamfile import StepTrailer
 
-BESIDE = 256 << 10
-"""Bytes from which a checksum is computed while the chunk is being written: below, handing it over costs more."""
+HASHED_BESIDE = 256 << 10
+"""Bytes from which a chunk is hashed in another thread while it is written.
+
+For smaller chunks, handing over costs more than it saves.
+"""
 
 
 @dataclass
 class _Open:
-    """A stream's file and what of the step under way is not written yet."""
+    """A stream's open file, and the trailer of the step that is being written."""
 
     blocks: BlockFile
     completed: int = 0
     trailer: StepTrailer = field(init=False)
 
 
-class DiskDestination(Destination):
-    """Streams to files under ``directory``.
+class DiskDestination(LocalDestination):
+    """Streams to files under ``directory``; :mod:`.streamfile` describes them.
 
     Args:
         directory: must exist.
         name: beginning of the files' names; no such file may exist.
-        durability, keep: as of :class:`BlockFile`; a chunk is complete when it is as durable as that says.
-        identity: goes into the header: run id, rank, model, weights, requests, data type.
+        durability: as of :class:`BlockFile`. A chunk is complete when it is as durable as that.
+        keep: leave the files, for :class:`.savedstream.SavedStream`.
+        identity: goes into the header, such as run id, rank, model, weights, requests, data type.
 
     Raises:
-        StorageError: a file cannot be made, or the device has no room for it.
+        StorageError: a file cannot be created, or the device has no room for it.
     """
 
     name = "disk"
@@ -57,9 +55,9 @@ class DiskDestination(Destination):
         self,
         directory: Path,
         name: str,
-        durability: Durability,
-        keep: bool,
-        identity: dict[str, str],
+        durability: Durability = "fdatasync",
+        keep: bool = False,
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         self.capabilities = Capabilities(
             remote=False, durable=durability != "page-cache", durability=durability
@@ -68,7 +66,7 @@ class DiskDestination(Destination):
         self._name = name
         self._durability = durability
         self._keep = keep
-        self._identity = identity
+        self._identity = identity or {}
         self._files: dict[int, _Open] = {}
         self._beside = ThreadPoolExecutor(1, "checksums", initializer=self._note_clock)
         self._beside_clock: int | None = None  # CPU clock of that thread, once it has begun
@@ -87,6 +85,7 @@ class DiskDestination(Destination):
         file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
         file.blocks.write(0, streamfile.header_page(stream, self._identity))
+        # The first chunk's sync() makes the header durable, before the watermark moves.
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
         return [FileRegion(self._files[stream.id].blocks, streamfile.DATA)]
@@ -102,31 +101,31 @@ class DiskDestination(Destination):
         checksum = self._add(file.trailer, data.data)
         file.blocks.write(at, data)
         if _ends_step(schedule, chunk):
-            checksum.result()  # while the keys and values go out, where they are many
+            checksum.result()  # a large chunk was hashed while it was written
             file.blocks.write(at + chunk.nbytes, file.trailer.packed())
         file.blocks.sync()
         checksum.result()
         self._complete(file, schedule, chunk)
 
     def _add(self, trailer: StepTrailer, data: memoryview) -> Future[None]:
-        if len(data) >= BESIDE:
+        if len(data) >= HASHED_BESIDE:
             return self._beside.submit(trailer.add, data)
         trailer.add(data)
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def flush_runs(
-        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    def flush_extents(
+        self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
         file, at = self._files[stream.id], streamfile.chunk_offset(stream.schedule, chunk)
-        for block in self.counted(runs):
-            for run in block:
-                file.trailer.add(run)
-                file.blocks.write(at, np.frombuffer(run, np.uint8))
+        for block in self.counted(extents):
+            for extent in block:
+                file.trailer.add(extent)
+                file.blocks.write(at, np.frombuffer(extent, np.uint8))
                 if each_complete:
                     file.blocks.sync()
-                at += len(run)
+                at += len(extent)
         file.blocks.write(at, file.trailer.packed())
         file.blocks.sync()
         self._complete(file, stream.schedule, chunk)
@@ -147,26 +146,25 @@ class DiskDestination(Destination):
         packed.copy_(self._files[stream.id].blocks.read(at, chunk.nbytes))
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
-        schedule = stream.schedule
-        first, end = (
-            streamfile.record_offset(schedule, step) for step in (steps.start, steps.stop)
-        )
-        return self._files[stream.id].blocks.read(first, end - first), streamfile.record_nbytes(
-            schedule, steps.start
-        )
+        schedule, blocks = stream.schedule, self._files[stream.id].blocks
+        first = streamfile.record_offset(schedule, steps.start)
+        end = streamfile.record_offset(schedule, steps.stop)
+        return blocks.read(first, end - first), streamfile.record_nbytes(schedule, steps.start)
 
     def check(self, stream: Stream) -> None:
-        """Read the file back from the device; compare every checksum, and that the watermark is at the end.
+        """Read a complete file back from the device; compare the watermark and every checksum.
 
         Raises:
-            WrongBytesError: naming the step, and the layer or the token ids, whose bytes are not what was written.
+            WrongBytesError: bytes differ from what was written. The message names the step, and
+                the layer or the token ids.
         """
         blocks, schedule = self._files[stream.id].blocks, stream.schedule
         blocks.forget_cached()
         watermark = streamfile.watermark_page(schedule.steps + 1)
         if not np.array_equal(blocks.read(streamfile.WATERMARK, PAGE).numpy(), watermark):
             raise WrongBytesError(
-                f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps written"
+                f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps "
+                "written"
             )
         for step in range(schedule.steps + 1):
             at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
@@ -196,7 +194,7 @@ def _ends_step(schedule: StreamSchedule, chunk: Chunk) -> bool:
 
 
 def _trailer(schedule: StreamSchedule, step: int, tokens: np.ndarray | None) -> StepTrailer:
-    """Of a step that begins; token ids are −1 where this worker does not know them (later pipeline stages)."""
+    """Return the trailer of a step that begins; unknown token ids (later stages) are −1."""
     requests = schedule.region.requests
     if tokens is None:
         tokens = np.full((requests.stop, schedule.positions(step).size), -1)

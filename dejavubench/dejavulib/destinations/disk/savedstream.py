@@ -1,4 +1,4 @@
-"""``SavedStream``: a stream's file that an earlier process has left, and how much of it can be trusted."""
+"""``SavedStream``: a stream's file that an earlier process has left, read as far as it is good."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 import torch
 import xxhash
 
-from dejavubench.dejavulib.copies import PAGE, scatter
-from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.destinations.disk import streamfile
-from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from ...copies import PAGE, scatter
+from ...kvcache import KVCache
+from ...levels import DEFAULT_LEVEL, LEVELS
+from ..base import Stream, StreamingError
+from . import streamfile
 
 
 @dataclass
 class Restored:
-    """What of a stream's file was put back.
+    """The part of a stream's file that was put back.
 
     Attributes:
-        tokens: the ids that went into each good step from the first one on, int32 [requests, positions of the step]; −1
-            where the worker did not know them.
-        wrong: why the good steps are fewer than the watermark says; None if they are not.
+        tokens: token ids that went into each good step from the first one on, int32 [requests,
+            positions of the step]; −1 if the worker did not know them.
+        wrong: the reason if fewer steps are good than the watermark says; else None.
     """
 
     tokens: list[np.ndarray] = field(default_factory=list)
@@ -35,23 +35,23 @@ class Restored:
 
     @property
     def steps(self) -> int:
-        """Steps from the first one on whose keys and values are in the cache again."""
+        """Number of steps, from the first one on, whose keys and values are in the cache again."""
         return len(self.tokens)
 
 
 class SavedStream:
-    """A file of :mod:`~dejavubench.dejavulib.destinations.disk.streamfile`, for reading.
+    """A file of :mod:`.streamfile`, for reading.
 
     Args:
         stream: that it should hold.
         identity: what its header must say beside the stream and its schedule.
 
     Attributes:
-        watermark: steps that were complete; their checksums are looked at in :meth:`restore`.
+        watermark: steps that were complete; :meth:`restore` compares their checksums.
 
     Raises:
-        StreamingError: it cannot be read, is no such file, is of another version or of something else, or its header or
-            watermark is damaged. The message names the file.
+        StreamingError: the file cannot be read, has another version, holds something else, or its
+            header or watermark is damaged. The message names the file.
     """
 
     def __init__(self, path: Path, stream: Stream, identity: Mapping[str, str]) -> None:
@@ -61,7 +61,7 @@ class SavedStream:
         self.watermark = self._watermark()
 
     def restore(self, cache: KVCache) -> Restored:
-        """Put keys and values of the complete steps where they belong, as far as checksums agree."""
+        """Put keys and values of the complete steps in their place, as far as checksums agree."""
         level, restored = LEVELS[DEFAULT_LEVEL], Restored()
         for step in range(self.watermark):
             try:
@@ -90,7 +90,7 @@ class SavedStream:
         return int(steps)
 
     def _record(self, step: int) -> np.ndarray:
-        """A step's record, uint8, whose checksums agree."""
+        """Return a step's record, uint8; StreamingError if its checksums do not agree."""
         nbytes = self.schedule.step_nbytes(step) + streamfile.trailer_nbytes(self.schedule, step)
         record = self._read(streamfile.record_offset(self.schedule, step), nbytes, f"step {step}")
         wrong = streamfile.first_wrong(self.schedule, step, record)
@@ -99,7 +99,7 @@ class SavedStream:
         return record
 
     def _tokens(self, step: int, record: np.ndarray) -> np.ndarray:
-        """A copy: a view would keep the keys and values of every step in memory."""
+        """Return a step's token ids. A view would keep the step's keys and values in memory."""
         nbytes = self.schedule.step_nbytes(step)
         behind = nbytes + streamfile.tokens_nbytes(self.schedule, step)
         return (
@@ -117,7 +117,7 @@ class SavedStream:
 
 
 def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> None:
-    """Raises StreamingError unless page 0 is a whole header that says what is expected."""
+    """Raise StreamingError unless page 0 is an undamaged header with the expected content."""
     packed = page.tobytes()
     if not packed.startswith(streamfile.MAGIC):
         raise StreamingError(
@@ -132,21 +132,20 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> 
     text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
     if xxhash.xxh3_64_digest(text) != digest:
         raise StreamingError(f"{path}: its header is damaged")
-    there, here = (
-        _flat(json.loads(text)),
-        _flat(json.loads(json.dumps(expected))),
-    )  # lists for tuples, as they come back
+    there = _flat(json.loads(text))
+    here = _flat(json.loads(json.dumps(expected)))  # by JSON, so that tuples become lists here too
+    # Geometry comes last: it differs as a consequence of another model or batch size.
     for key in sorted(
         {*there, *here}, key=lambda key: (key.startswith(("geometry", "region")), key)
     ):
         if there.get(key) != here.get(key):
             raise StreamingError(
-                f"{path} is another's: {key} is {there.get(key)} there, {here.get(key)} here"
+                f"{path} does not match: {key} is {there.get(key)} there, {here.get(key)} here"
             )
 
 
 def _flat(document: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """By dotted name, so that one value can be named that differs."""
+    """Return the values by dotted name, so that a message can name one that differs."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
         flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}

@@ -1,13 +1,14 @@
-"""The file that a stream to disk is kept in: where everything is, and the pages around keys and values.
+"""Layout of the file that a stream to disk is kept in.
 
-Layout, little-endian; offsets follow from the header alone and are the same at every level::
+Little-endian. Offsets follow from the header alone and are the same at every level::
 
     page 0   magic "DEJAVUKV", version u32, length u32, header (JSON), xxh3-64 of the header
-    page 1   watermark: number of complete steps u64, xxh3-64 of those eight bytes
-    page 2…  a record a step, beginning with a page of its own:
-             packed keys and values | token ids i32 [B, n] | xxh3-64 of these u64 | and of each layer u64 [L]
+    page 1   watermark: number of complete steps u64, xxh3-64 of these eight bytes
+    page 2…  one record per step, each beginning with a page of its own:
+             packed keys and values | token ids i32 [B, n] | xxh3-64 of these u64
+             | xxh3-64 of each layer u64 [L]
 
-No two records share a page, so that a torn write cannot reach back into a step that is complete. The
+No two records share a page, so a torn write cannot reach back into a step that is complete. The
 watermark moves only after a record is as durable as the option says.
 """
 
@@ -22,9 +23,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dejavubench.dejavulib.copies import PAGE
-from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
+from ...copies import PAGE
+from ...schedule import Chunk, StreamSchedule
+from ..base import Stream, StreamingError
 
 MAGIC = b"DEJAVUKV"
 VERSION = 3
@@ -33,49 +34,49 @@ DATA = 2 * PAGE
 
 
 def file_name(name: str, stream: int) -> str:
-    """Of a stream's file; ``name`` is the destination's."""
+    """Return the name of a stream's file; ``name`` is the destination's."""
     return f"{name}-stream{stream}.kv"
 
 
 def pages(nbytes: int) -> int:
-    """Bytes of the whole pages that hold so many bytes."""
+    """Return the bytes of the whole pages that hold ``nbytes``."""
     return -(-nbytes // PAGE) * PAGE
 
 
 def trailer_nbytes(schedule: StreamSchedule, step: int) -> int:
-    """Bytes behind a step's keys and values: its token ids and the checksums."""
+    """Return the bytes behind a step's keys and values: its token ids and the checksums."""
     return tokens_nbytes(schedule, step) + 8 + 8 * schedule.region.layers.size
 
 
 def tokens_nbytes(schedule: StreamSchedule, step: int) -> int:
-    """Bytes of a step's token ids."""
+    """Return the bytes of a step's token ids."""
     return 4 * schedule.region.requests.size * schedule.positions(step).size
 
 
 def record_nbytes(schedule: StreamSchedule, step: int) -> int:
-    """Bytes of a step's record, whole pages."""
+    """Return the bytes of a step's record, whole pages."""
     return pages(schedule.step_nbytes(step) + trailer_nbytes(schedule, step))
 
 
 def record_offset(schedule: StreamSchedule, step: int) -> int:
-    """Where a step's record begins in the file."""
+    """Return where a step's record begins in the file."""
     if step == 0:
         return DATA
     return DATA + record_nbytes(schedule, 0) + (step - 1) * record_nbytes(schedule, 1)
 
 
 def chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:
-    """Where a chunk begins in the file."""
+    """Return where a chunk begins in the file."""
     return record_offset(schedule, chunk.step) + chunk.offset - schedule.step_offset(chunk.step)
 
 
 def file_nbytes(schedule: StreamSchedule) -> int:
-    """Size of a stream's file."""
+    """Return the size of a stream's file."""
     return record_offset(schedule, schedule.steps + 1)
 
 
 def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, Any]:
-    """What a stream's file says of itself."""
+    """Return the header of a stream's file as a JSON object."""
     schedule = stream.schedule
     return {
         "stream": stream.id,  # which microbatch: another one's cache has the same geometry
@@ -83,13 +84,13 @@ def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, Any]:
         "region": {axis: list(span) for axis, span in vars(schedule.region).items()},
         "input_len": schedule.input_len,
         "steps": schedule.steps,
-        "slot_nbytes": schedule.slot_nbytes,  # how layers that are larger are cut, so their packed order
+        "slot_nbytes": schedule.slot_nbytes,  # cuts larger layers, so it decides the packed order
         **identity,
     }
 
 
 def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
-    """Page 0.
+    """Return page 0, uint8.
 
     Raises:
         StreamingError: the header does not fit a page.
@@ -102,13 +103,20 @@ def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
 
 
 def watermark_page(steps: int) -> np.ndarray:
-    """Page 1, when so many steps are complete."""
+    """Return page 1, uint8, for a number of complete steps."""
     count = struct.pack("<Q", steps)
     return np.frombuffer((count + xxhash.xxh3_64_digest(count)).ljust(PAGE, b"\0"), np.uint8)
 
 
 def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str | None:
-    """The part of a step's record that its checksum does not agree with (``token ids``, ``layer 3``), if any."""
+    """Return the first part of a record that differs from its checksum, or None.
+
+    Args:
+        record: uint8, without the padding.
+
+    Returns:
+        ``token ids``, or ``layer 3``.
+    """
     layers, nbytes = schedule.region.layers, schedule.step_nbytes(step)
     behind = nbytes + tokens_nbytes(schedule, step)
     names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
@@ -120,9 +128,13 @@ def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str 
 
 
 class StepTrailer:
-    """Collects what goes behind a step's keys and values while its chunks pass by, in order.
+    """Computes what follows a step's keys and values while its chunks pass by, in order.
 
-    One running hash covers a layer however it is cut.
+    One running hash covers a layer, however the layer is cut.
+
+    Args:
+        layer_nbytes: packed bytes of one layer of the step.
+        tokens: token ids [B, n].
     """
 
     def __init__(self, layer_nbytes: int, tokens: np.ndarray) -> None:
@@ -130,10 +142,10 @@ class StepTrailer:
         self._tokens = tokens.astype("<i4")
         self._checksums: list[int] = []
         self._hasher = xxhash.xxh3_64()
-        self._hashed = 0  # bytes of the layer that the hasher has seen
+        self._hashed = 0  # bytes of the current layer that are in the hash
 
     def add(self, data: memoryview) -> None:
-        """Take the next packed bytes into account; other threads run meanwhile if they are many."""
+        """Hash the next packed bytes. Python's lock is free meanwhile if there are many."""
         at = 0
         while at < len(data):
             take = min(len(data) - at, self._layer_nbytes - self._hashed)
@@ -146,7 +158,7 @@ class StepTrailer:
                 self._hashed = 0
 
     def packed(self) -> np.ndarray:
-        """The trailer's bytes, once all of the step has been added."""
+        """Return the trailer, uint8, once all of the step has been added."""
         tokens = self._tokens.tobytes()
         checksums = np.asarray([xxhash.xxh3_64_intdigest(tokens), *self._checksums], "<u8")
         return np.frombuffer(tokens + checksums.tobytes(), np.uint8)

@@ -1,4 +1,4 @@
-"""What both sides of ``nccl`` have in common: links, notifications by MPI, and how chunks are announced."""
+"""Shared by both sides of ``nccl``: links, and notifications by MPI."""
 
 from __future__ import annotations
 
@@ -10,73 +10,90 @@ from typing import Any, Protocol
 import numpy as np
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import Stream
-
 GROUP = 2048
-"""Runs that are issued as one operation at most (NCCL's group), where runs are not waited for one by one."""
+"""Most extents of one operation (an NCCL group), if they are not waited for one by one."""
 
-PACKED, RUN_BY_RUN, IN_GROUPS = range(3)
-"""How a chunk comes: what an announcement says."""
+PACKED, ONE_BY_ONE, IN_GROUPS = range(3)
+"""How a chunk comes; an announcement says it."""
 
-ANNOUNCE, GRANT, ACK = range(3)  # tags
+ANNOUNCE, GRANT, ACK = range(3)
+"""Tags of notifications."""
 
 
 class Mark(Protocol):
     """A point in a link's stream of work."""
 
-    def query(self) -> bool: ...
+    def query(self) -> bool:
+        """Return whether the work before this point is done."""
 
 
-class Link(Protocol):
-    """What is needed of NCCL: one direction between two ranks, with a stream of its own. Addresses are the device's.
+class NCCLLink(Protocol):
+    """One direction between two ranks by NCCL, with a CUDA stream of its own.
 
-    ``filled`` is what has been issued so far on torch's current stream, which :meth:`after` makes the link wait for;
-    ``mark`` what has been issued on the link. Inside :meth:`beside` torch's current stream is one where what has been
-    received so far is there. :meth:`abort` ends whatever waits, from any thread.
+    Addresses are the device's.
     """
 
-    def send(self, address: int, nbytes: int) -> None: ...
-    def recv(self, address: int, nbytes: int) -> None: ...
-    def group(self) -> AbstractContextManager[Any]: ...
-    def filled(self) -> Mark: ...
-    def after(self, filled: Any) -> None: ...
-    def beside(self) -> AbstractContextManager[Any]: ...
-    def mark(self) -> Mark: ...
-    def synchronize(self) -> None: ...
-    def check(self) -> None: ...
-    def abort(self) -> None: ...
-    def close(self) -> None: ...
+    def send(self, address: int, nbytes: int) -> None:
+        """Issue a send on the link."""
+
+    def recv(self, address: int, nbytes: int) -> None:
+        """Issue a receive on the link."""
+
+    def group(self) -> AbstractContextManager[Any]:
+        """Return a context; what is issued inside becomes one operation."""
+
+    def filled(self) -> Mark:
+        """Mark what has been issued so far on torch's current stream."""
+
+    def after(self, filled: Any) -> None:
+        """Let what is issued on the link from now on begin after a mark of :meth:`filled`."""
+
+    def beside(self) -> AbstractContextManager[Any]:
+        """Return a context in which torch's current stream follows everything received so far."""
+
+    def mark(self) -> Mark:
+        """Mark what has been issued so far on the link."""
+
+    def synchronize(self) -> None:
+        """Wait until everything issued on the link is done; :meth:`abort` ends the wait."""
+
+    def check(self) -> None:
+        """Raise an error if something that was issued has failed since."""
+
+    def abort(self) -> None:
+        """End everything that waits on the link. From any thread."""
+
+    def close(self) -> None:
+        """Release the link; the other side must do the same."""
 
 
-class Mail:
-    """Small messages of four numbers to and from the other side."""
+class Notifications:
+    """Small messages of four integers to and from the other side.
+
+    Args:
+        comm: nothing else may use it.
+    """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self._leaving: deque[MPI.Request] = deque()
 
     def send(self, peer: int, tag: int, *numbers: int) -> None:
-        while self._leaving and self._leaving[0].Test():
-            self._leaving.popleft()
-        self._leaving.append(
-            self._comm.Isend(np.array([*numbers, 0, 0, 0, 0][:4], dtype=np.int64), peer, tag)
-        )
+        """Send up to four numbers; the others are 0."""
+        self.all_left()
+        message = np.array([*numbers, 0, 0, 0, 0][:4], dtype=np.int64)
+        self._leaving.append(self._comm.Isend(message, peer, tag))
 
     def receive(self, peer: int, tag: int) -> Iterator[tuple[int, int, int, int]]:
-        """What has come, in order."""
-        letter = np.empty(4, dtype=np.int64)
+        """Yield the messages that have come, in order."""
+        message = np.empty(4, dtype=np.int64)
         while self._comm.Iprobe(peer, tag):
-            self._comm.Recv(letter, peer, tag)
-            first, second, third, fourth = letter.tolist()
+            self._comm.Recv(message, peer, tag)
+            first, second, third, fourth = message.tolist()
             yield first, second, third, fourth
 
     def all_left(self) -> bool:
+        """Forget messages that have left; return whether all have."""
         while self._leaving and self._leaving[0].Test():
             self._leaving.popleft()
         return not self._leaving
-
-
-def peer_of(stream: Stream) -> int:
-    """Return the rank at the other side of a stream."""
-    assert stream.peer is not None
-    return stream.peer

@@ -1,42 +1,30 @@
-"""The sink's side of ``nccl``: grants what is announced, receives it and scatters it."""
+"""The sink's side of ``nccl``: grants chunks as they are announced, receives and scatters them."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import (
-    Stream,
-    StreamingError,
-)
-from dejavubench.dejavulib.destinations.nccl.link import (
-    ACK,
-    ANNOUNCE,
-    GRANT,
-    GROUP,
-    IN_GROUPS,
-    PACKED,
-    Link,
-    Mail,
-    Mark,
-    peer_of,
-)
-from dejavubench.dejavulib.waiting import wait_asleep
+from ...waiting import wait_asleep
+from ..base import Stream, StreamingError
+from .link import ACK, ANNOUNCE, GRANT, GROUP, IN_GROUPS, PACKED, Mark, NCCLLink, Notifications
 
 
 class Announcement(NamedTuple):
+    """A chunk that a source wants to send."""
+
     stream: int
     chunk: int
     nbytes: int
     kind: int
 
 
-class Receiving:
-    """A place that waits for the next chunk of its stream; it is complete when the chunk has been scattered."""
+class _Receiving:
+    """A buffer that waits for the next chunk of its stream."""
 
     def __init__(
         self,
@@ -52,8 +40,8 @@ class Receiving:
         self._stream = stream
         self._issued = 0.0
 
-    def issue(self, link: Link) -> None:
-        """Receive, and scatter behind that."""
+    def issue(self, link: NCCLLink) -> None:
+        """Issue the receive, and the scatter behind it."""
         link.recv(self.packed.data_ptr(), self.packed.numel())
         with link.beside():
             self.scatter(self.packed)
@@ -61,7 +49,7 @@ class Receiving:
         self._issued = MPI.Wtime()
 
     def Test(self) -> bool:  # noqa: N802 - MPI's name
-        """Take announcements, then say whether this chunk is in its place.
+        """Take announcements; then return whether this chunk is in its place.
 
         Raises:
             StreamingError: it was announced, and did not come.
@@ -75,105 +63,112 @@ class Receiving:
         return False
 
 
+class _ReceivingExtents:
+    """Places that wait for the extents of the next chunk of their stream."""
+
+    def __init__(
+        self, endpoint: NCCLSinkEndpoint, stream: Stream, extents: Sequence[tuple[int, int]]
+    ) -> None:
+        self._endpoint, self._stream, self._extents = endpoint, stream, extents
+
+    def Test(self) -> bool:  # noqa: N802 - MPI's name
+        """Receive the extents if they are announced next; return whether they were.
+
+        Raises:
+            StreamingError: they were announced, and did not come.
+        """
+        if not self._endpoint.arriving(self._stream):
+            return False
+        self._endpoint.fetch_extents(self._stream, self._extents)
+        return True
+
+
 class NCCLSinkEndpoint:
-    """The sink's side: receives chunks in the order in which they are announced, scatters and acknowledges them.
+    """The sink's side: receives chunks in the order in which they are announced.
 
     Args:
         comm: the communicator that the sources' :class:`NCCLDestination` has.
         links: to each source, by its rank in ``comm``.
-        timeout: seconds within which what was announced must come.
+        timeout: seconds within which an announced chunk must come.
     """
 
+    by_address = True
+
     def __init__(
-        self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0
+        self, comm: MPI.Intracomm, links: Mapping[int, NCCLLink], timeout: float = 60.0
     ) -> None:
-        self._mail = Mail(comm)
+        self._notifications = Notifications(comm)
         self._links = dict(links)
         self._timeout = timeout
         self._announced: dict[int, deque[Announcement]] = {peer: deque() for peer in links}
-        self._posted: dict[tuple[int | None, int], deque[Receiving]] = {}
+        self._waiting: dict[tuple[int | None, int], deque[_Receiving]] = {}
         self._failed = False
 
-    def post(
+    def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
-    ) -> Receiving:
-        """``fetch``: have the next chunk of the stream received into ``packed`` and scattered from there.
-
-        Args:
-            packed: of the chunk's bytes, on the device.
-            scatter: issues, on torch's current stream, what puts ``packed`` into its place.
-        """
-        receiving = Receiving(self, stream, packed, scatter)
-        self._posted.setdefault(stream.key, deque()).append(receiving)
+    ) -> _Receiving:
+        """Receive the stream's next chunk into ``packed`` once it is announced; scatter it."""
+        receiving = _Receiving(self, stream, packed, scatter)
+        self._waiting.setdefault(stream.key, deque()).append(receiving)
         return receiving
 
+    def receive_extents(
+        self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
+    ) -> _ReceivingExtents:
+        """Receive the next chunk's extents, given as (address, bytes), once they are announced."""
+        return _ReceivingExtents(self, stream, extents)
+
     def take(self, stream: Stream) -> None:
-        """Grant and issue what has been announced by the stream's source and has a place, in order."""
-        peer = peer_of(stream)
+        """Grant and issue the packed chunks that are announced next and have a buffer."""
+        peer = stream.peer_rank
         announced, link = self._listen(peer), self._links[peer]
         while (
             announced
             and announced[0].kind == PACKED
-            and (posted := self._posted.get((peer, announced[0].stream)))
+            and (waiting := self._waiting.get((peer, announced[0].stream)))
         ):
-            announcement, receiving = announced.popleft(), posted.popleft()
-            self._same(announcement, receiving.packed.numel(), peer)
-            self._mail.send(peer, GRANT)
+            announcement, receiving = announced.popleft(), waiting.popleft()
+            _check_size(announcement, receiving.packed.numel(), peer)
+            self._notifications.send(peer, GRANT)
             receiving.issue(link)
 
     def arriving(self, stream: Stream) -> bool:
-        """Whether runs of the stream are the next that its source has announced."""
-        announced = self._listen(peer_of(stream))
+        """Return whether the source has announced extents of the stream next."""
+        announced = self._listen(stream.peer_rank)
         return bool(announced) and announced[0].kind != PACKED and announced[0].stream == stream.id
 
-    def fetch_runs(self, stream: Stream, runs: Sequence[tuple[int, int]]) -> None:
-        """Receive announced runs, each straight into its place given as (address, bytes); returns when all are there.
+    def fetch_extents(self, stream: Stream, extents: Sequence[tuple[int, int]]) -> None:
+        """Receive announced extents, each straight into its place; return when all are there.
 
         Raises:
             StreamingError: they did not come.
         """
-        peer = peer_of(stream)
+        peer = stream.peer_rank
         announcement, link = self._announced[peer].popleft(), self._links[peer]
-        self._same(announcement, sum(nbytes for _, nbytes in runs), peer)
-        self._mail.send(peer, GRANT)
+        _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
+        self._notifications.send(peer, GRANT)
         before: Mark | None = None
+        # Outside a group, each extent is a kernel of its own: fewer are issued ahead.
         size = GROUP if announcement.kind == IN_GROUPS else GROUP // 8
-        for start in range(0, len(runs), size):
-            self._receive_block(link, runs[start : start + size], announcement.kind)
+        for start in range(0, len(extents), size):
+            _issue_block(link, extents[start : start + size], announcement.kind)
             issued = link.mark()
-            if before is not None:  # one block is always ahead
+            if before is not None:  # one block is always issued ahead
                 self._wait(before, stream)
             before = issued
         if before is not None:
             self._wait(before, stream)
 
-    def _receive_block(self, link: Link, runs: Sequence[tuple[int, int]], kind: int) -> None:
-        receive = link.recv
-        if kind == IN_GROUPS:
-            with link.group():
-                for address, nbytes in runs:
-                    receive(address, nbytes)
-        else:
-            for address, nbytes in runs:
-                receive(address, nbytes)
-
-    def post_runs(self, stream: Stream, runs: Sequence[tuple[int, int]]) -> list[Any]:
-        """Nothing is received before it is announced: :meth:`arriving` tells."""
-        return []
-
-    def wait_runs(self, posted: Sequence[Any]) -> None:
-        """Nothing has been posted."""
-
     def acknowledge(self, stream: Stream) -> None:
-        """Tell the source that the oldest chunk of the stream not yet acknowledged is where it belongs."""
-        self._mail.send(peer_of(stream), ACK, stream.id)
+        """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
+        self._notifications.send(stream.peer_rank, ACK, stream.id)
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""
-        wait_asleep(self._mail.all_left, "acknowledgements", self._timeout)
+        wait_asleep(self._notifications.all_left, "acknowledgements", self._timeout)
 
     def close(self) -> None:
-        """Give the links back, which needs the sources to do the same; after an error: abort them."""
+        """Release the links, which needs the sources to do the same; after an error, abort them."""
         for link in self._links.values():
             if self._failed:
                 link.abort()
@@ -181,23 +176,29 @@ class NCCLSinkEndpoint:
                 link.close()
 
     def abort(self) -> None:
-        """After an error elsewhere: no kernel may go on waiting for a source that is gone."""
+        """Abort the links after an error elsewhere: no kernel may wait for a lost source."""
         self._failed = True
         for link in self._links.values():
             link.abort()
 
     def watch(self, stream: Stream, waited: float) -> None:
-        """Raises StreamingError, with the links aborted, if a chunk that was granted is overdue or NCCL has failed."""
-        self._links[peer_of(stream)].check()
+        """Check on a chunk that was granted ``waited`` seconds ago and is not there yet.
+
+        Raises:
+            StreamingError: it is overdue or NCCL has failed; the links are aborted.
+        """
+        self._links[stream.peer_rank].check()
         if waited > self._timeout:
             self.abort()
             raise StreamingError(
-                f"rank {stream.peer} announced a chunk of stream {stream.id} that did not come within {waited:.0f} s"
+                f"rank {stream.peer} announced a chunk of stream {stream.id} "
+                f"that did not come within {waited:.0f} s"
             )
 
     def _listen(self, peer: int) -> deque[Announcement]:
         announced = self._announced[peer]
-        announced.extend(Announcement(*letter) for letter in self._mail.receive(peer, ANNOUNCE))
+        notifications = self._notifications.receive(peer, ANNOUNCE)
+        announced.extend(Announcement(*numbers) for numbers in notifications)
         return announced
 
     def _wait(self, mark: Mark, stream: Stream) -> None:
@@ -209,11 +210,24 @@ class NCCLSinkEndpoint:
             self.watch(stream, MPI.Wtime() - began)
             return False
 
-        wait_asleep(arrived, "runs")
+        wait_asleep(arrived, "extents")
 
-    def _same(self, announcement: Announcement, nbytes: int, peer: int) -> None:
-        if announcement.nbytes != nbytes:
-            raise StreamingError(
-                f"rank {peer} announced {announcement.nbytes} bytes as chunk {announcement.chunk} of stream "
-                f"{announcement.stream}, where {nbytes} are expected"
-            )
+
+def _issue_block(link: NCCLLink, extents: Sequence[tuple[int, int]], kind: int) -> None:
+    receive = link.recv
+    if kind == IN_GROUPS:
+        with link.group():
+            for address, nbytes in extents:
+                receive(address, nbytes)
+    else:
+        for address, nbytes in extents:
+            receive(address, nbytes)
+
+
+def _check_size(announcement: Announcement, nbytes: int, peer: int) -> None:
+    """Raise StreamingError if the two sides do not have the same schedule."""
+    if announcement.nbytes != nbytes:
+        raise StreamingError(
+            f"rank {peer} announced {announcement.nbytes} bytes as chunk {announcement.chunk} of "
+            f"stream {announcement.stream}, where {nbytes} are expected"
+        )

@@ -1,14 +1,4 @@
-"""``nccl``: chunks from this GPU's memory to a sink's, where they land in place.
-
-NCCL matches messages of a pair by the order in which they are issued, and a kernel that has been issued occupies part
-of its GPU until the other side's is there. So the source *announces* each chunk by a small MPI message; the sink, in
-the order of announcements, *grants* the chunk and issues the receive once it has room; only then does the source
-issue the send. No kernel on the source ever waits for a sink that is not ready, so none takes room from the model for
-that, nor can several pairs wait for each other in a circle. A chunk is complete when the sink has scattered it and
-has said so by MPI.
-
-NCCL itself comes in from outside, as a :class:`Link` to each rank at the other side.
-"""
+"""The source's side of ``nccl``: announces chunks and sends those that the sink has granted."""
 
 from __future__ import annotations
 
@@ -21,32 +11,32 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import (
-    Capabilities,
-    RemoteDestination,
-    Stream,
-    StreamingError,
-)
-from dejavubench.dejavulib.destinations.nccl.link import (
+from ...schedule import Chunk
+from ...waiting import DeadlineError, wait_asleep
+from ..base import Capabilities, RemoteDestination, Stream, StreamingError
+from .link import (
     ACK,
     ANNOUNCE,
     GRANT,
     GROUP,
     IN_GROUPS,
+    ONE_BY_ONE,
     PACKED,
-    RUN_BY_RUN,
-    Link,
-    Mail,
     Mark,
-    peer_of,
+    NCCLLink,
+    Notifications,
 )
-from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
 
 
 @dataclass
 class _Sending:
-    """A chunk that has been announced. ``filled``: after which ``packed`` holds it; ``sent``: once it is issued."""
+    """A chunk that has been announced.
+
+    Attributes:
+        packed: the chunk's buffer; None if its extents are sent.
+        filled: the mark after which ``packed`` holds the chunk.
+        sent: the mark after which it has left; None until it is issued.
+    """
 
     chunk: Chunk
     packed: torch.Tensor | None = None
@@ -56,21 +46,27 @@ class _Sending:
 
 @dataclass
 class _Sink:
-    """What the source knows of one sink."""
+    """The source's view of one sink.
 
-    link: Link
-    announced: deque[_Sending] = field(default_factory=deque)  # not issued yet
-    grants: int = 0  # for the oldest of them
-    acknowledged: dict[int, int] = field(default_factory=dict)  # by stream
+    Attributes:
+        announced: chunks that have not been issued, oldest first.
+        grants: chunks of ``announced`` that may be issued.
+        acknowledged: by stream, chunks that are complete and not yet counted.
+    """
+
+    link: NCCLLink
+    announced: deque[_Sending] = field(default_factory=deque)
+    grants: int = 0
+    acknowledged: dict[int, int] = field(default_factory=dict)
 
 
 class NCCLDestination(RemoteDestination[_Sending]):
     """The source's side.
 
     Args:
-        comm: of all sources and sinks, for announcements; nothing else may use it.
+        comm: of all sources and sinks, for notifications; nothing else may use it.
         links: to each sink, by its rank in ``comm``.
-        timeout: seconds that a naive chunk waits for the sink to be ready.
+        timeout: seconds that an unbuffered chunk waits for the sink to be ready.
 
     Raises:
         StreamingError: the MPI library does not let a second thread call it.
@@ -80,55 +76,58 @@ class NCCLDestination(RemoteDestination[_Sending]):
     capabilities = Capabilities(remote=True, device_memory=True, by_address=True)
 
     def __init__(
-        self, comm: MPI.Intracomm, links: Mapping[int, Link], timeout: float = 60.0
+        self, comm: MPI.Intracomm, links: Mapping[int, NCCLLink], timeout: float = 60.0
     ) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise StreamingError(
                 "this MPI library does not grant MPI_THREAD_MULTIPLE, which streaming by nccl needs"
             )
         super().__init__()
-        self._mail = Mail(comm)
+        self._notifications = Notifications(comm)
         self._sinks = {peer: _Sink(link) for peer, link in links.items()}
         self._timeout = timeout
         self._given_up = threading.Event()
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        """Announce a chunk that ``packed``, on the device, holds once torch's current stream has come here."""
         sink, sending = self._announce(stream, chunk, PACKED)
         sending.packed, sending.filled = packed, sink.link.filled()
         self._issue(stream)
 
-    def flush_runs(
-        self, stream: Stream, chunk: Chunk, runs: Sequence[tuple[int, int]], each_complete: bool
+    def flush_extents(
+        self,
+        stream: Stream,
+        chunk: Chunk,
+        extents: Sequence[tuple[int, int]],
+        each_complete: bool,
     ) -> None:
-        """Send runs, given as (address, bytes), each from where it lies in the cache."""
-        sink, sending = self._announce(stream, chunk, RUN_BY_RUN if each_complete else IN_GROUPS)
+        """Send extents, given as (address, bytes), each from its place in the cache."""
+        sink, sending = self._announce(stream, chunk, ONE_BY_ONE if each_complete else IN_GROUPS)
         self._wait(lambda: self._is_next(stream, sending), stream, chunk)
         sink.announced.popleft()
         sink.grants -= 1
         link, send = sink.link, sink.link.send
         if each_complete:
             wait, given_up = link.synchronize, self._given_up.is_set
-            for block in self.counted(runs):
+            for block in self.counted(extents):
                 for address, nbytes in block:
-                    if given_up():  # what waited has been ended, and the link is gone
-                        self._go_on(stream, chunk)
+                    if given_up():  # the wait was ended, and the link is gone
+                        self._check_going_on(stream, chunk)
                     send(address, nbytes)
                     wait()
         else:
-            for block in self.counted(runs, GROUP):
-                self._go_on(stream, chunk)
+            for block in self.counted(extents, GROUP):
+                self._check_going_on(stream, chunk)
                 with link.group():
                     for address, nbytes in block:
                         send(address, nbytes)
             link.synchronize()
-        self._go_on(stream, chunk)
+        self._check_going_on(stream, chunk)
         sending.sent = link.mark()
 
     def completed(self, stream: Stream) -> int:
         self._issue(stream)
         sink, under_way = self._sink(stream), self._under_way[stream.key]
-        for id, *_ in self._mail.receive(peer_of(stream), ACK):
+        for id, *_ in self._notifications.receive(stream.peer_rank, ACK):
             sink.acknowledged[id] = sink.acknowledged.get(id, 0) + 1
         while under_way and sink.acknowledged.get(stream.id) and _is_sent(under_way[0]):
             under_way.popleft()
@@ -142,7 +141,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
             sink.link.abort()
 
     def close(self) -> None:
-        """Give the links back, which needs the sinks to do the same, unless they have been given up."""
+        """Release the links, which needs the sinks to do the same, unless they are given up."""
         if not self._given_up.is_set():
             for sink in self._sinks.values():
                 sink.link.close()
@@ -150,21 +149,23 @@ class NCCLDestination(RemoteDestination[_Sending]):
     # ---- in the order of announcements ----
 
     def _sink(self, stream: Stream) -> _Sink:
-        return self._sinks[peer_of(stream)]
+        return self._sinks[stream.peer_rank]
 
     def _announce(self, stream: Stream, chunk: Chunk, kind: int) -> tuple[_Sink, _Sending]:
         sink, sending = self._sink(stream), _Sending(chunk)
         sink.announced.append(sending)
         self._under_way[stream.key].append(sending)
-        self._mail.send(peer_of(stream), ANNOUNCE, stream.id, chunk.index, chunk.nbytes, kind)
+        self._notifications.send(
+            stream.peer_rank, ANNOUNCE, stream.id, chunk.index, chunk.nbytes, kind
+        )
         return sink, sending
 
     def _issue(self, stream: Stream) -> None:
-        """Send what its sink has granted."""
+        """Send the packed chunks that the stream's sink has granted."""
         sink = self._sink(stream)
         if not sink.announced or self._given_up.is_set():
             return
-        sink.grants += sum(1 for _ in self._mail.receive(peer_of(stream), GRANT))
+        sink.grants += sum(1 for _ in self._notifications.receive(stream.peer_rank, GRANT))
         while sink.grants and sink.announced and sink.announced[0].packed is not None:
             sending = sink.announced.popleft()
             sink.grants -= 1
@@ -184,11 +185,13 @@ class NCCLDestination(RemoteDestination[_Sending]):
             wait_asleep(lambda: self._given_up.is_set() or test(), "grant", self._timeout)
         except DeadlineError:
             raise StreamingError(
-                f"rank {stream.peer} was not ready for {_name(stream, chunk)} within {self._timeout:g} s"
+                f"rank {stream.peer} was not ready for {_name(stream, chunk)} "
+                f"within {self._timeout:g} s"
             ) from None
-        self._go_on(stream, chunk)
+        self._check_going_on(stream, chunk)
 
-    def _go_on(self, stream: Stream, chunk: Chunk) -> None:
+    def _check_going_on(self, stream: Stream, chunk: Chunk) -> None:
+        """Raise StreamingError if the destination has been given up."""
         if self._given_up.is_set():
             raise StreamingError(f"{_name(stream, chunk)} to rank {stream.peer} was given up")
 

@@ -1,7 +1,8 @@
-"""NIXL as the destination needs it: a rank's agent, its registered memory, and short letters between agents.
+"""A rank's NIXL agent as the destination needs it: registered memory, writes and notifications.
 
-The agent has no progress thread: NIXL's spins on a core, model or no model. What is on its way moves while somebody
-looks (:meth:`Agent.listen`, :meth:`Agent.moved`); whoever waits looks, sleeps, and looks again.
+The agent has no progress thread: NIXL's spins on a core. Transfers move while somebody calls
+:meth:`Agent.advance` or :meth:`Agent.done`; a side that waits calls one of them, sleeps, and calls
+again.
 """
 
 from __future__ import annotations
@@ -19,36 +20,44 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
+from ...waiting import DeadlineError, wait_asleep
+from ..base import Stream, StreamingError
 
-Runs = Sequence[tuple[int, int]]
-"""Pieces of memory by address and bytes."""
+Extents = Sequence[tuple[int, int]]
+"""Pieces of memory as (address, bytes)."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_WORDS = struct.Struct("<BIQQQ")  # kind, stream, number, address, bytes
-_TAG = 0  # of cards
+_NOTIFICATION = struct.Struct("<BIQQQ")  # kind, stream, number, address, bytes
+_TAG = 0  # of messages that carry metadata
 
-MEETING = 60.0
-"""Seconds within which the agents of other ranks must come."""
+CONNECT_S = 60.0
+"""Seconds within which the agents of other ranks must be there."""
 
-LAST_WORD = 3.0
-"""Seconds in which whoever started the ranks can end this one too, before it complains of a peer that has gone."""
+PEER_FIRST_S = 3.0
+"""Seconds that this side waits before it complains of a lost peer.
+
+The peer has failed and knows why. Within this time the launcher can end this process too, so that
+only the peer's message is seen.
+"""
 
 
-class Letter(IntEnum):
-    """What agents tell each other of one chunk of a stream, by its number since they met."""
+class Notification(IntEnum):
+    """Kinds of messages between agents about one chunk, by its number since they connected."""
 
     HELLO = 0
-    PLACE = 1  # the sink has room for it: so many bytes at that address, or, at 0, where its runs belong
-    WRITTEN = 2  # the source has written it there
-    DONE = 3  # the sink has it where it belongs
+    BUFFER = 1  # sink: it may be written, to (address, bytes), or at address 0 to the cache itself
+    WRITTEN = 2  # source: it has been written
+    DONE = 3  # sink: it is in its place
 
 
 def load() -> Any:
-    """NIXL's Python module, silent unless ``NIXL_LOG_LEVEL`` is set. Raises StreamingError: it cannot be loaded."""
+    """Return NIXL's Python module, silent unless ``NIXL_LOG_LEVEL`` is set.
+
+    Raises:
+        StreamingError: it cannot be loaded.
+    """
     try:
         from nixl import _api
     except ImportError as error:
@@ -58,120 +67,134 @@ def load() -> Any:
     return _api
 
 
-def _leaving_the_last_word(
+def _reports_lost_peer(
     method: Callable[Concatenate[Agent, _P], _T],
 ) -> Callable[Concatenate[Agent, _P], _T]:
-    """What failed is the peer, which knows why: StreamingError only if nobody ends this process meanwhile."""
+    """Turn NIXL's error about a peer that is gone into a StreamingError, after PEER_FIRST_S."""
 
     @wraps(method)
     def work(agent: Agent, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return method(agent, *args, **kwargs)
         except agent.disconnected:
-            time.sleep(LAST_WORD)
+            time.sleep(PEER_FIRST_S)
             raise StreamingError("NIXL: a peer's agent has gone") from None
 
     return work
 
 
 class Agent:
-    """One rank's agent, which has met its peers: making one needs them to make theirs.
+    """One rank's agent, connected to its peers. Making one needs the peers to make theirs.
 
     Args:
         comm: names the ranks; nothing else may be on its way there meanwhile.
-        memory: what is read here, or written by others: contiguous tensors of one device, registered once.
-        tell: what each peer is told.
+        memory: contiguous tensors of one device, registered once. It is read here, or written by
+            others.
+        share: by peer, an object that goes to it along with this agent's metadata.
 
     Raises:
-        StreamingError: NIXL cannot be used here, or a peer did not come.
+        StreamingError: NIXL cannot be used here, or a peer did not connect.
 
     Attributes:
-        told: what each peer has told.
-        disconnected: what NIXL raises once a peer has gone.
+        shared: by peer, the object that it has sent.
+        disconnected: the exception that NIXL raises once a peer is gone.
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], tell: Mapping[int, Any]
+        self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], share: Mapping[int, Any]
     ) -> None:
         nixl, device = load(), memory[0].device
         self.disconnected: type[Exception] = nixl.nixlBind.nixlRemoteDisconnectError
         self._kind, self._device = ("VRAM", device.index) if device.type == "cuda" else ("DRAM", 0)
         config = nixl.nixl_agent_config(
             enable_prog_thread=False,
-            sync_mode=nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT,  # one thread makes it, another uses it
+            # One thread makes the agent, another one uses it.
+            sync_mode=nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT,
         )
         self._agent = nixl.nixl_agent(str(comm.rank), config)
         self._registered = self._agent.register_memory([tensor.view(-1) for tensor in memory])
-        self._device_of = {"NIXL_INIT_AGENT": self._device}  # by agent; NIXL's name for one's own
-        self._letters: dict[
-            tuple[int, int, int, int], tuple[int, int]
-        ] = {}  # by sender, stream, kind and number
+        # The device's number in each agent's process; NIXL's name for one's own is the first key.
+        self._device_of = {"NIXL_INIT_AGENT": self._device}
+        # (address, bytes) by sender, stream, kind and number.
+        self._notifications: dict[tuple[int, int, int, int], tuple[int, int]] = {}
         try:
-            self.told = self._meet(comm, tell)
+            self.shared = self._connect(comm, share)
         except DeadlineError as error:
             raise StreamingError(f"NIXL: {error}") from None
 
-    def _meet(self, comm: MPI.Intracomm, tell: Mapping[int, Any]) -> dict[int, Any]:
-        """Everyone sends before anyone waits, so nobody waits in a circle. The first letters make the connections."""
-        card, told = self._agent.get_agent_metadata(), {}
-        sent = [comm.isend((card, self._device, words), peer, _TAG) for peer, words in tell.items()]
-        for peer in tell:
-            wait_asleep(
-                partial(comm.iprobe, peer, _TAG), f"the card of rank {peer}'s agent", MEETING
-            )
-            theirs, self._device_of[str(peer)], told[peer] = comm.recv(None, peer, _TAG)
+    def _connect(self, comm: MPI.Intracomm, share: Mapping[int, Any]) -> dict[int, Any]:
+        """Exchange metadata; everyone sends before anyone waits, so nobody waits in a circle."""
+        metadata, shared = self._agent.get_agent_metadata(), {}
+        sent = [
+            comm.isend((metadata, self._device, extra), peer, _TAG) for peer, extra in share.items()
+        ]
+        for peer in share:
+            what = f"the metadata of rank {peer}'s agent"
+            wait_asleep(partial(comm.iprobe, peer, _TAG), what, CONNECT_S)
+            theirs, self._device_of[str(peer)], shared[peer] = comm.recv(None, peer, _TAG)
             self._agent.add_remote_agent(theirs)
         wait_asleep(
-            lambda: bool(MPI.Request.testall(sent)[0]), "this agent's card on its way", MEETING
+            lambda: bool(MPI.Request.testall(sent)[0]), "sending this agent's metadata", CONNECT_S
         )
-        for peer in tell:
-            self._agent.send_notif(str(peer), _WORDS.pack(Letter.HELLO, 0, 0, 0, 0))
-        for peer in tell:
-            wait_asleep(partial(self._has_come, peer), f"a letter of rank {peer}'s agent", MEETING)
-        return told
+        # The first notification makes the connection.
+        for peer in share:
+            hello = _NOTIFICATION.pack(Notification.HELLO, 0, 0, 0, 0)
+            self._agent.send_notif(str(peer), hello)
+        for peer in share:
+            what = f"a notification of rank {peer}'s agent"
+            wait_asleep(partial(self._has_come, peer), what, CONNECT_S)
+        return shared
 
     def _has_come(self, peer: int) -> bool:
-        self.listen()
-        return (peer, 0, Letter.HELLO, 0) in self._letters
+        self.advance()
+        return (peer, 0, Notification.HELLO, 0) in self._notifications
 
-    # ---- letters ----
+    # ---- notifications ----
 
-    @_leaving_the_last_word
-    def listen(self) -> None:
-        """Let move what is on its way, and sort the letters that have come; they may overtake each other."""
+    @_reports_lost_peer
+    def advance(self) -> None:
+        """Let transfers move, and collect the notifications that have come, in any order."""
         if self._kind == "VRAM":
-            torch.cuda.set_device(self._device)  # of the thread that calls, whose context UCX uses
-        for sender, letters in self._agent.get_new_notifs().items():
-            for letter in letters:
-                kind, stream, number, address, nbytes = _WORDS.unpack(letter)
-                self._letters[int(sender), stream, kind, number] = address, nbytes
+            torch.cuda.set_device(self._device)  # UCX uses the CUDA context of the calling thread
+        for sender, messages in self._agent.get_new_notifs().items():
+            for message in messages:
+                kind, stream, number, address, nbytes = _NOTIFICATION.unpack(message)
+                self._notifications[int(sender), stream, kind, number] = address, nbytes
 
-    @_leaving_the_last_word
-    def say(
-        self, stream: Stream, kind: Letter, number: int, address: int = 0, nbytes: int = 0
+    @_reports_lost_peer
+    def notify(
+        self, stream: Stream, kind: Notification, number: int, address: int = 0, nbytes: int = 0
     ) -> None:
-        self._agent.send_notif(
-            str(stream.peer), _WORDS.pack(kind, stream.id, number, address, nbytes)
-        )
+        """Send a notification about a chunk of a stream to the stream's peer."""
+        message = _NOTIFICATION.pack(kind, stream.id, number, address, nbytes)
+        self._agent.send_notif(str(stream.peer), message)
 
-    def take(self, stream: Stream, kind: Letter, number: int) -> tuple[int, int] | None:
-        """Address and bytes that a letter named, once it has come; it is taken once."""
-        assert stream.peer is not None
-        return self._letters.pop((stream.peer, stream.id, kind, number), None)
+    def take(self, stream: Stream, kind: Notification, number: int) -> tuple[int, int] | None:
+        """Return (address, bytes) of a notification, once, when it has come; else None."""
+        return self._notifications.pop((stream.peer_rank, stream.id, kind, number), None)
 
-    # ---- what is written into a peer's memory ----
+    # ---- writes into a peer's memory ----
 
-    @_leaving_the_last_word
-    def write(self, stream: Stream, here: Runs, there: Runs, number: int | None = None) -> Any:
-        """Begin one transfer of pieces to places of the same bytes; with ``number``, the peer is told of its end."""
-        letter = b"" if number is None else _WORDS.pack(Letter.WRITTEN, stream.id, number, 0, 0)
+    @_reports_lost_peer
+    def write(
+        self, stream: Stream, here: Extents, there: Extents, number: int | None = None
+    ) -> Any:
+        """Begin one transfer of pieces of memory; return its handle, for :meth:`done`.
+
+        Args:
+            there: as many pieces of the peer's memory, of the same sizes.
+            number: of the chunk; the peer is notified when it has been written. None: it is not.
+        """
+        message = b""
+        if number is not None:
+            message = _NOTIFICATION.pack(Notification.WRITTEN, stream.id, number, 0, 0)
         peer = str(stream.peer)
         own = self._agent.get_xfer_descs(self._table(here), self._kind)
         theirs = self._agent.get_xfer_descs(self._table(there, peer), self._kind)
-        return self._begin(self._agent.initialize_xfer("WRITE", own, theirs, peer, letter))
+        return self._begin(self._agent.initialize_xfer("WRITE", own, theirs, peer, message))
 
-    def write_each(self, stream: Stream, here: Runs, there: Runs) -> Iterator[Any]:
-        """A transfer for each piece, begun when it is asked for; all pieces are made known to NIXL beforehand."""
+    def write_each(self, stream: Stream, here: Extents, there: Extents) -> Iterator[Any]:
+        """Yield a transfer per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
         own = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(here), self._kind)
         theirs = self._agent.prep_xfer_dlist(peer, self._table(there, peer), self._kind)
@@ -179,19 +202,23 @@ class Agent:
         for number in range(len(here)):
             yield self._begin(make("WRITE", own, [number], theirs, [number]))
 
-    def _table(self, runs: Runs, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
-        """Pieces of an agent's memory, with the number that their device has there."""
+    def _table(self, extents: Extents, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
+        """Return (address, bytes, device number) of each piece, uint64 [n, 3]."""
         device = self._device_of[agent]
-        return np.array([(address, nbytes, device) for address, nbytes in runs], dtype=np.uint64)
+        return np.array([(address, nbytes, device) for address, nbytes in extents], dtype=np.uint64)
 
-    @_leaving_the_last_word
+    @_reports_lost_peer
     def _begin(self, transfer: Any) -> Any:
         self._agent.transfer(transfer)
         return transfer
 
-    @_leaving_the_last_word
-    def moved(self, transfer: Any) -> bool:
-        """Whether a transfer is over: its bytes are in the peer's memory. Raises StreamingError: it failed."""
+    @_reports_lost_peer
+    def done(self, transfer: Any) -> bool:
+        """Return whether a transfer's bytes are in the peer's memory.
+
+        Raises:
+            StreamingError: the transfer failed.
+        """
         state = self._agent.check_xfer_state(transfer)
         if state == "ERR":
             raise StreamingError("NIXL: a transfer failed")
@@ -200,8 +227,8 @@ class Agent:
         return bool(state == "DONE")
 
     def close(self) -> None:
-        """Part from the peers, which may have done so before, and give the memory back."""
-        for peer in self.told:
+        """Disconnect from the peers, which may be gone already, and release the memory."""
+        for peer in self.shared:
             self._agent.remove_remote_agent(str(peer))
         self._agent.deregister_memory(self._registered)
         del self._agent

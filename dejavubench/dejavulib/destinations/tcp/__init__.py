@@ -1,6 +1,11 @@
-"""``tcp``: chunks over a plain socket to a sink that is no part of the MPI job."""
+"""``tcp``: chunks over a plain socket to a sink that is no part of the MPI job.
 
-from dejavubench.dejavulib.destinations.tcp.sink import TCPSink
-from dejavubench.dejavulib.destinations.tcp.source import TCPDestination
+A sink's owner may add frames of its own to the protocol: handlers that
+:class:`.sink.TCPSinkServer` takes as ``services``, and that a source calls by
+:meth:`.source.TCPDestination.request`.
+"""
 
-__all__ = ["TCPDestination", "TCPSink"]
+from .sink import TCPSinkServer
+from .source import TCPDestination
+
+__all__ = ["TCPDestination", "TCPSinkServer"]

@@ -1,4 +1,4 @@
-"""What one source streams to a ``tcp`` sink: frame by frame into the caches that it has announced."""
+"""One source's connection to a ``tcp`` sink: its frames go into the caches that it announced."""
 
 from __future__ import annotations
 
@@ -7,33 +7,37 @@ from functools import partial
 
 import torch
 
-from dejavubench.dejavulib.copies import aligned_buffer, scatter
-from dejavubench.dejavulib.destinations.tcp.handshake import Setup, schedules
-from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
-from dejavubench.dejavulib.destinations.tcp.wire import REGION, Frame, Kind, Wire
-from dejavubench.dejavulib.kvcache import Region, Span
-from dejavubench.dejavulib.schedule import Chunk
+from ...copies import aligned_buffer, scatter
+from ...geometry import Region, Span
+from ...schedule import Chunk
+from .held import HeldStream, RefusalError
+from .setup import TCPSetup, schedules
+from .wire import REGION, Frame, FrameKind, Wire
 
 Service = Callable[["Connection", Frame, HeldStream], None]
-"""Answers a kind of frames that the owner of a sink adds to the protocol."""
+"""Handler of a kind of frames that the owner of a sink adds to the protocol.
+
+It answers by :meth:`Connection.reply`, raises RefusalError for a frame that it does not take, and
+needs less memory than ``CONNECTION_NBYTES``.
+"""
 
 
 class Connection:
-    """What one source streams, once it has been let in.
+    """The sink's side of one source, once the source has been let in.
 
     Args:
-        services: handlers of further kinds of frames, from ``FIRST_SERVICE`` on; each replies by :meth:`reply`, raises
-            RefusalError for what it does not take, and needs less than ``CONNECTION_NBYTES`` of memory.
+        services: handlers by the kind of their frames, from ``FIRST_SERVICE`` on.
 
     Raises:
-        RefusalError: its setup is not one that can be.
+        RefusalError: the numbers of the setup do not fit together.
 
     Attributes:
         wire: this side's end of the connection.
-        nbytes, chunks: what has arrived.
+        summary: the caches, in words.
+        nbytes, chunks: counters of what has come.
     """
 
-    def __init__(self, wire: Wire, setup: Setup, services: Mapping[int, Service]) -> None:
+    def __init__(self, wire: Wire, setup: TCPSetup, services: Mapping[int, Service]) -> None:
         self.wire = wire
         self._services = services
         try:
@@ -41,51 +45,63 @@ class Connection:
         except ValueError as error:
             raise RefusalError(f"setup: {error}") from None
         self._streams = {id: HeldStream(id, schedule, dtype) for id, schedule in found.items()}
-        self._slot_nbytes = min(
-            setup.slot_nbytes, max(schedule.nbytes for schedule in found.values())
-        )
+        largest = max(schedule.nbytes for schedule in found.values())
+        self._slot_nbytes = min(setup.slot_nbytes, largest)
         self._slot: torch.Tensor | None = None
         self.nbytes = self.chunks = 0
-        self.what = f"{len(found)} streams, caches of {setup.geometry.layout} {setup.dtype}, {setup.nbytes >> 20} MiB"
+        self.summary = (
+            f"{len(found)} streams, caches of {setup.geometry.layout} {setup.dtype}, "
+            f"{setup.nbytes >> 20} MiB"
+        )
 
     def serve(self) -> None:
-        """Until the source says that there is nothing more."""
-        take: dict[int, Callable[[Frame, HeldStream], None]] = {
-            Kind.BEGIN: self._begin,
-            Kind.CHUNK: self._chunk,
-            Kind.RUN: self._run,
-            Kind.BATCHED_RUN: self._run,
-            Kind.READ: self._read,
+        """Handle frames until the source says BYE.
+
+        Raises:
+            RefusalError: a frame cannot come now.
+            WireError: the connection broke.
+        """
+        handlers: dict[int, Callable[[Frame, HeldStream], None]] = {
+            FrameKind.BEGIN: self._begin,
+            FrameKind.CHUNK: self._chunk,
+            FrameKind.EXTENT: self._extent,
+            FrameKind.BATCHED_EXTENT: self._extent,
+            FrameKind.READ: self._read,
             **{kind: partial(serve, self) for kind, serve in self._services.items()},
         }
         while True:
-            self.wire.wait_readable()  # a model may compute for long, or load another
+            self.wire.wait_readable()  # however long: a model may compute, or load another one
             frame = self.wire.receive_head()
-            if frame.kind == Kind.BYE:
+            if frame.kind == FrameKind.BYE:
                 return
             held = self._streams.get(frame.stream)
-            if held is None or frame.kind not in take:
+            if held is None or frame.kind not in handlers:
                 raise RefusalError(
-                    f"nothing is known of frames of kind {frame.kind} for stream {frame.stream}"
+                    f"this sink has no use for frames of kind {frame.kind} for stream "
+                    f"{frame.stream}"
                 )
-            expected = held.microbatch + (frame.kind == Kind.BEGIN)
+            expected = held.microbatch + (frame.kind == FrameKind.BEGIN)
             if frame.microbatch != expected or not expected:
                 raise RefusalError(
                     f"stream {held.id} is at microbatch {held.microbatch}, not {frame.microbatch}"
                 )
-            take[frame.kind](frame, held)
+            handlers[frame.kind](frame, held)
 
     def reply(self, kind: int, frame: Frame, payload: memoryview | bytes = b"") -> None:
         """Answer a frame, with its stream, microbatch and number."""
         self.wire.send_frame(frame._replace(kind=kind, nbytes=len(payload)), payload)
 
+    def staging(self, nbytes: int) -> torch.Tensor:
+        """Return the first ``nbytes`` bytes of the connection's staging slot."""
+        if self._slot is None:
+            self._slot = aligned_buffer(self._slot_nbytes)
+        return self._slot[:nbytes]
+
     def _begin(self, frame: Frame, held: HeldStream) -> None:
         if frame.nbytes:
-            raise RefusalError(
-                f"a microbatch begins with {frame.nbytes} bytes that nobody has asked for"
-            )
+            raise RefusalError(f"BEGIN carries {frame.nbytes} bytes; it has no payload")
         held.begin(frame.microbatch)
-        self.reply(Kind.BEGUN, frame)
+        self.reply(FrameKind.BEGUN, frame)
 
     def _chunk(self, frame: Frame, held: HeldStream) -> None:
         chunk = held.chunk(frame.number, frame.nbytes)
@@ -99,15 +115,15 @@ class Connection:
             raise RefusalError(_corrupt(held, chunk))
         self._complete(frame, held, chunk.nbytes)
 
-    def _run(self, frame: Frame, held: HeldStream) -> None:
-        place, last = held.run(frame.number, frame.nbytes)
+    def _extent(self, frame: Frame, held: HeldStream) -> None:
+        place, last = held.extent(frame.number, frame.nbytes)
         if not self.wire.receive_payload(frame, [place]):
             raise RefusalError(
-                f"run {held.runs - 1} of chunk {frame.number} of stream {held.id}: its hash does not agree with its "
-                "bytes"
+                f"extent {held.extents - 1} of chunk {frame.number} of stream {held.id}: its hash "
+                "does not agree with its bytes"
             )
-        if frame.kind == Kind.RUN:
-            self.reply(Kind.TAKEN, frame)
+        if frame.kind == FrameKind.EXTENT:
+            self.reply(FrameKind.TAKEN, frame)
         if last:
             self._complete(frame, held, held.schedule.step_nbytes(frame.number))
 
@@ -115,26 +131,19 @@ class Connection:
         held.arrived(nbytes)
         self.nbytes += nbytes
         self.chunks += 1
-        self.reply(Kind.COMPLETE, frame)
+        self.reply(FrameKind.COMPLETE, frame)
 
     def _read(self, frame: Frame, held: HeldStream) -> None:
         edges = bytearray(REGION.size)
         if frame.nbytes != len(edges) or not self.wire.receive_payload(frame, [memoryview(edges)]):
-            raise RefusalError("what is to be read is not told by a region")
+            raise RefusalError("READ does not carry a region")
         numbers = REGION.unpack(edges)
         try:
             region = Region(*(Span(*numbers[at : at + 2]) for at in range(0, len(numbers), 2)))
         except ValueError as error:
             raise RefusalError(str(error)) from None
-        self.reply(
-            Kind.CONTENT, frame, held.packed(region, self.staging(self._slot_nbytes)).numpy().data
-        )
-
-    def staging(self, nbytes: int) -> torch.Tensor:
-        """Return the first ``nbytes`` bytes of the connection's staging slot."""
-        if self._slot is None:
-            self._slot = aligned_buffer(self._slot_nbytes)
-        return self._slot[:nbytes]
+        packed = held.packed(region, self.staging(self._slot_nbytes))
+        self.reply(FrameKind.CONTENT, frame, packed.numpy().data)
 
 
 def _corrupt(held: HeldStream, chunk: Chunk) -> str:
@@ -142,6 +151,7 @@ def _corrupt(held: HeldStream, chunk: Chunk) -> str:
         f"[{span.start}, {span.stop})" for span in vars(chunk.region).values()
     )
     return (
-        f"chunk {chunk.index} (step {chunk.step}) of stream {held.id}: its hash does not agree with its bytes, "
-        f"layers {layers}, requests {requests}, heads {heads}, positions {positions}"
+        f"chunk {chunk.index} (step {chunk.step}) of stream {held.id}: its hash does not agree "
+        f"with its bytes, layers {layers}, requests {requests}, heads {heads}, "
+        f"positions {positions}"
     )

@@ -1,21 +1,23 @@
-"""How a ``tcp`` stream's two sides come to terms: each proves to know the token, then the source says what will come.
+"""The handshake of a ``tcp`` stream: both sides prove that they know the token.
 
-Before anything else, in fixed sizes; little-endian like all numbers here::
+Fixed sizes, before anything else; little-endian like all numbers here::
 
     source → sink   magic "DEJAVUTC", version u32, nonce [32]
     sink → source   the same, with a nonce of its own
     source → sink   proof [32]
-    sink → source   proof [32], machine [32], network [32]; or, where the source's proof was wrong, the end
+    sink → source   proof [32], machine [32], network [32]; or nothing, if the proof was wrong
 
-A proof is the HMAC-SHA256 of both nonces and of the side that proves, keyed with the token. So the token itself never
-crosses the network, what was overheard proves nothing a second time, and neither side can be answered with its own
-words. Both prove: no stranger's bytes are taken as cache, and no stranger is sent any. What follows is not encrypted,
-and its checksums are against accidents, not against somebody who changes packets: the network has to be trusted. The
-machine is a digest of what the running kernel is known by, the network one of the network namespace on it that a side
-is in: two sides in one network of one machine are never called remote, and two networks of one machine are told apart
-from two machines.
+A proof is the HMAC-SHA256, keyed with the token, of both nonces and of the side that proves. So the
+token itself never crosses the network, an overheard proof is worth nothing later, and no side can
+be answered with its own words. Both sides prove: no stranger's bytes are taken as cache, and no
+stranger is sent any. What follows is not encrypted. Its checksums are against accidents, not
+against somebody who changes packets: the network has to be trusted.
 
-Only then is anything sized from what the source says: :class:`Setup`, a JSON text of bounded length and numbers.
+The machine is a digest that identifies the running kernel; the network, one that identifies the
+network namespace on it. Two sides in one network of one machine are never called remote, and two
+networks of one machine are told apart from two machines.
+
+Then the source announces its :class:`~.setup.TCPSetup`, a JSON text of bounded length and numbers.
 """
 
 from __future__ import annotations
@@ -27,202 +29,34 @@ import secrets
 import socket
 import struct
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.tcp.wire import (
-    ClosedError,
-    Frame,
-    Kind,
-    Wire,
-    WireError,
-    set_buffers,
-)
-from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
-from dejavubench.dejavulib.schedule import StreamSchedule
+from .setup import TCPSetup
+from .wire import ClosedError, Frame, FrameKind, TokenError, Wire, WireError, set_buffers
 
 VERSION = 3
 _HELLO = struct.Struct("<8sI32s")
 _MAGIC = b"DEJAVUTC"
 
 Address = tuple[str, int]
-
-MOST_STREAMS = 1024
-MOST_CHUNKS = 1 << 20
-"""Of one step: keeps a sink from being made to count for ever."""
-
-CONNECTION_NBYTES = 1 << 20
-"""Memory of a connection beside caches and staging: its thread, and what a service of the owner takes at a time."""
-
-STREAM_NBYTES = 16 << 10
-"""The Python objects of one stream."""
-
-CHUNK_NBYTES = 2 << 10
-"""The Python objects of one chunk of a step, in the few lists of them that are made at a time."""
-
-TEXT_TIMES = 64
-"""Bytes that reading a setup takes for each byte of its text."""
-
-_Size = Annotated[int, Field(ge=1, le=1 << 31)]
-_Edge = Annotated[int, Field(ge=0, le=1 << 31)]
-_Span = tuple[_Edge, _Edge]
-_Dtype = Literal["float32", "bfloat16", "float16", "int32", "int16", "uint8"]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _Geometry(_Strict):
-    layers: _Size
-    requests: _Size
-    heads: _Size
-    positions: _Size
-    head_size: _Size
-    itemsize: _Size
-    layout: Literal["ft", "hnd", "nhd"]
-
-
-class _Stream(_Strict):
-    id: _Edge
-    layers: _Span
-    requests: _Span
-    heads: _Span
-    input_len: _Size
-    steps: _Edge
-    slot_nbytes: _Size
-
-
-class Setup(_Strict):
-    """Geometry and type of the caches, and the schedule of each stream; on the sink each has a cache of its own.
-
-    The level is no part of it: frames say how each chunk comes, and a chunk must be the schedule's next one.
-    """
-
-    geometry: _Geometry
-    dtype: _Dtype
-    streams: Annotated[tuple[_Stream, ...], Field(min_length=1, max_length=MOST_STREAMS)]
-
-    @classmethod
-    def of(cls, streams: list[Stream], dtype: torch.dtype) -> Setup:
-        """What these streams, of caches of one geometry, are announced as."""
-        (geometry,) = {stream.schedule.geometry for stream in streams}
-        announced = []
-        for stream in streams:
-            schedule, region = stream.schedule, stream.schedule.region
-            cuts = {axis: tuple(getattr(region, axis)) for axis in ("layers", "requests", "heads")}
-            numbers = {
-                name: getattr(schedule, name) for name in ("input_len", "steps", "slot_nbytes")
-            }
-            announced.append({"id": stream.id, **cuts, **numbers})
-        sizes = {name: getattr(geometry, name) for name in _Geometry.model_fields}
-        named = {
-            "geometry": {**sizes, "layout": geometry.layout.value},
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        return cls.model_validate({**named, "streams": tuple(announced)})
-
-    def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """The most memory that a sink needs, whatever frames come: a cache for each stream, staging, Python's objects.
-
-        Only numbers are looked at, which need not fit together yet.
-        """
-        sizes = self.geometry
-        cache = (
-            2
-            * sizes.layers
-            * sizes.requests
-            * sizes.heads
-            * sizes.positions
-            * sizes.head_size
-            * sizes.itemsize
-        )
-        objects = sum(
-            STREAM_NBYTES + CHUNK_NBYTES * self._chunks(stream) for stream in self.streams
-        )
-        return cache * len(self.streams) + self.slot_nbytes + objects + CONNECTION_NBYTES
-
-    def _chunks(self, stream: _Stream) -> int:
-        """The most chunks of one step of a stream: what :meth:`StreamSchedule.atoms` lists."""
-        layers, requests, heads = (
-            max(0, stop - start) for start, stop in (stream.layers, stream.requests, stream.heads)
-        )
-        per_position = 2 * heads * self.geometry.head_size * self.geometry.itemsize
-        per_request = per_position * stream.input_len
-        if per_request <= stream.slot_nbytes:
-            return layers * -(-requests * max(per_request, 1) // stream.slot_nbytes) * 2
-        return (
-            layers * requests * -(-stream.input_len // max(1, stream.slot_nbytes // per_position))
-        )
-
-    @property
-    def slot_nbytes(self) -> int:
-        """Bytes of the largest staging slot."""
-        return max(stream.slot_nbytes for stream in self.streams)
-
-
-def read_setup(text: str) -> Setup:
-    """Raises:
-    ValueError: the text is no setup; the message says where, in one line.
-    """
-    try:
-        return Setup.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"setup: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def schedules(setup: Setup) -> dict[int, StreamSchedule]:
-    """The streams' schedules by id, once the sink has agreed to :attr:`Setup.nbytes`.
-
-    Raises:
-        ValueError: the numbers do not fit together; the message says which.
-    """
-    if setup.torch_dtype().itemsize != setup.geometry.itemsize:
-        raise ValueError(f"{setup.dtype} does not have {setup.geometry.itemsize} bytes an element")
-    geometry = KVGeometry(**{**dict(setup.geometry), "layout": KVLayout(setup.geometry.layout)})
-    found: dict[int, StreamSchedule] = {}
-    for stream in setup.streams:
-        if stream.id in found:
-            raise ValueError(f"stream {stream.id} is announced twice")
-        region = Region(
-            Span(*stream.layers), Span(*stream.requests), Span(*stream.heads), Span(0, 0)
-        )
-        if not (region.layers.size and region.requests.size and region.heads.size):
-            raise ValueError(f"stream {stream.id} has nothing in it: {region}")
-        schedule = StreamSchedule(
-            geometry, region, stream.input_len, stream.steps, stream.slot_nbytes
-        )
-        if region.layers.size * -(-schedule.layer_nbytes(0) // stream.slot_nbytes) > MOST_CHUNKS:
-            raise ValueError(
-                f"stream {stream.id} is cut into more than {MOST_CHUNKS} chunks a step"
-            )
-        found[stream.id] = schedule
-    return found
-
-
-# ---- who is there ----
+"""Host and port."""
 
 
 def address_text(address: Address) -> str:
-    """``127.0.0.1:7601``, ``[::1]:7601``: as it is given on the command line."""
+    """Return an address as the command line takes it: ``127.0.0.1:7601`` or ``[::1]:7601``."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def connect(address: Address, token: bytes, timeout: float) -> Wire:
-    """A connection to a sink that has proven to know the token, and to which this side has proven it.
+    """Connect to a sink; both sides have proven the token afterwards.
+
+    Args:
+        timeout: seconds for the whole handshake.
 
     Raises:
-        WireError: nobody listens there, or not a sink, or one with another token or version.
+        TokenError: the two sides do not have the same token.
+        WireError: nobody listens there, or the listener is no sink, or has another version.
     """
     where = address_text(address)
     try:
@@ -242,9 +76,9 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
             wire.receive_into(machine)
             wire.receive_into(network)
         except ClosedError:
-            raise WireError(f"{where} does not accept this token: it has another one") from None
+            raise TokenError(f"{where} does not accept this token: it has another one") from None
         if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, of_sink)):
-            raise WireError(f"{where} does not know this token")
+            raise TokenError(f"{where} does not know this token")
         own_address = connected.getsockname()[0] == connected.getpeername()[0]
         wire.same_machine = machine == machine_digest() or own_address
         wire.same_host = network == _network_digest() or own_address
@@ -256,10 +90,10 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
 
 
 def welcome(wire: Wire, token: bytes) -> None:
-    """The sink's side of :func:`connect`.
+    """Do the sink's side of :func:`connect`.
 
     Raises:
-        WireError: the peer is no source, too slow, or does not know the token.
+        WireError: the peer is no source, is too slow, or does not know the token.
     """
     of_source, nonce, proof = _hello(wire), secrets.token_bytes(32), memoryview(bytearray(32))
     wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
@@ -270,7 +104,7 @@ def welcome(wire: Wire, token: bytes) -> None:
 
 
 def _hello(wire: Wire) -> bytes:
-    """The other side's nonce."""
+    """Receive the other side's nonce."""
     hello = memoryview(bytearray(_HELLO.size))
     wire.receive_into(hello)
     magic, version, nonce = _HELLO.unpack(hello)
@@ -290,39 +124,40 @@ def _proof(
 
 
 def machine_digest() -> bytes:
-    """The same for all processes of one running kernel, containers included; random where the kernel does not tell."""
+    """Return a digest that all processes under one kernel share, containers included.
+
+    It is random if the kernel does not identify itself.
+    """
     file = Path("/proc/sys/kernel/random/boot_id")
     return hashlib.sha256(file.read_bytes()).digest() if file.exists() else secrets.token_bytes(32)
 
 
 def _network_digest() -> bytes:
-    """The same for all processes of one network namespace of one running kernel: between them nothing is sent."""
+    """Return a digest that all processes of one network namespace of one kernel share."""
     namespace = Path("/proc/self/ns/net")
-    known = (
-        os.readlink(namespace).encode() if namespace.is_symlink() else b""
-    )  # a kernel without them has one network
+    # A kernel without namespaces has one network.
+    known = os.readlink(namespace).encode() if namespace.is_symlink() else b""
     return hashlib.sha256(machine_digest() + known).digest()
 
 
-# ---- what will come ----
+def announce(wire: Wire, setup: TCPSetup) -> None:
+    """Announce the source's setup to the sink.
 
-
-def announce(wire: Wire, setup: Setup) -> None:
-    """Tell the sink what will come. Raises RefusedError: it takes no such caches."""
+    Raises:
+        RefusedError: the sink does not take such caches.
+    """
     text = setup.model_dump_json().encode()
-    wire.send_frame(Frame(Kind.SETUP, nbytes=len(text)), text)
+    wire.send_frame(Frame(FrameKind.SETUP, nbytes=len(text)), text)
     reply = wire.receive_reply()
-    if reply.kind != Kind.ACCEPTED:
+    if reply.kind != FrameKind.ACCEPTED:
         raise WireError(f"{wire.peer} answers a setup with a frame of kind {reply.kind}")
 
 
 def leave(wire: Wire) -> None:
-    """Say that there is nothing more, and wait until the sink has given its memory back."""
+    """Say that there is nothing more, and wait until the sink has released its memory."""
     try:
-        wire.send_frame(Frame(Kind.BYE))
+        wire.send_frame(Frame(FrameKind.BYE))
         while True:
             wire.receive_reply()
-    except (
-        WireError
-    ):  # closed: what was waited for; or broken, when nothing is asked of it any more
+    except WireError:  # closed, as expected; or broken, when nothing is asked of it any more
         return

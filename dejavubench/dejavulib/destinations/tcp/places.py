@@ -1,7 +1,7 @@
-"""Places of a step's bytes in a sink's cache, one run after the other, in memory that does not grow with them.
+"""Places of a step's bytes in a sink's cache, extent by extent, in memory that does not grow.
 
-A source may announce a cache with as many runs as bytes. So no list of all runs is made: their offsets are computed
-block by block.
+A source may announce a cache with as many extents as bytes. So no list of all extents is made:
+their offsets are computed block by block.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from math import prod
 
 import numpy as np
 
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, Region, Rows
+from ...geometry import BOTH, Region, Rows
+from ...kvcache import KVCache
 
 BLOCK = 1024
-"""Runs whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""
+"""Extents whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""
 
 
-def run_places(cache: KVCache, atoms: Iterator[Region]) -> Iterator[memoryview]:
-    """The runs of some regions, one layer each, as views of the cache: K then V of each, in packed order."""
+def extent_places(cache: KVCache, atoms: Iterator[Region]) -> Iterator[memoryview]:
+    """Yield the extents of some regions as views of the cache: K, then V of each, in packed order.
+
+    Args:
+        atoms: regions of one layer each.
+    """
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     for atom in atoms:
         for kv in BOTH:
@@ -29,6 +34,7 @@ def run_places(cache: KVCache, atoms: Iterator[Region]) -> Iterator[memoryview]:
 
 
 def _offsets(rows: Rows) -> Iterator[int]:
+    """Yield the offset of each row: its number written in the mixed radix of the axes' counts."""
     counts, strides = [count for count, _ in rows.axes], [stride for _, stride in rows.axes]
     total = prod(counts)
     for begin in range(0, total, BLOCK):

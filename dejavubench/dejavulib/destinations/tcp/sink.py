@@ -1,6 +1,7 @@
-"""The sink of ``tcp`` streams: listens, asks every peer for a proof, and keeps what the proven ones stream.
+"""The sink of ``tcp`` streams: listens, asks peers for a proof, and keeps what proven ones send.
 
-One connection is one source worker's, with caches and a thread of its own; what is wrong with one ends that one alone.
+One connection belongs to one source worker and has caches and a thread of its own. An error of one
+connection ends that connection alone.
 """
 
 from __future__ import annotations
@@ -14,49 +15,51 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from dejavubench.dejavulib.destinations.tcp.connection import Connection, Service
-from dejavubench.dejavulib.destinations.tcp.handshake import (
-    TEXT_TIMES,
-    Address,
-    Setup,
-    address_text,
-    read_setup,
-    welcome,
-)
-from dejavubench.dejavulib.destinations.tcp.held import RefusalError
-from dejavubench.dejavulib.destinations.tcp.unproven import MOST_UNPROVEN, PROVE_WITHIN, Unproven
-from dejavubench.dejavulib.destinations.tcp.wire import (
+from .connection import Connection, Service
+from .handshake import Address, address_text, welcome
+from .held import RefusalError
+from .setup import TEXT_TIMES, TCPSetup, read_setup
+from .unproven import MOST_UNPROVEN, PROVE_WITHIN, Unproven
+from .wire import (
     FIRST_SERVICE,
     MOST_TEXT,
     Frame,
-    Kind,
+    FrameKind,
     Wire,
     WireError,
     set_buffers,
 )
 
 MOST_PEERS = 128
-"""Peers at a time that have proven themselves; a further one is told so and closed. Others have places of their own."""
+"""Most peers at a time that have proven themselves; a further one is refused.
+
+Peers that have proven nothing yet have places of their own.
+"""
 
 NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 LAST_WORDS = 2.0
-"""Seconds that a refused source has for reading why."""
+"""Seconds that a refused source has for reading the reason."""
 
 
-class TCPSink:
-    """Listens from now on; :meth:`serve` takes who comes.
+class TCPSinkServer:
+    """Listens from now on; :meth:`serve` takes the peers that come.
 
     Args:
         address: port 0 is any that is free.
-        token: what sources have to know.
+        token: the secret that sources must know.
         limit: bytes of memory for all caches and staging together.
-        timeout: seconds that a source may be silent in the middle of something; a proof has 2 s at most.
-        log: is told of every peer in one line.
-        services: answers to kinds of frames that the owner adds to the protocol, from ``FIRST_SERVICE`` on.
+        timeout: seconds that a source may be silent within a frame; for a proof 2 s at most.
+        log: called with one line about every peer.
+        services: handlers of frames that the owner adds to the protocol, by kind, from
+            ``FIRST_SERVICE`` on.
 
     Raises:
         OSError: nobody can listen there.
+        ValueError: the token is empty, or a service has a kind of the protocol's own.
+
+    Attributes:
+        address: the address that it listens on.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class TCPSink:
             return
         try:
             wire = Wire(connected, peer, min(self._timeout, PROVE_WITHIN))
-        except OSError as error:  # gone again
+        except OSError as error:  # the peer is gone again
             self._log(f"refused {peer}: {error.strerror or error}")
             connected.close()
             return
@@ -119,7 +122,7 @@ class TCPSink:
             self._wires[wire] = thread
         try:
             thread.start()
-        except RuntimeError as error:  # no more threads: the sources that are here go on
+        except RuntimeError as error:  # the limit of threads
             self._log(f"refused {peer}: {error}")
             self._unproven.leave(wire)
             with self._lock:
@@ -133,7 +136,7 @@ class TCPSink:
             self._listening.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Once :meth:`serve` has returned: wait until all is given back."""
+        """Wait until everything is released, once :meth:`serve` has returned."""
         self._listening.close()
         with self._lock:
             wires = dict(self._wires)
@@ -146,30 +149,31 @@ class TCPSink:
     def _serve(self, wire: Wire) -> None:
         torch.set_num_threads(1)
         verb, needed = "refused", 0
+        connection: Connection | None = None
         try:
             self._let_in(wire)
             setup = self._read_setup(wire)
             if setup is None:
-                self._log(f"ended {wire.peer}: it only asked whether it may come")
+                self._log(f"ended {wire.peer}: it only asked whether it is let in")
                 return
             self._room.take(setup.nbytes)
             needed = setup.nbytes
             connection = Connection(wire, setup, self._services)
-            wire.send_frame(Frame(Kind.ACCEPTED))
-            self._log(f"accepted {wire.peer}: {connection.what}")
+            wire.send_frame(Frame(FrameKind.ACCEPTED))
+            self._log(f"accepted {wire.peer}: {connection.summary}")
             verb = "dropped"
             connection.serve()
             self._log(f"ended {wire.peer}: {connection.nbytes} bytes in {connection.chunks} chunks")
         except RefusalError as error:
             self._log(f"{verb} {wire.peer}: {error}")
-            _tell(wire, str(error))
+            _explain(wire, str(error))
         except WireError as error:
             self._log(f"{verb} {wire.peer}: {error}")
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other sources go on
+        except Exception as error:  # noqa: BLE001 - the other sources go on
             self._log(f"{verb} {wire.peer}: {type(error).__name__}: {error}")
-            _tell(wire, f"the sink failed: {type(error).__name__}: {error}")
+            _explain(wire, f"the sink failed: {type(error).__name__}: {error}")
         finally:
-            connection = None  # type: ignore[assignment] # its memory goes before anybody is told that it has
+            connection = None  # frees its memory before that is counted as free
             self._room.give_back(needed)
             with self._lock:
                 self._proven.discard(wire)
@@ -177,10 +181,10 @@ class TCPSink:
             wire.close()
 
     def _let_in(self, wire: Wire) -> None:
-        """Wait for a peer's proof, and give it a place among those that have proven themselves.
+        """Wait for a peer's proof, and give it a place among the proven ones.
 
         Raises:
-            WireError: it proves nothing, or had to make room for others before it did.
+            WireError: it proved nothing, or had to make room for others before it did.
             RefusalError: there is no place left.
         """
         try:
@@ -197,11 +201,11 @@ class TCPSink:
                 raise RefusalError(f"{MOST_PEERS} peers are connected")
             self._proven.add(wire)
 
-    def _read_setup(self, wire: Wire) -> Setup | None:
+    def _read_setup(self, wire: Wire) -> TCPSetup | None:
         frame = wire.receive_head()
-        if frame.kind == Kind.BYE:
+        if frame.kind == FrameKind.BYE:
             return None
-        if frame.kind != Kind.SETUP:
+        if frame.kind != FrameKind.SETUP:
             raise RefusalError(f"a frame of kind {frame.kind} came before the setup")
         reading = TEXT_TIMES * min(frame.nbytes, MOST_TEXT)
         self._room.take(reading)
@@ -214,7 +218,7 @@ class TCPSink:
 
 
 class _Room:
-    """The memory that all peers may take together; called from several threads."""
+    """The memory that all peers may take together. Called from several threads."""
 
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
@@ -222,12 +226,13 @@ class _Room:
         self._taken = 0
 
     def take(self, nbytes: int) -> None:
-        """Called before anything of it is made. Raises RefusalError: there is not so much left."""
+        """Take memory before anything in it is made; RefusalError if not so much is left."""
         with self._lock:
             left = self._limit - self._taken
             if nbytes > left:
                 raise RefusalError(
-                    f"{nbytes / 2**30:.2f} GiB are needed; of the limit of {self._limit / 2**30:.2f} GiB "
+                    f"{nbytes / 2**30:.2f} GiB are needed; of the limit of "
+                    f"{self._limit / 2**30:.2f} GiB "
                     f"{left / 2**30:.2f} are left"
                 )
             self._taken += nbytes
@@ -238,7 +243,7 @@ class _Room:
 
 
 def _listen(address: Address) -> socket.socket:
-    """Listen at the first address of this name that can be had: where there is no IPv6, a name may still have one."""
+    """Listen at the first address of this name that works; a host may lack IPv6."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     for number, (family, _, _, _, at) in enumerate(found):
         try:
@@ -249,16 +254,20 @@ def _listen(address: Address) -> socket.socket:
     raise OSError(f"{address[0]} has no address")
 
 
-def _tell(wire: Wire, why: str) -> None:
-    """Say why before closing, and let pass what is still being sent: else the closing would overtake the words."""
+def _explain(wire: Wire, why: str) -> None:
+    """Send the reason before closing.
+
+    What the peer still sends is read and dropped. A socket that closes with unread bytes resets the
+    connection, and the reason would be lost.
+    """
     text = why.encode()[:MOST_TEXT]
     until = time.monotonic() + LAST_WORDS
     try:
-        wire.send_frame(Frame(Kind.REFUSED, nbytes=len(text)), text)
+        wire.send_frame(Frame(FrameKind.REFUSED, nbytes=len(text)), text)
         wire.socket.shutdown(socket.SHUT_WR)
         wire.socket.settimeout(LAST_WORDS)
         passing = bytearray(1 << 16)
         while wire.socket.recv_into(passing) and time.monotonic() < until:
             pass
-    except (WireError, OSError):  # it does not listen any more
+    except (WireError, OSError):  # the peer does not listen any more
         return

@@ -1,7 +1,7 @@
-"""``tcp``: chunks over a plain socket to a sink that is no part of the MPI job.
+"""The source's side of ``tcp``.
 
-Everything goes over one connection, in order: frames of :mod:`~dejavubench.dejavulib.destinations.tcp.wire` to the sink, and back
-what it says of them. A chunk is complete when the sink has said that it is where it belongs.
+Everything goes over one connection, in order: frames of :mod:`.wire` to the sink, and its answers
+back. A chunk is complete when the sink has answered that it is in its place.
 """
 
 from __future__ import annotations
@@ -13,41 +13,33 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream
-from dejavubench.dejavulib.destinations.tcp.handshake import (
-    Address,
-    Setup,
-    announce,
-    connect,
-    leave,
-)
-from dejavubench.dejavulib.destinations.tcp.wire import (
-    MOST_TEXT,
-    REGION,
-    Frame,
-    Kind,
-    RefusedError,
-    WireError,
-)
-from dejavubench.dejavulib.schedule import Chunk
+from ...schedule import Chunk
+from ..base import Capabilities, ReadableDestination, RemoteDestination, Stream
+from .handshake import Address, announce, connect, leave
+from .setup import TCPSetup
+from .wire import MOST_TEXT, REGION, Frame, FrameKind, RefusedError, WireError
 
-_STREAMED = (Kind.CHUNK, Kind.RUN, Kind.BATCHED_RUN)
+_STREAMED = (FrameKind.CHUNK, FrameKind.EXTENT, FrameKind.BATCHED_EXTENT)
 
 
-class TCPDestination(RemoteDestination[int]):
+class TCPDestination(RemoteDestination[int], ReadableDestination):
     """The source's side.
 
     Args:
         address: where the sink listens.
-        token: what both sides know.
-        streams: all that will be begun, of caches of one geometry and of type ``dtype``.
+        token: the secret that both sides share.
+        streams: all that will begin, of caches of one geometry and data type.
+        dtype: of the caches.
         timeout: seconds that the sink may be silent when an answer is due.
-        checksums: hash what is streamed at both ends, so that the sink refuses bytes that came wrong. TCP has one of
-            its own, of 16 bits; ours costs a third of the bandwidth where the CPU is the limit.
+        checksums: hash what is streamed on both sides, so that the sink refuses wrong bytes. TCP's
+            own checksum has 16 bits. Ours takes a third of the bandwidth if the CPU is the limit.
 
     Raises:
-        RefusedError: the sink takes no such caches.
-        WireError: it cannot be reached, or does not know the token.
+        RefusedError: the sink does not take such caches.
+        WireError: the sink cannot be reached, or does not know the token.
+
+    Attributes:
+        wire: this side's end of the connection.
     """
 
     name = "tcp"
@@ -65,7 +57,7 @@ class TCPDestination(RemoteDestination[int]):
         super().__init__()
         self._checksums = checksums
         try:
-            setup = Setup.of(streams, dtype)
+            setup = TCPSetup.of(streams, dtype)
         except ValidationError as error:
             raise RefusedError(
                 f"no sink takes such caches: {error.errors(include_url=False)[0]['msg']}"
@@ -73,9 +65,8 @@ class TCPDestination(RemoteDestination[int]):
         self.wire = connect(address, token, timeout)
         self._keys = {stream.id: stream.key for stream in streams}
         self._microbatch = dict.fromkeys(self._keys, 0)
-        self._alone = (
-            threading.Lock()
-        )  # a microbatch may begin while another's chunks are on their way
+        # The model's thread begins a microbatch while the helper moves chunks of another one.
+        self._alone = threading.Lock()
         self._given_up = False
         try:
             announce(self.wire, setup)
@@ -87,27 +78,27 @@ class TCPDestination(RemoteDestination[int]):
         with self._alone:
             super().begin(stream)
             self._microbatch[stream.id] += 1
-            self._ask(Kind.BEGIN, stream, 0)
-            self._await(Kind.BEGUN, stream)
+            self._ask(FrameKind.BEGIN, stream, 0)
+            self._await(FrameKind.BEGUN, stream)
 
     # ---- sending ----
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         with self._alone:
             self._under_way[stream.key].append(chunk.index)
-            self._ask(Kind.CHUNK, stream, chunk.index, packed.numpy().data)
+            self._ask(FrameKind.CHUNK, stream, chunk.index, packed.numpy().data)
 
-    def flush_runs(
-        self, stream: Stream, chunk: Chunk, runs: Sequence[memoryview], each_complete: bool
+    def flush_extents(
+        self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
-        kind, number = Kind.RUN if each_complete else Kind.BATCHED_RUN, chunk.index
+        kind, number = FrameKind.EXTENT if each_complete else FrameKind.BATCHED_EXTENT, chunk.index
         with self._alone:
             self._under_way[stream.key].append(number)
-            for block in self.counted(runs):
-                for run in block:
-                    self._ask(kind, stream, number, run)
+            for block in self.counted(extents):
+                for extent in block:
+                    self._ask(kind, stream, number, extent)
                     if each_complete:
-                        self._await(Kind.TAKEN, stream)
+                        self._await(FrameKind.TAKEN, stream)
 
     def completed(self, stream: Stream) -> int:
         with self._alone:
@@ -115,35 +106,35 @@ class TCPDestination(RemoteDestination[int]):
                 self._reply()
             return self._completed[stream.key]
 
-    # ---- what the sink holds ----
+    # ---- reading back ----
 
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        """Read back what the sink's cache holds where the chunk belongs. Raises WireError: other bytes came."""
+        """Read the region of a complete chunk back from the sink's cache.
+
+        Raises:
+            WireError: the connection broke, or other bytes came than were announced.
+        """
+        edges = (edge for span in vars(chunk.region).values() for edge in span)
         with self._alone:
-            spans = vars(chunk.region).values()
-            self._ask(
-                Kind.READ,
-                stream,
-                chunk.index,
-                REGION.pack(*(edge for span in spans for edge in span)),
-            )
-            self._receive(self._await(Kind.CONTENT, stream), packed.numpy().data)
+            self._ask(FrameKind.READ, stream, chunk.index, REGION.pack(*edges))
+            self._receive(self._await(FrameKind.CONTENT, stream), packed.numpy().data)
 
     # ---- services of the sink's owner ----
 
     def request(
         self, stream: Stream, kind: int, number: int = 0, bare: Sequence[memoryview] = ()
     ) -> bytes:
-        """Ask for a service that the sink's owner has added, about a stream that has begun, and wait for the answer.
+        """Ask for a service that the sink's owner has added; return its answer.
 
         Args:
+            stream: the service's subject; it has begun.
             kind: of the service's frames, from ``FIRST_SERVICE`` on.
             number: 32 bits for the service.
-            bare: bytes that follow the frame with no head of their own, if the service takes any.
+            bare: bytes behind the frame, without a head of their own, if the service takes any.
 
         Raises:
-            RefusedError: the sink has no such service, or it refuses.
-            WireError: the connection broke, or other bytes came than the answer announced.
+            RefusedError: the sink has no such service, or the service refuses.
+            WireError: the connection broke, or other bytes came than were announced.
         """
         with self._alone:
             self._ask(kind, stream, number)
@@ -168,12 +159,12 @@ class TCPDestination(RemoteDestination[int]):
         try:
             self.wire.send_frame(frame, payload, self._checksums or kind not in _STREAMED)
         except WireError:
-            while self.wire.readable:  # why it has closed says more than that it has
+            while self.wire.readable:  # the sink's reason says more than that it has closed
                 self._reply()
             raise
 
     def _await(self, kind: int, stream: Stream) -> Frame:
-        """The next reply of a kind to a stream; what it says of other chunks is noted on the way."""
+        """Return the next reply of a kind to a stream; note completed chunks on the way."""
         while True:
             reply = self._reply()
             if reply.kind == kind and reply.stream == stream.id:
@@ -181,9 +172,10 @@ class TCPDestination(RemoteDestination[int]):
 
     def _reply(self) -> Frame:
         reply = self.wire.receive_reply()
-        if reply.kind == Kind.COMPLETE:
+        if reply.kind == FrameKind.COMPLETE:
             key = self._keys.get(reply.stream, (None, -1))
             under_way = self._under_way.get(key)
+            # Chunks complete in order; anything else means that the sink miscounts.
             if not under_way or (reply.microbatch, reply.number) != (
                 self._microbatch[reply.stream],
                 under_way[0],
@@ -196,7 +188,8 @@ class TCPDestination(RemoteDestination[int]):
     def _receive(self, reply: Frame, into: memoryview) -> None:
         if reply.nbytes != len(into) or not self.wire.receive_payload(reply, [into]):
             raise WireError(
-                f"{self.wire.peer} sent other bytes back than it said, or than were asked for: {reply}"
+                f"{self.wire.peer} sent other bytes than it announced, or than were asked for: "
+                f"{reply}"
             )
 
     def give_up(self) -> None:
@@ -204,6 +197,7 @@ class TCPDestination(RemoteDestination[int]):
         self.wire.shutdown()
 
     def close(self) -> None:
+        """Leave in order, unless the destination was given up, and close the connection."""
         if not self._given_up:
             leave(self.wire)
         self.wire.close()

@@ -1,7 +1,7 @@
-"""Peers of a ``tcp`` sink that have not proven yet that they know the token: places of their own, and few of them.
+"""Peers of a ``tcp`` sink that have not proven yet that they know the token.
 
-Anybody can connect, so whoever only waits must not keep others out. A peer that knows the token proves it within
-milliseconds; the oldest of the others make room.
+Anybody can connect, so peers that only wait must not keep others out. They have few places of their
+own. A peer that knows the token proves it within milliseconds; the oldest of the others make room.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import threading
 import time
 from dataclasses import dataclass
 
-from dejavubench.dejavulib.destinations.tcp.wire import Wire
+from .wire import Wire
 
 PROVE_WITHIN = 2.0
 """Seconds that a peer has for its proof."""
 
 MOST_UNPROVEN = 128
 MOST_OF_ADDRESS = 16
-"""From one address. More may come at the same time, as the sources of a large host do: see :data:`YOUNG`."""
+"""Most peers, in all and of one address.
+
+More may come from one address at a time, as the sources of a large host do: see :data:`YOUNG`.
+"""
 
 YOUNG = 0.5
 """Seconds in which a peer of a crowded address is not dropped for another one."""
@@ -39,7 +42,7 @@ class Unproven:
         self._dropped: set[Wire] = set()
 
     def make_room(self, address: str) -> float:
-        """Drop whoever must go before a peer of this address can come.
+        """Drop the peer that must go before a peer of this address can come, if any.
 
         Returns:
             0 if it can come now; else seconds to wait before asking again.
@@ -61,17 +64,22 @@ class Unproven:
             return 0.0
 
     def drop_oldest(self) -> None:
-        """When this process runs out of descriptors."""
+        """Drop the oldest peer: this process has run out of file descriptors."""
         with self._lock:
             if self._places:
                 self._drop(next(iter(self._places.values())))
 
     def enter(self, wire: Wire, address: str) -> None:
+        """Give a peer a place."""
         with self._lock:
             self._places[wire] = _Place(wire, address, time.monotonic())
 
     def leave(self, wire: Wire) -> bool:
-        """Give the place of a peer back, proven or gone; return whether it was dropped before."""
+        """Release a peer's place, because it has proven itself or is gone.
+
+        Returns:
+            Whether it was dropped before.
+        """
         with self._lock:
             self._places.pop(wire, None)
             dropped = wire in self._dropped

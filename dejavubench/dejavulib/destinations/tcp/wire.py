@@ -1,7 +1,7 @@
-"""What goes over the socket of a ``tcp`` stream, either way, once both sides have proven to know the token: frames.
+"""Frames over the socket of a ``tcp`` stream, once both sides have proven that they know the token.
 
-A frame is a head (kind, stream, microbatch, number u32; nbytes u64; xxh3-64 of what follows u64; little-endian), then
-exactly nbytes.
+A frame is a head (kind, stream, microbatch, number u32; nbytes u64; xxh3-64 of the payload u64;
+little-endian), then exactly nbytes of payload.
 """
 
 from __future__ import annotations
@@ -17,59 +17,61 @@ from typing import NamedTuple
 
 import xxhash
 
-from dejavubench.dejavulib.destinations.base import StreamingError
+from ..base import StreamingError
 
 _HEAD = struct.Struct("<IIIIQQ")
 
 REGION = struct.Struct("<8I")
-"""What READ carries: layers, requests, heads, positions, of each the first and the one behind the last."""
+"""Payload of READ: start and stop of layers, requests, heads and positions."""
 
 MOST_TEXT = 512 << 10
-"""Bytes of the longest text: a setup, or why something was refused."""
+"""Bytes of the longest text: a setup, a reason for refusal, or the answer of a service."""
 
 SOCKET_BUFFER = 1 << 20
-"""Asked of the kernel for each direction: several times this only moves more of the data out of the CPU's caches."""
+"""Asked of the kernel for each direction. Several times as much would outgrow the CPU's caches."""
 
 PIECE = 1 << 20
-"""Bytes received at a time at most, so that they are hashed while the CPU's caches still hold them."""
+"""Most bytes received at a time, so that they are hashed while the CPU caches hold them."""
 
 LEAST_RATE = 1 << 20
-"""Bytes a second that a peer must reach in what it has begun to send."""
+"""Bytes per second that a peer must reach in a payload that it has begun to send."""
 
 
-class Kind(IntEnum):
-    """What a frame is. ``number`` is that of the chunk unless said otherwise."""
+class FrameKind(IntEnum):
+    """Kinds of frames. ``number`` is that of the chunk unless said otherwise."""
 
-    SETUP = 1  # source: JSON; sink: ACCEPTED
+    SETUP = 1  # source: JSON; the sink answers ACCEPTED
     ACCEPTED = 2
-    REFUSED = 3  # sink: why, in words; it ends the connection
-    BEGIN = 4  # source: a microbatch; sink: BEGUN
+    REFUSED = 3  # sink: the reason, as text; it ends the connection
+    BEGIN = 4  # source: a microbatch begins; the sink answers BEGUN
     BEGUN = 5
-    CHUNK = 6  # source: a packed chunk; sink: COMPLETE once it is where it belongs
-    RUN = 7  # source: the chunk's next run; sink: TAKEN, and COMPLETE behind the last one
-    BATCHED_RUN = 8  # source: the chunk's next run; sink: COMPLETE behind the last one
+    CHUNK = 6  # source: a packed chunk; the sink answers COMPLETE once it is in its place
+    EXTENT = 7  # source: the chunk's next extent; the sink answers TAKEN, and COMPLETE at the last
+    BATCHED_EXTENT = 8  # source: likewise; the sink answers COMPLETE at the last one only
     TAKEN = 9
     COMPLETE = 10
-    READ = 11  # source: a region; sink: CONTENT, with what it holds there, packed
+    READ = 11  # source: a region; the sink answers CONTENT, with the region's bytes, packed
     CONTENT = 12
-    BYE = 13  # source: that was all; the sink gives its memory back, then closes
+    BYE = 13  # source: the end; the sink releases its memory, then closes
 
 
 FIRST_SERVICE = 64
-"""Kinds of frames from here on are those of services that a sink's owner adds; the reply is of the same kind."""
+"""First kind of the frames of services that a sink's owner adds; an answer has the same kind."""
 
 
 class Frame(NamedTuple):
+    """The head of a frame. ``hash`` is of the payload; 0 if the sender computes none."""
+
     kind: int
     stream: int = 0
     microbatch: int = 0
     number: int = 0
     nbytes: int = 0
-    hash: int = 0  # of the payload; 0: the sender computes none
+    hash: int = 0
 
 
 class WireError(StreamingError):
-    """The other side cannot be reached, does not answer in time, has closed, or does not keep to the protocol."""
+    """The other side cannot be reached, is silent, has closed, or violates the protocol."""
 
 
 class ClosedError(WireError):
@@ -77,21 +79,25 @@ class ClosedError(WireError):
 
 
 class RefusedError(WireError):
-    """The sink has said why it goes no further."""
+    """The sink has refused and said why."""
+
+
+class TokenError(WireError):
+    """The two sides do not have the same token."""
 
 
 class Wire:
-    """One end of a connection: exact reads and writes with deadlines; one thread at a time.
+    """One end of a connection: exact reads and writes with deadlines. One thread at a time.
 
     Args:
-        connected: a connected socket, which is this object's from now on.
+        connected: a connected socket, which this object owns from now on.
         peer: the other side's address, for messages.
-        timeout: seconds that the other side may be silent, or take nothing, in the middle of something.
+        timeout: seconds that the other side may be silent, or take nothing, within a frame.
 
     Attributes:
-        same_machine: both ends are under one kernel; the source learns it in the handshake.
-        same_host: both are in one network of it, so that nothing between them leaves it.
-        until: when everything must be over, by ``time.monotonic``; None after the handshake.
+        same_machine: both ends run under one kernel; known to the source after the handshake.
+        same_host: both ends are in one network of that machine, so nothing between them leaves it.
+        until: ``time.monotonic`` by which the handshake must be over; None after it.
     """
 
     def __init__(self, connected: socket.socket, peer: str, timeout: float) -> None:
@@ -105,20 +111,19 @@ class Wire:
         self._readable.register(connected, select.POLLIN)
         connected.settimeout(timeout)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(
-            socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
-        )  # a host that is gone is told from an idle one
-        for option, seconds in (
+        # Keep-alive tells a host that is gone from one that is idle, within 30 s.
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
             (socket.TCP_KEEPIDLE, 15),
             (socket.TCP_KEEPINTVL, 5),
             (socket.TCP_KEEPCNT, 3),
         ):
-            connected.setsockopt(socket.IPPROTO_TCP, option, seconds)
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
     # ---- bytes ----
 
     def receive_into(self, into: memoryview, hasher: xxhash.xxh3_64 | None = None) -> None:
-        """Exactly ``len(into)`` bytes.
+        """Receive exactly ``len(into)`` bytes.
 
         Raises:
             ClosedError: the other side has closed before.
@@ -147,15 +152,16 @@ class Wire:
                 raise WireError(_too_slow(self.peer, got, len(into)))
 
     def send(self, *parts: memoryview | bytes) -> None:
-        """All bytes of all parts, copied by nobody but the kernel.
+        """Send all bytes of all parts; only the kernel copies them.
 
         Raises:
-            WireError: the other side takes nothing, or has gone.
+            WireError: the other side takes nothing, or is gone.
         """
         left = [memoryview(part) for part in parts]
         try:
             while left:
-                sent = self.socket.sendmsg(left)  # not sendall, whose timeout is for all of it
+                # Not sendall(): its timeout covers the whole payload, not a time without progress.
+                sent = self.socket.sendmsg(left)
                 while left and sent >= len(left[0]):
                     sent -= len(left.pop(0))
                 if left:
@@ -179,37 +185,54 @@ class Wire:
     def send_frame(
         self, frame: Frame, payload: memoryview | bytes = b"", hashed: bool = True
     ) -> None:
-        """A head, with the hash of ``payload`` or without, and that: exactly ``frame.nbytes``."""
+        """Send a head and its payload.
+
+        Args:
+            payload: exactly ``frame.nbytes`` bytes.
+            hashed: compute the payload's hash and put it into the head.
+        """
         if not frame.nbytes:
             self.send(_HEAD.pack(*frame))
             return
         if not hashed:
             self.send(_HEAD.pack(*frame), payload)
             return
-        # before, as a whole: sent piece by piece beside their hashing, the same bytes cost the receiver twice the time
+        # Hashed as a whole before sending: sent piece by piece beside their hashing, the same bytes
+        # cost the receiver twice the time.
         self.send(_HEAD.pack(*frame[:-1], xxhash.xxh3_64_intdigest(payload)), payload)
 
     def receive_head(self) -> Frame:
+        """Receive the head of a frame."""
         self.receive_into(self._head)
         return Frame(*_HEAD.unpack(self._head))
 
     def receive_reply(self) -> Frame:
-        """What the sink says. Raises RefusedError: that it goes no further."""
+        """Receive the head of the sink's next frame.
+
+        Raises:
+            RefusedError: the sink refuses; the message has its reason.
+        """
         reply = self.receive_head()
-        if reply.kind == Kind.REFUSED:
+        if reply.kind == FrameKind.REFUSED:
             raise RefusedError(f"{self.peer} refuses: {self.receive_text(reply)}")
         return reply
 
     def receive_payload(self, frame: Frame, into: Iterable[memoryview]) -> bool:
-        """What follows a head, into ``into``, which is as large together; whether its hash, if it has one, agrees."""
+        """Receive a frame's payload; return whether its hash, if it has one, agrees.
+
+        Args:
+            into: together as large as the payload.
+        """
         hasher = xxhash.xxh3_64() if frame.hash else None
         for view in into:
             self.receive_into(view, hasher)
         return hasher is None or hasher.intdigest() == frame.hash
 
     def receive_text(self, frame: Frame) -> str:
-        """Raises:
-        WireError: it is too long, or not what was sent.
+        """Receive a frame's payload as text.
+
+        Raises:
+            WireError: it is too long, or damaged.
         """
         if frame.nbytes > MOST_TEXT:
             raise WireError(
@@ -221,18 +244,19 @@ class Wire:
         return text.decode(errors="replace")
 
     def proven(self, timeout: float) -> None:
-        """End the handshake: from now on the other side may be silent for ``timeout`` s in the middle of something."""
+        """End the handshake: from now on only silence within a frame is limited, to ``timeout``."""
         self.until, self.timeout = None, timeout
         self.socket.settimeout(timeout)
 
     # ---- ending ----
 
     def shutdown(self) -> None:
-        """End whatever waits on this connection, in any thread, at either side."""
+        """End whatever waits on this connection, in any thread, on either side."""
         with contextlib.suppress(OSError):  # it has ended already
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the socket."""
         self.socket.close()
 
 
@@ -241,5 +265,6 @@ def _too_slow(peer: str, got: int, wanted: int) -> str:
 
 
 def set_buffers(unconnected: socket.socket) -> None:
+    """Ask the kernel for buffers of :data:`SOCKET_BUFFER` bytes."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         unconnected.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)

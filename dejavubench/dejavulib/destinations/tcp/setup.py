@@ -1,0 +1,174 @@
+"""The setup that a source announces to a ``tcp`` sink: its caches and the schedules of its streams.
+
+A sink sizes nothing from what a source says before it has checked the numbers here, and compared
+:attr:`TCPSetup.nbytes` with its limit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...geometry import KVGeometry, KVLayout, Region, Span
+from ...schedule import StreamSchedule
+from ..base import Stream
+
+MOST_STREAMS = 1024
+MOST_CHUNKS = 1 << 20
+"""Most chunks of one step, so that no source makes a sink count for ever."""
+
+CONNECTION_NBYTES = 1 << 20
+"""Memory of a connection beside caches and staging: its thread, and what a service needs."""
+
+STREAM_NBYTES = 16 << 10
+"""Memory of one stream's Python objects."""
+
+CHUNK_NBYTES = 2 << 10
+"""Memory of the Python objects per chunk of a step, in the few lists of chunks made at a time."""
+
+TEXT_TIMES = 64
+"""Bytes that parsing a setup takes per byte of its text."""
+
+_Size = Annotated[int, Field(ge=1, le=1 << 31)]
+_Edge = Annotated[int, Field(ge=0, le=1 << 31)]
+_Span = tuple[_Edge, _Edge]
+_Dtype = Literal["float32", "bfloat16", "float16", "int32", "int16", "uint8"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Geometry(_Strict):
+    layers: _Size
+    requests: _Size
+    heads: _Size
+    positions: _Size
+    head_size: _Size
+    itemsize: _Size
+    layout: Literal["ft", "hnd", "nhd"]
+
+
+class _Stream(_Strict):
+    id: _Edge
+    layers: _Span
+    requests: _Span
+    heads: _Span
+    input_len: _Size
+    steps: _Edge
+    slot_nbytes: _Size
+
+
+class TCPSetup(_Strict):
+    """Geometry and data type of the caches, and each stream's schedule. A JSON text on the wire.
+
+    The sink has a cache per stream. The level is no part of it: frames say how each chunk comes,
+    and a chunk must be the schedule's next one.
+    """
+
+    geometry: _Geometry
+    dtype: _Dtype
+    streams: Annotated[tuple[_Stream, ...], Field(min_length=1, max_length=MOST_STREAMS)]
+
+    @classmethod
+    def of(cls, streams: list[Stream], dtype: torch.dtype) -> TCPSetup:
+        """Return the setup of streams whose caches have one geometry.
+
+        Raises:
+            pydantic.ValidationError: a number is beyond what a sink takes.
+        """
+        (geometry,) = {stream.schedule.geometry for stream in streams}
+        announced = []
+        for stream in streams:
+            schedule, region = stream.schedule, stream.schedule.region
+            cuts = {axis: tuple(getattr(region, axis)) for axis in ("layers", "requests", "heads")}
+            numbers = {
+                name: getattr(schedule, name) for name in ("input_len", "steps", "slot_nbytes")
+            }
+            announced.append({"id": stream.id, **cuts, **numbers})
+        sizes = {name: getattr(geometry, name) for name in _Geometry.model_fields}
+        named = {
+            "geometry": {**sizes, "layout": geometry.layout.value},
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        return cls.model_validate({**named, "streams": tuple(announced)})
+
+    def torch_dtype(self) -> torch.dtype:
+        """Return the data type of the caches."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Most bytes that the sink needs, whatever frames come: caches, staging, Python objects.
+
+        It looks at numbers alone, which need not fit together yet.
+        """
+        sizes = self.geometry
+        per_head = 2 * sizes.layers * sizes.requests * sizes.positions * sizes.head_size
+        cache = per_head * sizes.heads * sizes.itemsize
+        objects = sum(
+            STREAM_NBYTES + CHUNK_NBYTES * self._chunks(stream) for stream in self.streams
+        )
+        return cache * len(self.streams) + self.slot_nbytes + objects + CONNECTION_NBYTES
+
+    def _chunks(self, stream: _Stream) -> int:
+        """Return the most chunks of one step of a stream, as StreamSchedule.atoms() lists them."""
+        layers, requests, heads = (
+            max(0, stop - start) for start, stop in (stream.layers, stream.requests, stream.heads)
+        )
+        per_position = 2 * heads * self.geometry.head_size * self.geometry.itemsize
+        per_request = per_position * stream.input_len
+        if per_request <= stream.slot_nbytes:
+            return layers * -(-requests * max(per_request, 1) // stream.slot_nbytes) * 2
+        positions = max(1, stream.slot_nbytes // per_position)
+        return layers * requests * -(-stream.input_len // positions)
+
+    @property
+    def slot_nbytes(self) -> int:
+        """Bytes of the largest staging slot."""
+        return max(stream.slot_nbytes for stream in self.streams)
+
+
+def read_setup(text: str) -> TCPSetup:
+    """Parse a setup.
+
+    Raises:
+        ValueError: the text is no setup; the message says where, in one line.
+    """
+    try:
+        return TCPSetup.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"setup: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def schedules(setup: TCPSetup) -> dict[int, StreamSchedule]:
+    """Return the streams' schedules by id, once the sink has agreed to :attr:`TCPSetup.nbytes`.
+
+    Raises:
+        ValueError: the numbers do not fit together; the message says which.
+    """
+    if setup.torch_dtype().itemsize != setup.geometry.itemsize:
+        raise ValueError(f"{setup.dtype} does not have {setup.geometry.itemsize} bytes per element")
+    geometry = KVGeometry(**{**dict(setup.geometry), "layout": KVLayout(setup.geometry.layout)})
+    found: dict[int, StreamSchedule] = {}
+    for stream in setup.streams:
+        if stream.id in found:
+            raise ValueError(f"stream {stream.id} is announced twice")
+        region = Region(
+            Span(*stream.layers), Span(*stream.requests), Span(*stream.heads), Span(0, 0)
+        )
+        if not (region.layers.size and region.requests.size and region.heads.size):
+            raise ValueError(f"stream {stream.id} is empty: {region}")
+        schedule = StreamSchedule(
+            geometry, region, stream.input_len, stream.steps, stream.slot_nbytes
+        )
+        if region.layers.size * -(-schedule.layer_nbytes(0) // stream.slot_nbytes) > MOST_CHUNKS:
+            raise ValueError(
+                f"stream {stream.id} is cut into more than {MOST_CHUNKS} chunks per step"
+            )
+        found[stream.id] = schedule
+    return found

@@ -1,0 +1,134 @@
+"""The extents of a stream's steps, as views of host memory or as addresses.
+
+They are found beforehand as far as memory allows, so that the naive loop does nothing but move
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .geometry import BOTH, Extents
+from .kvcache import KVCache
+from .schedule import StreamSchedule
+
+VIEWS_KEPT = 200_000
+"""Views that are cut once and kept: some 40 MB of objects per microbatch and naive level."""
+
+ADDRESSES_KEPT = 200_000
+"""Addresses that are computed once and kept: some 30 MB of objects, likewise."""
+
+
+class StepExtents(Protocol):
+    """The extents of a stream's steps."""
+
+    def prepare(self, step: int) -> None:
+        """Find the extents of a step ahead of time."""
+
+    def of(self, step: int) -> Sequence[Any]:
+        """Return the extents of a step, in packed order."""
+
+
+# ---- as views of host memory ----
+
+
+def extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]:
+    """Return extents as views of the cache's own memory (CPU only)."""
+    memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
+    views = []
+    for each in extents:
+        whole, nbytes = memory[each.kv], each.nbytes
+        views += [whole[start : start + nbytes] for start in each.offsets.tolist()]
+    return views
+
+
+class ExtentViews:
+    """The extents of a stream's steps as views of a cache in host memory.
+
+    The views of the first steps are cut now and kept, up to :data:`VIEWS_KEPT` of them. Those of
+    later steps are cut when they are needed, or by :meth:`prepare`.
+    """
+
+    def __init__(self, cache: KVCache, schedule: StreamSchedule) -> None:
+        self._cache = cache
+        self._schedule = schedule
+        self._kept: list[list[memoryview]] = []
+        self._ahead: dict[int, list[memoryview]] = {}
+        count = 0
+        while len(self._kept) <= schedule.steps and count < VIEWS_KEPT:
+            self._kept.append(self._cut(len(self._kept)))
+            count += len(self._kept[-1])
+
+    def prepare(self, step: int) -> None:
+        """Cut the views of a step that is needed next."""
+        if len(self._kept) <= step <= self._schedule.steps:
+            self._ahead = {step: self._cut(step)}
+
+    def of(self, step: int) -> list[memoryview]:
+        """Return the views of a step, in packed order."""
+        if step < len(self._kept):
+            return self._kept[step]
+        return self._ahead.get(step) or self._cut(step)
+
+    def _cut(self, step: int) -> list[memoryview]:
+        return extent_views(self._cache, self._schedule.extents(step))
+
+
+# ---- as addresses ----
+
+
+class Bases(NamedTuple):
+    """Addresses where a cache's K and V begin, in this process or in another."""
+
+    k: int
+    v: int
+
+    @classmethod
+    def of(cls, cache: KVCache) -> Bases:
+        """Return the addresses of a cache of this process."""
+        return cls(*(cache.tensor(kv).data_ptr() for kv in BOTH))
+
+
+def extent_addresses(bases: Bases, extents: Iterable[Extents]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the address and the bytes of each extent, two int64 arrays."""
+    starts, sizes = [], []
+    for each in extents:
+        starts.append(each.offsets + (bases.k if each.kv == "k" else bases.v))
+        sizes.append(np.full(len(each.offsets), each.nbytes))
+    return np.concatenate(starts), np.concatenate(sizes)
+
+
+class ExtentAddresses:
+    """The extents of a stream's steps as (address, bytes).
+
+    The addresses of the first steps are computed now and kept, up to :data:`ADDRESSES_KEPT` of
+    them. Those of later steps are computed when they are needed, or by :meth:`prepare`.
+    """
+
+    def __init__(self, cache: KVCache | Bases, schedule: StreamSchedule) -> None:
+        self._bases = Bases.of(cache) if isinstance(cache, KVCache) else cache
+        self._schedule = schedule
+        self._kept: list[list[tuple[int, int]]] = []
+        self._ahead: dict[int, list[tuple[int, int]]] = {}
+        count = 0
+        while len(self._kept) <= schedule.steps and count < ADDRESSES_KEPT:
+            self._kept.append(self._find(len(self._kept)))
+            count += len(self._kept[-1])
+
+    def prepare(self, step: int) -> None:
+        """Compute the addresses of a step that is needed next."""
+        if len(self._kept) <= step <= self._schedule.steps:
+            self._ahead = {step: self._find(step)}
+
+    def of(self, step: int) -> list[tuple[int, int]]:
+        """Return (address, bytes) of each extent of a step, in packed order."""
+        if step < len(self._kept):
+            return self._kept[step]
+        return self._ahead.get(step) or self._find(step)
+
+    def _find(self, step: int) -> list[tuple[int, int]]:
+        starts, sizes = extent_addresses(self._bases, self._schedule.extents(step))
+        return list(zip(starts.tolist(), sizes.tolist(), strict=True))

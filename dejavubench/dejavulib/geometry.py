@@ -1,0 +1,331 @@
+"""Geometry of a KV cache: layouts, regions and extents. It moves nothing and knows no model.
+
+A worker's cache holds keys and values of L layers, B requests, H heads, S positions and D elements
+per head, all local to the worker. The *layout* says which of these axes are neighbours in memory:
+
+======  ========================  ===================  =========================
+name    K                         V                    used by
+======  ========================  ===================  =========================
+``ft``  ``[L, B, H, D/x, S, x]``  ``[L, B, H, S, D]``  FasterTransformer
+``hnd`` ``[L, B, H, S, D]``       same                 torch SDPA
+``nhd`` ``[L, B, S, H, D]``       same                 flash-attention
+======  ========================  ===================  =========================
+
+In ``ft``, x elements have 16 bytes. A *region* is layers × requests × heads × positions. An
+*extent* is a maximal contiguous piece of a region. This module needs numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+KV = Literal["k", "v"]
+BOTH: tuple[KV, KV] = ("k", "v")
+
+FT_VECTOR_BYTES = 16
+"""FasterTransformer keeps 16 bytes of one key together, so that a thread loads them at once."""
+
+
+class KVLayout(StrEnum):
+    """Order of a cache's axes in memory, as the table above shows it."""
+
+    FT = "ft"
+    HND = "hnd"
+    NHD = "nhd"
+
+
+class Span(tuple[int, int]):
+    """A half-open interval ``[start, stop)`` along one axis.
+
+    Raises:
+        ValueError: not 0 ≤ start ≤ stop.
+    """
+
+    def __new__(cls, start: int, stop: int) -> Span:
+        if not 0 <= start <= stop:
+            raise ValueError(f"not an interval: [{start}, {stop})")
+        return super().__new__(cls, (start, stop))
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        """Return the arguments that another process makes it from."""
+        return self[0], self[1]
+
+    @property
+    def start(self) -> int:
+        return self[0]
+
+    @property
+    def stop(self) -> int:
+        return self[1]
+
+    @property
+    def size(self) -> int:
+        return self[1] - self[0]
+
+    @property
+    def slice(self) -> slice:
+        return slice(self[0], self[1])
+
+    def shifted(self, by: int) -> Span:
+        """Return the interval moved by ``by``."""
+        return Span(self[0] + by, self[1] + by)
+
+    def scaled(self, by: int) -> Span:
+        """Return the interval counted in steps ``by`` times as small."""
+        return Span(self[0] * by, self[1] * by)
+
+    def __and__(self, other: Span) -> Span:
+        start = max(self[0], other[0])
+        return Span(start, max(start, min(self[1], other[1])))
+
+    def cut(self, most: int) -> Iterator[Span]:
+        """Yield consecutive pieces of at most ``most``."""
+        for start in range(self[0], self[1], most):
+            yield Span(start, min(start + most, self[1]))
+
+
+@dataclass(frozen=True)
+class Region:
+    """Layers × requests × heads × positions of a cache; keys and values of each."""
+
+    layers: Span
+    requests: Span
+    heads: Span
+    positions: Span
+
+    def __and__(self, other: Region) -> Region:
+        return Region(
+            self.layers & other.layers,
+            self.requests & other.requests,
+            self.heads & other.heads,
+            self.positions & other.positions,
+        )
+
+    @property
+    def tokens_heads(self) -> int:
+        """Number of head vectors of one kind (K or V) in it."""
+        return self.layers.size * self.requests.size * self.heads.size * self.positions.size
+
+    def layer(self, layer: int) -> Region:
+        """Return the part of it in one layer of the cache."""
+        return replace(self, layers=Span(layer, layer + 1))
+
+
+@dataclass(frozen=True)
+class Extents:
+    """The maximal contiguous pieces of one layer's K or V within a region, in packed order.
+
+    Attributes:
+        offsets: int64, bytes from the beginning of the K (or V) tensor.
+        nbytes: size of every extent.
+    """
+
+    kv: KV
+    offsets: np.ndarray
+    nbytes: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all extents together."""
+        return len(self.offsets) * self.nbytes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A region of the K or V tensor as contiguous rows. All numbers are bytes.
+
+    Attributes:
+        first: offset of the first row.
+        axes: (count, stride) of each axis that counts rows; the outermost, the layers, first.
+        nbytes: size of a row.
+    """
+
+    first: int
+    axes: tuple[tuple[int, int], ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class KVGeometry:
+    """The sizes of one worker's cache and the order of its axes.
+
+    Attributes:
+        layers, requests, heads, positions, head_size: L, B, H, S and D.
+        itemsize: bytes of an element.
+
+    Raises:
+        ValueError: a size is not positive, or ``ft`` cannot cut a head into 16-byte vectors.
+    """
+
+    layers: int
+    requests: int
+    heads: int
+    positions: int
+    head_size: int
+    itemsize: int
+    layout: KVLayout = KVLayout.HND
+
+    def __post_init__(self) -> None:
+        counts = (self.layers, self.requests, self.heads, self.positions)
+        if min(*counts, self.head_size, self.itemsize) < 1:
+            raise ValueError(f"every size of a KV cache must be positive: {self}")
+        if self.layout is KVLayout.FT and (self.head_size * self.itemsize) % FT_VECTOR_BYTES:
+            raise ValueError(
+                f"layout ft keeps {FT_VECTOR_BYTES} bytes of a key together: a head of "
+                f"{self.head_size} elements of {self.itemsize} bytes is not a multiple"
+            )
+
+    @property
+    def vector(self) -> int:
+        """x of the ``ft`` layout: elements in 16 bytes."""
+        return FT_VECTOR_BYTES // self.itemsize
+
+    @property
+    def token_nbytes(self) -> int:
+        """Bytes of one position of one request: K and V of all layers and heads."""
+        return 2 * self.layers * self.heads * self.head_size * self.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole cache, K and V."""
+        return self.requests * self.positions * self.token_nbytes
+
+    @cached_property
+    def whole(self) -> Region:
+        """The region of the whole cache."""
+        sizes = (self.layers, self.requests, self.heads, self.positions)
+        return Region(*(Span(0, size) for size in sizes))
+
+    def region(
+        self,
+        layers: Span | None = None,
+        requests: Span | None = None,
+        heads: Span | None = None,
+        positions: Span | None = None,
+    ) -> Region:
+        """Return a region of this cache; an axis that is not named is taken whole.
+
+        Raises:
+            ValueError: an interval reaches beyond the cache.
+        """
+        whole = self.whole
+        region = Region(
+            whole.layers if layers is None else layers,
+            whole.requests if requests is None else requests,
+            whole.heads if heads is None else heads,
+            whole.positions if positions is None else positions,
+        )
+        if region & whole != region:
+            raise ValueError(f"{region} is not inside a cache of {self}")
+        return region
+
+    def region_nbytes(self, region: Region) -> int:
+        """Return the bytes of a region, K and V."""
+        return 2 * region.tokens_heads * self.head_size * self.itemsize
+
+    def shape(self, kv: KV) -> tuple[int, ...]:
+        """Return the shape of the K or V tensor, outermost axis first."""
+        L, B, H, S, D = (  # noqa: N806 - the letters of the table above
+            self.layers,
+            self.requests,
+            self.heads,
+            self.positions,
+            self.head_size,
+        )
+        if self.layout is KVLayout.NHD:
+            return (L, B, S, H, D)
+        if self.layout is KVLayout.FT and kv == "k":
+            return (L, B, H, D // self.vector, S, self.vector)
+        return (L, B, H, S, D)
+
+    def strides(self, kv: KV) -> tuple[int, ...]:
+        """Return the bytes from one to the next along each axis of the K or V tensor."""
+        shape = self.shape(kv)
+        return tuple(prod(shape[axis + 1 :]) * self.itemsize for axis in range(len(shape)))
+
+    def positions_axis(self, kv: KV) -> int:
+        """Return the number of the K or V tensor's axis that counts positions."""
+        if self.layout is KVLayout.NHD:
+            return 2
+        return 4 if self.layout is KVLayout.FT and kv == "k" else 3
+
+    def index(self, kv: KV, region: Region) -> tuple[slice, ...]:
+        """Return the slices that cut ``region`` out of the K or V tensor."""
+        layers, requests = region.layers.slice, region.requests.slice
+        heads, positions = region.heads.slice, region.positions.slice
+        if self.layout is KVLayout.NHD:
+            return (layers, requests, positions, heads, slice(None))
+        if self.layout is KVLayout.FT and kv == "k":
+            return (layers, requests, heads, slice(None), positions, slice(None))
+        return (layers, requests, heads, positions, slice(None))
+
+    def piece_shape(self, kv: KV, region: Region) -> tuple[int, ...]:
+        """Return the shape of ``region`` cut out of the K or V tensor."""
+        return tuple(
+            len(range(*cut.indices(size)))
+            for cut, size in zip(self.index(kv, region), self.shape(kv), strict=True)
+        )
+
+    def extents(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Extents:
+        """Return the extents of a region of *one* layer.
+
+        Args:
+            other: geometry of another cache of the same layout that holds a region of the same
+                sizes. The extents are then those that are contiguous in both.
+
+        Raises:
+            ValueError: the region spans several layers. In packed order, K and V lie in between.
+        """
+        if region.layers.size != 1:
+            raise ValueError("extents are those of one layer")
+        rows = self.rows(kv, region, other)
+        offsets = np.full(1, rows.first, dtype=np.int64)
+        for count, stride in rows.axes:
+            offsets = (offsets[:, None] + np.arange(count, dtype=np.int64) * stride).ravel()
+        return Extents(kv, offsets, rows.nbytes)
+
+    def rows(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Rows:
+        """Return how a region lies in the K or V tensor, in rows as long as possible.
+
+        Args:
+            other: as in :meth:`extents`.
+        """
+        shape, beside = self.shape(kv), (other or self).shape(kv)
+        cuts = [
+            range(*cut.indices(size))
+            for cut, size in zip(self.index(kv, region), shape, strict=True)
+        ]
+        strides = self.strides(kv)
+        # Axes that are taken whole in both caches merge into the row. The layers never do: between
+        # two layers of the packed form lies the other kind, K or V.
+        inner = len(shape) - 1
+        while inner > 1 and len(cuts[inner]) == shape[inner] == beside[inner]:
+            inner -= 1
+        axes = tuple(
+            (len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True)
+        )
+        first = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))
+        return Rows(first, axes, len(cuts[inner]) * strides[inner])
+
+    def locate(self, kv: KV, flat: int) -> tuple[int, int, int, int, int]:
+        """Return (layer, request, head, position, element of the head) of an element of K or V.
+
+        Args:
+            flat: number of the element in the whole tensor.
+        """
+        at = [int(i) for i in np.unravel_index(flat, self.shape(kv))]
+        if self.layout is KVLayout.NHD:
+            layer, request, position, head, element = at
+        elif self.layout is KVLayout.FT and kv == "k":
+            layer, request, head, vector, position, within = at
+            element = vector * self.vector + within
+        else:
+            layer, request, head, position, element = at
+        return layer, request, head, position, element

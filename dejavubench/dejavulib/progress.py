@@ -1,0 +1,51 @@
+"""Progress marks: how a program that watches this process learns that the library gets on.
+
+The library reports each thing that it has done and each wait that it is in. By default nobody
+listens. A program that wants to know sets :data:`watcher`, for example::
+
+    from . import progress
+
+    class Counter:
+        count = 0
+
+        def progress(self) -> None:
+            self.count += 1
+
+        def waiting(self, patient: bool) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
+    progress.watcher = Counter()
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Watcher(Protocol):
+    """Who is told of progress; its methods cost time in the middle of streaming."""
+
+    def progress(self) -> None:
+        """Note one more thing done, such as a chunk received. Called from any thread."""
+
+    def waiting(self, patient: bool) -> AbstractContextManager[None]:
+        """Return a context that lasts as long as a wait. Entered in any thread.
+
+        Args:
+            patient: the wait has a deadline of its own, so nobody else has to end it.
+        """
+
+
+class _Nobody:
+    """The watcher as long as none is set."""
+
+    def progress(self) -> None:
+        return
+
+    def waiting(self, patient: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+watcher: Watcher = _Nobody()
+"""The watcher of this process."""

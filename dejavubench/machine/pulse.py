@@ -1,0 +1,89 @@
+"""The phase, progress and waits of a rank, in a page of memory that the watchdog reads.
+
+Each is a store of one integer in a page of memory. :mod:`dejavubench.bench.watching.heart` shares
+the page with the process that watches the ranks; without it nobody reads the page. The library
+reports its own progress here once this module is its watcher (:func:`heart.start` sees to that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+from collections.abc import Iterator
+
+WORKING, WAITING, PATIENT = range(3)
+"""States of the main thread.
+
+WORKING: it must get on. WAITING: it waits for other ranks. PATIENT: it may take long, as loading,
+compiling, or a wait with a deadline of its own.
+"""
+
+BEATS, PROGRESS, STATE, LENGTH = range(4)
+"""Numbers of the words in the page. LENGTH is that of the phase's text, which follows the words."""
+
+WORDS = 8
+NBYTES = 512
+
+
+class Page:
+    """The memory that this process and the watchdog share.
+
+    Attributes:
+        words: 64-bit integers.
+    """
+
+    def __init__(self, memory: bytearray | mmap.mmap) -> None:
+        view = memoryview(memory)
+        self.words = view[: WORDS * 8].cast("Q")
+        self._text = view[WORDS * 8 :]
+
+    @property
+    def phase(self) -> str:
+        """The phase that was last marked, in words."""
+        text = bytes(self._text[: min(self.words[LENGTH], len(self._text))])
+        return text.decode(errors="replace")
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        text = phase.encode()[: len(self._text)]
+        self.words[LENGTH] = 0
+        self._text[: len(text)] = text
+        self.words[LENGTH] = len(text)
+
+
+page = Page(bytearray(NBYTES))
+"""The page of this process."""
+
+
+def progress() -> None:
+    """Count one more thing done."""
+    page.words[PROGRESS] += 1
+
+
+def mark(phase: str) -> None:
+    """Begin a phase."""
+    page.phase = phase
+    page.words[STATE] = WORKING
+    page.words[PROGRESS] += 1
+
+
+def waiting(patient: bool) -> contextlib.AbstractContextManager[None]:
+    """Return a context that shows a wait of the library."""
+    return during(PATIENT if patient else WAITING)
+
+
+@contextlib.contextmanager
+def during(state: int) -> Iterator[None]:
+    """Show the main thread's state meanwhile; the end is progress. No effect in other threads."""
+    if threading.get_ident() != threading.main_thread().ident:
+        yield
+        return
+    words = page.words
+    before = words[STATE]
+    words[STATE] = max(before, state)  # a wait within something that may take long may take long
+    try:
+        yield
+    finally:
+        words[STATE] = before
+        words[PROGRESS] += 1

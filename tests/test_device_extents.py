@@ -1,0 +1,83 @@
+"""Extents that are copied from a device one by one, with CUDA's copies played by the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from caches import random_cache
+from memory import STEPS, schedule_of, small_geometry
+
+from dejavubench.dejavulib import device
+from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.device import BounceBuffer, DeviceExtents
+from dejavubench.dejavulib.extents import extent_views
+
+
+class Runtime:
+    """CUDA's runtime as far as extents need it; it notes the calls."""
+
+    memcpyDeviceToHost = 2  # noqa: N815 - CUDA's name
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def memcpyAsync(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:  # noqa: N802
+        assert (kind, stream) == (self.memcpyDeviceToHost, 7)
+        ctypes.memmove(to, source, nbytes)
+        self.calls.append("copy")
+
+    def streamSynchronize(self, stream: int) -> None:  # noqa: N802 - CUDA's name
+        assert stream == 7
+        self.calls.append("wait")
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    played: Any = ModuleType("cupy.cuda")
+    played.runtime = Runtime()
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
+    monkeypatch.setitem(sys.modules, "cupy.cuda", played)
+    stream = SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(device.torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(device, "pinned_buffer", aligned_buffer)
+    found: Runtime = played.runtime
+    return found
+
+
+def test_each_extent_is_copied_and_waited_for_when_the_iteration_comes_to_it(
+    runtime: Runtime,
+) -> None:
+    cache, schedule = random_cache(small_geometry(), 1), schedule_of(small_geometry())
+    extents = DeviceExtents(cache, schedule, True, BounceBuffer())
+    for step in range(STEPS + 1):
+        expected = extent_views(cache, schedule.extents(step))
+        found = extents.of(step)
+        runtime.calls.clear()
+        assert len(found) == len(expected)
+        assert not runtime.calls  # nothing is copied before it is asked for
+        taken = []
+        for start in range(0, len(found), 5):  # block by block, as destinations do
+            for extent in found[start : start + 5]:
+                taken.append(bytes(extent))
+                assert runtime.calls == ["copy", "wait"] * len(taken)
+        assert taken == [bytes(view) for view in expected]
+        assert bytes(found[2]) == taken[2]
+        with pytest.raises(IndexError):
+            found[len(found)]
+
+
+def test_batched_extents_are_all_copied_then_waited_for_once(runtime: Runtime) -> None:
+    cache, schedule = random_cache(small_geometry(), 2), schedule_of(small_geometry())
+    extents = DeviceExtents(cache, schedule, False, BounceBuffer())
+    for step in range(STEPS + 1):
+        expected = extent_views(cache, schedule.extents(step))
+        runtime.calls.clear()
+        found = extents.of(step)
+        assert runtime.calls == ["copy"] * len(expected) + ["wait"]
+        assert [bytes(view) for view in found] == [bytes(view) for view in expected]
+        extents.prepare(step + 1)
+        assert len(runtime.calls) == len(expected) + 1  # preparing copies nothing

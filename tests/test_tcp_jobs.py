@@ -1,0 +1,177 @@
+"""``tcp`` by the command line: peers and addresses that are refused, and whole runs."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from jobs import GONE_WITHIN, QUICK, Job, processed
+from memory import (
+    PATIENCE,
+)
+from tcppeers import TOKEN, SinkProcess
+
+from dejavubench import units
+from dejavubench.cli import main
+from dejavubench.config.resolve import load
+from dejavubench.errors import UsageError
+from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.records import Verification
+from dejavubench.transports.loops.tcp_peer import TCPPeer
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
+    """One for most tests: what any of them does to it must not trouble the next."""
+    with SinkProcess(tmp_path_factory.mktemp("sink"), "--max-gib", "0.1") as process:
+        yield process
+        assert process.end(signal.SIGINT) == 0
+        assert "Traceback" not in process.stderr
+
+
+# ---- the command line ----
+
+
+def refused(*args: str, token: str | None = TOKEN) -> str:
+    """Return the one line of a command that does not start, in this process."""
+    result = CliRunner().invoke(
+        main, [*args], env={**dict.fromkeys(LAUNCHED), TOKEN_VARIABLE: token}
+    )
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    return result.stderr
+
+
+def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
+    assert TOKEN_VARIABLE in refused("sink", "--listen", "127.0.0.1:0", token=None)
+    assert f"--listen {sink.peer}: Address already in use" in refused("sink", "--listen", sink.peer)
+    assert "'127.0.0.1' is not an address such as" in refused("sink", "--listen", "127.0.0.1")
+    assert "'0' is not a time" in refused("sink", "--timeout", "0")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ([], "--streaming tcp needs --peer ADDR:PORT"),
+        (["--peer", "localhost"], "--peer: 'localhost' is not an address"),
+        (
+            ["--peer", "a:1,b:2"],
+            "--peer gives 2 addresses: give one for all sources, or one for each",
+        ),
+    ],
+)
+def test_peers_that_cannot_be_meant(options: list[str], why: str) -> None:
+    assert why in refused("run", "--streaming", "tcp", *options)
+    assert "--peer a:1 needs --streaming tcp" in refused(
+        "run", "--streaming", "host", "--peer", "a:1"
+    )
+
+
+def test_without_a_peer_tcp_is_skipped_among_others() -> None:
+    arms = load(None, {"streaming": "host,tcp"}, {}).arms
+    assert {arm.name: arm.skipped for arm in arms}["tcp@3"] == "no --peer"
+
+
+def test_peers_that_are_not_to_be_had(sink: SinkProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    found = TCPPeer.find(sink.peer, PATIENCE, checksums=False)
+    assert (found.same_host, found.same_machine) == (True, True)
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:1 cannot be reached: Connection refused"):
+        TCPPeer.find("127.0.0.1:1", PATIENCE, checksums=False)
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(UsageError, match=f"{TOKEN_VARIABLE} is not set"):
+        TCPPeer.find(sink.peer, PATIENCE, checksums=False)
+
+
+# ---- whole runs ----
+
+RUN = ("run", *QUICK, "--warmup", "1", "--rounds", "2")
+
+
+@pytest.mark.mpi
+def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
+    modes = ("--streaming", "none,host,tcp", "--level", "0,3", "--peer", sink.peer)
+    with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
+        assert job.wait() == 0, job.stderr
+        rows = processed(job.folder)
+        assert re.search(r"tcp@0 .* same host", rows)
+        assert re.search(r"tcp@3 .*yes \(3\)", rows)
+        assert TOKEN not in "".join(file.read_text() for file in job.folder.iterdir())
+
+
+@pytest.mark.mpi
+def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> None:
+    modes = (
+        "--streaming",
+        "tcp",
+        "--peer",
+        sink.peer,
+        "--pipeline-para-size",
+        "2",
+        "--kv-layout",
+        "nhd",
+    )
+    with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
+        assert job.wait() == 0, job.stderr
+        assert job.stdout.count("TOTAL generation took") == 3
+        assert {check.ok for _, check in job.run.of(Verification)} == {True}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("what", ["wrong token", "too large"])
+def test_a_run_that_its_sink_refuses_measures_nothing(
+    tmp_path: Path, sink: SinkProcess, what: str
+) -> None:
+    modes = ["--streaming", "tcp", "--pipeline-para-size", "2", "--peer", sink.peer]
+    why = (
+        f"does not accept this token: it has another one. Set {TOKEN_VARIABLE} to the sink's token"
+    )
+    token = "another"
+    if what == "too large":
+        modes += ["--max-seq-len", "300000"]
+        why, token = "GiB are needed; of the limit of 0.10 GiB", TOKEN
+    with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: token}) as job:
+        assert job.wait() == 2, job.stderr
+        assert why in job.stderr
+        assert job.stderr.count("Error: ") == job.stderr.count("\n") == 1
+        assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.mpi
+def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
+    with SinkProcess(tmp_path / "sink") as process:
+        modes = ("--streaming", "tcp", "--peer", process.peer, "--rounds", "100000")
+        with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
+            job.until(lambda: "TOTAL" in job.stdout, "an iteration")
+            process.process.kill()
+            assert job.wait(GONE_WITHIN) not in (0, None)
+            job.all_gone()
+            kinds = "(StreamingError|ClosedError|WireError)"
+            said = rf"dejavubench: rank 0 failed in phase \w+: {kinds}: 127\.0\.0\.1"
+            assert re.search(said, job.stderr), job.stderr
+            assert "FAILED: rank 0 " in processed(job.folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.0.0.2:7601", ("10.0.0.2", 7601)),
+        (":0", ("127.0.0.1", 0)),
+        ("[::1]:80", ("::1", 80)),
+        ("a.b:1", ("a.b", 1)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert units.address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7601", "host:", "host:x", "host:65536", "::1:80", "host:-1", "host:٣", "a..b:1"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an address such as"):
+        units.address(text)

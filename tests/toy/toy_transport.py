@@ -1,0 +1,58 @@
+"""The benchmark's part of ``toy``: this is the module that an entry point or the variable
+``DEJAVUBENCH_PLUGINS`` names. Importing it loads neither torch nor MPI, and registers ``toy``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dejavubench.dejavulib.destinations.registry import DestinationEntry
+from dejavubench.transports.base import (
+    LINK_HELD_AGAINST,
+    LINK_OVERHEAD_OF,
+    ProbeNames,
+    Style,
+    Transport,
+)
+from dejavubench.transports.registry import register
+from dejavubench.transports.session import RankContext, RankSession, SinkContext, SourceContext
+
+
+class ToySession(RankSession):
+    """One rank's part in a run. ``comm`` is a communicator that only ``toy`` uses."""
+
+    def open_source(self, context: SourceContext) -> Any:
+        from toy_destination import ToyDestination
+
+        return ToyDestination(self.comm)
+
+    def open_sink(self, context: SinkContext) -> Any:
+        from toy_destination import ToySink
+
+        return ToySink(self.comm)
+
+
+class ToyTransport(Transport):
+    entry = DestinationEntry(
+        "toy",
+        source="toy_destination:ToyDestination",
+        sink="toy_destination:ToySink",
+        remote=True,
+    )
+    label = "toy by MPI"
+    help = "an example: a remote deque"
+    style = Style("#332288", "||")
+    copy_s = 2e-5
+    # The raw loop of MPI bounds it; every destination between ranks has it among its probes.
+    probe_names = ProbeNames(
+        ceiling="mpi-windowed",
+        ceiling_on_gpu="mpi-windowed",
+        held_against=LINK_HELD_AGAINST,
+        overhead_of=LINK_OVERHEAD_OF,
+    )
+
+    def session(self, rank: RankContext) -> ToySession:
+        return ToySession(rank)
+
+
+register(ToyTransport())
