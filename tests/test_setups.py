@@ -111,7 +111,8 @@ def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
         ),
         (
             {"ubatch_size": "4", "pipeline_para_size": "2", "sink_ubatch_size": "3"},
-            r"--sink-ubatch-size 3 does not divide the 8 requests in flight \(2 × --ubatch-size 4\)",
+            r"--sink-ubatch-size 3 does not divide the 8 requests in flight \(2 × --ubatch-size "
+            r"4\)",
         ),
         (
             {"streaming": "host", "sink_ubatch_size": "1"},
