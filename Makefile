@@ -21,7 +21,7 @@ RUN_EXTRAS := $(if $(MPI),[$(MPI)])
 GPU_EXTRAS := [$(if $(MPI),$(MPI)$(comma))cuda]
 DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 
-.PHONY: help figures figures-full figures-gpu figure-link test drills clean
+.PHONY: help figures figures-full figures-gpu figure-link lint test drills clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo 'make figures-full  the same with as many rounds as the precision needs: under an hour'
 	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
 	@echo 'make figure-link   overhead against the speed of an emulated link; as root, about 15 minutes'
+	@echo 'make lint          lint, types and spelling alone'
 	@echo 'make test          lint, types, spelling and the test suite'
 	@echo 'make drills        the tests that take longer than 10 seconds each'
 	@echo 'make clean         remove the environment and caches; keep logs/ and figures/'
@@ -128,11 +129,13 @@ figure-link: $(VENV)/.installed-run
 
 # ---- tests ----
 
-test: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+test: lint
 	$(BIN)/pytest -q -m 'not drill' --durations=15
 
 drills: $(VENV)/.installed-dev

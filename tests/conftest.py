@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from cards import H200
 
 from dejavubench.machine import gpu as machine_gpu
+from helpers.fake_gpu import H200
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process. Beside a busy core two would wait for each other."""

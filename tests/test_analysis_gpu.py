@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import AGAIN, GPU, GPU_ENVIRONMENT, NONE, arm, flat_rows, on_gpu, point, write_run
 
 from dejavubench.analysis import bars, captions, loops, machine, plotdata, plots
 from dejavubench.analysis.formats import as_markdown
@@ -17,6 +16,17 @@ from dejavubench.bench.recording.infos import point_info
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.records import Alone, ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
+from helpers.synthetic_runs import (
+    AGAIN,
+    GPU,
+    GPU_ENVIRONMENT,
+    NONE,
+    arm,
+    flat_rows,
+    on_gpu,
+    point,
+    write_run,
+)
 
 LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import AGAIN, NONE, arm
 
 from dejavubench.analysis.stats import (
     Estimate,
@@ -24,6 +23,7 @@ from dejavubench.analysis.stats import (
     verdict,
 )
 from dejavubench.records import ArmInfo, Iteration
+from helpers.synthetic_runs import AGAIN, NONE, arm
 
 times = st.floats(min_value=0.01, max_value=1e5, allow_nan=False)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import AGAIN, NONE, arm, flat_rows, point, write_run
 
 from dejavubench.analysis import health, loops, machine, tables
 from dejavubench.analysis.columns import names_of
@@ -26,6 +25,7 @@ from dejavubench.records import (
     read_run,
     to_line,
 )
+from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from damage import ARMS, MPI, Edit, call, header, older_run, record, shown
-from mutations import edit_header, edit_lines, edit_record, mutate, without_seals
-from synthetic import AGAIN, NONE, arm, point, write_run
 
 from dejavubench.analysis import plotdata
 from dejavubench.analysis.columns import flat
@@ -24,6 +21,9 @@ from dejavubench.analysis.report import report
 from dejavubench.analysis.rows import Row
 from dejavubench.cli.figures import figures
 from dejavubench.records import rank_file
+from helpers.damage import ARMS, MPI, Edit, call, header, older_run, record, shown
+from helpers.mutations import edit_header, edit_lines, edit_record, mutate, without_seals
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
 
 
 @pytest.fixture

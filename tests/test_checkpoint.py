@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import run
 from safetensors.torch import load_file, save_file
-from test_gpt import CONTEXT, FAMILIES, VOCAB, close, prompts, shaken
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -31,6 +29,8 @@ from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
+from helpers.jobs import run
+from test_gpt import CONTEXT, FAMILIES, VOCAB, close, prompts, shaken
 
 SMALL_FILES = "30KB"
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from cards import H200
 from click.testing import CliRunner, Result
 
 from dejavubench.cli import main
@@ -14,6 +13,7 @@ from dejavubench.config.plan import Plan
 from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration
+from helpers.fake_gpu import H200
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))

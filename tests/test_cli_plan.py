@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from test_cli import heavy_after, usage_error
 
 from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
+from test_cli import heavy_after, usage_error
 
 TINY = [
     *("--model", "gpt2", "--input-len", "10", "--output-len", "3", "--ubatch-size", "2"),
@@ -65,8 +65,7 @@ def test_a_link_adds_lower_bounds() -> None:
     assert times["source", "0"] == ["0.865", "0.091", "1.04"]
     assert times["sink", "1"] == ["0.742", "0.079", "0.890"]
     assert lines[-1] == (
-        f"{GOLDEN.splitlines()[-1]}; at least 0.865 ms for the prompt, 0.091 ms per token, 1.04 ms "
-        "for all"
+        f"{GOLDEN.splitlines()[-1]}; lower bounds: prompt 0.865 ms, token 0.091 ms, all 1.04 ms"
     )
 
 

@@ -1,25 +1,25 @@
-"""Sizes in closed form are those that looking at each layer, worker and transfer finds."""
+"""Sizes in closed form are those that looking at each layer, worker and region pair finds."""
 
 from __future__ import annotations
 
 from math import prod
 
 import pytest
-from test_traffic import made
 
 from dejavubench.config.arms import Arm
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import LayoutName
 from dejavubench.config.resolve import load
+from dejavubench.dejavulib.exchange import Setup, exchanges, stream_in
 from dejavubench.dejavulib.kvcache import BOTH, Region, Span
-from dejavubench.dejavulib.plan import Setup, exchanges, stream_in
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.planning import duration, fit, memory
-from dejavubench.planning.fit import Room
+from dejavubench.planning.fit import HostResources
 from dejavubench.planning.setups import everything, geometry_of, setups
 from dejavubench.planning.staging import sink_staging
-from dejavubench.planning.traffic import MOST_TRANSFERS
+from dejavubench.planning.traffic import MOST_REGION_PAIRS
 from dejavubench.transports.registry import transport
+from test_traffic import made
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -101,16 +101,18 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(ubatches: tuple[int, i
     found = made(one, other, 24)
     whole = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
     wanted = exchanges(one, other, whole)
-    assert [list(flow.transfers()) for flow in found.flows] == [list(each.pairs) for each in wanted]
+    assert [list(flow.region_pairs()) for flow in found.flows] == [
+        list(each.pairs) for each in wanted
+    ]
     assert [flow.region for flow in found.flows] == [each.region for each in wanted]
-    assert found.total.transfers == sum(len(each.pairs) for each in wanted)
+    assert found.total.region_pairs == sum(len(each.pairs) for each in wanted)
     once = made(one, other, 12).total
     assert found.total == once.times(2)
 
 
-def test_too_many_different_transfers_are_refused() -> None:
+def test_too_many_different_region_pairs_are_refused() -> None:
     one, other = Setup((0, 4), 4, 1, 99_999), Setup((0, 4), 4, 4, 100_000)
-    with pytest.raises(ValueError, match=f"at most {MOST_TRANSFERS:,} are planned"):
+    with pytest.raises(ValueError, match=f"at most {MOST_REGION_PAIRS:,} are planned"):
         made(one, other, 99_999 * 100_000)
 
 
@@ -118,9 +120,9 @@ def test_staging_takes_half_of_the_memory_at_most() -> None:
     found = load(
         None, {"device": "cpu", "model": "gpt2", "streaming": "mpi", "staging_slots": 512}, {}
     )
-    assert fit.reasons(found, Room(15 << 30)) == {
+    assert fit.reasons(found, HostResources(15 << 30)) == {
         "p000": "--staging-slots 512 × --staging-mib 16 take 8.00 GiB for 1 source: more than half "
         "of the 15.0 GiB that are available"
     }
-    assert fit.reasons(found, Room(17 << 30)) == {}
-    assert "gpt2 needs" in fit.reasons(found, Room(8 << 30))["p000"]
+    assert fit.reasons(found, HostResources(17 << 30)) == {}
+    assert "gpt2 needs" in fit.reasons(found, HostResources(8 << 30))["p000"]

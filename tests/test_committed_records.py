@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from golden_texts import MACHINES, golden, made
 
 from dejavubench.analysis import tables
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.find import find
+from helpers.golden_texts import MACHINES, golden, made
 
 RESULTS = Path(__file__).parent.parent / "results"
 COLUMNS = [

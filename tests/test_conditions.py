@@ -16,8 +16,6 @@ from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
-from jobs import CLI, HERE, PATIENCE, QUICK, mpirun_program, run
-from synthetic import AGAIN, NONE, arm, write_run
 
 from dejavubench.analysis import conditions
 from dejavubench.analysis.report import report
@@ -32,6 +30,8 @@ from dejavubench.machine.filesystem import Place, durability_note, find_mount, n
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.records import End, RankInfo, RecordError, read_run, to_line
+from helpers.jobs import CLI, HERE, PATIENCE, QUICK, mpirun_program, run
+from helpers.synthetic_runs import AGAIN, NONE, arm, write_run
 
 # ---- file systems ----
 

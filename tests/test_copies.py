@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from caches import geometries, inside, packed_bytes, random_cache, regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import PAGE, aligned_buffer, gather, scatter
 from dejavubench.dejavulib.extents import extent_views
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout
+from helpers.caches import geometries, inside, packed_bytes, random_cache, regions
 
 
 @settings(max_examples=150, deadline=None)

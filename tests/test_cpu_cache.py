@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import QUICK, run
 from numba import carray
 
 from dejavubench.models.backends.cpu import codecache as cpu_cache
 from dejavubench.models.backends.cpu.codecache import FOLDER_VARIABLE, Kernel, provide
 from dejavubench.models.backends.cpu.threads import kernel, struct
 from dejavubench.models.backends.cpu.threads import run as run_kernel
+from helpers.jobs import QUICK, run
 
 Answer = struct("Answer", "number")
 

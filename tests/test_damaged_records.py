@@ -6,11 +6,22 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damage import MPI, Edit, call, copied, header, lines, older_run, record, swapped, without
-from mutations import edit_record
-from synthetic import NONE, arm, write_run
 
 from dejavubench.records import rank_file
+from helpers.damage import (
+    MPI,
+    Edit,
+    call,
+    copied,
+    header,
+    lines,
+    older_run,
+    record,
+    swapped,
+    without,
+)
+from helpers.mutations import edit_record
+from helpers.synthetic_runs import NONE, arm, write_run
 
 HUGE = "[" * 100_000
 

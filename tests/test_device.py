@@ -9,18 +9,6 @@ from typing import get_args
 
 import pytest
 import torch
-from caches import packed_stream, play_model, random_cache
-from memory import (
-    CUT_LAYERS,
-    PATIENCE,
-    STEPS,
-    WHOLE_LAYERS,
-    Memory,
-    begin_over,
-    held,
-    schedule_of,
-    small_geometry,
-)
 
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
@@ -34,6 +22,18 @@ from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.strided import Choice, Way
 from dejavubench.dejavulib.waiting import wait_asleep
+from helpers.caches import packed_stream, play_model, random_cache
+from helpers.fake_destination import (
+    CUT_LAYERS,
+    PATIENCE,
+    STEPS,
+    WHOLE_LAYERS,
+    Memory,
+    begin_over,
+    held,
+    schedule_of,
+    small_geometry,
+)
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,13 +8,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from caches import random_cache
-from memory import STEPS, schedule_of, small_geometry
 
 from dejavubench.dejavulib import device
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.device import BounceBuffer, DeviceExtents
 from dejavubench.dejavulib.extents import extent_views
+from helpers.caches import random_cache
+from helpers.fake_destination import STEPS, schedule_of, small_geometry
 
 
 class Runtime:

@@ -11,8 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from caches import packed_stream, play_model, random_cache
-from diskfile import (
+
+from dejavubench.dejavulib.destinations.base import StreamingError
+from dejavubench.dejavulib.destinations.disk import destination as disk
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer, file_nbytes
+from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
+from dejavubench.dejavulib.levels import LEVELS
+from helpers.caches import packed_stream, play_model, random_cache
+from helpers.disk_files import (
     CUT_LAYERS,
     DURABILITIES,
     IDENTITY,
@@ -28,13 +35,6 @@ from diskfile import (
     schedule_of,
     writing,
 )
-
-from dejavubench.dejavulib.destinations.base import StreamingError
-from dejavubench.dejavulib.destinations.disk import destination as disk
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
-from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer, file_nbytes
-from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
-from dejavubench.dejavulib.levels import LEVELS
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import Job, processed
-from test_faults import FAULTY, SIZES, STRIKES, struck
 
 from dejavubench.records import ArmFailure, End, Failure, Iteration, Verification
+from helpers.jobs import Job, processed
+from test_faults import FAULTY, SIZES, STRIKES, struck
 
 pytestmark = pytest.mark.mpi
 

@@ -10,8 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from caches import random_cache
-from diskfile import (
+
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
+from helpers.caches import random_cache
+from helpers.disk_files import (
     DURABILITIES,
     IDENTITY,
     PAGE,
@@ -23,11 +28,6 @@ from diskfile import (
     schedule_of,
     writing,
 )
-
-from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
-from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
 
 # ---- damage ----
 

@@ -8,7 +8,7 @@ import pytest
 
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.loading import read_request
+from dejavubench.config.loading import read_experiment
 from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
@@ -420,7 +420,7 @@ def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu, "cuda_devices", asked)
     monkeypatch.setattr(cpu, "native_bf16", asked)
     values = {"ckpt_path": "nowhere", "prompts": "nowhere", "resume": "nowhere"}
-    experiment = read_request(None, values, {}).experiment
+    experiment = read_experiment(None, values, {}).experiment
     assert (experiment.device, experiment.inference_data_type) == ("auto", ("auto",))
 
 

@@ -9,11 +9,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from jobs import GONE_WITHIN, HERE, TINY, Job, processed, small_disk
-from tcppeers import TOKEN, SinkProcess
 
 from dejavubench.records import End, Failure, Microbatch, Verification
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+from helpers.jobs import GONE_WITHIN, HERE, TINY, Job, processed, small_disk
+from helpers.tcp_peers import TOKEN, SinkProcess
 
 pytestmark = pytest.mark.mpi
 

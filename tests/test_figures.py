@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from synthetic import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
 
 from dejavubench.analysis import plotdata
 from dejavubench.analysis.plotdata import Drawing
 from dejavubench.cli.figures import figures
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import PointInfo, Skipped, Verification, read_run
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
 
 LADDER = ["0", "0-batched", "1", "2", "3"]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from cards import H200
 
 from dejavubench import units
 from dejavubench.config.plan import Plan
@@ -23,10 +22,11 @@ from dejavubench.models.hub.shard import Shard, most_parameters
 from dejavubench.models.hub.specs import SPECS, custom
 from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
-from dejavubench.planning.fit import Room
+from dejavubench.planning.fit import HostResources
 from dejavubench.planning.memory import Memory
 from dejavubench.planning.staging import MIB
 from dejavubench.transports.registry import transport
+from helpers.fake_gpu import H200
 
 GIB = 1 << 30
 
@@ -95,7 +95,7 @@ def test_each_destination_adds_what_it_takes() -> None:
 
 def test_what_does_not_fit_is_skipped_in_a_sweep_with_needed_and_available() -> None:
     sweep = flags(model="gpt2,opt-66b", inference_data_type="fp16")
-    reasons = fit.reasons(sweep, Room(20 * GIB))
+    reasons = fit.reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
     needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).host(1, 0))
     assert reasons["p001"] == f"opt-66b needs {needed} of memory; 20.0 GiB are available"
@@ -105,15 +105,15 @@ def test_what_does_not_fit_is_skipped_in_a_sweep_with_needed_and_available() -> 
 def test_what_does_not_fit_is_refused_when_it_is_all_there_is() -> None:
     alone = flags(model="opt-66b")
     with pytest.raises(UsageError, match=r"^opt-66b needs .* of memory; 20\.0 GiB are available$"):
-        fit.refuse_if_none_runs(alone, fit.reasons(alone, Room(20 * GIB)))
+        fit.refuse_if_none_runs(alone, fit.reasons(alone, HostResources(20 * GIB)))
 
 
 def test_only_the_ranks_of_this_host_count() -> None:
     experiment = flags(model="gpt2", streaming="mpi")
     needs = memory.memory(experiment, experiment.points[0])
     room = needs.host(1, 0)
-    assert fit.reasons(experiment, Room(room)).keys() == {"p000"}
-    assert not fit.reasons(experiment, Room(room), sources=1, sinks=0)
+    assert fit.reasons(experiment, HostResources(room)).keys() == {"p000"}
+    assert not fit.reasons(experiment, HostResources(room), sources=1, sinks=0)
 
 
 # ---- memory of a card ----
@@ -198,7 +198,7 @@ def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_fp32_is_skipped_on_a_gpu() -> None:
     points = flags(inference_data_type="fp32,fp16", model="gpt2")
-    assert fit.reasons(points, Room(64 * GIB, (H200,))) == {"p000": NO_FP32_ON_CUDA}
+    assert fit.reasons(points, HostResources(64 * GIB, (H200,))) == {"p000": NO_FP32_ON_CUDA}
     with pytest.raises(UsageError, match="fp32 does not run on a GPU"):
         flags(inference_data_type="fp32", model="gpt2")
 
@@ -226,14 +226,14 @@ def test_ranks_on_one_card_add_up() -> None:
     both = needs.source.device + needs.sink.device
     assert needs.devices(device_numbers(experiment, 1, 1, 1)) == {0: both}
     enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
-    assert not fit.reasons(experiment, Room(64 * GIB, (enough,)))
-    assert fit.reasons(experiment, Room(64 * GIB, (too_small,))).keys() == {"p000"}
+    assert not fit.reasons(experiment, HostResources(64 * GIB, (enough,)))
+    assert fit.reasons(experiment, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
 
 
 @pytest.mark.usefixtures("gpu")
 def test_what_does_not_fit_the_card_is_skipped_in_a_sweep_with_needed_and_there() -> None:
     sweep = flags(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
-    reasons = fit.reasons(sweep, Room(64 * GIB, (H200,)))
+    reasons = fit.reasons(sweep, HostResources(64 * GIB, (H200,)))
     needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).source.device)
     assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory; NVIDIA H200 has 140 GiB"}
 
@@ -241,14 +241,14 @@ def test_what_does_not_fit_the_card_is_skipped_in_a_sweep_with_needed_and_there(
 @pytest.mark.usefixtures("gpu")
 def test_host_memory_counts_on_cuda_too() -> None:
     experiment = flags(model="opt-13b", streaming="host")
-    (reason,) = fit.reasons(experiment, Room(GIB, (H200,))).values()
+    (reason,) = fit.reasons(experiment, HostResources(GIB, (H200,))).values()
     assert reason.endswith("of memory; 1.00 GiB are available")
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
     experiment = flags(model="gpt2", streaming="mpi")
-    room = Room(64 * GIB)
+    room = HostResources(64 * GIB)
     assert fit.reasons(experiment, room, 0, 1) == {}
     assert fit.reasons(experiment, room, 1, 0) == {
         "p000": "gpt2 needs a CUDA device; none is found on this host"
@@ -274,7 +274,7 @@ def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
 
     experiment = flags(model="gpt2", streaming="none,nccl")
     monkeypatch.setattr(gpu, "cuda_devices", asked)
-    assert fit.reasons(experiment, Room.here(experiment)) == {}
+    assert fit.reasons(experiment, HostResources.here(experiment)) == {}
     assert too_few_devices(experiment, ()) is None
 
 

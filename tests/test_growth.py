@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jobs import TINY, Job
+
+from helpers.jobs import TINY, Job
 
 DRIVER = Path(__file__).parent / "mpi" / "growth.py"
 POINTS = 160

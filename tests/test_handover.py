@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import BF16, HERE, QUICK, Job, processed, run
-from test_run import verified
 
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
+from helpers.jobs import BF16, HERE, QUICK, Job, processed, run
+from test_run import verified
 
 SHORT = (
     "--rounds",

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import CLI, GONE_WITHIN, HERE, PATIENCE, QUICK, Job, processed
-from test_faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 
 from dejavubench.cli.starting import _check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
+from helpers.jobs import CLI, GONE_WITHIN, HERE, PATIENCE, QUICK, Job, processed
+from test_faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 
 pytestmark = pytest.mark.mpi
 

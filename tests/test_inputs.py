@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from test_interrupted import killed
 
 from dejavubench.cli import main
 from dejavubench.cli import plan as plan_command
@@ -29,6 +28,7 @@ from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from dejavubench.values import LONGEST, shown
+from test_interrupted import killed
 
 LONGEST_MESSAGE = 500
 

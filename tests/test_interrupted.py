@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import NONE, arm, point, write_run
 
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import WITH_CACHE, find_interrupted
 from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.records import PhaseMark, rank_file, to_line
+from helpers.synthetic_runs import NONE, arm, point, write_run
 
 EXPERIMENT = Experiment(
     model=("gpt2", "gpt2-xl"), streaming=("none", "disk"), level=("0", "3"), keep=True

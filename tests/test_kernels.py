@@ -9,13 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caches import geometries, random_cache, regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import Packing
-from dejavubench.dejavulib.kernels import KIND, PLAN, SOURCE, RegionPlan, divider, plan
+from dejavubench.dejavulib.kernels import (
+    KIND,
+    REGION,
+    SOURCE,
+    KernelArguments,
+    divider,
+    kernel_arguments,
+)
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from helpers.caches import geometries, random_cache, regions
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -37,7 +44,7 @@ def test_division_by_multiplication(divisor: int, numbers: list[int]) -> None:
     assert (divided(tried, by) == tried // divisor).all()
 
 
-def gathered(cache: KVCache, told: RegionPlan) -> bytes:
+def gathered(cache: KVCache, told: KernelArguments) -> bytes:
     """What the kernel packs, thread for thread, in numpy."""
     packed = np.zeros(int(told.content["layer"]) * told.layers * told.vector, np.uint8)
     vectors = packed.reshape(-1, told.vector)
@@ -74,18 +81,21 @@ def test_what_the_kernel_is_told_packs_every_region(data: st.DataObject) -> None
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
-    assert gathered(cache, plan(geometry, region)) == reference(cache, region).numpy().tobytes()
+    assert (
+        gathered(cache, kernel_arguments(geometry, region))
+        == reference(cache, region).numpy().tobytes()
+    )
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_usual_heads_move_in_sixteen_bytes(layout: KVLayout) -> None:
     geometry = KVGeometry(40, 8, 40, 640, 128, 2, layout)
     for positions in (Span(0, 500), Span(511, 512)):
-        assert plan(geometry, geometry.region(positions=positions)).vector == 16
+        assert kernel_arguments(geometry, geometry.region(positions=positions)).vector == 16
 
 
 def test_the_plan_is_the_sources_struct() -> None:
-    assert (KIND.itemsize, PLAN.itemsize) == (104, 216)
+    assert (KIND.itemsize, REGION.itemsize) == (104, 216)
 
 
 def test_it_compiles(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from caches import geometries, inside, logical_ids, random_cache, regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.models.hub.specs import SPECS
+from helpers.caches import geometries, inside, logical_ids, random_cache, regions
 
 # ---- golden sizes ----
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import HERE, Job
 
 from dejavubench import dejavulib
+from helpers.jobs import HERE, Job
 
 PACKAGE = HERE.parent / "dejavubench"
 EXAMPLE = HERE.parent / "docs" / "stream_transformers.py"

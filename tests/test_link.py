@@ -8,8 +8,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
-from test_figures import call, drawn, failed
 
 from dejavubench.analysis import link, plotdata
 from dejavubench.analysis.link import StreamedRequest, fastest_above, in_interval, split_nbytes
@@ -23,6 +21,8 @@ from dejavubench.records import (
     read_run,
     to_line,
 )
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
+from test_figures import call, drawn, failed
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
 REQUEST = StreamedRequest(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caches import packed_stream, play_model, random_cache
-from memory import (
+
+from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.kvcache import BOTH, KVLayout, Span
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.dejavulib.waiting import wait_asleep
+from helpers.caches import packed_stream, play_model, random_cache
+from helpers.fake_destination import (
     CUT_LAYERS,
     PATIENCE,
     STEPS,
@@ -21,15 +30,6 @@ from memory import (
     small_geometry,
     streaming,
 )
-
-from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
-from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.host import HostDestination
-from dejavubench.dejavulib.kvcache import BOTH, KVLayout, Span
-from dejavubench.dejavulib.levels import LEVELS, Level
-from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.dejavulib.waiting import wait_asleep
 
 # ---- the bytes, at every level ----
 

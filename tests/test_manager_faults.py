@@ -7,16 +7,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from caches import play_model, random_cache
-from memory import (
-    PATIENCE,
-    WHOLE_LAYERS,
-    Memory,
-    play_and_drain,
-    schedule_of,
-    small_geometry,
-    streaming,
-)
 
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
@@ -25,6 +15,16 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
+from helpers.caches import play_model, random_cache
+from helpers.fake_destination import (
+    PATIENCE,
+    WHOLE_LAYERS,
+    Memory,
+    play_and_drain,
+    schedule_of,
+    small_geometry,
+    streaming,
+)
 
 
 class Failing(Memory):

@@ -11,7 +11,7 @@ import pytest
 from dejavubench.transports import registry
 
 PACKAGE = Path(registry.__file__).parent.parent
-OWN = registry.own()
+OWN = registry.builtin_transports()
 NAMES = {
     *(each.name for each in OWN),
     *(f"swap-{each.name}" for each in OWN if each.swapped_label),

@@ -14,9 +14,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from caches import INTEGERS, packed_stream, random_cache
-from jobs import Job, run
-from memory import CUT_LAYERS, INPUT_LEN, PATIENCE, STEPS, WHOLE_LAYERS, schedule_of, small_geometry
 from mpi4py import MPI
 
 from dejavubench.dejavulib.copies import staging
@@ -34,6 +31,17 @@ from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.mps import mps_running
 from dejavubench.parallel.nccl import NCCLError, within
 from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
+from helpers.caches import INTEGERS, packed_stream, random_cache
+from helpers.fake_destination import (
+    CUT_LAYERS,
+    INPUT_LEN,
+    PATIENCE,
+    STEPS,
+    WHOLE_LAYERS,
+    schedule_of,
+    small_geometry,
+)
+from helpers.jobs import Job, run
 
 HERE = Path(__file__).parent
 
@@ -449,7 +457,7 @@ def test_a_chunk_of_another_size_is_refused() -> None:
         with pytest.raises(
             StreamingError, match=r"rank 0 announced \d+ bytes as chunk 0 of stream 5, where 8 are"
         ):
-            wait_asleep(receiving.Test, "the announcement", PATIENCE)
+            wait_asleep(receiving.done, "the announcement", PATIENCE)
         with pytest.raises(StreamingError):
             end(model)
 

@@ -12,12 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import random_cache
-from cards import H200
-from jobs import GONE_WITHIN, HERE, QUICK, TINY, processed, run
-from memory import schedule_of, small_geometry
-from test_faults import ended, faulty, struck
-from test_run import verified
 
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.extents import Bases, ExtentAddresses
@@ -28,6 +22,12 @@ from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped
 from dejavubench.transports import nixl as transport
 from dejavubench.transports.nixl import NOT_INSTALLED as NO_NIXL
 from dejavubench.transports.nixl import has_nixl
+from helpers.caches import random_cache
+from helpers.fake_destination import schedule_of, small_geometry
+from helpers.fake_gpu import H200
+from helpers.jobs import GONE_WITHIN, HERE, QUICK, TINY, processed, run
+from test_faults import ended, faulty, struck
+from test_run import verified
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

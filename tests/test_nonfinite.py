@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import INDEX, WHOLE, Tensors, edit, shard, tiny
-from jobs import run
-from test_gpt import GPT2, VOCAB, build, poisoned, prompts
 
 from dejavubench import records
 from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
@@ -27,6 +24,9 @@ from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
+from helpers.jobs import run
+from helpers.model_folders import INDEX, WHOLE, Tensors, edit, shard, tiny
+from test_gpt import GPT2, VOCAB, build, poisoned, prompts
 
 UP, KEY, NORM = (
     f"model.layers.1.{name}.weight"

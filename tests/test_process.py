@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
-from synthetic import AGAIN, NONE, arm, point, write_run
-from test_analysis_textlog import original_log
 
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.formats import summary
 from dejavubench.analysis.rows import Row
 from dejavubench.cli.process import process
 from dejavubench.records import Verification, read_run
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from test_analysis_textlog import original_log
 
 
 def call(*arguments: object) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,39 @@ def test_tools_of_development_are_pinned() -> None:
 
 def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
     workflow = parsed(".github/workflows/ci.yml")
-    steps = workflow["jobs"]["ci"]["steps"]
-    assert ".ci/run" in [step.get("run") for step in steps]
+    jobs = {
+        name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()
+    }
+    assert "make lint" in jobs["lint"]
+    assert ".ci/run" in jobs["ci"]
     (repository,) = parsed(".pre-commit-config.yaml")["repos"]
-    tools = {hook["entry"].split()[0] for hook in repository["hooks"]}
+    on_commit = [hook for hook in repository["hooks"] if "stages" not in hook]
+    tools = {hook["entry"].split()[0] for hook in on_commit}
     recipe = (ROOT / "Makefile").read_text()
     assert tools == {"ruff", "mypy", "codespell"}
     assert all(f"$(BIN)/{tool}" in recipe for tool in tools)
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ("Say one thing", None),
+        ("Say one thing\n\nAnd why.", None),
+        ("Say one thing\n# a line of git's own", None),
+        ("x" * 73, "73 characters"),
+        ("Say one thing\nand another", "must be blank"),
+        ("# nothing else", "no subject"),
+    ],
+)
+def test_a_subject_that_a_list_would_cut_is_refused(
+    message: str, refused: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "message"
+    file.write_text(message)
+    script = str(ROOT / "scripts" / "check_subject.py")
+    done = subprocess.run([sys.executable, script, str(file)], capture_output=True, text=True)
+    assert done.returncode == (refused is not None)
+    assert (refused or "") in done.stderr
 
 
 @pytest.mark.parametrize("name", [".ci/run", "scripts/slurm/fig25.sbatch"])

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import QUICK, run
-from test_checkpoint import MODELS, loaded, saved
-from test_gpt import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,6 +21,9 @@ from dejavubench.models.attention import BLOCK
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.weights import random_weights
+from helpers.jobs import QUICK, run
+from test_checkpoint import MODELS, loaded, saved
+from test_gpt import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,19 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from caches import random_cache
-from diskfile import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import streamfile
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.records import RUN_FILE, PhaseMark, Restart
+from helpers.caches import random_cache
+from helpers.disk_files import (
     CUT_LAYERS,
     DURABILITIES,
     IDENTITY,
@@ -26,18 +37,7 @@ from diskfile import (
     schedule_of,
     writing,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from jobs import HERE, TINY, TYPES, Job, processed, run
-
-from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.destinations.disk import streamfile
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
-from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
-from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.records import RUN_FILE, PhaseMark, Restart
+from helpers.jobs import HERE, TINY, TYPES, Job, processed, run
 
 KILLED = (HERE / "mpi" / "killed.py",)
 NEW_TOKENS = 20

@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from jobs import BF16, HERE, QUICK, TINY, Job, processed, run
 
 from dejavubench.bench.probes.ceilings import PAIRS
 from dejavubench.machine.cpu import WITHOUT
@@ -29,6 +28,7 @@ from dejavubench.records import (
     read_run,
 )
 from dejavubench.records.destinations import held_against
+from helpers.jobs import BF16, HERE, QUICK, TINY, Job, processed, run
 
 pytestmark = pytest.mark.mpi
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import QUICK, run
-from test_gpt import GPT2, VOCAB, Gathered, build, poisoned, prompts
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -22,6 +20,8 @@ from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler, draw, filtered, uniform
 from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
+from helpers.jobs import QUICK, run
+from test_gpt import GPT2, VOCAB, Gathered, build, poisoned, prompts
 
 MANY = 40_000
 

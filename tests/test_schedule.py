@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from caches import inside, packed_stream, random_cache, schedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from dejavubench.dejavulib.extents import extent_views
 from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.schedule import StreamSchedule
+from helpers.caches import inside, packed_stream, random_cache, schedules
 
 levels = st.sampled_from(list(LEVELS.values()))
 

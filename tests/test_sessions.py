@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from caches import random_cache
-from memory import schedule_of, small_geometry
 
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
@@ -25,6 +23,8 @@ from dejavubench.transports.session import (
     SourceContext,
 )
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+from helpers.caches import random_cache
+from helpers.fake_destination import schedule_of, small_geometry
 
 CPU = torch.device("cpu")
 

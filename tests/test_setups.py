@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jobs import QUICK, run
-from test_run import verified
 
 from dejavubench.config.points import Split
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
+from helpers.jobs import QUICK, run
+from test_run import verified
 
 LEVELS = ("--level", "0,0-batched,1,2,3")
 SHORT = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32")

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from jobs import run
+
+from helpers.jobs import run
 
 WORKER = ("-m", "mpi4py", str(Path(__file__).parent / "mpi" / "stream_worker.py"))
 

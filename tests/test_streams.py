@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from failing import Failing
-from jobs import QUICK, run
 
 from dejavubench.cli import host
 from dejavubench.cli.streams import BROKEN_PIPE, Guarded, Messages
 from dejavubench.errors import OutputError, UsageError
 from dejavubench.machine.launcher import LAUNCHED
+from helpers.failing_stream import Failing
+from helpers.jobs import QUICK, run
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = ROOT / "tests/mpi/hostile.py"

@@ -1,11 +1,10 @@
-"""Strided DMA: its plan without a device, byte for byte; the bytes and the choice with one."""
+"""Strided DMA: its copies without a device, byte for byte; the bytes and the choice with one."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from caches import geometries, random_cache, regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +15,11 @@ from dejavubench.dejavulib.strided import (
     BoxCopy,
     Choice,
     StridedCopy,
+    box_copies,
     choose,
-    plan,
     worth_trying,
 )
+from helpers.caches import geometries, random_cache, regions
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -31,10 +31,10 @@ PROMPT_LAYER, TOKEN = (
 
 
 def emulated(cache: KVCache, region: Region) -> bytes:
-    """Return the packed buffer after the copies of a plan, row by row; no byte is written twice."""
+    """Return the packed buffer after the region's copies, row by row; no byte is written twice."""
     packed = np.zeros(cache.geometry.region_nbytes(region), np.uint8)
     written = np.zeros(len(packed), int)
-    for copy in plan(cache.geometry, region):
+    for copy in box_copies(cache.geometry, region):
         memory = cache.bytes(copy.kv).numpy()
         for piece in range(copy.slices.number):
             for row in range(copy.rows.number):
@@ -68,8 +68,8 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
     assert emulated(cache, region) == reference(cache, region)
-    assert all(as_cuda_wants_it(copy) for copy in plan(geometry, region))
-    assert len(plan(geometry, region)) <= 2 * region.layers.size
+    assert all(as_cuda_wants_it(copy) for copy in box_copies(geometry, region))
+    assert len(box_copies(geometry, region)) <= 2 * region.layers.size
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -77,7 +77,10 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
 def test_whole_heads_take_one_copy_for_k_and_one_for_v(
     layout: KVLayout, part: dict[str, Span]
 ) -> None:
-    assert [copy.kv for copy in plan(OPT_13B[layout], OPT_13B[layout].region(**part))] == ["k", "v"]
+    assert [copy.kv for copy in box_copies(OPT_13B[layout], OPT_13B[layout].region(**part))] == [
+        "k",
+        "v",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,15 +98,15 @@ def test_rows_are_what_is_contiguous(
     layout: KVLayout, part: dict[str, Span], widths: list[int]
 ) -> None:
     region = OPT_13B[layout].region(**part)
-    assert [copy.width for copy in plan(OPT_13B[layout], region)] == widths
+    assert [copy.width for copy in box_copies(OPT_13B[layout], region)] == widths
     assert worth_trying(OPT_13B[layout], region) == (min(widths) >= 64)
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None:
     geometry = OPT_13B[layout]
-    token = plan(geometry, geometry.region(heads=Span(10, 20), **TOKEN))
-    prompt = plan(geometry, geometry.region(heads=Span(10, 20), **PROMPT_LAYER))
+    token = box_copies(geometry, geometry.region(heads=Span(10, 20), **TOKEN))
+    prompt = box_copies(geometry, geometry.region(heads=Span(10, 20), **PROMPT_LAYER))
     assert (len(token), len(prompt)) == (2 if layout is KVLayout.NHD else 80, 2)
 
 
@@ -120,7 +123,7 @@ def test_cuda_is_told_as_many_bytes_as_it_reads() -> None:
 def test_an_empty_region_is_refused() -> None:
     geometry = OPT_13B[KVLayout.HND]
     with pytest.raises(ValueError, match="nothing to move"):
-        plan(geometry, geometry.region(positions=Span(4, 4)))
+        box_copies(geometry, geometry.region(positions=Span(4, 4)))
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import packed_bytes, random_cache, schedules
-from diskfile import DURABILITIES, IDENTITY
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from jobs import HERE, TINY, TYPES, Job, processed, run
 
 from dejavubench.dejavulib.copies import scatter_steps, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
@@ -27,6 +24,9 @@ from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.records import Swapping
+from helpers.caches import packed_bytes, random_cache, schedules
+from helpers.disk_files import DURABILITIES, IDENTITY
+from helpers.jobs import HERE, TINY, TYPES, Job, processed, run
 
 # ---- several steps at once ----
 

@@ -14,22 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import packed_stream, play_model, random_cache
-from jobs import GONE_WITHIN
-from memory import (
-    CUT_LAYERS,
-    INPUT_LEN,
-    PATIENCE,
-    WHOLE_LAYERS,
-    begin_over,
-    held,
-    play_and_drain,
-    poisoned,
-    schedule_of,
-    small_geometry,
-)
-from memory import streaming as streaming_to
-from tcppeers import TOKEN, SinkProcess, closed, name_of, stranger
 
 from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
@@ -56,6 +40,22 @@ from dejavubench.transports.loops.tcp_services import (
     MeasuredTCPDestination,
     written_outside,
 )
+from helpers.caches import packed_stream, play_model, random_cache
+from helpers.fake_destination import (
+    CUT_LAYERS,
+    INPUT_LEN,
+    PATIENCE,
+    WHOLE_LAYERS,
+    begin_over,
+    held,
+    play_and_drain,
+    poisoned,
+    schedule_of,
+    small_geometry,
+)
+from helpers.fake_destination import streaming as streaming_to
+from helpers.jobs import GONE_WITHIN
+from helpers.tcp_peers import TOKEN, SinkProcess, closed, name_of, stranger
 
 HEAD = "<IIIIQQ"
 """A frame's head, written by hand."""

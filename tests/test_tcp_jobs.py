@@ -9,11 +9,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from jobs import GONE_WITHIN, QUICK, Job, processed
-from memory import (
-    PATIENCE,
-)
-from tcppeers import TOKEN, SinkProcess
 
 from dejavubench import units
 from dejavubench.cli import main
@@ -23,6 +18,11 @@ from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Verification
 from dejavubench.transports.loops.tcp_peer import TCPPeer
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+from helpers.fake_destination import (
+    PATIENCE,
+)
+from helpers.jobs import GONE_WITHIN, QUICK, Job, processed
+from helpers.tcp_peers import TOKEN, SinkProcess
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from caches import packed_stream, random_cache
-from memory import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
-from tcppeers import TOKEN, closed, stranger
 
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination, places, sink, unproven
@@ -41,6 +38,9 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.transports.loops import tcp_services
 from dejavubench.transports.loops.tcp_services import SERVICES, Outside, written_outside
+from helpers.caches import packed_stream, random_cache
+from helpers.fake_destination import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
+from helpers.tcp_peers import TOKEN, closed, stranger
 
 LIMIT = 64 << 20
 PATIENCE = 20.0

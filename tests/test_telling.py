@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from failing import Failing
-from jobs import small_disk
 
 from dejavubench.bench.failures.report import in_words, report, status_of
 from dejavubench.bench.recording.recorder import Recorder, write_header
@@ -18,6 +16,8 @@ from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import BROKEN_PIPE, OutputError
 from dejavubench.records import Microbatch, PhaseMark
+from helpers.failing_stream import Failing
+from helpers.jobs import small_disk
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:

@@ -6,9 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from folders import INDEX, SHARDS, WHOLE, edit, refused, rewrite_header, shard, tiny, write_raw
 
 from dejavubench.textfile import LFS_POINTER
+from helpers.model_folders import (
+    INDEX,
+    SHARDS,
+    WHOLE,
+    edit,
+    refused,
+    rewrite_header,
+    shard,
+    tiny,
+    write_raw,
+)
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import HERE, QUICK, Job, run
 
 from dejavubench.records import RUN_FILE, Verification
 from dejavubench.transports.registry import VARIABLE
+from helpers.jobs import HERE, QUICK, Job, run
 
 TOY = HERE / "toy"
 WITH_TOY = {"PYTHONPATH": os.pathsep.join((str(HERE.parent), str(TOY))), VARIABLE: "toy_transport"}

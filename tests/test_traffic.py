@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from caches import inside, logical_ids, spans
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.config.points import LayoutName, Point
+from dejavubench.dejavulib.exchange import Setup
 from dejavubench.dejavulib.kvcache import BOTH, KV, KVGeometry, KVLayout, Region, Span
-from dejavubench.dejavulib.plan import Setup
 from dejavubench.models.hub import specs
 from dejavubench.planning.traffic import LinkSpec, Traffic, Volume, common_extents, traffic
+from helpers.caches import inside, logical_ids, spans
 
 
 def made(
@@ -60,7 +60,7 @@ def test_both_sides_add_up_to_the_whole() -> None:
         assert sum(side.values(), Volume()) == found.total
     # pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of
     # workers: 2 × 2 + 2 × 1
-    assert found.total.transfers == 4 * 6
+    assert found.total.region_pairs == 4 * 6
     assert found.peers_of_sources == {0: 2, 1: 2, 2: 1, 3: 1}
     assert found.peers_of_sinks == {0: 2, 1: 4}
 

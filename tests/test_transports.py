@@ -33,7 +33,7 @@ class Options:
 def test_every_destination_is_found_in_order() -> None:
     assert registry.modes() == ("host", "disk", "mpi", "nccl", "nixl", "tcp")
     assert set(registry.modes()) == set(DESTINATIONS)
-    assert registry.own() == registry.transports()
+    assert registry.builtin_transports() == registry.transports()
 
 
 def test_capabilities() -> None:
@@ -59,9 +59,11 @@ def test_classes_are_loaded_by_name() -> None:
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_what_older_records_are_read_with_is_what_is_recorded_now(on_gpu: bool) -> None:
-    now = {each.name: info(each, on_gpu) for each in registry.own()}
+    now = {each.name: info(each, on_gpu) for each in registry.builtin_transports()}
     now |= {
-        f"swap-{each.name}": swapped_info(each) for each in registry.own() if each.swapped_label
+        f"swap-{each.name}": swapped_info(each)
+        for each in registry.builtin_transports()
+        if each.swapped_label
     }
     assert now == destinations_of({}, on_gpu)
 
@@ -116,7 +118,9 @@ def test_a_broken_plugin_does_not_concern_a_run_to_other_destinations(
 ) -> None:
     monkeypatch.setenv(registry.VARIABLE, "no_such_module")
     assert registry.transport("mpi").name == "mpi"
-    assert [each.name for each in registry.usable()] == [each.name for each in registry.own()]
+    assert [each.name for each in registry.usable()] == [
+        each.name for each in registry.builtin_transports()
+    ]
     with pytest.raises(UsageError, match="no_such_module"):
         registry.transport("toy")
 

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from jobs import GONE_WITHIN, HERE, PATIENCE, TINY
-from synthetic import flat_rows
 
 from dejavubench.analysis.report import report
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
+from helpers.jobs import GONE_WITHIN, HERE, PATIENCE, TINY
+from helpers.synthetic_runs import flat_rows
 
 SCRIPT = HERE.parent / "scripts" / "two_hosts.py"
 SMALL = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--warmup", "0")

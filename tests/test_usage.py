@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from jobs import QUICK, TINY, run, small_disk
+
+from helpers.jobs import QUICK, TINY, run, small_disk
 
 pytestmark = pytest.mark.mpi
 

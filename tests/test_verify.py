@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from caches import logical_ids, random_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region, Span
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.models.hub import specs
 from dejavubench.parallel.topology import Topology
+from helpers.caches import logical_ids, random_cache
 
 LAYOUTS: tuple[LayoutName, ...] = ("ft", "hnd", "nhd")
 PATTERN = 0x2B

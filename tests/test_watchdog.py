@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import HERE
 
 from dejavubench.bench.watching import watch
 from dejavubench.bench.watching.watch import RankProcess, Watch
@@ -34,6 +33,7 @@ from dejavubench.machine.pulse import (
     WORKING,
     Page,
 )
+from helpers.jobs import HERE
 
 TIMEOUT = 10.0
 EVERY = 1.0

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from folders import (
+from safetensors.torch import load_file, save_file
+
+from dejavubench.cli import main
+from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
+from dejavubench.models.hub.families import CheckpointError
+from dejavubench.textfile import LFS_POINTER
+from helpers.jobs import run
+from helpers.model_folders import (
     INDEX,
     SHARDS,
     SIZES,
@@ -25,15 +32,8 @@ from folders import (
     shard,
     tiny,
 )
-from jobs import run
-from safetensors.torch import load_file, save_file
 from test_checkpoint import loaded
 from test_gpt import VOCAB, close, poisoned
-
-from dejavubench.cli import main
-from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
-from dejavubench.models.hub.families import CheckpointError
-from dejavubench.textfile import LFS_POINTER
 
 EMBEDDING, HEAD, QUERY = (
     "model.embed_tokens.weight",

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from synthetic import point, write_run
 
 from dejavubench.analysis import plotdata, plots
 from dejavubench.analysis.find import find
 from dejavubench.cli.process import process
 from dejavubench.wholefile import whole_file
+from helpers.synthetic_runs import point, write_run
 
 
 def call(*arguments: object) -> Result:

@@ -8,42 +8,42 @@ from dejavubench.analysis.rows import Row
 from dejavubench.analysis.words import ms, signed_percent
 
 NOISY_PCT = 5.0
-"""Noise from which a report warns."""
+"""Noise floor, in percent, above which a report warns."""
 
 NO_TIME_LEFT = 0.9
-"""Share of a request's time from which a stream, alone, has hardly any time to spare."""
+"""Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
 
-HOW_TIMES = (
+MEDIAN_TIMES = (
     "Times are medians over rounds of the slowest source. Brackets hold 95 % bootstrap intervals."
 )
-HOW = (
-    f"{HOW_TIMES} Overheads are paired: each round is divided by the geometric mean of its none "
+PAIRED_TIMES = (
+    f"{MEDIAN_TIMES} Overheads are paired: each round is divided by the geometric mean of its none "
     "and none#2."
 )
-HOW_RESTART = (
+RESTART_TIMES = (
     "Times are of one iteration on the slowest source. The recompute time is that of the earlier "
     "steps without streaming, in this process."
 )
 
 
-def how(rows: list[Row]) -> str:
-    """Say how the numbers in the tables are made."""
+def how_times_are_made(rows: list[Row]) -> str:
+    """Say how the times and overheads in the tables are computed."""
     if any(row.resumed.resumed_run for row in rows):
-        return HOW_RESTART
-    return HOW if any(row.streams for row in rows) else HOW_TIMES
+        return RESTART_TIMES
+    return PAIRED_TIMES if any(row.streams for row in rows) else MEDIAN_TIMES
 
 
-def reasons(rows: list[Row]) -> list[str]:
+def why_rows_are_empty(rows: list[Row]) -> list[str]:
     """Say why rows have no numbers, each reason once."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if not row.ok:
             where = " ".join(word for word in (row.point, row.arm) if word)
             found.setdefault(f"{row.status}: {row.reason}", []).append(where)
-    return [f"{what} ({', '.join(places)})" for what, places in found.items()]
+    return [f"{why} ({', '.join(places)})" for why, places in found.items()]
 
 
-def no_time_left(rows: list[Row]) -> list[str]:
+def streams_that_hardly_fit(rows: list[Row]) -> list[str]:
     """Name arms whose stream alone takes nearly all of a request's time, or more."""
     requests = {row.point: row.times.total_ms for row in rows if row.arm == "none"}
     found = []
@@ -64,14 +64,16 @@ def no_time_left(rows: list[Row]) -> list[str]:
     return found
 
 
-def unshared(rows: list[Row]) -> list[str]:
+def ceiling_not_measured_everywhere(rows: list[Row]) -> list[str]:
+    """Say that shares of a ceiling are missing: a sum over some sources bounds no other one."""
     rated = [row.rates for row in rows if row.rates.alone_gb_per_s is not None]
     if any(rates.ceiling is not None and rates.ceiling_share_pct is None for rates in rated):
         return ["No share of the ceiling is shown: not every source measured the ceiling."]
     return []
 
 
-def noise(rows: list[Row]) -> list[str]:
+def noise_notes(rows: list[Row]) -> list[str]:
+    """State the noise floor of each point, and warn when it is high."""
     floors = {row.point: row for row in rows if row.overhead.noise_floor_pct is not None}
     return [*_noisy(floors), *_noise_floor(floors)] if floors else []
 
@@ -110,7 +112,8 @@ def _noise_floor(floors: dict[str | None, Row]) -> list[str]:
     ]
 
 
-def few(rows: list[Row]) -> list[str]:
+def too_few_rounds(rows: list[Row]) -> list[str]:
+    """Warn of intervals from so few rounds that they are wide, or cover less than 95 %."""
     counts = [row.times.samples for row in rows if row.times.samples]
     if not counts or min(counts) >= stats.FEW_ROUNDS:
         return []

@@ -43,7 +43,7 @@ def report(run: Run) -> RunReport:
     found = [
         *health.notes(run),
         *([f"note: {run.header.note}"] if run.header.note else []),
-        *notes.reasons(rows),
+        *notes.why_rows_are_empty(rows),
         *machinenotes.ceilings(run),
         *machinenotes.against_raw(run),
         *machinenotes.own_shares(run),
@@ -52,12 +52,12 @@ def report(run: Run) -> RunReport:
         *conditions.notes(run),
         *machinenotes.gpu(run),
         *machinenotes.loopback(run),
-        *notes.no_time_left(rows),
-        *notes.unshared(rows),
-        *notes.noise(rows),
-        *notes.few(rows),
+        *notes.streams_that_hardly_fit(rows),
+        *notes.ceiling_not_measured_everywhere(rows),
+        *notes.noise_notes(rows),
+        *notes.too_few_rounds(rows),
         *(wrong for _, restart in run.of(Restart) for wrong in restart.wrong),
-        notes.how(rows),
+        notes.how_times_are_made(rows),
     ]
     unset = set() if run.header.destinations else {"destinations"}  # absent in older records
     header = run.header.model_dump(mode="json", exclude=unset)
@@ -77,8 +77,8 @@ def log_report(path: Path) -> RunReport:
         *log.notes(),
         f"The first {DROPPED} samples are dropped as warm-up. Times are medians; the paper's "
         "scripts print means.",
-        *notes.reasons(rows),
-        *notes.few(rows),
+        *notes.why_rows_are_empty(rows),
+        *notes.too_few_rounds(rows),
     ]
     table = block("times", rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
     return RunReport(str(path), rows, [table], found)

@@ -124,7 +124,7 @@ class StreamTotals:
 
 
 @dataclass
-class Reached:
+class StreamRates:
     """Rates of the stream, in 10⁹ bytes per second, and the ceilings that bound them."""
 
     alone_ms: Annotated[
@@ -164,7 +164,7 @@ class Events:
 
 
 @dataclass
-class Handed:
+class HandOverTimes:
     """Hand-over of requests to the sinks; missing unless the sinks go on with them."""
 
     handover_ms: Annotated[
@@ -183,7 +183,7 @@ class Handed:
 
 
 @dataclass
-class Swapped:
+class SwapTotals:
     """Swapping of caches; missing unless the arm swaps."""
 
     resident_caches: Annotated[int | None, "Caches that stay in place."] = None
@@ -195,7 +195,7 @@ class Swapped:
 
 
 @dataclass
-class Resumed:
+class RestartTotals:
     """Restart of a killed run's request; missing unless the run restarts one."""
 
     resumed_run: Annotated[str | None, "Folder of the killed run."] = None
@@ -245,12 +245,12 @@ class Row:
     times: Times = field(default_factory=Times)
     overhead: Overhead = field(default_factory=Overhead)
     streaming: StreamTotals = field(default_factory=StreamTotals)
-    rates: Reached = field(default_factory=Reached)
+    rates: StreamRates = field(default_factory=StreamRates)
     cpu: Cpu = field(default_factory=Cpu)
     events: Events = field(default_factory=Events)
-    handed: Handed = field(default_factory=Handed)
-    swap: Swapped = field(default_factory=Swapped)
-    resumed: Resumed = field(default_factory=Resumed)
+    handed: HandOverTimes = field(default_factory=HandOverTimes)
+    swap: SwapTotals = field(default_factory=SwapTotals)
+    resumed: RestartTotals = field(default_factory=RestartTotals)
     speed: Speed = field(default_factory=Speed)
 
     @property

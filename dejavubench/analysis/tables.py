@@ -11,15 +11,15 @@ from dejavubench.analysis import machine, stats
 from dejavubench.analysis.rows import (
     Cpu,
     Events,
-    Handed,
+    HandOverTimes,
     Overhead,
-    Reached,
-    Resumed,
+    RestartTotals,
     Row,
     Sizes,
     Speed,
+    StreamRates,
     StreamTotals,
-    Swapped,
+    SwapTotals,
     Times,
 )
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
@@ -90,7 +90,7 @@ def _add_restart(row: Row, samples: ArmSamples) -> None:
     anew = [restart.anew_ms for restart in restarts if restart.anew_ms is not None]
     row.times.token_ms = float(np.median(steps))
     row.times.drain_ms = max(restart.drain_ms for restart in restarts)
-    row.resumed = Resumed(
+    row.resumed = RestartTotals(
         resumed_run=restarts[0].of,
         resumed_at_token=restarts[0].first,
         restored_bytes=sum(restart.nbytes for restart in restarts),
@@ -103,13 +103,13 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.times = _times(samples)
     row.overhead = _overhead(point, samples, run)
     row.events = Events(_median(samples.prompt_event), _median(samples.token_event))
-    row.handed = Handed(
+    row.handed = HandOverTimes(
         handover_ms=_median(samples.handover),
         sink_waited_ms=_median(samples.sink_waited),
         sink_first_ms=_median(samples.sink_first),
         sink_token_ms=_median(samples.sink_token),
     )
-    row.swap = Swapped(
+    row.swap = SwapTotals(
         resident_caches=samples.resident,
         brought_back_bytes=_whole(samples.swap_nbytes),
         bring_ms=_median(samples.swap_bring),
@@ -213,8 +213,8 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     return found
 
 
-def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> Reached:
-    rates = Reached(hidden_pct=_hidden(point, samples))
+def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
+    rates = StreamRates(hidden_pct=_hidden(point, samples))
     total, nbytes = _median(samples.total), _median(samples.nbytes)
     if total and nbytes:
         rates.total_gb_per_s = nbytes / total / 1e6

@@ -45,8 +45,8 @@ def _disk(plan: Plan) -> Place | None:
 
 
 def _demand(plan: Plan) -> Demand:
-    cores, quota, asked = frozenset(os.sched_getaffinity(0)), cpu_quota(), plan.experiment
+    cores, quota, experiment = frozenset(os.sched_getaffinity(0)), cpu_quota(), plan.experiment
     streams = any(arm.streams for arm in plan.running)
-    source = Asker(asked.threads, int(streams), cores, quota)
-    sink = Asker(asked.threads if asked.handoff else 1, 0, cores, quota)
+    source = Asker(experiment.threads, int(streams), cores, quota)
+    sink = Asker(experiment.threads if experiment.handoff else 1, 0, cores, quota)
     return Demand.of([source] * plan.sources + [sink] * plan.sinks)

@@ -25,29 +25,29 @@ from dejavubench.units import count_text, nbytes_text, seconds_text
 def describe(plan: Plan) -> None:
     """Print the points of ``plan`` to stdout; start nothing."""
     out = console_on_stdout()
-    room = fit.Room.here(plan)
+    host = fit.HostResources.here(plan)
     rates = duration.probe() if plan.experiment.device == "cpu" else None
-    skipped = fit.reasons(plan, room)
-    for line in _heading(plan, room):
+    skipped = fit.reasons(plan, host)
+    for line in _heading(plan, host):
         out.print(line, markup=False)
     out.print()
-    for table in _tables(out, plan, room, skipped, rates):
+    for table in _tables(out, plan, host, skipped, rates):
         out.print(table)
         out.print()
-    for line in (*_skipped(plan, skipped), *_notes(plan, room), *_duration(plan, skipped, rates)):
+    for line in (*_skipped(plan, skipped), *_notes(plan, host), *_duration(plan, skipped, rates)):
         out.print(line, markup=False)
 
 
-def _heading(plan: Plan, room: fit.Room) -> list[str]:
+def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
     return [
         f"{plan.experiment.name}: {count_text(len(plan.points), 'point')}, "
         f"{count_text(len(plan.arms), 'arm')}",
         f"Arms     {', '.join(arm.name for arm in plan.arms)}",
         f"Each     {_rounds(plan)}",
         f"Ranks    {_ranks(plan)}",
-        *([f"GPUs     {_devices(room)}"] if plan.experiment.device == "cuda" else ()),
+        *([f"GPUs     {_devices(host)}"] if plan.experiment.device == "cuda" else ()),
         *conditions.lines(plan),
-        f"Memory   {nbytes_text(room.memory)} available; the table counts all ranks on this host",
+        f"Memory   {nbytes_text(host.memory)} available; the table counts all ranks on this host",
     ]
 
 
@@ -56,14 +56,14 @@ def _skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
     return arms + [f"{id} SKIPPED: {reason}" for id, reason in skipped.items()]
 
 
-def _notes(plan: Plan, room: fit.Room) -> list[str]:
+def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
     """Return what a user should know before the run."""
     found = []
     try:
         plan.check_threads(len(os.sched_getaffinity(0)))
     except UsageError as error:
         found.append(f"Cannot run on this host: {error}.")
-    shared = too_few_devices(plan, room.devices)
+    shared = too_few_devices(plan, host.devices)
     if shared:
         found.append(f"Cannot run with all ranks on this host: {shared}.")
     found += conditions.notes(plan)
@@ -100,13 +100,17 @@ NAMES = frozenset({"point", "model", "type", "layout"})
 
 
 def _tables(
-    out: Console, plan: Plan, room: fit.Room, skipped: Mapping[str, str], rates: Rates | None
+    out: Console,
+    plan: Plan,
+    host: fit.HostResources,
+    skipped: Mapping[str, str],
+    rates: Rates | None,
 ) -> list[Table]:
     """Return sizes and needs of the points: side by side, or as two tables if that is too wide."""
     sizes = [("point", *SIZES), *(_sizes(point) for point in plan.points)]
     needs = [
         _headings(plan),
-        *(_needs(plan, point, room, point.id in skipped, rates) for point in plan.points),
+        *(_needs(plan, point, host, point.id in skipped, rates) for point in plan.points),
     ]
     wide = _table([[*size, *need] for size, need in zip(sizes, needs, strict=True)])
     unbounded = out.options.update(max_width=1000)
@@ -140,7 +144,7 @@ def _headings(plan: Plan) -> tuple[str, ...]:
 
 
 def _needs(
-    plan: Plan, point: Point, room: fit.Room, skipped: bool, rates: Rates | None
+    plan: Plan, point: Point, host: fit.HostResources, skipped: bool, rates: Rates | None
 ) -> list[str]:
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_headings(plan)) - 1), "SKIPPED"]
@@ -151,7 +155,7 @@ def _needs(
         nbytes_text(needs.host(sources, sinks)),
     ]
     if plan.experiment.device == "cuda":
-        numbers = device_numbers(plan, sources, sinks, len(room.devices) or sources + sinks)
+        numbers = device_numbers(plan, sources, sinks, len(host.devices) or sources + sinks)
         found.append(nbytes_text(max(needs.devices(numbers).values())))
     streams = any(arm.streams for arm in plan.running)
     seconds = "-" if rates is None else seconds_text(duration.point_seconds(plan, point, rates))
@@ -166,32 +170,34 @@ def _needs(
 # ---- the lines above it ----
 
 
-def _devices(room: fit.Room) -> str:
+def _devices(host: fit.HostResources) -> str:
     """Return ``2 × NVIDIA H200 (139.8 GiB)``."""
-    if not room.devices:
+    if not host.devices:
         return "none here; the table counts one per rank"
-    kinds = Counter((device.name, device.nbytes) for device in room.devices)
+    kinds = Counter((device.name, device.nbytes) for device in host.devices)
     return ", ".join(
         f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in kinds.items()
     )
 
 
 def _rounds(plan: Plan) -> str:
-    asked = plan.experiment
-    text = f"{count_text(asked.warmup, 'warm-up iteration')}, {count_text(asked.rounds, 'round')}"
-    if asked.precision is None:
+    experiment = plan.experiment
+    warmups = count_text(experiment.warmup, "warm-up iteration")
+    text = f"{warmups}, {count_text(experiment.rounds, 'round')}"
+    if experiment.precision is None:
         return text
     return (
-        f"{text} or more, until overheads are within ± {100 * asked.precision:g} %; at most "
-        f"{seconds_text(asked.max_time)} per point"
+        f"{text} or more, until overheads are within ± {100 * experiment.precision:g} %; at most "
+        f"{seconds_text(experiment.max_time)} per point"
     )
 
 
 def _ranks(plan: Plan) -> str:
-    asked = plan.experiment
+    experiment = plan.experiment
     sources = count_text(plan.sources, "source")
     split = (
-        f"tensor_para_size {asked.tensor_para_size} × pipeline_para_size {asked.pipeline_para_size}"
+        f"tensor_para_size {experiment.tensor_para_size} × "
+        f"pipeline_para_size {experiment.pipeline_para_size}"
     )
     sinks = f", {plan.sinks_text}" if plan.needs_sinks else ""
     return f"{' or '.join(map(str, plan.ranks))} ({split} = {sources}{sinks})"

@@ -14,13 +14,13 @@ from dejavubench.config.points import Point
 from dejavubench.models.hub.modelspec import ModelSpec
 
 if TYPE_CHECKING:
-    from dejavubench.dejavulib.plan import Setup
+    from dejavubench.dejavulib.exchange import Setup
     from dejavubench.planning.traffic import Traffic
 
 
 @click.command()
 @plan_options
-@table_options("Format: csv has the pairs alone; json every transfer, up to 100,000.")
+@table_options("Format: csv has the pairs alone; json every region pair, up to 100,000.")
 def plan(
     spec: ModelSpec | None,
     ckpt_path: Path | None,
@@ -42,15 +42,15 @@ def plan(
     plus one latency.
     """
     from dejavubench.cli import plan_report
-    from dejavubench.planning.traffic import MOST_TRANSFERS, LinkSpec
+    from dejavubench.planning.traffic import MOST_REGION_PAIRS, LinkSpec
 
     if latency is not None and rate is None:
         raise BadInput("--latency needs --link")
     made = _traffic(_spec(spec, ckpt_path), requests, sizes)
-    if style == "json" and made.total.transfers > MOST_TRANSFERS:
+    if style == "json" and made.total.region_pairs > MOST_REGION_PAIRS:
         raise BadInput(
-            f"--format json lists at most {MOST_TRANSFERS:,} transfers, and this plan has "
-            f"{made.total.transfers:,}. Use another format, which sums them up"
+            f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
+            f"{made.total.region_pairs:,}. Use another format, which sums them up"
         )
     report = plan_report.Report(made, None if rate is None else LinkSpec(rate, latency or 0.0))
     write_to(output, force, lambda file: plan_report.write(report, style, file))
@@ -139,7 +139,7 @@ def _side(
     tensor: int,
 ) -> tuple[Point, Setup]:
     """Return the sizes of one side's caches, and its setup."""
-    from dejavubench.dejavulib.plan import Setup
+    from dejavubench.dejavulib.exchange import Setup
 
     needed = sizes["input_len"] + sizes["output_len"]
     point = Point(

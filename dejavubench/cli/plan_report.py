@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.words import counted, ms, nbytes
+from dejavubench.dejavulib.exchange import RegionPair, Setup
 from dejavubench.dejavulib.kvcache import Region, Span
-from dejavubench.dejavulib.plan import RegionPair, Setup
 from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
 from dejavubench.units import count_text
 
@@ -31,14 +31,17 @@ PLACE = "(stage,\ntensor)"
 PHASES = ("prompt", "token", "total")
 
 COLUMNS = {
-    "transfers": "transfers",
+    "region_pairs": "transfers",
     "prompt_nbytes": "prompt_nbytes",
     "token_nbytes": "token_nbytes",
     "total_nbytes": "total_nbytes",
     "prompt_extents": "prompt_runs",
     "token_extents": "token_runs",
 }
-"""Attributes of a volume, and their csv and json columns, which keep an older name of extents."""
+"""Attributes of a volume, and their csv and json columns, which keep older names:
+
+``runs`` are extents, ``transfers`` are region pairs.
+"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Report:
             "sinks": _setup(traffic.sink),
             "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency},
             "pairs": [
-                {**row, "regions": list(map(_transfer, flow.transfers()))}
+                {**row, "regions": list(map(_region_pair, flow.region_pairs()))}
                 for row, flow in zip(self.pairs, traffic.flows, strict=True)
             ],
             "workers": self.workers,
@@ -161,16 +164,15 @@ class Report:
         traffic, total = self.traffic, self.traffic.total
         sender, receiver = traffic.busiest_source, traffic.busiest_sink
         text = (
-            f"total: {nbytes(total.total_nbytes)} in {count_text(total.transfers, 'transfer')}; "
+            f"total: {nbytes(total.total_nbytes)} in "
+            f"{count_text(total.region_pairs, 'region pair')}; "
             f"busiest: source {sender} sends {nbytes(traffic.sent[sender].total_nbytes)}, "
             f"sink {receiver} receives {nbytes(traffic.received[receiver].total_nbytes)}"
         )
         if self._bounds is None:
             return text
         prompt, token, whole = (ms(1e3 * seconds) for seconds in self._bounds)
-        return (
-            f"{text}; at least {prompt} ms for the prompt, {token} ms per token, {whole} ms for all"
-        )
+        return f"{text}; lower bounds: prompt {prompt} ms, token {token} ms, all {whole} ms"
 
     def tables(self, narrow: bool = False) -> list[Cells]:
         """Return the table of pairs, then that of workers.
@@ -181,20 +183,19 @@ class Report:
         ends = [[f"source\n{PLACE}", f"sink\n{PLACE}"]]
         ends += [[_place(row, "source_"), _place(row, "sink_")] for row in self.pairs]
         shares = [
-            ["layers", "heads", "requests", "microbatches", "transfers"],
+            ["layers", "heads", "requests", "microbatches", "region\npairs"],
             *map(_share, self.pairs),
         ]
         names = [[f"worker\n{PLACE}"], *([f"{row['role']} {_place(row)}"] for row in self.workers)]
         counts = [
-            ["peers", "transfers"],
+            ["peers", "region\npairs"],
             *([str(row["peers"]), counted(row["transfers"])] for row in self.workers),
         ]
         tables = []
         for labels, what, rows in ((ends, shares, self.pairs), (names, counts, self.workers)):
             parts = [what, _amounts(rows), *([_times(rows)] if self.link else [])]
-            tables += (
-                [_beside(labels, part) for part in parts] if narrow else [_beside(labels, *parts)]
-            )
+            joined = [[part] for part in parts] if narrow else [parts]
+            tables += [_side_by_side(labels, *each) for each in joined]
         return tables
 
 
@@ -213,13 +214,13 @@ def _setup(setup: Setup) -> Row:
     }
 
 
-def _transfer(transfer: RegionPair) -> Row:
-    """Return one transfer, in the local coordinates of each side."""
+def _region_pair(pair: RegionPair) -> Row:
+    """Return one region pair, in the local coordinates of each side."""
     return {
-        "source_ubatch": transfer.source_ubatch,
-        "sink_ubatch": transfer.target_ubatch,
-        "source_region": _region(transfer.source_region),
-        "sink_region": _region(transfer.target_region),
+        "source_ubatch": pair.source_ubatch,
+        "sink_ubatch": pair.target_ubatch,
+        "source_region": _region(pair.source_region),
+        "sink_region": _region(pair.target_region),
     }
 
 
@@ -243,7 +244,7 @@ def _place(row: Row, end: str = "") -> str:
 
 
 def _share(row: Row) -> list[str]:
-    """Return which part of the cache a pair has in common, and in how many transfers."""
+    """Return which part of the cache a pair has in common, and in how many region pairs."""
 
     def inclusive(key: str) -> str:
         return _span_text(Span(row[f"{key}_start"], row[f"{key}_stop"]))
@@ -267,7 +268,7 @@ def _times(rows: Sequence[Row]) -> Cells:
     return [headings, *([ms(row[f"{phase}_ms"]) for phase in PHASES] for row in rows)]
 
 
-def _beside(*tables: Cells) -> Cells:
+def _side_by_side(*tables: Cells) -> Cells:
     """Join tables with equal numbers of rows side by side."""
     return [[cell for part in row for cell in part] for row in zip(*tables, strict=True)]
 

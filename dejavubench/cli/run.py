@@ -61,10 +61,10 @@ def _load(config: Path | None, overrides: dict[str, Any], planned: bool) -> Plan
 
 def _rank_timeout(config: Path | None, overrides: dict[str, Any]) -> float:
     """Return the timeout that this rank can read for itself; rank 0 reports what is wrong."""
-    from dejavubench.config.loading import read_request
+    from dejavubench.config.loading import read_experiment
 
     try:
-        return read_request(config, overrides, os.environ).experiment.rank_timeout
+        return read_experiment(config, overrides, os.environ).experiment.rank_timeout
     except UsageError:
         return RANK_TIMEOUT
 

@@ -17,7 +17,7 @@ from dejavubench.values import shown
 
 
 @dataclass(frozen=True)
-class AskedRun:
+class GivenExperiment:
     """An experiment as it was asked for.
 
     Attributes:
@@ -34,13 +34,13 @@ class AskedRun:
         return self.origins.get(key, key)
 
 
-def read_request(
+def read_experiment(
     path: Path | None,
     overrides: Mapping[str, Any],
     environ: Mapping[str, str],
     resumed: Mapping[str, Any] | None = None,
     origins: Mapping[str, str] | None = None,
-) -> AskedRun:
+) -> GivenExperiment:
     """Return the experiment of a TOML file, the environment's level and flags; the later ones win.
 
     Args:
@@ -69,7 +69,7 @@ def read_request(
         if _is_several(key, value):
             raise UsageError(f"{where[key]} takes one value; it cannot be swept: {shown(value)}")
     try:
-        return AskedRun(Experiment.model_validate(given), path, where)
+        return GivenExperiment(Experiment.model_validate(given), path, where)
     except ValidationError as error:
         raise UsageError(_one_line(error, where)) from None
 

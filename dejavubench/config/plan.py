@@ -53,10 +53,10 @@ class Plan:
     @cached_property
     def points(self) -> tuple[Point, ...]:
         """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
-        asked = self.experiment
-        types = cast(tuple[DataType, ...], asked.inference_data_type)
-        kinds = product(map(self.spec, asked.model), types, asked.kv_layout)
-        lengths = product(asked.ubatch_size, self.prompt_lens, asked.output_len)
+        experiment = self.experiment
+        types = cast(tuple[DataType, ...], experiment.inference_data_type)
+        kinds = product(map(self.spec, experiment.model), types, experiment.kv_layout)
+        lengths = product(experiment.ubatch_size, self.prompt_lens, experiment.output_len)
         return tuple(
             Point(
                 id=f"p{number:03d}",
@@ -67,10 +67,10 @@ class Plan:
                 input_len=input_len,
                 output_len=output_len,
                 positions=self._positions(spec.context, input_len, output_len),
-                tensor_para_size=asked.tensor_para_size,
-                pipeline_para_size=asked.pipeline_para_size,
+                tensor_para_size=experiment.tensor_para_size,
+                pipeline_para_size=experiment.pipeline_para_size,
                 sinks=self._sink_split(ubatch_size),
-                handed_over=asked.handoff_tokens if asked.handoff else None,
+                handed_over=experiment.handoff_tokens if experiment.handoff else None,
             )
             for number, (
                 (spec, data_type, kv_layout),
@@ -101,10 +101,14 @@ class Plan:
             return self.checkpoint.spec
         if name != specs.CUSTOM:
             return specs.spec(name)
-        asked = self.experiment
-        context = self._positions(None, max(self.prompt_lens), max(asked.output_len))
+        experiment = self.experiment
+        context = self._positions(None, max(self.prompt_lens), max(experiment.output_len))
         return specs.custom(
-            asked.layer_num, asked.head_num, asked.size_per_head, asked.vocab_size, context
+            experiment.layer_num,
+            experiment.head_num,
+            experiment.size_per_head,
+            experiment.vocab_size,
+            context,
         )
 
     def _positions(self, context: int | None, input_len: int, output_len: int) -> int:
@@ -115,19 +119,23 @@ class Plan:
 
     def _sink_split(self, ubatch_size: int) -> Split | None:
         """Return the setup of the sinks; None if it is that of the sources."""
-        asked = self.experiment
-        split = Split(asked.tensor_para_size, asked.pipeline_para_size, ubatch_size)
-        given = (asked.sink_tensor_para_size, asked.sink_pipeline_para_size, asked.sink_ubatch_size)
+        experiment = self.experiment
+        split = Split(experiment.tensor_para_size, experiment.pipeline_para_size, ubatch_size)
+        given = (
+            experiment.sink_tensor_para_size,
+            experiment.sink_pipeline_para_size,
+            experiment.sink_ubatch_size,
+        )
         other = Split(*(own or same for own, same in zip(given, split, strict=True)))
         return None if other == split else other
 
     @property
     def sampling(self) -> Sampling | None:
         """How tokens are drawn; None if each is the most likely one."""
-        asked = self.experiment
-        if not asked.temperature:
+        experiment = self.experiment
+        if not experiment.temperature:
             return None
-        return Sampling(asked.temperature, asked.top_k, asked.top_p, asked.seed)
+        return Sampling(experiment.temperature, experiment.top_k, experiment.top_p, experiment.seed)
 
     @property
     def weights_data_type(self) -> DataType | None:
@@ -170,12 +178,13 @@ class Plan:
         """
         if size in self.ranks:
             return
-        asked = self.experiment
+        experiment = self.experiment
         remote = next((arm.mode for arm in self.running if arm.remote), None)
         sinks = f"{remote} needs" if remote else "there may be"
         raise UsageError(
             f"started with {units.count_text(size, 'rank')}: --tensor-para-size "
-            f"{asked.tensor_para_size} × --pipeline-para-size {asked.pipeline_para_size} takes "
+            f"{experiment.tensor_para_size} × --pipeline-para-size "
+            f"{experiment.pipeline_para_size} takes "
             f"{units.count_text(self.sources, 'source')}, and {sinks} {self.sinks_text}. "
             f"Start mpirun -n {' or -n '.join(map(str, self.ranks))}"
         )

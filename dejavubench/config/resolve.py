@@ -13,7 +13,7 @@ from typing import Any
 
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import Interrupted, find_interrupted
-from dejavubench.config.loading import AskedRun, checked_path, read_request
+from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
 from dejavubench.config.options.values import NO_STREAMING, without_twins
 from dejavubench.config.plan import Plan
 from dejavubench.config.promptfile import PromptError, read_prompts
@@ -44,7 +44,7 @@ def load(
         UsageError: a value is wrong, cannot be had here, or does not fit the others.
     """
     if "resume" not in overrides:
-        return resolve(read_request(path, overrides, environ), planned)
+        return resolve(read_experiment(path, overrides, environ), planned)
     if path is not None:
         raise UsageError(
             f"{path} cannot be combined with --resume, which takes its settings from the killed "
@@ -53,96 +53,94 @@ def load(
     folder = checked_path(overrides["resume"], "--resume")
     interrupted, values = find_interrupted(folder)
     origins = {key: f"--resume: {folder / RUN_FILE}: {key}" for key in values}
-    return resolve(read_request(None, overrides, environ, values, origins), planned, interrupted)
+    return resolve(read_experiment(None, overrides, environ, values, origins), planned, interrupted)
 
 
 def resolve(
-    request: AskedRun, planned: bool = False, interrupted: Interrupted | None = None
+    given: GivenExperiment, planned: bool = False, interrupted: Interrupted | None = None
 ) -> Plan:
     """Settle what depends on this machine and on files, and check that the options fit together.
 
     Args:
-        request: the experiment, and where its values came from.
+        given: the experiment, and where its values came from.
         planned: the run is not going to start here, so its device may be missing.
         interrupted: the iteration that it resumes.
 
     Raises:
         UsageError: something cannot be had here, or the options do not fit together.
     """
-    asked = request.experiment
-    device = _device(request, planned)
+    read = given.experiment
+    device = _device(given, planned)
     native_bf16 = cpu.native_bf16()
     best = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
     settled: dict[str, Any] = {
         "device": device,
         "inference_data_type": tuple(
-            best if each == "auto" else each for each in asked.inference_data_type
+            best if each == "auto" else each for each in read.inference_data_type
         ),
-        "weights_data_type": best if asked.weights_data_type == "auto" else asked.weights_data_type,
+        "weights_data_type": best if read.weights_data_type == "auto" else read.weights_data_type,
     }
-    with _naming(request, "inference_data_type"):
+    with _naming(given, "inference_data_type"):
         without_twins(settled["inference_data_type"])
-    experiment = asked.model_copy(update=settled)
+    experiment = read.model_copy(update=settled)
     plan = Plan(
         experiment,
-        _checkpoint(request),
-        _prompts(request),
+        _checkpoint(given),
+        _prompts(given),
         interrupted,
-        {mode: why for mode in asked.streaming if (why := _missing(mode, experiment))},
+        {mode: why for mode in read.streaming if (why := _missing(mode, experiment))},
         native_bf16,
     )
     message = conflict(plan)
     if message is not None:
-        raise UsageError(message if request.path is None else f"{request.path}: {message}")
+        raise UsageError(message if given.path is None else f"{given.path}: {message}")
     return plan
 
 
 @contextmanager
-def _naming(request: AskedRun, key: str) -> Iterator[None]:
+def _naming(given: GivenExperiment, key: str) -> Iterator[None]:
     """Turn a ValueError into a usage error that names where the option's value came from."""
     try:
         yield
     except ValueError as error:
-        raise UsageError(f"{request.origin(key)}: {error}") from None
+        raise UsageError(f"{given.origin(key)}: {error}") from None
 
 
-def _device(request: AskedRun, planned: bool) -> str:
+def _device(given: GivenExperiment, planned: bool) -> str:
     """Return the device that all ranks use: ``auto`` follows what rank 0 has."""
-    asked = request.experiment.device
-    if asked == "cpu":  # the driver is not asked for nothing
-        return asked
+    device = given.experiment.device
+    if device == "cpu":  # loading the driver of GPUs would only cost time
+        return device
     try:
         found = gpu.cuda_devices()
     except RuntimeError as error:
         raise UsageError(
-            f"{request.origin('device')}: {error}. Use --device cpu to run without a GPU"
+            f"{given.origin('device')}: {error}. Use --device cpu to run without a GPU"
         ) from None
-    if asked == "cuda" and not found and not planned:
+    if device == "cuda" and not found and not planned:
         raise UsageError(
-            f"{request.origin('device')} cuda: no CUDA device is found here: there is no NVIDIA "
+            f"{given.origin('device')} cuda: no CUDA device is found here: there is no NVIDIA "
             "driver, or it lists none"
         )
-    return "cuda" if found or asked == "cuda" else "cpu"
+    return "cuda" if found or device == "cuda" else "cpu"
 
 
-def _checkpoint(request: AskedRun) -> Checkpoint | None:
-    folder = request.experiment.ckpt_path
+def _checkpoint(given: GivenExperiment) -> Checkpoint | None:
+    folder = given.experiment.ckpt_path
     if folder is None:
         return None
-    with _naming(request, "ckpt_path"):
+    with _naming(given, "ckpt_path"):
         return open_checkpoint(folder)
 
 
-def _prompts(request: AskedRun) -> tuple[tuple[int, ...], ...]:
-    asked = request.experiment
-    if asked.prompts is None:
+def _prompts(given: GivenExperiment) -> tuple[tuple[int, ...], ...]:
+    experiment = given.experiment
+    if experiment.prompts is None:
         return ()
     try:
-        return read_prompts(asked.prompts, asked.ckpt_path)
+        return read_prompts(experiment.prompts, experiment.ckpt_path)
     except PromptError as error:
-        raise UsageError(
-            str(error) if request.path is None else f"{request.path}: {error}"
-        ) from None
+        raise UsageError(str(error) if given.path is None else f"{given.path}: {error}") from None
 
 
 def _missing(mode: str, experiment: Experiment) -> Missing | None:

@@ -76,11 +76,11 @@ if TYPE_CHECKING:
     from .destinations.nixl import NIXLDestination, NIXLSinkEndpoint
     from .destinations.tcp import TCPDestination, TCPSinkServer
     from .device import BounceBuffer, DeviceStaging
+    from .exchange import Exchange, RegionPair, Setup, exchanges, stream_in, stream_out
     from .geometry import Extents, KVGeometry, KVLayout, Region, Span
     from .kvcache import KVCache
     from .levels import DEFAULT_LEVEL, LEVELS, Level
     from .manager import CacheManager
-    from .plan import Exchange, RegionPair, Setup, exchanges, stream_in, stream_out
     from .receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all, receiving_slots
     from .schedule import Chunk, StreamSchedule
     from .streamer import Streamer
@@ -120,7 +120,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "kvcache": ("KVCache",),
     "levels": ("DEFAULT_LEVEL", "LEVELS", "Level"),
     "manager": ("CacheManager",),
-    "plan": ("Exchange", "RegionPair", "Setup", "exchanges", "stream_in", "stream_out"),
+    "exchange": ("Exchange", "RegionPair", "Setup", "exchanges", "stream_in", "stream_out"),
     "receiver": (
         "CacheReceiver",
         "SinkEndpoint",

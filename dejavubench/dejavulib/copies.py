@@ -25,7 +25,7 @@ def aligned_buffer(nbytes: int) -> torch.Tensor:
     """Return a page-aligned buffer of uint8, its pages touched. O_DIRECT needs the alignment."""
     pages = mmap.mmap(-1, -(-nbytes // PAGE) * PAGE)
     buffer = np.frombuffer(pages, dtype=np.uint8)[:nbytes]
-    buffer[::PAGE] = 0
+    buffer[::PAGE] = 0  # page faults now, not inside the clock
     return torch.from_numpy(buffer)
 
 
@@ -54,7 +54,8 @@ class Packing:
 
             self._kernel = RegionCopy(cache, region)
         self._pieces = [cache.piece(kv, region) for kv in BOTH]
-        # [layers, K and V, elements] in the packed buffer: of each layer K, then V, each contiguous
+        # [layers, K and V, elements] in the packed buffer: of each layer K, then V, contiguous each.
+        # So K of all layers is one strided view of the buffer, and V another: two copies, not 2 L.
         per_layer = [
             piece.numel() // region.layers.size if region.layers.size else 0
             for piece in self._pieces
@@ -103,7 +104,7 @@ def staging(nbytes: int, slots: int, pinned: bool = False) -> list[torch.Tensor]
     """Return staging slots of ``nbytes`` bytes each in host memory.
 
     Args:
-        pinned: as a cache on a CUDA device needs.
+        pinned: use page-locked memory. A cache on a CUDA device needs it.
     """
     return [pinned_buffer(nbytes) if pinned else aligned_buffer(nbytes) for _ in range(slots)]
 
@@ -135,6 +136,7 @@ def scatter_steps(
         stride: bytes from the beginning of one step to that of the next.
     """
     if schedule.layer_nbytes(steps.start) > schedule.slot_nbytes:
+        # Atoms of a cut layer alternate K and V in the packed order: no single stride fits them.
         _scatter_atoms(packed, stride, cache, schedule, steps)
         return
     positions = Span(schedule.positions(steps.start).start, schedule.positions(steps.stop - 1).stop)
@@ -149,6 +151,7 @@ def scatter_steps(
         # packed steps look like a region of consecutive positions.
         strides = [layer, *_contiguous(shape[1:])]
         strides[geometry.positions_axis(kv)] = stride // geometry.itemsize
+        # Steps read from a file end with a trailer, whose bytes may not fill a whole element.
         elements = packed[: len(packed) // geometry.itemsize * geometry.itemsize].view(dtype)
         piece.copy_(elements.as_strided(piece.shape, strides, elements.storage_offset() + start))
         start += prod(shape[1:])

@@ -62,6 +62,7 @@ class DeviceStaging:
             "token": Choice("kernel"),
             **(choices or {}),
         }
+        # Weak keys: a prepared copy lives as long as the manager's packing, not longer.
         self._strided: WeakKeyDictionary[Packing, StridedCopy] = WeakKeyDictionary()
 
     @property
@@ -83,10 +84,10 @@ class DeviceStaging:
             self._choices[kind] = choose(cache, chunk.region, TIES[kind], self._slots[0])
 
     def begin(self, transfer: Transfer, packing: Packing, packed: torch.Tensor) -> None:
-        """Issue what brings a chunk to the host, behind its ``ready`` event.
+        """Issue the copies that bring a chunk to the host, behind its ``ready`` event.
 
         Args:
-            packed: pinned, of the chunk's bytes.
+            packed: pinned buffer of the chunk's bytes.
         """
         assert transfer.ready is not None
         self._stream.wait_event(transfer.ready)
@@ -112,6 +113,7 @@ class DeviceStaging:
 
     def arrived(self) -> Iterator[tuple[Transfer, torch.Tensor]]:
         """Yield the chunks that are in host memory by now, oldest first."""
+        # One stream runs all copies, so the oldest is done first; a later event is never asked.
         while self._copies and self._copies[0].done.query():
             copy = self._copies.popleft()
             if copy.slot is not None:
@@ -120,7 +122,7 @@ class DeviceStaging:
 
     def give_up(self) -> None:
         """Forget what is under way: nobody waits for it any more."""
-        self._stream.synchronize()
+        self._stream.synchronize()  # a slot may be reused only when no copy reads it any more
         self._slots.extend(copy.slot for copy in self._copies if copy.slot is not None)
         self._copies.clear()
 
@@ -130,7 +132,7 @@ def _kind(chunk: Chunk) -> Kind:
 
 
 class BounceBuffer:
-    """Pinned memory for single extents on their way from a device, as large as the largest step.
+    """Pinned host memory that single extents from a device pass through; holds the largest step.
 
     Streamers of which only one at a time has something under way can share one.
     """
@@ -148,8 +150,8 @@ class BounceBuffer:
 class DeviceExtents:
     """The extents of a stream's steps, each copied to the host by a copy of its own.
 
-    They come to a bounce buffer of the largest step's bytes: the price of moving a step's extents
-    one by one.
+    They pass through a bounce buffer of the largest step's bytes: the price of moving a step's
+    extents one by one.
 
     Args:
         each_complete: each copy is waited for before its extent is given out. Off: all copies of a
@@ -187,7 +189,7 @@ class DeviceExtents:
 
     def _find(self, step: int) -> _Copies:
         starts, sizes = extent_addresses(Bases.of(self._cache), self._schedule.extents(step))
-        ends = np.cumsum(sizes)
+        ends = np.cumsum(sizes)  # extents lie one behind another in the buffer, in packed order
         places, memory = self._bounce.data_ptr() + ends - sizes, self._bounce.numpy().data
         bytes_of = zip((ends - sizes).tolist(), ends.tolist(), strict=True)
         views = [memory[begin:end] for begin, end in bytes_of]
@@ -224,7 +226,7 @@ class _Copies(NamedTuple):
         """Issue all copies and wait until they are done."""
         from cupy.cuda import runtime
 
-        deque(self.issuing(stream), maxlen=0)
+        deque(self.issuing(stream), maxlen=0)  # runs the iterator in C and keeps nothing
         runtime.streamSynchronize(stream)
 
 

@@ -297,7 +297,7 @@ class KVGeometry:
         Args:
             other: as in :meth:`extents`.
         """
-        shape, beside = self.shape(kv), (other or self).shape(kv)
+        shape, other_shape = self.shape(kv), (other or self).shape(kv)
         cuts = [
             range(*cut.indices(size))
             for cut, size in zip(self.index(kv, region), shape, strict=True)
@@ -306,7 +306,7 @@ class KVGeometry:
         # Axes that are taken whole in both caches merge into the row. The layers never do: between
         # two layers of the packed form lies the other kind, K or V.
         inner = len(shape) - 1
-        while inner > 1 and len(cuts[inner]) == shape[inner] == beside[inner]:
+        while inner > 1 and len(cuts[inner]) == shape[inner] == other_shape[inner]:
             inner -= 1
         axes = tuple(
             (len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True)

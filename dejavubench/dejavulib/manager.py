@@ -20,7 +20,7 @@ from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kvcache import KVCache
 from .levels import Level
 from .streamer import Streamer
-from .transfers import Account, Planned, StreamStats, Transfer
+from .transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
 
 
 class CacheManager:
@@ -54,14 +54,14 @@ class CacheManager:
         self.cache = cache
         self.level = level
         self.streams = streams
-        self._account = Account()
+        self._byte_progress = ByteProgress()
         self._streamer = streamer
         self._timeout = timeout
         # CUDA only: when what was submitted last is in place.
         self._ready: torch.cuda.Event | None = None
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
-        self._steps: dict[int, list[Planned]] = {}
-        self._layers: dict[int, list[Planned]] = {}
+        self._steps: dict[int, list[PlannedChunk]] = {}
+        self._layers: dict[int, list[PlannedChunk]] = {}
         for stream in streams:
             self._plan(stream)
         self.reset()
@@ -72,7 +72,7 @@ class CacheManager:
         extents = None if level.buffered else self._extents_of(stream)
         for chunk in stream.schedule.all_chunks(level):
             packing = Packing(self.cache, chunk.region) if level.buffered else None
-            planned = Planned(stream, chunk, packing, extents, level.each_complete)
+            planned = PlannedChunk(stream, chunk, packing, extents, level.each_complete)
             # A layerwise prompt leaves with its layers, everything else at the end of its step.
             if level.layerwise and chunk.step == 0:
                 self._layers.setdefault(chunk.region.layers.start, []).append(planned)
@@ -94,12 +94,12 @@ class CacheManager:
     @property
     def lag_nbytes(self) -> int:
         """Bytes that are in place and not yet complete."""
-        return self._account.lag_nbytes
+        return self._byte_progress.lag_nbytes
 
     @property
     def completed_nbytes(self) -> int:
         """Bytes that have become complete since the manager was made."""
-        return self._account.completed_nbytes
+        return self._byte_progress.completed_nbytes
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, outside the clock. The cache may be overwritten afterwards.
@@ -111,7 +111,7 @@ class CacheManager:
             StreamingError: the last microbatch's chunks do not complete, or the destination fails.
         """
         began = time.perf_counter()
-        self._streamer.wait(self._account, self._timeout)
+        self._streamer.wait(self._byte_progress, self._timeout)
         self.reset()
         self.prompt.stall_s = time.perf_counter() - began
         for stream in self.streams:
@@ -147,7 +147,7 @@ class CacheManager:
             if self._ready is not None:  # until then the device computes, which is no stall
                 self._ready.synchronize()
                 began = time.perf_counter()
-            self._streamer.wait(self._account, self._timeout)
+            self._streamer.wait(self._byte_progress, self._timeout)
         phase.stall_s += time.perf_counter() - began
 
     def drain(self) -> None:
@@ -158,24 +158,26 @@ class CacheManager:
         """
         began = time.perf_counter()
         self.draining.lag_nbytes = self.lag_nbytes
-        self._streamer.wait(self._account, self._timeout)
+        self._streamer.wait(self._byte_progress, self._timeout)
         self.draining.stall_s += time.perf_counter() - began
 
-    def _submit(self, chunks: list[Planned], phase: StreamStats, tokens: np.ndarray | None) -> None:
+    def _submit(
+        self, chunks: list[PlannedChunk], phase: StreamStats, tokens: np.ndarray | None
+    ) -> None:
         if not chunks:
             return
-        account = self._account
+        byte_progress = self._byte_progress
         nbytes = sum(planned.chunk.nbytes for planned in chunks)
         phase.nbytes += nbytes
         # Counted before the helper can see the chunks: the lag is never negative.
-        account.submitted_nbytes += nbytes
-        phase.lag_nbytes = max(phase.lag_nbytes, account.lag_nbytes)
+        byte_progress.submitted_nbytes += nbytes
+        phase.lag_nbytes = max(phase.lag_nbytes, byte_progress.lag_nbytes)
         if self.cache.k.is_cuda:
             self._ready = torch.cuda.Event()
             self._ready.record()  # on the model's stream, behind what has written them
         ready = self._ready
         self._streamer.submit(
-            [Transfer(planned, account, phase, tokens, ready) for planned in chunks]
+            [Transfer(planned, byte_progress, phase, tokens, ready) for planned in chunks]
         )
 
 

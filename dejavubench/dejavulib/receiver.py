@@ -23,7 +23,7 @@ from .waiting import wait_asleep
 class Receive(Protocol):
     """A receive under way."""
 
-    def Test(self) -> bool:  # noqa: N802 - MPI's name
+    def done(self) -> bool:
         """Return whether the chunk is in its place in the cache. Never waits for the source."""
 
 
@@ -185,7 +185,7 @@ class CacheReceiver:
         Raises:
             StreamingError: a chunk that was announced does not come.
         """
-        if not self._coming or not self._coming[0].request.Test():
+        if not self._coming or not self._coming[0].request.done():
             return False
         came = self._coming.popleft()
         self._arrived(came.chunk, came.messages)  # acknowledge first: the source may be waiting

@@ -17,7 +17,7 @@ from . import progress
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging
 from .helper import cpu_seconds, start_helper
-from .transfers import Account, Transfer
+from .transfers import ByteProgress, Transfer
 from .waiting import NAP, Wake
 
 NAP_BESIDE_COMPUTE = 500e-6
@@ -61,10 +61,11 @@ class Streamer:
         self._slots = deque(slots)
         on_device = bool(slots) and slots[0].is_cuda
         # Slots on a device are filled on this stream, beside the model's.
-        self._beside = torch.cuda.Stream(slots[0].device) if on_device else None
+        self._side_stream = torch.cuda.Stream(slots[0].device) if on_device else None
+        # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
-        self._waits_for: Account | None = None  # the model waits for it: naps are short
+        self._waits_for: ByteProgress | None = None  # the model waits for it: naps are short
         self._submitted = 0  # chunks; changed by the model's thread alone
         # The following are changed by the helper alone.
         self._finished = 0  # chunks
@@ -91,34 +92,37 @@ class Streamer:
         """Queue chunks whose keys and values are in place; StreamingError if the helper failed."""
         if self._error is not None:
             self.raise_error()
-            return
+            return  # a held failure: the model goes on, and its chunks go nowhere
+        # Counted before the helper can finish them: the two counts are never equal too early.
         self._submitted += len(transfers)
         self._inbox.extend(transfers)
         self._wake_helper.set()
 
-    def wait(self, account: Account, timeout: float) -> None:
-        """Wait until every chunk of ``account`` is complete.
+    def wait(self, byte_progress: ByteProgress, timeout: float) -> None:
+        """Wait until every chunk of ``byte_progress`` is complete.
 
         Raises:
             StreamingError: the helper failed, or ``timeout`` s passed without a chunk completing.
         """
         self.raise_error()
-        if not account.lag_nbytes or self._error is not None:
+        if not byte_progress.lag_nbytes or self._error is not None:
             return
-        self._waits_for = account  # set before looking again: later completions wake this thread
+        # Set before the loop looks again: a completion in between then wakes this thread.
+        self._waits_for = byte_progress
         self._wake_helper.set()
         with progress.watcher.waiting(patient=True):
             try:
-                self._wait(account, timeout)
+                self._wait(byte_progress, timeout)
             finally:
                 self._waits_for = None
 
-    def _wait(self, account: Account, timeout: float) -> None:
+    def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
         def moved() -> tuple[int, int]:
             return self._finished, self.destination.moved
 
         before, since = moved(), time.monotonic()
-        while account.lag_nbytes and self._error is None:
+        while byte_progress.lag_nbytes and self._error is None:
+            # At most 1 s: bytes of a long transfer count as progress, and nothing wakes for them.
             self._wake_model.wait(min(1.0, timeout))
             self.raise_error()
             if moved() != before:
@@ -182,24 +186,28 @@ class Streamer:
         """Return the next transfer that can start; None to look at what is under way, or to end."""
         while not self._closing:
             if self._inbox and self._can_start(self._inbox[0]):
-                self._under_way.append(self._inbox[0])  # so that _first_missing() sees it always
+                # Appended before it is popped, so that _first_missing() always sees it.
+                self._under_way.append(self._inbox[0])
                 return self._inbox.popleft()
-            nap = None
+            nap = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
                 nap = NAP if self._waits_for else NAP_BESIDE_COMPUTE
-            elif self._ahead is not None:  # idle: the model computes
+            elif self._ahead is not None:
+                # The model computes now. Addresses found here cost the next step no time.
                 planned, self._ahead = self._ahead.planned, None
                 assert planned.extents is not None
                 planned.extents.prepare(planned.chunk.step + 1)
                 continue
             self._wake_helper.wait(nap)
-            if self._under_way:  # even if more has come meanwhile: it may be waiting for a slot
+            # Collect first, even if more has come meanwhile: it may wait for a slot that a complete
+            # chunk still holds.
+            if self._under_way:
                 return None
         return None
 
     def _can_start(self, transfer: Transfer) -> bool:
         if transfer.planned.packing is None:
-            return True
+            return True  # extents move from the cache itself and take no slot
         if transfer.ready is not None and self.device is not None and not self.device.has_room:
             return False
         return bool(self._slots) or not self.destination.staged
@@ -208,49 +216,35 @@ class Streamer:
         planned = transfer.planned
         packing, chunk = planned.packing, planned.chunk
         if packing is None:
-            self._move_extents(transfer)
+            _move_extents(self.destination, transfer)
+            self._ahead = transfer
             return
         packed = self.destination.place(planned.stream, chunk)
-        if packed is None:
+        if packed is None:  # the destination has no memory of its own to gather into
             transfer.slot = self._slots.popleft()
             packed = transfer.slot[: chunk.nbytes]
         if transfer.ready is None:
             packing.gather(packed)
-            self._flush(transfer, packed)
-        elif self._beside is not None:
-            with torch.cuda.stream(self._beside):
-                self._beside.wait_event(transfer.ready)
+            _flush(self.destination, transfer, packed)
+        elif self._side_stream is not None:
+            with torch.cuda.stream(self._side_stream):
+                # The device waits for the model's kernels; this thread does not.
+                self._side_stream.wait_event(transfer.ready)
                 packing.gather(packed)
-                self._flush(transfer, packed)
+                _flush(self.destination, transfer, packed)
         else:
             assert self.device is not None
             self.device.begin(transfer, packing, packed)
-
-    def _flush(self, transfer: Transfer, packed: torch.Tensor) -> None:
-        _announce(self.destination, transfer)
-        planned = transfer.planned
-        self.destination.flush(planned.stream, planned.chunk, packed)
-        transfer.stats.copies += 1
-
-    def _move_extents(self, transfer: Transfer) -> None:
-        planned = transfer.planned
-        assert planned.extents is not None
-        if transfer.ready is not None:
-            transfer.ready.synchronize()
-        _announce(self.destination, transfer)
-        extents = planned.extents.of(planned.chunk.step)
-        self.destination.flush_extents(
-            planned.stream, planned.chunk, extents, planned.each_complete
-        )
-        self._ahead = transfer
-        transfer.stats.copies += len(extents)
 
     def _collect(self) -> None:
         """Pass on what has come from the device; take the slots of complete chunks back."""
         if self.device is not None:
             for transfer, packed in self.device.arrived():
-                self._flush(transfer, packed)
-        # Chunks of a stream complete in order, so one count per stream tells which are.
+                _flush(self.destination, transfer, packed)
+        # Chunks of a stream complete in order, so one count per stream tells which are. It is asked
+        # for once per stream and look, because completed() may do work: issue what can go, read
+        # notifications. By id(), because stream.key would build and hash a tuple per transfer; the
+        # transfers keep the streams alive, so no id is reused.
         complete: dict[int, int] = {}
         left: deque[Transfer] = deque()
         for transfer in self._under_way:
@@ -267,15 +261,35 @@ class Streamer:
     def _finish(self, transfer: Transfer) -> None:
         if transfer.slot is not None:
             self._slots.append(transfer.slot)
+        # Before the bytes: whoever sees no lag may ask for staging(), which compares the counts.
         self._finished += 1
-        account = transfer.account
-        account.completed_nbytes += transfer.planned.chunk.nbytes
-        if account is self._waits_for and not account.lag_nbytes:
+        byte_progress = transfer.byte_progress
+        byte_progress.completed_nbytes += transfer.planned.chunk.nbytes
+        if byte_progress is self._waits_for and not byte_progress.lag_nbytes:
             self._wake_model.set()
 
     def _first_missing(self) -> str:
         transfer = next(iter([*self._under_way, *self._inbox]), None)
         return "no chunk is under way" if transfer is None else _missing(transfer)
+
+
+def _flush(destination: Destination, transfer: Transfer, packed: torch.Tensor) -> None:
+    _announce(destination, transfer)
+    planned = transfer.planned
+    destination.flush(planned.stream, planned.chunk, packed)
+    transfer.stats.copies += 1
+
+
+def _move_extents(destination: Destination, transfer: Transfer) -> None:
+    planned = transfer.planned
+    assert planned.extents is not None
+    if transfer.ready is not None:
+        # Whoever reads single extents does not wait for the event, so this thread does.
+        transfer.ready.synchronize()
+    _announce(destination, transfer)
+    extents = planned.extents.of(planned.chunk.step)
+    destination.flush_extents(planned.stream, planned.chunk, extents, planned.each_complete)
+    transfer.stats.copies += len(extents)
 
 
 def _announce(destination: Destination, transfer: Transfer) -> None:

@@ -56,7 +56,7 @@ class BoxCopy(NamedTuple):
     slices: Axis
 
 
-def plan(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
+def box_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
     """Return the copies that pack a region (of each layer K, then V), as few as the layout allows.
 
     There is at most one per layer's K or V: one layer has at most two axes that do not merge.
@@ -88,9 +88,14 @@ def _regular(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
     axes.append(Axis(*layers, layer_nbytes))
     merged: list[Axis] = []
     for axis in axes:
+        # Before the first axis, the row itself is the innermost one: ``width`` pieces of one byte,
+        # hence (width, 1, 1). Whole heads of a prompt in ``hnd``, [layers, B, H, P of S, D]: rows()
+        # gives rows of P·D bytes. Heads lie P·D bytes apart when packed and S·D in the cache, so
+        # for P < S they stay an axis, (H, S·D, P·D). Requests lie H·S·D and H·P·D apart, which is H
+        # times that on both sides: (B·H, S·D, P·D), one axis for both.
         count, inner_source, inner_packed = merged[-1] if merged else (width, 1, 1)
         if axis.number == 1:
-            continue
+            continue  # its stride counts nothing, so it must not keep its neighbours apart
         if axis[1:] != (count * inner_source, count * inner_packed):
             merged.append(axis)
         elif merged:
@@ -115,7 +120,7 @@ def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> It
 
 def worth_trying(geometry: KVGeometry, region: Region) -> bool:
     """Return whether rows are long enough for strided DMA to have a chance against the kernel."""
-    copies = plan(geometry, region)
+    copies = box_copies(geometry, region)
     return (
         min(copy.width for copy in copies) >= SHORTEST_ROW
         and max(copy.rows.source for copy in copies) <= MOST_PITCH
@@ -146,17 +151,18 @@ MEMCPY3D = np.dtype(
 class StridedCopy:
     """Brings one region of a CUDA cache to the host; CUDA's arguments are prepared beforehand.
 
-    One copy takes the K of all layers and one their V: issuing a copy per layer would cost more
-    time per token than moving the bytes.
+    One copy takes the K of all layers and one takes their V: issuing a copy per layer would cost
+    more time per token than moving the bytes.
     """
 
     def __init__(self, cache: KVCache, region: Region) -> None:
         self._nbytes = cache.geometry.region_nbytes(region)
-        copies = plan(cache.geometry, region)
+        copies = box_copies(cache.geometry, region)
         self._places = np.array([copy.packed for copy in copies], np.uint64)
         self._arguments = np.array(
             [_arguments(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies]
         )
+        # The array is kept, so the addresses of its rows stay valid; `to_host` writes into them.
         first = self._arguments.ctypes.data
         self._addresses = range(first, first + self._arguments.nbytes, MEMCPY3D.itemsize)
 
@@ -164,7 +170,7 @@ class StridedCopy:
         """Issue the copies on ``stream``.
 
         Args:
-            packed: pinned, uint8.
+            packed: pinned buffer, uint8.
 
         Raises:
             ValueError: ``packed`` does not have the region's bytes.
@@ -197,6 +203,7 @@ def _arguments(copy: BoxCopy, tensor: int) -> np.ndarray:
         copy.width,
         slices.source // rows.source,
     )
+    # CUDA wants a slice's distance as a number of rows; `box_copies` made it a whole number.
     arguments["packed"] = (0, rows.packed, copy.width, slices.packed // rows.packed)
     arguments["extent"] = (copy.width, rows.number, slices.number)
     arguments["kind"] = DEVICE_TO_HOST
@@ -278,5 +285,6 @@ def _timed(ways: list[Callable[[], None]], stream: torch.cuda.Stream, rounds: in
                 end.record()
                 issued = time.perf_counter() - began
                 end.synchronize()
+                # Issuing from Python may take longer than the copy: then it is the cost.
                 times.append(max(issued, begin.elapsed_time(end) / 1e3))
     return [median_low(times[1:]) for times in seconds]

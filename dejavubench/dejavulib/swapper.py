@@ -54,7 +54,7 @@ class Swapper:
 
     Args:
         resident: the R caches that are in place, on the CPU.
-        streams: of the U microbatches, whole caches, U > R.
+        streams: one stream of a whole cache for each of the U microbatches, U > R.
         streamer: its destination must be a :class:`~.destinations.base.LocalDestination`.
         timeout: seconds without progress after which a wait for a cache fails.
 
@@ -64,7 +64,7 @@ class Swapper:
     Attributes:
         current: the cache that each microbatch takes, or took last; the model computes over these.
         microbatches: to be told of each microbatch's progress, as a :class:`CacheManager` is.
-        cost: since the last :meth:`begin`.
+        cost: cost of swapping since the last :meth:`begin`.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Swapper:
         self.microbatches = [SwappedMicrobatch(self, ubatch) for ubatch in range(len(streams))]
         self.cost = SwapCost()
         self._moves = 0  # changes while the bringer gets on
-        # Turns, from the first one on, whose cache is in place; changed by the bringer alone.
+        # Turns, from the first one on, whose cache is in place. The bringer writes it while turns
+        # run; `begin` resets it while the bringer is idle.
         self._in_place = 0
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._wake = Wake()
@@ -122,7 +123,7 @@ class Swapper:
         for manager in others:
             manager.reset()
         self.cost = SwapCost()
-        self._in_place = len(self._resident)
+        self._in_place = len(self._resident)  # the first R turns bring nothing back
 
     def manager(self, ubatch: int, step: int) -> CacheManager:
         """Return the manager that streams this turn."""
@@ -151,6 +152,7 @@ class Swapper:
         turn, began = self._turn(ubatch, step), time.perf_counter()
         while self._in_place <= turn:
             before = self._moves  # a slow fetch may take longer than the timeout, if it moves
+            # A stale wake, of a turn that needed no wait, only makes this loop look again.
             woken = self._wake.wait(self._timeout)
             self._raise_error()
             if not woken and self._in_place <= turn and self._moves == before:
@@ -164,6 +166,7 @@ class Swapper:
 
     def leave(self, ubatch: int, step: int) -> None:
         """End this turn: its cache may be evicted, and another one brought in its place."""
+        # R turns later this cache serves again: its next user is the turn to bring.
         turn = self._turn(ubatch, step) + len(self._resident)
         if turn < len(self._streams) * (self._streams[0].schedule.steps + 1):
             self._turns.put(turn)
@@ -207,13 +210,15 @@ class Swapper:
 
     def _bring(self, turn: int) -> None:
         slot, (step, ubatch) = turn % len(self._resident), divmod(turn, len(self._streams))
-        self._complete(turn - len(self._resident))  # the turn that was in this slot is streamed out
+        # The turn that was in this slot must be streamed out before its cache is overwritten.
+        self._complete(turn - len(self._resident))
         if step:
-            self._complete(turn - len(self._streams))  # so are all earlier steps of this microbatch
+            # Chunks of a stream complete in order, so all earlier steps are complete with the last.
+            self._complete(turn - len(self._streams))
             began = time.perf_counter()
             self.cost.nbytes += self._fetch(ubatch, step, slot)
             self.cost.bring_s += time.perf_counter() - began
-        self._in_place = turn + 1
+        self._in_place = turn + 1  # last: the model's thread computes as soon as it sees this
 
     def _complete(self, turn: int) -> None:
         """Wait until everything that a turn has streamed is complete."""
@@ -230,11 +235,12 @@ class Swapper:
                 wait_asleep(moved, f"eviction of microbatch {ubatch}", self._timeout)
             except DeadlineError as error:
                 raise StreamingError(str(error)) from None
-            self._moves += 1
+            self._moves += 1  # eviction got on, so the model's wait is not stuck
 
     def _fetch(self, ubatch: int, steps: int, slot: int) -> int:
         """Put the first ``steps`` steps of a microbatch in a resident cache; return their bytes."""
         stream, destination = self._streams[ubatch], self._destination
+        # All of the prompt and the steps: the slot holds another microbatch's bytes everywhere.
         prompt, _ = destination.fetch_steps(stream, range(1))
         for chunk, packing in self._prompts[slot]:
             packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])

@@ -41,7 +41,7 @@ class StreamStats:
 
 
 @dataclass(eq=False)
-class Account:
+class ByteProgress:
     """Bytes that one manager has handed over, and how many of them are complete.
 
     Each number has one writer, so that no lock is needed.
@@ -61,7 +61,7 @@ class Account:
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class PlannedChunk:
     """A chunk that will be streamed, with what can be prepared beforehand.
 
     Attributes:
@@ -83,15 +83,15 @@ class Transfer:
 
     Attributes:
         planned: the chunk.
-        account: of the manager that handed it over.
-        stats: of the phase that it belongs to.
+        byte_progress: counts of the manager that handed the chunk over.
+        stats: counters of the phase that the chunk belongs to.
         tokens: token ids [B] that went into its decode step, if they are known here.
         ready: on CUDA, the event after which its keys and values are in place on the device.
         slot: the staging slot that it holds until it is complete.
     """
 
-    planned: Planned
-    account: Account
+    planned: PlannedChunk
+    byte_progress: ByteProgress
     stats: StreamStats
     tokens: np.ndarray | None = None
     ready: torch.cuda.Event | None = None

@@ -30,7 +30,7 @@ class Page:
     """The memory that this process and the watchdog share.
 
     Attributes:
-        words: 64-bit integers.
+        words: counters and state, 64-bit integers.
     """
 
     def __init__(self, memory: bytearray | mmap.mmap) -> None:
@@ -47,6 +47,7 @@ class Page:
     @phase.setter
     def phase(self, phase: str) -> None:
         text = phase.encode()[: len(self._text)]
+        # 0 while the text is rewritten, so the watchdog never reads half a phase.
         self.words[LENGTH] = 0
         self._text[: len(text)] = text
         self.words[LENGTH] = len(text)
@@ -76,6 +77,7 @@ def waiting(patient: bool) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def during(state: int) -> Iterator[None]:
     """Show the main thread's state meanwhile; the end is progress. No effect in other threads."""
+    # A helper's wait says nothing about the rank: the main thread alone owns the state.
     if threading.get_ident() != threading.main_thread().ident:
         yield
         return

@@ -13,7 +13,7 @@ def mps_running(timeout: float = 5.0) -> bool:
     if not (pipes / "control").exists():
         return False
     try:
-        asked = subprocess.run(
+        answer = subprocess.run(
             ["nvidia-cuda-mps-control"],
             input="get_server_list\n",
             capture_output=True,
@@ -23,4 +23,4 @@ def mps_running(timeout: float = 5.0) -> bool:
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return False
-    return asked.returncode == 0
+    return answer.returncode == 0

@@ -28,7 +28,7 @@ class NCCLPair:
         self._other = 1 - communicator.rank
         self.stream = torch.cuda.Stream(communicator.device)
         self._handle = self.stream.cuda_stream
-        self._beside = torch.cuda.Stream(communicator.device)
+        self._side_stream = torch.cuda.Stream(communicator.device)
         self._connect(sends)
 
     def _connect(self, sends: bool) -> None:
@@ -66,10 +66,10 @@ class NCCLPair:
         """Begin the operations that are issued from now on after ``event``."""
         self.stream.wait_event(event)
 
-    def beside(self) -> AbstractContextManager[Any]:
+    def side_stream(self) -> AbstractContextManager[Any]:
         """Make a stream beside the pair's torch's current one, after all receives issued so far."""
-        self._beside.wait_event(self.mark())
-        return torch.cuda.stream(self._beside)
+        self._side_stream.wait_event(self.mark())
+        return torch.cuda.stream(self._side_stream)
 
     def mark(self) -> torch.cuda.Event:
         """Return an event that is complete (``query()``) when all operations issued so far are."""

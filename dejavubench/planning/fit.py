@@ -21,7 +21,7 @@ STAGING_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Room:
+class HostResources:
     """The memory and GPUs that a host has to give.
 
     Attributes:
@@ -33,61 +33,64 @@ class Room:
     devices: tuple[CudaDevice, ...] = ()
 
     @classmethod
-    def here(cls, plan: Plan) -> Room:
+    def here(cls, plan: Plan) -> HostResources:
         """Return what this host has. The CUDA driver is asked only if the plan needs it."""
         devices = gpu.cuda_devices() if plan.experiment.device == "cuda" else ()
         return cls(available_nbytes(), devices)
 
 
 def reasons(
-    plan: Plan, room: Room, sources: int | None = None, sinks: int | None = None
+    plan: Plan, host: HostResources, sources: int | None = None, sinks: int | None = None
 ) -> dict[str, str]:
     """Return why points cannot run on a host, and what they would need: point's id → reason.
 
     Args:
         plan: all of its points are looked at.
-        room: what the host has.
+        host: what the host has.
         sources, sinks: how many of the ranks are on the host; None: all.
     """
     sources = plan.sources if sources is None else sources
     sinks = plan.sinks if sinks is None else sinks
-    found = {point.id: _reason(plan, point, room, sources, sinks) for point in plan.points}
+    found = {point.id: _reason(plan, point, host, sources, sinks) for point in plan.points}
     return {id: reason for id, reason in found.items() if reason is not None}
 
 
-def _reason(plan: Plan, point: Point, room: Room, sources: int, sinks: int) -> str | None:
+def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: int) -> str | None:
     on_cuda = plan.experiment.device == "cuda"
     if point.problem is not None:
         return point.problem
     if on_cuda and point.data_type == "fp32":
         return NO_FP32_ON_CUDA
     needs, name = memory(plan, point), point.spec.name
-    if on_cuda and (short := _short_of(plan, needs, room, sources, sinks)):
+    if on_cuda and (short := _short_of(plan, needs, host, sources, sinks)):
         return f"{name} needs {short}"
-    if (needed := needs.host(sources, sinks)) > room.memory:
+    if (needed := needs.host(sources, sinks)) > host.memory:
         return (
             f"{name} needs {nbytes_text(needed)} of memory; "
-            f"{nbytes_text(room.memory)} are available"
+            f"{nbytes_text(host.memory)} are available"
         )
     staging = sources * needs.staging.host
-    if staging > STAGING_SHARE * room.memory:
-        asked = plan.experiment
+    if staging > STAGING_SHARE * host.memory:
+        experiment = plan.experiment
         return (
-            f"--staging-slots {asked.staging_slots} × --staging-mib {asked.staging_mib} take "
+            f"--staging-slots {experiment.staging_slots} × "
+            f"--staging-mib {experiment.staging_mib} take "
             f"{nbytes_text(staging)} for {count_text(sources, 'source')}: more than half of the "
-            f"{nbytes_text(room.memory)} that are available"
+            f"{nbytes_text(host.memory)} that are available"
         )
     return None
 
 
-def _short_of(plan: Plan, needs: Memory, room: Room, sources: int, sinks: int) -> str | None:
+def _short_of(
+    plan: Plan, needs: Memory, host: HostResources, sources: int, sinks: int
+) -> str | None:
     """Return which GPU of the host has too little memory for its ranks, and how much they need."""
-    if not room.devices:
+    if not host.devices:
         used = sources or (sinks and needs.sink.device)
         return "a CUDA device; none is found on this host" if used else None
-    numbers = device_numbers(plan, sources, sinks, len(room.devices))
+    numbers = device_numbers(plan, sources, sinks, len(host.devices))
     for number, needed in needs.devices(numbers).items():
-        device = room.devices[number]
+        device = host.devices[number]
         if needed > device.nbytes:
             return (
                 f"{nbytes_text(needed)} of GPU memory; "

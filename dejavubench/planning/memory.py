@@ -78,11 +78,11 @@ class Memory:
 
 def memory(plan: Plan, point: Point) -> Memory:
     """Return what ``point`` takes on the device that the plan is for."""
-    asked, in_flight = plan.experiment, point.pipeline_para_size
+    experiment, in_flight = plan.experiment, point.pipeline_para_size
     geometry = worker_geometry(point)
     streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
     swaps = any(arm.swaps for arm in plan.running)
-    cache = (in_flight + (asked.resident if swaps else 0)) * geometry.nbytes
+    cache = (in_flight + (experiment.resident if swaps else 0)) * geometry.nbytes
     weights = point.itemsize * most_parameters(
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
@@ -91,7 +91,7 @@ def memory(plan: Plan, point: Point) -> Memory:
         arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory
     }
     host = streamed * len(kept)
-    if asked.device == "cuda":
+    if experiment.device == "cuda":
         source = Needs(
             host=CUDA_PROCESS_NBYTES + staging.host + _pinned(host) + _pinned(staging.bounce),
             device=CUDA_CONTEXT_NBYTES

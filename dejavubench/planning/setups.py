@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dejavubench.config.points import Point, Split
+from dejavubench.dejavulib.exchange import Setup
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
-from dejavubench.dejavulib.plan import Setup
 
 
 def setup_of(point: Point, split: Split) -> Setup:

@@ -12,13 +12,13 @@ from functools import cached_property
 from math import lcm
 
 from dejavubench.config.points import Point
+from dejavubench.dejavulib.exchange import Exchange, RegionPair, Setup, exchanges
 from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, Region, Span
-from dejavubench.dejavulib.plan import Exchange, RegionPair, Setup, exchanges
 from dejavubench.planning.setups import geometry_of
 from dejavubench.units import count_text
 
-MOST_TRANSFERS = 100_000
-"""Different transfers that are looked at one by one."""
+MOST_REGION_PAIRS = 100_000
+"""Most different region pairs that are computed one by one."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,15 @@ class Volume:
     """How much moves.
 
     Attributes:
-        transfers: regions, each from one cache into one other. A step moves its positions of each.
+        region_pairs: number of pairs of a source's region and the sink's region that it fills. Each
+            step moves one position of every pair.
         prompt_nbytes, token_nbytes, total_nbytes: bytes of the prompt, of one position of all
             requests, and of all positions.
         prompt_extents, token_extents: pieces of the prompt, and of one position of all requests,
             that are contiguous in the caches of both sides; K and V of all layers.
     """
 
-    transfers: int = 0
+    region_pairs: int = 0
     prompt_nbytes: int = 0
     token_nbytes: int = 0
     total_nbytes: int = 0
@@ -75,13 +76,13 @@ class Volume:
 
 @dataclass(frozen=True)
 class Flow:
-    """The transfers from one source to one sink, and their volume.
+    """The region pairs from one source to one sink, and their volume.
 
     Attributes:
-        exchange: the transfers of the first requests, up to where microbatches of both sides begin
-            together again.
-        region: the part of all requests, in the whole model's numbers.
-        volume: that of all requests.
+        exchange: the region pairs of the first requests, up to the request at which microbatches of
+            both sides begin together again.
+        region: the part of all requests that moves, in the whole model's numbers.
+        volume: bytes and extents of all requests.
         repeats: how many times the exchange makes the whole.
         ubatches: microbatches of the source and of the sink in one exchange.
     """
@@ -92,8 +93,8 @@ class Flow:
     repeats: int
     ubatches: tuple[int, int]
 
-    def transfers(self) -> Iterator[RegionPair]:
-        """Yield all transfers, by the microbatches of the source."""
+    def region_pairs(self) -> Iterator[RegionPair]:
+        """Yield all region pairs, in the order of the source's microbatches."""
         ours, theirs = self.ubatches
         for repeat in range(self.repeats):
             for each in self.exchange.pairs:
@@ -110,8 +111,8 @@ class Traffic:
 
     Attributes:
         point: the sizes of the sources' caches.
-        requests: those of all microbatches in flight.
-        flows: sorted by source, then by sink.
+        requests: number of requests of all microbatches in flight.
+        flows: one per source and sink that share a part, sorted by source, then by sink.
     """
 
     point: Point
@@ -174,18 +175,18 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
 
     Raises:
         ValueError: the two sides hold different models, the layout cannot hold the heads, or there
-            are too many different transfers to look at.
+            are too many different region pairs to compute.
     """
     common = lcm(source.ubatch_size, sink.ubatch_size)
     repeats = 1 if requests % common else requests // common
     some = requests // repeats
     pieces = requests_in_common(source.ubatch_size, sink.ubatch_size, some)
     pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
-    if pieces * pairs > MOST_TRANSFERS:
+    if pieces * pairs > MOST_REGION_PAIRS:
         raise ValueError(
             f"microbatches of {source.ubatch_size} and {sink.ubatch_size} requests and "
-            f"{count_text(pairs, 'pair')} of workers make {pieces * pairs:,} different transfers; "
-            f"at most {MOST_TRANSFERS:,} are planned"
+            f"{count_text(pairs, 'pair')} of workers make {pieces * pairs:,} different "
+            f"region pairs; at most {MOST_REGION_PAIRS:,} are planned"
         )
     everything = Region(
         Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written)
@@ -195,9 +196,7 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
         Flow(
             exchange,
             replace(exchange.region, requests=Span(0, requests)),
-            _sum(_volume(point, source, sink, transfer) for transfer in exchange.pairs).times(
-                repeats
-            ),
+            _sum(_volume(point, source, sink, pair) for pair in exchange.pairs).times(repeats),
             repeats,
             ubatches,
         )
@@ -215,16 +214,16 @@ def requests_in_common(one: int, other: int, requests: int) -> int:
     return -(-requests // one) - (-requests // other) + (-requests // lcm(one, other))
 
 
-def _volume(point: Point, source: Setup, sink: Setup, transfer: RegionPair) -> Volume:
-    out = geometry_of(point, source, transfer.source)
-    into = geometry_of(point, sink, transfer.target)
+def _volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volume:
+    out = geometry_of(point, source, pair.source)
+    into = geometry_of(point, sink, pair.target)
 
     def extents(positions: Span) -> int:
-        return common_extents(out, _at(transfer.source_region, positions), into)
+        return common_extents(out, _at(pair.source_region, positions), into)
 
-    token = out.region_nbytes(_at(transfer.source_region, Span(0, 1)))  # all positions are alike
+    token = out.region_nbytes(_at(pair.source_region, Span(0, 1)))  # all positions are alike
     return Volume(
-        transfers=1,
+        region_pairs=1,
         prompt_nbytes=point.input_len * token,
         token_nbytes=token,
         total_nbytes=point.written * token,

@@ -63,7 +63,7 @@ def modes() -> tuple[str, ...]:
 
 def transports() -> tuple[Transport, ...]:
     """Return all destinations, in their order. Raises UsageError: a plugin cannot be loaded."""
-    _load_own()
+    _load_builtin()
     _load_plugins(os.environ.get(VARIABLE, ""))
     return tuple(sorted(_registered.values(), key=lambda each: (each.order, each.name)))
 
@@ -93,7 +93,7 @@ def is_known(mode: object) -> bool:
     Raises:
         UsageError: it is none of this package's, and a plugin cannot be loaded.
     """
-    _load_own()
+    _load_builtin()
     if mode not in _registered:  # else a broken plugin is none of this run's business
         transports()
     return mode in _registered
@@ -109,13 +109,13 @@ def problem_of(names: Iterable[str]) -> str | None:
     return None if unknown is None else f"there is no destination {unknown}: its plugin is missing"
 
 
-def own() -> tuple[Transport, ...]:
+def builtin_transports() -> tuple[Transport, ...]:
     """Return the destinations of this package, in their order; no plugin is looked for."""
-    return tuple(sorted(_load_own(), key=lambda each: each.order))
+    return tuple(sorted(_load_builtin(), key=lambda each: each.order))
 
 
 @cache
-def _load_own() -> tuple[Transport, ...]:
+def _load_builtin() -> tuple[Transport, ...]:
     """Import the modules of this package: a new transport is found without a list of them."""
     package = __name__.rpartition(".")[0]
     folder = import_module(package).__path__

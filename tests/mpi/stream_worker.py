@@ -18,10 +18,10 @@ from mpi4py import MPI
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
+from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.plan import Setup, stream_in, stream_out
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer

@@ -105,7 +105,7 @@ def gather_step_early() -> None:
             if early and step == 0:
                 original(self, 1, None)
                 # so that it has been gathered before the model goes on
-                self._streamer.wait(self._account, 60)
+                self._streamer.wait(self._byte_progress, 60)
                 struck()
 
         return step_ready
@@ -124,7 +124,7 @@ def gather_layer_early() -> None:
             elif layer == 0:
                 original(self, 0)
                 original(self, 1)
-                self._streamer.wait(self._account, 60)
+                self._streamer.wait(self._byte_progress, 60)
                 struck()
 
         return layer_ready

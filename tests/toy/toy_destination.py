@@ -139,7 +139,7 @@ class _Receive:
         self._sink, self._stream, self._when_here = sink, stream, when_here
         self._places = deque(places)
 
-    def Test(self) -> bool:  # noqa: N802 - as in MPI
+    def done(self) -> bool:
         """Return whether the chunk is in its place. It is called often and must not wait."""
         kept = self._sink.keep_arrived(self._stream)
         while self._places and kept:

@@ -128,10 +128,10 @@ def _streamed_nbytes(point: PointInfo) -> int:
 def _other_experiment(run: Run) -> Iterator[str]:
     """Compare the experiment with its hash in older records, which have no digest."""
     older = not any(info.run_id for _, info in run.of(RankInfo))
-    asked = run.header.experiment
+    experiment = run.header.experiment
     # The content of these files was hashed, too.
-    given = any(asked.get(key) for key in ("prompts", "ckpt_path"))
-    if older and not given and experiment_hash(asked) != run.header.experiment_hash:
+    given = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
+    if older and not given and experiment_hash(experiment) != run.header.experiment_hash:
         yield "CHANGED: run.json: the experiment does not match its experiment_hash"
 
 

@@ -140,7 +140,7 @@ def _complete(run: Run) -> Iterator[str]:
         return
     numbers, well = _numbers(run), ended_well(run)
     skipped = given_up(run)
-    asked = run.header.warmup + run.header.experiment.get("rounds", 0)
+    iterations = run.header.warmup + run.header.experiment.get("rounds", 0)
     points = [p for p in run.header.points if not p.skipped and (p.id, None) not in skipped]
     reached = [point for point in points if point.id in numbers]
     for point in points if well else reached:
@@ -151,7 +151,7 @@ def _complete(run: Run) -> Iterator[str]:
         }
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         last = point is reached[-1] and not well if reached else False
-        if high - low > last or (not last and low < max(asked, 1)):
+        if high - low > last or (not last and low < max(iterations, 1)):
             words = ", ".join(f"{count} of {arm}" for arm, count in counts.items())
             yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
 

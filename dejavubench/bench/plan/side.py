@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point, Split
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
 from dejavubench.dejavulib.kvcache import KVGeometry, Region
-from dejavubench.dejavulib.plan import Setup, stream_in, stream_out
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.parallel.topology import Topology
 from dejavubench.planning.setups import everything, geometry_of, setup_of, setups

@@ -19,7 +19,7 @@ from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.transfers import Account, Planned, StreamStats, Transfer
+from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
 from dejavubench.transports.probe import Sample
 
 CHUNKS = 32
@@ -81,8 +81,8 @@ class WayToHost:
         """Bring as many chunks through the library's staging, by the way that it chose."""
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(self._device))
-        planned = Planned(self._moved, self._chunk, self._packing, None, each_complete=False)
-        transfer = Transfer(planned, Account(), StreamStats(), ready=ready)
+        planned = PlannedChunk(self._moved, self._chunk, self._packing, None, each_complete=False)
+        transfer = Transfer(planned, ByteProgress(), StreamStats(), ready=ready)
         torch.cuda.synchronize(self._device)
         began, begun, arrived = time.perf_counter(), 0, 0
         while arrived < CHUNKS:

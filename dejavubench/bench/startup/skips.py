@@ -22,7 +22,7 @@ def reasons_here(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[s
 def _reasons(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     plan, experiment = schedule.plan, schedule.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
-    found = fit.reasons(plan, fit.Room.here(plan), sources, sinks)
+    found = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
     if not schedule.on_disk or not ranks.is_source:
         return found
     directory = experiment.stream_dir or experiment.log_dir

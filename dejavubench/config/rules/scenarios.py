@@ -10,11 +10,13 @@ from dejavubench.transports.registry import usable
 
 def _handoff_rounds_apart(plan: Plan) -> bool:
     """Return whether products of the two sides may differ in the last bits of bf16."""
-    asked = plan.experiment
-    other_tensor = asked.sink_tensor_para_size not in (None, asked.tensor_para_size)
-    other_ubatch = any(asked.sink_ubatch_size not in (None, size) for size in asked.ubatch_size)
-    in_bf16 = plan.native_bf16 and "bf16" in asked.inference_data_type
-    return asked.handoff and asked.verify and in_bf16 and (other_tensor or other_ubatch)
+    experiment = plan.experiment
+    other_tensor = experiment.sink_tensor_para_size not in (None, experiment.tensor_para_size)
+    other_ubatch = any(
+        experiment.sink_ubatch_size not in (None, size) for size in experiment.ubatch_size
+    )
+    in_bf16 = plan.native_bf16 and "bf16" in experiment.inference_data_type
+    return experiment.handoff and experiment.verify and in_bf16 and (other_tensor or other_ubatch)
 
 
 HANDOFF = (

@@ -23,9 +23,14 @@ NO_FP32_ON_CUDA = (
 
 
 def _points(plan: Plan) -> int:
-    asked = plan.experiment
-    lists = (asked.model, asked.inference_data_type, asked.kv_layout, asked.ubatch_size)
-    return prod(map(len, (*lists, plan.prompt_lens, asked.output_len)))
+    experiment = plan.experiment
+    lists = (
+        experiment.model,
+        experiment.inference_data_type,
+        experiment.kv_layout,
+        experiment.ubatch_size,
+    )
+    return prod(map(len, (*lists, plan.prompt_lens, experiment.output_len)))
 
 
 def _side_too_large(plan: Plan) -> tuple[str, int] | None:
@@ -57,11 +62,11 @@ _SIZES = ("layer_num", "head_num", "size_per_head", "vocab_size")
 
 
 def _size_of_another_model(plan: Plan) -> tuple[str, str] | None:
-    asked = plan.experiment
-    key = next((key for key in _SIZES if asked.is_given(key)), None)
-    if key is None or (asked.ckpt_path is None and CUSTOM in asked.model):
+    experiment = plan.experiment
+    key = next((key for key in _SIZES if experiment.is_given(key)), None)
+    if key is None or (experiment.ckpt_path is None and CUSTOM in experiment.model):
         return None
-    return key, str(asked.ckpt_path or listed(asked.model))
+    return key, str(experiment.ckpt_path or listed(experiment.model))
 
 
 def _cache_too_short(plan: Plan) -> int:

@@ -69,6 +69,8 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
             )
 
     def _expect_ack(self, stream: Stream) -> MPI.Request:
+        # Posted before the chunk leaves, so that the acknowledgement finds its receive. mpi4py's
+        # request keeps the one-byte buffer alive. Nobody reads it: that it came is the message.
         return self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer_rank, _ack_tag(stream))
 
     def completed(self, stream: Stream) -> int:
@@ -93,7 +95,7 @@ class _Packed:
     ) -> None:
         self._request, self._packed, self._scatter = request, packed, scatter
 
-    def Test(self) -> bool:  # noqa: N802 - MPI's name
+    def done(self) -> bool:
         if not self._request.Test():
             return False
         self._scatter(self._packed)
@@ -106,7 +108,7 @@ class _Batch:
     def __init__(self, requests: list[MPI.Request]) -> None:
         self._requests = requests
 
-    def Test(self) -> bool:  # noqa: N802 - MPI's name
+    def done(self) -> bool:
         if not self._requests[0].Test():
             return False
         MPI.Request.Waitall(self._requests)  # the first has come, so the others are on their way
@@ -121,10 +123,11 @@ class _OneByOne:
     ) -> None:
         self._comm, self._peer, self._tag, self._extents = comm, peer, tag, extents
 
-    def Test(self) -> bool:  # noqa: N802 - MPI's name
+    def done(self) -> bool:
         if not self._comm.Iprobe(self._peer, self._tag):
             return False
         receive, peer, tag = self._comm.Recv, self._peer, self._tag
+        # Blocking is right here: the source sends the extents of this chunk and nothing else.
         for extent in self._extents:
             receive(extent, peer, tag)
         return True
@@ -142,7 +145,7 @@ class MPISinkEndpoint:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self._acks: list[MPI.Request] = []
-        self._ack = bytearray(1)
+        self._ack = bytearray(1)  # never written, so all sends can share it at once
 
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
@@ -164,6 +167,7 @@ class MPISinkEndpoint:
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
+        # Forget the sends that are done. MPI frees a request only when somebody tests it.
         self._acks = [request for request in self._acks if not request.Test()]
         message = (self._ack, MPI.BYTE)
         self._acks.append(self._comm.Isend(message, stream.peer_rank, _ack_tag(stream)))

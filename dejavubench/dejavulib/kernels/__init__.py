@@ -35,12 +35,12 @@ KIND = np.dtype(
     + [("size", "u4"), ("_", "u4")]
     + [(name, DIVIDER) for name in ("row", "inner", "middle")]
 )
-PLAN = np.dtype([("layer", "i8"), ("kinds", KIND, 2)])
+REGION = np.dtype([("layer", "i8"), ("kinds", KIND, 2)])
 """The struct ``Region`` of ``regions.cu``, byte for byte."""
 
 
 @dataclass(frozen=True)
-class RegionPlan:
+class KernelArguments:
     """The kernel's arguments for one region.
 
     A *plane* is one layer's K or V; a *row* is a contiguous piece of it.
@@ -49,7 +49,7 @@ class RegionPlan:
         vector: bytes that a thread moves at once: the largest power of two up to 16 that divides
             every size and stride.
         layers: number of layers; there are twice as many planes.
-        content: one :data:`PLAN`, counted in vectors.
+        content: one :data:`REGION`, counted in vectors.
     """
 
     vector: int
@@ -63,7 +63,7 @@ class RegionPlan:
         return -(-largest // (THREADS * EACH)), 2 * self.layers
 
 
-def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
+def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
     """Return the kernel's arguments for a region.
 
     Raises:
@@ -71,7 +71,7 @@ def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
     """
     pieces = {kv: _Piece.of(geometry, region, kv) for kv in BOTH}
     vector = gcd(16, *(number for piece in pieces.values() for number in piece.nbytes))
-    content = np.zeros((), PLAN)
+    content = np.zeros((), REGION)
     sizes = [piece.row * prod(piece.counts) for piece in pieces.values()]
     if not all(sizes) or not region.layers.size:
         raise ValueError(f"nothing to move in {region}")
@@ -88,7 +88,7 @@ def plan(geometry: KVGeometry, region: Region) -> RegionPlan:
         kind["packed"], kind["size"] = sum(sizes[:number]) // vector, size // vector
         kind["row"] = divider(piece.row // vector)
         kind["inner"], kind["middle"] = divider(piece.counts[2]), divider(piece.counts[1])
-    return RegionPlan(vector, region.layers.size, content)
+    return KernelArguments(vector, region.layers.size, content)
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,14 @@ class RegionCopy:
     def __init__(self, cache: KVCache, region: Region) -> None:
         import torch
 
-        arguments = plan(cache.geometry, region)
+        arguments = kernel_arguments(cache.geometry, region)
         self._cache = cache
         self._vector, self._blocks = arguments.vector, arguments.blocks
         content = bytearray(arguments.content.tobytes())
-        self._plan = torch.frombuffer(content, dtype=torch.uint8).to(cache.k.device)
-        self._fixed = [np.uintp(tensor.data_ptr()) for tensor in (self._plan, cache.k, cache.v)]
+        self._arguments = torch.frombuffer(content, dtype=torch.uint8).to(cache.k.device)
+        self._fixed = [
+            np.uintp(tensor.data_ptr()) for tensor in (self._arguments, cache.k, cache.v)
+        ]
         kind = TYPES[arguments.vector]
         self._gather, self._scatter = (
             _module().get_function(f"copy_region<{kind}, {way}>") for way in WAYS

@@ -135,7 +135,7 @@ class MPILoops:
                 endpoint.receive(stream, slots[number % WINDOW], _stays) for number in range(WINDOW)
             )
             for number in range(len(chunks)):
-                while not posted[0].Test():
+                while not posted[0].done():
                     pass
                 posted.popleft()
                 endpoint.acknowledge(stream)

@@ -46,7 +46,7 @@ class BlockFile:
         self._durability = durability
         # direct: the bytes of an incomplete page at the end of the last write.
         self._tail = np.empty(0, np.uint8)
-        self._bounce = aligned_buffer(PAGE)
+        self._joined = aligned_buffer(PAGE)
         try:
             self._fd = os.open(path, open_flags(durability), 0o644)
         except OSError as error:
@@ -143,9 +143,9 @@ class BlockFile:
     def _aligned(self, *pieces: np.ndarray) -> np.ndarray:
         """Return the pieces one behind the other in aligned memory."""
         nbytes = sum(map(len, pieces))
-        if self._bounce.numel() < nbytes:
-            self._bounce = aligned_buffer(nbytes)
-        return np.concatenate(pieces, out=self._bounce.numpy()[:nbytes])
+        if self._joined.numel() < nbytes:
+            self._joined = aligned_buffer(nbytes)
+        return np.concatenate(pieces, out=self._joined.numpy()[:nbytes])
 
     def _pwrite(self, at: int, data: np.ndarray) -> None:
         done = 0

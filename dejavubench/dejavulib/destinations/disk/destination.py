@@ -68,7 +68,7 @@ class DiskDestination(LocalDestination):
         self._keep = keep
         self._identity = identity or {}
         self._files: dict[int, _Open] = {}
-        self._beside = ThreadPoolExecutor(1, "checksums", initializer=self._note_clock)
+        self._checksum_thread = ThreadPoolExecutor(1, "checksums", initializer=self._note_clock)
         self._beside_clock: int | None = None  # CPU clock of that thread, once it has begun
 
     # ---- preparing ----
@@ -109,7 +109,7 @@ class DiskDestination(LocalDestination):
 
     def _add(self, trailer: StepTrailer, data: memoryview) -> Future[None]:
         if len(data) >= HASHED_BESIDE:
-            return self._beside.submit(trailer.add, data)
+            return self._checksum_thread.submit(trailer.add, data)
         trailer.add(data)
         done: Future[None] = Future()
         done.set_result(None)
@@ -182,7 +182,7 @@ class DiskDestination(LocalDestination):
         return 0.0 if self._beside_clock is None else time.clock_gettime(self._beside_clock)
 
     def close(self) -> None:
-        self._beside.shutdown()
+        self._checksum_thread.shutdown()
         self._beside_clock = None
         for file in self._files.values():
             file.blocks.close()

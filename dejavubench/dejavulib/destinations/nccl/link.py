@@ -48,7 +48,7 @@ class NCCLLink(Protocol):
     def after(self, filled: Any) -> None:
         """Let what is issued on the link from now on begin after a mark of :meth:`filled`."""
 
-    def beside(self) -> AbstractContextManager[Any]:
+    def side_stream(self) -> AbstractContextManager[Any]:
         """Return a context in which torch's current stream follows everything received so far."""
 
     def mark(self) -> Mark:

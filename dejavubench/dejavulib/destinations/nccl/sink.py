@@ -43,12 +43,12 @@ class _Receiving:
     def issue(self, link: NCCLLink) -> None:
         """Issue the receive, and the scatter behind it."""
         link.recv(self.packed.data_ptr(), self.packed.numel())
-        with link.beside():
+        with link.side_stream():
             self.scatter(self.packed)
             self.scattered = link.filled()
         self._issued = MPI.Wtime()
 
-    def Test(self) -> bool:  # noqa: N802 - MPI's name
+    def done(self) -> bool:
         """Take announcements; then return whether this chunk is in its place.
 
         Raises:
@@ -71,7 +71,7 @@ class _ReceivingExtents:
     ) -> None:
         self._endpoint, self._stream, self._extents = endpoint, stream, extents
 
-    def Test(self) -> bool:  # noqa: N802 - MPI's name
+    def done(self) -> bool:
         """Receive the extents if they are announced next; return whether they were.
 
         Raises:

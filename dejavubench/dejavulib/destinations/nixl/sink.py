@@ -13,7 +13,7 @@ from ...extents import Bases
 from ...kvcache import KVCache
 from ..base import Stream
 from .agent import Agent, Notification
-from .source import SinkPlan
+from .source import SinkCaches
 
 
 class Arrival:
@@ -38,7 +38,7 @@ class Arrival:
         self._scattered: torch.cuda.Event | None = None
         self._written = False
 
-    def Test(self) -> bool:  # noqa: N802 - MPI's name
+    def done(self) -> bool:
         """Return whether the chunk is in its place."""
         if not self._written:
             self._written = self._endpoint.written(self._stream, self._number)
@@ -70,11 +70,11 @@ class NIXLSinkEndpoint:
         memory: Sequence[torch.Tensor],
         planned: Sequence[tuple[KVCache, Stream]] = (),
     ) -> None:
-        share: dict[int, SinkPlan] = {source: {} for source in sources}
+        share: dict[int, SinkCaches] = {source: {} for source in sources}
         for cache, stream in planned:
             share[stream.peer_rank][stream.id] = stream.schedule, Bases.of(cache)
         self.agent = Agent(comm, memory, share)
-        self._beside = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None
+        self._side_stream = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None
         self._named: Counter[tuple[int | None, int]] = Counter()
         self._acknowledged: Counter[tuple[int | None, int]] = Counter()
 
@@ -117,13 +117,13 @@ class NIXLSinkEndpoint:
     def _scatter(
         self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
     ) -> torch.cuda.Event | None:
-        if self._beside is None:
+        if self._side_stream is None:
             scatter(packed)
             return None
         scattered = torch.cuda.Event()
-        with torch.cuda.stream(self._beside):
+        with torch.cuda.stream(self._side_stream):
             scatter(packed)
-            scattered.record(self._beside)
+            scattered.record(self._side_stream)
         return scattered
 
     def finish(self) -> None:

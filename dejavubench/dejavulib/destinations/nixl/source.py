@@ -20,7 +20,7 @@ from .agent import Agent, Notification
 GROUP = 2048
 """Most extents of one transfer, if they are not waited for one by one."""
 
-SinkPlan = dict[int, tuple[StreamSchedule, Bases]]
+SinkCaches = dict[int, tuple[StreamSchedule, Bases]]
 """By a stream's id, the schedule and the address of the sink's cache: what a sink shares."""
 
 
@@ -154,7 +154,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
 
     def _remote_extents_of(self, stream: Stream) -> ExtentAddresses:
         if stream.key not in self._remote_extents:
-            plan: SinkPlan = self.agent.shared[stream.peer_rank]
+            plan: SinkCaches = self.agent.shared[stream.peer_rank]
             schedule, bases = plan[stream.id]
             self._remote_extents[stream.key] = ExtentAddresses(bases, schedule)
         return self._remote_extents[stream.key]

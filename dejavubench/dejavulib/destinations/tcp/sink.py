@@ -82,7 +82,7 @@ class TCPSinkServer:
         self._token = token
         self._timeout = timeout
         self._log = log
-        self._room = _Room(limit)
+        self._budget = _MemoryBudget(limit)
         self._unproven = Unproven()
         self._lock = threading.Lock()
         self._wires: dict[Wire, threading.Thread] = {}
@@ -156,7 +156,7 @@ class TCPSinkServer:
             if setup is None:
                 self._log(f"ended {wire.peer}: it only asked whether it is let in")
                 return
-            self._room.take(setup.nbytes)
+            self._budget.take(setup.nbytes)
             needed = setup.nbytes
             connection = Connection(wire, setup, self._services)
             wire.send_frame(Frame(FrameKind.ACCEPTED))
@@ -174,7 +174,7 @@ class TCPSinkServer:
             _explain(wire, f"the sink failed: {type(error).__name__}: {error}")
         finally:
             connection = None  # frees its memory before that is counted as free
-            self._room.give_back(needed)
+            self._budget.give_back(needed)
             with self._lock:
                 self._proven.discard(wire)
                 del self._wires[wire]
@@ -208,16 +208,16 @@ class TCPSinkServer:
         if frame.kind != FrameKind.SETUP:
             raise RefusalError(f"a frame of kind {frame.kind} came before the setup")
         reading = TEXT_TIMES * min(frame.nbytes, MOST_TEXT)
-        self._room.take(reading)
+        self._budget.take(reading)
         try:
             return read_setup(wire.receive_text(frame))
         except ValueError as error:
             raise RefusalError(str(error)) from None
         finally:
-            self._room.give_back(reading)
+            self._budget.give_back(reading)
 
 
-class _Room:
+class _MemoryBudget:
     """The memory that all peers may take together. Called from several threads."""
 
     def __init__(self, limit: int) -> None:

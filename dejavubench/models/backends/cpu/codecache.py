@@ -91,6 +91,7 @@ class Kernel:
         for name in needed:  # LLVM would put address 0 in place of a missing one
             if binding.address_of_symbol(name) is None:
                 raise UntrustedError(f"its code calls {name}, which this process does not have")
+        # LLVM makes an engine only from a module, so an empty one carries the object file.
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -107,6 +108,8 @@ class Kernel:
         self._take(function, function.address)
         if folder is not None:
             key = _key(self.name)
+            # Private to numba, as is `_final_module` below. Tried with numba 0.68; a version
+            # without them raises AttributeError at the first kernel.
             library = function._library
             _, _, (code, _) = library.serialize_using_object_code()
             content = _pack(function._wrapper_name, _needed(library._final_module), code, key)

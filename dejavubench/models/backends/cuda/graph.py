@@ -38,16 +38,16 @@ class DecodeGraph:
         self.x = torch.zeros(shape, dtype=dtype, device=model.device)
         self.position = torch.zeros(1, dtype=torch.long, device=model.device)
         self.graph = torch.cuda.CUDAGraph()
-        beside = torch.cuda.Stream(model.device)
-        beside.wait_stream(torch.cuda.current_stream(model.device))
-        with torch.inference_mode(), torch.cuda.stream(beside):
+        side_stream = torch.cuda.Stream(model.device)
+        side_stream.wait_stream(torch.cuda.current_stream(model.device))
+        with torch.inference_mode(), torch.cuda.stream(side_stream):
             for _ in range(WARM_UP):
                 self._step()
-            beside.synchronize()
-            with torch.cuda.graph(self.graph, stream=beside):
+            side_stream.synchronize()
+            with torch.cuda.graph(self.graph, stream=side_stream):
                 self.out = self._step()
         self.peak = model.peak
-        torch.cuda.current_stream(model.device).wait_stream(beside)
+        torch.cuda.current_stream(model.device).wait_stream(side_stream)
 
     def _step(self) -> Tensor:
         shard = self._model.shard

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import CLI, GONE_WITHIN, HERE, PATIENCE
 
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp.handshake import Address
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+from helpers.jobs import CLI, GONE_WITHIN, HERE, PATIENCE
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"

@@ -24,7 +24,7 @@ from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RankInfo, Run
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 CLI = ("-m", "dejavubench")
 FP32 = ("--inference-data-type", "fp32")
 BF16 = ("--inference-data-type", "bf16")

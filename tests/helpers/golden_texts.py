@@ -1,7 +1,7 @@
 """Texts that are made of the records under ``results/``, now and by an earlier program.
 
-``python tests/golden_texts.py`` writes the earlier ones anew: run it only where a number, a column
-or a cell is meant to change.
+``python tests/helpers/golden_texts.py`` writes the earlier ones anew. Run it only where a number, a
+column or a cell is meant to change.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from dejavubench.analysis.find import find
 from dejavubench.analysis.report import RunReport, log_report, report
 from dejavubench.records.textlog import TextLogError
 
-RESULTS = Path(__file__).parent.parent / "results"
-FOLDER = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent.parent
+RESULTS = TESTS.parent / "results"
+FOLDER = TESTS / "golden"
 MACHINES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/records")))
 
 

@@ -158,7 +158,7 @@ def stream_in(source: Setup, target: Setup, worker: int, region: Region) -> list
 
 
 def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
-    """Return the whole plan by pairs of workers, sources outermost, without empty exchanges.
+    """Return all exchanges between two sides, sources outermost, without empty ones.
 
     Raises:
         ValueError: the two sides do not have the same layers and heads.

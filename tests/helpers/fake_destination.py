@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from caches import play_model
 
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import (
@@ -22,6 +21,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
+from helpers.caches import play_model
 
 PATIENCE = 30.0
 """Seconds until a test that waits for a thread gives up; nothing is measured by it."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
-from mutations import edit_header, edit_lines, edit_record
-from synthetic import AGAIN, NONE, arm, write_run
 
 from dejavubench.cli.process import process
 from dejavubench.records import rank_file
+from helpers.mutations import edit_header, edit_lines, edit_record
+from helpers.synthetic_runs import AGAIN, NONE, arm, write_run
 
 ARMS = [NONE, AGAIN, arm("mpi"), arm("host"), arm("disk")]
 Edit = Callable[[Path], Any]

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from caches import play_model
 
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
@@ -26,6 +25,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
+from helpers.caches import play_model
 
 PAGE = 4096
 INPUT_LEN, STEPS = 4, 3

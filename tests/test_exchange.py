@@ -16,8 +16,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from dejavubench.dejavulib.exchange import RegionPair, Setup, exchanges, stream_in, stream_out
 from dejavubench.dejavulib.kvcache import Region, Span
-from dejavubench.dejavulib.plan import RegionPair, Setup, exchanges, stream_in, stream_out
 
 EXAMPLES = {"thorough": 1000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 200)
 checked = settings(max_examples=EXAMPLES, deadline=None)

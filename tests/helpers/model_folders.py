@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_gpt import VOCAB, shaken
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dejavubench.models.hub.checkpoint import CheckpointError, open_checkpoint
+from test_gpt import VOCAB, shaken
 
 CONTEXT = 64
 WHOLE = "model.safetensors"

@@ -1,0 +1,1 @@
+"""Shared parts of the tests: real jobs, synthetic records, caches, peers and fakes."""
