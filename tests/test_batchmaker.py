@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
-from dejavubench.bench.checks.logits import LogitsError
+from dejavubench.bench.engine.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.logits import LogitsError
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 

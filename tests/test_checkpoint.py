@@ -29,7 +29,7 @@ from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
-from helpers.jobs import run
+from helpers.jobs import args, run
 from test_gpt import CONTEXT, FAMILIES, VOCAB, close, prompts, shaken
 
 SMALL_FILES = "30KB"
@@ -175,11 +175,11 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
         ("gpt2", 1, ()),
         ("gpt2", 2, ("--tensor_para_size", 2)),
         ("opt", 2, ("--pipeline_para_size", 2)),
-        ("bloom", 4, ("--tensor_para_size", 2, "--pipeline_para_size", 2)),
-        ("opt-post-norm", 2, ("--tensor_para_size", 2, "--kv-layout", "ft")),
-        ("bloom-6-heads", 2, ("--pipeline_para_size", 2, "--kv-layout", "nhd")),
+        ("bloom", 4, args("--tensor_para_size 2 --pipeline_para_size 2")),
+        ("opt-post-norm", 2, args("--tensor_para_size 2 --kv-layout ft")),
+        ("bloom-6-heads", 2, args("--pipeline_para_size 2 --kv-layout nhd")),
         ("llama3", 2, ("--tensor_para_size", 2)),
-        ("qwen3", 4, ("--tensor_para_size", 2, "--pipeline_para_size", 2, "--kv-layout", "ft")),
+        ("qwen3", 4, args("--tensor_para_size 2 --pipeline_para_size 2 --kv-layout ft")),
         ("mistral", 2, ("--pipeline_para_size", 2)),
     ],
 )
@@ -190,26 +190,13 @@ def test_a_run_generates_the_tokens_of_transformers(
     theirs = MODELS[family]()
     save(theirs, tmp_path / "model", shards=True)
     sizes = (
-        "--ubatch-size",
-        2,
-        "--input-len",
-        8,
+        *args("--ubatch-size 2 --input-len 8"),
         "--output-len",
         new,
         "--inference-data-type",
         "fp32",
     )
-    short = (
-        "--rounds",
-        1,
-        "--warmup",
-        0,
-        "--no-ceilings",
-        "--device",
-        "cpu",
-        "--streaming",
-        "none",
-    )
+    short = args("--rounds 1 --warmup 0 --no-ceilings --device cpu --streaming none")
     job = run(tmp_path, ranks, "run", "--ckpt_path", "model", *sizes, *short, *split)
     lines = [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
     stages = 2 if "--pipeline_para_size" in split else 1
@@ -364,7 +351,7 @@ def test_a_broken_folder_is_one_message_and_status_2(tmp_path: Path) -> None:
     folder = saved("opt", tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    job = run(tmp_path, 2, "run", "--ckpt-path", "model", "--streaming", "none", status=2)
+    job = run(tmp_path, 2, "run", *args("--ckpt-path model --streaming none"), status=2)
     assert job.stderr.startswith("Error: --ckpt-path: ")
     assert job.stderr.count("\n") == 1
     assert not (tmp_path / "logs").exists()

@@ -14,6 +14,7 @@ from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration
 from helpers.fake_gpu import H200
+from helpers.jobs import args
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))
@@ -168,11 +169,11 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
         (["run", "--ckpt_path", "x"], "--ckpt-path: x is not a folder"),
         (["run", "none.toml"], "none.toml: No such file or directory"),
         (
-            ["run", "--model", "gpt2", "--tensor_para_size", "5"],
+            ["run", *args("--model gpt2 --tensor_para_size 5")],
             "--tensor-para-size 5 does not divide the 12 heads of gpt2",
         ),
         (
-            ["run", "--streaming", "mpi", "--level", "9"],
+            ["run", *args("--streaming mpi --level 9")],
             "--level: there is no level '9'; levels are 0, 0-batched, 1, 2, 3",
         ),
         (
@@ -341,7 +342,7 @@ def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(
 
     _have(monkeypatch, H200, H200)
     monkeypatch.setattr(duration, "probe", probe)
-    lengths = ("--ubatch-size", "8", "--input-len", "500", "--output-len", "500")
+    lengths = args("--ubatch-size 8 --input-len 500 --output-len 500")
     result = invoke("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
     (row,) = (line for line in result.stdout.splitlines() if line.startswith("p000"))
     assert row.split() == [
@@ -355,7 +356,7 @@ def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(
 
 def test_dry_run_says_when_ranks_would_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
-    arguments = ("run", "--dry-run", "--model", "gpt2", "--streaming", "none,nccl")
+    arguments = ("run", *args("--dry-run --model gpt2 --streaming none,nccl"))
     alone, loopback = invoke(*arguments), invoke(*arguments, "--nccl-loopback")
     assert (
         "Cannot run with all ranks on this host: --streaming nccl needs one GPU per rank"

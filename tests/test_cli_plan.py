@@ -13,14 +13,15 @@ from click.testing import CliRunner, Result
 
 from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
+from helpers.jobs import args
 from test_cli import heavy_after, usage_error
 
 TINY = [
-    *("--model", "gpt2", "--input-len", "10", "--output-len", "3", "--ubatch-size", "2"),
-    *("--layer-cuts", "0,7,12", "--sink-ubatch-size", "1", "--sink-tensor-para-size", "2"),
+    *args("--model gpt2 --input-len 10 --output-len 3 --ubatch-size 2"),
+    *args("--layer-cuts 0,7,12 --sink-ubatch-size 1 --sink-tensor-para-size 2"),
     *("--sink-pipeline-para-size", "1"),
 ]
-LINK = ["--link", "1GB/s", "--latency", "5us"]
+LINK = args("--link 1GB/s --latency 5us")
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +216,7 @@ def test_hyphens_and_underscores_are_one_spelling() -> None:
 
 
 def test_sinks_are_like_the_sources_unless_told() -> None:
-    flags = ["--model", "opt-13b", "--ubatch-size", "8", "--tensor-para-size", "2"]
+    flags = args("--model opt-13b --ubatch-size 8 --tensor-para-size 2")
     same = document(*flags, "--layer-cuts", "0,30,40")
     assert same["sinks"] == same["sources"]
     assert same["requests"] == 16
@@ -239,16 +240,7 @@ def test_sinks_are_like_the_sources_unless_told() -> None:
 )
 def test_runs_are_those_of_the_layout(layout: str, prompt: int, token: int) -> None:
     """One layer of two requests, 12 heads; nhd halves each position's row, on one side only."""
-    flags = [
-        "--model",
-        "gpt2",
-        "--input-len",
-        "10",
-        "--ubatch-size",
-        "2",
-        "--sink-tensor-para-size",
-        "2",
-    ]
+    flags = args("--model gpt2 --input-len 10 --ubatch-size 2 --sink-tensor-para-size 2")
     total = document(*flags, "--kv-layout", layout)["total"]
     if layout == "ft":  # a key is 8 vectors of 16 bytes, a value one piece
         prompt, token = 24 * (8 + 1), 24 * (8 + 1)

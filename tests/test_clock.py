@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
-from dejavubench.bench.clock import (
+from dejavubench.bench.engine.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.clock import (
     AheadStage,
     FirstStage,
     LaterStage,
@@ -73,11 +73,7 @@ class Steps:
         self._ends: deque[float] = deque()
 
     def run(
-        self,
-        ubatch: int,
-        x: torch.Tensor,
-        position: int,
-        on_layer: Callable[[int], None] | None,
+        self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None
     ) -> torch.Tensor:
         took = TOKEN if position else PROMPT
         if self.ahead:

@@ -67,7 +67,7 @@ def changed(folder: Path, name: str) -> None:
 def run(*args: object) -> Result:
     from compare_engines import main
 
-    sizes = ("--model", TINY.name, "--ubatch-size", 3, "--input-len", 9, "--output-len", 4)
+    sizes = ("--model", TINY.name, *args("--ubatch-size 3 --input-len 9 --output-len 4"))
     return CliRunner().invoke(main, [str(arg) for arg in (*sizes, *args)])
 
 

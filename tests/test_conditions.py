@@ -30,7 +30,7 @@ from dejavubench.machine.filesystem import Place, durability_note, find_mount, n
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.records import End, RankInfo, RecordError, read_run, to_line
-from helpers.jobs import CLI, HERE, PATIENCE, QUICK, mpirun_program, run
+from helpers.jobs import CLI, PATIENCE, QUICK, ROOT, args, mpirun_program, run
 from helpers.synthetic_runs import AGAIN, NONE, arm, write_run
 
 # ---- file systems ----
@@ -60,12 +60,8 @@ a line that is cut o
         ("/dev/shm/run", "tmpfs", "/dev/shm", "second"),  # the last of those stacked on one folder
         ("/dev/shmoo", "devtmpfs", "/dev", "devtmpfs"),  # no part of /dev/shm
         ("/data", "xfs", "/data", "/dev/sdb1"),
-        (
-            "/data/hidden/x",
-            "xfs",
-            "/data",
-            "/dev/sdb1",
-        ),  # what lay below the first /data cannot be reached
+        # The second mount of /data hides what lay below the first.
+        ("/data/hidden/x", "xfs", "/data", "/dev/sdb1"),
         ("/mnt/two words/x", "nfs4", "/mnt/two words", "server:/a b"),
         ("/mnt/back\\slash", "fuse.sshfs", "/mnt/back\\slash", "me@there:"),
         ("/mnt/bound/x", "ext4", "/mnt/bound", "/dev/vda"),
@@ -102,9 +98,8 @@ def test_names_that_are_not_utf_8_can_be_recorded(tmp_path: Path) -> None:
 def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:
     assert place_of(tmp_path, tmp_path / "absent") is None
     assert find_mount("/x", "") is None
-    assert (
-        find_mount("/x", "2 1 0:1 / /elsewhere rw - ext4 /dev/sda rw\n") is None
-    )  # in a chroot that is no mount
+    # A chroot need not be a mount.
+    assert find_mount("/x", "2 1 0:1 / /elsewhere rw - ext4 /dev/sda rw\n") is None
 
 
 @pytest.mark.parametrize(
@@ -128,9 +123,8 @@ def test_file_systems_that_are_no_local_disk_are_named_for_what_they_are(
             assert f"{durability} on {type}: {type} is {text}; " in str(
                 durability_note(type, durability)
             )
-        assert (
-            durability_note(type, "page-cache") is None
-        )  # claims nothing that does not hold there
+        # The page cache promises nothing, so there is nothing to correct.
+        assert durability_note(type, "page-cache") is None
 
 
 @pytest.mark.parametrize("type", ["ext4", "xfs", "btrfs", "zfs", "f2fs"])
@@ -160,11 +154,8 @@ CASES: list[tuple[str, dict[str, str], float | None]] = [
         {f"{V2}/a/b/cpu.max": "400000 100000\n", f"{V2}/a/cpu.max": "25000 50000\n"},
         0.5,
     ),
-    (
-        "0::/of/the/host\n",
-        {f"{V2}/cpu.max": "300000 100000\n"},
-        3.0,
-    ),  # a container sees the top alone
+    # A container sees the top of the tree only.
+    ("0::/of/the/host\n", {f"{V2}/cpu.max": "300000 100000\n"}, 3.0),
     ("0::/../sibling\n", {f"{V2}/cpu.max": "200000 100000\n"}, 2.0),
     (
         "3:cpu:/a\n",
@@ -337,10 +328,7 @@ def test_a_dry_run_says_what_it_would_measure(
     )
     monkeypatch.setattr(dry, "cpu_quota", lambda: Quota(0.5, "g"))
     options = [
-        "--streaming",
-        "none,disk",
-        "--durability",
-        "fdatasync,page-cache",
+        *args("--streaming none,disk --durability fdatasync,page-cache"),
         "--stream-dir",
         str(tmp_path),
     ]
@@ -388,10 +376,8 @@ def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.Monke
     (found,) = conditions.outcome().values()
     assert found["before"] == {"periods": 5, "seconds": 1.0}
     assert found["after"] == {"periods": 10, "seconds": 2.25}
-    assert found["measured"] == {
-        "periods": 3,
-        "seconds": 0.75,
-    }  # not what was between the two points
+    # The throttling between the two points does not count.
+    assert found["measured"] == {"periods": 3, "seconds": 0.75}
 
 
 def test_without_counters_nothing_is_said_of_throttling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,16 +401,7 @@ def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.mpi
 def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
-    modes = (
-        "--streaming",
-        "disk",
-        "--rounds",
-        "1",
-        "--warmup",
-        "0",
-        "--stream-dir",
-        tmp_path / "streamed",
-    )
+    modes = (*args("--streaming disk --rounds 1 --warmup 0"), "--stream-dir", tmp_path / "streamed")
     job = run(tmp_path, 1, "run", *QUICK, *modes)
     (info,) = [info for _, info in job.run.of(RankInfo)]
     place = place_of(tmp_path / "streamed")
@@ -507,7 +484,7 @@ def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> N
             text=True,
             timeout=PATIENCE,
             cwd=tmp_path,
-            env={**inherited, "PYTHONPATH": str(HERE.parent)},
+            env={**inherited, "PYTHONPATH": str(ROOT)},
             check=False,
         )
     except FileNotFoundError:

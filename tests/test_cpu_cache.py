@@ -21,7 +21,7 @@ from dejavubench.models.backends.cpu import codecache as cpu_cache
 from dejavubench.models.backends.cpu.codecache import FOLDER_VARIABLE, Kernel, provide
 from dejavubench.models.backends.cpu.threads import kernel, struct
 from dejavubench.models.backends.cpu.threads import run as run_kernel
-from helpers.jobs import QUICK, run
+from helpers.jobs import QUICK, args, run
 
 Answer = struct("Answer", "number")
 
@@ -322,17 +322,7 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
 @pytest.mark.mpi
 @pytest.mark.drill
 def test_a_job_compiles_once_and_the_next_one_not_at_all(tmp_path: Path) -> None:
-    flags = (
-        *QUICK,
-        "--tensor_para_size",
-        "2",
-        "--streaming",
-        "none",
-        "--rounds",
-        "1",
-        "--warmup",
-        "0",
-    )
+    flags = (*QUICK, *args("--tensor_para_size 2 --streaming none --rounds 1 --warmup 0"))
     environment = {FOLDER_VARIABLE: str(tmp_path / "kernels")}
     first = run(tmp_path / "first", 2, "run", *flags, environment=environment)
     assert first.stderr.count("compiling ") == 1

@@ -299,9 +299,10 @@ def test_attention_of_one_query_is_that_of_torch(
         hidden = (positions < first[:, None])[:, None, None]
     cache.store(1, 0, k.masked_fill(hidden.mT, torch.nan), v.masked_fill(hidden.mT, torch.nan))
     slopes = torch.rand(heads * group) if with_slopes else None
+    # A slice of a wider tensor, so that q is not contiguous.
     q = drawn(requests, 1, 2 * heads * group * size).unflatten(-1, (-1, size))[
         :, 0, : heads * group
-    ]  # not contiguous
+    ]
 
     bias = torch.zeros(requests, heads * group, 1, stop)
     if slopes is not None:

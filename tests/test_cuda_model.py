@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dejavubench.bench.point.prompts import Prompts
-from dejavubench.bench.point.steps import steps_of
+from dejavubench.bench.engine.prompts import Prompts
+from dejavubench.bench.engine.steps import steps_of
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.modelspec import ModelSpec, Rope

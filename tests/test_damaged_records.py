@@ -38,11 +38,7 @@ FOREIGN: list[tuple[str, Edit, str]] = [
         lines(lambda text: [*text[:-1], *text]),
         "holds the records of several ranks",
     ),
-    (
-        "without its beginning",
-        lines(lambda text: text[1:]),
-        "does not begin with a rank record",
-    ),
+    ("without its beginning", lines(lambda text: text[1:]), "does not begin with a rank record"),
     ("another host", record("rank", 1, host="node-z"), "it was on node-z, the run on node-a"),
     (
         "another role",

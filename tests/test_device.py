@@ -134,9 +134,8 @@ def test_the_model_does_not_wait_at_level_3(way: Way) -> None:
     with streaming(destination, WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
-        play_model(
-            cache, cache, stream.schedule, manager
-        )  # returns though nothing becomes complete
+        # The model's thread does not wait, though nothing becomes complete.
+        play_model(cache, cache, stream.schedule, manager)
         assert manager.lag_nbytes == stream.schedule.nbytes
         wait_asleep(lambda: len(destination.packed[stream.key]) == 2, "both slots in use", PATIENCE)
         destination.allowed = 1 << 30

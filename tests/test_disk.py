@@ -48,9 +48,8 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
     contents = []
     for level in LEVELS:
         with writing(tmp_path, schedule, level, durability, name=level) as (manager, destination):
-            microbatch(
-                manager, random_cache(schedule.geometry, seed=8), pattern=0x11
-            )  # what is left of it must go
+            # Nothing of this first microbatch may remain.
+            microbatch(manager, random_cache(schedule.geometry, seed=8), pattern=0x11)
             microbatch(manager, source)
             destination.check(manager.streams[0])
         contents.append(path_of(tmp_path, level).read_bytes())
@@ -65,9 +64,8 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
         np.array_equal(record.tokens, seen)
         for record, seen in zip(document.records, ids, strict=True)
     )
-    assert document.padding == (
-        {0} if durability == "direct" else {0x5A}
-    )  # whole pages are written, or the pattern stays
+    # O_DIRECT writes whole pages; otherwise the pattern stays.
+    assert document.padding == ({0} if durability == "direct" else {0x5A})
     assert document.header["geometry"] == {
         "layers": 3, "requests": 2, "heads": 2, "positions": 9, "head_size": 16, "itemsize": 2,
         "layout": layout.value,

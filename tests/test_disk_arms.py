@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import ArmFailure, End, Failure, Iteration, Verification
-from helpers.jobs import Job, processed
+from helpers.jobs import Job, args, processed
 from test_faults import FAULTY, SIZES, STRIKES, struck
 
 pytestmark = pytest.mark.mpi
@@ -53,9 +53,8 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
         0,
         said,
     )
-    assert failure.phase == (
-        "drain" if phase == "tokens" else phase
-    )  # the model computes its request to the end
+    # The model computes its request to the end, so the failure shows in the drain.
+    assert failure.phase == ("drain" if phase == "tokens" else phase)
     assert f"dejavubench: p000 disk@3 FAILED on rank 0: {said}\n" in job.stderr
     table = rows(job)
     assert {arm: row["status"] for arm, row in table.items()} == {
@@ -80,7 +79,7 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
     job = measured(
         tmp_path,
         "disk-fails:tokens:EIO:1",
-        *("--tensor-para-size", 2, "--level", "2,3", "--no-ceilings"),
+        *args("--tensor-para-size 2 --level 2,3 --no-ceilings"),
         ranks=4,
         streaming="disk,mpi",
     )

@@ -177,9 +177,8 @@ def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
     moved = Counter(pair for transfer in found for pair in pairs(transfer))
     expected = {(place_of(source, each), place_of(target, each)) for each in elements(region)}
     assert moved == Counter(dict.fromkeys(expected, 1))
-    assert len(expected) == sum(
-        1 for _ in elements(region)
-    )  # the reference itself places each one apart
+    # The reference itself gives each element a place of its own.
+    assert len(expected) == sum(1 for _ in elements(region))
 
 
 @checked

@@ -175,9 +175,8 @@ def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
         model="gpt2,opt-125m", kv_layout="ft,hnd", ubatch_size="1,4", input_len="32,64"
     ).points
     assert [point.id for point in points] == [f"p{number:03d}" for number in range(16)]
-    assert [point.spec.name for point in points] == ["gpt2"] * 8 + [
-        "opt-125m"
-    ] * 8  # a model is loaded once
+    # The model changes slowest: each is loaded once.
+    assert [point.spec.name for point in points] == ["gpt2"] * 8 + ["opt-125m"] * 8
     assert [(p.kv_layout, p.ubatch_size, p.input_len) for p in points[:5]] == [
         ("ft", 1, 32),
         ("ft", 1, 64),

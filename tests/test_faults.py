@@ -12,13 +12,13 @@ import pytest
 
 from dejavubench.records import End, Failure, Microbatch, Verification
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
-from helpers.jobs import GONE_WITHIN, HERE, TINY, Job, processed, small_disk
+from helpers.jobs import GONE_WITHIN, TESTS, TINY, Job, args, processed, small_disk
 from helpers.tcp_peers import TOKEN, SinkProcess
 
 pytestmark = pytest.mark.mpi
 
-FAULTY = (str(HERE / "mpi" / "faulty.py"),)
-SIZES = (*TINY, "--ubatch-size", "2", "--input-len", "6", "--output-len", "6", "--no-ceilings")
+FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
+SIZES = (*TINY, *args("--ubatch-size 2 --input-len 6 --output-len 6 --no-ceilings"))
 PROMPT, WRITTEN = 6, 11  # positions [6, 11) are the five decode steps'
 STRIKES = 2
 """The iteration in which faulty.py's faults strike; those before it are as they should be."""
@@ -182,9 +182,8 @@ def test_an_exception_ends_every_rank_and_names_rank_and_phase(
         if phase == "drain":  # thrown in the helper thread, raised by the model's
             error = f"StreamingError: {error}"
         ended(job, ("source", "sink").index(role), phase, error)
-        assert (
-            job.stderr.count(" failed in phase ") == 1
-        )  # of the rank that failed, and of no other
+        # Only the rank that failed says so.
+        assert job.stderr.count(" failed in phase ") == 1
         assert measured(job) == (0 if phase == "load" else STRIKES + (phase == "verify"))
         if phase != "load":
             assert "  2 " in processed(job.folder)
@@ -200,9 +199,8 @@ def test_a_chunk_that_is_never_sent_ends_the_drain(tmp_path: Path, step: int) ->
             "StreamingError: no chunk became complete within 2 s; the first missing is chunk ",
         )
         if step == 5:
-            assert (
-                "the first missing is chunk 6 (step 5) of stream 0" in job.stderr
-            )  # 2 layers, then 5 steps
+            # Chunks 0 and 1 are the prompt's layers; then each step has one.
+            assert "the first missing is chunk 6 (step 5) of stream 0" in job.stderr
 
 
 @pytest.mark.parametrize("level", ["0", "3"])
@@ -253,9 +251,8 @@ def unwritten(job: Job, error: str) -> None:
     recorded = any(
         '"kind":"failure"' in file.read_text() for file in job.folder.glob("rank-*.jsonl")
     )
-    assert (
-        said or recorded
-    )  # that line is short: there may be room for it where there was none for the one that failed
+    # The record of the failure is short, and may fit where the longer line did not.
+    assert said or recorded
     assert measured(job) > 10
     assert "INCOMPLETE: rank " in processed(job.folder)
 

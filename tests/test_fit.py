@@ -64,9 +64,8 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
     one, three = (flags(pipeline_para_size=depth, **values) for depth in (1, 3))
     whole = 4 * 288 * 2 * 12 * 768 * 2  # requests × positions × K and V × layers × hidden × bytes
     assert memory.memory(one, one.points[0]).cache == whole
-    assert (
-        memory.memory(three, three.points[0]).cache == 3 * whole // 3
-    )  # a third of the layers, three times
+    # Each rank has a third of the layers, and holds three microbatches of them.
+    assert memory.memory(three, three.points[0]).cache == 3 * whole // 3
 
 
 @pytest.mark.parametrize(("data_type", "itemsize"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
@@ -129,14 +128,12 @@ def cuda_needs(**values: Any) -> Memory:
 def test_a_card_holds_weights_and_cache_in_the_models_type() -> None:
     needs = cuda_needs()
     cache = 8 * 1024 * 2 * 40 * 5120 * 2  # requests × positions × K and V × layers × hidden × bytes
-    working = 2 * 4000 * (4 * 5120 + 4 * 5120) * 2 + 8 * 50272 * (
-        2 + 4
-    )  # activations; logits in fp16 and fp32
+    # Activations, and logits in fp16 and fp32.
+    working = 2 * 4000 * (4 * 5120 + 4 * 5120) * 2 + 8 * 50272 * (2 + 4)
     assert (needs.weights, needs.cache) == (2 * SPECS["opt-13b"].parameters, cache)
     assert needs.source.device == memory.CUDA_CONTEXT_NBYTES + needs.weights + cache + working
-    assert (
-        needs.source.host == memory.CUDA_PROCESS_NBYTES
-    )  # weights are drawn on the card: no copy on the host
+    # Weights are drawn on the GPU, so the host holds no copy.
+    assert needs.source.host == memory.CUDA_PROCESS_NBYTES
     assert cuda_needs(inference_data_type="bf16").weights == needs.weights
 
 

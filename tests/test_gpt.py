@@ -140,9 +140,8 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
         part = {"query": 0, "key": 1, "value": 2}
         if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
             both = state[f"transformer.h.{match[1]}.self_attention.query_key_value.{match[3]}"]
-            return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(
-                0, 1
-            )  # their rows: head by head
+            # BLOOM interleaves query, key and value head by head.
+            return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(0, 1)
         for ours, other in names.items():
             name = name.replace(ours, other)
         return state[f"transformer.{name}"]
@@ -388,12 +387,8 @@ def test_shards_cover_everything_once() -> None:
             == sum(shard.last for shard in shards)
             == tensor_size
         )
-    assert [Shard(0, 1, t, 4).vocab(GPT2).size for t in range(4)] == [
-        26,
-        25,
-        25,
-        25,
-    ]  # as torch.tensor_split
+    # The shards are those of torch.tensor_split.
+    assert [Shard(0, 1, t, 4).vocab(GPT2).size for t in range(4)] == [26, 25, 25, 25]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.jobs import TINY, Job
+from helpers.jobs import TINY, Job, args
 
 DRIVER = Path(__file__).parent / "mpi" / "growth.py"
 POINTS = 160
@@ -28,20 +28,14 @@ def test_a_sweep_of_many_prompt_lengths_stays_flat(tmp_path: Path) -> None:
     said = tmp_path / "memory"
     shape = (
         *TINY,
-        "--threads",
-        "1",
-        "--inference-data-type",
-        "bf16",
-        "--output-len",
-        "3",
+        *args("--threads 1 --inference-data-type bf16 --output-len 3"),
         "--input-len",
         lengths,
     )
-    once = ("--rounds", "1", "--warmup", "0", "--no-ceilings", "--streaming", "host")
+    once = args("--rounds 1 --warmup 0 --no-ceilings --streaming host")
     with Job(tmp_path, 1, "run", *shape, *once, driver=(str(DRIVER), str(said)), cold=True) as job:
         assert job.wait(WITHIN) == 0, job.stderr[-4000:]
-    kib = [int(line) for line in said.read_text().splitlines()][
-        -POINTS:
-    ]  # the first one is of before any point
+    # The first value is from before any point.
+    kib = [int(line) for line in said.read_text().splitlines()][-POINTS:]
     assert len(kib) == POINTS
     assert kib[-1] - kib[WARM] < ALLOWED_KIB, f"KiB every tenth point: {kib[::10]}"

@@ -12,20 +12,10 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
-from helpers.jobs import BF16, HERE, QUICK, Job, processed, run
+from helpers.jobs import BF16, QUICK, TESTS, Job, args, processed, run
 from test_run import verified
 
-SHORT = (
-    "--rounds",
-    1,
-    "--warmup",
-    0,
-    "--inference-data-type",
-    "fp32",
-    "--streaming",
-    "mpi",
-    "--handoff",
-)
+SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32 --streaming mpi --handoff")
 NEW = 6
 """New tokens of QUICK's requests."""
 
@@ -43,28 +33,22 @@ def tokens_of(job: Job) -> list[dict[str, Any]]:
         pytest.param(
             3,
             2,
-            ("--pipeline-para-size", 2, "--sink-pipeline-para-size", 1, "--sink-ubatch-size", 4),
+            args("--pipeline-para-size 2 --sink-pipeline-para-size 1 --sink-ubatch-size 4"),
             id="stages-to-one",
         ),
         pytest.param(
             4,
             3,
-            (
-                "--tensor-para-size",
-                2,
-                "--sink-tensor-para-size",
-                1,
-                "--sink-pipeline-para-size",
-                2,
-                "--kv-layout",
-                "ft",
+            args(
+                "--tensor-para-size 2 --sink-tensor-para-size 1 "
+                "--sink-pipeline-para-size 2 --kv-layout ft"
             ),
             id="heads-to-stages",
         ),
         pytest.param(
             3,
             5,
-            ("--sink-tensor-para-size", 2, "--sink-ubatch-size", 1, "--temperature", 1.2),
+            args("--sink-tensor-para-size 2 --sink-ubatch-size 1 --temperature 1.2"),
             id="one-to-heads-drawn",
         ),
     ],
@@ -100,18 +84,15 @@ def test_prompts_of_unequal_lengths_are_taken_over(tmp_path: Path) -> None:
         *SHORT,
         "--prompts",
         prompts,
-        "--ubatch-size",
-        4,
-        "--sink-ubatch-size",
-        2,
+        *args("--ubatch-size 4 --sink-ubatch-size 2"),
     )
     assert verified(job) == {("p000", "mpi@3"): 1}
     assert [len(line["prompt"]) for line in tokens_of(job)] == [3, 1, 6, 2]
 
 
 def faulty(cwd: Path, fault: str) -> Job:
-    driver = (str(HERE / "mpi" / "faulty.py"),)
-    return Job(cwd, 2, fault, "run", *QUICK, *SHORT, "--rounds", 4, "--warmup", 0, driver=driver)
+    driver = (str(TESTS / "mpi" / "faulty.py"),)
+    return Job(cwd, 2, fault, "run", *QUICK, *SHORT, *args("--rounds 4 --warmup 0"), driver=driver)
 
 
 @pytest.mark.mpi

@@ -16,7 +16,7 @@ import pytest
 from dejavubench.cli.starting import _check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
-from helpers.jobs import CLI, GONE_WITHIN, HERE, PATIENCE, QUICK, Job, processed
+from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, ROOT, Job, processed
 from test_faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 
 pytestmark = pytest.mark.mpi
@@ -199,7 +199,7 @@ def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -
             text=True,
             env={
                 **inherited,
-                "PYTHONPATH": str(HERE.parent),
+                "PYTHONPATH": str(ROOT),
                 "OMPI_COMM_WORLD_RANK": str(rank),
                 "OMPI_COMM_WORLD_SIZE": "2",
             },

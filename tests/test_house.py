@@ -52,6 +52,10 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
 }
 """The packages that each package may import. All may import the modules at top level."""
 
+ROOT_ABOVE_FOLDERS = ("bench",)
+"""Packages whose folders import no module that lies beside them. In the other packages a folder may
+share base modules with its parent, but no two folders side by side import each other."""
+
 WALK = (
     "cli/run.py",
     "bench/session.py",
@@ -59,8 +63,8 @@ WALK = (
     "bench/iteration.py",
     "bench/scenarios/registry.py",
     "bench/scenarios/plain.py",
-    "bench/batchmaker.py",
-    "bench/clock.py",
+    "bench/engine/batchmaker.py",
+    "bench/engine/clock.py",
 )
 """The files that one request passes from the command line to the clock, in order."""
 
@@ -156,6 +160,23 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
         if node not in number:
             visit(node)
     return found
+
+
+def folders(package: str, root: Path = HERE) -> dict[str, set[str]]:
+    """Return the folders of a package that each of its folders imports; see ROOT_ABOVE_FOLDERS."""
+    known = modules(root)
+    edges: dict[str, set[str]] = {}
+    for name, targets in graph(root).items():
+        here = known[name].path
+        if known[name].room != package or here.name == "__init__.py":  # which only passes names on
+            continue
+        for there in (known[at].path.parent for at in targets if known[at].room == package):
+            nested = here.parent.is_relative_to(there) or there.is_relative_to(here.parent)
+            if there != here.parent and (not nested or package in ROOT_ABOVE_FOLDERS):
+                edges.setdefault(str(here.parent.relative_to(root)), set()).add(
+                    str(there.relative_to(root))
+                )
+    return edges
 
 
 def arrows(root: Path = HERE) -> Counter[tuple[str, str]]:
@@ -327,6 +348,11 @@ def test_no_file_is_in_a_circle_of_imports() -> None:
     assert circles(graph()) == []
 
 
+@pytest.mark.parametrize("package", ARROWS)
+def test_no_folder_is_in_a_circle_of_imports(package: str) -> None:
+    assert circles(folders(package)) == []
+
+
 @pytest.mark.parametrize("what", CHECKS)
 def test_the_house_has_no(what: str) -> None:
     found = [each for each in CHECKS[what](HERE) if each.split(": ")[0] not in EXCEPTIONS]
@@ -353,8 +379,7 @@ def test_few_modules_lie_beside_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    "package",
-    ["analysis", "config", "machine", "models.hub", "planning", "records", "transports"],
+    "package", ["analysis", "config", "machine", "models.hub", "planning", "records", "transports"]
 )
 def test_a_package_needs_neither_torch_nor_mpi(package: str) -> None:
     program = (
@@ -399,6 +424,8 @@ def main() -> None:
     verbose = len(sys.argv) > 2
     found = circles(graph(root))
     print(f"{len(found):4} circles of files: {'; '.join(' '.join(each) for each in found)}")
+    rings = [each for package in ARROWS for each in circles(folders(package, root))]
+    print(f"{len(rings):4} circles of folders: {'; '.join(' '.join(each) for each in rings)}")
     print(f"{len(top_level(root)):4} modules at top level: {' '.join(top_level(root))}")
     for what, check in CHECKS.items():
         wrong = check(root)

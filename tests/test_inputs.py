@@ -28,6 +28,7 @@ from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from dejavubench.values import LONGEST, shown
+from helpers.jobs import args
 from test_interrupted import killed
 
 LONGEST_MESSAGE = 500
@@ -235,19 +236,13 @@ def test_a_config_without_an_end_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (
-            {"durability": "direct"},
-            "--durability direct needs --streaming disk",
-        ),
+        ({"durability": "direct"}, "--durability direct needs --streaming disk"),
         (
             {"durability": "direct", "streaming": "mpi"},
             "--durability direct needs --streaming disk",
         ),
         ({"peer": "a:1"}, "--peer a:1 needs --streaming tcp"),
-        (
-            {"tcp_checksums": True},
-            "--tcp-checksums needs --streaming tcp",
-        ),
+        ({"tcp_checksums": True}, "--tcp-checksums needs --streaming tcp"),
         ({"threads": MOST_THREADS + 1}, "--threads: must be at most 4096, not 4097"),
         (
             {"temperature": "1e-39"},
@@ -261,10 +256,7 @@ def test_a_config_without_an_end_is_not_read() -> None:
         ({"link": f"1{'0' * 300}B/s"}, "--link: '10+… .* is not a rate such as .*"),
         ({"link": "99999999GB/s"}, "--link: '99999999GB/s' is not a rate from 1B/s to 1000TB/s"),
         ({"note": "x" * 10_001}, "--note: 'x+… .* is longer than 10000 characters"),
-        (
-            {"name": "漢" * 90},
-            "--name: '漢+(… .*|') cannot name a folder: it must be .*",
-        ),
+        ({"name": "漢" * 90}, "--name: '漢+(… .*|') cannot name a folder: it must be .*"),
         (
             {
                 "input_len": ",".join(map(str, range(1, 102))),
@@ -362,7 +354,7 @@ def test_no_value_of_sink_is_more_than_one_line(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(tcp_sink, "TCPSink", Kept)
+    monkeypatch.setattr(tcp_sink, "TCPSinkServer", Kept)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     flag = option.opts[0]
     taken = {name for name, text in TEXTS.items() if not refused("sink", flag, text, flag=flag)}
@@ -379,11 +371,11 @@ def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_plan_of_a_million_requests_is_summed_up() -> None:
-    result = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--requests", "1000000"])
+    result = CliRunner().invoke(main, ["plan", *args("--model gpt2 --requests 1000000")])
     assert result.exit_code == 0, result.output
     assert "1000000 transfers" in result.stdout
     result = CliRunner().invoke(
-        main, ["plan", "--model", "gpt2", "--requests", "1000000", "--format", "json"]
+        main, ["plan", *args("--model gpt2 --requests 1000000 --format json")]
     )
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "at most 100,000 transfers, and this plan has 1,000,000" in result.stderr
@@ -391,14 +383,7 @@ def test_a_plan_of_a_million_requests_is_summed_up() -> None:
 
 def test_sizes_that_no_model_has_are_described_at_once() -> None:
     """Nothing is made of each of a million layers."""
-    sizes = (
-        "--layer-num",
-        "1000000",
-        "--pipeline-para-size",
-        "4096",
-        "--sink-pipeline-para-size",
-        "4095",
-    )
+    sizes = args("--layer-num 1000000 --pipeline-para-size 4096 --sink-pipeline-para-size 4095")
     result = CliRunner().invoke(
         main, ["run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk"]
     )

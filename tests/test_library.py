@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from dejavubench import dejavulib
-from helpers.jobs import HERE, Job
+from helpers.jobs import ROOT, Job
 
-PACKAGE = HERE.parent / "dejavubench"
-EXAMPLE = HERE.parent / "docs" / "stream_transformers.py"
+PACKAGE = ROOT / "dejavubench"
+EXAMPLE = ROOT / "docs" / "stream_transformers.py"
 
 
 LIBRARY = PACKAGE / "dejavulib"

@@ -39,20 +39,14 @@ ARMS = [
         # 20 bytes a millisecond: the prompt's bytes take 200 ms, a step's 5.
         ("0", 20.0, 100 + 200 + 3 * (10 + 5) + 50 * 0.2),
         ("1", 20.0, 100 + 200 + 3 * (10 + 5)),
-        (
-            "2",
-            20.0,
-            (50 + 200) + 3 * (10 + 5),
-        ),  # the first layer is ready at 50, from then on the link is busy
+        # The first layer is ready at 50; from then on the link is busy.
+        ("2", 20.0, (50 + 200) + 3 * (10 + 5)),
         ("3", 20.0, 50 + 200 + 3 * 5),  # and it is busy to the end
         # 100 bytes a millisecond: a layer takes 20 ms, a step 1.
         ("0", 100.0, 100 + 40 + 3 * (10 + 1) + 10),
         ("1", 100.0, 100 + 40 + 3 * (10 + 1)),
-        (
-            "2",
-            100.0,
-            (100 + 20) + 3 * (10 + 1),
-        ),  # the first layer is through at 70, the second at 120
+        # The first layer has arrived at 70, the second at 120.
+        ("2", 100.0, (100 + 20) + 3 * (10 + 1)),
         ("3", 100.0, 130 + 1),  # 120, 121, 122 and, as the last step ends only at 130, 131
         # 35: a layer takes 57.1 ms, from 50 on.
         # The first step is ready at 110, the link is idle only at 164.3.
@@ -224,10 +218,7 @@ TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
             {"environment": ENVIRONMENT | {"cpu_model": "Xeon"}},
             "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon",
         ),
-        (
-            {"points": [point(**(SIZES | {"input_len": 41}))]},
-            "input_len: 40 (a), 41 (b)",
-        ),
+        ({"points": [point(**(SIZES | {"input_len": 41}))]}, "input_len: 40 (a), 41 (b)"),
         ({"experiment": {"link": "1Mbit/s"}}, "a, b hold the same point and arm"),
         (
             {"infos": ({}, {"environment": {}}), "environment": TWO_HOSTS},

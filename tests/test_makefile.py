@@ -55,9 +55,8 @@ def start(place: Path, **variables: str) -> subprocess.Popen[str]:
     }
     command = ["make", "figures-gpu", "VENV=venv"]
     pipe = subprocess.PIPE
-    ignored = signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # what runs in a shell's background has it ignored
+    # A job in a shell's background inherits SIGINT as ignored.
+    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return subprocess.Popen(
             command,

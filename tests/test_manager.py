@@ -140,9 +140,8 @@ def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
     with streaming(destination, slots=2) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
-        play_model(
-            source, cache, stream.schedule, manager
-        )  # returns though nothing becomes complete
+        # The model's thread does not wait, though nothing becomes complete.
+        play_model(source, cache, stream.schedule, manager)
         assert manager.lag_nbytes == stream.schedule.nbytes
         assert manager.prompt.lag_nbytes == stream.schedule.step_nbytes(0)
         assert manager.tokens.lag_nbytes == stream.schedule.nbytes
@@ -191,9 +190,8 @@ def impatient(manager: CacheManager) -> CacheManager:
 def test_what_was_a_stall_is_noted_in_its_phase() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
-    with streaming(
-        Memory(polls=50)
-    ) as streamer:  # each chunk takes 50 looks with a nap between them
+    # Each chunk takes 50 looks, with a nap after each.
+    with streaming(Memory(polls=50)) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)

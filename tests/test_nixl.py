@@ -25,17 +25,17 @@ from dejavubench.transports.nixl import has_nixl
 from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
 from helpers.fake_gpu import H200
-from helpers.jobs import GONE_WITHIN, HERE, QUICK, TINY, processed, run
+from helpers.jobs import GONE_WITHIN, QUICK, TESTS, TINY, args, processed, run
 from test_faults import ended, faulty, struck
 from test_run import verified
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
-FAULTY = (str(HERE / "mpi" / "faulty.py"),)
-PAIR = ("-m", "mpi4py", str(HERE / "mpi" / "nixl_pair.py"))
+FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
+PAIR = ("-m", "mpi4py", str(TESTS / "mpi" / "nixl_pair.py"))
 LEVELS = ("0", "0-batched", "1", "2", "3")
-ONCE = ("--rounds", 1, "--warmup", 0)
+ONCE = args("--rounds 1 --warmup 0")
 
 
 # ---- every byte ----
@@ -44,7 +44,13 @@ ONCE = ("--rounds", 1, "--warmup", 0)
 @needs_nixl
 @pytest.mark.mpi
 def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> None:
-    flags = ("--kv-layout", "ft,hnd,nhd", "--level", ",".join(LEVELS), "--rounds", 2, "--warmup", 0)
+    flags = (
+        "--kv-layout",
+        "ft,hnd,nhd",
+        "--level",
+        ",".join(LEVELS),
+        *args("--rounds 2 --warmup 0"),
+    )
     job = run(tmp_path, 2, "run", *QUICK, *flags, "--streaming", "none,nixl,mpi")
     arms = ["none", "none#2", *(f"{mode}@{level}" for mode in ("nixl", "mpi") for level in LEVELS)]
     assert verified(job) == {(f"p{point:03d}", arm): 2 for point in range(3) for arm in arms}
@@ -65,28 +71,19 @@ def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> No
     [
         pytest.param(
             3,
-            ("--kv-layout", "nhd", "--pipeline-para-size", 2, "--sink-pipeline-para-size", 1),
+            args("--kv-layout nhd --pipeline-para-size 2 --sink-pipeline-para-size 1"),
             [[2], [2], [0, 1]],
             id="stages-to-one",
         ),
         pytest.param(
             3,
-            ("--tensor-para-size", 2, "--sink-tensor-para-size", 1),
+            args("--tensor-para-size 2 --sink-tensor-para-size 1"),
             [[2], [2], [0, 1]],
             id="heads-to-one",
         ),
         pytest.param(
             3,
-            (
-                "--kv-layout",
-                "ft",
-                "--ubatch-size",
-                3,
-                "--sink-tensor-para-size",
-                2,
-                "--sink-ubatch-size",
-                1,
-            ),
+            args("--kv-layout ft --ubatch-size 3 --sink-tensor-para-size 2 --sink-ubatch-size 1"),
             [[1, 2], [0], [0]],
             id="one-to-heads",
         ),
@@ -108,29 +105,9 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
 @pytest.mark.mpi
 def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None:
     """4 MB of cache through slots of 1 MB; and the ceiling that the arm's rate is compared with."""
-    sizes = (
-        "--device",
-        "cpu",
-        "--layer-num",
-        2,
-        "--head-num",
-        8,
-        "--size-per-head",
-        64,
-        "--vocab-size",
-        101,
-    )
-    lengths = (
-        "--ubatch-size",
-        4,
-        "--input-len",
-        120,
-        "--output-len",
-        4,
-        "--staging-mib",
-        1,
-        "--staging-slots",
-        2,
+    sizes = args("--device cpu --layer-num 2 --head-num 8 --size-per-head 64 --vocab-size 101")
+    lengths = args(
+        "--ubatch-size 4 --input-len 120 --output-len 4 --staging-mib 1 --staging-slots 2"
     )
     job = run(
         tmp_path,
@@ -139,10 +116,7 @@ def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None
         *sizes,
         *lengths,
         *ONCE,
-        "--inference-data-type",
-        "fp32",
-        "--streaming",
-        "none,nixl",
+        *args("--inference-data-type fp32 --streaming none,nixl"),
     )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "nixl@3")}
     names = {ceiling.name for _, ceiling in job.run.of(Ceiling)}
@@ -170,29 +144,13 @@ def test_a_pair_of_agents(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.mpi
 def test_every_byte_arrives_on_the_other_gpu(tmp_path: Path) -> None:
-    sizes = (
-        "--layer-num",
-        2,
-        "--head-num",
-        4,
-        "--size-per-head",
-        64,
-        "--vocab-size",
-        512,
-        "--ubatch-size",
-        2,
-    )
+    sizes = args("--layer-num 2 --head-num 4 --size-per-head 64 --vocab-size 512 --ubatch-size 2")
     flags = (
-        "--input-len",
-        8,
-        "--output-len",
-        6,
-        "--kv-layout",
-        "ft,hnd,nhd",
+        *args("--input-len 8 --output-len 6 --kv-layout ft,hnd,nhd"),
         "--level",
         ",".join(LEVELS),
     )
-    job = run(tmp_path, 2, "run", *sizes, *flags, *ONCE, "--device", "cuda", "--streaming", "nixl")
+    job = run(tmp_path, 2, "run", *sizes, *flags, *ONCE, *args("--device cuda --streaming nixl"))
     arms = ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
     assert verified(job) == {(f"p{point:03d}", arm): 1 for point in range(3) for arm in arms}
 
@@ -230,8 +188,7 @@ def test_a_killed_sink_takes_the_job_along(tmp_path: Path) -> None:
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
         assert re.search(
-            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop,",
-            processed(job.folder),
+            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop,", processed(job.folder)
         )
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import BatchMaker, NoStreaming
-from dejavubench.bench.checks.logits import LogitsError
-from dejavubench.bench.point.prompts import Prompts
-from dejavubench.bench.point.steps import steps_of
+from dejavubench.bench.engine.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.logits import LogitsError
+from dejavubench.bench.engine.prompts import Prompts
+from dejavubench.bench.engine.steps import steps_of
 from dejavubench.models import loading
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.gpt import GPT
@@ -24,7 +24,7 @@ from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
-from helpers.jobs import run
+from helpers.jobs import args, run
 from helpers.model_folders import INDEX, WHOLE, Tensors, edit, shard, tiny
 from test_gpt import GPT2, VOCAB, build, poisoned, prompts
 
@@ -227,7 +227,7 @@ def test_logits_that_are_all_0_end_the_run(dtype: torch.dtype, tmp_path: Path) -
     [
         (1, ()),
         (2, ("--tensor_para_size", 2, "--no-verify")),
-        (2, ("--pipeline_para_size", 2, "--temperature", 1.0)),
+        (2, args("--pipeline_para_size 2 --temperature 1.0")),
     ],
     ids=["alone", "tp2-no-verify", "pp2-drawn"],
 )
@@ -251,16 +251,8 @@ def test_a_run_with_weights_that_are_no_numbers_ends_while_it_loads(tmp_path: Pa
 
 
 def ends_without_a_word_of_success(cwd: Path, ranks: int, words: str, *more: object) -> None:
-    sizes = (
-        "--input-len",
-        8,
-        "--output-len",
-        4,
-        "--inference-data-type",
-        "fp32",
-        "--device",
-        "cpu",
-        "--no-ceilings",
+    sizes = args(
+        "--input-len 8 --output-len 4 --inference-data-type fp32 --device cpu --no-ceilings"
     )
     job = run(
         cwd, ranks, "run", "--ckpt-path", "model", *sizes, "--streaming", "none", *more, status=1

@@ -108,9 +108,8 @@ def test_split_model_equals_the_unsplit_one(
     for tokens in seen["tokens"]:  # of every tensor rank
         assert tokens == seen["expected_tokens"]
     expected = torch.tensor(seen["expected_logits"])  # [ubatch, B, vocabulary]
-    logits = torch.cat(
-        [torch.tensor(part) for part in seen["logits"]], dim=-1
-    )  # split in 2: 101 = 51 + 50
+    # Two ranks share 101 words as 51 and 50.
+    logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)
     assert logits.shape == expected.shape == (stages, 3, 101)
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dejavubench.bench.point.prompts import Prompts, make_prompts
+from dejavubench.bench.engine.prompts import Prompts, make_prompts
 from dejavubench.config.promptfile import PromptError, read_prompts
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.kvcache import KVLayout
@@ -21,7 +21,7 @@ from dejavubench.models.attention import BLOCK
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.weights import random_weights
-from helpers.jobs import QUICK, run
+from helpers.jobs import QUICK, args, run
 from test_checkpoint import MODELS, loaded, saved
 from test_gpt import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
 
@@ -342,8 +342,8 @@ def tokens_of(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("ranks", "flags"),
     [
-        (2, ("--tensor-para-size", 2, "--streaming", "host,disk")),
-        (4, ("--pipeline-para-size", 2, "--streaming", "mpi")),
+        (2, args("--tensor-para-size 2 --streaming host,disk")),
+        (4, args("--pipeline-para-size 2 --streaming mpi")),
     ],
     ids=["tensor-parallel", "pipeline"],
 )
@@ -353,7 +353,7 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
     prompts = ["5,6,7", "8", "9,10,11,12,13,14", "99,1"]
     path = written(tmp_path, "all.csv", "\n".join(prompts))
     quick = [flag for flag in QUICK if flag not in ("--input-len", "8")]
-    short = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32")
+    short = args("--rounds 1 --warmup 0 --inference-data-type fp32")
     together = run(tmp_path / "together", ranks, "run", *quick, *short, "--prompts", path, *flags)
     answered = {tuple(line["prompt"]): line["tokens"] for line in tokens_of(together.folder)}
     stages = 2 if ranks == 4 else 1

@@ -37,21 +37,18 @@ from helpers.disk_files import (
     schedule_of,
     writing,
 )
-from helpers.jobs import HERE, TINY, TYPES, Job, processed, run
+from helpers.jobs import TESTS, TINY, TYPES, Job, args, processed, run
 
-KILLED = (HERE / "mpi" / "killed.py",)
+KILLED = (TESTS / "mpi" / "killed.py",)
 NEW_TOKENS = 20
 ASKED = (
     *TINY,
-    "--ubatch-size",
-    "2",
-    "--input-len",
-    "8",
+    *args("--ubatch-size 2 --input-len 8"),
     "--output-len",
     str(NEW_TOKENS),
     "--no-ceilings",
 )
-STREAMED = ("--streaming", "disk", "--keep", "--no-verify", "--warmup", "1", "--rounds", "2")
+STREAMED = args("--streaming disk --keep --no-verify --warmup 1 --rounds 2")
 
 
 # ---- one file ----
@@ -278,7 +275,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """Return the tokens of an undisturbed run, by pipeline depth (which is the number of
     microbatches) and data type."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    one = ("--rounds", "1", "--warmup", "0")
+    one = args("--rounds 1 --warmup 0")
     tokens = {}
     for depth, data_type in ((1, "fp32"), (1, "bf16"), (2, "fp32")):
         how = (*ASKED, *one, *TYPES[data_type], "--pipeline-para-size", depth)
@@ -314,9 +311,8 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     draw = random.Random(seed)
     ranks = 2 if seed % 5 == 0 else 1
     split = draw.choice(SPLITS[ranks])
-    data_type = (
-        "bf16" if ranks == 1 and seed % 2 else "fp32"
-    )  # a split's sums are rounded to bf16 in other places
+    # Split ranks round their sums to bf16 in other places: tokens could differ.
+    data_type = "bf16" if ranks == 1 and seed % 2 else "fp32"
     point = draw.choice(["step", "sync", "write"])
     number = draw.randrange(3 * (NEW_TOKENS - 1) if point == "write" else NEW_TOKENS - 1)
     where = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
@@ -331,7 +327,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     assert firsts <= set(range(NEW_TOKENS))
 
 
-GPU = ("--device", "cuda", "--inference-data-type", "fp16", "--size-per-head", "32")
+GPU = args("--device cuda --inference-data-type fp16 --size-per-head 32")
 
 
 @pytest.mark.gpu
@@ -342,9 +338,8 @@ GPU = ("--device", "cuda", "--inference-data-type", "fp16", "--size-per-head", "
 def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_path: Path) -> None:
     killed = kill(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*ASKED, *GPU))
     job = resume(tmp_path / "resumed", 1, killed)
-    assert tokens_of(job) == tokens_of(
-        resume(tmp_path / "verified", 1, killed, "--verify")
-    )  # there, the undisturbed ones
+    # A run with --verify writes the tokens of the undisturbed requests.
+    assert tokens_of(job) == tokens_of(resume(tmp_path / "verified", 1, killed, "--verify"))
 
 
 def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
@@ -485,7 +480,7 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
 
 
 def test_what_was_not_kept_or_not_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
-    for args, says in (
+    for flags, says in (
         (
             ("--streaming", "disk"),
             "did not keep its streamed files: only a run with --keep can be resumed",
@@ -495,9 +490,9 @@ def test_what_was_not_kept_or_not_on_disk_cannot_be_resumed(tmp_path: Path) -> N
             "ended in phase tokens of host@3: only a request that is streamed to disk",
         ),
     ):
-        where = tmp_path / args[1]
+        where = tmp_path / flags[1]
         with Job(
-            where, 1, "0:step:3", "run", *ASKED, "--no-verify", *args, driver=KILLED
+            where, 1, "0:step:3", "run", *ASKED, "--no-verify", *flags, driver=KILLED
         ) as killed:
             killed.wait_killed(0)
         assert list(killed.run.of(PhaseMark))
@@ -508,7 +503,7 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: P
     (tmp_path / "empty").mkdir()
     (tmp_path / "some.toml").write_text("rounds = 1\n")
     (tmp_path / "resume.toml").write_text('resume = "empty"\n')
-    for args, says in (
+    for flags, says in (
         (("--resume", "empty"), "--resume: empty is not a run's folder: it has no run.json"),
         (
             ("some.toml", "--resume", "empty"),
@@ -517,6 +512,6 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: P
         ),
         (("resume.toml",), "resume.toml: resume is not allowed in a file"),
     ):
-        job = run(tmp_path, 1, "run", *args, status=2)
+        job = run(tmp_path, 1, "run", *flags, status=2)
         assert says in job.stderr
         assert len(job.stderr.splitlines()) == 1

@@ -28,13 +28,13 @@ from dejavubench.records import (
     read_run,
 )
 from dejavubench.records.destinations import held_against
-from helpers.jobs import BF16, HERE, QUICK, TINY, Job, processed, run
+from helpers.jobs import BF16, QUICK, ROOT, TESTS, TINY, Job, args, processed, run
 
 pytestmark = pytest.mark.mpi
 
-SCRIPTS = HERE.parent / "scripts"
-FAULTY = (str(HERE / "mpi" / "faulty.py"),)
-DUMPING = (str(HERE / "mpi" / "dump_tokens.py"),)
+SCRIPTS = ROOT / "scripts"
+FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
+DUMPING = (str(TESTS / "mpi" / "dump_tokens.py"),)
 MS = r"(\d+\.\d{6})"
 
 
@@ -98,24 +98,12 @@ def script(name: str, log: Path) -> str:
     ("ranks", "mode"), [(1, "none"), (2, "none"), (2, "host"), (2, "disk"), (2, "mpi")]
 )
 def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str) -> None:
-    sizes = [
-        "--layer_num",
-        2,
-        "--head_num",
-        4,
-        "--size_per_head",
-        16,
-        "--vocab_size",
-        101,
-        "--ubatch_size",
-        2,
-    ]
-    lengths = ["--input_len", 8, "--output_len", 6, "--times", 3, "--inference_data_type", "fp32"]
-    split = ["--tensor_para_size", 1, "--pipeline_para_size", 1]
+    sizes = args("--layer_num 2 --head_num 4 --size_per_head 16 --vocab_size 101 --ubatch_size 2")
+    lengths = args("--input_len 8 --output_len 6 --times 3 --inference_data_type fp32")
+    split = args("--tensor_para_size 1 --pipeline_para_size 1")
     given = ["--streaming", mode, "--no-ceilings"]
-    job = run(
-        tmp_path, ranks, "run", *sizes, *lengths, *split, *given, cold=mode == "mpi"
-    )  # one as a user's begins
+    # `mpi` starts cold, as a user's job does.
+    job = run(tmp_path, ranks, "run", *sizes, *lengths, *split, *given, cold=mode == "mpi")
     totals = check_lines(job.stdout, iterations=2 + 3, output_len=6)
 
     arm = mode if mode == "none" else f"{mode}@3"
@@ -142,8 +130,8 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
 
 
 def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_path: Path) -> None:
-    once = ("--warmup", 0, "--rounds", 1, "--stream-dir", "streams", "--keep")
-    modes = ("--streaming", "host,disk", "--durability", "fdatasync,page-cache,direct")
+    once = args("--warmup 0 --rounds 1 --stream-dir streams --keep")
+    modes = args("--streaming host,disk --durability fdatasync,page-cache,direct")
     job = run(tmp_path, 1, "run", *QUICK, *once, *modes, environment={"DEJAVULIB_BASELINE": "0"})
     assert [arm.level for arm in job.run.header.arms] == [None, None, "0", "0", "0", "0"]
     arms = ["none", "none#2", "host@0", "disk@0", "disk@0/page-cache", "disk@0/direct"]
@@ -156,16 +144,15 @@ def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_pat
     assert job.run.header.experiment["level"] == ["0"]
     assert "host@0" in processed(job.folder)
     copies = {item.arm: item.prompt.copies for _, item in job.run.of(Microbatch)}
-    assert (
-        copies["host@0"] == 2 * 2 * 2 * 4
-    )  # layers × K and V × requests × heads: a run each in hnd
+    # Layers × K and V × requests × heads: in hnd each is an extent of its own.
+    assert copies["host@0"] == 2 * 2 * 2 * 4
     files = list((tmp_path / "streams").iterdir())
     assert len(files) == 3
     assert all(file.read_bytes()[:8] == b"DEJAVUKV" for file in files)
 
 
 def test_the_level_flag_wins_over_the_variable_and_files_are_cleaned_up(tmp_path: Path) -> None:
-    once = ("--warmup", 0, "--rounds", 1, "--stream-dir", "streams", "--level", "1", "--compare")
+    once = args("--warmup 0 --rounds 1 --stream-dir streams --level 1 --compare")
     job = run(
         tmp_path,
         1,
@@ -185,17 +172,8 @@ def test_the_level_flag_wins_over_the_variable_and_files_are_cleaned_up(tmp_path
 
 
 def test_bf16_is_streamed_whatever_the_cpu_multiplies(tmp_path: Path) -> None:
-    sweep = (
-        "--kv-layout",
-        "ft,hnd",
-        "--streaming",
-        "none,host,disk,mpi",
-        "--level",
-        "0,3",
-        "--warmup",
-        0,
-    )
-    split = ("--tensor-para-size", 2, "--rounds", 1, "--durability", "page-cache")
+    sweep = args("--kv-layout ft,hnd --streaming none,host,disk,mpi --level 0,3 --warmup 0")
+    split = args("--tensor-para-size 2 --rounds 1 --durability page-cache")
     job = run(tmp_path, 4, "run", *QUICK, *BF16, *split, *sweep)
     arms = [
         "none",
@@ -210,16 +188,7 @@ def test_bf16_is_streamed_whatever_the_cpu_multiplies(tmp_path: Path) -> None:
 def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
     tmp_path: Path, left_out: str
 ) -> None:
-    once = (
-        "--streaming",
-        "none,host",
-        "--rounds",
-        1,
-        "--warmup",
-        0,
-        "--inference-data-type",
-        "bf16,auto",
-    )
+    once = args("--streaming none,host --rounds 1 --warmup 0 --inference-data-type bf16,auto")
     job = run(tmp_path, 1, "run", *QUICK, *once, environment={WITHOUT: left_out}, cold=True)
     assert [point.data_type for point in job.run.header.points] == ["bf16", "fp32"]
     assert verified(job) == {
@@ -232,29 +201,10 @@ def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
 
 # ---- several ranks ----
 
-SPLIT = (
-    "--layer-num",
-    3,
-    "--head-num",
-    4,
-    "--size-per-head",
-    16,
-    "--vocab-size",
-    997,
-    "--input-len",
-    7,
-)
+SPLIT = args("--layer-num 3 --head-num 4 --size-per-head 16 --vocab-size 997 --input-len 7")
 ONCE = (
     *SPLIT,
-    "--output-len",
-    8,
-    "--inference-data-type",
-    "fp32",
-    "--no-ceilings",
-    "--warmup",
-    0,
-    "--rounds",
-    1,
+    *args("--output-len 8 --inference-data-type fp32 --no-ceilings --warmup 0 --rounds 1"),
 )
 """Three layers: two pipeline stages are of two layers and of one."""
 
@@ -272,8 +222,8 @@ def generated(job: Job) -> tuple[Tokens, int]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     """Return the tokens of one rank for the four requests, without streaming or split."""
-    args = ("run", *ONCE, "--ubatch-size", 4, "--streaming", "none")
-    job = run(tmp_path_factory.mktemp("alone"), 1, *args, driver=DUMPING)
+    flags = args("--ubatch-size 4 --streaming none")
+    job = run(tmp_path_factory.mktemp("alone"), 1, "run", *ONCE, *flags, driver=DUMPING)
     tokens, _ = generated(job)
     assert len(set(map(tuple, tokens))) == 4
     assert len({token for request in tokens for token in request}) > 8  # no two alike by accident
@@ -350,9 +300,8 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
     assert {infos[rank].stage for rank in range(workers)} == set(range(stages))
     for rank, item in job.run.of(Microbatch):
         layers = 3 if stages == 1 else (2, 1)[infos[rank].stage]
-        mine = (
-            2 * layers * (4 // stages) * (4 // tensor) * (7 + 8 - 1) * 16 * 4
-        )  # K and V × … × D × bytes
+        # K and V × layers × requests × heads × positions × head size × bytes
+        mine = 2 * layers * (4 // stages) * (4 // tensor) * (7 + 8 - 1) * 16 * 4
         assert item.prompt.nbytes + item.tokens.nbytes == (
             0 if item.arm.startswith("none") else mine
         )
@@ -375,7 +324,7 @@ def check_warmup(
 
 def test_records_of_a_compared_run(tmp_path: Path) -> None:
     rounds, warmup, output_len = 4, 1, 6
-    sizes = (*TINY, "--ubatch-size", 2, "--input-len", 8, "--output-len", output_len)
+    sizes = (*TINY, *args("--ubatch-size 2 --input-len 8"), "--output-len", output_len)
     job = run(
         tmp_path,
         2,
@@ -432,7 +381,7 @@ def test_records_of_a_compared_run(tmp_path: Path) -> None:
 
 
 def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
-    sizes = (*TINY, "--input-len", 8, "--output-len", 3, "--warmup", 0, "--rounds", 2)
+    sizes = (*TINY, *args("--input-len 8 --output-len 3 --warmup 0 --rounds 2"))
     job = run(tmp_path, 2, "run", *sizes, "--streaming", "disk,mpi")
     found = {item.name: item for _, item in job.run.of(Ceiling)}
     pairs = {
@@ -456,8 +405,8 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
 
 
 def test_a_waiting_sink_does_not_burn_a_core(tmp_path: Path) -> None:
-    args = ("slow-model", "run", *QUICK, "--streaming", "mpi", "--rounds", 1, "--warmup", 0)
-    job = run(tmp_path, 2, *args, driver=FAULTY)
+    flags = args("--streaming mpi --rounds 1 --warmup 0")
+    job = run(tmp_path, 2, "slow-model", "run", *QUICK, *flags, driver=FAULTY)
     took = {item.iteration: item.total_ms / 1e3 for _, item in job.run.of(Iteration)}
     used = {item.iteration: item.cpu_s for _, item in job.run.of(SinkActivity)}
     assert set(took) == set(used) == {0}
@@ -474,14 +423,14 @@ def rounds_of(job: Job) -> int:
 
 
 def test_precision_that_cannot_be_had_ends_with_max_time(tmp_path: Path) -> None:
-    until = ("--precision", "0.001%", "--max-time", "4s", "--rounds", 3, "--warmup", 0)
+    until = args("--precision 0.001% --max-time 4s --rounds 3 --warmup 0")
     job = run(tmp_path, 1, "run", *QUICK, "--streaming", "none,host", *until)
     assert rounds_of(job) > 3
     assert verified(job)["p000", "host@3"] == rounds_of(job)
 
 
 def test_precision_that_is_reached_ends_at_once(tmp_path: Path) -> None:
-    until = ("--precision", "95%", "--max-time", "1h", "--rounds", 3, "--warmup", 0)
+    until = args("--precision 95% --max-time 1h --rounds 3 --warmup 0")
     job = run(tmp_path, 1, "run", *QUICK, "--streaming", "none,host", *until)
     assert 3 <= rounds_of(job) < 100
 
@@ -490,23 +439,12 @@ def test_precision_that_is_reached_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_the_same_second_keep_to_themselves(tmp_path: Path) -> None:
-    args = (
-        "frozen-clock",
-        "run",
-        *QUICK,
-        "--streaming",
-        "none",
-        "--rounds",
-        1,
-        "--warmup",
-        0,
-        "--name",
-        "twin",
-    )
-    run(tmp_path, 1, *args, driver=FAULTY)
+    flags = args("--streaming none --rounds 1 --warmup 0 --name twin")
+    frozen = ("frozen-clock", "run", *QUICK, *flags)
+    run(tmp_path, 1, *frozen, driver=FAULTY)
     first = tmp_path / "logs" / "twin-20240506T070809Z"
     before = {file.name: file.read_bytes() for file in first.iterdir()}
-    run(tmp_path, 1, *args, driver=FAULTY)
+    run(tmp_path, 1, *frozen, driver=FAULTY)
     second = first.with_name(f"{first.name}-2")
     assert sorted(first.parent.iterdir()) == [first, second]
     assert {file.name: file.read_bytes() for file in first.iterdir()} == before
@@ -515,18 +453,13 @@ def test_two_runs_in_the_same_second_keep_to_themselves(tmp_path: Path) -> None:
 
 
 def test_what_cannot_run_is_skipped_in_a_sweep(tmp_path: Path) -> None:
-    once = ("--warmup", 0, "--rounds", 1, "--no-ceilings", "--streaming", "none,nccl,host")
+    once = args("--warmup 0 --rounds 1 --no-ceilings --streaming none,nccl,host")
     job = run(
         tmp_path,
         1,
         "run",
         *TINY,
-        "--model",
-        "custom,gpt2",
-        "--input-len",
-        1020,
-        "--output-len",
-        6,
+        *args("--model custom,gpt2 --input-len 1020 --output-len 6"),
         *once,
     )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}

@@ -20,7 +20,7 @@ from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler, draw, filtered, uniform
 from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
-from helpers.jobs import QUICK, run
+from helpers.jobs import QUICK, args, run
 from test_gpt import GPT2, VOCAB, Gathered, build, poisoned, prompts
 
 MANY = 40_000
@@ -155,8 +155,8 @@ def test_a_run_draws_the_same_in_every_iteration_and_split(tmp_path: Path) -> No
     """A run whose arms drew otherwise would fail its verification."""
 
     def tokens(name: str, ranks: int, *flags: object) -> list[Any]:
-        quick = (*QUICK, "--inference-data-type", "fp32", "--rounds", 1, "--warmup", 1)
-        drawn = ("--temperature", 1.5, "--top-p", 0.97, "--top-k", 50)
+        quick = (*QUICK, *args("--inference-data-type fp32 --rounds 1 --warmup 1"))
+        drawn = args("--temperature 1.5 --top-p 0.97 --top-k 50")
         job = run(tmp_path / name, ranks, "run", *quick, *drawn, *flags)
         return [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
 

@@ -25,7 +25,7 @@ SWAPPING = Arm("swap-host", "swap-host", "3", scenario="swap", store="host")
 
 def a_sink() -> Sink:
     """Return the part of a rank that is never used here: a scenario only keeps it."""
-    return cast(Sink, SimpleNamespace(ends=None, side=None))
+    return cast(Sink, SimpleNamespace(here=None, view=None))
 
 
 def test_every_scenario_that_arms_can_name_is_registered() -> None:
@@ -53,7 +53,7 @@ def test_a_hand_over_gives_sinks_a_model() -> None:
 @pytest.mark.parametrize("scenario", get_args(Scenario))
 def test_only_a_restart_happens_once(scenario: Scenario) -> None:
     arm = Arm("disk@3", "disk", "3", "fdatasync", scenario=scenario)
-    assert registry.once([arm]) == (scenario == "restart")
+    assert registry.single_pass([arm]) == (scenario == "restart")
 
 
 def test_planned_staging_has_as_many_slots_as_receivers_take() -> None:

@@ -103,14 +103,10 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
         # There are 4 layers.
         (16384, {"0": [1, 1], "1": [1, 1], "2": [4, 1], "3": [4, 1]}),
         (6144, {"0": [1, 1], "1": [2, 1], "2": [4, 1], "3": [4, 1]}),
-        (
-            3071,
-            {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]},
-        ),  # two requests and one; a step: 3 layers and 1
-        (
-            2048,
-            {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]},
-        ),  # the same; a step: 2 layers and 2
+        # Prompt: chunks of two requests and of one. Step: of 3 layers and of 1.
+        (3071, {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]}),
+        # Prompt: the same. Step: of 2 layers each.
+        (2048, {"0": [1, 1], "1": [8, 2], "2": [8, 2], "3": [8, 2]}),
         (2047, {"0": [1, 1], "1": [12, 2], "2": [12, 2], "3": [12, 2]}),  # request by request
         (1023, {"0": [1, 1], "1": [24, 4], "2": [24, 4], "3": [24, 4]}),  # three positions and one
         (256, {"0": [1, 1], "1": [48, 12], "2": [48, 12], "3": [48, 12]}),
@@ -153,9 +149,8 @@ def test_both_sides_derive_the_same_chunks() -> None:
 def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) -> None:
     """Even if an extent of one side is none of the other; and none is shorter than it must be."""
     layout = data.draw(st.sampled_from(list(KVLayout)))
-    shape = [
-        data.draw(st.integers(1, 3)) for _ in range(4)
-    ]  # of the region: layers, requests, heads, positions
+    # Extent of the region in layers, requests, heads and positions.
+    shape = [data.draw(st.integers(1, 3)) for _ in range(4)]
     pairs = [tuple(extent + data.draw(st.integers(0, 1)) for extent in shape) for _ in range(2)]
     sides = [KVGeometry(*sizes, 8, 2, layout) for sizes in pairs]
     starts = [

@@ -15,13 +15,8 @@ from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.errors import UsageError
-from dejavubench.transports.registry import own, transport
-from dejavubench.transports.session import (
-    PointContext,
-    RankContext,
-    SinkContext,
-    SourceContext,
-)
+from dejavubench.transports.contexts import PointContext, RankContext, SinkContext, SourceContext
+from dejavubench.transports.registry import builtin_transports, transport
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
@@ -68,8 +63,8 @@ def context(tmp_path: Path) -> SourceContext:
 
 
 def test_every_destination_has_a_session_of_its_own() -> None:
-    kinds = {type(each.session(rank_of())) for each in own()}
-    assert len(kinds) == len(own())
+    kinds = {type(each.session(rank_of())) for each in builtin_transports()}
+    assert len(kinds) == len(builtin_transports())
 
 
 def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -> None:
@@ -86,7 +81,7 @@ def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -
 
 def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None:
     rank: Any = rank_of()
-    sessions: list[Any] = [each.session(rank) for each in own() if each.entry.remote]
+    sessions: list[Any] = [each.session(rank) for each in builtin_transports() if each.entry.remote]
     for session in sessions:
         session.meet()
     assert [session.comm for session in sessions] == rank.world.made

@@ -10,11 +10,11 @@ from dejavubench.config.points import Split
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
-from helpers.jobs import QUICK, run
+from helpers.jobs import QUICK, args, run
 from test_run import verified
 
 LEVELS = ("--level", "0,0-batched,1,2,3")
-SHORT = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32")
+SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32")
 
 
 @pytest.mark.mpi
@@ -23,46 +23,34 @@ SHORT = ("--rounds", 1, "--warmup", 0, "--inference-data-type", "fp32")
     [
         pytest.param(
             3,
-            ("--kv-layout", "nhd", "--pipeline-para-size", 2, "--sink-pipeline-para-size", 1),
+            args("--kv-layout nhd --pipeline-para-size 2 --sink-pipeline-para-size 1"),
             [[2], [2], [0, 1]],
             id="stages-to-one",
         ),
         pytest.param(
             4,
-            (
-                "--kv-layout",
-                "nhd",
-                "--tensor-para-size",
-                2,
-                "--sink-tensor-para-size",
-                1,
-                "--sink-pipeline-para-size",
-                2,
+            args(
+                "--kv-layout nhd --tensor-para-size 2 --sink-tensor-para-size 1 "
+                "--sink-pipeline-para-size 2"
             ),
             [[2, 3], [2, 3], [0, 1], [0, 1]],
             id="heads-to-stages",
         ),
         pytest.param(
-            2, ("--ubatch-size", 4, "--sink-ubatch-size", 2), [[1], [0]], id="to-smaller-batches"
+            2, args("--ubatch-size 4 --sink-ubatch-size 2"), [[1], [0]], id="to-smaller-batches"
         ),
         pytest.param(
             3,
-            (
-                "--kv-layout",
-                "ft",
-                "--pipeline-para-size",
-                2,
-                "--sink-pipeline-para-size",
-                1,
-                "--sink-ubatch-size",
-                4,
+            args(
+                "--kv-layout ft --pipeline-para-size 2 --sink-pipeline-para-size 1 "
+                "--sink-ubatch-size 4"
             ),
             [[2], [2], [0, 1]],
             id="to-a-larger-batch",
         ),
         pytest.param(
             3,
-            ("--ubatch-size", 3, "--sink-tensor-para-size", 2, "--sink-ubatch-size", 1),
+            args("--ubatch-size 3 --sink-tensor-para-size 2 --sink-ubatch-size 1"),
             [[1, 2], [0], [0]],
             id="one-to-heads",
         ),
@@ -89,7 +77,7 @@ def test_every_byte_arrives_whatever_the_two_setups(
 def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
     job = run(
         *(tmp_path, 4, "run", *QUICK, "--streaming", "mpi"),
-        *("--pipeline-para-size", 2, "--sink-pipeline-para-size", 1),
+        *args("--pipeline-para-size 2 --sink-pipeline-para-size 1"),
         status=2,
     )
     assert job.stderr == (

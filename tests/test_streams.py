@@ -16,7 +16,7 @@ from dejavubench.cli.streams import BROKEN_PIPE, Guarded, Messages
 from dejavubench.errors import OutputError, UsageError
 from dejavubench.machine.launcher import LAUNCHED
 from helpers.failing_stream import Failing
-from helpers.jobs import QUICK, run
+from helpers.jobs import QUICK, args, run
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = ROOT / "tests/mpi/hostile.py"
@@ -192,7 +192,7 @@ def test_alone_it_shows_its_help_and_no_error() -> None:
 
 # ---- a run ----
 
-ONCE = (*QUICK, "--warmup", "0", "--rounds", "2", "--inference-data-type", "fp32")
+ONCE = (*QUICK, *args("--warmup 0 --rounds 2 --inference-data-type fp32"))
 
 
 @pytest.mark.mpi

@@ -26,7 +26,7 @@ from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.records import Swapping
 from helpers.caches import packed_bytes, random_cache, schedules
 from helpers.disk_files import DURABILITIES, IDENTITY
-from helpers.jobs import HERE, TINY, TYPES, Job, processed, run
+from helpers.jobs import TESTS, TINY, TYPES, Job, args, processed, run
 
 # ---- several steps at once ----
 
@@ -212,9 +212,8 @@ def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
     with swapping(HostDestination(), schedule, 3, 2) as swapper:
         for microbatch in swapper.microbatches:
             microbatch.begin()
-        for microbatch in (
-            swapper.microbatches
-        ):  # turns 0 … 2; in their places come turns 2, 3, which fails, and 4
+        # Turns 0 to 2 run. Turns 2, 3 and 4 take their places; bringing 3 back fails.
+        for microbatch in swapper.microbatches:
             microbatch.step_begins(0)
             if microbatch is swapper.microbatches[-1]:
                 last_came.set()
@@ -247,19 +246,7 @@ def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPat
 
 # ---- whole jobs ----
 
-ASKED = (
-    *TINY,
-    "--ubatch-size",
-    "2",
-    "--input-len",
-    "8",
-    "--output-len",
-    "6",
-    "--rounds",
-    "2",
-    "--warmup",
-    "1",
-)
+ASKED = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --rounds 2 --warmup 1"))
 
 
 @pytest.mark.parametrize(
@@ -307,18 +294,9 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
 
 
 def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
-    args = (
-        *ASKED,
-        "--pipeline-para-size",
-        "2",
-        "--no-ceilings",
-        "--swap",
-        "host",
-        "--resident",
-        "1",
-    )
+    flags = (*ASKED, *args("--pipeline-para-size 2 --no-ceilings --swap host --resident 1"))
     with Job(
-        tmp_path, 2, "corrupt-brought-back", "run", *args, driver=(HERE / "mpi" / "faulty.py",)
+        tmp_path, 2, "corrupt-brought-back", "run", *flags, driver=(TESTS / "mpi" / "faulty.py",)
     ) as job:
         assert job.wait() == 1
     assert (
@@ -337,7 +315,7 @@ def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
         (("--swap", "mpi"), "--swap: must be 'host' or 'disk'"),
         (("--resident", "3"), "--resident 3 needs --swap"),
         (
-            ("--swap", "host", "--pipeline-para-size", "3", "--handoff", "--streaming", "mpi"),
+            args("--swap host --pipeline-para-size 3 --handoff --streaming mpi"),
             "--swap cannot be combined with --handoff: it measures whole requests",
         ),
         (("--streaming", "swap-host"), "there is no destination 'swap-host'"),

@@ -301,8 +301,8 @@ def test_a_setup_is_the_same_at_both_ends() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"positions": 1 << 31}, "GiB are needed; of the limit of 0.10 GiB"),
-        ({"slot_nbytes": 1 << 30}, "1.00 GiB are needed"),
+        ({"positions": 1 << 31}, "of the 0.10 GiB limit"),
+        ({"slot_nbytes": 1 << 30}, "needs 1.00 GiB"),
         ({"layers": [0, 4]}, "is not inside a cache"),
         ({"heads": [1, 1]}, "is empty"),
         ({"requests": [2, 1]}, "not an interval"),
@@ -327,9 +327,8 @@ def test_texts_that_are_no_setups(sink: SinkProcess) -> None:
     assert "setup" in why_refused(proven(sink), '{"geometry": ')
     assert "extra" in why_refused(proven(sink), announced(more=1)).lower()
     wire = proven(sink)
-    wire.send(
-        struct.pack(HEAD, FrameKind.SETUP, 0, 0, 0, 1 << 40, 0)
-    )  # nothing is made of this size
+    # The sink allocates nothing for a size that it refuses.
+    wire.send(struct.pack(HEAD, FrameKind.SETUP, 0, 0, 0, 1 << 40, 0))
     assert closed(wire.socket)
     wire.close()
     sink.says(rf"announces a text of {1 << 40} bytes; {MOST_TEXT} are allowed")
@@ -452,9 +451,8 @@ def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) ->
                 struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, chunks[0].nbytes, 0),
                 bytes(chunks[0].nbytes // 2),
             )
-            bad.wire.socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )  # by a reset
+            # SO_LINGER of 0 s: close() resets the connection.
+            bad.wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             bad.wire.close()
             sink.says(rf"dropped {name}: ")
     deadline = threading.Event()
@@ -481,7 +479,7 @@ def test_what_a_source_held_is_free_once_it_has_left(sink: SinkProcess) -> None:
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1 << 10, 0, 1 << 20))
     first = sink.connect(stream)
     with pytest.raises(
-        RefusedError, match=r"0\.06 GiB are needed; of the limit of 0\.10 GiB 0\.04 are left"
+        RefusedError, match=r"needs 0\.06 GiB, but only 0\.04 GiB of the 0\.10 GiB limit"
     ):
         sink.connect(stream)
     for _ in range(3):

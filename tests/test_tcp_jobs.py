@@ -18,10 +18,8 @@ from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Verification
 from dejavubench.transports.loops.tcp_peer import TCPPeer
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
-from helpers.fake_destination import (
-    PATIENCE,
-)
-from helpers.jobs import GONE_WITHIN, QUICK, Job, processed
+from helpers.fake_destination import PATIENCE
+from helpers.jobs import GONE_WITHIN, QUICK, Job, args, processed
 from helpers.tcp_peers import TOKEN, SinkProcess
 
 
@@ -89,12 +87,12 @@ def test_peers_that_are_not_to_be_had(sink: SinkProcess, monkeypatch: pytest.Mon
 
 # ---- whole runs ----
 
-RUN = ("run", *QUICK, "--warmup", "1", "--rounds", "2")
+RUN = ("run", *QUICK, *args("--warmup 1 --rounds 2"))
 
 
 @pytest.mark.mpi
 def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
-    modes = ("--streaming", "none,host,tcp", "--level", "0,3", "--peer", sink.peer)
+    modes = (*args("--streaming none,host,tcp --level 0,3"), "--peer", sink.peer)
     with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
         assert job.wait() == 0, job.stderr
         rows = processed(job.folder)
@@ -110,10 +108,7 @@ def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> N
         "tcp",
         "--peer",
         sink.peer,
-        "--pipeline-para-size",
-        "2",
-        "--kv-layout",
-        "nhd",
+        *args("--pipeline-para-size 2 --kv-layout nhd"),
     )
     with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
         assert job.wait() == 0, job.stderr
@@ -126,14 +121,14 @@ def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> N
 def test_a_run_that_its_sink_refuses_measures_nothing(
     tmp_path: Path, sink: SinkProcess, what: str
 ) -> None:
-    modes = ["--streaming", "tcp", "--pipeline-para-size", "2", "--peer", sink.peer]
+    modes = [*args("--streaming tcp --pipeline-para-size 2"), "--peer", sink.peer]
     why = (
         f"does not accept this token: it has another one. Set {TOKEN_VARIABLE} to the sink's token"
     )
     token = "another"
     if what == "too large":
         modes += ["--max-seq-len", "300000"]
-        why, token = "GiB are needed; of the limit of 0.10 GiB", TOKEN
+        why, token = "of the 0.10 GiB limit", TOKEN
     with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: token}) as job:
         assert job.wait() == 2, job.stderr
         assert why in job.stderr

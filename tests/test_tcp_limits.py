@@ -273,7 +273,7 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
 def test_a_setup_of_many_chunks_is_refused_by_its_memory() -> None:
     geometry = KVGeometry(1, 1, 1, MANY, 1, 2)
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, MANY, 0, 16))
-    why = r"\d\.\d\d GiB are needed; of the limit of 0\.06 GiB 0\.06 are left"
+    why = r"needs \d\.\d\d GiB, but only 0\.06 GiB of the 0\.06 GiB limit"
     with serving() as (server, _), pytest.raises(RefusedError, match=why):
         to(server, stream)
 
@@ -281,9 +281,9 @@ def test_a_setup_of_many_chunks_is_refused_by_its_memory() -> None:
 def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
     streams = [Stream(id, small().schedule) for id in range(500)]
     with serving(limit=1 << 20) as (server, _):
-        with pytest.raises(RefusedError, match=r"GiB are needed; of the limit of 0\.00 GiB"):
+        with pytest.raises(RefusedError, match=r"GiB of the 0\.00 GiB limit"):
             TCPDestination(server.address, TOKEN.encode(), streams, torch.int16, PATIENCE)
-        assert server._room._taken == 0
+        assert server._budget._taken == 0
 
 
 # ---- without lists, the same places ----

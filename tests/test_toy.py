@@ -12,11 +12,11 @@ import pytest
 
 from dejavubench.records import RUN_FILE, Verification
 from dejavubench.transports.registry import VARIABLE
-from helpers.jobs import HERE, QUICK, Job, run
+from helpers.jobs import QUICK, ROOT, TESTS, Job, args, run
 
-TOY = HERE / "toy"
-WITH_TOY = {"PYTHONPATH": os.pathsep.join((str(HERE.parent), str(TOY))), VARIABLE: "toy_transport"}
-ROUNDS = ("--rounds", "3", "--warmup", "1")
+TOY = TESTS / "toy"
+WITH_TOY = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TOY))), VARIABLE: "toy_transport"}
+ROUNDS = args("--rounds 3 --warmup 1")
 
 
 def without_toy(*args: object, cwd: Path) -> str:
@@ -27,7 +27,7 @@ def without_toy(*args: object, cwd: Path) -> str:
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**inherited, "PYTHONPATH": str(HERE.parent)},
+        env={**inherited, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_every_level_streams_to_the_toy(tmp_path: Path, level: str) -> None:
     job = run(
         tmp_path,
         2,
-        *("run", "--streaming", "toy", "--level", level, *QUICK, "--rounds", "1", "--warmup", "0"),
+        *("run", "--streaming", "toy", "--level", level, *QUICK, *args("--rounds 1 --warmup 0")),
         environment=WITH_TOY,
         cold=True,
     )
@@ -141,7 +141,7 @@ def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None
         [sys.executable, "-m", "dejavubench", "run", "--streaming", "toy", "--dry-run"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{tmp_path}", VARIABLE: "broken"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", VARIABLE: "broken"},
         check=False,
     )
     assert done.returncode == 2
@@ -151,7 +151,7 @@ def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None
 
 
 def test_a_broken_plugin_does_not_keep_records_from_being_read(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), VARIABLE: "no_such_module"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: "no_such_module"}
     for words in (["--help"], ["run", "--help"], ["process", "--help"]):
         done = subprocess.run(
             [sys.executable, "-m", "dejavubench", *words],

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +19,12 @@ import pytest
 from dejavubench.analysis.report import report
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
-from helpers.jobs import GONE_WITHIN, HERE, PATIENCE, TINY
+from helpers.jobs import GONE_WITHIN, PATIENCE, ROOT, TINY, args
 from helpers.synthetic_runs import flat_rows
 
-SCRIPT = HERE.parent / "scripts" / "two_hosts.py"
-SMALL = (*TINY, "--ubatch-size", "2", "--input-len", "8", "--output-len", "6", "--warmup", "0")
-BOTH = ("--streaming", "none,mpi,tcp", "--peer", "10.77.0.2:7601", "--level", "0,3")
+SCRIPT = ROOT / "scripts" / "two_hosts.py"
+SMALL = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --warmup 0"))
+BOTH = args("--streaming none,mpi,tcp --peer 10.77.0.2:7601 --level 0,3")
 NAMESPACES = Path("/var/run/netns")
 
 pytestmark = pytest.mark.mpi
@@ -62,7 +62,7 @@ def script(cwd: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
             stdout=subprocess.DEVNULL,
             stderr=err,
             cwd=cwd,
-            env={**inherited, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+            env={**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
     try:
         yield process
@@ -148,20 +148,19 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("flags", "message"),
     [
         (
-            ["--rate", "fast", "--", "run"],
+            args("--rate fast -- run"),
             "'fast' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s, nor unlimited",
         ),
-        (
-            ["--rate", "1Gbit/s", "--", "plan"],
-            "'plan' does not run under mpirun: write -- run …",
-        ),
+        (args("--rate 1Gbit/s -- plan"), "'plan' does not run under mpirun: write -- run …"),
     ],
 )
-def test_what_cannot_be_meant_is_one_message(tmp_path: Path, args: list[str], message: str) -> None:
-    status, errors = ran(tmp_path, *args)
+def test_what_cannot_be_meant_is_one_message(
+    tmp_path: Path, flags: Sequence[str], message: str
+) -> None:
+    status, errors = ran(tmp_path, *flags)
     assert status == 2
     assert message in errors
     assert "Traceback" not in errors

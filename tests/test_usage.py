@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from helpers.jobs import QUICK, TINY, run, small_disk
+from helpers.jobs import QUICK, TINY, args, run, small_disk
 
 pytestmark = pytest.mark.mpi
 
@@ -23,7 +24,7 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "args", "words"),
+    ("ranks", "flags", "words"),
     [
         (3, ["--streaming", "mpi"], ["3 ranks", "mpi needs as many sinks", "mpirun -n 2"]),
         (3, ["--streaming", "none"], ["3 ranks", "mpirun -n 1 or -n 2"]),
@@ -31,7 +32,7 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
         (3, ["--tensor-para-size", 3], ["--tensor-para-size 3", "4 heads"]),
         (
             2,
-            ["--max-seq-len", 16, "--input-len", 14, "--output-len", 8],
+            args("--max-seq-len 16 --input-len 14 --output-len 8"),
             ["--max-seq-len 16", "21 positions"],
         ),
         (2, ["--level", 4], ["--level", "'4'", "0-batched"]),
@@ -41,12 +42,16 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
         (2, ["--device", "cuda"], ["--device cuda"]),
     ],
     ids=lambda value: (
-        "-".join(map(str, value)) if isinstance(value, list) and str(value[0])[:2] == "--" else ""
+        "-".join(map(str, value))
+        if isinstance(value, Sequence) and str(value[0])[:2] == "--"
+        else ""
     ),
 )
-def test_usage_errors(tmp_path: Path, ranks: int, args: list[object], words: list[str]) -> None:
-    model = () if "--model" in args else TINY
-    message = usage_error(tmp_path, ranks, *model, *args)
+def test_usage_errors(
+    tmp_path: Path, ranks: int, flags: Sequence[object], words: list[str]
+) -> None:
+    model = () if "--model" in flags else TINY
+    message = usage_error(tmp_path, ranks, *model, *flags)
     assert [word for word in words if word not in message] == []
 
 
@@ -74,30 +79,18 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, option: str) -> None:
 
 def test_no_room_for_what_is_streamed_to_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 256 << 10):
-        args = ("--streaming", "disk", "--stream-dir", "small", "--input-len", 2000)
-        message = usage_error(tmp_path, 2, *TINY, *args, "--no-ceilings")
+        flags = args("--streaming disk --stream-dir small --input-len 2000 --no-ceilings")
+        message = usage_error(tmp_path, 2, *TINY, *flags)
     assert re.search(r"small: streaming to disk needs [\d.]+ MiB, \d+ KiB are free", message)
 
 
 def test_files_that_are_kept_add_up(tmp_path: Path) -> None:
     """Each point's files would fit alone; all that are to be kept do not."""
-    sizes = ("--input-len", "300,301", "--output-len", 2, "--inference-data-type", "bf16")
-    args = (
-        "--streaming",
-        "disk",
-        "--stream-dir",
-        "small",
-        *sizes,
-        "--no-ceilings",
-        "--warmup",
-        0,
-        "--rounds",
-        1,
-    )
+    sizes = args("--input-len 300,301 --output-len 2 --inference-data-type bf16")
+    once = args("--streaming disk --stream-dir small --no-ceilings --warmup 0 --rounds 1")
+    flags = (*TINY, *sizes, *once)
     with small_disk(tmp_path / "small", 256 << 10):
-        run(tmp_path, 1, "run", *TINY, *args)
-        job = run(
-            tmp_path / "kept", 1, "run", *TINY, *args, "--keep", "--stream-dir", tmp_path / "small"
-        )
+        run(tmp_path, 1, "run", *flags)
+        job = run(tmp_path / "kept", 1, "run", *flags, "--keep", "--stream-dir", tmp_path / "small")
         assert "p001 SKIPPED" in job.stderr
         assert "streaming to disk needs" in job.stderr

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dejavubench.bench.checks.arrived import Piece, compare
 from dejavubench.bench.checks.bits import as_integers
 from dejavubench.bench.checks.held import compare_packed
-from dejavubench.bench.plan.side import Side
+from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.config.points import DataType, LayoutName, Point
 from dejavubench.dejavulib.copies import aligned_buffer, gather, scatter
 from dejavubench.dejavulib.destinations.base import Stream
@@ -30,18 +30,18 @@ FIRST_LAYER, FIRST_HEAD = 3, 2
 """First layer and head of the tested worker: second stage of 5 layers, second half of 4 heads."""
 
 
-def side_of(layout: LayoutName, data_type: DataType = "fp16") -> Side:
+def view_of(layout: LayoutName, data_type: DataType = "fp16") -> WorkerView:
     """Return worker 3 of two stages × two tensor ranks: 2 layers, 2 heads, 7 of 9 positions."""
     spec = specs.custom(layer_num=5, head_num=4, size_per_head=16, vocab_size=10, context=16)
     point = Point(
         "p000", spec, data_type, layout, 3, 5, 3, 9, tensor_para_size=2, pipeline_para_size=2
     )
-    return Side(point, Topology(8, 7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
+    return WorkerView(point, Topology(8, 7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
 
 
-def arrived(side: Side, source: KVCache, streams: list[Stream]) -> KVCache:
+def arrived(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:
     """A sink's cache after everything went well."""
-    cache = KVCache.allocate(side.geometry, source.k.dtype)
+    cache = KVCache.allocate(view.geometry, source.k.dtype)
     cache.fill(PATTERN)
     for stream in streams:
         packed = aligned_buffer(stream.schedule.nbytes)
@@ -56,9 +56,9 @@ def own_pieces(cache: KVCache) -> Piece:
 
 
 def differ(
-    side: Side, source: KVCache, got: KVCache, streams: list[Stream], ubatch: int = 1
+    view: WorkerView, source: KVCache, got: KVCache, streams: list[Stream], ubatch: int = 1
 ) -> str | None:
-    return compare(got, streams, own_pieces(source), PATTERN, side, ubatch)
+    return compare(got, streams, own_pieces(source), PATTERN, view, ubatch)
 
 
 SAID = re.compile(
@@ -73,17 +73,17 @@ SAID = re.compile(
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> None:
     """Bits are compared: not a number is equal to itself, and −0 is not 0."""
-    side = side_of(layout, data_type)
-    streams = side.local()[0]
-    bits = random_cache(side.geometry, seed=4)
+    view = view_of(layout, data_type)
+    streams = view.local()[0]
+    bits = random_cache(view.geometry, seed=4)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[data_type]
-    source = KVCache(side.geometry, bits.k.view(dtype), bits.v.view(dtype))
+    source = KVCache(view.geometry, bits.k.view(dtype), bits.v.view(dtype))
     source.k.view(-1)[:50] = float("nan")
     source.v[0, 0, 0, 0] = 0.0
-    got = arrived(side, source, streams)
-    assert differ(side, source, got, streams) is None
+    got = arrived(view, source, streams)
+    assert differ(view, source, got, streams) is None
     got.v[0, 0, 0, 0] = -0.0
-    found = differ(side, source, got, streams)
+    found = differ(view, source, got, streams)
     assert found is not None
     assert f"layer {FIRST_LAYER}, V, request 0, head {FIRST_HEAD}, position 0 (element 0)" in found
 
@@ -98,10 +98,10 @@ def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> 
 def test_one_wrong_byte_is_found_and_located(
     layout: LayoutName, kv: KV, where: float, flip: int
 ) -> None:
-    side = side_of(layout)
-    geometry, streams = side.geometry, side.local()[0]
+    view = view_of(layout)
+    geometry, streams = view.geometry, view.local()[0]
     source = random_cache(geometry, seed=5)
-    got = arrived(side, source, streams)
+    got = arrived(view, source, streams)
     at = int(where * got.bytes(kv).numel())
     got.bytes(kv)[at] ^= flip
     number = logical_ids(geometry, kv).ravel()[at // geometry.itemsize]
@@ -113,7 +113,7 @@ def test_one_wrong_byte_is_found_and_located(
         geometry.head_size,
     )
     layer, request, head, position, element = map(int, np.unravel_index(number, sizes))
-    said = SAID.fullmatch(differ(side, source, got, streams) or "")
+    said = SAID.fullmatch(differ(view, source, got, streams) or "")
     assert said is not None
     expected = (layer + FIRST_LAYER, kv.upper(), request, head + FIRST_HEAD, position, element)
     assert said.groups() == (
@@ -126,16 +126,15 @@ def test_one_wrong_byte_is_found_and_located(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: LayoutName) -> None:
-    side = side_of(layout)
-    streams = side.local()[0]
-    source = random_cache(side.geometry)
-    got = arrived(side, source, streams)
-    wrong = Region(
-        Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5)
-    )  # a token of both heads that did not arrive
+    view = view_of(layout)
+    streams = view.local()[0]
+    source = random_cache(view.geometry)
+    got = arrived(view, source, streams)
+    # One token of both heads is made to be missing.
+    wrong = Region(Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5))
     for kv in BOTH:
         got.piece(kv, wrong).view(torch.uint8).fill_(PATTERN)
-    found = differ(side, source, got, streams)
+    found = differ(view, source, got, streams)
     assert found is not None
     said = SAID.fullmatch(found)
     assert said is not None
@@ -146,31 +145,31 @@ def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: L
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
     """Each half of the heads has a stream of its own; right bytes in the wrong half are wrong."""
-    side = side_of(layout)
-    geometry = side.geometry
+    view = view_of(layout)
+    geometry = view.geometry
     halves = [geometry.region(heads=Span(head, head + 1)) for head in range(2)]
     streams = [
         Stream(number, StreamSchedule(geometry, half, 5, 2, 1 << 16))
         for number, half in enumerate(halves)
     ]
     source = random_cache(geometry)
-    assert differ(side, source, arrived(side, source, streams), streams) is None
-    got = arrived(side, source, [])
+    assert differ(view, source, arrived(view, source, streams), streams) is None
+    got = arrived(view, source, [])
     regions = [stream.schedule.region for stream in streams]
     for out, into in zip(regions, reversed(regions), strict=True):
         packed = aligned_buffer(geometry.region_nbytes(out))
         gather(source, out, packed)
         scatter(packed, got, into)
-    found = differ(side, source, got, streams)
+    found = differ(view, source, got, streams)
     assert found is not None
     assert found.startswith(f"layer {FIRST_LAYER}, K, request 0, head {FIRST_HEAD}, position 0 ")
-    missing = differ(side, source, arrived(side, source, streams[:1]), streams)
+    missing = differ(view, source, arrived(view, source, streams[:1]), streams)
     assert missing is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 is not what the source has"
         in missing
     )
-    too_much = differ(side, source, arrived(side, source, streams), streams[:1])
+    too_much = differ(view, source, arrived(view, source, streams), streams[:1])
     assert too_much is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 was written outside"
@@ -180,16 +179,16 @@ def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
 
 def test_every_stream_is_asked_for_even_after_a_difference() -> None:
     """A source sends all that it has; who stops listening leaves it waiting."""
-    side = side_of("hnd")
-    streams = side.local()[0]
-    source = random_cache(side.geometry)
+    view = view_of("hnd")
+    streams = view.local()[0]
+    source = random_cache(view.geometry)
     asked: list[tuple[int, KV]] = []
 
     def piece(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
         asked.append((region.layers.start, kv))
         return own_pieces(source)(stream, region, kv)
 
-    assert compare(arrived(side, source, []), streams, piece, PATTERN, side, 0) is not None
+    assert compare(arrived(view, source, []), streams, piece, PATTERN, view, 0) is not None
     assert asked == [(layer, kv) for layer in range(2) for kv in BOTH]
 
 
@@ -199,9 +198,9 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
     layout: LayoutName, slot: int, data: st.DataObject
 ) -> None:
     """A local destination's order is checked by indexing, not by the library's own copies."""
-    side = replace(side_of(layout), slot_nbytes=slot)
-    (stream,) = side.local()[0]
-    source = random_cache(side.geometry, seed=6)
+    view = replace(view_of(layout), slot_nbytes=slot)
+    (stream,) = view.local()[0]
+    source = random_cache(view.geometry, seed=6)
     packed = torch.cat(
         [
             as_integers(source.piece(kv, atom)).reshape(-1)
@@ -214,7 +213,7 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
     def fetch(_: Stream, chunk: Chunk) -> torch.Tensor:
         return packed[chunk.offset : chunk.offset + chunk.nbytes]
 
-    assert compare_packed(fetch, source, [stream], side, 1) is None
+    assert compare_packed(fetch, source, [stream], view, 1) is None
     step = data.draw(st.integers(0, 2))
     atom = data.draw(st.sampled_from(stream.schedule.atoms(step)))
     kv = data.draw(st.sampled_from(BOTH))
@@ -226,7 +225,7 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
     one = Region(
         atom.layers, Span(request, request + 1), Span(head, head + 1), Span(position, position + 1)
     )
-    marked = KVCache.allocate(side.geometry, torch.int16)
+    marked = KVCache.allocate(view.geometry, torch.int16)
     marked.piece(kv, one).fill_(1)
     marks = torch.cat(
         [
@@ -237,7 +236,7 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
         ]
     )
     packed.view(torch.int16)[int(torch.nonzero(marks)[0])] ^= 0x100
-    said = SAID.fullmatch(compare_packed(fetch, source, [stream], side, 1) or "")
+    said = SAID.fullmatch(compare_packed(fetch, source, [stream], view, 1) or "")
     assert said is not None
     expected = (
         atom.layers.start + FIRST_LAYER,
@@ -253,12 +252,12 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
 
 @pytest.mark.parametrize("pattern", [0x00, 0x7F, 0x80, 0xFF])
 def test_any_pattern(pattern: int) -> None:
-    side = side_of("nhd", "fp32")
-    source = random_cache(side.geometry)
-    got = arrived(side, source, [])
+    view = view_of("nhd", "fp32")
+    source = random_cache(view.geometry)
+    got = arrived(view, source, [])
     got.fill(pattern)
-    assert compare(got, [], own_pieces(source), pattern, side, 0) is None
-    assert compare(got, [], own_pieces(source), pattern ^ 1, side, 0) is not None
+    assert compare(got, [], own_pieces(source), pattern, view, 0) is None
+    assert compare(got, [], own_pieces(source), pattern ^ 1, view, 0) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])

@@ -33,7 +33,7 @@ from dejavubench.machine.pulse import (
     WORKING,
     Page,
 )
-from helpers.jobs import HERE
+from helpers.jobs import ROOT
 
 TIMEOUT = 10.0
 EVERY = 1.0
@@ -248,7 +248,7 @@ while time.monotonic() < end:
 
 def rank(doing: str) -> subprocess.Popen[str]:
     """A process that beats and does something."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RANK, doing]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

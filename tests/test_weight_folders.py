@@ -18,7 +18,7 @@ from dejavubench.cli import main
 from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
 from dejavubench.models.hub.families import CheckpointError
 from dejavubench.textfile import LFS_POINTER
-from helpers.jobs import run
+from helpers.jobs import args, run
 from helpers.model_folders import (
     INDEX,
     SHARDS,
@@ -194,10 +194,8 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
     whole = load_file(folder / WHOLE)
     shard(folder)
     assigned = json.loads((folder / INDEX).read_text())["weight_map"]
-    for file, other in (
-        SHARDS,
-        SHARDS[::-1],
-    ):  # stale copies in front of the right one, and behind it
+    # A stale copy stands before the right one, then behind it.
+    for file, other in (SHARDS, SHARDS[::-1]):
         stale = {
             name: torch.full_like(whole[name], 7.0) for name in assigned if assigned[name] == other
         }
@@ -267,18 +265,10 @@ def test_a_run_says_once_which_of_both_it_uses(tmp_path: Path) -> None:
     whole = (folder / WHOLE).read_bytes()
     shard(folder)
     (folder / WHOLE).write_bytes(whole)
-    sizes = (
-        "--input-len",
-        8,
-        "--output-len",
-        4,
-        "--inference-data-type",
-        "fp32",
-        "--device",
-        "cpu",
-        "--no-ceilings",
+    sizes = args(
+        "--input-len 8 --output-len 4 --inference-data-type fp32 --device cpu --no-ceilings"
     )
-    short = ("--rounds", 1, "--warmup", 0, "--streaming", "none", "--tensor_para_size", 2)
+    short = args("--rounds 1 --warmup 0 --streaming none --tensor_para_size 2")
     job = run(tmp_path, 2, "run", "--ckpt-path", "model", *sizes, *short)
     said = f"note: model has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does\n"
     assert job.stderr.count(said) == 1

@@ -76,7 +76,7 @@ def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> i
     """Print an average of the log that the arguments name; notes go to stderr.
 
     Args:
-        arguments: of the command line, the script's name first.
+        arguments: the command line, with the script's name first.
 
     Returns:
         The exit status: 2 after an error.

@@ -59,7 +59,7 @@ def _quotas(run: Run) -> list[str]:
             for rank in ranks
             if (known := throttled.get(rank)) is not None and "measured" in known
         ]
-        # Ranks share the counters and read them at slightly different times.
+        # Ranks of one control group read the same counters, so sums would count twice.
         worst = max(counted, key=lambda each: (each.periods, each.seconds), default=None)
         words = [] if allowed is None else [f"the control group allows {allowed:.3g} CPUs"]
         if worst is not None and worst.periods:

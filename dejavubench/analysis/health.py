@@ -17,7 +17,7 @@ def notes(run: Run) -> list[str]:
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     found = [_failure(log, failure) for log, failure in failed]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
-    # A rank that failed has recorded it, and is known to be the first.
+    # A recorded failure names the culprit; ranks that exited first only followed it.
     first = set() if failed or run.hung else run.first_exits
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:

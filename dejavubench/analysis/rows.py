@@ -128,7 +128,7 @@ class StreamRates:
     """Rates of the stream, in 10⁹ bytes per second, and the ceilings that bound them."""
 
     alone_ms: Annotated[
-        float | None, "Time of the arm's chunks at level 3 without compute beside them (T_alone)."
+        float | None, "Time of the arm's chunks at level 3 while nothing is computed (T_alone)."
     ] = None
     alone_gb_per_s: Annotated[float | None, "Bytes streamed alone, divided by alone_ms."] = None
     total_gb_per_s: Annotated[float | None, "Bytes streamed, divided by total_ms."] = None

@@ -43,15 +43,15 @@ class ArmSamples:
             token was reported to them.
         sink_waited, sink_first, sink_token: ms by round on the slowest sink; empty unless sinks
             take over.
-        nbytes: streamed in one iteration by all sources.
+        nbytes: bytes that all sources streamed in one iteration.
         prompt_copies: copies or messages for one microbatch's prompt.
         token_copies: copies or messages for one step.
         cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
-        swap_nbytes: brought back by all sources.
+        swap_nbytes: bytes that all sources brought back.
         swap_bring, swap_wait: ms by round, of the slowest source.
         resident: caches that were in place; None unless the arm swaps.
         restarts: one per source, of a run that resumes a killed one.
-        lag_nbytes: the largest of all rounds and sources.
+        lag_nbytes: largest lag of all rounds and sources.
         warmups: iterations that were recorded as warm-up.
         checks: verifications in the order of the records.
         alone: T_alone in ms (maximum over sources of their best) and its bytes (sum over sources).
@@ -165,6 +165,7 @@ def collect(run: Run) -> dict[str, PointSamples]:
     _add_alone(collector)
     for _, failure in run.of(ArmFailure):
         collector.of(failure.point, failure.arm).failure = failure
+    # Records come in the shuffled order of rounds; tables show the header's order.
     for point in collector.points.values():
         point.arms = {name: point.arms[name] for name in collector.arms if name in point.arms}
     return collector.points
@@ -180,6 +181,7 @@ def _add_microbatches(collector: _Collector) -> None:
             rounds[item.point, item.arm, item.round][rank].append(item)
     for (point, arm, number), sources in rounds.items():
         samples = collector.of(point, arm)
+        # Rank 0 writes the iteration last: a round without it was cut short on some source.
         if number in samples.total:
             _add_round(samples, number, list(sources.values()))
 
@@ -191,6 +193,7 @@ def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]
 
     samples.prompt[number] = max(median(item.prompt_ms for item in source) for source in sources)
     samples.drain[number] = max(median(item.drain_ms for item in source) for source in sources)
+    # A source computes its microbatches one after another, so their stalls add up.
     samples.stall[number] = max(
         sum(i.prompt.stall_ms + i.tokens.stall_ms for i in source) for source in sources
     )

@@ -78,6 +78,7 @@ def estimate(samples: Iterable[float]) -> Estimate:
         raise ValueError("a sample is not a finite number")
     median = float(np.median(values))
     lower, upper = np.percentile(values, [25, 75])
+    # Resamples of one value are all equal: an interval of width 0 would look exact.
     if values.size == 1:
         return Estimate(median, float("nan"), float("nan"), 0.0, 1)
     medians = _resampled_medians(values)
@@ -105,6 +106,7 @@ def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     """
     if not baselines:
         raise ValueError("no baseline")
+    # A killed run's last round may lack some arms.
     rounds = sorted(set(arm).intersection(*baselines))
     logs = np.array(
         [[np.log(series[number]) for series in baselines] for number in rounds], dtype=np.float64
@@ -137,11 +139,12 @@ def noise_reach(low: float, high: float) -> float:
 def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
     """Return whether an overhead meets ``target`` (a fraction); None if either is missing.
 
-    It is met if the interval's upper end is, missed if the lower end is above, else unresolved, as
-    it always is with fewer than 6 rounds.
+    It is met if the interval's upper end is at most ``target``, and missed if the lower end is
+    above it. Otherwise, and always with fewer than 6 rounds, it is unresolved.
     """
     if overhead is None or target is None:
         return None
+    # The bootstrap of so few rounds is narrower than 95 %, so it must decide nothing.
     if overhead.samples < COVERING_ROUNDS:
         return Verdict.UNRESOLVED
     if overhead.high <= target:
@@ -196,7 +199,7 @@ def _point_precise(
     ]
     if len(baselines) == 2:
         overheads.append(noise_floor(baselines))
-    # A single none has nothing to be compared with.
+    # With a single none there is no overhead; its own interval must be narrow instead.
     if not overheads:
         total = estimate(baselines[0].values())
         return total.half_width / total.median <= half_width

@@ -226,7 +226,7 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     if samples.alone is not None:
         alone_ms, alone_nbytes = samples.alone
         rates.alone_ms, rates.alone_gb_per_s = alone_ms, alone_nbytes / alone_ms / 1e6
-        # The rate of all sources is held only against a ceiling that all of them measured.
+        # The rate sums all sources; a ceiling that some of them did not measure would be too low.
         if found is not None and found[1] == len(machine.sources(run)):
             rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / found[0]
     return rates

@@ -42,7 +42,7 @@ class Iterations:
         self._point = point
         self._scenarios = scenarios
         self._progress = progress
-        self._count = {arm.name: 0 for arm in context.schedule.arms}
+        self._count = {arm.name: 0 for arm in context.runnable.arms}
 
     def run(self, arm: Arm, round: int | None, order: int) -> None:
         """Run one iteration, unless the arm has failed before.
@@ -63,7 +63,7 @@ class Iterations:
         with nothing_collected():
             sleeping_barrier(world, "start")
             scenario.run(arm, lambda phase: self.mark(phase, arm))
-        if self.has_failed(arm):
+        if self.has_failed(arm):  # its times are those of a request that stopped streaming
             return
         when = When(
             point=self._point.id, arm=arm.name, iteration=self._count[arm.name], round=round
@@ -92,11 +92,11 @@ class Iterations:
         """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""
         with Attempt(arm) as attempt:
             prepare(self._pattern(arm))
-            if self._context.schedule.on_disk:
+            if self._context.runnable.on_disk:
                 # Empties the disk's queue of all that anybody has written on this host.
                 with pulse.during(pulse.PATIENT):
                     os.sync()
-            gc.collect()
+            gc.collect()  # now, as nothing is collected while the clock runs
         return not self.failures.fails(arm, attempt.problem)
 
     def has_failed(self, arm: Arm) -> bool:
@@ -105,9 +105,11 @@ class Iterations:
 
     def _pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""
-        number = self._context.schedule.arms.index(arm)
+        number = self._context.runnable.arms.index(arm)
         # From 0x11 to 0x3e: a number of any type made of it is small and finite, so that it cannot
-        # poison a sum.
+        # poison a sum. Neither 5 nor 3 shares a factor with 46 (0x2E): an arm gets a byte again
+        # after 46 iterations, and up to 19 arms have different bytes in one iteration and the next.
+        # So a byte that another arm or iteration has left is not taken for this one's pattern.
         return 0x11 + (5 * number + 3 * self._count[arm.name]) % 0x2E
 
     def _note_failure(self, arm: Arm, rank: int, why: str) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import tokens_of
-from dejavubench.bench.beside import Beside
+from dejavubench.bench.ceilingrounds import CeilingRounds
+from dejavubench.bench.engine.batchmaker import tokens_of
 from dejavubench.bench.iteration import Iterations
 from dejavubench.bench.orders import orders
-from dejavubench.bench.point.ends import Ends
+from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.progress import Progress
@@ -32,7 +32,8 @@ class Rounds:
 
     Args:
         model: this worker's part of the model, loaded; None on a sink that only receives.
-        beside: number of rounds after which ceilings, and each destination alone, are measured.
+        rounds_with_ceilings: number of rounds that are followed by ceilings and destinations
+            without compute.
     """
 
     def __init__(
@@ -41,20 +42,22 @@ class Rounds:
         point: Point,
         model: GPT | None,
         progress: Progress,
-        beside: int,
+        rounds_with_ceilings: int,
     ) -> None:
         self._context = context
         self._progress = progress
-        ends = Ends.connect(context, point)
+        here = RankAtPoint.connect(context, point)
         self._part: Source | Sink
         if context.ranks.is_source:
             assert model is not None
-            self._part = Source(ends, model)
+            self._part = Source(here, model)
         else:
-            self._part = Sink(ends, model)
+            self._part = Sink(here, model)
         self._scenarios = Scenarios(self._part)
         self._iterations = Iterations(context, point, self._scenarios, progress)
-        self._beside = Beside(ends, self._part, self._iterations, progress, beside)
+        self._ceiling_rounds = CeilingRounds(
+            here, self._part, self._iterations, progress, rounds_with_ceilings
+        )
 
     @property
     def failed(self) -> set[str]:
@@ -71,8 +74,8 @@ class Rounds:
         Raises:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
         """
-        arms = self._context.schedule.arms
-        if registry.once(arms):
+        arms = self._context.runnable.arms
+        if registry.single_pass(arms):
             self._find_expected()
             for place, arm in enumerate(arms):
                 self._iterations.run(arm, None, place)
@@ -80,36 +83,38 @@ class Rounds:
         with self._context.conditions.measuring():
             self._find_expected()
             self._warm_up()
-            self._beside.prepare()
+            self._ceiling_rounds.prepare()
             self._measure_rounds(enough)
-            self._beside.record()
+            self._ceiling_rounds.record()
 
     def _warm_up(self) -> None:
-        experiment, arms = self._context.experiment, self._context.schedule.arms
+        experiment, arms = self._context.experiment, self._context.runnable.arms
         order = orders(len(arms), experiment.seed)
         for _ in range(experiment.warmup):
             for place, number in enumerate(next(order)):
                 self._iterations.run(arms[number], None, place)
 
     def _measure_rounds(self, enough: Enough | None) -> None:
-        arms = self._context.schedule.arms
+        arms = self._context.runnable.arms
+        # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         order = orders(len(arms), self._context.experiment.seed + 1)
         began, round = time.monotonic(), 0
         while not self._finished(round, time.monotonic() - began, enough):
             for place, number in enumerate(next(order)):
                 self._iterations.run(arms[number], round, place)
-            self._beside.after(round)
+            self._ceiling_rounds.after(round)
             round += 1
 
     def _finished(self, rounds: int, elapsed: float, enough: Enough | None) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
-        experiment, arms = self._context.experiment, self._context.schedule.arms
+        experiment, arms = self._context.experiment, self._context.runnable.arms
         if not self._iterations.failures.left(arms):
             return True
         if rounds < experiment.rounds:
             return False
         if enough is None:
             return True
+        # Each rank has its own clock, so rank 0 decides and the others hear of it.
         late = elapsed > experiment.max_time
         on_first = self._context.ranks.rank == 0
         done = late or (on_first and enough(self._iterations.done, self.failed))
@@ -132,10 +137,10 @@ class Rounds:
         sleeping_barrier(self._context.ranks.world, "reference")
         if isinstance(part, Source):
             part.write_tokens(tokens)
-        for scenario in self._scenarios.all(self._context.schedule.arms):
+        for scenario in self._scenarios.all(self._context.runnable.arms):
             scenario.expect(undisturbed, tokens)
 
     def close(self) -> None:
         self._scenarios.close()
         self._part.close()
-        self._beside.close()
+        self._ceiling_rounds.close()

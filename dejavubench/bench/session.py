@@ -1,6 +1,6 @@
 """One run under ``mpirun``: every point of the experiment, one after the other.
 
-Every rank runs :func:`run` with the same experiment and derives the same schedule from it, so that
+Every rank runs :func:`run` with the same experiment and derives the same order of arms from it. So
 nothing is negotiated while a clock runs. Between measurements ranks meet in barriers that sleep.
 """
 
@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dejavubench import records
-from dejavubench.bench.beside import BESIDE, BESIDE_LATER
+from dejavubench.bench.ceilingrounds import LATER_ROUNDS_WITH_CEILINGS, ROUNDS_WITH_CEILINGS
 from dejavubench.bench.checks.bits import VerificationError
 from dejavubench.bench.failures.report import abort, abort_all
 from dejavubench.bench.point.models import Models, give_memory_back
 from dejavubench.bench.recording.progress import Progress
 from dejavubench.bench.rounds import Enough, Rounds
+from dejavubench.bench.scenarios.registry import sinks_compute
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.start import start
 from dejavubench.bench.watching.watch import Watch
@@ -55,7 +56,7 @@ def run(
         UsageError: on every rank, before anything has started.
     """
     try:
-        context = start(plan, command, watch)
+        context = start(plan, command, watch, sinks_compute(plan.running))
     except UsageError:
         raise
     except BaseException as error:  # noqa: BLE001 - as below
@@ -77,16 +78,20 @@ def run(
 
 def _measure_all(context: RunContext, enough: Enough | None) -> bool:
     """Return whether every arm of every point verified; the first wrong byte ends the run."""
-    experiment, schedule = context.experiment, context.schedule
-    iterations = len(schedule.arms) * (experiment.warmup + experiment.rounds)
+    experiment, runnable = context.experiment, context.runnable
+    iterations = len(runnable.arms) * (experiment.warmup + experiment.rounds)
     verified = True
-    with Progress(iterations * len(schedule.points), context.ranks.rank == 0) as progress:
+    with Progress(iterations * len(runnable.points), context.ranks.rank == 0) as progress:
         _say_notes(context, progress)
         models = Models(context, progress.say)
-        for number, point in enumerate(schedule.points):
+        for number, point in enumerate(runnable.points):
             model = _load(context, point, models)
             rounds = Rounds(
-                context, point, model, progress, BESIDE if number == 0 else BESIDE_LATER
+                context,
+                point,
+                model,
+                progress,
+                ROUNDS_WITH_CEILINGS if number == 0 else LATER_ROUNDS_WITH_CEILINGS,
             )
             try:
                 rounds.measure(enough)
@@ -102,13 +107,13 @@ def _measure_all(context: RunContext, enough: Enough | None) -> bool:
 
 
 def _say_notes(context: RunContext, progress: Progress) -> None:
-    schedule = context.schedule
-    if len(schedule.arms) == 1 and len(schedule.points) > 1:
+    runnable = context.runnable
+    if len(runnable.arms) == 1 and len(runnable.points) > 1:
         progress.say(
             "text lines of several points are not mixed on stdout: "
             "each has a .log in the run's folder"
         )
-    for id, reason in schedule.skipped.items():
+    for id, reason in runnable.skipped.items():
         progress.say(f"{id} SKIPPED: {reason}")
     for note in context.conditions.notes():
         progress.say(f"note: {note}")
@@ -138,6 +143,7 @@ def _finish(context: RunContext, verified: bool, watch: Watch | None) -> None:
     recorder.write(records.End(status="ok" if verified else "failed", environment=outcome))
     recorder.close()
     mine = folder / records.rank_file(ranks.rank)
+    # Rank 0's folder may be on a disk of its own host. Where it is shared, the file exists there.
     elsewhere = ranks.host != ranks.hosts[0]
     others = sleeping_gather(ranks.world, mine.read_bytes() if elsewhere else None)
     if watch is not None:  # every rank has come here, so every one has said that it ended

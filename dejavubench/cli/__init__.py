@@ -24,7 +24,7 @@ COMMANDS = {
         "dejavubench.cli.plan:plan",
         "Plan a transfer between two setups: parts of the cache, bytes, least times.",
     ),
-    "sink": ("dejavubench.cli.sink:sink", "Receive what --streaming tcp sends, without MPI."),
+    "sink": ("dejavubench.cli.sink:sink", "Receive the cache of --streaming tcp, without MPI."),
     "process": (
         "dejavubench.cli.process:process",
         "Show tables of recorded runs, and of the original's logs.",
@@ -45,7 +45,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that is asked for.
+        """Return the command that the arguments name.
 
         Raises:
             click.UsageError: there is none; the message suggests one that is spelt alike.
@@ -102,7 +102,7 @@ class LazyGroup(click.Group):
         except OutputError:
             raise
         except Exception:  # noqa: BLE001 - the other ranks must not wait for this one
-            # in one piece: other ranks print too
+            # One print call: lines of several ranks would mix otherwise.
             print(traceback.format_exc(), end="", file=sys.stderr, flush=True)
             end_all_ranks(1)
         sys.exit(status if isinstance(status, int) else 0)

@@ -13,8 +13,8 @@ from dejavubench.machine.launcher import PASS_ON_S, launched_rank
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
     """Print ``message`` on rank 0's stderr and exit with status 2.
 
-    Every rank must call this. MPI is asked who rank 0 is only under a launcher. All ranks then
-    leave MPI in good order, so the launcher has nothing to add.
+    Every rank must call this. Under a launcher, all ranks finalise MPI first: a launcher would
+    report a rank that exits without it, below the message.
     """
     hint = f" (see {command} --help)" if command else ""
     text = f"{label}{_readable(message)}{hint}"
@@ -47,6 +47,7 @@ def end_all_ranks(status: int) -> NoReturn:
         and not mpi.Is_finalized()
         and mpi.COMM_WORLD.size > 1
     ):
+        # Launchers kill at once and may drop output; let them pass this rank's last lines on.
         time.sleep(PASS_ON_S)
         mpi.COMM_WORLD.Abort(status)
     sys.exit(status)

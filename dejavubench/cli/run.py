@@ -70,7 +70,7 @@ def _rank_timeout(config: Path | None, overrides: dict[str, Any]) -> float:
 
 
 def _say_notes(plan: Plan) -> None:
-    """Print on rank 0 what a user should know of how the checkpoint was read."""
+    """Print the notes about the checkpoint on rank 0, such as ignored tensors."""
     from mpi4py import MPI
 
     if plan.checkpoint is not None and MPI.COMM_WORLD.rank == 0:
@@ -105,7 +105,7 @@ def _print_summary(folder: Path) -> None:
 
 
 def _describe(read: Callable[[], Plan]) -> None:
-    if launched_rank():  # rank 0 does it for all
+    if launched_rank():  # under mpirun, rank 0 alone prints
         return
     from dejavubench.cli.dry_run import describe
 

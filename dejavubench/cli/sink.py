@@ -1,4 +1,4 @@
-"""``dejavubench sink``: receives what runs elsewhere stream by tcp."""
+"""``dejavubench sink``: receives KV caches that runs elsewhere stream over TCP."""
 
 from __future__ import annotations
 

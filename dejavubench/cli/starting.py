@@ -32,7 +32,7 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
 
     Args:
         read: makes the plan; called on rank 0 alone.
-        rank_timeout: as far as this rank can tell without the plan.
+        rank_timeout: seconds, read from this rank's own flags; the plan may not be readable here.
 
     Raises:
         UsageError: rank 0 could not read it, or it does not run under this many ranks. On every
@@ -48,7 +48,7 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
     try:
         # MPI begins with its import, and waits for the other ranks.
         with heart.no_thread_runs(timeout), warnings.catch_warnings():
-            # _check_launcher() says it better
+            # _check_launcher() reports the same mistake, with what to do.
             warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -62,7 +62,8 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
         )
     world = MPI.COMM_WORLD
     _check_launcher(world.size, MPI.get_vendor())
-    if outcome is None and world.rank == 0:  # the launcher's numbers are not MPI's
+    # A launcher may number ranks unlike MPI: then MPI's rank 0 has not read the plan yet.
+    if outcome is None and world.rank == 0:
         outcome = _outcome(read)
     outcome = world.bcast(outcome)
     if isinstance(outcome, UsageError):

@@ -67,9 +67,8 @@ def _plain_character(character: str) -> str:
 class Guarded:
     """A text stream that raises OutputError at every call after a failure.
 
-    Click swallows the first one.
-
-    It shows no ``buffer``, so that nothing writes past it. All else is the stream's.
+    One error is not enough, since click swallows the first. The stream has no ``buffer``, so that
+    nothing writes past it. All other attributes are those of the guarded stream.
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
@@ -78,9 +77,8 @@ class Guarded:
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
-            raise TypeError(
-                f"{self._name} takes text, not {type(text).__name__}"
-            )  # click asks by trying
+            # Click writes bytes to find out whether a stream is binary, and expects this error.
+            raise TypeError(f"{self._name} takes text, not {type(text).__name__}")
         if not text:
             return 0
         written = self._in_its_encoding(text)
@@ -108,9 +106,8 @@ class Guarded:
                 work()
             except (OSError, ValueError) as error:  # ValueError: another has closed the stream
                 self._error = error
-                self._stream = (
-                    _nowhere()
-                )  # what is left in the buffer would fail again as Python ends
+                # The rest of the old stream's buffer would fail again when Python exits.
+                self._stream = _nowhere()
         if self._error is not None:
             self._failed(self._error)
 
@@ -159,7 +156,8 @@ def guard() -> None:
     if isinstance(sys.stdout, Guarded):
         return
     codecs.register_error(HANDLER, _plain)
-    for name in ("COLUMNS", "LINES"):  # rich and others take them as they are
+    # Rich and others convert these to int unchecked, and would end with a traceback.
+    for name in ("COLUMNS", "LINES"):
         if name in os.environ and not re.fullmatch("[1-9][0-9]{0,4}", os.environ[name]):
             del os.environ[name]
     _fill_closed_descriptors()
@@ -185,7 +183,7 @@ def _fill_closed_descriptors() -> None:
 
 def status_of(error: OutputError) -> int:
     """Say, unless a reader has just gone away, why standard output failed; the exit status."""
-    sys.stdout = _nowhere()  # Python flushes it as it ends
+    sys.stdout = _nowhere()  # Python flushes standard output when it exits, which would fail again
     if isinstance(error.__cause__, BrokenPipeError):
         return BROKEN_PIPE
     print(f"Error: cannot write to {error}", file=sys.stderr, flush=True)

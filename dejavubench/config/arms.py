@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dejavubench.config.experiment import Experiment
 
 Scenario = Literal["plain", "handover", "swap", "restart"]
-"""Kinds of things that a request goes through."""
+"""Scenarios: what happens to a request besides its generation."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,13 @@ def arms_of(experiment: Experiment, unavailable: Mapping[str, Missing]) -> list[
     A single destination at a single level runs alone; otherwise two baselines come first.
 
     Args:
-        unavailable: why a destination cannot run here, by its name.
+        unavailable: maps a destination that cannot run here to the reason.
     """
     streaming = list(_streaming_arms(experiment, unavailable))
     baseline = Arm(NO_STREAMING, NO_STREAMING, role="baseline")
     if experiment.handoff:
-        return streaming  # the sources' part is no whole request: no baseline compares with it
+        # Sources compute only part of a request, so no baseline would be comparable.
+        return streaming
     several = len(experiment.streaming) > 1 or len(streaming) > 1
     if experiment.compare or several or experiment.swap:
         return [baseline, Arm(f"{NO_STREAMING}#2", NO_STREAMING, role="repeat"), *streaming]
@@ -105,10 +106,12 @@ def _streaming_arms(experiment: Experiment, unavailable: Mapping[str, Missing]) 
             continue
         to = transport(mode)
         loopback = to.loopback if to.is_loopback(experiment) else None
+        # A loopback shows its own name: within one GPU no link is measured.
         shown = loopback.name if loopback else mode
         missing = unavailable.get(mode)
         durabilities = experiment.durability if to.entry.durabilities else (None,)
         for level, durability in product(experiment.level, durabilities):
+            # The first given durability keeps the short name; a suffix tells the others apart.
             suffix = f"/{durability}" if durability not in (None, durabilities[0]) else ""
             yield Arm(
                 name=f"{shown}@{level}{suffix}",
@@ -119,7 +122,8 @@ def _streaming_arms(experiment: Experiment, unavailable: Mapping[str, Missing]) 
                 loopback=loopback is not None,
                 scenario=scenario,
             )
-    for to in usable():  # in one order, whatever --swap says
+    # In the registry's order, so that two spellings of --swap give equal runs.
+    for to in usable():
         if to.name in experiment.swap:
             durability = experiment.durability[0] if to.entry.durabilities else None
             name = f"swap-{to.name}"

@@ -33,8 +33,8 @@ class Interrupted:
 
     Attributes:
         folder: the folder of the run.
-        run_id: as the streamed files name it.
-        point, arm, durability: of that iteration, as that run names them.
+        run_id: the run's identifier, with which the names of its streamed files begin.
+        point, arm, durability: names of the iteration's point, arm and durability option.
         phase: the phase that rank 0 was in.
         stream_dir: the folder of the streamed files.
     """
@@ -48,12 +48,12 @@ class Interrupted:
     stream_dir: Path
 
     def stream_name(self, rank: int) -> str:
-        """Return how the names of the files of one of its sources begin."""
+        """Return the beginning of the file names of one of the run's sources."""
         return stream_name(self.run_id, self.point, rank, self.durability)
 
 
 def stream_name(run_id: str, point: str, rank: int, durability: str) -> str:
-    """Return how the names of a source's files of one point begin."""
+    """Return the beginning of the file names of a source at one point."""
     return f"{run_id}-{point}-rank{rank:04d}-{durability}"
 
 
@@ -114,6 +114,7 @@ def _last_mark(run: Run) -> PhaseMark:
         raise UsageError(f"--resume: {run.path} has no records of rank 0: nothing can be resumed")
     if any(isinstance(record, End) and record.status == "ok" for record in first.records):
         raise UsageError(f"--resume: {run.path} finished: there is nothing to resume")
+    # A phase mark without point and arm is of the start: no stream was open yet.
     mark = first.last_phase
     if mark is None or mark.point is None or mark.arm is None:
         phase = mark.phase if mark else "start"
@@ -131,7 +132,8 @@ def _instead(run: Run) -> str:
 
 
 def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that narrow a sweep to one point and one arm, with nothing beside it."""
+    """Return the values that narrow a sweep to one point and one arm, without any other."""
+    # Prompts and checkpoints bring lengths and a model; giving both would be a conflict.
     own_lengths = {} if experiment.get("prompts") else {"input_len": [point.input_len]}
     own_model = {} if experiment.get("ckpt_path") else {"model": [point.model]}
     reset = {

@@ -1,4 +1,4 @@
-"""Reading what is asked for: a TOML file, the environment and flags become one experiment."""
+"""Reading an experiment: a TOML file, the environment and flags become its options."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from dejavubench.values import shown
 
 @dataclass(frozen=True)
 class GivenExperiment:
-    """An experiment as it was asked for.
+    """An experiment as a user gave it, before :mod:`dejavubench.config.resolve` settles it.
 
     Attributes:
         experiment: its values, each checked alone.
         path: the TOML file, if there is one.
-        origins: where each given value came from, as messages name it, by the option's key.
+        origins: maps an option's key to the source of its value, such as ``--level`` or
+            ``DEJAVULIB_BASELINE``. Error messages name it.
     """
 
     experiment: Experiment
@@ -48,7 +49,7 @@ def read_experiment(
         overrides: values of flags, by key.
         environ: the environment.
         resumed: values of a killed run, in place of a file and the environment.
-        origins: where those came from.
+        origins: source of each of these values, by the option's key.
 
     Raises:
         UsageError: the file cannot be read, or a value is wrong. The message names file, key or
@@ -59,12 +60,14 @@ def read_experiment(
     if path is not None:
         given = {"name": path.stem, **_read_toml(path)}
         where = {key: f"{path}: {key}" for key in given}
+    # A resumed run keeps its level: a variable that is set today must not change it.
     if resumed is None and BASELINE_VARIABLE in environ:
         given["level"] = environ[BASELINE_VARIABLE]
         where["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
         given[key] = value
         where[key] = "--" + key.replace("_", "-")
+    # Pydantic would complain of the type of a list; the user wants to know that it cannot sweep.
     for key, value in given.items():
         if _is_several(key, value):
             raise UsageError(f"{where[key]} takes one value; it cannot be swept: {shown(value)}")
@@ -97,6 +100,7 @@ def _is_several(key: str, value: Any) -> bool:
 def _read_toml(path: Path) -> dict[str, Any]:
     from dejavubench.textfile import TextFileError, read_toml
 
+    # A pipe is a usable CONFIG: the shell's <(…) gives one.
     if checked_path(path, "CONFIG").exists() and not (path.is_file() or path.is_fifo()):
         raise UsageError(f"{path} is not a file; CONFIG is a TOML file")
     try:

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run as every rank must know it. Rank 0 makes the plan and broadcasts it.
+    """All decisions about a run. Rank 0 makes the plan and broadcasts it to the other ranks.
 
     Attributes:
         experiment: the options, with ``auto`` settled.
-        checkpoint: the folder that ``ckpt_path`` names, as rank 0 found it.
+        checkpoint: the content of the folder ``ckpt_path`` on rank 0; None without that option.
         prompts: token ids of each given prompt; empty if prompts are random.
         interrupted: the iteration of a killed run that this one resumes.
-        unavailable: why a destination cannot run here, by its name.
+        unavailable: maps a destination that cannot run here to the reason.
         native_bf16: whether rank 0's CPU computes in bf16.
     """
 

@@ -29,7 +29,7 @@ class Point:
 
     Attributes:
         id: ``p000``, ``p001``, …
-        positions: of the cache.
+        positions: positions of each request that the cache can hold.
         sinks: the setup of the sinks; None if it is that of the sources.
         handed_over: new tokens after which the sinks continue the request; None if they only
             receive.

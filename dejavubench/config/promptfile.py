@@ -31,7 +31,7 @@ SHAPES = (
     '{"prompt": [1, 2, 3]}; text as a line (.txt) or, as JSON (.jsonl), "text" or '
     '{"prompt": "text"}'
 )
-"""Lines that are read."""
+"""The accepted forms of a line, as messages list them."""
 
 ID_KEYS, KEYS = ("prompt_token_ids",), ("prompt_token_ids", "prompt")
 """Keys of an object that may hold a prompt (vLLM's names); the first one present counts."""
@@ -96,9 +96,8 @@ def _lines(path: Path) -> list[str]:
         raise PromptError(f"{path}: {error.strerror}") from None
     except TextFileError as error:
         raise PromptError(str(error)) from None
-    return (
-        text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    )  # splitlines() knows more ends than files have
+    # splitlines() would also split at form feeds and Unicode separators within a prompt.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
@@ -146,13 +145,14 @@ def _is_json(line: str) -> bool:
 
 
 def _from_csv(line: str) -> list[int]:
+    # numpy and spreadsheets end lines with a comma or spaces.
     return [_id(field.strip()) for field in re.sub(r"[\s,]+$", "", line).split(",")]
 
 
 def _from_json(line: str) -> list[int] | str:
     try:
         value: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+    except json.JSONDecodeError as error:  # a ValueError too, so it is caught before that
         raise ValueError(
             f"column {error.colno}: not JSON: {error.msg}; lines that are read: {SHAPES}"
         ) from None
@@ -187,6 +187,7 @@ def _of_object(value: dict[str, Any]) -> Any:
 
 def _id(item: Any) -> int:
     number = int(item) if isinstance(item, str) and _WHOLE.fullmatch(item) else item
+    # bool is a subclass of int, but true is no token.
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise ValueError(f"{shown(item)} is not a token id{_hint(item)}")
     if number > LARGEST_ID:

@@ -32,7 +32,7 @@ def load(
     environ: Mapping[str, str],
     planned: bool = False,
 ) -> Plan:
-    """Read and resolve what is asked for.
+    """Read the experiment and resolve it.
 
     Args:
         path: a TOML file, or None.

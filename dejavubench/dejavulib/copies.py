@@ -54,8 +54,8 @@ class Packing:
 
             self._kernel = RegionCopy(cache, region)
         self._pieces = [cache.piece(kv, region) for kv in BOTH]
-        # [layers, K and V, elements] in the packed buffer: of each layer K, then V, contiguous each.
-        # So K of all layers is one strided view of the buffer, and V another: two copies, not 2 L.
+        # The packed buffer is [layers, K and V, elements]: of each layer K, then V (contiguous).
+        # So K of all layers is one strided view, and V another: two copies, not 2 L.
         per_layer = [
             piece.numel() // region.layers.size if region.layers.size else 0
             for piece in self._pieces

@@ -162,7 +162,8 @@ class Streamer:
         self._thread.join(CLOSING)
         if self._thread.is_alive():
             raise StreamingError(
-                f"{self.destination.name} does not come back; {self._first_missing()}"
+                f"the {self.destination.name} helper thread did not stop within {CLOSING:g} s; "
+                f"{self._first_missing()}"
             )
         if self._error is not None and self.device is not None:
             self.device.give_up()  # other streamers use it, too

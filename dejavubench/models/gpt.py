@@ -2,12 +2,11 @@
 
 One worker holds a :class:`Shard`: the layers of its pipeline stage, and of each layer the heads,
 MLP columns and vocabulary rows of its tensor rank. The model is handed its collectives and its
-cache. It
-knows nothing of streaming: it calls back when a layer's keys and values are in place.
+cache. It does not depend on streaming: it calls back when a layer's keys and values are in place.
 
 Letters in shapes: B requests, n new positions, S positions seen so far, H local heads of queries,
-    G of
-keys and values (as many, or fewer that groups of queries share), D elements of a head.
+G local heads of keys and values, D elements of a head. G is H, or less if groups of queries share
+keys and values.
 """
 
 from __future__ import annotations

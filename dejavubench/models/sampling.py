@@ -1,9 +1,7 @@
 """Choosing the next token: the most likely one, or one drawn with temperature, top-k and top-p.
 
-A draw depends on nothing but the logits, the seed, the request and the number of the token: every
-    iteration draws the
-same, and so does every batch and split whose logits are the same, so that tokens can be compared
-as greedy ones are.
+A draw depends only on the logits, seed, request and token number. So every iteration, batch and
+split with equal logits draws the same token, and tokens can be compared as greedy ones are.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ def uniform(seed: int, requests: Tensor, number: int | Tensor) -> Tensor:
     """Return a random number in [0, 1) for each request's token of this ``number``, fp64 [B].
 
     Args:
-        requests: their numbers, int64 [B].
+        requests: the requests' numbers, int64 [B].
     """
     bits = _mixed(_mixed(_mixed(torch.full_like(requests, seed)) + requests) + number)
     return _shifted(bits, 11).double() * 2.0**-53
@@ -49,7 +47,8 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return the probabilities that are drawn from, [B, vocabulary] in fp32, not scaled to sum 1.
 
     In the order of transformers' warpers: temperature, the ``top_k`` most likely, then of these
-    the fewest whose probabilities reach ``top_p``; equals of the last that stays stay too.
+    the fewest whose probabilities reach ``top_p``. Tokens that tie with the last kept one are kept
+    as well.
     """
     scores = logits.float() / sampling.temperature
     if sampling.top_k is not None:
@@ -87,7 +86,7 @@ class Sampler:
 
     Attributes:
         sampling: None is greedy.
-        requests: their numbers in the run, int64 [B] on the model's device.
+        requests: the requests' numbers in the run, int64 [B] on the model's device.
         input_len: P, the position of the first new token.
     """
 
@@ -101,7 +100,7 @@ class Sampler:
         """Return the tokens [B] of ``position``.
 
         Args:
-            logits: this rank's, of the position before, [B, vocabulary rows].
+            logits: this rank's logits of the position before, [B, vocabulary rows].
         """
         if self.sampling is None:
             return self.model.greedy(logits)

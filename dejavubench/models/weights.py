@@ -1,11 +1,10 @@
 """Random weights from a seed: the same values whatever the tensor- and pipeline-parallel split.
 
 Each full tensor is drawn from a generator of its own, seeded by (seed, name), and scaled so that
-a wrong KV cache shows. What would hide it: a tied embedding that is large beside what the layers
-add (greedy decoding then echoes its input), timid queries and keys (attention is then the same
-mean for every token), and whatever all tokens have in common, be it attention's mean or that of a
-rectified activation (generation then settles on one token). The scales below were found by
-trying; tests hold what they are for.
+a wrong KV cache shows. Three things would hide a wrong cache. A large tied embedding: greedy
+decoding echoes its input. Weak queries and keys: attention is the same mean for every token. A
+large common component, from attention or a rectified activation: generation settles on one token.
+The scales below were found by trying; tests check that a wrong cache shows.
 """
 
 from __future__ import annotations
@@ -95,12 +94,12 @@ def random_weights(
 ) -> Callable[[str], Tensor]:
     """Return a source of full tensors by name, for :meth:`GPT.load`; it keeps nothing.
 
-    Uniform rather than normal: it takes no transcendental functions, so the bits are the same on
-        every CPU.
+    The distribution is uniform, not normal: it needs no transcendental functions, so the bits are
+    the same on every CPU.
 
     Args:
-        device, dtype: where and in what they are drawn. On a CUDA device the model's own type, so
-            that no tensor is ever there twice; other values than a CPU draws.
+        device, dtype: device and type that tensors are drawn on and in. A CUDA device draws in the
+            model's own type, so that it never holds a tensor twice. Its values are not a CPU's.
     """
     known = recipes(spec)
 
@@ -133,8 +132,9 @@ FIRST_FIELDS = frozenset(
 )
 """Fields that every identity contains.
 
-The list is closed: a field that is added to ModelSpec counts
-where it differs from its default, so that identities of models without it stay what they were."""
+The list is closed: a field that is added to ModelSpec counts only if it differs from its default.
+So identities of models without the field stay the same.
+"""
 
 NO_VALUES = frozenset({"name", "limit"})
 """Fields that do not change the weights' values."""
@@ -148,8 +148,8 @@ def weights_identity(
     """Return 16 hex digits that differ whenever the weights' values may differ.
 
     Args:
-        device: the type of device that they were drawn on.
-        held_in: the name of a type that they were rounded through before.
+        device: the type of device that the weights were drawn on.
+        held_in: the name of a type that the weights were rounded through before.
     """
     sizes = {
         key: value

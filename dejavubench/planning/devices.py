@@ -30,6 +30,7 @@ def device_numbers(plan: Plan, sources: int, sinks: int, devices: int) -> Device
     numbers = tuple(rank % devices for rank in range(sources + sinks))
     if not any(arm.to_device for arm in plan.running):
         return DeviceNumbers(numbers[:sources])
+    # Counting the sinks from device 0 again puts each of them on its own source's device.
     if any(arm.loopback for arm in plan.running):
         return DeviceNumbers(numbers[:sources], tuple(rank % devices for rank in range(sinks)))
     return DeviceNumbers(numbers[:sources], numbers[sources:])

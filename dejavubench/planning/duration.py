@@ -40,6 +40,7 @@ def probe() -> Rates:
     matrices = np.ones((256, 64, 64), dtype=np.float32)
     product = np.empty_like(matrices)
     passed = np.ones(32 * MIB // 8)
+    # The best of several: an interruption by another program only ever lengthens a pass.
     product_s = min(_timed(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10))
     read_s = min(_timed(passed.max) for _ in range(5))
     return Rates(matmul=2 * matrices.shape[0] * 64**3 / product_s, read=passed.nbytes / read_s)
@@ -97,6 +98,7 @@ def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float
     threads, depth = plan.experiment.threads, plan.experiment.pipeline_para_size
     prompt, token = compute_seconds(point, rates, threads)
     at_once = min(plan.sources, max(1, len(os.sched_getaffinity(0)) // threads))
+    # A pipeline of D stages with D microbatches is busy for 2 D − 1 turns of a stage.
     compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / at_once
     return compute + depth * naive_seconds(point, arm)
 

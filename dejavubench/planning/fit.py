@@ -45,8 +45,8 @@ def reasons(
     """Return why points cannot run on a host, and what they would need: point's id → reason.
 
     Args:
-        plan: all of its points are looked at.
-        host: what the host has.
+        plan: the plan whose points are examined.
+        host: the memory and GPUs of the host.
         sources, sinks: how many of the ranks are on the host; None: all.
     """
     sources = plan.sources if sources is None else sources

@@ -46,14 +46,15 @@ class Memory:
     """Bytes that one point takes, per rank: those of the rank that holds most.
 
     Attributes:
-        weights: of one source.
-        cache: of all microbatches in flight on one source, and of those they take turns in.
-        source: of a source: process, weights, cache, staging, host buffer, activations. On cuda,
-            staging, host buffer and bounce buffer are in (pinned) host memory, the rest on the GPU.
-        sink: of a sink: process, cache and staging. On cuda, what comes from device memory is on
-            its GPU, the rest in host memory.
-        disk: what a source writes to files.
-        staging: of a source.
+        weights: the model's weights on one source.
+        cache: caches of all microbatches in flight on one source, and the resident ones of a swap.
+        source: all memory of a source: process, weights, cache, staging, host buffer, activations.
+            On cuda, staging, host buffer and bounce buffer are in pinned host memory, the rest on
+            the GPU.
+        sink: all memory of a sink: process, cache and staging. On cuda, chunks from device memory
+            stay on its GPU, others in host memory.
+        disk: bytes that a source writes to files.
+        staging: the staging memory of a source; ``source`` includes it.
     """
 
     weights: int
@@ -87,6 +88,7 @@ def memory(plan: Plan, point: Point) -> Memory:
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
     staging = source_staging(plan, point.ubatch_size * point.input_len * geometry.token_nbytes)
+    # Arms of one destination reuse its buffer, whatever their level.
     kept = {
         arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory
     }

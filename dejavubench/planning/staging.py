@@ -33,7 +33,7 @@ def slot_nbytes(plan: Plan) -> int:
 
 
 def source_staging(plan: Plan, prompt_nbytes: int) -> Staging:
-    """Return the staging memory of a source. All arms share it.
+    """Return the staging memory of a source, which all its arms share.
 
     Args:
         prompt_nbytes: what the source streams of a microbatch's prompt.

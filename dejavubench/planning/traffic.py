@@ -178,6 +178,8 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
             are too many different region pairs to compute.
     """
     common = lcm(source.ubatch_size, sink.ubatch_size)
+    # Sizes 2 and 3 repeat every 6 requests: 600 requests cost no more work than 6. Requests that
+    # are no multiple end in a partial period, so they are computed whole.
     repeats = 1 if requests % common else requests // common
     some = requests // repeats
     pieces = requests_in_common(source.ubatch_size, sink.ubatch_size, some)
@@ -211,6 +213,7 @@ def requests_in_common(one: int, other: int, requests: int) -> int:
     Args:
         one, other: requests per microbatch of the two sides.
     """
+    # Pieces end where a microbatch of either side ends: ⌈n/a⌉ + ⌈n/b⌉ ends, less the common ones.
     return -(-requests // one) - (-requests // other) + (-requests // lcm(one, other))
 
 
@@ -221,7 +224,7 @@ def _volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volum
     def extents(positions: Span) -> int:
         return common_extents(out, _at(pair.source_region, positions), into)
 
-    token = out.region_nbytes(_at(pair.source_region, Span(0, 1)))  # all positions are alike
+    token = out.region_nbytes(_at(pair.source_region, Span(0, 1)))  # equal at every position
     return Volume(
         region_pairs=1,
         prompt_nbytes=point.input_len * token,
@@ -234,6 +237,7 @@ def _volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volum
 
 def common_extents(source: KVGeometry, region: Region, target: KVGeometry) -> int:
     """Return the pieces of a region of ``source`` that are contiguous in both caches, K and V."""
+    # K and V have equal bytes but, in ft, other strides: so extents are counted for each.
     half = source.region_nbytes(region) // len(BOTH)
     return sum(half // source.rows(kv, region, target).nbytes for kv in BOTH)
 

@@ -17,7 +17,7 @@ class Ceiling(Line):
     Attributes:
         value: best of ``samples``, in ``unit``.
         shape: which of the fixed list of shapes gave the best value.
-        durability: of the arms that it bounds, where it is the disk's.
+        durability: durability option of the arms that it bounds; None unless it is the disk's.
     """
 
     kind: Literal["ceiling"] = "ceiling"
@@ -31,7 +31,7 @@ class Ceiling(Line):
 
 
 class Alone(Line):
-    """An arm's chunks at level 3 without compute beside them, from the first chunk to the drain."""
+    """An arm's chunks at level 3 while nothing is computed, from the first chunk to the drain."""
 
     kind: Literal["alone"] = "alone"
     point: str
@@ -44,7 +44,7 @@ class CopyWays(Line):
     """How chunks left a source's GPU at one point.
 
     Attributes:
-        ways: by kind of chunk (prompt, token) the way, ``kernel`` or ``strided DMA``, and in words
+        ways: maps a kind of chunk (prompt, token) to its way, ``kernel`` or ``strided DMA``, with
             the measured ratio that it was chosen by.
     """
 

@@ -131,7 +131,7 @@ class RankEnvironment(_Shared):
     cores: list[int] = Field(default=[], description="cores that the process may run on")
     cpu_quota: float | None = Field(default=None, description="CPUs that the control group allows")
     cpu_demand: Annotated[Demand | None, _from_dict(Demand | None)] = Field(
-        default=None, description="threads of the host's ranks beside cores and quota"
+        default=None, description="threads of the host's ranks, its cores and its CPU quota"
     )
     stream_dir: Annotated[Place | None, _from_dict(Place | None)] = Field(
         default=None, description="folder that disk streams go to, and its file system"

@@ -1,4 +1,4 @@
-"""``run.json``: what was asked for, as validated, and where it ran."""
+"""``run.json``: the validated options of a run, its points and arms, and its environment."""
 
 from __future__ import annotations
 
@@ -86,9 +86,10 @@ class RunHeader(Model):
 
     Attributes:
         experiment: all options, as validated.
-        destinations: by mode, what analysis must know of each destination of the arms. Empty in
+        destinations: maps a mode to the facts that analysis needs of the destination. Empty in
             older records; :mod:`dejavubench.records.destinations` has theirs.
-        environment: where it ran, as written; :attr:`where` has the known keys with their types.
+        environment: facts about the host, as written; :attr:`where` has the known keys, with
+            their types.
     """
 
     schema_version: int = SCHEMA

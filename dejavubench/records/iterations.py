@@ -91,7 +91,8 @@ class HandOver(Line):
     """Hand-over of one iteration, on the source that sends the sinks the tokens so far.
 
     Attributes:
-        ms: from the end of its last computation until a sink's first token was reported to it.
+        ms: time from the end of the source's last computation until the report of a sink's first
+            token arrived there.
     """
 
     kind: Literal["handover"] = "handover"
@@ -106,9 +107,9 @@ class TakeOver(Line):
     """Hand-over of one iteration, on one sink.
 
     Attributes:
-        waited_ms: from the start until its cache was whole and the tokens so far were received.
-        first_ms: from then until its first new token of every microbatch.
-        token_ms: each later step, over all microbatches.
+        waited_ms: time from the start until the sink had its whole cache and the tokens so far.
+        first_ms: time from then until the sink's first new token of every microbatch.
+        token_ms: time of each later step, over all microbatches.
     """
 
     kind: Literal["takeover"] = "takeover"
@@ -127,7 +128,7 @@ class Swapping(Line):
     Attributes:
         resident: number of caches that were in place.
         nbytes: keys and values brought back.
-        bring_ms: time of bringing them back, beside the model.
+        bring_ms: time of bringing them back, which may overlap with the model's.
         wait_ms: time that the model waited for caches; part of its stall.
     """
 

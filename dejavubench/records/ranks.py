@@ -14,13 +14,14 @@ class RankInfo(Line):
     """First line of each rank's file.
 
     Attributes:
-        cores: that the process may run on.
+        cores: numbers of the cores that the process may run on.
         wait: how collectives wait, ``spin`` or ``yield``.
         staging_nbytes: bound of the staging memory on the host.
         staging_device_nbytes: bound of the staging memory on the device.
         device: name of the GPU that the rank computes or receives on; None on a CPU.
-        environment: as written; :attr:`where` has the known keys with their types.
-        run_id: of the run, as in its header; None in older records.
+        environment: facts about the rank, as written; :attr:`where` has the known keys, with
+            their types.
+        run_id: identifier of the run, as in its header; None in older records.
     """
 
     kind: Literal["rank"] = "rank"
@@ -110,8 +111,8 @@ class End(Line):
 
     Attributes:
         environment: facts known only at the end; :attr:`where` has the known keys with their types.
-        digest: of the lines before it. It shows that none was changed, lost or added since.
-        header_digest: of ``run.json``, on rank 0.
+        digest: digest of the lines before this one. It shows that none was changed, lost or added.
+        header_digest: digest of ``run.json``; rank 0 alone writes it.
     """
 
     kind: Literal["end"] = "end"

@@ -88,8 +88,8 @@ class Run:
 
     Attributes:
         first_exits: ranks that were the first of their host to exit without an End record.
-        hung: ranks that hung, and what was seen of them.
-        notes: findings about the files themselves, beside what the records say.
+        hung: maps a rank that hung to the reason why it is believed to hang.
+        notes: findings about the files, such as changes after the run.
     """
 
     path: Path
@@ -119,14 +119,17 @@ def read_rank(path: Path) -> RankLog:
         if not line.strip():
             continue
         try:
+            # Strict: the program wrote the file, so a number in quotes is damage.
             record = RECORD.validate_json(line, strict=True)
         except ValidationError as error:
             if number == len(lines) and error.errors()[0]["type"] == "json_invalid":
-                log.torn = True  # no newline behind it: the write was cut short
+                # The file does not end in a newline: a crash cut its last write short.
+                log.torn = True
                 continue
             raise RecordError(f"{path}:{number}: {_first_of(error)}") from None
         log.records.append(record)
         log.lines.append(number)
+        # An End record's digest covers the lines before it, so compare before adding its own line.
         if isinstance(record, End) and record.digest is not None:
             log.altered = record.digest != digest.hex()
         digest.add(line)
@@ -140,6 +143,7 @@ def read_run(folder: Path) -> Run:
         RecordError: no readable ``run.json``, another schema version, or a broken line.
     """
     path = folder / RUN_FILE
+    # A dangling link is a damaged run, not a folder without one: reading it names the reason.
     if not path.is_symlink() and not path.exists():
         raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
     content = _content(path)
@@ -169,6 +173,7 @@ def _altered(ranks: list[RankLog], header: bytes) -> list[str]:
     ends = [
         end.header_digest for log in ranks for end in log.of(End) if end.header_digest is not None
     ]
+    # Rank 0 alone digests run.json, which no rank file's digest covers.
     if any(digest != digest_of(header) for digest in ends):
         altered.insert(0, RUN_FILE)
     return [
@@ -183,7 +188,7 @@ def _header(path: Path, content: bytes) -> RunHeader:
     except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA or isinstance(version, bool):
+    if version != SCHEMA or isinstance(version, bool):  # True == 1 in Python
         raise RecordError(f"{path} has schema version {version}; this program reads {SCHEMA}")
     try:
         return RunHeader.model_validate(document, strict=True)

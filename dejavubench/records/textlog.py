@@ -71,7 +71,7 @@ class Entry(NamedTuple):
     """One record of the log.
 
     Attributes:
-        number: of the microbatch or, for TOTAL, of the iteration.
+        number: number of the microbatch or, for TOTAL, of the iteration.
         what: PROMPT, TOKEN, ALL-TOKEN or TOTAL.
     """
 
@@ -104,7 +104,7 @@ class TextLog:
     """The records of a log.
 
     Attributes:
-        entries: in the order of the file.
+        entries: complete records, in the order of the file.
         heads: beginnings of records without the rest.
         tails: ends of records without the rest.
         torn: line number of the first such piece.
@@ -125,7 +125,7 @@ class TextLog:
     def ranks(self) -> dict[int, RankTimes]:
         """Times by rank, once the log is read."""
         ranks: dict[int, RankTimes] = {}
-        # by rank and microbatch, until ALL-TOKEN ends them
+        # TOKEN lines of several ranks and microbatches alternate; ALL-TOKEN ends one of them.
         open_tokens: dict[tuple[int, int], list[float]] = {}
         for entry in self.entries:
             times, place = ranks.setdefault(entry.rank, RankTimes()), (entry.rank, entry.number)

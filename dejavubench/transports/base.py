@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
-from dejavubench.transports.session import Options, RankContext, Session
+from dejavubench.transports.contexts import Options, RankContext
+from dejavubench.transports.session import Session
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Missing:
     """Why a destination cannot run here.
 
     Attributes:
-        reason: said of its SKIPPED arm, where other arms run.
-        alone: the error where it is the only destination: what is wrong and what to do.
+        reason: text of its SKIPPED arm, if other arms run.
+        alone: text of the error if it is the only destination: what is wrong and what to do.
     """
 
     reason: str
@@ -41,9 +42,9 @@ class LoopbackVariant:
     """A variant in which a source and its sink share one GPU, so that nothing leaves it.
 
     Attributes:
-        option: the flag of the experiment that asks for it.
-        name: in place of the destination's, in names of arms and in tables.
-        label, style: in figures.
+        option: the experiment's flag that chooses the variant.
+        name: replaces the destination's name in names of arms and in tables.
+        label, style: label and style in figures.
     """
 
     option: str
@@ -57,13 +58,12 @@ class ProbeNames:
     """Which probes of a run bound or explain a destination, by their names in the records.
 
     Attributes:
-        ceiling: GB/s that the destination cannot exceed, where the model runs on a CPU.
-        ceiling_on_gpu: likewise where it runs on a GPU.
-        link_rate: GB/s of the link that it uses; None if no link's speed is predicted from.
-        message: microseconds of one naive message on this link.
-        held_against: probes of this library's own code, each with the raw loop that it is measured
-            in turn with.
-        overhead_of: probes of a naive loop that moves nothing, each with the loop that does.
+        ceiling: probe whose GB/s the destination cannot exceed if the model runs on a CPU.
+        ceiling_on_gpu: the same if the model runs on a GPU.
+        link_rate: probe of its link's GB/s; None if no probe measures the link's speed.
+        message: probe of the microseconds of one naive message on this link.
+        held_against: maps each probe of the library's code to the raw loop it alternates with.
+        overhead_of: maps each empty-loop probe to the loop whose overhead it measures.
     """
 
     ceiling: str | None = None
@@ -85,18 +85,18 @@ class Transport(ABC):
     Attributes:
         entry: the library's entry.
         order: place in figures and lists, ascending.
-        label: in figures; without it the destination's name.
+        label: label in figures; without it the destination's name.
         help: a few words for ``--help``, in brackets after the name.
-        style: in figures.
+        style: style in figures.
         options: names of the experiment's options that only concern this destination.
         copy_s: rough seconds of one naive copy or message of a few bytes, complete before the next.
         sync_s: rough seconds until a few bytes are on a storage device.
-        swapped_label: in figures, of caches swapped to this destination; None if none can be.
+        swapped_label: label in figures of swapping to this destination; None if it cannot.
         hands_over: sinks can go on with the request in the sources' place.
         resumes: a killed run can be resumed from what it has streamed here.
         loopback: the variant on one GPU, if there is one.
         library: the library that moves the chunks, as ``environment.gpu`` of a run spells it.
-        probe_names: see there.
+        probe_names: the probes that bound or explain the destination.
         probe_nbytes: bytes of storage that the probes of one durability option take.
     """
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from dejavubench.dejavulib.destinations.registry import DISK
 from dejavubench.transports.base import ProbeNames, Style, Transport
+from dejavubench.transports.contexts import ProbeContext, RankContext, SourceContext
 from dejavubench.transports.probe import DISK_CHUNKS, MESSAGE, Probe
-from dejavubench.transports.session import ProbeContext, RankContext, Session, SourceContext
+from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination, Stream

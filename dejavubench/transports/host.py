@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import HOST
 from dejavubench.transports.base import ProbeNames, Style, Transport
-from dejavubench.transports.session import RankContext, Session, SourceContext
+from dejavubench.transports.contexts import RankContext, SourceContext
+from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination

@@ -12,7 +12,8 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
-from dejavubench.transports.session import RankContext, RankSession, SinkContext, SourceContext
+from dejavubench.transports.contexts import RankContext, SinkContext, SourceContext
+from dejavubench.transports.session import RankSession
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination

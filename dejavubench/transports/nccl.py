@@ -15,15 +15,15 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
-from dejavubench.transports.session import (
+from dejavubench.transports.contexts import (
     Options,
     PointContext,
     ProbeContext,
     RankContext,
-    RankSession,
     SinkContext,
     SourceContext,
 )
+from dejavubench.transports.session import RankSession
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination

@@ -16,14 +16,14 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
-from dejavubench.transports.session import (
+from dejavubench.transports.contexts import (
     Options,
     ProbeContext,
     RankContext,
-    RankSession,
     SinkContext,
     SourceContext,
 )
+from dejavubench.transports.session import RankSession
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination

@@ -39,11 +39,13 @@ class Probe:
     """One thing to measure, and what it has given.
 
     Attributes:
-        name: in records.
+        name: the probe's name in records.
         unit: ``GB/s``, ``GFLOP/s`` or ``us``.
         run: measures once; returns the samples of all its shapes, none on a sink.
-        durability: the option in force, where it is the disk's.
-        samples: of each time.
+        durability: the durability option in force, on storage.
+        may_fail: an error is reported and the run goes on, as where a disk is full. Errors of other
+            probes end the run: on a link the other side would wait for ever.
+        samples: the samples of each measurement.
         problem: the first reason why a disk could not be measured.
     """
 
@@ -51,6 +53,7 @@ class Probe:
     unit: str
     run: Callable[[], list[Sample]]
     durability: str | None = None
+    may_fail: bool = False
     samples: list[list[Sample]] = field(default_factory=list)
     problem: str | None = None
 
@@ -61,7 +64,7 @@ class Probe:
         try:
             self.samples.append(self.run())
         except (OSError, StorageError) as error:
-            if self.durability is None:  # of a link, whose other side waits
+            if not self.may_fail:
                 raise
             why = getattr(error, "strerror", None) or error
             known, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"

@@ -27,7 +27,7 @@ VARIABLE = "DEJAVUBENCH_PLUGINS"
 RESERVED = frozenset({"none"})
 """Names that ``--streaming`` has for something other than a destination."""
 
-_SHARED = frozenset({"base", "probe", "recorded", "registry", "session", "tcp_token"})
+_SHARED = frozenset({"base", "contexts", "probe", "recorded", "registry", "session", "tcp_token"})
 """Modules of this package that are no transports. They are left out because ``--help`` is instant
 only if few modules are imported."""
 
@@ -93,6 +93,8 @@ def is_known(mode: object) -> bool:
     Raises:
         UsageError: it is none of this package's, and a plugin cannot be loaded.
     """
+    if not isinstance(mode, str):  # a config file may hold anything, also what no dict can look up
+        return False
     _load_builtin()
     if mode not in _registered:  # else a broken plugin is none of this run's business
         transports()
@@ -106,7 +108,12 @@ def problem_of(names: Iterable[str]) -> str | None:
         unknown = next((name for name in wanted if not is_known(name)), None)
     except UsageError as error:
         return str(error)
-    return None if unknown is None else f"there is no destination {unknown}: its plugin is missing"
+    if unknown is None:
+        return None
+    return (
+        f"no destination named {unknown} on this host; install its plugin here, "
+        f"or remove {unknown} from --streaming"
+    )
 
 
 def builtin_transports() -> tuple[Transport, ...]:

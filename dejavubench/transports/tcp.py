@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from dejavubench.dejavulib.destinations.registry import TCP
 from dejavubench.transports.base import Missing, ProbeNames, Style, Transport
-from dejavubench.transports.session import (
+from dejavubench.transports.contexts import (
     Options,
     Outside,
     PointContext,
     ProbeContext,
     RankContext,
-    Session,
     SourceContext,
 )
+from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination, Stream

@@ -54,9 +54,8 @@ def packed_bytes(cache: KVCache, regions: list[Region]) -> bytes:
     for region in regions:
         for kv in BOTH:
             tensor = cache.tensor(kv).view(INTEGERS[cache.geometry.itemsize]).numpy()
-            packed.append(
-                tensor[inside(cache.geometry, kv, region)].tobytes()
-            )  # in the tensor's own order
+            # numpy copies in the tensor's own order.
+            packed.append(tensor[inside(cache.geometry, kv, region)].tobytes())
     return b"".join(packed)
 
 

@@ -30,11 +30,7 @@ def shown(result: Result) -> list[dict[str, Any]]:
 def older_run(folder: Path) -> Path:
     """Write a run as older programs did, so that only the rules can tell what is wrong with it."""
     return write_run(
-        folder,
-        ARMS,
-        rounds=4,
-        sealed=False,
-        experiment={"target_overhead": 0.02, "verify": True},
+        folder, ARMS, rounds=4, sealed=False, experiment={"target_overhead": 0.02, "verify": True}
     )
 
 

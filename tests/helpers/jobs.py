@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,8 @@ from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RankInfo, Run
 
-HERE = Path(__file__).parent.parent
+TESTS = Path(__file__).parent.parent
+ROOT = TESTS.parent
 CLI = ("-m", "dejavubench")
 FP32 = ("--inference-data-type", "fp32")
 BF16 = ("--inference-data-type", "bf16")
@@ -45,6 +47,11 @@ GONE_WITHIN = 10.0
 """Seconds after a failure within which every process of a job must have ended."""
 
 
+def args(line: str) -> tuple[str, ...]:
+    """Split flags and their values at the spaces, as a shell does."""
+    return tuple(shlex.split(line))
+
+
 def mpirun_program() -> str:
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     program = shutil.which("mpirun", path=path)
@@ -60,10 +67,10 @@ def warm_server() -> Path | None:
         return None  # CUDA and NCCL behave differently in a forked process
     address = Path(tempfile.mkdtemp(prefix="warm-")) / "socket"
     server = subprocess.Popen(
-        [sys.executable, str(HERE / "warm" / "server.py"), str(address)],
+        [sys.executable, str(TESTS / "warm" / "server.py"), str(address)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert server.stdin is not None
     assert server.stdout is not None
@@ -103,8 +110,8 @@ class Job:
             if key not in ("DEJAVULIB_BASELINE", *LAUNCHED)
         }
         server = None if cold else warm_server()
-        by_server = () if server is None else ("-S", "-E", HERE / "warm" / "rank.py")
-        ours = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+        by_server = () if server is None else ("-S", "-E", TESTS / "warm" / "rank.py")
+        ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         ours |= {} if server is None else {"WARM_SOCKET": str(server)}
         self._out, self._err = cwd / "stdout", cwd / "stderr"
         with self._out.open("wb") as out, self._err.open("wb") as err:

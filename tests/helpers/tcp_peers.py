@@ -21,7 +21,7 @@ from dejavubench.dejavulib.destinations.tcp.handshake import Address
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
-from helpers.jobs import CLI, GONE_WITHIN, HERE, PATIENCE
+from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, ROOT
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"
@@ -53,7 +53,7 @@ class SinkProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=err,
                 cwd=cwd,
-                env={**inherited, "PYTHONPATH": str(HERE.parent), TOKEN_VARIABLE: token},
+                env={**inherited, "PYTHONPATH": str(ROOT), TOKEN_VARIABLE: token},
             )
 
     def __enter__(self) -> SinkProcess:

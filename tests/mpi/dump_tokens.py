@@ -13,7 +13,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench import rounds
-from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.scenarios import plain
 from dejavubench.cli import main
 

@@ -58,14 +58,12 @@ def throw(role: str, phase: str) -> None:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def work(*args: Any, **kwargs: Any) -> Any:
-            if now(phase) or (
-                phase == "load" and role == "sink"
-            ):  # a sink marks no load: it has nothing to load
+            # A sink loads nothing, so it never marks the phase `load`.
+            if now(phase) or (phase == "load" and role == "sink"):
                 struck()
                 raise RuntimeError("injected")
-            return (
-                0 if phase == "drain" and now("tokens") else original(*args, **kwargs)
-            )  # leave some for the drain
+            # For a fault in the drain, chunks must be left when the tokens end.
+            return 0 if phase == "drain" and now("tokens") else original(*args, **kwargs)
 
         return work
 
@@ -112,9 +110,8 @@ def disk_fails(phase: str, how: str, rank: str = "0") -> None:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(*args: Any) -> Any:
-            if int(rank) == RANK and (
-                now(phase) or (phase == "tokens" and now("drain"))
-            ):  # the helper lags behind
+            # The helper thread lags behind: it may write only in the drain.
+            if int(rank) == RANK and (now(phase) or (phase == "tokens" and now("drain"))):
                 struck()
                 raise OSError(code, os.strerror(code))
             return original(*args)
@@ -135,9 +132,8 @@ def lose_sink(phase: str, pid: str) -> None:
                 struck()
                 os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.2)
-            return (
-                0 if phase == "drain" and now("tokens") else original(*args)
-            )  # leave some for the drain
+            # For a fault in the drain, chunks must be left when the tokens end.
+            return 0 if phase == "drain" and now("tokens") else original(*args)
 
         return kill_before
 

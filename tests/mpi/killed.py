@@ -38,9 +38,8 @@ def kill_at(point: str, number: int, fraction: float) -> None:
                 if left < 0:
                     if point == "write":
                         file, at, data = args
-                        unit = (
-                            1 if file._durability != "direct" else PAGE
-                        )  # O_DIRECT writes whole pages
+                        # O_DIRECT writes whole pages only.
+                        unit = 1 if file._durability != "direct" else PAGE
                         part = int(fraction * len(data)) // unit * unit
                         original(file, at, data[:part])
                     os.kill(os.getpid(), signal.SIGKILL)

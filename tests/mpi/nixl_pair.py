@@ -39,9 +39,7 @@ def send(comm: MPI.Intracomm) -> list[str]:
     until = time.monotonic() + DEAF_S
     while time.monotonic() < until:
         complete = destination.completed(stream)
-    begun = sum(
-        one.transfer is not None or one.written for one in destination._under_way[stream.key]
-    )
+    begun = sum(one.write is not None or one.written for one in destination._under_way[stream.key])
     said = [f"{begun} of {CHUNKS} begun, {complete} complete"]
     comm.Barrier()
     wait_asleep(lambda: destination.completed(stream) == CHUNKS, "all chunks", 30.0)

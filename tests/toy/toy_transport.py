@@ -14,8 +14,9 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
+from dejavubench.transports.contexts import RankContext, SinkContext, SourceContext
 from dejavubench.transports.registry import register
-from dejavubench.transports.session import RankContext, RankSession, SinkContext, SourceContext
+from dejavubench.transports.session import RankSession
 
 
 class ToySession(RankSession):
@@ -34,10 +35,7 @@ class ToySession(RankSession):
 
 class ToyTransport(Transport):
     entry = DestinationEntry(
-        "toy",
-        source="toy_destination:ToyDestination",
-        sink="toy_destination:ToySink",
-        remote=True,
+        "toy", source="toy_destination:ToyDestination", sink="toy_destination:ToySink", remote=True
     )
     label = "toy by MPI"
     help = "an example: a remote deque"

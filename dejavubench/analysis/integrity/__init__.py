@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from dejavubench.analysis.integrity import beside, header, microbatches, ranks, rounds, textlogs
+from dejavubench.analysis.integrity import (
+    header,
+    microbatches,
+    otherrecords,
+    ranks,
+    rounds,
+    textlogs,
+)
 from dejavubench.records import RecordError, Run, read_run
 
 Rule = Callable[[Run], Iterator[str]]
@@ -22,7 +29,7 @@ STAGES: tuple[tuple[Rule, ...], ...] = (
     ranks.RULES,
     rounds.NAMES,
     rounds.RULES,
-    microbatches.RULES + beside.RULES,
+    microbatches.RULES + otherrecords.RULES,
 )
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 

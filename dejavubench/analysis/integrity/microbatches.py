@@ -77,6 +77,7 @@ def _unfinished(run: Run) -> Iterator[str]:
         and (well or rank == 0)
         and (item.point, item.arm) not in skipped
     }
+    # A killed run may hold one iteration that had no time to be completed.
     for key in list(left)[0 if well else 1 :]:
         yield f"rank-0000.jsonl: microbatches of {named(key)} exist, but its record is missing"
 

@@ -111,6 +111,7 @@ def _machine(run: Run) -> Iterator[str]:
     for info in (info for rank, info in run.of(RankInfo) if rank == 0):
         for key in SAME_ON_RANK_0:
             here, there = info.environment.get(key), known.get(key)
+            # Other facts may be missing in older records; the machine must agree.
             if here != there and there is not None and (here is not None or key == "machine"):
                 yield (
                     f"rank-0000.jsonl is of another run: its {key} is {here}, that of run.json is "

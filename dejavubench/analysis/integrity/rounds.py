@@ -149,6 +149,7 @@ def _complete(run: Run) -> Iterator[str]:
             for arm in run.header.arms
             if (point.id, arm.name) not in skipped
         }
+        # A killed run was in the middle of a round: some arms have one iteration more.
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         last = point is reached[-1] and not well if reached else False
         if high - low > last or (not last and low < max(iterations, 1)):

@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from dejavubench.bench.checks.bits import as_integers, difference_text
 from dejavubench.bench.checks.pieces import received_pieces
-from dejavubench.bench.plan.side import Side
+from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region, Span
 
@@ -20,13 +20,17 @@ NOTHING = Span(0, 0)
 
 
 def check_sink_caches(
-    caches: Sequence[KVCache], side: Side, comm: MPI.Intracomm, pattern: int, own: Span = NOTHING
+    caches: Sequence[KVCache],
+    view: WorkerView,
+    comm: MPI.Intracomm,
+    pattern: int,
+    own: Span = NOTHING,
 ) -> str | None:
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
     first = None
-    for ubatch, (cache, streams) in enumerate(zip(caches, side.remote(), strict=True)):
+    for ubatch, (cache, streams) in enumerate(zip(caches, view.remote(), strict=True)):
         piece = received_pieces(comm, cache)
-        found = compare(cache, streams, piece, pattern, side, ubatch, own)
+        found = compare(cache, streams, piece, pattern, view, ubatch, own)
         first = first or found  # the sources send all they have, so every cache is compared
     return first
 
@@ -36,7 +40,7 @@ def compare(
     streams: Sequence[Stream],
     piece: Piece,
     pattern: int,
-    side: Side,
+    view: WorkerView,
     ubatch: int,
     own: Span = NOTHING,
 ) -> str | None:
@@ -63,10 +67,10 @@ def compare(
                 place = expected[geometry.index(kv, region)[1:]]
                 place.copy_(piece(stream, region.layer(layer), kv).view(place.shape))
             written = geometry.index(kv, geometry.region(positions=own))[1:]
-            expected[written] = found[written]
+            expected[written] = found[written]  # equal by definition, so never a difference
             # Go on after a difference: the source sends all that it has.
             if first is None and not torch.equal(found, expected):
-                first = _first_difference(found, expected, inside, side, ubatch, layer, kv)
+                first = _first_difference(found, expected, inside, view, ubatch, layer, kv)
     return first
 
 
@@ -74,7 +78,7 @@ def _first_difference(
     found: torch.Tensor,
     expected: torch.Tensor,
     inside: Sequence[Stream],
-    side: Side,
+    view: WorkerView,
     ubatch: int,
     layer: int,
     kv: KV,
@@ -83,8 +87,8 @@ def _first_difference(
     wrong = torch.nonzero((found != expected).flatten()).flatten()
     streamed = torch.zeros_like(found, dtype=torch.bool)
     for stream in inside:
-        streamed[side.geometry.index(kv, stream.schedule.region)[1:]] = True
+        streamed[view.geometry.index(kv, stream.schedule.region)[1:]] = True
     at = int(wrong[0])
     was_streamed = bool(streamed.flatten()[at])
     element = layer * found.numel() + at
-    return difference_text(side, ubatch, kv, element, was_streamed, len(wrong))
+    return difference_text(view, ubatch, kv, element, was_streamed, len(wrong))

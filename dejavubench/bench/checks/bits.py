@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dejavubench.bench.plan.side import Side
+from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.dejavulib.kvcache import KV, KVGeometry, Region
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -31,16 +31,18 @@ def element_of(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int
     return int(np.ravel_multi_index(at, geometry.shape(kv)))
 
 
-def difference_text(side: Side, ubatch: int, kv: KV, element: int, inside: bool, count: int) -> str:
+def difference_text(
+    view: WorkerView, ubatch: int, kv: KV, element: int, inside: bool, count: int
+) -> str:
     """Say where a cache differs.
 
     Args:
         element: the first one that differs, counted in the whole K or V of this worker.
-        inside: it lies in a region that was streamed.
-        count: elements of the same layer that differ.
+        inside: true if it lies in a region that was streamed.
+        count: number of elements of the same layer that differ.
     """
-    layer, request, head, position, at = side.geometry.locate(kv, element)
-    layer, head = side.locate(layer, head)
+    layer, request, head, position, at = view.geometry.locate(kv, element)
+    layer, head = view.locate(layer, head)
     fault = "is not what the source has" if inside else "was written outside the streamed region"
     return (
         f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "

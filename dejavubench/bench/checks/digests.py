@@ -5,7 +5,7 @@ from __future__ import annotations
 import xxhash
 
 from dejavubench.bench.checks.bits import as_integers
-from dejavubench.bench.plan.side import Side
+from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, Span
 
 
@@ -21,9 +21,11 @@ def digests(cache: KVCache, positions: int) -> list[str]:
     return found
 
 
-def digests_differ(found: list[str], expected: list[str], side: Side, ubatch: int) -> str | None:
+def digests_differ(
+    found: list[str], expected: list[str], view: WorkerView, ubatch: int
+) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""
-    names = [(side.locate(layer, 0)[0], kv) for layer in range(side.geometry.layers) for kv in BOTH]
+    names = [(view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH]
     for (layer, kv), here, there in zip(names, found, expected, strict=True):
         if here != there:
             return f"microbatch {ubatch}, layer {layer}, {kv.upper()} is not what it is undisturbed"

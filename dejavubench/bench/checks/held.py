@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dejavubench.bench.checks.bits import as_integers, difference_text, element_of
-from dejavubench.bench.plan.side import Side
+from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
@@ -19,7 +19,8 @@ from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.machine import pulse
-from dejavubench.transports.session import Outside, Session
+from dejavubench.transports.contexts import Outside
+from dejavubench.transports.session import Session
 
 
 def check_destination(
@@ -28,7 +29,7 @@ def check_destination(
     manager: CacheManager,
     buffer: torch.Tensor,
     pattern: int,
-    side: Side,
+    view: WorkerView,
     ubatch: int,
 ) -> str | None:
     """Compare all that the destination holds of one microbatch; checksums come first.
@@ -54,10 +55,10 @@ def check_destination(
     try:
         for stream in streams:
             session.check(destination, stream)
-        found = compare_packed(fetch, manager.cache, streams, side, ubatch)
-        if found is None:
+        found = compare_packed(fetch, manager.cache, streams, view, ubatch)
+        if found is None:  # a wrong byte inside tells more than one outside
             outside = [session.outside(destination, stream, pattern) for stream in streams]
-            found = _written_outside(outside, side, ubatch)
+            found = _written_outside(outside, view, ubatch)
         return found
     except WrongBytesError as error:  # the destination itself noticed
         return str(error)
@@ -67,7 +68,7 @@ def compare_packed(
     fetch: Callable[[Stream, Chunk], torch.Tensor],
     cache: KVCache,
     streams: Sequence[Stream],
-    side: Side,
+    view: WorkerView,
     ubatch: int,
 ) -> str | None:
     """Compare what a destination holds with ``cache``, in the packed order of the schedules.
@@ -87,25 +88,25 @@ def compare_packed(
             found = packed.to(expected.device).view_as(expected)
             if not torch.equal(found, expected):
                 widths = [piece.shape[1] for piece in pieces]
-                return _first_difference(found != expected, widths, chunk, side, ubatch)
+                return _first_difference(found != expected, widths, chunk, view, ubatch)
     return None
 
 
 def _first_difference(
-    wrong: torch.Tensor, widths: list[int], chunk: Chunk, side: Side, ubatch: int
+    wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, ubatch: int
 ) -> str:
     """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
     layer = int(wrong.any(1).nonzero()[0])
     by_kv = wrong[layer].split(widths)
     differ, kv = next((each, kv) for each, kv in zip(by_kv, BOTH, strict=True) if each.any())
     region = chunk.region.layer(chunk.region.layers.start + layer)
-    element = element_of(side.geometry, kv, region, int(differ.nonzero()[0]))
-    return difference_text(side, ubatch, kv, element, True, int(differ.sum()))
+    element = element_of(view.geometry, kv, region, int(differ.nonzero()[0]))
+    return difference_text(view, ubatch, kv, element, True, int(differ.sum()))
 
 
-def _written_outside(found: Sequence[Outside | None], side: Side, ubatch: int) -> str | None:
+def _written_outside(found: Sequence[Outside | None], view: WorkerView, ubatch: int) -> str | None:
     """Say what a sink that compares for itself has found, in the whole model's numbers."""
     for outside in found:
         if outside is not None:
-            return difference_text(side, ubatch, outside.kv, outside.flat, False, outside.elements)
+            return difference_text(view, ubatch, outside.kv, outside.flat, False, outside.elements)
     return None

@@ -23,13 +23,13 @@ def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) ->
     A sink asks in the order of its own caches, which need not be the order of the streams here.
     """
     streams = {stream.key: (cache, stream.schedule.region) for cache, stream in held}
-    asked = np.empty(3, dtype=np.int64)
+    request = np.empty(3, dtype=np.int64)
     status = MPI.Status()
     for _ in range(sum(2 * region.layers.size for _, region in streams.values())):
         wait_asleep(lambda: comm.Iprobe(MPI.ANY_SOURCE, _ASK, status), "verification")
         peer = status.Get_source()
-        comm.Recv(asked, peer, _ASK)
-        number, layer, kv = asked.tolist()
+        comm.Recv(request, peer, _ASK)
+        number, layer, kv = request.tolist()
         cache, region = streams[peer, number]
         one_layer = region.layer(region.layers.start + layer)
         piece = as_integers(cache.piece(BOTH[kv], one_layer).contiguous()).cpu()

@@ -22,8 +22,9 @@ class Conditions:
     Args:
         world: all ranks.
         hosts: the host of each rank.
-        threads, helpers: numbers of this rank's threads; see :class:`Asker`.
-        cores: granted to this rank, before the program confined it to fewer.
+        threads: number of this rank's computing threads; see :class:`Asker`.
+        helpers: number of its helper threads.
+        cores: cores granted to this rank, before the program confined it to fewer.
         stream_dir: folder of its files; None if it streams to none.
     """
 

@@ -64,6 +64,7 @@ class ArmFailures:
         """
         if not arm.on_disk:
             return False
+        # The slowest rank may still wait for its disk: ranks meet asleep, as allgather would spin.
         sleeping_barrier(self._world, "agreement")
         return self.settle(arm, self._world.allgather(problem))
 

@@ -36,7 +36,7 @@ class Models:
             give_memory_back()
             self._loaded = (key, load_model(self._context, point))
         model = self._loaded[1]
-        requests = self._context.side(point).split.ubatch_size
+        requests = self._context.view(point).split.ubatch_size
         layout = KVLayout(point.kv_layout)
         model.compile(layout, requests, requests * point.input_len, say=self._say)
         return model
@@ -53,7 +53,7 @@ def load_model(context: RunContext, point: Point) -> GPT:
     held_in = None if held is None else dtype_of(held)
     if plan.checkpoint is not None:
         load_checkpoint(model, plan.checkpoint, held_in)
-    elif device.type == "cuda":
+    elif device.type == "cuda":  # drawn there, which is much faster than on the host
         model.load(random_weights(point.spec, plan.experiment.seed, device, multiplied), held_in)
     else:
         model.load(random_weights(point.spec, plan.experiment.seed), held_in)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dejavubench.bench.point.ends import Ends
+from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.config.arms import Arm
 from dejavubench.config.interrupted import stream_name
 from dejavubench.dejavulib.copies import device_staging, staging
@@ -18,18 +18,18 @@ from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.transports.session import SourceContext
+from dejavubench.transports.contexts import SourceContext
 
 Key = tuple[str, str | None]
 """The destination of an arm; arms of other levels share it."""
 
 
 @dataclass
-class Opened:
+class OpenDestination:
     """One open destination.
 
     Attributes:
-        managers: by level, one per microbatch.
+        managers: the cache managers by level, one per microbatch.
     """
 
     streamer: Streamer
@@ -41,8 +41,8 @@ class Files:
     """The files that a source's destinations on storage write.
 
     Attributes:
-        prefix: of their kind in their names, so that those of two scenarios can lie side by side.
-        may_stay: ``--keep`` leaves them.
+        prefix: text in their names, so that files of two scenarios can lie side by side.
+        may_stay: true if ``--keep`` leaves them.
         outlives_failure: an arm whose device fails computes its request to the end, and only this
             arm fails.
     """
@@ -65,24 +65,28 @@ class Outgoing:
     """
 
     def __init__(
-        self, ends: Ends, caches: list[KVCache], staging: SourceStaging, files: Files = STREAMED
+        self,
+        here: RankAtPoint,
+        caches: list[KVCache],
+        staging: SourceStaging,
+        files: Files = STREAMED,
     ) -> None:
-        self._ends = ends
+        self._here = here
         self._caches = caches
         self._staging = staging
         self._files = files
-        self._opened: dict[Key, Opened] = {}
+        self._opened: dict[Key, OpenDestination] = {}
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
-        side = self._ends.side
-        return side.remote() if arm.remote else side.local()
+        view = self._here.view
+        return view.remote() if arm.remote else view.local()
 
     def managers(self, arm: Arm, level: str) -> list[CacheManager]:
         """Return what streams each microbatch to the arm's destination at a level."""
         opened = self._open(arm)
         if level not in opened.managers:
-            streams, timeout = self.streams(arm), self._ends.context.experiment.drain_timeout
+            streams, timeout = self.streams(arm), self._here.experiment.drain_timeout
             opened.managers[level] = [
                 CacheManager(cache, streams[ubatch], LEVELS[level], opened.streamer, timeout)
                 for ubatch, cache in enumerate(self._caches)
@@ -99,6 +103,7 @@ class Outgoing:
         Called after the streams have begun, outside the clock.
         """
         streamer = self.streamer(arm)
+        # A stale byte in a slot or at the destination would look like one that was streamed.
         for slot in streamer.staging():
             slot.fill_(pattern)
         for ubatch in self.streams(arm):
@@ -114,12 +119,13 @@ class Outgoing:
         Returns:
             Milliseconds from the first chunk until the last one is complete.
         """
-        managers, side = self.managers(arm, DEFAULT_LEVEL), self._ends.side
+        # Nothing is computed, so every layer and step is announced as ready at once.
+        managers, view = self.managers(arm, DEFAULT_LEVEL), self._here.view
         began = time.perf_counter()
         for manager in managers:
-            for layer in range(side.geometry.layers):
+            for layer in range(view.geometry.layers):
                 manager.layer_ready(layer)
-            for step in range(side.point.generated):
+            for step in range(view.point.generated):
                 manager.step_ready(step)
         for manager in managers:
             manager.drain()
@@ -155,32 +161,32 @@ class Outgoing:
         for opened in self._opened.values():
             opened.streamer.close()
 
-    def _open(self, arm: Arm) -> Opened:
+    def _open(self, arm: Arm) -> OpenDestination:
         key = (arm.mode, arm.durability)
         if key not in self._opened:
             destination = self._destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.streamer(destination, holds_failure)
-            self._opened[key] = Opened(streamer)
+            self._opened[key] = OpenDestination(streamer)
         return self._opened[key]
 
     def _destination(self, arm: Arm) -> Destination:
-        ends, side = self._ends, self._ends.side
-        experiment, workspace = ends.context.experiment, ends.context.workspace
+        here, view = self._here, self._here.view
+        experiment, workspace = here.experiment, here.context.workspace
         kind = f"{self._files.prefix}{arm.durability}"
-        return ends.session(arm).open_source(
+        return here.session(arm).open_source(
             SourceContext(
                 caches=self._caches,
                 streams=self.streams(arm),
-                peers=side.peers(),
+                peers=view.peers(),
                 slots=self._staging.slots,
                 device=self._caches[0].k.device,
                 timeout=experiment.drain_timeout,
                 durability=arm.durability,
                 folder=workspace.stream_dir,
-                file_name=stream_name(workspace.run_id, side.point.id, side.topology.rank, kind),
+                file_name=stream_name(workspace.run_id, view.point.id, view.topology.rank, kind),
                 keep=experiment.keep and self._files.may_stay,
-                identity=ends.identity,
+                identity=here.identity,
             )
         )
 
@@ -188,8 +194,8 @@ class Outgoing:
 class SourceStaging:
     """The staging memory of one source, shared by all its arms: only one works at a time."""
 
-    def __init__(self, ends: Ends, cache: KVCache) -> None:
-        self._ends = ends
+    def __init__(self, here: RankAtPoint, cache: KVCache) -> None:
+        self._here = here
         self._cache = cache
         self._device = cache.k.device
         self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on
@@ -217,13 +223,13 @@ class SourceStaging:
     def fetched(self) -> torch.Tensor:
         """Return a slot of its own for what verification reads back."""
         if self._fetched is None:
-            self._fetched = staging(self._ends.side.slot_nbytes, 1, self.on_cuda)[0]
+            self._fetched = staging(self._here.view.slot_nbytes, 1, self.on_cuda)[0]
         return self._fetched
 
     def slots(self, kind: str) -> list[torch.Tensor]:
         """Return the staging slots on a type of device, ``cpu`` or ``cuda``."""
         if kind not in self._slots:
-            nbytes, slots = self._ends.side.slot_nbytes, self._count
+            nbytes, slots = self._here.view.slot_nbytes, self._count
             self._slots[kind] = (
                 device_staging(nbytes, slots, self._device)
                 if kind == "cuda"
@@ -233,11 +239,11 @@ class SourceStaging:
 
     @property
     def _count(self) -> int:
-        return self._ends.context.experiment.staging_slots
+        return self._here.experiment.staging_slots
 
     def _stage_on_device(self) -> DeviceStaging:
-        nbytes = self._ends.side.slot_nbytes
+        nbytes = self._here.view.slot_nbytes
         on_device = DeviceStaging(device_staging(nbytes, self._count, self._device))
-        whole = self._ends.side.local()[0][0].schedule
+        whole = self._here.view.local()[0][0].schedule
         on_device.calibrate(self._cache, whole.all_chunks(LEVELS[DEFAULT_LEVEL]))
         return on_device

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from dejavubench.bench.point.ends import Ends
+from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -23,7 +23,7 @@ from dejavubench.dejavulib.receiver import (
 )
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
-from dejavubench.transports.session import SinkContext
+from dejavubench.transports.contexts import SinkContext
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Sink:
         pattern: the byte that its caches were filled with before the newest iteration.
     """
 
-    def __init__(self, ends: Ends, model: GPT | None = None) -> None:
-        self.ends = ends
-        self.side = ends.side
+    def __init__(self, here: RankAtPoint, model: GPT | None = None) -> None:
+        self.here = here
+        self.view = here.view
         self.model = model
         self.pattern = 0
         self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
@@ -63,7 +63,7 @@ class Sink:
         for receiver in self._receivers_of(mode, level):
             for slot in receiver.slots:
                 slot.fill_(pattern)
-            receiver.begin()
+            receiver.begin()  # after the fill: from here on a chunk may arrive at any time
 
     def receive(self, mode: str, level: str) -> Received:
         """Receive all that the sources stream in one iteration."""
@@ -79,12 +79,13 @@ class Sink:
 
     def caches(self, mode: str) -> list[KVCache]:
         """Return the cache of each microbatch on the device that the mode brings it to."""
+        # Modes that bring the cache to the same device share it: only one arm works at a time.
         device = self._device_of(mode)
         if device.type not in self._caches:
-            dtype = dtype_of(self.side.point.data_type)
+            dtype = dtype_of(self.view.point.data_type)
             self._caches[device.type] = [
-                KVCache.allocate(self.side.geometry, dtype, device)
-                for _ in range(self.side.ubatches)
+                KVCache.allocate(self.view.geometry, dtype, device)
+                for _ in range(self.view.ubatches)
             ]
         return self._caches[device.type]
 
@@ -94,7 +95,7 @@ class Sink:
             endpoint.close()
 
     def _device_of(self, mode: str) -> torch.device:
-        own = self.ends.context.devices.own
+        own = self.here.context.devices.own
         return own if DESTINATIONS[mode].device_memory else torch.device("cpu")
 
     def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
@@ -112,15 +113,15 @@ class Sink:
 
     def _streams(self, mode: str) -> list[tuple[KVCache, Stream]]:
         """Return every stream, with the cache that it fills."""
-        caches = zip(self.caches(mode), self.side.remote(), strict=True)
+        caches = zip(self.caches(mode), self.view.remote(), strict=True)
         return [(cache, stream) for cache, streams in caches for stream in streams]
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
-            opened = self.ends.context.sessions[mode].open_sink(
+            opened = self.here.context.sessions[mode].open_sink(
                 SinkContext(
                     self._streams(mode),
-                    self.side.peers(),
+                    self.view.peers(),
                     lambda: self._slots_of(mode),
                     self._device_of(mode),
                 )

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dejavubench.bench.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
-from dejavubench.bench.clock import MicrobatchClock
-from dejavubench.bench.point.ends import Ends
+from dejavubench.bench.engine.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
+from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.prompts import make_prompts
+from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.outgoing import Outgoing, SourceStaging
-from dejavubench.bench.point.prompts import make_prompts
-from dejavubench.bench.point.steps import steps_of
+from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
@@ -28,18 +28,18 @@ class Source:
         maker: the batch maker over these caches.
     """
 
-    def __init__(self, ends: Ends, model: GPT) -> None:
-        plan, side = ends.context.plan, ends.side
-        self.ends = ends
-        self.side = side
+    def __init__(self, here: RankAtPoint, model: GPT) -> None:
+        plan, view = here.context.plan, here.view
+        self.here = here
+        self.view = view
         self.model = model
         self.caches = [
-            KVCache.allocate(side.geometry, model.dtype, model.device) for _ in range(side.ubatches)
+            KVCache.allocate(view.geometry, model.dtype, model.device) for _ in range(view.ubatches)
         ]
-        self.prompts = make_prompts(side.point, side.ubatches, plan.experiment.seed, plan.prompts)
+        self.prompts = make_prompts(view.point, view.ubatches, plan.experiment.seed, plan.prompts)
         self.maker = self.maker_over(self.caches)
-        self.staging = SourceStaging(ends, self.caches[0])
-        self.outgoing = Outgoing(ends, self.caches, self.staging)
+        self.staging = SourceStaging(here, self.caches[0])
+        self.outgoing = Outgoing(here, self.caches, self.staging)
         self._silent = [NoStreaming() for _ in self.caches]
 
     def maker_over(
@@ -48,12 +48,12 @@ class Source:
         before_step: Callable[[int, int], None] | None = None,
     ) -> BatchMaker:
         """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`."""
-        plan, workers = self.ends.context.plan, self.ends.context.workers
+        plan, workers = self.here.context.plan, self.here.context.workers
         assert workers is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
-        asked = [each.tokens for each in self.prompts]
-        output_len = self.side.point.output_len
-        return BatchMaker(self.model, steps, workers, asked, output_len, before_step)
+        prompt_tokens = [each.tokens for each in self.prompts]
+        output_len = self.view.point.output_len
+        return BatchMaker(self.model, steps, workers, prompt_tokens, output_len, before_step)
 
     def undisturbed(self, mark: Mark) -> list[MicrobatchClock]:
         """Run one iteration without streaming; its tokens are what every arm must give."""
@@ -89,9 +89,10 @@ class Source:
 
     def write_tokens(self, generated: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
-        if self.side.topology.rank == 0:
-            asked = [each.unpadded() for each in self.prompts]
-            self.ends.context.workspace.recorder.generated(self.side.point.id, asked, generated)
+        if self.view.topology.rank == 0:
+            prompt_ids = [each.unpadded() for each in self.prompts]
+            recorder = self.here.context.workspace.recorder
+            recorder.generated(self.view.point.id, prompt_ids, generated)
 
     def close(self) -> None:
         self.outgoing.close()

@@ -16,17 +16,17 @@ from dejavubench.records import HELD_AGAINST, Ceiling
 from dejavubench.transports.probe import Probe
 
 PAIRS = 4
-"""How often a destination and its raw loop are run in turn, one or the other first, after a round.
-"""
+"""Times that a destination and its raw loop are run in turn after a round."""
 
 
 class Ceilings:
     """The probes that make sense on one rank at one point.
 
     Args:
-        probes: in the order in which they run; of several with one name and durability the first.
-        held_against: names of probes of the library's own code, and of the raw loop of each.
-        closing: is closed with the probes.
+        probes: all probes in the order in which they run. Of several with one name and durability
+            only the first one runs.
+        held_against: maps each probe of the library's own code to its raw loop.
+        closing: a stack that is closed with the probes.
     """
 
     def __init__(
@@ -58,12 +58,15 @@ class Ceilings:
         for number in range(PAIRS):
             for pair in pairs:
                 counts = [len(probe.samples) for probe in pair]
+                # One or the other first: what the first one leaves in caches helps both equally.
                 problems += [_measured(probe) for probe in pair[:: 1 if number % 2 else -1]]
                 if any(
                     len(probe.samples) == count for probe, count in zip(pair, counts, strict=True)
                 ):
+                    # Sample i of a destination is held against sample i of its raw loop. So a
+                    # half-measured pair is dropped, or all later ones would be off by one.
                     for probe, count in zip(pair, counts, strict=True):
-                        del probe.samples[count:]  # samples of a pair are compared one by one
+                        del probe.samples[count:]
         return [problem for problem in problems if problem is not None]
 
     def records(self, point: str) -> Iterator[Ceiling]:

@@ -15,10 +15,11 @@ from dejavubench.dejavulib.kvcache import KVGeometry
 from dejavubench.parallel.topology import Topology
 from dejavubench.records import HELD_AGAINST
 from dejavubench.transports.base import Transport
+from dejavubench.transports.contexts import ProbeContext
 from dejavubench.transports.loops.meeting import Meeting
 from dejavubench.transports.probe import Probe
 from dejavubench.transports.registry import transport
-from dejavubench.transports.session import ProbeContext, Session
+from dejavubench.transports.session import Session
 
 
 def ceilings_of(
@@ -41,12 +42,15 @@ def ceilings_of(
 
     Args:
         sessions: this rank's part in each destination, by its name.
-        durabilities: by destination, the options of its arms.
-        comm: nothing else is under way there while probes run.
-        dtype, multiplied: what the cache and the model's products are in.
-        geometry, input_len: of this worker's cache, and positions of the prompt.
-        slot_nbytes: of a staging slot.
-        folder, file_name: where files are made, and how their names begin.
+        durabilities: durability options of the arms, by destination.
+        comm: a communicator on which nothing else is under way while probes run.
+        dtype: the type of the cache.
+        multiplied: the type that the model multiplies in.
+        geometry: geometry of this worker's cache.
+        input_len: positions of the prompt.
+        slot_nbytes: bytes of a staging slot.
+        folder: the folder of the probes' files.
+        file_name: the beginning of their names.
         say: prints a line for the user.
     """
     if topology.worker != 0:
@@ -55,7 +59,7 @@ def ceilings_of(
     chosen = sorted(map(transport, sessions), key=_order)
     probes: list[Probe] = []
     if is_source and device.type == "cuda":
-        # torch's CUDA libraries are loaded where there is a device, not before
+        # Imported here: torch's CUDA libraries are loaded where there is a device, not before.
         from dejavubench.bench.probes.device import DeviceProbes
 
         probes += DeviceProbes(device, dtype, geometry, input_len, slot_nbytes).probes()

@@ -84,10 +84,10 @@ class DeviceProbes:
     They allocate their memory at the beginning, so that no measurement has to.
 
     Args:
-        device: where the model runs.
-        dtype: what the model computes in.
-        geometry: of this source's cache; ``gather`` is measured in its layout and sizes.
-        input_len: positions of the prompt, which ``gather`` packs a layer of.
+        device: the device that the model runs on.
+        dtype: the type that the model computes in.
+        geometry: geometry of this source's cache, whose layout and sizes ``gather`` has.
+        input_len: positions of the prompt, of which ``gather`` packs one layer.
         slot_nbytes: bytes of a staging slot.
     """
 
@@ -236,7 +236,7 @@ class _Gathers:
     """Packings of a prompt's layer in a cache like the point's, one for each of some layers.
 
     Attributes:
-        nbytes: of one layer.
+        nbytes: bytes of one layer.
     """
 
     packings: list[Packing]

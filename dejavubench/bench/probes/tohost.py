@@ -86,6 +86,7 @@ class WayToHost:
         torch.cuda.synchronize(self._device)
         began, begun, arrived = time.perf_counter(), 0, 0
         while arrived < CHUNKS:
+            # As many under way as there are slots: a slot is used again once its chunk has arrived.
             while begun < min(CHUNKS, arrived + SLOTS) and self._staging.has_room:
                 packed = self._pinned[begun % SLOTS][: self._nbytes]
                 self._staging.begin(transfer, self._packing, packed)

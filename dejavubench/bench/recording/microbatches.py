@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from dejavubench.bench.batchmaker import Streamed
-from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.engine.batchmaker import Streamed
+from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.dejavulib.transfers import StreamStats
 from dejavubench.records import Microbatch, PhaseStreaming
 
@@ -31,7 +31,8 @@ def microbatch_record(
 
     Args:
         number: the microbatch's number among those in flight.
-        cpu_s, helper_cpu_s: CPU seconds of the model, and of the helper threads.
+        cpu_s: CPU seconds of the model.
+        helper_cpu_s: CPU seconds of the helper threads.
     """
     return Microbatch(
         **when,

@@ -17,7 +17,7 @@ class Progress:
 
     Args:
         total: iterations that are known to come; more rounds for precision may add to them.
-        shown: off on all ranks but one.
+        shown: false on all ranks but one.
     """
 
     def __init__(self, total: int, shown: bool) -> None:

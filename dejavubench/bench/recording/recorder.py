@@ -89,8 +89,10 @@ class Recorder:
             tokens: [microbatches, B, T].
         """
         lines = []
-        for ubatch, (asked, answered) in enumerate(zip(prompts, tokens.tolist(), strict=True)):
-            for request, (prompt, new) in enumerate(zip(asked, answered, strict=True)):
+        for ubatch, (prompt_ids, new_tokens) in enumerate(
+            zip(prompts, tokens.tolist(), strict=True)
+        ):
+            for request, (prompt, new) in enumerate(zip(prompt_ids, new_tokens, strict=True)):
                 line = {
                     "point": point,
                     "ubatch": ubatch,

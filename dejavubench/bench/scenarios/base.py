@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import Mark
-from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.engine.batchmaker import Mark
+from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When
@@ -29,8 +29,8 @@ class Recorded:
     Attributes:
         total_ms: this source's part of the figure that overheads are made of; None on sinks, and
             in scenarios that are no whole request.
-        ubatches: for the text logs.
-        note: for the progress line, if there is more to say than the round.
+        ubatches: records of the microbatches, for the text logs.
+        note: text for the progress line, if there is more to say than the round.
     """
 
     total_ms: float | None = None
@@ -99,14 +99,15 @@ class ScenarioKind:
     """A scenario, as the registry lists it.
 
     Attributes:
-        source, sink: make the part of a source, and of a sink, at one point.
-        once: the run goes through it once; there are no rounds, and nothing is measured beside it.
+        source: makes the part of a source at one point.
+        sink: makes the part of a sink at one point.
+        single_pass: the run goes through its arms once. There are no rounds and no ceilings.
         sinks_compute: sinks have a part of the model.
-        alone: the destinations of its arms are also measured alone, without compute.
+        measured_without_compute: the destinations of its arms are also measured on their own.
     """
 
     source: Callable[[Source], ScenarioPart]
     sink: Callable[[Sink], ScenarioPart]
-    once: bool = False
+    single_pass: bool = False
     sinks_compute: bool = False
-    alone: bool = True
+    measured_without_compute: bool = True

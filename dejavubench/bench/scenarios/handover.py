@@ -16,12 +16,12 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
-from dejavubench.bench.clock import MicrobatchClock
-from dejavubench.bench.point.prompts import make_prompts
+from dejavubench.bench.engine.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
+from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.prompts import make_prompts
+from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.point.steps import steps_of
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
@@ -50,19 +50,19 @@ def first_answerer(topology: Topology) -> int:
 
 
 class HandOverSource(PlainSource):
-    """The part of a source: it generates the first tokens."""
+    """Generates the first tokens on a source, and sends them to the sinks."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self._topology = source.side.topology
-        self._comm = source.ends.context.comms.handover
+        self._topology = source.view.topology
+        self._comm = source.here.context.comms.handover
         self._sends = self._topology.rank == token_sender(self._topology)
         self._under_way: list[MPI.Request] = []
         self._handed_over_ms: float | None = None
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         super().expect(undisturbed, tokens)
-        sleeping_bcast(self.source.ends.context.ranks.world, tokens)
+        sleeping_bcast(self.source.here.world, tokens)
 
     def expected_part(self) -> torch.Tensor:
         return self.expected[..., : self.generated.shape[-1]]
@@ -71,7 +71,7 @@ class HandOverSource(PlainSource):
         self, streams: list[Streamed], arm: Arm, mark: Mark
     ) -> tuple[list[MicrobatchClock], float]:
         return self.source.maker.run(
-            streams, mark, self.source.side.point.generated, self._send_tokens
+            streams, mark, self.source.view.point.generated, self._send_tokens
         )
 
     def run(self, arm: Arm, mark: Mark) -> None:
@@ -81,7 +81,7 @@ class HandOverSource(PlainSource):
 
     def record(self, arm: Arm, when: When) -> Recorded:
         if self._handed_over_ms is not None:
-            write = self.source.ends.context.workspace.recorder.write
+            write = self.source.here.write
             write(records.HandOver(**when, ms=self._handed_over_ms))
         return super().record(arm, when)
 
@@ -109,9 +109,9 @@ class TakenOver:
     """One iteration on one sink, in milliseconds by its own clock.
 
     Attributes:
-        waited_ms: from the start until the cache was whole and the tokens were known.
-        first_ms: from then until every microbatch has its first token, as far as this stage goes.
-        rest_ms: each later step, over all microbatches.
+        waited_ms: time from the start until the cache was whole and the tokens were known.
+        first_ms: time from then until every microbatch has its first token on this stage.
+        rest_ms: time of each later step, over all microbatches.
         tokens: new tokens [requests, T − k]; empty on stages that do not see them.
     """
 
@@ -122,7 +122,7 @@ class TakenOver:
 
 
 class HandOverSink(PlainSink):
-    """The part of a sink: it receives the cache and generates the other tokens."""
+    """Receives the cache on a sink, and generates the other tokens."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink)
@@ -130,7 +130,7 @@ class HandOverSink(PlainSink):
         self._taken = TakenOver()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
-        known = sleeping_bcast(self.sink.ends.context.ranks.world, None)
+        known = sleeping_bcast(self.sink.here.world, None)
         super().expect(undisturbed, known.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -150,7 +150,7 @@ class HandOverSink(PlainSink):
     def record(self, arm: Arm, when: When) -> Recorded:
         recorded = super().record(arm, when)
         taken = self._taken
-        self.sink.ends.context.workspace.recorder.write(
+        self.sink.here.write(
             records.TakeOver(
                 **when,
                 waited_ms=taken.waited_ms,
@@ -160,8 +160,8 @@ class HandOverSink(PlainSink):
         )
         return recorded
 
-    def own(self) -> Span:
-        point = self.sink.side.point
+    def self_written_positions(self) -> Span:
+        point = self.sink.view.point
         return Span(point.streamed, point.written)
 
 
@@ -169,20 +169,21 @@ class Successor:
     """A sink's model, which goes on over the caches that its receivers have filled.
 
     Args:
-        caches: where the sources' keys and values arrive, one per microbatch.
+        caches: those that the sources' keys and values arrive in, one per microbatch.
     """
 
     def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
-        context, side = sink.ends.context, sink.side
+        context, view = sink.here.context, sink.view
         model, workers, plan = sink.model, context.workers, context.plan
         assert model is not None
         assert workers is not None
-        asked = replace(side.point, ubatch_size=side.split.ubatch_size)
-        self._prompts = make_prompts(asked, side.ubatches, plan.experiment.seed, plan.prompts)
+        # Prompts are cut into this side's microbatches, which may be larger than the sources'.
+        sink_point = replace(view.point, ubatch_size=view.split.ubatch_size)
+        self._prompts = make_prompts(sink_point, view.ubatches, plan.experiment.seed, plan.prompts)
         steps = steps_of(model, caches, self._prompts, plan.sampling)
         prompts = [each.tokens for each in self._prompts]
-        self._maker = BatchMaker(model, steps, workers, prompts, side.point.output_len)
-        self._side, self._comm = side, context.comms.handover
+        self._maker = BatchMaker(model, steps, workers, prompts, view.point.output_len)
+        self._view, self._comm = view, context.comms.handover
         self._silent: list[Streamed] = [NoStreaming() for _ in caches]
 
     def run(self, began: float) -> TakenOver:
@@ -191,11 +192,13 @@ class Successor:
         Args:
             began: the beginning of the iteration, by ``perf_counter``.
         """
-        topology, point = self._side.topology, self._side.point
+        topology, point = self._view.topology, self._view.point
         clocks = self._maker.clocks()
         if topology.rank in token_receivers(topology):
             self._receive_tokens(clocks)
         ready = time.perf_counter()
+        # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
+        # and gives the sinks' first one. It is step_ms[0] below, hence the [1:].
         self._maker.go_on(clocks, self._silent, point.generated, point.generated + 1)
         first = time.perf_counter()
         if topology.rank == first_answerer(topology):
@@ -206,15 +209,15 @@ class Successor:
 
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Put the sources' tokens where this stage would have put its own."""
-        point = self._side.point
+        point = self._view.point
         known = torch.empty(point.requests, point.generated, dtype=torch.long)
-        message = self._comm.Irecv(known.numpy(), token_sender(self._side.topology), _TOKENS)
+        message = self._comm.Irecv(known.numpy(), token_sender(self._view.topology), _TOKENS)
         wait_asleep(message.Test, "the sources' tokens")
         for clock, prompts in zip(clocks, self._prompts, strict=True):
             clock.tokens = list(known[prompts.numbers].unbind(1))
 
     def _tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
-        new = self._side.point.output_len - self._side.point.generated
+        new = self._view.point.output_len - self._view.point.generated
         if len(clocks[0].tokens) < new:
             return torch.empty(0)
         return torch.cat([torch.stack(clock.tokens[-new:], dim=1) for clock in clocks])

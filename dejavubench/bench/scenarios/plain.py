@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import Mark, Streamed, tokens_of
 from dejavubench.bench.checks.arrived import check_sink_caches
 from dejavubench.bench.checks.held import check_destination
 from dejavubench.bench.checks.pieces import serve_pieces
-from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.engine.batchmaker import Mark, Streamed, tokens_of
+from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Received, Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When, microbatch_record
@@ -20,12 +20,13 @@ from dejavubench.dejavulib.kvcache import Span
 
 
 @dataclass(frozen=True)
-class Ran:
+class SourceIteration:
     """One iteration on one source.
 
     Attributes:
-        makespan_ms: from the first submission to the last drain.
-        cpu_s, helper_cpu_s: CPU seconds per microbatch of the model, and of the helper threads.
+        makespan_ms: time from the first submission to the last drain.
+        cpu_s: CPU seconds of the model, per microbatch.
+        helper_cpu_s: CPU seconds of the helper threads, per microbatch.
     """
 
     clocks: list[MicrobatchClock]
@@ -35,19 +36,19 @@ class Ran:
 
 
 class PlainSource(ScenarioPart):
-    """The part of a source."""
+    """Runs the batch maker over a source's caches, whose chunks stream away meanwhile."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source = source
         self.outgoing = source.outgoing
         self._pattern = 0
-        self._ran = Ran([], 0.0, 0.0, 0.0)
+        self._newest = SourceIteration([], 0.0, 0.0, 0.0)
 
     @property
     def clocks(self) -> list[MicrobatchClock]:
         """The clocks of the newest iteration."""
-        return self._ran.clocks
+        return self._newest.clocks
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         self._pattern = pattern
@@ -57,8 +58,9 @@ class PlainSource(ScenarioPart):
         cpu, helper = time.process_time(), self.helper_cpu_s(arm)
         clocks, makespan_ms = self.iterate(self.streams(arm), arm, mark)
         helper = self.helper_cpu_s(arm) - helper
-        cpu = time.process_time() - cpu - helper  # of the whole process, helper threads included
-        self._ran = Ran(clocks, makespan_ms, cpu / len(clocks), helper / len(clocks))
+        # process_time counts every thread, so the helpers' share comes off.
+        cpu = time.process_time() - cpu - helper
+        self._newest = SourceIteration(clocks, makespan_ms, cpu / len(clocks), helper / len(clocks))
         self.generated = tokens_of(clocks)
 
     def iterate(
@@ -76,17 +78,18 @@ class PlainSource(ScenarioPart):
         return self.outgoing.cpu_seconds(arm)
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        ran, write = self._ran, self.source.ends.context.workspace.recorder.write
+        newest, write = self._newest, self.source.here.write
         ubatches = [
-            microbatch_record(when, number, clock, stream, ran.cpu_s, ran.helper_cpu_s)
+            microbatch_record(when, number, clock, stream, newest.cpu_s, newest.helper_cpu_s)
             for number, (clock, stream) in enumerate(
-                zip(ran.clocks, self.streams(arm), strict=True)
+                zip(newest.clocks, self.streams(arm), strict=True)
             )
         ]
         for each in ubatches:
             write(each)
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
-        total = ran.clocks[0].total_ms if len(ran.clocks) == 1 else ran.makespan_ms
+        only = newest.clocks[0] if len(newest.clocks) == 1 else None
+        total = newest.makespan_ms if only is None else only.total_ms
         return Recorded(total, ubatches)
 
     def verify(self, arm: Arm) -> str | None:
@@ -95,13 +98,13 @@ class PlainSource(ScenarioPart):
         managers = self.outgoing.managers(arm, arm.level)
         if arm.remote:  # the sinks compare, and this side sends what it has
             held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
-            serve_pieces(self.source.ends.context.comms.verification, held)
+            serve_pieces(self.source.here.context.comms.verification, held)
             return None
-        session, outgoing = self.source.ends.session(arm), self.outgoing
+        session, outgoing = self.source.here.session(arm), self.outgoing
         destination, buffer = outgoing.streamer(arm).destination, outgoing.fetch_buffer()
         for ubatch, manager in enumerate(managers):
             found = check_destination(
-                session, destination, manager, buffer, self._pattern, self.source.side, ubatch
+                session, destination, manager, buffer, self._pattern, self.source.view, ubatch
             )
             if found:
                 return found
@@ -115,7 +118,7 @@ class PlainSource(ScenarioPart):
 
 
 class PlainSink(ScenarioPart):
-    """The part of a sink; in arms that do not stream to other ranks it has nothing to do."""
+    """Receives what the sources stream; idle in arms that do not stream to other ranks."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
@@ -137,7 +140,7 @@ class PlainSink(ScenarioPart):
             self._received = self.sink.receive(arm.mode, arm.level)
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        self.sink.ends.context.workspace.recorder.write(
+        self.sink.here.write(
             records.SinkActivity(
                 **when,
                 nbytes=self._received.nbytes,
@@ -150,11 +153,13 @@ class PlainSink(ScenarioPart):
     def verify(self, arm: Arm) -> str | None:
         if not arm.remote:
             return None
-        comm = self.sink.ends.context.comms.verification
+        comm = self.sink.here.context.comms.verification
         caches = self.sink.caches(arm.mode)
-        return check_sink_caches(caches, self.sink.side, comm, self.sink.pattern, self.own())
+        return check_sink_caches(
+            caches, self.sink.view, comm, self.sink.pattern, self.self_written_positions()
+        )
 
-    def own(self) -> Span:
+    def self_written_positions(self) -> Span:
         """Return the positions that this sink has written itself."""
-        streamed = self.sink.side.point.streamed
+        streamed = self.sink.view.point.streamed
         return Span(streamed, streamed)

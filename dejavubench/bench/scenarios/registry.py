@@ -1,8 +1,10 @@
 """The scenarios by name, and which one a run, or an arm of it, goes through."""
 
-# A new scenario is one file of this package and one line in SCENARIOS: `load`, in which a cache is
-# read back into the model, will be such a file. Scenarios do not know how a cache is laid out. A
-# paged layout is the matter of the library's geometry and schedule, and changes nothing here.
+# A new scenario is one file of this package and one line in SCENARIOS. Outside the package it needs
+# a name in `Scenario` of config/arms.py, the rule there that says which arms go through it, the
+# option that asks for it in config/options/, and perhaps a record in records/iterations.py.
+# CONTRIBUTING lists these places. Scenarios do not know how a cache is laid out: a paged layout is
+# the matter of the library's geometry and schedule, and changes nothing here.
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from dejavubench.config.arms import Arm, Scenario
 SCENARIOS: Mapping[Scenario, ScenarioKind] = {
     "plain": ScenarioKind(plain.PlainSource, plain.PlainSink),
     "handover": ScenarioKind(handover.HandOverSource, handover.HandOverSink, sinks_compute=True),
-    "swap": ScenarioKind(swap.SwapSource, swap.SwapSink, alone=False),
-    "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, once=True),
+    "swap": ScenarioKind(swap.SwapSource, swap.SwapSink, measured_without_compute=False),
+    "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, single_pass=True),
 }
 """Every scenario, by the name that arms have for it."""
 
@@ -28,14 +30,14 @@ def sinks_compute(arms: Sequence[Arm]) -> bool:
     return any(SCENARIOS[arm.scenario].sinks_compute for arm in arms)
 
 
-def measured_alone(arm: Arm) -> bool:
+def measured_without_compute(arm: Arm) -> bool:
     """Return whether the arm's destination is also measured without compute."""
-    return arm.streams and SCENARIOS[arm.scenario].alone
+    return arm.streams and SCENARIOS[arm.scenario].measured_without_compute
 
 
-def once(arms: Sequence[Arm]) -> bool:
+def single_pass(arms: Sequence[Arm]) -> bool:
     """Return whether the run goes through its arms once, without rounds."""
-    return any(SCENARIOS[arm.scenario].once for arm in arms)
+    return any(SCENARIOS[arm.scenario].single_pass for arm in arms)
 
 
 class Scenarios:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import Mark, Streamed, tokens_of
-from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.engine.batchmaker import Mark, Streamed, tokens_of
+from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When
@@ -33,7 +33,7 @@ class PutBack:
     """All that one source has put back of its microbatches.
 
     Attributes:
-        ms: what reading, checking and scattering took.
+        ms: time of reading, checking and scattering.
     """
 
     restored: list[Restored]
@@ -92,15 +92,17 @@ def _agree_on_first(context: RunContext, steps: int | None) -> int:
     """Return the first step that is computed again, on every rank. Collective.
 
     Args:
-        steps: that this source has; None on a sink.
+        steps: number of steps that this source has; None on a sink.
     """
+    # A stage cannot compute a step whose hidden states the stage before does not send again, so the
+    # rank with the fewest steps decides for all.
     everywhere = context.ranks.world.allgather(steps)
     # The new token of the last step is not known: that step is computed again.
     return max(min(found for found in everywhere if found is not None) - 1, 0)
 
 
 class RestartSource(PlainSource):
-    """The part of a source."""
+    """Puts a source's caches back from the files, streams them anew, and goes on."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
@@ -116,7 +118,7 @@ class RestartSource(PlainSource):
 
     def run(self, arm: Arm, mark: Mark) -> None:
         source = self.source
-        context, embeds = source.ends.context, source.model.shard.first
+        context, embeds = source.here.context, source.model.shard.first
         mark("restore")
         self._back = put_back(context.saved, source.caches, embeds)
         sleeping_barrier(context.ranks.world, "restore")
@@ -136,10 +138,12 @@ class RestartSource(PlainSource):
         if source.model.shard.first:
             for clock, tokens in zip(clocks, self._back.tokens(first), strict=True):
                 clock.tokens = list(tokens)
+        # The killed run's files are only read. This run's own files get the old steps as well, so
+        # that they are whole without the old ones.
         mark("stream again")
         began = time.perf_counter()
         for stream, clock in zip(streams, clocks, strict=True):
-            for layer in range(source.side.geometry.layers):
+            for layer in range(source.view.geometry.layers):
                 stream.layer_ready(layer)
             for step in range(first):
                 known = clock.tokens[step - 1].numpy() if step and clock.tokens else None
@@ -152,7 +156,7 @@ class RestartSource(PlainSource):
         return clocks
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        context, back, clocks = self.source.ends.context, self._back, self._clocks
+        context, back, clocks = self.source.here.context, self._back, self._clocks
         interrupted = context.plan.interrupted
         assert interrupted is not None
         before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
@@ -179,14 +183,14 @@ class RestartSource(PlainSource):
 
 
 class RestartSink(PlainSink):
-    """The part of a sink, which only takes part in what all ranks agree on."""
+    """Sink side of a restart, which only takes part in what all ranks agree on."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink)
         self._first = 0
 
     def run(self, arm: Arm, mark: Mark) -> None:
-        context = self.sink.ends.context
+        context = self.sink.here.context
         mark("restore")
         sleeping_barrier(context.ranks.world, "restore")
         self._first = _agree_on_first(context, None)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from dejavubench import records
-from dejavubench.bench.batchmaker import BatchMaker, Mark, Streamed
 from dejavubench.bench.checks.digests import digests, digests_differ
-from dejavubench.bench.clock import MicrobatchClock
+from dejavubench.bench.engine.batchmaker import BatchMaker, Mark, Streamed
+from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.outgoing import Files, Outgoing
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When
@@ -37,19 +37,19 @@ class Swap:
 
 
 class SwapSource(PlainSource):
-    """The part of a source."""
+    """Computes over the caches in place on a source, while the swapper moves the others."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.outgoing = Outgoing(source.ends, source.caches, source.staging, SWAPPED)
+        self.outgoing = Outgoing(source.here, source.caches, source.staging, SWAPPED)
         self._swaps: dict[str, Swap] = {}
-        # The same caches for all stores: one arm works at a time.
+        # Host memory and disk as stores share these caches: only one arm works at a time.
         self._resident: list[KVCache] = []
         self._digests: list[list[str]] = []  # of each microbatch's undisturbed cache
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         super().expect(undisturbed, tokens)
-        written = self.source.side.point.written
+        written = self.source.view.point.written
         self._digests = [digests(cache, written) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -76,7 +76,7 @@ class SwapSource(PlainSource):
     def record(self, arm: Arm, when: When) -> Recorded:
         recorded = super().record(arm, when)
         cost = self._swap(arm).swapper.cost
-        context = self.source.ends.context
+        context = self.source.here.context
         context.workspace.recorder.write(
             records.Swapping(
                 **when,
@@ -90,10 +90,10 @@ class SwapSource(PlainSource):
 
     def verify(self, arm: Arm) -> str | None:
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
-        side, swapper = self.source.side, self._swap(arm).swapper
+        view, swapper = self.source.view, self._swap(arm).swapper
         for ubatch, expected in enumerate(self._digests):
-            found = digests(swapper.bring_back(ubatch), side.point.written)
-            if differs := digests_differ(found, expected, side, ubatch):
+            found = digests(swapper.bring_back(ubatch), view.point.written)
+            if differs := digests_differ(found, expected, view, ubatch):
                 return differs
         return None
 
@@ -110,13 +110,13 @@ class SwapSource(PlainSource):
 
     def _swap(self, arm: Arm) -> Swap:
         if arm.mode not in self._swaps:
-            source, experiment = self.source, self.source.ends.context.experiment
+            source, experiment = self.source, self.source.here.experiment
             if not self._resident:
-                dtype, geometry = source.caches[0].k.dtype, source.side.geometry
+                dtype, geometry = source.caches[0].k.dtype, source.view.geometry
                 self._resident = [
                     KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
                 ]
-            streams = [stream for (stream,) in source.side.local()]
+            streams = [stream for (stream,) in source.view.local()]
             streamer = self.outgoing.streamer(arm)
             swapper = Swapper(self._resident, streams, streamer, experiment.drain_timeout)
             maker = source.maker_over(swapper.current, swapper.step_begins)
@@ -125,4 +125,4 @@ class SwapSource(PlainSource):
 
 
 class SwapSink(PlainSink):
-    """The part of a sink, which is there for other arms: it has nothing to do."""
+    """Sink side of a swap arm: idle, because only sources swap."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dejavubench.bench.environment.conditions import Conditions
-from dejavubench.bench.plan.schedule import Schedule
-from dejavubench.bench.plan.side import Side, side_of
+from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.layout.worker import WorkerView, view_of
 from dejavubench.bench.startup.communicators import Communicators
 from dejavubench.bench.startup.destinations import Sessions
 from dejavubench.bench.startup.devices import Devices
@@ -24,14 +24,14 @@ class RunContext:
     """All that one rank has from the start of a run to its end.
 
     Attributes:
-        schedule: the plan, and what of it runs here.
+        runnable: the plan, and which arms and points of it run here.
         workers: connects the workers of this side; None on a sink without a model.
         conditions: cores, CPU time and file system of this rank.
         sessions: this rank's part in each destination.
         saved: the files that a killed run has left of this rank, where that run is resumed.
     """
 
-    schedule: Schedule
+    runnable: RunnablePlan
     ranks: Ranks
     devices: Devices
     workspace: Workspace
@@ -44,18 +44,18 @@ class RunContext:
     @property
     def plan(self) -> Plan:
         """The run, as rank 0 has resolved it."""
-        return self.schedule.plan
+        return self.runnable.plan
 
     @property
     def experiment(self) -> Experiment:
         """The options of the run."""
-        return self.schedule.experiment
+        return self.runnable.experiment
 
     @property
     def computes(self) -> bool:
         """True if this rank has a part of the model."""
         return self.workers is not None
 
-    def side(self, point: Point, rank: int | None = None) -> Side:
-        """Return the side of this rank, or of another one, at a point."""
-        return side_of(self.experiment, point, self.ranks.topology, rank)
+    def view(self, point: Point, rank: int | None = None) -> WorkerView:
+        """Return the part of this rank, or of another one, at a point."""
+        return view_of(self.experiment, point, self.ranks.topology, rank)

@@ -8,19 +8,20 @@ from functools import partial
 
 import torch
 
-from dejavubench.bench.plan.schedule import Schedule
-from dejavubench.bench.plan.side import side_of
+from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.layout.worker import view_of
 from dejavubench.bench.startup.ranks import Ranks, agree, agree_on_reasons
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point
 from dejavubench.models.dtypes import dtype_of
-from dejavubench.transports.session import PointContext, RankContext, Session
+from dejavubench.transports.contexts import PointContext, RankContext
+from dejavubench.transports.session import Session
 
 Sessions = Mapping[str, Session]
 """This rank's part in each destination, by the destination's name."""
 
 
-def load_destinations(schedule: Schedule, ranks: Ranks, device: torch.device) -> Sessions:
+def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device) -> Sessions:
     """Load each destination's libraries, before any other library that streams. Collective.
 
     Raises:
@@ -32,9 +33,9 @@ def load_destinations(schedule: Schedule, ranks: Ranks, device: torch.device) ->
         ranks.is_source,
         ranks.topology.worker,
         device,
-        schedule.experiment,
+        runnable.experiment,
     )
-    sessions = {name: each.session(rank) for name, each in schedule.transports.items()}
+    sessions = {name: each.session(rank) for name, each in runnable.transports.items()}
 
     def load() -> None:
         for session in sessions.values():
@@ -54,11 +55,11 @@ def meet_other_sides(sessions: Sessions, ranks: Ranks) -> None:
         agree(ranks.world, session.meet)
 
 
-def refused_points(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+def refused_points(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     """Announce every point to the other sides; return why points are refused. Collective."""
     refused: dict[str, str] = {}
-    for point in schedule.points:
-        context = point_context(schedule.experiment, point, ranks)
+    for point in runnable.points:
+        context = point_context(runnable.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
         with ExitStack() as held:
             refusals = [partial(each.refusal, context, held) for each in sessions.values()]
@@ -79,9 +80,9 @@ def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointCo
     pairs = [
         (rank, sink)
         for rank in topology.sources
-        for sink in side_of(experiment, point, topology, rank).peers()
+        for sink in view_of(experiment, point, topology, rank).peers()
     ]
-    local = side_of(experiment, point, topology).local() if ranks.is_source else []
+    local = view_of(experiment, point, topology).local() if ranks.is_source else []
     return PointContext(
         pairs=pairs,
         streams=[stream for ubatch in local for stream in ubatch],

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError
@@ -23,10 +23,10 @@ class Devices:
     """The devices of a run.
 
     Attributes:
-        own: where this rank computes, or receives what comes by NCCL or NIXL.
+        own: the device where this rank computes, or receives what comes by NCCL or NIXL.
         computing: the type of device that all workers compute on.
         native_bf16: the CPU of every rank multiplies bf16.
-        loopback: how NCCL works between ranks that share a GPU, where they may and do.
+        loopback: facts on how NCCL works between ranks that share a GPU, where they may and do.
     """
 
     own: torch.device
@@ -63,13 +63,13 @@ class Devices:
         return compute_dtype(dtype, self.computing, self.native_bf16)
 
 
-def take_device(schedule: Schedule, ranks: Ranks) -> torch.device:
+def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
     """Choose the device of this rank among those of its host, if it needs one.
 
     Raises:
         UsageError: this host has no CUDA device, or too few.
     """
-    plan, receives = schedule.plan, any(arm.to_device for arm in schedule.arms)
+    plan, receives = runnable.plan, any(arm.to_device for arm in runnable.arms)
     if plan.experiment.device != "cuda" or not (ranks.is_source or receives):
         return torch.device("cpu")
     count = torch.cuda.device_count()
@@ -82,6 +82,7 @@ def take_device(schedule: Schedule, ranks: Ranks) -> torch.device:
         raise UsageError(refused)
     numbers = device_numbers(plan, sources, sinks, count)
     of_role = numbers.sources if ranks.is_source else numbers.sinks
+    # Ranks of one side take the devices of their host in turn, in the order of their numbers.
     before = ranks.on_this_host(range(ranks.side.start, ranks.rank))
     device = torch.device("cuda", of_role[before])
     torch.cuda.set_device(device)
@@ -90,6 +91,8 @@ def take_device(schedule: Schedule, ranks: Ranks) -> torch.device:
 
 def _share_devices(ranks: Ranks, device: torch.device, allowed: bool) -> LoopbackFacts | None:
     """Tell NCCL which ranks share a GPU. NCCL is not loaded where no two ranks use GPUs."""
+    # This is no matter of the destination `nccl` alone: the parts of one model that lie on several
+    # GPUs exchange their hidden states by NCCL, whatever the destination is.
     on_cuda = device.type == "cuda"
     with_device = cast(MPI.Intracomm, ranks.world.Split(0 if on_cuda else 1, ranks.rank))
 

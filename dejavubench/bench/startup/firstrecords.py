@@ -36,7 +36,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     for session in context.sessions.values():
         environment |= session.facts()
     staging = _staging(context)
-    peers = {peer for point in context.schedule.points for peer in context.side(point).peers()}
+    peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}
     workspace.recorder.write(
         records.RankInfo(
             rank=topology.rank,
@@ -60,16 +60,16 @@ def _write_rank(context: RunContext, spin: bool) -> None:
 
 def _staging(context: RunContext) -> Staging:
     """Return the most staging memory that this rank uses at any point."""
-    sides = [context.side(point) for point in context.schedule.points]
+    views = [context.view(point) for point in context.runnable.points]
     if context.ranks.is_source:
-        prompts = [side.local()[0][0].schedule.step_nbytes(0) for side in sides]
+        prompts = [view.local()[0][0].schedule.step_nbytes(0) for view in views]
         return source_staging(context.plan, max(prompts))
-    return sink_staging(context.plan, max(sum(map(len, side.remote())) for side in sides))
+    return sink_staging(context.plan, max(sum(map(len, view.remote())) for view in views))
 
 
 def _write_run(context: RunContext, command: list[str]) -> None:
-    experiment, schedule, ranks = context.experiment, context.schedule, context.ranks
-    points = [point_info(point, schedule.skipped.get(point.id)) for point in context.plan.points]
+    experiment, runnable, ranks = context.experiment, context.runnable, context.ranks
+    points = [point_info(point, runnable.skipped.get(point.id)) for point in context.plan.points]
     header = records.RunHeader(
         name=experiment.name,
         run_id=context.workspace.run_id,
@@ -93,5 +93,5 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         if arm.skipped:
             for info in points:
                 write(records.Skipped(point=info.id, arm=arm.name, reason=arm.skipped))
-    for id, reason in schedule.skipped.items():
+    for id, reason in runnable.skipped.items():
         write(records.Skipped(point=id, reason=reason))

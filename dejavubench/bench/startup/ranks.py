@@ -30,6 +30,7 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
         found.append(prepare())
     except UsageError as error:
         problem = str(error)
+    # A rank that failed takes part as well: raising at once would leave the others waiting here.
     for message in world.allgather(problem):
         if message is not None:
             raise UsageError(message)
@@ -44,7 +45,7 @@ def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -
     """
     merged: dict[str, str] = {}
     for reasons in world.allgather(agree(world, find)):
-        merged = {**reasons, **merged}
+        merged = {**reasons, **merged}  # what is in `merged` already, of a lower rank, wins
     return merged
 
 
@@ -53,10 +54,10 @@ class Ranks:
     """All ranks as one of them sees them.
 
     Attributes:
-        world: control messages between measurements.
+        world: the communicator for control messages between measurements.
         topology: this rank's place.
         hosts: the host of each rank.
-        cores: granted to this rank, before the program confines it to fewer.
+        cores: cores granted to this rank, before the program confines it to fewer.
         cores_on_host: number of cores granted to the ranks of this host together.
         native_bf16: the CPU of every rank multiplies bf16.
     """

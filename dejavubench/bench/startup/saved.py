@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dejavubench.bench.plan.identity import identity
-from dejavubench.bench.plan.side import Side
+from dejavubench.bench.layout.identity import identity
+from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.config.interrupted import Interrupted
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.base import StreamingError
@@ -12,7 +12,9 @@ from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.errors import UsageError
 
 
-def open_saved(plan: Plan, interrupted: Interrupted, side: Side, device: str) -> list[SavedStream]:
+def open_saved(
+    plan: Plan, interrupted: Interrupted, view: WorkerView, device: str
+) -> list[SavedStream]:
     """Open the files that this source has left, one per microbatch.
 
     Args:
@@ -21,15 +23,15 @@ def open_saved(plan: Plan, interrupted: Interrupted, side: Side, device: str) ->
     Raises:
         UsageError: one of them cannot be resumed, as :class:`SavedStream` says.
     """
-    rank = side.topology.rank
-    expected = identity(plan, side.point, device, interrupted.run_id, rank)
+    rank = view.topology.rank
+    expected = identity(plan, view.point, device, interrupted.run_id, rank)
     name = interrupted.stream_name(rank)
     try:
         return [
             SavedStream(
                 interrupted.stream_dir / streamfile.file_name(name, stream.id), stream, expected
             )
-            for (stream,) in side.local()
+            for (stream,) in view.local()
         ]
     except StreamingError as error:
         raise UsageError(f"resume: {error}") from None

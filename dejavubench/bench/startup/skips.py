@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from dejavubench.bench.plan.schedule import Schedule
-from dejavubench.bench.plan.side import side_of
+from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.layout.worker import view_of
 from dejavubench.bench.startup.destinations import Sessions
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
 from dejavubench.config.experiment import Experiment
@@ -14,24 +14,24 @@ from dejavubench.planning import fit
 from dejavubench.units import nbytes_text
 
 
-def reasons_here(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+def reasons_here(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     """Return why points cannot run on some rank's host, by point. Collective."""
-    return agree_on_reasons(ranks.world, lambda: _reasons(schedule, ranks, sessions))
+    return agree_on_reasons(ranks.world, lambda: _reasons(runnable, ranks, sessions))
 
 
-def _reasons(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
-    plan, experiment = schedule.plan, schedule.experiment
+def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+    plan, experiment = runnable.plan, runnable.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
     found = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
-    if not schedule.on_disk or not ranks.is_source:
+    if not runnable.on_disk or not ranks.is_source:
         return found
     directory = experiment.stream_dir or experiment.log_dir
     existing = next(
         folder for folder in (directory, *directory.absolute().parents) if folder.exists()
     )
     room = shutil.disk_usage(existing).free
-    kinds = {(arm.mode, arm.durability) for arm in schedule.on_disk}
-    probes = _probe_nbytes(schedule) if experiment.ceilings and ranks.rank == 0 else 0
+    kinds = {(arm.mode, arm.durability) for arm in runnable.on_disk}
+    probes = _probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
     kept = 0  # files of earlier points that stay (--keep)
     for point in plan.points:
         if point.id in found:
@@ -51,7 +51,7 @@ def _reasons(schedule: Schedule, ranks: Ranks, sessions: Sessions) -> dict[str, 
 
 def _stored_nbytes(experiment: Experiment, point: Point, ranks: Ranks, sessions: Sessions) -> int:
     """Return the bytes of one arm's files of all microbatches of this source."""
-    streams = side_of(experiment, point, ranks.topology).local()
+    streams = view_of(experiment, point, ranks.topology).local()
     return sum(
         session.stored_nbytes(stream)
         for session in sessions.values()
@@ -60,7 +60,7 @@ def _stored_nbytes(experiment: Experiment, point: Point, ranks: Ranks, sessions:
     )
 
 
-def _probe_nbytes(schedule: Schedule) -> int:
+def _probe_nbytes(runnable: RunnablePlan) -> int:
     """Return the bytes of the files that probes write."""
-    durabilities = {arm.durability for arm in schedule.on_disk}
-    return sum(each.probe_nbytes for each in schedule.transports.values()) * len(durabilities)
+    durabilities = {arm.durability for arm in runnable.on_disk}
+    return sum(each.probe_nbytes for each in runnable.transports.values()) * len(durabilities)

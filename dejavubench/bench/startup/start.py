@@ -9,9 +9,8 @@ from mpi4py import MPI
 
 from dejavubench import records
 from dejavubench.bench.environment.conditions import Conditions
-from dejavubench.bench.plan.schedule import Schedule
-from dejavubench.bench.plan.side import side_of
-from dejavubench.bench.scenarios import registry
+from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.layout.worker import view_of
 from dejavubench.bench.startup import destinations, skips
 from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
 from dejavubench.bench.startup.context import RunContext
@@ -27,43 +26,46 @@ from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
 from dejavubench.planning import fit
 
 
-def start(plan: Plan, command: list[str], watch: Watch | None) -> RunContext:
+def start(plan: Plan, command: list[str], watch: Watch | None, sinks_compute: bool) -> RunContext:
     """Prepare a run. Collective.
 
     Args:
         plan: the same on every rank.
         command: as it was typed, for the record.
         watch: watches the ranks of this host, on the rank that has started it.
+        sinks_compute: sinks have a part of the model as well.
 
     Raises:
         UsageError: on every rank, if the run cannot start on any of them.
     """
-    experiment, schedule = plan.experiment, Schedule(plan)
+    experiment, runnable = plan.experiment, RunnablePlan(plan)
     ranks = _join(plan)
-    device = agree(ranks.world, lambda: take_device(schedule, ranks))
-    sessions = destinations.load_destinations(schedule, ranks, device)
+    device = agree(ranks.world, lambda: take_device(runnable, ranks))
+    sessions = destinations.load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
-    skipped = skips.reasons_here(schedule, ranks, sessions)
+    # Points that lack memory or disk are taken out first, so that no other side reserves for them.
+    skipped = skips.reasons_here(runnable, ranks, sessions)
     destinations.meet_other_sides(sessions, ranks)
-    schedule = replace(schedule, skipped=skipped)
-    refused = destinations.refused_points(schedule, ranks, sessions)
-    schedule = replace(schedule, skipped=skipped | refused)
-    fit.refuse_if_none_runs(plan, schedule.skipped)
-    saved = agree(ranks.world, lambda: _open_saved(schedule, ranks, devices))
-    workspace = Workspace.open(schedule, ranks)
+    runnable = replace(runnable, skipped=skipped)
+    refused = destinations.refused_points(runnable, ranks, sessions)
+    runnable = replace(runnable, skipped=skipped | refused)
+    fit.refuse_if_none_runs(plan, runnable.skipped)
+    saved = agree(ranks.world, lambda: _open_saved(runnable, ranks, devices))
+    # Only here, where nothing can be refused any more: a refused run leaves no empty folder.
+    workspace = Workspace.open(runnable, ranks)
     if watch is not None:
         watch.note_in(workspace.folder / records.first_exit_file(ranks.rank))
     comms = Communicators.make(ranks)
     spin = may_spin(ranks, experiment.threads)
-    computes = ranks.is_source or registry.sinks_compute(schedule.arms)
+    computes = ranks.is_source or sinks_compute
     context = RunContext(
-        schedule,
+        runnable,
         ranks,
         devices,
         workspace,
         comms,
         connect_workers(comms, ranks, devices.own, spin) if computes else None,
-        _find_conditions(schedule, ranks, workspace, experiment.threads if computes else 1),
+        _find_conditions(runnable, ranks, workspace, experiment.threads if computes else 1),
         sessions,
         saved,
     )
@@ -84,21 +86,22 @@ def _join(plan: Plan) -> Ranks:
     return ranks
 
 
-def _open_saved(schedule: Schedule, ranks: Ranks, devices: Devices) -> list[SavedStream]:
-    plan = schedule.plan
+def _open_saved(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> list[SavedStream]:
+    plan = runnable.plan
     if plan.interrupted is None or not ranks.is_source:
         return []
-    (point,) = schedule.points
-    side = side_of(plan.experiment, point, ranks.topology)
-    return open_saved(plan, plan.interrupted, side, devices.computing)
+    (point,) = runnable.points
+    view = view_of(plan.experiment, point, ranks.topology)
+    return open_saved(plan, plan.interrupted, view, devices.computing)
 
 
 def _find_conditions(
-    schedule: Schedule, ranks: Ranks, workspace: Workspace, threads: int
+    runnable: RunnablePlan, ranks: Ranks, workspace: Workspace, threads: int
 ) -> Conditions:
     """Exchange what each rank asks of its host's cores. Collective."""
-    helpers = int(ranks.is_source and bool(schedule.streaming))
-    writes = ranks.is_source and bool(schedule.on_disk)
+    # A helper thread per destination exists, but arms take turns: one of them is at work.
+    helpers = int(ranks.is_source and bool(runnable.streaming))
+    writes = ranks.is_source and bool(runnable.on_disk)
     stream_dir = workspace.stream_dir if writes else None
     return Conditions(
         ranks.world, list(ranks.hosts), threads, helpers, set(ranks.cores), stream_dir

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from dejavubench.bench.plan.schedule import Schedule
+from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
@@ -24,7 +24,7 @@ class Workspace:
     Attributes:
         run_id: unique to the run.
         folder: the run's folder on this host.
-        stream_dir: where streamed files go.
+        stream_dir: the folder of streamed files.
         recorder: this rank's records.
     """
 
@@ -34,18 +34,18 @@ class Workspace:
     recorder: Recorder
 
     @classmethod
-    def open(cls, schedule: Schedule, ranks: Ranks) -> Workspace:
+    def open(cls, runnable: RunnablePlan, ranks: Ranks) -> Workspace:
         """Make the run's folders and open this rank's file in them. Collective.
 
         Raises:
             UsageError: on every rank, if a folder cannot be made or written.
         """
-        experiment = schedule.experiment
+        experiment = runnable.experiment
         directory = experiment.stream_dir
         if directory is not None:
             agree(ranks.world, lambda: _make_stream_dir(directory))
         run_id, folder = _make_folder(experiment, ranks.world)
-        recorder = agree(ranks.world, lambda: _open_recorder(folder, schedule, ranks.rank))
+        recorder = agree(ranks.world, lambda: _open_recorder(folder, runnable, ranks.rank))
         return cls(run_id, folder, directory or folder, recorder)
 
 
@@ -90,9 +90,9 @@ def _new_folder(log_dir: Path, name: str) -> Path:
             folder = wanted.with_name(f"{wanted.name}-{number}")
 
 
-def _open_recorder(folder: Path, schedule: Schedule, rank: int) -> Recorder:
-    points = len(schedule.plan.points)
-    alone = len(schedule.plan.arms) == points == 1
+def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int) -> Recorder:
+    points = len(runnable.plan.points)
+    alone = len(runnable.plan.arms) == points == 1
     try:
         return Recorder(folder, rank, several_points=points > 1, to_stdout=rank == 0 and alone)
     except OSError as error:

@@ -74,6 +74,7 @@ class Heart:
         signals.register(self._read, select.POLLIN)
         while True:
             self.page.words[BEATS] += 1
+            # Python writes each signal to the pipe, even while the main thread is inside MPI.
             if signals.poll(self.every * 1e3) and signal.SIGINT in os.read(self._read, 64):
                 self._interrupted = self._interrupted or time.monotonic()
                 time.sleep(0.1)  # the main thread's turn

@@ -115,11 +115,13 @@ class Judge:
             beaten = beats != seen.beats
             if beaten:
                 seen.beats, seen.beat_at = beats, now
+            # In a patient phase, such as loading, a heartbeat is all that can be asked for.
             if progress != seen.progress or (beaten and words[STATE] == PATIENT):
                 seen.progress, seen.progress_at = progress, now
 
     def _without_beat(self, now: float, longest: float) -> dict[int, str]:
         silent = [rank for rank, seen in self._seen.items() if now - seen.beat_at > longest]
+        # A stopped rank is at fault for certain. Others may be silent on its account.
         stopped = [rank for rank in silent if self._seen[rank].process in STOPPED]
         return {
             rank: f"no heartbeat for {now - self._seen[rank].beat_at:.0f} s{_why(self._seen[rank])}"
@@ -224,6 +226,7 @@ class Watchdog:
                 f"rank {rank} failed in phase {phases[rank]}: {why}; "
                 f"--rank-timeout {self._timeout:g}s ends the job"
             )
+        # On a thread, with a limit: the file system of the note may be what the ranks hang in.
         noting = threading.Thread(target=self._note, args=(sorted(hung), hung), daemon=True)
         noting.start()
         noting.join(NOTE_S)

@@ -24,7 +24,7 @@ from dejavubench.config.options.values import (
 from dejavubench.config.points import DataType, LayoutName
 from dejavubench.models.hub.specs import CUSTOM
 
-AskedType = Literal["auto", "fp32", "bf16", "fp16"]
+GivenType = Literal["auto", "fp32", "bf16", "fp16"]
 
 _option = partial(option, "Model")
 _FOR_CUSTOM = f"With --model {CUSTOM}:"
@@ -42,13 +42,13 @@ class ModelOptions(BaseModel):
     head_num: Count = _option(16, "N", f"{_FOR_CUSTOM} attention heads.")
     size_per_head: Count = _option(64, "N", f"{_FOR_CUSTOM} elements per head.")
     vocab_size: Count = _option(50304, "N", f"{_FOR_CUSTOM} rows of the embedding.")
-    inference_data_type: Annotated[tuple[AskedType, ...], BeforeValidator(as_list)] = _option(
+    inference_data_type: Annotated[tuple[GivenType, ...], BeforeValidator(as_list)] = _option(
         ("auto",),
         "TYPE[,TYPE…]",
         "Type of weights and cache: fp32, bf16 or fp16. auto is fp16 on cuda, bf16 if the CPU "
         "computes in it, else fp32.",
     )
-    weights_data_type: AskedType | None = _option(
+    weights_data_type: GivenType | None = _option(
         None,
         "TYPE",
         "Type to round the weights through first. Default: the inference type alone.",
@@ -83,4 +83,4 @@ class ModelOptions(BaseModel):
     )
 
 
-__all__ = ["AskedType", "DataType", "ModelOptions"]
+__all__ = ["DataType", "GivenType", "ModelOptions"]

@@ -50,7 +50,7 @@ class StreamingOptions(BaseModel):
     tcp_checksums: bool = _option(
         False,
         "",
-        "Hash at both ends what tcp streams, in addition to TCP's own checksum.",
+        "Hash the chunks of tcp at both ends, in addition to TCP's own checksum.",
         reset_when_resumed=True,
     )
     level: Annotated[tuple[str, ...], BeforeValidator(as_levels)] = _option(

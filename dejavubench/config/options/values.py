@@ -20,7 +20,7 @@ from dejavubench.transports import registry
 from dejavubench.values import shown
 
 NO_STREAMING = "none"
-"""The value of ``streaming`` that stands beside the destinations and streams nothing."""
+"""The value of ``streaming`` that names no destination: nothing is streamed."""
 
 UNLIMITED = "unlimited"
 """The rate of a link that nothing limits."""

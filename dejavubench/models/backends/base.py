@@ -1,8 +1,7 @@
 """The operators that each kind of device brings to the model, as one protocol.
 
-Letters in shapes: B requests, n new positions, S positions in the cache, H heads of queries, G
-    heads
-of keys and values, D elements of a head.
+Letters in shapes: B requests, n new positions, S positions in the cache, H heads of queries,
+G heads of keys and values, D elements of a head.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A Hugging Face folder: which model it holds, and which of its files hold our tensors.
 
-Neither torch nor MPI is needed to know that, nor to find out that a folder is broken: only the
-    headers of its
-safetensors files are read here.
+Only the headers of safetensors files are read here. So neither torch nor MPI is needed to know the
+model, or to find out that a folder is broken.
 """
 
 from __future__ import annotations

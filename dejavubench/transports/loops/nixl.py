@@ -56,7 +56,7 @@ class NIXLLoops:
         ]
 
     def raw(self) -> list[Sample]:
-        """Run the raw loop: windows of transfers, each waited for whole.
+        """Run the raw loop: windows of writes, each waited for whole.
 
         Nothing is scattered or acknowledged.
         """
@@ -69,8 +69,8 @@ class NIXLLoops:
                 begun = [
                     agent.write(self._raw_stream, [here], [there]) for here, there in self._pairs
                 ]
-                for transfer in begun:
-                    while not agent.done(transfer):
+                for write in begun:
+                    while not agent.done(write):
                         pass
             agent.notify(self._raw_stream, Notification.WRITTEN, number)
         elif self._endpoint is not None:

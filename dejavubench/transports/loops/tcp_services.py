@@ -20,7 +20,7 @@ from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
 from dejavubench.dejavulib.destinations.tcp.wire import FIRST_SERVICE, Frame
 from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.transports.session import Outside
+from dejavubench.transports.contexts import Outside
 
 FILL, COMPARE, RAW = range(FIRST_SERVICE, FIRST_SERVICE + 3)
 """Kinds of frames. FILL and COMPARE carry a byte as their number."""

@@ -81,6 +81,7 @@ class Notifications:
     def send(self, peer: int, tag: int, *numbers: int) -> None:
         """Send up to four numbers; the others are 0."""
         self.all_left()
+        # A new array each time: mpi4py's request keeps it until the message has left.
         message = np.array([*numbers, 0, 0, 0, 0][:4], dtype=np.int64)
         self._leaving.append(self._comm.Isend(message, peer, tag))
 
@@ -88,7 +89,7 @@ class Notifications:
         """Yield the messages that have come, in order."""
         message = np.empty(4, dtype=np.int64)
         while self._comm.Iprobe(peer, tag):
-            self._comm.Recv(message, peer, tag)
+            self._comm.Recv(message, peer, tag)  # returns at once: Iprobe has seen this message
             first, second, third, fourth = message.tolist()
             yield first, second, third, fourth
 

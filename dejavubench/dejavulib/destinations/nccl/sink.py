@@ -43,6 +43,7 @@ class _Receiving:
     def issue(self, link: NCCLLink) -> None:
         """Issue the receive, and the scatter behind it."""
         link.recv(self.packed.data_ptr(), self.packed.numel())
+        # On a side stream, so that the next receive need not wait for this scatter.
         with link.side_stream():
             self.scatter(self.packed)
             self.scattered = link.filled()
@@ -129,6 +130,7 @@ class NCCLSinkEndpoint:
         ):
             announcement, receiving = announced.popleft(), waiting.popleft()
             _check_size(announcement, receiving.packed.numel(), peer)
+            # The grant goes first: until the source sends, the receive only occupies this GPU.
             self._notifications.send(peer, GRANT)
             receiving.issue(link)
 
@@ -147,7 +149,7 @@ class NCCLSinkEndpoint:
         announcement, link = self._announced[peer].popleft(), self._links[peer]
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
         self._notifications.send(peer, GRANT)
-        before: Mark | None = None
+        before: Mark | None = None  # a mark each block: a lost source is noticed within one
         # Outside a group, each extent is a kernel of its own: fewer are issued ahead.
         size = GROUP if announcement.kind == IN_GROUPS else GROUP // 8
         for start in range(0, len(extents), size):

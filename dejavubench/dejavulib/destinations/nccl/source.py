@@ -84,6 +84,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
             )
         super().__init__()
         self._notifications = Notifications(comm)
+        # One queue per sink, over all its streams: NCCL matches a pair's messages by their order.
         self._sinks = {peer: _Sink(link) for peer, link in links.items()}
         self._timeout = timeout
         self._given_up = threading.Event()
@@ -127,8 +128,10 @@ class NCCLDestination(RemoteDestination[_Sending]):
     def completed(self, stream: Stream) -> int:
         self._issue(stream)
         sink, under_way = self._sink(stream), self._under_way[stream.key]
+        # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
         for id, *_ in self._notifications.receive(stream.peer_rank, ACK):
             sink.acknowledged[id] = sink.acknowledged.get(id, 0) + 1
+        # Both: acknowledged, and the send kernel no longer reads the slot.
         while under_way and sink.acknowledged.get(stream.id) and _is_sent(under_way[0]):
             under_way.popleft()
             sink.acknowledged[stream.id] -= 1
@@ -138,7 +141,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
     def give_up(self) -> None:
         self._given_up.set()
         for sink in self._sinks.values():
-            sink.link.abort()
+            sink.link.abort()  # ends a wait of the helper inside NCCL, which no flag would
 
     def close(self) -> None:
         """Release the links, which needs the sinks to do the same, unless they are given up."""
@@ -166,10 +169,12 @@ class NCCLDestination(RemoteDestination[_Sending]):
         if not sink.announced or self._given_up.is_set():
             return
         sink.grants += sum(1 for _ in self._notifications.receive(stream.peer_rank, GRANT))
+        # An unbuffered chunk at the head stops this loop: flush_extents() sends that one itself.
         while sink.grants and sink.announced and sink.announced[0].packed is not None:
             sending = sink.announced.popleft()
             sink.grants -= 1
             assert sending.packed is not None
+            # The link's stream waits on the device for the gather; this thread does not.
             sink.link.after(sending.filled)
             sink.link.send(sending.packed.data_ptr(), sending.packed.numel())
             sending.sent = sink.link.mark()

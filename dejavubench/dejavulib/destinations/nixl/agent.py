@@ -1,6 +1,6 @@
 """A rank's NIXL agent as the destination needs it: registered memory, writes and notifications.
 
-The agent has no progress thread: NIXL's spins on a core. Transfers move while somebody calls
+The agent has no progress thread: NIXL's spins on a core. Writes move while somebody calls
 :meth:`Agent.advance` or :meth:`Agent.done`; a side that waits calls one of them, sleeps, and calls
 again.
 """
@@ -78,7 +78,10 @@ def _reports_lost_peer(
             return method(agent, *args, **kwargs)
         except agent.disconnected:
             time.sleep(PEER_FIRST_S)
-            raise StreamingError("NIXL: a peer's agent has gone") from None
+            raise StreamingError(
+                f"NIXL: lost the agent of rank {' or '.join(map(str, agent.peers))}; "
+                "its process has ended"
+            ) from None
 
     return work
 
@@ -97,6 +100,7 @@ class Agent:
 
     Attributes:
         shared: by peer, the object that it has sent.
+        peers: ranks of the peers.
         disconnected: the exception that NIXL raises once a peer is gone.
     """
 
@@ -104,6 +108,7 @@ class Agent:
         self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], share: Mapping[int, Any]
     ) -> None:
         nixl, device = load(), memory[0].device
+        self.peers = sorted(share)
         self.disconnected: type[Exception] = nixl.nixlBind.nixlRemoteDisconnectError
         self._kind, self._device = ("VRAM", device.index) if device.type == "cuda" else ("DRAM", 0)
         config = nixl.nixl_agent_config(
@@ -136,7 +141,8 @@ class Agent:
         wait_asleep(
             lambda: bool(MPI.Request.testall(sent)[0]), "sending this agent's metadata", CONNECT_S
         )
-        # The first notification makes the connection.
+        # UCX connects lazily: the first notification makes the connection, now and not in the
+        # first timed chunk.
         for peer in share:
             hello = _NOTIFICATION.pack(Notification.HELLO, 0, 0, 0, 0)
             self._agent.send_notif(str(peer), hello)
@@ -153,12 +159,13 @@ class Agent:
 
     @_reports_lost_peer
     def advance(self) -> None:
-        """Let transfers move, and collect the notifications that have come, in any order."""
+        """Let writes move, and collect the notifications that have come, in any order."""
         if self._kind == "VRAM":
             torch.cuda.set_device(self._device)  # UCX uses the CUDA context of the calling thread
         for sender, messages in self._agent.get_new_notifs().items():
             for message in messages:
                 kind, stream, number, address, nbytes = _NOTIFICATION.unpack(message)
+                # Kept by number: UCX may deliver notifications in another order than they left.
                 self._notifications[int(sender), stream, kind, number] = address, nbytes
 
     @_reports_lost_peer
@@ -179,11 +186,12 @@ class Agent:
     def write(
         self, stream: Stream, here: Extents, there: Extents, number: int | None = None
     ) -> Any:
-        """Begin one transfer of pieces of memory; return its handle, for :meth:`done`.
+        """Begin one write of pieces of memory; return its handle, for :meth:`done`.
 
         Args:
             there: as many pieces of the peer's memory, of the same sizes.
-            number: of the chunk; the peer is notified when it has been written. None: it is not.
+            number: number of the chunk, which NIXL notifies the peer of behind the last byte.
+                None: the peer is not notified.
         """
         message = b""
         if number is not None:
@@ -194,7 +202,7 @@ class Agent:
         return self._begin(self._agent.initialize_xfer("WRITE", own, theirs, peer, message))
 
     def write_each(self, stream: Stream, here: Extents, there: Extents) -> Iterator[Any]:
-        """Yield a transfer per piece, begun when it is asked for. NIXL prepares all beforehand."""
+        """Yield a write per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
         own = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(here), self._kind)
         theirs = self._agent.prep_xfer_dlist(peer, self._table(there, peer), self._kind)
@@ -208,22 +216,22 @@ class Agent:
         return np.array([(address, nbytes, device) for address, nbytes in extents], dtype=np.uint64)
 
     @_reports_lost_peer
-    def _begin(self, transfer: Any) -> Any:
-        self._agent.transfer(transfer)
-        return transfer
+    def _begin(self, write: Any) -> Any:
+        self._agent.transfer(write)  # NIXL's name for starting a prepared operation
+        return write
 
     @_reports_lost_peer
-    def done(self, transfer: Any) -> bool:
-        """Return whether a transfer's bytes are in the peer's memory.
+    def done(self, write: Any) -> bool:
+        """Return whether a write's bytes are in the peer's memory.
 
         Raises:
-            StreamingError: the transfer failed.
+            StreamingError: the write failed.
         """
-        state = self._agent.check_xfer_state(transfer)
+        state = self._agent.check_xfer_state(write)
         if state == "ERR":
-            raise StreamingError("NIXL: a transfer failed")
+            raise StreamingError("NIXL: a write failed")
         if state == "DONE":
-            transfer.release()
+            write.release()  # NIXL keeps the operation until it is told
         return bool(state == "DONE")
 
     def close(self) -> None:

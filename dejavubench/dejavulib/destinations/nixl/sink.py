@@ -52,7 +52,7 @@ class NIXLSinkEndpoint:
 
     Args:
         comm: the communicator that the sources' :class:`NIXLDestination` has.
-        sources: ranks in it that something comes from.
+        sources: ranks of ``comm`` that something comes from.
         memory: staging slots, and the tensors of caches whose extents are moved singly. All on the
             host, or all on one device.
         planned: the streams whose extents are written straight into these caches.
@@ -75,6 +75,7 @@ class NIXLSinkEndpoint:
             share[stream.peer_rank][stream.id] = stream.schedule, Bases.of(cache)
         self.agent = Agent(comm, memory, share)
         self._side_stream = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None
+        # Numbers run on over all microbatches: a late notification of the last one matches nothing.
         self._named: Counter[tuple[int | None, int]] = Counter()
         self._acknowledged: Counter[tuple[int | None, int]] = Counter()
 
@@ -121,6 +122,7 @@ class NIXLSinkEndpoint:
             scatter(packed)
             return None
         scattered = torch.cuda.Event()
+        # NIXL says that the bytes are written, so the scatter waits for no event.
         with torch.cuda.stream(self._side_stream):
             scatter(packed)
             scattered.record(self._side_stream)

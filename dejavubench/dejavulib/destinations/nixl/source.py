@@ -18,7 +18,7 @@ from ..base import Capabilities, RemoteDestination, Stream, StreamingError
 from .agent import Agent, Notification
 
 GROUP = 2048
-"""Most extents of one transfer, if they are not waited for one by one."""
+"""Most extents of one NIXL write, if they are not waited for one by one."""
 
 SinkCaches = dict[int, tuple[StreamSchedule, Bases]]
 """By a stream's id, the schedule and the address of the sink's cache: what a sink shares."""
@@ -29,17 +29,17 @@ class _Sending:
     """A chunk on its way.
 
     Attributes:
-        number: among all chunks of its stream since the agents connected.
+        number: the chunk's number in its stream since the agents connected.
         packed: the chunk's buffer; None if its extents are written.
         filled: on a device, the event after which ``packed`` holds the chunk.
-        transfer: NIXL's handle while it is being written.
-        written: it is in the sink's memory.
+        write: NIXL's handle while the chunk is being written.
+        written: the chunk is in the sink's memory.
     """
 
     number: int
     packed: torch.Tensor | None = None
     filled: torch.cuda.Event | None = None
-    transfer: Any = None
+    write: Any = None
     written: bool = False
 
 
@@ -90,17 +90,19 @@ class NIXLDestination(RemoteDestination[_Sending]):
         places = self._remote_extents_of(stream).of(chunk.step)
         self._await_buffer(stream, chunk, sending.number)
         if each_complete:
-            transfers = self.agent.write_each(stream, extents, places)
+            writes = self.agent.write_each(stream, extents, places)
             for block in self.counted(extents):
                 for _ in block:
-                    self._finish(next(transfers), stream, chunk)
+                    self._finish(next(writes), stream, chunk)
         else:
             begun = [
                 self.agent.write(stream, block, places[number * GROUP : (number + 1) * GROUP])
                 for number, block in enumerate(self.counted(extents, GROUP))
             ]
-            for transfer in begun:
-                self._finish(transfer, stream, chunk)
+            for write in begun:
+                self._finish(write, stream, chunk)
+        # One notification for all: it leaves behind writes that are done already, so nothing
+        # overtakes it.
         self.agent.notify(stream, Notification.WRITTEN, sending.number, nbytes=chunk.nbytes)
         sending.written = True
 
@@ -130,9 +132,10 @@ class NIXLDestination(RemoteDestination[_Sending]):
         """Write the chunks that are packed and have a remote buffer."""
         self.agent.advance()
         for sending in self._under_way[stream.key]:
-            if sending.packed is None or sending.transfer is not None or sending.written:
+            if sending.packed is None or sending.write is not None or sending.written:
                 continue
-            # Chunks of a stream are written in order, so the first that cannot go holds the rest.
+            # Chunks of a stream are written in order, so the first that cannot go holds the rest:
+            # the sink looks for its oldest chunk first.
             if sending.filled is not None and not sending.filled.query():
                 break
             buffer = self.agent.take(stream, Notification.BUFFER, sending.number)
@@ -144,11 +147,11 @@ class NIXLDestination(RemoteDestination[_Sending]):
                     f"rank {stream.peer} has a buffer of {buffer[1]} bytes for a chunk of "
                     f"{here[1]} of stream {stream.id}"
                 )
-            sending.transfer = self.agent.write(stream, [here], [buffer], sending.number)
+            sending.write = self.agent.write(stream, [here], [buffer], sending.number)
 
     def _is_complete(self, stream: Stream, sending: _Sending) -> bool:
-        if sending.transfer is not None and self.agent.done(sending.transfer):
-            sending.transfer, sending.written = None, True
+        if sending.write is not None and self.agent.done(sending.write):
+            sending.write, sending.written = None, True
         done = Notification.DONE
         return sending.written and self.agent.take(stream, done, sending.number) is not None
 
@@ -159,9 +162,9 @@ class NIXLDestination(RemoteDestination[_Sending]):
             self._remote_extents[stream.key] = ExtentAddresses(bases, schedule)
         return self._remote_extents[stream.key]
 
-    def _finish(self, transfer: Any, stream: Stream, chunk: Chunk) -> None:
-        """Wait for one transfer without sleeping: level 0 has nothing else to do meanwhile."""
-        while not self.agent.done(transfer):
+    def _finish(self, write: Any, stream: Stream, chunk: Chunk) -> None:
+        """Wait for one write without sleeping: level 0 has nothing else to do meanwhile."""
+        while not self.agent.done(write):
             self._check_going_on(stream, chunk)
 
     def _await_buffer(self, stream: Stream, chunk: Chunk, number: int) -> None:

@@ -102,6 +102,7 @@ class TCPSinkServer:
                     self._unproven.drop_oldest()
                 time.sleep(0.1)
                 continue
+            # Further peers wait in the kernel's queue meanwhile; their 2 s have not begun.
             while not self._stopping and (wait := self._unproven.make_room(host)):
                 time.sleep(wait)
             self._take(connected, host, address_text((host, port)))
@@ -133,6 +134,7 @@ class TCPSinkServer:
         """End :meth:`serve` and every connection; may be called from a signal handler."""
         self._stopping = True
         with contextlib.suppress(OSError):  # not a second time
+            # close() would leave accept() waiting in the other thread; shutdown() ends it.
             self._listening.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -147,7 +149,7 @@ class TCPSinkServer:
     # ---- one peer, in a thread of its own ----
 
     def _serve(self, wire: Wire) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # scatters of many sources must not share torch's pool
         verb, needed = "refused", 0
         connection: Connection | None = None
         try:
@@ -193,7 +195,8 @@ class TCPSinkServer:
             dropped = self._unproven.leave(wire)
             if dropped:
                 raise WireError(
-                    f"{wire.peer} had proven nothing when others came; {MOST_UNPROVEN} may wait"
+                    f"{wire.peer} was dropped: it had not authenticated, and all {MOST_UNPROVEN} "
+                    "waiting places were needed"
                 )
         wire.proven(self._timeout)
         with self._lock:
@@ -207,6 +210,7 @@ class TCPSinkServer:
             return None
         if frame.kind != FrameKind.SETUP:
             raise RefusalError(f"a frame of kind {frame.kind} came before the setup")
+        # Parsing takes many times the text's bytes, so it counts against the limit, too.
         reading = TEXT_TIMES * min(frame.nbytes, MOST_TEXT)
         self._budget.take(reading)
         try:
@@ -231,9 +235,8 @@ class _MemoryBudget:
             left = self._limit - self._taken
             if nbytes > left:
                 raise RefusalError(
-                    f"{nbytes / 2**30:.2f} GiB are needed; of the limit of "
-                    f"{self._limit / 2**30:.2f} GiB "
-                    f"{left / 2**30:.2f} are left"
+                    f"needs {nbytes / 2**30:.2f} GiB, but only {left / 2**30:.2f} GiB of the "
+                    f"{self._limit / 2**30:.2f} GiB limit (--max-gib) are free"
                 )
             self._taken += nbytes
 

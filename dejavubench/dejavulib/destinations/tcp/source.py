@@ -29,7 +29,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         address: where the sink listens.
         token: the secret that both sides share.
         streams: all that will begin, of caches of one geometry and data type.
-        dtype: of the caches.
+        dtype: element type of the caches.
         timeout: seconds that the sink may be silent when an answer is due.
         checksums: hash what is streamed on both sides, so that the sink refuses wrong bytes. TCP's
             own checksum has 16 bits. Ours takes a third of the bandwidth if the CPU is the limit.
@@ -102,6 +102,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
 
     def completed(self, stream: Stream) -> int:
         with self._alone:
+            # Only what is there already: completed() must not wait for the sink.
             while self.wire.readable:
                 self._reply()
             return self._completed[stream.key]

@@ -53,6 +53,7 @@ class Unproven:
                 self._drop(of_address[0])
             if len(self._places) < MOST_UNPROVEN:
                 return 0.0
+            # The address with most peers pays, so that one attacker cannot push out the others.
             counts: dict[str, int] = {}
             for place in self._places.values():
                 counts[place.address] = counts.get(place.address, 0) + 1

@@ -110,6 +110,7 @@ class Wire:
         self._readable = select.poll()
         self._readable.register(connected, select.POLLIN)
         connected.settimeout(timeout)
+        # Without it, a small frame waits for the acknowledgement of the one before: up to 40 ms.
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Keep-alive tells a host that is gone from one that is idle, within 30 s.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -129,11 +130,12 @@ class Wire:
             ClosedError: the other side has closed before.
             WireError: it is silent or too slow, or the connection broke.
         """
+        # A peer that sends a byte now and then is never silent, so a least rate limits it as well.
         got, deadline = 0, time.monotonic() + self.timeout + len(into) / LEAST_RATE
         if self.until is not None:
             deadline = min(deadline, self.until)
         while got < len(into):
-            if self.until is not None:
+            if self.until is not None:  # the handshake ends as a whole, however it is spread
                 self.socket.settimeout(max(self.until - time.monotonic(), 1e-3))
             try:
                 count = self.socket.recv_into(into[got : got + PIECE])

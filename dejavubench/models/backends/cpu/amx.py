@@ -1,11 +1,10 @@
 """Products of a weight with 5 to 16 rows of bf16 by AMX tiles.
 
 AMX multiplies them in the time that it takes to read the weight. A tile is loaded from 16 rows of
-the weight as they lie, so the weight is not copied. The rows of x
-are put in the order of AMX: pairs of elements, one pair of all rows side by side. The layouts and
-    the
-64 bytes that describe the tiles are those of Intel's Architecture Instruction Set Extensions
-Programming Reference, chapter "Intel AMX".
+the weight as they lie, so the weight is not copied. The rows of x are put in the order of AMX:
+pairs of elements, one pair of all rows side by side. The layouts, and the 64 bytes that describe
+the tiles, are those of Intel's Architecture Instruction Set Extensions Programming Reference,
+chapter "Intel AMX".
 """
 
 from __future__ import annotations

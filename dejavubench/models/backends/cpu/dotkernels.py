@@ -23,9 +23,9 @@ AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"
 PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")
 """Whether bf16 is multiplied without being widened, two at a time.
 
-AMD's CPUs do it twice as fast as they multiply fp32; an Intel Xeon did it half as fast (matmuls
-of one
-thread: 82 GFLOP/s in bf16, 145 in fp32)."""
+AMD's CPUs do it twice as fast as they multiply fp32. An Intel Xeon did it half as fast: matmuls of
+one thread reached 82 GFLOP/s in bf16, and 145 in fp32.
+"""
 
 LANES = 16 if AVX512 else 8
 """fp32 elements of a vector."""

@@ -31,8 +31,8 @@ REORDERED_ROWS = 128
 WIDENED_NBYTES = 16 << 20
 """Bytes of a weight that are widened at once.
 
-Smaller products were slower, and so was memory that is
-allocated anew for each product."""
+Smaller products were slower, and so was memory that is allocated anew for each product.
+"""
 
 
 @functools.cache

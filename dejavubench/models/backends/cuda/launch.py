@@ -1,17 +1,16 @@
 """How the kernels of a decode step are launched, and their working memory.
 
-Every kernel is launched with programmatic stream serialisation: its blocks may start while the
-    kernel
-before it still runs, ask for the weights or the cache they will read (which that kernel does not
-write) and only then wait for its results. So the memory is busy where one kernel ends and the next
-begins. The wait is for the whole kernel before, and each of ours waits, so what any earlier
-kernel wrote is in place after it. Before the wait only parameters and ``position`` are read,
-which no kernel of ours writes. Kernels of others are never overlapped.
+Kernels use programmatic stream serialisation: a kernel's blocks may start while the previous kernel
+runs. They prefetch weights or cache, which that kernel does not write, and then wait for its
+results. So the memory stays busy where one kernel ends and the next begins.
+
+The wait is for the whole previous kernel, and each of our kernels waits. So all that earlier
+kernels wrote is in place after the wait. Before it, a kernel reads only parameters, and
+``position``, which none of our kernels writes. Kernels of other libraries are never overlapped.
 
 Sums over parts are made in a fixed order by the block that arrives last, so that equal inputs
-give equal bits. All kernels may be captured in a graph once they have run outside of one. The
-working memory is one
-for each device: two streams must not run these kernels at the same time.
+give equal bits. All kernels may be captured in a graph once they have run outside of one. Each
+device has one working memory: two streams must not run these kernels at the same time.
 """
 
 from __future__ import annotations

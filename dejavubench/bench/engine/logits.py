@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dejavubench.bench.point.steps import Steps
+from dejavubench.bench.engine.steps import Steps
 from dejavubench.errors import DataError
 from dejavubench.models.dtypes import name_of
 
@@ -24,14 +24,14 @@ def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) ->
         dtype: the model's, for the message.
     """
     cause = f"Numbers outgrew the range of {name_of(dtype)}, or the weights are damaged"
-    for ubatch, asked in enumerate(prompts):
+    for ubatch, prompt_tokens in enumerate(prompts):
         peaks = steps.peaks(ubatch)
         if not peaks:  # another stage has them
             continue
         values = torch.stack([values for _, values in peaks]).float().cpu()
         if not values.isfinite().all():
             step, request = values.isfinite().logical_not().nonzero()[0].tolist()
-            token = peaks[step][0] - asked.shape[1]
+            token = peaks[step][0] - prompt_tokens.shape[1]
             raise LogitsError(
                 f"the logits of new token {token} of request {request} in microbatch {ubatch} are "
                 f"NaN or infinite ({values[step, request]}): its tokens mean nothing. {cause}"

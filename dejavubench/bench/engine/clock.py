@@ -47,7 +47,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dejavubench.bench.point.steps import Steps
+from dejavubench.bench.engine.steps import Steps
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
@@ -86,7 +86,7 @@ class MicrobatchClock:
         now = self.now()
         # A step that was launched ahead waited behind the step before. That time is not its own.
         began = max(self._submitted.popleft(), self._returned)
-        if len(self.step_ms) == 1:
+        if len(self.step_ms) == 1:  # the prompt has returned, so this is step 1
             self._tokens_began = began
         self.step_ms.append((now - began) * 1e3)
         if len(self.step_ms) > 1:
@@ -215,6 +215,7 @@ class LaterStage:
             self._collectives.send_hidden(out, ubatch)
 
     def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+        # The wait counts as this stage's time: on a device the step was only launched so far.
         tokens = self._steps.wait(ubatch)
         if self._model.shard.last:
             clock.tokens.append(tokens)

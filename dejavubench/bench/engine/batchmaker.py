@@ -1,7 +1,7 @@
 """The batch maker: takes microbatches through prompt, tokens and drain.
 
 With pipeline depth U there are U microbatches in flight, and each stage takes them in turn. When a
-step begins and when it is over is the business of :mod:`~dejavubench.bench.clock`.
+step begins and when it is over is the business of :mod:`.clock`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dejavubench.bench.checks.logits import check_logits
-from dejavubench.bench.clock import MicrobatchClock, stage_of
-from dejavubench.bench.point.steps import Steps
+from dejavubench.bench.engine.clock import MicrobatchClock, stage_of
+from dejavubench.bench.engine.logits import check_logits
+from dejavubench.bench.engine.steps import Steps
 from dejavubench.dejavulib.transfers import StreamStats
 from dejavubench.machine import pulse
 from dejavubench.models.gpt import GPT
@@ -140,6 +140,7 @@ class BatchMaker:
         mark("drain")
         self.drain(clocks, streams)
         makespan = (self._now() - began) * 1e3
+        # Outside the clock: this only waits for the buffers of messages that others still receive.
         self.collectives.finish()
         for ubatch, clock in enumerate(clocks):
             clock.event_ms = self.steps.event_ms(ubatch)
@@ -155,6 +156,7 @@ class BatchMaker:
             clocks: on the first stage they hold the tokens of the steps before ``first``.
         """
         for ubatch, (clock, prompts) in enumerate(zip(clocks, self.prompts, strict=True)):
+            # The prompt fills P positions and step k position P + k − 1: `first` goes on there.
             known = clock.tokens[-1] if self.model.shard.first else None
             self.steps.go_on(ubatch, prompts.shape[1] + first - 1, known)
         for step in range(first, stop):
@@ -178,11 +180,13 @@ class BatchMaker:
         pulse.progress()
         if self._before_step is not None:
             self._before_step(ubatch, step)
+        # Only a prompt is streamed layer by layer: a token step is one chunk, ready at its end.
         on_layer = None if step else _with_progress(stream.layer_ready)
         out = self.steps.run(ubatch, x, position, on_layer)
         clock.computed_s = self._now()
         self._stage.launched(ubatch, clock, out)
-        # The streams of the first stage also keep the token ids that went into each step.
+        # The streams of the first stage also keep the token ids that went into each step. The token
+        # of step − 1 is known even where steps run ahead: launched() has just waited for it.
         known = clock.tokens[step - 1].numpy() if step and self.model.shard.first else None
         stream.step_ready(step, known)
         self._stage.streamed(step, ubatch, clock)

@@ -17,8 +17,8 @@ from dejavubench.planning.setups import everything, geometry_of, setup_of, setup
 
 
 @dataclass(frozen=True)
-class Side:
-    """One worker's place in the plan of a point.
+class WorkerView:
+    """One worker's part in a point: its cache, and its streams to or from other ranks.
 
     Attributes:
         slot_nbytes: bytes of a staging slot: no chunk is larger.
@@ -60,7 +60,8 @@ class Side:
     def remote(self) -> list[list[Stream]]:
         """Return each microbatch's streams to the sinks, or on a sink those that it receives."""
         streams: list[list[Stream]] = [[] for _ in range(self.ubatches)]
-        # A stream's id is its number among the streams between the same two ranks.
+        # A stream's id is its number among the streams between the same two ranks. Both ranks walk
+        # the transfers in the same order, so they count alike without a message.
         between: Counter[int] = Counter()
         for ubatch, region, other, peer in self._transfers():
             streams[ubatch].append(Stream(between[peer], self._schedule(region, other), peer))
@@ -83,6 +84,7 @@ class Side:
     def _schedule(self, region: Region, other: KVGeometry | None = None) -> StreamSchedule:
         """Cut a region of this worker's cache into chunks; ``other``: the other side's cache."""
         point = self.point
+        # One step less than tokens: the last token never goes into the model, so it has no K and V.
         return StreamSchedule(
             self.geometry, region, point.input_len, point.generated - 1, self.slot_nbytes, other
         )
@@ -100,9 +102,9 @@ class Side:
         return layer + self.setup.layers(worker).start, head + self.setup.heads_of(worker).start
 
 
-def side_of(
+def view_of(
     experiment: Experiment, point: Point, topology: Topology, rank: int | None = None
-) -> Side:
-    """Return the side of this rank, or of another one."""
+) -> WorkerView:
+    """Return the part of this rank, or of another one, at a point."""
     place = topology if rank is None else replace(topology, rank=rank)
-    return Side(point, place, experiment.staging_mib << 20)
+    return WorkerView(point, place, experiment.staging_mib << 20)

@@ -13,7 +13,7 @@ from dejavubench.transports.base import Transport
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RunnablePlan:
     """All that is measured.
 
     Attributes:

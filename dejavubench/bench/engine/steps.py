@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from dejavubench.bench.point.prompts import Prompts
+from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler
@@ -146,6 +146,8 @@ class DeviceSteps:
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
         out = self._prompt(of, x, on_layer) if position == 0 else self._replay(of, x, position)
+        # Two host buffers take turns. At most two steps are under way, so the one that is
+        # overwritten here was waited for, and read, before.
         tokens = of.tokens[0]
         of.tokens.rotate()
         if self._model.shard.last:
@@ -161,6 +163,7 @@ class DeviceSteps:
         if self._model.shard.last:
             out = of.sampler(out, x.shape[1])
             of.peaks.append((x.shape[1], self._model.peak))
+        # The graph counts positions and feeds tokens back by itself: it is told where it begins.
         of.graph.begin(x.shape[1], out)
         return out
 
@@ -180,8 +183,8 @@ class DeviceSteps:
 
     def wait(self, ubatch: int) -> Tensor:
         ended, tokens = self._ubatches[ubatch].begun.popleft()
-        ended.synchronize()
-        return tokens.clone()
+        ended.synchronize()  # recorded behind the copy of the tokens, so they are here as well
+        return tokens.clone()  # the step after next overwrites this buffer
 
     def event_ms(self, ubatch: int) -> list[float]:
         of = self._ubatches[ubatch]

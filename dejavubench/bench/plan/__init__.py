@@ -1,1 +1,0 @@
-"""The arms and points of a run, and each worker's place in them: resolved once, handed down."""

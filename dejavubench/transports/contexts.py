@@ -1,0 +1,158 @@
+"""Contexts that a session is given: the rank, the ends of a point, a point and its probes.
+
+Importing this loads neither torch nor MPI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from mpi4py import MPI
+
+    from dejavubench.dejavulib.destinations.base import Stream
+    from dejavubench.dejavulib.kvcache import KV, KVCache
+    from dejavubench.transports.loops.meeting import Meeting
+
+
+class Options(Protocol):
+    """An experiment, as far as a transport reads it."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def streaming(self) -> tuple[str, ...]: ...
+    @property
+    def sources(self) -> int: ...
+
+    def value(self, option: str) -> Any:
+        """The value of an option by its name, such as ``peer``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Something was written outside a stream's region, in a cache that a destination holds.
+
+    Attributes:
+        kv, flat: the first such element, counted in the whole K or V tensor.
+        elements: how many of that layer's K or V.
+    """
+
+    kv: KV
+    flat: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """This rank, for the whole run.
+
+    Attributes:
+        world: communicator of every rank of the job.
+        host: name of this rank's host, as messages give it.
+        is_source: this rank runs the model.
+        worker: this rank's number among the ranks of its side.
+        device: the device that it computes on, or receives to.
+        options: options of the experiment.
+    """
+
+    world: MPI.Intracomm
+    host: str
+    is_source: bool
+    worker: int
+    device: torch.device
+    options: Options
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """One source at one point of a sweep.
+
+    Attributes:
+        caches: one cache for each microbatch in flight.
+        streams: for each microbatch, the streams to this destination.
+        peers: ranks that receive them.
+        slots: returns the staging slots on ``"cpu"`` or ``"cuda"``, which all destinations share.
+        device: where the caches are.
+        timeout: seconds without progress after which a wait fails.
+        durability: the option in force, for a destination on a storage device.
+        folder, file_name, keep: where files are, how their names begin, and whether they stay.
+        identity: what the header of a file must say of the run.
+    """
+
+    caches: Sequence[KVCache]
+    streams: Sequence[Sequence[Stream]]
+    peers: Sequence[int]
+    slots: Callable[[str], list[torch.Tensor]]
+    device: torch.device
+    timeout: float
+    durability: str | None
+    folder: Path
+    file_name: str
+    keep: bool
+    identity: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SinkContext:
+    """One sink at one point of a sweep.
+
+    Attributes:
+        streams: every stream that arrives, with the cache that it fills.
+        peers: ranks that the streams come from.
+        slots: returns the staging slots of each stream, in the same order.
+        device: where the caches are.
+    """
+
+    streams: Sequence[tuple[KVCache, Stream]]
+    peers: Sequence[int]
+    slots: Callable[[], list[list[torch.Tensor]]]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class PointContext:
+    """One point of a sweep, before anything is allocated for it.
+
+    Attributes:
+        pairs: every (source, sink) that something is streamed between, as ranks of the world.
+        streams: this source's streams to a receiver of its own; empty on a sink.
+        dtype: element type of the caches.
+        probes: the destination's probes will be run on this rank.
+    """
+
+    pairs: Sequence[tuple[int, int]]
+    streams: Sequence[Stream]
+    dtype: torch.dtype
+    probes: bool
+
+
+@dataclass(frozen=True)
+class ProbeContext:
+    """All that the raw loops of a destination can use, on rank 0 and on the first sink.
+
+    Attributes:
+        meeting: turn-taking of these two ranks; None if nothing is streamed to ranks.
+        is_source: this is rank 0.
+        device: device of this rank.
+        durabilities: the options that some arm of the destination has.
+        folder, file_name: where files are, and how their names begin.
+        say: prints one line for the user.
+        close: what is put in here is closed with the probes.
+    """
+
+    meeting: Meeting | None
+    is_source: bool
+    device: torch.device
+    durabilities: Sequence[str]
+    folder: Path
+    file_name: str
+    say: Callable[[str], None]
+    close: ExitStack
