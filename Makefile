@@ -70,24 +70,25 @@ endef
 QUICK := quick-$(UTC)
 FULL := full-$(UTC)
 FEW := --precision none --warmup 1 --note 'quick set: few rounds, so wide intervals'
-QUICK_FIG2 := --rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8
-QUICK_APPENDIX_A := --rounds 3 --model gpt2 --ubatch-size 1,2,4 --input-len 32,64,128 --output-len 8
-QUICK_FIG7 := --rounds 6 --kv-layout ft,hnd --ubatch-size 1 --input-len 64 --output-len 8
-QUICK_FIG25 := --rounds 6 --ubatch-size 2 --input-len 128 --output-len 16
+
+# Made from the registry of figures: FIGURES, and of each one RANKS_<name> and QUICK_<name>.
+include scripts/figures.mk
+
+define newline
+
+
+endef
+
+# $(call measure-cpu,figure,set,flags), as one line of a recipe
+measure-cpu = $(call measure,$(RANKS_$(1)),cpu/$(1),logs/$(2),$(3))$(newline)
 
 figures: $(VENV)/.installed-run
-	$(call measure,1,cpu/fig2,logs/$(QUICK),$(FEW) $(QUICK_FIG2))
-	$(call measure,1,cpu/appendix_a,logs/$(QUICK),$(FEW) $(QUICK_APPENDIX_A))
-	$(call measure,2,cpu/fig7,logs/$(QUICK),$(FEW) $(QUICK_FIG7))
-	$(call measure,2,cpu/fig25,logs/$(QUICK),$(FEW) $(QUICK_FIG25))
+	$(foreach name,$(FIGURES),$(call measure-cpu,$(name),$(QUICK),$(FEW) $(QUICK_$(name))))
 	$(call report,$(QUICK))
 	@echo 'A quick set: few rounds, so the intervals are wide. make figures-full measures longer.'
 
 figures-full: $(VENV)/.installed-run
-	$(call measure,1,cpu/fig2,logs/$(FULL))
-	$(call measure,1,cpu/appendix_a,logs/$(FULL))
-	$(call measure,2,cpu/fig7,logs/$(FULL))
-	$(call measure,2,cpu/fig25,logs/$(FULL))
+	$(foreach name,$(FIGURES),$(call measure-cpu,$(name),$(FULL)))
 	$(call report,$(FULL))
 
 # ---- figures on a GPU ----

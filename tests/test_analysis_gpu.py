@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis import bars, captions, loops, machine, plotdata, plots
+from dejavubench.analysis import loops, machine
+from dejavubench.analysis.figures import captions, fig25, files
+from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.formats import as_markdown
 from dejavubench.analysis.report import report
 from dejavubench.analysis.work import weights_itemsize
@@ -209,10 +211,10 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
 ) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, which], rounds=2, uuids=uuids)
     assert flat_rows(run)[2]["hosts"] == hosts
-    ((drawing,), _) = plotdata.drawings([run])
+    ((drawing,), _) = drawings([run])
     row = drawing.frame.iloc[2]
     assert (row["mode"], row["hosts"]) == (shown, hosts)
-    label = bars._arm_label(row, False, drawing.destinations)
+    label = fig25._arm_label(row, False, drawing.destinations)
     loopback = shown == "nccl-loopback"
     assert ("remote GPU" in label) == (shown == "nccl")
     assert ("loopback\non one GPU" in label) == loopback
@@ -263,21 +265,21 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     factors = {"host@0": 110.0, "host@0-batched": 30.0, "host@1": 1.5}
     points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
     run = gpu_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
-    ((drawing,), _) = plotdata.drawings([run])
+    ((drawing,), _) = drawings([run])
     assert "Second-hand, of the paper's figure" in drawing.caption
     assert set(drawing.frame["run"]) == {"r"}  # nothing of it is drawn
     (tmp_path / "out").mkdir()
-    plots.save(drawing, tmp_path / "out")
+    files.save(drawing, tmp_path / "out")
     only = gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
     cpu = read_run(write_run(tmp_path / "cpu", arms, points, factors, rounds=3, figure="fig7"))
     for other in (only, cpu):
-        ((drawing,), _) = plotdata.drawings([other])
+        ((drawing,), _) = drawings([other])
         assert "Second-hand" not in drawing.caption
 
 
 def test_figures_of_loopback_are_drawn(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), LOOPBACK], rounds=3, figure="fig25")
-    ((drawing,), _) = plotdata.drawings([run])
+    ((drawing,), _) = drawings([run])
     (tmp_path / "out").mkdir()
-    plots.save(drawing, tmp_path / "out")
-    assert all(path.stat().st_size > 1000 for path in plots.paths(drawing, tmp_path / "out"))
+    files.save(drawing, tmp_path / "out")
+    assert all(path.stat().st_size > 1000 for path in files.paths(drawing, tmp_path / "out"))

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis import plotdata
 from dejavubench.analysis.columns import flat
+from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.find import find
 from dejavubench.analysis.report import report
 from dejavubench.analysis.rows import Row
@@ -87,7 +87,7 @@ def test_what_was_changed_since_the_run_is_noted(tmp_path: Path, edit: Edit) -> 
     assert "was changed after the run, so its numbers may not be the measured ones" in " ".join(
         text.split()
     )
-    (drawing,), _ = plotdata.drawings(find([folder]).runs)
+    (drawing,), _ = drawings(find([folder]).runs)
     assert "CHANGED: r" in drawing.caption
 
 
@@ -268,7 +268,7 @@ def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
         assert len(found.runs) + len(found.bad) == 1, what
         for each in found.runs:
             read = report(each)
-            plotdata.drawings([each])
+            drawings([each])
             noted += read.notes != right.notes
             if read.notes == right.notes:
                 but = () if sealed else TOLD_ONCE

@@ -11,15 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout
@@ -30,74 +21,13 @@ from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
 from helpers.jobs import args, run
-from test_gpt import CONTEXT, FAMILIES, VOCAB, close, prompts, shaken
-
-SMALL_FILES = "30KB"
-
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-
-
-def llama_like(config: PretrainedConfig) -> PreTrainedModel:
-    theirs = AutoModelForCausalLM.from_config(config)
-    shaken(theirs)
-    return theirs
-
-
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
-    **{name: lambda family=family: family()[1] for name, family in FAMILIES.items()},
-    "llama": lambda: llama_like(LlamaConfig(**SIZES)),
-    "llama-tied-linear": lambda: llama_like(
-        LlamaConfig(
-            **SIZES,
-            tie_word_embeddings=True,
-            rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
-        )
-    ),
-    "llama3": lambda: llama_like(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
-    "llama-yarn": lambda: llama_like(LlamaConfig(**SIZES, rope_parameters=YARN)),
-    "mistral": lambda: llama_like(MistralConfig(**SIZES, head_dim=16, sliding_window=48)),
-    "qwen2": lambda: llama_like(Qwen2Config(**SIZES)),
-    "qwen3": lambda: llama_like(Qwen3Config(**SIZES, head_dim=16)),
-}
-
-
-def save(theirs: PreTrainedModel, folder: Path, shards: bool = False) -> Path:
-    theirs.save_pretrained(folder, max_shard_size=SMALL_FILES if shards else "1GB")
-    assert (folder / "model.safetensors.index.json").exists() == shards
-    return folder
-
-
-def saved(family: str, folder: Path) -> Path:
-    return save(MODELS[family](), folder)
-
-
-def loaded(folder: Path, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
-    checkpoint = open_checkpoint(folder)
-    model = GPT(checkpoint.spec, shard, dtype, torch.float32)
-    load_checkpoint(model, checkpoint)
-    return model
+from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, close, prompts
+from helpers.saved_models import (
+    MODELS,
+    loaded,
+    save,
+    saved,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

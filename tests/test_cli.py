@@ -13,10 +13,10 @@ from dejavubench.config.plan import Plan
 from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration
+from helpers.cli_calls import ROOT, heavy_after, usage_error
 from helpers.fake_gpu import H200
 from helpers.jobs import args
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))
 HEAVY = {"torch", "mpi4py", "pandas", "matplotlib", "numpy"}
 MPIRUN = Path(sys.executable).parent / "mpirun"
@@ -46,29 +46,6 @@ def invoke(*arguments: str) -> Result:
 
 def refused(*arguments: str) -> str:
     return usage_error(invoke(*arguments))
-
-
-def usage_error(result: Result) -> str:
-    """Its one line."""
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("Error: ")
-    return result.stderr.removeprefix("Error: ").rstrip("\n")
-
-
-def heavy_after(heavy: set[str], *arguments: str) -> str:
-    """Return the output of a command in its own process, and which of some modules it imported."""
-    program = (
-        "import sys\nfrom dejavubench.cli import main\n"
-        f"try:\n    main({[*arguments]}, prog_name='dejavubench')\n"
-        "except SystemExit as end:\n"
-        "    assert end.code == 0, end.code\n"
-        f"print('HEAVY', sorted({heavy} & set(sys.modules)))\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout
 
 
 # ---- help ----

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
+from helpers.cli_calls import heavy_after, usage_error
 from helpers.jobs import args
-from test_cli import heavy_after, usage_error
 
 TINY = [
     *args("--model gpt2 --input-len 10 --output-len 3 --ubatch-size 2"),

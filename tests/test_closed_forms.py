@@ -19,7 +19,7 @@ from dejavubench.planning.setups import everything, geometry_of, setups
 from dejavubench.planning.staging import sink_staging
 from dejavubench.planning.traffic import MOST_REGION_PAIRS
 from dejavubench.transports.registry import transport
-from test_traffic import made
+from helpers.transfer_plans import traffic_between
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -98,7 +98,7 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
 @pytest.mark.parametrize("ubatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
 def test_a_plan_repeats_after_the_lcm_of_the_microbatches(ubatches: tuple[int, int]) -> None:
     one, other = Setup((0, 3, 4), 4, 2, ubatches[0]), Setup((0, 2, 4), 4, 1, ubatches[1])
-    found = made(one, other, 24)
+    found = traffic_between(one, other, 24)
     whole = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
     wanted = exchanges(one, other, whole)
     assert [list(flow.region_pairs()) for flow in found.flows] == [
@@ -106,14 +106,14 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(ubatches: tuple[int, i
     ]
     assert [flow.region for flow in found.flows] == [each.region for each in wanted]
     assert found.total.region_pairs == sum(len(each.pairs) for each in wanted)
-    once = made(one, other, 12).total
+    once = traffic_between(one, other, 12).total
     assert found.total == once.times(2)
 
 
 def test_too_many_different_region_pairs_are_refused() -> None:
     one, other = Setup((0, 4), 4, 1, 99_999), Setup((0, 4), 4, 4, 100_000)
     with pytest.raises(ValueError, match=f"at most {MOST_REGION_PAIRS:,} are planned"):
-        made(one, other, 99_999 * 100_000)
+        traffic_between(one, other, 99_999 * 100_000)
 
 
 def test_staging_takes_half_of_the_memory_at_most() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import ArmFailure, End, Failure, Iteration, Verification
+from helpers.faults import FAULTY, SIZES, STRIKES, struck
 from helpers.jobs import Job, args, processed
-from test_faults import FAULTY, SIZES, STRIKES, struck
 
 pytestmark = pytest.mark.mpi
 

@@ -10,39 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.records import End, Failure, Microbatch, Verification
+from dejavubench.records import End, Failure, Verification
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
-from helpers.jobs import GONE_WITHIN, TESTS, TINY, Job, args, processed, small_disk
+from helpers.faults import FAULTY, SIZES, STRIKES, ended, faulty, measured, phase_of, struck
+from helpers.jobs import GONE_WITHIN, Job, processed, small_disk
 from helpers.tcp_peers import TOKEN, SinkProcess
 
 pytestmark = pytest.mark.mpi
 
-FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
-SIZES = (*TINY, *args("--ubatch-size 2 --input-len 6 --output-len 6 --no-ceilings"))
 PROMPT, WRITTEN = 6, 11  # positions [6, 11) are the five decode steps'
-STRIKES = 2
-"""The iteration in which faulty.py's faults strike; those before it are as they should be."""
-
-
-def faulty(cwd: Path, fault: str, *args: object, streaming: str = "mpi", rounds: int = 4) -> Job:
-    """A job of one source and one sink with a fault in it, under way."""
-    common = ("--streaming", streaming, "--warmup", "0", "--rounds", rounds)
-    return Job(cwd, 2, fault, "run", *SIZES, *common, *args, driver=FAULTY)
-
-
-def struck(job: Job) -> bool:
-    return any(job.cwd.glob("struck-*"))
-
-
-def measured(job: Job, rank: int = 0) -> int:
-    """Microbatches in the readable records of a rank."""
-    return sum(at == rank for at, _ in job.run.of(Microbatch))
-
-
-def phase_of(job: Job, rank: int) -> str | None:
-    """The phase that a rank has marked last."""
-    mark = job.run.ranks[rank].last_phase
-    return mark.phase if mark else None
 
 
 # ---- wrong bytes ----
@@ -153,18 +129,6 @@ def test_a_wrong_token_fails_though_all_bytes_are_right(tmp_path: Path) -> None:
 
 
 # ---- a job that cannot go on ----
-
-
-def ended(job: Job, rank: int, phase: str, error: str) -> None:
-    """A rank failed: the whole job is gone soon after, says so, and its records say so as well."""
-    job.until(lambda: struck(job), "the fault")
-    assert job.wait(GONE_WITHIN) not in (0, None)
-    job.all_gone()
-    assert f"dejavubench: rank {rank} failed in phase {phase}: {error}" in job.stderr
-    assert f"FAILED: rank {rank} " in processed(job.folder)
-    ((who, failure),) = job.run.of(Failure)
-    assert (who, failure.phase) == (rank, phase)
-    assert failure.error.startswith(error)
 
 
 @pytest.mark.parametrize(

@@ -6,47 +6,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image
 
-from dejavubench.analysis import plotdata
-from dejavubench.analysis.plotdata import Drawing
-from dejavubench.cli.figures import figures
+from dejavubench.analysis.figures.base import Drawing
+from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import PointInfo, Skipped, Verification, read_run
+from helpers.figure_calls import call, drawn, failed
 from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
 
 LADDER = ["0", "0-batched", "1", "2", "3"]
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(figures, [str(argument) for argument in arguments])
-
-
-def failed(result: Result) -> str:
-    assert result.exit_code == 2
-    assert isinstance(result.exception, SystemExit)
-    assert len(result.stderr.splitlines()) == 1
-    return result.stderr.strip()
-
-
-def drawn(folder: Path, out: Path) -> list[str]:
-    """Names of the figures of a run; each must have a PNG and a PDF worth the name, and a CSV."""
-    result = call(folder, "-o", out)
-    assert result.exit_code == 0, result.output
-    names = [Path(line).stem for line in result.stdout.splitlines()]
-    for name in names:
-        with Image.open(out / f"{name}.png") as image:
-            assert min(image.size) > 400
-            assert len(image.convert("L").getcolors() or ()) > 20
-        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-        assert (out / f"{name}.pdf").stat().st_size > 5000
-    assert len(list(out.iterdir())) == 3 * len(names)
-    return names
-
-
 def one(folder: Path) -> Drawing:
-    found, _ = plotdata.drawings([read_run(folder)])
+    found, _ = drawings([read_run(folder)])
     assert len(found) == 1
     return found[0]
 
@@ -144,7 +117,7 @@ def test_what_is_not_shown_is_said(tmp_path: Path) -> None:
 def test_a_run_without_a_figure_is_drawn_as_what_its_arms_fit(
     tmp_path: Path, arms: list, expected: str
 ) -> None:
-    assert plotdata.figure_of(read_run(write_run(tmp_path / "r", arms, rounds=1))) == expected
+    assert figure_of(read_run(write_run(tmp_path / "r", arms, rounds=1))).name == expected
 
 
 def test_runs_that_draw_the_same_figure_keep_names_apart(tmp_path: Path) -> None:
@@ -161,7 +134,7 @@ def test_runs_whose_folders_are_of_one_name_are_drawn_both(tmp_path: Path) -> No
 
 def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> None:
     points = [point(0), point(1, model="opt-125m"), point(2, model="opt-125m", data_type="fp32")]
-    found, _ = plotdata.drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
+    found, _ = drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
     assert [item.name for item in found] == [
         "fig25-gpt2-bf16",
         "fig25-opt-125m-bf16",

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedModel,
-)
 
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.models.attention import BLOCK, alibi_slopes
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
@@ -27,9 +17,21 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights
-
-PROMPT, STEPS, BATCH, VOCAB = 9, 32, 3, 101
-CONTEXT = 64
+from helpers.reference_models import (
+    BATCH,
+    BLOOM,
+    FAMILIES,
+    GPT2,
+    OPT_POST,
+    PROMPT,
+    STEPS,
+    VOCAB,
+    Gathered,
+    build,
+    close,
+    poisoned,
+    prompts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,162 +40,6 @@ def _one_thread() -> None:
 
 
 # ---- the same model twice: ours, and Hugging Face's with ours' names ----
-
-
-Weights = Callable[[str], Tensor]
-
-
-def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
-    spec = ModelSpec("tiny-gpt2", 3, 4, 8, VOCAB, CONTEXT, 128)
-    theirs = GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4)
-    )
-    state = shaken(theirs)
-
-    def full(name: str) -> Tensor:
-        part = {"query": 0, "key": 1, "value": 2}
-        if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
-            both = state[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"]
-            return both.chunk(3, dim=-1)[part[match[2]]].t()  # their linears are [in, out]
-        name = name.replace("layers.", "transformer.h.")
-        name = (
-            name.replace(".norm1.", ".ln_1.")
-            .replace(".norm2.", ".ln_2.")
-            .replace("final_norm", "transformer.ln_f")
-        )
-        name = (
-            name.replace(".out.", ".attn.c_proj.")
-            .replace(".up.", ".mlp.c_fc.")
-            .replace(".down.", ".mlp.c_proj.")
-        )
-        tensor = state[
-            {"embedding": "transformer.wte.weight", "position": "transformer.wpe.weight"}.get(
-                name, name
-            )
-        ]
-        return tensor.t() if ".c_" in name else tensor
-
-    return spec, theirs, full
-
-
-def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
-    embed = 32 if norm_first else 16
-    spec = ModelSpec("tiny-opt", 3, 4, 8, VOCAB, CONTEXT, 128, position_offset=2, activation="relu")
-    if not norm_first:
-        spec = replace(spec, norm_first=False, embed_size=embed)
-    config = OPTConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=3,
-        ffn_dim=128,
-        max_position_embeddings=CONTEXT,
-        do_layer_norm_before=norm_first,
-        word_embed_proj_dim=embed,
-        num_attention_heads=4,
-    )
-    theirs = OPTForCausalLM(config)
-    state = shaken(theirs)
-    names = {
-        "embedding": "embed_tokens.weight",
-        "position": "embed_positions.weight",
-        ".norm1.": ".self_attn_layer_norm.",
-        ".norm2.": ".final_layer_norm.",
-        "final_norm": "final_layer_norm",
-        ".query.": ".self_attn.q_proj.",
-        ".key.": ".self_attn.k_proj.",
-        ".value.": ".self_attn.v_proj.",
-        ".out.": ".self_attn.out_proj.",
-        ".up.": ".fc1.",
-        ".down.": ".fc2.",
-    }
-
-    def full(name: str) -> Tensor:
-        for ours, other in names.items():
-            name = name.replace(ours, other)
-        return state[f"model.decoder.{name}"]
-
-    return spec, theirs, full
-
-
-def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
-    hidden = heads * 8
-    spec = ModelSpec(
-        "tiny-bloom", 3, heads, 8, VOCAB, None, 4 * hidden, position="alibi", embed_norm=True
-    )
-    theirs = BloomForCausalLM(
-        BloomConfig(vocab_size=VOCAB, hidden_size=hidden, n_layer=3, n_head=heads)
-    )
-    state = shaken(theirs)
-    names = {
-        "embedding": "word_embeddings.weight",
-        "embed_norm": "word_embeddings_layernorm",
-        "layers.": "h.",
-        ".norm1.": ".input_layernorm.",
-        ".norm2.": ".post_attention_layernorm.",
-        "final_norm": "ln_f",
-        ".out.": ".self_attention.dense.",
-        ".up.": ".mlp.dense_h_to_4h.",
-        ".down.": ".mlp.dense_4h_to_h.",
-    }
-
-    def full(name: str) -> Tensor:
-        part = {"query": 0, "key": 1, "value": 2}
-        if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
-            both = state[f"transformer.h.{match[1]}.self_attention.query_key_value.{match[3]}"]
-            # BLOOM interleaves query, key and value head by head.
-            return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(0, 1)
-        for ours, other in names.items():
-            name = name.replace(ours, other)
-        return state[f"transformer.{name}"]
-
-    return spec, theirs, full
-
-
-def shaken(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return its state with random tensors: no bias is 0, no norm 1, and attention not uniform."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(std=0.15, generator=generator))
-    model.eval()
-    return model.state_dict()
-
-
-FAMILIES: dict[str, Callable[[], tuple[ModelSpec, PreTrainedModel, Weights]]] = {
-    "gpt2": gpt2,
-    "opt": lambda: opt(norm_first=True),
-    "opt-post-norm": lambda: opt(norm_first=False),
-    "bloom": lambda: bloom(heads=4),
-    "bloom-6-heads": lambda: bloom(heads=6),
-}
-
-
-def build(
-    spec: ModelSpec,
-    weights: Weights,
-    shard: Shard = Shard(),  # noqa: B008
-    dtype: torch.dtype = torch.float32,
-) -> GPT:
-    model = GPT(spec, shard, dtype, torch.float32)
-    model.load(weights)
-    return model
-
-
-def poisoned(model: GPT, requests: int, positions: int, layout: KVLayout = KVLayout.HND) -> KVCache:
-    """A cache full of NaN: what reads a position that was not written yet cannot go unseen."""
-    cache = KVCache.allocate(model.kv_geometry(requests, positions, layout), model.dtype)
-    cache.fill(0xFF)
-    assert cache.k.isnan().all()
-    return cache
-
-
-def prompts(vocab: int = VOCAB, requests: int = BATCH, length: int = PROMPT) -> Tensor:
-    return torch.randint(vocab, (requests, length), generator=torch.Generator().manual_seed(1))
-
-
-def close(ours: Tensor, theirs: Tensor, within: float = 1e-4) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= within * theirs.abs().max()
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -220,21 +66,6 @@ def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
 
 # ---- the cache ----
 
-GPT2 = ModelSpec("small", 3, 4, 8, VOCAB, 256, 128)
-BLOOM = ModelSpec("small-alibi", 3, 6, 8, VOCAB, None, 192, position="alibi", embed_norm=True)
-OPT_POST = ModelSpec(
-    "small-post-norm",
-    3,
-    4,
-    8,
-    VOCAB,
-    256,
-    128,
-    position_offset=2,
-    activation="relu",
-    norm_first=False,
-    embed_size=16,
-)
 SPECS = [GPT2, BLOOM, OPT_POST]
 
 
@@ -329,20 +160,6 @@ def test_stages_in_a_row_are_the_model(spec: ModelSpec) -> None:
         part = build(spec, weights, Shard(stage=stage, stages=2))
         x = part.forward(x, poisoned(part, BATCH, PROMPT), 0)
     assert torch.equal(x, expected)
-
-
-class Gathered:
-    """The collectives of one rank, once all others' contributions are known."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        raise AssertionError("logits need no sum")
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        self.parts.append(x)
-        return torch.stack([self.parts[i % len(self.parts)] for i in range(3)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
 from helpers.jobs import BF16, QUICK, TESTS, Job, args, processed, run
-from test_run import verified
+from helpers.verifications import verified
 
 SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32 --streaming mpi --handoff")
 NEW = 6

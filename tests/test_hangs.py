@@ -16,8 +16,8 @@ import pytest
 from dejavubench.cli.starting import _check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
+from helpers.faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, ROOT, Job, processed
-from test_faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 
 pytestmark = pytest.mark.mpi
 

@@ -9,8 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dejavubench.analysis import link, plotdata
-from dejavubench.analysis.link import StreamedRequest, fastest_above, in_interval, split_nbytes
+from dejavubench.analysis import prediction
+from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.prediction import (
+    StreamedRequest,
+    fastest_above,
+    in_interval,
+    split_nbytes,
+)
 from dejavubench.records import (
     RUN_FILE,
     Ceiling,
@@ -21,8 +27,8 @@ from dejavubench.records import (
     read_run,
     to_line,
 )
+from helpers.figure_calls import call, drawn, failed
 from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
-from test_figures import call, drawn, failed
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
 REQUEST = StreamedRequest(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
@@ -61,10 +67,10 @@ def test_totals_are_those_worked_out_by_hand(level: str, rate: float, expected: 
 def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
     rates = [2.0**power for power in range(20)]
     for rate in rates:
-        totals = [REQUEST.predicted_ms(level, rate) for level in link.LEVELS]
+        totals = [REQUEST.predicted_ms(level, rate) for level in prediction.LEVELS]
         assert totals == sorted(totals, reverse=True)
         assert totals[-1] > REQUEST.total_ms
-    for level in link.LEVELS:
+    for level in prediction.LEVELS:
         totals = [REQUEST.predicted_ms(level, rate) for rate in rates]
         assert totals == sorted(totals, reverse=True)
 
@@ -199,7 +205,7 @@ def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
         session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}),
         session(tmp_path / "b", "unlimited", 1.0),
     ]
-    (found,), _ = plotdata.drawings([read_run(run) for run in runs])
+    (found,), _ = drawings([read_run(run) for run in runs])
     assert (
         "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw"
         in found.caption
@@ -249,13 +255,13 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
         call(folder, "-o", tmp_path / "out")
     )
     session(tmp_path / "c", "2Mbit/s", 2e-4)
-    (found,), complaints = plotdata.drawings([read_run(folder), read_run(tmp_path / "c")])
+    (found,), complaints = drawings([read_run(folder), read_run(tmp_path / "c")])
     assert set(found.frame["link"]) == {"2Mbit/s"}
     assert len(complaints) == 1
     several = session(
         tmp_path / "b", "1Mbit/s", 1e-4, points=[point(output_len=4, pipeline_para_size=2)]
     )
-    _, complaints = plotdata.drawings([read_run(several)])
+    _, complaints = drawings([read_run(several)])
     assert "the traffic of one source, not several" in complaints[0]
 
 
@@ -264,5 +270,5 @@ def test_older_records_have_no_link(tmp_path: Path) -> None:
     header = json.loads((folder / RUN_FILE).read_text())
     del header["experiment"]["link"]
     (folder / RUN_FILE).write_text(json.dumps(header))
-    (found,), _ = plotdata.drawings([read_run(folder)])
+    (found,), _ = drawings([read_run(folder)])
     assert set(found.frame["link"]) == {"not recorded"}

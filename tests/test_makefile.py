@@ -1,4 +1,4 @@
-"""`make figures-gpu` with stand-ins for mpirun, dejavubench and MPS: its calls and leftovers."""
+"""`make figures…` with stand-ins for mpirun, dejavubench and MPS: their calls and leftovers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from dejavubench.analysis.figures.registry import figures
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
@@ -35,6 +37,8 @@ PROGRAMS = {
 def place(tmp_path: Path) -> Path:
     """A folder with the Makefile, an installed environment, and programs that note their calls."""
     shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "figures.mk", tmp_path / "scripts")
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     for name, text in PROGRAMS.items():
@@ -42,18 +46,19 @@ def place(tmp_path: Path) -> Path:
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
-    (tmp_path / "venv/.installed-gpu").touch()
+    for kind in ("run", "gpu"):
+        (tmp_path / f"venv/.installed-{kind}").touch()
     (tmp_path / "tmp").mkdir()
     return tmp_path
 
 
-def start(place: Path, **variables: str) -> subprocess.Popen[str]:
+def start(place: Path, target: str = "figures-gpu", **variables: str) -> subprocess.Popen[str]:
     environment = {
         "PATH": f"{place}/path:{os.environ['PATH']}",
         "TMPDIR": str(place / "tmp"),
         **variables,
     }
-    command = ["make", "figures-gpu", "VENV=venv"]
+    command = ["make", target, "VENV=venv"]
     pipe = subprocess.PIPE
     # A job in a shell's background inherits SIGINT as ignored.
     ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -74,6 +79,22 @@ def start(place: Path, **variables: str) -> subprocess.Popen[str]:
 def calls(place: Path) -> list[str]:
     path = place / "calls"
     return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("target", ["figures", "figures-full"])
+def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: str) -> None:
+    make = start(place, target)
+    _, errors = make.communicate(timeout=60)
+    assert make.returncode == 0, errors
+    runs = [call.split() for call in calls(place) if call.startswith("-n ")]
+    assert [(run[1], run[4].removeprefix("configs/cpu/")) for run in runs] == [
+        (str(each.quick.ranks), f"{each.name}.toml") for each in figures() if each.quick
+    ]
+    flags = [each.quick.flags for each in figures() if each.quick]
+    assert [each in " ".join(run) for each, run in zip(flags, runs, strict=True)] == [
+        target == "figures"
+    ] * len(runs)
+    assert [call.split()[0] for call in calls(place)[-2:]] == ["process", "figures"]
 
 
 def test_every_config_runs_and_mps_is_up_for_the_loopback_alone(place: Path) -> None:

@@ -25,14 +25,13 @@ from dejavubench.transports.nixl import has_nixl
 from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
 from helpers.fake_gpu import H200
+from helpers.faults import FAULTY, ended, faulty, struck
 from helpers.jobs import GONE_WITHIN, QUICK, TESTS, TINY, args, processed, run
-from test_faults import ended, faulty, struck
-from test_run import verified
+from helpers.verifications import verified
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
-FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
 PAIR = ("-m", "mpi4py", str(TESTS / "mpi" / "nixl_pair.py"))
 LEVELS = ("0", "0-batched", "1", "2", "3")
 ONCE = args("--rounds 1 --warmup 0")

@@ -26,7 +26,7 @@ from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
 from helpers.jobs import args, run
 from helpers.model_folders import INDEX, WHOLE, Tensors, edit, shard, tiny
-from test_gpt import GPT2, VOCAB, build, poisoned, prompts
+from helpers.reference_models import GPT2, VOCAB, build, poisoned, prompts
 
 UP, KEY, NORM = (
     f"model.layers.1.{name}.weight"

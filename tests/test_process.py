@@ -19,7 +19,7 @@ from dejavubench.analysis.rows import Row
 from dejavubench.cli.process import process
 from dejavubench.records import Verification, read_run
 from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
-from test_analysis_textlog import original_log
+from helpers.text_logs import original_log
 
 
 def call(*arguments: object) -> Result:

@@ -22,8 +22,8 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
-from test_checkpoint import MODELS, loaded, saved
-from test_gpt import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
+from helpers.reference_models import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
+from helpers.saved_models import MODELS, loaded, saved
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Pages of docs/reference against the registries that they are made from."""
+"""Pages of docs/reference, and figures.mk, against the registries that they are made from."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pydantic import BaseModel
 
 from dejavubench.analysis.blocks import SHOWN
 from dejavubench.analysis.columns import UNITS, columns_of
-from dejavubench.analysis.figurecolumns import FIGURE_ROWS
+from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
 from dejavubench.analysis.rows import COLUMNS, Row
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 
 HERE = Path(__file__).parent.parent
-KINDS = (Row, *FIGURE_ROWS)
+KINDS = (Row, *dict.fromkeys(each.row for each in figures()))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_the_one_that_the_code_makes(page: str) -> None:
-    text = (HERE / "docs" / "reference" / f"{page}.md").read_text()
-    assert text == PAGES[page](), f"python -m dejavubench.analysis.reference {page}"
+    text = (HERE / PAGES[page].path).read_text()
+    assert text == PAGES[page].text(), f"python -m dejavubench.analysis.reference {page}"
 
 
 def test_tables_for_people_are_made_from_known_columns() -> None:
@@ -78,7 +78,7 @@ def test_every_key_of_committed_environments_has_a_name() -> None:
 
 def test_analysis_loads_neither_torch_nor_mpi() -> None:
     code = (
-        "import sys, dejavubench.analysis.formats, dejavubench.analysis.plots;"
+        "import sys, dejavubench.analysis.formats, dejavubench.analysis.figures.files;"
         "print([name for name in ('torch', 'mpi4py') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,8 @@ from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.hub.modelspec import Rope
 from helpers.model_folders import CONTEXT, configure, logits_of_transformers, tiny
-from test_checkpoint import loaded
-from test_gpt import VOCAB, close, poisoned
+from helpers.reference_models import VOCAB, close, poisoned
+from helpers.saved_models import loaded
 
 SPELLINGS = ("rope_parameters", "rope_scaling", "rope_theta")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}

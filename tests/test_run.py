@@ -24,38 +24,18 @@ from dejavubench.records import (
     RankInfo,
     SinkActivity,
     Skipped,
-    Verification,
     read_run,
 )
 from dejavubench.records.destinations import held_against
+from helpers.faults import FAULTY
 from helpers.jobs import BF16, QUICK, ROOT, TESTS, TINY, Job, args, processed, run
+from helpers.verifications import verified
 
 pytestmark = pytest.mark.mpi
 
 SCRIPTS = ROOT / "scripts"
-FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
 DUMPING = (str(TESTS / "mpi" / "dump_tokens.py"),)
 MS = r"(\d+\.\d{6})"
-
-
-def verified(job: Job) -> Counter[tuple[str, str]]:
-    """Count the checks of each arm of each point, all of which found every byte and token right."""
-    header = job.run.header
-    points, modes = (
-        {point.id: point for point in header.points},
-        {arm.name: arm.mode for arm in header.arms},
-    )
-    counts: Counter[tuple[str, str]] = Counter()
-    for rank, check in job.run.of(Verification):
-        assert (rank, check.ok, check.tokens_equal, check.where) == (0, True, True, None)
-        point = points[check.point]
-        streamed = (
-            0 if modes[check.arm] == "none" else point.streamed_nbytes * point.pipeline_para_size
-        )
-        assert check.nbytes == streamed
-        counts[check.point, check.arm] += 1
-    assert [end.status for _, end in job.run.of(End)] == ["ok"] * len(job.run.ranks)
-    return counts
 
 
 # ---- DéjàVu's text lines ----

@@ -21,7 +21,7 @@ from dejavubench.models.sampling import Sampler, draw, filtered, uniform
 from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
-from test_gpt import GPT2, VOCAB, Gathered, build, poisoned, prompts
+from helpers.reference_models import GPT2, VOCAB, Gathered, build, poisoned, prompts
 
 MANY = 40_000
 

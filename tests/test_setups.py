@@ -11,7 +11,7 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
 from helpers.jobs import QUICK, args, run
-from test_run import verified
+from helpers.verifications import verified
 
 LEVELS = ("--level", "0,0-batched,1,2,3")
 SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32")

@@ -93,6 +93,75 @@ def test_verification_locates_the_byte_that_the_toy_corrupts(tmp_path: Path) -> 
     ) in job.stderr
 
 
+FAULTY = """
+from toy_transport import ToySession, ToyTransport
+
+from dejavubench.errors import UsageError
+
+
+class FaultySession(ToySession):
+    def facts(self):
+        if self.rank.worker == 0 and not self.rank.is_source:
+            raise UsageError("no facts here")
+        return {}
+
+
+class Missing(ToyTransport):
+    def missing(self, options):
+        raise RuntimeError("no answer")
+
+
+class Session(ToyTransport):
+    def session(self, rank):
+        if not rank.is_source:
+            raise UsageError("no session here")
+        return ToySession(rank)
+
+
+class Facts(ToyTransport):
+    def session(self, rank):
+        return FaultySession(rank)
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("kind", "status", "says"),
+    [
+        ("Missing", 1, "RuntimeError: no answer\ndejavubench: rank 0 failed in phase start\n"),
+        ("Session", 2, "Error: no session here"),
+        ("Facts", 2, "Error: no facts here"),
+    ],
+)
+def test_a_destination_that_fails_at_the_start_on_one_rank_ends_the_job(
+    kind: str, status: int, says: str, tmp_path: Path
+) -> None:
+    # Its own class takes the place that importing the toy gave to the toy's.
+    register = (
+        "from dejavubench.transports import registry\n"
+        "registry._registered.pop('toy')\n"
+        f"registry.register({kind}())\n"
+    )
+    (tmp_path / "faulty_toy.py").write_text(FAULTY + register)
+    environment = {
+        "PYTHONPATH": f"{WITH_TOY['PYTHONPATH']}{os.pathsep}{tmp_path}",
+        VARIABLE: "faulty_toy",
+    }
+    with Job(
+        tmp_path,
+        2,
+        "run",
+        "--streaming",
+        "toy",
+        *QUICK,
+        *ROUNDS,
+        environment=environment,
+        cold=True,
+    ) as job:
+        assert job.wait(60.0) == status, job.stderr
+    assert says in job.stderr
+
+
 def test_a_dry_run_knows_the_toy(tmp_path: Path) -> None:
     done = subprocess.run(
         [

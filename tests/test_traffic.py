@@ -9,39 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.config.points import LayoutName, Point
+from dejavubench.config.points import LayoutName
 from dejavubench.dejavulib.exchange import Setup
 from dejavubench.dejavulib.kvcache import BOTH, KV, KVGeometry, KVLayout, Region, Span
-from dejavubench.models.hub import specs
-from dejavubench.planning.traffic import LinkSpec, Traffic, Volume, common_extents, traffic
+from dejavubench.planning.traffic import LinkSpec, Volume, common_extents
 from helpers.caches import inside, logical_ids, spans
-
-
-def made(
-    source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4
-) -> Traffic:
-    spec = specs.custom(source.layer_cuts[-1], source.heads, 8, vocab_size=100, context=64)
-    point = Point(
-        id="p",
-        spec=spec,
-        data_type="fp16",
-        kv_layout=layout,
-        ubatch_size=source.ubatch_size,
-        input_len=10,
-        output_len=output_len,
-        positions=32,
-        tensor_para_size=source.tensor_parallel,
-        pipeline_para_size=source.stages,
-    )
-    return traffic(point, source, sink, requests)
-
+from helpers.transfer_plans import traffic_between
 
 SOURCE = Setup((0, 3, 4), heads=4, tensor_parallel=2, ubatch_size=2)
 SINK = Setup((0, 2, 4), heads=4, tensor_parallel=1, ubatch_size=3)
 
 
 def test_bytes_are_those_of_the_caches() -> None:
-    found = made(SOURCE, SINK, 6)
+    found = traffic_between(SOURCE, SINK, 6)
     vector = 2 * 8 * 2  # K and V of one head of 8 elements in fp16
     assert found.total.token_nbytes == 6 * 4 * 4 * vector
     assert found.total.prompt_nbytes == 10 * found.total.token_nbytes
@@ -55,7 +35,7 @@ def test_bytes_are_those_of_the_caches() -> None:
 
 
 def test_both_sides_add_up_to_the_whole() -> None:
-    found = made(SOURCE, SINK, 6)
+    found = traffic_between(SOURCE, SINK, 6)
     for side in (found.sent, found.received):
         assert sum(side.values(), Volume()) == found.total
     # pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of
@@ -66,7 +46,7 @@ def test_both_sides_add_up_to_the_whole() -> None:
 
 
 def test_the_busiest_worker_bounds_the_time() -> None:
-    found, link = made(SOURCE, SINK, 6), LinkSpec(1e6, 1e-3)
+    found, link = traffic_between(SOURCE, SINK, 6), LinkSpec(1e6, 1e-3)
     assert (found.busiest_source, found.busiest_sink) == (0, 0)
     sink = found.received[0]
     assert sink.total_nbytes > found.sent[0].total_nbytes
@@ -74,12 +54,14 @@ def test_the_busiest_worker_bounds_the_time() -> None:
         nbytes / 1e6 + 1e-3 for nbytes in (sink.prompt_nbytes, sink.token_nbytes, sink.total_nbytes)
     )
     assert found.least_seconds(link) == expected
-    gathered = made(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 4, 2), 2)  # one sends to four
+    gathered = traffic_between(
+        Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 4, 2), 2
+    )  # one sends to four
     assert gathered.least_seconds(link)[2] == gathered.total.total_nbytes / 1e6 + 1e-3
 
 
 def test_a_request_of_one_token_is_its_prompt() -> None:
-    found = made(SOURCE, SINK, 6, output_len=1)
+    found = traffic_between(SOURCE, SINK, 6, output_len=1)
     assert found.total.total_nbytes == found.total.prompt_nbytes
 
 
@@ -94,7 +76,7 @@ def test_a_request_of_one_token_is_its_prompt() -> None:
     ],
 )
 def test_runs_of_one_worker_to_two(layout: LayoutName, prompt: int, token: int) -> None:
-    found = made(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
+    found = traffic_between(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
     assert (found.total.prompt_extents, found.total.token_extents) == (prompt, token)
 
 

@@ -32,8 +32,8 @@ from helpers.model_folders import (
     shard,
     tiny,
 )
-from test_checkpoint import loaded
-from test_gpt import VOCAB, close, poisoned
+from helpers.reference_models import VOCAB, close, poisoned
+from helpers.saved_models import loaded
 
 EMBEDDING, HEAD, QUERY = (
     "model.embed_tokens.weight",

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dejavubench.analysis import plotdata, plots
+from dejavubench.analysis.figures import files
+from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.find import find
 from dejavubench.cli.process import process
 from dejavubench.wholefile import whole_file
@@ -154,10 +155,8 @@ def test_all_text_of_figures_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(MathTextParser, "parse", parse)
     folder = tmp_path / os.fsdecode(b"$r_{1}$ \xff")  # a name that is no UTF-8
-    (drawing,), _ = plotdata.drawings(
-        find([write_run(folder, rounds=1, figure="fig25", note=NOTE)]).runs
-    )
-    plots.save(drawing, tmp_path / "out")
+    (drawing,), _ = drawings(find([write_run(folder, rounds=1, figure="fig25", note=NOTE)]).runs)
+    files.save(drawing, tmp_path / "out")
     assert sorted(file.suffix for file in (tmp_path / "out").iterdir()) == [".csv", ".pdf", ".png"]
 
 

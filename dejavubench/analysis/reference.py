@@ -1,7 +1,7 @@
-"""Pages of docs/reference that are made from the registries of columns and of environment keys.
+"""Files that are made from the registries of columns, of environment keys and of figures.
 
 ``python -m dejavubench.analysis.reference columns > docs/reference/columns.md``, and likewise with
-``environment``.
+the other keys of :data:`PAGES`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.blocks import SHOWN
 from dejavubench.analysis.columns import Column, columns_of
-from dejavubench.analysis.figurecolumns import FIGURE_ROWS
+from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.rows import Row
 from dejavubench.records.environment import (
     EndEnvironment,
@@ -72,7 +73,7 @@ def columns_page() -> str:
         table = markdown.table(("column", "unit", "heading", "meaning"), rows, left=4)
         lines += [f"## {_title(kind)}", "", _paragraph(_summary(_KINDS[kind])), "", *table, ""]
     lines.append(FIGURES_INTRODUCTION)
-    for row in FIGURE_ROWS:
+    for row in dict.fromkeys(each.row for each in figures()):
         columns = list(columns_of(row))
         rows = [[f"`{each.name}`", each.unit or "", each.meaning] for each in columns]
         title, _, rest = _summary(row).partition(": ")
@@ -91,6 +92,18 @@ def environment_page() -> str:
         table = markdown.table(("key", "meaning"), rows, left=2)
         lines += [f"## {_title(kind.__name__)}", "", _paragraph(_summary(kind)), "", *table, ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def makefile() -> str:
+    """Return the figures of ``make figures``, with the ranks and flags of their runs."""
+    quick = [(each.name, each.quick) for each in figures() if each.quick is not None]
+    lines = [
+        "# Runs of `make figures`, made by `python -m dejavubench.analysis.reference makefile`.",
+        f"FIGURES := {' '.join(name for name, _ in quick)}",
+    ]
+    for name, run in quick:
+        lines += ["", f"RANKS_{name} := {run.ranks}", f"QUICK_{name} := {run.flags}"]
+    return "\n".join(lines) + "\n"
 
 
 _KINDS: dict[str, Any] = {"Row": Row} | {
@@ -127,7 +140,19 @@ def _paragraph(text: str) -> str:
     return textwrap.fill(text, 100)
 
 
-PAGES: dict[str, Callable[[], str]] = {"columns": columns_page, "environment": environment_page}
+@dataclass(frozen=True)
+class MadeFile:
+    """A file that is made: its path in the repository, and its text."""
+
+    path: str
+    text: Callable[[], str]
+
+
+PAGES: dict[str, MadeFile] = {
+    "columns": MadeFile("docs/reference/columns.md", columns_page),
+    "environment": MadeFile("docs/reference/environment.md", environment_page),
+    "makefile": MadeFile("scripts/figures.mk", makefile),
+}
 
 if __name__ == "__main__":
-    sys.stdout.write(PAGES[sys.argv[1]]())
+    sys.stdout.write(PAGES[sys.argv[1]].text())

@@ -89,6 +89,7 @@ class CeilingRounds:
         """Return the last arm of each destination that has not failed."""
         arms = self._iterations.failures.left(self._here.context.runnable.arms)
         streaming = filter(measured_without_compute, arms)
+        # A dict keeps the last value of a key: the last arm of each destination.
         return list({(arm.mode, arm.durability): arm for arm in streaming}.values())
 
     def _measure_without_compute(self, arm: Arm) -> None:
@@ -113,6 +114,7 @@ class CeilingRounds:
                 part.receive(arm.mode, DEFAULT_LEVEL)
         if iterations.has_failed(arm):
             return
+        # Sinks have no time of their own: a source's ends with the last acknowledgement.
         times = sleeping_gather(world, took)
         if times is not None:
             self._record_without_compute(arm, max(ms for ms in times if ms is not None))

@@ -15,6 +15,8 @@ def williams(arms: int) -> list[list[int]]:
     modulo n. For odd n the reversed orders are needed as well.
     """
     first = [(place + 1) // 2 if place % 2 else (arms - place // 2) % arms for place in range(arms)]
+    # For even n, all differences between neighbours in `first` are distinct modulo n. So over all
+    # shifts each arm follows each other one once.
     orders = [[(arm + shift) % arms for arm in first] for shift in range(arms)]
     return orders + [order[::-1] for order in orders] if arms % 2 else orders
 

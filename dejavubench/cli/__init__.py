@@ -14,6 +14,7 @@ from dejavubench import __version__
 from dejavubench.cli.errors import end_all_ranks, fail_usage
 from dejavubench.cli.streams import guard, status_of
 from dejavubench.errors import OutputError, UsageError
+from dejavubench.machine.launcher import launched_rank
 
 COMMANDS = {
     "run": (
@@ -103,7 +104,9 @@ class LazyGroup(click.Group):
             raise
         except Exception:  # noqa: BLE001 - the other ranks must not wait for this one
             # One print call: lines of several ranks would mix otherwise.
-            print(traceback.format_exc(), end="", file=sys.stderr, flush=True)
+            rank = launched_rank()
+            last = "" if rank is None else f"dejavubench: rank {rank} failed in phase start\n"
+            print(traceback.format_exc() + last, end="", file=sys.stderr, flush=True)
             end_all_ranks(1)
         sys.exit(status if isinstance(status, int) else 0)
 

@@ -9,12 +9,22 @@ import click
 
 from dejavubench.cli.output import BadInput, name_left_out
 from dejavubench.cli.params import PATH
+from dejavubench.records.figures import FIGURES
 
 if TYPE_CHECKING:
-    from dejavubench.analysis.plotdata import Drawing
+    from dejavubench.analysis.figures.base import Drawing
 
 
-@click.command()
+HELP = f"""Draw figures from runs: {", ".join(FIGURES)}.
+
+PATH is a run's folder, or a folder of run folders (such as logs). A run is drawn as the figure that
+its --figure names, or else as the figure that fits its arms. The link figure shows all runs that
+were made for it, each with its own link. A damaged run is left out and named on stderr; the exit
+status is then 1.
+"""
+
+
+@click.command(help=HELP)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
 @click.option(
     "-o",
@@ -32,15 +42,8 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Overwrite files in DIR.")
 def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) -> None:
-    """Draw Fig 2, Appendix A, Fig 7, Fig 25 and the link figure from runs.
-
-    PATH is a run's folder, or a folder of run folders (such as logs). A run is drawn as the figure
-    that its --figure names, or else as the figure that fits its arms. The link figure shows all
-    runs that were made for it, each with its own link. A damaged run is left out and named on
-    stderr; the exit status is then 1.
-    """
-    from dejavubench.analysis import plotdata
     from dejavubench.analysis.compare import NotComparableError
+    from dejavubench.analysis.figures.drawings import drawings
     from dejavubench.analysis.find import find
 
     found = find(paths)
@@ -50,28 +53,28 @@ def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) 
     if not found.runs:
         raise BadInput("\n".join(found.bad))
     try:
-        drawings, complaints = plotdata.drawings(found.runs, together)
+        drawn, complaints = drawings(found.runs, together)
     except NotComparableError as error:
         raise BadInput("\n".join([str(error), *found.bad])) from None
-    if not drawings:
+    if not drawn:
         raise BadInput("\n".join(["nothing to draw: " + "; ".join(complaints), *found.bad]))
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
-    _save(drawings, folder, force)
+    _save(drawn, folder, force)
     name_left_out(found.bad)
 
 
 def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
-    from dejavubench.analysis import plots
+    from dejavubench.analysis.figures import files
 
-    there = [path for drawing in drawings for path in plots.paths(drawing, folder) if path.exists()]
+    there = [path for drawing in drawings for path in files.paths(drawing, folder) if path.exists()]
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise BadInput(f"{there[0]} exists{more}. Use --force to overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:
-            plots.save(drawing, folder)
-            click.echo(str(plots.paths(drawing, folder)[0]))
+            files.save(drawing, folder)
+            click.echo(str(files.paths(drawing, folder)[0]))
     except OSError as error:
         raise BadInput(f"{error.filename or folder}: {error.strerror}") from None

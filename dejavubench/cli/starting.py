@@ -65,6 +65,8 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
     # A launcher may number ranks unlike MPI: then MPI's rank 0 has not read the plan yet.
     if outcome is None and world.rank == 0:
         outcome = _outcome(read)
+    if isinstance(outcome, Exception) and not isinstance(outcome, UsageError):
+        raise outcome  # the caller aborts all ranks, which wait for the plan
     outcome = world.bcast(outcome)
     if isinstance(outcome, UsageError):
         raise outcome
@@ -84,11 +86,14 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
     return outcome, watch
 
 
-def _outcome(read: Callable[[], Plan]) -> Plan | UsageError:
-    """Return the plan, or under a launcher the error that every rank is to end with."""
+def _outcome(read: Callable[[], Plan]) -> Plan | Exception:
+    """Return the plan, or under a launcher the error that every rank is to end with.
+
+    An error of any kind waits until MPI runs: only then can this rank end the other ones.
+    """
     try:
         return read()
-    except UsageError as error:
+    except Exception as error:
         if launched_rank() is None:
             raise
         return error

@@ -40,7 +40,7 @@ class Packing:
     The methods raise ValueError for a buffer that does not have exactly the region's bytes.
 
     Attributes:
-        cache, region: what is packed.
+        cache, region: the packed region and its cache.
     """
 
     def __init__(self, cache: KVCache, region: Region) -> None:

@@ -130,8 +130,8 @@ class Exchange:
     """Everything that one worker sends to one other.
 
     Attributes:
-        region: what the two share, in coordinates of the whole model and all requests.
-        pairs: its pieces, one per pair of microbatches that have requests in common.
+        region: the part that both hold, in coordinates of the whole model and all requests.
+        pairs: pieces of the region, one per pair of microbatches that have requests in common.
     """
 
     source: int

@@ -295,7 +295,7 @@ class KVGeometry:
         """Return how a region lies in the K or V tensor, in rows as long as possible.
 
         Args:
-            other: as in :meth:`extents`.
+            other: another cache's geometry, as in :meth:`extents`.
         """
         shape, other_shape = self.shape(kv), (other or self).shape(kv)
         cuts = [

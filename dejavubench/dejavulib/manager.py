@@ -29,7 +29,7 @@ class CacheManager:
     Args:
         cache: the model writes and reads it.
         streams: who gets which part of it.
-        level: which optimisations are on.
+        level: the optimisations that are on.
         streamer: the process's helper thread.
         timeout: seconds without any progress after which a wait fails.
 

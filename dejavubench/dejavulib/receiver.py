@@ -57,7 +57,7 @@ class SinkEndpoint(Protocol):
         """Receive the stream's next chunk extent by extent, each straight into its place.
 
         Args:
-            extents: in packed order; not empty.
+            extents: the chunk's extents in packed order; not empty.
             each_complete: the source sends an extent after the one before it is complete.
         """
 

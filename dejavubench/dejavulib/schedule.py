@@ -29,11 +29,11 @@ class Chunk:
     """The unit that moves in one flush.
 
     Attributes:
-        index: its number in the stream's sequence of chunks.
+        index: the chunk's number in the stream's sequence of chunks.
         step: 0 for the prompt, n for the n-th decode step.
-        region: in the coordinates of this side's cache.
+        region: the part of the cache, in the coordinates of this side's cache.
         offset: bytes before it in the packed stream.
-        nbytes: its packed bytes.
+        nbytes: packed bytes of the chunk.
     """
 
     index: int
@@ -47,7 +47,7 @@ class StreamSchedule:
     """The chunks of one stream: one microbatch's cache between one source worker and one target.
 
     Args:
-        geometry: of this side's cache.
+        geometry: geometry of this side's cache.
         region: the layers, requests and heads that move. Its positions are ignored: steps have
             their own.
         input_len: prompt length P.

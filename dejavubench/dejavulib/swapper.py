@@ -63,7 +63,8 @@ class Swapper:
 
     Attributes:
         current: the cache that each microbatch takes, or took last; the model computes over these.
-        microbatches: to be told of each microbatch's progress, as a :class:`CacheManager` is.
+        microbatches: objects to report each microbatch's progress to, as to a
+            :class:`CacheManager`.
         cost: cost of swapping since the last :meth:`begin`.
     """
 

@@ -66,7 +66,7 @@ class PlannedChunk:
 
     Attributes:
         packing: gathers the chunk into one buffer; None at the unbuffered levels.
-        extents: what the unbuffered levels move one by one; None at the others.
+        extents: extents that the unbuffered levels move one by one; None at other levels.
         each_complete: an extent is complete before the next one begins.
     """
 
@@ -86,7 +86,7 @@ class Transfer:
         byte_progress: counts of the manager that handed the chunk over.
         stats: counters of the phase that the chunk belongs to.
         tokens: token ids [B] that went into its decode step, if they are known here.
-        ready: on CUDA, the event after which its keys and values are in place on the device.
+        ready: CUDA event after which the chunk's keys and values are in place on the device.
         slot: the staging slot that it holds until it is complete.
     """
 

@@ -52,7 +52,7 @@ def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = Non
     """Call ``test`` until it is true. Sleep in between, the longer the longer it takes.
 
     Args:
-        what: what is waited for, for the message.
+        what: name of the awaited thing, for the message.
         timeout: seconds; None waits for ever.
 
     Raises:

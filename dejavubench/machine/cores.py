@@ -10,7 +10,7 @@ from dejavubench.machine.cgroups import Quota
 
 @dataclass(frozen=True)
 class Asker:
-    """One rank.
+    """Demand of one rank for CPU time.
 
     Attributes:
         threads: busy threads: those that compute, or poll for messages.

@@ -1,4 +1,4 @@
-"""The CUDA devices of this machine, asked from the driver without torch."""
+"""The CUDA devices of this machine, as the driver lists them, without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CudaDevice:
 
     Attributes:
         name: e.g. ``NVIDIA H200``.
-        nbytes: its whole memory, used or not.
+        nbytes: bytes of its whole memory, used or not.
         uuid: the same in every process, unlike the device's number.
     """
 

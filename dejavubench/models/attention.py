@@ -35,8 +35,8 @@ class Attention:
     """The attention of one worker's heads.
 
     Args:
-        heads: of keys and values, which of the model's.
-        dtype: of queries and results; the cache may be of another type.
+        heads: the model's KV heads that this worker holds.
+        dtype: type of queries and results; the cache may be of another type.
     """
 
     def __init__(

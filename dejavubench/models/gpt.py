@@ -51,12 +51,12 @@ class GPT:
 
     Args:
         spec: sizes and architecture.
-        shard: which part.
-        dtype: of the KV cache and of all matrices of weights.
-        compute_dtype: of linears' inputs and the residual stream; see
+        shard: the part of the model that this worker holds.
+        dtype: type of the KV cache and of all matrices of weights.
+        compute_dtype: type of linears' inputs and the residual stream; see
             :func:`.dtypes.compute_dtype`.
         collectives: sums and gathers over the tensor-parallel group.
-        device: where the weights are, and the caches that the model is given.
+        device: device that holds the weights, and the caches that the model is given.
 
     Attributes:
         peak: a number for each request of the step whose tokens were chosen last, [B], on the
@@ -263,7 +263,7 @@ class GPT:
         """Make ready what steps of ``rows`` positions at once need, so that no step waits for it.
 
         Args:
-            layout: of the caches.
+            layout: layout of the caches.
             rows: requests × new positions of each kind of step.
             say: takes one line each about compiling, and about kernels that cannot be kept.
         """

@@ -42,7 +42,7 @@ class Rotary:
     """Turns the two halves of each head against each other, by an angle for each position.
 
     Args:
-        dtype, device: of the queries and keys.
+        dtype, device: type and device of the queries and keys.
     """
 
     def __init__(self, rope: Rope, size: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -11,10 +11,10 @@ class Sampling:
 
     Attributes:
         temperature: divides the logits; above 0.
-        top_k: how many of the most likely tokens are kept; None keeps all.
+        top_k: number of most likely tokens that are kept; None keeps all.
         top_p: the fewest most likely tokens whose probabilities reach this sum are kept, in (0,
             1]; None keeps all.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
 
     temperature: float

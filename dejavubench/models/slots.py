@@ -27,12 +27,11 @@ class WeightSlots:
     """Allocates the weights of a shard by name; their values are undefined.
 
     Args:
-        dtype: of matrices.
-        compute_dtype: of vectors (norms and biases), which are next to nothing and used as they
-            are.
+        dtype: type of matrices.
+        compute_dtype: type of vectors (norms and biases), which are small and used as they are.
 
     Attributes:
-        slots: of all weights that were asked for, in that order.
+        slots: slots of all requested weights, in the order of requests.
 
     Raises:
         ValueError: the model cannot be split like this.

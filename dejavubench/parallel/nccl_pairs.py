@@ -16,11 +16,11 @@ class NCCLPair:
     """The connection of two ranks: one sends and the other receives, in the same order.
 
     Args:
-        communicator: of the two ranks.
-        sends: whether this rank sends.
+        communicator: communicator of the two ranks.
+        sends: this rank sends; else it receives.
 
     Attributes:
-        stream: on which sends or receives are issued.
+        stream: CUDA stream that sends or receives are issued on.
     """
 
     def __init__(self, communicator: NCCLCommunicator, sends: bool) -> None:

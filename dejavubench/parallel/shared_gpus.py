@@ -35,7 +35,7 @@ class LoopbackFacts:
 
     Attributes:
         way: ``multi-rank`` (NCCL ≥ 2.30: peer memory) or ``fake hosts`` (sockets).
-        version: of NCCL, as its own number.
+        version: version of NCCL, as NCCL's own number.
         ranks: the groups of ranks that share a GPU.
         variables: the environment variables that were set on this rank.
     """

@@ -14,8 +14,8 @@ class Topology:
     sources. The following ranks, if there are any, are the sinks.
 
     Attributes:
-        tensor_size, stages: of the sources.
-        sink_tensor_size, sink_stages: of the sinks; 0 means those of the sources.
+        tensor_size, stages: tensor-parallel degree and pipeline depth of the sources.
+        sink_tensor_size, sink_stages: the same of the sinks; 0 means as the sources.
 
     Raises:
         ValueError: ``size`` is neither the number of sources nor that of both sides, or another

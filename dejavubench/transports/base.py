@@ -89,8 +89,8 @@ class Transport(ABC):
         help: a few words for ``--help``, in brackets after the name.
         style: style in figures.
         options: names of the experiment's options that only concern this destination.
-        copy_s: rough seconds of one naive copy or message of a few bytes, complete before the next.
-        sync_s: rough seconds until a few bytes are on a storage device.
+        copy_s: approximate seconds of one naive copy or message of a few bytes, until complete.
+        sync_s: approximate seconds until a few bytes are on a storage device.
         swapped_label: label in figures of swapping to this destination; None if it cannot.
         hands_over: sinks can go on with the request in the sources' place.
         resumes: a killed run can be resumed from what it has streamed here.

@@ -42,7 +42,7 @@ class Outside:
 
     Attributes:
         kv, flat: the first such element, counted in the whole K or V tensor.
-        elements: how many of that layer's K or V.
+        elements: number of such elements in that layer's K or V.
     """
 
     kv: KV
@@ -80,11 +80,11 @@ class SourceContext:
         streams: for each microbatch, the streams to this destination.
         peers: ranks that receive them.
         slots: returns the staging slots on ``"cpu"`` or ``"cuda"``, which all destinations share.
-        device: where the caches are.
+        device: device that holds the caches.
         timeout: seconds without progress after which a wait fails.
         durability: the option in force, for a destination on a storage device.
-        folder, file_name, keep: where files are, how their names begin, and whether they stay.
-        identity: what the header of a file must say of the run.
+        folder, file_name, keep: folder of files, beginning of their names, and if they stay.
+        identity: entries about the run that the header of a file must have.
     """
 
     caches: Sequence[KVCache]
@@ -108,7 +108,7 @@ class SinkContext:
         streams: every stream that arrives, with the cache that it fills.
         peers: ranks that the streams come from.
         slots: returns the staging slots of each stream, in the same order.
-        device: where the caches are.
+        device: device that holds the caches.
     """
 
     streams: Sequence[tuple[KVCache, Stream]]
@@ -143,9 +143,9 @@ class ProbeContext:
         is_source: this is rank 0.
         device: device of this rank.
         durabilities: the options that some arm of the destination has.
-        folder, file_name: where files are, and how their names begin.
+        folder, file_name: folder of files, and beginning of their names.
         say: prints one line for the user.
-        close: what is put in here is closed with the probes.
+        close: stack of things to close with the probes.
     """
 
     meeting: Meeting | None

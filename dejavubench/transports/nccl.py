@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 class NCCLSession(RankSession):
     """Attributes:
-    links: to the ranks of the other side at the current point, by rank.
+    links: links to the ranks of the other side at the current point, by rank.
     """
 
     links: Mapping[int, NCCLPair]

@@ -64,11 +64,11 @@ class Session:
 
     def open_source(self, context: SourceContext) -> Destination:
         """Return the source's side of the destination."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no open_source")
 
     def open_sink(self, context: SinkContext) -> Any:
         """Return the sink's side of a remote destination."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no open_sink")
 
     def stored_nbytes(self, stream: Stream) -> int:
         """Return the bytes of storage that a stream takes."""

@@ -12,8 +12,9 @@ import json
 import lzma
 from pathlib import Path
 
-from dejavubench.analysis import formats, plotdata
+from dejavubench.analysis import formats
 from dejavubench.analysis.blocks import Block
+from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.find import find
 from dejavubench.analysis.report import RunReport, log_report, report
 from dejavubench.records.textlog import TextLogError
@@ -38,7 +39,7 @@ def made(machine: str) -> dict[str, str]:
         "logs.csv": _written(_log_reports(logs), "csv").replace(f"{RESULTS}/", ""),
         "cells.json": json.dumps([[_cells(block) for block in each.blocks] for each in reports]),
     }
-    for drawing in plotdata.drawings(runs)[0]:
+    for drawing in drawings(runs)[0]:
         texts[f"{drawing.name}.csv"] = drawing.frame.to_csv(index=False)
     return texts
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dejavubench.models.hub.checkpoint import CheckpointError, open_checkpoint
-from test_gpt import VOCAB, shaken
+from helpers.reference_models import VOCAB, shaken
 
 CONTEXT = 64
 WHOLE = "model.safetensors"

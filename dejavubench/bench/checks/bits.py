@@ -22,6 +22,7 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
 
 def element_of(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int:
     """Return where in the whole K or V the ``number``-th element of a region is."""
+    # Two steps: the element's place within the region, then that place within the whole tensor.
     within = np.unravel_index(number, geometry.piece_shape(kv, region))
     starts = [
         cut.indices(size)[0]

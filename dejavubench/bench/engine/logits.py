@@ -28,6 +28,7 @@ def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) ->
         peaks = steps.peaks(ubatch)
         if not peaks:  # another stage has them
             continue
+        # One number of each request was kept: unusable logits make it NaN or infinite.
         values = torch.stack([values for _, values in peaks]).float().cpu()
         if not values.isfinite().all():
             step, request = values.isfinite().logical_not().nonzero()[0].tolist()

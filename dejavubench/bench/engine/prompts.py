@@ -34,6 +34,7 @@ class Prompts:
         """Pad prompts of up to ``input_len`` tokens."""
         tokens = torch.tensor([[PADDING] * (input_len - len(ids)) + list(ids) for ids in prompts])
         first = torch.tensor([input_len - len(ids) for ids in prompts])
+        # None lets the model skip the mask where no prompt is padded.
         return cls(tokens, numbers, first if first.any() else None)
 
     def unpadded(self) -> list[list[int]]:

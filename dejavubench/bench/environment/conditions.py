@@ -72,6 +72,7 @@ class Conditions:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Count the throttling inside, by the control group's counters at both ends."""
+        # Called once per point: what is throttled while models load between them does not count.
         before = cpu_throttling()
         self._before = self._before or before
         yield

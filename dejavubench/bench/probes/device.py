@@ -134,6 +134,7 @@ class DeviceProbes:
         return probes
 
     def read(self) -> list[Sample]:
+        # Several ways to read everything: the best one is the ceiling, whatever torch optimises.
         words = self._from.view(torch.float32)
         shapes: list[tuple[str, Callable[[], object]]] = [
             ("sum", words.sum),
@@ -184,7 +185,7 @@ class DeviceProbes:
         """Return the seconds of one of ``works``, launched while the device is still busy."""
         with torch.cuda.device(self._device):
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            works[0]()
+            works[0]()  # compiled or tuned here, and not between the events
             # These take a millisecond or more: longer than it takes to launch the timed work.
             for _ in range(3):
                 self._copy_all()
@@ -201,6 +202,7 @@ class DeviceProbes:
     def _read_all(self) -> None:
         import cupy
 
+        # Each load takes 16 bytes. The buffer's size is a multiple of that, see buffer_nbytes.
         count = np.uint64(self._from.numel() // 16)
         parameters = (np.uintp(self._from.data_ptr()), count, np.uintp(self._out.data_ptr()))
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(self._device)):

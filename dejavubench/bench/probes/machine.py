@@ -80,6 +80,7 @@ class CPUMemory:
 
 def copy_loop() -> list[Sample]:
     """Time one 16-byte copy in the naive loop of a local copy, in microseconds."""
+    # The loop that the library's naive level runs: slices of memoryviews, and no torch.
     source, target = _extents()
     whole, out = source.numpy().data, target.numpy().data
     views = [whole[at : at + EXTENT_NBYTES] for at in range(0, EXTENTS * STRIDE, STRIDE)]

@@ -37,7 +37,7 @@ def microbatch_record(
     return Microbatch(
         **when,
         ubatch=number,
-        prompt_ms=clock.step_ms[0],
+        prompt_ms=clock.step_ms[0],  # step 0 is the prompt
         token_ms=clock.step_ms[1:],
         prompt_event_ms=clock.event_ms[0] if clock.event_ms else None,
         token_event_ms=clock.event_ms[1:],

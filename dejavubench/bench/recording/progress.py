@@ -70,6 +70,7 @@ class Progress:
             self._bar.update(self._task, completed=self._done, total=self._total, description=what)
         elif self._shown and time.monotonic() - self._said > QUIET_S:
             elapsed = time.monotonic() - self._began
+            # All iterations count alike: arms take turns, so every stretch has some of each.
             left = elapsed / self._done * (self._total - self._done)
             self.say(
                 f"{self._done}/{self._total} iterations, {what}; about {seconds_text(left)} left"

@@ -39,6 +39,7 @@ class Recorder:
         An End record gets the digest of all lines before it, and on rank 0 that of ``run.json``.
         """
         line = records.to_line(self._sealed(record) if isinstance(record, records.End) else record)
+        # The digest grows line by line; an End record takes what has come before its own line.
         self._digest.add(line.encode())
         try:
             self._file.write(line)
@@ -109,6 +110,7 @@ class Recorder:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
+            # A user may clear the folder during a run. ENOENT alone would name only this file.
             why = error.strerror if self.folder.is_dir() else "the run's folder was removed"
             raise OSError(error.errno, why, str(path)) from None
 

@@ -81,6 +81,7 @@ class ScenarioPart(ABC):
 
     def expected_part(self) -> torch.Tensor:
         """Return those of the expected tokens that this rank generates: the last ones."""
+        # A sink that takes over has the last tokens only; all others generate every token.
         return self.expected[..., -self.generated.shape[-1] :]
 
     def failure(self, arm: Arm) -> str | None:

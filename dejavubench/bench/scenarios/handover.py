@@ -62,6 +62,7 @@ class HandOverSource(PlainSource):
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         super().expect(undisturbed, tokens)
+        # Sinks have not run these requests, so they get the tokens to compare theirs with.
         sleeping_bcast(self.source.here.world, tokens)
 
     def expected_part(self) -> torch.Tensor:
@@ -100,7 +101,7 @@ class HandOverSource(PlainSource):
         answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON)
         wait_asleep(answer.Test, "the sinks' first token")
         took = (time.perf_counter() - max(clock.computed_s for clock in self.clocks)) * 1e3
-        MPI.Request.Waitall(self._under_way)
+        MPI.Request.Waitall(self._under_way)  # at once: whoever answered has the tokens
         return took
 
 

@@ -34,6 +34,7 @@ class Communicators:
         """Duplicate and split the world. Collective."""
         world = ranks.world
         verification, handover = world.Dup(), world.Dup()
+        # Ordered by rank in the world, so worker w of a side has number w in it.
         side = cast(MPI.Intracomm, world.Split(0 if ranks.is_source else 1, ranks.rank))
         return cls(verification, handover, side)
 

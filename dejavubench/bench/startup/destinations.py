@@ -35,14 +35,14 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
         device,
         runnable.experiment,
     )
-    sessions = {name: each.session(rank) for name, each in runnable.transports.items()}
 
-    def load() -> None:
+    def load() -> Sessions:
+        sessions = {name: each.session(rank) for name, each in runnable.transports.items()}
         for session in sessions.values():
             session.load()
+        return sessions
 
-    agree(ranks.world, load)
-    return sessions
+    return agree(ranks.world, load)
 
 
 def meet_other_sides(sessions: Sessions, ranks: Ranks) -> None:

@@ -13,6 +13,7 @@ from dejavubench.bench.environment import facts
 from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
 from dejavubench.bench.recording.recorder import write_header
 from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.ranks import agree
 from dejavubench.planning.staging import Staging, sink_staging, source_staging
 
 
@@ -33,9 +34,11 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     environment = facts.of_rank(context.devices.number) | context.conditions.facts()
     if context.devices.loopback is not None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)
-    for session in context.sessions.values():
-        environment |= session.facts()
+    parts = context.sessions.values()
+    for found in agree(context.ranks.world, lambda: [session.facts() for session in parts]):
+        environment |= found
     staging = _staging(context)
+    # The peers may differ from point to point: the record names all of them.
     peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}
     workspace.recorder.write(
         records.RankInfo(

@@ -24,6 +24,7 @@ def open_saved(
         UsageError: one of them cannot be resumed, as :class:`SavedStream` says.
     """
     rank = view.topology.rank
+    # The killed run's id, not this one's: the identity is that of the files it has written.
     expected = identity(plan, view.point, device, interrupted.run_id, rank)
     name = interrupted.stream_name(rank)
     try:

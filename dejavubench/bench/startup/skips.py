@@ -31,6 +31,8 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     )
     room = shutil.disk_usage(existing).free
     kinds = {(arm.mode, arm.durability) for arm in runnable.on_disk}
+    # Files of all arms of a point lie on the disk at the same time; those of a point that is over
+    # are gone, unless they are kept.
     probes = _probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
     kept = 0  # files of earlier points that stay (--keep)
     for point in plan.points:

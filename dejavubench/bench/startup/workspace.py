@@ -64,6 +64,7 @@ def _make_folder(experiment: Experiment, world: MPI.Intracomm) -> tuple[str, Pat
     if world.rank == 0:
         try:
             folder = _new_folder(experiment.log_dir, experiment.name)
+            # Ranks of other hosts may have another working directory, so the path is made absolute.
             outcome = uuid.uuid4().hex[:12], folder.absolute()
         except OSError as error:
             outcome = UsageError(f"log_dir {experiment.log_dir}: {error.strerror}")

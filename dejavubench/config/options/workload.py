@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator
 
 from dejavubench.config.options.field import PURE, option
 from dejavubench.config.options.values import Counts, Folder, MaybeCount, as_name, as_text
-
-Figure = Literal["fig2", "appendix_a", "fig7", "fig25", "link"]
+from dejavubench.records.figures import FIGURES, FigureName
 
 CACHE_STEP = 32
 """Unless told otherwise a cache's positions are a multiple of this: kernels like such sizes."""
@@ -30,10 +29,10 @@ class WorkloadOptions(BaseModel):
         measured=False,
         is_text=True,
     )
-    figure: Figure | None = _option(
+    figure: FigureName | None = _option(
         None,
         "FIGURE",
-        "Figure that the run is made for: fig2, appendix_a, fig7, fig25, link.",
+        f"Figure that the run is made for: {', '.join(FIGURES)}.",
         reset_when_resumed=True,
     )
     note: Annotated[str | None, BeforeValidator(as_text)] = _option(

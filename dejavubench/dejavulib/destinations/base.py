@@ -92,7 +92,7 @@ class Destination(ABC):
     Packed buffers that were given to :meth:`flush` stay untouched until their chunk is complete.
 
     Attributes:
-        name: as the registry spells it.
+        name: the destination's name in the registry.
         moved: blocks of extents moved so far. It shows that a long unbuffered chunk still moves.
         staged: chunks go through staging slots, in device memory if the destination takes chunks
             from there, else in host memory. Off: :meth:`place` always gives the final place.

@@ -19,7 +19,7 @@ class DestinationEntry:
     """Abilities of one destination, and the place of its code.
 
     Attributes:
-        name: as ``--streaming`` and records spell it.
+        name: the destination's name in ``--streaming`` and in records.
         source: the class of the source's side, as ``module:Class``.
         sink: the class of the sink's side; None if no rank receives.
         remote: other ranks receive what is streamed.

@@ -98,7 +98,7 @@ class _Piece:
     Attributes:
         first: offset of the first row in the tensor.
         layer: bytes from one layer to the next.
-        counts, strides: of the three axes that count rows, the outermost first.
+        counts, strides: sizes and strides of the three axes that count rows, outermost first.
         row: bytes of a row.
     """
 

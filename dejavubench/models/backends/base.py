@@ -44,9 +44,9 @@ class KernelNeeds:
     """The steps for which kernels must be ready before anything is timed.
 
     Attributes:
-        dtype: of weights and cache.
-        compute_dtype: of the inputs of linears.
-        layout: of the caches.
+        dtype: type of weights and cache.
+        compute_dtype: type of the inputs of linears.
+        layout: layout of the caches.
         rows: each number of rows that a linear will take at once: requests × new positions.
         widths: each number of inputs that a linear has.
     """

@@ -36,12 +36,12 @@ class Checkpoint:
     """A folder that was found whole.
 
     Attributes:
-        spec: its model, named like the folder.
+        spec: the folder's model, named like the folder.
         files: the file of each tensor that is needed, by its name there.
-        stored: how each of our tensors is kept, with its full name.
+        stored: storage form of each of our tensors, with its full name.
         identity: 16 hex digits that differ for different files: of their headers and both ends of
             every tensor.
-        notes: what a user should know about how the folder was read.
+        notes: lines for the user about the reading of the folder.
     """
 
     folder: Path

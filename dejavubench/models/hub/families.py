@@ -23,9 +23,9 @@ class Stored:
     """How one of our tensors is kept.
 
     Attributes:
-        name: in the files, without the family's prefix.
-        transposed: as [in, out].
-        part: it is this third of a fused query, key and value.
+        name: name in the files, without the family's prefix.
+        transposed: stored as [in, out].
+        part: number of its third of a fused query, key and value.
         interleaved: of a fused one: the elements of a head, whose query, key and value follow
             each other (BLOOM); 0: all queries come first, then all keys.
     """
@@ -41,7 +41,7 @@ class Family:
     """One architecture: its sizes from ``config.json``, and the names of its tensors.
 
     Attributes:
-        prefixes: of all names in the files, one of them.
+        prefixes: possible prefixes of the names in the files; all have one of them.
         spared: names of tensors that a folder may hold beside the model's: masks, and what is
             computed from sizes.
         requires: values of the configuration that are implemented; a key that is missing has them.

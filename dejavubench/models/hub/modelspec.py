@@ -35,7 +35,7 @@ class ModelSpec:
     """The sizes of a decoder-only model and what sets its architecture apart, as data.
 
     Attributes:
-        name: as given on the command line, e.g. ``opt-13b``.
+        name: model name on the command line, e.g. ``opt-13b``.
         layer_num: decoder layers.
         head_num: attention heads; each has keys and values of its own.
         size_per_head: elements of one head, D.
@@ -51,10 +51,10 @@ class ModelSpec:
         embed_size: width of the embedding if it is projected to another width (opt-350m).
         kv_head_num: heads of keys and values if they are fewer; groups of query heads share
             them (GQA).
-        width: of the residual stream if it is not ``head_num`` × ``size_per_head``.
+        width: width of the residual stream if it is not ``head_num`` × ``size_per_head``.
         rms: norms are RMS norms, without biases (Zhang and Sennrich 2019, arXiv 1910.07467).
-        eps: of the norms.
-        rope: of ``rope`` positions.
+        eps: epsilon of the norms.
+        rope: parameters of ``rope`` positions.
         gated: the MLP is activation(gate) × up (Shazeer 2020, arXiv 2002.05202).
         qkv_bias, bias: linears of queries, keys and values have biases; all others have.
         qk_norm: an RMS norm of each head's queries and keys (Qwen3).

@@ -48,7 +48,7 @@ class Header:
     """The names, types, shapes and places of one safetensors file's tensors.
 
     Attributes:
-        types: of its tensors, as the format names them: F32, BF16, …
+        types: types of its tensors, as the format names them: F32, BF16, …
         spans: the first byte of each tensor, and the one after its last.
     """
 

@@ -18,7 +18,7 @@ class NCCLLoop:
     """Bandwidth between two GPUs; it runs on both sides, and only the source has a sample.
 
     Args:
-        link: between the same two ranks; nothing else is under way there meanwhile.
+        link: link between the same two ranks; nothing else is under way there meanwhile.
     """
 
     def __init__(self, meeting: Meeting, link: NCCLLink, device: torch.device) -> None:

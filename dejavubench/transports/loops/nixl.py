@@ -29,7 +29,7 @@ class NIXLLoops:
 
     Args:
         comm: names the ranks; nothing else may be on its way there while this is made.
-        device: of the memory that is written from, or to.
+        device: device of the memory that is written from, or to.
     """
 
     def __init__(self, comm: MPI.Intracomm, meeting: Meeting, device: torch.device) -> None:

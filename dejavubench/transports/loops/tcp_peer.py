@@ -21,11 +21,11 @@ class TCPPeer:
     """A sink that has been reached.
 
     Attributes:
-        peer: its address, as it was given.
-        same_host: it runs on this host.
-        same_machine: it runs on this machine, maybe in another network, as in a container.
+        peer: address of the peer, as it was given.
+        same_host: the peer runs on this host.
+        same_machine: the peer runs on this machine, maybe in another network, as in a container.
         timeout: seconds that it may be silent when an answer is due.
-        checksums: what is streamed is hashed at both ends.
+        checksums: both ends hash the streamed bytes.
     """
 
     peer: str

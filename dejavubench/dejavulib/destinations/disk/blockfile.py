@@ -29,7 +29,7 @@ class BlockFile:
 
     Args:
         path: no such file may exist.
-        nbytes: its size, whole pages. Allocated now, so that later writes cannot run out of room.
+        nbytes: size of the file, whole pages. Allocated now, so that later writes find room.
         durability: ``fdatasync`` writes through the page cache, ``direct`` past it by O_DIRECT.
             With both, :meth:`sync` returns when the bytes are on the device. ``page-cache``: the
             bytes survive the process, not a loss of power.
@@ -44,7 +44,8 @@ class BlockFile:
         self.path = path
         self.nbytes = nbytes
         self._durability = durability
-        # direct: the bytes of an incomplete page at the end of the last write.
+        # direct: the bytes of an incomplete page at the end of the last write. They are written
+        # again with the next bytes, because the device takes whole pages only.
         self._tail = np.empty(0, np.uint8)
         self._joined = aligned_buffer(PAGE)
         try:
@@ -54,7 +55,7 @@ class BlockFile:
                 f"cannot create {path} for {durability} streaming: {error.strerror}"
             ) from None
         if not keep:
-            os.unlink(path)
+            os.unlink(path)  # the open descriptor keeps the file until the process ends
         try:
             os.posix_fallocate(self._fd, 0, nbytes)
         except OSError as error:

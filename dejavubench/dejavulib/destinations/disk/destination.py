@@ -41,7 +41,7 @@ class DiskDestination(LocalDestination):
     Args:
         directory: must exist.
         name: beginning of the files' names; no such file may exist.
-        durability: as of :class:`BlockFile`. A chunk is complete when it is as durable as that.
+        durability: option of :class:`BlockFile`; a chunk is complete when it is as durable.
         keep: leave the files, for :class:`.savedstream.SavedStream`.
         identity: goes into the header, such as run id, rank, model, weights, requests, data type.
 
@@ -104,7 +104,7 @@ class DiskDestination(LocalDestination):
             checksum.result()  # a large chunk was hashed while it was written
             file.blocks.write(at + chunk.nbytes, file.trailer.packed())
         file.blocks.sync()
-        checksum.result()
+        checksum.result()  # the slot is free once the chunk is complete, so hashing must be over
         self._complete(file, schedule, chunk)
 
     def _add(self, trailer: StepTrailer, data: memoryview) -> Future[None]:
@@ -132,6 +132,8 @@ class DiskDestination(LocalDestination):
 
     @staticmethod
     def _complete(file: _Open, schedule: StreamSchedule, chunk: Chunk) -> None:
+        # The record is durable by now. The watermark itself becomes durable with the next sync:
+        # a crash before loses at most the last step, never a promise.
         if _ends_step(schedule, chunk):
             file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(chunk.step + 1))
         file.completed += 1

@@ -43,8 +43,8 @@ class SavedStream:
     """A file of :mod:`.streamfile`, for reading.
 
     Args:
-        stream: that it should hold.
-        identity: what its header must say beside the stream and its schedule.
+        stream: the stream that the file should hold.
+        identity: entries that its header must have besides the stream and its schedule.
 
     Attributes:
         watermark: steps that were complete; :meth:`restore` compares their checksums.

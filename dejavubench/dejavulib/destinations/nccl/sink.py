@@ -89,7 +89,7 @@ class NCCLSinkEndpoint:
 
     Args:
         comm: the communicator that the sources' :class:`NCCLDestination` has.
-        links: to each source, by its rank in ``comm``.
+        links: the link to each source, by its rank in ``comm``.
         timeout: seconds within which an announced chunk must come.
     """
 

@@ -51,7 +51,7 @@ class _Sink:
     Attributes:
         announced: chunks that have not been issued, oldest first.
         grants: chunks of ``announced`` that may be issued.
-        acknowledged: by stream, chunks that are complete and not yet counted.
+        acknowledged: number of chunks by stream that are complete and not yet counted.
     """
 
     link: NCCLLink
@@ -64,8 +64,8 @@ class NCCLDestination(RemoteDestination[_Sending]):
     """The source's side.
 
     Args:
-        comm: of all sources and sinks, for notifications; nothing else may use it.
-        links: to each sink, by its rank in ``comm``.
+        comm: communicator of all sources and sinks, for notifications; nothing else may use it.
+        links: the link to each sink, by its rank in ``comm``.
         timeout: seconds that an unbuffered chunk waits for the sink to be ready.
 
     Raises:

@@ -93,13 +93,13 @@ class Agent:
         comm: names the ranks; nothing else may be on its way there meanwhile.
         memory: contiguous tensors of one device, registered once. It is read here, or written by
             others.
-        share: by peer, an object that goes to it along with this agent's metadata.
+        share: objects by peer; each goes to its peer along with this agent's metadata.
 
     Raises:
         StreamingError: NIXL cannot be used here, or a peer did not connect.
 
     Attributes:
-        shared: by peer, the object that it has sent.
+        shared: objects by peer, as each peer has sent it.
         peers: ranks of the peers.
         disconnected: the exception that NIXL raises once a peer is gone.
     """
@@ -189,7 +189,7 @@ class Agent:
         """Begin one write of pieces of memory; return its handle, for :meth:`done`.
 
         Args:
-            there: as many pieces of the peer's memory, of the same sizes.
+            there: pieces of the peer's memory, as many and of the same sizes.
             number: number of the chunk, which NIXL notifies the peer of behind the last byte.
                 None: the peer is not notified.
         """

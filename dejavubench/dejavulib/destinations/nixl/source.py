@@ -31,7 +31,7 @@ class _Sending:
     Attributes:
         number: the chunk's number in its stream since the agents connected.
         packed: the chunk's buffer; None if its extents are written.
-        filled: on a device, the event after which ``packed`` holds the chunk.
+        filled: event on a device after which ``packed`` holds the chunk.
         write: NIXL's handle while the chunk is being written.
         written: the chunk is in the sink's memory.
     """
@@ -47,7 +47,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
     """The source's side. Making one needs the sinks to make their endpoint.
 
     Args:
-        comm: of all sources and sinks; nothing else may be on its way there meanwhile.
+        comm: communicator of all sources and sinks; nothing else may be on its way there meanwhile.
         sinks: ranks in ``comm`` that something is streamed to.
         memory: staging slots, and the tensors of caches whose extents are moved singly. All on the
             host, or all on one device.

@@ -27,13 +27,13 @@ class HeldStream:
     """One stream on the sink.
 
     Args:
-        schedule: as announced and checked.
-        dtype: of the cache, whose pages are taken when they are first written.
+        schedule: the stream's schedule, announced and checked.
+        dtype: element type of the cache. Its pages are taken when they are first written.
 
     Attributes:
         cache: holds what has come.
         microbatch: number of the microbatch that comes, from 1 on; 0 before the first.
-        extents: that have come of the chunk under way.
+        extents: number of extents of the current chunk that have come.
     """
 
     def __init__(self, id: int, schedule: StreamSchedule, dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
     """The source's side.
 
     Args:
-        address: where the sink listens.
+        address: host and port that the sink listens on.
         token: the secret that both sides share.
         streams: all that will begin, of caches of one geometry and data type.
         dtype: element type of the caches.
@@ -129,7 +129,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
 
         Args:
             stream: the service's subject; it has begun.
-            kind: of the service's frames, from ``FIRST_SERVICE`` on.
+            kind: kind of the service's frames, from ``FIRST_SERVICE`` on.
             number: 32 bits for the service.
             bare: bytes behind the frame, without a head of their own, if the service takes any.
 

@@ -89,10 +89,10 @@ class Strides:
     """Distances in a cache, in bytes.
 
     Attributes:
-        layer: from a layer of K, or of V, to the next one.
+        layer: distance from a layer of K, or of V, to the next one.
         piece: elements of a key that are neighbours; a number, not bytes.
-        k: of keys, from one request, head, position and piece to the next.
-        v: of values, from one request, head and position to the next.
+        k: distances of keys, from one request, head, position and piece to the next.
+        v: distances of values, from one request, head and position to the next.
     """
 
     layer: int
@@ -148,7 +148,9 @@ def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped
     """
     if not following:
         return count, 0, 0
+    # At least AHEAD_NBYTES ahead, in whole rows: memory needs that long to answer.
     soon = (AHEAD_NBYTES + nbytes - 1) // nbytes
+    # The last rows have no later row to ask for, so they ask for the next thing that is read.
     turn = max(0, count - soon)
     return turn, soon * apart, following - (base + turn * apart)
 
@@ -169,11 +171,14 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Any:
     def score(q, k, apart, count, size, scores, following):  # type: ignore[no-untyped-def]
         part = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
         turn, ahead, beyond = _fetching(k, part * once, apart, size * itemsize, following)
+        # Row-wise layouts: four streams, a quarter of the keys each, keep four lines in flight.
+        # ``ft``: the four neighbours share a line, so one stream of groups of four.
         between = 1 if in_vectors else part
         for s in range(0, part * once, once):
             if s >= turn:
                 ahead = beyond
             most(k + s * apart, between * apart, q, 0, size, scores + s * 4, 0, between * 4, ahead)
+        # The rest of the division, at most STREAMS − 1 keys.
         for s in range(part * STREAMS, count):
             one(k + s * apart, 0, q, 0, size, scores + s * 4, 0, 4, 0)
 
@@ -193,7 +198,8 @@ def _weighted(dtype: torch.dtype) -> Any:
         carray(floats(out), size)[:] = np.float32(0)
         part = count // STREAMS
         turn, ahead, beyond = _fetching(v, part, apart, size * itemsize, following)
-        # rows up to ``turn`` ask for later values, the rest for what follows all values
+        # Rows up to ``turn`` ask for later values, the rest for what follows all values. One call
+        # in a loop, so that the inlined kernel is in the code once.
         begin, stop = 0, turn
         for _ in range(2):
             values(p, v, apart, part, begin, stop, size, out, ahead)

@@ -73,7 +73,7 @@ def dots(
     Args:
         lanes: elements of a vector.
         x_dtype: fp32, or bf16 if :func:`multiplies_pairs`.
-        fetches: how many of w's rows, from the first one on, are asked for ahead; None: all.
+        fetches: number of w's rows, from the first one on, that are prefetched; None: all.
     """
     paired = x_dtype != torch.float32
     assert not paired or multiplies_pairs(dtype, x_dtype)
@@ -199,8 +199,8 @@ def _in_widths(
     """Return what writes the sums in steps of each width, the rest of one width by the next.
 
     Args:
-        length: which argument of the function says how many elements there are.
-        units: of each width, the elements that are read at once.
+        length: number of the function's argument that is the count of elements.
+        units: widths; of each, the elements that are read at once.
     """
 
     def body(emit: Emitter, job: Sequence[Value]) -> None:

@@ -38,7 +38,7 @@ def emitting(arguments: int, body: Callable[[Emitter, Sequence[Value]], None]) -
     """Return what numba asks of an intrinsic: its signature, and what writes it into its caller.
 
     Args:
-        arguments: how many integers the intrinsic takes.
+        arguments: number of integers that the intrinsic takes.
         body: writes the instructions, given the arguments.
     """
 

@@ -64,7 +64,7 @@ class Tiling:
     """How rows of x meet a weight.
 
     Attributes:
-        rows: of x at once; rows that are left over come one by one.
+        rows: rows of x at once; rows that are left over come one by one.
         streams: rows of the weight at once. They lie far apart, so that each is a stream which the
             processor notices and fetches ahead.
         several: all rows of x take more than one turn. Each turn then asks memory for half of what

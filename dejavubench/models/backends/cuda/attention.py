@@ -44,9 +44,9 @@ def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
     """Return how positions are cut: enough blocks for all processors, none too small.
 
     Args:
-        pairs: of request and head.
-        positions: that the cache has room for.
-        vectors: whether keys lie in vectors, as in ``ft``.
+        pairs: number of pairs of request and head.
+        positions: number of positions that the cache holds.
+        vectors: keys lie in vectors, as in ``ft``.
     """
     enough, least = (16, 32) if vectors else (8, 64)
     splits = 1
@@ -158,6 +158,7 @@ def _merge_parts(  # type: ignore[no-untyped-def]
     tl.store(mine + split * row + padded + 1, weight)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
     if tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == parts - 1:
+        # Other blocks' parts lie in L2, where their stores went; .cg bypasses a stale L1 line.
         others = tl.arange(0, splits)
         done = others < parts
         ends = mine + others * row + padded
@@ -168,7 +169,7 @@ def _merge_parts(  # type: ignore[no-untyped-def]
         shares = tl.exp(mosts - tl.max(mosts, 0))
         final = tl.sum(totals * shares[:, None], 0) / tl.sum(weights * shares, 0)
         tl.store(result, final.to(result.dtype.element_ty), mask=inside)
-        tl.store(arrived, 0)
+        tl.store(arrived, 0)  # 0 again for the next launch or replay: nothing else resets it
 
 
 @triton.jit
@@ -176,7 +177,9 @@ def _ask_for_first(  # type: ignore[no-untyped-def]
     base_k, base_v, first, stop, ks, vs, position,
     block: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr,
 ):  # fmt: skip
-    """Bring the first block of positions to the L2 cache."""
+    """Bring the first block of positions to the L2 cache, before the previous kernel has ended."""
+    # Before gdc_wait() only ``position`` and old cache lines may be read: no running kernel writes
+    # them. q and the newest k and v come from the previous kernel.
     spots = first + tl.arange(0, block)
     real = spots < stop
     lines = tl.arange(0, (padded + 63) // 64) * 64
@@ -200,6 +203,7 @@ def _attend(  # type: ignore[no-untyped-def]
     inside = within < size
     base_k = keys + request * kb + kv_head * kh
     base_v = values + request * vb + kv_head * vh
+    # Released first: the next kernel's blocks prefetch from now on, and wait for this one later.
     gdc_launch_dependents()
     position = tl.load(position_at).to(tl.int32)
     # positions [0, position) are cut evenly; the newest one is its own piece of the last part

@@ -17,8 +17,8 @@ class DecodeGraph:
     """A model's decode step over one cache, captured. Making one writes to the cache.
 
     Args:
-        model: on a CUDA device, loaded.
-        sampler: of the cache's microbatch.
+        model: a loaded model on a CUDA device.
+        sampler: sampler of the cache's microbatch.
 
     Attributes:
         x: the input of a replay: tokens [B, 1] on the first stage, else hidden [B, 1, hidden].
@@ -64,7 +64,7 @@ class DecodeGraph:
         """Let the next step be at ``position``.
 
         Args:
-            tokens: its input [B], if the model is whole.
+            tokens: input of the step [B], if the model is whole.
         """
         self.position.fill_(position)
         if tokens is not None and self._model.shard.last and self._model.shard.first:

@@ -1,11 +1,11 @@
-"""Colours of Okabe and Ito, markers and error bars, which all figures have in common.
+"""Colours of Okabe and Ito, markers, panels, axes and error bars, which all figures have in common.
 
 Markers, line styles and hatches carry the same information as the colours, for readers in grey.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure as Picture
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -29,14 +31,36 @@ STYLE: dict[Any, Any] = {
     "text.usetex": False,
 }
 
-
-FIG7_PANELS = ("kv_layout", "mode")
-"""Columns that set the panels of Fig 7 apart."""
-
-FIG25_PANELS = ("ubatch_size", "input_len", "output_len")
-"""Columns that set the panels of Fig 25 apart."""
-
 GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
+
+
+def panels(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Picture, np.ndarray]:
+    """Return a picture and its panels, [rows, columns]; ``size`` in inches."""
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def tick_at(
+    axis: Axis, ticks: Iterable[float], text: Callable[[float], str] = "{:g}".format
+) -> None:
+    """Put ticks at these values alone."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
+def tick_each_decade(axis: Axis) -> None:
+    """Put ticks at 1, 2 and 5 of each decade of a log axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:

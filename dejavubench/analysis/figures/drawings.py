@@ -1,0 +1,126 @@
+"""Records → what each figure shows, as pandas tables with captions.
+
+A :class:`Drawing` is one file. The sizes that a figure does not mix give drawings of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dejavubench.analysis.blocks import SIZE_HEADINGS
+from dejavubench.analysis.columns import flat
+from dejavubench.analysis.compare import NotComparableError, require_comparable
+from dejavubench.analysis.figures import captions
+from dejavubench.analysis.figures.base import Drawing, Figure, NothingToDrawError
+from dejavubench.analysis.figures.parts import destinations_of
+from dejavubench.analysis.figures.registry import figure_of
+from dejavubench.analysis.rows import POINT_COLUMNS
+from dejavubench.records import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing], list[str]]:
+    """Return all that can be drawn, and why the rest cannot.
+
+    Args:
+        together: put all runs of a figure in one drawing, as those of the link figure always are.
+
+    Raises:
+        NotComparableError: runs together differ in machine or sizes, or hold the same point twice.
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    by_figure: dict[Figure, list[Run]] = {}
+    complaints: list[str] = []
+    for run in runs:
+        try:
+            figure = figure_of(run)
+            if figure.together:
+                figure.rows(run)  # an incomplete run must not stop the others
+            by_figure.setdefault(figure, []).append(run)
+        except NothingToDrawError as error:
+            complaints.append(str(error))
+    found: list[tuple[Drawing, str]] = []
+    for figure, members in by_figure.items():
+        for group in [members] if together or figure.together else [[run] for run in members]:
+            try:
+                suffix = "-".join(run.path.name for run in group)
+                found += [(drawing, suffix) for drawing in _drawings_of(figure, group)]
+            except NothingToDrawError as error:
+                complaints.append(str(error))
+    return _apart(found), complaints
+
+
+def _apart(found: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
+    """Make names unique: with the run's folder, and a number where folders have one name."""
+    names = Counter(drawing.name for drawing, _ in found)
+    taken: Counter[str] = Counter()
+    apart = []
+    for drawing, suffix in found:
+        name = f"{drawing.name}-{suffix}" if names[drawing.name] > 1 else drawing.name
+        taken[name] += 1
+        apart.append(replace(drawing, name=name if taken[name] == 1 else f"{name}-{taken[name]}"))
+    return apart
+
+
+def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
+    import pandas as pd
+
+    held = [name for name in POINT_COLUMNS if name not in figure.mixed]
+    if len(runs) > 1:
+        require_comparable(runs, held)
+    rows = [flat(row) for run in runs for row in figure.rows(run)]
+    if not rows:
+        raise NothingToDrawError(
+            f"{', '.join(run.path.name for run in runs)}: no measured round for {figure.name}"
+        )
+    frame = pd.DataFrame(rows)
+    _refuse_twice(frame, figure.keys)
+    figure.check(frame)
+    parts = [part for _, part in frame.groupby(held, sort=False)] if held else [frame]
+    varying = [name for name in held if name != "model" and frame[name].nunique() > 1]
+    return [_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
+
+
+def _drawing(
+    figure: Figure, runs: Sequence[Run], part: pd.DataFrame, varying: Sequence[str]
+) -> Drawing:
+    models = list(dict.fromkeys(part["model"]))
+    named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
+    words = [figure.name, named, *(_short(name, part[name].iloc[0]) for name in varying)]
+    return Drawing(
+        figure,
+        "-".join(words),
+        f"{figure.title} ({models[0]})" if len(models) == 1 else figure.title,
+        part,
+        captions.caption(runs, part, figure.method, figure.remarks(runs, part)),
+        destinations_of(runs),
+    )
+
+
+def _short(name: str, value: object) -> str:
+    prefix = {
+        "ubatch_size": "b",
+        "input_len": "p",
+        "output_len": "t",
+        "tensor_para_size": "tp",
+        "pipeline_para_size": "pp",
+    }
+    return f"{prefix.get(name, '')}{value}"
+
+
+def _refuse_twice(frame: pd.DataFrame, keys: Sequence[str]) -> None:
+    twice = frame[frame.duplicated([*POINT_COLUMNS, "arm", *keys], keep=False)]
+    if not twice.empty:
+        first = twice.iloc[0]
+        where = ", ".join(
+            f"{SIZE_HEADINGS[name]} {first[name]}" for name in POINT_COLUMNS if first[name]
+        )
+        runs = ", ".join(dict.fromkeys(twice["run"]))
+        raise NotComparableError(
+            f"{runs} hold the same point and arm ({where}, arm {first['arm']}). Give one of them."
+        )

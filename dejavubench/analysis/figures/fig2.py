@@ -1,0 +1,167 @@
+"""Fig 2: time of a prompt and of one token against the prompt's length, without streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.figures import captions
+from dejavubench.analysis.figures.base import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.parts import ends, estimate, shown_arms
+from dejavubench.analysis.figures.style import (
+    GRID,
+    LINES,
+    MARKERS,
+    OKABE_ITO,
+    errors_of,
+    legend_of,
+    panels,
+    tick_each_decade,
+)
+from dejavubench.analysis.rows import POINT_COLUMNS, Sizes
+from dejavubench.records import Run
+from dejavubench.records.destinations import Destinations
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+MANY_TICKS_SIZE = 8
+
+_QUANTITIES = (
+    ("prompt", "_ms", "prompt time (ms)"),
+    ("token", "_ms", "time per token (ms)"),
+    ("prompt_over_token", "", "prompt time / token time (ratio)"),
+)
+
+
+@dataclass
+class PromptTokenRow:
+    """Fig 2 and Appendix A: one row per point, of the first baseline."""
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str, "Point of the sweep."]
+    sizes: Sizes
+    arm: Annotated[str, "Name of the arm."]
+    samples: Annotated[int, "Measured rounds."]
+    prompt_ms: Annotated[float | None, "Time of the prompt phase, median over rounds."]
+    prompt_low_ms: Annotated[float | None, "Lower end of its 95 % interval."]
+    prompt_high_ms: Annotated[float | None, "Upper end of its 95 % interval."]
+    token_ms: Annotated[float | None, "Time of one decode step, median over rounds."]
+    token_low_ms: Annotated[float | None, "Lower end of its 95 % interval."]
+    token_high_ms: Annotated[float | None, "Upper end of its 95 % interval."]
+    prompt_over_token: Annotated[float | None, "Prompt time over token time, paired by round."]
+    prompt_over_token_low: Annotated[float | None, "Lower end of its 95 % interval."]
+    prompt_over_token_high: Annotated[float | None, "Upper end of its 95 % interval."]
+
+
+class Fig2(Figure):
+    """Rows are models, columns prompt ms, token ms and their ratio; a line per batch."""
+
+    name = "fig2"
+    title = "Fig 2: time of a prompt and of one token, no streaming"
+    row = PromptTokenRow
+    method = (
+        "Medians over rounds. The ratio divides a round's prompt time by its median token time."
+    )
+    mixed = POINT_COLUMNS
+    quick = QuickRun(1, "--rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8")
+
+    def fits(self, run: Run) -> bool:
+        return not streaming_arms(run)
+
+    def rows(self, run: Run) -> list[PromptTokenRow]:
+        rows = []
+        for point, arm in shown_arms(run):
+            if arm.arm.role != "baseline" or not arm.prompt:
+                continue
+            ratios = stats.paired_ratios(arm.prompt, [arm.token]) if arm.token else ()
+            prompt, token = ends(estimate(arm.prompt)), ends(estimate(arm.token))
+            ratio = ends(stats.estimate(ratios) if len(ratios) else None)
+            rows.append(
+                PromptTokenRow(
+                    run.path.name,
+                    point.point.id,
+                    Sizes.of(point.point),
+                    arm.arm.name,
+                    len(arm.total),
+                    *prompt,
+                    *token,
+                    *ratio,
+                )
+            )
+        return rows
+
+    def draw(self, frame: pd.DataFrame, _: Destinations) -> Picture:
+        apart = [name for name in POINT_COLUMNS if name not in ("ubatch_size", "input_len")]
+        varying = [
+            "model",
+            *(name for name in apart if name != "model" and frame[name].nunique() > 1),
+        ]
+        parts = [part for _, part in frame.groupby(varying, sort=False)]
+        size = (9.6, 0.9 + 2.5 * len(parts))
+        picture, axes = panels(len(parts), 3, size)
+        batches = sorted(frame["ubatch_size"].unique())
+        for row, part in zip(axes, parts, strict=True):
+            row[0].set_title(captions.panel(part, varying), loc="left", fontweight="bold")
+            for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
+                for number, batch in enumerate(batches):
+                    line = part[part["ubatch_size"] == batch].sort_values("input_len")
+                    # Set the batches apart, so that error bars do not hide each other.
+                    aside = 1.03 ** (number - (len(batches) - 1) / 2)
+                    _line(ax, line, (name, unit), number, aside)
+                _length_axis(ax, sorted(part["input_len"].unique()))
+                _value_axis(ax, frame[f"{name}{unit}"].dropna())
+                ax.set_ylabel(label)
+        handles, labels = legend_of(axes.flat)
+        picture.legend(
+            handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8, frameon=False
+        )
+        return picture
+
+
+def _line(
+    ax: Axes, line: pd.DataFrame, quantity: tuple[str, str], number: int, aside: float
+) -> None:
+    name, unit = quantity
+    line = line[line[f"{name}{unit}"].notna()]
+    if line.empty:
+        return
+    ax.errorbar(
+        line["input_len"] * aside,
+        line[f"{name}{unit}"].astype(float),
+        yerr=errors_of(line, name, unit),
+        color=OKABE_ITO[number % len(OKABE_ITO)],
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle=LINES[number % len(LINES)],
+        markersize=5,
+        linewidth=1.3,
+        capsize=2.5,
+        label=f"batch {line['ubatch_size'].iloc[0]}",
+    )
+
+
+def _length_axis(ax: Axes, lengths: Sequence[int]) -> None:
+    if len(lengths) > 1 and lengths[-1] >= 4 * lengths[0]:
+        ax.set_xscale("log", base=2)
+    ax.set_xticks([], minor=True)
+    ax.set_xticks(lengths, [str(length) for length in lengths])
+    ax.tick_params(axis="x", labelsize=MANY_TICKS_SIZE if len(lengths) > 4 else None)
+    ax.set_xlabel("prompt length (tokens)")
+
+
+def _value_axis(ax: Axes, values: pd.Series) -> None:
+    """From zero, unless the values span more than a factor of 30."""
+    ax.grid(axis="y", **GRID)
+    if len(values) and values.max() > 30 * values.min() > 0:
+        ax.set_yscale("log")
+        tick_each_decade(ax.yaxis)
+    else:
+        top = ax.dataLim.y1  # −inf where nothing was drawn
+        ax.set_ylim(0, 1.1 * top if top > 0 else None)
+
+
+FIGURE = Fig2()

@@ -1,0 +1,346 @@
+"""The link figure: overhead against the speed of the link, measured and predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from dejavubench.analysis import machine, prediction, stats
+from dejavubench.analysis.columns import flat
+from dejavubench.analysis.compare import NotComparableError
+from dejavubench.analysis.figures import captions, style
+from dejavubench.analysis.figures.base import Figure, NothingToDrawError
+from dejavubench.analysis.figures.parts import (
+    ArmColumns,
+    NoiseColumns,
+    OverheadColumns,
+    arm_columns,
+    destinations_of,
+    ends,
+    level_label,
+    noise_columns,
+    shown_arms,
+)
+from dejavubench.analysis.prediction import LEAVES_PCT
+from dejavubench.analysis.rows import Sizes
+from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.words import MINUS, three_digits
+from dejavubench.records import Run
+from dejavubench.records.destinations import Destinations, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+RESOLUTION = 200
+"""Number of rates at which a prediction is computed for its line."""
+
+LINEAR_PCT = LEAVES_PCT
+"""The vertical axis is linear up to here, so that it shows zero and the noise around it."""
+
+_PERCENTS = (-5, 0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+_SPEEDS = tuple(step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5))
+
+
+@dataclass
+class LinkRow:
+    """Link figure: one row per session, point and arm, with the prediction for that session."""
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str, "Point of the sweep."]
+    sizes: Sizes
+    arm: ArmColumns
+    link: Annotated[str, "Rate that the link was limited to, as given."]
+    samples: Annotated[int, "Rounds that the arm and its baselines have in common."]
+    link_mb_per_s: Annotated[float, "Measured speed of the link, median of its samples."]
+    overhead: OverheadColumns
+    noise: NoiseColumns
+    layers: Annotated[int, "Layers of the model."]
+    steps: Annotated[int, "Decode steps that are streamed."]
+    none_prompt_ms: Annotated[float, "Time of the prompt phase without streaming."]
+    none_token_ms: Annotated[float, "Time of one decode step without streaming."]
+    prompt_bytes: Annotated[float, "Keys and values of the prompt."]
+    step_bytes: Annotated[float, "Keys and values of one decode step."]
+    messages: Annotated[float, "Messages of the whole request."]
+    message_us: Annotated[float | None, "Time of one small message; used at level 0 alone."]
+    predicted_ms: Annotated[
+        float | None, "Predicted TOTAL; missing where a level has no prediction."
+    ] = None
+    predicted_overhead_pct: Annotated[float | None, "Predicted overhead."] = None
+
+
+class LinkFigure(Figure):
+    """A panel per destination; points are measured, lines predicted, a colour per level."""
+
+    name = "link"
+    title = "Overhead against the speed of the link, level by level: measured and predicted"
+    row = LinkRow
+    method = (
+        "Points: TOTAL divided by the geometric mean of the same round's none TOTALs, less one, "
+        "median over rounds. Lines: predicted from bytes, the times of none and the link's rate "
+        "alone (docs/METHOD.md)."
+    )
+    keys = ("link",)
+    together = True  # each run has had a link of its own
+
+    def rows(self, run: Run) -> list[LinkRow]:
+        """Return each arm over a link, with its overhead and the prediction for the session.
+
+        Raises:
+            NothingToDrawError: the session did not measure its link, or several sources shared it.
+        """
+        rows = []
+        for point, arm in shown_arms(run):
+            info = machine.info_of(run, arm.arm)
+            overhead = stats.paired_overhead(arm.total, point.baselines())
+            if info is None or info.link_rate is None or overhead is None:
+                continue
+            if point.point.tensor_para_size * point.point.pipeline_para_size > 1:
+                raise NothingToDrawError(
+                    f"{run.path.name}: the link figure predicts the traffic of one source, "
+                    "not several"
+                )
+            speed = prediction.measured(run, info.link_rate, point.point.id)
+            if speed is None:
+                raise NothingToDrawError(
+                    f"{run.path.name}: without the ceiling {info.link_rate}, the speed of the "
+                    "link is unknown"
+                )
+            message_us = info.message and prediction.measured(run, info.message, point.point.id)
+            row = _link_row(run, point, arm, overhead, speed, message_us or None)
+            _predict(row, 1e6 * speed)
+            rows.append(row)
+        return rows
+
+    def check(self, frame: pd.DataFrame) -> None:
+        """Refuse links between hosts beside links within one: they are not speeds of one link."""
+        for mode, part in frame.groupby("mode", sort=False):
+            if part["hosts"].nunique(dropna=False) > 1:
+                words = [
+                    f"{row['hosts']} ({row['run']})"
+                    for _, row in part.drop_duplicates("hosts").iterrows()
+                ]
+                raise NotComparableError(
+                    f"these runs cannot be compared: {mode} connects {', '.join(words)}"
+                )
+
+    def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        modes = list(dict.fromkeys(frame["mode"]))
+        size = (2.8 + 4.2 * len(modes), 5.0)
+        picture, axes = style.panels(1, len(modes), size, sharex=True, sharey=True)
+        speeds = frame["link_mb_per_s"]
+        reach = speeds.min() / 1.3, speeds.max() * 1.3
+        for ax, mode in zip(axes[0], modes, strict=True):
+            part = frame[frame["mode"] == mode]
+            ax.set_title(
+                f"to {shown(mode, destinations).label}, {part['hosts'].iloc[0]}",
+                loc="left",
+                fontweight="bold",
+            )
+            _noise_band(ax, part)
+            levels = sorted(set(part["level"]))
+            for number, level in enumerate(levels):
+                # Set the levels apart, so that error bars do not hide each other.
+                aside = 1.03 ** (number - (len(levels) - 1) / 2)
+                _level(
+                    ax,
+                    part[part["level"] == level].sort_values("link_mb_per_s"),
+                    number,
+                    aside,
+                    reach,
+                )
+            _explain(ax)
+            ax.set_xlabel("measured speed of the link (MB/s, log)")
+        _axes(axes[0, 0], frame, reach)
+        axes[0, 0].set_ylabel(f"overhead over none (%, log beyond {LINEAR_PCT:g})")
+        handles, labels = style.legend_of(axes.flat)
+        picture.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+        return picture
+
+    def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        return [_speeds(runs, frame), captions.noise(frame)]
+
+
+def _link_row(
+    run: Run,
+    point: PointSamples,
+    arm: ArmSamples,
+    overhead: stats.Estimate,
+    speed: float,
+    message_us: float | None,
+) -> LinkRow:
+    """Return a row without its prediction; ``speed`` in GB/s."""
+    prompt_nbytes, step_nbytes, steps = prediction.split_nbytes(point.point)
+    none_ms = {name: _over_both(point, name) for name in ("prompt", "total")}
+    tokens_ms = none_ms["total"] - none_ms["prompt"]
+    messages = _middle(arm.prompt_copies) + steps * (_middle(arm.token_copies) if steps else 0.0)
+    return LinkRow(
+        run=run.path.name,
+        point=point.point.id,
+        sizes=Sizes.of(point.point),
+        arm=arm_columns(run, arm),
+        link=run.header.experiment.get("link") or "not recorded",
+        samples=overhead.samples,
+        link_mb_per_s=1e3 * speed,
+        overhead=OverheadColumns(*ends(overhead, 100)),
+        noise=noise_columns(point),
+        layers=point.point.layer_num,
+        steps=steps,
+        none_prompt_ms=none_ms["prompt"],
+        none_token_ms=tokens_ms / steps if steps else 0.0,
+        prompt_bytes=prompt_nbytes,
+        step_bytes=step_nbytes,
+        messages=messages,
+        message_us=message_us,
+    )
+
+
+def _predict(row: LinkRow, rate: float) -> None:
+    """Add the prediction for a link of ``rate`` bytes per ms, unless the level has none."""
+    request, level = prediction.typical([flat(row)]), row.arm.level
+    if request is not None and level is not None:
+        row.predicted_ms = request.predicted_ms(level, rate)
+        row.predicted_overhead_pct = request.overhead_pct(level, rate)
+
+
+def _over_both(point: PointSamples, quantity: str) -> float:
+    return stats.estimate(
+        ms for series in point.baselines(quantity) for ms in series.values()
+    ).median
+
+
+def _middle(series: Mapping[int, float]) -> float:
+    return stats.estimate(series.values()).median
+
+
+def _level(
+    ax: Axes, part: pd.DataFrame, number: int, aside: float, reach: tuple[float, float]
+) -> None:
+    level, colour = part["level"].iloc[0], style.OKABE_ITO[number % len(style.OKABE_ITO)]
+    ax.errorbar(
+        part["link_mb_per_s"] * aside,
+        part["overhead_pct"].astype(float),
+        yerr=style.errors_of(part, "overhead", "_pct"),
+        fmt=style.MARKERS[number % len(style.MARKERS)],
+        color=colour,
+        markersize=5,
+        elinewidth=1.0,
+        capsize=2.5,
+        label=f"{level}: {level_label(level)}",
+    )
+    request = prediction.typical(part.to_dict("records"))
+    if request is None:
+        return
+    speeds = np.geomspace(*reach, RESOLUTION)
+    predicted = [request.overhead_pct(level, 1e3 * speed) for speed in speeds]
+    ax.plot(
+        speeds,
+        predicted,
+        color=colour,
+        linestyle=style.LINES[number % len(style.LINES)],
+        linewidth=1.3,
+    )
+    leaves = request.leaves_zero(level)
+    if leaves is not None and reach[0] <= leaves / 1e3 <= reach[1]:
+        _mark(ax, leaves / 1e3, colour)
+
+
+def _mark(ax: Axes, speed: float, colour: str) -> None:
+    """Mark on the line where the prediction leaves zero, with the speed beside it."""
+    ax.plot(
+        [speed],
+        [LEAVES_PCT],
+        linestyle="none",
+        marker="o",
+        markersize=11,
+        markerfacecolor="none",
+        markeredgecolor=colour,
+        markeredgewidth=1.4,
+    )
+    # The text stands at the bottom, where there is room, with a line up to the circle.
+    ax.annotate(
+        f"{speed:.3g} MB/s",
+        (speed, LEAVES_PCT),
+        xytext=(speed, 0.015),
+        textcoords=ax.get_xaxis_transform(),
+        ha="center",
+        fontsize=7.5,
+        color=colour,
+        arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": colour, "shrinkB": 5},
+    )
+
+
+def _explain(ax: Axes) -> None:
+    """Explain lines and circles of any colour in the legend."""
+    grey = "#555555"
+    ax.plot([], [], color=grey, linewidth=1.3, label="predicted")
+    circle: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 11,
+        "markerfacecolor": "none",
+        "markeredgecolor": grey,
+    }
+    ax.plot(
+        [], [], linestyle="none", label=f"predicted to leave zero\n({LEAVES_PCT:g} %)", **circle
+    )
+
+
+def _noise_band(ax: Axes, part: pd.DataFrame) -> None:
+    """Shade ± the farthest end of all sessions' noise floors."""
+    known = part[part["noise_floor_low_pct"].notna()]
+    if known.empty:
+        return
+    reach = stats.noise_reach(
+        known["noise_floor_low_pct"].min(), known["noise_floor_high_pct"].max()
+    )
+    ax.axhspan(-reach, reach, color="#DDDDDD", lw=0, label="noise floor")
+
+
+def _axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
+    top = 1.6 * max(LINEAR_PCT, frame["overhead_high_pct"].fillna(frame["overhead_pct"]).max())
+    low = min(-LINEAR_PCT, frame["overhead_low_pct"].fillna(frame["overhead_pct"]).min())
+    for each in ax.figure.axes:
+        each.axhline(0.0, color="black", linewidth=0.7)
+        each.grid(axis="y", **style.GRID)
+    ax.set_xscale("log")
+    ax.set_xlim(*reach)
+    style.tick_at(ax.xaxis, [speed for speed in _SPEEDS if reach[0] <= speed <= reach[1]])
+    ax.set_yscale("symlog", linthresh=LINEAR_PCT)
+    ax.set_ylim(low, top)
+    style.tick_at(
+        ax.yaxis,
+        [percent for percent in _PERCENTS if low <= percent <= top],
+        lambda value: f"{value:g}".replace("-", MINUS),
+    )
+
+
+def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    """Return the rate of the link, and the speeds from which on overheads stay near zero."""
+    found = []
+    for (mode, level), part in frame.groupby(["mode", "level"], sort=False):
+        request = prediction.typical(part.to_dict("records"))
+        leaves = None if request is None else request.leaves_zero(str(level))
+        above = prediction.fastest_above(
+            part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist()
+        )
+        speeds = [None if leaves is None else leaves / 1e3, above]
+        words = ["none" if speed is None else three_digits(speed) for speed in speeds]
+        found.append(f"{mode} level {level} {' / '.join(words)}")
+    infos = destinations_of(runs)
+    rates = [shown(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])]
+    predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
+    return (
+        f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
+        f"{' and '.join(rates)} in the same session. Speed in MB/s from which the overhead stays "
+        f"within {prediction.LEAVES_PCT:g} %, predicted / fastest measured whose whole interval is "
+        f"above: {'; '.join(found)}. "
+        f"{prediction.in_interval(predicted)} of {len(predicted)} intervals hold the "
+        "prediction for their session."
+    )
+
+
+FIGURE = LinkFigure()

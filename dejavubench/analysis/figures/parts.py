@@ -1,0 +1,96 @@
+"""Columns that several figures share, and how their values are made from records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from dejavubench.analysis import machine, stats
+from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records import Run
+from dejavubench.records.destinations import DestinationInfo
+
+
+@dataclass
+class ArmColumns:
+    """The arm of a row."""
+
+    arm: Annotated[str, "Name of the arm."]
+    mode: Annotated[str, "Destination, or the name of its loopback on one GPU."]
+    role: Annotated[str, "baseline, repeat or streaming."]
+    level: Annotated[str | None, "Level of DéjàVuLib's optimisations; missing for a baseline."]
+    durability: Annotated[str | None, "Condition on which a chunk counts as written."]
+    hosts: Annotated[str | None, "Place of the destination relative to the source."]
+
+
+@dataclass
+class NoiseColumns:
+    """The second baseline against the first, paired round by round."""
+
+    noise_floor_pct: Annotated[float | None, "Overhead of the second baseline over the first."]
+    noise_floor_low_pct: Annotated[float | None, "Lower end of its 95 % interval."]
+    noise_floor_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
+
+
+@dataclass
+class OverheadColumns:
+    """TOTAL over the geometric mean of the same round's baselines, less one; median over rounds."""
+
+    overhead_pct: Annotated[float | None, "Overhead; missing for a baseline."]
+    overhead_low_pct: Annotated[float | None, "Lower end of its 95 % interval."]
+    overhead_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
+
+
+def level_label(level: str) -> str:
+    """Return the paper's label of a level, without its number."""
+    return LEVELS[level].label if level in LEVELS else f"level {level}"
+
+
+def shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
+    """Return arms with measured rounds whose bytes were right."""
+    return [
+        (point, arm)
+        for point in collect(run).values()
+        for arm in point.arms.values()
+        if arm.total and arm.why_failed is None and not point.point.skipped
+    ]
+
+
+def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
+    info = arm.arm
+    return ArmColumns(
+        arm=info.name,
+        mode=machine.destination(run, info),
+        role=info.role,
+        level=info.level,
+        durability=info.durability,
+        hosts=machine.hosts(run, info),
+    )
+
+
+def noise_columns(point: PointSamples, quantity: str = "total") -> NoiseColumns:
+    return NoiseColumns(*ends(stats.noise_floor(point.baselines(quantity)), 100))
+
+
+def ends(
+    item: stats.Estimate | None, scale: float = 1.0
+) -> tuple[float | None, float | None, float | None]:
+    """Return median and interval; the interval of a single sample is NaN."""
+    if item is None:
+        return None, None, None
+    return scale * item.median, scale * item.low, scale * item.high
+
+
+def estimate(series: Mapping[int, float]) -> stats.Estimate | None:
+    return stats.estimate(series.values()) if series else None
+
+
+def is_loopback(hosts: object) -> bool:
+    return isinstance(hosts, str) and hosts.startswith("loopback")
+
+
+def destinations_of(runs: Sequence[Run]) -> dict[str, DestinationInfo]:
+    """Return the destinations of all runs by mode."""
+    return {mode: info for run in runs for mode, info in machine.destinations(run).items()}

@@ -1,0 +1,52 @@
+"""Every figure by its name in :data:`~dejavubench.records.figures.FIGURES`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from dejavubench.analysis.figures.base import Figure, NothingToDrawError, streaming_arms
+from dejavubench.records import Run
+from dejavubench.records.figures import FIGURES
+
+
+def figure(name: str) -> Figure:
+    """Return the figure of a name. Each has a module of its name with a constant ``FIGURE``.
+
+    Raises:
+        KeyError: no figure has the name.
+    """
+    if name not in FIGURES:
+        raise KeyError(name)
+    found: Figure = import_module(f"{__package__}.{name}").FIGURE
+    return found
+
+
+def figures() -> tuple[Figure, ...]:
+    """Return all figures, in the order of their names."""
+    return tuple(figure(name) for name in FIGURES)
+
+
+def figure_of(run: Run) -> Figure:
+    """Return the figure that the run was made for or, where it does not say, that its arms fit.
+
+    Raises:
+        NothingToDrawError: the figure is unknown, or there is nothing to compare streaming to.
+    """
+    name = run.header.figure
+    if name is not None:
+        if name not in FIGURES:
+            raise NothingToDrawError(
+                f"{run.path.name}: figure {name!r} is not one of {', '.join(FIGURES)}"
+            )
+        return figure(name)
+    streaming = streaming_arms(run)
+    if streaming and len(streaming) == len(run.header.arms):
+        raise NothingToDrawError(
+            f"{run.path.name}: no baseline was measured, so there is nothing to compare the "
+            "streaming to. Run it again with --compare."
+        )
+    if streaming and all(arm.swaps for arm in streaming):
+        raise NothingToDrawError(
+            f"{run.path.name}: swapping has no figure; its table shows its cost"
+        )
+    return next(each for each in figures() if each.fits(run))

@@ -1,0 +1,48 @@
+"""Jobs in which something fails at a chosen place, and how such a job must end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dejavubench.records import Failure, Microbatch
+from helpers.jobs import GONE_WITHIN, TESTS, TINY, Job, args, processed
+
+FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
+
+SIZES = (*TINY, *args("--ubatch-size 2 --input-len 6 --output-len 6 --no-ceilings"))
+
+STRIKES = 2
+"""The iteration in which faulty.py's faults strike; those before it are as they should be."""
+
+
+def faulty(cwd: Path, fault: str, *args: object, streaming: str = "mpi", rounds: int = 4) -> Job:
+    """A job of one source and one sink with a fault in it, under way."""
+    common = ("--streaming", streaming, "--warmup", "0", "--rounds", rounds)
+    return Job(cwd, 2, fault, "run", *SIZES, *common, *args, driver=FAULTY)
+
+
+def struck(job: Job) -> bool:
+    return any(job.cwd.glob("struck-*"))
+
+
+def measured(job: Job, rank: int = 0) -> int:
+    """Microbatches in the readable records of a rank."""
+    return sum(at == rank for at, _ in job.run.of(Microbatch))
+
+
+def phase_of(job: Job, rank: int) -> str | None:
+    """The phase that a rank has marked last."""
+    mark = job.run.ranks[rank].last_phase
+    return mark.phase if mark else None
+
+
+def ended(job: Job, rank: int, phase: str, error: str) -> None:
+    """A rank failed: the whole job is gone soon after, says so, and its records say so as well."""
+    job.until(lambda: struck(job), "the fault")
+    assert job.wait(GONE_WITHIN) not in (0, None)
+    job.all_gone()
+    assert f"dejavubench: rank {rank} failed in phase {phase}: {error}" in job.stderr
+    assert f"FAILED: rank {rank} " in processed(job.folder)
+    ((who, failure),) = job.run.of(Failure)
+    assert (who, failure.phase) == (rank, phase)
+    assert failure.error.startswith(error)

@@ -1,0 +1,27 @@
+"""Plans of transfers between two splits."""
+
+from __future__ import annotations
+
+from dejavubench.config.points import LayoutName, Point
+from dejavubench.dejavulib.exchange import Setup
+from dejavubench.models.hub import specs
+from dejavubench.planning.traffic import Traffic, traffic
+
+
+def traffic_between(
+    source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4
+) -> Traffic:
+    spec = specs.custom(source.layer_cuts[-1], source.heads, 8, vocab_size=100, context=64)
+    point = Point(
+        id="p",
+        spec=spec,
+        data_type="fp16",
+        kv_layout=layout,
+        ubatch_size=source.ubatch_size,
+        input_len=10,
+        output_len=output_len,
+        positions=32,
+        tensor_para_size=source.tensor_parallel,
+        pipeline_para_size=source.stages,
+    )
+    return traffic(point, source, sink, requests)
