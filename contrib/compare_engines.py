@@ -32,8 +32,8 @@ import numpy as np
 from rich.table import Table
 
 from dejavubench import __version__
+from dejavubench.analysis.numbertexts import ms
 from dejavubench.analysis.stats import Estimate, estimate, paired_ratios
-from dejavubench.analysis.words import ms
 from dejavubench.cli.console import console
 from dejavubench.cli.errors import fail_usage
 from dejavubench.models.hub import specs

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis import loops, machine
+from dejavubench.analysis import machine, rawloops
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.formats import as_markdown
-from dejavubench.analysis.report import report
-from dejavubench.analysis.work import weights_itemsize
-from dejavubench.analysis.work import work as work_of
+from dejavubench.analysis.leastwork import weights_itemsize
+from dejavubench.analysis.leastwork import work as work_of
+from dejavubench.analysis.tables.formats import as_markdown
+from dejavubench.analysis.tables.report import report
 from dejavubench.bench.recording.infos import point_info
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS
@@ -184,7 +184,7 @@ def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
     run = read_run(tmp_path / "r")
     row = flat_rows(run)[2]
     assert (row["ceiling"], row["ceiling_gb_per_s"]) == ("pcie-d2h", 50.0)
-    assert loops.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
+    assert rawloops.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
 
 
 def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
     measured(tmp_path / "r", "run-copy", "us", 8.0)
     measured(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
-    assert loops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
+    assert rawloops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
     assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).notes)
 
 

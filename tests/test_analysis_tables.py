@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis import health, loops, machine, tables
+from dejavubench.analysis import health, rawloops
+from dejavubench.analysis.ceilings import ceiling_of
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.report import report
-from dejavubench.analysis.rows import Row, frame
+from dejavubench.analysis.destinations import hosts_of
 from dejavubench.analysis.samples import collect
+from dejavubench.analysis.tables import runrows
+from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.tables.rows import Row, frame
 from dejavubench.records import (
     Ceiling,
     End,
@@ -180,10 +183,10 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
         )
 
     append(folder, 1, measured(5.0) + measured(7.0))
-    assert machine.ceiling(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
+    assert ceiling_of(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
     append(folder, 1, measured(3.0, point="p000") + measured(900.0, unit="MB/s", point="p000"))
-    assert machine.ceiling(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
-    assert machine.ceiling(read_run(folder), "pcie", "p000", None) is None
+    assert ceiling_of(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
+    assert ceiling_of(read_run(folder), "pcie", "p000", None) is None
 
 
 def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
             name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000"
         )
         append(folder, 0, to_line(item))
-    (found,) = loops.against_raw(read_run(folder)).items()
+    (found,) = rawloops.against_raw(read_run(folder)).items()
     assert found[0] == "mpi-destination / mpi-windowed"
     assert (found[1].median, found[1].samples) == (pytest.approx(1.0), 3)
     assert any(
@@ -234,7 +237,7 @@ def test_pairs_on_one_host_are_labelled(tmp_path: Path, sinks: list[str], expect
             peers=[(rank + 2) % 4],
         )
         (folder / f"rank-{rank:04d}.jsonl").write_text(to_line(info))
-    label = machine.hosts(read_run(folder), arm("mpi"))
+    label = hosts_of(read_run(folder), arm("mpi"))
     assert label is not None
     assert label.startswith(expected)
 
@@ -279,10 +282,10 @@ def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
     header["arms"] = header["arms"][:2]
     (folder / "run.json").write_text(json.dumps(header))
     with pytest.raises(RecordError, match=r"arm mpi@3, which run\.json does not name"):
-        tables.run_rows(read_run(folder))
+        runrows.run_rows(read_run(folder))
 
 
 def test_the_frame_has_every_column(tmp_path: Path) -> None:
-    found = frame(tables.run_rows(read_run(write_run(tmp_path / "r"))))
+    found = frame(runrows.run_rows(read_run(write_run(tmp_path / "r"))))
     assert tuple(found.columns) == names_of(Row)
     assert list(found["arm"]) == ["none", "none#2", "mpi@3"]

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.find import find
-from dejavubench.analysis.report import report
-from dejavubench.analysis.rows import Row
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.tables.rows import Row
 from dejavubench.cli.figures import figures
 from dejavubench.records import rank_file
 from helpers.damage import ARMS, MPI, Edit, call, header, older_run, record, shown

@@ -12,7 +12,8 @@ from dejavubench.config.experiment import Experiment
 from dejavubench.config.plan import Plan
 from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
-from dejavubench.planning import duration
+from dejavubench.planning import duration, fit
+from dejavubench.transports.registry import modes
 from helpers.cli_calls import ROOT, heavy_after, usage_error
 from helpers.fake_gpu import H200
 from helpers.jobs import args
@@ -130,10 +131,8 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(
 @pytest.mark.parametrize("rest", [(), ("--rounds", "3")])
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = refused("run", "--streaming", *rest)
-    assert (
-        message == "--streaming: no destination is given; choose one or more of "
-        "none, host, disk, mpi, nccl, nixl, tcp"
-    )
+    known = ", ".join(("none", *modes()))
+    assert message == f"--streaming: no destination is given; choose one or more of {known}"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +272,6 @@ def test_dry_run_shows_what_skipped_points_need() -> None:
 def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from dejavubench.planning import fit
 
     monkeypatch.setattr(
         fit,
@@ -298,8 +296,9 @@ def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "path", [path for path in CONFIGS if path.parent.name == "h200"], ids=lambda path: path.stem
 )
-def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h200_configs_need_one_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
+    monkeypatch.setattr(fit, "available_nbytes", lambda: 64 << 30)  # of the host beside the GPU
     result = invoke("run", str(path), "--dry-run")
     plan = _plan(path)
     assert plan.experiment.device == "cuda"
@@ -311,7 +310,7 @@ def test_h200_configs_need_one_card(path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in result.stdout
 
 
-def test_dry_run_on_cuda_shows_the_cards_memory_and_gives_no_times(
+def test_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def probe() -> duration.Rates:

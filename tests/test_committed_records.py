@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dejavubench.analysis import tables
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.find import find
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.tables import runrows
 from helpers.golden_texts import MACHINES, golden, made
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -33,11 +33,11 @@ def test_every_committed_run_keeps_to_the_rules() -> None:
 
 @pytest.mark.parametrize("machine", ["xeon-2core", "h200"])
 def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
-    committed = pd.read_csv(RESULTS / machine / "tables.csv", dtype={"level": str}).set_index(
+    committed = pd.read_csv(RESULTS / machine / "runrows.csv", dtype={"level": str}).set_index(
         ["run", "point", "arm"]
     )
     runs = find(sorted((RESULTS / machine / "records").glob("fig25-*"))).runs
-    rows = [flat(row) for run in runs for row in tables.run_rows(run)]
+    rows = [flat(row) for run in runs for row in runrows.run_rows(run)]
     assert len(rows) >= 5
     for row in rows:
         before = committed.loc[(row["run"], row["point"], row["arm"])]

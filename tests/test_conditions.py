@@ -17,8 +17,8 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis import conditions
-from dejavubench.analysis.report import report
+from dejavubench.analysis.tables import conditions
+from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.cli import conditions as dry

@@ -20,7 +20,7 @@ from dejavubench.analysis.figures import registry
 from dejavubench.analysis.figures.base import Figure
 from dejavubench.analysis.figures.parts import shown_arms
 from dejavubench.analysis.figures.style import panels
-from dejavubench.analysis.rows import Sizes
+from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.cli.figures import figures as command
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
@@ -138,7 +138,7 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
     code = (
         "import sys, dejavubench.cli.figures, dejavubench.analysis.figures.drawings as drawings;"
         "from dejavubench.analysis.figures.registry import figures; figures();"
-        "from dejavubench.analysis.find import find; from pathlib import Path;"
+        "from dejavubench.analysis.findruns import find; from pathlib import Path;"
         "assert drawings.drawings(find([Path(sys.argv[1])]).runs)[0];"
         "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
     )

@@ -14,7 +14,7 @@ from dejavubench.dejavulib.receiver import receiving_slots
 from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
 from dejavubench.errors import UsageError
 from dejavubench.machine import gpu
-from dejavubench.machine.cpu import has_bf16
+from dejavubench.machine.cpu import BF16_FLAGS, flags_in
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.memory import available_nbytes
 from dejavubench.models.gpt import GPT
@@ -338,7 +338,7 @@ def test_probe_finds_rates_of_a_computer() -> None:
     ],
 )
 def test_bf16_is_read_from_the_flags(cpuinfo: str, found: bool) -> None:
-    assert has_bf16(cpuinfo) is found
+    assert bool(flags_in(cpuinfo) & BF16_FLAGS) is found
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:

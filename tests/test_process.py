@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.formats import summary
-from dejavubench.analysis.rows import Row
+from dejavubench.analysis.tables.formats import summary
+from dejavubench.analysis.tables.rows import Row
 from dejavubench.cli.process import process
 from dejavubench.records import Verification, read_run
 from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from dejavubench.analysis.blocks import SHOWN
 from dejavubench.analysis.columns import UNITS, columns_of
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
-from dejavubench.analysis.rows import COLUMNS, Row
+from dejavubench.analysis.tables.rows import COLUMNS, Row
+from dejavubench.analysis.tables.textcells import SHOWN
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 
 HERE = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def test_every_key_of_committed_environments_has_a_name() -> None:
 
 def test_analysis_loads_neither_torch_nor_mpi() -> None:
     code = (
-        "import sys, dejavubench.analysis.formats, dejavubench.analysis.figures.files;"
+        "import sys, dejavubench.analysis.tables.formats, dejavubench.analysis.figures.files;"
         "print([name for name in ('torch', 'mpi4py') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

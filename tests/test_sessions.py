@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from dejavubench.bench.startup import skips
+from dejavubench.bench.startup.destinations import refused_points
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -151,3 +153,37 @@ def test_without_a_token_no_tcp_sink_is_met(monkeypatch: pytest.MonkeyPatch) -> 
     options = {"peer": ("127.0.0.1:1",), "drain_timeout": 5.0, "tcp_checksums": False}
     with pytest.raises(UsageError, match=TOKEN_VARIABLE):
         transport("tcp").session(rank_of(**options)).meet()
+
+
+def test_nobody_waits_at_a_point_that_no_destination_can_refuse() -> None:
+    schedule: Any = SimpleNamespace(points=[SimpleNamespace(id="p000")])
+    sessions = {name: transport(name).session(rank_of()) for name in ("host", "disk", "mpi")}
+    no_ranks: Any = SimpleNamespace()  # to ask them for anything would fail
+    assert refused_points(schedule, no_ranks, sessions) == {}
+    with pytest.raises(AttributeError):
+        refused_points(schedule, no_ranks, {"tcp": transport("tcp").session(rank_of())})
+
+
+def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def arm(name: str, durability: str | None) -> SimpleNamespace:
+        destination = SimpleNamespace(name=name)
+        return SimpleNamespace(
+            opens=(name, durability), destination=destination, durability=durability
+        )
+
+    arms = [arm("disk", "direct"), arm("disk", "direct"), arm("disk", "fdatasync"), arm("tape", "")]
+    nbytes = {"host": 0, "disk": 10, "tape": 1}
+    sessions: Any = {
+        name: SimpleNamespace(stored_nbytes=lambda _, size=size: size)
+        for name, size in nbytes.items()
+    }
+    transports = {name: SimpleNamespace(probe_nbytes=100 * size) for name, size in nbytes.items()}
+    schedule: Any = SimpleNamespace(experiment=None, on_disk=arms, transports=transports)
+    two_ubatches = SimpleNamespace(local=lambda: [["stream"], ["stream"]])
+    monkeypatch.setattr(skips, "view_of", lambda *_: two_ubatches)
+    ranks: Any = SimpleNamespace(topology=None)
+    point: Any = SimpleNamespace()
+    assert skips._stored_nbytes(schedule, point, ranks, sessions) == 2 * (10 + 10 + 1)
+    assert skips._probe_nbytes(schedule) == 1000 + 1000 + 100

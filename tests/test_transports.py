@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from dejavubench.dejavulib import destinations
+from dejavubench.dejavulib.destinations.base import (
+    Destination,
+    ReadableDestination,
+    RemoteDestination,
+)
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability, durability_of
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.errors import UsageError
 from dejavubench.records.destinations import FROZEN, destinations_of, shown
@@ -31,13 +40,16 @@ class Options:
 
 
 def test_every_destination_is_found_in_order() -> None:
-    assert registry.modes() == ("host", "disk", "mpi", "nccl", "nixl", "tcp")
+    built_in = ["host", "disk", "mpi", "nccl", "nixl", "tcp"]
+    assert [mode for mode in registry.modes() if mode in built_in] == built_in
+    orders = [each.order for each in registry.transports()]
+    assert orders == sorted(orders)
     assert set(registry.modes()) == set(DESTINATIONS)
     assert registry.builtin_transports() == registry.transports()
 
 
 def test_capabilities() -> None:
-    entries = DESTINATIONS.values()
+    entries = [DESTINATIONS[name] for name in FROZEN if name in DESTINATIONS]
     assert {entry.name for entry in entries if entry.remote} == {"mpi", "nccl", "nixl"}
     assert {entry.name for entry in entries if entry.device_memory} == {"nccl", "nixl"}
     assert {entry.name for entry in entries if entry.on_storage} == {"disk"}
@@ -50,11 +62,22 @@ def test_capabilities() -> None:
     assert DESTINATIONS["nixl"].uses_host_slots(on_cuda=False)
 
 
-def test_classes_are_loaded_by_name() -> None:
-    assert DESTINATIONS["host"].load_source().__name__ == "HostDestination"
-    assert DESTINATIONS["mpi"].load_sink().__name__ == "MPISinkEndpoint"
-    with pytest.raises(ValueError, match="tcp has no sink that is a rank"):
-        DESTINATIONS["tcp"].load_sink()
+def test_entries_agree_with_the_classes() -> None:
+    classes = {
+        found.name: found
+        for each in pkgutil.walk_packages(destinations.__path__, f"{destinations.__name__}.")
+        for found in vars(importlib.import_module(each.name)).values()
+        if isinstance(found, type) and issubclass(found, Destination) and "name" in vars(found)
+    }
+    assert classes.keys() == DESTINATIONS.keys()
+    for name, found in classes.items():
+        entry = DESTINATIONS[name]
+        assert entry.staged == found.staged, name
+        assert entry.readable == issubclass(found, ReadableDestination), name
+        assert (entry.remote or entry.external_sink) == issubclass(found, RemoteDestination), name
+        if name != "nixl":  # what it takes depends on the memory that it is opened with
+            assert entry.device_memory == found.capabilities.device_memory, name
+    assert DESTINATIONS["disk"].durabilities == get_args(Durability)
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -65,7 +88,14 @@ def test_what_older_records_are_read_with_is_what_is_recorded_now(on_gpu: bool) 
         for each in registry.builtin_transports()
         if each.swapped_label
     }
-    assert now == destinations_of({}, on_gpu)
+    # A destination that is younger than its key in records is in no older record.
+    assert {name: now[name] for name in FROZEN} == destinations_of({}, on_gpu)
+
+
+def test_an_unknown_durability_is_refused() -> None:
+    assert durability_of("direct") == "direct"
+    with pytest.raises(ValueError, match="there is no durability None: there are fdatasync"):
+        durability_of(None)
 
 
 def test_names_in_tables_are_found() -> None:

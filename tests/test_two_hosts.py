@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.report import report
+from dejavubench.analysis.tables.report import report
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
 from helpers.jobs import GONE_WITHIN, PATIENCE, ROOT, TINY, args

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from dejavubench.analysis.figures import files
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.find import find
+from dejavubench.analysis.findruns import find
 from dejavubench.cli.process import process
 from dejavubench.wholefile import whole_file
 from helpers.synthetic_runs import point, write_run

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.blocks import SHOWN
 from dejavubench.analysis.columns import Column, columns_of
 from dejavubench.analysis.figures.registry import figures
-from dejavubench.analysis.rows import Row
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.textcells import SHOWN
 from dejavubench.records.environment import (
     EndEnvironment,
     ExternalSink,

@@ -90,7 +90,7 @@ class CeilingRounds:
         arms = self._iterations.failures.left(self._here.context.runnable.arms)
         streaming = filter(measured_without_compute, arms)
         # A dict keeps the last value of a key: the last arm of each destination.
-        return list({(arm.mode, arm.durability): arm for arm in streaming}.values())
+        return list({arm.opens: arm for arm in streaming}.values())
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
@@ -124,7 +124,7 @@ class CeilingRounds:
         point = self._here.view.point
         nbytes = point.streamed_nbytes * point.pipeline_para_size
         for arm in self._here.context.runnable.arms:
-            if (arm.mode, arm.durability) == (measured.mode, measured.durability):
+            if arm.opens == measured.opens:
                 self._here.write(records.Alone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes))
 
 

@@ -44,7 +44,7 @@ status is then 1.
 def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) -> None:
     from dejavubench.analysis.compare import NotComparableError
     from dejavubench.analysis.figures.drawings import drawings
-    from dejavubench.analysis.find import find
+    from dejavubench.analysis.findruns import find
 
     found = find(paths)
     found.bad += [

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.words import counted, ms, nbytes
+from dejavubench.analysis.numbertexts import counted, ms, nbytes
 from dejavubench.dejavulib.exchange import RegionPair, Setup
 from dejavubench.dejavulib.kvcache import Region, Span
 from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume

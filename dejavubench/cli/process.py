@@ -21,9 +21,9 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
     [BENCHMARK] lines, including those of the original. Damaged input is left out and named on
     stderr; the exit status is then 1.
     """
-    from dejavubench.analysis import formats, notes
-    from dejavubench.analysis.find import find
-    from dejavubench.analysis.report import RunReport, log_report, report
+    from dejavubench.analysis.findruns import find
+    from dejavubench.analysis.tables import formats, notes
+    from dejavubench.analysis.tables.report import RunReport, log_report, report
     from dejavubench.cli.console import console
     from dejavubench.records import RecordError
     from dejavubench.records.textlog import TextLogError

@@ -97,7 +97,7 @@ def _enough(plan: Plan) -> Callable[[list[Iteration], set[str]], bool] | None:
 
 
 def _print_summary(folder: Path) -> None:
-    from dejavubench.analysis.formats import summary
+    from dejavubench.analysis.tables.formats import summary
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 

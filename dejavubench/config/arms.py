@@ -63,6 +63,11 @@ class Arm:
         return transport(self.store or self.mode) if self.streams else None
 
     @property
+    def opens(self) -> tuple[str, str | None]:
+        """Mode and durability: a source opens this once, for the arms of all levels."""
+        return self.mode, self.durability
+
+    @property
     def on_disk(self) -> bool:
         """Whether the cache goes to files."""
         return self.destination is not None and self.destination.entry.on_storage

@@ -8,12 +8,13 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from dejavubench import units
 from dejavubench.config.arms import Arm, arms_of
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.options.machine import THREADS_PER_CORE
+from dejavubench.config.options.model import GivenType
 from dejavubench.config.options.workload import CACHE_STEP
 from dejavubench.config.points import DataType, Point, Split
 from dejavubench.errors import UsageError
@@ -54,7 +55,7 @@ class Plan:
     def points(self) -> tuple[Point, ...]:
         """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
         experiment = self.experiment
-        types = cast(tuple[DataType, ...], experiment.inference_data_type)
+        types = map(_settled, experiment.inference_data_type)
         kinds = product(map(self.spec, experiment.model), types, experiment.kv_layout)
         lengths = product(experiment.ubatch_size, self.prompt_lens, experiment.output_len)
         return tuple(
@@ -140,7 +141,8 @@ class Plan:
     @property
     def weights_data_type(self) -> DataType | None:
         """The type that weights are rounded through first."""
-        return cast(DataType | None, self.experiment.weights_data_type)
+        asked = self.experiment.weights_data_type
+        return None if asked is None else _settled(asked)
 
     # ---- ranks ----
 
@@ -219,3 +221,8 @@ class Plan:
         if self.checkpoint is not None:
             content["checkpoint"] = self.checkpoint.identity
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _settled(asked: GivenType) -> DataType:
+    assert asked != "auto", "an experiment is settled before it is planned"
+    return asked

@@ -24,7 +24,7 @@ from typing import Protocol
 
 
 class Watcher(Protocol):
-    """Who is told of progress; its methods cost time in the middle of streaming."""
+    """Receiver of progress reports. Its methods cost time in the middle of streaming."""
 
     def progress(self) -> None:
         """Note one more thing done, such as a chunk received. Called from any thread."""

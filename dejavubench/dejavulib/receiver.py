@@ -30,7 +30,7 @@ class Receive(Protocol):
 class SinkEndpoint(Protocol):
     """The sink's side of a remote destination.
 
-    Receives of a stream are asked for in the order of its chunks, before the chunks come. Whether
+    A stream's receives are requested in the order of its chunks, before the chunks come. Whether
     the endpoint passes that on (mpi posts a receive, nixl names the memory) or waits until the
     source announces a chunk (nccl) is its own affair.
 
@@ -94,7 +94,7 @@ class CacheReceiver:
 
     The owner calls :meth:`begin`, then :meth:`poll` until :attr:`done`.
 
-    At the levels that are not buffered, extents go straight to their place: asked for one by one
+    At the levels that are not buffered, extents go straight to their place: received one by one
     (level 0), or all at once (``0-batched``). The caches of both sides must then cut a region into
     the same extents: same heads, in the same layout.
 
@@ -161,9 +161,9 @@ class CacheReceiver:
         self.nbytes = self.messages = 0
         if self._level.buffered:
             for slot in self.slots:
-                self._receive(slot)
+                self._receive(slot)  # one receive per slot: the source may run that far ahead
         else:
-            self._receive_extents()
+            self._receive_extents()  # one chunk: its extents go to the cache, which has no slots
 
     @property
     def done(self) -> bool:

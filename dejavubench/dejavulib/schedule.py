@@ -162,7 +162,7 @@ class StreamSchedule:
             return self.atoms(step)
         if level.layerwise and step == 0:
             return [whole.layer(layer) for layer in range(*whole.layers)]
-        # Otherwise as many whole layers as a slot holds.
+        # Otherwise as many whole layers as a slot holds: fewer chunks cost fewer messages.
         together = max(1, self.slot_nbytes // self.layer_nbytes(step))
         return [replace(whole, layers=layers) for layers in whole.layers.cut(together)]
 

@@ -41,7 +41,7 @@ class Streamer:
             the model computes its request to the end. The owner then asks for :attr:`failure`.
 
     Raises:
-        ValueError: the destination needs staging and there is none.
+        ValueError: the destination needs staging slots, and ``slots`` is empty.
     """
 
     def __init__(

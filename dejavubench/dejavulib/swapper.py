@@ -256,7 +256,7 @@ class Swapper:
 
 
 class SwappedMicrobatch:
-    """One of a swapper's microbatches, told of its progress as a :class:`CacheManager` is.
+    """One of a swapper's microbatches; it takes progress reports as a :class:`CacheManager` does.
 
     Attributes:
         prompt, tokens, draining: counters of streaming it out. Waiting for the cache to be back is

@@ -32,11 +32,6 @@ def flags_in(cpuinfo: str) -> frozenset[str]:
     return frozenset()
 
 
-def has_bf16(cpuinfo: str) -> bool:
-    """Return True if the text of ``/proc/cpuinfo`` names a bf16 instruction set."""
-    return not BF16_FLAGS.isdisjoint(flags_in(cpuinfo))
-
-
 def features_left_out() -> tuple[str, ...]:
     """Return the features that :data:`WITHOUT` takes away.
 

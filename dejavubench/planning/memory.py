@@ -110,7 +110,7 @@ def memory(plan: Plan, point: Point) -> Memory:
         successor = _successor_nbytes(point) if point.handed_over else 0
         staged = sink_staging(plan, arriving_streams(point)).host
         sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + staged + successor)
-    files = {(arm.mode, arm.durability) for arm in plan.arms if arm.on_disk}
+    files = {arm.opens for arm in plan.arms if arm.on_disk}
     return Memory(weights, cache, source, sink, streamed * len(files), staging)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import DISK
 from dejavubench.transports.base import ProbeNames, Style, Transport
@@ -13,17 +13,17 @@ from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination, Stream
-    from dejavubench.dejavulib.destinations.disk.blockfile import Durability
 
 
 class DiskSession(Session):
     def open_source(self, context: SourceContext) -> Destination:
         from dejavubench.dejavulib.destinations.disk import DiskDestination
+        from dejavubench.dejavulib.destinations.disk.blockfile import durability_of
 
         return DiskDestination(
             context.folder,
             context.file_name,
-            cast("Durability", context.durability),
+            durability_of(context.durability),
             context.keep,
             dict(context.identity),
         )
@@ -42,12 +42,15 @@ class DiskSession(Session):
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         """Return the probes of each durability; one that has no room on the disk is left out."""
         from dejavubench.dejavulib.destinations.base import StorageError
+        from dejavubench.dejavulib.destinations.disk.blockfile import durability_of
         from dejavubench.transports.loops.disk import DiskLoops, write_overhead
 
         found: list[Probe] = []
         for kind in context.durabilities if context.is_source else ():
             try:
-                loops = DiskLoops(context.folder, f"{context.file_name}-{kind}", kind)
+                loops = DiskLoops(
+                    context.folder, f"{context.file_name}-{kind}", durability_of(kind)
+                )
             except (OSError, StorageError) as error:
                 why = getattr(error, "strerror", None) or error
                 context.say(f"dejavubench: no ceiling of disk ({kind}): {why}")

@@ -32,7 +32,7 @@ _SHARED = frozenset({"base", "contexts", "probe", "recorded", "registry", "sessi
 only if few modules are imported."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_SWAP = "swap-"  # names of arms that swap begin so
+_SWAP = "swap-"  # prefix of the mode of a swap arm
 
 _registered: dict[str, Transport] = {}
 
@@ -72,7 +72,7 @@ def usable() -> tuple[Transport, ...]:
     """Return all destinations, without those of plugins that cannot be loaded: for help texts."""
     try:
         return transports()
-    except UsageError:  # whoever names a destination is told
+    except UsageError:  # a run that names the destination gets this error
         return tuple(sorted(_registered.values(), key=lambda each: (each.order, each.name)))
 
 
@@ -80,7 +80,7 @@ def transport(mode: str) -> Transport:
     """Return the destination of a name.
 
     Raises:
-        KeyError: there is none.
+        KeyError: no destination has this name.
         UsageError: a plugin cannot be loaded.
     """
     is_known(mode)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from dejavubench.dejavulib.destinations.base import Destination, Stream
+    from dejavubench.dejavulib.receiver import SinkEndpoint
     from dejavubench.transports.probe import Probe
 
 
@@ -66,7 +67,7 @@ class Session:
         """Return the source's side of the destination."""
         raise NotImplementedError(f"{type(self).__name__} has no open_source")
 
-    def open_sink(self, context: SinkContext) -> Any:
+    def open_sink(self, context: SinkContext) -> SinkEndpoint:
         """Return the sink's side of a remote destination."""
         raise NotImplementedError(f"{type(self).__name__} has no open_sink")
 

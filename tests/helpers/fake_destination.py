@@ -11,7 +11,6 @@ import torch
 
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import (
-    Capabilities,
     Destination,
     ReadableDestination,
     Stream,
@@ -52,7 +51,6 @@ class Memory(Destination):
     """
 
     name = "memory"
-    capabilities = Capabilities(remote=False)
 
     def __init__(self, allowed: int = 1 << 30, polls: int = 1) -> None:
         self.allowed = allowed

@@ -12,11 +12,11 @@ import json
 import lzma
 from pathlib import Path
 
-from dejavubench.analysis import formats
-from dejavubench.analysis.blocks import Block
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.find import find
-from dejavubench.analysis.report import RunReport, log_report, report
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.tables import formats
+from dejavubench.analysis.tables.report import RunReport, log_report, report
+from dejavubench.analysis.tables.textcells import Block
 from dejavubench.records.textlog import TextLogError
 
 TESTS = Path(__file__).parent.parent

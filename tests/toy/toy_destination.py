@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import Capabilities, RemoteDestination, Stream
+from dejavubench.dejavulib.destinations.base import RemoteDestination, Stream
 from dejavubench.dejavulib.schedule import Chunk
 
 CORRUPTS = "TOY_CORRUPTS"
@@ -40,7 +40,6 @@ class ToyDestination(RemoteDestination[tuple[list[MPI.Request], MPI.Request]]):
     """The source's side. One helper thread calls it, the chunks of a stream in order."""
 
     name = "toy"
-    capabilities = Capabilities(remote=True)
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         super().__init__()

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.transports.base import (
@@ -18,25 +18,26 @@ from dejavubench.transports.contexts import RankContext, SinkContext, SourceCont
 from dejavubench.transports.registry import register
 from dejavubench.transports.session import RankSession
 
+if TYPE_CHECKING:
+    from toy_destination import ToyDestination, ToySink
+
 
 class ToySession(RankSession):
     """One rank's part in a run. ``comm`` is a communicator that only ``toy`` uses."""
 
-    def open_source(self, context: SourceContext) -> Any:
+    def open_source(self, context: SourceContext) -> ToyDestination:
         from toy_destination import ToyDestination
 
         return ToyDestination(self.comm)
 
-    def open_sink(self, context: SinkContext) -> Any:
+    def open_sink(self, context: SinkContext) -> ToySink:
         from toy_destination import ToySink
 
         return ToySink(self.comm)
 
 
 class ToyTransport(Transport):
-    entry = DestinationEntry(
-        "toy", source="toy_destination:ToyDestination", sink="toy_destination:ToySink", remote=True
-    )
+    entry = DestinationEntry("toy", remote=True)
     label = "toy by MPI"
     help = "an example: a remote deque"
     style = Style("#332288", "||")

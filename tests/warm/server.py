@@ -168,7 +168,7 @@ def _prepare() -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
-    import dejavubench.analysis.report
+    import dejavubench.analysis.tables.report
     import dejavubench.bench.session
     import dejavubench.cli.run
     import dejavubench.models.backends.cpu.backend

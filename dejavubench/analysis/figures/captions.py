@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dejavubench.analysis import health, machine, stats, tables
-from dejavubench.analysis.blocks import SIZE_HEADINGS
-from dejavubench.analysis.rows import POINT_COLUMNS
-from dejavubench.analysis.words import signed_percent
+from dejavubench.analysis import health, machine, stats
+from dejavubench.analysis.destinations import info_of, loopback_of
+from dejavubench.analysis.numbertexts import signed_percent
+from dejavubench.analysis.tables import runrows
+from dejavubench.analysis.tables.rows import POINT_COLUMNS
+from dejavubench.analysis.tables.textcells import SIZE_HEADINGS
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def machine_text(run: Run) -> str:
 
 def _libraries(run: Run) -> list[str]:
     """Return the libraries that move chunks, with the versions recorded for the GPU."""
-    infos = [machine.info_of(run, arm) for arm in run.header.arms]
+    infos = [info_of(run, arm) for arm in run.header.arms]
     names = dict.fromkeys(info.library for info in infos if info is not None and info.library)
     versions = {name: getattr(run.header.where.gpu, name, None) for name in names}
     return [f"{name.upper()} {version}" for name, version in versions.items() if version]
@@ -121,7 +123,7 @@ def _paths(runs: Sequence[Run], frame: pd.DataFrame) -> str:
         variant.name
         for run in runs
         for arm in run.header.arms
-        if (variant := machine.loopback(run, arm))
+        if (variant := loopback_of(run, arm))
     }
     words = []
     for (mode, hosts), part in frame[frame["hosts"].notna()].groupby(["mode", "hosts"], sort=False):
@@ -153,7 +155,7 @@ def has_noise(frame: pd.DataFrame) -> bool:
 def _left_out(runs: Sequence[Run]) -> str:
     places: dict[str, list[str]] = {}
     for run in runs:
-        for row in tables.run_rows(run):
+        for row in runrows.run_rows(run):
             if not row.ok:
                 sizes = row.sizes
                 where = (

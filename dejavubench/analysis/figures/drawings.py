@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dejavubench.analysis.blocks import SIZE_HEADINGS
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.compare import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.base import Drawing, Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import destinations_of
 from dejavubench.analysis.figures.registry import figure_of
-from dejavubench.analysis.rows import POINT_COLUMNS
+from dejavubench.analysis.tables.rows import POINT_COLUMNS
+from dejavubench.analysis.tables.textcells import SIZE_HEADINGS
 from dejavubench.records import Run
 
 if TYPE_CHECKING:

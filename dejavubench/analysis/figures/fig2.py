@@ -20,7 +20,7 @@ from dejavubench.analysis.figures.style import (
     panels,
     tick_each_decade,
 )
-from dejavubench.analysis.rows import POINT_COLUMNS, Sizes
+from dejavubench.analysis.tables.rows import POINT_COLUMNS, Sizes
 from dejavubench.records import Run
 from dejavubench.records.destinations import Destinations
 

@@ -23,8 +23,8 @@ from dejavubench.analysis.figures.parts import (
     shown_arms,
 )
 from dejavubench.analysis.figures.style import GRID, MARKERS, errors_of, panels
-from dejavubench.analysis.rows import Sizes
-from dejavubench.analysis.words import ms, signed_percent, span
+from dejavubench.analysis.numbertexts import ms, signed_percent, span
+from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
 from dejavubench.records.destinations import NONE, DestinationInfo, Destinations, shown
 

@@ -22,8 +22,8 @@ from dejavubench.analysis.figures.parts import (
     shown_arms,
 )
 from dejavubench.analysis.figures.style import GRID, errors_of, legend_of, panels, tick_at
-from dejavubench.analysis.rows import Sizes
-from dejavubench.analysis.words import slowdown
+from dejavubench.analysis.numbertexts import slowdown
+from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
 from dejavubench.records.destinations import DestinationInfo, Destinations, shown

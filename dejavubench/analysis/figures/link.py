@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from dejavubench.analysis import machine, prediction, stats
+from dejavubench.analysis import prediction, stats
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.compare import NotComparableError
+from dejavubench.analysis.destinations import info_of
 from dejavubench.analysis.figures import captions, style
 from dejavubench.analysis.figures.base import Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import (
@@ -24,10 +25,10 @@ from dejavubench.analysis.figures.parts import (
     noise_columns,
     shown_arms,
 )
+from dejavubench.analysis.numbertexts import MINUS, three_digits
 from dejavubench.analysis.prediction import LEAVES_PCT
-from dejavubench.analysis.rows import Sizes
 from dejavubench.analysis.samples import ArmSamples, PointSamples
-from dejavubench.analysis.words import MINUS, three_digits
+from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
 from dejavubench.records.destinations import Destinations, shown
 
@@ -95,7 +96,7 @@ class LinkFigure(Figure):
         """
         rows = []
         for point, arm in shown_arms(run):
-            info = machine.info_of(run, arm.arm)
+            info = info_of(run, arm.arm)
             overhead = stats.paired_overhead(arm.total, point.baselines())
             if info is None or info.link_rate is None or overhead is None:
                 continue

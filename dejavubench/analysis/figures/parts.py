@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from dejavubench.analysis import machine, stats
+from dejavubench.analysis import stats
+from dejavubench.analysis.destinations import hosts_of, run_destinations, shown_name
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
@@ -62,11 +63,11 @@ def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
     info = arm.arm
     return ArmColumns(
         arm=info.name,
-        mode=machine.destination(run, info),
+        mode=shown_name(run, info),
         role=info.role,
         level=info.level,
         durability=info.durability,
-        hosts=machine.hosts(run, info),
+        hosts=hosts_of(run, info),
     )
 
 
@@ -93,4 +94,4 @@ def is_loopback(hosts: object) -> bool:
 
 def destinations_of(runs: Sequence[Run]) -> dict[str, DestinationInfo]:
     """Return the destinations of all runs by mode."""
-    return {mode: info for run in runs for mode, info in machine.destinations(run).items()}
+    return {mode: info for run in runs for mode, info in run_destinations(run).items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dejavubench.analysis.machine import destinations
+from dejavubench.analysis.destinations import run_destinations
 from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
 from dejavubench.records.destinations import NONE, DestinationInfo
 from dejavubench.units import ITEMSIZE
@@ -74,7 +74,7 @@ def _roles(run: Run) -> Iterator[str]:
 
 def _arms(run: Run) -> Iterator[str]:
     """Compare each arm with its name: mode, level and, if the run has several, durability."""
-    known = destinations(run)
+    known = run_destinations(run)
     for arm in run.header.arms:
         info = known.get(arm.mode)
         if arm.mode != NONE and info is None:

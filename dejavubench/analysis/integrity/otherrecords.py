@@ -14,7 +14,7 @@ from dejavubench.analysis.integrity.rounds import (
     named,
     remote_arms,
 )
-from dejavubench.analysis.loops import raw_loops
+from dejavubench.analysis.rawloops import raw_loops
 from dejavubench.records import (
     Alone,
     Ceiling,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from dejavubench.analysis.machine import destinations
+from dejavubench.analysis.destinations import run_destinations
 from dejavubench.records import (
     ArmFailure,
     End,
@@ -73,7 +73,7 @@ def given_up(run: Run) -> set[tuple[str, str | None]]:
 
 def remote_arms(run: Run) -> set[str]:
     """Return the arms whose chunks other ranks receive."""
-    known = destinations(run)
+    known = run_destinations(run)
     return {arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].remote}
 
 
@@ -159,7 +159,7 @@ def _complete(run: Run) -> Iterator[str]:
 
 def _failed_arms(run: Run) -> Iterator[str]:
     """Check that only arms on storage fail, at most once per point, and none goes on after it."""
-    known = destinations(run)
+    known = run_destinations(run)
     on_disk = {
         arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage
     }

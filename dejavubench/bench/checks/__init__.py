@@ -1,1 +1,1 @@
-"""Verification outside the clock: bytes, tokens and logits."""
+"""Verification outside the clock: bytes and tokens."""

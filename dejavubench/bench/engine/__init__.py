@@ -1,1 +1,1 @@
-"""The batch maker, the steps of a microbatch, and the clock around them."""
+"""The batch maker, the prompts, steps and logits of microbatches, and the clock around them."""

@@ -20,9 +20,6 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.transports.contexts import SourceContext
 
-Key = tuple[str, str | None]
-"""The destination of an arm; arms of other levels share it."""
-
 
 @dataclass
 class OpenDestination:
@@ -75,7 +72,7 @@ class Outgoing:
         self._caches = caches
         self._staging = staging
         self._files = files
-        self._opened: dict[Key, OpenDestination] = {}
+        self._opened: dict[tuple[str, str | None], OpenDestination] = {}  # by Arm.opens
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
@@ -133,12 +130,12 @@ class Outgoing:
 
     def cpu_seconds(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the arm's helper thread."""
-        opened = self._opened.get((arm.mode, arm.durability))
+        opened = self._opened.get(arm.opens)
         return opened.streamer.cpu_seconds() if opened else 0.0
 
     def failure(self, arm: Arm) -> str | None:
         """Return why the arm streams no more, if its device has failed."""
-        opened = self._opened.get((arm.mode, arm.durability))
+        opened = self._opened.get(arm.opens)
         return opened.streamer.failure if opened else None
 
     def fetch_buffer(self) -> torch.Tensor:
@@ -152,7 +149,7 @@ class Outgoing:
 
     def close_failed(self, arm: Arm) -> None:
         """Close the destination of an arm that has failed; other arms of it open it anew."""
-        opened = self._opened.pop((arm.mode, arm.durability), None)
+        opened = self._opened.pop(arm.opens, None)
         if opened is not None:
             with contextlib.suppress(StorageError):  # its failure was reported already
                 opened.streamer.close()
@@ -162,13 +159,12 @@ class Outgoing:
             opened.streamer.close()
 
     def _open(self, arm: Arm) -> OpenDestination:
-        key = (arm.mode, arm.durability)
-        if key not in self._opened:
+        if arm.opens not in self._opened:
             destination = self._destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.streamer(destination, holds_failure)
-            self._opened[key] = OpenDestination(streamer)
-        return self._opened[key]
+            self._opened[arm.opens] = OpenDestination(streamer)
+        return self._opened[arm.opens]
 
     def _destination(self, arm: Arm) -> Destination:
         here, view = self._here, self._here.view

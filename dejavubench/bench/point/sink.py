@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -118,7 +117,7 @@ class Sink:
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
-            opened = self.here.context.sessions[mode].open_sink(
+            self._endpoints[mode] = self.here.context.sessions[mode].open_sink(
                 SinkContext(
                     self._streams(mode),
                     self.view.peers(),
@@ -126,7 +125,6 @@ class Sink:
                     self._device_of(mode),
                 )
             )
-            self._endpoints[mode] = cast(SinkEndpoint, opened)
         return self._endpoints[mode]
 
     def _receivers_of(self, mode: str, level: str) -> list[CacheReceiver]:

@@ -57,6 +57,8 @@ def meet_other_sides(sessions: Sessions, ranks: Ranks) -> None:
 
 def refused_points(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     """Announce every point to the other sides; return why points are refused. Collective."""
+    if all(type(each).refusal is Session.refusal for each in sessions.values()):
+        return {}  # nobody is asked, so that ranks need not wait for each other at every point
     refused: dict[str, str] = {}
     for point in runnable.points:
         context = point_context(runnable.experiment, point, ranks)

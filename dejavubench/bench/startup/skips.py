@@ -8,7 +8,6 @@ from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import view_of
 from dejavubench.bench.startup.destinations import Sessions
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
-from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point
 from dejavubench.planning import fit
 from dejavubench.units import nbytes_text
@@ -30,7 +29,6 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
         folder for folder in (directory, *directory.absolute().parents) if folder.exists()
     )
     room = shutil.disk_usage(existing).free
-    kinds = {(arm.mode, arm.durability) for arm in runnable.on_disk}
     # Files of all arms of a point lie on the disk at the same time; those of a point that is over
     # are gone, unless they are kept.
     probes = _probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
@@ -38,8 +36,7 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     for point in plan.points:
         if point.id in found:
             continue
-        stored = _stored_nbytes(experiment, point, ranks, sessions)
-        files = sources * len(kinds) * stored
+        files = sources * _stored_nbytes(runnable, point, ranks, sessions)
         needed = kept + files + probes
         if needed > room:
             found[point.id] = (
@@ -51,18 +48,19 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     return found
 
 
-def _stored_nbytes(experiment: Experiment, point: Point, ranks: Ranks, sessions: Sessions) -> int:
-    """Return the bytes of one arm's files of all microbatches of this source."""
-    streams = view_of(experiment, point, ranks.topology).local()
+def _stored_nbytes(runnable: RunnablePlan, point: Point, ranks: Ranks, sessions: Sessions) -> int:
+    """Return the bytes of this source's files of all microbatches, for all arms that write any."""
+    local = view_of(runnable.experiment, point, ranks.topology).local()
+    writers = {arm.opens: arm.destination.name for arm in runnable.on_disk if arm.destination}
     return sum(
-        session.stored_nbytes(stream)
-        for session in sessions.values()
-        for ubatch in streams
+        sessions[name].stored_nbytes(stream)
+        for name in writers.values()
+        for ubatch in local
         for stream in ubatch
     )
 
 
 def _probe_nbytes(runnable: RunnablePlan) -> int:
     """Return the bytes of the files that probes write."""
-    durabilities = {arm.durability for arm in runnable.on_disk}
-    return sum(each.probe_nbytes for each in runnable.transports.values()) * len(durabilities)
+    kinds = {(arm.destination.name, arm.durability) for arm in runnable.on_disk if arm.destination}
+    return sum(runnable.transports[name].probe_nbytes for name, _ in kinds)

@@ -69,12 +69,27 @@ def _conflict_of_destinations(plan: Plan) -> str | None:
     return next((message for message in found if message), None)
 
 
+def _without_read_back(plan: Plan) -> str | None:
+    """Return a destination that nobody can verify: no rank receives, and no source reads back."""
+    if not plan.experiment.verify:
+        return None
+    entries = (each.entry for each in chosen(plan))
+    return next((each.name for each in entries if not (each.remote or each.readable)), None)
+
+
 DESTINATIONS = (
     Rule(
         _option_of_no_destination,
         lambda plan, found: f"{given(plan, found[0])} needs --streaming {found[1]}",
     ),
     Rule(_conflict_of_destinations, lambda plan, message: str(message)),
+    Rule(
+        _without_read_back,
+        lambda plan, name: (
+            f"--streaming {name} cannot be verified: no chunk can be read back from {name}. Add "
+            "--no-verify"
+        ),
+    ),
     Rule(
         lambda plan: (
             len(plan.experiment.streaming) == 1

@@ -34,21 +34,15 @@ class WrongBytesError(StreamingError):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Abilities of a destination; reports state them.
+    """Memory that an open destination takes chunks from; the registry has its other abilities.
 
     Attributes:
-        remote: chunks leave for another rank, so a sink must receive them.
         device_memory: takes chunks from a CUDA device's memory. Off: from host memory only.
         by_address: takes single extents as (address, bytes). Off: as views of host memory.
-        durable: a complete chunk survives a loss of power.
-        durability: the durability option in force, if the destination has any.
     """
 
-    remote: bool
     device_memory: bool = False
     by_address: bool = False
-    durable: bool = False
-    durability: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ class Destination(ABC):
     """
 
     name: str
-    capabilities: Capabilities
+    capabilities = Capabilities()
     moved = 0
     staged = True
 

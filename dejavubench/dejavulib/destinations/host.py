@@ -9,7 +9,7 @@ import torch
 
 from ..copies import aligned_buffer, pinned_buffer
 from ..schedule import Chunk
-from .base import Buffer, Capabilities, LocalDestination, Stream
+from .base import Buffer, LocalDestination, Stream
 
 
 class HostDestination(LocalDestination):
@@ -20,7 +20,6 @@ class HostDestination(LocalDestination):
     """
 
     name = "host"
-    capabilities = Capabilities(remote=False)
     staged = False
 
     def __init__(self, pinned: bool = False) -> None:
@@ -43,6 +42,7 @@ class HostDestination(LocalDestination):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         place = self.place(stream, chunk)
+        # Gathered straight into place, as a rule: then nothing is left to copy.
         if packed.data_ptr() != place.data_ptr():
             place.copy_(packed)
         self._completed[stream.id] += 1

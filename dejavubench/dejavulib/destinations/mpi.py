@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from ..schedule import Chunk
 from ..waiting import wait_asleep
-from .base import Capabilities, RemoteDestination, Stream, StreamingError
+from .base import RemoteDestination, Stream, StreamingError
 
 
 def _data_tag(stream: Stream) -> int:
@@ -36,7 +36,6 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
     """
 
     name = "mpi"
-    capabilities = Capabilities(remote=True)
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:

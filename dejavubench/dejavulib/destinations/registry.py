@@ -1,27 +1,18 @@
-"""The destinations that the library knows, as data. Importing this loads neither torch nor MPI.
-
-An entry names the classes of a destination; they are imported when somebody asks for them.
-"""
+"""The destinations that the library knows, as data. Importing this loads neither torch nor MPI."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from types import MappingProxyType
-from typing import Any
-
-MODULES = __name__.rpartition(".")[0]  # wherever the library has been copied to
 
 
 @dataclass(frozen=True)
 class DestinationEntry:
-    """Abilities of one destination, and the place of its code.
+    """Abilities of one destination, known before its code is imported.
 
     Attributes:
         name: the destination's name in ``--streaming`` and in records.
-        source: the class of the source's side, as ``module:Class``.
-        sink: the class of the sink's side; None if no rank receives.
         remote: other ranks receive what is streamed.
         external_sink: the receiver is a program of its own, not a rank of the MPI job.
         device_memory: chunks leave from, and arrive in, the memory of a CUDA device where the cache
@@ -31,12 +22,11 @@ class DestinationEntry:
         in_host_memory: the whole stream stays in the source's host memory.
         durabilities: names of the durability options, the default first. Not empty for a
             destination on a storage device, whose failure ends its arm alone.
-        readable: the source can read complete chunks back.
+        readable: the source can read complete chunks back, so its class is a
+            ``ReadableDestination``. Without that, no source can verify what has arrived.
     """
 
     name: str
-    source: str
-    sink: str | None = None
     remote: bool = False
     external_sink: bool = False
     device_memory: bool = False
@@ -58,26 +48,6 @@ class DestinationEntry:
         """Whether chunks move from device memory to device memory."""
         return on_cuda and self.device_memory
 
-    def load_source(self) -> type[Any]:
-        """Import and return the class of the source's side."""
-        return _load(self.source)
-
-    def load_sink(self) -> type[Any]:
-        """Import and return the class of the sink's side.
-
-        Raises:
-            ValueError: no rank receives from this destination.
-        """
-        if self.sink is None:
-            raise ValueError(f"{self.name} has no sink that is a rank")
-        return _load(self.sink)
-
-
-def _load(where: str) -> type[Any]:
-    module, _, name = where.partition(":")
-    found: type[Any] = getattr(import_module(module), name)
-    return found
-
 
 _entries: dict[str, DestinationEntry] = {}
 
@@ -96,54 +66,11 @@ def register(entry: DestinationEntry) -> DestinationEntry:
     return entry
 
 
-HOST = register(
-    DestinationEntry(
-        "host",
-        source=f"{MODULES}.host:HostDestination",
-        staged=False,
-        in_host_memory=True,
-        readable=True,
-    )
-)
+HOST = register(DestinationEntry("host", staged=False, in_host_memory=True, readable=True))
 DISK = register(
-    DestinationEntry(
-        "disk",
-        source=f"{MODULES}.disk:DiskDestination",
-        durabilities=("fdatasync", "direct", "page-cache"),
-        readable=True,
-    )
+    DestinationEntry("disk", durabilities=("fdatasync", "direct", "page-cache"), readable=True)
 )
-MPI = register(
-    DestinationEntry(
-        "mpi",
-        source=f"{MODULES}.mpi:MPIDestination",
-        sink=f"{MODULES}.mpi:MPISinkEndpoint",
-        remote=True,
-    )
-)
-NCCL = register(
-    DestinationEntry(
-        "nccl",
-        source=f"{MODULES}.nccl:NCCLDestination",
-        sink=f"{MODULES}.nccl:NCCLSinkEndpoint",
-        remote=True,
-        device_memory=True,
-    )
-)
-NIXL = register(
-    DestinationEntry(
-        "nixl",
-        source=f"{MODULES}.nixl:NIXLDestination",
-        sink=f"{MODULES}.nixl:NIXLSinkEndpoint",
-        remote=True,
-        device_memory=True,
-    )
-)
-TCP = register(
-    DestinationEntry(
-        "tcp",
-        source=f"{MODULES}.tcp:TCPDestination",
-        external_sink=True,
-        readable=True,
-    )
-)
+MPI = register(DestinationEntry("mpi", remote=True))
+NCCL = register(DestinationEntry("nccl", remote=True, device_memory=True))
+NIXL = register(DestinationEntry("nixl", remote=True, device_memory=True))
+TCP = register(DestinationEntry("tcp", external_sink=True, readable=True))

@@ -70,6 +70,7 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
         ValueError: the region is empty, or a plane has more vectors than 31 bits count.
     """
     pieces = {kv: _Piece.of(geometry, region, kv) for kv in BOTH}
+    # One vector size for K and V, whose packed planes follow one another in one buffer.
     vector = gcd(16, *(number for piece in pieces.values() for number in piece.nbytes))
     content = np.zeros((), REGION)
     sizes = [piece.row * prod(piece.counts) for piece in pieces.values()]
@@ -116,6 +117,7 @@ class _Piece:
     def of(cls, geometry: KVGeometry, region: Region, kv: KV) -> _Piece:
         rows = geometry.rows(kv, region)
         (_, layer), *axes = rows.axes
+        # Missing axes are outermost axes of size 1: the kernel always counts three.
         axes = [(1, 0)] * (3 - len(axes)) + axes
         counts, strides = zip(*axes, strict=True)
         return cls(rows.first, layer, counts, strides, rows.nbytes)
@@ -156,6 +158,7 @@ class RegionCopy:
         arguments = kernel_arguments(cache.geometry, region)
         self._cache = cache
         self._vector, self._blocks = arguments.vector, arguments.blocks
+        # Copied to the device once: each launch then passes a pointer, not 216 bytes.
         content = bytearray(arguments.content.tobytes())
         self._arguments = torch.frombuffer(content, dtype=torch.uint8).to(cache.k.device)
         self._fixed = [

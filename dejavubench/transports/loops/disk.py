@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import cast
 
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.disk import DiskDestination
@@ -33,8 +32,8 @@ class DiskLoops:
         OSError, StorageError: the files cannot be made or written.
     """
 
-    def __init__(self, directory: Path, name: str, durability: str) -> None:
-        self.durability = cast(Durability, durability)
+    def __init__(self, directory: Path, name: str, durability: Durability) -> None:
+        self.durability = durability
         self._data = aligned_buffer(MESSAGE).fill_(1)
         self._destination = DiskDestination(
             directory, f"{name}-ceiling", self.durability, False, {}

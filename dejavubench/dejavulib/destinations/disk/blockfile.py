@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,15 @@ Durability = Literal["fdatasync", "direct", "page-cache"]
 
 FILL_NBYTES = 4 << 20
 """Bytes of one write while a file is overwritten."""
+
+
+def durability_of(name: str | None) -> Durability:
+    """Return the durability of a name. Raises ValueError: there is none."""
+    known: tuple[Durability, ...] = get_args(Durability)
+    for durability in known:
+        if durability == name:
+            return durability
+    raise ValueError(f"there is no durability {name!r}: there are {', '.join(known)}")
 
 
 def open_flags(durability: Durability) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from ...copies import PAGE
 from ...schedule import Chunk, StreamSchedule
-from ..base import Buffer, Capabilities, LocalDestination, Stream, WrongBytesError
+from ..base import Buffer, LocalDestination, Stream, WrongBytesError
 from . import streamfile
 from .blockfile import BlockFile, Durability, FileRegion
 from .streamfile import StepTrailer
@@ -59,9 +59,6 @@ class DiskDestination(LocalDestination):
         keep: bool = False,
         identity: Mapping[str, str] | None = None,
     ) -> None:
-        self.capabilities = Capabilities(
-            remote=False, durable=durability != "page-cache", durability=durability
-        )
         self._directory = directory
         self._name = name
         self._durability = durability

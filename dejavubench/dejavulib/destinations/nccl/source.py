@@ -73,7 +73,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
     """
 
     name = "nccl"
-    capabilities = Capabilities(remote=True, device_memory=True, by_address=True)
+    capabilities = Capabilities(device_memory=True, by_address=True)
 
     def __init__(
         self, comm: MPI.Intracomm, links: Mapping[int, NCCLLink], timeout: float = 60.0

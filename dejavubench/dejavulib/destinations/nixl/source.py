@@ -62,9 +62,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
         self, comm: MPI.Intracomm, sinks: Sequence[int], memory: Sequence[torch.Tensor]
     ) -> None:
         super().__init__()
-        self.capabilities = Capabilities(
-            remote=True, device_memory=memory[0].is_cuda, by_address=True
-        )
+        self.capabilities = Capabilities(device_memory=memory[0].is_cuda, by_address=True)
         self.agent = Agent(comm, memory, dict.fromkeys(sinks))
         self._remote_extents: dict[tuple[int | None, int], ExtentAddresses] = {}
         self._numbers: Counter[tuple[int | None, int]] = Counter()

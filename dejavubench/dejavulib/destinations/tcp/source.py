@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from ...schedule import Chunk
-from ..base import Capabilities, ReadableDestination, RemoteDestination, Stream
+from ..base import ReadableDestination, RemoteDestination, Stream
 from .handshake import Address, announce, connect, leave
 from .setup import TCPSetup
 from .wire import MOST_TEXT, REGION, Frame, FrameKind, RefusedError, WireError
@@ -43,7 +43,6 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
     """
 
     name = "tcp"
-    capabilities = Capabilities(remote=True)
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Any:
 
     def body(emit: Emitter, job: Sequence[Value]) -> None:
         w, apart, x, x_apart, n, out, out_apart, ahead = job
+        # All blocks' sums stay in tiles over the whole loop: x is loaded once for all of them.
         for sums, _ in blocks:
             emit.call("llvm.x86.tilezero", BYTE(sums))
         with emit.steps(INT64(0), n, DEPTH) as k:
@@ -115,7 +116,7 @@ def _describe(at, rows, rest):  # type: ignore[no-untyped-def]
     given[13], given[14] = 4 * rows, 64
     # from byte 48 on one byte for each tile: its number of rows
     given[24] = given[25] = ROWS | ROWS << 8
-    given[26], given[27] = ROWS | rest << 8, rest
+    given[26], given[27] = ROWS | rest << 8, rest  # two tiles per 16-bit word, the even one low
 
 
 @compiled

@@ -117,6 +117,7 @@ class _Dots:
         with emit.steps(begin, stop, width) as k:
             for r in range(self.fetches):
                 emit.fetch(emit.at(job[0], (job[1], r), (k, self.dtype.itemsize)), ahead=job[8])
+            # Totals take turns, so that additions that follow one another are independent.
             for number, start in enumerate(range(0, width, unit)):
                 turn = {place: mine[number % apiece] for place, mine in totals.items()}
                 self._products(emit, turn, k, start, lanes, paired, job)
@@ -141,6 +142,7 @@ class _Dots:
             at = emit.at(base, (distance, row), (k, kind.itemsize), (kind.itemsize, start))
             return emit.words(at, lanes) if paired else emit.widened(at, kind, lanes)
 
+        # w is read once and kept in registers for all rows of x: memory limits a decode step.
         of_w = [read(w, apart, r, self.dtype) for r in range(self.rows)]
         for q in range(self.columns):
             of_x = read(x, x_apart, q, self.x_dtype)

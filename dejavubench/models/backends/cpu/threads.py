@@ -76,6 +76,7 @@ def kernel(job: type[ctypes.Structure]) -> Callable[[Any], Any]:
 
 def run(kernel: Loaded, job: ctypes.Structure) -> None:
     """Call a kernel on every thread of torch's pool, and wait for all of them."""
+    # The same number of threads each time: OpenMP keeps the pool and need not make threads.
     OPENMP.GOMP_parallel(kernel.address, ctypes.addressof(job), torch.get_num_threads(), 0)
 
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dejavubench.analysis import conditions, health, machine, machinenotes, notes, tables
+from dejavubench.analysis import health, machine
 from dejavubench.analysis.averages import DROPPED
-from dejavubench.analysis.blocks import (
+from dejavubench.analysis.tables import conditions, machinenotes, notes, runrows
+from dejavubench.analysis.tables.logrows import log_rows
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.textcells import (
     SPREAD_CELLS,
     STATISTIC_CELL,
     TIME_CELLS,
@@ -16,8 +19,6 @@ from dejavubench.analysis.blocks import (
     block,
     blocks,
 )
-from dejavubench.analysis.logtables import log_rows
-from dejavubench.analysis.rows import Row
 from dejavubench.records import Restart, Run
 from dejavubench.records.textlog import read_log
 
@@ -39,7 +40,7 @@ def report(run: Run) -> RunReport:
     Raises:
         RecordError: a record names a point or an arm that the header does not have.
     """
-    rows = tables.run_rows(run)
+    rows = runrows.run_rows(run)
     found = [
         *health.notes(run),
         *([f"note: {run.header.note}"] if run.header.note else []),

@@ -12,14 +12,14 @@ from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.report import RunReport, report
-from dejavubench.analysis.rows import frame
+from dejavubench.analysis.tables.report import RunReport, report
+from dejavubench.analysis.tables.rows import frame
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
     from rich.table import Table
 
-    from dejavubench.analysis.blocks import Block
+    from dejavubench.analysis.tables.textcells import Block
     from dejavubench.records import Run
 
 FORMATS = ("table", "csv", "json", "markdown")

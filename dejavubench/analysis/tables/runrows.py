@@ -8,7 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dejavubench.analysis import machine, stats
-from dejavubench.analysis.rows import (
+from dejavubench.analysis.ceilings import ceiling_of, share_of_ceiling
+from dejavubench.analysis.destinations import hosts_of, info_of
+from dejavubench.analysis.leastwork import work
+from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.tables.rows import (
     Cpu,
     Events,
     HandOverTimes,
@@ -22,8 +26,6 @@ from dejavubench.analysis.rows import (
     SwapTotals,
     Times,
 )
-from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
-from dejavubench.analysis.work import work
 from dejavubench.records import ArmInfo, Run, Skipped
 
 STATISTIC = "median over rounds of the maximum over sources"
@@ -56,7 +58,7 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
         mode=arm.mode,
         level=arm.level,
         durability=arm.durability,
-        hosts=machine.hosts(run, arm),
+        hosts=hosts_of(run, arm),
         cpu=Cpu(statistic=STATISTIC),
     )
     samples = point.arms.get(arm.name)
@@ -218,9 +220,9 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     total, nbytes = _median(samples.total), _median(samples.nbytes)
     if total and nbytes:
         rates.total_gb_per_s = nbytes / total / 1e6
-    info = machine.info_of(run, samples.arm)
+    info = info_of(run, samples.arm)
     name, durability = info.ceiling if info else None, samples.arm.durability
-    found = machine.ceiling(run, name, point.point.id, durability) if name else None
+    found = ceiling_of(run, name, point.point.id, durability) if name else None
     if found is not None:
         rates.ceiling, rates.ceiling_gb_per_s = name, found[0]
     if samples.alone is not None:
@@ -242,10 +244,10 @@ def _speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     if prompt:
         gflop_per_s = least.prompt_flop / prompt / 1e6
         speed.prompt_tflop_per_s = gflop_per_s / 1e3
-        speed.prompt_share_pct = machine.share(run, "matmul", id, gflop_per_s, "GFLOP/s")
+        speed.prompt_share_pct = share_of_ceiling(run, "matmul", id, gflop_per_s, "GFLOP/s")
     if token and least.token_nbytes:
         speed.token_gb_per_s = least.token_nbytes / token / 1e6
-        speed.token_share_pct = machine.share(run, "memory-read", id, speed.token_gb_per_s)
+        speed.token_share_pct = share_of_ceiling(run, "memory-read", id, speed.token_gb_per_s)
     return speed
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.machine import destinations
+from dejavubench.analysis.destinations import run_destinations
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, Ceiling, Run
 from dejavubench.records.destinations import held_against, overhead_of
 
 
 def raw_loops(run: Run) -> dict[str, str]:
     """Map each ceiling of this program's own code to its raw loop."""
-    return HELD_AGAINST | held_against(destinations(run).values())
+    return HELD_AGAINST | held_against(run_destinations(run).values())
 
 
 def against_raw(run: Run) -> dict[str, stats.Estimate]:
@@ -35,7 +35,7 @@ def own_shares(run: Run) -> dict[str, float]:
         key = (item.name, item.durability)
         best[key] = min(best.get(key, item.value), item.value)
     shares = {}
-    for overhead, loop in (OVERHEAD_OF | overhead_of(destinations(run).values())).items():
+    for overhead, loop in (OVERHEAD_OF | overhead_of(run_destinations(run).values())).items():
         if (overhead, None) in best:
             for (name, durability), whole in best.items():
                 if name == loop:

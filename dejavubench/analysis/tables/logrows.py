@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from dejavubench.analysis.averages import DROPPED
-from dejavubench.analysis.rows import Cpu, Overhead, Row, Sizes
-from dejavubench.analysis.tables import spread_of, timed
+from dejavubench.analysis.tables.rows import Cpu, Overhead, Row, Sizes
+from dejavubench.analysis.tables.runrows import spread_of, timed
 from dejavubench.records.textlog import RankTimes, TextLog, TextLogError
 
 

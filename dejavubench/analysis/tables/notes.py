@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.blocks import has_alone, noise_of, share_of
-from dejavubench.analysis.rows import Row
-from dejavubench.analysis.words import ms, signed_percent
+from dejavubench.analysis.numbertexts import ms, signed_percent
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.textcells import has_alone, noise_of, share_of
 
 NOISY_PCT = 5.0
 """Noise floor, in percent, above which a report warns."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis import loops, machine
-from dejavubench.analysis.words import nbytes
+from dejavubench.analysis import machine, rawloops
+from dejavubench.analysis.destinations import loopback_of, run_destinations
+from dejavubench.analysis.numbertexts import nbytes
 from dejavubench.records import Ceiling, CopyWays, RankInfo, Run
 
 
@@ -30,7 +31,7 @@ def against_raw(run: Run) -> list[str]:
     words = [
         f"{what} {100 * item.median:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}] % "
         f"({item.samples} pairs)"
-        for what, item in loops.against_raw(run).items()
+        for what, item in rawloops.against_raw(run).items()
     ]
     if not words:
         return []
@@ -38,7 +39,7 @@ def against_raw(run: Run) -> list[str]:
 
 
 def own_shares(run: Run) -> list[str]:
-    words = [f"{name} {share:.0f} %" for name, share in loops.own_shares(run).items()]
+    words = [f"{name} {share:.0f} %" for name, share in rawloops.own_shares(run).items()]
     if not words:
         return []
     return [f"program's own share of each copy or message at the naive levels: {', '.join(words)}"]
@@ -71,7 +72,7 @@ def gpu(run: Run) -> list[str]:
 
 
 def loopback(run: Run) -> list[str]:
-    if all(machine.loopback(run, arm) is None for arm in run.header.arms):
+    if all(loopback_of(run, arm) is None for arm in run.header.arms):
         return []
     shared = [
         "loopback on one GPU: both ranks share its processors and memory, so this is no rate of a "
@@ -87,7 +88,7 @@ def hosts(run: Run) -> list[str]:
     ranks: dict[str, list[str]] = {}
     for rank, info in run.of(RankInfo):
         ranks.setdefault(info.host, []).append(f"{info.role} {rank}")
-    infos = machine.destinations(run)
+    infos = run_destinations(run)
     external = {
         arm.mode: None
         for arm in run.header.arms

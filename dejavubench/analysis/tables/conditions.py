@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dejavubench.analysis.machine import destinations
+from dejavubench.analysis.destinations import run_destinations
 from dejavubench.records import End, RankInfo, Run
 
 
@@ -21,7 +21,7 @@ def notes(run: Run) -> list[str]:
 
 
 def _disks(run: Run) -> list[str]:
-    known = destinations(run)
+    known = run_destinations(run)
     arms = [arm for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage]
     if not arms:
         return []

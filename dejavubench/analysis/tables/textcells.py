@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dejavubench.analysis.rows import POINT_COLUMNS, Row
-from dejavubench.analysis.words import (
+from dejavubench.analysis.numbertexts import (
     counted,
     four_digits,
     interval_of,
@@ -15,6 +14,7 @@ from dejavubench.analysis.words import (
     value_or_dash,
     with_interval,
 )
+from dejavubench.analysis.tables.rows import POINT_COLUMNS, Row
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 
 SIZE_HEADINGS = {
