@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import stat
 import tomllib
 from pathlib import Path
@@ -106,13 +107,23 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise TextFileError(f"{path}: {error}") from None
+        raise TextFileError(f"{path}{_of_toml(str(error))}") from None
     except RecursionError:
         raise TextFileError(
             f"{path}: not usable TOML: its brackets are nested too deeply"
         ) from None
     except ValueError:
         raise TextFileError(f"{path}: not usable TOML: a number has too many digits") from None
+
+
+def _of_toml(error: str) -> str:
+    """Return a TOML error with its line first, and with a hint at the usual mistake."""
+    what, _, place = error.removesuffix(")").partition(" (at ")
+    hint = ': a text needs quotes, as in model = "gpt2"' if what == "Invalid value" else ""
+    found = re.fullmatch(r"(line \d+), (column \d+)", place)
+    if found is None:  # at the end of the document
+        return f": not valid TOML: {error}"
+    return f", {found[1]}: not valid TOML: {what} at {found[2]}{hint}"
 
 
 def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:

@@ -50,6 +50,12 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
+def test_a_script_prints_its_usage(script: str) -> None:
+    asked = run(script, "--help")
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, f"usage: {script} LOG\n", "")
+
+
+@pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -330,7 +330,7 @@ def test_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
     assert "Weights of" not in result.stdout
 
 
-def test_dry_run_says_when_ranks_would_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_says_when_ranks_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
     arguments = ("run", *args("--dry-run --model gpt2 --streaming none,nccl"))
     alone, loopback = invoke(*arguments), invoke(*arguments, "--nccl-loopback")

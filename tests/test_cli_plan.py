@@ -238,7 +238,7 @@ def test_sinks_are_like_the_sources_unless_told() -> None:
 @pytest.mark.parametrize(
     ("layout", "prompt", "token"), [("hnd", 48, 48), ("nhd", 80, 8), ("ft", 48, 48)]
 )
-def test_runs_are_those_of_the_layout(layout: str, prompt: int, token: int) -> None:
+def test_the_layout_gives_the_number_of_extents(layout: str, prompt: int, token: int) -> None:
     """One layer of two requests, 12 heads; nhd halves each position's row, on one side only."""
     flags = args("--model gpt2 --input-len 10 --ubatch-size 2 --sink-tensor-para-size 2")
     total = document(*flags, "--kv-layout", layout)["total"]

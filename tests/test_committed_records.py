@@ -33,7 +33,7 @@ def test_every_committed_run_keeps_to_the_rules() -> None:
 
 @pytest.mark.parametrize("machine", ["xeon-2core", "h200"])
 def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
-    committed = pd.read_csv(RESULTS / machine / "runrows.csv", dtype={"level": str}).set_index(
+    committed = pd.read_csv(RESULTS / machine / "tables.csv", dtype={"level": str}).set_index(
         ["run", "point", "arm"]
     )
     runs = find(sorted((RESULTS / machine / "records").glob("fig25-*"))).runs

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.modelspec import ModelSpec
+from helpers.jobs import args
 
 if TYPE_CHECKING:
     from compare_engines import Settings
@@ -64,11 +65,11 @@ def changed(folder: Path, name: str) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def run(*args: object) -> Result:
+def run(*flags: object) -> Result:
     from compare_engines import main
 
     sizes = ("--model", TINY.name, *args("--ubatch-size 3 --input-len 9 --output-len 4"))
-    return CliRunner().invoke(main, [str(arg) for arg in (*sizes, *args)])
+    return CliRunner().invoke(main, [str(arg) for arg in (*sizes, *flags)])
 
 
 def refused(*args: object) -> str:

@@ -143,7 +143,7 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
         close(ours, expected(x, weight, bias, "gelu", residual), bf16)
 
 
-def test_activations_are_those_of_torch_far_from_zero() -> None:
+def test_activations_equal_torchs_far_from_zero() -> None:
     x, one = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
     for activation in ACTIVATIONS:
         close(linear_kernel.linear(x, one, None, activation, None), ACTIVATIONS[activation](x))

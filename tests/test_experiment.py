@@ -311,7 +311,7 @@ def test_accepted_ranks(values: dict[str, Any], ranks: tuple[int, ...]) -> None:
     assert experiment.ranks == ranks
     for size in ranks:
         experiment.check_ranks(size)
-    with pytest.raises(UsageError, match=f"Start mpirun -n {ranks[0]}"):
+    with pytest.raises(UsageError, match=f"Start it with: mpirun -n {ranks[0]} "):
         experiment.check_ranks(3)
 
 
@@ -319,8 +319,14 @@ def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
     with pytest.raises(UsageError) as caught:
         flags(streaming="mpi", tensor_para_size=2).check_ranks(2)
     assert str(caught.value) == (
-        "started with 2 ranks: --tensor-para-size 2 × --pipeline-para-size 1 takes 2 sources, and "
-        "mpi needs as many sinks. Start mpirun -n 4"
+        "mpi needs 4 ranks here (2 sources by --tensor-para-size 2 × --pipeline-para-size 1, and "
+        "2 sinks), but 2 were started. Start it with: mpirun -n 4 dejavubench run …"
+    )
+    with pytest.raises(UsageError) as caught:
+        flags(streaming="none").check_ranks(3)
+    assert str(caught.value) == (
+        "this run needs 1 or 2 ranks (1 source, with or without 1 sink), but 3 were started. "
+        "Start it with: mpirun -n 1 dejavubench run …"
     )
 
 
@@ -519,8 +525,8 @@ def test_wrong_value_is_one_line_naming_the_flag(values: dict[str, Any], message
     [
         ("ubatch = 3", "unknown key 'ubatch'; did you mean ubatch_size?"),
         ("[experiment]\nrounds = 3", "unknown key 'experiment'"),
-        ("model = [", "Invalid value (at end of document)"),
-        ("rounds = 3\nrounds = 4", "Cannot overwrite a value (at end of document)"),
+        ("model = [", "not valid TOML: Invalid value (at end of document)"),
+        ("rounds = 3\nrounds = 4", "not valid TOML: Cannot overwrite a value (at end of document)"),
         ("rounds = 'x'", "rounds: must be a whole number, not 'x'"),
         ("ubatch_size = [1, true]", "ubatch_size: true and false are not allowed in this list"),
         ("input_len = 5\ninput-len = 6", "input_len is given twice"),

@@ -185,7 +185,8 @@ def test_existing_files_are_not_overwritten_silently(tmp_path: Path) -> None:
     folder, out = write_run(tmp_path / "r", rounds=1), tmp_path / "out"
     out.mkdir()
     (out / "fig25-gpt2.csv").write_text("mine")
-    assert "fig25-gpt2.csv exists. Use --force to overwrite" in failed(call(folder, "-o", out))
+    message = failed(call(folder, "-o", out))
+    assert "fig25-gpt2.csv. Use --force to overwrite, or another -o" in message
     assert [path.name for path in out.iterdir()] == ["fig25-gpt2.csv"]
     assert call(folder, "-o", out, "--force").exit_code == 0
     assert (out / "fig25-gpt2.csv").read_text() != "mine"

@@ -115,7 +115,7 @@ def test_only_the_ranks_of_this_host_count() -> None:
     assert not fit.reasons(experiment, HostResources(room), sources=1, sinks=0)
 
 
-# ---- memory of a card ----
+# ---- memory of a GPU ----
 
 
 def cuda_needs(**values: Any) -> Memory:
@@ -125,7 +125,7 @@ def cuda_needs(**values: Any) -> Memory:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_card_holds_weights_and_cache_in_the_models_type() -> None:
+def test_a_gpu_holds_weights_and_cache_in_the_models_type() -> None:
     needs = cuda_needs()
     cache = 8 * 1024 * 2 * 40 * 5120 * 2  # requests × positions × K and V × layers × hidden × bytes
     # Activations, and logits in fp16 and fp32.
@@ -152,7 +152,7 @@ def test_a_drawn_tensor_counts_where_it_is_more_than_a_prompt(model: str, elemen
 
 
 @pytest.mark.usefixtures("gpu")
-def test_each_destination_adds_what_it_takes_on_host_and_card() -> None:
+def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
     none, host, mpi, nccl, both = (
         cuda_needs(streaming=mode) for mode in ("none", "host", "mpi", "nccl", "none,nccl,nixl")
     )
@@ -201,7 +201,7 @@ def test_fp32_is_skipped_on_a_gpu() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_ranks_take_a_hosts_cards_in_turn_and_a_loopbacks_sinks_those_of_their_sources() -> None:
+def test_ranks_take_a_hosts_gpus_in_turn_and_a_loopbacks_sinks_those_of_their_sources() -> None:
     alone, remote, nccl = (
         flags(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl")
     )
@@ -216,7 +216,7 @@ def test_ranks_take_a_hosts_cards_in_turn_and_a_loopbacks_sinks_those_of_their_s
 
 
 @pytest.mark.usefixtures("gpu")
-def test_ranks_on_one_card_add_up() -> None:
+def test_ranks_on_one_gpu_add_up() -> None:
     values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
     experiment = flags(**values)
     needs = memory.memory(experiment, experiment.points[0])
@@ -228,7 +228,7 @@ def test_ranks_on_one_card_add_up() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_does_not_fit_the_card_is_skipped_in_a_sweep_with_needed_and_there() -> None:
+def test_a_sweep_skips_what_does_not_fit_the_gpu_and_says_both_sizes() -> None:
     sweep = flags(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
     reasons = fit.reasons(sweep, HostResources(64 * GIB, (H200,)))
     needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).source.device)

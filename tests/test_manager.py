@@ -187,7 +187,7 @@ def impatient(manager: CacheManager) -> CacheManager:
     return manager
 
 
-def test_what_was_a_stall_is_noted_in_its_phase() -> None:
+def test_a_stall_is_counted_in_the_phase_it_happens_in() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     # Each chunk takes 50 looks, with a nap after each.

@@ -46,7 +46,7 @@ from helpers.jobs import Job, run
 HERE = Path(__file__).parent
 
 
-# ---- ranks that share a card ----
+# ---- ranks that share a GPU ----
 
 
 class Ranks:
@@ -80,28 +80,28 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepared(
-    cards: list[PhysicalGpu], rank: int, loopback: bool, versions: list[int] | None = None
+    gpus: list[PhysicalGpu], rank: int, loopback: bool, versions: list[int] | None = None
 ) -> Any:
-    comm = Ranks(rank, cards, versions or [])
+    comm = Ranks(rank, gpus, versions or [])
     return prepare_gpus(
-        cast(MPI.Intracomm, comm), cards[rank], loopback, lambda: (versions or [])[rank]
+        cast(MPI.Intracomm, comm), gpus[rank], loopback, lambda: (versions or [])[rank]
     )
 
 
-def test_a_card_is_a_host_and_a_uuid() -> None:
+def test_a_gpu_is_identified_by_host_and_uuid() -> None:
     assert sharing([A, B, ELSEWHERE]) == []
     assert sharing([A, B, A, ELSEWHERE, B, A]) == [[0, 2, 5], [1, 4]]
 
 
 @pytest.mark.usefixtures("environment")
-def test_cards_of_their_own_need_nothing() -> None:
+def test_ranks_with_their_own_gpus_need_nothing() -> None:
     for loopback in (False, True):
         assert prepared([A, B], 0, loopback) is None
     assert not [name for name in os.environ if name.startswith("NCCL_")]
 
 
 @pytest.mark.parametrize("rank", range(4))
-def test_sharing_a_card_is_refused_on_every_rank(rank: int) -> None:
+def test_sharing_a_gpu_is_refused_on_every_rank(rank: int) -> None:
     with pytest.raises(
         SharedGpuError,
         match=r"^ranks 0, 2 and 3 share one GPU \(GPU-a\): NCCL needs a GPU for each rank, "

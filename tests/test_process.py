@@ -87,6 +87,7 @@ def test_json_of_one_round_is_strict(tmp_path: Path) -> None:
 
 def test_markdown_is_tables(tmp_path: Path) -> None:
     text = call(write_run(tmp_path / "r"), "--format", "markdown").stdout
+    assert call(tmp_path / "r", "--format", "md").stdout == text
     assert "| arm | prompt ms | token ms | total ms | rounds | overhead % | verified |" in text
     assert (
         len(

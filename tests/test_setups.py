@@ -81,8 +81,8 @@ def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
         status=2,
     )
     assert job.stderr == (
-        "Error: started with 4 ranks: --tensor-para-size 1 × --pipeline-para-size 2 takes "
-        "2 sources, and mpi needs 1 sink. Start mpirun -n 3\n"
+        "Error: mpi needs 3 ranks here (2 sources by --tensor-para-size 1 × --pipeline-para-size "
+        "2, and 1 sink), but 4 were started. Start it with: mpirun -n 3 dejavubench run …\n"
     )
 
 

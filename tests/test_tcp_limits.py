@@ -291,7 +291,7 @@ def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
-def test_places_are_those_of_the_librarys_extents(
+def test_offsets_equal_the_librarys_extents(
     layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "BLOCK", 5)

@@ -103,7 +103,7 @@ def test_drawn_by_seed_and_name_alone() -> None:
         draw("layers.99.up.weight")
 
 
-def test_bits_are_those_of_every_machine() -> None:
+def test_weights_have_the_same_bits_on_every_machine() -> None:
     """Golden values: records and cache files name the weights by them."""
     draw = random_weights(GPT2, 0)
     for name, golden in GOLDEN.items():

@@ -81,8 +81,12 @@ def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> i
     Returns:
         The exit status: 2 after an error.
     """
+    usage = f"usage: {Path(arguments[0]).name} LOG"
+    if {"-h", "--help"} & set(arguments[1:]):
+        print(usage)
+        return 0
     if len(arguments) != 2:
-        print(f"usage: {Path(arguments[0]).name} LOG", file=sys.stderr)
+        print(usage, file=sys.stderr)
         return 2
     try:
         log = read_log(Path(arguments[1]))

@@ -57,7 +57,14 @@ def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) 
     except NotComparableError as error:
         raise BadInput("\n".join([str(error), *found.bad])) from None
     if not drawn:
-        raise BadInput("\n".join(["nothing to draw: " + "; ".join(complaints), *found.bad]))
+        raise BadInput(
+            "\n".join(
+                [
+                    "nothing to draw: " + "; ".join(each.rstrip(".") for each in complaints),
+                    *found.bad,
+                ]
+            )
+        )
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
     _save(drawn, folder, force)
@@ -69,8 +76,8 @@ def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
 
     there = [path for drawing in drawings for path in files.paths(drawing, folder) if path.exists()]
     if there and not force:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise BadInput(f"{there[0]} exists{more}. Use --force to overwrite")
+        exist = "1 file exists" if len(there) == 1 else f"{len(there)} files exist, the first"
+        raise BadInput(f"{exist}: {there[0]}. Use --force to overwrite, or another -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:

@@ -24,6 +24,13 @@ class BadInput(click.ClickException):
     exit_code = 2
 
 
+class _Style(click.Choice[str]):
+    """The name of a format; ``md`` is short for ``markdown``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert("markdown" if value == "md" else value, param, ctx)
+
+
 def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add ``--format``, ``-o`` and ``--force``, as arguments ``style``, ``output`` and ``force``.
 
@@ -34,7 +41,7 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
         click.option(
             "--format",
             "style",
-            type=click.Choice(STYLES),
+            type=_Style(STYLES),
             help=f"{formats} [default: by FILE's suffix (.csv, .json, .md), else table]",
         ),
         click.option(

@@ -182,13 +182,23 @@ class Plan:
             return
         experiment = self.experiment
         remote = next((arm.mode for arm in self.running if arm.remote), None)
-        sinks = f"{remote} needs" if remote else "there may be"
+        sources = units.count_text(self.sources, "source")
+        sinks = units.count_text(experiment.sinks, "sink")
+        if self.sources > 1:
+            sources += (
+                f" by --tensor-para-size {experiment.tensor_para_size} × --pipeline-para-size "
+                f"{experiment.pipeline_para_size}"
+            )
+        wanted = units.count_text(self.ranks[-1], "rank")
+        if remote:
+            needs = f"{remote} needs {wanted} here ({sources}, and {sinks})"
+        else:
+            needs = (
+                f"this run needs {self.ranks[0]} or {wanted} ({sources}, with or without {sinks})"
+            )
         raise UsageError(
-            f"started with {units.count_text(size, 'rank')}: --tensor-para-size "
-            f"{experiment.tensor_para_size} × --pipeline-para-size "
-            f"{experiment.pipeline_para_size} takes "
-            f"{units.count_text(self.sources, 'source')}, and {sinks} {self.sinks_text}. "
-            f"Start mpirun -n {' or -n '.join(map(str, self.ranks))}"
+            f"{needs}, but {size} {'was' if size == 1 else 'were'} started. "
+            f"Start it with: mpirun -n {self.ranks[0]} dejavubench run …"
         )
 
     def check_threads(self, cores: int) -> None:

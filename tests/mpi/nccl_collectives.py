@@ -73,7 +73,7 @@ def hand_over(nccl: NCCLCollectives, place: Topology, device: torch.device) -> N
 
 def main(tensor_size: int, stages: int) -> None:
     world = MPI.COMM_WORLD
-    device = one_device_each(world, one_card=False)
+    device = one_device_each(world, one_gpu=False)
     assert prepare_gpus(world, gpu_of(device), loopback=False) is None
     place = Topology(world.size, world.rank, tensor_size, stages)
     nccl = NCCLCollectives(world, place, True, device)

@@ -54,7 +54,7 @@ class Stopping:
 
 def main(stops: str, level: str) -> None:
     world = MPI.COMM_WORLD
-    device = one_device_each(world, one_card=False)
+    device = one_device_each(world, one_gpu=False)
     link, _ = connect(world, device, 0, loopback=False)
     role = ("source", "sink")[world.rank]
     ends = Stopping(link, 5) if role == stops else link

@@ -12,9 +12,9 @@ from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
 from dejavubench.parallel.shared_gpus import LoopbackFacts, gpu_of, prepare_gpus
 
 
-def one_device_each(world: MPI.Intracomm, one_card: bool) -> torch.device:
-    """This rank's device, made current; all share one if ``one_card``."""
-    device = torch.device("cuda", 0 if one_card else world.rank)
+def one_device_each(world: MPI.Intracomm, one_gpu: bool) -> torch.device:
+    """This rank's device, made current; all share one if ``one_gpu``."""
+    device = torch.device("cuda", 0 if one_gpu else world.rank)
     torch.cuda.set_device(device)
     return device
 

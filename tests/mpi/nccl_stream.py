@@ -95,17 +95,17 @@ def receive(
             )
 
 
-def main(source: int, one_card: bool, loopback: bool) -> None:
+def main(source: int, one_gpu: bool, loopback: bool) -> None:
     world = MPI.COMM_WORLD
     comm = world.Dup()
-    device = one_device_each(world, one_card)
+    device = one_device_each(world, one_gpu)
     try:
         link, found = connect(world, device, source, loopback)
     except SharedGpuError as error:
         if world.rank == 0:
             print(error)
         return
-    assert (found is not None) == one_card
+    assert (found is not None) == one_gpu
     peer, count = 1 - world.rank, 0
     if world.rank == source:
         streamer = Streamer(

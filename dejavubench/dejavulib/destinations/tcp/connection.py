@@ -49,9 +49,9 @@ class Connection:
         self._slot_nbytes = min(setup.slot_nbytes, largest)
         self._slot: torch.Tensor | None = None
         self.nbytes = self.chunks = 0
+        streams = "1 stream" if len(found) == 1 else f"{len(found)} streams"
         self.summary = (
-            f"{len(found)} streams, caches of {setup.geometry.layout} {setup.dtype}, "
-            f"{setup.nbytes >> 20} MiB"
+            f"{streams}, caches of {setup.geometry.layout} {setup.dtype}, {setup.nbytes >> 20} MiB"
         )
 
     def serve(self) -> None:

@@ -156,7 +156,7 @@ class TCPSinkServer:
             self._let_in(wire)
             setup = self._read_setup(wire)
             if setup is None:
-                self._log(f"ended {wire.peer}: it only asked whether it is let in")
+                self._log(f"ended {wire.peer}: it only tested the connection")
                 return
             self._budget.take(setup.nbytes)
             needed = setup.nbytes
@@ -170,7 +170,7 @@ class TCPSinkServer:
             self._log(f"{verb} {wire.peer}: {error}")
             _explain(wire, str(error))
         except WireError as error:
-            self._log(f"{verb} {wire.peer}: {error}")
+            self._log(f"{verb} {wire.peer}: {str(error).removeprefix(f'{wire.peer}: ')}")
         except Exception as error:  # noqa: BLE001 - the other sources go on
             self._log(f"{verb} {wire.peer}: {type(error).__name__}: {error}")
             _explain(wire, f"the sink failed: {type(error).__name__}: {error}")
