@@ -28,7 +28,7 @@ from helpers.fake_destination import (
     PATIENCE,
     STEPS,
     WHOLE_LAYERS,
-    Memory,
+    FakeDestination,
     begin_over,
     held,
     schedule_of,
@@ -65,7 +65,7 @@ def streaming(
 
 def make(kind: str, directory: Path) -> Destination:
     if kind == "memory":
-        return Memory(polls=3)
+        return FakeDestination(polls=3)
     if kind == "host":
         return HostDestination(pinned=True)
     return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_every_byte_arrives(
 def test_the_model_does_not_wait_at_level_3(way: Way) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = on_device(random_cache(stream.schedule.geometry))
-    destination = Memory(allowed=0)
+    destination = FakeDestination(allowed=0)
     with streaming(destination, WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
@@ -146,7 +146,7 @@ def test_the_model_does_not_wait_at_level_3(way: Way) -> None:
 def test_staging_on_the_device_is_asked_for() -> None:
     geometry = KVGeometry(3, 2, 2, 9, 16, 2)
     cache = on_device(random_cache(geometry))
-    streamer = Streamer(Memory(), staging(WHOLE_LAYERS, 2, pinned=True))
+    streamer = Streamer(FakeDestination(), staging(WHOLE_LAYERS, 2, pinned=True))
     try:
         with pytest.raises(ValueError, match="needs staging slots of 65536 bytes there"):
             CacheManager(cache, [Stream(0, schedule_of(geometry))], LEVELS["3"], streamer)
@@ -159,7 +159,7 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
     geometry = KVGeometry(3, 2, 4, 80, 64, 2, layout)
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, 70, STEPS, WHOLE_LAYERS * 8))
     source, cache = random_cache(geometry), on_device(random_cache(geometry, seed=1))
-    with streaming(Memory(), stream.schedule.slot_nbytes) as streamer:
+    with streaming(FakeDestination(), stream.schedule.slot_nbytes) as streamer:
         assert streamer.device is not None
         assert streamer.device.ways == {
             "prompt": "kernel (not measured)",

@@ -373,12 +373,12 @@ def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_plan_of_a_million_requests_is_summed_up() -> None:
     result = CliRunner().invoke(main, ["plan", *args("--model gpt2 --requests 1000000")])
     assert result.exit_code == 0, result.output
-    assert "1000000 transfers" in result.stdout
+    assert "1000000 region pairs" in result.stdout
     result = CliRunner().invoke(
         main, ["plan", *args("--model gpt2 --requests 1000000 --format json")]
     )
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "at most 100,000 transfers, and this plan has 1,000,000" in result.stderr
+    assert "at most 100,000 region pairs, and this plan has 1,000,000" in result.stderr
 
 
 def test_sizes_that_no_model_has_are_described_at_once() -> None:

@@ -22,7 +22,7 @@ from helpers.fake_destination import (
     PATIENCE,
     STEPS,
     WHOLE_LAYERS,
-    Memory,
+    FakeDestination,
     begin_over,
     held,
     poisoned,
@@ -38,7 +38,7 @@ DESTINATIONS = ["memory", "host", "fdatasync", "direct", "page-cache"]
 
 def make(kind: str, directory: Path) -> Destination:
     if kind == "memory":
-        return Memory(polls=3)
+        return FakeDestination(polls=3)
     if kind == "host":
         return HostDestination()
     return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_every_byte_arrives(
             check_counts(manager, stream, level)
         if isinstance(streamer.destination, DiskDestination):
             streamer.destination.check(stream)
-        if isinstance(streamer.destination, Memory):
+        if isinstance(streamer.destination, FakeDestination):
             assert streamer.destination.each_complete == (
                 set() if level.buffered else {level.each_complete}
             )
@@ -113,7 +113,7 @@ def check_counts(manager: CacheManager, stream: Stream, level: Level) -> None:
 def test_without_overlap_each_step_ends_with_its_own_streaming(level: Level) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
-    with streaming(Memory(polls=20)) as streamer:
+    with streaming(FakeDestination(polls=20)) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         manager.begin()
         for layer in range(3):
@@ -128,7 +128,7 @@ def test_without_overlap_each_step_ends_with_its_own_streaming(level: Level) -> 
 
 
 def held_chunks(streamer: Streamer, stream: Stream) -> list[bytes]:
-    assert isinstance(streamer.destination, Memory)
+    assert isinstance(streamer.destination, FakeDestination)
     return streamer.destination.packed[stream.key]
 
 
@@ -136,7 +136,7 @@ def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
     geometry = small_geometry()
     stream = Stream(0, schedule_of(geometry))
     source, cache = random_cache(geometry), poisoned(geometry, 0x33)
-    destination = Memory(allowed=0)
+    destination = FakeDestination(allowed=0)
     with streaming(destination, slots=2) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
@@ -166,7 +166,7 @@ def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
 def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
-    destination = Memory(allowed=0)
+    destination = FakeDestination(allowed=0)
     with streaming(destination) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
@@ -177,7 +177,7 @@ def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
             "the counts of a microbatch that is not streamed yet were lost"
         )
         destination.polls, destination.allowed = 30, 1 << 30
-        manager.begin()  # Memory.begin refuses a stream with chunks under way
+        manager.begin()  # FakeDestination.begin refuses a stream with chunks under way
         assert manager.lag_nbytes == manager.tokens.nbytes == 0
         assert manager.prompt.stall_s > 0
 
@@ -191,7 +191,7 @@ def test_a_stall_is_counted_in_the_phase_it_happens_in() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     # Each chunk takes 50 looks, with a nap after each.
-    with streaming(Memory(polls=50)) as streamer:
+    with streaming(FakeDestination(polls=50)) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)
@@ -214,7 +214,7 @@ def test_two_targets_each_get_their_part() -> None:
     ]
     source, cache = random_cache(geometry), poisoned(geometry, 0x33)
     for level in LEVELS.values():
-        with streaming(Memory(polls=2)) as streamer:
+        with streaming(FakeDestination(polls=2)) as streamer:
             manager = CacheManager(cache, streams, level, streamer, PATIENCE)
             manager.begin()
             play_model(source, cache, streams[0].schedule, manager)
@@ -227,7 +227,7 @@ def test_two_caches_share_one_helper() -> None:
     geometry = small_geometry()
     streams = [Stream(number, schedule_of(geometry)) for number in range(2)]
     sources = [random_cache(geometry, seed) for seed in range(2)]
-    destination = Memory(polls=2)
+    destination = FakeDestination(polls=2)
     with streaming(destination) as streamer:
         managers = [
             CacheManager(poisoned(geometry, 0x33), [stream], LEVELS["3"], streamer, PATIENCE)
@@ -249,7 +249,7 @@ def test_another_caches_progress_is_progress() -> None:
     streams = [Stream(number, schedule_of(geometry, CUT_LAYERS)) for number in range(2)]
     cache = random_cache(geometry)
 
-    class OneByOne(Memory):
+    class OneByOne(FakeDestination):
         """Lets a chunk through every 50 ms."""
 
         def __init__(self) -> None:
@@ -277,11 +277,11 @@ def test_token_ids_come_with_the_step_that_they_went_into() -> None:
     cache = random_cache(stream.schedule.geometry)
     new_tokens = np.arange(2 * STEPS).reshape(2, STEPS)
     for level in LEVELS.values():
-        with streaming(Memory()) as streamer:
+        with streaming(FakeDestination()) as streamer:
             manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
             manager.begin()
             play_model(cache, cache, stream.schedule, manager, new_tokens)
             manager.drain()
-            assert isinstance(streamer.destination, Memory)
+            assert isinstance(streamer.destination, FakeDestination)
             expected = [(step, new_tokens[:, step - 1].tolist()) for step in range(1, STEPS + 1)]
             assert streamer.destination.steps[stream] == expected

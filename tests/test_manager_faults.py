@@ -19,7 +19,7 @@ from helpers.caches import play_model, random_cache
 from helpers.fake_destination import (
     PATIENCE,
     WHOLE_LAYERS,
-    Memory,
+    FakeDestination,
     play_and_drain,
     schedule_of,
     small_geometry,
@@ -27,7 +27,7 @@ from helpers.fake_destination import (
 )
 
 
-class Failing(Memory):
+class Failing(FakeDestination):
     """Fails at its third chunk."""
 
     def __init__(self, error: Exception) -> None:
@@ -83,7 +83,7 @@ def test_a_destinations_own_error_comes_as_it_is() -> None:
 @pytest.mark.parametrize(("complete", "step"), [(0, 0), (2, 0), (3, 1), (5, 3)])
 def test_the_drains_deadline_names_the_first_missing_chunk(complete: int, step: int) -> None:
     stream = Stream(4, schedule_of(small_geometry()))
-    with streaming(Memory(allowed=complete)) as streamer:
+    with streaming(FakeDestination(allowed=complete)) as streamer:
         manager = CacheManager(
             random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, 0.1
         )
@@ -98,7 +98,7 @@ def test_the_drains_deadline_names_the_first_missing_chunk(complete: int, step: 
 def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
     release = threading.Event()
 
-    class Hanging(Memory):
+    class Hanging(FakeDestination):
         def _take(self, stream: Stream, packed: bytes, watched: torch.Tensor | None) -> None:
             if self.packed[stream.key]:
                 release.wait(PATIENCE)
@@ -118,7 +118,7 @@ def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
 def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
     """Blocks of extents are progress: the whole chunk takes longer than the timeout."""
 
-    class Slow(Memory):
+    class Slow(FakeDestination):
         def flush_extents(
             self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
         ) -> None:
@@ -141,7 +141,7 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
 
 def test_close_gives_up_what_is_under_way() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
-    destination = Memory(allowed=0)
+    destination = FakeDestination(allowed=0)
     streamer = Streamer(destination, staging(WHOLE_LAYERS, 2))
     manager = CacheManager(
         random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE
@@ -172,10 +172,10 @@ def test_close_after_an_error() -> None:
 
 def test_staging_that_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="memory needs at least one staging slot"):
-        Streamer(Memory(), [])
+        Streamer(FakeDestination(), [])
     stream = Stream(0, schedule_of(small_geometry(), slot=2048))
     cache = random_cache(stream.schedule.geometry)
-    with streaming(Memory(), slot=1024) as streamer:
+    with streaming(FakeDestination(), slot=1024) as streamer:
         with pytest.raises(ValueError, match="up to 2048 bytes do not fit staging slots of 1024"):
             CacheManager(cache, [stream], LEVELS["3"], streamer)
         CacheManager(cache, [stream], LEVELS["0"], streamer)  # goes through no slot
@@ -187,7 +187,7 @@ def test_staging_that_cannot_do_is_refused() -> None:
 def test_the_helper_computes_on_one_thread_and_leaves_the_models_alone() -> None:
     counts: dict[str, int] = {}
 
-    class Curious(Memory):
+    class Curious(FakeDestination):
         def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
             counts["helper"] = torch.get_num_threads()
             super().flush(stream, chunk, packed)

@@ -215,7 +215,7 @@ class MemoryLink:
     def after(self, filled: Any) -> None:
         assert isinstance(filled, (Done, Never))
 
-    def beside(self) -> Any:
+    def side_stream(self) -> Any:
         return nullcontext()
 
     def mark(self) -> Done | Never:

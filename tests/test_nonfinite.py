@@ -43,11 +43,11 @@ def load(
     folder: Path,
     dtype: torch.dtype,
     shard: Shard = Shard(),  # noqa: B008
-    held_in: torch.dtype | None = None,
+    rounded_to: torch.dtype | None = None,
 ) -> GPT:
     checkpoint = open_checkpoint(folder)
     model = GPT(checkpoint.spec, shard, dtype, torch.float32)
-    load_checkpoint(model, checkpoint, held_in)
+    load_checkpoint(model, checkpoint, rounded_to)
     return model
 
 
@@ -92,7 +92,7 @@ def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("stored", "value", "dtype", "held_in", "words"),
+    ("stored", "value", "dtype", "rounded_to", "words"),
     [
         (
             torch.float32,
@@ -124,7 +124,7 @@ def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
     stored: torch.dtype,
     value: float,
     dtype: torch.dtype,
-    held_in: torch.dtype | None,
+    rounded_to: torch.dtype | None,
     words: str,
     tmp_path: Path,
 ) -> None:
@@ -132,10 +132,10 @@ def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
     for name, where in ((UP, (0, 0)), (NORM, (0,))):
         edit(folder, put(name, value, *where, dtype=stored))
         with pytest.raises(CheckpointError, match=f"{WHOLE}: tensor {name}: .*{words}"):
-            load(folder, dtype, held_in=held_in)
+            load(folder, dtype, rounded_to=rounded_to)
         edit(folder, put(name, 0.0, *where))
     edit(folder, put(UP, 6e4, 0, 0))
-    load(folder, dtype, held_in=held_in)  # within every type
+    load(folder, dtype, rounded_to=rounded_to)  # within every type
 
 
 # ---- logits ----

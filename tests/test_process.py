@@ -116,7 +116,7 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     ) == (3500, 11.5, 1.5)
     assert rows[-2]["samples"] == "2"
     assert rows[-1]["statistic"].startswith("median over iterations of rank 1")
-    assert "Only 2 rounds: brackets are no 95 % intervals" in result.stderr
+    assert "Only 2 rounds: a 95 % interval needs 6" in result.stderr
 
 
 def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path) -> None:

@@ -156,3 +156,16 @@ def test_files_that_a_text_names_exist(name: str) -> None:
     homes = (ROOT, ROOT / "dejavubench", ROOT / "dejavubench/dejavulib", ROOT / "dejavubench/bench")
     homes = (*homes, ROOT / "dejavubench/analysis", ROOT / "docs")
     assert [each for each in named if not any((home / each).exists() for home in homes)] == []
+
+
+def test_the_guide_names_methods_that_the_protocols_have() -> None:
+    """Whoever writes a destination from the guide alone must not meet an AttributeError."""
+    library, transports = ROOT / "dejavubench" / "dejavulib", ROOT / "dejavubench" / "transports"
+    files = [library / "destinations" / "base.py", library / "receiver.py"]
+    files += [library / "destinations" / "registry.py", *transports.glob("*.py")]
+    known = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
+    text = (ROOT / "docs" / "guides" / "writing-a-destination.md").read_text()
+    called = set(re.findall(r"`(?:\w+\.)?([a-z_]+)\(\)`", text))
+    assert "done" in called
+    assert called - known == set()
+    assert "Test" not in text

@@ -211,8 +211,8 @@ def test_a_full_output_ends_a_job_with_one_message(tmp_path: Path) -> None:
 def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_path: Path) -> None:
     job = run(tmp_path, 2, "run", *ONCE, environment={host.NUMBA_THREADS: value}, status=2)
     assert job.stderr == (
-        f"Error: rank 0: NUMBA_NUM_THREADS={value!r} is no positive whole number, which numba "
-        "needs: unset it, or set it to 1\n"
+        f"Error: rank 0: NUMBA_NUM_THREADS={value!r} must be a positive whole number: numba reads "
+        "it. Unset it, or set it to 1\n"
     )
 
 
@@ -226,7 +226,7 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
         ),
         (
             "NUMBA_DISABLE_JIT=1",
-            "NUMBA_DISABLE_JIT is set, and kernels that are not compiled do not run: unset it",
+            "NUMBA_DISABLE_JIT is set, so the kernels cannot be compiled. Unset it",
         ),
         ("NUMBA_OPT=2", "None"),
     ],
@@ -261,7 +261,7 @@ def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(host.resource, "getrlimit", lambda _: (32, 32))
     with pytest.raises(
         UsageError,
-        match="a rank may open 32 files, and needs 64: raise the limit with ulimit -n 64",
+        match=r"a rank may open 32 files but needs 64\. Raise the limit with ulimit -n 64",
     ):
         host.raise_file_limit()
 
@@ -279,7 +279,7 @@ def test_a_low_limit_under_mpirun_is_said_once(tmp_path: Path) -> None:
     job = run(tmp_path, 2, "files", "run", *ONCE, driver=[str(HOSTILE)], status=2)
     assert (
         job.stderr
-        == "Error: a rank may open 32 files, and needs 64: raise the limit with ulimit -n 64\n"
+        == "Error: a rank may open 32 files but needs 64. Raise the limit with ulimit -n 64\n"
     )
 
 
@@ -292,5 +292,5 @@ def test_a_current_folder_that_was_removed_is_named(
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert re.match(
-        r"the current folder cannot be used .* change to another one", host.problem() or ""
+        r"the current folder cannot be used .* Change to another one", host.problem() or ""
     )

@@ -111,7 +111,7 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
     (told,) = [note for note in report(run).notes if note.startswith("hosts:")]
     assert told == (
         "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "
-        "the link between them: 800Mbit/s"
+        "link between them: 800Mbit/s"
     )
     ceilings = {item.name: item for _, item in run.of(Ceiling)}
     for name in ("mpi-windowed", "mpi-destination", "tcp-raw", "tcp-destination"):

@@ -26,8 +26,16 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
 @pytest.mark.parametrize(
     ("ranks", "flags", "words"),
     [
-        (3, ["--streaming", "mpi"], ["3 ranks", "mpi needs as many sinks", "mpirun -n 2"]),
-        (3, ["--streaming", "none"], ["3 ranks", "mpirun -n 1 or -n 2"]),
+        (
+            3,
+            ["--streaming", "mpi"],
+            ["mpi needs 2 ranks here (1 source, and 1 sink)", "3 were", "-n 2"],
+        ),
+        (
+            3,
+            ["--streaming", "none"],
+            ["needs 1 or 2 ranks (1 source, with or without", "3 were", "-n 1"],
+        ),
         (2, ["--model", "gpt3"], ["--model", "gpt3", "gpt2"]),
         (3, ["--tensor-para-size", 3], ["--tensor-para-size 3", "4 heads"]),
         (

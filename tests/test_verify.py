@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dejavubench.bench.checks.arrived import Piece, compare
 from dejavubench.bench.checks.bits import as_integers
-from dejavubench.bench.checks.held import compare_packed
+from dejavubench.bench.checks.destination import compare_packed
 from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.config.points import DataType, LayoutName, Point
 from dejavubench.dejavulib.copies import aligned_buffer, gather, scatter

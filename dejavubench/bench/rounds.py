@@ -77,8 +77,8 @@ class Rounds:
         arms = self._context.runnable.arms
         if registry.single_pass(arms):
             self._find_expected()
-            for place, arm in enumerate(arms):
-                self._iterations.run(arm, None, place)
+            for position, arm in enumerate(arms):
+                self._iterations.run(arm, None, position)
             return
         with self._context.conditions.measuring():
             self._find_expected()
@@ -91,19 +91,19 @@ class Rounds:
         experiment, arms = self._context.experiment, self._context.runnable.arms
         order = orders(len(arms), experiment.seed)
         for _ in range(experiment.warmup):
-            for place, number in enumerate(next(order)):
-                self._iterations.run(arms[number], None, place)
+            for position, number in enumerate(next(order)):
+                self._iterations.run(arms[number], None, position)
 
     def _measure_rounds(self, enough: Enough | None) -> None:
         arms = self._context.runnable.arms
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         order = orders(len(arms), self._context.experiment.seed + 1)
-        began, round = time.monotonic(), 0
-        while not self._finished(round, time.monotonic() - began, enough):
-            for place, number in enumerate(next(order)):
-                self._iterations.run(arms[number], round, place)
-            self._ceiling_rounds.after(round)
-            round += 1
+        began, done = time.monotonic(), 0
+        while not self._finished(done, time.monotonic() - began, enough):
+            for position, number in enumerate(next(order)):
+                self._iterations.run(arms[number], done, position)
+            self._ceiling_rounds.after(done)
+            done += 1
 
     def _finished(self, rounds: int, elapsed: float, enough: Enough | None) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""

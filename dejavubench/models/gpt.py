@@ -59,9 +59,9 @@ class GPT:
         device: device that holds the weights, and the caches that the model is given.
 
     Attributes:
-        peak: a number for each request of the step whose tokens were chosen last, [B], on the
-            device. It is NaN or infinite if the logits were not all usable numbers; else the
-            largest logit, or the sum of the probabilities where tokens are drawn.
+        peak: [B], on the device: a check value per request of the newest step. It is NaN or
+            infinite if a logit was. Otherwise it is the largest logit (greedy) or the sum of the
+            probabilities (sampling).
 
     Raises:
         ValueError: the model cannot be split like this.
@@ -249,15 +249,15 @@ class GPT:
         """How many weights this worker holds; a tied head counts once."""
         return sum(slot.into.numel() for slot in self.slots)
 
-    def load(self, full: Callable[[str], Tensor], held_in: torch.dtype | None = None) -> None:
+    def load(self, full: Callable[[str], Tensor], rounded_to: torch.dtype | None = None) -> None:
         """Copy this worker's cuts out of full tensors, one tensor at a time.
 
         Args:
             full: returns the full tensor of a name.
-            held_in: a type that the weights are rounded to first.
+            rounded_to: a type that the weights are rounded to first.
         """
         for slot in self.slots:
-            slot.into.copy_(full(slot.name)[slot.cut].to(held_in or self.dtype).to(self.dtype))
+            slot.into.copy_(full(slot.name)[slot.cut].to(rounded_to or self.dtype).to(self.dtype))
 
     def compile(self, layout: KVLayout, *rows: int, say: Say = lambda text: None) -> None:
         """Make ready what steps of ``rows`` positions at once need, so that no step waits for it.

@@ -21,11 +21,13 @@ PIECE = 32 << 20
 """Bytes of a tensor that are read at once. Loading takes a few times as many beside the weights."""
 
 
-def load_checkpoint(model: GPT, checkpoint: Checkpoint, held_in: torch.dtype | None = None) -> None:
+def load_checkpoint(
+    model: GPT, checkpoint: Checkpoint, rounded_to: torch.dtype | None = None
+) -> None:
     """Fill a worker's part of the model.
 
     Args:
-        held_in: a type that the weights are rounded through first; without it they are taken as
+        rounded_to: a type that the weights are rounded through first; without it they are taken as
             they are kept.
 
     Raises:
@@ -37,11 +39,11 @@ def load_checkpoint(model: GPT, checkpoint: Checkpoint, held_in: torch.dtype | N
         path = checkpoint.files[stored.name]
         try:
             for rows, piece in _pieces(slot, path, stored):
-                held = piece if held_in is None else piece.to(held_in)
+                held = piece if rounded_to is None else piece.to(rounded_to)
                 slot.into[rows].copy_(held.to(model.dtype))
                 del piece, held
             if not _finite(slot.into):
-                raise CheckpointError(_not_finite(slot, path, stored, [held_in, model.dtype]))
+                raise CheckpointError(_not_finite(slot, path, stored, [rounded_to, model.dtype]))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {stored.name}: {error}") from None
 

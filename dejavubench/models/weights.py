@@ -143,13 +143,17 @@ DEFAULTS = {field.name: field.default for field in fields(ModelSpec)}
 
 
 def weights_identity(
-    spec: ModelSpec, seed: int, dtype: torch.dtype, device: str = "cpu", held_in: str | None = None
+    spec: ModelSpec,
+    seed: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    rounded_to: str | None = None,
 ) -> str:
     """Return 16 hex digits that differ whenever the weights' values may differ.
 
     Args:
         device: the type of device that the weights were drawn on.
-        held_in: the name of a type that the weights were rounded through before.
+        rounded_to: the name of a type that the weights were rounded through before.
     """
     sizes = {
         key: value
@@ -157,5 +161,5 @@ def weights_identity(
         if key not in NO_VALUES and (key in FIRST_FIELDS or value != DEFAULTS[key])
     }
     what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
-    what += tuple(more for more in (device if device != "cpu" else None, held_in) if more)
+    what += tuple(more for more in (device if device != "cpu" else None, rounded_to) if more)
     return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()

@@ -107,7 +107,7 @@ def memory(plan: Plan, point: Point) -> Memory:
         source = Needs(
             PROCESS_NBYTES + weights + cache + staging.host + host + _cpu_working_nbytes(point)
         )
-        successor = _successor_nbytes(point) if point.handed_over else 0
+        successor = _sink_model_nbytes(point) if point.handed_over else 0
         staged = sink_staging(plan, arriving_streams(point)).host
         sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + staged + successor)
     files = {arm.opens for arm in plan.arms if arm.on_disk}
@@ -167,7 +167,7 @@ def _most_overlaps(length: int, parts: int, others: int) -> int:
 # ---- what else a rank has ----
 
 
-def _successor_nbytes(point: Point) -> int:
+def _sink_model_nbytes(point: Point) -> int:
     """Return what a sink that continues the request has beside its cache: its part of the model."""
     split = point.sinks or point.sources
     parameters = most_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size)

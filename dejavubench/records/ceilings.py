@@ -10,7 +10,7 @@ from dejavubench.records.values import Count, Line, Positive, PositiveMs
 
 
 class Ceiling(Line):
-    """A rate or time that the machine reaches, measured in this session.
+    """A rate or time that the machine reaches, measured in this run.
 
     docs/METHOD.md lists the names.
 

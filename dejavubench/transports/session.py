@@ -99,8 +99,8 @@ class RankSession(Session):
     """A session whose receivers are ranks of the job.
 
     Attributes:
-        comm: a communicator of all ranks for this destination alone, so that no other message can
-            be mistaken for one of its own. There once :meth:`meet` has returned.
+        comm: this destination's own communicator of all ranks, so that its messages cannot match
+            others. Set by :meth:`meet`.
     """
 
     comm: MPI.Intracomm

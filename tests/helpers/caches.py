@@ -73,7 +73,7 @@ def random_cache(geometry: KVGeometry, seed: int = 0) -> KVCache:
     return cache
 
 
-class Told(Protocol):
+class LayerEvents(Protocol):
     """The calls that a model makes."""
 
     def layer_ready(self, layer: int) -> None: ...
@@ -84,7 +84,7 @@ def play_model(
     source: KVCache,
     cache: KVCache,
     schedule: StreamSchedule,
-    manager: Told,
+    manager: LayerEvents,
     new_tokens: np.ndarray | None = None,
 ) -> None:
     """Act as the model: copy ``source`` into ``cache`` by layers and steps, and call the manager.

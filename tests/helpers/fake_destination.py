@@ -40,7 +40,7 @@ def schedule_of(
     return StreamSchedule(geometry, region or geometry.whole, INPUT_LEN, STEPS, slot)
 
 
-class Memory(Destination):
+class FakeDestination(Destination):
     """A destination that keeps its chunks, which become complete when the test allows it.
 
     Packed buffers are watched until then: nobody may change them.
@@ -140,7 +140,7 @@ def begin_over(
 
 def held(destination: Destination, stream: Stream) -> bytes:
     """The whole packed stream as a destination has it."""
-    if isinstance(destination, Memory):
+    if isinstance(destination, FakeDestination):
         return b"".join(destination.packed[stream.key])
     assert isinstance(destination, ReadableDestination)
     packed = torch.zeros(stream.schedule.nbytes, dtype=torch.uint8)

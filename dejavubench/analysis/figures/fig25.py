@@ -118,8 +118,8 @@ class Fig25(Figure):
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         band = (
-            "Grey band: ± the largest difference (95 % interval) between the two identical "
-            "baselines; dotted: the first baseline."
+            "Grey band: ± the farther end of the interval between the two identical baselines; "
+            "dotted: the first baseline."
         )
         return [band if captions.has_noise(frame) else ""]
 

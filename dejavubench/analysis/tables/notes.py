@@ -13,13 +13,10 @@ NOISY_PCT = 5.0
 NO_TIME_LEFT = 0.9
 """Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
 
-MEDIAN_TIMES = (
-    "Times are medians over rounds of the slowest source. Brackets hold 95 % bootstrap intervals."
-)
-PAIRED_TIMES = (
-    f"{MEDIAN_TIMES} Overheads are paired: each round is divided by the geometric mean of its none "
-    "and none#2."
-)
+MEDIAN_TIMES = "A time is that of the slowest source, the median over rounds."
+INTERVALS = "Brackets hold 95 % bootstrap intervals."
+RANGES = "Brackets hold the range of the rounds."
+PAIRED = "Overheads are paired: each round is divided by the geometric mean of its none and none#2."
 RESTART_TIMES = (
     "Times are of one iteration on the slowest source. The recompute time is that of the earlier "
     "steps without streaming, in this process."
@@ -30,7 +27,10 @@ def how_times_are_made(rows: list[Row]) -> str:
     """Say how the times and overheads in the tables are computed."""
     if any(row.resumed.resumed_run for row in rows):
         return RESTART_TIMES
-    return PAIRED_TIMES if any(row.streams for row in rows) else MEDIAN_TIMES
+    counts = [row.times.samples for row in rows if row.times.samples]
+    brackets = RANGES if counts and min(counts) < stats.COVERING_ROUNDS else INTERVALS
+    paired = [PAIRED] if any(row.streams for row in rows) else []
+    return " ".join([MEDIAN_TIMES, brackets, *paired])
 
 
 def why_rows_are_empty(rows: list[Row]) -> list[str]:
@@ -120,7 +120,7 @@ def too_few_rounds(rows: list[Row]) -> list[str]:
     rounds = f"Only {min(counts)} round{'s' if min(counts) > 1 else ''}"
     if min(counts) < stats.COVERING_ROUNDS:
         return [
-            f"{rounds}: brackets are no 95 % intervals, which need {stats.COVERING_ROUNDS} rounds. "
-            "Give more --rounds, or --precision."
+            f"{rounds}: a 95 % interval needs {stats.COVERING_ROUNDS}. Give more --rounds, or "
+            "--precision."
         ]
     return [f"{rounds}: intervals are wide. Give more --rounds, or --precision."]

@@ -152,7 +152,7 @@ TIME_CELLS = (
 )
 SPREAD_CELLS = (
     Cell(
-        "total 95 % ms",
+        "total [ ] ms",
         ("total_low_ms", "total_high_ms"),
         lambda row: interval_of(row.times.total_low_ms, row.times.total_high_ms),
     ),

@@ -50,13 +50,13 @@ def load_model(context: RunContext, point: Point) -> GPT:
     multiplied = context.devices.compute_dtype(dtype)
     model = GPT(point.spec, shard, dtype, multiplied, context.workers, device)
     held = plan.weights_data_type
-    held_in = None if held is None else dtype_of(held)
+    rounded_to = None if held is None else dtype_of(held)
     if plan.checkpoint is not None:
-        load_checkpoint(model, plan.checkpoint, held_in)
+        load_checkpoint(model, plan.checkpoint, rounded_to)
     elif device.type == "cuda":  # drawn there, which is much faster than on the host
-        model.load(random_weights(point.spec, plan.experiment.seed, device, multiplied), held_in)
+        model.load(random_weights(point.spec, plan.experiment.seed, device, multiplied), rounded_to)
     else:
-        model.load(random_weights(point.spec, plan.experiment.seed), held_in)
+        model.load(random_weights(point.spec, plan.experiment.seed), rounded_to)
     return model
 
 

@@ -106,7 +106,7 @@ class HandOverSource(PlainSource):
 
 
 @dataclass(frozen=True)
-class TakenOver:
+class SinkTimes:
     """One iteration on one sink, in milliseconds by its own clock.
 
     Attributes:
@@ -127,25 +127,25 @@ class HandOverSink(PlainSink):
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink)
-        self._successor: Successor | None = None
-        self._taken = TakenOver()
+        self._sink_model: SinkModel | None = None
+        self._taken = SinkTimes()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         known = sleeping_bcast(self.sink.here.world, None)
         super().expect(undisturbed, known.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
-        if self._successor is None:
-            self._successor = Successor(self.sink, self.sink.caches(arm.mode))
+        if self._sink_model is None:
+            self._sink_model = SinkModel(self.sink, self.sink.caches(arm.mode))
         super().prepare(arm, pattern)
 
     def run(self, arm: Arm, mark: Mark) -> None:
         mark("receive")
         began = time.perf_counter()
         self.receive(arm)
-        assert self._successor is not None
+        assert self._sink_model is not None
         mark("take over")
-        self._taken = self._successor.run(began)
+        self._taken = self._sink_model.run(began)
         self.generated = self._taken.tokens
 
     def record(self, arm: Arm, when: When) -> Recorded:
@@ -166,7 +166,7 @@ class HandOverSink(PlainSink):
         return Span(point.streamed, point.written)
 
 
-class Successor:
+class SinkModel:
     """A sink's model, which goes on over the caches that its receivers have filled.
 
     Args:
@@ -187,7 +187,7 @@ class Successor:
         self._view, self._comm = view, context.comms.handover
         self._silent: list[Streamed] = [NoStreaming() for _ in caches]
 
-    def run(self, began: float) -> TakenOver:
+    def run(self, began: float) -> SinkTimes:
         """Generate the other tokens, once this sink's cache is whole.
 
         Args:
@@ -206,7 +206,7 @@ class Successor:
             self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON)
         self._maker.go_on(clocks, self._silent, point.generated + 1, point.output_len)
         rest = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
-        return TakenOver((ready - began) * 1e3, (first - ready) * 1e3, rest, self._tokens(clocks))
+        return SinkTimes((ready - began) * 1e3, (first - ready) * 1e3, rest, self._tokens(clocks))
 
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Put the sources' tokens where this stage would have put its own."""

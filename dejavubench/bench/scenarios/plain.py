@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dejavubench import records
 from dejavubench.bench.checks.arrived import check_sink_caches
-from dejavubench.bench.checks.held import check_destination
+from dejavubench.bench.checks.destination import check_destination
 from dejavubench.bench.checks.pieces import serve_pieces
 from dejavubench.bench.engine.batchmaker import Mark, Streamed, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock

@@ -26,8 +26,8 @@ class Stored:
         name: name in the files, without the family's prefix.
         transposed: stored as [in, out].
         part: number of its third of a fused query, key and value.
-        interleaved: of a fused one: the elements of a head, whose query, key and value follow
-            each other (BLOOM); 0: all queries come first, then all keys.
+        interleaved: elements of a head if query, key and value alternate head by head (BLOOM);
+            0 if all queries come first, then all keys.
     """
 
     name: str

@@ -3,10 +3,9 @@
 NCCL matches messages of a pair by the order in which they are issued, and an issued kernel occupies
 part of its GPU until the other side's kernel is there. So the source *announces* each chunk by a
 small MPI message. The sink *grants* chunks in the order of the announcements and issues each
-receive once it has room; only then does the source issue the send. No kernel on the source ever
-waits for a sink that is not ready, so none takes room from the model for that, and pairs cannot
-wait for each other in a circle. A chunk is complete when the sink has scattered it and has
-acknowledged that by MPI.
+receive once it has room. The source issues the send only after the grant. So its kernels never
+occupy the GPU while they wait, and pairs cannot deadlock. A chunk is complete when the sink has
+scattered it and has acknowledged that by MPI.
 
 NCCL itself comes in from outside, as a :class:`~.link.NCCLLink` to each rank of the other side.
 """

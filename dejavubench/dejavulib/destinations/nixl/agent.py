@@ -38,8 +38,8 @@ CONNECT_S = 60.0
 PEER_FIRST_S = 3.0
 """Seconds that this side waits before it complains of a lost peer.
 
-The peer has failed and knows why. Within this time the launcher can end this process too, so that
-only the peer's message is seen.
+The failed peer reports the cause. Waiting gives the launcher time to end this process before it
+prints a second, less useful error.
 """
 
 

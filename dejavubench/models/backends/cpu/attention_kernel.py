@@ -133,18 +133,21 @@ def _kernel(dtype: torch.dtype, in_vectors: bool) -> Kernel:
 
 @compiled
 def _scratch_nbytes(size: int, group: int, stop: int) -> int:
-    """Return the bytes of a scaled query, and of the scores of a group's queries."""
+    """Return the scratch bytes: one scaled query, and ``group`` rows of scores."""
     return (size + group * stop) * 4
 
 
 @compiled
 def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped-def]
-    """Return ``(turn, ahead, beyond)``: where to ask memory for what is read later.
+    """Return ``(turn, ahead, beyond)``: which line each row prefetches while it is read.
 
-    It is asked for beside the reading of ``count`` rows of ``nbytes`` from ``base`` on, which are
-    ``apart`` bytes from each other. Each row before ``turn`` asks for the row ``ahead`` bytes on.
-    Row s from ``turn`` on asks for what lies ``beyond`` bytes on, at following + (s − turn) ·
-    apart. If nothing follows, nothing is asked for.
+    ``count`` rows of ``nbytes`` are read from ``base`` on, ``apart`` bytes between them.
+
+        row          0 …………… turn − 1     turn …………………………… count − 1
+        prefetches   the row ``ahead``     ``following`` + (row − turn) · apart,
+                     bytes later           which is ``beyond`` bytes later
+
+    If nothing follows, nothing is prefetched.
     """
     if not following:
         return count, 0, 0

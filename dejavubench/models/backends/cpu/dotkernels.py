@@ -156,10 +156,9 @@ class _Dots:
 def blend(dtype: torch.dtype, streams: int) -> Any:
     """Return ``f(p, v, apart, part, begin, stop, n, out, ahead)``, for use in compiled code.
 
-    It adds Σₛ p[s] · v[s, d] to out[d], d < n, over the rows s = begin … stop − 1 of v, those
-    ``part`` rows beyond, twice that far and so on, ``streams`` times. Elements of v are of
-    ``dtype``, of p and out fp32. Memory is asked for the lines ``ahead`` of those of v that are
-    read.
+    It adds Σₛ p[s] · v[s, d] to out[d], d < n. v is cut into ``streams`` parts of ``part`` rows;
+    the sum covers the rows s = begin … stop − 1 of each part. Elements of v are of ``dtype``, of
+    p and out fp32. Each read prefetches the line ``ahead`` bytes later.
     """
     units = {PIECES * LANES: LANES, LANES: LANES, 1: 1}
 
