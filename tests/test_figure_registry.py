@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +25,7 @@ from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
 from dejavubench.records.destinations import Destinations
 from dejavubench.records.figures import FIGURES, FigureName
+from helpers.asked_names import asked_constants
 from helpers.synthetic_runs import write_run
 
 if TYPE_CHECKING:
@@ -48,39 +48,10 @@ def names_for(subject: ast.expr | None) -> set[str]:
     return set(FIGURES) if is_figure else CLEAR
 
 
-def asked(node: ast.AST) -> tuple[list[ast.expr], set[str]]:
-    """Return what a comparison, a match, a set, a mapping or a call asks for, and the names."""
-    match node:
-        case ast.Compare(left, _, comparators):
-            return [left, *comparators], names_for(left)
-        case ast.Match(subject, cases):
-            parts = [part for each in cases for part in ast.walk(each.pattern)]
-            values = [part.value for part in parts if isinstance(part, ast.MatchValue)]
-            return values, names_for(subject)
-        case ast.Set(elements):
-            return list(elements), CLEAR
-        case ast.Dict(keys):
-            return [key for key in keys if key is not None], CLEAR
-        case ast.Subscript(value, index):
-            return [index], names_for(value)
-        case ast.Call(ast.Attribute(_, "startswith" | "endswith" | "get" | "removeprefix"), words):
-            return list(words), CLEAR
-    return [], set()
-
-
 def places(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a figure."""
-    return sorted({(one.lineno, str(one.value)) for one in named(ast.parse(text))})
-
-
-def named(tree: ast.AST) -> Iterator[ast.Constant]:
-    for node in ast.walk(tree):
-        expressions, names = asked(node)
-        for expression in expressions:
-            listed = isinstance(expression, ast.Tuple | ast.List | ast.Set)
-            for one in expression.elts if listed else [expression]:
-                if isinstance(one, ast.Constant) and one.value in names:
-                    yield one
+    found = asked_constants(ast.parse(text))
+    return sorted({(one.lineno, str(one.value)) for one, of in found if one.value in names_for(of)})
 
 
 def test_no_figure_is_asked_for_by_its_name() -> None:

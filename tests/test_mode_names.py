@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dejavubench.records.destinations import NONE, SWAP
 from dejavubench.transports import registry
+from helpers.asked_names import asked_constants
 
 PACKAGE = Path(registry.__file__).parent.parent
 OWN = registry.builtin_transports()
@@ -24,33 +25,11 @@ OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
 """Keys of a document that are no destinations: the version of the library NCCL in a record."""
 
 
-def named(node: ast.AST) -> Iterator[ast.Constant]:
-    """Yield the names of destinations that a comparison, a match, a set or a mapping asks for."""
-    asked: list[ast.expr | None] = []
-    match node:
-        case ast.Compare(left, _, comparators):
-            asked = [left, *comparators]
-        case ast.MatchValue(value):
-            asked = [value]
-        case ast.Set(elements):
-            asked = list(elements)
-        case ast.Dict(keys):
-            asked = list(keys)
-        case ast.Subscript(_, index):
-            asked = [index]
-        case ast.Call(ast.Attribute(_, "startswith" | "endswith" | "get" | "removeprefix"), words):
-            asked = list(words)
-    for each in asked:
-        within = each.elts if isinstance(each, ast.Tuple | ast.List | ast.Set) else [each]
-        for one in within:
-            if isinstance(one, ast.Constant) and one.value in NAMES | {"swap-"}:
-                yield one
-
-
 def places(text: str) -> list[tuple[int, str]]:
-    """Return the line and the name of each place in a source text."""
-    found = [(one.lineno, one.value) for node in ast.walk(ast.parse(text)) for one in named(node)]
-    return sorted(set(found))
+    """Return the line and the name of each place in a source text that asks for a destination."""
+    found = (one for one, _ in asked_constants(ast.parse(text)))
+    wanted = NAMES | {registry.SWAP_PREFIX}
+    return sorted({(one.lineno, str(one.value)) for one in found if one.value in wanted})
 
 
 def test_no_mode_is_named_outside_the_registry() -> None:
@@ -88,3 +67,8 @@ def test_a_name_is_found_in(text: str) -> None:
 
 def test_other_texts_are_left_alone() -> None:
     assert places('print("mpi", "none"); x = mode == "none"; y = "tcp" + "s"') == []
+
+
+def test_records_and_the_registry_have_the_same_reserved_words() -> None:
+    """Records cannot import the registry, which stands above them."""
+    assert (NONE, SWAP) == (registry.NO_STREAMING, registry.SWAP_PREFIX)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from dejavubench.config.options.values import NO_STREAMING
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.transports.base import Missing, Transport
-from dejavubench.transports.registry import transport, usable
+from dejavubench.transports.registry import NO_STREAMING, SWAP_PREFIX, transport, usable
 
 if TYPE_CHECKING:
     from dejavubench.config.experiment import Experiment
@@ -131,5 +130,5 @@ def _streaming_arms(experiment: Experiment, unavailable: Mapping[str, Missing]) 
     for to in usable():
         if to.name in experiment.swap:
             durability = experiment.durability[0] if to.entry.durabilities else None
-            name = f"swap-{to.name}"
+            name = f"{SWAP_PREFIX}{to.name}"
             yield Arm(name, name, DEFAULT_LEVEL, durability, scenario="swap", store=to.name)

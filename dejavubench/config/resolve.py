@@ -14,7 +14,7 @@ from typing import Any
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import Interrupted, find_interrupted
 from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
-from dejavubench.config.options.values import NO_STREAMING, without_twins
+from dejavubench.config.options.values import without_twins
 from dejavubench.config.plan import Plan
 from dejavubench.config.promptfile import PromptError, read_prompts
 from dejavubench.config.rules import conflict
@@ -23,7 +23,7 @@ from dejavubench.machine import cpu, gpu
 from dejavubench.models.hub.checkpoint import Checkpoint, open_checkpoint
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.base import Missing
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import NO_STREAMING, transport
 
 
 def load(

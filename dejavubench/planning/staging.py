@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dejavubench.config.experiment import Experiment
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
@@ -27,9 +28,9 @@ class Staging:
     device: int = 0
 
 
-def slot_nbytes(plan: Plan) -> int:
+def slot_nbytes(experiment: Experiment) -> int:
     """Return the size of one staging slot."""
-    return plan.experiment.staging_mib * MIB
+    return experiment.staging_mib * MIB
 
 
 def source_staging(plan: Plan, prompt_nbytes: int) -> Staging:
@@ -39,7 +40,7 @@ def source_staging(plan: Plan, prompt_nbytes: int) -> Staging:
         prompt_nbytes: what the source streams of a microbatch's prompt.
     """
     on_cuda = plan.experiment.device == "cuda"
-    ring = plan.experiment.staging_slots * slot_nbytes(plan)
+    ring = plan.experiment.staging_slots * slot_nbytes(plan.experiment)
     used = [(arm, arm.destination.entry) for arm in plan.running if arm.destination is not None]
     on_host = any(entry.uses_host_slots(on_cuda) for _, entry in used)
     straight = any(entry.uses_device_memory(on_cuda) for _, entry in used)
@@ -67,7 +68,7 @@ def sink_staging(plan: Plan, streams: int) -> Staging:
     remote = [arm.destination.entry for arm in plan.running if arm.destination and arm.remote]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
-    each = streams * slot_nbytes(plan)
+    each = streams * slot_nbytes(plan.experiment)
     return Staging(
         host=HOST_SLOTS * each if on_host else 0,
         device=DEVICE_SLOTS * each if on_device else 0,

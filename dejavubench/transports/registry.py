@@ -24,15 +24,17 @@ GROUP = "dejavubench.destinations"
 VARIABLE = "DEJAVUBENCH_PLUGINS"
 """Names of modules, separated by commas."""
 
-RESERVED = frozenset({"none"})
-"""Names that ``--streaming`` has for something other than a destination."""
+NO_STREAMING = "none"
+"""The value of ``--streaming`` that names no destination: nothing is streamed."""
+
+SWAP_PREFIX = "swap-"
+"""Prefix of the mode of a swap arm, before the name of the destination that it swaps to."""
 
 _SHARED = frozenset({"base", "contexts", "probe", "recorded", "registry", "session", "tcp_token"})
 """Modules of this package that are no transports. They are left out because ``--help`` is instant
 only if few modules are imported."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_SWAP = "swap-"  # prefix of the mode of a swap arm
 
 _registered: dict[str, Transport] = {}
 
@@ -44,7 +46,7 @@ def register(transport: Transport) -> None:
         ValueError: its name cannot be used, or another destination has it.
     """
     name = transport.name
-    if not _NAME.fullmatch(name) or name in RESERVED or name.startswith(_SWAP):
+    if not _NAME.fullmatch(name) or name == NO_STREAMING or name.startswith(SWAP_PREFIX):
         raise ValueError(f"{name!r} cannot be the name of a destination")
     if name in _registered and type(_registered[name]) is not type(transport):
         raise ValueError(f"there is a destination {name!r} already")
@@ -103,7 +105,7 @@ def is_known(mode: object) -> bool:
 
 def problem_of(names: Iterable[str]) -> str | None:
     """Return why a value of ``--streaming`` cannot be had in this process; None if all can."""
-    wanted = [name for name in names if name not in RESERVED]
+    wanted = [name for name in names if name != NO_STREAMING]
     try:
         unknown = next((name for name in wanted if not is_known(name)), None)
     except UsageError as error:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dejavubench.analysis.tables.textcells import Block
     from dejavubench.records import Run
 
-FORMATS = ("table", "csv", "json", "markdown")
 WARNINGS = ("FAILED", "INTERRUPTED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "NO MPS")
 """First words of notes that are shown in red."""
 

@@ -14,6 +14,7 @@ from dejavubench.dejavulib.kvcache import KVGeometry, Region
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.parallel.topology import Topology
 from dejavubench.planning.setups import everything, geometry_of, setup_of, setups
+from dejavubench.planning.staging import slot_nbytes
 
 
 @dataclass(frozen=True)
@@ -107,4 +108,4 @@ def view_of(
 ) -> WorkerView:
     """Return the part of this rank, or of another one, at a point."""
     place = topology if rank is None else replace(topology, rank=rank)
-    return WorkerView(point, place, experiment.staging_mib << 20)
+    return WorkerView(point, place, slot_nbytes(experiment))

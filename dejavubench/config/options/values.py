@@ -17,10 +17,8 @@ from dejavubench import units, values
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.models.hub import specs
 from dejavubench.transports import registry
+from dejavubench.transports.registry import NO_STREAMING
 from dejavubench.values import shown
-
-NO_STREAMING = "none"
-"""The value of ``streaming`` that names no destination: nothing is streamed."""
 
 UNLIMITED = "unlimited"
 """The rate of a link that nothing limits."""

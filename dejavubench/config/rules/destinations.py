@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dejavubench.config.options.values import NO_STREAMING
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import Rule, chosen, given, listed
-from dejavubench.transports.registry import usable
+from dejavubench.transports.registry import NO_STREAMING, usable
 
 _SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dejavubench.config.options.values import NO_STREAMING
 from dejavubench.config.plan import Plan
 from dejavubench.transports.base import Transport
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import NO_STREAMING, transport
 
 
 @dataclass(frozen=True)
