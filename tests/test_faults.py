@@ -266,7 +266,7 @@ def test_a_tcp_sink_that_is_lost_is_no_wrong_byte_and_its_phase_is_named(
 
 
 OTHERS_END = "(stopped|was the first to stop,)"
-"""The launcher kills the other rank at once: on a busy machine the watch may find both gone."""
+"""The launcher kills the other rank at once: on a busy machine the watchdog may find both gone."""
 
 
 @pytest.mark.parametrize("victim", ["source", "sink"])

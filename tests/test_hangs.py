@@ -100,8 +100,8 @@ def test_ctrl_c_ends_a_rank_that_waits_within_mpi_for_a_stopped_one(tmp_path: Pa
         assert "Traceback" not in job.stderr
 
 
-def watchers(pids: set[int]) -> list[str]:
-    """Processes that watch one of these ranks."""
+def watchdogs(pids: set[int]) -> list[str]:
+    """Watchdog processes of these ranks."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -121,12 +121,12 @@ def test_no_process_and_no_file_outlives_a_job_that_is_killed(tmp_path: Path, vi
     ) as job:
         under_way(job)
         pids = {job.pid(rank) for rank in (0, 1)}
-        assert len(watchers(pids)) == 1
+        assert len(watchdogs(pids)) == 1
         os.kill(job.process.pid if victim == "launcher" else job.pid(0), signal.SIGKILL)
         job.wait(GONE_WITHIN)
         job.all_gone(2)
         deadline = time.monotonic() + 2
-        while watchers(pids):
+        while watchdogs(pids):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert not [file.name for file in temporary.iterdir() if not file.name.startswith("hydra")]

@@ -14,24 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.watching import watch
-from dejavubench.bench.watching.watch import RankProcess, Watch
-from dejavubench.bench.watching.watchdog import Judge
+from dejavubench.bench.watchdog import starting
+from dejavubench.bench.watchdog.process import Judge
+from dejavubench.bench.watchdog.starting import RankProcess, WatchdogProcess
 from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib import progress
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.errors import UsageError
-from dejavubench.machine import pulse
-from dejavubench.machine.pulse import (
-    BEATS,
+from dejavubench.machine import liveness
+from dejavubench.machine.liveness import (
+    HEARTBEATS,
     NBYTES,
     PATIENT,
     PROGRESS,
     STATE,
     WAITING,
     WORKING,
-    Page,
+    LivenessPage,
 )
 from helpers.jobs import ROOT
 
@@ -45,7 +45,7 @@ class Ranks:
     def __init__(
         self, states: list[int], timeout: float = TIMEOUT, whole: bool = True, process: str = "S"
     ) -> None:
-        self.pages = {rank: Page(bytearray(NBYTES)) for rank in range(len(states))}
+        self.pages = {rank: LivenessPage(bytearray(NBYTES)) for rank in range(len(states))}
         for rank, state in enumerate(states):
             self.pages[rank].words[STATE] = state
         self.now = 0.0
@@ -53,14 +53,14 @@ class Ranks:
         self.judge = Judge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
 
     def hung(
-        self, seconds: float, beats: set[int], progress: set[int] = frozenset()
+        self, seconds: float, heartbeats: set[int], progress: set[int] = frozenset()
     ) -> dict[int, str]:  # type: ignore[assignment]
-        """Who hangs within so many seconds in which some beat and some make progress."""
+        """Who hangs within so many seconds in which some have heartbeats and some make progress."""
         until = self.now + seconds
         while self.now < until:
             self.now += EVERY
             for rank, page in self.pages.items():
-                page.words[BEATS] += rank in beats
+                page.words[HEARTBEATS] += rank in heartbeats
                 page.words[PROGRESS] += rank in progress
             found = self.judge.look(self.now)
             if found:
@@ -70,77 +70,77 @@ class Ranks:
 
 def test_a_rank_without_a_heartbeat_is_at_fault_and_not_those_that_wait_for_it() -> None:
     ranks = Ranks([WORKING, WAITING])
-    assert ranks.hung(30, beats={0, 1}, progress={0, 1}) == {}
+    assert ranks.hung(30, heartbeats={0, 1}, progress={0, 1}) == {}
     ranks.processes[0] = "T"
-    assert ranks.hung(TIMEOUT, beats={1}) == {}
-    assert ranks.hung(2, beats={1}) == {0: "no heartbeat for 11 s: its process is stopped"}
+    assert ranks.hung(TIMEOUT, heartbeats={1}) == {}
+    assert ranks.hung(2, heartbeats={1}) == {0: "no heartbeat for 11 s: its process is stopped"}
 
 
 def test_of_ranks_without_a_heartbeat_the_stopped_one_is_at_fault() -> None:
     ranks = Ranks([WORKING, WORKING])  # the other one is leaving MPI, where no Python thread runs
     ranks.processes[1] = "T"
-    assert list(ranks.hung(2 * TIMEOUT, beats=set())) == [1]
+    assert list(ranks.hung(2 * TIMEOUT, heartbeats=set())) == [1]
 
 
 def test_a_rank_that_works_without_progress_is_at_fault_and_what_it_waits_for_is_said() -> None:
     ranks = Ranks([WAITING, WORKING], process="D")
-    assert ranks.hung(1.5 * TIMEOUT, beats={0, 1}) == {}
+    assert ranks.hung(1.5 * TIMEOUT, heartbeats={0, 1}) == {}
     expected = "no progress for 16 s: its process waits for a device or a file system"
-    assert ranks.hung(2, beats={0, 1}) == {1: expected}
+    assert ranks.hung(2, heartbeats={0, 1}) == {1: expected}
 
 
 @pytest.mark.parametrize("other", ["progress", "patient"])
 def test_ranks_may_wait_for_one_that_gets_on_or_loads_however_long(other: str) -> None:
     ranks = Ranks([WAITING, PATIENT if other == "patient" else WORKING])
     assert (
-        ranks.hung(100 * TIMEOUT, beats={0, 1}, progress={1} if other == "progress" else set())
+        ranks.hung(100 * TIMEOUT, heartbeats={0, 1}, progress={1} if other == "progress" else set())
         == {}
     )
 
 
 def test_a_rank_that_loads_without_a_heartbeat_is_at_fault() -> None:
-    assert list(Ranks([WAITING, PATIENT]).hung(2 * TIMEOUT, beats={0})) == [1]
+    assert list(Ranks([WAITING, PATIENT]).hung(2 * TIMEOUT, heartbeats={0})) == [1]
 
 
 def test_ranks_that_all_wait_for_each_other_are_at_fault_together() -> None:
-    found = Ranks([WAITING, WAITING]).hung(2 * TIMEOUT, beats={0, 1})
+    found = Ranks([WAITING, WAITING]).hung(2 * TIMEOUT, heartbeats={0, 1})
     assert found == dict.fromkeys((0, 1), "no progress for 16 s, it waits for other ranks")
 
 
 def test_ranks_that_wait_for_another_host_are_the_last_to_be_at_fault() -> None:
     ranks = Ranks([WAITING, WAITING], whole=False)
-    assert ranks.hung(4 * TIMEOUT, beats={0, 1}) == {}
-    assert list(ranks.hung(2, beats={0, 1})) == [0, 1]
+    assert ranks.hung(4 * TIMEOUT, heartbeats={0, 1}) == {}
+    assert list(ranks.hung(2, heartbeats={0, 1})) == [0, 1]
     ranks = Ranks([WAITING, WORKING], whole=False)
-    assert list(ranks.hung(2 * TIMEOUT, beats={0, 1})) == [1]
+    assert list(ranks.hung(2 * TIMEOUT, heartbeats={0, 1})) == [1]
 
 
 def test_time_in_which_the_watchdog_did_not_run_either_does_not_count() -> None:
     ranks = Ranks([WORKING])
     ranks.now += 1000 * TIMEOUT
-    assert ranks.hung(TIMEOUT - 2, beats=set()) == {}
-    assert list(ranks.hung(5, beats=set())) == [0]
+    assert ranks.hung(TIMEOUT - 2, heartbeats=set()) == {}
+    assert list(ranks.hung(5, heartbeats=set())) == [0]
 
 
 def test_without_a_timeout_nobody_hangs() -> None:
     ranks = Ranks([WORKING, WAITING], timeout=0.0)
-    assert ranks.hung(1000, beats=set()) == {}
+    assert ranks.hung(1000, heartbeats=set()) == {}
     assert ranks.judge.late(ranks.now) == {}
 
 
 def test_a_rank_that_stopped_shortly_before_another_one_failed_is_known() -> None:
     ranks = Ranks([WORKING, WORKING], process="T")
-    assert ranks.hung(2, beats={0, 1}) == {}
-    assert ranks.hung(4, beats={0}) == {}
+    assert ranks.hung(2, heartbeats={0, 1}) == {}
+    assert ranks.hung(4, heartbeats={0}) == {}
     assert ranks.judge.late(ranks.now) == {}
-    assert ranks.hung(4, beats={0}) == {}
+    assert ranks.hung(4, heartbeats={0}) == {}
     assert ranks.judge.late(ranks.now) == {1: "no heartbeat for 8 s: its process is stopped"}
 
 
 def test_a_rank_that_has_ended_is_forgotten() -> None:
     ranks = Ranks([WORKING])
     ranks.judge.forget(0)
-    assert ranks.hung(10 * TIMEOUT, beats=set()) == {}
+    assert ranks.hung(10 * TIMEOUT, heartbeats=set()) == {}
 
 
 def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
@@ -169,16 +169,16 @@ def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
 
 
 def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Page(bytearray(NBYTES))
-    monkeypatch.setattr(pulse, "page", page)
-    monkeypatch.setattr(progress, "watcher", pulse)
+    page = LivenessPage(bytearray(NBYTES))
+    monkeypatch.setattr(liveness, "page", page)
+    monkeypatch.setattr(progress, "listener", liveness)
     seen: list[int] = []
 
     def test() -> bool:
         seen.append(page.words[STATE])
         return len(seen) == 3
 
-    pulse.mark("receive, point p000")
+    liveness.begin_phase("receive, point p000")
     wait_asleep(test, "something")
     assert seen == [WORKING, WAITING, WAITING]
     assert (page.words[STATE], page.words[PROGRESS], page.phase) == (
@@ -186,7 +186,7 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
         2,
         "receive, point p000",
     )
-    with pulse.during(PATIENT):
+    with liveness.during(PATIENT):
         seen.clear()
         wait_asleep(test, "somebody who loads")
     assert seen == [PATIENT, PATIENT, PATIENT]
@@ -195,12 +195,12 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
 def test_another_thread_changes_nothing_of_what_the_main_one_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    page = Page(bytearray(NBYTES))
-    monkeypatch.setattr(pulse, "page", page)
+    page = LivenessPage(bytearray(NBYTES))
+    monkeypatch.setattr(liveness, "page", page)
     seen = []
 
     def other() -> None:
-        with pulse.during(WAITING):
+        with liveness.during(WAITING):
             seen.append(page.words[STATE])
 
     thread = threading.Thread(target=other)
@@ -211,7 +211,7 @@ def test_another_thread_changes_nothing_of_what_the_main_one_shows(
 
 
 def test_a_phase_of_any_length_is_shown() -> None:
-    page = Page(bytearray(NBYTES))
+    page = LivenessPage(bytearray(NBYTES))
     page.phase = "prompt"
     assert page.phase == "prompt"
     page.phase = "é" * 1000
@@ -222,12 +222,12 @@ def test_a_phase_of_any_length_is_shown() -> None:
 
 RANK = """
 import sys, time
-from dejavubench.machine import pulse
-from dejavubench.bench.watching.heart import no_thread_runs, start
-heart = start("rank 0")
-heart.every = 0.1
-pulse.mark("load")
-print(heart.fd, flush=True)
+from dejavubench.machine import liveness
+from dejavubench.bench.watchdog.heartbeat import no_thread_runs, start_heartbeat
+heartbeat = start_heartbeat("rank 0")
+heartbeat.every = 0.1
+liveness.begin_phase("load")
+print(heartbeat.fd, flush=True)
 exec(sys.argv[1])
 """
 
@@ -247,7 +247,7 @@ while time.monotonic() < end:
 
 
 def rank(doing: str) -> subprocess.Popen[str]:
-    """A process that beats and does something."""
+    """A process that has a heartbeat and does something."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RANK, doing]
     return subprocess.Popen(
@@ -255,13 +255,13 @@ def rank(doing: str) -> subprocess.Popen[str]:
     )
 
 
-def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> Watch:
+def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> WatchdogProcess:
     assert process.stdout is not None
-    watch = Watch(
+    watchdog = WatchdogProcess(
         {0: RankProcess("here", process.pid, int(process.stdout.readline()))}, timeout, whole=True
     )
-    watch.note_in(file)
-    return watch
+    watchdog.note_in(file)
+    return watchdog
 
 
 def until(happened: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -290,7 +290,7 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
     timeout: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with rank("time.sleep(60)") as process:
-        Watch({0: RankProcess("here", process.pid, -1)}, timeout, whole=True).note_in(
+        WatchdogProcess({0: RankProcess("here", process.pid, -1)}, timeout, whole=True).note_in(
             tmp_path / "note.json"
         )
         process.kill()
@@ -302,20 +302,21 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
     assert capfd.readouterr().err == (words if timeout else "")
 
 
-def test_compiling_does_not_stop_the_heart(tmp_path: Path) -> None:
-    with rank(f"with pulse.during(pulse.PATIENT):\n    exec({COMPILES!r})") as process:
+def test_compiling_does_not_stop_the_heartbeat(tmp_path: Path) -> None:
+    with rank(f"with liveness.during(liveness.PATIENT):\n    exec({COMPILES!r})") as process:
         watched(process, tmp_path / "note.json", 1.0).let_end()
         assert process.wait(60) == 0, process.communicate()[1]
 
 
 def test_a_deadline_ends_a_process_whose_main_thread_is_in_a_call() -> None:
     with rank(
-        "heart.give_up_at(time.monotonic() + 0.5, 'has waited 0.5 s'); time.sleep(60)"
+        "heartbeat.give_up_at(time.monotonic() + 0.5, 'has waited 0.5 s'); time.sleep(60)"
     ) as process:
         assert process.wait(20) == 1
         assert process.communicate()[1] == "dejavubench: rank 0 has waited 0.5 s\n"
     with rank(
-        "heart.give_up_at(time.monotonic() + 0.5, 'late'); heart.give_up_at(None); time.sleep(1)"
+        "heartbeat.give_up_at(time.monotonic() + 0.5, 'late')\n"
+        "heartbeat.give_up_at(None); time.sleep(1)"
     ) as process:
         assert process.wait(20) == 0
 
@@ -340,10 +341,10 @@ def test_where_no_process_can_be_started_the_job_goes_on(
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(watch.subprocess, "Popen", refused)
-    watching = Watch({0: RankProcess("here", os.getpid(), -1)}, 300.0, whole=True)
-    watching.note_in(tmp_path / "note.json")
-    watching.let_end()
+    monkeypatch.setattr(starting.subprocess, "Popen", refused)
+    watchdog = WatchdogProcess({0: RankProcess("here", os.getpid(), -1)}, 300.0, whole=True)
+    watchdog.note_in(tmp_path / "note.json")
+    watchdog.let_end()
     assert capsys.readouterr().err == (
         "dejavubench: the ranks are not watched "
         "(no process can be started: Resource temporarily unavailable): "
@@ -355,5 +356,5 @@ def test_a_system_that_cannot_watch_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delattr(os, "pidfd_open")
-    Watch({}, 300.0, whole=True).let_end()
+    WatchdogProcess({}, 300.0, whole=True).let_end()
     assert "the ranks are not watched (this system has no pidfd_open)" in capsys.readouterr().err

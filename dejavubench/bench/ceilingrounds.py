@@ -11,7 +11,7 @@ from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.choose import ceilings_of
-from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.recording.progressbar import ProgressBar
 from dejavubench.bench.scenarios.registry import measured_without_compute
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
@@ -40,13 +40,13 @@ class CeilingRounds:
         here: RankAtPoint,
         part: Source | Sink,
         iterations: Iterations,
-        progress: Progress,
+        progress_bar: ProgressBar,
         rounds: int,
     ) -> None:
         self._here = here
         self._part = part
         self._iterations = iterations
-        self._progress = progress
+        self._progress_bar = progress_bar
         self._rounds = rounds
         self._took_s = 0.0
         self._ceilings: Ceilings | None = None
@@ -54,7 +54,7 @@ class CeilingRounds:
     def prepare(self) -> None:
         """Make the probes, once the model has taken what memory it needs."""
         if self._here.experiment.ceilings:
-            self._ceilings = _make_ceilings(self._here, self._progress)
+            self._ceilings = _make_ceilings(self._here, self._progress_bar)
 
     def after(self, round: int) -> None:
         """Measure after a round, if it is one of the first. Collective."""
@@ -68,7 +68,7 @@ class CeilingRounds:
         if self._ceilings is not None:
             self._iterations.mark("ceilings")
             for problem in self._ceilings.run():
-                self._progress.say(f"dejavubench: no {problem}")
+                self._progress_bar.say(f"dejavubench: no {problem}")
             sleeping_barrier(world, "ceilings")
         self._took_s += time.monotonic() - began
 
@@ -128,7 +128,7 @@ class CeilingRounds:
                 self._here.write(records.Alone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes))
 
 
-def _make_ceilings(here: RankAtPoint, progress: Progress) -> Ceilings:
+def _make_ceilings(here: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:
     """Make this rank's probes: rank 0 and the first sink measure, the others have none."""
     context, view = here.context, here.view
     durabilities: dict[str, dict[str, None]] = {}  # a dict keeps the order of the arms
@@ -149,5 +149,5 @@ def _make_ceilings(here: RankAtPoint, progress: Progress) -> Ceilings:
         slot_nbytes=view.slot_nbytes,
         folder=context.workspace.stream_dir,
         file_name=f"{context.workspace.run_id}-{view.point.id}",
-        say=progress.say,
+        say=progress_bar.say,
     )

@@ -15,13 +15,13 @@ from dejavubench.bench.checks.bits import VerificationError
 from dejavubench.bench.checks.tokens import first_wrong_token
 from dejavubench.bench.failures.arms import ArmFailures, Attempt
 from dejavubench.bench.recording.microbatches import When
-from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.recording.progressbar import ProgressBar
 from dejavubench.bench.scenarios.base import ScenarioPart
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.arms import Arm
 from dejavubench.config.points import Point
-from dejavubench.machine import pulse
+from dejavubench.machine import liveness
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 
 
@@ -34,14 +34,14 @@ class Iterations:
     """
 
     def __init__(
-        self, context: RunContext, point: Point, scenarios: Scenarios, progress: Progress
+        self, context: RunContext, point: Point, scenarios: Scenarios, progress_bar: ProgressBar
     ) -> None:
         self.done: list[records.Iteration] = []
         self.failures = ArmFailures(context.ranks.world, self._note_failure)
         self._context = context
         self._point = point
         self._scenarios = scenarios
-        self._progress = progress
+        self._progress_bar = progress_bar
         self._count = {arm.name: 0 for arm in context.runnable.arms}
 
     def run(self, arm: Arm, round: int | None, order: int) -> None:
@@ -79,7 +79,7 @@ class Iterations:
         self._count[arm.name] += 1
         number = "warm-up" if round is None else f"round {round + 1}"
         done = f"{arm.name} {recorded.note}" if recorded.note else f"{number} {arm.name}"
-        self._progress.step(f"{self._point.id} {self._point.spec.name} {done}")
+        self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {done}")
 
     def mark(self, phase: str, arm: Arm | None = None) -> None:
         """Record that a phase begins."""
@@ -94,7 +94,7 @@ class Iterations:
             prepare(self._pattern(arm))
             if self._context.runnable.on_disk:
                 # Empties the disk's queue of all that anybody has written on this host.
-                with pulse.during(pulse.PATIENT):
+                with liveness.during(liveness.PATIENT):
                     os.sync()
             gc.collect()  # now, as nothing is collected while the clock runs
         return not self.failures.fails(arm, attempt.problem)
@@ -127,7 +127,9 @@ class Iterations:
                     error=why,
                 )
             )
-        self._progress.say(f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {why}")
+        self._progress_bar.say(
+            f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {why}"
+        )
 
     def _record_total(self, own_ms: float | None, when: When, order: int) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""

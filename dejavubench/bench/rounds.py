@@ -15,7 +15,7 @@ from dejavubench.bench.orders import orders
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.recording.progressbar import ProgressBar
 from dejavubench.bench.scenarios import registry
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
@@ -41,11 +41,11 @@ class Rounds:
         context: RunContext,
         point: Point,
         model: GPT | None,
-        progress: Progress,
+        progress_bar: ProgressBar,
         rounds_with_ceilings: int,
     ) -> None:
         self._context = context
-        self._progress = progress
+        self._progress_bar = progress_bar
         here = RankAtPoint.connect(context, point)
         self._part: Source | Sink
         if context.ranks.is_source:
@@ -54,9 +54,9 @@ class Rounds:
         else:
             self._part = Sink(here, model)
         self._scenarios = Scenarios(self._part)
-        self._iterations = Iterations(context, point, self._scenarios, progress)
+        self._iterations = Iterations(context, point, self._scenarios, progress_bar)
         self._ceiling_rounds = CeilingRounds(
-            here, self._part, self._iterations, progress, rounds_with_ceilings
+            here, self._part, self._iterations, progress_bar, rounds_with_ceilings
         )
 
     @property
@@ -120,7 +120,7 @@ class Rounds:
         done = late or (on_first and enough(self._iterations.done, self.failed))
         if sleeping_bcast(self._context.ranks.world, done):
             return True
-        self._progress.more(len(arms))
+        self._progress_bar.more(len(arms))
         return False
 
     def _find_expected(self) -> None:

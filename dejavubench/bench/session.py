@@ -16,16 +16,16 @@ from dejavubench.bench.ceilingrounds import LATER_ROUNDS_WITH_CEILINGS, ROUNDS_W
 from dejavubench.bench.checks.bits import VerificationError
 from dejavubench.bench.failures.report import abort, abort_all
 from dejavubench.bench.point.models import Models, give_memory_back
-from dejavubench.bench.recording.progress import Progress
+from dejavubench.bench.recording.progressbar import ProgressBar
 from dejavubench.bench.rounds import Enough, Rounds
 from dejavubench.bench.scenarios.registry import sinks_compute
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.start import start
-from dejavubench.bench.watching.watch import Watch
+from dejavubench.bench.watchdog.starting import WatchdogProcess
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.errors import UsageError
-from dejavubench.machine import pulse
+from dejavubench.machine import liveness
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 from dejavubench.wholefile import write_whole
@@ -36,7 +36,7 @@ def run(
     command: list[str],
     enough: Enough | None = None,
     on_end: Callable[[Path], None] | None = None,
-    watch: Watch | None = None,
+    watchdog: WatchdogProcess | None = None,
 ) -> int:
     """Measure all points of a plan.
 
@@ -46,7 +46,7 @@ def run(
         enough: returns whether a point's iterations so far are precise enough; None: rounds are
             counted.
         on_end: called on rank 0 with the run's folder once all records are in it.
-        watch: watches the ranks of this host, on the rank that has started it.
+        watchdog: the watchdog process of this host, on the rank that has started it.
 
     Returns:
         The process's exit status: 0 if all that was asked ran and verified. A rank that fails ends
@@ -56,7 +56,7 @@ def run(
         UsageError: on every rank, before anything has started.
     """
     try:
-        context = start(plan, command, watch, sinks_compute(plan.running))
+        context = start(plan, command, watchdog, sinks_compute(plan.running))
     except UsageError:
         raise
     except BaseException as error:  # noqa: BLE001 - as below
@@ -65,9 +65,9 @@ def run(
     gc.freeze()
     try:
         verified = _measure_all(context, enough)
-        _finish(context, verified, watch)
+        _finish(context, verified, watchdog)
         if context.ranks.rank == 0 and on_end is not None:
-            with pulse.during(pulse.PATIENT):
+            with liveness.during(liveness.PATIENT):
                 on_end(context.workspace.folder)
             print(f"records: {context.workspace.folder}", file=sys.stderr)
         sleeping_barrier(context.ranks.world, "end")
@@ -81,22 +81,22 @@ def _measure_all(context: RunContext, enough: Enough | None) -> bool:
     experiment, runnable = context.experiment, context.runnable
     iterations = len(runnable.arms) * (experiment.warmup + experiment.rounds)
     verified = True
-    with Progress(iterations * len(runnable.points), context.ranks.rank == 0) as progress:
-        _say_notes(context, progress)
-        models = Models(context, progress.say)
+    with ProgressBar(iterations * len(runnable.points), context.ranks.rank == 0) as progress_bar:
+        _say_notes(context, progress_bar)
+        models = Models(context, progress_bar.say)
         for number, point in enumerate(runnable.points):
             model = _load(context, point, models)
             rounds = Rounds(
                 context,
                 point,
                 model,
-                progress,
+                progress_bar,
                 ROUNDS_WITH_CEILINGS if number == 0 else LATER_ROUNDS_WITH_CEILINGS,
             )
             try:
                 rounds.measure(enough)
             except VerificationError as error:
-                progress.say(f"dejavubench: verification failed: {error}")
+                progress_bar.say(f"dejavubench: verification failed: {error}")
                 rounds.close()
                 return False
             verified = verified and not rounds.failed
@@ -106,17 +106,17 @@ def _measure_all(context: RunContext, enough: Enough | None) -> bool:
     return verified
 
 
-def _say_notes(context: RunContext, progress: Progress) -> None:
+def _say_notes(context: RunContext, progress_bar: ProgressBar) -> None:
     runnable = context.runnable
     if len(runnable.arms) == 1 and len(runnable.points) > 1:
-        progress.say(
+        progress_bar.say(
             "text lines of several points are not mixed on stdout: "
             "each has a .log in the run's folder"
         )
     for id, reason in runnable.skipped.items():
-        progress.say(f"{id} SKIPPED: {reason}")
+        progress_bar.say(f"{id} SKIPPED: {reason}")
     for note in context.conditions.notes():
-        progress.say(f"note: {note}")
+        progress_bar.say(f"note: {note}")
 
 
 def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
@@ -124,16 +124,16 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
     if context.computes:
         context.workspace.recorder.phase("load", point=point.id)
     else:  # a sink without a model records nothing of loading; it waits for the others
-        pulse.mark(f"load, point {point.id}")
-    with pulse.during(pulse.PATIENT):  # however long it takes, here or on another host
+        liveness.begin_phase(f"load, point {point.id}")
+    with liveness.during(liveness.PATIENT):  # however long it takes, here or on another host
         model = models.of(point) if context.computes else None
         sleeping_barrier(context.ranks.world, "load")
     return model
 
 
-def _finish(context: RunContext, verified: bool, watch: Watch | None) -> None:
+def _finish(context: RunContext, verified: bool, watchdog: WatchdogProcess | None) -> None:
     """Write each rank's last record and bring other hosts' records to rank 0's folder."""
-    pulse.mark("end")
+    liveness.begin_phase("end")
     ranks, folder, recorder = (
         context.ranks,
         context.workspace.folder,
@@ -146,8 +146,8 @@ def _finish(context: RunContext, verified: bool, watch: Watch | None) -> None:
     # Rank 0's folder may be on a disk of its own host. Where it is shared, the file exists there.
     elsewhere = ranks.host != ranks.hosts[0]
     others = sleeping_gather(ranks.world, mine.read_bytes() if elsewhere else None)
-    if watch is not None:  # every rank has come here, so every one has said that it ended
-        watch.let_end()
+    if watchdog is not None:  # every rank has come here, so every one has said that it ended
+        watchdog.let_end()
     for rank, content in enumerate(others or []):
         path = folder / records.rank_file(rank)
         if content is not None and not path.exists():

@@ -45,12 +45,12 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     host.raise_file_limit()
     from dejavubench.cli.starting import agreed
 
-    plan, watch = agreed(read, _rank_timeout(config, overrides))
+    plan, watchdog = agreed(read, _rank_timeout(config, overrides))
     _say_notes(plan)
     from dejavubench.bench.session import run as run_session
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    sys.exit(run_session(plan, command, _enough(plan), on_end=_print_summary, watch=watch))
+    sys.exit(run_session(plan, command, _enough(plan), on_end=_print_summary, watchdog=watchdog))
 
 
 def _load(config: Path | None, overrides: dict[str, Any], planned: bool) -> Plan:

@@ -18,17 +18,17 @@ from dejavubench.transports.registry import problem_of
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:
-    from dejavubench.bench.watching.watch import Watch
+    from dejavubench.bench.watchdog.starting import WatchdogProcess
 
 LEAST_START_S = 60.0
 """The least time for all ranks to start: imports from a busy file system take a while."""
 
 
-def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch | None]:
+def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, WatchdogProcess | None]:
     """Start MPI and return rank 0's plan on every rank.
 
     Files and environment of other hosts do not count. From now on the ranks are watched, by the
-    process that is given the watch.
+    watchdog process that is returned on one rank per host.
 
     Args:
         read: makes the plan; called on rank 0 alone.
@@ -38,16 +38,16 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
         UsageError: rank 0 could not read it, or it does not run under this many ranks. On every
             rank.
     """
-    from dejavubench.bench.watching import heart
-    from dejavubench.bench.watching.watch import watch_ranks
+    from dejavubench.bench.watchdog import heartbeat
+    from dejavubench.bench.watchdog.starting import start_watchdog
 
     outcome = None if launched_rank() else _outcome(read)
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
-    timeout = max(LEAST_START_S, heart.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
-    beating = heart.start(f"rank {launched_rank() or 0}")
+    timeout = max(LEAST_START_S, heartbeat.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
+    own_heartbeat = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
     try:
         # MPI begins with its import, and waits for the other ranks.
-        with heart.no_thread_runs(timeout), warnings.catch_warnings():
+        with heartbeat.no_thread_runs(timeout), warnings.catch_warnings():
             # _check_launcher() reports the same mistake, with what to do.
             warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
             from mpi4py import MPI
@@ -57,7 +57,7 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
             f"no MPI library: {what}. Use pip install 'dejavubench[mpich]', or load a system MPI"
         ) from None
     if timeout:
-        beating.give_up_at(
+        own_heartbeat.give_up_at(
             time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start"
         )
     world = MPI.COMM_WORLD
@@ -81,9 +81,9 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watch |
     for rank, (_, problem) in enumerate(facts):
         if problem is not None:
             raise UsageError(f"rank {rank}: {problem}")
-    watch = watch_ranks(world, beating, outcome.experiment.rank_timeout)
-    beating.give_up_at(None)
-    return outcome, watch
+    watchdog = start_watchdog(world, own_heartbeat, outcome.experiment.rank_timeout)
+    own_heartbeat.give_up_at(None)
+    return outcome, watchdog
 
 
 def _outcome(read: Callable[[], Plan]) -> Plan | Exception:

@@ -1,20 +1,20 @@
-"""Progress marks: how a program that watches this process learns that the library gets on.
+"""Progress reports: how a program learns that the library gets on.
 
 The library reports each thing that it has done and each wait that it is in. By default nobody
-listens. A program that wants to know sets :data:`watcher`, for example::
+listens. A program that wants to know sets :data:`listener`, for example::
 
     from . import progress
 
     class Counter:
         count = 0
 
-        def progress(self) -> None:
+        def count_progress(self) -> None:
             self.count += 1
 
         def waiting(self, patient: bool) -> contextlib.AbstractContextManager[None]:
             return contextlib.nullcontext()
 
-    progress.watcher = Counter()
+    progress.listener = Counter()
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
-class Watcher(Protocol):
+class ProgressListener(Protocol):
     """Receiver of progress reports. Its methods cost time in the middle of streaming."""
 
-    def progress(self) -> None:
+    def count_progress(self) -> None:
         """Note one more thing done, such as a chunk received. Called from any thread."""
 
     def waiting(self, patient: bool) -> AbstractContextManager[None]:
@@ -38,14 +38,14 @@ class Watcher(Protocol):
 
 
 class _Nobody:
-    """The watcher as long as none is set."""
+    """The listener until a program sets one."""
 
-    def progress(self) -> None:
+    def count_progress(self) -> None:
         return
 
     def waiting(self, patient: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
 
-watcher: Watcher = _Nobody()
-"""The watcher of this process."""
+listener: ProgressListener = _Nobody()
+"""The listener of this process."""

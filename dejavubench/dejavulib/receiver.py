@@ -212,7 +212,7 @@ class CacheReceiver:
 
     def _arrived(self, chunk: Chunk, messages: int) -> None:
         self._endpoint.acknowledge(self._stream)
-        progress.watcher.progress()
+        progress.listener.count_progress()
         self._left -= 1
         self.nbytes += chunk.nbytes
         self.messages += messages

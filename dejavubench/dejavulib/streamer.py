@@ -110,7 +110,7 @@ class Streamer:
         # Set before the loop looks again: a completion in between then wakes this thread.
         self._waits_for = byte_progress
         self._wake_helper.set()
-        with progress.watcher.waiting(patient=True):
+        with progress.listener.waiting(patient=True):
             try:
                 self._wait(byte_progress, timeout)
             finally:

@@ -61,7 +61,7 @@ def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = Non
     began = time.monotonic()
     if test():
         return
-    with progress.watcher.waiting(patient=False):
+    with progress.listener.waiting(patient=False):
         while not test():
             waited = time.monotonic() - began
             if timeout is not None and waited > timeout:

@@ -98,7 +98,7 @@ class FirstExit(Line):
     """Ranks of one host that exited without writing an End record, in a file of its own.
 
     Attributes:
-        hung: ranks that showed no sign of life or made no progress, and what was seen of them.
+        hung: ranks that had no heartbeat or made no progress, and what was seen of them.
     """
 
     kind: Literal["first-exit"] = "first-exit"

@@ -18,7 +18,7 @@ from dejavubench.dejavulib.kvcache import BOTH, KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
-from dejavubench.machine import pulse
+from dejavubench.machine import liveness
 from dejavubench.transports.contexts import Outside
 from dejavubench.transports.session import Session
 
@@ -48,7 +48,7 @@ def check_destination(
     def fetch(stream: Stream, chunk: Chunk) -> torch.Tensor:
         packed = buffer[: chunk.nbytes]
         destination.fetch(stream, chunk, packed)
-        pulse.progress()
+        liveness.count_progress()
         return packed
 
     streams = manager.streams

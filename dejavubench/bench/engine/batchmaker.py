@@ -17,7 +17,7 @@ from dejavubench.bench.engine.clock import MicrobatchClock, stage_of
 from dejavubench.bench.engine.logits import check_logits
 from dejavubench.bench.engine.steps import Steps
 from dejavubench.dejavulib.transfers import StreamStats
-from dejavubench.machine import pulse
+from dejavubench.machine import liveness
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
@@ -61,7 +61,7 @@ def _with_progress(layer_ready: Callable[[int], None]) -> Callable[[int], None]:
     """Report each layer to the watchdog as well: a large model's prompt can take minutes."""
 
     def ready(layer: int) -> None:
-        pulse.progress()
+        liveness.count_progress()
         layer_ready(layer)
 
     return ready
@@ -177,7 +177,7 @@ class BatchMaker:
         """Take one microbatch one step further; see the drawings in :mod:`.clock`."""
         x = self._stage.input(step, ubatch, clock)
         position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
-        pulse.progress()
+        liveness.count_progress()
         if self._before_step is not None:
             self._before_step(ubatch, step)
         # Only a prompt is streamed layer by layer: a token step is one chunk, ready at its end.

@@ -12,7 +12,7 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from dejavubench.bench.recording.recorder import Recorder
-from dejavubench.bench.watching.heart import INTERRUPTED
+from dejavubench.bench.watchdog.heartbeat import INTERRUPTED
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import BROKEN_PIPE, DataError, OutputError

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
-from dejavubench.machine import pulse
+from dejavubench.machine import liveness
 from dejavubench.records import HELD_AGAINST, Ceiling
 from dejavubench.transports.probe import Probe
 
@@ -93,5 +93,5 @@ class Ceilings:
 def _measured(probe: Probe) -> str | None:
     """Measure; return what keeps the disk from being measured, the first time."""
     problem = probe()
-    pulse.progress()
+    liveness.count_progress()
     return problem

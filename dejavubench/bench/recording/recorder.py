@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dejavubench import records
-from dejavubench.machine import pulse
+from dejavubench.machine import liveness
 from dejavubench.records import Microbatch, Record
 from dejavubench.wholefile import write_whole
 
@@ -57,7 +57,7 @@ class Recorder:
     def phase(self, phase: str, **where: str | int | None) -> None:
         """Record that a phase begins."""
         self.phase_name = phase
-        pulse.mark(
+        liveness.begin_phase(
             phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None)
         )
         self.write(records.PhaseMark.model_validate({"phase": phase, **where}))

@@ -19,20 +19,22 @@ from dejavubench.bench.startup.firstrecords import write_first_records
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.bench.startup.saved import open_saved
 from dejavubench.bench.startup.workspace import Workspace
-from dejavubench.bench.watching.watch import Watch
+from dejavubench.bench.watchdog.starting import WatchdogProcess
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
 from dejavubench.planning import fit
 
 
-def start(plan: Plan, command: list[str], watch: Watch | None, sinks_compute: bool) -> RunContext:
+def start(
+    plan: Plan, command: list[str], watchdog: WatchdogProcess | None, sinks_compute: bool
+) -> RunContext:
     """Prepare a run. Collective.
 
     Args:
         plan: the same on every rank.
         command: as it was typed, for the record.
-        watch: watches the ranks of this host, on the rank that has started it.
+        watchdog: the watchdog process of this host, on the rank that has started it.
         sinks_compute: sinks have a part of the model as well.
 
     Raises:
@@ -53,8 +55,8 @@ def start(plan: Plan, command: list[str], watch: Watch | None, sinks_compute: bo
     saved = agree(ranks.world, lambda: _open_saved(runnable, ranks, devices))
     # Only here, where nothing can be refused any more: a refused run leaves no empty folder.
     workspace = Workspace.open(runnable, ranks)
-    if watch is not None:
-        watch.note_in(workspace.folder / records.first_exit_file(ranks.rank))
+    if watchdog is not None:
+        watchdog.note_in(workspace.folder / records.first_exit_file(ranks.rank))
     comms = Communicators.make(ranks)
     spin = may_spin(ranks, experiment.threads)
     computes = ranks.is_source or sinks_compute

@@ -46,7 +46,7 @@ class MachineOptions(BaseModel):
     rank_timeout: Annotated[float, BeforeValidator(as_rank_timeout)] = _option(
         RANK_TIMEOUT,
         "TIME",
-        "End the job if a rank shows no sign of life for this long. 0 switches it off.",
+        "End the job if a rank hangs for this long. 0 switches it off.",
         measured=False,
     )
     confine: bool = _option(

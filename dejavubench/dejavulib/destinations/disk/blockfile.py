@@ -118,7 +118,7 @@ class BlockFile:
             WrongBytesError: the file ends before.
             StorageError: it cannot be read.
         """
-        progress.watcher.progress()
+        progress.listener.count_progress()
         first = at // PAGE * PAGE
         whole = aligned_buffer(-(-(at + nbytes - first) // PAGE) * PAGE)
         got = 0
@@ -182,5 +182,5 @@ class FileRegion:
         filling = aligned_buffer(FILL_NBYTES).fill_(value).numpy()
         for at in range(self._start, self._file.nbytes, FILL_NBYTES):
             self._file.write(at, filling[: min(FILL_NBYTES, self._file.nbytes - at)])
-            progress.watcher.progress()
+            progress.listener.count_progress()
         self._file.flush_to_device()

@@ -60,7 +60,7 @@ class _Receiving:
             return False
         if self.scattered.query():
             return True
-        self._endpoint.watch(self._stream, MPI.Wtime() - self._issued)
+        self._endpoint.check_arrival(self._stream, MPI.Wtime() - self._issued)
         return False
 
 
@@ -183,7 +183,7 @@ class NCCLSinkEndpoint:
         for link in self._links.values():
             link.abort()
 
-    def watch(self, stream: Stream, waited: float) -> None:
+    def check_arrival(self, stream: Stream, waited: float) -> None:
         """Check on a chunk that was granted ``waited`` seconds ago and is not there yet.
 
         Raises:
@@ -209,7 +209,7 @@ class NCCLSinkEndpoint:
         def arrived() -> bool:
             if mark.query():
                 return True
-            self.watch(stream, MPI.Wtime() - began)
+            self.check_arrival(stream, MPI.Wtime() - began)
             return False
 
         wait_asleep(arrived, "extents")

@@ -12,7 +12,7 @@ QUIET_S = 5.0
 """Seconds between two lines where stderr is no terminal."""
 
 
-class Progress:
+class ProgressBar:
     """Counts iterations over all points.
 
     Args:
@@ -33,7 +33,7 @@ class Progress:
             self._bar = Bar(console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("", total=total)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if self._bar:
             self._bar.start()
         return self

@@ -1,6 +1,6 @@
 """The heartbeat thread of a rank, which also ends the rank where nothing else can.
 
-Its page of memory is shared with :mod:`~dejavubench.bench.watching.watchdog`.
+Its page of memory is shared with :mod:`~dejavubench.bench.watchdog.process`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator
 
 from dejavubench.dejavulib import progress
-from dejavubench.machine import pulse
+from dejavubench.machine import liveness
 from dejavubench.machine.launcher import PASS_ON_S
-from dejavubench.machine.pulse import BEATS, NBYTES, PATIENT, STATE, Page
+from dejavubench.machine.liveness import HEARTBEATS, NBYTES, PATIENT, STATE, LivenessPage
 
-BEAT_S = 1.0
-"""The longest time between two beats."""
+HEARTBEAT_S = 1.0
+"""The longest time between two heartbeats."""
 
 NO_PROGRESS = 1.5
 """Timeouts without progress after which a rank with a heartbeat is at fault. A rank without one
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
 
-class Heart:
+class Heartbeat:
     """The heartbeat thread of this process, and its page of memory.
 
     Args:
@@ -41,7 +41,7 @@ class Heart:
 
     Attributes:
         fd: the page's file, for the watchdog to open; −1 where none can be shared.
-        every: seconds between two beats.
+        every: seconds between two heartbeats.
     """
 
     def __init__(self, name: str) -> None:
@@ -49,19 +49,19 @@ class Heart:
         self._name = name
         memory: bytearray | mmap.mmap = bytearray(NBYTES)
         if hasattr(os, "memfd_create"):
-            self.fd = os.memfd_create("dejavubench-pulse")
+            self.fd = os.memfd_create("dejavubench-liveness")
             os.ftruncate(self.fd, NBYTES)
             memory = mmap.mmap(self.fd, NBYTES)
-        self.page = Page(memory)
+        self.page = LivenessPage(memory)
         self.page.words[STATE] = PATIENT
         self.page.phase = "start"
-        self.every = BEAT_S
+        self.every = HEARTBEAT_S
         self._deadline: tuple[float, str] | None = None
         self._interrupted: float | None = None
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         try:
-            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+            threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
         except RuntimeError:  # this user may start no more threads
             self.fd = -1  # without a thread there is no heartbeat that the watchdog could judge
 
@@ -69,11 +69,11 @@ class Heart:
         """End this process at ``deadline``, by time.monotonic, and say ``why``; None cancels."""
         self._deadline = None if deadline is None else (deadline, why)
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         signals = select.poll()
         signals.register(self._read, select.POLLIN)
         while True:
-            self.page.words[BEATS] += 1
+            self.page.words[HEARTBEATS] += 1
             # Python writes each signal to the pipe, even while the main thread is inside MPI.
             if signals.poll(self.every * 1e3) and signal.SIGINT in os.read(self._read, 64):
                 self._interrupted = self._interrupted or time.monotonic()
@@ -100,17 +100,17 @@ class Heart:
         os._exit(status)
 
 
-_heart: Heart | None = None
+_heartbeat: Heartbeat | None = None
 
 
-def start(name: str) -> Heart:
+def start_heartbeat(name: str) -> Heartbeat:
     """Start the heartbeat, once per process; called from its main thread."""
-    global _heart
-    if _heart is None:
-        _heart = Heart(name)
-        pulse.page = _heart.page
-        progress.watcher = pulse
-    return _heart
+    global _heartbeat
+    if _heartbeat is None:
+        _heartbeat = Heartbeat(name)
+        liveness.page = _heartbeat.page
+        progress.listener = liveness
+    return _heartbeat
 
 
 @contextlib.contextmanager

@@ -21,9 +21,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.bench.watching.heart import BEAT_S, NO_PROGRESS
+from dejavubench.bench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS
 from dejavubench.machine.launcher import PASS_ON_S
-from dejavubench.machine.pulse import BEATS, NBYTES, PATIENT, PROGRESS, STATE, WAITING, Page
+from dejavubench.machine.liveness import (
+    HEARTBEATS,
+    NBYTES,
+    PATIENT,
+    PROGRESS,
+    STATE,
+    WAITING,
+    LivenessPage,
+)
 from dejavubench.wholefile import write_whole
 
 ELSEWHERE = 4.0
@@ -33,15 +41,15 @@ STOPPED = ("T", "t")
 """States of a process that a signal or a debugger has stopped."""
 
 MISSED = 5
-"""Beats that a rank must have missed to be mentioned when another one fails."""
+"""Heartbeats that a rank must have missed to be mentioned when another one fails."""
 
 NOTE_S = 1.0
 """The longest time to note who hangs: the file system may be what hangs."""
 
 
-def beat_every(timeout: float) -> float:
-    """Return the seconds between two beats, and between two looks at them."""
-    return min(BEAT_S, timeout / 10) if timeout else BEAT_S
+def heartbeat_interval(timeout: float) -> float:
+    """Return the seconds between two heartbeats, and between two looks at them."""
+    return min(HEARTBEAT_S, timeout / 10) if timeout else HEARTBEAT_S
 
 
 @dataclass
@@ -52,10 +60,10 @@ class Seen:
         process: the state of its process since then.
     """
 
-    page: Page
-    beat_at: float
+    page: LivenessPage
+    heartbeat_at: float
     progress_at: float
-    beats: int = -1
+    heartbeats: int = -1
     progress: int = -1
     process: str = ""
 
@@ -73,7 +81,7 @@ class Judge:
 
     def __init__(
         self,
-        pages: Mapping[int, Page],
+        pages: Mapping[int, LivenessPage],
         timeout: float,
         whole: bool,
         process: Callable[[int], str],
@@ -93,39 +101,44 @@ class Judge:
         if not self._timeout:
             return {}
         for rank, seen in self._seen.items():
-            if min(seen.beat_at, seen.progress_at) < now:
+            if min(seen.heartbeat_at, seen.progress_at) < now:
                 seen.process = self._process(rank)
-        return self._without_beat(now, self._timeout) or self._without_progress(now)
+        return self._without_heartbeat(now, self._timeout) or self._without_progress(now)
 
     def late(self, now: float) -> dict[int, str]:
-        """Return ranks that missed a few beats: they may be why another one fails."""
+        """Return ranks that missed a few heartbeats: they may be why another one fails."""
         self._follow(now)
-        return self._without_beat(now, MISSED * beat_every(self._timeout)) if self._timeout else {}
+        return (
+            self._without_heartbeat(now, MISSED * heartbeat_interval(self._timeout))
+            if self._timeout
+            else {}
+        )
 
     def _follow(self, now: float) -> None:
-        every = beat_every(self._timeout)
+        every = heartbeat_interval(self._timeout)
         # Time in which this process did not run either does not count.
         unseen = max(0.0, now - self._looked - 2 * every)
         self._looked = now
         for seen in self._seen.values():
-            seen.beat_at += unseen
+            seen.heartbeat_at += unseen
             seen.progress_at += unseen
             words = seen.page.words
-            beats, progress = words[BEATS], words[PROGRESS]
-            beaten = beats != seen.beats
-            if beaten:
-                seen.beats, seen.beat_at = beats, now
+            heartbeats, progress = words[HEARTBEATS], words[PROGRESS]
+            beat = heartbeats != seen.heartbeats
+            if beat:
+                seen.heartbeats, seen.heartbeat_at = heartbeats, now
             # In a patient phase, such as loading, a heartbeat is all that can be asked for.
-            if progress != seen.progress or (beaten and words[STATE] == PATIENT):
+            if progress != seen.progress or (beat and words[STATE] == PATIENT):
                 seen.progress, seen.progress_at = progress, now
 
-    def _without_beat(self, now: float, longest: float) -> dict[int, str]:
-        silent = [rank for rank, seen in self._seen.items() if now - seen.beat_at > longest]
+    def _without_heartbeat(self, now: float, longest: float) -> dict[int, str]:
+        silent = [rank for rank, seen in self._seen.items() if now - seen.heartbeat_at > longest]
         # A stopped rank is at fault for certain. Others may be silent on its account.
         stopped = [rank for rank in silent if self._seen[rank].process in STOPPED]
         return {
-            rank: f"no heartbeat for {now - self._seen[rank].beat_at:.0f} s{_why(self._seen[rank])}"
-            for rank in stopped or silent
+            rank: f"no heartbeat for {now - seen.heartbeat_at:.0f} s{_why(seen)}"
+            for rank, seen in self._seen.items()
+            if rank in (stopped or silent)
         }
 
     def _without_progress(self, now: float) -> dict[int, str]:
@@ -157,10 +170,10 @@ class Watchdog:
     """
 
     def __init__(
-        self, pids: dict[int, int], pages: dict[int, Page], timeout: float, whole: bool
+        self, pids: dict[int, int], pages: dict[int, LivenessPage], timeout: float, whole: bool
     ) -> None:
         self._pids, self._pages, self._timeout = pids, pages, timeout
-        self._every = beat_every(timeout)
+        self._every = heartbeat_interval(timeout)
         self._judge = Judge(
             pages, timeout, whole, lambda rank: _state(pids[rank]), time.monotonic()
         )
@@ -257,20 +270,20 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _open_page(pid: int, fd: int) -> Page | None:
+def _open_page(pid: int, fd: int) -> LivenessPage | None:
     """Open the memory that a rank shares; None where that is impossible."""
     try:
         shared = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return Page(mmap.mmap(shared, NBYTES))
+        return LivenessPage(mmap.mmap(shared, NBYTES))
     finally:
         os.close(shared)
 
 
 def main() -> None:
-    """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
+    """WatchdogProcess the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
     timeout, whole, *ranks = sys.argv[1:]
     places = {
         int(rank): tuple(map(int, at.split(":")))

@@ -1,4 +1,4 @@
-"""Starting the process that watches the ranks of a host; see :mod:`.watchdog`."""
+"""Starting the watchdog process of a host; see :mod:`.process`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dejavubench.bench.watching.heart import Heart
-from dejavubench.bench.watching.watchdog import beat_every
+from dejavubench.bench.watchdog.heartbeat import Heartbeat
+from dejavubench.bench.watchdog.process import heartbeat_interval
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -23,26 +23,32 @@ READY_S = 10.0
 
 PROGRAM = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-    "from dejavubench.bench.watching.watchdog import main; main()"
+    "from dejavubench.bench.watchdog.process import main; main()"
 )
 
 
 class RankProcess(NamedTuple):
-    """A rank's host and process, and the file there that holds its pulse."""
+    """A rank's host and process, and the file there that holds its liveness page."""
 
     host: str
     pid: int
     fd: int
 
 
-def watch_ranks(world: Intracomm, heart: Heart, timeout: float) -> Watch | None:
-    """Start one watching process per host and return it on the host's lowest rank. Collective."""
-    heart.every = beat_every(timeout)
-    places = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heart.fd))
+def start_watchdog(
+    world: Intracomm, heartbeat: Heartbeat, timeout: float
+) -> WatchdogProcess | None:
+    """Start one watchdog process per host and return it on the host's lowest rank. Collective."""
+    heartbeat.every = heartbeat_interval(timeout)
+    places = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
     here = {
         rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host
     }
-    return Watch(here, timeout, whole=len(here) == len(places)) if world.rank == min(here) else None
+    return (
+        WatchdogProcess(here, timeout, whole=len(here) == len(places))
+        if world.rank == min(here)
+        else None
+    )
 
 
 def _unwatched(why: str) -> None:
@@ -53,14 +59,14 @@ def _unwatched(why: str) -> None:
     )
 
 
-class Watch:
-    """The process that watches the ranks of this host until they have ended.
+class WatchdogProcess:
+    """The watchdog process of this host, as the rank sees it that has started it.
 
     Where it cannot be started the job runs unwatched, and one line on stderr says so.
 
     Args:
         ranks: the ranks of this host.
-        timeout: seconds after which a rank without a sign of life ends the job; 0: never.
+        timeout: seconds after which a rank that hangs ends the job; 0: never.
         whole: these are all ranks of the job.
     """
 

@@ -1,8 +1,8 @@
-"""The phase, progress and waits of a rank, in a page of memory that the watchdog reads.
+"""The liveness of a rank: heartbeats, progress, state and phase, in a page that the watchdog reads.
 
-Each is a store of one integer in a page of memory. :mod:`dejavubench.bench.watching.heart` shares
-the page with the process that watches the ranks; without it nobody reads the page. The library
-reports its own progress here once this module is its watcher (:func:`heart.start` sees to that).
+Each report is a store of one integer in a page of memory. The watchdog process reads the page once
+:mod:`dejavubench.bench.watchdog.heartbeat` shares it; before that nobody reads it. From then on
+this module is also the library's :class:`~dejavubench.dejavulib.progress.ProgressListener`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ WORKING: it must get on. WAITING: it waits for other ranks. PATIENT: it may take
 compiling, or a wait with a deadline of its own.
 """
 
-BEATS, PROGRESS, STATE, LENGTH = range(4)
+HEARTBEATS, PROGRESS, STATE, LENGTH = range(4)
 """Numbers of the words in the page. LENGTH is that of the phase's text, which follows the words."""
 
 WORDS = 8
 NBYTES = 512
 
 
-class Page:
+class LivenessPage:
     """The memory that this process and the watchdog share.
 
     Attributes:
@@ -40,7 +40,7 @@ class Page:
 
     @property
     def phase(self) -> str:
-        """The phase that was last marked, in words."""
+        """The phase that began last, in words."""
         text = bytes(self._text[: min(self.words[LENGTH], len(self._text))])
         return text.decode(errors="replace")
 
@@ -53,17 +53,17 @@ class Page:
         self.words[LENGTH] = len(text)
 
 
-page = Page(bytearray(NBYTES))
+page = LivenessPage(bytearray(NBYTES))
 """The page of this process."""
 
 
-def progress() -> None:
+def count_progress() -> None:
     """Count one more thing done."""
     page.words[PROGRESS] += 1
 
 
-def mark(phase: str) -> None:
-    """Begin a phase."""
+def begin_phase(phase: str) -> None:
+    """Name the phase that begins now."""
     page.phase = phase
     page.words[STATE] = WORKING
     page.words[PROGRESS] += 1

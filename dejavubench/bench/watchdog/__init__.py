@@ -1,0 +1,1 @@
+"""The ranks' heartbeats, and the watchdog process that ends a job in which a rank hangs."""
