@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.config.points import Split
+from dejavubench.config.points import SetupSizes
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
@@ -133,5 +133,5 @@ def test_sinks_are_as_the_sources_unless_told_otherwise() -> None:
         },
         {},
     )
-    assert other.points[0].sinks == Split(4, 2, 1)
+    assert other.points[0].sinks == SetupSizes(4, 2, 1)
     assert other.ranks == (2 + 8,)

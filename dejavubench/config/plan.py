@@ -16,7 +16,7 @@ from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.options.machine import THREADS_PER_CORE
 from dejavubench.config.options.model import GivenType
 from dejavubench.config.options.workload import CACHE_STEP
-from dejavubench.config.points import DataType, Point, Split
+from dejavubench.config.points import DataType, Point, SetupSizes
 from dejavubench.errors import UsageError
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.modelspec import ModelSpec
@@ -70,7 +70,7 @@ class Plan:
                 positions=self._positions(spec.context, input_len, output_len),
                 tensor_para_size=experiment.tensor_para_size,
                 pipeline_para_size=experiment.pipeline_para_size,
-                sinks=self._sink_split(ubatch_size),
+                sinks=self._sink_sizes(ubatch_size),
                 handed_over=experiment.handoff_tokens if experiment.handoff else None,
             )
             for number, (
@@ -118,17 +118,17 @@ class Plan:
         rounded = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
         return rounded if context is None else min(rounded, context)
 
-    def _sink_split(self, ubatch_size: int) -> Split | None:
-        """Return the setup of the sinks; None if it is that of the sources."""
+    def _sink_sizes(self, ubatch_size: int) -> SetupSizes | None:
+        """Return the sizes of the sinks' setup; None if it is that of the sources."""
         experiment = self.experiment
-        split = Split(experiment.tensor_para_size, experiment.pipeline_para_size, ubatch_size)
+        sizes = SetupSizes(experiment.tensor_para_size, experiment.pipeline_para_size, ubatch_size)
         given = (
             experiment.sink_tensor_para_size,
             experiment.sink_pipeline_para_size,
             experiment.sink_ubatch_size,
         )
-        other = Split(*(own or same for own, same in zip(given, split, strict=True)))
-        return None if other == split else other
+        other = SetupSizes(*(own or same for own, same in zip(given, sizes, strict=True)))
+        return None if other == sizes else other
 
     @property
     def sampling(self) -> Sampling | None:

@@ -12,8 +12,12 @@ DataType = Literal["fp32", "bf16", "fp16"]
 LayoutName = Literal["ft", "hnd", "nhd"]
 
 
-class Split(NamedTuple):
-    """The setup of one side: how it splits the model, and the requests of a microbatch."""
+class SetupSizes(NamedTuple):
+    """The three sizes that name the setup of one side, as options give them.
+
+    They know no model: with a model's layers and heads,
+    :func:`~dejavubench.planning.setups.setup_of` makes the library's ``Setup`` of them.
+    """
 
     tensor_para_size: int
     pipeline_para_size: int
@@ -30,7 +34,7 @@ class Point:
     Attributes:
         id: ``p000``, ``p001``, …
         positions: positions of each request that the cache can hold.
-        sinks: the setup of the sinks; None if it is that of the sources.
+        sinks: sizes of the sinks' setup; None if it is that of the sources.
         handed_over: new tokens after which the sinks continue the request; None if they only
             receive.
     """
@@ -45,13 +49,13 @@ class Point:
     positions: int
     tensor_para_size: int
     pipeline_para_size: int
-    sinks: Split | None = None
+    sinks: SetupSizes | None = None
     handed_over: int | None = None
 
     @property
-    def sources(self) -> Split:
-        """How the sources hold the cache."""
-        return Split(self.tensor_para_size, self.pipeline_para_size, self.ubatch_size)
+    def sources(self) -> SetupSizes:
+        """Sizes of the sources' setup."""
+        return SetupSizes(self.tensor_para_size, self.pipeline_para_size, self.ubatch_size)
 
     @property
     def requests(self) -> int:
@@ -99,8 +103,8 @@ class Point:
         """Return :attr:`problem`; the options of the sources begin with ``flags``."""
         checks = (
             self._context_problem(),
-            self._split_problem(self.sources, flags),
-            self._split_problem(self.sinks, "--sink-") if self.sinks else None,
+            self._setup_problem(self.sources, flags),
+            self._setup_problem(self.sinks, "--sink-") if self.sinks else None,
             self._sink_ubatch_problem(),
             self._layout_problem(),
         )
@@ -122,18 +126,18 @@ class Point:
             )
         return None
 
-    def _split_problem(self, split: Split, flags: str) -> str | None:
+    def _setup_problem(self, sizes: SetupSizes, flags: str) -> str | None:
         spec = self.spec
         heads = "heads" if spec.group == 1 else "KV heads"
         for size, what in ((spec.kv_heads, heads), (spec.ffn_size, "columns of the MLP")):
-            if size % split.tensor_para_size:
+            if size % sizes.tensor_para_size:
                 return (
-                    f"{flags}tensor-para-size {split.tensor_para_size} does not divide the {size} "
+                    f"{flags}tensor-para-size {sizes.tensor_para_size} does not divide the {size} "
                     f"{what} of {spec.name}"
                 )
-        if split.pipeline_para_size > spec.layer_num:
+        if sizes.pipeline_para_size > spec.layer_num:
             return (
-                f"{flags}pipeline-para-size {split.pipeline_para_size} is more than the "
+                f"{flags}pipeline-para-size {sizes.pipeline_para_size} is more than the "
                 f"{spec.layer_num} layers of {spec.name}"
             )
         return None

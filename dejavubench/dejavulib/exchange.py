@@ -18,7 +18,7 @@ from .geometry import Region, Span
 
 @dataclass(frozen=True)
 class Setup:
-    """Pipeline depth, tensor-parallel degree and microbatch size of one side.
+    """The setup of one side, for one model: pipeline, tensor parallelism and microbatch size.
 
     Attributes:
         layer_cuts: boundaries of the pipeline stages from 0 on; ``(0, 7, 13)`` is two stages.

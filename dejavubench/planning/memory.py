@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 from dejavubench.config.plan import Plan
-from dejavubench.config.points import Point, Split
+from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
 from dejavubench.models.hub.modelspec import ModelSpec, even_cuts
 from dejavubench.models.hub.shard import most_parameters
@@ -117,13 +117,13 @@ def memory(plan: Plan, point: Point) -> Memory:
 # ---- caches ----
 
 
-def worker_geometry(point: Point, split: Split | None = None) -> KVGeometry:
+def worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeometry:
     """Return the cache of one microbatch on the worker that holds most layers.
 
     Args:
-        split: the setup of the worker's side; None for that of the sources.
+        sizes: of the setup of the worker's side; None for that of the sources.
     """
-    held = split or point.sources
+    held = sizes or point.sources
     return KVGeometry(
         -(-point.spec.layer_num // held.pipeline_para_size),  # the first stage has most layers
         held.ubatch_size,
@@ -148,7 +148,7 @@ def arriving_streams(point: Point) -> int:
     return _most_sources(point.spec, sources, sinks) * pieces
 
 
-def _most_sources(spec: ModelSpec, sources: Split, sinks: Split) -> int:
+def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> int:
     """Return the most sources that one sink receives from: they share layers and heads with it."""
     return _most_overlaps(
         spec.layer_num, sources.pipeline_para_size, sinks.pipeline_para_size
@@ -169,8 +169,8 @@ def _most_overlaps(length: int, parts: int, others: int) -> int:
 
 def _sink_model_nbytes(point: Point) -> int:
     """Return what a sink that continues the request has beside its cache: its part of the model."""
-    split = point.sinks or point.sources
-    parameters = most_parameters(point.spec, split.tensor_para_size, split.pipeline_para_size)
+    sizes = point.sinks or point.sources
+    parameters = most_parameters(point.spec, sizes.tensor_para_size, sizes.pipeline_para_size)
     return point.itemsize * parameters + _cpu_working_nbytes(point)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dejavubench.config.points import Point, Split
+from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.exchange import Setup
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
 
 
-def setup_of(point: Point, split: Split) -> Setup:
-    """Return how one side holds the cache."""
-    cuts = point.spec.layer_cuts(split.pipeline_para_size)
-    return Setup(cuts, point.spec.kv_heads, split.tensor_para_size, split.ubatch_size)
+def setup_of(point: Point, sizes: SetupSizes) -> Setup:
+    """Return the setup of one side: its sizes, with the layer cuts and KV heads of the model."""
+    cuts = point.spec.layer_cuts(sizes.pipeline_para_size)
+    return Setup(cuts, point.spec.kv_heads, sizes.tensor_para_size, sizes.ubatch_size)
 
 
 def setups(point: Point) -> tuple[Setup, Setup]:

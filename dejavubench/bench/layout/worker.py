@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.points import Point, Split
+from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
 from dejavubench.dejavulib.kvcache import KVGeometry, Region
@@ -34,18 +34,18 @@ class WorkerView:
         return self.topology.role == "source"
 
     @property
-    def split(self) -> Split:
-        """How this worker's side holds the cache."""
+    def sizes(self) -> SetupSizes:
+        """Sizes of the setup of this worker's side."""
         return self.point.sources if self.is_source else self.point.sinks or self.point.sources
 
     @property
     def ubatches(self) -> int:
         """Number of microbatches that this side has in flight, each with a cache of its own."""
-        return self.point.requests // self.split.ubatch_size
+        return self.point.requests // self.sizes.ubatch_size
 
     @property
     def setup(self) -> Setup:
-        return setup_of(self.point, self.split)
+        return setup_of(self.point, self.sizes)
 
     @property
     def geometry(self) -> KVGeometry:

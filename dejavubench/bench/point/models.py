@@ -36,7 +36,7 @@ class Models:
             give_memory_back()
             self._loaded = (key, load_model(self._context, point))
         model = self._loaded[1]
-        requests = self._context.view(point).split.ubatch_size
+        requests = self._context.view(point).sizes.ubatch_size
         layout = KVLayout(point.kv_layout)
         model.compile(layout, requests, requests * point.input_len, say=self._say)
         return model

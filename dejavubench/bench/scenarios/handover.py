@@ -179,7 +179,7 @@ class SinkModel:
         assert model is not None
         assert workers is not None
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
-        sink_point = replace(view.point, ubatch_size=view.split.ubatch_size)
+        sink_point = replace(view.point, ubatch_size=view.sizes.ubatch_size)
         self._prompts = make_prompts(sink_point, view.ubatches, plan.experiment.seed, plan.prompts)
         steps = steps_of(model, caches, self._prompts, plan.sampling)
         prompts = [each.tokens for each in self._prompts]
