@@ -1,10 +1,13 @@
-"""Waking one thread from another: nothing is lost, whoever is first."""
+"""Waking one thread from another loses nothing, and waits look no more often than they must."""
 
 from __future__ import annotations
 
 import threading
 
-from dejavubench.dejavulib.waiting import Wake
+import pytest
+
+from dejavubench.dejavulib import waiting
+from dejavubench.dejavulib.waiting import EAGER, LAZY, NAP, Naps, Wake
 
 
 def test_what_was_set_before_the_wait_is_not_lost() -> None:
@@ -34,3 +37,47 @@ def test_two_threads_in_turn_with_the_shortest_of_timeouts() -> None:
         assert back.wait(30.0)
     thread.join(30.0)
     assert seen == turns
+
+
+def _looks_and_lateness(
+    naps: Naps, wait_s: float, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, float]:
+    """Return how often a wait of ``wait_s`` looks, and how late it ends, in made-up time."""
+    now, looks = 0.0, 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def came() -> bool:
+        nonlocal looks
+        looks += 1
+        return now >= wait_s
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-6  # looking itself takes a moment
+        return now
+
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting.time, "sleep", sleep)
+        patch.setattr(waiting.time, "monotonic", clock)
+        waiting.wait_asleep(came, "something", naps=naps)
+    return looks, now - wait_s
+
+
+def test_a_wait_that_holds_nobody_up_looks_a_third_as_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eager, _ = _looks_and_lateness(EAGER, 20e-3, monkeypatch)
+    lazy, late = _looks_and_lateness(LAZY, 20e-3, monkeypatch)
+    assert lazy < eager / 3
+    assert late <= LAZY.longest + 10e-6
+
+
+def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for wait_s in (5e-3, 20e-3, 60e-3):
+        _, late = _looks_and_lateness(EAGER, wait_s, monkeypatch)
+        assert late <= max(EAGER.share * wait_s, NAP) + 10e-6

@@ -17,7 +17,7 @@ from .geometry import Region
 from .kvcache import KVCache
 from .levels import LEVELS, Level
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
-from .waiting import wait_asleep
+from .waiting import EAGER, LAZY, wait_asleep
 
 
 class Receive(Protocol):
@@ -171,6 +171,11 @@ class CacheReceiver:
         return self._left == 0
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether the source's model waits until this side has acknowledged a chunk."""
+        return not self._level.overlapped
+
+    @property
     def expected(self) -> str:
         """The chunk that is waited for, in words."""
         total = self._stream.schedule.count(self._level)
@@ -226,5 +231,6 @@ def receive_all(receivers: Iterable[CacheReceiver]) -> None:
         return sum(receiver.poll() for receiver in pending) > 0  # each gets its turn
 
     while pending:
-        wait_asleep(poll, "chunks")
+        naps = EAGER if any(receiver.is_waited_for for receiver in pending) else LAZY
+        wait_asleep(poll, "chunks", naps=naps)
         pending = [receiver for receiver in pending if not receiver.done]

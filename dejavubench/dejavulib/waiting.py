@@ -9,14 +9,34 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from . import progress
 
 NAP = 50e-6
 """Seconds of the first naps between two tests, while the answer may come at once."""
 
-LONGEST_NAP = 500e-6
-"""Naps grow to this, a fiftieth of the time waited so far. A long wait costs a few % of a core."""
+
+@dataclass(frozen=True)
+class Naps:
+    """Seconds between two tests of a long wait.
+
+    Attributes:
+        share: of the time waited so far; a nap lasts that long.
+        longest: seconds.
+    """
+
+    share: float
+    longest: float
+
+
+EAGER = Naps(1 / 50, 500e-6)
+"""For waits that somebody else waits for: they end at most 2 % late."""
+
+LAZY = Naps(1 / 8, 1e-3)
+"""For waits that hold nobody up. Waking costs some 25 µs of CPU time in a virtual machine, so that
+eager naps take an eighth of a core, and the model's own core may share caches with that one.
+"""
 
 SPIN = 20e-6
 """Seconds of testing without sleep before the first nap, for what is just arriving."""
@@ -48,12 +68,15 @@ class DeadlineError(Exception):
     """A wait took longer than it may."""
 
 
-def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = None) -> None:
+def wait_asleep(
+    test: Callable[[], bool], what: str, timeout: float | None = None, naps: Naps = EAGER
+) -> None:
     """Call ``test`` until it is true. Sleep in between, the longer the longer it takes.
 
     Args:
         what: name of the awaited thing, for the message.
         timeout: seconds; None waits for ever.
+        naps: how long the sleeps become.
 
     Raises:
         DeadlineError: ``test`` was not true within ``timeout``.
@@ -67,7 +90,7 @@ def wait_asleep(test: Callable[[], bool], what: str, timeout: float | None = Non
             if timeout is not None and waited > timeout:
                 raise DeadlineError(f"{what}: nothing came within {timeout:g} s")
             if waited > SPIN:
-                time.sleep(min(max(NAP, waited / 50), LONGEST_NAP))
+                time.sleep(min(max(NAP, waited * naps.share), naps.longest))
 
 
 def wait_yielding(test: Callable[[], bool]) -> None:
