@@ -12,6 +12,7 @@ from dejavubench.analysis import health, rawloops
 from dejavubench.analysis.ceilings import ceiling_of
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.destinations import hosts_of
+from dejavubench.analysis.numbertexts import rate
 from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables import runrows
 from dejavubench.analysis.tables.report import report
@@ -38,6 +39,22 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
 def append(folder: Path, rank: int, line: str) -> None:
     with (folder / f"rank-{rank:04d}.jsonl").open("a") as file:
         file.write(line)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (54.296, "54.30"),
+        (1.004, "1.00"),
+        (0.342_6, "0.343"),
+        (0.024_97, "0.0250"),
+        (0.000_012_34, "0.0000123"),
+        (0.0, "0.00"),
+    ],
+)
+def test_a_small_rate_has_three_significant_digits(value: float | None, text: str) -> None:
+    assert rate(value, decimals=2) == text
 
 
 def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:

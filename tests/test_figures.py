@@ -88,7 +88,7 @@ def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Pat
         "Model gpt2 (124.4 M parameters), data type bf16, KV layout hnd, batch 4, prompt 256, new",
         "Error bars: no 95 % intervals, which need 6 rounds; n = 4 rounds.",
         "mpi: same host",
-        "Grey band: ± the farther end of the interval",
+        "Grey band: noise, as far to both sides as the farther end",
     ):
         assert words in caption
     assert "rounds are wide" not in one(write_run(tmp_path / "long", rounds=10)).caption

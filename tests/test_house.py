@@ -30,6 +30,7 @@ TOP_LEVEL_MODULES = 5
 README_LINES = 130
 GUIDE_LINES = 80
 WALK_FILES = 8
+READ_FILES = 13
 WALK_LINES = 2000
 MOST_EXCEPTIONS = 5
 
@@ -67,7 +68,6 @@ WALK = (
     "bench/engine/clock.py",
 )
 """The files that one request passes from the command line to the clock, in order."""
-
 
 # ---- reading the source ----
 
@@ -272,6 +272,13 @@ def walk(root: Path = HERE) -> tuple[list[str], int]:
     return gaps, sum(path.read_text().count("\n") for path in paths)
 
 
+def read_on_the_walk(root: Path = HERE) -> list[str]:
+    """Return the files that the walk in ARCHITECTURE has a reader open, in its order."""
+    page = (root / "docs" / "ARCHITECTURE.md").read_text()
+    table = page.partition("## The walk of one request")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `(\S+\.py)` \|", table, re.MULTILINE)
+
+
 # ---- texts ----
 
 DOCSTRING = re.compile(r"(What|Where)\b")
@@ -405,6 +412,14 @@ def test_the_clock_is_a_short_walk_from_the_command_line() -> None:
     assert not gaps
     assert len(WALK) <= WALK_FILES
     assert lines <= WALK_LINES
+
+
+def test_a_reader_of_the_walk_opens_few_files() -> None:
+    names = read_on_the_walk()
+    assert set(WALK) <= set(names)
+    assert len(names) <= READ_FILES
+    lines = sum((HERE / PACKAGE / name).read_text().count("\n") for name in names)
+    assert lines < WALK_LINES
 
 
 def test_exceptions_are_few_and_still_needed() -> None:

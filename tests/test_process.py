@@ -116,7 +116,9 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     ) == (3500, 11.5, 1.5)
     assert rows[-2]["samples"] == "2"
     assert rows[-1]["statistic"].startswith("median over iterations of rank 1")
-    assert "Only 2 rounds: a 95 % interval needs 6" in result.stderr
+    said = result.stderr.splitlines()
+    assert sum(" · a · " in line for line in said) == 1
+    assert sum(line.startswith("  Only 2 rounds: a 95 % interval needs 6") for line in said) >= 2
 
 
 def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path) -> None:

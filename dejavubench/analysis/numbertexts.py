@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 MINUS = "−"
 
 
 def value_or_dash(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
+
+
+def rate(value: float | None, decimals: int) -> str:
+    """Write a rate with some decimals; a small one has three significant digits."""
+    if value is None:
+        return "–"
+    if 0 < abs(value) < 1:
+        decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
 
 
 def ms(value: float | None) -> str:
@@ -73,7 +84,7 @@ def four_digits(value: float | None) -> str:
     """A rate with about four digits."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return rate(value, 3 if value < 10 else 1 if value < 1000 else 0)
 
 
 def three_digits(value: float) -> str:

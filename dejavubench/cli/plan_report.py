@@ -147,8 +147,9 @@ class Report:
         lines = [
             f"{spec.name}, {point.data_type}, {point.kv_layout}: {spec.layer_num} layers × "
             f"{spec.kv_heads} KV heads of {spec.size_per_head}; "
-            f"{count_text(traffic.requests, 'request')} of {point.input_len} prompt and "
-            f"{point.output_len} new tokens",
+            f"{count_text(traffic.requests, 'request')} of "
+            f"{count_text(point.input_len, 'prompt token')} and "
+            f"{count_text(point.output_len, 'new token')}",
             f"sources: {_setup_text(traffic.source)}",
             f"sinks: {_setup_text(traffic.sink)}",
         ]
@@ -255,7 +256,7 @@ def _share(row: Row) -> list[str]:
 
 def _amounts(rows: Sequence[Row]) -> Cells:
     """Return bytes and extents of rows."""
-    cells = [["prompt", "token", "all", "extents\nprompt", "extents\ntoken"]]
+    cells = [["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "token\nextents"]]
     for row in rows:
         sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
         cells.append([*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])])

@@ -52,7 +52,8 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
     write_to(output, force, write)
     if style == "csv":  # the other formats carry the notes themselves
         for item in reports:
-            for note in item.notes:
-                if notes.PAIRED not in note:  # docs/reference/columns.md says it
-                    click.echo(f"{item.title}: {note}", err=True)
+            # docs/reference/columns.md says how overheads are paired.
+            said = [note for note in item.notes if notes.PAIRED not in note]
+            if said:
+                click.echo("\n".join([f"{item.title}:", *(f"  {note}" for note in said)]), err=True)
     name_left_out(found.bad)

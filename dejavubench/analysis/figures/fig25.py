@@ -118,8 +118,8 @@ class Fig25(Figure):
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         band = (
-            "Grey band: ± the farther end of the interval between the two identical baselines; "
-            "dotted: the first baseline."
+            "Grey band: noise, as far to both sides as the farther end of the interval of none#2. "
+            "An overhead inside it cannot be told from noise. Dotted: the first baseline."
         )
         return [band if captions.has_noise(frame) else ""]
 
@@ -216,7 +216,7 @@ def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None
 
 
 def _noise_band(ax: Axes, part: pd.DataFrame) -> list[float]:
-    """Shade ± the farther end of the noise floor, and write it above the baseline.
+    """Shade the noise floor, as far to both sides as its farther end, and write it there.
 
     Returns:
         The band's reach; empty if there is none.

@@ -291,7 +291,7 @@ def _explain(ax: Axes) -> None:
 
 
 def _noise_band(ax: Axes, part: pd.DataFrame) -> None:
-    """Shade ± the farthest end of all sessions' noise floors."""
+    """Shade the noise floors of all sessions, as far to both sides as their farthest end."""
     known = part[part["noise_floor_low_pct"].notna()]
     if known.empty:
         return

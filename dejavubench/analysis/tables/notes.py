@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.numbertexts import ms, signed_percent
+from dejavubench.analysis.numbertexts import ms, rate, signed_percent
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.textcells import has_alone, noise_of, share_of
 
@@ -59,7 +59,7 @@ def streams_that_hardly_fit(rows: list[Row]) -> list[str]:
         )
         found.append(
             f"{row.point} {row.arm} {fits}. Its stream alone takes {ms(alone)} ms "
-            f"({row.rates.alone_gb_per_s:.2f} GB/s{share}), a request takes {ms(request)} ms."
+            f"({rate(row.rates.alone_gb_per_s, 2)} GB/s{share}), a request takes {ms(request)} ms."
         )
     return found
 

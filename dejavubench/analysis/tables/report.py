@@ -45,6 +45,13 @@ def report(run: Run) -> RunReport:
         *health.notes(run),
         *([f"note: {run.header.note}"] if run.header.note else []),
         *notes.why_rows_are_empty(rows),
+        *notes.noise_notes(rows),
+        *notes.too_few_rounds(rows),
+        *notes.streams_that_hardly_fit(rows),
+        *notes.ceiling_not_measured_everywhere(rows),
+        *(wrong for _, restart in run.of(Restart) for wrong in restart.wrong),
+        notes.how_times_are_made(rows),
+        # Facts of the machine follow the notes that qualify the numbers.
         *machinenotes.ceilings(run),
         *machinenotes.against_raw(run),
         *machinenotes.own_shares(run),
@@ -53,12 +60,6 @@ def report(run: Run) -> RunReport:
         *conditions.notes(run),
         *machinenotes.gpu(run),
         *machinenotes.loopback(run),
-        *notes.streams_that_hardly_fit(rows),
-        *notes.ceiling_not_measured_everywhere(rows),
-        *notes.noise_notes(rows),
-        *notes.too_few_rounds(rows),
-        *(wrong for _, restart in run.of(Restart) for wrong in restart.wrong),
-        notes.how_times_are_made(rows),
     ]
     unset = set() if run.header.destinations else {"destinations"}  # absent in older records
     header = run.header.model_dump(mode="json", exclude=unset)

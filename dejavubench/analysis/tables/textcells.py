@@ -11,6 +11,7 @@ from dejavubench.analysis.numbertexts import (
     interval_of,
     ms,
     nbytes,
+    rate,
     value_or_dash,
     with_interval,
 )
@@ -96,7 +97,7 @@ def has_alone(row: Row) -> bool:
 
 
 def _alone(row: Row) -> str:
-    return value_or_dash(row.rates.alone_gb_per_s if has_alone(row) else None, ".2f")
+    return rate(row.rates.alone_gb_per_s if has_alone(row) else None, 2)
 
 
 def share_of(row: Row) -> str:
@@ -190,11 +191,7 @@ REST_CELLS = (
         _token_overhead,
     ),
     Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
-    Cell(
-        "GB/s over total",
-        ("total_gb_per_s",),
-        lambda row: value_or_dash(row.rates.total_gb_per_s, ".3f"),
-    ),
+    Cell("GB/s over total", ("total_gb_per_s",), lambda row: rate(row.rates.total_gb_per_s, 3)),
     Cell("hidden %", ("hidden_pct",), _hidden),
     Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _cpu),
 )
