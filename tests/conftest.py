@@ -13,6 +13,9 @@ from helpers.fake_gpu import H200
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process. Beside a busy core two would wait for each other."""
 
+os.environ["COLUMNS"] = "160"
+"""Most tests read a table in one piece; those of the layout set their own width."""
+
 os.environ.setdefault(
     "DEJAVUBENCH_KERNEL_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "kernels")
 )

@@ -26,7 +26,7 @@ LINK = args("--link 1GB/s --latency 5us")
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (*LAUNCHED, "COLUMNS"):
+    for variable in LAUNCHED:
         monkeypatch.delenv(variable, raising=False)
 
 

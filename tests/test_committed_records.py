@@ -10,7 +10,7 @@ import pytest
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.findruns import find
 from dejavubench.analysis.tables import runrows
-from helpers.golden_texts import MACHINES, golden, made
+from helpers.golden_texts import MACHINES, golden, lost, made
 
 RESULTS = Path(__file__).parent.parent / "results"
 COLUMNS = [
@@ -53,4 +53,16 @@ def test_tables_and_figures_data_are_those_of_the_earlier_program(machine: str) 
     before, now = golden(machine), made(machine)
     assert list(now) == list(before)
     for name, text in before.items():
-        assert now[name] == text, name
+        assert lost(name, text, now[name]) is None, name
+
+
+def test_a_changed_number_or_cell_is_found() -> None:
+    assert lost("a.csv", "x,y\n1,2\n", "x,new,y\n1,0,2\n") is None
+    assert lost("a.csv", "x,y\n1,2\n", "x,y\n1,3\n") == "/0/y: '2' is now '3'"
+    assert lost("a.csv", "x\n1\n2\n", "x\n1\n") is not None
+    assert lost("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"x": 1, "y": 2}]}') is None
+    assert lost("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"y": 1}]}') is not None
+    old = '[[[[["none", "1"], ["mpi@3", "2"]]]]]'
+    assert lost("cells.json", old, '[[[[["p", "none", "1"], ["p", "mpi@3", "2"]]], []]]') is None
+    assert lost("cells.json", old, '[[[[["none", "1"], ["mpi@3", "3"]]]]]') is not None
+    assert lost("cells.json", old, '[[[[["none", "1"]], [["mpi@3", "2"]]]]]') is not None

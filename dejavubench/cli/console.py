@@ -10,17 +10,17 @@ from rich.console import Console
 NARROWEST = 20
 """Fewest columns in which a table can be read."""
 
-WIDE = 160
-"""Columns without a terminal: ranks under mpirun, and pipes."""
+UNKNOWN = 80
+"""Columns without a terminal: ranks under mpirun, whose terminal is not known, and pipes."""
 
 
 def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
     """Return a console on stdout, stderr or ``file``.
 
-    It is as wide as the terminal, or ``COLUMNS``, or :data:`WIDE`.
+    It is as wide as the terminal, or ``COLUMNS``, or :data:`UNKNOWN`.
     """
     made = Console(stderr=stderr, file=file, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = WIDE
+        made.width = UNKNOWN
     made.width = max(made.width, NARROWEST)
     return made

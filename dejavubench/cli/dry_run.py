@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from dejavubench.analysis.tables import layout
+from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
 from dejavubench.cli import conditions
-from dejavubench.cli.console import console as console_on_stdout
+from dejavubench.cli.console import console
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.errors import UsageError
@@ -24,18 +22,26 @@ from dejavubench.units import count_text, nbytes_text, seconds_text
 
 def describe(plan: Plan) -> None:
     """Print the points of ``plan`` to stdout; start nothing."""
-    out = console_on_stdout()
+    screen = console()
     host = fit.HostResources.here(plan)
     rates = duration.probe() if plan.experiment.device == "cpu" else None
     skipped = fit.reasons(plan, host)
-    for line in _heading(plan, host):
-        out.print(line, markup=False)
-    out.print()
-    for table in _tables(out, plan, host, skipped, rates):
-        out.print(table)
-        out.print()
-    for line in (*_skipped(plan, skipped), *_notes(plan, host), *_duration(plan, skipped, rates)):
-        out.print(line, markup=False)
+    below = (*_skipped(plan, skipped), *_notes(plan, host), *_duration(plan, skipped, rates))
+    indent = " " * len("Memory   ")
+    layout.show(
+        [
+            *_lines(_heading(plan, host), screen.width, indent),
+            TextLine(""),
+            *layout.lines(_table(plan, host, skipped, rates), screen.width),
+            TextLine(""),
+            *_lines(below, screen.width, "  "),
+        ],
+        screen,
+    )
+
+
+def _lines(texts: Iterable[str], width: int, indent: str) -> list[TextLine]:
+    return [TextLine(line) for text in texts for line in wrapped(text, width, indent)]
 
 
 def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
@@ -84,52 +90,31 @@ def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> li
         return ["No point can run here."]
     if rates is None:
         return ["The time on a GPU is not estimated."]
+    cores = count_text(len(os.sched_getaffinity(0)), "core")
     total = seconds_text(sum(duration.point_seconds(plan, point, rates) for point in running))
     return [
         f"About {total} in all, plus loading, verification and ceilings. Estimated from rates "
-        "measured just now",
-        f"in 0.1 s: {rates.matmul / 1e9:.0f} GFLOP/s in fp32 and {rates.read / 1e9:.1f} GB/s read, "
-        f"on one of {count_text(len(os.sched_getaffinity(0)), 'core')}.",
+        f"measured just now in 0.1 s: {rates.matmul / 1e9:.0f} GFLOP/s in fp32 and "
+        f"{rates.read / 1e9:.1f} GB/s read, on one of {cores}.",
     ]
 
 
 # ---- the table ----
 
-SIZES = ("model", "type", "layout", "ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
-NAMES = frozenset({"point", "model", "type", "layout"})
+NAMES = ("point", "model", "type", "layout")
+SIZES = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
 
 
-def _tables(
-    out: Console,
-    plan: Plan,
-    host: fit.HostResources,
-    skipped: Mapping[str, str],
-    rates: Rates | None,
-) -> list[Table]:
-    """Return sizes and needs of the points: side by side, or as two tables if that is too wide."""
-    sizes = [("point", *SIZES), *(_sizes(point) for point in plan.points)]
-    needs = [
-        _headings(plan),
-        *(_needs(plan, point, host, point.id in skipped, rates) for point in plan.points),
+def _table(
+    plan: Plan, host: fit.HostResources, skipped: Mapping[str, str], rates: Rates | None
+) -> Block:
+    """Return sizes and needs of the points."""
+    rows = [
+        [*_sizes(point), *_needs(plan, point, host, point.id in skipped, rates)]
+        for point in plan.points
     ]
-    wide = _table([[*size, *need] for size, need in zip(sizes, needs, strict=True)])
-    unbounded = out.options.update(max_width=1000)
-    if out.measure(wide, options=unbounded).maximum <= out.width:
-        return [wide]
-    return [
-        _table(sizes),
-        _table([[size[0], *need] for size, need in zip(sizes, needs, strict=True)]),
-    ]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table; the first row has the headings."""
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    for heading in rows[0]:
-        table.add_column(heading, justify="left" if heading in NAMES else "right", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
+    sizes = [*NAMES, *SIZES]
+    return Block("", [*sizes, *_headings(plan)], len(NAMES), [rows], breaks=(len(sizes),))
 
 
 def _sizes(point: Point) -> tuple[str, ...]:

@@ -11,21 +11,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.numbertexts import counted, ms, nbytes
+from dejavubench.analysis.tables import layout
+from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
 from dejavubench.dejavulib.exchange import RegionPair, Setup
 from dejavubench.dejavulib.kvcache import Region, Span
 from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
 from dejavubench.units import count_text
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 Row = dict[str, Any]
-Cells = list[list[str]]
-"""A table as text; its first row has the headings."""
 
 PLACE = "(stage,\ntensor)"
 PHASES = ("prompt", "token", "total")
@@ -175,29 +172,32 @@ class Report:
         prompt, token, whole = (ms(1e3 * seconds) for seconds in self._bounds)
         return f"{text}; lower bounds: prompt {prompt} ms, token {token} ms, all {whole} ms"
 
-    def tables(self, narrow: bool = False) -> list[Cells]:
-        """Return the table of pairs, then that of workers.
+    def tables(self) -> list[Block]:
+        """Return the table of pairs, then that of workers."""
+        ends = [f"source\n{PLACE}", f"sink\n{PLACE}"]
+        shares = ["layers", "heads", "requests", "microbatches", "region\npairs"]
+        pairs = [[_place(row, "source_"), _place(row, "sink_"), *_share(row)] for row in self.pairs]
+        worker, counts = f"worker\n{PLACE}", ["peers", "region\npairs"]
+        workers = [
+            [f"{row['role']} {_place(row)}", str(row["peers"]), counted(row["transfers"])]
+            for row in self.workers
+        ]
+        return [
+            self._table([*ends, *shares], 2, pairs, self.pairs),
+            self._table([worker, *counts], 1, workers, self.workers),
+        ]
 
-        Args:
-            narrow: give shares, bytes and times tables of their own instead of one wide table.
-        """
-        ends = [[f"source\n{PLACE}", f"sink\n{PLACE}"]]
-        ends += [[_place(row, "source_"), _place(row, "sink_")] for row in self.pairs]
-        shares = [
-            ["layers", "heads", "requests", "microbatches", "region\npairs"],
-            *map(_share, self.pairs),
-        ]
-        names = [[f"worker\n{PLACE}"], *([f"{row['role']} {_place(row)}"] for row in self.workers)]
-        counts = [
-            ["peers", "region\npairs"],
-            *([str(row["peers"]), counted(row["transfers"])] for row in self.workers),
-        ]
-        tables = []
-        for labels, what, rows in ((ends, shares, self.pairs), (names, counts, self.workers)):
-            parts = [what, _amounts(rows), *([_times(rows)] if self.link else [])]
-            joined = [[part] for part in parts] if narrow else [parts]
-            tables += [_side_by_side(labels, *each) for each in joined]
-        return tables
+    def _table(
+        self, headings: list[str], leading: int, cells: list[list[str]], rows: Sequence[Row]
+    ) -> Block:
+        """Put amounts and, with a link, least times beside what names a row."""
+        amounts = len(headings), len(headings) + len(_AMOUNTS)
+        headings = [*headings, *_AMOUNTS, *(_TIMES if self.link else ())]
+        return Block("", headings, leading, [self._cells(cells, rows)], breaks=amounts)
+
+    def _cells(self, names: Sequence[list[str]], rows: Sequence[Row]) -> list[list[str]]:
+        times = _times if self.link else lambda row: []
+        return [[*name, *_amounts(row), *times(row)] for name, row in zip(names, rows, strict=True)]
 
 
 def _worker(setup: Setup, worker: int) -> Row:
@@ -254,24 +254,19 @@ def _share(row: Row) -> list[str]:
     return [*map(inclusive, ("layer", "head", "request")), microbatches, counted(row["transfers"])]
 
 
-def _amounts(rows: Sequence[Row]) -> Cells:
-    """Return bytes and extents of rows."""
-    cells = [["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "token\nextents"]]
-    for row in rows:
-        sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
-        cells.append([*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])])
-    return cells
+_AMOUNTS = ["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "token\nextents"]
+_TIMES = ["prompt\nms", "token\nms", "all\nms"]
 
 
-def _times(rows: Sequence[Row]) -> Cells:
-    """Return the least times of rows over a link."""
-    headings = ["prompt\nms", "token\nms", "all\nms"]
-    return [headings, *([ms(row[f"{phase}_ms"]) for phase in PHASES] for row in rows)]
+def _amounts(row: Row) -> list[str]:
+    """Return bytes and extents of a row."""
+    sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
+    return [*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])]
 
 
-def _side_by_side(*tables: Cells) -> Cells:
-    """Join tables with equal numbers of rows side by side."""
-    return [[cell for part in row for cell in part] for row in zip(*tables, strict=True)]
+def _times(row: Row) -> list[str]:
+    """Return the least times of a row over a link."""
+    return [ms(row[f"{phase}_ms"]) for phase in PHASES]
 
 
 def _span_text(span: Span) -> str:
@@ -302,33 +297,17 @@ def _print(report: Report, out: IO[str]) -> None:
     from dejavubench.cli.console import console
 
     screen = console(file=out)
-    for line in report.heading:
-        screen.print(line)
-    screen.print()
-    wide = screen.measure(
-        _rich_table(report.tables()[0]), options=screen.options.update(max_width=1000)
-    ).maximum
-    for table in report.tables(narrow=wide > screen.width):
-        screen.print(_rich_table(table))
-        screen.print()
-    screen.print(report.summary)
-
-
-def _rich_table(rows: Cells) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    for heading in rows[0]:
-        table.add_column(heading, justify="left" if "stage" in heading else "right")
-    for cells in rows[1:]:
-        table.add_row(*cells)
-    return table
+    text = [each for line in report.heading for each in wrapped(line, screen.width, indent="  ")]
+    found = [*map(TextLine, text), TextLine("")]
+    for table in report.tables():
+        found += [*layout.lines(table, screen.width), TextLine("")]
+    found += map(TextLine, wrapped(report.summary, screen.width, indent="  "))
+    layout.show(found, screen)
 
 
 def _markdown(report: Report) -> str:
     lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
-    for headings, *rows in report.tables():
-        left = sum("stage" in heading for heading in headings)
-        lines += ["", *markdown.table(headings, rows, left)]
+    for block in report.tables():
+        rows = [cells for group in block.groups for cells in group]
+        lines += ["", *markdown.table(block.columns, rows, block.leading)]
     return "\n".join([*lines, "", report.summary]) + "\n"

@@ -101,7 +101,7 @@ def _print_summary(folder: Path) -> None:
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    console(stderr=True).print(summary(read_run(folder)))
+    summary(read_run(folder), console(stderr=True))
 
 
 def _describe(read: Callable[[], Plan]) -> None:

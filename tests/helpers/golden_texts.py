@@ -1,22 +1,26 @@
 """Texts that are made of the records under ``results/``, now and by an earlier program.
 
-``python tests/helpers/golden_texts.py`` writes the earlier ones anew. Run it only where a number, a
-column or a cell is meant to change.
+A later program may add tables, columns and keys, but it changes none: :func:`lost` tells. So the
+texts are written anew, by ``python tests/helpers/golden_texts.py``, only where a number or a cell
+is meant to change.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import lzma
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.findruns import find
 from dejavubench.analysis.tables import formats
+from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.report import RunReport, log_report, report
-from dejavubench.analysis.tables.textcells import Block
 from dejavubench.records.textlog import TextLogError
 
 TESTS = Path(__file__).parent.parent
@@ -42,6 +46,45 @@ def made(machine: str) -> dict[str, str]:
     for drawing in drawings(runs)[0]:
         texts[f"{drawing.name}.csv"] = drawing.frame.to_csv(index=False)
     return texts
+
+
+def lost(name: str, before: str, now: str) -> str | None:
+    """Return what the earlier text has and the later one lacks; None if it has everything."""
+    if name == "cells.json":
+        old_cells, new_cells = json.loads(before), json.loads(now)
+        pairs = zip(old_cells, new_cells, strict=True)
+        return next((str(old)[:500] for old, new in pairs if not _within(old, new, _table)), None)
+    if name.endswith(".csv"):
+        old_rows, new_rows = (list(csv.DictReader(io.StringIO(text))) for text in (before, now))
+        return _missing(old_rows, new_rows)
+    return _missing(json.loads(before), json.loads(now))
+
+
+def _missing(old: Any, new: Any, where: str = "") -> str | None:
+    """Return the first value of ``old`` that ``new`` has not; it may have more keys."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(key, value, new.get(key, "nothing")) for key, value in old.items()]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(number, *pair) for number, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new else f"{where}: {old!r} is now {new!r}"
+    found = (_missing(each, other, f"{where}/{key}") for key, each, other in pairs)
+    return next((each for each in found if each is not None), None)
+
+
+def _within(old: Sequence[Any], new: Sequence[Any], same: Any) -> bool:
+    """Return whether all of ``old`` is in ``new``, in the same order."""
+    left = iter(new)
+    return all(any(same(each, other) for other in left) for each in old)
+
+
+def _table(old: list[list[list[str]]], new: list[list[list[str]]]) -> bool:
+    """Return whether a table holds an earlier one: the same rows, with all of their cells."""
+    return [len(group) for group in old] == [len(group) for group in new] and all(
+        _within(row, other, str.__eq__)
+        for group, others in zip(old, new, strict=True)
+        for row, other in zip(group, others, strict=True)
+    )
 
 
 def _log_reports(paths: list[Path]) -> list[RunReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,21 @@ from typing import Any
 from dejavubench.analysis import health, machine
 from dejavubench.analysis.averages import DROPPED
 from dejavubench.analysis.tables import conditions, machinenotes, notes, runrows
+from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.logrows import log_rows
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.textcells import (
     SPREAD_CELLS,
     STATISTIC_CELL,
     TIME_CELLS,
-    Block,
     block,
     blocks,
 )
 from dejavubench.records import Restart, Run
 from dejavubench.records.textlog import read_log
+
+MORE_BLOCKS: tuple[Callable[[Run, list[Row]], list[Block]], ...] = ()
+"""Makers of the tables that follow those of :mod:`.textcells`, in order, each in its own file."""
 
 
 @dataclass
@@ -64,7 +68,8 @@ def report(run: Run) -> RunReport:
     unset = set() if run.header.destinations else {"destinations"}  # absent in older records
     header = run.header.model_dump(mode="json", exclude=unset)
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
-    return RunReport(title, rows, blocks(rows), found, {"path": str(run.path), **header})
+    shown = [*blocks(rows), *(each for make in MORE_BLOCKS for each in make(run, rows))]
+    return RunReport(title, rows, shown, found, {"path": str(run.path), **header})
 
 
 def log_report(path: Path) -> RunReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dejavubench.analysis.numbertexts import (
     counted,
@@ -15,6 +15,7 @@ from dejavubench.analysis.numbertexts import (
     value_or_dash,
     with_interval,
 )
+from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.rows import POINT_COLUMNS, Row
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 
@@ -31,21 +32,6 @@ SIZE_HEADINGS = {
     "handed_over": "tokens before hand-over",
 }
 """Headings of the sizes of a point, in tables and captions."""
-
-
-@dataclass
-class Block:
-    """A table as text.
-
-    Attributes:
-        leading: number of columns at the left that name the rows.
-        groups: rows of cells, one group for each point.
-    """
-
-    title: str
-    columns: list[str]
-    leading: int
-    groups: list[list[list[str]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -143,6 +129,7 @@ def _size(name: str) -> Cell:
 
 
 SIZE_CELLS = {name: _size(name) for name in POINT_COLUMNS}
+POINT_CELL = Cell("point", ("point",), lambda row: row.point or "–")
 ARM_CELL = Cell("arm", ("arm",), lambda row: row.arm)
 STATISTIC_CELL = Cell("statistic", ("statistic",), lambda row: str(row.cpu.statistic))
 TIME_CELLS = (
@@ -247,7 +234,7 @@ TITLES = {
     "model": "the model against the machine",
 }
 SHOWN: dict[str, tuple[Cell, ...]] = {
-    "every table": (*SIZE_CELLS.values(), ARM_CELL),
+    "every table": (POINT_CELL, *SIZE_CELLS.values(), ARM_CELL),
     "times": TIME_CELLS + OVERHEAD_CELLS + SPREAD_CELLS,
     "text logs": (STATISTIC_CELL,),
     "restart": RESTART_CELLS,
@@ -264,14 +251,8 @@ SHOWN: dict[str, tuple[Cell, ...]] = {
 
 
 def blocks(rows: list[Row]) -> list[Block]:
-    """Return the tables of one run."""
-    sizes = {name: [getattr(row.sizes, name) for row in rows] for name in POINT_COLUMNS}
-    varying = [SIZE_CELLS[name] for name, values in sizes.items() if len(set(values)) > 1]
-    common = ", ".join(
-        f"{SIZE_HEADINGS[name]} {values[0]}"
-        for name, values in sizes.items()
-        if values and values[0] and len(set(values)) == 1
-    )
+    """Return the tables of one run that are made from its rows alone."""
+    varying, common = varying_cells(rows), common_sizes(rows)
     if restarted := [row for row in rows if row.resumed.resumed_run]:
         return [block(common, restarted, varying, RESTART_CELLS)]
     against = _model_blocks(rows, varying)
@@ -281,6 +262,23 @@ def blocks(rows: list[Row]) -> list[Block]:
     overheads = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
     times = block(common, rows, varying, TIME_CELLS + overheads)
     return [times, *_stream_blocks(rows, varying), *against]
+
+
+def varying_cells(rows: list[Row]) -> list[Cell]:
+    """Return the cells that tell a run's points apart: id and sizes; none if there is one point."""
+    several = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
+    sizes = {name: {getattr(row.sizes, name) for row in rows} for name in POINT_COLUMNS}
+    return [*several, *(SIZE_CELLS[name] for name, values in sizes.items() if len(values) > 1)]
+
+
+def common_sizes(rows: list[Row]) -> str:
+    """Return in words the sizes that all points of a run have in common."""
+    sizes = {name: {getattr(row.sizes, name) for row in rows} for name in POINT_COLUMNS}
+    return ", ".join(
+        f"{SIZE_HEADINGS[name]} {value}"
+        for name, values in sizes.items()
+        if len(values) == 1 and (value := next(iter(values)))
+    )
 
 
 def _stream_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
@@ -307,7 +305,11 @@ def _model_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
 
 
 def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]) -> Block:
-    """Make a table of rows, led by what varies and by the arm's name."""
+    """Make a table of rows, led by what varies and by the arm's name.
+
+    Args:
+        varying: from :func:`varying_cells`, of all rows of the run.
+    """
     leading = [*varying, ARM_CELL]
     made = Block(title, [cell.heading for cell in (*leading, *cells)], len(leading))
     last: object = None

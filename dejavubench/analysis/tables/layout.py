@@ -1,0 +1,242 @@
+"""Tables as lines of text that fit a width and break no word.
+
+A table that is too wide goes on below itself by whole columns. Each part repeats the columns that
+tell its rows apart. Headings take two lines where that saves a part. A cell is wrapped between
+words, and only if it alone is wider than a part. A word that is wider than the whole width is left
+as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GAP = "  "
+"""Stands between two columns."""
+
+KEYS_SHARE = 0.6
+"""Share of the width that the columns which name rows may take; wider cells are wrapped."""
+
+HEADING_LINES = 2
+"""Lines of a wrapped heading."""
+
+
+@dataclass
+class Block:
+    """A table as text.
+
+    Attributes:
+        leading: number of columns at the left that name the rows; they are aligned left.
+        groups: rows of cells, one group for each point.
+        breaks: numbers of columns that begin another part, if there must be several.
+    """
+
+    title: str
+    columns: list[str]
+    leading: int
+    groups: list[list[list[str]]] = field(default_factory=list)
+    breaks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextLine:
+    """A line of text.
+
+    Attributes:
+        style: of rich, such as ``bold``; it shows on a terminal only.
+    """
+
+    text: str
+    style: str = ""
+
+
+def show(lines: Iterable[TextLine], screen: Console) -> None:
+    """Print lines on a rich console, neither cropped nor broken."""
+    from rich.text import Text
+
+    for line in lines:
+        screen.print(Text(line.text, style=line.style), soft_wrap=True)
+
+
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Break a text between words. A longer word, such as a path, gets a line of its own.
+
+    Args:
+        indent: begins every line but the first.
+    """
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for gap, word in _words(paragraph):
+            if line.strip() and len(line) + len(gap) + len(word) > width:
+                lines.append(line)
+                line = indent + word
+            else:
+                line += gap + word
+        lines.append(line)
+    return lines
+
+
+def lines(block: Block, width: int) -> list[TextLine]:
+    """Return a table's title and its parts, with a blank line between two parts."""
+    columns = [_Column(block, number) for number in range(len(block.columns))]
+    found = (
+        [TextLine(text, "italic") for text in wrapped(block.title, width)] if block.title else []
+    )
+    for number, part in enumerate(_parts(block, columns, width)):
+        found += [TextLine("")] if number else []
+        found += _part_lines(block, [columns[each] for each in part])
+    return found
+
+
+def _words(text: str) -> list[tuple[str, str]]:
+    """Return each word with the blanks before it. ``[ ]`` is one word, a number with its %, too."""
+    return re.findall(r"(\s*)(\[ \]|\S+(?: %)?)", text)
+
+
+class _Column:
+    """A column of a block, in lines of text.
+
+    Attributes:
+        heading: its lines.
+        cells: the lines of each cell, row by row.
+    """
+
+    def __init__(self, block: Block, number: int) -> None:
+        self.left = number < block.leading
+        self.text = block.columns[number]
+        self.heading = self.text.split("\n")
+        self.cells = [row[number].split("\n") for group in block.groups for row in group]
+
+    @property
+    def width(self) -> int:
+        return max(self._cells_width, *map(len, self.heading))
+
+    @property
+    def _cells_width(self) -> int:
+        return max((len(line) for cell in self.cells for line in cell), default=0)
+
+    def fold_heading(self) -> None:
+        """Give the heading two lines, as narrow as they can be, if the cells are narrower."""
+        if len(self.heading) > 1:  # its lines were given
+            return
+        narrowest = max(self._cells_width, *(len(word) for _, word in _words(self.text)), 1)
+        for width in range(narrowest, len(self.text)):
+            folded = wrapped(self.text, width)
+            if len(folded) <= HEADING_LINES:
+                self.heading = folded
+                return
+
+    def shrink(self, width: int) -> None:
+        """Wrap cells and heading between words."""
+        if self.width > width:
+            self.heading = [each for line in self.heading for each in wrapped(line, width)]
+            self.cells = [
+                [each for line in cell for each in wrapped(line, width)] for cell in self.cells
+            ]
+
+
+# ---- which columns stand side by side ----
+
+
+def _parts(block: Block, columns: Sequence[_Column], width: int) -> list[list[int]]:
+    """Return the numbers of the columns of each part."""
+    if _width(columns) <= width:
+        return [list(range(len(columns)))]
+    for column in columns:
+        column.fold_heading()
+    if _width(columns) <= width:
+        return [list(range(len(columns)))]
+    keys = _keys(block)
+    _shrink_keys([columns[number] for number in keys], width)
+    room = width - _width([columns[number] for number in keys]) - len(GAP)
+    for number, column in enumerate(columns):
+        if number not in keys:
+            column.shrink(room)
+    by_keys = _partition(columns, keys, block.breaks, width)
+    leading = list(range(block.leading))
+    widest = max((each.width for each in columns[block.leading :]), default=0)
+    if _width(columns[: block.leading]) + len(GAP) + widest > width:
+        return by_keys
+    by_leading = _partition(columns, leading, block.breaks, width)
+    return by_leading if len(by_leading) <= len(by_keys) else by_keys
+
+
+def _keys(block: Block) -> list[int]:
+    """Return the fewest leading columns that tell the rows apart, the first one if possible."""
+    keys = list(range(block.leading))
+    rows = [row for group in block.groups for row in group]
+
+    def told_apart(by: Sequence[int]) -> int:
+        return len({tuple(row[number] for number in by) for row in rows})
+
+    for number in [*range(1, block.leading), 0]:
+        others = [each for each in keys if each != number]
+        if others and told_apart(others) == told_apart(keys):
+            keys = others
+    return keys
+
+
+def _shrink_keys(keys: Sequence[_Column], width: int) -> None:
+    """Wrap the widest of the columns that every part repeats, if they leave too little room."""
+    excess = _width(keys) - int(KEYS_SHARE * width)
+    if excess > 0:
+        widest = max(keys, key=lambda column: column.width)
+        widest.shrink(max(1, widest.width - excess))
+
+
+def _partition(
+    columns: Sequence[_Column], repeated: list[int], breaks: Sequence[int], width: int
+) -> list[list[int]]:
+    parts = [list(repeated)]
+    for number in range(len(columns)):
+        if number in repeated:
+            continue
+        wider = sorted([*parts[-1], number])
+        full = number in breaks or _width([columns[each] for each in wider]) > width
+        if full and len(parts[-1]) > len(repeated):
+            wider = sorted([*repeated, number])
+            parts.append(wider)
+        parts[-1] = wider
+    return parts
+
+
+def _width(columns: Sequence[_Column]) -> int:
+    return sum(column.width for column in columns) + len(GAP) * (len(columns) - 1)
+
+
+# ---- one part ----
+
+
+def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
+    height = max(len(column.heading) for column in columns)
+    heading = [[""] * (height - len(column.heading)) + column.heading for column in columns]
+    found = [TextLine(text, "bold") for text in _beside(columns, heading)]
+    found.append(TextLine("─" * _width(columns)))
+    row = 0
+    for number, group in enumerate(block.groups):
+        if number and len(group) > 1:
+            found.append(TextLine(""))
+        for cells in group:
+            style = "red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else ""
+            texts = _beside(columns, [column.cells[row] for column in columns])
+            found += [TextLine(text, style) for text in texts]
+            row += 1
+    return found
+
+
+def _beside(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of cells that stand side by side."""
+    found = []
+    for number in range(max(map(len, cells))):
+        texts = []
+        for column, cell in zip(columns, cells, strict=True):
+            text = cell[number] if number < len(cell) else ""
+            texts.append(text.ljust(column.width) if column.left else text.rjust(column.width))
+        found.append(GAP.join(texts).rstrip())
+    return found
