@@ -387,7 +387,7 @@ def check(logits: dict[str, np.ndarray], allowed: float) -> dict[str, list[float
             said = ", ".join(f"{difference:.3g}" for difference in far[name])
             raise click.ClickException(
                 f"{name} does not compute what {OURS} does: logits differ by up to {said} of their "
-                f"standard deviation after the prompt and the next tokens; rounding explains "
+                f"standard deviation, after the prompt and the next tokens. Rounding explains "
                 f"{allowed}"
             )
     return far

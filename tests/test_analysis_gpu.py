@@ -36,8 +36,8 @@ LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
 def gpu_run(
     folder: Path, *args: Any, uuids: tuple[str, str] = ("aaaa", "bbbb"), **changes: Any
 ) -> Run:
-    infos = [on_gpu(uuids[0]), on_gpu(uuids[1])]
-    written = write_run(folder, *args, infos=infos, **{"environment": GPU_ENVIRONMENT} | changes)
+    changes = {"environment": GPU_ENVIRONMENT, "infos": list(map(on_gpu, uuids)), **changes}
+    written = write_run(folder, *args, **changes)
     with (written / "rank-0000.jsonl").open("a") as file:
         file.write(
             to_line(

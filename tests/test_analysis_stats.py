@@ -52,7 +52,7 @@ def test_one_sample_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")]])
-def test_what_is_no_sample_is_refused(samples: list[float]) -> None:
+def test_an_estimate_of_nothing_or_of_nan_and_infinity_is_refused(samples: list[float]) -> None:
     with pytest.raises(ValueError, match="sample"):
         estimate(samples)
 

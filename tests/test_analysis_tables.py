@@ -73,7 +73,7 @@ def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:
     )
 
 
-def test_what_streaming_did_is_summed_and_rated(tmp_path: Path) -> None:
+def test_bytes_copies_stall_and_rates_of_streaming_are_added_up(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm("mpi"), arm("disk"), arm("host")]
     rows = rows_of(write_run(tmp_path / "r", arms, noise=0.0))
     mpi = rows["mpi@3"]
@@ -192,7 +192,7 @@ def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
 def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
 
-    def measured(value: float, unit: str = "GB/s", **where: str) -> str:
+    def measured(value: float, unit: str = "GB/s", **where: Any) -> str:
         return to_line(
             Ceiling(
                 name="mpi-windowed", unit=unit, value=value, samples=[value], shape="1 MiB", **where

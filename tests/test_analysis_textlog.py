@@ -87,7 +87,7 @@ def test_scripts_without_a_log_say_how_they_are_used(script: str) -> None:
     assert (done.returncode, done.stderr) == (2, f"usage: {script} LOG\n")
 
 
-def test_what_is_too_short_is_said(tmp_path: Path) -> None:
+def test_a_log_that_is_too_short_names_the_lines_it_lacks(tmp_path: Path) -> None:
     two = original_log(tmp_path / "two", iterations=2)
     with pytest.raises(TextLogError, match=r"too short: 2 TOTAL lines of RANK 0, .* at least 3"):
         total_average(read_log(two))

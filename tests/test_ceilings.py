@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,7 @@ class FakeDevice:
             "pcie-destination": "GB/s",
         }
         units |= {"memory-read": "GB/s", "run-copy": "us"}
-        return [
-            Probe(name, unit, lambda name=name: self._run(name)) for name, unit in units.items()
-        ]  # type: ignore[misc]
+        return [Probe(name, unit, partial(self._run, name)) for name, unit in units.items()]
 
     def _run(self, name: str) -> list[Sample]:
         self.ran.append(name)
@@ -209,7 +208,11 @@ def test_of_several_probes_of_one_name_the_first_runs() -> None:
     ran: list[str] = []
 
     def probe(name: str, of: str, durability: str | None = None) -> Probe:
-        return Probe(name, "GB/s", lambda: [(1.0, ran.append(of) or of)], durability)
+        def run() -> list[Sample]:
+            ran.append(of)
+            return [(1.0, of)]
+
+        return Probe(name, "GB/s", run, durability)
 
     ceilings = Ceilings(
         [probe("link", "a"), probe("link", "b"), probe("disk", "c", "x"), probe("disk", "d", "y")]

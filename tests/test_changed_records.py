@@ -47,7 +47,7 @@ def test_copies_of_rank_files_are_left_out_and_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rank-0001.jsonl", "run.json"])
 @pytest.mark.parametrize("kind", ["folder", "loop", "pipe"])
-def test_what_is_no_regular_file_is_refused(folder: Path, name: str, kind: str) -> None:
+def test_a_record_that_is_no_regular_file_is_refused(folder: Path, name: str, kind: str) -> None:
     (folder / name).unlink()
     if kind == "folder":
         (folder / name).mkdir()
@@ -78,7 +78,7 @@ def test_a_note_of_who_stopped_first_may_be_anything(folder: Path) -> None:
         header(lambda top: top["points"][0].update(kv_layout="ft")),
     ],
 )
-def test_what_was_changed_since_the_run_is_noted(tmp_path: Path, edit: Edit) -> None:
+def test_a_record_that_was_changed_after_the_run_is_noted(tmp_path: Path, edit: Edit) -> None:
     folder = write_run(tmp_path / "r", ARMS, rounds=4, figure="fig25")
     assert "CHANGED" not in call(folder).stdout
     edit(folder)
@@ -110,7 +110,7 @@ def test_other_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) ->
         ),
     ],
 )
-def test_what_may_be_so_but_is_odd_is_noted(folder: Path, edit: Edit, words: str) -> None:
+def test_odd_but_possible_records_are_noted(folder: Path, edit: Edit, words: str) -> None:
     assert words not in " ".join(call(folder).stdout.split())
     edit(folder)
     assert words in " ".join(call(folder).stdout.split())

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_a_folder_gives_the_model_that_was_saved(
     assert model.parameters == model.spec.parameters == sum(p.numel() for p in theirs.parameters())
     seen, steps = prompts(), 32
     cache = KVCache.allocate(
-        model.kv_geometry(*seen.shape[:1], seen.shape[1] + steps, layout), torch.float32
+        model.kv_geometry(seen.shape[0], seen.shape[1] + steps, layout), torch.float32
     )
     logits = model.forward(seen, cache, 0)
     for _ in range(steps):
@@ -136,7 +137,7 @@ def test_a_run_generates_the_tokens_of_transformers(
     for line in lines:
         prompt = torch.tensor([line["prompt"]])
         with torch.inference_mode():
-            expected = theirs.generate(
+            expected = cast(Any, theirs).generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new,
                 do_sample=False, eos_token_id=None,
                 pad_token_id=0,

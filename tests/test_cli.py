@@ -180,7 +180,7 @@ def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) 
     ids=["value", "unknown-flag", "bare-streaming"],
 )
 def test_usage_error_under_mpi_is_said_once(flags: list[str]) -> None:
-    command = [MPIRUN, "-n", "2", sys.executable, "-m", "dejavubench", "run", *flags]
+    command = [str(MPIRUN), "-n", "2", sys.executable, "-m", "dejavubench", "run", *flags]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -192,7 +192,7 @@ def test_usage_error_under_mpi_is_said_once(flags: list[str]) -> None:
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
     """Rank 0's environment is wrong and rank 1's is not: both end, and one of them says why."""
-    command = [MPIRUN]
+    command = [str(MPIRUN)]
     for baseline in ("9", "3"):
         program = ["-m", "dejavubench", "run", "--streaming", "mpi", "--log-dir", str(tmp_path)]
         command += [

@@ -339,7 +339,7 @@ def refused(*arguments: str) -> str:
         ("--latency 5us", "--latency needs --link"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line_and_exit_2(flags: str, message: str) -> None:
+def test_an_impossible_plan_is_one_line_and_exit_2(flags: str, message: str) -> None:
     assert refused("--model", "gpt2", *flags.split()) == message
 
 

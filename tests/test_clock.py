@@ -88,6 +88,9 @@ class Steps:
             self._time.until(self._ends.popleft())
         return torch.zeros(1, dtype=torch.long)
 
+    def go_on(self, ubatch: int, position: int, tokens: torch.Tensor | None) -> None:
+        raise AssertionError("no request begins in the middle")
+
     def event_ms(self, ubatch: int) -> list[float]:
         return []
 

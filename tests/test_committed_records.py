@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -40,7 +41,8 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
     rows = [flat(row) for run in runs for row in runrows.run_rows(run)]
     assert len(rows) >= 5
     for row in rows:
-        before = committed.loc[(row["run"], row["point"], row["arm"])]
+        name_of_row: Any = (row["run"], row["point"], row["arm"])
+        before = committed.loc[name_of_row]
         for name in COLUMNS:
             if pd.isna(before[name]):
                 assert row[name] is None

@@ -98,7 +98,7 @@ def test_engines_agree_and_a_changed_weight_is_found(data_type: str, tmp_path: P
         script.check(agreed | {"transformers": other["transformers"]}, script.TOLERANCE[data_type])
 
 
-def test_what_is_no_number_is_no_agreement() -> None:
+def test_logits_of_nan_do_not_agree() -> None:
     import compare_engines as script
 
     ours = np.random.default_rng(0).normal(size=(2, 3, 4))

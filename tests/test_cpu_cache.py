@@ -65,7 +65,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_compiled_is_loaded_the_next_time(folder: Path) -> None:
+def test_a_compiled_kernel_is_loaded_the_next_time(folder: Path) -> None:
     _, said = kept()
     assert len(said) == 1
     assert said[0].startswith("compiling 1 kernel")
@@ -92,7 +92,9 @@ def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 # ---- another kernel, another machine, another program ----
 
 
-def test_whatever_code_depends_on_is_in_its_files_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     keys = {cpu_cache._key("one"), cpu_cache._key("two")}
     monkeypatch.setenv("NUMBA_OPT", "1")
     keys.add(cpu_cache._key("one"))
@@ -213,7 +215,7 @@ def test_another_kernels_file_is_not_taken(folder: Path) -> None:
 def test_code_that_needs_what_is_not_here_is_not_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_cache, "_needed", lambda module: ["no_such_function"])
+    monkeypatch.setattr(cpu_cache, "outer_symbols", lambda module: ["no_such_function"])
     kept()
     assert "calls no_such_function" in kept()[1][0]
 

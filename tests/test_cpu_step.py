@@ -110,7 +110,7 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     x, weight = drawn(rows, ins, dtype=dtype), drawn(outs, ins, dtype=weights, seed=1) * ins**-0.5
     bias = drawn(outs, dtype=dtype, seed=2) if with_bias else None
     residual = drawn(rows, outs, dtype=dtype, seed=3) if with_residual else None
-    before = None if residual is None else residual.clone()
+    before = residual.clone() if residual is not None else torch.empty(0)
     ours = linear_kernel.linear(x, weight, bias, activation, residual)
     close(ours, expected(x, weight, bias, activation, residual), dtype)
     assert residual is None or torch.equal(residual, before)
@@ -167,7 +167,7 @@ def test_every_way_of_a_linear_is_that_of_torch(
             (None, None),
             (drawn(40, dtype=dtype), drawn(rows, 40, dtype=dtype)),
         ):
-            before = None if residual is None else residual.clone()
+            before = residual.clone() if residual is not None else torch.empty(0)
             ours = linear_ways.linear(x, weight, bias, activation, residual)
             close(ours, expected(x, weight, bias, activation, residual), dtype)
             assert residual is None or torch.equal(residual, before)
@@ -191,12 +191,12 @@ def test_a_model_in_fp16_goes_through_torch() -> None:
     ],
 )
 def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias: str) -> None:
-    given = (
+    given = [
         drawn(*shape, dtype=getattr(torch, name))
         for shape, name in (((2, 8), x), ((3, 8), weight), ((3,), bias))
-    )
+    ]
     with pytest.raises(TypeError, match="must be of x's type"):
-        linear_kernel.linear(*given, "none", None)
+        linear_kernel.linear(given[0], given[1], given[2], "none", None)
 
 
 def test_no_step_waits_for_its_kernels() -> None:
@@ -375,7 +375,8 @@ print(where.tolist(), threads() - before)
 def test_kernels_run_beside_another_thread_that_does() -> None:
     torch.set_num_threads(2)
     x, weight = drawn(4, 256), drawn(512, 256, dtype=torch.bfloat16)
-    exact, results = F.linear(x, weight.float()), []
+    exact = F.linear(x, weight.float())
+    results: list[torch.Tensor] = []
 
     def work() -> None:
         results.extend(linear_kernel.linear(x, weight, None, "none", None) for _ in range(100))

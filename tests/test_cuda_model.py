@@ -164,16 +164,17 @@ def test_peaks_tell_of_logits_that_are_no_numbers(
     steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
     steps.thorough = thorough
     assert model.head is not None
+    weight = model.head.weight
 
     def run(spoilt: int | None) -> dict[int, bool]:
         for step in range(STEPS):
-            kept = model.head.weight[7, 7].clone()
+            kept = weight[7, 7].clone()
             if step == spoilt:
-                model.head.weight[7, 7] = torch.nan
+                weight[7, 7] = torch.nan
             at = PROMPT + step
             steps.run(0, prompt(spec) if step == 0 else torch.empty(0), at - 1 if step else 0, None)
             torch.cuda.synchronize()
-            model.head.weight[7, 7] = kept
+            weight[7, 7] = kept
             steps.wait(0)
         found = {at - PROMPT: bool(values.isfinite().all()) for at, values in steps.peaks(0)}
         assert steps.peaks(0) == []

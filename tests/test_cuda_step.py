@@ -97,7 +97,7 @@ def test_a_linear_takes_rows_with_a_stride() -> None:
 @pytest.mark.parametrize(
     ("rows", "ins", "dtype"), [(17, 64, torch.float16), (1, 64, torch.float32), (1, 12, torch.half)]
 )
-def test_what_a_linear_has_no_kernel_for_is_refused(
+def test_a_linear_without_a_decode_kernel_is_refused(
     rows: int, ins: int, dtype: torch.dtype
 ) -> None:
     with pytest.raises(ValueError, match="no decode kernel"):
@@ -168,15 +168,15 @@ def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) 
     _, k, v = one_step(requests, heads, size)
     q, _, _ = one_step(requests, heads * group, size)
     attended = attend(q, k, v, cache, 1, at(250))
-    each = [x.repeat_interleave(group, 1) for x in (k, v)]
-    close(attended, attend(q, *each, wide, 1, at(250)).float())
+    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
+    close(attended, attend(q, keys, values, wide, 1, at(250)).float())
     expected = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
     expected.store(1, 250, k[:, :, None], v[:, :, None])
     assert torch.equal(cache.k, expected.k)
     assert torch.equal(cache.v, expected.v)
 
 
-def test_what_lies_beyond_the_position_is_never_read() -> None:
+def test_attention_never_reads_beyond_its_position() -> None:
     for layout in LAYOUTS:
         cache = random_cache(layout, 2, 4, 300, 64)
         beyond = cache.geometry.region(positions=Span(100, 300))

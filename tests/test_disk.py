@@ -223,7 +223,9 @@ def test_how_often_the_device_is_waited_for(
             play_model(manager.cache, manager.cache, schedule, manager)
             manager.drain()
         copies = manager.prompt.copies, manager.tokens.copies
-    prompt, tokens = (copies[0] + 1, copies[1] + STEPS) if syncs == "extents" else (syncs, STEPS)
+    prompt, tokens = (
+        (copies[0] + 1, copies[1] + STEPS) if isinstance(syncs, str) else (syncs, STEPS)
+    )
     assert calls.count("fdatasync") == prompt + tokens
 
 

@@ -40,13 +40,13 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         (DeadlineError("grant: nothing came within 2 s"), "DeadlineError: grant: "),
     ],
 )
-def test_what_a_user_can_cause_is_one_line(error: BaseException, said: str) -> None:
+def test_an_error_that_a_user_can_cause_is_one_line(error: BaseException, said: str) -> None:
     text = report(raised(error), 3, "tokens")
     assert text.startswith(f"dejavubench: rank 3 failed in phase tokens: {said}")
     assert text.count("\n") == 1
 
 
-def test_what_is_a_mistake_of_the_program_has_its_traceback() -> None:
+def test_a_mistake_of_the_program_has_its_traceback() -> None:
     text = report(raised(ZeroDivisionError("division by zero")), 0, "load")
     assert text.startswith("Traceback")
     assert text.endswith(

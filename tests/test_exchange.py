@@ -152,11 +152,12 @@ def plans(draw: Callable[..., Any]) -> Plan:
     layers, heads, requests = draw(
         st.sampled_from(list(product(range(1, 5), (1, 2, 3, 4, 6), range(1, 7))))
     )
-    axes = [draw(every_span(size)) for size in (layers, requests, heads, 2)]
+    spans = [draw(every_span(size)) for size in (layers, requests, heads)]
+    positions = draw(every_span(2)).scaled(BLOCK)
     return (
         draw(setups(layers, heads)),
         draw(setups(layers, heads)),
-        Region(*axes[:3], axes[3].scaled(BLOCK)),
+        Region(spans[0], spans[1], spans[2], positions),
     )
 
 

@@ -245,7 +245,7 @@ def test_several_are_compared_with_two_baselines() -> None:
 
 
 @pytest.mark.parametrize("values", [{"compare": True}, {"level": "0,3"}, {"streaming": "none,mpi"}])
-def test_what_adds_baselines(values: dict[str, Any]) -> None:
+def test_a_comparison_or_a_second_arm_adds_two_baselines(values: dict[str, Any]) -> None:
     assert arms(**{"streaming": "mpi", **values})[:2] == ["none", "none#2"]
 
 
@@ -333,7 +333,7 @@ def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
 # ---- identity ----
 
 
-HASHES = {
+HASHES: dict[str, dict[str, Any]] = {
     "6e205b2be5869a9c": {},
     "4f4a47f8aba88198": {
         "model": "gpt2",

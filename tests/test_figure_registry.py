@@ -35,7 +35,7 @@ PACKAGE = Path(registry.__file__).parents[2]
 HOME = Path(registry.__file__).parent
 ROOT = PACKAGE.parent
 NAMES = PACKAGE / "records" / "figures.py"
-CLEAR = set(FIGURES) - {"link"}
+CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 """Names that mean nothing but a figure. A link is also an option and a column."""
 
 COMMON = {"base", "captions", "drawings", "files", "parts", "registry", "style"}
@@ -45,7 +45,7 @@ COMMON = {"base", "captions", "drawings", "files", "parts", "registry", "style"}
 def names_for(subject: ast.expr | None) -> set[str]:
     """Return the names to look for beside a subject: all of them if it is called a figure."""
     is_figure = subject is not None and "figure" in ast.unparse(subject).lower()
-    return set(FIGURES) if is_figure else CLEAR
+    return {*FIGURES} if is_figure else CLEAR
 
 
 def places(text: str) -> list[tuple[int, str]]:

@@ -92,7 +92,7 @@ def test_each_destination_adds_what_it_takes() -> None:
     assert (none.disk, host.disk, disk.disk) == (0, 0, streamed)
 
 
-def test_what_does_not_fit_is_skipped_in_a_sweep_with_needed_and_available() -> None:
+def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
     sweep = flags(model="gpt2,opt-66b", inference_data_type="fp16")
     reasons = fit.reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_skipped_in_a_sweep_with_needed_and_available() -> 
     fit.refuse_if_none_runs(sweep, reasons)
 
 
-def test_what_does_not_fit_is_refused_when_it_is_all_there_is() -> None:
+def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
     alone = flags(model="opt-66b")
     with pytest.raises(UsageError, match=r"^opt-66b needs .* of memory; 20\.0 GiB are available$"):
         fit.refuse_if_none_runs(alone, fit.reasons(alone, HostResources(20 * GIB)))
@@ -433,7 +433,7 @@ def test_rates_as_people_write_them(text: str, rate: float) -> None:
 @pytest.mark.parametrize(
     "text", ["25", "GB/s", "25GB", "-1GB/s", "0GB/s", "1..5GB/s", "25gB/s", "1iB/s", 25, ""]
 )
-def test_what_is_no_rate_is_refused(text: object) -> None:
+def test_a_malformed_rate_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is not a rate such as"):
         units.rate(text)
 
@@ -456,6 +456,6 @@ def test_latencies_as_people_write_them(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["5", "us", "-5us", "1h", "1.2.3us", 5, ""])
-def test_what_is_no_latency_is_refused(text: object) -> None:
+def test_a_malformed_latency_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is not a latency such as"):
         units.latency(text)

@@ -177,7 +177,7 @@ def test_several_logs_in_one_are_noticed(tmp_path: Path) -> None:
     ["nan", "-nan", "inf", "Infinity", "-5.0", "+5.0", "1_000", "1,5", "0x1p3", "1e999", "٣", "--"],
 )
 @pytest.mark.parametrize("line", [4, 21])
-def test_what_is_no_time_is_refused_with_file_and_line(
+def test_a_malformed_time_is_refused_with_file_and_line(
     tmp_path: Path, value: str, line: int
 ) -> None:
     lines = CLEAN.splitlines()
@@ -204,7 +204,9 @@ def test_what_is_no_time_is_refused_with_file_and_line(
         ),
     ],
 )
-def test_what_holds_no_records_is_said(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_without_times_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     (tmp_path / "log").write_bytes(content)
     result = call(tmp_path / "log")
     assert result.exit_code == 2

@@ -215,7 +215,7 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["threads", "staging_mib", "rounds", "device", "weights_data_type", "temperature"]
 )
-def test_what_takes_one_value_is_not_swept(key: str) -> None:
+def test_an_option_of_one_value_refuses_a_list(key: str) -> None:
     flag = "--" + key.replace("_", "-")
     with pytest.raises(UsageError, match=rf"^{flag} takes one value; it cannot be swept: '1,2'$"):
         load(None, {key: "1,2"}, {})
@@ -271,7 +271,7 @@ def test_a_config_without_an_end_is_not_read() -> None:
         ),
     ],
 )
-def test_what_is_senseless_is_refused(values: dict[str, Any], says: str) -> None:
+def test_senseless_values_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as refused:
         load(None, {"device": "cpu", **values}, {}, planned=True)
     assert re.fullmatch(says, str(refused.value))

@@ -70,7 +70,7 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_where_nothing_of_a_request_is_on_disk_there_is_nothing_to_resume(
+def test_a_request_that_was_not_on_disk_yet_cannot_be_resumed(
     phase: str, at: str, of: str | None, says: str, tmp_path: Path
 ) -> None:
     folder = killed(tmp_path / "run", phase, at, of)

@@ -38,7 +38,7 @@ def divided(n: np.ndarray, by: np.void) -> np.ndarray:
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 2**31 - 1), st.lists(st.integers(0, 2**31 - 1), min_size=1))
 def test_division_by_multiplication(divisor: int, numbers: list[int]) -> None:
-    by = np.array(divider(divisor), dtype=KIND["row"])[()]
+    by: np.void = np.array([divider(divisor)], dtype=KIND["row"])[0]
     edges = [0, divisor - 1, divisor, 2**31 - 1, (2**31 - 1) // divisor * divisor]
     tried = np.array([n for n in numbers + edges if n < 2**31])
     assert (divided(tried, by) == tried // divisor).all()
@@ -77,7 +77,7 @@ def reference(cache: KVCache, region: Region) -> torch.Tensor:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_what_the_kernel_is_told_packs_every_region(data: st.DataObject) -> None:
+def test_the_kernels_arguments_pack_every_region(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +124,7 @@ def test_runs_of_several_layers_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", list(KVLayout))
-def test_what_is_stored_is_read_and_lies_where_the_layout_says(
+def test_stored_elements_are_read_back_and_lie_where_the_layout_says(
     layout: KVLayout, dtype: torch.dtype
 ) -> None:
     geometry = KVGeometry(2, 3, 2, 7, 16, dtype.itemsize, layout)
@@ -142,11 +144,9 @@ def test_what_is_stored_is_read_and_lies_where_the_layout_says(
     written = geometry.region(positions=Span(0, 5))
     for kv, given_values in zip(BOTH, (k, v), strict=True):
         ids = logical_ids(geometry, kv)
-        layer, request, head, position, element = np.unravel_index(ids, (2, 3, 2, 7, 16))
+        axes = np.unravel_index(ids, (2, 3, 2, 7, 16))
         stored = inside(geometry, kv, written)
-        expected = given_values[
-            layer[stored], request[stored], head[stored], position[stored], element[stored]
-        ]
+        expected = given_values[tuple(torch.from_numpy(axis[stored]) for axis in axes)]
         assert torch.equal(cache.tensor(kv)[torch.from_numpy(stored)], expected)
         left = cache.tensor(kv)[torch.from_numpy(~stored)].view(torch.uint8)
         assert (left == 0x3C).all(), "something beyond the stored positions was written"
@@ -202,12 +202,12 @@ def test_regions() -> None:
         geometry.region(heads=Span(1, 3))
 
 
-@pytest.mark.parametrize("axis", range(6))
-def test_sizes_must_be_positive(axis: int) -> None:
-    sizes = [1, 1, 1, 1, 8, 2]
-    sizes[axis] = 0
+@pytest.mark.parametrize("name", [field.name for field in fields(KVGeometry)][:6])
+def test_sizes_must_be_positive(name: str) -> None:
+    geometry = KVGeometry(1, 1, 1, 1, 8, 2)
+    changed: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match="must be positive"):
-        KVGeometry(*sizes)
+        replace(geometry, **changed)
 
 
 @pytest.mark.parametrize(("head_size", "itemsize"), [(12, 2), (2, 4), (15, 1)])

@@ -75,7 +75,7 @@ def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
         assert totals == sorted(totals, reverse=True)
 
 
-def test_where_levels_leave_zero() -> None:
+def test_the_speed_at_which_each_level_leaves_zero() -> None:
     """At level 3, the second layer and the steps must be through by 136.5 ms (5 %), from 100 on."""
     assert REQUEST.leaves_zero("3") == pytest.approx((2000 + 300) / (136.5 - 100), rel=1e-3)
     assert REQUEST.leaves_zero("2") == pytest.approx((2000 + 300) / 6.5, rel=1e-3)
@@ -190,7 +190,7 @@ def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -
         ["link", "arm"]
     )
     assert len(table) == 3 * 10
-    first = table.loc[("160kbit/s", "mpi@3")]
+    first: Any = table.loc[("160kbit/s", "mpi@3")]
     assert first["link_mb_per_s"] == pytest.approx(0.04)  # the median of its samples, not the best
     assert first["predicted_ms"] == pytest.approx(265)
     assert first["overhead_pct"] == pytest.approx(100)

@@ -156,7 +156,7 @@ def test_whether_mps_runs(
     assert mps_running(timeout=2.0) is running
 
 
-def test_what_does_not_come_in_time_is_left_behind() -> None:
+def test_a_call_of_nccl_that_takes_too_long_is_abandoned() -> None:
     forever = threading.Event()
     with pytest.raises(NCCLError, match=r"a communicator: not all ranks came within 0\.05 s"):
         within(0.05, forever.wait, "a communicator")
@@ -425,7 +425,7 @@ def test_closing_gives_up_what_waits() -> None:
 
 
 @pytest.mark.parametrize("level", ["3", "0", "0-batched"])
-def test_what_was_announced_and_does_not_come(level: str) -> None:
+def test_a_chunk_that_was_announced_and_does_not_come_is_named(level: str) -> None:
     link = MemoryLink(lost=True)
     with linked(WHOLE_LAYERS, link, timeout=0.2) as (streamer, endpoint):
         manager, receiver, source = one_stream(streamer, level, endpoint, patience=1.0)

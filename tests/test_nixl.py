@@ -274,7 +274,7 @@ def test_it_needs_a_gpu_for_each_rank() -> None:
 # ---- what both sides must agree on ----
 
 
-def test_what_a_sink_tells_of_its_cache_gives_the_same_addresses_elsewhere() -> None:
+def test_a_pickled_schedule_gives_the_same_addresses_elsewhere() -> None:
     cache = random_cache(small_geometry())
     schedule = schedule_of(cache.geometry)
     told_schedule, bases = pickle.loads(pickle.dumps((schedule, Bases.of(cache))))

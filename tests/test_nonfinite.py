@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from dejavubench.bench.engine.batchmaker import BatchMaker, NoStreaming
 from dejavubench.bench.engine.logits import LogitsError
 from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.bench.engine.steps import steps_of
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models import loading
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.gpt import GPT
@@ -51,7 +55,9 @@ def load(
     return model
 
 
-def put(name: str, value: float, *at: int, dtype: torch.dtype = torch.float32) -> object:
+def put(
+    name: str, value: float, *at: int, dtype: torch.dtype = torch.float32
+) -> Callable[[Tensors], None]:
     def change(tensors: Tensors) -> None:
         tensors[name] = tensors[name].to(dtype)
         tensors[name][at] = value
@@ -141,23 +147,17 @@ def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
 # ---- logits ----
 
 
+ALONE = cast(Collectives, SimpleNamespace(finish=lambda: None))
+"""One rank has nobody to wait for."""
+
+
 def one_iteration(model: GPT, sampling: Sampling | None, steps: int = 4) -> BatchMaker:
     tokens = prompts()
-    cache = poisoned(model, *tokens.shape[:1], tokens.shape[1] + steps)
+    cache = poisoned(model, tokens.shape[0], tokens.shape[1] + steps)
     asked = Prompts(tokens, torch.arange(len(tokens)))
-    maker = BatchMaker(model, steps_of(model, [cache], [asked], sampling), Alone(), [tokens], steps)
+    maker = BatchMaker(model, steps_of(model, [cache], [asked], sampling), ALONE, [tokens], steps)
     maker.run([NoStreaming()], lambda phase: None)
     return maker
-
-
-class Alone(Collectives):
-    """One rank has nobody to wait for."""
-
-    def __init__(self) -> None:
-        return
-
-    def finish(self) -> None:
-        return
 
 
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
@@ -171,7 +171,7 @@ def test_a_step_whose_logits_are_no_numbers_is_located(
     forward = GPT.forward
 
     def spoilt(
-        self: GPT, x: torch.Tensor, cache: object, position: int, *more: object
+        self: GPT, x: torch.Tensor, cache: KVCache, position: int, *more: Any
     ) -> torch.Tensor:
         logits = forward(self, x, cache, position, *more).clone()
         if position == 10:

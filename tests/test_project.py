@@ -153,8 +153,9 @@ PATH_IN_TEXT = re.compile(r"`([\w./-]+\.(?:py|md|toml|sbatch)|[\w./-]+/)`")
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METHOD.md"])
 def test_files_that_a_text_names_exist(name: str) -> None:
     named = PATH_IN_TEXT.findall((ROOT / name).read_text())
-    homes = (ROOT, ROOT / "dejavubench", ROOT / "dejavubench/dejavulib", ROOT / "dejavubench/bench")
-    homes = (*homes, ROOT / "dejavubench/analysis", ROOT / "docs")
+    package = ROOT / "dejavubench"
+    homes = [ROOT, package, *(package / each for each in ("dejavulib", "bench", "analysis"))]
+    homes.append(ROOT / "docs")
     assert [each for each in named if not any((home / each).exists() for home in homes)] == []
 
 

@@ -123,12 +123,12 @@ def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> No
         ("a.txt", "hello", "line 1: prompts of text need --ckpt-path"),
     ],
 )
-def test_what_is_no_prompt_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
+def test_a_malformed_prompt_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=words):
         read_prompts(written(tmp_path, name, text), None)
 
 
-def test_what_is_no_file_of_text_is_named(tmp_path: Path) -> None:
+def test_a_prompt_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "utf16.csv").write_bytes("1,2".encode("utf-16"))
     (tmp_path / "latin.csv").write_bytes(b"1,2\n\xe9")
     for path, words in (

@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def test_a_whole_file_gives_the_cache_and_the_tokens_back(
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
-def test_what_another_durability_has_written_is_read_alike(
+def test_files_of_every_durability_are_restored_alike(
     durability: Durability, tmp_path: Path
 ) -> None:
     schedule = schedule_of(KVLayout.HND)
@@ -195,7 +195,7 @@ def test_another_microbatchs_file_is_refused(whole: tuple[Path, KVCache]) -> Non
         SavedStream(path_of(whole[0]), Stream(1, schedule_of(KVLayout.FT)), IDENTITY)
 
 
-def test_what_was_put_back_keeps_tokens_in_memory_and_no_keys(whole: tuple[Path, KVCache]) -> None:
+def test_a_restored_stream_keeps_only_token_ids_in_memory(whole: tuple[Path, KVCache]) -> None:
     cache = KVCache.allocate(schedule_of(KVLayout.FT).geometry, torch.int16)
     back = saved(schedule_of(KVLayout.FT), whole[0]).restore(cache)
     held = {
@@ -239,8 +239,8 @@ def _beyond(content: bytearray) -> str:
 
 
 @pytest.mark.parametrize("damage", [_older, _no_magic, _header, _watermark, _beyond])
-def test_what_cannot_be_trusted_at_all_is_refused(
-    damage, whole: tuple[Path, KVCache], tmp_path: Path
+def test_a_file_with_a_damaged_header_or_watermark_is_refused(
+    damage: Callable[[bytearray], str], whole: tuple[Path, KVCache], tmp_path: Path
 ) -> None:
     content = bytearray(path_of(whole[0]).read_bytes())
     says = damage(content)
@@ -296,7 +296,10 @@ def resume(cwd: Path, ranks: int, killed: Job, *args: object, status: int = 0) -
     return run(cwd, ranks, "run", "--resume", killed.folder, *args, status=status)
 
 
-SPLITS = {1: [()], 2: [("--pipeline-para-size", "2"), ("--tensor-para-size", "2")]}
+SPLITS: dict[int, list[tuple[str, ...]]] = {
+    1: [()],
+    2: [("--pipeline-para-size", "2"), ("--tensor-para-size", "2")],
+}
 SOME = range(10)
 """The seeds of every day; the others are a drill."""
 
@@ -316,8 +319,8 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     point = draw.choice(["step", "sync", "write"])
     number = draw.randrange(3 * (NEW_TOKENS - 1) if point == "write" else NEW_TOKENS - 1)
     where = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
-    how = ("--level", draw.choice(list(LEVELS)), "--kv-layout", draw.choice(["ft", "hnd", "nhd"]))
-    how = (*how, "--durability", draw.choice(DURABILITIES), *TYPES[data_type])
+    how = ["--level", draw.choice(list(LEVELS)), "--kv-layout", draw.choice(["ft", "hnd", "nhd"])]
+    how += ["--durability", draw.choice(DURABILITIES), *TYPES[data_type]]
     killed = kill(tmp_path / "killed", ranks, where, *how, *split)
     job = resume(tmp_path / "resumed", ranks, killed)
     depth = 2 if "--pipeline-para-size" in split else 1
@@ -479,7 +482,7 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
     assert len(job.stderr.splitlines()) == 1
 
 
-def test_what_was_not_kept_or_not_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
+def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
     for flags, says in (
         (
             ("--streaming", "disk"),

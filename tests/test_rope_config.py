@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("spelling", REFUSED)
-def test_what_is_not_supported_is_refused_with_its_key(spelling: str, tmp_path: Path) -> None:
+def test_an_unsupported_rope_setting_is_refused_with_its_key(spelling: str, tmp_path: Path) -> None:
     keys, words = REFUSED[spelling]
     with pytest.raises(CheckpointError, match=f"config.json: {words}"):
         open_checkpoint(spelt(tmp_path / "model", **keys))

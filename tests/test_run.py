@@ -432,7 +432,7 @@ def test_two_runs_in_the_same_second_keep_to_themselves(tmp_path: Path) -> None:
     assert read_run(first).header.run_id != read_run(second).header.run_id
 
 
-def test_what_cannot_run_is_skipped_in_a_sweep(tmp_path: Path) -> None:
+def test_a_sweep_skips_points_and_arms_that_cannot_run(tmp_path: Path) -> None:
     once = args("--warmup 0 --rounds 1 --no-ceilings --streaming none,nccl,host")
     job = run(
         tmp_path,

@@ -33,7 +33,7 @@ def some_logits(requests: int = 5) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("top_k", [None, 1, 7, 10 * VOCAB])
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 0.95, 1.0])
-def test_what_is_drawn_from_is_what_transformers_draws_from(
+def test_tokens_are_drawn_from_the_distribution_of_transformers(
     temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
     logits = some_logits()
@@ -131,7 +131,7 @@ def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
     assert torch.equal(whole, logits)
 
 
-def test_what_narrows_draws_needs_some() -> None:
+def test_top_k_and_top_p_need_a_temperature() -> None:
     for flag, value in (("top_k", "5"), ("top_p", "0.9")):
         with pytest.raises(UsageError, match="needs a --temperature above 0"):
             load(None, {flag: value}, {})

@@ -152,7 +152,7 @@ def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) ->
     # Extent of the region in layers, requests, heads and positions.
     shape = [data.draw(st.integers(1, 3)) for _ in range(4)]
     pairs = [tuple(extent + data.draw(st.integers(0, 1)) for extent in shape) for _ in range(2)]
-    sides = [KVGeometry(*sizes, 8, 2, layout) for sizes in pairs]
+    sides = [KVGeometry(p[0], p[1], p[2], p[3], 8, 2, layout) for p in pairs]
     starts = [
         [data.draw(st.integers(0, size - extent)) for size, extent in zip(p, shape, strict=True)]
         for p in pairs

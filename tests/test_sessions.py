@@ -120,7 +120,7 @@ def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPat
 
     found = SimpleNamespace(find=lambda peer, timeout, checksums: (peer, timeout, checksums))
     monkeypatch.setattr(tcp_peer, "TCPPeer", found)
-    options = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
+    options: dict[str, Any] = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
     for worker, peer in enumerate(("a:1", "b:2", "a:1")):
         session: Any = transport("tcp").session(rank_of(worker=worker, **options))
         session.meet()
@@ -150,7 +150,11 @@ def test_a_tcp_sink_is_asked_for_the_room_of_its_probes_too() -> None:
 
 def test_without_a_token_no_tcp_sink_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    options = {"peer": ("127.0.0.1:1",), "drain_timeout": 5.0, "tcp_checksums": False}
+    options: dict[str, Any] = {
+        "peer": ("127.0.0.1:1",),
+        "drain_timeout": 5.0,
+        "tcp_checksums": False,
+    }
     with pytest.raises(UsageError, match=TOKEN_VARIABLE):
         transport("tcp").session(rank_of(**options)).meet()
 

@@ -231,7 +231,7 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
         ("NUMBA_OPT=2", "None"),
     ],
 )
-def test_what_numba_reads_as_it_is_imported_is_asked_for(variable: str, says: str) -> None:
+def test_a_numba_variable_that_stops_kernels_is_named_in_one_line(variable: str, says: str) -> None:
     name, value = variable.split("=")
     done = subprocess.run(
         [sys.executable, "-c", "from dejavubench.cli import host; print(host.problem())"],

@@ -112,6 +112,7 @@ def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None
 
 def test_cuda_is_told_as_many_bytes_as_it_reads() -> None:
     assert MEMCPY3D.itemsize == 160
+    assert MEMCPY3D.fields is not None
     assert [MEMCPY3D.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [
         32,
         96,

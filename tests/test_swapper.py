@@ -321,7 +321,7 @@ def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
         (("--streaming", "swap-host"), "there is no destination 'swap-host'"),
     ],
 )
-def test_what_cannot_be_swapped_is_refused(
+def test_options_that_swapping_does_not_support_are_refused(
     flags: tuple[str, ...], says: str, tmp_path: Path
 ) -> None:
     job = run(tmp_path, 1, "run", *ASKED, *flags, status=2)

@@ -155,7 +155,7 @@ def test_a_part_of_a_cache_and_several_streams(sink: SinkProcess) -> None:
             assert destination.outside(stream, 0x31) is None
 
 
-def test_what_is_written_outside_the_region_is_located() -> None:
+def test_a_write_outside_the_region_is_located() -> None:
     part = replace(SMALL.whole, heads=Span(1, 2))
     cache = poisoned(SMALL, 0x31)
     cache.piece("v", part).fill_(0)
@@ -172,7 +172,9 @@ def test_what_is_written_outside_the_region_is_located() -> None:
 
 def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
     """Each bad peer is dropped, with the reason, while a good one goes on streaming."""
-    stop, failures, rounds = threading.Event(), [], []
+    stop = threading.Event()
+    failures: list[BaseException] = []
+    rounds: list[str] = []
 
     def stream_on() -> None:
         try:
@@ -409,14 +411,11 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
         nbytes = INPUT_LEN * SMALL.head_size * SMALL.itemsize
     frame = Frame(FrameKind.EXTENT if kind == "extent" else FrameKind.CHUNK, 0, 1, 0, nbytes)
     sent: list[bytes] = []
-    send, destination.wire.send = (
-        destination.wire.send,
-        lambda *parts: sent.extend(map(bytes, parts)),
-    )  # type: ignore[method-assign]
-    destination.wire.send_frame(frame, memoryview(bytes(nbytes)))
-    destination.wire.send = send  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(destination.wire, "send", lambda *parts: sent.extend(map(bytes, parts)))
+        destination.wire.send_frame(frame, memoryview(bytes(nbytes)))
     sent[1] = sent[1][: nbytes // 2] + b"\1" + sent[1][nbytes // 2 + 1 :]
-    send(*sent)
+    destination.wire.send(*sent)
     where = (
         "extent 0 of chunk 0 of stream 0" if kind == "extent" else "chunk 0 (step 0) of stream 0"
     )
@@ -473,7 +472,7 @@ def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProce
     bad.close()
 
 
-def test_what_a_source_held_is_free_once_it_has_left(sink: SinkProcess) -> None:
+def test_the_sink_frees_the_memory_of_a_source_that_has_left(sink: SinkProcess) -> None:
     """Each takes more than half of the limit; a second one beside it is refused, after it not."""
     geometry = KVGeometry(1, 1, 1, 1 << 18, 64, 2)  # 64 MiB
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1 << 10, 0, 1 << 20))

@@ -167,6 +167,6 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "7601", "host:", "host:x", "host:65536", "::1:80", "host:-1", "host:٣", "a..b:1"]
 )
-def test_what_is_no_address(text: str) -> None:
+def test_a_malformed_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address such as"):
         units.address(text)

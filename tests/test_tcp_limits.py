@@ -304,7 +304,7 @@ def test_offsets_equal_the_librarys_extents(
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
-def test_what_is_fetched_is_packed_in_the_streams_order(layout: KVLayout) -> None:
+def test_fetched_chunks_are_packed_in_the_streams_order(layout: KVLayout) -> None:
     geometry = small_geometry(layout)
     on_sink = HeldStream(0, schedule_of(geometry, WHOLE_LAYERS), torch.int16)
     on_sink.cache = random_cache(geometry, 5)
@@ -315,7 +315,7 @@ def test_what_is_fetched_is_packed_in_the_streams_order(layout: KVLayout) -> Non
 
 
 @pytest.mark.parametrize(("layout", "compared"), list(product(KVLayout, [1, 7, 64, 1 << 17])))
-def test_what_was_written_outside_is_found_block_by_block(
+def test_writes_outside_the_region_are_found_block_by_block(
     layout: KVLayout, compared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tcp_services, "COMPARED", compared)
@@ -341,7 +341,7 @@ def test_what_was_written_outside_is_found_block_by_block(
 # ---- addresses ----
 
 
-def test_where_there_is_no_ipv6_a_name_that_has_one_is_listened_to_all_the_same(
+def test_a_sink_listens_on_ipv4_if_the_host_has_no_ipv6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stream, create = socket.SOCK_STREAM, socket.create_server

@@ -53,7 +53,7 @@ def test_json_and_toml_are_read_with_and_without_a_byte_order_mark(
         ("[" + "7" * 5000 + "]", "a number has too many digits"),
     ],
 )  # fmt: skip
-def test_what_is_no_json_is_one_line_with_line_and_column(
+def test_malformed_json_is_one_line_with_line_and_column(
     text: str, words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.json"
@@ -90,7 +90,7 @@ def test_a_device_is_not_read_as_it_might_never_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\0b", "n" * 300, "no\nsuch", ".", "none"])
-def test_what_cannot_be_read_is_one_line(name: str, tmp_path: Path) -> None:
+def test_an_unreadable_text_file_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(TextFileError) as raised:
         read_text(tmp_path / name)
     assert str(raised.value).isprintable()

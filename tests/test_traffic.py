@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_runs_of_one_worker_to_two(layout: LayoutName, prompt: int, token: int) 
 
 
 @st.composite
-def two_caches(draw: Callable[..., int]) -> tuple[KVGeometry, Region, KVGeometry, Region]:
+def two_caches(draw: Callable[..., Any]) -> tuple[KVGeometry, Region, KVGeometry, Region]:
     """A region and its places in two caches of one layout."""
     layout, itemsize = draw(st.sampled_from(list(KVLayout))), draw(st.sampled_from([2, 4]))
     head_size = 16 // itemsize * draw(st.integers(1, 2))
@@ -94,9 +95,10 @@ def two_caches(draw: Callable[..., int]) -> tuple[KVGeometry, Region, KVGeometry
     for _ in range(2):
         before, after = ([draw(st.integers(0, 2)) for _ in range(3)] for _ in range(2))
         whole = [sum(parts) for parts in zip(before, sizes, after, strict=True)]
-        geometry = KVGeometry(*whole, positions, head_size, itemsize, layout)
-        axes = (Span(start, start + size) for start, size in zip(before, sizes, strict=True))
-        sides.append((geometry, Region(*axes, where)))
+        layers, requests, heads = whole
+        geometry = KVGeometry(layers, requests, heads, positions, head_size, itemsize, layout)
+        axes = [Span(start, start + size) for start, size in zip(before, sizes, strict=True)]
+        sides.append((geometry, Region(axes[0], axes[1], axes[2], where)))
     return (*sides[0], *sides[1])
 
 

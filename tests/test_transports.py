@@ -81,7 +81,7 @@ def test_entries_agree_with_the_classes() -> None:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_what_older_records_are_read_with_is_what_is_recorded_now(on_gpu: bool) -> None:
+def test_the_frozen_table_of_older_records_equals_todays_entries(on_gpu: bool) -> None:
     now = {each.name: info(each, on_gpu) for each in registry.builtin_transports()}
     now |= {
         f"swap-{each.name}": swapped_info(each)
@@ -104,7 +104,7 @@ def test_names_in_tables_are_found() -> None:
     assert shown("other", FROZEN).label == "other"
 
 
-def test_what_is_missing_is_said() -> None:
+def test_a_transport_names_the_device_or_option_that_it_lacks() -> None:
     nccl, tcp = registry.transport("nccl"), registry.transport("tcp")
     missing = nccl.missing(Options("nccl"))
     assert missing is not None

@@ -157,7 +157,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
         (args("--rate 1Gbit/s -- plan"), "'plan' does not run under mpirun: write -- run …"),
     ],
 )
-def test_what_cannot_be_meant_is_one_message(
+def test_senseless_flags_are_one_message(
     tmp_path: Path, flags: Sequence[str], message: str
 ) -> None:
     status, errors = ran(tmp_path, *flags)

@@ -10,7 +10,7 @@ from dejavubench.dejavulib import waiting
 from dejavubench.dejavulib.waiting import EAGER, LAZY, NAP, Naps, Wake
 
 
-def test_what_was_set_before_the_wait_is_not_lost() -> None:
+def test_a_wake_that_was_set_before_the_wait_is_not_lost() -> None:
     wake = Wake()
     assert not wake.wait(0.0)
     wake.set()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import pytest
@@ -53,8 +53,8 @@ class Ranks:
         self.judge = Judge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
 
     def hung(
-        self, seconds: float, heartbeats: set[int], progress: set[int] = frozenset()
-    ) -> dict[int, str]:  # type: ignore[assignment]
+        self, seconds: float, heartbeats: Set[int], progress: Set[int] = frozenset()
+    ) -> dict[int, str]:
         """Who hangs within so many seconds in which some have heartbeats and some make progress."""
         until = self.now + seconds
         while self.now < until:
@@ -335,7 +335,7 @@ def test_a_call_in_which_no_thread_runs_is_ended_by_the_alarm() -> None:
         assert process.wait(20) == 0
 
 
-def test_where_no_process_can_be_started_the_job_goes_on(
+def test_a_job_goes_on_unwatched_if_no_watchdog_can_be_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def refused(*_: object, **__: object) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
         stale = {
             name: torch.full_like(whole[name], 7.0) for name in assigned if assigned[name] == other
         }
-        edit(folder, lambda tensors, stale=stale: tensors.update(stale), file)
+        edit(folder, partial(dict[str, torch.Tensor].update, **stale), file)
     model = loaded(folder)
     full = dict(
         zip((slot.name for slot in model.slots), (slot.into for slot in model.slots), strict=True)
@@ -522,7 +523,7 @@ def test_a_byte_order_mark_before_the_configuration_is_read(tmp_path: Path) -> N
     ],
 )
 def test_a_value_of_another_kind_is_refused_with_its_key(
-    key: str, value: object, tmp_path: Path
+    key: str, value: Any, tmp_path: Path
 ) -> None:
     folder = tiny(tmp_path / "model")
     configure(folder, **{key: value})

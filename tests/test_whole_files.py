@@ -75,7 +75,7 @@ def test_a_file_that_outgrows_its_place_is_not_left_torn(
     )
 
 
-def test_what_stops_a_write_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
     def interrupted() -> None:
         with whole_file(tmp_path / "t", overwrite=False) as partial:
             partial.write_text("half")
@@ -86,7 +86,7 @@ def test_what_stops_a_write_leaves_nothing_beside_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_comes_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_file_that_another_program_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     def overtaken() -> None:
         with whole_file(tmp_path / "t", overwrite=False) as partial:
             partial.write_text("mine")

@@ -17,9 +17,9 @@ from dejavubench.cli.params import PATH
 def process(paths: tuple[Path, ...], style: str, output: Path | None, force: bool) -> None:
     """Show prompt, token and total times of runs, and their overheads.
 
-    PATH is a run's folder, a folder of run folders (such as logs), or a text log with DéjàVu's
-    [BENCHMARK] lines, including those of the original. Damaged input is left out and named on
-    stderr; the exit status is then 1.
+    PATH is a run's folder, or a folder of run folders, such as logs. It can also be a text log with
+    DéjàVu's [BENCHMARK] lines, of the original too. Damaged input is left out and named on stderr;
+    the exit status is then 1.
     """
     from dejavubench.analysis.findruns import find
     from dejavubench.analysis.tables import formats, notes

@@ -27,9 +27,9 @@ Ids = tuple[int, ...]
 Read = Callable[[str], list[int] | str]
 
 SHAPES = (
-    'token ids as 1,2,3 (.csv) or, as JSON (.jsonl), [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
-    '{"prompt": [1, 2, 3]}; text as a line (.txt) or, as JSON (.jsonl), "text" or '
-    '{"prompt": "text"}'
+    'token ids as 1,2,3 (.csv), or as [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
+    '{"prompt": [1, 2, 3]} (.jsonl). Or text: a line (.txt), or "text" or {"prompt": "text"} '
+    "(.jsonl)"
 )
 """The accepted forms of a line, as messages list them."""
 

@@ -98,7 +98,7 @@ class Job:
         cwd: Path,
         ranks: int,
         *args: object,
-        driver: Sequence[str] = CLI,
+        driver: Sequence[str | Path] = CLI,
         environment: Mapping[str, str] | None = None,
         cold: bool = False,
     ) -> None:
@@ -227,7 +227,7 @@ def run(
     cwd: Path,
     ranks: int,
     *args: object,
-    driver: Sequence[str] = CLI,
+    driver: Sequence[str | Path] = CLI,
     environment: Mapping[str, str] | None = None,
     status: int = 0,
     cold: bool = False,

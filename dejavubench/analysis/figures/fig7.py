@@ -41,9 +41,9 @@ PHASE_STYLE = {
 }
 
 SECOND_HAND = (
-    "Second-hand, of the paper's figure (A100, fp16; not verified): naive streaming 131× "
-    "(GPT2-1.5B), 92× (OPT-13B), 69× (OPT-66B); buffered copies 95 times faster than naive, both "
-    "further steps another 1.4."
+    "Second-hand, of the paper's figure (A100, fp16; not verified): naive streaming takes 131× "
+    "(GPT2-1.5B), 92× (OPT-13B) and 69× (OPT-66B). Buffered copies are 95 times faster than naive "
+    "streaming, and both further steps another 1.4 times."
 )
 """Numbers of FasterTransformer's layout on GPUs, below a figure of the same kind; drawn nowhere."""
 

@@ -54,10 +54,10 @@ class WorkloadOptions(BaseModel):
     prompts: Folder = _option(
         None,
         "FILE",
-        "File with one prompt per line, used in order and again from the first, instead of random "
-        'prompts: token ids (1,2,3 in any file; [1, 2, 3] or {"prompt": [1, 2, 3]} in .jsonl) or '
-        "text, which needs transformers and the tokenizer in --ckpt-path. Shorter prompts are "
-        "padded on the left.",
+        "File with one prompt per line, instead of random prompts. Prompts are used in order, and "
+        "again from the first. A line holds token ids: 1,2,3 in any file; [1, 2, 3] or "
+        '{"prompt": [1, 2, 3]} in .jsonl. Or it holds text, which needs transformers and the '
+        "tokenizer in --ckpt-path. Shorter prompts are padded on the left.",
         measured=False,  # the token ids are hashed in its place
         is_text=True,
     )

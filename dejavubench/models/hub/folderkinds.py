@@ -51,8 +51,9 @@ def refuse_other_kinds(folder: Path, config: Config) -> None:
     """Raise CheckpointError if its configuration describes an adapter or quantised weights."""
     if (folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{folder}: {ADAPTER} shows that it is an adapter (PEFT), not a whole model; merge it "
-            "into its base model (merge_and_unload) and give the folder that save_pretrained writes"
+            f"{folder}: {ADAPTER} shows that it is an adapter (PEFT), not a whole model. Merge it "
+            "into its base model (merge_and_unload), and give the folder that save_pretrained "
+            "writes"
         )
     for key in QUANTISED_KEYS:
         if config.content.get(key) is not None:

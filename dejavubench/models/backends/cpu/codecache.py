@@ -112,7 +112,7 @@ class Kernel:
             # without them raises AttributeError at the first kernel.
             library = function._library
             _, _, (code, _) = library.serialize_using_object_code()
-            content = _pack(function._wrapper_name, _needed(library._final_module), code, key)
+            content = _pack(function._wrapper_name, outer_symbols(library._final_module), code, key)
             write_whole(folder / key, content, mode=0o600)
 
     def _take(self, owner: Any, address: int) -> None:
@@ -305,7 +305,7 @@ def source_digest(kernels: Path = Path(__file__).parent) -> str:
     return digest.hexdigest()
 
 
-def _needed(module: Any) -> list[str]:
+def outer_symbols(module: Any) -> list[str]:
     """Return the names of outer functions and variables in compiled code."""
     named = [
         each.name for each in (*module.functions, *module.global_variables) if each.is_declaration
