@@ -15,12 +15,15 @@ from pydantic import BaseModel
 from dejavubench.analysis.columns import UNITS, columns_of
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
+from dejavubench.analysis.tables.longtables import LONG_TABLES
 from dejavubench.analysis.tables.rows import COLUMNS, Row
+from dejavubench.analysis.tables.tailcells import TAIL_CELLS
 from dejavubench.analysis.tables.textcells import SHOWN
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 
 HERE = Path(__file__).parent.parent
-KINDS = (Row, *dict.fromkeys(each.row for each in figures()))
+LONG = [each.row for each in LONG_TABLES]
+KINDS = (Row, *LONG, *dict.fromkeys(each.row for each in figures()))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -31,7 +34,8 @@ def test_a_page_is_the_one_that_the_code_makes(page: str) -> None:
 
 def test_tables_for_people_are_made_from_known_columns() -> None:
     known = {column.name for column in COLUMNS}
-    used = {name for cells in SHOWN.values() for cell in cells for name in cell.columns}
+    shown = [*SHOWN.values(), TAIL_CELLS]
+    used = {name for cells in shown for cell in cells for name in cell.columns}
     assert used <= known
 
 

@@ -16,7 +16,9 @@ from typing import Any
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import Column, columns_of
 from dejavubench.analysis.figures.registry import figures
+from dejavubench.analysis.tables.longtables import LONG_TABLES
 from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.tailcells import TAIL_CELLS
 from dejavubench.analysis.tables.textcells import SHOWN
 from dejavubench.records.environment import (
     EndEnvironment,
@@ -31,11 +33,24 @@ COLUMNS_INTRODUCTION = """\
 # Columns
 
 `dejavubench process --format csv` and `--format json` write one row for each point and arm of a
+<<<<<<< HEAD
+run, or for each rank of a text log, with all columns below. The table for people shows some of
+them, under the heading in the third column. A value that is missing is empty in csv and `null` in
+json. Tables with [rows of their own](#columns-of-other-tables) follow.
+=======
 run. Of a text log they write one row for each rank. A row has all columns below. The table for
 people shows some of them, under the heading in the third column. A value that is missing is empty
 in csv and `null` in json.
+>>>>>>> main
 
 This page is made by `python -m dejavubench.analysis.reference columns`.
+"""
+
+LONG_INTRODUCTION = """\
+# Columns of other tables
+
+These tables have several rows for each arm. In json, each stands under its name beside `rows`.
+`process --format csv --table NAME` writes one of them.
 """
 
 FIGURES_INTRODUCTION = """\
@@ -58,7 +73,10 @@ This page is made by `python -m dejavubench.analysis.reference environment`.
 def headings() -> dict[str, str]:
     """Return by column its heading in the table for people."""
     return {
-        name: cell.heading for cells in SHOWN.values() for cell in cells for name in cell.columns
+        name: cell.heading
+        for cells in (*SHOWN.values(), TAIL_CELLS)
+        for cell in cells
+        for name in cell.columns
     }
 
 
@@ -72,14 +90,21 @@ def columns_page() -> str:
         ]
         table = markdown.table(("column", "unit", "heading", "meaning"), rows, left=4)
         lines += [f"## {_title(kind)}", "", _paragraph(_summary(_KINDS[kind])), "", *table, ""]
+    lines.append(LONG_INTRODUCTION)
+    for each in LONG_TABLES:
+        lines += _titled(each.row, f" (`{each.name}`)")
     lines.append(FIGURES_INTRODUCTION)
     for row in dict.fromkeys(each.row for each in figures()):
-        columns = list(columns_of(row))
-        rows = [[f"`{each.name}`", each.unit or "", each.meaning] for each in columns]
-        title, _, rest = _summary(row).partition(": ")
-        table = markdown.table(("column", "unit", "meaning"), rows, left=3)
-        lines += [f"## {title}", "", _paragraph(rest[0].upper() + rest[1:]), "", *table, ""]
+        lines += _titled(row)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _titled(row: type[Any], name: str = "") -> list[str]:
+    """Return the section of a row's class; its docstring begins with the title and a colon."""
+    columns = [[f"`{each.name}`", each.unit or "", each.meaning] for each in columns_of(row)]
+    title, _, rest = _summary(row).partition(": ")
+    table = markdown.table(("column", "unit", "meaning"), columns, left=3)
+    return [f"## {title}{name}", "", _paragraph(rest[0].upper() + rest[1:]), "", *table, ""]
 
 
 def environment_page() -> str:

@@ -37,7 +37,11 @@ class ArmSamples:
 
     Attributes:
         total, prompt, token, drain: ms by round; ``token`` is one step.
+        tokens: ms by round of all steps together, from the first one's begin to the last token.
+        steps: ms of every single step by round, one list for each source.
         stall: ms by round that the model waited for streaming, the drain apart.
+        prompt_wait, tokens_wait: the same for one microbatch's prompt, and for all of its steps.
+        drains: ms by round that a source waited at the end, over all its microbatches.
         prompt_event, token_event: ms by round between CUDA events; empty on a CPU.
         handover: ms by round, from the end of the sources' last computation until a sink's first
             token was reported to them.
@@ -64,7 +68,12 @@ class ArmSamples:
     prompt: Rounds = field(default_factory=dict)
     token: Rounds = field(default_factory=dict)
     drain: Rounds = field(default_factory=dict)
+    tokens: Rounds = field(default_factory=dict)
+    steps: dict[int, list[list[float]]] = field(default_factory=dict)
     stall: Rounds = field(default_factory=dict)
+    prompt_wait: Rounds = field(default_factory=dict)
+    tokens_wait: Rounds = field(default_factory=dict)
+    drains: Rounds = field(default_factory=dict)
     prompt_event: Rounds = field(default_factory=dict)
     token_event: Rounds = field(default_factory=dict)
     handover: Rounds = field(default_factory=dict)
@@ -117,15 +126,16 @@ class PointSamples:
     point: PointInfo
     arms: dict[str, ArmSamples] = field(default_factory=dict)
 
-    def baselines(self, quantity: str = "total") -> list[Rounds]:
-        """Return the series of ``none`` and its repeat, as far as they exist and are verified."""
+    def baseline_arms(self) -> list[ArmSamples]:
+        """Return ``none`` and its repeat, as far as they exist and are verified."""
         chosen = {arm.arm.role: arm for arm in self.arms.values() if arm.arm.role != "streaming"}
         arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
-        return [
-            getattr(arm, quantity)
-            for arm in arms
-            if getattr(arm, quantity) and arm.why_failed is None
-        ]
+        return [arm for arm in arms if arm.why_failed is None]
+
+    def baselines(self, quantity: str = "total") -> list[Rounds]:
+        """Return the series of the baselines that have this quantity."""
+        series: list[Rounds] = [getattr(arm, quantity) for arm in self.baseline_arms()]
+        return [each for each in series if each]
 
 
 class _Collector:
@@ -197,7 +207,13 @@ def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]
     samples.stall[number] = max(
         sum(i.prompt.stall_ms + i.tokens.stall_ms for i in source) for source in sources
     )
+    samples.prompt_wait[number] = max(median(i.prompt.stall_ms for i in s) for s in sources)
+    # Drains come one after another as well, when all tokens are known.
+    samples.drains[number] = max(sum(item.drain_ms for item in source) for source in sources)
     if steps:
+        samples.steps[number] = [[ms for i in source for ms in i.token_ms] for source in sources]
+        samples.tokens[number] = max(median(i.all_token_ms for i in s) for s in sources)
+        samples.tokens_wait[number] = max(median(i.tokens.stall_ms for i in s) for s in sources)
         samples.token[number] = max(
             median(ms for item in source for ms in item.token_ms) for source in sources
         )

@@ -98,21 +98,30 @@ def _resampled_medians(values: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def geometric_mean(series: Sequence[Series]) -> dict[int, float]:
+    """Return the geometric mean of several arms for each round that all have, in round order.
+
+    Raises:
+        ValueError: no series was given.
+    """
+    if not series:
+        raise ValueError("no baseline")
+    # A killed run's last round may lack some arms.
+    rounds = sorted(set(series[0]).intersection(*series[1:]))
+    return {
+        number: float(np.exp(np.mean([np.log(each[number]) for each in series])))
+        for number in rounds
+    }
+
+
 def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     """Return arm / geometric mean of the baselines for each round that all have, in round order.
 
     Raises:
         ValueError: no baseline was given.
     """
-    if not baselines:
-        raise ValueError("no baseline")
-    # A killed run's last round may lack some arms.
-    rounds = sorted(set(arm).intersection(*baselines))
-    logs = np.array(
-        [[np.log(series[number]) for series in baselines] for number in rounds], dtype=np.float64
-    )
-    values = np.array([arm[number] for number in rounds], dtype=np.float64)
-    return values / np.exp(logs.mean(axis=1)) if rounds else values
+    means = geometric_mean(baselines)
+    return np.array([arm[each] / mean for each, mean in means.items() if each in arm])
 
 
 def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None:

@@ -10,11 +10,23 @@ import click
 from dejavubench.cli.output import BadInput, name_left_out, table_options, write_to
 from dejavubench.cli.params import PATH
 
+TABLES = ("arms", "overhead")
+"""The rows of points and arms, and the tables with rows of their own."""
+
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
 @table_options("Format: table and markdown show the main columns, csv and json every column.")
-def process(paths: tuple[Path, ...], style: str, output: Path | None, force: bool) -> None:
+@click.option(
+    "--table",
+    type=click.Choice(TABLES),
+    default=TABLES[0],
+    show_default=True,
+    help="Rows of csv: one for each arm, or the parts of each overhead. json holds both.",
+)
+def process(
+    paths: tuple[Path, ...], style: str, output: Path | None, force: bool, table: str
+) -> None:
     """Show prompt, token and total times of runs, and their overheads.
 
     PATH is a run's folder, or a folder of run folders, such as logs. It can also be a text log with
@@ -28,6 +40,10 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
     from dejavubench.records import RecordError
     from dejavubench.records.textlog import TextLogError
 
+    if table != TABLES[0] and style != "csv":
+        raise click.UsageError(
+            f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
+        )
     found = find(paths)
     reports: list[RunReport] = []
     for run in found.runs:
@@ -47,7 +63,7 @@ def process(paths: tuple[Path, ...], style: str, output: Path | None, force: boo
         if style == "table":
             formats.show(reports, console(file=file))
         else:
-            formats.write(reports, style, file)
+            formats.write(reports, style, file, table)
 
     write_to(output, force, write)
     if style == "csv":  # the other formats carry the notes themselves

@@ -1,7 +1,7 @@
 """Reports as tables for people, as markdown, csv or json.
 
-Tables and markdown show two narrow blocks or more per run, and the notes. csv and json hold
-every column.
+Tables and markdown show two narrow blocks or more per run, and the notes. json holds every
+column of every table, csv those of one table.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.tables import layout
 from dejavubench.analysis.tables.layout import TextLine, wrapped
+from dejavubench.analysis.tables.longtables import LONG_TABLES
 from dejavubench.analysis.tables.report import RunReport, report
 from dejavubench.analysis.tables.rows import frame
 
@@ -26,10 +27,14 @@ WARNINGS = ("FAILED", "INTERRUPTED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "
 """First words of notes that are shown in red."""
 
 
-def write(reports: Sequence[RunReport], style: str, out: IO[str]) -> None:
-    """Write reports as ``csv``, ``json`` or ``markdown``; :func:`show` prints tables."""
+def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "arms") -> None:
+    """Write reports as ``csv``, ``json`` or ``markdown``; :func:`show` prints tables.
+
+    Args:
+        table: rows of csv: ``arms``, or the name of one of the long tables. json has all of them.
+    """
     if style == "csv":
-        out.write(frame(row for item in reports for row in item.rows).to_csv(index=False))
+        out.write(_csv(reports, table))
     elif style == "json":
         documents = [
             {
@@ -37,6 +42,7 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str]) -> None:
                 "header": item.header,
                 "notes": item.notes,
                 "rows": [flat(row) for row in item.rows],
+                **{name: [flat(row) for row in rows] for name, rows in item.long.items()},
             }
             for item in reports
         ]
@@ -44,6 +50,14 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str]) -> None:
         out.write("\n")
     else:
         out.write("\n".join(as_markdown(item) for item in reports))
+
+
+def _csv(reports: Sequence[RunReport], table: str) -> str:
+    if table == "arms":
+        return frame(row for item in reports for row in item.rows).to_csv(index=False)
+    kind = next(each.row for each in LONG_TABLES if each.name == table)
+    rows = (row for item in reports for row in item.long.get(table, []))
+    return frame(rows, kind).to_csv(index=False)
 
 
 def as_markdown(item: RunReport) -> str:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dejavubench.analysis import health, machine
 from dejavubench.analysis.averages import DROPPED
-from dejavubench.analysis.tables import conditions, machinenotes, notes, runrows
+from dejavubench.analysis.samples import collect
+from dejavubench.analysis.tables import (
+    conditions,
+    machinenotes,
+    notes,
+    runrows,
+    tailcells,
+)
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.logrows import log_rows
+from dejavubench.analysis.tables.longtables import LONG_TABLES
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.textcells import (
     SPREAD_CELLS,
@@ -23,19 +31,25 @@ from dejavubench.analysis.tables.textcells import (
 from dejavubench.records import Restart, Run
 from dejavubench.records.textlog import read_log
 
-MORE_BLOCKS: tuple[Callable[[Run, list[Row]], list[Block]], ...] = ()
+MORE_BLOCKS: tuple[Callable[[Run, list[Row]], list[Block]], ...] = (tailcells.blocks,)
 """Makers of the tables that follow those of :mod:`.textcells`, in order, each in its own file."""
 
 
 @dataclass
 class RunReport:
-    """Rows, tables and notes of one run or text log."""
+    """Rows, tables and notes of one run or text log.
+
+    Attributes:
+        long: rows of each of the :data:`~dejavubench.analysis.tables.longtables.LONG_TABLES` by its
+            name; empty for a text log.
+    """
 
     title: str
     rows: list[Row]
     blocks: list[Block]
     notes: list[str]
     header: dict[str, Any] | None = None
+    long: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def report(run: Run) -> RunReport:
@@ -44,17 +58,21 @@ def report(run: Run) -> RunReport:
     Raises:
         RecordError: a record names a point or an arm that the header does not have.
     """
-    rows = runrows.run_rows(run)
+    points = collect(run)
+    rows = runrows.run_rows(run, points)
+    long = {table.name: table.rows(run, points) for table in LONG_TABLES}
     found = [
         *health.notes(run),
         *([f"note: {run.header.note}"] if run.header.note else []),
         *notes.why_rows_are_empty(rows),
         *notes.noise_notes(rows),
         *notes.too_few_rounds(rows),
+        *tailcells.too_few_tokens(rows),
         *notes.streams_that_hardly_fit(rows),
         *notes.ceiling_not_measured_everywhere(rows),
         *(wrong for _, restart in run.of(Restart) for wrong in restart.wrong),
         notes.how_times_are_made(rows),
+        *(note for table in LONG_TABLES for note in table.notes(run, long[table.name])),
         # Facts of the machine follow the notes that qualify the numbers.
         *machinenotes.ceilings(run),
         *machinenotes.against_raw(run),
@@ -68,8 +86,12 @@ def report(run: Run) -> RunReport:
     unset = set() if run.header.destinations else {"destinations"}  # absent in older records
     header = run.header.model_dump(mode="json", exclude=unset)
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
-    shown = [*blocks(rows), *(each for make in MORE_BLOCKS for each in make(run, rows))]
-    return RunReport(title, rows, shown, found, {"path": str(run.path), **header})
+    shown = [
+        *blocks(rows),
+        *(each for table in LONG_TABLES for each in table.blocks(rows, long[table.name])),
+        *(each for make in MORE_BLOCKS for each in make(run, rows)),
+    ]
+    return RunReport(title, rows, shown, found, {"path": str(run.path), **header}, long)
 
 
 def log_report(path: Path) -> RunReport:

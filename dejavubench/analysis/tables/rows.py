@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis.columns import columns_of, flat, names_of
 from dejavubench.analysis.stats import Verdict
@@ -224,6 +224,37 @@ class Speed:
 
 
 @dataclass
+class Tails:
+    """Times of single decode steps, over all rounds; of several sources the largest percentile.
+
+    The overhead divides the arm's percentile by that of both baselines' tokens together. Its
+    interval resamples whole rounds.
+    """
+
+    token_samples: Annotated[int | None, "Single decode steps of one source."] = None
+    token_p50_ms: Annotated[float | None, "Time that half of the steps did not exceed."] = None
+    token_p90_ms: Annotated[float | None, "Time that 90 % of the steps did not exceed."] = None
+    token_p99_ms: Annotated[
+        float | None, "Time that 99 % of the steps did not exceed; missing below 100 steps."
+    ] = None
+    token_max_ms: Annotated[float | None, "Time of the slowest step."] = None
+    p99_overhead_pct: Annotated[float | None, "Overhead of token_p99_ms."] = None
+    p99_overhead_low_pct: Annotated[
+        float | None, "Lower end of the interval of p99_overhead_pct."
+    ] = None
+    p99_overhead_high_pct: Annotated[
+        float | None, "Upper end of the interval of p99_overhead_pct."
+    ] = None
+    p99_noise_pct: Annotated[
+        float | None, "Overhead of the second baseline's token_p99_ms over the first's."
+    ] = None
+    p99_noise_low_pct: Annotated[float | None, "Lower end of the interval of p99_noise_pct."] = None
+    p99_noise_high_pct: Annotated[float | None, "Upper end of the interval of p99_noise_pct."] = (
+        None
+    )
+
+
+@dataclass
 class Row:
     """Identity of a row: its run, point and arm, and whether it was measured."""
 
@@ -252,6 +283,7 @@ class Row:
     swap: SwapTotals = field(default_factory=SwapTotals)
     resumed: RestartTotals = field(default_factory=RestartTotals)
     speed: Speed = field(default_factory=Speed)
+    tails: Tails = field(default_factory=Tails)
 
     @property
     def ok(self) -> bool:
@@ -268,9 +300,9 @@ POINT_COLUMNS = names_of(Sizes)
 """Names of the sizes that a sweep may vary."""
 
 
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Return rows as a pandas table with all columns."""
+def frame(rows: Iterable[Any], kind: type[Any] = Row) -> pd.DataFrame:
+    """Return rows of one class as a pandas table with all its columns."""
     import pandas as pd
 
     values = [flat(row) for row in rows]
-    return pd.DataFrame(values, columns=list(names_of(Row))).convert_dtypes()
+    return pd.DataFrame(values, columns=list(names_of(kind))).convert_dtypes()

@@ -24,21 +24,26 @@ from dejavubench.analysis.tables.rows import (
     StreamRates,
     StreamTotals,
     SwapTotals,
+    Tails,
     Times,
 )
+from dejavubench.analysis.tails import p99_noise, p99_overhead, tail
 from dejavubench.records import ArmInfo, Run, Skipped
 
 STATISTIC = "median over rounds of the maximum over sources"
 NOT_REACHED = "the run ended before a measured round of this arm"
 
 
-def run_rows(run: Run) -> list[Row]:
+def run_rows(run: Run, points: Mapping[str, PointSamples] | None = None) -> list[Row]:
     """Return one row for each point and arm of the header, measured or not.
+
+    Args:
+        points: the run's samples, where they have been collected already.
 
     Raises:
         RecordError: a record names a point or an arm that the header does not have.
     """
-    points = collect(run)
+    points = collect(run) if points is None else points
     reasons = {(item.point, item.arm): item.reason for _, item in run.of(Skipped)}
     rows = []
     for point in run.header.points:
@@ -118,6 +123,7 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
         swap_wait_ms=_median(samples.swap_wait),
     )
     row.cpu.cpu_model_s = _median(samples.cpu_model)
+    row.tails = _tails(point, samples)
     if not samples.arm.streams:
         row.speed = _speed(run, point, samples)
         return
@@ -213,6 +219,22 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     found.target_pct = None if target is None else 100 * target
     found.verdict = stats.verdict(item, target)
     return found
+
+
+def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
+    item = tail(samples)
+    if item is None:
+        return Tails()
+    overhead = p99_overhead(point, samples) if samples.arm.streams else None
+    return Tails(
+        item.count,
+        item.p50,
+        item.p90,
+        item.p99,
+        item.slowest,
+        *spread(overhead, 100)[:3],
+        *spread(p99_noise(point), 100)[:3],
+    )
 
 
 def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:

@@ -1,0 +1,140 @@
+"""Table of the parts of each overhead: one row for each point, arm, phase and part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from dejavubench.analysis.machine import on_gpu
+from dejavubench.analysis.numbertexts import with_interval
+from dejavubench.analysis.overheadparts import (
+    MEASURED,
+    PARTS,
+    PHASES,
+    OverheadPart,
+    overhead_parts,
+)
+from dejavubench.analysis.samples import PointSamples
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.rows import Row, Sizes
+from dejavubench.analysis.tables.runrows import spread
+from dejavubench.analysis.tables.textcells import ARM_CELL, varying_cells
+from dejavubench.records import Run
+
+TITLE = "where the overhead comes from, % of the total without streaming"
+
+
+@dataclass
+class PartRow:
+    """Parts of an overhead: one row for each point, streaming arm, phase and part.
+
+    A part is compared with the same round's baselines and is the median over rounds. So parts need
+    not add up to the overhead.
+    """
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str, "Point of the sweep, such as p000."]
+    sizes: Sizes
+    arm: Annotated[str, "Name of the arm: a destination and a level."]
+    mode: Annotated[str, "Destination."]
+    level: Annotated[str | None, "Level of DéjàVuLib's optimisations."]
+    durability: Annotated[str | None, "Condition on which a chunk counts as written."]
+    phase: Annotated[str, "prompt, tokens (all steps together) or total."]
+    part: Annotated[str, "overhead, wait (in the library), drain, or rest (overhead less both)."]
+    samples: Annotated[int, "Rounds that the arm and its baselines have in common."]
+    part_ms: Annotated[float, "The part in one request."]
+    part_low_ms: Annotated[float | None, "Lower end of its 95 % interval."]
+    part_high_ms: Annotated[float | None, "Upper end of its 95 % interval."]
+    part_pct: Annotated[float, "The part as a share of total_ms of the same round's baselines."]
+    part_low_pct: Annotated[float | None, "Lower end of its 95 % interval."]
+    part_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
+
+
+def part_rows(run: Run, points: Mapping[str, PointSamples]) -> list[PartRow]:
+    """Return the rows of a run; an arm that failed or has no baseline has none."""
+    return [
+        _row(run, point, name, part)
+        for point in points.values()
+        for name, samples in point.arms.items()
+        if samples.why_failed is None
+        for part in overhead_parts(point, samples)
+    ]
+
+
+def _row(run: Run, point: PointSamples, name: str, part: OverheadPart) -> PartRow:
+    arm = point.arms[name].arm
+    in_ms, in_pct = spread(part.ms), spread(part.share, 100)
+    return PartRow(
+        run=run.path.name,
+        point=point.point.id,
+        sizes=Sizes.of(point.point),
+        arm=name,
+        mode=arm.mode,
+        level=arm.level,
+        durability=arm.durability,
+        phase=part.phase,
+        part=part.part,
+        samples=part.ms.samples,
+        part_ms=part.ms.median,
+        part_low_ms=in_ms.low,
+        part_high_ms=in_ms.high,
+        part_pct=100 * part.share.median,
+        part_low_pct=in_pct.low,
+        part_high_pct=in_pct.high,
+    )
+
+
+def part_blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
+    """Return the table for people: a line for each arm and phase, a column for each part.
+
+    Wait and drain are measured by themselves, so the table has room for the other intervals alone.
+    """
+    found: dict[tuple[str | None, str, str], dict[str, PartRow]] = {}
+    for each in parts:
+        found.setdefault((each.point, each.arm, each.phase), {})[each.part] = each
+    if not found:
+        return []
+    leading = [*varying_cells(rows), ARM_CELL]
+    headings = [*(cell.heading for cell in leading), "phase", *(f"{part} %" for part in PARTS)]
+    block = Block(TITLE, headings, len(leading) + 1)
+    for row in rows:
+        names = [cell.write(row) for cell in leading]
+        lines = [
+            [*names, phase, *_texts(found[row.point, row.arm, phase])]
+            for phase in PHASES
+            if (row.point, row.arm, phase) in found
+        ]
+        if lines:
+            block.groups.append(lines)
+    return [block]
+
+
+SUMMED = (
+    "An overhead is wait + drain + rest, each the median over rounds, so they need not add up. "
+    "Wait is the model's time in the library, rest is how much slower the model itself ran."
+)
+BESIDE_THE_GPU = (
+    "On a GPU the model's thread is in the library while the device computes. So wait is not lost "
+    "time as such, and rest can be negative."
+)
+
+
+def part_notes(run: Run, parts: Sequence[PartRow]) -> list[str]:
+    """Say how the parts of an overhead are made."""
+    if not parts:
+        return []
+    return [SUMMED, BESIDE_THE_GPU] if on_gpu(run) else [SUMMED]
+
+
+def _texts(parts: Mapping[str, PartRow]) -> list[str]:
+    texts = []
+    for part in PARTS:
+        row = parts.get(part)
+        if row is None:
+            texts.append("–")
+        elif part in MEASURED:
+            texts.append(f"{row.part_pct:.2f}")
+        else:
+            texts.append(with_interval(row.part_pct, row.part_low_pct, row.part_high_pct))
+    return texts

@@ -1,0 +1,141 @@
+"""Times of single tokens of an arm: percentiles, and the paired overhead of the slowest ones.
+
+A percentile is the smallest time that the given share of the tokens did not exceed, so it is a time
+that was measured. Of several sources, the one with the largest percentile counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.samples import ArmSamples, PointSamples
+
+FEWEST_TOKENS = 100
+"""Fewest tokens whose 99th percentile is not simply the slowest one."""
+
+P99 = 0.99
+
+Tokens = Mapping[int, list[list[float]]]
+"""ms of single tokens by round, one list for each source."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Percentiles of one arm's tokens in all measured rounds together.
+
+    Attributes:
+        count: tokens of one source.
+        p99: None with fewer than 100 tokens.
+    """
+
+    count: int
+    p50: float
+    p90: float
+    p99: float | None
+    slowest: float
+
+
+def tail(samples: ArmSamples) -> Tail | None:
+    """Return the percentiles of an arm's tokens; None if it has none."""
+    sources = [np.sort(each) for each in by_source(samples.steps)]
+    if not sources:
+        return None
+    p50, p90, p99, slowest = (
+        max(percentile(times, share) for times in sources) for share in (0.5, 0.9, P99, 1.0)
+    )
+    count = max(times.size for times in sources)
+    return Tail(count, p50, p90, p99 if count >= FEWEST_TOKENS else None, slowest)
+
+
+def by_source(tokens: Tokens) -> list[np.ndarray]:
+    """Return the tokens of each source in all rounds together."""
+    sources = max(map(len, tokens.values()), default=0)
+    return [
+        np.concatenate([lists[source] for lists in tokens.values() if source < len(lists)])
+        for source in range(sources)
+    ]
+
+
+def percentile(times: np.ndarray, share: float) -> float:
+    """Return the smallest of sorted times that a share of them does not exceed."""
+    return float(times[int(_needed(share * times.size)) - 1])
+
+
+def _needed(tokens: np.ndarray | float) -> np.ndarray:
+    """Return a number of tokens, rounded up. 0.9 · 10 is more than 9 in binary."""
+    return np.ceil(np.round(tokens, 9))
+
+
+def p99_overhead(point: PointSamples, samples: ArmSamples) -> stats.Estimate | None:
+    """Return p99 of the arm's tokens over that of all baselines' tokens, less one, as a fraction.
+
+    The interval resamples whole rounds, the same ones of arm and baselines. None without a
+    baseline, and with too few tokens.
+    """
+    return _overhead(samples.steps, _baselines(point))
+
+
+def p99_noise(point: PointSamples) -> stats.Estimate | None:
+    """Return the overhead of the second baseline over the first; None unless there are two."""
+    baselines = _baselines(point)
+    return _overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
+
+
+def _baselines(point: PointSamples) -> list[Tokens]:
+    return [arm.steps for arm in point.baseline_arms() if arm.steps]
+
+
+def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None:
+    rounds = sorted(set(arm).intersection(*baselines))
+    if not baselines or not rounds:
+        return None
+    sources = {len(each[number]) for each in (arm, *baselines) for number in rounds}
+    if len(sources) != 1:  # a killed run's last round
+        return None
+    above = [_Pooled([arm], rounds, source) for source in range(*sources)]
+    below = [_Pooled(baselines, rounds, source) for source in range(*sources)]
+    if any(pooled.count < FEWEST_TOKENS for pooled in above):
+        return None
+
+    def ratios(weights: np.ndarray) -> np.ndarray:
+        one, other = (
+            np.max([pooled.p99(weights) for pooled in each], axis=0) for each in (above, below)
+        )
+        return np.asarray(one / other - 1)
+
+    found = float(ratios(np.ones((1, len(rounds))))[0])
+    if len(rounds) == 1:
+        return stats.Estimate(found, float("nan"), float("nan"), 0.0, 1)
+    rng = np.random.default_rng(stats.SEED)
+    drawn = rng.multinomial(len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES)
+    low, lower, upper, high = np.percentile(ratios(drawn), [2.5, 25, 75, 97.5])
+    return stats.Estimate(found, float(low), float(high), float(upper - lower), len(rounds))
+
+
+class _Pooled:
+    """Tokens of one source in some rounds of some arms."""
+
+    def __init__(self, arms: Sequence[Tokens], rounds: Sequence[int], source: int) -> None:
+        parts = [np.array([ms for arm in arms for ms in arm[each][source]]) for each in rounds]
+        of_round = np.repeat(np.arange(len(rounds)), [part.size for part in parts])
+        times = np.concatenate(parts)
+        order = np.argsort(times, kind="stable")
+        self.count = times.size
+        self._times = times[order]
+        # [token, round]: how many of the round's tokens are not slower than this one.
+        self._reached = np.cumsum(of_round[order][:, None] == np.arange(len(rounds)), axis=0)
+
+    def p99(self, weights: np.ndarray) -> np.ndarray:
+        """Return p99 if rounds count as often as the weights [n, rounds] say, by bisection."""
+        needed = _needed(P99 * (weights @ self._reached[-1]))
+        low = np.zeros(len(weights), dtype=np.int64)
+        high = np.full(len(weights), self.count - 1)
+        while np.any(low < high):
+            middle = (low + high) // 2
+            enough = (weights * self._reached[middle]).sum(axis=1) >= needed
+            low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+        return np.asarray(self._times[low])

@@ -1,0 +1,218 @@
+"""Overhead = wait in the library + drain + rest, per phase, from paired rounds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dejavubench.analysis.columns import names_of
+from dejavubench.analysis.overheadparts import MEASURED, PARTS, PHASES, overhead_parts
+from dejavubench.analysis.samples import ArmSamples, PointSamples, Rounds, collect
+from dejavubench.analysis.tables.longtables import LONG_TABLES
+from dejavubench.analysis.tables.partrows import PartRow, part_rows
+from dejavubench.analysis.tables.report import report
+from dejavubench.cli.process import TABLES, process
+from dejavubench.records import ArmInfo, Microbatch, PhaseStreaming, Verification, read_run, to_line
+from helpers.synthetic_runs import (
+    AGAIN,
+    GPU_ENVIRONMENT,
+    NONE,
+    arm,
+    flat_rows,
+    on_gpu,
+    point,
+    write_run,
+)
+
+ROUNDS = 24
+PROMPT, TOKENS = 100.0, 400.0
+
+
+def sampled(which: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
+    """An arm whose rounds drift, with ms added by each cause."""
+
+    def rounds(value: float, grows: bool = False) -> Rounds:
+        return {number: value * (by if grows else 1.0) for number, by in enumerate(drift)}
+
+    wait_prompt, wait_tokens = added.get("wait_prompt", 0.0), added.get("wait_tokens", 0.0)
+    drain, rest = added.get("drain", 0.0), added.get("rest", 0.0)
+    made = ArmSamples(point(), which)
+    base = rounds(1.0, grows=True)
+    made.prompt = {n: PROMPT * by + wait_prompt for n, by in base.items()}
+    made.tokens = {n: TOKENS * by + wait_tokens + rest for n, by in base.items()}
+    made.total = {n: made.prompt[n] + made.tokens[n] + drain for n in base}
+    made.prompt_wait, made.tokens_wait = rounds(wait_prompt), rounds(wait_tokens)
+    made.stall, made.drains = rounds(wait_prompt + wait_tokens), rounds(drain)
+    return made
+
+
+def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
+    """Parts of an arm by phase and part: ms, and percent of the total without streaming."""
+    drift = np.exp(np.random.default_rng(3).normal(0, 0.2, ROUNDS))
+    arms = {
+        "none": sampled(NONE, drift),
+        "none#2": sampled(AGAIN, drift),
+        "mpi@3": sampled(arm("mpi"), drift, **added),
+    }
+    found = overhead_parts(PointSamples(point(), arms), arms["mpi@3"])
+    assert all(each.ms.samples == ROUNDS for each in found)
+    return {(each.phase, each.part): (each.ms.median, 100 * each.share.median) for each in found}
+
+
+@pytest.mark.parametrize(
+    ("cause", "place"),
+    [
+        ("wait_prompt", ("prompt", "wait")),
+        ("wait_tokens", ("tokens", "wait")),
+        ("drain", ("total", "drain")),
+        ("rest", ("tokens", "rest")),
+    ],
+)
+def test_an_injected_cause_is_in_its_part_and_in_no_other(
+    cause: str, place: tuple[str, str]
+) -> None:
+    found = parts_of(**{cause: 30.0})
+    phase, part = place
+    for (at, which), (ms, _) in found.items():
+        here = at in (phase, "total") and which in (part, "overhead")
+        assert ms == pytest.approx(30.0 if here else 0.0, abs=1e-9), (at, which)
+
+
+def test_parts_of_every_phase_add_up_where_rounds_are_equal() -> None:
+    found = parts_of(wait_prompt=1.0, wait_tokens=2.0, drain=3.0, rest=5.0)
+    assert list(found) == [
+        (phase, part)
+        for phase in PHASES
+        for part in PARTS
+        if not (part == "drain" and phase != "total")
+    ]
+    for phase in PHASES:
+        parts = [found[phase, part][0] for part in PARTS[1:] if (phase, part) in found]
+        assert found[phase, "overhead"][0] == pytest.approx(sum(parts))
+    assert [found["total", part][0] for part in PARTS] == pytest.approx([11, 3, 3, 5])
+
+
+def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}, rounds=20))
+    (row,) = [each for each in flat_rows(run) if each["arm"] == "mpi@3"]
+    found = {(each.phase, each.part): each for each in long_rows(tmp_path / "r")}
+    total = found["total", "overhead"]
+    assert total.part_pct == pytest.approx(row["overhead_pct"])
+    assert total.part_low_pct == pytest.approx(row["overhead_low_pct"])
+    assert total.part_high_pct == pytest.approx(row["overhead_high_pct"])
+    assert total.part_ms == pytest.approx(row["overhead_pct"] / 100 * row["total_ms"], rel=0.3)
+    assert found["total", "wait"].part_ms == row["stall_ms"]
+    assert found["total", "drain"].part_ms == row["drain_ms"]
+    assert found["tokens", "wait"].part_ms == pytest.approx(0.1)
+    low, high = found["total", "rest"].part_low_pct, found["total", "rest"].part_high_pct
+    assert low is not None
+    assert high is not None
+    assert low <= found["total", "rest"].part_pct <= high
+
+
+def long_rows(folder: Path) -> list[PartRow]:
+    rows: list[PartRow] = report(read_run(folder)).long["overhead"]
+    return rows
+
+
+def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Path) -> None:
+    assert long_rows(write_run(tmp_path / "alone", [arm("mpi")])) == []
+    bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    found = long_rows(write_run(tmp_path / "bad", arms, bad=bad))
+    assert {each.arm for each in found} == {"host@3"}
+    text = "\n".join(report(read_run(tmp_path / "alone")).notes)
+    assert "wait + drain + rest" not in text
+
+
+def test_one_round_has_no_interval(tmp_path: Path) -> None:
+    found = long_rows(write_run(tmp_path / "r", rounds=1))
+    assert {(each.samples, each.part_low_ms, each.part_high_pct) for each in found} == {
+        (1, None, None)
+    }
+
+
+def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Path) -> None:
+    """Two microbatches in flight: a phase has the median of both, the total the sum."""
+    folder = write_run(tmp_path / "r", rounds=2, noise=0.0, sealed=False)
+    path = folder / "rank-0000.jsonl"
+    run = read_run(folder)
+    extra = ""
+    for _, one in run.of(Microbatch):
+        if one.arm == "mpi@3":
+            longer = {
+                "prompt": one.prompt.model_copy(update={"stall_ms": 2.2}),
+                "tokens": PhaseStreaming(stall_ms=1.1),
+                "drain_ms": 2.0,
+            }
+            extra += to_line(one.model_copy(update={"ubatch": 1, **longer}))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:-1], extra, lines[-1]]))
+    found = {(each.phase, each.part): each.part_ms for each in part_rows_of(folder)}
+    assert found["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
+    assert found["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
+    assert found["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
+    drains = [one.drain_ms for _, one in run.of(Microbatch) if one.arm == "mpi@3" and one.round]
+    assert found["total", "drain"] == pytest.approx(2.0 + drains[0], rel=0.5)
+
+
+def part_rows_of(folder: Path) -> list[PartRow]:
+    run = read_run(folder)
+    return part_rows(run, collect(run))
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(process, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_csv_json_and_the_tables_hold_the_same_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ("arms", *(table.name for table in LONG_TABLES)) == TABLES
+    folder = write_run(tmp_path / "r", points=[point(0), point(1, input_len=512)])
+    text = call(folder, "--format", "csv", "--table", "overhead")
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert tuple(table[0]) == names_of(PartRow)
+    assert len(table) == 2 * 10  # points; 3 + 3 + 4 parts
+    (document,) = json.loads(call(folder, "--format", "json"))
+    assert [row["part_ms"] for row in document["overhead"]] == pytest.approx(
+        [float(row["part_ms"]) for row in table]
+    )
+    shown = call(folder)
+    assert "where the overhead comes from" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    markdown = call(folder, "--format", "markdown")
+    assert "| prompt | arm | phase | overhead % | wait % | drain % | rest % |" in markdown
+    refused = CliRunner().invoke(process, [str(folder), "--table", "overhead"])
+    assert refused.exit_code == 2
+    assert "Add --format csv" in refused.stderr
+
+
+def test_intervals_are_shown_where_two_arms_are_subtracted(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}))
+    (block,) = [each for each in report(run).blocks if "overhead comes from" in each.title]
+    (group,) = block.groups
+    assert [row[:2] for row in group] == [["mpi@3", phase] for phase in PHASES]
+    for row in group:
+        by_part = dict(zip(PARTS, row[2:], strict=True))
+        assert all("[" in by_part[part] for part in PARTS if part not in MEASURED)
+        assert not any("[" in by_part[part] for part in MEASURED)
+    assert group[0][4] == "–"  # a prompt has no drain
+
+
+def test_a_gpu_report_says_that_wait_may_be_hidden(tmp_path: Path) -> None:
+    infos = [on_gpu(), on_gpu("bbbb")]
+    folder = write_run(tmp_path / "g", environment=GPU_ENVIRONMENT, infos=infos)
+    notes = report(read_run(folder)).notes
+    assert any("in the library while the device computes" in note for note in notes)
+    notes = report(read_run(write_run(tmp_path / "c"))).notes
+    assert not any("while the device computes" in note for note in notes)

@@ -1,0 +1,139 @@
+"""Single tokens: percentiles of all rounds, and the overhead of the slowest ones."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.tails import FEWEST_TOKENS, p99_noise, p99_overhead, percentile, tail
+from dejavubench.records import ArmFailure, ArmInfo, read_run
+from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
+
+
+def sampled(which: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
+    made = ArmSamples(point(), which)
+    made.steps = rounds
+    return made
+
+
+def of_arms(*arms: ArmSamples) -> PointSamples:
+    return PointSamples(point(), {each.arm.name: each for each in arms})
+
+
+def test_a_percentile_is_a_measured_time() -> None:
+    times = np.arange(1.0, 101.0)
+    shares = (0.5, 0.9, 0.99, 1.0, 1e-9)
+    assert [percentile(times, share) for share in shares] == [50, 90, 99, 100, 1]
+    assert [percentile(np.arange(1.0, 11.0), share) for share in (0.9, 0.91)] == [9, 10]
+    assert percentile(np.array([7.0]), 0.99) == 7
+
+
+def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None:
+    fast = {number: [[1.0] * 49 + [2.0]] for number in range(4)}
+    both = {number: [*lists, [3.0] * 49 + [2.5]] for number, lists in fast.items()}
+    found = tail(sampled(NONE, fast))
+    assert found is not None
+    assert (found.count, found.p50, found.p90, found.p99, found.slowest) == (200, 1, 1, 2, 2)
+    found = tail(sampled(NONE, both))
+    assert found is not None
+    assert (found.count, found.p50, found.p99) == (200, 3, 3)
+    assert tail(sampled(NONE, {})) is None
+
+
+@pytest.mark.parametrize("tokens", [FEWEST_TOKENS - 1, FEWEST_TOKENS])
+def test_a_p99_needs_a_hundred_tokens(tokens: int) -> None:
+    arms = [sampled(each, {0: [[1.0] * tokens]}) for each in (NONE, AGAIN, arm("mpi"))]
+    at = of_arms(*arms)
+    for which in arms:
+        found = tail(which)
+        assert found is not None
+        assert (found.p99 is None) == (tokens < FEWEST_TOKENS)
+    assert (p99_overhead(at, arms[2]) is None) == (tokens < FEWEST_TOKENS)
+    assert (p99_noise(at) is None) == (tokens < FEWEST_TOKENS)
+
+
+def noisy(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[list[float]]]:
+    """Tokens of rounds that drift alike in all arms. One token in 20 is slow."""
+    drift = np.exp(np.random.default_rng(1).normal(0, 0.1, rounds))
+    rng = np.random.default_rng(seed)
+    made = {}
+    for number, by in enumerate(drift):
+        times = 10 * by * np.exp(rng.normal(0, 0.01, 60))
+        times[::20] *= 1.5 * tail_by
+        made[number] = [list(map(float, times))]
+    return made
+
+
+def test_only_the_tail_of_an_arm_is_slower() -> None:
+    none, again = sampled(NONE, noisy(2)), sampled(AGAIN, noisy(3))
+    slow, same = sampled(arm("mpi"), noisy(4, tail_by=1.3)), sampled(arm("host"), noisy(5))
+    at = of_arms(none, again, slow, same)
+    found = p99_overhead(at, slow)
+    assert found is not None
+    assert found.median == pytest.approx(0.3, abs=0.06)
+    assert 0.1 < found.low <= found.median <= found.high
+    assert found.samples == 12
+    one, other = tail(slow), tail(none)
+    assert one is not None
+    assert other is not None
+    assert one.p50 == pytest.approx(other.p50, rel=0.02)
+    for even in (p99_overhead(at, same), p99_noise(at)):
+        assert even is not None
+        assert even.low < 0.03
+        assert even.high > -0.03
+
+
+def test_the_interval_is_that_of_every_choice_of_whole_rounds() -> None:
+    """The bisection over weights finds what pooling the drawn rounds anew finds."""
+    none, slow = noisy(2, rounds=3), noisy(4, rounds=3, tail_by=1.3)
+    arms = [sampled(NONE, none), sampled(arm("mpi"), slow)]
+    found = p99_overhead(of_arms(*arms), arms[1])
+    assert found is not None
+    by_hand = []
+    for drawn in itertools.product(range(3), repeat=3):
+        one, other = (
+            percentile(np.sort(np.concatenate([each[number][0] for number in drawn])), 0.99)
+            for each in (slow, none)
+        )
+        by_hand.append(one / other - 1)
+    assert {round(found.low, 12), round(found.high, 12)} <= {round(each, 12) for each in by_hand}
+    assert min(by_hand) <= found.low <= found.high <= max(by_hand)
+
+
+def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
+    long = read_run(write_run(tmp_path / "long", points=[point(output_len=32)], rounds=6))
+    made = report(long)
+    (block,) = [each for each in made.blocks if "single tokens" in each.title]
+    cells = {row[0]: row[1:] for group in block.groups for row in group}
+    assert cells["none"][-1] == "baseline"
+    assert cells["none#2"][-1].startswith("noise ")
+    assert "[" in cells["mpi@3"][-1]
+    assert cells["mpi@3"][0] == "186"
+    assert not any("a p99 needs" in note for note in made.notes)
+    row = flat_rows(long)[2]
+    assert row["token_p50_ms"] < row["token_p90_ms"] < row["token_p99_ms"] <= row["token_max_ms"]
+    short = read_run(write_run(tmp_path / "short", rounds=6))
+    assert flat_rows(short)[2]["token_p99_ms"] is None
+    assert flat_rows(short)[2]["token_max_ms"] > 0
+    assert any("Only 30 tokens: a p99 needs 100" in note for note in report(short).notes)
+
+
+def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_path: Path) -> None:
+    alone = report(read_run(write_run(tmp_path / "alone", [NONE, AGAIN])))
+    assert not any("single tokens" in block.title for block in alone.blocks)
+    failing = sampled(NONE, {0: [[1.0] * 200]})
+    again = sampled(AGAIN, {0: [[4.0] * 200]})
+    failing.failure = ArmFailure(
+        point="p000", arm="none", iteration=0, phase="tokens", rank=0, error="no space"
+    )
+    streaming = sampled(arm("mpi"), {0: [[2.0] * 200]})
+    found = p99_overhead(of_arms(failing, again, streaming), streaming)
+    assert found is not None
+    assert found.median == -0.5
+    assert np.isnan(found.low)
+    assert p99_noise(of_arms(failing, again)) is None
