@@ -33,15 +33,9 @@ COLUMNS_INTRODUCTION = """\
 # Columns
 
 `dejavubench process --format csv` and `--format json` write one row for each point and arm of a
-<<<<<<< HEAD
-run, or for each rank of a text log, with all columns below. The table for people shows some of
-them, under the heading in the third column. A value that is missing is empty in csv and `null` in
-json. Tables with [rows of their own](#columns-of-other-tables) follow.
-=======
 run. Of a text log they write one row for each rank. A row has all columns below. The table for
 people shows some of them, under the heading in the third column. A value that is missing is empty
-in csv and `null` in json.
->>>>>>> main
+in csv and `null` in json. Tables with [rows of their own](#columns-of-other-tables) follow.
 
 This page is made by `python -m dejavubench.analysis.reference columns`.
 """
