@@ -27,8 +27,7 @@ from dejavubench.config.points import Point
 from dejavubench.errors import UsageError
 from dejavubench.machine import liveness
 from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
-from dejavubench.wholefile import write_whole
+from dejavubench.parallel.collectives import sleeping_barrier
 
 
 def run(
@@ -134,21 +133,10 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
 def _finish(context: RunContext, verified: bool, watchdog: WatchdogProcess | None) -> None:
     """Write each rank's last record and bring other hosts' records to rank 0's folder."""
     liveness.begin_phase("end")
-    ranks, folder, recorder = (
-        context.ranks,
-        context.workspace.folder,
-        context.workspace.recorder,
-    )
+    ranks, recorder = context.ranks, context.workspace.recorder
     outcome = context.conditions.outcome()
     recorder.write(records.End(status="ok" if verified else "failed", environment=outcome))
     recorder.close()
-    mine = folder / records.rank_file(ranks.rank)
-    # Rank 0's folder may be on a disk of its own host. Where it is shared, the file exists there.
-    elsewhere = ranks.host != ranks.hosts[0]
-    others = sleeping_gather(ranks.world, mine.read_bytes() if elsewhere else None)
+    context.workspace.bring_together(ranks)
     if watchdog is not None:  # every rank has come here, so every one has said that it ended
         watchdog.let_end()
-    for rank, content in enumerate(others or []):
-        path = folder / records.rank_file(rank)
-        if content is not None and not path.exists():
-            write_whole(path, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from operator import itemgetter
 from typing import Literal, NamedTuple, overload
@@ -27,6 +28,25 @@ TIES: Mapping[Kind, float] = {"prompt": 0.03, "token": 0.0}
 
 Beside a prompt the gather kernel takes compute time that the model could use.
 """
+
+
+class SideStream:
+    """A stream on which chunks are packed into slots on the device, beside the model's stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+
+    @contextmanager
+    def gathering(
+        self, transfer: Transfer, packing: Packing, packed: torch.Tensor
+    ) -> Iterator[None]:
+        """Pack a chunk behind its ``ready`` event. Inside the context this is torch's stream."""
+        assert transfer.ready is not None
+        with torch.cuda.stream(self._stream):
+            # The device waits for the model's kernels; this thread does not.
+            self._stream.wait_event(transfer.ready)
+            packing.gather(packed)
+            yield
 
 
 class _Copy(NamedTuple):

@@ -291,6 +291,11 @@ class KVGeometry:
             offsets = (offsets[:, None] + np.arange(count, dtype=np.int64) * stride).ravel()
         return Extents(kv, offsets, rows.nbytes)
 
+    def count_extents(self, region: Region, other: KVGeometry | None = None) -> int:
+        """Return the number of extents of a region of any layers, K and V."""
+        rows = (self.rows(kv, region, other) for kv in BOTH)
+        return sum(prod(count for count, _ in row.axes) for row in rows)
+
     def rows(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Rows:
         """Return how a region lies in the K or V tensor, in rows as long as possible.
 

@@ -8,11 +8,11 @@ never the model.
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import torch
 
+from . import chunktimes
+from .chunktimes import Stamps, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream
 from .device import DeviceExtents
@@ -37,6 +37,8 @@ class CacheManager:
         ValueError: the streams' chunks do not fit the streamer's staging slots.
 
     Attributes:
+        chunks: all chunks of a microbatch; a chunk's ``row`` is its place here.
+        times: when each of them was ready, begun, …, complete; None if the streamer is not timed.
         prompt, tokens, draining: counters of each phase of the microbatch. Bytes and copies count
             for the phase whose keys and values they carry, whenever they move.
     """
@@ -62,8 +64,11 @@ class CacheManager:
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
         self._steps: dict[int, list[PlannedChunk]] = {}
         self._layers: dict[int, list[PlannedChunk]] = {}
+        self.chunks: list[PlannedChunk] = []
         for stream in streams:
             self._plan(stream)
+        timed = streamer.timed and not cache.k.is_cuda
+        self.times = TimesBlock(len(self.chunks)) if timed else None
         self.reset()
 
     def _plan(self, stream: Stream) -> None:
@@ -72,7 +77,10 @@ class CacheManager:
         extents = None if level.buffered else self._extents_of(stream)
         for chunk in stream.schedule.all_chunks(level):
             packing = Packing(self.cache, chunk.region) if level.buffered else None
-            planned = PlannedChunk(stream, chunk, packing, extents, level.each_complete)
+            planned = PlannedChunk(
+                stream, chunk, packing, extents, level.each_complete, len(self.chunks)
+            )
+            self.chunks.append(planned)
             # A layerwise prompt leaves with its layers, everything else at the end of its step.
             if level.layerwise and chunk.step == 0:
                 self._layers.setdefault(chunk.region.layers.start, []).append(planned)
@@ -88,8 +96,10 @@ class CacheManager:
         return ExtentViews(self.cache, stream.schedule)
 
     def reset(self) -> None:
-        """Set the counters of all phases to zero."""
+        """Set the counters of all phases to zero, and forget the chunks' times."""
         self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
+        if self.times is not None:
+            self.times.reset()
 
     @property
     def lag_nbytes(self) -> int:
@@ -110,19 +120,19 @@ class CacheManager:
         Raises:
             StreamingError: the last microbatch's chunks do not complete, or the destination fails.
         """
-        began = time.perf_counter()
+        began = chunktimes.now()
         self._streamer.wait(self._byte_progress, self._timeout)
         self.reset()
-        self.prompt.stall_s = time.perf_counter() - began
+        self.prompt.stall_s = _seconds_since(began)
         for stream in self.streams:
             self._streamer.destination.begin(stream, tokens)
 
     def layer_ready(self, layer: int) -> None:
         """Stream a layer of the prompt, whose keys and values are in place in the cache."""
         if self.level.layerwise:
-            began = time.perf_counter()
-            self._submit(self._layers.get(layer, []), self.prompt, None)
-            self.prompt.stall_s += time.perf_counter() - began
+            began = chunktimes.now()
+            self._submit(self._layers.get(layer, []), self.prompt, None, began)
+            self.prompt.stall_s += _seconds_since(began)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Stream a step (0: the prompt), whose keys and values are in place in all layers.
@@ -140,15 +150,15 @@ class CacheManager:
             raise ValueError(
                 f"step {step} is beyond the {self._last_step} decode steps that are streamed"
             )
-        began = time.perf_counter()
+        began = chunktimes.now()
         phase = self.tokens if step else self.prompt
-        self._submit(self._steps.get(step, []), phase, tokens)
+        self._submit(self._steps.get(step, []), phase, tokens, began)
         if not self.level.overlapped:
             if self._ready is not None:  # until then the device computes, which is no stall
                 self._ready.synchronize()
-                began = time.perf_counter()
+                began = chunktimes.now()
             self._streamer.wait(self._byte_progress, self._timeout)
-        phase.stall_s += time.perf_counter() - began
+        phase.stall_s += _seconds_since(began)
 
     def drain(self) -> None:
         """Wait until the last byte has arrived.
@@ -156,13 +166,17 @@ class CacheManager:
         Raises:
             StreamingError: no chunk became complete within the timeout.
         """
-        began = time.perf_counter()
+        began = chunktimes.now()
         self.draining.lag_nbytes = self.lag_nbytes
         self._streamer.wait(self._byte_progress, self._timeout)
-        self.draining.stall_s += time.perf_counter() - began
+        self.draining.stall_s += _seconds_since(began)
 
     def _submit(
-        self, chunks: list[PlannedChunk], phase: StreamStats, tokens: np.ndarray | None
+        self,
+        chunks: list[PlannedChunk],
+        phase: StreamStats,
+        tokens: np.ndarray | None,
+        began: int,
     ) -> None:
         if not chunks:
             return
@@ -175,10 +189,17 @@ class CacheManager:
         if self.cache.k.is_cuda:
             self._ready = torch.cuda.Event()
             self._ready.record()  # on the model's stream, behind what has written them
-        ready = self._ready
-        self._streamer.submit(
-            [Transfer(planned, byte_progress, phase, tokens, ready) for planned in chunks]
-        )
+        ready, times = self._ready, self.times
+        transfers = [Transfer(planned, byte_progress, phase, tokens, ready) for planned in chunks]
+        if times is not None:
+            # The clock was read for the stall: the model's thread reads it no second time.
+            for transfer in transfers:
+                transfer.times, transfer.stamps = times, Stamps(began)
+        self._streamer.submit(transfers)
+
+
+def _seconds_since(began: int) -> float:
+    return (chunktimes.now() - began) * 1e-9
 
 
 def _check_slots(cache: KVCache, streams: list[Stream], streamer: Streamer) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from . import progress
 from .destinations.base import Destination, StorageError, StreamingError
-from .device import BounceBuffer, DeviceStaging
+from .device import BounceBuffer, DeviceStaging, SideStream
 from .helper import cpu_seconds, start_helper
 from .transfers import ByteProgress, Transfer
 from .waiting import NAP, Wake
@@ -39,6 +39,7 @@ class Streamer:
         bounce: buffer for single extents from a device; without it, the streamer has its own.
         holds_failure: after a StorageError, drop what is submitted and wait for nothing, so that
             the model computes its request to the end. The owner then asks for :attr:`failure`.
+        timed: managers note each chunk's times, which costs some microseconds per chunk.
 
     Raises:
         ValueError: the destination needs staging slots, and ``slots`` is empty.
@@ -51,17 +52,19 @@ class Streamer:
         device: DeviceStaging | None = None,
         bounce: BounceBuffer | None = None,
         holds_failure: bool = False,
+        timed: bool = True,
     ) -> None:
         if destination.staged and not slots:
             raise ValueError(f"{destination.name} needs at least one staging slot")
         self.destination = destination
+        self.timed = destination.timed = timed
         self.device = device
         self.bounce = bounce or BounceBuffer()
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = deque(slots)
         on_device = bool(slots) and slots[0].is_cuda
         # Slots on a device are filled on this stream, beside the model's.
-        self._side_stream = torch.cuda.Stream(slots[0].device) if on_device else None
+        self._side_stream = SideStream(slots[0].device) if on_device else None
         # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
@@ -214,6 +217,7 @@ class Streamer:
         return bool(self._slots) or not self.destination.staged
 
     def _start(self, transfer: Transfer) -> None:
+        transfer.stamp("begun")
         planned = transfer.planned
         packing, chunk = planned.packing, planned.chunk
         if packing is None:
@@ -226,12 +230,10 @@ class Streamer:
             packed = transfer.slot[: chunk.nbytes]
         if transfer.ready is None:
             packing.gather(packed)
+            transfer.stamp("gathered")
             _flush(self.destination, transfer, packed)
         elif self._side_stream is not None:
-            with torch.cuda.stream(self._side_stream):
-                # The device waits for the model's kernels; this thread does not.
-                self._side_stream.wait_event(transfer.ready)
-                packing.gather(packed)
+            with self._side_stream.gathering(transfer, packing, packed):
                 _flush(self.destination, transfer, packed)
         else:
             assert self.device is not None
@@ -262,8 +264,10 @@ class Streamer:
     def _finish(self, transfer: Transfer) -> None:
         if transfer.slot is not None:
             self._slots.append(transfer.slot)
-        # Before the bytes: whoever sees no lag may ask for staging(), which compares the counts.
+        # Before the bytes: whoever sees no lag may ask for staging(), which compares the counts, or
+        # for the chunk's times.
         self._finished += 1
+        _note_complete(self.destination, transfer)
         byte_progress = transfer.byte_progress
         byte_progress.completed_nbytes += transfer.planned.chunk.nbytes
         if byte_progress is self._waits_for and not byte_progress.lag_nbytes:
@@ -278,6 +282,7 @@ def _flush(destination: Destination, transfer: Transfer, packed: torch.Tensor) -
     _announce(destination, transfer)
     planned = transfer.planned
     destination.flush(planned.stream, planned.chunk, packed)
+    transfer.stamp("posted")
     transfer.stats.copies += 1
 
 
@@ -289,8 +294,22 @@ def _move_extents(destination: Destination, transfer: Transfer) -> None:
         transfer.ready.synchronize()
     _announce(destination, transfer)
     extents = planned.extents.of(planned.chunk.step)
+    transfer.stamp("gathered")
     destination.flush_extents(planned.stream, planned.chunk, extents, planned.each_complete)
+    transfer.stamp("posted")
     transfer.stats.copies += len(extents)
+
+
+def _note_complete(destination: Destination, transfer: Transfer) -> None:
+    """Keep the times of a chunk that is complete, if it is timed."""
+    times, stamps, planned = transfer.times, transfer.stamps, transfer.planned
+    if times is None or stamps is None:
+        return
+    transfer.stamp("complete")
+    receipt = destination.receipt(planned.stream)
+    if receipt is not None:
+        stamps.moved, stamps.sink_ns = receipt
+    times.add(planned.row, stamps)
 
 
 def _announce(destination: Destination, transfer: Transfer) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from . import chunktimes
+from .chunktimes import StampName, Stamps, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream
 from .extents import StepExtents
@@ -68,6 +70,7 @@ class PlannedChunk:
         packing: gathers the chunk into one buffer; None at the unbuffered levels.
         extents: extents that the unbuffered levels move one by one; None at other levels.
         each_complete: an extent is complete before the next one begins.
+        row: the chunk's row among the chunks of its manager.
     """
 
     stream: Stream
@@ -75,6 +78,16 @@ class PlannedChunk:
     packing: Packing | None
     extents: StepExtents | None
     each_complete: bool
+    row: int = 0
+
+    @property
+    def extents_count(self) -> int:
+        """Contiguous pieces of the cache that the chunk is gathered from, or moved as."""
+        schedule, step = self.stream.schedule, self.chunk.step
+        if self.packing is not None:
+            return schedule.geometry.count_extents(self.chunk.region)
+        atoms, other = schedule.atoms(step), schedule.other
+        return sum(schedule.geometry.count_extents(atom, other) for atom in atoms)
 
 
 @dataclass(eq=False)
@@ -88,6 +101,8 @@ class Transfer:
         tokens: token ids [B] that went into its decode step, if they are known here.
         ready: CUDA event after which the chunk's keys and values are in place on the device.
         slot: the staging slot that it holds until it is complete.
+        times: its manager's block of times; None where chunks are not timed.
+        stamps: its own times, if chunks are timed.
     """
 
     planned: PlannedChunk
@@ -96,3 +111,10 @@ class Transfer:
     tokens: np.ndarray | None = None
     ready: torch.cuda.Event | None = None
     slot: torch.Tensor | None = None
+    times: TimesBlock | None = None
+    stamps: Stamps | None = None
+
+    def stamp(self, name: StampName) -> None:
+        """Note that this happens to the chunk now, if chunks are timed."""
+        if self.stamps is not None:
+            setattr(self.stamps, name, chunktimes.now())

@@ -1,12 +1,21 @@
 """The log schema: what a run writes and analysis reads. Nothing else is shared between the two.
 
 A run's folder holds ``run.json`` (a :class:`RunHeader`), ``rank-0000.jsonl`` … (one :data:`Record`
-per line) and text logs in DéjàVu's format (:mod:`~dejavubench.records.textlog`). Times are
-milliseconds of a monotonic clock, sizes are bytes. Samples are kept raw. Warm-up iterations are
-marked, never dropped.
+per line), ``chunks-0000.jsonl`` … (:mod:`~dejavubench.records.chunktimes`) and text logs in
+DéjàVu's format (:mod:`~dejavubench.records.textlog`). Times are milliseconds of a monotonic clock,
+those of chunks nanoseconds; sizes are bytes. Samples are kept raw. Warm-up iterations are marked,
+never dropped.
 """
 
 from dejavubench.records.ceilings import HELD_AGAINST, OVERHEAD_OF, Alone, Ceiling, CopyWays
+from dejavubench.records.chunktimes import (
+    ChunkList,
+    ChunkPart,
+    ChunkTimes,
+    ListedChunk,
+    TimedChunks,
+    read_chunk_times,
+)
 from dejavubench.records.environment import (
     EndEnvironment,
     ExternalSink,
@@ -26,7 +35,14 @@ from dejavubench.records.iterations import (
     TakeOver,
     Verification,
 )
-from dejavubench.records.names import RUN_FILE, first_exit_file, rank_file, rank_of, text_log
+from dejavubench.records.names import (
+    RUN_FILE,
+    chunk_file,
+    first_exit_file,
+    rank_file,
+    rank_of,
+    text_log,
+)
 from dejavubench.records.ranks import (
     ArmFailure,
     End,
@@ -52,6 +68,9 @@ __all__ = [
     "ArmFailure",
     "ArmInfo",
     "Ceiling",
+    "ChunkList",
+    "ChunkPart",
+    "ChunkTimes",
     "CopyWays",
     "Digest",
     "End",
@@ -62,6 +81,7 @@ __all__ = [
     "Gpu",
     "HandOver",
     "Iteration",
+    "ListedChunk",
     "Microbatch",
     "PhaseMark",
     "PhaseStreaming",
@@ -79,13 +99,16 @@ __all__ = [
     "Skipped",
     "Swapping",
     "TakeOver",
+    "TimedChunks",
     "Verification",
     "all_token_line",
+    "chunk_file",
     "digest_of",
     "first_exit_file",
     "prompt_line",
     "rank_file",
     "rank_of",
+    "read_chunk_times",
     "read_rank",
     "read_run",
     "text_log",

@@ -64,6 +64,7 @@ class MicrobatchClock:
         drain_ms: the wait for the last byte.
         tokens: new tokens [B] of each step; empty on stages that do not see them.
         computed_s: when the newest computation ended, by ``now``.
+        began_s: when the microbatch's first step was submitted, by ``now``.
     """
 
     now: Callable[[], float] = time.perf_counter
@@ -73,13 +74,16 @@ class MicrobatchClock:
     drain_ms: float = 0.0
     tokens: list[Tensor] = field(default_factory=list)
     computed_s: float = 0.0
+    began_s: float = 0.0
     _submitted: deque[float] = field(default_factory=deque)
     _returned: float = 0.0
     _tokens_began: float = 0.0
 
     def submit(self) -> None:
         """Start the clock of the next step."""
-        self._submitted.append(self.now())
+        now = self.now()
+        self._submitted.append(now)
+        self.began_s = self.began_s or now
 
     def returned(self) -> None:
         """Stop the clock of the oldest step under way."""

@@ -87,6 +87,8 @@ class PlainSource(ScenarioPart):
         ]
         for each in ubatches:
             write(each)
+        chunk_file = self.source.here.context.workspace.chunk_file
+        chunk_file.write(arm, when, newest.clocks, self.streams(arm))
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
         only = newest.clocks[0] if len(newest.clocks) == 1 else None
         total = newest.makespan_ms if only is None else only.total_ms

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from mpi4py import MPI
 
+from dejavubench import records
 from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.recording.chunkfile import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError
+from dejavubench.parallel.collectives import sleeping_gather
+from dejavubench.wholefile import write_whole
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class Workspace:
         folder: the run's folder on this host.
         stream_dir: the folder of streamed files.
         recorder: this rank's records.
+        chunk_file: the times of this rank's chunks.
     """
 
     run_id: str
     folder: Path
     stream_dir: Path
     recorder: Recorder
+    chunk_file: ChunkFile
 
     @classmethod
     def open(cls, runnable: RunnablePlan, ranks: Ranks) -> Workspace:
@@ -46,7 +52,21 @@ class Workspace:
             agree(ranks.world, lambda: _make_stream_dir(directory))
         run_id, folder = _make_folder(experiment, ranks.world)
         recorder = agree(ranks.world, lambda: _open_recorder(folder, runnable, ranks.rank))
-        return cls(run_id, folder, directory or folder, recorder)
+        chunk_file = ChunkFile(folder, ranks.rank)
+        return cls(run_id, folder, directory or folder, recorder, chunk_file)
+
+    def bring_together(self, ranks: Ranks) -> None:
+        """Copy the whole files of ranks on other hosts to rank 0's folder. Collective."""
+        self.chunk_file.close()
+        for name_of in (records.rank_file, records.chunk_file):
+            mine = self.folder / name_of(ranks.rank)
+            # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.
+            elsewhere = ranks.host != ranks.hosts[0] and mine.exists()
+            others = sleeping_gather(ranks.world, mine.read_bytes() if elsewhere else None)
+            for rank, content in enumerate(others or []):
+                path = self.folder / name_of(rank)
+                if content is not None and not path.exists():
+                    write_whole(path, content)
 
 
 def _make_stream_dir(directory: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
+from ..chunktimes import Receipt
 from ..schedule import Chunk, StreamSchedule
 
 BLOCK = 256
@@ -88,6 +89,7 @@ class Destination(ABC):
     Attributes:
         name: the destination's name in the registry.
         moved: blocks of extents moved so far. It shows that a long unbuffered chunk still moves.
+        timed: chunks get a :meth:`receipt`. The streamer switches it on.
         staged: chunks go through staging slots, in device memory if the destination takes chunks
             from there, else in host memory. Off: :meth:`place` always gives the final place.
     """
@@ -95,6 +97,7 @@ class Destination(ABC):
     name: str
     capabilities = Capabilities()
     moved = 0
+    timed = False
     staged = True
 
     @abstractmethod
@@ -158,6 +161,13 @@ class Destination(ABC):
     def completed(self, stream: Stream) -> int:
         """Return how many chunks of the stream are complete since :meth:`begin`; never waits."""
 
+    def receipt(self, stream: Stream) -> Receipt | None:
+        """Return the times of the stream's oldest complete chunk that was not asked for yet.
+
+        Asked for once per chunk, as soon as it is complete, if ``timed``.
+        """
+        return None
+
     def cpu_seconds(self) -> float:
         """Return the CPU time so far of the destination's own threads."""
         return 0.0
@@ -201,6 +211,7 @@ class RemoteDestination(Destination, Generic[_Sending]):
     def __init__(self) -> None:
         self._under_way: dict[tuple[int | None, int], deque[_Sending]] = {}
         self._completed: dict[tuple[int | None, int], int] = {}
+        self._receipts: dict[tuple[int | None, int], deque[Receipt]] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, as :meth:`Destination.begin`.
@@ -215,3 +226,8 @@ class RemoteDestination(Destination, Generic[_Sending]):
             )
         self._under_way[stream.key] = deque()
         self._completed[stream.key] = 0
+        self._receipts[stream.key] = deque()
+
+    def receipt(self, stream: Stream) -> Receipt | None:
+        receipts = self._receipts[stream.key]
+        return receipts.popleft() if receipts else None

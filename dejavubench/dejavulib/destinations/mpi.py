@@ -1,16 +1,20 @@
 """``mpi``: chunks as messages to a sink's memory, on a communicator of their own.
 
 A message carries the chunk and nothing else: both sides know the schedule. The sink acknowledges
-each chunk once it is in its place. A send that has merely left does not count as complete.
+each chunk once it is in its place, by the nanoseconds that this took after the chunk's arrival. A
+send that has merely left does not count as complete.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
 import torch
 from mpi4py import MPI
 
+from .. import chunktimes
+from ..chunktimes import Receipt
 from ..schedule import Chunk
 from ..waiting import wait_asleep
 from .base import RemoteDestination, Stream, StreamingError
@@ -24,7 +28,37 @@ def _ack_tag(stream: Stream) -> int:
     return 2 * stream.id + 1
 
 
-class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
+_ACK_NBYTES = 8
+"""An acknowledgement is a duration in nanoseconds, an integer of this size."""
+
+
+class _Sending:
+    """A chunk on its way.
+
+    Attributes:
+        moved: when its send was seen to be done; None as long as it is not.
+    """
+
+    __slots__ = ("_ack", "_send", "_took", "moved")
+
+    def __init__(self, send: MPI.Request, ack: MPI.Request, took: bytearray) -> None:
+        self._send, self._ack, self._took = send, ack, took
+        self.moved: int | None = None
+
+    def acknowledged(self) -> bool:
+        """Return whether the sink has acknowledged it and its buffer is free as well."""
+        if self.moved is None:
+            if not self._send.Test():
+                return False
+            self.moved = chunktimes.now()
+        return self._ack.Test()
+
+    @property
+    def sink_ns(self) -> int:
+        return int.from_bytes(self._took, "little")
+
+
+class MPIDestination(RemoteDestination[_Sending]):
     """The source's side.
 
     Args:
@@ -46,16 +80,17 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
         self._comm = comm
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        ack = self._expect_ack(stream)
+        ack, took = self._expect_ack(stream)
         message = (packed.numpy(), MPI.BYTE)
         send = self._comm.Isend(message, stream.peer_rank, _data_tag(stream))
-        self._under_way[stream.key].append((send, ack))
+        self._under_way[stream.key].append(_Sending(send, ack, took))
 
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
         peer, tag = stream.peer_rank, _data_tag(stream)
-        self._under_way[stream.key].append((MPI.REQUEST_NULL, self._expect_ack(stream)))
+        sending = _Sending(MPI.REQUEST_NULL, *self._expect_ack(stream))
+        self._under_way[stream.key].append(sending)
         if each_complete:
             send = self._comm.Ssend  # returns only once the sink has taken the extent
             for block in self.counted(extents):
@@ -67,24 +102,26 @@ class MPIDestination(RemoteDestination[tuple[MPI.Request, MPI.Request]]):
                 [issue(extent, peer, tag) for block in self.counted(extents) for extent in block]
             )
 
-    def _expect_ack(self, stream: Stream) -> MPI.Request:
-        # Posted before the chunk leaves, so that the acknowledgement finds its receive. mpi4py's
-        # request keeps the one-byte buffer alive. Nobody reads it: that it came is the message.
-        return self._comm.Irecv((bytearray(1), MPI.BYTE), stream.peer_rank, _ack_tag(stream))
+    def _expect_ack(self, stream: Stream) -> tuple[MPI.Request, bytearray]:
+        # Posted before the chunk leaves, so that the acknowledgement finds its receive.
+        took = bytearray(_ACK_NBYTES)
+        ack = self._comm.Irecv((took, MPI.BYTE), stream.peer_rank, _ack_tag(stream))
+        return ack, took
 
     def completed(self, stream: Stream) -> int:
         under_way = self._under_way[stream.key]
-        # Both requests: acknowledged, and the buffer of the send is free as well.
-        while under_way and all(request.Test() for request in under_way[0]):
-            under_way.popleft()
+        while under_way and under_way[0].acknowledged():
+            done = under_way.popleft()
             self._completed[stream.key] += 1
+            if self.timed:
+                self._receipts[stream.key].append(Receipt(done.moved, done.sink_ns))
         return self._completed[stream.key]
 
 
 class _Packed:
     """A packed chunk that is being received, and is scattered once it has arrived."""
 
-    __slots__ = ("_packed", "_request", "_scatter")
+    __slots__ = ("_packed", "_request", "_scatter", "received")
 
     def __init__(
         self,
@@ -93,10 +130,12 @@ class _Packed:
         scatter: Callable[[torch.Tensor], None],
     ) -> None:
         self._request, self._packed, self._scatter = request, packed, scatter
+        self.received = 0
 
     def done(self) -> bool:
         if not self._request.Test():
             return False
+        self.received = chunktimes.now()
         self._scatter(self._packed)
         return True
 
@@ -106,10 +145,12 @@ class _Batch:
 
     def __init__(self, requests: list[MPI.Request]) -> None:
         self._requests = requests
+        self.received = 0
 
     def done(self) -> bool:
         if not self._requests[0].Test():
             return False
+        self.received = chunktimes.now()
         MPI.Request.Waitall(self._requests)  # the first has come, so the others are on their way
         return True
 
@@ -121,15 +162,20 @@ class _OneByOne:
         self, comm: MPI.Intracomm, peer: int, tag: int, extents: Sequence[memoryview]
     ) -> None:
         self._comm, self._peer, self._tag, self._extents = comm, peer, tag, extents
+        self.received = 0
 
     def done(self) -> bool:
         if not self._comm.Iprobe(self._peer, self._tag):
             return False
+        self.received = chunktimes.now()
         receive, peer, tag = self._comm.Recv, self._peer, self._tag
         # Blocking is right here: the source sends the extents of this chunk and nothing else.
         for extent in self._extents:
             receive(extent, peer, tag)
         return True
+
+
+_Receiving = _Packed | _Batch | _OneByOne
 
 
 class MPISinkEndpoint:
@@ -144,7 +190,8 @@ class MPISinkEndpoint:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self._acks: list[MPI.Request] = []
-        self._ack = bytearray(1)  # never written, so all sends can share it at once
+        # The receives of each stream that are not acknowledged yet, oldest first.
+        self._receives: defaultdict[tuple[int | None, int], deque[_Receiving]] = defaultdict(deque)
 
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
@@ -152,23 +199,30 @@ class MPISinkEndpoint:
         """Begin to receive the stream's next chunk into ``packed``; then scatter it."""
         message = (packed.numpy(), MPI.BYTE)
         request = self._comm.Irecv(message, stream.peer_rank, _data_tag(stream))
-        return _Packed(request, packed, scatter)
+        receive = _Packed(request, packed, scatter)
+        self._receives[stream.key].append(receive)
+        return receive
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[memoryview], each_complete: bool
     ) -> _Batch | _OneByOne:
         """Receive the next chunk's extents, each a message, straight into views of the cache."""
         peer, tag = stream.peer_rank, _data_tag(stream)
+        receive: _OneByOne | _Batch
         if each_complete:
-            return _OneByOne(self._comm, peer, tag, extents)
-        receive = self._comm.Irecv
-        return _Batch([receive(extent, peer, tag) for extent in extents])
+            receive = _OneByOne(self._comm, peer, tag, extents)
+        else:
+            irecv = self._comm.Irecv
+            receive = _Batch([irecv(extent, peer, tag) for extent in extents])
+        self._receives[stream.key].append(receive)
+        return receive
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
         # Forget the sends that are done. MPI frees a request only when somebody tests it.
         self._acks = [request for request in self._acks if not request.Test()]
-        message = (self._ack, MPI.BYTE)
+        took = chunktimes.now() - self._receives[stream.key].popleft().received
+        message = (took.to_bytes(_ACK_NBYTES, "little"), MPI.BYTE)
         self._acks.append(self._comm.Isend(message, stream.peer_rank, _ack_tag(stream)))
 
     def finish(self) -> None:

@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ..chunktimes import Part
+
+QUEUE, GATHER, POST = Part("queue", "begun"), Part("gather", "gathered"), Part("post", "posted")
+TOLD_APART = (Part("wire", "received"), Part("acknowledgement", "complete"))
+JOINT = Part("wire + acknowledgement", "complete")
+"""The rest of a chunk's latency where the sink's acknowledgement carries no duration."""
+
 
 @dataclass(frozen=True)
 class DestinationEntry:
@@ -24,6 +31,8 @@ class DestinationEntry:
             destination on a storage device, whose failure ends its arm alone.
         readable: the source can read complete chunks back, so its class is a
             ``ReadableDestination``. Without that, no source can verify what has arrived.
+        parts: parts of a packed chunk's latency that can be told apart, in order.
+        extent_parts: the same for a chunk whose extents move one by one.
     """
 
     name: str
@@ -34,6 +43,8 @@ class DestinationEntry:
     in_host_memory: bool = False
     durabilities: tuple[str, ...] = ()
     readable: bool = False
+    parts: tuple[Part, ...] = (QUEUE, GATHER, POST, JOINT)
+    extent_parts: tuple[Part, ...] = (QUEUE, Part("move", "complete"))
 
     @property
     def on_storage(self) -> bool:
@@ -66,11 +77,31 @@ def register(entry: DestinationEntry) -> DestinationEntry:
     return entry
 
 
-HOST = register(DestinationEntry("host", staged=False, in_host_memory=True, readable=True))
-DISK = register(
-    DestinationEntry("disk", durabilities=("fdatasync", "direct", "page-cache"), readable=True)
+HOST = register(
+    DestinationEntry(
+        "host",
+        staged=False,
+        in_host_memory=True,
+        readable=True,
+        parts=(QUEUE, GATHER, Part("post", "complete")),
+    )
 )
-MPI = register(DestinationEntry("mpi", remote=True))
+DISK = register(
+    DestinationEntry(
+        "disk",
+        durabilities=("fdatasync", "direct", "page-cache"),
+        readable=True,
+        parts=(QUEUE, GATHER, Part("write", "moved"), Part("sync", "complete")),
+    )
+)
+MPI = register(
+    DestinationEntry(
+        "mpi",
+        remote=True,
+        parts=(QUEUE, GATHER, POST, *TOLD_APART),
+        extent_parts=(QUEUE, Part("move", "posted"), JOINT),
+    )
+)
 NCCL = register(DestinationEntry("nccl", remote=True, device_memory=True))
 NIXL = register(DestinationEntry("nixl", remote=True, device_memory=True))
 TCP = register(DestinationEntry("tcp", external_sink=True, readable=True))

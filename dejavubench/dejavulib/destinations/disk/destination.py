@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ... import chunktimes
+from ...chunktimes import Receipt
 from ...copies import PAGE
 from ...schedule import Chunk, StreamSchedule
 from ..base import Buffer, LocalDestination, Stream, WrongBytesError
@@ -32,6 +35,7 @@ class _Open:
 
     blocks: BlockFile
     completed: int = 0
+    receipts: deque[Receipt] = field(default_factory=deque)
     trailer: StepTrailer = field(init=False)
 
 
@@ -78,6 +82,7 @@ class DiskDestination(LocalDestination):
             self._files[stream.id] = _Open(blocks)
         file = self._files[stream.id]
         file.completed = 0
+        file.receipts.clear()
         file.trailer = _trailer(schedule, 0, tokens)
         file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
@@ -100,6 +105,7 @@ class DiskDestination(LocalDestination):
         if _ends_step(schedule, chunk):
             checksum.result()  # a large chunk was hashed while it was written
             file.blocks.write(at + chunk.nbytes, file.trailer.packed())
+        self._note_written(file)
         file.blocks.sync()
         checksum.result()  # the slot is free once the chunk is complete, so hashing must be over
         self._complete(file, schedule, chunk)
@@ -124,8 +130,16 @@ class DiskDestination(LocalDestination):
                     file.blocks.sync()
                 at += len(extent)
         file.blocks.write(at, file.trailer.packed())
+        self._note_written(file)
         file.blocks.sync()
         self._complete(file, stream.schedule, chunk)
+
+    def _note_written(self, file: _Open) -> None:
+        if self.timed:
+            file.receipts.append(Receipt(moved=chunktimes.now()))
+
+    def receipt(self, stream: Stream) -> Receipt:
+        return self._files[stream.id].receipts.popleft()
 
     @staticmethod
     def _complete(file: _Open, schedule: StreamSchedule, chunk: Chunk) -> None:

@@ -1,0 +1,117 @@
+"""The times of one rank's chunks, written outside the clock to a file beside its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from dejavubench import records
+from dejavubench.bench.engine.batchmaker import Streamed
+from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.config.arms import Arm
+from dejavubench.dejavulib.chunktimes import MOST, Part
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.transfers import PlannedChunk
+
+
+class ChunkFile:
+    """``chunks-<rank>.jsonl`` of a run's folder, made when there is something to write."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / records.chunk_file(rank)
+        self._file: IO[str] | None = None
+        self._listed: set[tuple[str, str, int]] = set()
+
+    def write(
+        self,
+        arm: Arm,
+        when: When,
+        clocks: Sequence[MicrobatchClock],
+        streams: Sequence[Streamed],
+    ) -> None:
+        """Append the times of each microbatch's chunks, where they were taken.
+
+        Before an arm's first times at a point, its chunks are listed.
+        """
+        for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
+            # A baseline has no chunks, and a swap's are those of whichever cache has the turn.
+            if isinstance(stream, CacheManager) and stream.times is not None:
+                self._write(arm, when, ubatch, clock, stream)
+
+    def _write(
+        self, arm: Arm, when: When, ubatch: int, clock: MicrobatchClock, manager: CacheManager
+    ) -> None:
+        key = when["point"], arm.name, ubatch
+        if key not in self._listed:
+            self._listed.add(key)
+            self._append(_list_of(arm, when["point"], ubatch, manager))
+        self._append(_times_of(when, ubatch, clock, manager))
+
+    def _append(self, record: records.ChunkList | records.ChunkTimes) -> None:
+        if self._file is None:
+            self._file = self._path.open("x", encoding="utf-8")
+        try:
+            self._file.write(record.model_dump_json() + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _list_of(arm: Arm, point: str, ubatch: int, manager: CacheManager) -> records.ChunkList:
+    assert arm.destination is not None
+    entry = arm.destination.entry
+    parts = _parts(entry.parts if manager.level.buffered else entry.extent_parts)
+    return records.ChunkList(
+        point=point,
+        arm=arm.name,
+        ubatch=ubatch,
+        prompt_parts=parts,
+        token_parts=parts,
+        chunks=[_listed(planned) for planned in manager.chunks[:MOST]],
+        more=max(0, len(manager.chunks) - MOST),
+    )
+
+
+def _parts(parts: tuple[Part, ...]) -> list[records.ChunkPart]:
+    return [records.ChunkPart(name=part.name, until=part.until) for part in parts]
+
+
+def _listed(planned: PlannedChunk) -> records.ListedChunk:
+    chunk, layers = planned.chunk, planned.chunk.region.layers
+    whole = layers.size == planned.stream.schedule.geometry.layers
+    return records.ListedChunk(
+        phase="tokens" if chunk.step else "prompt",
+        step=chunk.step,
+        layer=None if whole else layers.start,
+        layers=layers.size,
+        nbytes=chunk.nbytes,
+        extents=planned.extents_count,
+        peer=planned.stream.peer,
+    )
+
+
+def _times_of(
+    when: When, ubatch: int, clock: MicrobatchClock, manager: CacheManager
+) -> records.ChunkTimes:
+    times = manager.times
+    assert times is not None
+    if times.finished != times.chunks:
+        raise ValueError(f"{times.finished} of {times.chunks} chunks are complete")
+    began = round(clock.began_s * 1e9)
+    return records.ChunkTimes.model_validate(
+        {
+            **when,
+            "ubatch": ubatch,
+            "began_ns": began,
+            **times.columns(began),
+            "beyond": times.beyond,
+            "beyond_ns": times.beyond_ns if times.beyond else {},
+        }
+    )

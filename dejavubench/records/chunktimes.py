@@ -1,0 +1,192 @@
+"""Records of chunks' times, in files of their own: ``chunks-0000.jsonl`` and so on.
+
+A :class:`ChunkList` says which chunks a microbatch has; it comes before the first
+:class:`ChunkTimes` of its arm. Older programs do not look for these files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from dejavubench.records.names import chunk_file_rank
+from dejavubench.records.values import LARGEST, Count, Line, Model, RecordError, Size
+
+Ns = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+"""Nanoseconds relative to a moment, so that they may be negative."""
+
+
+class ChunkPart(Model):
+    """A part of each chunk's latency. It begins where the part before it ends, the first at ready.
+
+    Attributes:
+        until: the stamp at which it ends, or ``received``, which is ``complete`` − ``sink_ns``.
+    """
+
+    name: str
+    until: Literal["begun", "gathered", "copied", "posted", "moved", "received", "complete"]
+
+
+class ListedChunk(Model):
+    """One chunk of a microbatch.
+
+    Attributes:
+        step: 0 for the prompt, n for the n-th decode step.
+        layer: the first layer, counted in this worker's part of the model; None: all of its layers.
+        layers: number of layers.
+        extents: contiguous pieces of the cache that it is gathered from, or moved as.
+        peer: rank that receives it; None if no rank does.
+    """
+
+    phase: Literal["prompt", "tokens"]
+    step: Count
+    layer: Count | None
+    layers: Size
+    nbytes: Count
+    extents: Count
+    peer: Count | None = None
+
+
+class ChunkList(Line):
+    """The chunks of one microbatch of an arm, the same in every iteration.
+
+    Attributes:
+        prompt_parts, token_parts: the parts of a chunk's latency that can be told apart.
+        chunks: the first chunks, which have times of their own.
+        more: number of chunks beyond these, of which only sums are kept.
+    """
+
+    kind: Literal["chunk-list"] = "chunk-list"
+    point: str
+    arm: str
+    ubatch: Count
+    prompt_parts: list[ChunkPart]
+    token_parts: list[ChunkPart]
+    chunks: list[ListedChunk]
+    more: Count = 0
+
+    def parts(self, phase: str) -> list[ChunkPart]:
+        """Return the parts of the chunks of a phase, ``prompt`` or ``tokens``."""
+        return self.prompt_parts if phase == "prompt" else self.token_parts
+
+
+class ChunkTimes(Line):
+    """The times of one microbatch's chunks on its source, in the order of its list.
+
+    All are integer nanoseconds by the source's own clock. A whole column is None where the
+    destination does not know this time.
+
+    Attributes:
+        began_ns: when the microbatch was submitted, by ``perf_counter_ns``. The other times are
+            relative to it.
+        ready: keys and values were in place.
+        begun: the helper thread took the chunk.
+        gathered: it was packed, or its extents were known.
+        copied: it had come from the device to host memory.
+        posted: ``flush`` had returned.
+        moved: it had left this process.
+        complete: the destination had it, as far as this side knew.
+        sink_ns: duration from its arrival at the sink until it was in its place, by the sink's
+            clock.
+        beyond: chunks without times of their own.
+        beyond_ns: summed durations of these chunks, from ready to each later time.
+    """
+
+    kind: Literal["chunk-times"] = "chunk-times"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    ubatch: Count
+    began_ns: Count
+    ready: list[Ns]
+    begun: list[Ns]
+    gathered: list[Ns]
+    copied: list[Ns] | None = None
+    posted: list[Ns]
+    moved: list[Ns] | None = None
+    complete: list[Ns]
+    sink_ns: list[Count] | None = None
+    beyond: Count = 0
+    beyond_ns: dict[str, Ns] = Field(default={})
+
+    def stamps(self) -> Iterator[dict[str, int | None]]:
+        """Yield the times of each chunk by name, as ``dejavulib.chunktimes.cut`` takes them."""
+        unknown = [None] * len(self.ready)
+        columns = {
+            "ready": self.ready,
+            "begun": self.begun,
+            "gathered": self.gathered,
+            "copied": self.copied or unknown,
+            "posted": self.posted,
+            "moved": self.moved or unknown,
+            "complete": self.complete,
+            "sink_ns": self.sink_ns or unknown,
+        }
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
+
+
+ChunkRecord = ChunkList | ChunkTimes
+
+CHUNK_RECORD: TypeAdapter[ChunkRecord] = TypeAdapter(
+    Annotated[ChunkRecord, Field(discriminator="kind")]
+)
+
+
+class TimedChunks(NamedTuple):
+    """One microbatch of one iteration on one source, with the list of its chunks."""
+
+    rank: int
+    listed: ChunkList
+    times: ChunkTimes
+
+
+def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
+    """Read the times of a run's chunks, one microbatch after the other; none in older folders.
+
+    A torn last line is left out, as a crash leaves it.
+
+    Raises:
+        RecordError: a file, or a line other than a torn last one, cannot be read.
+    """
+    for path in sorted(folder.glob("chunks-*.jsonl")):
+        rank = chunk_file_rank(path.name)
+        if rank is not None:
+            yield from _timed(path, rank)
+
+
+def _timed(path: Path, rank: int) -> Iterator[TimedChunks]:
+    lists: dict[tuple[str, str, int], ChunkList] = {}
+    for number, record in _records(path):
+        key = record.point, record.arm, record.ubatch
+        if isinstance(record, ChunkList):
+            lists[key] = record
+            continue
+        listed = lists.get(key)
+        if listed is None:
+            raise RecordError(f"{path}:{number}: times of chunks that no line before has listed")
+        if len(record.ready) != len(listed.chunks):
+            raise RecordError(
+                f"{path}:{number}: times of {len(record.ready)} chunks, "
+                f"but {len(listed.chunks)} are listed"
+            )
+        yield TimedChunks(rank, listed, record)
+
+
+def _records(path: Path) -> Iterator[tuple[int, ChunkRecord]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield number, CHUNK_RECORD.validate_json(line, strict=True)
+                except ValidationError as error:
+                    first = error.errors(include_input=False, include_url=False)[0]
+                    if not line.endswith(b"\n") and first["type"] == "json_invalid":
+                        return  # only the last line can lack its end
+                    raise RecordError(f"{path}:{number}: {first['msg']}") from None
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}") from None

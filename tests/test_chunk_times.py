@@ -1,0 +1,365 @@
+"""Times of chunks against a made-up clock, and as a job records them. CPU; integers and fp32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib import chunktimes
+from dejavubench.dejavulib.chunktimes import STAMPS, Part, Receipt, Stamps, TimesBlock, cut
+from dejavubench.dejavulib.copies import Packing
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS
+from dejavubench.dejavulib.kvcache import KVLayout
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.schedule import Chunk
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.dejavulib.waiting import wait_asleep
+from dejavubench.records import (
+    ChunkList,
+    ChunkTimes,
+    Microbatch,
+    RecordError,
+    read_chunk_times,
+)
+from helpers.caches import play_model, random_cache
+from helpers.fake_destination import (
+    CUT_LAYERS,
+    PATIENCE,
+    STEPS,
+    WHOLE_LAYERS,
+    FakeDestination,
+    schedule_of,
+    small_geometry,
+    streaming,
+)
+from helpers.jobs import QUICK, args, run
+
+PARTS = sorted(
+    {parts for entry in DESTINATIONS.values() for parts in (entry.parts, entry.extent_parts)}
+)
+TIMED_APART = DESTINATIONS["mpi"].parts
+
+
+# ---- cutting a latency into parts ----
+
+times = st.integers(0, 1 << 40)
+maybe = st.none() | times
+
+
+@st.composite
+def stamps(draw: st.DrawFn) -> dict[str, int | None]:
+    """Draw stamps in any order, but for a chunk that is complete after it was ready."""
+    drawn: dict[str, int | None] = {name: draw(maybe) for name in STAMPS}
+    ready = draw(times)
+    return drawn | {"ready": ready, "complete": ready + draw(times)}
+
+
+@given(st.sampled_from(PARTS), stamps())
+def test_parts_are_never_negative_and_sum_to_the_latency(
+    parts: Sequence[Part], chunk: dict[str, int | None]
+) -> None:
+    lengths = cut(parts, chunk)
+    assert min(lengths) >= 0
+    assert chunk["ready"] is not None
+    assert chunk["complete"] is not None
+    assert sum(lengths) == chunk["complete"] - chunk["ready"]
+
+
+def test_a_part_ends_at_its_stamp_and_the_acknowledgement_is_the_sinks_duration() -> None:
+    chunk = {"ready": 100, "begun": 103, "gathered": 110, "copied": None}
+    after = {"posted": 125, "moved": None, "complete": 200, "sink_ns": 30}
+    assert cut(TIMED_APART, chunk | after) == [3, 7, 15, 45, 30]
+    # The sink was ready before flush returned: nothing is left for the wire.
+    assert cut(TIMED_APART, chunk | after | {"posted": 190}) == [3, 7, 80, 0, 10]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_every_declared_cut_is_whole(parts: tuple[Part, ...]) -> None:
+    assert parts[-1].until == "complete"
+    assert len({part.name for part in parts}) == len({part.until for part in parts}) == len(parts)
+
+
+# ---- against an outside clock ----
+
+
+class MadeUpClock:
+    """A clock that stands still but for what the test lets time pass in."""
+
+    def __init__(self) -> None:
+        self.now = 1_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> MadeUpClock:
+    made_up = MadeUpClock()
+    monkeypatch.setattr(chunktimes, "now", made_up)
+    return made_up
+
+
+GATHERING, POSTING, MOVING, SINKING = 5, 11, 20, 9
+
+
+class SlowDestination(FakeDestination):
+    """Time passes in ``flush`` and until a chunk is complete; the sink's part of it is known."""
+
+    def __init__(self, clock: MadeUpClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        self._clock.now += POSTING
+        super().flush(stream, chunk, packed)
+
+    def completed(self, stream: Stream) -> int:
+        self._clock.now += MOVING + SINKING
+        return super().completed(stream)
+
+    def receipt(self, stream: Stream) -> Receipt:
+        return Receipt(self._clock.now - SINKING, SINKING)
+
+
+@pytest.fixture
+def slow_gather(clock: MadeUpClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowed(original: Callable[[Packing, torch.Tensor], None]) -> Callable[..., None]:
+        def gather(self: Packing, packed: torch.Tensor) -> None:
+            clock.now += GATHERING
+            original(self, packed)
+
+        return gather
+
+    monkeypatch.setattr(Packing, "gather", slowed(Packing.gather))
+
+
+@pytest.mark.usefixtures("slow_gather")
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
+    clock: MadeUpClock, slot: int
+) -> None:
+    """Only one slot, so each chunk waits in the queue until the one before is complete."""
+    stream = Stream(0, schedule_of(small_geometry(), slot))
+    cache = random_cache(stream.schedule.geometry)
+    with streaming(SlowDestination(clock), slot, slots=1) as streamer:
+        manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
+        manager.begin()
+        before = clock.now
+        manager.step_ready(0)
+        took = clock.now - before
+        found = list(times_of(manager))[: len(list(stream.schedule.chunks(LEVELS["1"], 0)))]
+    parts = [cut(TIMED_APART, chunk) for chunk in found]
+    assert [part[1:] for part in parts] == [[GATHERING, POSTING, MOVING, SINKING]] * len(parts)
+    # All chunks of the prompt are ready at once, and each waits for the ones before it.
+    each = GATHERING + POSTING + MOVING + SINKING
+    assert [part[0] for part in parts] == [number * each for number in range(len(parts))]
+    assert sum(sum(part[1:]) for part in parts) == took
+    assert len(parts) > 1 or slot == WHOLE_LAYERS
+
+
+def times_of(manager: CacheManager) -> Iterator[dict[str, int | None]]:
+    assert manager.times is not None
+    return manager.times.each()
+
+
+def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock) -> None:
+    """The clock moves on only while the helper has nothing to do, so lag is known at all times."""
+    stream = Stream(0, schedule_of(small_geometry()))
+    cache = random_cache(stream.schedule.geometry)
+    destination = FakeDestination(allowed=0)
+    with streaming(destination, slots=2) as streamer:
+        manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
+        manager.begin()
+        lagged = 0
+
+        def pass_time(nanoseconds: int) -> None:
+            nonlocal lagged
+            lagged += nanoseconds if manager.lag_nbytes else 0
+            clock.now += nanoseconds
+
+        def allow(chunks: int) -> None:
+            destination.allowed = chunks
+            nbytes = sum(each.chunk.nbytes for each in manager.chunks[:chunks])
+            wait_asleep(lambda: manager.completed_nbytes == nbytes, "completion", PATIENCE)
+
+        for layer in range(3):  # three chunks under way, of which two have a slot
+            manager.layer_ready(layer)
+            pass_time(10)
+        allow(1)
+        pass_time(7)
+        allow(3)
+        pass_time(1_000)  # nothing lags
+        manager.step_ready(0)
+        for step in range(1, STEPS + 1):
+            manager.step_ready(step)
+            pass_time(10)
+            allow(3 + step)
+            pass_time(500)
+        manager.drain()
+        intervals = [(each["ready"], each["complete"]) for each in times_of(manager)]
+    assert union(intervals) == lagged == 30 + 7 + STEPS * 10
+
+
+def union(intervals: Sequence[tuple[int | None, int | None]]) -> int:
+    covered, end = 0, 0
+    for ready, complete in sorted((a or 0, b or 0) for a, b in intervals):
+        covered += max(0, complete - max(ready, end))
+        end = max(end, complete)
+    return covered
+
+
+# ---- the block of a manager ----
+
+
+def test_what_has_no_row_is_counted_and_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunktimes, "MOST", 2)
+    block = TimesBlock(4)
+    for microbatch in range(2):
+        block.reset()
+        for row in range(4):
+            one = Stamps(10 * row)
+            one.begun, one.gathered, one.posted, one.complete = (
+                10 * row + after for after in (1, 2, 3, 9 + microbatch)
+            )
+            one.sink_ns = 4
+            block.add(row, one)
+    assert block.finished == 4
+    assert block.beyond == 2
+    assert block.columns()["complete"] == [10, 20]
+    assert "moved" not in block.columns()
+    assert block.beyond_ns == {
+        "begun": 2,
+        "gathered": 4,
+        "copied": 0,
+        "posted": 6,
+        "moved": 0,
+        "complete": 20,
+        "sink_ns": 8,
+    }
+
+
+def test_an_untimed_streamer_notes_nothing(clock: MadeUpClock) -> None:
+    stream = Stream(0, schedule_of(small_geometry()))
+    cache = random_cache(stream.schedule.geometry)
+    with streaming(SlowDestination(clock)) as timed:
+        assert timed.destination.timed
+        assert CacheManager(cache, [stream], LEVELS["3"], timed, PATIENCE).times is not None
+    untimed = Streamer(SlowDestination(clock), list(timed._slots), timed=False)
+    try:
+        manager = CacheManager(cache, [stream], LEVELS["3"], untimed, PATIENCE)
+        manager.begin()
+        play_model(cache, cache, stream.schedule, manager)
+        manager.drain()
+        assert not untimed.destination.timed
+        assert manager.times is None
+    finally:
+        untimed.close()
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+def test_extents_are_counted_as_the_cache_has_them(level: Level, layout: KVLayout) -> None:
+    geometry = small_geometry(layout)
+    stream = Stream(0, schedule_of(geometry))
+    with streaming(FakeDestination()) as streamer:
+        manager = CacheManager(random_cache(geometry), [stream], level, streamer, PATIENCE)
+        counted = sum(planned.extents_count for planned in manager.chunks)
+    by_steps = range(stream.schedule.steps + 1)
+    # No slot cuts a layer here, so every level gathers, or moves, the same extents.
+    assert counted == sum(
+        len(each.offsets) for step in by_steps for each in stream.schedule.extents(step)
+    )
+
+
+# ---- as a job records them ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with every level to host, disk and mpi. CPU, fp32, 1 thread."""
+    flags = args("--warmup 1 --rounds 1 --level 0,0-batched,1,2,3 --streaming none,host,disk,mpi")
+    return run(tmp_path_factory.mktemp("job"), 2, "run", *QUICK, *flags).folder
+
+
+@pytest.mark.mpi
+def test_every_chunk_of_every_iteration_is_recorded(folder: Path) -> None:
+    found = list(read_chunk_times(folder))
+    arms = {f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in LEVELS}
+    assert {(each.rank, each.times.arm) for each in found} == {(0, arm) for arm in arms}
+    assert {each.times.iteration for each in found} == {0, 1}
+    lines = (folder / "rank-0000.jsonl").read_text().splitlines()
+    kept = {
+        (each.arm, each.iteration): each
+        for line in lines
+        if json.loads(line)["kind"] == "microbatch"
+        for each in [Microbatch.model_validate_json(line)]
+    }
+    for _, listed, record in found:
+        microbatch = kept[record.arm, record.iteration]
+        assert record.round == microbatch.round
+        for phase, counted in (("prompt", microbatch.prompt), ("tokens", microbatch.tokens)):
+            chunks = [chunk for chunk in listed.chunks if chunk.phase == phase]
+            assert sum(chunk.nbytes for chunk in chunks) == counted.nbytes
+            if record.arm.partition("@")[2].startswith("0"):
+                assert sum(chunk.extents for chunk in chunks) == counted.copies
+            else:
+                assert len(chunks) == counted.copies
+        check_times(listed, record)
+
+
+def check_times(listed: ChunkList, record: ChunkTimes) -> None:
+    for chunk, stamps in zip(listed.chunks, record.stamps(), strict=True):
+        known = [stamps[name] for name in ("ready", "begun", "gathered", "posted", "complete")]
+        assert [0, *known] == sorted([0, *known], key=lambda each: each or 0)
+        assert stamps["ready"] != stamps["complete"]
+        parts = listed.parts(chunk.phase)
+        assert sum(cut(parts, stamps)) == (stamps["complete"] or 0) - (stamps["ready"] or 0)
+    assert list(pairwise(record.ready)) == [
+        (one, two) for one, two in pairwise(record.ready) if one <= two
+    ]
+    mode = record.arm.partition("@")[0]
+    assert (record.sink_ns is not None) == (mode == "mpi")
+    assert (record.moved is not None) == (mode != "host")
+    assert record.copied is None
+    assert record.beyond == 0
+
+
+@pytest.mark.mpi
+def test_parts_are_those_that_the_destination_tells_apart(folder: Path) -> None:
+    names = {
+        each.times.arm: [part.name for part in each.listed.parts("prompt")]
+        for each in read_chunk_times(folder)
+    }
+    assert names["host@3"] == ["queue", "gather", "post"]
+    assert names["disk@3"] == ["queue", "gather", "write", "sync"]
+    assert names["mpi@3"] == ["queue", "gather", "post", "wire", "acknowledgement"]
+    assert names["mpi@0"] == ["queue", "move", "wire + acknowledgement"]
+    assert names["disk@0-batched"] == ["queue", "move"]
+
+
+@pytest.mark.mpi
+def test_a_torn_last_line_is_left_out_and_any_other_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole = (folder / "chunks-0000.jsonl").read_bytes()
+    file = tmp_path / "chunks-0000.jsonl"
+    file.write_bytes(whole[:-40])
+    assert len(list(read_chunk_times(tmp_path))) == len(list(read_chunk_times(folder))) - 1
+    for damaged, said in (
+        (whole.replace(b'"kind":"chunk-list"', b'"kind":"chunk-lost"', 1), "chunks-0000.jsonl:1: "),
+        (b"\n".join(whole.split(b"\n")[1:]), "no line before has listed"),
+        (whole.replace(b'"ready":[', b'"ready":[1,', 1), "chunks are listed|times of"),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(RecordError, match=said):
+            list(read_chunk_times(tmp_path))
+    assert list(read_chunk_times(tmp_path / "nowhere")) == []
