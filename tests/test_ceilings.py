@@ -242,7 +242,14 @@ def test_a_disk_without_room_has_no_probes_and_says_why(tmp_path: Path) -> None:
 
 
 def rank_without_peers() -> RankContext:
-    return RankContext(None, "here", True, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
+    return RankContext(
+        world=None,  # type: ignore[arg-type]
+        host="here",
+        is_source=True,
+        worker=0,
+        device=torch.device("cpu"),
+        options=None,  # type: ignore[arg-type]
+    )
 
 
 def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:

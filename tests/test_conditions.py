@@ -54,7 +54,7 @@ a line that is cut o
 
 
 @pytest.mark.parametrize(
-    ("path", "type", "point", "source"),
+    ("path", "fstype", "point", "source"),
     [
         ("/home/me/logs", "ext4", "/", "/dev/vda"),
         ("/dev/shm/run", "tmpfs", "/dev/shm", "second"),  # the last of those stacked on one folder
@@ -70,11 +70,11 @@ a line that is cut o
     ],
 )
 def test_the_mount_that_holds_a_path_is_found(
-    path: str, type: str, point: str, source: str
+    path: str, fstype: str, point: str, source: str
 ) -> None:
     found = find_mount(path, MOUNTINFO)
     assert found is not None
-    assert (found.type, found.point, found.source) == (type, point, source)
+    assert (found.type, found.point, found.source) == (fstype, point, source)
 
 
 def test_a_path_is_followed_through_links_to_its_mount(tmp_path: Path) -> None:
@@ -115,21 +115,21 @@ def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:
 def test_file_systems_that_are_no_local_disk_are_named_for_what_they_are(
     types: str, text: str
 ) -> None:
-    for type in types.split():
-        found = nature(type)
-        assert found is not None, type
+    for fstype in types.split():
+        found = nature(fstype)
+        assert found is not None, fstype
         assert found.text == text
         for durability in ("fdatasync", "direct"):
-            assert f"{durability} on {type}: {type} is {text}; " in str(
-                durability_note(type, durability)
+            assert f"{durability} on {fstype}: {fstype} is {text}; " in str(
+                durability_note(fstype, durability)
             )
         # The page cache promises nothing, so there is nothing to correct.
-        assert durability_note(type, "page-cache") is None
+        assert durability_note(fstype, "page-cache") is None
 
 
-@pytest.mark.parametrize("type", ["ext4", "xfs", "btrfs", "zfs", "f2fs"])
-def test_a_local_disk_needs_no_note(type: str) -> None:
-    assert durability_note(type, "fdatasync") is None
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs", "zfs", "f2fs"])
+def test_a_local_disk_needs_no_note(fstype: str) -> None:
+    assert durability_note(fstype, "fdatasync") is None
 
 
 # ---- control groups ----

@@ -164,7 +164,7 @@ def test_peaks_tell_of_logits_that_are_no_numbers(
     steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
     steps.thorough = thorough
     assert model.head is not None
-    weight = model.head.weight
+    weight = model.head.linear.weight
 
     def run(spoilt: int | None) -> dict[int, bool]:
         for step in range(STEPS):

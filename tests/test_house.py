@@ -44,7 +44,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     "records": ("machine",),
     "parallel": ("dejavulib", "machine"),
     "models": ("dejavulib", "machine"),
-    "transports": ("dejavulib", "parallel", "records"),
+    "transports": ("dejavulib", "parallel"),
     "config": ("dejavulib", "machine", "models", "records", "transports"),
     "planning": ("config", "dejavulib", "machine", "models"),
     "bench": (*ENGINE, "config", "planning", "transports"),

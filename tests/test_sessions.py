@@ -42,7 +42,9 @@ class World:
 def rank_of(is_source: bool = True, worker: int = 0, **options: Any) -> RankContext:
     asked = SimpleNamespace(value=options.__getitem__, **options)
     world: Any = World()
-    return RankContext(world, "node", is_source, worker, CPU, asked)
+    return RankContext(
+        world=world, host="node", is_source=is_source, worker=worker, device=CPU, options=asked
+    )
 
 
 @pytest.fixture

@@ -297,7 +297,9 @@ def announced(**changes: object) -> str:
 def test_a_setup_is_the_same_at_both_ends() -> None:
     streams = [small_stream(KVLayout.FT, CUT_LAYERS)]
     found = schedules(read_setup(TCPSetup.of(streams, torch.int16).model_dump_json()))
-    assert {0: vars(streams[0].schedule)} == {id: vars(schedule) for id, schedule in found.items()}
+    assert {0: vars(streams[0].schedule)} == {
+        number: vars(schedule) for number, schedule in found.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_a_setup_of_many_chunks_is_refused_by_its_memory() -> None:
 
 
 def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
-    streams = [Stream(id, small().schedule) for id in range(500)]
+    streams = [Stream(number, small().schedule) for number in range(500)]
     with serving(limit=1 << 20) as (server, _):
         with pytest.raises(RefusedError, match=r"GiB of the 0\.00 GiB limit"):
             TCPDestination(server.address, TOKEN.encode(), streams, torch.int16, PATIENCE)

@@ -221,6 +221,45 @@ def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
+UNKNOWN_OPTION = """
+from toy_transport import ToyTransport
+from dejavubench.transports.registry import register, _registered
+del _registered["toy"]
+class Wishful(ToyTransport):
+    {}
+register(Wishful())
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('options = ("wings",)', "--streaming toy: its plugin names an option 'wings', which "),
+        (
+            'missing = lambda self, options: options.value("wings")',
+            "a destination's plugin asks for an option 'wings', which ",
+        ),
+    ],
+)
+def test_a_plugin_that_names_an_unknown_option_is_a_usage_error(
+    body: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "wishful.py").write_text(UNKNOWN_OPTION.format(body))
+    paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
+    for mode, status in (("toy", 2), ("host", 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "dejavubench", "run", "--streaming", mode, "--dry-run"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": paths, VARIABLE: "wishful"},
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        expected = f"Error: {says}dejavubench does not have. Mend or uninstall the plugin\n"
+        assert done.stderr == (expected if status else "")
+
+
 def test_a_broken_plugin_does_not_keep_records_from_being_read(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: "no_such_module"}
     for words in (["--help"], ["run", "--help"], ["process", "--help"]):

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+from dejavubench.bench.recording.destinations import info, swapped_info
 from dejavubench.dejavulib import destinations
 from dejavubench.dejavulib.destinations.base import (
     Destination,
@@ -21,7 +22,6 @@ from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.errors import UsageError
 from dejavubench.records.destinations import FROZEN, destinations_of, shown
 from dejavubench.transports import registry
-from dejavubench.transports.recorded import info, swapped_info
 
 
 class Options:

@@ -52,7 +52,13 @@ class Estimate:
         return (self.high - self.low) / 2
 
     def shifted(self, by: float) -> Estimate:
-        return Estimate(self.median + by, self.low + by, self.high + by, self.iqr, self.samples)
+        return Estimate(
+            median=self.median + by,
+            low=self.low + by,
+            high=self.high + by,
+            iqr=self.iqr,
+            samples=self.samples,
+        )
 
 
 class Verdict(StrEnum):
@@ -80,11 +86,17 @@ def estimate(samples: Iterable[float]) -> Estimate:
     lower, upper = np.percentile(values, [25, 75])
     # Resamples of one value are all equal: an interval of width 0 would look exact.
     if values.size == 1:
-        return Estimate(median, float("nan"), float("nan"), 0.0, 1)
+        return Estimate(median=median, low=float("nan"), high=float("nan"), iqr=0.0, samples=1)
     medians = _resampled_medians(values)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(medians, [tail, 100 - tail])
-    return Estimate(median, float(low), float(high), float(upper - lower), int(values.size))
+    return Estimate(
+        median=median,
+        low=float(low),
+        high=float(high),
+        iqr=float(upper - lower),
+        samples=int(values.size),
+    )
 
 
 def _resampled_medians(values: np.ndarray) -> np.ndarray:

@@ -56,11 +56,11 @@ class CeilingRounds:
         if self._here.experiment.ceilings:
             self._ceilings = _make_ceilings(self._here, self._progress_bar)
 
-    def after(self, round: int) -> None:
+    def after(self, round_number: int) -> None:
         """Measure after a round, if it is one of the first. Collective."""
         world = self._here.world
         # Rank 0's clock decides for all: everything below is collective.
-        if round >= self._rounds or not sleeping_bcast(world, self._took_s < CEILINGS_S):
+        if round_number >= self._rounds or not sleeping_bcast(world, self._took_s < CEILINGS_S):
             return
         began = time.monotonic()
         for arm in self._destinations():

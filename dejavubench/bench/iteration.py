@@ -44,11 +44,11 @@ class Iterations:
         self._progress_bar = progress_bar
         self._count = {arm.name: 0 for arm in context.runnable.arms}
 
-    def run(self, arm: Arm, round: int | None, order: int) -> None:
+    def run(self, arm: Arm, round_number: int | None, order: int) -> None:
         """Run one iteration, unless the arm has failed before.
 
         Args:
-            round: None in warm-up.
+            round_number: from 0 on; None in warm-up.
             order: the arm's place within its round.
 
         Raises:
@@ -65,9 +65,8 @@ class Iterations:
             scenario.run(arm, lambda phase: self.mark(phase, arm))
         if self.has_failed(arm):  # its times are those of a request that stopped streaming
             return
-        when = When(
-            point=self._point.id, arm=arm.name, iteration=self._count[arm.name], round=round
-        )
+        iteration = self._count[arm.name]
+        when = When(point=self._point.id, arm=arm.name, iteration=iteration, round=round_number)
         recorded = scenario.record(arm, when)
         self._record_total(recorded.total_ms, when, order)
         if self._context.experiment.verify and not self._verified(arm, scenario):
@@ -77,7 +76,7 @@ class Iterations:
             assert recorded.total_ms is not None
             self._context.workspace.recorder.text(recorded.ubatches, recorded.total_ms)
         self._count[arm.name] += 1
-        number = "warm-up" if round is None else f"round {round + 1}"
+        number = "warm-up" if round_number is None else f"round {round_number + 1}"
         done = f"{arm.name} {recorded.note}" if recorded.note else f"{number} {arm.name}"
         self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {done}")
 

@@ -56,7 +56,7 @@ class Rounds:
         self._scenarios = Scenarios(self._part)
         self._iterations = Iterations(context, point, self._scenarios, progress_bar)
         self._ceiling_rounds = CeilingRounds(
-            here, self._part, self._iterations, progress_bar, rounds_with_ceilings
+            here, self._part, self._iterations, progress_bar, rounds=rounds_with_ceilings
         )
 
     @property

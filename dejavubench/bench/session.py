@@ -85,13 +85,8 @@ def _measure_all(context: RunContext, enough: Enough | None) -> bool:
         models = Models(context, progress_bar.say)
         for number, point in enumerate(runnable.points):
             model = _load(context, point, models)
-            rounds = Rounds(
-                context,
-                point,
-                model,
-                progress_bar,
-                ROUNDS_WITH_CEILINGS if number == 0 else LATER_ROUNDS_WITH_CEILINGS,
-            )
+            with_ceilings = LATER_ROUNDS_WITH_CEILINGS if number else ROUNDS_WITH_CEILINGS
+            rounds = Rounds(context, point, model, progress_bar, rounds_with_ceilings=with_ceilings)
             try:
                 rounds.measure(enough)
             except VerificationError as error:
@@ -112,8 +107,8 @@ def _say_notes(context: RunContext, progress_bar: ProgressBar) -> None:
             "text lines of several points are not mixed on stdout: "
             "each has a .log in the run's folder"
         )
-    for id, reason in runnable.skipped.items():
-        progress_bar.say(f"{id} SKIPPED: {reason}")
+    for point_id, reason in runnable.skipped.items():
+        progress_bar.say(f"{point_id} SKIPPED: {reason}")
     for note in context.conditions.notes():
         progress_bar.say(f"note: {note}")
 

@@ -59,7 +59,7 @@ def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
 
 def _skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
     arms = [f"{arm.name} SKIPPED: {arm.skipped}" for arm in plan.arms if arm.skipped]
-    return arms + [f"{id} SKIPPED: {reason}" for id, reason in skipped.items()]
+    return arms + [f"{point_id} SKIPPED: {reason}" for point_id, reason in skipped.items()]
 
 
 def _notes(plan: Plan, host: fit.HostResources) -> list[str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from typing import NoReturn
 
-from dejavubench.machine.launcher import PASS_ON_S, launched_rank
+from dejavubench.machine.launcher import abort_job, launched_rank
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
@@ -38,7 +37,8 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
 def end_all_ranks(status: int) -> NoReturn:
     """Exit with ``status``, and end the other ranks if this is one of several.
 
-    A rank that just exits would wait in MPI's finalisation for ranks that wait for it elsewhere.
+    For commands that may have no MPI. A rank that just exits would wait in MPI's finalisation for
+    ranks that wait for it elsewhere.
     """
     mpi = sys.modules.get("mpi4py.MPI")
     if (
@@ -47,9 +47,7 @@ def end_all_ranks(status: int) -> NoReturn:
         and not mpi.Is_finalized()
         and mpi.COMM_WORLD.size > 1
     ):
-        # Launchers kill at once and may drop output; let them pass this rank's last lines on.
-        time.sleep(PASS_ON_S)
-        mpi.COMM_WORLD.Abort(status)
+        abort_job(mpi.COMM_WORLD, status)
     sys.exit(status)
 
 

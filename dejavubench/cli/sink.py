@@ -72,7 +72,9 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
 
     limit = available_nbytes() // 2 if most is None else int(most * 2**30)
     try:
-        server = TCPSinkServer(address, token, limit, seconds, _log, SERVICES)
+        server = TCPSinkServer(
+            address=address, token=token, limit=limit, timeout=seconds, log=_log, services=SERVICES
+        )
     except OSError as error:
         raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -16,6 +16,7 @@ from dejavubench.config.options.model import ModelOptions
 from dejavubench.config.options.streaming import DESTINATIONS, StreamingOptions
 from dejavubench.config.options.values import destinations_text
 from dejavubench.config.options.workload import WorkloadOptions
+from dejavubench.errors import UsageError
 
 
 class Experiment(  # pydantic lists the fields of the last base first
@@ -30,7 +31,16 @@ class Experiment(  # pydantic lists the fields of the last base first
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     def value(self, option: str) -> Any:
-        """Return the value of an option by its key."""
+        """Return the value of an option by its key.
+
+        Raises:
+            UsageError: there is no such option; a plugin's transport may ask for one.
+        """
+        if option not in type(self).model_fields:
+            raise UsageError(
+                f"a destination's plugin asks for an option {option!r}, which dejavubench does not "
+                "have. Mend or uninstall the plugin"
+            )
         return getattr(self, option)
 
     @property

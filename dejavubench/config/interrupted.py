@@ -27,7 +27,7 @@ WITH_CACHE = ("prompt", "tokens", "drain", "verify")
 """Phases of an iteration in which the streamed file holds what the model has computed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Interrupted:
     """The iteration that a run ended in.
 
@@ -91,13 +91,13 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
     except ValueError as error:
         raise UsageError(f"--resume: {folder / RUN_FILE}: stream_dir: {error}") from None
     found = Interrupted(
-        folder.absolute(),
-        run.header.run_id,
-        point.id,
-        arm.name,
-        arm.durability,
-        mark.phase,
-        stream_dir.absolute(),
+        folder=folder.absolute(),
+        run_id=run.header.run_id,
+        point=point.id,
+        arm=arm.name,
+        durability=arm.durability,
+        phase=mark.phase,
+        stream_dir=stream_dir.absolute(),
     )
     return found, {**experiment, **_only(point, arm, experiment), "resume": folder}
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.interrupted import Interrupted, find_interrupted
 from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
 from dejavubench.config.options.values import without_twins
@@ -84,12 +84,12 @@ def resolve(
         without_twins(settled["inference_data_type"])
     experiment = read.model_copy(update=settled)
     plan = Plan(
-        experiment,
-        _checkpoint(given),
-        _prompts(given),
-        interrupted,
-        {mode: why for mode in read.streaming if (why := _missing(mode, experiment))},
-        native_bf16,
+        experiment=experiment,
+        checkpoint=_checkpoint(given),
+        prompts=_prompts(given),
+        interrupted=interrupted,
+        unavailable={mode: why for mode in read.streaming if (why := _missing(mode, experiment))},
+        native_bf16=native_bf16,
     )
     message = conflict(plan)
     if message is not None:
@@ -144,4 +144,14 @@ def _prompts(given: GivenExperiment) -> tuple[tuple[int, ...], ...]:
 
 
 def _missing(mode: str, experiment: Experiment) -> Missing | None:
-    return None if mode == NO_STREAMING else transport(mode).missing(experiment)
+    if mode == NO_STREAMING:
+        return None
+    destination = transport(mode)
+    loopback = () if destination.loopback is None else (destination.loopback.option,)
+    for option in (*destination.options, *loopback):
+        if option not in OPTIONS:
+            raise UsageError(
+                f"--streaming {mode}: its plugin names an option {option!r}, which dejavubench "
+                "does not have. Mend or uninstall the plugin"
+            )
+    return destination.missing(experiment)

@@ -207,7 +207,12 @@ def _pieces(
             needed = target.part(receiver, in_ubatch, common.positions)
             piece = common & held & needed
             yield RegionPair(
-                sender, out_ubatch, _local(piece, held), receiver, in_ubatch, _local(piece, needed)
+                source=sender,
+                source_ubatch=out_ubatch,
+                source_region=_local(piece, held),
+                target=receiver,
+                target_ubatch=in_ubatch,
+                target_region=_local(piece, needed),
             )
 
 

@@ -32,8 +32,17 @@ class Level:
 LEVELS: dict[str, Level] = {
     level.name: level
     for level in (
-        Level("0", "Naive streaming", False, False, False, each_complete=True),
-        Level("0-batched", "Naive, one wait a step", False, False, False),
+        Level(
+            "0",
+            "Naive streaming",
+            buffered=False,
+            layerwise=False,
+            overlapped=False,
+            each_complete=True,
+        ),
+        Level(
+            "0-batched", "Naive, one wait a step", buffered=False, layerwise=False, overlapped=False
+        ),
         Level("1", "+ buffered copies", buffered=True, layerwise=False, overlapped=False),
         Level("2", "+ layer-by-layer streaming", buffered=True, layerwise=True, overlapped=False),
         Level("3", "DéjàVu (all)", buffered=True, layerwise=True, overlapped=True),

@@ -116,7 +116,7 @@ class StreamSchedule:
         offset = self.step_offset(step)
         for region in self._regions(level, step):
             nbytes = self.geometry.region_nbytes(region)
-            yield Chunk(index, step, region, offset, nbytes)
+            yield Chunk(index=index, step=step, region=region, offset=offset, nbytes=nbytes)
             index += 1
             offset += nbytes
 

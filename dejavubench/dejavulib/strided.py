@@ -115,7 +115,7 @@ def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> It
     for at in product(*(range(axis.number) for axis in outer)):
         beyond = [(i * axis.source, i * axis.packed) for i, axis in zip(at, outer, strict=True)]
         first, place = source + sum(s for s, _ in beyond), packed + sum(p for _, p in beyond)
-        yield BoxCopy(kv, first, place, width, rows, slices)
+        yield BoxCopy(kv=kv, source=first, packed=place, width=width, rows=rows, slices=slices)
 
 
 def worth_trying(geometry: KVGeometry, region: Region) -> bool:

@@ -88,7 +88,12 @@ class Swapper:
         self._destination = streamer.destination
         self._timeout = timeout
         self._managers = [
-            [CacheManager(cache, [stream], _LEVEL, streamer, timeout) for cache in resident]
+            [
+                CacheManager(
+                    cache=cache, streams=[stream], level=_LEVEL, streamer=streamer, timeout=timeout
+                )
+                for cache in resident
+            ]
             for stream in streams
         ]
         first = streams[0].schedule

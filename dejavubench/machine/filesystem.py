@@ -70,9 +70,13 @@ def _mounts(mountinfo: str) -> Iterator[Mount]:
         fields, separator, rest = line.partition(" - ")
         before, after = fields.split(" "), rest.split(" ")
         if separator and len(before) >= 6 and len(after) >= 2:
-            id, parent, _, _, point, *_ = before
+            mount_id, parent, _, _, point, *_ = before
             yield Mount(
-                int(id), int(parent), _unescape(point), _unescape(after[0]), _unescape(after[1])
+                id=int(mount_id),
+                parent=int(parent),
+                point=_unescape(point),
+                type=_unescape(after[0]),
+                source=_unescape(after[1]),
             )
 
 
@@ -174,18 +178,18 @@ WAITING = ("fdatasync", "direct")
 """Durability options that promise that a write has reached a device."""
 
 
-def nature(type: str) -> Nature | None:
+def nature(fstype: str) -> Nature | None:
     """Return the properties of a file system type; None for that of a local disk."""
     for known in NATURES:
-        if any(fnmatchcase(type, pattern) for pattern in known.types):
+        if any(fnmatchcase(fstype, pattern) for pattern in known.types):
             return known
     return None
 
 
-def durability_note(type: str, durability: str) -> str | None:
+def durability_note(fstype: str, durability: str) -> str | None:
     """Return a note on a durability option that a file system type weakens; None if it holds."""
-    found = nature(type)
+    found = nature(fstype)
     if found is None or durability not in WAITING:
         return None
     durable = found.durable.format(durability=durability)
-    return f"{durability} on {type}: {type} is {found.text}; {durable}"
+    return f"{durability} on {fstype}: {fstype} is {found.text}; {durable}"

@@ -1,10 +1,15 @@
-"""Rank numbers and counts from the variables that MPI launchers set. MPI itself is not used."""
+"""MPI's launchers: the ranks' numbers and counts that they set, and the end of a job."""
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 LAUNCHED = (
     "PMI_RANK",
@@ -58,6 +63,13 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
 def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks on this host; 1 if the launcher does not say."""
     return _first(environment, LOCAL_RANKS) or 1
+
+
+def abort_job(world: Intracomm, status: int) -> None:
+    """End every rank's process, this one included, after this rank's last lines were passed on."""
+    # Launchers kill at once and may drop output that is still under way.
+    time.sleep(PASS_ON_S)
+    world.Abort(status)
 
 
 def _first(environment: Mapping[str, str], variables: Iterable[str]) -> int | None:

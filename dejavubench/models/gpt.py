@@ -22,6 +22,7 @@ from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention
 from dejavubench.models.backends.base import ACTIVATIONS, KernelNeeds, Say, identity
 from dejavubench.models.backends.select import backend_for
+from dejavubench.models.ends import Embedding, OutputHead
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.layers import Linear, Part
@@ -81,40 +82,30 @@ class GPT:
         self.backend = backend_for(self.device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
         self.peak = torch.empty(0)
-        weights = WeightSlots(spec, shard, dtype, compute_dtype, self.device, self.backend)
+        weights = WeightSlots(
+            spec=spec,
+            shard=shard,
+            dtype=dtype,
+            compute_dtype=compute_dtype,
+            device=self.device,
+            backend=self.backend,
+        )
 
-        self.embedding: Tensor | None = None  # [vocabulary, embed]
-        self.position: Tensor | None = None  # [context, hidden]
-        self.project_in: Part = identity  # [.., embed] → [.., hidden]
-        self.embed_norm: Part = identity
-        if shard.first:
-            self.embedding = weights.tensor("embedding")
-            if weights.has("position"):
-                # OPT's first rows belong to no position
-                self.position = weights.tensor("position")[spec.position_offset :]
-            if weights.has("embed_norm.weight"):
-                self.embed_norm = weights.norm("embed_norm")
-            if weights.has("project_in.weight"):
-                self.project_in = weights.linear("project_in")
-
+        self.embedding = Embedding(weights, spec, compute_dtype) if shard.first else None
         self.layers = [_layer(weights, number, spec) for number in range(*shard.layers(spec))]
-
-        self.final_norm: Part = identity
-        self.project_out: Part = identity  # [.., hidden] → [.., embed]
-        self.head: Linear | None = None  # [this rank's vocabulary rows, embed]
+        self.head: OutputHead | None = None
         if shard.last:
-            if weights.has("final_norm.weight"):
-                self.final_norm = weights.norm("final_norm")
-            if weights.has("project_out.weight"):
-                self.project_out = weights.linear("project_out")
-            if spec.tied and self.embedding is not None:
-                self.head = Linear(self.backend, self.embedding[self.vocab.slice])  # a view
-            else:
-                tied = "embedding" if spec.tied else "head"
-                self.head = Linear(self.backend, weights.tensor(tied))
+            table = self.embedding.table if self.embedding is not None else None
+            self.head = OutputHead(weights, spec, self.vocab, table)
 
         self.slots = weights.slots
-        self.attention = Attention(self.backend, spec, self.heads, compute_dtype, self.device)
+        self.attention = Attention(
+            backend=self.backend,
+            spec=spec,
+            heads=self.heads,
+            dtype=compute_dtype,
+            device=self.device,
+        )
         self.rotary: Rotary | None = None
         if spec.rope is not None:
             self.rotary = Rotary(spec.rope, spec.size_per_head, compute_dtype, self.device)
@@ -155,8 +146,8 @@ class GPT:
             _check_fits(Span(position, position + x.shape[1]), cache, self.spec.context)
         if self.rotary is not None:
             self.rotary.reserve(cache.geometry.positions)
-        if self.shard.first:
-            x = self._embed(x, position, first)  # [B, n, hidden]
+        if self.embedding is not None:
+            x = self.embedding(x, position, first)  # [B, n, hidden]
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
             attended = self.attention(q, k, v, cache, number, position, first, on_layer)
@@ -167,23 +158,7 @@ class GPT:
         if self.head is None:
             return x
         # only the newest position's logits choose a token
-        return self.head(self.project_out(self.final_norm(x[:, -1])))
-
-    def _embed(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
-        """Return the first layer's input, [B, n, hidden], of tokens [B, n]."""
-        assert self.embedding is not None
-        x = self.project_in(F.embedding(tokens, self.embedding).to(self.compute_dtype))
-        if self.position is not None:
-            # the other kinds of positions are distances, which padding does not change
-            at: Tensor | slice
-            if isinstance(position, Tensor):
-                at = position
-            elif first is None:
-                at = slice(position, position + x.shape[1])
-            else:
-                at = (torch.arange(position, position + x.shape[1]) - first[:, None]).clamp(min=0)
-            x = x + self.position[at]
-        return self.embed_norm(x)
+        return self.head(x[:, -1])
 
     def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> tuple[Tensor, ...]:
         """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
@@ -268,14 +243,23 @@ class GPT:
             say: takes one line each about compiling, and about kernels that cannot be kept.
         """
         widths = sorted({linear.weight.shape[1] for linear in self._linears()})
-        self.backend.compile(KernelNeeds(self.dtype, self.compute_dtype, layout, rows, widths), say)
+        self.backend.compile(
+            KernelNeeds(
+                dtype=self.dtype,
+                compute_dtype=self.compute_dtype,
+                layout=layout,
+                rows=rows,
+                widths=widths,
+            ),
+            say,
+        )
 
     def _linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.out, layer.up, layer.down)
-        for part in (self.project_in, self.project_out, self.head):
-            if isinstance(part, Linear):
-                yield part
+        for end in (self.embedding, self.head):
+            if end is not None:
+                yield from end.linears()
 
     def kv_geometry(self, ubatch_size: int, positions: int, layout: KVLayout) -> KVGeometry:
         """Return the cache that this worker needs for one microbatch.
@@ -290,7 +274,13 @@ class GPT:
             )
         heads, size = self.heads.size, self.spec.size_per_head
         return KVGeometry(
-            len(self.layers), ubatch_size, heads, positions, size, self.dtype.itemsize, layout
+            layers=len(self.layers),
+            requests=ubatch_size,
+            heads=heads,
+            positions=positions,
+            head_size=size,
+            itemsize=self.dtype.itemsize,
+            layout=layout,
         )
 
 

@@ -31,6 +31,7 @@ class WeightSlots:
         compute_dtype: type of vectors (norms and biases), which are small and used as they are.
 
     Attributes:
+        backend: computes with the weights.
         slots: slots of all requested weights, in the order of requests.
 
     Raises:
@@ -47,7 +48,8 @@ class WeightSlots:
         backend: Backend,
     ) -> None:
         self.slots: list[Slot] = []
-        self._spec, self._backend = spec, backend
+        self.backend = backend
+        self._spec = spec
         self._dtype, self._compute_dtype, self._device = dtype, compute_dtype, device
         self._cuts: dict[str, Cut] = shard.outer_cuts(spec)
         of_layer = shard.layer_cuts(spec)
@@ -74,13 +76,13 @@ class WeightSlots:
         """Return one linear of the outputs of all of ``names``, in this order."""
         weight = self.tensor(*_each(names, "weight"))
         biased = self.has(f"{names[0]}.bias")
-        return Linear(self._backend, weight, self.tensor(*_each(names, "bias")) if biased else None)
+        return Linear(self.backend, weight, self.tensor(*_each(names, "bias")) if biased else None)
 
     def norm(self, name: str) -> LayerNorm | RMSNorm:
         """Return a layer norm, or an RMS norm if the model has no bias for it."""
         weight = self.tensor(f"{name}.weight")
         if self.has(f"{name}.bias"):
-            return LayerNorm(self._backend, weight, self.tensor(f"{name}.bias"))
+            return LayerNorm(self.backend, weight, self.tensor(f"{name}.bias"))
         return RMSNorm(weight, self._spec.eps)
 
 

@@ -75,10 +75,10 @@ class NCCLCommunicator:
     ) -> None:
         self.device = device
         self.size, self.rank = comm.size, comm.rank
-        id = None
+        unique_id = None
         error = ""
         try:
-            id = _nccl().get_unique_id() if comm.rank == 0 else None
+            unique_id = _nccl().get_unique_id() if comm.rank == 0 else None
             self._nccl = _nccl()
         except (NCCLError, RuntimeError) as mistake:
             error = str(mistake)
@@ -86,11 +86,11 @@ class NCCLCommunicator:
         failed = [f"rank {rank}: {said}" for rank, said in enumerate(comm.allgather(error)) if said]
         if failed:
             raise NCCLError("; ".join(failed))
-        id = comm.bcast(id)
+        unique_id = comm.bcast(unique_id)
 
         def make() -> Any:
             torch.cuda.set_device(device)
-            return self._nccl.NcclCommunicator(comm.size, id, comm.rank)
+            return self._nccl.NcclCommunicator(comm.size, unique_id, comm.rank)
 
         self._comm = within(timeout, make, f"an NCCL communicator of {comm.size} ranks")
 

@@ -52,7 +52,7 @@ def reasons(
     sources = plan.sources if sources is None else sources
     sinks = plan.sinks if sinks is None else sinks
     found = {point.id: _reason(plan, point, host, sources, sinks) for point in plan.points}
-    return {id: reason for id, reason in found.items() if reason is not None}
+    return {point_id: reason for point_id, reason in found.items() if reason is not None}
 
 
 def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: int) -> str | None:

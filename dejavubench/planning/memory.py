@@ -41,7 +41,7 @@ class Needs:
     device: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes that one point takes, per rank: those of the rank that holds most.
 
@@ -111,7 +111,14 @@ def memory(plan: Plan, point: Point) -> Memory:
         staged = sink_staging(plan, arriving_streams(point)).host
         sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + staged + successor)
     files = {arm.opens for arm in plan.arms if arm.on_disk}
-    return Memory(weights, cache, source, sink, streamed * len(files), staging)
+    return Memory(
+        weights=weights,
+        cache=cache,
+        source=source,
+        sink=sink,
+        disk=streamed * len(files),
+        staging=staging,
+    )
 
 
 # ---- caches ----
@@ -125,13 +132,15 @@ def worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeometry
     """
     held = sizes or point.sources
     return KVGeometry(
-        -(-point.spec.layer_num // held.pipeline_para_size),  # the first stage has most layers
-        held.ubatch_size,
-        point.spec.kv_heads // held.tensor_para_size,
-        point.positions,
-        point.spec.size_per_head,
-        point.itemsize,
-        KVLayout(point.kv_layout),
+        layers=-(
+            -point.spec.layer_num // held.pipeline_para_size
+        ),  # the first stage has most layers
+        requests=held.ubatch_size,
+        heads=point.spec.kv_heads // held.tensor_para_size,
+        positions=point.positions,
+        head_size=point.spec.size_per_head,
+        itemsize=point.itemsize,
+        layout=KVLayout(point.kv_layout),
     )
 
 

@@ -32,11 +32,11 @@ def everything(point: Point) -> Region:
 def geometry_of(point: Point, setup: Setup, worker: int) -> KVGeometry:
     """Return a worker's cache of one microbatch."""
     return KVGeometry(
-        setup.layers(worker).size,
-        setup.ubatch_size,
-        setup.heads_of(worker).size,
-        point.positions,
-        point.spec.size_per_head,
-        point.itemsize,
-        KVLayout(point.kv_layout),
+        layers=setup.layers(worker).size,
+        requests=setup.ubatch_size,
+        heads=setup.heads_of(worker).size,
+        positions=point.positions,
+        head_size=point.spec.size_per_head,
+        itemsize=point.itemsize,
+        layout=KVLayout(point.kv_layout),
     )

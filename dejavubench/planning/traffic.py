@@ -74,7 +74,7 @@ class Volume:
         return prompt, token, total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flow:
     """The region pairs from one source to one sink, and their volume.
 
@@ -105,7 +105,7 @@ class Flow:
                 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Traffic:
     """All that moves between two setups.
 
@@ -196,15 +196,17 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     ubatches = some // source.ubatch_size, some // sink.ubatch_size
     flows = tuple(
         Flow(
-            exchange,
-            replace(exchange.region, requests=Span(0, requests)),
-            _sum(_volume(point, source, sink, pair) for pair in exchange.pairs).times(repeats),
-            repeats,
-            ubatches,
+            exchange=exchange,
+            region=replace(exchange.region, requests=Span(0, requests)),
+            volume=_sum(_volume(point, source, sink, pair) for pair in exchange.pairs).times(
+                repeats
+            ),
+            repeats=repeats,
+            ubatches=ubatches,
         )
         for exchange in exchanges(source, sink, everything)
     )
-    return Traffic(point, source, sink, requests, flows)
+    return Traffic(point=point, source=source, sink=sink, requests=requests, flows=flows)
 
 
 def requests_in_common(one: int, other: int, requests: int) -> int:

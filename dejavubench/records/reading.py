@@ -156,7 +156,7 @@ def read_run(folder: Path) -> Run:
     first = frozenset(rank for found in exits for rank in found.ranks)
     hung = {rank: why for found in exits for rank, why in found.hung.items()}
     notes = [*_left_out(names), *_altered(ranks, content)]
-    return Run(folder, header, ranks, first, hung, notes)
+    return Run(path=folder, header=header, ranks=ranks, first_exits=first, hung=hung, notes=notes)
 
 
 def _left_out(names: list[str]) -> list[str]:

@@ -50,7 +50,7 @@ class Outside:
     elements: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RankContext:
     """This rank, for the whole run.
 
@@ -134,7 +134,7 @@ class PointContext:
     probes: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProbeContext:
     """All that the raw loops of a destination can use, on rank 0 and on the first sink.
 

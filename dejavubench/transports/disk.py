@@ -21,11 +21,11 @@ class DiskSession(Session):
         from dejavubench.dejavulib.destinations.disk.blockfile import durability_of
 
         return DiskDestination(
-            context.folder,
-            context.file_name,
-            durability_of(context.durability),
-            context.keep,
-            dict(context.identity),
+            directory=context.folder,
+            name=context.file_name,
+            durability=durability_of(context.durability),
+            keep=context.keep,
+            identity=dict(context.identity),
         )
 
     def stored_nbytes(self, stream: Stream) -> int:

@@ -100,8 +100,25 @@ def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE
     from dejavubench.dejavulib.schedule import StreamSchedule
 
     width = 256
-    geometry = KVGeometry(messages, 1, 1, nbytes // (2 * 4 * width), width, 4)
-    return Stream(0, StreamSchedule(geometry, geometry.whole, geometry.positions, 0, nbytes), peer)
+    geometry = KVGeometry(
+        layers=messages,
+        requests=1,
+        heads=1,
+        positions=nbytes // (2 * 4 * width),
+        head_size=width,
+        itemsize=4,
+    )
+    return Stream(
+        0,
+        StreamSchedule(
+            geometry=geometry,
+            region=geometry.whole,
+            input_len=geometry.positions,
+            steps=0,
+            slot_nbytes=nbytes,
+        ),
+        peer,
+    )
 
 
 def size_text(nbytes: int) -> str:

@@ -30,10 +30,6 @@ NO_STREAMING = "none"
 SWAP_PREFIX = "swap-"
 """Prefix of the mode of a swap arm, before the name of the destination that it swaps to."""
 
-_SHARED = frozenset({"base", "contexts", "probe", "recorded", "registry", "session", "tcp_token"})
-"""Modules of this package that are no transports. They are left out because ``--help`` is instant
-only if few modules are imported."""
-
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 _registered: dict[str, Transport] = {}
@@ -125,16 +121,16 @@ def builtin_transports() -> tuple[Transport, ...]:
 
 @cache
 def _load_builtin() -> tuple[Transport, ...]:
-    """Import the modules of this package: a new transport is found without a list of them."""
+    """Import the modules of this package and register those that have a ``TRANSPORT``."""
     package = __name__.rpartition(".")[0]
     folder = import_module(package).__path__
-    found = []
-    for each in pkgutil.iter_modules(folder):
-        if not each.ispkg and each.name not in _SHARED:
-            module = import_module(f"{package}.{each.name}")
-            register(module.TRANSPORT)
-            found.append(module.TRANSPORT)
-    return tuple(found)
+    # Folders hold what transports import late: torch, MPI and the raw loops.
+    names = (each.name for each in pkgutil.iter_modules(folder) if not each.ispkg)
+    modules = [import_module(f"{package}.{name}") for name in names]
+    found = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
+    for each in found:
+        register(each)
+    return found
 
 
 @cache

@@ -177,12 +177,12 @@ def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
         for level in LEVELS.values():
             for slot, rounds in ((WHOLE_LAYERS, 1), (CUT_LAYERS, 2 if comm.size == 2 else 1)):
                 worker = Worker(sides, comm, layout, level, slot)
-                for round in range(rounds):
-                    random = np.random.default_rng([number, round, slot])
+                for repeat in range(rounds):
+                    random = np.random.default_rng([number, repeat, slot])
                     shape = (LAYERS, REQUESTS, HEADS, WRITTEN, HEAD_SIZE)
                     truth = [random.integers(-(2**15), 2**15, shape, dtype=np.int16) for _ in BOTH]
                     sent = worker.send(truth) if worker.is_source else 0
-                    received = 0 if worker.is_source else worker.receive(truth, 0x20 + round)
+                    received = 0 if worker.is_source else worker.receive(truth, 0x20 + repeat)
                     counts = np.array(comm.allgather((sent, received)))
                     assert counts[:, 0].sum() == counts[:, 1].sum() > 0, (
                         f"messages sent and received: {counts}"

@@ -93,12 +93,12 @@ def _drawing(
     named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
     words = [figure.name, named, *(_short(name, part[name].iloc[0]) for name in varying)]
     return Drawing(
-        figure,
-        "-".join(words),
-        f"{figure.title} ({models[0]})" if len(models) == 1 else figure.title,
-        part,
-        captions.caption(runs, part, figure.method, figure.remarks(runs, part)),
-        destinations_of(runs),
+        figure=figure,
+        name="-".join(words),
+        title=f"{figure.title} ({models[0]})" if len(models) == 1 else figure.title,
+        frame=part,
+        caption=captions.caption(runs, part, figure.method, figure.remarks(runs, part)),
+        destinations=destinations_of(runs),
     )
 
 

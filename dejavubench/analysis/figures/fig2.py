@@ -38,7 +38,7 @@ _QUANTITIES = (
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PromptTokenRow:
     """Fig 2 and Appendix A: one row per point, of the first baseline."""
 
@@ -79,18 +79,25 @@ class Fig2(Figure):
             if arm.arm.role != "baseline" or not arm.prompt:
                 continue
             ratios = stats.paired_ratios(arm.prompt, [arm.token]) if arm.token else ()
-            prompt, token = ends(estimate(arm.prompt)), ends(estimate(arm.token))
-            ratio = ends(stats.estimate(ratios) if len(ratios) else None)
+            prompt, prompt_low, prompt_high = ends(estimate(arm.prompt))
+            token, token_low, token_high = ends(estimate(arm.token))
+            ratio, ratio_low, ratio_high = ends(stats.estimate(ratios) if len(ratios) else None)
             rows.append(
                 PromptTokenRow(
-                    run.path.name,
-                    point.point.id,
-                    Sizes.of(point.point),
-                    arm.arm.name,
-                    len(arm.total),
-                    *prompt,
-                    *token,
-                    *ratio,
+                    run=run.path.name,
+                    point=point.point.id,
+                    sizes=Sizes.of(point.point),
+                    arm=arm.arm.name,
+                    samples=len(arm.total),
+                    prompt_ms=prompt,
+                    prompt_low_ms=prompt_low,
+                    prompt_high_ms=prompt_high,
+                    token_ms=token,
+                    token_low_ms=token_low,
+                    token_high_ms=token_high,
+                    prompt_over_token=ratio,
+                    prompt_over_token_low=ratio_low,
+                    prompt_over_token_high=ratio_high,
                 )
             )
         return rows

@@ -91,7 +91,14 @@ def report(run: Run) -> RunReport:
         *(each for table in LONG_TABLES for each in table.blocks(rows, long[table.name])),
         *(each for make in MORE_BLOCKS for each in make(run, rows)),
     ]
-    return RunReport(title, rows, shown, found, {"path": str(run.path), **header}, long)
+    return RunReport(
+        title=title,
+        rows=rows,
+        blocks=shown,
+        notes=found,
+        header={"path": str(run.path), **header},
+        long=long,
+    )
 
 
 def log_report(path: Path) -> RunReport:

@@ -261,15 +261,15 @@ def _speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     speed = Speed()
     if point.point.pipeline_para_size > 1:
         return speed
-    least, id = work(run, point.point), point.point.id
+    least, point_id = work(run, point.point), point.point.id
     prompt, token = _median(samples.prompt), _median(samples.token)
     if prompt:
         gflop_per_s = least.prompt_flop / prompt / 1e6
         speed.prompt_tflop_per_s = gflop_per_s / 1e3
-        speed.prompt_share_pct = share_of_ceiling(run, "matmul", id, gflop_per_s, "GFLOP/s")
+        speed.prompt_share_pct = share_of_ceiling(run, "matmul", point_id, gflop_per_s, "GFLOP/s")
     if token and least.token_nbytes:
         speed.token_gb_per_s = least.token_nbytes / token / 1e6
-        speed.token_share_pct = share_of_ceiling(run, "memory-read", id, speed.token_gb_per_s)
+        speed.token_share_pct = share_of_ceiling(run, "memory-read", point_id, speed.token_gb_per_s)
     return speed
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 import traceback
 from typing import NoReturn
 
@@ -16,7 +15,7 @@ from dejavubench.bench.watchdog.heartbeat import INTERRUPTED
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import BROKEN_PIPE, DataError, OutputError
-from dejavubench.machine.launcher import PASS_ON_S
+from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure, RecordError
 
 
@@ -74,15 +73,17 @@ def abort(recorder: Recorder, error: BaseException) -> NoReturn:
 
 
 def abort_all(error: BaseException, phase: str) -> NoReturn:
-    """Say which rank failed in which phase, and end every rank's process at once."""
+    """Say which rank failed in which phase, and end every rank's process at once.
+
+    Also if this is the only rank: threads of a failed session must not keep the process alive.
+    """
     world, status = MPI.COMM_WORLD, status_of(error)
     _say(report(error, world.rank, phase))
     if isinstance(error, OutputError):
         # So that the interpreter does not try to write again as it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    time.sleep(PASS_ON_S)  # the launcher passes on what was said
-    world.Abort(status)
-    raise SystemExit(status)  # Abort does not return; for the type checker
+    abort_job(world, status)
+    raise SystemExit(status)  # not reached; for the type checker
 
 
 def _say(text: str) -> None:

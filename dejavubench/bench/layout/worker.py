@@ -87,7 +87,12 @@ class WorkerView:
         point = self.point
         # One step less than tokens: the last token never goes into the model, so it has no K and V.
         return StreamSchedule(
-            self.geometry, region, point.input_len, point.generated - 1, self.slot_nbytes, other
+            geometry=self.geometry,
+            region=region,
+            input_len=point.input_len,
+            steps=point.generated - 1,
+            slot_nbytes=self.slot_nbytes,
+            other=other,
         )
 
     def peers(self) -> list[int]:

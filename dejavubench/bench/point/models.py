@@ -48,7 +48,14 @@ def load_model(context: RunContext, point: Point) -> GPT:
     plan, device = context.plan, context.devices.own
     dtype, shard = dtype_of(point.data_type), Shard(*context.ranks.topology.shard())
     multiplied = context.devices.compute_dtype(dtype)
-    model = GPT(point.spec, shard, dtype, multiplied, context.workers, device)
+    model = GPT(
+        spec=point.spec,
+        shard=shard,
+        dtype=dtype,
+        compute_dtype=multiplied,
+        collectives=context.workers,
+        device=device,
+    )
     held = plan.weights_data_type
     rounded_to = None if held is None else dtype_of(held)
     if plan.checkpoint is not None:

@@ -85,7 +85,9 @@ class Outgoing:
         if level not in opened.managers:
             streams, timeout = self.streams(arm), self._here.experiment.drain_timeout
             opened.managers[level] = [
-                CacheManager(cache, streams[ubatch], LEVELS[level], opened.streamer, timeout)
+                CacheManager(
+                    cache, streams[ubatch], LEVELS[level], opened.streamer, timeout=timeout
+                )
                 for ubatch, cache in enumerate(self._caches)
             ]
         return opened.managers[level]
@@ -214,7 +216,9 @@ class SourceStaging:
         if self.on_cuda and self._on_device is None:
             self._on_device = self._stage_on_device()
         slots = self.slots("cpu") if destination.staged else ()
-        return Streamer(destination, slots, self._on_device, self._bounce, holds_failure)
+        return Streamer(
+            destination, slots, self._on_device, self._bounce, holds_failure=holds_failure
+        )
 
     def fetched(self) -> torch.Tensor:
         """Return a slot of its own for what verification reads back."""

@@ -132,7 +132,13 @@ class Sink:
             pairs = self._streams(mode)
             slots = self._slots_of(mode) if LEVELS[level].buffered else [[] for _ in pairs]
             self._receivers[mode, level] = [
-                CacheReceiver(cache, stream, LEVELS[level], self._endpoint(mode), own)
+                CacheReceiver(
+                    cache=cache,
+                    stream=stream,
+                    level=LEVELS[level],
+                    endpoint=self._endpoint(mode),
+                    slots=own,
+                )
                 for (cache, stream), own in zip(pairs, slots, strict=True)
             ]
         return self._receivers[mode, level]

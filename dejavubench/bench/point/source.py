@@ -53,7 +53,14 @@ class Source:
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         prompt_tokens = [each.tokens for each in self.prompts]
         output_len = self.view.point.output_len
-        return BatchMaker(self.model, steps, workers, prompt_tokens, output_len, before_step)
+        return BatchMaker(
+            self.model,
+            steps,
+            workers,
+            prompt_tokens,
+            output_len=output_len,
+            before_step=before_step,
+        )
 
     def undisturbed(self, mark: Mark) -> list[MicrobatchClock]:
         """Run one iteration without streaming; its tokens are what every arm must give."""

@@ -49,8 +49,7 @@ def ceilings_of(
         geometry: geometry of this worker's cache.
         input_len: positions of the prompt.
         slot_nbytes: bytes of a staging slot.
-        folder: the folder of the probes' files.
-        file_name: the beginning of their names.
+        folder, file_name: folder of the probes' files, and the beginning of their names.
         say: prints a line for the user.
     """
     if topology.worker != 0:
@@ -62,7 +61,7 @@ def ceilings_of(
         # Imported here: torch's CUDA libraries are loaded where there is a device, not before.
         from dejavubench.bench.probes.device import DeviceProbes
 
-        probes += DeviceProbes(device, dtype, geometry, input_len, slot_nbytes).probes()
+        probes += DeviceProbes(device, dtype, geometry, input_len, slot_nbytes=slot_nbytes).probes()
     elif is_source:
         probes += cpu_probes(multiplied)
     meeting = None
@@ -70,8 +69,16 @@ def ceilings_of(
         meeting = Meeting(comm, topology.sinks[0] if is_source else 0, is_source)
     closing = ExitStack()
     for each in chosen:
-        of_arms = list(durabilities.get(each.name, ()))
-        context = ProbeContext(meeting, is_source, device, of_arms, folder, file_name, say, closing)
+        context = ProbeContext(
+            meeting=meeting,
+            is_source=is_source,
+            device=device,
+            durabilities=list(durabilities.get(each.name, ())),
+            folder=folder,
+            file_name=file_name,
+            say=say,
+            close=closing,
+        )
         probes += sessions[each.name].probes(context)
     own = [pair for each in chosen for pair in each.probe_names.held_against.items()]
     return Ceilings(probes, {**HELD_AGAINST, **dict(own)}, closing)

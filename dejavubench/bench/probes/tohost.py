@@ -42,7 +42,9 @@ class WayToHost:
         positions = slot_nbytes // one.token_nbytes
         # One position more than is moved keeps the heads apart, as in a cache that is not full.
         one = replace(one, positions=positions + 1)
-        schedule = StreamSchedule(one, one.whole, positions, 0, slot_nbytes)
+        schedule = StreamSchedule(
+            geometry=one, region=one.whole, input_len=positions, steps=0, slot_nbytes=slot_nbytes
+        )
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
         self._moved = Stream(0, schedule)
         self._cache = KVCache.allocate(one, dtype, device)

@@ -183,7 +183,13 @@ class SinkModel:
         self._prompts = make_prompts(sink_point, view.ubatches, plan.experiment.seed, plan.prompts)
         steps = steps_of(model, caches, self._prompts, plan.sampling)
         prompts = [each.tokens for each in self._prompts]
-        self._maker = BatchMaker(model, steps, workers, prompts, view.point.output_len)
+        self._maker = BatchMaker(
+            model=model,
+            steps=steps,
+            collectives=workers,
+            prompts=prompts,
+            output_len=view.point.output_len,
+        )
         self._view, self._comm = view, context.comms.handover
         self._silent: list[Streamed] = [NoStreaming() for _ in caches]
 

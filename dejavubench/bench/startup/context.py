@@ -19,7 +19,7 @@ from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.parallel.collectives import Collectives
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunContext:
     """All that one rank has from the start of a run to its end.
 

@@ -28,12 +28,12 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
         UsageError: on every rank, if one of them cannot be used.
     """
     rank = RankContext(
-        ranks.world,
-        ranks.host,
-        ranks.is_source,
-        ranks.topology.worker,
-        device,
-        runnable.experiment,
+        world=ranks.world,
+        host=ranks.host,
+        is_source=ranks.is_source,
+        worker=ranks.topology.worker,
+        device=device,
+        options=runnable.experiment,
     )
 
     def load() -> Sessions:

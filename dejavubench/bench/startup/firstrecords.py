@@ -96,5 +96,5 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         if arm.skipped:
             for info in points:
                 write(records.Skipped(point=info.id, arm=arm.name, reason=arm.skipped))
-    for id, reason in runnable.skipped.items():
-        write(records.Skipped(point=id, reason=reason))
+    for point_id, reason in runnable.skipped.items():
+        write(records.Skipped(point=point_id, reason=reason))

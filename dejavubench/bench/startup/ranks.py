@@ -18,23 +18,27 @@ from dejavubench.parallel.topology import Topology
 T = TypeVar("T")
 
 
+def _outcome(prepare: Callable[[], T]) -> T | UsageError:
+    """Return the answer or the error: raising at once would leave the other ranks waiting."""
+    try:
+        return prepare()
+    except UsageError as error:
+        return error
+
+
 def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
     """Run ``prepare`` on every rank and return this rank's answer. Collective.
 
     Raises:
         UsageError: on every rank, the first one that any rank raised.
     """
-    problem: str | None = None
-    found: list[T] = []
-    try:
-        found.append(prepare())
-    except UsageError as error:
-        problem = str(error)
-    # A rank that failed takes part as well: raising at once would leave the others waiting here.
-    for message in world.allgather(problem):
-        if message is not None:
-            raise UsageError(message)
-    return found[0]
+    own = _outcome(prepare)
+    # Only errors travel: an answer may be a communicator or a device.
+    for problem in world.allgather(own if isinstance(own, UsageError) else None):
+        if problem is not None:
+            raise problem
+    assert not isinstance(own, UsageError)  # it would have been raised above
+    return own
 
 
 def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -> dict[str, str]:
@@ -44,12 +48,14 @@ def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -
         UsageError: as :func:`agree`.
     """
     merged: dict[str, str] = {}
-    for reasons in world.allgather(agree(world, find)):
-        merged = {**reasons, **merged}  # what is in `merged` already, of a lower rank, wins
+    for outcome in world.allgather(_outcome(find)):
+        if isinstance(outcome, UsageError):
+            raise outcome
+        merged = {**outcome, **merged}  # what is in `merged` already, of a lower rank, wins
     return merged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranks:
     """All ranks as one of them sees them.
 
@@ -74,12 +80,12 @@ class Ranks:
         """Exchange hosts and cores with the other ranks. Collective."""
         world = MPI.COMM_WORLD
         topology = Topology(
-            world.size,
-            world.rank,
-            experiment.tensor_para_size,
-            experiment.pipeline_para_size,
-            experiment.sink_tensor_para_size or 0,
-            experiment.sink_pipeline_para_size or 0,
+            size=world.size,
+            rank=world.rank,
+            tensor_size=experiment.tensor_para_size,
+            stages=experiment.pipeline_para_size,
+            sink_tensor_size=experiment.sink_tensor_para_size or 0,
+            sink_stages=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
         found = world.allgather((facts.hostname(), cores, native_bf16()))
@@ -88,7 +94,14 @@ class Ranks:
             *(cores for host, cores, _ in found if host == hosts[world.rank])
         )
         native = all(native for _, _, native in found)
-        return cls(world, topology, hosts, cores, len(here), native)
+        return cls(
+            world=world,
+            topology=topology,
+            hosts=hosts,
+            cores=cores,
+            cores_on_host=len(here),
+            native_bf16=native,
+        )
 
     @property
     def rank(self) -> int:

@@ -61,15 +61,17 @@ def start(
     spin = may_spin(ranks, experiment.threads)
     computes = ranks.is_source or sinks_compute
     context = RunContext(
-        runnable,
-        ranks,
-        devices,
-        workspace,
-        comms,
-        connect_workers(comms, ranks, devices.own, spin) if computes else None,
-        _find_conditions(runnable, ranks, workspace, experiment.threads if computes else 1),
-        sessions,
-        saved,
+        runnable=runnable,
+        ranks=ranks,
+        devices=devices,
+        workspace=workspace,
+        comms=comms,
+        workers=connect_workers(comms, ranks, devices.own, spin) if computes else None,
+        conditions=_find_conditions(
+            runnable, ranks, workspace, experiment.threads if computes else 1
+        ),
+        sessions=sessions,
+        saved=saved,
     )
     write_first_records(context, command, spin)
     return context
@@ -106,5 +108,10 @@ def _find_conditions(
     writes = ranks.is_source and bool(runnable.on_disk)
     stream_dir = workspace.stream_dir if writes else None
     return Conditions(
-        ranks.world, list(ranks.hosts), threads, helpers, set(ranks.cores), stream_dir
+        world=ranks.world,
+        hosts=list(ranks.hosts),
+        threads=threads,
+        helpers=helpers,
+        cores=set(ranks.cores),
+        stream_dir=stream_dir,
     )

@@ -175,7 +175,11 @@ class Watchdog:
         self._pids, self._pages, self._timeout = pids, pages, timeout
         self._every = heartbeat_interval(timeout)
         self._judge = Judge(
-            pages, timeout, whole, lambda rank: _state(pids[rank]), time.monotonic()
+            pages=pages,
+            timeout=timeout,
+            whole=whole,
+            process=lambda rank: _state(pids[rank]),
+            now=time.monotonic(),
         )
         self._file: Path | None = None
         self._may_end = False

@@ -59,7 +59,14 @@ def option(
 ) -> Any:
     """Return a field that is also a flag. ``text`` is its help."""
     resumed = default if reset_when_resumed else when_resumed
-    info = OptionInfo(group, metavar, measured, resumed, fixed_when_resumed, is_text)
+    info = OptionInfo(
+        group=group,
+        metavar=metavar,
+        measured=measured,
+        when_resumed=resumed,
+        fixed_when_resumed=fixed_when_resumed,
+        is_text=is_text,
+    )
     return Field(
         default,
         description=text,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.destinations import DESTINATIONS, SINKS
+from dejavubench.config.rules.rule import Rule
 from dejavubench.config.rules.scenarios import HANDOFF, RESUME, SWAP
 from dejavubench.config.rules.sizes import LIMITS, MODEL, NO_FP32_ON_CUDA, PROMPTS, SIZES
 
 __all__ = ["NO_FP32_ON_CUDA", "RULES", "conflict"]
 
-RULES = (
+RULES: tuple[Rule, ...] = (
     *LIMITS,  # first: nothing is made of each point or worker before they hold
     *MODEL,
     *PROMPTS,
@@ -24,4 +25,4 @@ RULES = (
 
 def conflict(plan: Plan) -> str | None:
     """Return the message of the first rule that a plan breaks."""
-    return next((message for rule in RULES if (message := rule.broken_by(plan))), None)
+    return next((message for rule in RULES if (message := rule(plan))), None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import Rule, chosen, given, listed
+from dejavubench.config.rules.rule import chosen, given, listed, rule
+from dejavubench.transports.base import Missing
 from dejavubench.transports.registry import NO_STREAMING, usable
 
 _SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
@@ -13,6 +15,10 @@ def _sink_key(plan: Plan) -> str | None:
     return next((key for key in _SINK_KEYS if plan.experiment.is_given(key)), None)
 
 
+def _sink_key_without_sinks(plan: Plan) -> str | None:
+    return None if plan.needs_sinks else _sink_key(plan)
+
+
 def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
     key = _sink_key(plan)
     external = next((each.name for each in chosen(plan) if each.entry.external_sink), None)
@@ -20,22 +26,22 @@ def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
 
 
 SINKS = (
-    Rule(
+    rule(
         lambda plan: not chosen(plan) and len(plan.experiment.level) > 1,
         lambda plan, _: (
             f"--level {listed(plan.experiment.level)} needs a destination: --streaming "
             f"{NO_STREAMING} streams nothing at any level"
         ),
     ),
-    Rule(
-        lambda plan: not plan.needs_sinks and _sink_key(plan),
+    rule(
+        _sink_key_without_sinks,
         lambda plan, key: (
             f"{given(plan, key)} needs a destination with sinks "
             f"({', '.join(each.name for each in usable() if each.entry.remote)}), and none can "
             "run here"
         ),
     ),
-    Rule(
+    rule(
         _external_sink_of_another_setup,
         lambda plan, found: (
             f"{given(plan, found[0])} cannot be combined with --streaming {found[1]}: its sinks "
@@ -56,7 +62,8 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
             (key, each.name)
             for each in usable()
             for key in each.options
-            if plan.experiment.is_given(key) and each.name not in used
+            # A plugin of another version may name an option that is not there.
+            if key in OPTIONS and plan.experiment.is_given(key) and each.name not in used
         ),
         None,
     )
@@ -76,24 +83,27 @@ def _without_read_back(plan: Plan) -> str | None:
     return next((each.name for each in entries if not (each.remote or each.readable)), None)
 
 
+def _missing_alone(plan: Plan) -> Missing | None:
+    """Return why the only destination cannot run here; in a sweep its arms are skipped instead."""
+    modes = plan.experiment.streaming
+    return plan.unavailable.get(modes[0]) if len(modes) == 1 else None
+
+
 DESTINATIONS = (
-    Rule(
+    rule(
         _option_of_no_destination,
         lambda plan, found: f"{given(plan, found[0])} needs --streaming {found[1]}",
     ),
-    Rule(_conflict_of_destinations, lambda plan, message: str(message)),
-    Rule(
+    rule(_conflict_of_destinations, lambda plan, message: message),
+    rule(
         _without_read_back,
         lambda plan, name: (
             f"--streaming {name} cannot be verified: no chunk can be read back from {name}. Add "
             "--no-verify"
         ),
     ),
-    Rule(
-        lambda plan: (
-            len(plan.experiment.streaming) == 1
-            and plan.unavailable.get(plan.experiment.streaming[0])
-        ),
-        lambda plan, missing: str(missing.alone),
+    rule(
+        _missing_alone,
+        lambda plan, missing: missing.alone,
     ),
 )

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from dejavubench.config.plan import Plan
 from dejavubench.transports.base import Transport
 from dejavubench.transports.registry import NO_STREAMING, transport
 
+Rule = Callable[[Plan], str | None]
+"""One conflict: returns the message if the plan's options are in it, else None."""
 
-@dataclass(frozen=True)
-class Rule:
-    """One conflict.
+Found = TypeVar("Found")
 
-    Attributes:
+
+def rule(find: Callable[[Plan], Found | None], say: Callable[[Plan, Found], str]) -> Rule:
+    """Return a rule.
+
+    Args:
         find: returns what is in conflict, or something false.
         say: the message, given what was found.
     """
 
-    find: Callable[[Plan], Any]
-    say: Callable[[Plan, Any], str]
+    def broken_by(plan: Plan) -> str | None:
+        found = find(plan)
+        return say(plan, found) if found else None
 
-    def broken_by(self, plan: Plan) -> str | None:
-        """Return the message if the plan's options are in this conflict."""
-        found = self.find(plan)
-        return self.say(plan, found) if found else None
+    return broken_by
 
 
 def flag(key: str) -> str:
@@ -34,7 +35,7 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def listed(values: Any) -> str:
+def listed(values: Iterable[object]) -> str:
     """Return values as they are written after a flag."""
     return ",".join(map(str, values))
 

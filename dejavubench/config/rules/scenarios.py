@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import Rule, chosen, flag, given
+from dejavubench.config.rules.rule import chosen, flag, given, rule
 from dejavubench.transports.registry import usable
 
 
@@ -20,11 +20,11 @@ def _handoff_rounds_apart(plan: Plan) -> bool:
 
 
 HANDOFF = (
-    Rule(
+    rule(
         lambda plan: not plan.experiment.handoff and plan.experiment.is_given("handoff_tokens"),
         lambda plan, _: f"{given(plan, 'handoff_tokens')} needs --handoff",
     ),
-    Rule(
+    rule(
         lambda plan: (
             plan.experiment.handoff
             and (
@@ -39,11 +39,11 @@ HANDOFF = (
             "--compare: sinks of other destinations have no model yet"
         ),
     ),
-    Rule(
+    rule(
         lambda plan: plan.experiment.handoff and plan.experiment.device == "cuda",
         lambda plan, _: "--handoff needs --device cpu: sinks on a GPU have no model yet",
     ),
-    Rule(
+    rule(
         _handoff_rounds_apart,
         lambda plan, _: (
             "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 "
@@ -51,7 +51,7 @@ HANDOFF = (
             "or --no-verify"
         ),
     ),
-    Rule(
+    rule(
         lambda plan: (
             plan.experiment.handoff
             and plan.experiment.handoff_tokens >= min(plan.experiment.output_len)
@@ -65,6 +65,8 @@ HANDOFF = (
 
 
 def _not_as_resumed(plan: Plan) -> str | None:
+    if plan.experiment.resume is None:
+        return None
     return next(
         (
             key
@@ -76,7 +78,7 @@ def _not_as_resumed(plan: Plan) -> str | None:
 
 
 RESUME = (
-    Rule(
+    rule(
         lambda plan: (
             plan.experiment.resume is not None
             and (len(plan.points) > 1 or [arm.on_disk for arm in plan.arms] != [True])
@@ -86,34 +88,40 @@ RESUME = (
             "other destination"
         ),
     ),
-    Rule(
-        lambda plan: plan.experiment.resume is not None and _not_as_resumed(plan),
+    rule(
+        _not_as_resumed,
         lambda plan, key: (
             f"{given(plan, key)} cannot be combined with --resume, which runs one request once"
         ),
     ),
 )
 
+
+def _not_with_swap(plan: Plan) -> str | None:
+    if not plan.experiment.swap:
+        return None
+    if plan.experiment.handoff:
+        return "handoff"
+    return "resume" if plan.experiment.resume else None
+
+
 SWAP = (
-    Rule(
+    rule(
         lambda plan: not plan.experiment.swap and plan.experiment.is_given("resident"),
         lambda plan, _: f"{given(plan, 'resident')} needs --swap",
     ),
-    Rule(
+    rule(
         lambda plan: plan.experiment.swap and plan.experiment.device == "cuda",
         lambda plan, _: "--swap needs --device cpu: caches on a GPU cannot be swapped yet",
     ),
-    Rule(
-        lambda plan: (
-            plan.experiment.swap
-            and ("handoff" if plan.experiment.handoff else plan.experiment.resume and "resume")
-        ),
+    rule(
+        _not_with_swap,
         lambda plan, key: (
             f"--swap cannot be combined with {flag(key)}: it measures whole requests. Drop one of "
             "them"
         ),
     ),
-    Rule(
+    rule(
         lambda plan: (
             plan.experiment.swap and plan.experiment.resident >= plan.experiment.pipeline_para_size
         ),

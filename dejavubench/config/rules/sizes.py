@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import Rule, given, listed
+from dejavubench.config.rules.rule import given, listed, rule
 from dejavubench.models.hub.specs import CUSTOM
 
 MOST_POINTS = 10_000
@@ -39,14 +39,14 @@ def _side_too_large(plan: Plan) -> tuple[str, int] | None:
 
 
 LIMITS = (
-    Rule(
+    rule(
         lambda plan: (count := _points(plan)) > MOST_POINTS and count,
         lambda plan, count: (
             f"the lists combine to {count:,} points; one run takes at most {MOST_POINTS:,}. "
             "Shorten a list, or split the sweep into several runs"
         ),
     ),
-    Rule(
+    rule(
         _side_too_large,
         lambda plan, side: (
             f"{side[0]}tensor-para-size × {side[0]}pipeline-para-size takes {side[1]:,} ranks; at "
@@ -75,29 +75,35 @@ def _cache_too_short(plan: Plan) -> int:
     return needed if 0 < (plan.experiment.max_seq_len or 0) < needed else 0
 
 
+def _limit_without_draws(plan: Plan) -> str | None:
+    if plan.experiment.temperature:
+        return None
+    return next((key for key in ("top_k", "top_p") if plan.experiment.is_given(key)), None)
+
+
 MODEL = (
-    Rule(
+    rule(
         _size_of_another_model,
         lambda plan, found: (
             f"{given(plan, found[0])} is for --model {CUSTOM}; {found[1]} has its own sizes. Drop "
             "the flag"
         ),
     ),
-    Rule(
+    rule(
         lambda plan: (
             plan.experiment.device == "cuda"
             and set(plan.experiment.inference_data_type) == {"fp32"}
         ),
         lambda plan, _: NO_FP32_ON_CUDA,
     ),
-    Rule(
+    rule(
         lambda plan: plan.experiment.ckpt_path is not None and plan.experiment.is_given("model"),
         lambda plan, _: (
             f"--model {listed(plan.experiment.model)} cannot be combined with --ckpt-path, which "
             "has a model of its own. Drop one of them"
         ),
     ),
-    Rule(
+    rule(
         _cache_too_short,
         lambda plan, needed: (
             f"--max-seq-len {plan.experiment.max_seq_len} is too short: --input-len "
@@ -105,11 +111,8 @@ MODEL = (
             f"{needed} positions of the cache"
         ),
     ),
-    Rule(
-        lambda plan: (
-            not plan.experiment.temperature
-            and next((key for key in ("top_k", "top_p") if plan.experiment.is_given(key)), None)
-        ),
+    rule(
+        _limit_without_draws,
         lambda plan, key: (
             f"{given(plan, key)} needs a --temperature above 0: at 0 no token is drawn"
         ),
@@ -129,21 +132,21 @@ def _token_beyond_vocabulary(plan: Plan) -> tuple[int, int, str, int] | None:
 
 
 PROMPTS = (
-    Rule(
+    rule(
         lambda plan: plan.prompts and plan.experiment.is_given("input_len"),
         lambda plan, _: (
             f"{given(plan, 'input_len')} is for random prompts; those in {plan.experiment.prompts} "
             "have their own lengths. Drop one of them"
         ),
     ),
-    Rule(
+    rule(
         lambda plan: plan.experiment.device == "cuda" and len(set(map(len, plan.prompts))) > 1,
         lambda plan, _: (
             f"{plan.experiment.prompts}: prompts of different lengths need --device cpu: on a GPU "
             "a step has no padding"
         ),
     ),
-    Rule(
+    rule(
         _token_beyond_vocabulary,
         lambda plan, found: (
             f"{plan.experiment.prompts}: prompt {found[0]} has token {found[1]}; the last token of "
@@ -152,9 +155,16 @@ PROMPTS = (
     ),
 )
 
+
+def _problem_of_all_points(plan: Plan) -> str | None:
+    """Return the first point's problem if all have one; in a sweep the points that can run do."""
+    problems = [point.problem for point in plan.points]
+    return problems[0] if all(problems) else None
+
+
 SIZES = (
-    Rule(  # in a sweep the points that can run do
-        lambda plan: all(problems := [point.problem for point in plan.points]) and problems[0],
-        lambda plan, problem: str(problem),
+    rule(
+        _problem_of_all_points,
+        lambda plan, problem: problem,
     ),
 )

@@ -120,7 +120,7 @@ class _Piece:
         # Missing axes are outermost axes of size 1: the kernel always counts three.
         axes = [(1, 0)] * (3 - len(axes)) + axes
         counts, strides = zip(*axes, strict=True)
-        return cls(rows.first, layer, counts, strides, rows.nbytes)
+        return cls(first=rows.first, layer=layer, counts=counts, strides=strides, row=rows.nbytes)
 
 
 def divider(divisor: int) -> tuple[int, int, int, int]:

@@ -94,7 +94,14 @@ def _open(folder: Path) -> Checkpoint:
     digest = hashlib.blake2b(digest_size=8)
     for header in sorted(weights.headers, key=lambda header: header.path.name):
         digest.update(header.sample())
-    return Checkpoint(folder, spec, needed, stored, digest.hexdigest(), weights.notes)
+    return Checkpoint(
+        folder=folder,
+        spec=spec,
+        files=needed,
+        stored=stored,
+        identity=digest.hexdigest(),
+        notes=weights.notes,
+    )
 
 
 def _family_and_spec(folder: Path) -> tuple[Family, Config, ModelSpec]:

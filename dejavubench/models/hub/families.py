@@ -36,7 +36,7 @@ class Stored:
     interleaved: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture: its sizes from ``config.json``, and the names of its tensors.
 
@@ -61,13 +61,13 @@ def _gpt2_spec(name: str, config: Config) -> ModelSpec:
     hidden = config.size("n_embd")
     heads, size = config.heads(hidden, "n_head")
     return ModelSpec(
-        name,
-        config.size("n_layer"),
-        heads,
-        size,
-        config.size("vocab_size"),
-        config.size("n_positions"),
-        config.size("n_inner", default=4 * hidden),
+        name=name,
+        layer_num=config.size("n_layer"),
+        head_num=heads,
+        size_per_head=size,
+        vocab_size=config.size("vocab_size"),
+        context=config.size("n_positions"),
+        ffn_size=config.size("n_inner", default=4 * hidden),
     )
 
 
@@ -76,13 +76,13 @@ def _opt_spec(name: str, config: Config) -> ModelSpec:
     heads, size = config.heads(hidden, "num_attention_heads")
     embed = config.size("word_embed_proj_dim", default=hidden)
     return ModelSpec(
-        name,
-        config.size("num_hidden_layers"),
-        heads,
-        size,
-        config.size("vocab_size"),
-        config.size("max_position_embeddings"),
-        config.size("ffn_dim"),
+        name=name,
+        layer_num=config.size("num_hidden_layers"),
+        head_num=heads,
+        size_per_head=size,
+        vocab_size=config.size("vocab_size"),
+        context=config.size("max_position_embeddings"),
+        ffn_size=config.size("ffn_dim"),
         position_offset=2,
         activation="relu",
         norm_first=config.flag("do_layer_norm_before", True),
@@ -95,7 +95,15 @@ def _bloom_spec(name: str, config: Config) -> ModelSpec:
     heads, size = config.heads(hidden, "n_head", "num_attention_heads")
     layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
     return ModelSpec(
-        name, layers, heads, size, vocab, None, 4 * hidden, position="alibi", embed_norm=True
+        name=name,
+        layer_num=layers,
+        head_num=heads,
+        size_per_head=size,
+        vocab_size=vocab,
+        context=None,
+        ffn_size=4 * hidden,
+        position="alibi",
+        embed_norm=True,
     )
 
 
@@ -118,13 +126,13 @@ def _llama_spec(name: str, config: Config) -> ModelSpec:
             f"{config.path}: {kind} with attention_bias True is not supported, only False"
         )
     return ModelSpec(
-        name,
-        config.size("num_hidden_layers"),
-        heads,
-        size,
-        config.size("vocab_size"),
-        context,
-        config.size("intermediate_size"),
+        name=name,
+        layer_num=config.size("num_hidden_layers"),
+        head_num=heads,
+        size_per_head=size,
+        vocab_size=config.size("vocab_size"),
+        context=context,
+        ffn_size=config.size("intermediate_size"),
         position="rope",
         activation="silu",
         kv_head_num=None if kv_heads == heads else kv_heads,
@@ -230,11 +238,11 @@ def _split(name: str) -> tuple[int | None, str, str]:
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
-        _gpt2_spec,
-        _gpt2_name,
-        ("transformer.", ""),
-        re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),
-        {
+        spec=_gpt2_spec,
+        names=_gpt2_name,
+        prefixes=("transformer.", ""),
+        spared=re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),
+        requires={
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
             "scale_attn_weights": True,
@@ -244,11 +252,11 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "opt": Family(
-        _opt_spec,
-        _opt_name,
-        ("model.decoder.", "decoder."),
-        re.compile(r"(model\.)?decoder\.version"),
-        {
+        spec=_opt_spec,
+        names=_opt_name,
+        prefixes=("model.decoder.", "decoder."),
+        spared=re.compile(r"(model\.)?decoder\.version"),
+        requires={
             "activation_function": "relu",
             "enable_bias": True,
             "layer_norm_elementwise_affine": True,
@@ -257,11 +265,11 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "bloom": Family(
-        _bloom_spec,
-        _bloom_name,
-        ("transformer.", ""),
-        re.compile(r"(transformer\.)?h\.\d+\.self_attention\.masked_bias"),
-        {
+        spec=_bloom_spec,
+        names=_bloom_name,
+        prefixes=("transformer.", ""),
+        spared=re.compile(r"(transformer\.)?h\.\d+\.self_attention\.masked_bias"),
+        requires={
             "layer_norm_epsilon": 1e-5,
             "apply_residual_connection_post_layernorm": False,
             "tie_word_embeddings": True,
@@ -270,13 +278,13 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3"),
         Family(
-            _llama_spec,
-            _llama_name,
-            ("",),
-            re.compile(
+            spec=_llama_spec,
+            names=_llama_name,
+            prefixes=("",),
+            spared=re.compile(
                 r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
             ),
-            {"hidden_act": "silu", "mlp_bias": False},
+            requires={"hidden_act": "silu", "mlp_bias": False},
         ),
     ),
 }

@@ -61,13 +61,23 @@ def read_rope(config: Config) -> Rope:
                 high,
                 f"it must be more than low_freq_factor, {low:g}",
             )
-        return Rope(theta, "llama3", factor, low, high, context)
+        return Rope(
+            theta=theta, kind="llama3", factor=factor, low=low, high=high, original_context=context
+        )
     for unusual, usual in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
         if given.get(unusual, usual) is not usual:
             _refuse(config, f"{key}.{unusual}", given[unusual], "only yarn without it is")
     low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
     attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
-    return Rope(theta, "yarn", factor, low, high, context, attention)
+    return Rope(
+        theta=theta,
+        kind="yarn",
+        factor=factor,
+        low=low,
+        high=high,
+        original_context=context,
+        attention=attention,
+    )
 
 
 def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:

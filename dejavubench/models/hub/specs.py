@@ -119,11 +119,11 @@ def custom(
 ) -> ModelSpec:
     """Return a GPT-2-like model of free sizes with ``context`` learned positions."""
     return ModelSpec(
-        CUSTOM,
-        layer_num,
-        head_num,
-        size_per_head,
-        vocab_size,
-        context,
+        name=CUSTOM,
+        layer_num=layer_num,
+        head_num=head_num,
+        size_per_head=size_per_head,
+        vocab_size=vocab_size,
+        context=context,
         ffn_size=4 * head_num * size_per_head,
     )

@@ -80,7 +80,13 @@ class Header:
         types = {name: entry["dtype"] for name, entry in entries.items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
         spans = {name: (begin + at, begin + to) for name, (at, to) in _offsets(entries)}
-        return cls(path, types, shapes, spans, hashlib.blake2b(raw, digest_size=16).digest())
+        return cls(
+            path=path,
+            types=types,
+            shapes=shapes,
+            spans=spans,
+            digest=hashlib.blake2b(raw, digest_size=16).digest(),
+        )
 
     def sample(self) -> bytes:
         """Return a digest of both ends of every tensor."""

@@ -36,7 +36,11 @@ class DiskLoops:
         self.durability = durability
         self._data = aligned_buffer(MESSAGE).fill_(1)
         self._destination = DiskDestination(
-            directory, f"{name}-ceiling", self.durability, False, {}
+            directory=directory,
+            name=f"{name}-ceiling",
+            durability=self.durability,
+            keep=False,
+            identity={},
         )
         self._raw = os.open(directory / f"{name}-raw", open_flags(self.durability), 0o600)
         os.unlink(directory / f"{name}-raw")  # a killed process leaves nothing

@@ -45,9 +45,18 @@ def whole_messages(nbytes: int = MESSAGE) -> Stream:
 def small_messages() -> Stream:
     """Return a stream of one step whose extents are of 16 bytes: a head of four numbers each."""
     # There are two positions, so that the next step's keys and values keep the extents apart.
-    geometry = KVGeometry(1, 1, SMALL_MESSAGES // 2, 2, 4, 4)
+    geometry = KVGeometry(
+        layers=1, requests=1, heads=SMALL_MESSAGES // 2, positions=2, head_size=4, itemsize=4
+    )
     return Stream(
-        0, StreamSchedule(geometry, geometry.whole, 1, 0, geometry.region_nbytes(geometry.whole))
+        0,
+        StreamSchedule(
+            geometry=geometry,
+            region=geometry.whole,
+            input_len=1,
+            steps=0,
+            slot_nbytes=geometry.region_nbytes(geometry.whole),
+        ),
     )
 
 

@@ -51,7 +51,13 @@ class TCPPeer:
             raise UsageError(f"--peer {peer}: {error}") from None
         leave(wire)
         wire.close()
-        return cls(peer, wire.same_host, wire.same_machine, timeout, checksums)
+        return cls(
+            peer=peer,
+            same_host=wire.same_host,
+            same_machine=wire.same_machine,
+            timeout=timeout,
+            checksums=checksums,
+        )
 
     def refusal(self, streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
         """Return why the sink does not take these streams, or None.
@@ -76,5 +82,10 @@ class TCPPeer:
             StreamingError: the sink refuses, or is not there any more.
         """
         return MeasuredTCPDestination(
-            address(self.peer), read_token(), streams, dtype, self.timeout, self.checksums
+            address=address(self.peer),
+            token=read_token(),
+            streams=streams,
+            dtype=dtype,
+            timeout=self.timeout,
+            checksums=self.checksums,
         )

@@ -129,8 +129,8 @@ class NCCLDestination(RemoteDestination[_Sending]):
         self._issue(stream)
         sink, under_way = self._sink(stream), self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
-        for id, *_ in self._notifications.receive(stream.peer_rank, ACK):
-            sink.acknowledged[id] = sink.acknowledged.get(id, 0) + 1
+        for stream_id, *_ in self._notifications.receive(stream.peer_rank, ACK):
+            sink.acknowledged[stream_id] = sink.acknowledged.get(stream_id, 0) + 1
         # Both: acknowledged, and the send kernel no longer reads the slot.
         while under_way and sink.acknowledged.get(stream.id) and _is_sent(under_way[0]):
             under_way.popleft()

@@ -44,7 +44,10 @@ class Connection:
             found, dtype = schedules(setup), setup.torch_dtype()
         except ValueError as error:
             raise RefusalError(f"setup: {error}") from None
-        self._streams = {id: HeldStream(id, schedule, dtype) for id, schedule in found.items()}
+        self._streams = {
+            stream_id: HeldStream(stream_id, schedule, dtype)
+            for stream_id, schedule in found.items()
+        }
         largest = max(schedule.nbytes for schedule in found.values())
         self._slot_nbytes = min(setup.slot_nbytes, largest)
         self._slot: torch.Tensor | None = None

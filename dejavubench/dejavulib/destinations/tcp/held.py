@@ -36,8 +36,8 @@ class HeldStream:
         extents: number of extents of the current chunk that have come.
     """
 
-    def __init__(self, id: int, schedule: StreamSchedule, dtype: torch.dtype) -> None:
-        self.id = id
+    def __init__(self, stream_id: int, schedule: StreamSchedule, dtype: torch.dtype) -> None:
+        self.id = stream_id
         self.schedule = schedule
         self.cache = KVCache.allocate(schedule.geometry, dtype)
         self.microbatch = 0

@@ -164,7 +164,11 @@ def schedules(setup: TCPSetup) -> dict[int, StreamSchedule]:
         if not (region.layers.size and region.requests.size and region.heads.size):
             raise ValueError(f"stream {stream.id} is empty: {region}")
         schedule = StreamSchedule(
-            geometry, region, stream.input_len, stream.steps, stream.slot_nbytes
+            geometry=geometry,
+            region=region,
+            input_len=stream.input_len,
+            steps=stream.steps,
+            slot_nbytes=stream.slot_nbytes,
         )
         if region.layers.size * -(-schedule.layer_nbytes(0) // stream.slot_nbytes) > MOST_CHUNKS:
             raise ValueError(

@@ -155,7 +155,13 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
     def _ask(
         self, kind: int, stream: Stream, number: int, payload: memoryview | bytes = b""
     ) -> None:
-        frame = Frame(kind, stream.id, self._microbatch[stream.id], number, len(payload))
+        frame = Frame(
+            kind=kind,
+            stream=stream.id,
+            microbatch=self._microbatch[stream.id],
+            number=number,
+            nbytes=len(payload),
+        )
         try:
             self.wire.send_frame(frame, payload, self._checksums or kind not in _STREAMED)
         except WireError:

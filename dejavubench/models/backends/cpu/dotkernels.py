@@ -77,7 +77,13 @@ def dots(
     """
     paired = x_dtype != torch.float32
     assert not paired or multiplies_pairs(dtype, x_dtype)
-    writes = _Dots(dtype, rows, columns, x_dtype, rows if fetches is None else fetches)
+    writes = _Dots(
+        dtype=dtype,
+        rows=rows,
+        columns=columns,
+        x_dtype=x_dtype,
+        fetches=rows if fetches is None else fetches,
+    )
     line = LINE_NBYTES // dtype.itemsize
     if paired:
         units = {line: 2 * LANES, 2 * LANES: 2 * LANES, LANES: LANES, 1: 1}

@@ -63,8 +63,8 @@ def tiling(outs: int, ins: int, processors: int) -> Tiling:
 
         splits = max(range(1, max(1, min(MOST_PARTS, ins // SHORTEST)) + 1), key=worth)
     if splits == 1 and ins >= 4096:
-        return Tiling(TILE, 256, 1, 4, 4, 256)
-    return Tiling(TILE, 128, splits, 4, 5, 256)
+        return Tiling(outs=TILE, ins=256, splits=1, warps=4, stages=4, ahead=256)
+    return Tiling(outs=TILE, ins=128, splits=splits, warps=4, stages=5, ahead=256)
 
 
 @triton.jit
