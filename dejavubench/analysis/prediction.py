@@ -52,6 +52,8 @@ class StreamedRequest:
 
     def predicted_ms(self, level: str, rate: float) -> float:
         """TOTAL at a level of :data:`LEVELS` on a link of ``rate`` bytes per millisecond."""
+        # Level 3 overlaps prompt and steps with the link, level 2 only the prompt, levels 0 and 1
+        # nothing.
         if level == "3":
             return self._streamed_ms(rate, self.steps)
         each_step = self.token_ms + self.step_nbytes / rate
@@ -64,6 +66,7 @@ class StreamedRequest:
         """Return when the link has carried prompt and steps, each as soon as it is ready."""
         idle = 0.0  # time from which the link is idle
         for layer in range(1, self.layers + 1):
+            # A layer leaves once it is computed and the link has carried the layers before.
             idle = (
                 max(idle, self.prompt_ms * layer / self.layers)
                 + self.prompt_nbytes / self.layers / rate
@@ -83,6 +86,8 @@ class StreamedRequest:
         """
         if self.overhead_pct(level, FASTEST) > LEAVES_PCT:
             return None
+        # Overhead never rises with the rate, so halving finds the border. Rates span decades, so
+        # the middle is geometric.
         slow, fast = SLOWEST, FASTEST
         while fast / slow > 1.0001:
             middle = math.sqrt(slow * fast)
@@ -119,6 +124,7 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
 
 def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
     """Return the bytes of the prompt's cache and of one step's, and the number of steps."""
+    # The last new token is never written: P + T − 1 positions, P of them the prompt's.
     steps = (point.handed_over or point.output_len) - 1
     step_nbytes = point.streamed_nbytes / (point.input_len + steps)
     return point.input_len * step_nbytes, step_nbytes, steps

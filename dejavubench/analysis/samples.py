@@ -201,6 +201,7 @@ def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]
     in_flight = max(len(source) for source in sources)
     steps = max(len(item.token_ms) for item in everything)
 
+    # The slowest source: the others wait for it, in collectives or for its hidden states.
     samples.prompt[number] = max(median(item.prompt_ms for item in source) for source in sources)
     samples.drain[number] = max(median(item.drain_ms for item in source) for source in sources)
     # A source computes its microbatches one after another, so their stalls add up.
@@ -238,6 +239,7 @@ def _add_events(samples: ArmSamples, number: int, sources: list[list[Microbatch]
         [i.prompt_event_ms for i in source if i.prompt_event_ms is not None] for source in sources
     ]
     tokens = [[ms for item in source for ms in item.token_event_ms] for source in sources]
+    # Only if every source has events: a maximum over some of them would be too small.
     if all(prompts):
         samples.prompt_event[number] = max(map(median, prompts))
     if all(tokens):
@@ -273,6 +275,7 @@ def _add_swapping(collector: _Collector) -> None:
         samples = collector.of(item.point, item.arm)
         if item.round in samples.total:
             samples.resident = item.resident
+            # Bytes add up over sources, which bring caches back side by side: times do not.
             samples.swap_nbytes[item.round] = samples.swap_nbytes.get(item.round, 0) + item.nbytes
             for series, ms in (
                 (samples.swap_bring, item.bring_ms),
@@ -284,6 +287,7 @@ def _add_swapping(collector: _Collector) -> None:
 def _add_alone(collector: _Collector) -> None:
     best: dict[tuple[str, str], dict[int, Alone]] = defaultdict(dict)
     for rank, item in collector.run.of(Alone):
+        # The best pass of each source: the link alone, without what disturbed it once.
         known = best[item.point, item.arm].get(rank)
         if known is None or item.ms < known.ms:
             best[item.point, item.arm][rank] = item

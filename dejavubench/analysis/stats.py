@@ -101,6 +101,7 @@ def estimate(samples: Iterable[float]) -> Estimate:
 
 def _resampled_medians(values: np.ndarray) -> np.ndarray:
     """Return medians of resamples. Drawn at once, those of long logs would take gigabytes."""
+    # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(SEED)
     at_once = max(1, PICKS_AT_ONCE // values.size)
     parts = []

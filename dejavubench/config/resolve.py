@@ -72,6 +72,7 @@ def resolve(
     read = given.experiment
     device = _device(given, planned)
     native_bf16 = cpu.native_bf16()
+    # bf16 only where the CPU multiplies it: elsewhere each element is widened first.
     best = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
     settled: dict[str, Any] = {
         "device": device,
@@ -80,6 +81,7 @@ def resolve(
         ),
         "weights_data_type": best if read.weights_data_type == "auto" else read.weights_data_type,
     }
+    # Only now: `auto` may have become a type that the list names as well.
     with _naming(given, "inference_data_type"):
         without_twins(settled["inference_data_type"])
     experiment = read.model_copy(update=settled)

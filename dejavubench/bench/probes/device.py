@@ -179,6 +179,7 @@ class DeviceProbes:
     def _gathered(self, works: Sequence[Callable[[], object]]) -> list[Sample]:
         assert self._gathers is not None
         seconds = self._seconds(list(works) * -(-GATHERS // len(works)))
+        # Read and written: both count, as in the copy that it is held against.
         return [(2 * self._gathers.nbytes / seconds / 1e9, self._gathers.shape)]
 
     def _seconds(self, works: Sequence[Callable[[], object]]) -> float:

@@ -54,7 +54,7 @@ class CPUMemory:
         elements = (
             min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
         )
-        self._from = torch.ones(elements)
+        self._from = torch.ones(elements)  # written: pages never written are all one page of zeros
         self._to = torch.zeros(elements)
 
     def read(self) -> list[Sample]:

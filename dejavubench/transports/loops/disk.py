@@ -71,6 +71,7 @@ class DiskLoops:
     def write(self) -> list[Sample]:
         """Run the raw loop, over a file that has just been written whole, as the destination's."""
         self._write_raw()
+        # Dirty pages of this pass must not be written back in the timed one.
         os.fdatasync(self._raw)
         return self._sample(seconds(self._write_raw))
 

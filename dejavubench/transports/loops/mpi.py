@@ -94,6 +94,7 @@ class MPILoops:
                 else:
                     self._comm.Recv(buffer, self._peer)
                     self._comm.Send(buffer, self._peer)
+            # Both directions count: at any time one message is under way.
             rate = 2 * times * nbytes / (time.perf_counter() - began) / 1e9
             samples.append((rate, f"{nbytes >> 10} KiB"))
         return samples if self._is_source else []
@@ -124,6 +125,7 @@ class MPILoops:
             destination = MPIDestination(self._comm)
             destination.begin(stream)
             for number, chunk in enumerate(chunks):
+                # Polled without sleep, like the raw loop's Waitall: a nap would lower the ceiling.
                 while number - destination.completed(stream) >= WINDOW:
                     pass
                 destination.flush(stream, chunk, slots[number % WINDOW])
@@ -152,6 +154,7 @@ class MPILoops:
             for _ in range(NAIVE_MESSAGES):
                 self._comm.Recv(extent, self._peer)
             return []
+        # Synchronous, as the naive level: an eager send returns before the sink has the bytes.
         send = self._comm.Ssend
         began = time.perf_counter()
         for _ in range(NAIVE_MESSAGES):

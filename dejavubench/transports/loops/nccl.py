@@ -39,6 +39,7 @@ class NCCLLoop:
         began = time.perf_counter()
         for number in range(SENDS):
             move(self._slots[number % WINDOW].data_ptr(), MESSAGE)
+        # A send kernel may end before the receiver's does: the sink's byte is the proof.
         self._link.synchronize()
         self._meeting.confirm()
         took = time.perf_counter() - began

@@ -42,6 +42,7 @@ class NIXLLoops:
             else [aligned_buffer(MESSAGE) for _ in range(WINDOW)]
         )
         self._stream = message_stream(MESSAGES, peer)
+        # A stream of its own, so that its notifications are not taken for the destination's.
         self._raw_stream, self._raw_times = replace(self._stream, id=1), 0
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._destination = NIXLDestination(comm, [peer], self._slots) if source else None

@@ -148,6 +148,7 @@ def _message_nbytes(connect: Connect) -> int:
     destination = connect([stream], torch.float32)
     _begin(destination, stream)
     began = time.perf_counter()
+    # Closed below: the message's size is part of a stream, and the real one is made from this rate.
     destination.raw(stream, [aligned_buffer(PACED_BY).fill_(1)])
     took = time.perf_counter() - began
     destination.close()

@@ -79,6 +79,7 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
 
     ``x.max(-1)`` gives the same, but goes through the elements one by one: 50,000 logits took 1 ms.
     """
+    # amax over blocks runs in vector registers; only the winning block is searched for the place.
     whole = x.shape[-1] // BLOCK * BLOCK
     blocks = [x[:, :whole].view(-1, whole // BLOCK, BLOCK).amax(-1)] if whole else []
     if whole < x.shape[-1]:

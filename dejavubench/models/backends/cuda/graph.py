@@ -38,6 +38,7 @@ class DecodeGraph:
         self.x = torch.zeros(shape, dtype=dtype, device=model.device)
         self.position = torch.zeros(1, dtype=torch.long, device=model.device)
         self.graph = torch.cuda.CUDAGraph()
+        # CUDA cannot capture the default stream.
         side_stream = torch.cuda.Stream(model.device)
         side_stream.wait_stream(torch.cuda.current_stream(model.device))
         with torch.inference_mode(), torch.cuda.stream(side_stream):
@@ -46,12 +47,14 @@ class DecodeGraph:
             side_stream.synchronize()
             with torch.cuda.graph(self.graph, stream=side_stream):
                 self.out = self._step()
+        # The capture's own tensor: every replay writes its peak there.
         self.peak = model.peak
         torch.cuda.current_stream(model.device).wait_stream(side_stream)
 
     def _step(self) -> Tensor:
         shard = self._model.shard
         out = self._model.forward(self.x, self._cache, self.position)
+        # On the device, within the graph: a replay reads no number from the host.
         self.position.add_(1)
         if shard.last:
             out = self._sampler(out, self.position)
