@@ -15,8 +15,17 @@ def notes(run: Run) -> list[str]:
     if not run.ranks:
         return ["INCOMPLETE: no rank has written a record", *run.notes]
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
-    found = [_failure(log, failure) for log, failure in failed]
+    interrupted = [log for log, failure in failed if _is_interrupt(failure)]
+    # Ranks are interrupted together, or follow the one that was: one of them is enough.
+    found = [f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}" for log in interrupted[:1]]
+    found += [
+        f"FAILED: {_name(log)}, {failure.phase}: {failure.error}"
+        for log, failure in failed
+        if not _is_interrupt(failure)
+    ]
     silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
+    if interrupted:
+        silent = [log for log in silent if log.rank in run.hung]
     # A recorded failure names the culprit; ranks that exited first only followed it.
     first = set() if failed or run.hung else run.first_exits
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
@@ -30,7 +39,7 @@ def notes(run: Run) -> list[str]:
         where = _where(log.last_phase)
         found.append(f"INCOMPLETE: {_name(log)} {how} {where}, without an End record")
     found += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
-    if silent:
+    if silent and not interrupted:
         found.append("The run is still going or was killed. The numbers are those recorded so far.")
     found += [
         f"{log.path.name}: the last line is cut off, as its process ended while writing it"
@@ -60,10 +69,8 @@ def _cut(run: Run) -> list[str]:
     return [f"INCOMPLETE: {cut} of {count} ranks of {run.path.name} wrote no End record."]
 
 
-def _failure(log: RankLog, failure: Failure) -> str:
-    if failure.error.startswith(KeyboardInterrupt.__name__):
-        return f"INTERRUPTED: {_name(log)}, {failure.phase}"
-    return f"FAILED: {_name(log)}, {failure.phase}: {failure.error}"
+def _is_interrupt(failure: Failure) -> bool:
+    return failure.error.startswith(KeyboardInterrupt.__name__)
 
 
 def _absent(run: Run) -> set[int]:

@@ -201,21 +201,21 @@ def precise_enough(
     Args:
         half_width: a fraction.
     """
-    totals = totals_by_arm(iterations)
-    return bool(totals) and all(
-        _point_precise(series, arms, half_width) for series in totals.values()
-    )
+    widths = [half_width_of(series, arms) for series in totals_by_arm(iterations).values()]
+    return bool(widths) and all(width is not None and width <= half_width for width in widths)
 
 
-def _point_precise(
-    series: Mapping[str, Series], arms: Sequence[ArmInfo], half_width: float
-) -> bool:
-    if any(len(series.get(arm.name, ())) < COVERING_ROUNDS for arm in arms):
-        return False
+def half_width_of(series: Mapping[str, Series], arms: Sequence[ArmInfo]) -> float | None:
+    """Return how exactly one point is known: the widest half-width, as a fraction.
+
+    It is that of the overheads and of the noise floor. Without a baseline, it is that of TOTAL
+    relative to its median. None before every arm has 6 rounds.
+    """
+    if not arms or any(len(series.get(arm.name, ())) < COVERING_ROUNDS for arm in arms):
+        return None
     baselines = baseline_series(arms, series)
     if not baselines:
-        totals = [estimate(series[arm.name].values()) for arm in arms]
-        return all(total.half_width / total.median <= half_width for total in totals)
+        return max(_relative_width(series[arm.name]) for arm in arms)
     overheads = [
         paired_overhead(series[arm.name], baselines) for arm in arms if arm.role == "streaming"
     ]
@@ -223,9 +223,12 @@ def _point_precise(
         overheads.append(noise_floor(baselines))
     # With a single none there is no overhead; its own interval must be narrow instead.
     if not overheads:
-        total = estimate(baselines[0].values())
-        return total.half_width / total.median <= half_width
-    return all(
-        item is not None and item.samples >= COVERING_ROUNDS and item.half_width <= half_width
-        for item in overheads
-    )
+        return _relative_width(baselines[0])
+    if any(item is None or item.samples < COVERING_ROUNDS for item in overheads):
+        return None
+    return max(item.half_width for item in overheads if item is not None)
+
+
+def _relative_width(series: Series) -> float:
+    total = estimate(series.values())
+    return total.half_width / total.median

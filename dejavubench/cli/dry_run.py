@@ -50,6 +50,7 @@ def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
         f"{count_text(len(plan.arms), 'arm')}",
         f"Arms     {', '.join(arm.name for arm in plan.arms)}",
         f"Each     {_rounds(plan)}",
+        *([f"Settings {' '.join(settings)}"] if (settings := plan.experiment.settings()) else ()),
         f"Ranks    {_ranks(plan)}",
         *([f"GPUs     {_devices(host)}"] if plan.experiment.device == "cuda" else ()),
         *conditions.lines(plan),

@@ -30,6 +30,17 @@ class Experiment(  # pydantic lists the fields of the last base first
         """Return whether an option has another value than its default."""
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
+    def settings(self) -> list[str]:
+        """Return as flags the options that differ from their defaults and are stated nowhere else.
+
+        Reports name them beside the sizes and arms of a run.
+        """
+        return [
+            _flag(key, getattr(self, key), info.metavar)
+            for key, info in OPTIONS.items()
+            if not info.stated and self.is_given(key)
+        ]
+
     def value(self, option: str) -> Any:
         """Return the value of an option by its key.
 
@@ -54,6 +65,19 @@ class Experiment(  # pydantic lists the fields of the last base first
         return (self.sink_tensor_para_size or self.tensor_para_size) * (
             self.sink_pipeline_para_size or self.pipeline_para_size
         )
+
+
+def _flag(key: str, value: Any, metavar: str) -> str:
+    """Return an option as it is typed."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    if metavar == "P%":
+        return f"--{name} {100 * value:g}%"
+    if isinstance(value, float):
+        return f"--{name} {value:g}{'s' if metavar == 'TIME' else ''}"
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"--{name} {shown}"
 
 
 OPTIONS: Mapping[str, OptionInfo] = {

@@ -86,6 +86,8 @@ class RunHeader(Model):
 
     Attributes:
         experiment: all options, as validated.
+        settings: as flags, the options that differ from their defaults and that neither sizes nor
+            arms tell. None in older records.
         destinations: maps a mode to the facts that analysis needs of the destination. Empty in
             older records; :mod:`dejavubench.records.destinations` has theirs.
         environment: facts about the host, as written; :attr:`where` has the known keys, with
@@ -105,6 +107,7 @@ class RunHeader(Model):
     arms: list[ArmInfo]
     points: list[PointInfo]
     destinations: dict[str, DestinationInfo] = Field(default={})
+    settings: list[str] | None = None
     environment: dict[str, Any]
 
     @property

@@ -1,8 +1,8 @@
 """Texts that are made of the records under ``results/``, now and by an earlier program.
 
 A later program may add tables, columns and keys, but it changes none: :func:`lost` tells. So the
-texts are written anew, by ``python tests/helpers/golden_texts.py``, only where a number or a cell
-is meant to change.
+texts are written anew, by ``python tests/helpers/golden_texts.py [MACHINE…]``, only where a number
+or a cell is meant to change.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import lzma
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,6 @@ def _without_notes(text: str) -> str:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for each in MACHINES:
+    for each in sys.argv[1:] or MACHINES:
         with lzma.open(FOLDER / f"{each}.json.xz", "wt", encoding="utf-8", preset=9) as file:
             json.dump(made(each), file, ensure_ascii=False)

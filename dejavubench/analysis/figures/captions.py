@@ -36,6 +36,7 @@ def caption(runs: Sequence[Run], frame: pd.DataFrame, method: str, remarks: Sequ
         f"Model {_models(runs, frame)}, "
         + ", ".join(f"{SIZE_HEADINGS[name]} {_values(frame, name)}" for name in _said(frame))
         + ".",
+        _settings(runs),
         f"{method} {_rounds(frame)}",
         _paths(runs, frame),
         *remarks,
@@ -45,6 +46,16 @@ def caption(runs: Sequence[Run], frame: pd.DataFrame, method: str, remarks: Sequ
         "Run " + ", ".join(run.path.name for run in runs) + ".",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    """Return the options that differ from their defaults, run by run where runs differ in them."""
+    each = {run.path.name: " ".join(run.header.settings or []) for run in runs}
+    if len(set(each.values())) > 1:
+        words = [f"{run}: {said or 'none'}" for run, said in each.items()]
+        return f"Settings: {'; '.join(words)}."
+    said = next(iter(each.values()))
+    return f"Settings: {said}." if said else ""
 
 
 LONGEST_NOTE = 1000

@@ -25,6 +25,8 @@ class AskedFor(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     target_overhead: float | None = None
+    precision: float | None = None
+    max_time: float | None = None
     link: str | None = None
     peer: list[str] | None = None
     rounds: int = 0

@@ -15,6 +15,7 @@ from dejavubench.analysis.columns import flat
 from dejavubench.analysis.tables import layout
 from dejavubench.analysis.tables.layout import TextLine, wrapped
 from dejavubench.analysis.tables.longtables import LONG_TABLES
+from dejavubench.analysis.tables.precision import NOT_REACHED
 from dejavubench.analysis.tables.report import RunReport, report
 from dejavubench.analysis.tables.rows import frame
 
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
 
     from dejavubench.records import Run
 
-WARNINGS = ("FAILED", "INTERRUPTED", "INCOMPLETE", "CHANGED", "LOST", "NOISY", "NO MPS")
+WARNINGS = (
+    "FAILED",
+    "INTERRUPTED",
+    "INCOMPLETE",
+    "CHANGED",
+    "LOST",
+    "NOISY",
+    "NO MPS",
+    NOT_REACHED,
+)
 """First words of notes that are shown in red."""
 
 
@@ -62,6 +72,8 @@ def _csv(reports: Sequence[RunReport], table: str) -> str:
 
 def as_markdown(item: RunReport) -> str:
     lines = [f"## {item.title}", ""]
+    if item.settings:
+        lines += [f"Settings: `{item.settings}`", ""]
     for block in item.blocks:
         rows = [cells for group in block.groups for cells in group]
         table = markdown.table(block.columns, rows, block.leading)
@@ -87,6 +99,8 @@ def summary(run: Run, screen: Console) -> None:
 def lines(item: RunReport, width: int) -> list[TextLine]:
     """Return a report as lines of at most ``width`` columns, unless a word is longer."""
     found = [TextLine(text, "bold") for text in wrapped(item.title, width)]
+    if item.settings:
+        found += map(TextLine, wrapped(f"settings: {item.settings}", width, indent="  "))
     for block in item.blocks:
         found += [*layout.lines(block, width), TextLine("")]
     for note in item.notes:

@@ -96,7 +96,7 @@ def lines(block: Block, width: int) -> list[TextLine]:
 
 def _words(text: str) -> list[tuple[str, str]]:
     """Return each word with the blanks before it. ``[ ]`` is one word, a number with its %, too."""
-    return re.findall(r"(\s*)(\[ \]|\S+(?: %)?)", text)
+    return re.findall(r"(\s*)(\[ \]|\S+(?: %\S*)?)", text)
 
 
 class _Column:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.analysis import stats
 from dejavubench.analysis.numbertexts import ms, rate, signed_percent
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
 from dejavubench.analysis.tables.textcells import has_alone, noise_of, share_of
 
 NOISY_PCT = 5.0
@@ -33,14 +33,47 @@ def how_times_are_made(rows: list[Row]) -> str:
     return " ".join([MEDIAN_TIMES, brackets, *paired])
 
 
+def without_unmeasured_points(rows: list[Row]) -> list[Row]:
+    """Leave out points that the run did not reach, unless it reached none; a note names them."""
+    reached = {row.point for row in rows if row.status != NO_ROUNDS}
+    return [row for row in rows if row.point in reached or not reached]
+
+
 def why_rows_are_empty(rows: list[Row]) -> list[str]:
-    """Say why rows have no numbers, each reason once."""
-    found: dict[str, list[str]] = {}
+    """Say why rows have no numbers, each reason once. Points stand for all of their rows."""
+    points: dict[str | None, list[Row]] = {}
     for row in rows:
-        if not row.ok:
-            where = " ".join(word for word in (row.point, row.arm) if word)
-            found.setdefault(f"{row.status}: {row.reason}", []).append(where)
-    return [f"{why} ({', '.join(places)})" for why, places in found.items()]
+        points.setdefault(row.point, []).append(row)
+    numbers = {point: number for number, point in enumerate(points)}
+    found: dict[str, list[str | int]] = {}
+    for point, here in points.items():
+        whys = [None if row.ok else f"{row.status}: {row.reason}" for row in here]
+        whole = whys[0] is not None and point is not None and len(set(whys)) == 1
+        for row, why in zip(here, whys, strict=True):
+            places = found.setdefault(why, []) if why is not None else []
+            if not whole:
+                places.append(" ".join(word for word in (point, row.arm) if word))
+            elif numbers[point] not in places:
+                places.append(numbers[point])
+    names = [str(point) for point in points]
+    return [f"{why} ({', '.join(_joined(places, names))})" for why, places in found.items()]
+
+
+def _joined(places: list[str | int], names: list[str]) -> list[str]:
+    """Return places in words. Three or more numbers of points in a row become ``p003 to p008``."""
+    words: list[str] = []
+    at = 0
+    while at < len(places):
+        first, last = places[at], at
+        if isinstance(first, str):
+            words.append(first)
+        else:
+            while last + 1 < len(places) and places[last + 1] == first + last + 1 - at:
+                last += 1
+            group = names[first : first + last - at + 1]
+            words += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
+        at = last + 1
+    return words
 
 
 def streams_that_hardly_fit(rows: list[Row]) -> list[str]:

@@ -14,6 +14,7 @@ from dejavubench.analysis.tables import (
     conditions,
     machinenotes,
     notes,
+    precision,
     runrows,
     tailcells,
 )
@@ -42,6 +43,7 @@ class RunReport:
     Attributes:
         long: rows of each of the :data:`~dejavubench.analysis.tables.longtables.LONG_TABLES` by its
             name; empty for a text log.
+        settings: options that differ from their defaults and are stated nowhere else, as flags.
     """
 
     title: str
@@ -49,6 +51,7 @@ class RunReport:
     blocks: list[Block]
     notes: list[str]
     header: dict[str, Any] | None = None
+    settings: str = ""
     long: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -65,6 +68,7 @@ def report(run: Run) -> RunReport:
         *health.notes(run),
         *([f"note: {run.header.note}"] if run.header.note else []),
         *notes.why_rows_are_empty(rows),
+        *precision.notes(run),
         *notes.noise_notes(rows),
         *notes.too_few_rounds(rows),
         *tailcells.too_few_tokens(rows),
@@ -84,12 +88,14 @@ def report(run: Run) -> RunReport:
         *machinenotes.loopback(run),
     ]
     unset = set() if run.header.destinations else {"destinations"}  # absent in older records
+    unset |= set() if run.header.settings is not None else {"settings"}
     header = run.header.model_dump(mode="json", exclude=unset)
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
+    reached = notes.without_unmeasured_points(rows)
     shown = [
-        *blocks(rows),
-        *(each for table in LONG_TABLES for each in table.blocks(rows, long[table.name])),
-        *(each for make in MORE_BLOCKS for each in make(run, rows)),
+        *blocks(reached),
+        *(each for table in LONG_TABLES for each in table.blocks(reached, long[table.name])),
+        *(each for make in MORE_BLOCKS for each in make(run, reached)),
     ]
     return RunReport(
         title=title,
@@ -97,6 +103,7 @@ def report(run: Run) -> RunReport:
         blocks=shown,
         notes=found,
         header={"path": str(run.path), **header},
+        settings=" ".join(run.header.settings or []),
         long=long,
     )
 

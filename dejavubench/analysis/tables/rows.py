@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+NO_ROUNDS = "no rounds"
+"""Status of an arm that the run ended before."""
+
+
 @dataclass
 class Sizes:
     """Sizes of the point, as the run recorded them; missing for a text log."""
@@ -284,6 +288,10 @@ class Row:
     resumed: RestartTotals = field(default_factory=RestartTotals)
     speed: Speed = field(default_factory=Speed)
     tails: Tails = field(default_factory=Tails)
+    settings: Annotated[
+        str | None,
+        "Options that differ from their defaults and have no column, as flags; empty if none does.",
+    ] = None
 
     @property
     def ok(self) -> bool:

@@ -13,6 +13,7 @@ from dejavubench.analysis.destinations import hosts_of, info_of
 from dejavubench.analysis.leastwork import work
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
 from dejavubench.analysis.tables.rows import (
+    NO_ROUNDS,
     Cpu,
     Events,
     HandOverTimes,
@@ -65,6 +66,7 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
         durability=arm.durability,
         hosts=hosts_of(run, arm),
         cpu=Cpu(statistic=STATISTIC),
+        settings=None if run.header.settings is None else " ".join(run.header.settings),
     )
     samples = point.arms.get(arm.name)
     if skipped is not None:
@@ -73,7 +75,7 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
         row.status, row.reason = "FAILED", why
         row.verified = None if samples.failure else "FAILED"
     elif samples is None or not (samples.total or samples.restarts):
-        row.status, row.reason = "no rounds", NOT_REACHED
+        row.status, row.reason = NO_ROUNDS, NOT_REACHED
     elif samples.restarts:
         row.verified, row.overhead.baseline = _verified(samples), "no baseline"
         _add_restart(row, samples)

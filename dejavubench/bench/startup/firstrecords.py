@@ -86,6 +86,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         arms=[arm_info(arm) for arm in context.plan.arms],
         points=points,
         destinations=destination_infos(context.plan.arms, context.devices.on_cuda),
+        settings=experiment.settings(),
         environment=facts.of_run(
             list(ranks.hosts), experiment.threads, len(ranks.cores), context.devices.number
         ),

@@ -34,6 +34,8 @@ class OptionInfo:
         when_resumed: the value of a run that resumes one request, or KEPT.
         fixed_when_resumed: whether a resumed run refuses any other value.
         is_text: whether a comma is part of the value, and not the sign of a list.
+        stated: whether reports name the value anyway: as a size, as an arm, or in the title. Off:
+            they name any value but the default among the run's settings.
     """
 
     group: Group
@@ -42,6 +44,7 @@ class OptionInfo:
     when_resumed: Any
     fixed_when_resumed: bool
     is_text: bool
+    stated: bool
 
 
 def option(
@@ -55,6 +58,7 @@ def option(
     reset_when_resumed: bool = False,
     fixed_when_resumed: bool = False,
     is_text: bool = False,
+    stated: bool = False,
     min_length: int | None = None,
 ) -> Any:
     """Return a field that is also a flag. ``text`` is its help."""
@@ -66,6 +70,7 @@ def option(
         when_resumed=resumed,
         fixed_when_resumed=fixed_when_resumed,
         is_text=is_text,
+        stated=stated,
     )
     return Field(
         default,

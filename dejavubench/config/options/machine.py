@@ -29,7 +29,10 @@ class MachineOptions(BaseModel):
     model_config = PURE
 
     device: Device = _option(
-        "auto", "DEVICE", "Device of the model: cpu or cuda. auto is cuda if there is a GPU."
+        "auto",
+        "DEVICE",
+        "Device of the model: cpu or cuda. auto is cuda if there is a GPU.",
+        stated=True,
     )
     threads: Annotated[int, BeforeValidator(partial(values.whole, most=MOST_THREADS))] = _option(
         1,

@@ -26,6 +26,7 @@ class MeasurementOptions(BaseModel):
         "Rounds per point; each runs every arm once. With --precision: the fewest.",
         when_resumed=1,
         fixed_when_resumed=True,
+        stated=True,
     )
     warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = (
         _option(
@@ -63,4 +64,5 @@ class MeasurementOptions(BaseModel):
         "Folder in which the run's own folder is made.",
         measured=False,
         is_text=True,
+        stated=True,
     )

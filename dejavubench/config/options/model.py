@@ -36,7 +36,10 @@ class ModelOptions(BaseModel):
     model_config = PURE
 
     model: Annotated[tuple[str, ...], BeforeValidator(as_models)] = _option(
-        (CUSTOM,), "NAME[,NAME…]", f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {CUSTOM}."
+        (CUSTOM,),
+        "NAME[,NAME…]",
+        f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {CUSTOM}.",
+        stated=True,
     )
     layer_num: Count = _option(24, "N", f"{_FOR_CUSTOM} layers.")
     head_num: Count = _option(16, "N", f"{_FOR_CUSTOM} attention heads.")
@@ -47,6 +50,7 @@ class ModelOptions(BaseModel):
         "TYPE[,TYPE…]",
         "Type of weights and cache: fp32, bf16 or fp16. auto is fp16 on cuda, bf16 if the CPU "
         "computes in it, else fp32.",
+        stated=True,
     )
     weights_data_type: GivenType | None = _option(
         None,
@@ -62,11 +66,22 @@ class ModelOptions(BaseModel):
         is_text=True,
     )
     kv_layout: Annotated[tuple[LayoutName, ...], BeforeValidator(as_list)] = _option(
-        ("hnd",), "LAYOUT[,LAYOUT…]", "Layout of the KV cache: ft (FasterTransformer), hnd or nhd."
+        ("hnd",),
+        "LAYOUT[,LAYOUT…]",
+        "Layout of the KV cache: ft (FasterTransformer), hnd or nhd.",
+        stated=True,
     )
-    tensor_para_size: Count = _option(1, "N", "Tensor-parallel degree.")
+    tensor_para_size: Count = _option(
+        1,
+        "N",
+        "Tensor-parallel degree.",
+        stated=True,
+    )
     pipeline_para_size: Count = _option(
-        1, "N", "Pipeline depth. As many microbatches are in flight as there are stages."
+        1,
+        "N",
+        "Pipeline depth. As many microbatches are in flight as there are stages.",
+        stated=True,
     )
     temperature: Annotated[float, BeforeValidator(as_temperature)] = _option(
         0.0,

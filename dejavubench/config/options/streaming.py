@@ -39,6 +39,7 @@ class StreamingOptions(BaseModel):
         ("none",),
         "MODE[,MODE…]",
         f"Destinations of the cache: {DESTINATIONS}.",
+        stated=True,
     )
     peer: Annotated[tuple[str, ...], BeforeValidator(as_peers)] = _option(
         (),
@@ -58,15 +59,21 @@ class StreamingOptions(BaseModel):
         "LEVEL[,LEVEL…]",
         f"Optimisation levels: {', '.join(LEVELS)}. Overrides ${BASELINE_VARIABLE}, which "
         "overrides CONFIG.",
+        stated=True,
     )
     compare: bool = _option(
-        False, "", "Add the two baselines that stream nothing.", reset_when_resumed=True
+        False,
+        "",
+        "Add the two baselines that stream nothing.",
+        reset_when_resumed=True,
+        stated=True,
     )
     durability: Annotated[tuple[str, ...], BeforeValidator(as_durabilities)] = _option(
         ("fdatasync",),
         "D[,D…]",
         "Moment at which a chunk on disk counts as written: after fdatasync, after a direct "
         "(O_DIRECT) write, or once in the page-cache.",
+        stated=True,
     )
     nccl_loopback: bool = _option(
         False,
@@ -83,12 +90,14 @@ class StreamingOptions(BaseModel):
         "N",
         "Tensor-parallel degree of the sinks. Default: that of the sources.",
         reset_when_resumed=True,
+        stated=True,
     )
     sink_pipeline_para_size: MaybeCount = _option(
         None,
         "N",
         "Pipeline depth of the sinks. Default: that of the sources.",
         reset_when_resumed=True,
+        stated=True,
     )
     sink_ubatch_size: MaybeCount = _option(
         None,
@@ -96,6 +105,7 @@ class StreamingOptions(BaseModel):
         "Requests per microbatch of the sinks; must divide the requests in flight. Default: those "
         "of the sources.",
         reset_when_resumed=True,
+        stated=True,
     )
     handoff: bool = _option(
         False,
@@ -103,6 +113,7 @@ class StreamingOptions(BaseModel):
         "Give the sinks the model too, in their own setup, and let them continue where the sources "
         "stop.",
         reset_when_resumed=True,
+        stated=True,
     )
     handoff_tokens: Count = _option(
         1,
@@ -110,6 +121,7 @@ class StreamingOptions(BaseModel):
         "With --handoff: new tokens that the sources generate, including the one that ends the "
         "prompt.",
         reset_when_resumed=True,
+        stated=True,
     )
     swap: Annotated[tuple[str, ...], BeforeValidator(as_stores)] = _option(
         (),
@@ -117,6 +129,7 @@ class StreamingOptions(BaseModel):
         "Let microbatches take turns in --resident caches. The others wait in this store: host or "
         "disk.",
         reset_when_resumed=True,
+        stated=True,
     )
     resident: Count = _option(
         2,

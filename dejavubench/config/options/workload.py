@@ -28,12 +28,14 @@ class WorkloadOptions(BaseModel):
         "Name of the run's folder. With CONFIG: that file's name.",
         measured=False,
         is_text=True,
+        stated=True,
     )
     figure: FigureName | None = _option(
         None,
         "FIGURE",
         f"Figure that the run is made for: {', '.join(FIGURES)}.",
         reset_when_resumed=True,
+        stated=True,
     )
     note: Annotated[str | None, BeforeValidator(as_text)] = _option(
         None,
@@ -41,6 +43,7 @@ class WorkloadOptions(BaseModel):
         "Text to keep with the records and to show under the figures.",
         measured=False,
         is_text=True,
+        stated=True,
     )
     resume: Folder = _option(
         None,
@@ -48,9 +51,20 @@ class WorkloadOptions(BaseModel):
         "Resume the killed run in DIR (it must have used --streaming disk --keep). Takes the place "
         "of CONFIG; other flags override the killed run's settings.",
         is_text=True,
+        stated=True,
     )
-    ubatch_size: Counts = _option((1,), "N[,N…]", "Requests per microbatch.")
-    input_len: Counts = _option((1,), "P[,P…]", "Tokens of each random prompt.")
+    ubatch_size: Counts = _option(
+        (1,),
+        "N[,N…]",
+        "Requests per microbatch.",
+        stated=True,
+    )
+    input_len: Counts = _option(
+        (1,),
+        "P[,P…]",
+        "Tokens of each random prompt.",
+        stated=True,
+    )
     prompts: Folder = _option(
         None,
         "FILE",
@@ -62,7 +76,10 @@ class WorkloadOptions(BaseModel):
         is_text=True,
     )
     output_len: Counts = _option(
-        (32,), "T[,T…]", "New tokens per request, including the one that ends the prompt."
+        (32,),
+        "T[,T…]",
+        "New tokens per request, including the one that ends the prompt.",
+        stated=True,
     )
     max_seq_len: MaybeCount = _option(
         None,

@@ -1,0 +1,40 @@
+"""Note on how exactly the overheads are known, where ``--precision`` asked for more."""
+
+from __future__ import annotations
+
+from dejavubench.analysis import health, stats
+from dejavubench.records import ArmFailure, ArmInfo, Iteration, Run, Skipped
+from dejavubench.units import count_text, seconds_text
+
+NOT_REACHED = "precision not reached"
+
+
+def notes(run: Run) -> list[str]:
+    """Return one line if some point was not measured as exactly as was asked; else none."""
+    asked = run.header.experiment.get("precision")
+    if asked is None:
+        return []
+    found = []
+    for point, series in stats.totals_by_arm(item for _, item in run.of(Iteration)).items():
+        arms = _arms(run, point)
+        width = stats.half_width_of(series, arms)
+        if not arms or (width is not None and width <= asked):
+            continue
+        known = "no interval" if width is None else f"±{100 * width:.2g} %"
+        rounds = min(len(series.get(arm.name, ())) for arm in arms)
+        where = f"{point} " if len(run.header.points) > 1 else ""
+        found.append(f"{where}{known} after {count_text(rounds, 'round')}")
+    if not found:
+        return []
+    why = "when the run was cut"
+    if health.complete(run):
+        limit = run.header.experiment.get("max_time")
+        why = f"stopped by --max-time{f' {seconds_text(limit)}' if limit else ''}"
+    return [f"{NOT_REACHED}: {', '.join(found)}, {why}; ±{100 * asked:g} % was asked for"]
+
+
+def _arms(run: Run, point: str) -> list[ArmInfo]:
+    """Return the arms of the header that neither failed at a point nor were skipped."""
+    out = {item.arm for _, item in run.of(ArmFailure) if item.point == point}
+    out |= {item.arm for _, item in run.of(Skipped) if item.point == point and item.arm}
+    return [arm for arm in run.header.arms if arm.name not in out]

@@ -1,0 +1,181 @@
+"""What a report says of a run beside its numbers: settings, precision, how the run ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.tables import formats
+from dejavubench.analysis.tables.report import RunReport, report
+from dejavubench.config.experiment import OPTIONS, Experiment
+from dejavubench.records import ArmFailure, Failure, PhaseMark, read_run, to_line
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+
+def shown(item: RunReport, width: int = 80) -> list[str]:
+    return [line.text for line in formats.lines(item, width)]
+
+
+def written(item: RunReport, style: str) -> str:
+    out = io.StringIO()
+    formats.write([item], style, out)
+    return out.getvalue()
+
+
+# ---- settings ----
+
+
+def test_options_that_differ_from_their_defaults_are_settings_as_flags() -> None:
+    given: dict[str, Any] = {
+        "model": "gpt2",
+        "threads": 2,
+        "verify": False,
+        "keep": True,
+        "precision": "0.5%",
+        "max_time": "2m",
+        "temperature": 0.7,
+        "stream_dir": "/tmp/streams",
+        "peer": "a:1,b:2",
+    }
+    assert Experiment.model_validate(given).settings() == [
+        *("--temperature 0.7", "--peer a:1,b:2", "--stream-dir /tmp/streams", "--keep"),
+        *("--precision 0.5%", "--max-time 120s", "--no-verify", "--threads 2"),
+    ]
+    assert Experiment().settings() == []
+
+
+def test_what_is_stated_elsewhere_is_a_size_an_arm_or_in_the_title() -> None:
+    assert {key for key, info in OPTIONS.items() if info.stated} == {
+        *("name", "figure", "note", "resume", "log_dir", "device"),
+        *("model", "inference_data_type", "kv_layout", "ubatch_size", "input_len", "output_len"),
+        *("tensor_para_size", "pipeline_para_size", "sink_tensor_para_size"),
+        *("sink_pipeline_para_size", "sink_ubatch_size", "handoff", "handoff_tokens"),
+        *("streaming", "level", "durability", "compare", "swap", "rounds"),
+    }
+
+
+def test_settings_are_in_header_caption_and_csv(tmp_path: Path) -> None:
+    settings = ["--seed 3", "--threads 2"]
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    run = read_run(write_run(tmp_path / "r", arms, settings=settings, figure="fig25"))
+    item = report(run)
+    assert shown(item)[1] == "settings: --seed 3 --threads 2"
+    assert "Settings: `--seed 3 --threads 2`" in written(item, "markdown")
+    rows = list(csv.DictReader(io.StringIO(written(item, "csv"))))
+    assert [row["settings"] for row in rows] == ["--seed 3 --threads 2"] * 4
+    assert json.loads(written(item, "json"))[0]["header"]["settings"] == settings
+    ((drawing,), _) = drawings([run])
+    assert " Settings: --seed 3 --threads 2. " in drawing.caption
+
+
+def test_runs_of_one_figure_that_differ_in_settings_say_so(tmp_path: Path) -> None:
+    points = [[point(0)], [point(0, input_len=512)]]
+    runs = [
+        read_run(write_run(tmp_path / name, points=each, settings=given, figure="fig25"))
+        for name, each, given in zip("ab", points, (["--threads 2"], []), strict=True)
+    ]
+    ((drawing, *_), _) = drawings(runs, together=True)
+    assert "Settings: a: --threads 2; b: none." in drawing.caption
+
+
+def test_an_older_record_names_no_settings(tmp_path: Path) -> None:
+    item = report(read_run(write_run(tmp_path / "r")))
+    assert not any(line.startswith("settings") for line in shown(item))
+    assert {row.settings for row in item.rows} == {None}
+    assert item.header is not None
+    assert "settings" not in item.header
+
+
+# ---- precision ----
+
+ASKED = {"target_overhead": None, "precision": 0.01, "max_time": 60.0}
+
+
+def precision_of(item: RunReport) -> list[str]:
+    return [note for note in item.notes if note.startswith("precision")]
+
+
+def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
+    loud = write_run(tmp_path / "loud", rounds=15, noise=0.05, experiment=ASKED)
+    (note,) = precision_of(report(read_run(loud)))
+    width = float(note.split("±")[1].split(" %")[0])
+    assert 1 < width < 10
+    assert note == (
+        f"precision not reached: ±{width:g} % after 15 rounds, stopped by --max-time 60 s; "
+        "±1 % was asked for"
+    )
+    quiet = write_run(tmp_path / "quiet", rounds=15, noise=0.0005, experiment=ASKED)
+    assert precision_of(report(read_run(quiet))) == []
+    unasked = write_run(tmp_path / "unasked", rounds=15, noise=0.05)
+    assert precision_of(report(read_run(unasked))) == []
+
+
+def test_precision_is_said_point_by_point_and_without_failed_arms(tmp_path: Path) -> None:
+    points = [point(0), point(1, input_len=512)]
+    few = write_run(tmp_path / "few", points=points, rounds=4, experiment=ASKED, ended=False)
+    assert precision_of(report(read_run(few))) == [
+        "precision not reached: p000 no interval after 4 rounds, p001 no interval after 4 rounds, "
+        "when the run was cut; ±1 % was asked for"
+    ]
+    arms = [NONE, AGAIN, arm("disk")]
+    factors = {"disk@3": 1.0}
+    folder = write_run(tmp_path / "f", arms, noise=0.0005, factors=factors, experiment=ASKED)
+    lines = (folder / "rank-0000.jsonl").read_text().splitlines(keepends=True)
+    measured = [line for line in lines if "disk@3" not in line or '"round":null' in line]
+    failure = ArmFailure(
+        point="p000", arm="disk@3", iteration=2, phase="tokens", rank=0, error="full"
+    )
+    (folder / "rank-0000.jsonl").write_text("".join([*measured[:-1], to_line(failure)]))
+    assert precision_of(report(read_run(folder))) == []
+
+
+# ---- a run that Ctrl-C has ended ----
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> RunReport:
+    """Nine points, of which three were measured and the fourth was begun."""
+    points = [point(number, input_len=32 * (number + 1)) for number in range(9)]
+    folder = write_run(tmp_path / "r", points=points, ended=False, rounds=6)
+    reached = {f"p{number:03d}" for number in range(4)}
+    for file in sorted(folder.glob("rank-*.jsonl")):
+        lines = file.read_text().splitlines(keepends=True)
+        kept = [
+            line
+            for line in lines
+            if '"point":null' in line or json.loads(line).get("point", "p000") in reached
+        ]
+        mark = PhaseMark(phase="prepare", point="p003", arm="none", iteration=8)
+        failure = Failure(phase="prepare", error="KeyboardInterrupt: ")
+        file.write_text("".join([*kept, to_line(mark), to_line(failure)]))
+    return report(read_run(folder))
+
+
+def test_an_interrupted_run_says_so_once(interrupted: RunReport) -> None:
+    assert interrupted.notes[0] == (
+        "INTERRUPTED: rank 0 (source on node-a), in phase prepare, point p003, arm none, "
+        "iteration 8"
+    )
+    assert not any(
+        word in note for note in interrupted.notes[1:] for word in ("INTERRUPTED", "INCOMPLETE")
+    )
+
+
+def test_points_that_were_not_reached_are_one_line(interrupted: RunReport) -> None:
+    lines = shown(interrupted)
+    assert sum("p004" in line for line in lines) == 1
+    assert "no rounds: the run ended before a measured round of this arm (p004 to p008)" in lines
+    assert {row.point for row in interrupted.rows} == {f"p{n:03d}" for n in range(9)}
+    assert sum(line.startswith("p003") for line in lines) > 3
+
+
+def test_a_run_without_any_round_keeps_its_table(tmp_path: Path) -> None:
+    item = report(read_run(write_run(tmp_path / "r", rounds=0, ended=False)))
+    assert sum("no rounds" in line for line in shown(item)) == 4  # three arms and a note
+    assert "no rounds: the run ended before a measured round of this arm (p000)" in item.notes
