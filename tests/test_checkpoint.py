@@ -115,7 +115,7 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
     ],
 )
 def test_a_run_generates_the_tokens_of_transformers(
-    family: str, ranks: int, split: tuple, tmp_path: Path
+    family: str, ranks: int, split: tuple[object, ...], tmp_path: Path
 ) -> None:
     new = 32
     theirs = MODELS[family]()

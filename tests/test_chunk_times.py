@@ -220,7 +220,7 @@ def union(intervals: Sequence[tuple[int | None, int | None]]) -> int:
 # ---- the block of a manager ----
 
 
-def test_what_has_no_row_is_counted_and_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_without_a_row_are_counted_and_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunktimes, "MOST", 2)
     block = TimesBlock(4)
     for microbatch in range(2):

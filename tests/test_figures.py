@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from dejavubench.analysis.figures.base import Drawing
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.records import PointInfo, Skipped, Verification, read_run
+from dejavubench.records import ArmInfo, PointInfo, Skipped, Verification, read_run
 from helpers.figure_calls import call, drawn, failed
 from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
 
@@ -115,7 +116,7 @@ def test_a_caption_names_arms_that_are_not_shown(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_without_a_figure_is_drawn_as_what_its_arms_fit(
-    tmp_path: Path, arms: list, expected: str
+    tmp_path: Path, arms: list[ArmInfo], expected: str
 ) -> None:
     assert figure_of(read_run(write_run(tmp_path / "r", arms, rounds=1))).name == expected
 
@@ -165,7 +166,7 @@ def test_together_puts_runs_in_one_drawing(tmp_path: Path) -> None:
     ],
 )
 def test_together_refuses_what_cannot_be_compared(
-    tmp_path: Path, change: dict, message: str
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     write_run(tmp_path / "logs" / "a", rounds=1)
     write_run(tmp_path / "logs" / "b", rounds=1, **change)

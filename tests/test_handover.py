@@ -54,7 +54,7 @@ def tokens_of(job: Job) -> list[dict[str, Any]]:
     ],
 )
 def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
-    ranks: int, known: int, flags: tuple, tmp_path: Path
+    ranks: int, known: int, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     job = run(
         tmp_path, ranks, "run", *QUICK, *SHORT, "--level", "0,3", "--handoff-tokens", known, *flags

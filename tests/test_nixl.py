@@ -89,7 +89,7 @@ def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> No
     ],
 )
 def test_every_byte_arrives_in_sinks_of_another_setup(
-    ranks: int, flags: tuple, peers: list[list[int]], tmp_path: Path
+    ranks: int, flags: tuple[str, ...], peers: list[list[int]], tmp_path: Path
 ) -> None:
     levels = ("--inference-data-type", "fp32", "--level", ",".join(LEVELS))
     job = run(tmp_path, ranks, "run", *QUICK, *ONCE, *levels, "--streaming", "nixl", *flags)

@@ -348,7 +348,7 @@ def tokens_of(folder: Path) -> list[dict[str, Any]]:
     ids=["tensor-parallel", "pipeline"],
 )
 def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
-    ranks: int, flags: tuple, tmp_path: Path
+    ranks: int, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     prompts = ["5,6,7", "8", "9,10,11,12,13,14", "99,1"]
     path = written(tmp_path, "all.csv", "\n".join(prompts))

@@ -57,7 +57,7 @@ SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32")
     ],
 )
 def test_every_byte_arrives_whatever_the_two_setups(
-    ranks: int, flags: tuple, peers: list[list[int]], tmp_path: Path
+    ranks: int, flags: tuple[str, ...], peers: list[list[int]], tmp_path: Path
 ) -> None:
     job = run(tmp_path, ranks, "run", *QUICK, *SHORT, *LEVELS, "--streaming", "mpi", *flags)
     arms = ["none", "none#2", *(f"mpi@{level}" for level in ("0", "0-batched", "1", "2", "3"))]

@@ -10,7 +10,7 @@ import click
 from dejavubench import values
 
 
-class Read(click.ParamType):
+class Read(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """A value that ``read`` understands; its ValueError is the message."""
 
     def __init__(self, name: str, read: Callable[[Any], Any]) -> None:

@@ -154,7 +154,7 @@ class Point:
         from dejavubench.dejavulib.kvcache import FT_VECTOR_BYTES, KVLayout  # --help needs no numpy
 
         head_nbytes = self.spec.size_per_head * self.itemsize
-        if self.kv_layout != KVLayout.FT or not head_nbytes % FT_VECTOR_BYTES:
+        if KVLayout(self.kv_layout) is not KVLayout.FT or not head_nbytes % FT_VECTOR_BYTES:
             return None
         return (
             f"--kv-layout ft needs heads of a multiple of {FT_VECTOR_BYTES} bytes; "
