@@ -315,6 +315,7 @@ def test_no_value_of_plan_is_more_than_one_line(
     counts = {
         "input_len",
         "output_len",
+        "flush_interval",
         "ubatch_size",
         "pipeline_para_size",
         "sink_pipeline_para_size",

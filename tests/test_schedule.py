@@ -38,7 +38,8 @@ def test_chunks_are_consecutive_and_none_is_larger_than_a_slot(
     for step in range(schedule.steps + 1):
         of_step = list(schedule.chunks(level, step))
         assert of_step == [chunk for chunk in chunks if chunk.step == step]
-        assert of_step[0].offset == schedule.step_offset(step)
+        assert bool(of_step) == schedule.leaves(step)
+        assert not of_step or of_step[0].offset == schedule.step_offset(step)
         assert sum(chunk.nbytes for chunk in of_step) == schedule.step_nbytes(step)
         if level.layerwise and step == 0:
             assert all(chunk.region.layers.size == 1 for chunk in of_step)
@@ -56,6 +57,33 @@ def test_every_element_moves_exactly_once(schedule: StreamSchedule, level: Level
         assert np.array_equal(moved, inside(schedule.geometry, kv, schedule.region).astype(int))
     written = Span(0, schedule.input_len + schedule.steps)
     assert schedule.region.positions == written
+
+
+@settings(max_examples=200, deadline=None)
+@given(schedules())
+def test_decode_steps_leave_in_groups_of_the_flush_interval(schedule: StreamSchedule) -> None:
+    """Held against a list that is made step by step."""
+    groups, waiting = [[0]], list[int]()
+    for step in range(1, schedule.steps + 1):
+        waiting.append(step)
+        if len(waiting) == schedule.flush_interval or step == schedule.steps:
+            groups.append(waiting)
+            waiting = []
+    leaving = [group[-1] for group in groups]
+    assert [schedule.last_step(group) for group in range(schedule.groups)] == leaving
+    assert schedule.last_step(schedule.groups) == schedule.steps + 1
+    for number, group in enumerate(groups):
+        first = schedule.input_len + group[0] - 1 if number else 0
+        size = len(group) if number else schedule.input_len
+        assert schedule.positions(group[-1]) == Span(first, first + size)
+        for step in group:
+            assert schedule.group(step) == number
+            assert schedule.leaves(step) == (step == group[-1])
+            assert schedule.positions(step).size == (size if step == group[-1] else 0)
+            assert schedule.step_offset(step) == first * schedule.position_nbytes
+            later = [each for each in leaving if each > step]
+            assert schedule.step_after(step) == (later or [schedule.steps + 1])[0]
+    assert schedule.step_offset(schedule.steps + 1) == schedule.nbytes
 
 
 @settings(max_examples=150, deadline=None)
@@ -81,6 +109,9 @@ def test_the_packed_stream_is_the_same_at_every_level(schedule: StreamSchedule) 
 def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedule) -> None:
     for step in range(schedule.steps + 1):
         atoms = schedule.atoms(step)
+        if not schedule.leaves(step):
+            assert not atoms
+            continue
         sizes = [schedule.geometry.region_nbytes(atom) for atom in atoms]
         assert all(atom.layers.size == 1 for atom in atoms)
         assert max(sizes) <= schedule.slot_nbytes

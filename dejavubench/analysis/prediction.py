@@ -35,6 +35,7 @@ class StreamedRequest:
         prompt_nbytes, step_nbytes: keys and values of all layers, of the prompt and of one step.
         messages: number of messages of the whole request at level 0.
         message_ms: time of each message beside that of its bytes.
+        flush_interval: steps whose keys and values move as one, when the last of them is over.
     """
 
     layers: int
@@ -45,6 +46,7 @@ class StreamedRequest:
     step_nbytes: float
     messages: float = 0.0
     message_ms: float = 0.0
+    flush_interval: int = 1
 
     @property
     def total_ms(self) -> float:
@@ -71,8 +73,10 @@ class StreamedRequest:
                 max(idle, self.prompt_ms * layer / self.layers)
                 + self.prompt_nbytes / self.layers / rate
             )
-        for step in range(1, steps + 1):
-            idle = max(idle, self.prompt_ms + step * self.token_ms) + self.step_nbytes / rate
+        for first in range(0, steps, self.flush_interval):
+            together = min(self.flush_interval, steps - first)
+            ready = self.prompt_ms + (first + together) * self.token_ms
+            idle = max(idle, ready) + together * self.step_nbytes / rate
         return idle
 
     def overhead_pct(self, level: str, rate: float) -> float:
@@ -119,6 +123,7 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
         step_nbytes=first["step_bytes"],
         messages=median(row["messages"] for row in rows) if level == "0" else 0.0,
         message_ms=median(timed) / 1e3 if level == "0" else 0.0,
+        flush_interval=first["flush_interval"],
     )
 
 

@@ -16,7 +16,7 @@ from dejavubench.errors import UsageError
 from dejavubench.planning import duration, fit
 from dejavubench.planning.devices import device_numbers, too_few_devices
 from dejavubench.planning.duration import Rates
-from dejavubench.planning.memory import memory
+from dejavubench.planning.memory import memory, worker_geometry
 from dejavubench.units import count_text, nbytes_text, seconds_text
 
 
@@ -53,6 +53,7 @@ def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
         *([f"Settings {' '.join(settings)}"] if (settings := plan.experiment.settings()) else ()),
         f"Ranks    {_ranks(plan)}",
         *([f"GPUs     {_devices(host)}"] if plan.experiment.device == "cuda" else ()),
+        *([f"Flush    {_flush(plan)}"] if plan.experiment.is_given("flush_interval") else ()),
         *conditions.lines(plan),
         f"Memory   {nbytes_text(host.memory)} available; the table counts all ranks on this host",
     ]
@@ -74,6 +75,13 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
     if shared:
         found.append(f"Cannot run with all ranks on this host: {shared}.")
     found += conditions.notes(plan)
+    interval = plan.experiment.flush_interval
+    found += [
+        f"{point.id} has {count_text(point.generated - 1, 'decode step')}, fewer than "
+        f"--flush-interval {interval}: they move as one, after the last of them."
+        for point in plan.points
+        if interval > max(1, point.generated - 1)
+    ]
     if plan.checkpoint is not None:
         found += [f"{note}." for note in plan.checkpoint.notes]
     for data_type in dict.fromkeys(point.data_type for point in plan.points):
@@ -175,6 +183,22 @@ def _rounds(plan: Plan) -> str:
     return (
         f"{text} or more, until overheads are within ± {100 * experiment.precision:g} %; at most "
         f"{seconds_text(experiment.max_time)} per point"
+    )
+
+
+def _flush(plan: Plan) -> str:
+    """Return what moves as one, and how far the stream lags."""
+    points = [point for point in plan.points if not point.problem]
+    most = max(
+        (
+            point.most_flushed * point.ubatch_size * worker_geometry(point).token_nbytes
+            for point in points
+        ),
+        default=0,
+    )
+    return (
+        f"every {plan.experiment.flush_interval} tokens, up to {nbytes_text(most)} per microbatch "
+        "and source; the stream lags by up to as much"
     )
 
 

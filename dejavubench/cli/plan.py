@@ -153,7 +153,13 @@ def _side(
         positions=needed if spec.context is None else min(needed, spec.context),
         tensor_para_size=tensor,
         pipeline_para_size=len(cuts) - 1,
+        flush_interval=sizes["flush_interval"],
     )
+    if point.flush_interval > max(1, point.output_len - 1):
+        raise BadInput(
+            f"--flush-interval {point.flush_interval} is more than the {point.output_len - 1} "
+            f"decode steps of --output-len {point.output_len}"
+        )
     if point.problem:
         flags = "--sink-" if side == "sinks" else "--"
         raise BadInput(f"{side}: {point.problem_of(flags)}")

@@ -35,9 +35,11 @@ COLUMNS = {
     "prompt_extents": "prompt_runs",
     "token_extents": "token_runs",
 }
+FLUSH_COLUMNS = {"flush_nbytes": "flush_nbytes", "flush_extents": "flush_runs"}
 """Attributes of a volume, and their csv and json columns, which keep older names:
 
-``runs`` are extents, ``transfers`` are region pairs.
+``runs`` are extents, ``transfers`` are region pairs. The second map is for tokens that move as one,
+where there are several.
 """
 
 
@@ -87,6 +89,7 @@ class Report:
             "kv_layout": point.kv_layout,
             "input_len": point.input_len,
             "output_len": point.output_len,
+            "flush_interval": point.flush_interval,
             "requests": traffic.requests,
             "sources": _setup(traffic.source),
             "sinks": _setup(traffic.sink),
@@ -129,7 +132,8 @@ class Report:
         Args:
             least: the times; None for those of the volume alone on the link.
         """
-        row: Row = {name: getattr(volume, field) for field, name in COLUMNS.items()}
+        columns = COLUMNS | (FLUSH_COLUMNS if self.traffic.point.flush_interval > 1 else {})
+        row: Row = {name: getattr(volume, field) for field, name in columns.items()}
         if self.link:
             seconds = least or volume.least_seconds(self.link)
             row |= {f"{phase}_ms": 1e3 * each for phase, each in zip(PHASES, seconds, strict=True)}
@@ -150,6 +154,12 @@ class Report:
             f"sources: {_setup_text(traffic.source)}",
             f"sinks: {_setup_text(traffic.sink)}",
         ]
+        if point.flush_interval > 1:
+            sent = traffic.sent[traffic.busiest_source]
+            lines.append(
+                f"flush: every {point.flush_interval} tokens; the busiest source then sends "
+                f"{nbytes(sent.flush_nbytes)} in {counted(sent.flush_extents)} extents"
+            )
         if self.link:
             lines.append(
                 f"link: {self.link.rate / 1e9:.4g} GB/s in each direction of every worker, "

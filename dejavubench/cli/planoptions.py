@@ -81,6 +81,7 @@ _OPTIONS = [
         show_default=True,
         help="Layout of the caches on both sides.",
     ),
+    _count("flush_interval", "N", "Tokens whose keys and values move as one."),
     _count("ubatch_size", "N", "Requests per microbatch of the sources."),
     _count("tensor_para_size", "N", "Tensor-parallel degree of the sources."),
     click.option(

@@ -72,6 +72,7 @@ class Plan:
                 pipeline_para_size=experiment.pipeline_para_size,
                 sinks=self._sink_sizes(ubatch_size),
                 handed_over=experiment.handoff_tokens if experiment.handoff else None,
+                flush_interval=experiment.flush_interval,
             )
             for number, (
                 (spec, data_type, kv_layout),
@@ -224,8 +225,12 @@ class Plan:
 
         Names and places of files do not count; the content of prompts and checkpoint does.
         """
-        not_measured = {key for key, info in OPTIONS.items() if not info.measured}
-        content = self.experiment.model_dump(mode="json", exclude=not_measured)
+        left_out = {
+            key
+            for key, info in OPTIONS.items()
+            if not info.measured or (info.added and not self.experiment.is_given(key))
+        }
+        content = self.experiment.model_dump(mode="json", exclude=left_out)
         if self.prompts:
             content["prompts"] = self.prompts
         if self.checkpoint is not None:

@@ -37,6 +37,7 @@ class Point:
         sinks: sizes of the sinks' setup; None if it is that of the sources.
         handed_over: new tokens after which the sinks continue the request; None if they only
             receive.
+        flush_interval: tokens of a decode phase whose keys and values move as one.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Point:
     pipeline_para_size: int
     sinks: SetupSizes | None = None
     handed_over: int | None = None
+    flush_interval: int = 1
 
     @property
     def sources(self) -> SetupSizes:
@@ -81,6 +83,18 @@ class Point:
     def streamed(self) -> int:
         """Positions whose keys and values are streamed: all that the sources write."""
         return self.input_len + self.generated - 1
+
+    @property
+    def flushed(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of tokens that move as one and how often that happens, over the decode steps."""
+        often, rest = divmod(self.generated - 1, self.flush_interval)
+        pairs = ((self.flush_interval, often), (rest, 1))
+        return tuple((tokens, count) for tokens, count in pairs if tokens and count)
+
+    @property
+    def most_flushed(self) -> int:
+        """Most tokens of the decode phase that move as one; 0 without decode steps."""
+        return max((tokens for tokens, _ in self.flushed), default=0)
 
     @property
     def token_nbytes(self) -> int:

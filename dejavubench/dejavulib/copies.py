@@ -129,6 +129,7 @@ def scatter_steps(
 ) -> None:
     """Put consecutive decode steps in their place, by one copy for K and one for V.
 
+    The flush interval of the schedule is 1.
     Layers that are larger than a slot are cut, and are put back piece by piece.
 
     Args:

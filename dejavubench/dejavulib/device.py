@@ -185,8 +185,7 @@ class DeviceExtents:
         self._cache = cache
         self._schedule = schedule
         self._each_complete = each_complete
-        steps = range(min(schedule.steps, 1) + 1)  # all decode steps have one size
-        self._bounce = bounce.of(max(schedule.step_nbytes(step) for step in steps))
+        self._bounce = bounce.of(schedule.largest_nbytes)
         self._stream = torch.cuda.Stream(cache.k.device)
         self._ahead: dict[int, _Copies] = {}
 

@@ -99,6 +99,8 @@ def extent_addresses(bases: Bases, extents: Iterable[Extents]) -> tuple[np.ndarr
     for each in extents:
         starts.append(each.offsets + (bases.k if each.kv == "k" else bases.v))
         sizes.append(np.full(len(each.offsets), each.nbytes))
+    if not starts:  # a step at whose end nothing leaves
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(starts), np.concatenate(sizes)
 
 

@@ -14,13 +14,13 @@ import torch
 from . import chunktimes
 from .chunktimes import Stamps, TimesBlock
 from .copies import Packing
-from .destinations.base import Stream
+from .destinations.base import Stream, StreamingError
 from .device import DeviceExtents
 from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kvcache import KVCache
 from .levels import Level
 from .streamer import Streamer
-from .transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
+from .transfers import ByteProgress, HeldSteps, PlannedChunk, StreamStats, Transfer
 
 
 class CacheManager:
@@ -34,7 +34,8 @@ class CacheManager:
         timeout: seconds without any progress after which a wait fails.
 
     Raises:
-        ValueError: the streams' chunks do not fit the streamer's staging slots.
+        ValueError: the streams' chunks do not fit the streamer's staging slots, or their decode
+            steps do not leave together.
 
     Attributes:
         chunks: all chunks of a microbatch; a chunk's ``row`` is its place here.
@@ -53,6 +54,7 @@ class CacheManager:
     ) -> None:
         if level.buffered:
             _check_slots(cache, streams, streamer)
+        _check_groups(streams)
         self.cache = cache
         self.level = level
         self.streams = streams
@@ -61,6 +63,7 @@ class CacheManager:
         self._timeout = timeout
         # CUDA only: when what was submitted last is in place.
         self._ready: torch.cuda.Event | None = None
+        self._held = HeldSteps(sum(stream.schedule.position_nbytes for stream in streams))
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
         self._steps: dict[int, list[PlannedChunk]] = {}
         self._layers: dict[int, list[PlannedChunk]] = {}
@@ -81,7 +84,7 @@ class CacheManager:
                 stream, chunk, packing, extents, level.each_complete, len(self.chunks)
             )
             self.chunks.append(planned)
-            # A layerwise prompt leaves with its layers, everything else at the end of its step.
+            # A layerwise prompt leaves with its layers, everything else at the end of its group.
             if level.layerwise and chunk.step == 0:
                 self._layers.setdefault(chunk.region.layers.start, []).append(planned)
             else:
@@ -104,7 +107,7 @@ class CacheManager:
     @property
     def lag_nbytes(self) -> int:
         """Bytes that are in place and not yet complete."""
-        return self._byte_progress.lag_nbytes
+        return self._byte_progress.lag_nbytes + self._held.nbytes
 
     @property
     def completed_nbytes(self) -> int:
@@ -123,6 +126,7 @@ class CacheManager:
         began = chunktimes.now()
         self._streamer.wait(self._byte_progress, self._timeout)
         self.reset()
+        self._held.leave()
         self.prompt.stall_s = _seconds_since(began)
         for stream in self.streams:
             self._streamer.destination.begin(stream, tokens)
@@ -137,7 +141,8 @@ class CacheManager:
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Stream a step (0: the prompt), whose keys and values are in place in all layers.
 
-        At the levels that do not overlap, this returns when the step's streaming is complete.
+        A decode step leaves with its group, when the last step of the group is ready. At the levels
+        that do not overlap, this returns when all that has left is complete.
 
         Args:
             tokens: token ids [B] that went into a decode step.
@@ -152,7 +157,14 @@ class CacheManager:
             )
         began = chunktimes.now()
         phase = self.tokens if step else self.prompt
-        self._submit(self._steps.get(step, []), phase, tokens, began)
+        chunks = self._steps.get(step, [])
+        if step:
+            self._held.add(tokens)
+            if chunks:
+                tokens = self._held.leave()
+            else:  # counted here, because nothing is submitted
+                phase.lag_nbytes = max(phase.lag_nbytes, self.lag_nbytes)
+        self._submit(chunks, phase, tokens, began)
         if not self.level.overlapped:
             if self._ready is not None:  # until then the device computes, which is no stall
                 self._ready.synchronize()
@@ -164,8 +176,14 @@ class CacheManager:
         """Wait until the last byte has arrived.
 
         Raises:
-            StreamingError: no chunk became complete within the timeout.
+            StreamingError: no chunk became complete within the timeout, or the request ended within
+                a group of decode steps.
         """
+        if self._held.nbytes:
+            raise StreamingError(
+                f"{self._held.nbytes} bytes of decode steps cannot be drained: their group leaves "
+                "with a later step"
+            )
         began = chunktimes.now()
         self.draining.lag_nbytes = self.lag_nbytes
         self._streamer.wait(self._byte_progress, self._timeout)
@@ -200,6 +218,16 @@ class CacheManager:
 
 def _seconds_since(began: int) -> float:
     return (chunktimes.now() - began) * 1e-9
+
+
+def _check_groups(streams: list[Stream]) -> None:
+    """Raise ValueError unless groups of decode steps leave all streams at the same steps."""
+    grouped = {(each.schedule.flush_interval, each.schedule.steps) for each in streams}
+    if len(grouped) > 1 and max(grouped)[0] > 1:
+        raise ValueError(
+            "streams of one cache must have the same flush interval and decode steps: these have "
+            f"(interval, steps) {sorted(grouped)}"
+        )
 
 
 def _check_slots(cache: KVCache, streams: list[Stream], streamer: Streamer) -> None:

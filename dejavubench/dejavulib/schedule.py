@@ -4,8 +4,12 @@ Both sides derive the same schedule, so chunks carry no headers and nothing is n
 model runs. Step 0 is the prompt, P positions at once. Step n ≥ 1 is one decode step, position
 P + n − 1.
 
-A stream's *packed* form is the same at every level: the steps in order; in a step its layers; of a
-layer its atoms; of an atom K, then V, each in the layout's own order. An atom is as much of one
+Decode steps move in *groups* of N consecutive steps, the flush interval; the last group may be
+shorter, and the prompt is a group of its own. A group leaves at the end of its last step, and is
+named by it. By default N is 1: each step is a group, and leaves at its own end.
+
+A stream's *packed* form is the same at every level: the groups in order; in a group its layers; of
+a layer its atoms; of an atom K, then V, each in the layout's own order. An atom is as much of one
 layer as fits a staging slot: the whole layer if it fits, else a cut along requests, then positions.
 """
 
@@ -30,7 +34,8 @@ class Chunk:
 
     Attributes:
         index: the chunk's number in the stream's sequence of chunks.
-        step: 0 for the prompt, n for the n-th decode step.
+        step: the step at whose end it moves: 0 for the prompt, n for the group of decode steps that
+            ends with the n-th.
         region: the part of the cache, in the coordinates of this side's cache.
         offset: bytes before it in the packed stream.
         nbytes: packed bytes of the chunk.
@@ -54,10 +59,11 @@ class StreamSchedule:
         steps: decode steps, T − 1.
         slot_nbytes: bytes of one staging slot; no buffered chunk is larger.
         other: the other side's geometry if it differs. An extent must be contiguous on both sides.
+        flush_interval: decode steps of a group, N. Both sides must have the same.
 
     Raises:
-        ValueError: the positions reach beyond the cache, or one position of one request is larger
-            than a slot.
+        ValueError: the positions reach beyond the cache, one position of one request is larger
+            than a slot, or a group would have no step.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class StreamSchedule:
         steps: int,
         slot_nbytes: int,
         other: KVGeometry | None = None,
+        flush_interval: int = 1,
     ) -> None:
         self.geometry = geometry
         self.other = other
@@ -77,6 +84,9 @@ class StreamSchedule:
         self.input_len = input_len
         self.steps = steps
         self.slot_nbytes = slot_nbytes
+        self.flush_interval = flush_interval
+        if flush_interval < 1:
+            raise ValueError(f"a flush interval is at least 1 decode step, not {flush_interval}")
         smallest = replace(self._layer(0, 0), requests=Span(0, 1), positions=Span(0, 1))
         if geometry.region_nbytes(smallest) > slot_nbytes:
             raise ValueError(
@@ -84,23 +94,66 @@ class StreamSchedule:
                 f"of one layer ({geometry.region_nbytes(smallest)} bytes)"
             )
 
+    # ---- groups of steps ----
+
+    @property
+    def groups(self) -> int:
+        """Number of groups, the prompt included."""
+        return 1 + -(-self.steps // self.flush_interval)
+
+    def last_step(self, group: int) -> int:
+        """Return the last step of a group, which names it; ``steps + 1`` beyond the last group."""
+        if group >= self.groups:
+            return self.steps + 1
+        return min(group * self.flush_interval, self.steps)
+
+    def group(self, step: int) -> int:
+        """Return the number of the group that a step belongs to."""
+        return -(-step // self.flush_interval) if step <= self.steps else self.groups
+
+    def step_after(self, step: int) -> int:
+        """Return the next step after ``step`` at whose end a group leaves."""
+        return self.last_step(self.group(step) + self.leaves(step))
+
+    def leaves(self, step: int) -> bool:
+        """Return whether a group leaves at the end of a step."""
+        return step % self.flush_interval == 0 or step == self.steps
+
     def positions(self, step: int) -> Span:
-        """Return the positions whose keys and values a step adds."""
+        """Return the positions whose keys and values leave at the end of a step; maybe none."""
         if step == 0:
             return Span(0, self.input_len)
-        return Span(self.input_len + step - 1, self.input_len + step)
+        end = self.input_len + step
+        first = self.input_len + (self.group(step) - 1) * self.flush_interval
+        return Span(first, end) if self.leaves(step) else Span(end, end)
 
     def layer_nbytes(self, step: int) -> int:
-        """Return the packed bytes of one layer of one step."""
+        """Return the packed bytes of one layer that leave at the end of a step."""
         return self.geometry.region_nbytes(self._layer(0, step))
 
     def step_nbytes(self, step: int) -> int:
-        """Return the packed bytes of one step."""
+        """Return the packed bytes that leave at the end of a step; 0 within a group."""
         return self.region.layers.size * self.layer_nbytes(step)
 
     def step_offset(self, step: int) -> int:
-        """Return the bytes before a step in the packed stream."""
-        return self.step_nbytes(0) + (step - 1) * self.step_nbytes(1) if step else 0
+        """Return the bytes before a step's group in the packed stream."""
+        if step == 0:
+            return 0
+        before = min((self.group(step) - 1) * self.flush_interval, self.steps)
+        return self.geometry.region_nbytes(
+            replace(self.region, positions=Span(0, self.input_len + before))
+        )
+
+    @property
+    def position_nbytes(self) -> int:
+        """Packed bytes of one position, as each decode step adds it."""
+        return self.geometry.region_nbytes(replace(self.region, positions=Span(0, 1)))
+
+    @property
+    def largest_nbytes(self) -> int:
+        """Packed bytes of the largest group."""
+        # Of the groups of decode steps, none is larger than the first.
+        return max(self.step_nbytes(self.last_step(group)) for group in range(min(self.groups, 2)))
 
     @property
     def nbytes(self) -> int:
@@ -108,9 +161,9 @@ class StreamSchedule:
         return self.geometry.region_nbytes(self.region)
 
     def chunks(self, level: Level, step: int) -> Iterator[Chunk]:
-        """Yield the chunks of one step in the order in which they move.
+        """Yield the chunks that leave at the end of a step, in the order in which they move.
 
-        Unbuffered levels move a step's extents one by one; the step as a whole is their chunk.
+        Unbuffered levels move a group's extents one by one; the group as a whole is their chunk.
         """
         index = self._chunks_before(level, step)
         offset = self.step_offset(step)
@@ -121,7 +174,7 @@ class StreamSchedule:
             offset += nbytes
 
     def atoms(self, step: int) -> list[Region]:
-        """Return a step's atoms in packed order."""
+        """Return the atoms that leave at the end of a step, in packed order."""
         cuts = self._cut_layer(step)
         return [atom.layer(layer) for layer in range(*self.region.layers) for atom in cuts]
 
@@ -133,19 +186,23 @@ class StreamSchedule:
 
     def all_chunks(self, level: Level) -> Iterator[Chunk]:
         """Yield the chunks of the whole stream in the order in which they move."""
-        for step in range(self.steps + 1):
-            yield from self.chunks(level, step)
+        for group in range(self.groups):
+            yield from self.chunks(level, self.last_step(group))
 
     def count(self, level: Level) -> int:
         """Return the number of chunks of the whole stream."""
         return self._chunks_before(level, self.steps + 1)
 
     def _chunks_before(self, level: Level, step: int) -> int:
-        if step == 0:
-            return 0
-        # All decode steps are cut alike, so chunks before a step are counted, not listed.
-        per_token = len(self._regions(level, 1)) if self.steps else 0
-        return len(self._regions(level, 0)) + (step - 1) * per_token
+        before = self.group(step)
+        if before < 2:
+            return before and len(self._regions(level, 0))
+        # Groups of decode steps are cut alike, so they are counted, not listed. Only the last one
+        # may be shorter.
+        prompt, first, last = (
+            len(self._regions(level, self.last_step(group))) for group in (0, 1, before - 1)
+        )
+        return prompt + (before - 2) * first + last
 
     def _layer(self, layer: int, step: int) -> Region:
         """Return one layer of one step; ``layer`` counts from the region's first."""
@@ -154,6 +211,8 @@ class StreamSchedule:
 
     def _regions(self, level: Level, step: int) -> list[Region]:
         whole = replace(self.region, positions=self.positions(step))
+        if not whole.positions.size:
+            return []
         if not level.buffered:
             return [whole]
         # A layer that does not fit a slot is cut further, at every level in the same way: so the
@@ -169,6 +228,8 @@ class StreamSchedule:
     def _cut_layer(self, step: int) -> list[Region]:
         """Cut the first layer of a step so that a piece fits a slot; all layers are cut alike."""
         layer = self._layer(0, step)
+        if not layer.positions.size:
+            return []
         per_request = self.geometry.region_nbytes(layer) // layer.requests.size
         if per_request <= self.slot_nbytes:
             together = self.slot_nbytes // per_request

@@ -200,7 +200,7 @@ class Streamer:
                 # The model computes now. Addresses found here cost the next step no time.
                 planned, self._ahead = self._ahead.planned, None
                 assert planned.extents is not None
-                planned.extents.prepare(planned.chunk.step + 1)
+                planned.extents.prepare(planned.stream.schedule.step_after(planned.chunk.step))
                 continue
             self._wake_helper.wait(nap)
             # Collect first, even if more has come meanwhile: it may wait for a slot that a complete

@@ -59,7 +59,8 @@ class Swapper:
         timeout: seconds without progress after which a wait for a cache fails.
 
     Raises:
-        ValueError: U ≤ R, or the destination cannot be read in this process.
+        ValueError: U ≤ R, the destination cannot be read in this process, or the streams' flush
+            interval is not 1.
 
     Attributes:
         current: the cache that each microbatch takes, or took last; the model computes over these.
@@ -82,6 +83,9 @@ class Swapper:
             )
         if not isinstance(streamer.destination, LocalDestination):
             raise ValueError(f"{streamer.destination.name} cannot be read in this process")
+        if any(stream.schedule.flush_interval > 1 for stream in streams):
+            # A turn ends with its cache evicted: what has not left by then would be lost.
+            raise ValueError("microbatches that are swapped need a flush interval of 1")
         self._resident = list(resident)
         self._streams = list(streams)
         self._streamer = streamer

@@ -62,6 +62,36 @@ class ByteProgress:
         return self.submitted_nbytes - self.completed_nbytes
 
 
+class HeldSteps:
+    """Decode steps that are in place and wait until their group leaves.
+
+    Args:
+        step_nbytes: bytes that each step adds to all streams.
+
+    Attributes:
+        nbytes: bytes of the steps that wait.
+    """
+
+    def __init__(self, step_nbytes: int) -> None:
+        self.nbytes = 0
+        self._step_nbytes = step_nbytes
+        self._tokens: list[np.ndarray | None] = []
+
+    def add(self, tokens: np.ndarray | None) -> None:
+        """Add a step; ``tokens``: the token ids [B] that went into it, if they are known."""
+        self.nbytes += self._step_nbytes
+        self._tokens.append(tokens)
+
+    def leave(self) -> np.ndarray | None:
+        """Let all steps leave. Return their token ids, [B] of a single step, else [B, n]."""
+        tokens = self._tokens
+        self.nbytes, self._tokens = 0, []
+        if len(tokens) <= 1:  # every step, where each leaves at its own end
+            return tokens[0] if tokens else None
+        known = [each for each in tokens if each is not None]
+        return np.stack(known, axis=1) if len(known) == len(tokens) else None
+
+
 @dataclass(frozen=True, eq=False)
 class PlannedChunk:
     """A chunk that will be streamed, with what can be prepared beforehand.
@@ -98,7 +128,8 @@ class Transfer:
         planned: the chunk.
         byte_progress: counts of the manager that handed the chunk over.
         stats: counters of the phase that the chunk belongs to.
-        tokens: token ids [B] that went into its decode step, if they are known here.
+        tokens: token ids that went into its group of decode steps, if they are known here: [B] of a
+            single step, or [B, n].
         ready: CUDA event after which the chunk's keys and values are in place on the device.
         slot: the staging slot that it holds until it is complete.
         times: its manager's block of times; None where chunks are not timed.

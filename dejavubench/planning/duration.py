@@ -86,11 +86,13 @@ def naive_seconds(point: Point, arm: Arm) -> float:
             prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH
         )
 
-    copies = extents(point.input_len) + (point.generated - 1) * extents(1)
+    copies = extents(point.input_len)
+    copies += sum(count * extents(tokens) for tokens, count in point.flushed)
+    flushes = 1 + sum(count for _, count in point.flushed)
     waits = to.waits_for_storage(arm.durability)
     if LEVELS[arm.level].each_complete:
         return copies * (to.sync_s if waits else to.copy_s)
-    return copies * to.copy_s / BATCHED_SPEEDUP + (point.output_len * to.sync_s if waits else 0.0)
+    return copies * to.copy_s / BATCHED_SPEEDUP + (flushes * to.sync_s if waits else 0.0)
 
 
 def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:

@@ -87,7 +87,8 @@ def memory(plan: Plan, point: Point) -> Memory:
     weights = point.itemsize * most_parameters(
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
-    staging = source_staging(plan, point.ubatch_size * point.input_len * geometry.token_nbytes)
+    longest = max(point.input_len, point.most_flushed)
+    staging = source_staging(plan, point.ubatch_size * longest * geometry.token_nbytes)
     # Arms of one destination reuse its buffer, whatever their level.
     kept = {
         arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory

@@ -18,8 +18,8 @@ class Staging:
 
     Attributes:
         host: slots in host memory.
-        bounce: host memory that a prompt's extents pass through one by one, on their way from a
-            GPU.
+        bounce: host memory that the extents of a prompt, or of tokens that move as one, pass
+            through one by one, on their way from a GPU.
         device: slots on the rank's GPU.
     """
 
@@ -33,11 +33,12 @@ def slot_nbytes(experiment: Experiment) -> int:
     return experiment.staging_mib * MIB
 
 
-def source_staging(plan: Plan, prompt_nbytes: int) -> Staging:
+def source_staging(plan: Plan, most_nbytes: int) -> Staging:
     """Return the staging memory of a source, which all its arms share.
 
     Args:
-        prompt_nbytes: what the source streams of a microbatch's prompt.
+        most_nbytes: most bytes that a naive level moves at a time: those of a microbatch's prompt,
+            or of tokens that move as one.
     """
     on_cuda = plan.experiment.device == "cuda"
     ring = plan.experiment.staging_slots * slot_nbytes(plan.experiment)
@@ -53,7 +54,7 @@ def source_staging(plan: Plan, prompt_nbytes: int) -> Staging:
     )
     return Staging(
         host=ring if on_host else 0,
-        bounce=prompt_nbytes if naive else 0,
+        bounce=most_nbytes if naive else 0,
         device=ring * sum((straight, by_host)),
     )
 

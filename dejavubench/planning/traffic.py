@@ -49,6 +49,7 @@ class Volume:
             requests, and of all positions.
         prompt_extents, token_extents: pieces of the prompt, and of one position of all requests,
             that are contiguous in the caches of both sides; K and V of all layers.
+        flush_nbytes, flush_extents: bytes and pieces of the tokens that move as one.
     """
 
     region_pairs: int = 0
@@ -57,6 +58,8 @@ class Volume:
     total_nbytes: int = 0
     prompt_extents: int = 0
     token_extents: int = 0
+    flush_nbytes: int = 0
+    flush_extents: int = 0
 
     def __add__(self, other: Volume) -> Volume:
         return Volume(
@@ -234,6 +237,8 @@ def _volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volum
         total_nbytes=point.written * token,
         prompt_extents=extents(Span(0, point.input_len)),
         token_extents=extents(Span(0, 1)),
+        flush_nbytes=point.most_flushed * token,
+        flush_extents=extents(Span(0, point.most_flushed)),
     )
 
 

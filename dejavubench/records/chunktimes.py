@@ -34,7 +34,7 @@ class ListedChunk(Model):
     """One chunk of a microbatch.
 
     Attributes:
-        step: 0 for the prompt, n for the n-th decode step.
+        step: 0 for the prompt, n for what leaves at the end of the n-th decode step.
         layer: the first layer, counted in this worker's part of the model; None: all of its layers.
         layers: number of layers.
         extents: contiguous pieces of the cache that it is gathered from, or moved as.

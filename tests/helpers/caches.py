@@ -102,8 +102,9 @@ def play_model(
         manager.layer_ready(layer)
     manager.step_ready(0)
     for step in range(1, schedule.steps + 1):
+        position = schedule.input_len + step - 1
         for layer in range(source.geometry.layers):
-            write(layer, schedule.positions(step))
+            write(layer, Span(position, position + 1))
         manager.step_ready(step, None if new_tokens is None else new_tokens[:, step - 1])
 
 
@@ -134,8 +135,11 @@ def regions(draw: st.DrawFn, geometry: KVGeometry) -> Region:
 
 
 @st.composite
-def schedules(draw: st.DrawFn, most: int = 4) -> StreamSchedule:
-    """Draw a stream of a part of a small cache, with slots from the smallest possible size up."""
+def schedules(draw: st.DrawFn, most: int = 4, longest_interval: int = 4) -> StreamSchedule:
+    """Draw a stream of a part of a small cache, with slots from the smallest possible size up.
+
+    Its flush interval may be longer than all its decode steps.
+    """
     geometry = draw(geometries(most))
     region = draw(regions(geometry))
     written = draw(st.integers(1, geometry.positions))
@@ -143,4 +147,5 @@ def schedules(draw: st.DrawFn, most: int = 4) -> StreamSchedule:
     smallest = 2 * region.heads.size * geometry.head_size * geometry.itemsize
     whole_prompt = smallest * region.requests.size * input_len * region.layers.size
     slot = draw(st.integers(smallest, whole_prompt + smallest))
-    return StreamSchedule(geometry, region, input_len, written - input_len, slot)
+    steps, interval = written - input_len, draw(st.integers(1, longest_interval))
+    return StreamSchedule(geometry, region, input_len, steps, slot, flush_interval=interval)

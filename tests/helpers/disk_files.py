@@ -42,7 +42,7 @@ NEW_TOKENS = np.arange(6).reshape(2, STEPS) + 200
 
 @dataclass
 class Record:
-    """One step of a file."""
+    """One group of steps in a file."""
 
     packed: bytes
     layers: list[bytes]
@@ -73,8 +73,9 @@ def read(content: bytes) -> Document:
     assert content[16 + length : 24 + length] == xxhash.xxh3_64_digest(text)
     header = json.loads(text)
     at, records, padding = 2 * PAGE, [], set[int]()
-    for step in range(header["steps"] + 1):
-        positions = 1 if step else header["input_len"]
+    steps, interval = header["steps"], header.get("flush_interval", 1)
+    groups = [min(interval, steps - done) for done in range(0, steps, interval)]
+    for positions in (header["input_len"], *groups):
         layers, requests, heads = (
             stop - start for start, stop in (header["region"][a] for a in AXES)
         )
@@ -111,10 +112,11 @@ def read_watermark(content: bytes) -> int | None:
 
 
 def schedule_of(
-    layout: KVLayout, slot: int = WHOLE_LAYERS, region: Region | None = None
+    layout: KVLayout, slot: int = WHOLE_LAYERS, region: Region | None = None, interval: int = 1
 ) -> StreamSchedule:
     geometry = KVGeometry(3, 2, 2, 9, 16, 2, layout)
-    return StreamSchedule(geometry, region or geometry.whole, INPUT_LEN, STEPS, slot)
+    region = region or geometry.whole
+    return StreamSchedule(geometry, region, INPUT_LEN, STEPS, slot, flush_interval=interval)
 
 
 @contextmanager

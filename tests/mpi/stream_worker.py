@@ -49,6 +49,7 @@ class Worker:
         layout: KVLayout,
         level: Level,
         slot: int,
+        flush_interval: int = 1,
     ):
         self.comm = comm
         self.level = level
@@ -81,7 +82,9 @@ class Worker:
                     transfer.target_region,
                 )
                 other = geometry_of(source, transfer.source, layout)
-            schedule = StreamSchedule(self.geometry, region, INPUT_LEN, STEPS, slot, other)
+            schedule = StreamSchedule(
+                self.geometry, region, INPUT_LEN, STEPS, slot, other, flush_interval
+            )
             self.streams[ubatch].append(Stream(between[peer], schedule, peer))
             between[peer] += 1
 
@@ -170,13 +173,15 @@ def setup_of(workers: int, split: str, ubatch_size: int) -> Setup:
 def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
     """Stream every layout, level and slot size; return the number of messages.
 
-    Two ranks also stream twice with other data.
+    Two ranks also stream twice with other data, and then two steps at a time.
     """
     total = 0
+    slots = [(WHOLE_LAYERS, 1, 1), (CUT_LAYERS, 2 if comm.size == 2 else 1, 1)]
+    slots += [(WHOLE_LAYERS, 1, 2), (CUT_LAYERS, 1, 2)] if comm.size == 2 else []
     for number, layout in enumerate(KVLayout):
         for level in LEVELS.values():
-            for slot, rounds in ((WHOLE_LAYERS, 1), (CUT_LAYERS, 2 if comm.size == 2 else 1)):
-                worker = Worker(sides, comm, layout, level, slot)
+            for slot, rounds, interval in slots:
+                worker = Worker(sides, comm, layout, level, slot, interval)
                 for repeat in range(rounds):
                     random = np.random.default_rng([number, repeat, slot])
                     shape = (LAYERS, REQUESTS, HEADS, WRITTEN, HEAD_SIZE)

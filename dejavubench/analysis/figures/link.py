@@ -62,6 +62,7 @@ class LinkRow:
     noise: NoiseColumns
     layers: Annotated[int, "Layers of the model."]
     steps: Annotated[int, "Decode steps that are streamed."]
+    flush_interval: Annotated[int, "Decode steps whose keys and values move as one."]
     none_prompt_ms: Annotated[float, "Time of the prompt phase without streaming."]
     none_token_ms: Annotated[float, "Time of one decode step without streaming."]
     prompt_bytes: Annotated[float, "Keys and values of the prompt."]
@@ -191,6 +192,7 @@ def _link_row(
         noise=noise_columns(point),
         layers=point.point.layer_num,
         steps=steps,
+        flush_interval=run.header.experiment.get("flush_interval", 1),
         none_prompt_ms=none_ms["prompt"],
         none_token_ms=tokens_ms / steps if steps else 0.0,
         prompt_bytes=prompt_nbytes,

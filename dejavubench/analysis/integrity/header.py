@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dejavubench.analysis.destinations import run_destinations
 from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
@@ -32,6 +32,7 @@ class AskedFor(BaseModel):
     rounds: int = 0
     verify: bool = False
     resume: str | None = None
+    flush_interval: Annotated[int, Field(ge=1)] = 1
 
 
 def wrong_types(read: type[BaseModel], values: dict[str, Any], what: str) -> Iterator[str]:

@@ -93,6 +93,7 @@ class WorkerView:
             steps=point.generated - 1,
             slot_nbytes=self.slot_nbytes,
             other=other,
+            flush_interval=point.flush_interval,
         )
 
     def peers(self) -> list[int]:

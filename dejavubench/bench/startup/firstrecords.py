@@ -65,8 +65,8 @@ def _staging(context: RunContext) -> Staging:
     """Return the most staging memory that this rank uses at any point."""
     views = [context.view(point) for point in context.runnable.points]
     if context.ranks.is_source:
-        prompts = [view.local()[0][0].schedule.step_nbytes(0) for view in views]
-        return source_staging(context.plan, max(prompts))
+        largest = [view.local()[0][0].schedule.largest_nbytes for view in views]
+        return source_staging(context.plan, max(largest))
     return sink_staging(context.plan, max(sum(map(len, view.remote())) for view in views))
 
 

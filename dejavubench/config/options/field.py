@@ -31,6 +31,8 @@ class OptionInfo:
         metavar: how the help names a value; empty for a switch.
         measured: whether another value is another measurement. Off: the experiment's hash leaves it
             out.
+        added: whether the first hashes were made before there was this option. The hash leaves its
+            default out, so that such an experiment keeps its hash.
         when_resumed: the value of a run that resumes one request, or KEPT.
         fixed_when_resumed: whether a resumed run refuses any other value.
         is_text: whether a comma is part of the value, and not the sign of a list.
@@ -41,6 +43,7 @@ class OptionInfo:
     group: Group
     metavar: str
     measured: bool
+    added: bool
     when_resumed: Any
     fixed_when_resumed: bool
     is_text: bool
@@ -54,6 +57,7 @@ def option(
     text: str,
     *,
     measured: bool = True,
+    added: bool = False,
     when_resumed: Any = KEPT,
     reset_when_resumed: bool = False,
     fixed_when_resumed: bool = False,
@@ -67,6 +71,7 @@ def option(
         group=group,
         metavar=metavar,
         measured=measured,
+        added=added,
         when_resumed=resumed,
         fixed_when_resumed=fixed_when_resumed,
         is_text=is_text,

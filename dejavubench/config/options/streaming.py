@@ -61,6 +61,13 @@ class StreamingOptions(BaseModel):
         "overrides CONFIG.",
         stated=True,
     )
+    flush_interval: Count = _option(
+        1,
+        "N",
+        "Tokens whose keys and values move as one, after the last of them. The stream then lags "
+        "by up to N tokens, and a run that is killed loses up to N tokens.",
+        added=True,
+    )
     compare: bool = _option(
         False,
         "",

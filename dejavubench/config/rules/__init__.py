@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.destinations import DESTINATIONS, SINKS
 from dejavubench.config.rules.rule import Rule
-from dejavubench.config.rules.scenarios import HANDOFF, RESUME, SWAP
+from dejavubench.config.rules.scenarios import FLUSHING, HANDOFF, RESUME, SWAP
 from dejavubench.config.rules.sizes import LIMITS, MODEL, NO_FP32_ON_CUDA, PROMPTS, SIZES
 
 __all__ = ["NO_FP32_ON_CUDA", "RULES", "conflict"]
@@ -18,6 +18,7 @@ RULES: tuple[Rule, ...] = (
     *HANDOFF,
     *RESUME,
     *SWAP,
+    *FLUSHING,
     *DESTINATIONS,
     *SIZES,
 )

@@ -1,11 +1,11 @@
-"""Rules about hand-over, resuming and swapping."""
+"""Rules about hand-over, resuming, swapping, and tokens that move as one."""
 
 from __future__ import annotations
 
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen, flag, given, rule
-from dejavubench.transports.registry import usable
+from dejavubench.config.rules.rule import chosen, flag, given, listed, rule
+from dejavubench.transports.registry import NO_STREAMING, usable
 
 
 def _handoff_rounds_apart(plan: Plan) -> bool:
@@ -92,6 +92,48 @@ RESUME = (
         _not_as_resumed,
         lambda plan, key: (
             f"{given(plan, key)} cannot be combined with --resume, which runs one request once"
+        ),
+    ),
+)
+
+
+def _most_steps(plan: Plan) -> int:
+    """Return the most decode steps that the sources take in a request of this run."""
+    return max(point.generated for point in plan.points) - 1
+
+
+def _lengths(plan: Plan) -> str:
+    """Return the option that decides how many tokens the sources generate."""
+    experiment = plan.experiment
+    if experiment.handoff:
+        return f"--handoff-tokens {experiment.handoff_tokens}"
+    return f"--output-len {listed(experiment.output_len)}"
+
+
+FLUSHING = (
+    rule(
+        lambda plan: (
+            plan.experiment.is_given("flush_interval")
+            and not chosen(plan)
+            and not plan.experiment.swap
+        ),
+        lambda plan, _: (
+            f"{given(plan, 'flush_interval')} needs a destination: --streaming {NO_STREAMING} "
+            "streams nothing"
+        ),
+    ),
+    rule(
+        lambda plan: plan.experiment.is_given("flush_interval") and plan.experiment.swap,
+        lambda plan, _: (
+            f"{given(plan, 'flush_interval')} cannot be combined with --swap: a cache is evicted "
+            "after each step, so the step's keys and values must have left. Drop one of them"
+        ),
+    ),
+    rule(
+        lambda plan: plan.experiment.flush_interval > max(1, _most_steps(plan)),
+        lambda plan, _: (
+            f"{given(plan, 'flush_interval')} is more than the {_most_steps(plan)} decode steps "
+            f"that the sources stream ({_lengths(plan)}). Use at most {max(1, _most_steps(plan))}"
         ),
     ),
 )

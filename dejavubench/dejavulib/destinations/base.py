@@ -117,10 +117,12 @@ class Destination(ABC):
         return ()
 
     def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:  # noqa: B027
-        """Note that the chunks of a decode step follow.
+        """Note that the chunks of a group of decode steps follow.
 
         Args:
-            tokens: token ids [B] that went into the step; None if this worker does not know them.
+            step: the group's last step.
+            tokens: token ids that went into the steps of the group, [B] of a single one or [B, n];
+                None if this worker does not know them.
         """
 
     def place(self, stream: Stream, chunk: Chunk) -> torch.Tensor | None:
@@ -197,6 +199,8 @@ class LocalDestination(ReadableDestination):
     @abstractmethod
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         """Read complete steps of one size (the prompt, or decode steps). From any thread.
+
+        The stream's flush interval is 1.
 
         Returns:
             A uint8 tensor that begins with the first step's packed bytes, and the bytes from the

@@ -31,7 +31,7 @@ For smaller chunks, handing over costs more than it saves.
 
 @dataclass
 class _Open:
-    """A stream's open file, and the trailer of the step that is being written."""
+    """A stream's open file, and the trailer of the group that is being written."""
 
     blocks: BlockFile
     completed: int = 0
@@ -102,7 +102,7 @@ class DiskDestination(LocalDestination):
         data, at = packed.numpy(), streamfile.chunk_offset(stream.schedule, chunk)
         checksum = self._add(file.trailer, data.data)
         file.blocks.write(at, data)
-        if _ends_step(schedule, chunk):
+        if _ends_group(schedule, chunk):
             checksum.result()  # a large chunk was hashed while it was written
             file.blocks.write(at + chunk.nbytes, file.trailer.packed())
         self._note_written(file)
@@ -144,8 +144,8 @@ class DiskDestination(LocalDestination):
     @staticmethod
     def _complete(file: _Open, schedule: StreamSchedule, chunk: Chunk) -> None:
         # The record is durable by now. The watermark itself becomes durable with the next sync:
-        # a crash before loses at most the last step, never a promise.
-        if _ends_step(schedule, chunk):
+        # a crash before loses at most the last group, never a promise.
+        if _ends_group(schedule, chunk):
             file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(chunk.step + 1))
         file.completed += 1
 
@@ -179,7 +179,7 @@ class DiskDestination(LocalDestination):
                 f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps "
                 "written"
             )
-        for step in range(schedule.steps + 1):
+        for step in map(schedule.last_step, range(schedule.groups)):
             at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
             record = blocks.read(at, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
             wrong = streamfile.first_wrong(schedule, step, record)
@@ -202,12 +202,12 @@ class DiskDestination(LocalDestination):
         self._files.clear()
 
 
-def _ends_step(schedule: StreamSchedule, chunk: Chunk) -> bool:
+def _ends_group(schedule: StreamSchedule, chunk: Chunk) -> bool:
     return chunk.offset + chunk.nbytes == schedule.step_offset(chunk.step + 1)
 
 
 def _trailer(schedule: StreamSchedule, step: int, tokens: np.ndarray | None) -> StepTrailer:
-    """Return the trailer of a step that begins; unknown token ids (later stages) are −1."""
+    """Return the trailer of a group that begins; unknown token ids (later stages) are −1."""
     requests = schedule.region.requests
     if tokens is None:
         tokens = np.full((requests.stop, schedule.positions(step).size), -1)

@@ -25,8 +25,8 @@ class Restored:
     """The part of a stream's file that was put back.
 
     Attributes:
-        tokens: token ids that went into each good step from the first one on, int32 [requests,
-            positions of the step]; −1 if the worker did not know them.
+        tokens: token ids that went into each good step from the first one on, int32 [requests, P]
+            for the prompt and [requests, 1] for a decode step; −1 if the worker did not know them.
         wrong: the reason if fewer steps are good than the watermark says; else None.
     """
 
@@ -63,34 +63,36 @@ class SavedStream:
     def restore(self, cache: KVCache) -> Restored:
         """Put keys and values of the complete steps in their place, as far as checksums agree."""
         level, restored = LEVELS[DEFAULT_LEVEL], Restored()
-        for step in range(self.watermark):
+        for step in map(self.schedule.last_step, range(self.schedule.group(self.watermark))):
             try:
                 record = self._record(step)
             except StreamingError as error:
                 restored.wrong = (
-                    f"{error}; of {self.watermark} steps under the watermark {step} are good"
+                    f"{error}; of {self.watermark} steps under the watermark {restored.steps} "
+                    "are good"
                 )
                 break
             packed = torch.from_numpy(record)
             for chunk in self.schedule.chunks(level, step):
                 at = chunk.offset - self.schedule.step_offset(step)
                 scatter(packed[at : at + chunk.nbytes].to(cache.k.device), cache, chunk.region)
-            restored.tokens.append(self._tokens(step, record))
+            tokens = self._tokens(step, record)
+            restored.tokens += [tokens] if step == 0 else np.split(tokens, tokens.shape[1], axis=1)
         return restored
 
     def _watermark(self) -> int:
         page = self._read(streamfile.WATERMARK, PAGE, "its watermark")
         (steps,) = struct.unpack_from("<Q", page.data)
-        if steps > self.schedule.steps + 1 or not np.array_equal(
-            page, streamfile.watermark_page(steps)
-        ):
+        within = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)
+        beyond = steps > self.schedule.steps + 1
+        if within or beyond or not np.array_equal(page, streamfile.watermark_page(steps)):
             raise StreamingError(
                 f"{self.path}: the watermark is damaged, so that no step of it can be trusted"
             )
         return int(steps)
 
     def _record(self, step: int) -> np.ndarray:
-        """Return a step's record, uint8; StreamingError if its checksums do not agree."""
+        """Return a group's record, uint8; StreamingError if its checksums do not agree."""
         nbytes = self.schedule.step_nbytes(step) + streamfile.trailer_nbytes(self.schedule, step)
         record = self._read(streamfile.record_offset(self.schedule, step), nbytes, f"step {step}")
         wrong = streamfile.first_wrong(self.schedule, step, record)
@@ -99,7 +101,7 @@ class SavedStream:
         return record
 
     def _tokens(self, step: int, record: np.ndarray) -> np.ndarray:
-        """Return a step's token ids. A view would keep the step's keys and values in memory."""
+        """Return a group's token ids. A view would keep its keys and values in memory."""
         nbytes = self.schedule.step_nbytes(step)
         behind = nbytes + streamfile.tokens_nbytes(self.schedule, step)
         return (
@@ -114,6 +116,10 @@ class SavedStream:
         if len(read) < nbytes:
             raise StreamingError(f"{self.path} ends at byte {at + len(read)}, within {what}")
         return read
+
+
+_WITHOUT = {"flush_interval": 1}
+"""Entries that a header may lack, and what it means without them."""
 
 
 def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> None:
@@ -132,8 +138,9 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> 
     text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
     if xxhash.xxh3_64_digest(text) != digest:
         raise StreamingError(f"{path}: its header is damaged")
-    there = _flat(json.loads(text))
-    here = _flat(json.loads(json.dumps(expected)))  # by JSON, so that tuples become lists here too
+    there = _WITHOUT | _flat(json.loads(text))
+    # By JSON, so that tuples become lists here too.
+    here = _WITHOUT | _flat(json.loads(json.dumps(expected)))
     # Geometry comes last: it differs as a consequence of another model or batch size.
     for key in sorted(
         {*there, *here}, key=lambda key: (key.startswith(("geometry", "region")), key)

@@ -4,9 +4,12 @@ Little-endian. Offsets follow from the header alone and are the same at every le
 
     page 0   magic "DEJAVUKV", version u32, length u32, header (JSON), xxh3-64 of the header
     page 1   watermark: number of complete steps u64, xxh3-64 of these eight bytes
-    page 2…  one record per step, each beginning with a page of its own:
+    page 2…  one record per group of steps, each beginning with a page of its own:
              packed keys and values | token ids i32 [B, n] | xxh3-64 of these u64
              | xxh3-64 of each layer u64 [L]
+
+The prompt is a group of its own. A group of decode steps is one step, unless the header has a
+``flush_interval``. Functions below name a group by its last step.
 
 No two records share a page, so a torn write cannot reach back into a step that is complete. The
 watermark moves only after a record is as durable as the option says.
@@ -44,25 +47,32 @@ def pages(nbytes: int) -> int:
 
 
 def trailer_nbytes(schedule: StreamSchedule, step: int) -> int:
-    """Return the bytes behind a step's keys and values: its token ids and the checksums."""
+    """Return the bytes behind a group's keys and values: its token ids and the checksums."""
     return tokens_nbytes(schedule, step) + 8 + 8 * schedule.region.layers.size
 
 
 def tokens_nbytes(schedule: StreamSchedule, step: int) -> int:
-    """Return the bytes of a step's token ids."""
+    """Return the bytes of a group's token ids."""
     return 4 * schedule.region.requests.size * schedule.positions(step).size
 
 
 def record_nbytes(schedule: StreamSchedule, step: int) -> int:
-    """Return the bytes of a step's record, whole pages."""
+    """Return the bytes of a group's record, whole pages."""
     return pages(schedule.step_nbytes(step) + trailer_nbytes(schedule, step))
 
 
 def record_offset(schedule: StreamSchedule, step: int) -> int:
-    """Return where a step's record begins in the file."""
-    if step == 0:
+    """Return where a group's record begins in the file; ``steps + 1``: where the last one ends."""
+    before = schedule.group(step)
+    if before == 0:
         return DATA
-    return DATA + record_nbytes(schedule, 0) + (step - 1) * record_nbytes(schedule, 1)
+    if before == 1:
+        return DATA + record_nbytes(schedule, 0)
+    # Only the last group may be shorter.
+    prompt, first, last = (
+        record_nbytes(schedule, schedule.last_step(group)) for group in (0, 1, before - 1)
+    )
+    return DATA + prompt + (before - 2) * first + last
 
 
 def chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:
@@ -78,6 +88,8 @@ def file_nbytes(schedule: StreamSchedule) -> int:
 def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, Any]:
     """Return the header of a stream's file as a JSON object."""
     schedule = stream.schedule
+    # Left out at 1: those files are the same as before there was an interval.
+    interval = {"flush_interval": schedule.flush_interval} if schedule.flush_interval > 1 else {}
     return {
         "stream": stream.id,  # which microbatch: another one's cache has the same geometry
         "geometry": asdict(schedule.geometry),
@@ -85,6 +97,7 @@ def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, Any]:
         "input_len": schedule.input_len,
         "steps": schedule.steps,
         "slot_nbytes": schedule.slot_nbytes,  # cuts larger layers, so it decides the packed order
+        **interval,
         **identity,
     }
 

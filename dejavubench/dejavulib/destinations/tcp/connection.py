@@ -128,7 +128,8 @@ class Connection:
         if frame.kind == FrameKind.EXTENT:
             self.reply(FrameKind.TAKEN, frame)
         if last:
-            self._complete(frame, held, held.schedule.step_nbytes(frame.number))
+            step = held.schedule.last_step(frame.number)  # chunk n is group n: unbuffered
+            self._complete(frame, held, held.schedule.step_nbytes(step))
 
     def _complete(self, frame: Frame, held: HeldStream, nbytes: int) -> None:
         held.arrived(nbytes)

@@ -146,7 +146,7 @@ def announce(wire: Wire, setup: TCPSetup) -> None:
     Raises:
         RefusedError: the sink does not take such caches.
     """
-    text = setup.model_dump_json().encode()
+    text = setup.text().encode()
     wire.send_frame(Frame(FrameKind.SETUP, nbytes=len(text)), text)
     reply = wire.receive_reply()
     if reply.kind != FrameKind.ACCEPTED:

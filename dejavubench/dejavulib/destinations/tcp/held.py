@@ -44,7 +44,7 @@ class HeldStream:
         self.extents = 0
         self._number = self._position = 0  # chunks and packed bytes that have come
         self._coming: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
-        self._places: Iterator[memoryview] = iter(())  # of the step under way
+        self._places: Iterator[memoryview] = iter(())  # of the group under way
         self._next: memoryview | None = None
 
     def begin(self, microbatch: int) -> None:
@@ -105,16 +105,16 @@ class HeldStream:
     # ---- single extents ----
 
     def extent(self, number: int, nbytes: int) -> tuple[memoryview, bool]:
-        """Return the place of the next extent of a step, and whether it is the step's last one.
+        """Return the place of the next extent of a group, and whether it is the group's last one.
 
         Raises:
             RefusalError: as :meth:`chunk`.
         """
-        schedule = self.schedule
-        step_begins = number <= schedule.steps and schedule.step_offset(number) == self._position
-        if number == self._number and step_begins:
+        schedule, step = self.schedule, self.schedule.last_step(number)
+        group_begins = step <= schedule.steps and schedule.step_offset(step) == self._position
+        if number == self._number and group_begins:
             if not self.extents:
-                self._places = extent_places(self.cache, iter(schedule.atoms(number)))
+                self._places = extent_places(self.cache, iter(schedule.atoms(step)))
                 self._next = next(self._places)
             place = self._next
             if place is not None and len(place) == nbytes:

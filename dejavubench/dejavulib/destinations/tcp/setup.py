@@ -59,6 +59,7 @@ class _Stream(_Strict):
     input_len: _Size
     steps: _Edge
     slot_nbytes: _Size
+    flush_interval: _Size = 1  # sinks of before there was an interval take a setup without it
 
 
 class TCPSetup(_Strict):
@@ -85,7 +86,8 @@ class TCPSetup(_Strict):
             schedule, region = stream.schedule, stream.schedule.region
             cuts = {axis: tuple(getattr(region, axis)) for axis in ("layers", "requests", "heads")}
             numbers = {
-                name: getattr(schedule, name) for name in ("input_len", "steps", "slot_nbytes")
+                name: getattr(schedule, name)
+                for name in ("input_len", "steps", "slot_nbytes", "flush_interval")
             }
             announced.append({"id": stream.id, **cuts, **numbers})
         sizes = {name: getattr(geometry, name) for name in _Geometry.model_fields}
@@ -94,6 +96,10 @@ class TCPSetup(_Strict):
             "dtype": str(dtype).removeprefix("torch."),
         }
         return cls.model_validate({**named, "streams": tuple(announced)})
+
+    def text(self) -> str:
+        """Return the setup as it is sent."""
+        return self.model_dump_json(exclude_defaults=True)
 
     def torch_dtype(self) -> torch.dtype:
         """Return the data type of the caches."""
@@ -115,16 +121,17 @@ class TCPSetup(_Strict):
         return cache * len(self.streams) + self.slot_nbytes + objects + CONNECTION_NBYTES
 
     def _chunks(self, stream: _Stream) -> int:
-        """Return the most chunks of one step of a stream, as StreamSchedule.atoms() lists them."""
+        """Return the most chunks of one group of a stream, as StreamSchedule.atoms() lists them."""
         layers, requests, heads = (
             max(0, stop - start) for start, stop in (stream.layers, stream.requests, stream.heads)
         )
         per_position = 2 * heads * self.geometry.head_size * self.geometry.itemsize
-        per_request = per_position * stream.input_len
+        longest = max(stream.input_len, min(stream.flush_interval, stream.steps))
+        per_request = per_position * longest
         if per_request <= stream.slot_nbytes:
             return layers * -(-requests * max(per_request, 1) // stream.slot_nbytes) * 2
         positions = max(1, stream.slot_nbytes // per_position)
-        return layers * requests * -(-stream.input_len // positions)
+        return layers * requests * -(-longest // positions)
 
     @property
     def slot_nbytes(self) -> int:
@@ -169,8 +176,10 @@ def schedules(setup: TCPSetup) -> dict[int, StreamSchedule]:
             input_len=stream.input_len,
             steps=stream.steps,
             slot_nbytes=stream.slot_nbytes,
+            flush_interval=stream.flush_interval,
         )
-        if region.layers.size * -(-schedule.layer_nbytes(0) // stream.slot_nbytes) > MOST_CHUNKS:
+        layer_nbytes = schedule.largest_nbytes // region.layers.size
+        if region.layers.size * -(-layer_nbytes // stream.slot_nbytes) > MOST_CHUNKS:
             raise ValueError(
                 f"stream {stream.id} is cut into more than {MOST_CHUNKS} chunks per step"
             )

@@ -1,0 +1,448 @@
+"""Steps that move as one: every byte arrives, the lag counts them, and both sides agree.
+
+On a CPU. The schedule itself is tested in test_schedule.py, killed runs in test_restart.py too.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dejavubench.analysis.prediction import StreamedRequest
+from dejavubench.config.points import Point
+from dejavubench.config.resolve import load
+from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import DiskDestination, SavedStream, streamfile
+from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.destinations.tcp.setup import TCPSetup, read_setup, schedules
+from dejavubench.dejavulib.extents import ExtentAddresses, ExtentViews
+from dejavubench.dejavulib.geometry import KVGeometry
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.swapper import Swapper
+from dejavubench.errors import UsageError
+from dejavubench.records import Microbatch, Verification
+from helpers.caches import packed_stream, play_model, random_cache
+from helpers.disk_files import IDENTITY, NEW_TOKENS, PROMPT, microbatch, path_of, read, writing
+from helpers.disk_files import schedule_of as file_schedule
+from helpers.fake_destination import (
+    CUT_LAYERS,
+    INPUT_LEN,
+    PATIENCE,
+    STEPS,
+    WHOLE_LAYERS,
+    FakeDestination,
+    begin_over,
+    held,
+    poisoned,
+    small_geometry,
+    streaming,
+)
+from helpers.jobs import QUICK, args, processed, run
+
+INTERVALS = (2, STEPS, STEPS + 1)
+"""Of 3 decode steps: one that does not divide them, all of them, and more than there are."""
+
+levels = pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+
+
+def schedule_of(
+    interval: int, slot: int = WHOLE_LAYERS, layout: KVLayout = KVLayout.HND
+) -> StreamSchedule:
+    geometry = small_geometry(layout)
+    return StreamSchedule(geometry, geometry.whole, INPUT_LEN, STEPS, slot, flush_interval=interval)
+
+
+def leaving(interval: int) -> list[int]:
+    return [step for step in range(STEPS + 1) if step % interval == 0 or step == STEPS]
+
+
+# ---- the bytes, at every level ----
+
+
+def make(kind: str, directory: Path) -> Destination:
+    if kind == "memory":
+        return FakeDestination(polls=3)
+    if kind == "host":
+        return HostDestination()
+    return DiskDestination(directory, "stream", "page-cache", False, {"run": "test"})
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@levels
+@pytest.mark.parametrize("kind", ["memory", "host", "disk"])
+def test_every_byte_arrives(
+    kind: str, level: Level, slot: int, interval: int, tmp_path: Path
+) -> None:
+    for number, layout in enumerate(KVLayout):
+        stream = Stream(0, schedule_of(interval, slot, layout))
+        source, cache = random_cache(stream.schedule.geometry, number), None
+        (tmp_path / layout).mkdir()
+        with streaming(make(kind, tmp_path / layout), slot) as streamer:
+            cache = poisoned(stream.schedule.geometry, 0)
+            manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+            begin_over(manager, streamer, 0x21)
+            play_model(source, cache, stream.schedule, manager)
+            manager.drain()
+            assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+            assert manager.prompt.nbytes + manager.tokens.nbytes == stream.schedule.nbytes
+            if isinstance(streamer.destination, DiskDestination):
+                streamer.destination.check(stream)
+
+
+@pytest.mark.parametrize(
+    ("layout", "one", "four"),
+    [
+        # 2 requests × 2 heads of 16 elements of 2 bytes: K and V of 3 layers.
+        (KVLayout.HND, (24, 32), (24, 128)),
+        (KVLayout.NHD, (12, 64), (12, 256)),
+        (KVLayout.FT, (36, None), (36, None)),  # V as in hnd; K in 2 vectors of 16 bytes per head
+    ],
+)
+def test_a_longer_interval_makes_extents_larger_and_not_more(
+    layout: KVLayout, one: tuple[int, int | None], four: tuple[int, int | None]
+) -> None:
+    geometry = KVGeometry(3, 2, 2, 12, 16, 2, layout)
+    for interval, (count, nbytes) in ((1, one), (4, four)):
+        schedule = StreamSchedule(geometry, geometry.whole, 4, 8, 1 << 16, flush_interval=interval)
+        extents = list(schedule.extents(interval))
+        assert sum(len(each.offsets) for each in extents) == count
+        sizes = {each.kv: each.nbytes for each in extents}
+        expected = {"k": 16 * interval, "v": 32 * interval}
+        assert sizes == (expected if nbytes is None else {"k": nbytes, "v": nbytes})
+
+
+@pytest.mark.parametrize("kept", [0, 200_000])
+def test_extents_are_found_ahead_for_the_next_group(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VIEWS_KEPT", "ADDRESSES_KEPT"):
+        monkeypatch.setattr(f"dejavubench.dejavulib.extents.{name}", kept)
+    schedule = schedule_of(2)
+    cache = random_cache(schedule.geometry)
+    views, addresses = ExtentViews(cache, schedule), ExtentAddresses(cache, schedule)
+    assert (schedule.step_after(0), schedule.step_after(2), schedule.step_after(3)) == (2, 3, 4)
+    for step in leaving(2):
+        expected = b"".join(views._cut(step))
+        assert len(expected) == schedule.step_nbytes(step)
+        assert b"".join(views.of(step)) == expected
+        assert addresses.of(step) == addresses._find(step)
+        views.prepare(schedule.step_after(step))
+        addresses.prepare(schedule.step_after(step))
+        assert kept or list(views._ahead) == ([schedule.step_after(step)] if step < 3 else [3])
+    assert (views.of(1), addresses.of(1)) == ([], [])  # nothing leaves at its end
+
+
+# ---- lag and waits ----
+
+
+@levels
+def test_a_step_within_a_group_waits_for_nothing_and_counts_as_lag(level: Level) -> None:
+    stream = Stream(0, schedule_of(2))
+    one = stream.schedule.position_nbytes
+    cache = random_cache(stream.schedule.geometry)
+    with streaming(FakeDestination()) as streamer:
+        manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+        manager.begin()
+        for layer in range(3):
+            manager.layer_ready(layer)
+        manager.step_ready(0)
+        streamer.wait(manager._byte_progress, PATIENCE)
+        assert manager.lag_nbytes == 0
+        manager.step_ready(1)
+        assert (manager.lag_nbytes, manager.tokens.nbytes) == (one, 0)
+        with pytest.raises(StreamingError, match=f"{one} bytes of decode steps cannot be drained"):
+            manager.drain()
+        manager.step_ready(2)
+        assert manager.tokens.nbytes == 2 * one
+        if level.overlapped:
+            streamer.wait(manager._byte_progress, PATIENCE)
+        assert manager.lag_nbytes == 0
+        manager.step_ready(3)
+        manager.drain()
+        assert manager.tokens.lag_nbytes == 2 * one
+        assert manager.tokens.nbytes == 3 * one
+
+
+def test_a_request_that_was_given_up_within_a_group_leaves_nothing_to_the_next() -> None:
+    stream = Stream(0, schedule_of(2))
+    source = random_cache(stream.schedule.geometry)
+    cache = poisoned(stream.schedule.geometry, 0)
+    with streaming(HostDestination()) as streamer:
+        manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
+        manager.begin()
+        manager.step_ready(0)
+        manager.step_ready(1, np.zeros(2))
+        manager.begin()
+        assert manager.lag_nbytes == 0
+        play_model(source, cache, stream.schedule, manager)
+        manager.drain()
+        assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+
+
+def test_token_ids_come_with_the_group_that_they_went_into() -> None:
+    stream = Stream(0, schedule_of(2, CUT_LAYERS))
+    cache = random_cache(stream.schedule.geometry)
+    ids = np.arange(2 * STEPS).reshape(2, STEPS)
+    for level in LEVELS.values():
+        with streaming(FakeDestination()) as streamer:
+            manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+            for new_tokens in (ids, None):
+                manager.begin()
+                play_model(cache, cache, stream.schedule, manager, new_tokens)
+                manager.drain()
+            assert isinstance(streamer.destination, FakeDestination)
+            assert streamer.destination.steps[stream] == [
+                (2, ids[:, :2].tolist()),
+                (3, ids[:, 2].tolist()),
+                (2, None),
+                (3, None),
+            ]
+
+
+# ---- refusals ----
+
+
+def test_streams_whose_groups_differ_are_refused() -> None:
+    streams = [Stream(0, schedule_of(1), 0), Stream(0, schedule_of(2), 1)]
+    cache = random_cache(small_geometry())
+    with streaming(FakeDestination()) as streamer:
+        with pytest.raises(ValueError, match=r"same flush interval and decode steps"):
+            CacheManager(cache, streams, LEVELS["3"], streamer)
+        CacheManager(cache, [streams[1], Stream(1, schedule_of(2), 2)], LEVELS["3"], streamer)
+
+
+def test_an_interval_without_steps_and_a_swap_of_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1 decode step, not 0"):
+        schedule_of(0)
+    caches = [poisoned(small_geometry(), 0)]
+    streams = [Stream(number, schedule_of(2)) for number in range(2)]
+    with (
+        streaming(HostDestination()) as streamer,
+        pytest.raises(ValueError, match="swapped need a flush interval of 1"),
+    ):
+        Swapper(caches, streams, streamer, PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"flush_interval": "0"}, "--flush-interval: must be greater than 0, not '0'"),
+        ({"flush_interval": "2"}, "--flush-interval 2 needs a destination"),
+        (
+            {"flush_interval": "2", "swap": "host", "pipeline_para_size": "3"},
+            "--flush-interval 2 cannot be combined with --swap: a cache is evicted after each step",
+        ),
+        (
+            {"flush_interval": "8", "streaming": "host", "output_len": "5,8"},
+            r"--flush-interval 8 is more than the 7 decode steps that the sources stream "
+            r"\(--output-len 5,8\). Use at most 7",
+        ),
+        (
+            {"flush_interval": "3", "streaming": "mpi", "handoff": True, "handoff_tokens": "3"},
+            r"more than the 2 decode steps that the sources stream \(--handoff-tokens 3\)",
+        ),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(given: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load(None, {"model": "gpt2", "device": "cpu", "output_len": "8", **given}, {})
+
+
+def test_another_interval_is_another_experiment_and_the_default_keeps_the_old_hash() -> None:
+    given = {"model": "gpt2", "device": "cpu", "streaming": "host", "output_len": "9"}
+    without = load(None, given, {})
+    one, four = (load(None, {**given, "flush_interval": n}, {}) for n in ("1", "4"))
+    assert without.hash() == one.hash() != four.hash()
+    assert [point.flushed for point in four.points] == [((4, 2),)]
+
+
+# ---- the file ----
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@levels
+def test_the_file_has_a_record_per_group(level: Level, interval: int, tmp_path: Path) -> None:
+    schedule = file_schedule(KVLayout.FT, interval=interval)
+    source = random_cache(schedule.geometry, seed=7)
+    with writing(tmp_path, schedule, level.name) as (manager, destination):
+        microbatch(manager, random_cache(schedule.geometry, seed=8), pattern=0x11)
+        microbatch(manager, source)
+        destination.check(manager.streams[0])
+    content = path_of(tmp_path).read_bytes()
+    document = read(content)  # shares no code with the writer
+    assert len(content) == streamfile.file_nbytes(schedule)
+    assert document.header["flush_interval"] == interval
+    assert document.watermark == STEPS + 1
+    assert all(record.sound for record in document.records)
+    assert b"".join(record.packed for record in document.records) == packed_stream(source, schedule)
+    ids = np.concatenate([record.tokens for record in document.records], axis=1)
+    assert np.array_equal(ids, np.concatenate([PROMPT, NEW_TOKENS], axis=1))
+    assert len(document.records) == len(leaving(interval))
+
+
+@levels
+def test_the_watermark_moves_by_groups_and_what_is_under_it_comes_back(
+    level: Level, tmp_path: Path
+) -> None:
+    """As after a kill behind any step; never more than the interval is lost."""
+    schedule = file_schedule(KVLayout.HND, CUT_LAYERS, interval=2)
+    source = random_cache(schedule.geometry)
+    marks = {0: 1, 1: 1, 2: 3, 3: 4}
+    for last, watermark in marks.items():
+        with writing(tmp_path, schedule, level.name, name=f"until{last}") as (manager, _):
+            manager.begin(PROMPT)
+            play_until(last, source, manager, schedule)
+            manager._streamer.wait(manager._byte_progress, PATIENCE)
+        path = path_of(tmp_path, f"until{last}")
+        file = SavedStream(path, Stream(0, schedule), IDENTITY)
+        cache = KVCache.allocate(schedule.geometry, torch.int16)
+        cache.fill(0x77)
+        back = file.restore(cache)
+        assert (file.watermark, back.steps, back.wrong) == (watermark, watermark, None)
+        assert [ids.tolist() for ids in back.tokens] == [
+            PROMPT.tolist(),
+            *(NEW_TOKENS[:, [step]].tolist() for step in range(watermark - 1)),
+        ]
+        written, whole = INPUT_LEN + watermark - 1, schedule.geometry
+        for kv in BOTH:
+            back_here = whole.region(positions=Span(0, written))
+            assert torch.equal(cache.piece(kv, back_here), source.piece(kv, back_here))
+            behind = whole.region(positions=Span(written, whole.positions))
+            assert (cache.piece(kv, behind) == 0x7777).all()
+
+
+def play_until(last: int, source: KVCache, manager: CacheManager, schedule: StreamSchedule) -> None:
+    """Report the prompt and the steps up to ``last``, all over a cache that holds everything."""
+    for kv in BOTH:
+        manager.cache.bytes(kv).copy_(source.bytes(kv))
+    for layer in range(schedule.geometry.layers):
+        manager.layer_ready(layer)
+    for step in range(last + 1):
+        manager.step_ready(step, NEW_TOKENS[:, step - 1] if step else None)
+
+
+def test_a_file_of_another_interval_is_refused_and_one_of_interval_1_is_as_before(
+    tmp_path: Path,
+) -> None:
+    for interval in (1, 2):
+        schedule = file_schedule(KVLayout.HND, interval=interval)
+        with writing(tmp_path, schedule, name=f"n{interval}") as (manager, _):
+            microbatch(manager, random_cache(schedule.geometry))
+    for interval, other in ((1, 2), (2, 1)):
+        stream = Stream(0, file_schedule(KVLayout.HND, interval=other))
+        with pytest.raises(
+            StreamingError,
+            match=f"does not match: flush_interval is {interval} there, {other} here",
+        ):
+            SavedStream(path_of(tmp_path, f"n{interval}"), stream, IDENTITY)
+    # A program of before compares its header with one that has no interval.
+    (old,) = (read(path_of(tmp_path, "n1").read_bytes()).header,)
+    assert "flush_interval" not in old
+
+
+def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
+    schedule = file_schedule(KVLayout.HND, interval=2)
+    with writing(tmp_path, schedule) as (manager, _):
+        microbatch(manager, random_cache(schedule.geometry))
+    content = bytearray(path_of(tmp_path).read_bytes())
+    page = streamfile.WATERMARK
+    content[page : page + 16] = streamfile.watermark_page(2).tobytes()[:16]
+    assert struct.unpack_from("<Q", content, page) == (2,)
+    path_of(tmp_path).write_bytes(content)
+    with pytest.raises(StreamingError, match="the watermark is damaged"):
+        SavedStream(path_of(tmp_path), Stream(0, schedule), IDENTITY)
+
+
+def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
+    schedule = file_schedule(KVLayout.HND, interval=2)
+    with writing(tmp_path, schedule) as (manager, _):
+        microbatch(manager, random_cache(schedule.geometry))
+    content = bytearray(path_of(tmp_path).read_bytes())
+    content[streamfile.record_offset(schedule, 2)] ^= 1
+    path_of(tmp_path).write_bytes(content)
+    back = SavedStream(path_of(tmp_path), Stream(0, schedule), IDENTITY).restore(
+        KVCache.allocate(schedule.geometry, torch.int16)
+    )
+    assert back.steps == 1
+    assert "checksum of step 2, layer 0 does not agree; of 4 steps under the watermark 1 are" in (
+        back.wrong or ""
+    )
+
+
+# ---- tcp: what the two sides agree on ----
+
+
+def test_the_setup_of_interval_1_is_the_text_that_older_sinks_take() -> None:
+    stream = Stream(0, schedule_of(1))
+    assert "flush_interval" not in TCPSetup.of([stream], torch.int16).text()
+    for interval in INTERVALS:
+        stream = Stream(0, schedule_of(interval, CUT_LAYERS))
+        setup = read_setup(TCPSetup.of([stream], torch.int16).text())
+        (there,) = schedules(setup).values()
+        for level in LEVELS.values():
+            assert list(there.all_chunks(level)) == list(stream.schedule.all_chunks(level))
+
+
+@pytest.mark.parametrize("interval", [0, -1, 1 << 32])
+def test_a_setup_with_an_impossible_interval_is_refused(interval: int) -> None:
+    setup = json.loads(TCPSetup.of([Stream(0, schedule_of(2))], torch.int16).text())
+    setup["streams"][0]["flush_interval"] = interval
+    with pytest.raises(ValueError, match=r"setup: streams\.0\.flush_interval: "):
+        read_setup(json.dumps(setup))
+
+
+# ---- planning and prediction ----
+
+
+def test_tokens_that_move_as_one_are_counted(tmp_path: Path) -> None:
+    spec = load(None, {"model": "gpt2", "device": "cpu"}, {}).points[0].spec
+    point = Point("p000", spec, "bf16", "hnd", 2, 16, 12, 64, 1, 1, flush_interval=4)
+    assert point.flushed == ((4, 2), (3, 1))  # of 11 decode steps
+    assert Point("p", spec, "bf16", "hnd", 2, 16, 3, 64, 1, 1, flush_interval=4).flushed == (
+        (2, 1),
+    )
+    assert Point("p", spec, "bf16", "hnd", 2, 16, 1, 64, 1, 1).flushed == ()
+
+
+def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
+    """1 layer, prompt 10 ms, 3 steps of 4 ms; each step's bytes take 1 ms, the prompt's 2."""
+    one, two = (
+        StreamedRequest(1, 3, 10.0, 4.0, 2.0, 1.0, flush_interval=interval) for interval in (1, 2)
+    )
+    assert one.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
+    assert two.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
+    # On a link four times as slow, step 3 waits for the group of steps 1 and 2.
+    assert one.predicted_ms("3", 0.25) == 18 + 3 * 4
+    assert two.predicted_ms("3", 0.25) == 10 + 2 * 4 + 3 * 4
+    for level in ("0", "1", "2"):
+        assert one.predicted_ms(level, 0.25) == two.predicted_ms(level, 0.25)
+
+
+# ---- whole jobs ----
+
+
+@pytest.mark.mpi
+def test_a_job_verifies_and_shows_its_interval(tmp_path: Path) -> None:
+    """fp32, 1 thread, 2 ranks on a CPU; 6 decode steps, which 4 does not divide."""
+    flags = args("--streaming none,mpi,disk --level 0,0-batched,1,3 --output-len 7")
+    job = run(tmp_path, 2, "run", *QUICK, *flags, *args("--flush-interval 4 --rounds 1 --warmup 0"))
+    checks = [check for _, check in job.run.of(Verification)]
+    assert {check.arm for check in checks} >= {"mpi@0", "disk@0", "mpi@3", "disk@3"}
+    assert all(check.ok for check in checks)
+    assert job.run.header.experiment["flush_interval"] == 4
+    for _, item in job.run.of(Microbatch):
+        if item.arm.endswith("@1"):
+            assert item.tokens.copies == 2  # 4 steps, then 2
+        if item.arm.endswith("@0"):
+            # K and V of 2 layers × 2 requests × 4 heads, for each of the two groups.
+            assert item.tokens.copies == 2 * 2 * 2 * 2 * 4
+    assert "flush_interval" in processed(job.folder, "json")
