@@ -43,6 +43,7 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
 PORT = 7601
 INTERFACE = "link0"
+UNDER_MPIRUN = ("run", "doctor")
 NAMESPACES = Path("/var/run/netns")
 """The folder in which ip keeps namespaces."""
 
@@ -342,13 +343,15 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 def main(rates: tuple[str, ...], arguments: tuple[str, ...]) -> None:
     """Run `dejavubench run …` on two emulated hosts: the source on one, the sink on the other.
 
-    A sink for tcp listens at 10.77.0.2:7601 (--peer). The rate is recorded (--link).
+    A sink for tcp listens at 10.77.0.2:7601 (--peer). The rate is recorded (--link). `dejavubench
+    doctor` runs there as well.
     """
-    if arguments[0] != "run":
-        fail_usage(f"{arguments[0]!r} does not run under mpirun: write -- run …")
+    if arguments[0] not in UNDER_MPIRUN:
+        fail_usage(f"{arguments[0]!r} does not run under mpirun: write -- run …, or -- doctor")
+    recorded = arguments[0] == "run"
     try:
         for rate in rates:
-            status = run(rate, [*arguments, "--link", rate])
+            status = run(rate, [*arguments, *(("--link", rate) if recorded else ())])
             if status:
                 sys.exit(status)
     except NoHostsError as error:

@@ -48,8 +48,9 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     "config": ("dejavulib", "machine", "models", "records", "transports"),
     "planning": ("config", "dejavulib", "machine", "models"),
     "bench": (*ENGINE, "config", "planning", "transports"),
+    "doctor": ("bench", "config", "dejavulib", "machine", "parallel", "transports"),
     "analysis": ("dejavulib", "records"),
-    "cli": (*ENGINE, "analysis", "bench", "config", "planning", "transports"),
+    "cli": (*ENGINE, "analysis", "bench", "config", "doctor", "planning", "transports"),
 }
 """The packages that each package may import. All may import the modules at top level."""
 

@@ -154,7 +154,10 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
             args("--rate fast -- run"),
             "'fast' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s, nor unlimited",
         ),
-        (args("--rate 1Gbit/s -- plan"), "'plan' does not run under mpirun: write -- run …"),
+        (
+            args("--rate 1Gbit/s -- plan"),
+            "'plan' does not run under mpirun: write -- run …, or -- doctor",
+        ),
     ],
 )
 def test_senseless_flags_are_one_message(

@@ -17,6 +17,10 @@ from dejavubench.errors import OutputError, UsageError
 from dejavubench.machine.launcher import launched_rank
 
 COMMANDS = {
+    "doctor": (
+        "dejavubench.cli.doctor:doctor",
+        "Check this machine, and the links between ranks, before you measure.",
+    ),
     "run": (
         "dejavubench.cli.run:run",
         "Run a model under mpirun, stream its KV cache and measure both.",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,27 +37,16 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watchdo
             rank.
     """
     from dejavubench.bench.watchdog import heartbeat
+    from dejavubench.bench.watchdog.joining import import_mpi
     from dejavubench.bench.watchdog.starting import start_watchdog
 
     outcome = None if launched_rank() else _outcome(read)
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
     timeout = max(LEAST_START_S, heartbeat.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
     own_heartbeat = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
-    try:
-        # MPI begins with its import, and waits for the other ranks.
-        with heartbeat.no_thread_runs(timeout), warnings.catch_warnings():
-            # _check_launcher() reports the same mistake, with what to do.
-            warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
-            from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
-        raise UsageError(
-            f"no MPI library: {what}. Use pip install 'dejavubench[mpich]', or load a system MPI"
-        ) from None
-    if timeout:
-        own_heartbeat.give_up_at(
-            time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start"
-        )
+    import_mpi(own_heartbeat, timeout)
+    from mpi4py import MPI
+
     world = MPI.COMM_WORLD
     _check_launcher(world.size, MPI.get_vendor())
     # A launcher may number ranks unlike MPI: then MPI's rank 0 has not read the plan yet.

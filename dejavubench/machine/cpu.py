@@ -1,8 +1,9 @@
-"""The instruction sets of this machine's CPU, by Linux's names."""
+"""This machine's CPU: its name, and its instruction sets by Linux's names."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -59,3 +60,12 @@ def cpu_flags() -> frozenset[str]:
 def native_bf16() -> bool:
     """Return True if this CPU computes in bf16; False without ``/proc/cpuinfo``."""
     return not BF16_FLAGS.isdisjoint(cpu_flags())
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the kernel gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -133,6 +133,9 @@ class Nature:
     durable: str
 
 
+NETWORK = "a network file system"
+"""The text of that kind, whose folders several hosts may share."""
+
 NATURES = (
     Nature(
         ("tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs"),
@@ -153,7 +156,7 @@ NATURES = (
             *("fuse.goofys*", "fuse.rclone", "fuse.juicefs", "fuse.mountpoint-s3"),
             *("fuse.beegfs*", "fuse.davfs*", "fuse.blobfuse*", "fuse.curlftpfs"),
         ),
-        "a network file system",
+        NETWORK,
         "the number includes the network and the server, and the server decides what "
         "{durability} makes durable",
     ),

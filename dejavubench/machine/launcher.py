@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +36,39 @@ LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKI
 LOCAL_RANKS = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 """Variables with the number of ranks on this host."""
 
+
+@dataclass(frozen=True)
+class Launcher:
+    """A program that starts ranks.
+
+    Attributes:
+        name: a noun phrase for it.
+        variables: it has started this process if all of these are set.
+        vendors: MPI libraries, by mpi4py's names, whose ranks it can connect; empty: any.
+    """
+
+    name: str
+    variables: tuple[str, ...]
+    vendors: tuple[str, ...] = ()
+
+
+LAUNCHERS = (
+    Launcher("Open MPI's mpirun", ("OMPI_COMM_WORLD_RANK",), ("Open MPI",)),
+    Launcher("MVAPICH's launcher", ("MV2_COMM_WORLD_RANK",), ("MVAPICH", "MVAPICH2", "MPICH")),
+    Launcher("PALS", ("PALS_RANKID",)),
+    # Hydra may start its helpers by srun, whose variables are then there as well.
+    Launcher(
+        "Hydra (mpirun of MPICH or Intel MPI)",
+        ("PMI_RANK", "MPI_LOCALNRANKS"),
+        ("MPICH", "Intel MPI", "MVAPICH", "MVAPICH2"),
+    ),
+    Launcher("srun", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")),
+    Launcher("a launcher with PMI", ("PMI_RANK",)),
+    Launcher("a launcher with PMIx", ("PMIX_RANK",)),
+)
+"""The first one whose variables are set has started this process."""
+
+
 SAID_S = 1.0
 """Seconds that other ranks wait for rank 0 to speak: a rank that ends takes all along."""
 
@@ -52,6 +86,13 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
     return _first(
         environment,
         [ranks for rank, ranks in RANKS.items() if _first(environment, [rank]) is not None],
+    )
+
+
+def launcher_of(environment: Mapping[str, str] = os.environ) -> Launcher | None:
+    """Return the launcher that started this process; None if it was started alone."""
+    return next(
+        (each for each in LAUNCHERS if all(name in environment for name in each.variables)), None
     )
 
 

@@ -20,7 +20,7 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
-from dejavubench.machine.cpu import WITHOUT, native_bf16
+from dejavubench.machine.cpu import WITHOUT, cpu_model, native_bf16
 from dejavubench.machine.memory import HUGE_PAGES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.parallel.mps import mps_running
 
@@ -59,15 +59,6 @@ DRIVER_FACTS = {
     "pcie_width": "pcie.link.width.max",
 }
 """Our keys, and the names by which ``nvidia-smi`` is asked for them."""
-
-
-def cpu_model() -> str:
-    """Return the processor's name as the kernel gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def source_revision() -> str | None:

@@ -1,0 +1,39 @@
+"""The import of MPI, which starts it and waits for the other ranks, bounded in time."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+from dejavubench.bench.watchdog import heartbeat
+from dejavubench.errors import UsageError
+
+if TYPE_CHECKING:
+    from dejavubench.bench.watchdog.heartbeat import Heartbeat
+
+
+def import_mpi(own: Heartbeat, timeout: float) -> None:
+    """Import MPI, which starts it. End this process if that takes too long.
+
+    Args:
+        own: this process's heartbeat. It goes on with the deadline after the import.
+        timeout: seconds; 0: no deadline.
+
+    Raises:
+        UsageError: there is no MPI library that can be loaded.
+    """
+    try:
+        with heartbeat.no_thread_runs(timeout), warnings.catch_warnings():
+            # Callers find the same mistake, and say what to do.
+            warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
+            from mpi4py import MPI  # noqa: F401 - the import is what is wanted
+    except (ImportError, RuntimeError) as error:
+        what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
+        raise UsageError(
+            f"no MPI library: {what}. Use pip install 'dejavubench[mpich]', or load a system MPI"
+        ) from None
+    if timeout:
+        own.give_up_at(
+            time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start"
+        )

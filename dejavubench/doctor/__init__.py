@@ -1,0 +1,1 @@
+"""Checks of a machine, and of the links between ranks, before anything is measured there."""

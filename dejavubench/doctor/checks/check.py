@@ -1,0 +1,56 @@
+"""Kinds of checks, by what they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
+from dejavubench.doctor.findings import Finding, FindingRow
+
+
+class Check(Protocol):
+    """A check, under the name that the table shows."""
+
+    @property
+    def name(self) -> str: ...
+
+    def rows(self, job: Job) -> Iterator[FindingRow]:
+        """Yield what it finds in a job."""
+        ...
+
+
+@dataclass(frozen=True)
+class OfRank:
+    """A check that looks at one rank."""
+
+    name: str
+    look: Callable[[RankFacts], Iterable[Finding]]
+
+    def rows(self, job: Job) -> Iterator[FindingRow]:
+        for each in job.ranks:
+            yield from (FindingRow(self.name, found, (each.rank,)) for found in self.look(each))
+
+
+@dataclass(frozen=True)
+class OfHost:
+    """A check that looks at one host. Its findings hold for all ranks there."""
+
+    name: str
+    look: Callable[[HostFacts], Iterable[Finding]]
+
+    def rows(self, job: Job) -> Iterator[FindingRow]:
+        for each in job.hosts:
+            yield from (FindingRow(self.name, found, each.ranks) for found in self.look(each))
+
+
+@dataclass(frozen=True)
+class OfJob:
+    """A check that looks at the whole job and says which ranks each finding holds for."""
+
+    name: str
+    look: Callable[[Job], Iterable[tuple[tuple[int, ...], Finding]]]
+
+    def rows(self, job: Job) -> Iterator[FindingRow]:
+        yield from (FindingRow(self.name, found, ranks) for ranks, found in self.look(job))

@@ -1,0 +1,104 @@
+"""Cores and CPU time that the ranks may use, and who else uses them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfHost, OfJob, OfRank
+from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
+from dejavubench.doctor.findings import Finding, ok, warn
+from dejavubench.machine.cores import Asker, Demand
+from dejavubench.units import count_text
+
+LEAST_BUSY = 0.1
+"""Cores that other programs may keep busy, on a small machine."""
+
+BUSY_SHARE = 0.02
+"""Share of a host's cores that other programs may keep busy."""
+
+STEAL_SHARE = 0.02
+
+
+def affinity(rank: RankFacts) -> Iterator[Finding]:
+    granted, machine = len(rank.cores.granted), rank.cores.machine
+    if granted == 1 < machine:
+        yield warn(
+            f"bound to 1 core of {machine}, which model and helper thread share",
+            "Start with --bind-to none (Open MPI, Hydra) or --cpu-bind=none (srun).",
+        )
+    elif granted < machine:
+        yield ok(f"{granted} of {count_text(machine, 'core')}")
+    else:
+        yield ok(f"all {count_text(machine, 'core')} of the host")
+
+
+def quota(rank: RankFacts) -> Iterator[Finding]:
+    limit, throttling = rank.cores.quota, rank.cores.throttling
+    if limit is None:
+        yield ok("none")
+        return
+    waited = ""
+    if throttling is not None and throttling.periods:
+        waited = f"; waited {throttling.seconds:.3g} s in {throttling.periods} periods so far"
+    seen = f"{limit.cpus:.3g} CPUs for {count_text(len(rank.cores.granted), 'core')}{waited}"
+    if limit.cpus < len(rank.cores.granted):
+        advice = "Raise it (docker run --cpus, or the pod's limit): ranks pause when it is used up."
+        yield warn(seen, advice)
+    else:
+        yield ok(seen)
+
+
+def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """One computing thread per rank is the least that a run has."""
+    on: dict[str, list[RankFacts]] = defaultdict(list)
+    for each in job.ranks:
+        on[each.machine].append(each)  # hosts of one machine share its cores
+    for here in on.values():
+        ranks = tuple(each.rank for each in here)
+        demand = Demand.of(
+            [Asker(1, 1, frozenset(each.cores.granted), each.cores.quota) for each in here]
+        )
+        note = demand.note()
+        if note is not None:
+            yield ranks, warn(note, "Start fewer ranks here, or grant them more cores.")
+        else:
+            most = demand.cores // demand.ranks
+            yield (
+                ranks,
+                ok(
+                    f"{count_text(demand.ranks, 'rank')} on {count_text(demand.cores, 'core')}: "
+                    f"up to --threads {most}"
+                ),
+            )
+
+
+def load(host: HostFacts) -> Iterator[Finding]:
+    seen = (
+        f"other programs: {host.load.busy:.2f} of {count_text(host.load.cores, 'core')} for "
+        f"{host.load.seconds:g} s; load average {host.load.average:.2f}"
+    )
+    if host.load.busy > max(LEAST_BUSY, BUSY_SHARE * host.load.cores):
+        yield warn(seen, "Stop them or wait: see top. Their work shows as noise.")
+    else:
+        yield ok(seen)
+
+
+def steal(host: HostFacts) -> Iterator[Finding]:
+    seen = f"{100 * host.load.steal:.1f} % of the time"
+    if host.load.steal > STEAL_SHARE:
+        yield warn(
+            f"{seen} went to other virtual machines of this hardware",
+            "Use a dedicated machine, or measure more rounds.",
+        )
+    else:
+        yield ok(seen)
+
+
+CHECKS = (
+    OfRank("affinity", affinity),
+    OfRank("CPU quota", quota),
+    OfJob("cores for ranks", room),
+    OfHost("load", load),
+    OfHost("stolen time", steal),
+)

@@ -1,0 +1,54 @@
+"""The CPU: features and clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfHost, OfJob
+from dejavubench.doctor.facts.job import HostFacts, Job
+from dejavubench.doctor.findings import Finding, ok, warn
+
+SAVING = ("powersave", "ondemand", "conservative")
+"""Policies of the clock that let it fall between two steps."""
+
+
+def features(host: HostFacts) -> Iterator[Finding]:
+    cpu = host.cpu
+    has = [("AVX2", cpu.avx2), ("AVX-512", cpu.avx512), ("bf16", cpu.native_bf16)]
+    has.append(("AMX", cpu.amx))
+    present = ", ".join(name for name, there in has if there) or "none of AVX2, AVX-512, bf16, AMX"
+    missing = ", ".join(name for name, there in has if not there)
+    seen = f"{cpu.model}: {present}" + (f"; not {missing}" if missing and present[0] != "n" else "")
+    if not cpu.native_bf16:
+        seen += ". bf16 models compute in fp32"
+    yield ok(seen)
+
+
+def same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    models = dict.fromkeys(host.cpu.model for host in job.hosts)
+    if len(models) > 1:
+        yield (
+            job.everyone,
+            warn(
+                f"hosts have different CPUs: {', '.join(models)}",
+                "Keep all ranks that run the model on equal hosts.",
+            ),
+        )
+
+
+def governor(host: HostFacts) -> Iterator[Finding]:
+    policy = host.cpu.governor
+    if policy is None:
+        yield ok("policy not shown by the kernel")
+    elif policy in SAVING:
+        advice = "Set it to performance: cpupower frequency-set -g performance."
+        yield warn(f"policy {policy}: the clock falls whenever a core sleeps", advice)
+    else:
+        yield ok(f"policy {policy}")
+
+
+CHECKS = (
+    OfHost("CPU features", features),
+    OfJob("equal CPUs", same_cpu),
+    OfHost("CPU clock", governor),
+)

@@ -1,0 +1,53 @@
+"""File systems of the folders that a run would write to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfHost
+from dejavubench.doctor.facts.folders import DiskSpeed, FolderFacts
+from dejavubench.doctor.facts.job import HostFacts
+from dejavubench.doctor.findings import Finding, bad, ok, warn
+from dejavubench.machine.filesystem import durability_note
+from dejavubench.units import nbytes_text
+
+LEAST_FREE = 1 << 30
+SLOW_GB_S = 0.1
+SLOW_SYNC_MS = 10.0
+
+
+def file_systems(host: HostFacts) -> Iterator[Finding]:
+    for folder in host.folders:
+        yield _judged(folder)
+
+
+def _judged(folder: FolderFacts) -> Finding:
+    place = folder.place
+    kind = "unknown file system" if place is None else f"{place.type} from {place.source}"
+    seen = f"{folder.path} on {kind}: {nbytes_text(folder.free)} free"
+    if folder.problem is not None:
+        advice = "Choose another folder: --log-dir and --stream-dir of run, --dir of doctor."
+        return bad(f"{seen}; {folder.problem}", advice)
+    speed = folder.speed
+    if speed is not None:
+        seen += f"; {speed_text(speed)}"
+    weak = None if place is None else durability_note(place.type, "fdatasync")
+    if weak is not None:
+        return warn(f"{seen}. {weak[0].upper()}{weak[1:]}", "Use --stream-dir on a local disk.")
+    if folder.free < LEAST_FREE:
+        return warn(seen, "Free some space, or use --stream-dir on another disk.")
+    if speed is not None and (speed.write_gb_s < SLOW_GB_S or speed.sync_ms > SLOW_SYNC_MS):
+        advice = "A slow disk for streaming with fdatasync: use --stream-dir on a faster one."
+        return warn(seen, advice)
+    return ok(seen)
+
+
+def speed_text(speed: DiskSpeed) -> str:
+    """Return the numbers of a probe."""
+    return (
+        f"{speed.write_gb_s:.2f} GB/s in writes of {nbytes_text(speed.write_nbytes)} with "
+        f"fdatasync, {speed.sync_ms:.2f} ms for 4 KiB with fdatasync (p99 {speed.sync_p99_ms:.2f})"
+    )
+
+
+CHECKS = (OfHost("file system", file_systems),)

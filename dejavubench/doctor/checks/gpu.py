@@ -1,0 +1,162 @@
+"""GPUs: driver, torch, other users, links between GPUs, MPS."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfHost
+from dejavubench.doctor.facts.gpu import GPUFacts
+from dejavubench.doctor.facts.job import HostFacts
+from dejavubench.doctor.findings import Finding, bad, ok, warn
+from dejavubench.units import count_text, nbytes_text
+
+MUCH_USED = 2 << 30
+"""Bytes of GPU memory in use from which another program is likely to compute there."""
+
+MUCH_BUSY = 5
+"""Per cent of utilisation."""
+
+SLOWED = {
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+"""Reasons for a low clock that spoil numbers, by NVML's bits. An idle GPU has none of them."""
+
+
+def gpus(host: HostFacts) -> Iterator[Finding]:
+    facts = host.gpus
+    if facts.problem is not None:
+        yield bad(
+            facts.problem,
+            "Repair the driver (nvidia-smi must work), or measure with --device cpu.",
+        )
+    elif not facts.gpus:
+        yield ok("none: models run on the CPU")
+    else:
+        counts = Counter((gpu.name, gpu.nbytes) for gpu in facts.gpus)
+        listed = ", ".join(
+            f"{count} × {name}, {nbytes_text(nbytes)}" for (name, nbytes), count in counts.items()
+        )
+        ranks, own = len(host.ranks), len(facts.gpus)
+        yield ok(listed + (f"; {ranks} ranks share {own}" if ranks > own else ""))
+
+
+def driver(host: HostFacts) -> Iterator[Finding]:
+    facts = host.gpus
+    if not facts.gpus:
+        return
+    number = facts.driver or f"version unknown (nvidia-smi: {facts.smi or 'says nothing'})"
+    seen = f"{number}, for CUDA up to {facts.driver_cuda}"
+    if facts.torch_cuda is None:
+        yield warn(
+            f"{seen}; torch is built for CPUs, so GPUs are not used",
+            "Install a CUDA build of torch, or measure with --device cpu.",
+        )
+    elif _major(facts.torch_cuda) > _major(facts.driver_cuda):
+        yield bad(
+            f"{seen}; torch is built for CUDA {facts.torch_cuda}",
+            "Update the driver, or install a torch for an older CUDA.",
+        )
+    else:
+        yield ok(f"{seen}; torch is built for CUDA {facts.torch_cuda}")
+
+
+def _major(version: str) -> int:
+    number = version.partition(".")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def state(host: HostFacts) -> Iterator[Finding]:
+    """Other programs, low clocks and narrow PCIe links of each GPU."""
+    facts = host.gpus
+    if not facts.gpus:
+        return
+    if facts.smi is not None:
+        yield warn(f"not readable: {facts.smi}", "Install nvidia-smi, which reads clocks and use.")
+        return
+    problems = [text for number, gpu in enumerate(facts.gpus) for text in _problems(number, gpu)]
+    if problems:
+        advice = "End other programs on these GPUs, or let them cool; nvidia-smi -q says more."
+        yield warn("; ".join(problems), advice)
+    else:
+        used = max((gpu.used or 0) for gpu in facts.gpus)
+        yield ok(f"idle, at most {nbytes_text(used)} in use, no slowdown, full PCIe width")
+
+
+def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
+    name = f"GPU {number}"
+    if gpu.used is not None and gpu.used > MUCH_USED:
+        yield f"{name} has {nbytes_text(gpu.used)} in use"
+    if gpu.busy_percent is not None and gpu.busy_percent > MUCH_BUSY:
+        yield f"{name} is {gpu.busy_percent} % busy"
+    for bit, reason in SLOWED.items():
+        if gpu.throttle is not None and gpu.throttle & bit:
+            yield f"{name} is slowed: {reason}"
+    if gpu.pcie is not None and gpu.pcie[0] < gpu.pcie[1]:
+        yield f"{name} has {gpu.pcie[0]} of {gpu.pcie[1]} PCIe lanes"
+
+
+def nvlink(host: HostFacts) -> Iterator[Finding]:
+    facts = host.gpus
+    if len(facts.gpus) < 2:
+        if facts.gpus:
+            yield ok("one GPU, no link between GPUs")
+        return
+    if not facts.links:
+        yield ok(f"not readable: {facts.smi or 'nvidia-smi topo -m has no matrix'}")
+        return
+    by: dict[str, list[str]] = {}
+    for one, other, link in facts.links:
+        by.setdefault(link, []).append(f"{one}-{other}")
+    pairs = len(facts.links)
+    yield ok(
+        "; ".join(
+            f"{link}: {'all pairs' if len(at) == pairs else ' '.join(at)}"
+            for link, at in by.items()
+        )
+    )
+
+
+def peer_access(host: HostFacts) -> Iterator[Finding]:
+    facts, count = host.gpus, len(host.gpus.gpus)
+    if count < 2:
+        return
+    lacking = [
+        f"{one}-{other}"
+        for one in range(count)
+        for other in range(count)
+        if one < other and not {(one, other), (other, one)} <= facts.peers
+    ]
+    if lacking:
+        yield warn(
+            f"not between GPUs {' '.join(lacking)}: messages go through host memory",
+            "Choose connected GPUs with CUDA_VISIBLE_DEVICES; in virtual machines, look at ACS.",
+        )
+    else:
+        yield ok("between all pairs")
+
+
+def mps(host: HostFacts) -> Iterator[Finding]:
+    facts, ranks = host.gpus, len(host.ranks)
+    if not facts.gpus:
+        return
+    runs = "runs" if facts.mps else "does not run"
+    if ranks > len(facts.gpus) and not facts.mps:
+        sharing = f"{count_text(ranks, 'rank')} would take turns on {len(facts.gpus)}"
+        yield warn(f"{runs}: {sharing}", "Start it: nvidia-cuda-mps-control -d.")
+    else:
+        yield ok(runs)
+
+
+CHECKS = (
+    OfHost("GPUs", gpus),
+    OfHost("CUDA driver", driver),
+    OfHost("GPU state", state),
+    OfHost("GPU links", nvlink),
+    OfHost("peer access", peer_access),
+    OfHost("MPS", mps),
+)

@@ -1,0 +1,82 @@
+"""Libraries that move bytes: NCCL, NIXL, UCX; and the destinations that can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfHost, OfJob, OfRank
+from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
+from dejavubench.doctor.findings import Finding, ok, warn
+
+
+def nccl(host: HostFacts) -> Iterator[Finding]:
+    facts = host.gpus.nccl
+    if not host.gpus.gpus or facts is None:
+        yield ok("not needed without a GPU")
+        return
+    versions = ", ".join(f"{number} ({package})" for package, number in facts.versions)
+    if facts.problem is not None:
+        yield warn(
+            f"{versions + ': ' if versions else ''}cannot be used: {facts.problem}",
+            "Install cupy: pip install 'dejavubench[cuda]'. Other destinations do not need it.",
+        )
+        return
+    ways = []
+    if facts.between is not None:
+        ways.append(f"GPU 0 to GPU 1 by {facts.between}")
+    if facts.network is not None:
+        ways.append(f"between hosts by {facts.network}")
+    yield ok("; ".join((versions, *ways)))
+
+
+def nixl(host: HostFacts) -> Iterator[Finding]:
+    facts = host.nixl
+    if facts.version is None:
+        yield ok("not installed: pip install 'dejavubench[nixl]' adds this destination")
+    elif facts.problem is not None:
+        yield warn(
+            f"{facts.version} cannot be loaded: {facts.problem}",
+            "Install it anew: pip install 'dejavubench[nixl]'.",
+        )
+    elif not facts.backends:
+        yield warn(
+            f"{facts.version}: its agent has no backend; plug-ins {', '.join(facts.plugins)}",
+            "Set NIXL_PLUGIN_DIR to the folder that holds libplugin_UCX.so.",
+        )
+    else:
+        used, known = ", ".join(facts.backends), ", ".join(facts.plugins)
+        yield ok(f"{facts.version}: would use {used}; plug-ins {known}")
+
+
+def ucx(rank: RankFacts) -> Iterator[Finding]:
+    facts = rank.ucx
+    if facts.unread is not None:
+        yield ok(f"not read: {facts.unread}")
+    elif not facts.loaded:
+        yield ok("not used by this MPI library")
+    else:
+        ways = "; ".join(f"{kind}: {way}" for kind, way in facts.paths)
+        version = f"{facts.version}, loaded" if facts.version else "loaded"
+        yield ok(f"{version} by MPI; {ways or 'no connection to another rank'}")
+
+
+def ucx_tool(host: HostFacts) -> Iterator[Finding]:
+    yield ok("not found" if host.ucx_info is None else host.ucx_info)
+
+
+def destinations(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    if not job.missing:
+        return
+    can = [name for name, reason in job.missing.items() if reason is None]
+    cannot = [f"{name}: {reason}" for name, reason in job.missing.items() if reason is not None]
+    seen = f"can run here: {', '.join(can)}"
+    yield job.everyone, ok(seen + (f". Not {'; '.join(cannot)}" if cannot else ""))
+
+
+CHECKS = (
+    OfHost("NCCL", nccl),
+    OfHost("NIXL", nixl),
+    OfRank("UCX", ucx),
+    OfHost("ucx_info", ucx_tool),
+    OfJob("destinations", destinations),
+)

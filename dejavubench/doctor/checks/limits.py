@@ -1,0 +1,60 @@
+"""Limits of a rank's process (``ulimit``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfJob, OfRank
+from dejavubench.doctor.facts.job import Job, RankFacts
+from dejavubench.doctor.facts.limits import UNLIMITED
+from dejavubench.doctor.findings import Finding, bad, ok, warn
+from dejavubench.units import nbytes_text
+
+LEAST_FILES = 64
+"""Open files that a rank needs."""
+
+WANTED_FILES = 1024
+LEAST_PROCESSES = 512
+
+
+def open_files(rank: RankFacts) -> Iterator[Finding]:
+    now, most = rank.limits.files, rank.limits.files_most
+    seen = _number(now) if now == most else f"{_number(now)}, may be raised to {_number(most)}"
+    advice = f"Raise the hard limit: ulimit -Hn {WANTED_FILES}, or in limits.conf."
+    if most != UNLIMITED and most < LEAST_FILES:
+        yield bad(f"{seen}: a rank needs {LEAST_FILES}", advice)
+    elif most != UNLIMITED and most < WANTED_FILES:
+        yield warn(f"{seen}: few for many ranks or destinations", advice)
+    else:
+        yield ok(seen)
+
+
+def locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    rdma = {rank for host in job.hosts if host.network.infiniband for rank in host.ranks}
+    for each in job.ranks:
+        limit = each.limits.locked
+        seen = "unlimited" if limit == UNLIMITED else nbytes_text(limit)
+        if limit != UNLIMITED and each.rank in rdma:
+            advice = "Set ulimit -l unlimited (docker run --ulimit memlock=-1): RDMA locks memory."
+            yield (each.rank,), warn(seen, advice)
+        else:
+            yield (each.rank,), ok(seen)
+
+
+def processes(rank: RankFacts) -> Iterator[Finding]:
+    limit = rank.limits.processes
+    if limit != UNLIMITED and limit < LEAST_PROCESSES:
+        yield warn(f"{limit}: threads count as well", f"Set ulimit -u {LEAST_PROCESSES} or more.")
+    else:
+        yield ok(_number(limit))
+
+
+def _number(limit: int) -> str:
+    return "unlimited" if limit == UNLIMITED else str(limit)
+
+
+CHECKS = (
+    OfRank("open files", open_files),
+    OfJob("locked memory", locked_memory),
+    OfRank("processes", processes),
+)

@@ -1,0 +1,79 @@
+"""Links between ranks, as messages of MPI have found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfJob
+from dejavubench.doctor.facts.job import Job
+from dejavubench.doctor.findings import Finding, bad, ok, warn
+from dejavubench.doctor.links import Link
+from dejavubench.units import nbytes_text
+
+LATE_US = 50.0
+"""Latency within a host from which ranks do not run at the same time, or messages take sockets."""
+
+SLOW_GB_S = 1.0
+"""Bandwidth within a host from which the same holds."""
+
+SLOW_BETWEEN_GB_S = 0.12
+"""Bandwidth between hosts: that of 1 Gbit/s."""
+
+LATE_INFINIBAND_US = 20.0
+
+
+def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    adapters = {
+        host.host
+        for host in job.hosts
+        if any(port.state == "ACTIVE" for port in host.network.infiniband)
+    }
+    for link in job.links:
+        yield link.ranks, _judged(link, set(link.hosts) <= adapters)
+    left = job.pairs - len(job.links)
+    if left and job.links:
+        yield job.everyone, ok(f"{left} other pairs of ranks were not probed")
+
+
+def _judged(link: Link, infiniband: bool) -> Finding:
+    where = "same host" if link.same_host else f"{link.hosts[0]} to {link.hosts[1]}"
+    if link.problem is not None:
+        advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
+        return bad(f"{where}: {link.problem}", advice)
+    there, back = map(rate_text, link.gb_s)
+    seen = (
+        f"{where}: {latency_text(link.latency_us)}; {there} there, {back} back, in messages of "
+        f"{nbytes_text(link.nbytes)}"
+    )
+    if link.same_host and (link.latency_us > LATE_US or min(link.gb_s) < SLOW_GB_S):
+        return warn(
+            f"{seen}: slow for one host",
+            "Other programs or ranks may have the cores, or MPI takes sockets: see load, "
+            "cores, CMA and UCX above.",
+        )
+    if not link.same_host and infiniband and link.latency_us > LATE_INFINIBAND_US:
+        return warn(
+            f"{seen}: late for InfiniBand, so MPI may use another network",
+            "Choose the adapter: UCX_NET_DEVICES=mlx5_0:1, or your MPI's own option.",
+        )
+    if not link.same_host and min(link.gb_s) < SLOW_BETWEEN_GB_S:
+        return warn(
+            f"{seen}: no more than 1 Gbit/s",
+            "Choose a faster interface if there is one: UCX_NET_DEVICES.",
+        )
+    return ok(seen)
+
+
+def latency_text(microseconds: float) -> str:
+    """Return a latency with three digits: ``1.29 µs``, ``1.19 ms``."""
+    if microseconds < 1000:
+        return f"{microseconds:.3g} µs"
+    return f"{microseconds / 1000:.3g} ms"
+
+
+def rate_text(gb_s: float) -> str:
+    """Return a rate with three digits: ``1.07 GB/s``, ``51.1 MB/s``."""
+    return f"{gb_s:.3g} GB/s" if gb_s >= 1 else f"{1000 * gb_s:.3g} MB/s"
+
+
+CHECKS = (OfJob("link", links),)

@@ -1,0 +1,85 @@
+"""Memory: free, huge pages, shared memory, and reading another rank's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfHost, OfJob
+from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
+from dejavubench.doctor.findings import Finding, bad, ok, warn
+from dejavubench.units import nbytes_text
+
+LEAST_PER_RANK = 512 << 20
+"""Bytes that a rank takes before it has a model: Python, torch and MPI."""
+
+SMALL_PER_RANK = 2 << 30
+NCCL_SHM = 512 << 20
+"""Bytes of ``/dev/shm`` below which NCCL may fail: it takes tens of MiB per pair of GPUs there."""
+
+
+def memory(host: HostFacts) -> Iterator[Finding]:
+    facts, ranks = host.memory, len(host.ranks)
+    limit = ""
+    if facts.group_room is not None:
+        limit = f"; the control group leaves {nbytes_text(facts.group_room)}"
+    seen = f"{nbytes_text(facts.available)} available of {nbytes_text(facts.total)}{limit}"
+    advice = "Stop other programs, raise the container's memory limit, or start fewer ranks."
+    if facts.available < ranks * LEAST_PER_RANK:
+        yield bad(f"{seen}: too little to start {ranks} ranks", advice)
+    elif facts.available < ranks * SMALL_PER_RANK:
+        yield warn(f"{seen}: room for small models only", advice)
+    else:
+        yield ok(seen)
+
+
+def huge_pages(host: HostFacts) -> Iterator[Finding]:
+    policy = host.memory.huge_pages
+    if policy == "never":
+        yield warn(
+            "never: models and caches are read more slowly",
+            "As root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled.",
+        )
+    else:
+        yield ok("policy not shown by the kernel" if policy is None else policy)
+
+
+def shared_memory(host: HostFacts) -> Iterator[Finding]:
+    facts = host.memory
+    seen = f"{nbytes_text(facts.shm_free)} free of {nbytes_text(facts.shm_size)}"
+    advice = "Make it larger (docker run --shm-size=1g), or remove files of ended jobs in it."
+    if facts.shm_free < facts.shm_needed:
+        needed = nbytes_text(facts.shm_needed)
+        yield bad(f"{seen}: MPI may need {needed}, or ranks die of a bus error", advice)
+    elif host.gpus.gpus and facts.shm_free < NCCL_SHM:
+        yield warn(f"{seen}: NCCL may need more between GPUs without peer access", advice)
+    else:
+        yield ok(seen)
+
+
+def cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    scopes = {rank: host.memory.ptrace_scope for host in job.hosts for rank in host.ranks}
+    for each in job.ranks:
+        if each.rank in scopes:
+            yield (each.rank,), _cross_memory(each, scopes[each.rank])
+
+
+def _cross_memory(rank: RankFacts, scope: int | None) -> Finding:
+    yama = "no Yama in this kernel" if scope is None else f"Yama's ptrace_scope is {scope}"
+    if rank.crossmemory is None:
+        return ok(f"{yama}; not tried, for want of a second rank on this host")
+    _, problem = rank.crossmemory
+    if problem is None:
+        return ok(f"allowed: tried between ranks of this host; {yama}")
+    return warn(
+        f"not allowed: {problem}; {yama}. Messages within this host are copied twice",
+        "sysctl kernel.yama.ptrace_scope=0; in containers also --cap-add SYS_PTRACE and one "
+        "PID namespace.",
+    )
+
+
+CHECKS = (
+    OfHost("memory", memory),
+    OfHost("huge pages", huge_pages),
+    OfHost("/dev/shm", shared_memory),
+    OfJob("CMA", cross_memory),
+)

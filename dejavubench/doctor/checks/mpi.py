@@ -1,0 +1,122 @@
+"""MPI: library, launcher, thread level, hosts, and equal software on all ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfJob, OfRank
+from dejavubench.doctor.facts.job import Job, RankFacts
+from dejavubench.doctor.findings import Finding, bad, ok, ranks_text, warn
+from dejavubench.units import count_text
+
+THREAD_LEVELS = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
+"""Names by MPI's numbers, as mpi4py has them."""
+
+
+def library(rank: RankFacts) -> Iterator[Finding]:
+    mpi = rank.mpi
+    if mpi.problem is not None:
+        yield bad(mpi.problem, "Until then only destinations that need one rank can run.")
+    else:
+        yield ok(mpi.vendor + (f", device {mpi.device}" if mpi.device else ""))
+
+
+def launcher(rank: RankFacts) -> Iterator[Finding]:
+    mpi, by = rank.mpi, rank.mpi.launcher
+    if mpi.problem is not None:
+        return
+    if by is None:
+        yield ok("none: started alone, as one rank")
+        return
+    name = mpi.vendor.rpartition(" ")[0]
+    advice = f"Start the ranks with the mpirun of {mpi.vendor}, which mpi4py uses here."
+    if by.vendors and name not in by.vendors:
+        count = "" if mpi.started is None else f" It started {count_text(mpi.started, 'rank')}."
+        yield bad(
+            f"{by.name} does not belong to {mpi.vendor}: each rank ends at once, or is a world of "
+            f"its own.{count} MPI was not started",
+            advice,
+        )
+    elif mpi.started is not None and mpi.started > mpi.size:
+        yield bad(
+            f"{by.name} started {count_text(mpi.started, 'rank')}, but {mpi.vendor} knows "
+            f"{mpi.size}: each rank is a world of its own",
+            advice,
+        )
+    else:
+        yield ok(f"{by.name}: {count_text(mpi.size, 'rank')}")
+
+
+def thread_level(rank: RankFacts) -> Iterator[Finding]:
+    if rank.mpi.thread_level is None:
+        return
+    name = f"MPI_THREAD_{THREAD_LEVELS[rank.mpi.thread_level]}"
+    if name.endswith(THREAD_LEVELS[-1]):
+        yield ok(name)
+    else:
+        yield bad(
+            f"{name}: the helper thread may not call MPI beside the model",
+            "Unset MPI4PY_RC_THREAD_LEVEL, or use an MPI library with MPI_THREAD_MULTIPLE.",
+        )
+
+
+def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    if not job.ranks:
+        return
+    on: dict[str, list[int]] = defaultdict(list)
+    for each in job.ranks:
+        on[each.host].append(each.rank)
+    size = len(job.ranks)
+    where = ", ".join(
+        host if len(on) == 1 else f"{host} ({ranks_text(ranks, size + 1)})"
+        for host, ranks in on.items()
+    )
+    noun = "1 host" if len(on) == 1 else f"{len(on)} hosts"
+    seen = f"{count_text(size, 'rank')} on {noun}: {where}"
+    machines: dict[str, set[str]] = defaultdict(set)
+    for each in job.ranks:
+        machines[each.machine].add(each.host)
+    shared = [sorted(names) for names in machines.values() if len(names) > 1]
+    if shared:
+        names = " and ".join(shared[0])
+        yield (
+            job.everyone,
+            warn(
+                f"{seen}; {names} are one machine (containers, or emulated hosts)",
+                "They share cores, memory and disks. Do not read results as those of two machines.",
+            ),
+        )
+    else:
+        yield job.everyone, ok(seen)
+
+
+def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    if not job.ranks:
+        return
+    first = job.ranks[0].software.versions
+    for each in job.ranks:
+        versions = each.software.versions
+        missing = [name for name, version in versions.items() if version == "missing"]
+        other = [
+            f"{name} {version} (rank 0: {first.get(name)})"
+            for name, version in versions.items()
+            if version != first.get(name)
+        ]
+        if missing:
+            advice = "Install dejavubench with its dependencies in this environment."
+            yield (each.rank,), bad(f"missing: {', '.join(missing)}", advice)
+        elif other:
+            advice = "Use the same environment on all hosts."
+            yield (each.rank,), bad(", ".join(other), advice)
+        else:
+            yield (each.rank,), ok(", ".join(f"{name} {at}" for name, at in versions.items()))
+
+
+CHECKS = (
+    OfRank("MPI library", library),
+    OfRank("launcher", launcher),
+    OfRank("thread level", thread_level),
+    OfJob("ranks and hosts", hosts),
+    OfJob("software", software),
+)

@@ -1,0 +1,82 @@
+"""Network interfaces, InfiniBand and TCP ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.doctor.checks.check import OfHost, OfJob
+from dejavubench.doctor.facts.job import HostFacts, Job
+from dejavubench.doctor.facts.network import Interface
+from dejavubench.doctor.findings import Finding, ok, warn
+
+MOST_SHOWN = 4
+
+
+def interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    for host in job.hosts:
+        usable = [each for each in host.network.interfaces if each.address]
+        shown = "; ".join(map(_text, usable[:MOST_SHOWN]))
+        more = len(usable) - MOST_SHOWN
+        if usable:
+            yield host.ranks, ok(shown + (f"; and {more} more" if more > 0 else ""))
+        elif len(job.hosts) > 1:
+            advice = "Bring an interface up: ranks of other hosts cannot reach this one."
+            yield host.ranks, warn("none with an IPv4 address is up", advice)
+        else:
+            yield host.ranks, ok("none up; not needed on one host")
+
+
+def _text(each: Interface) -> str:
+    speed = "speed not shown" if each.mbit_s is None else f"{each.mbit_s / 1000:g} Gbit/s"
+    return f"{each.name} {each.address}, {speed}, MTU {each.mtu}"
+
+
+def infiniband(host: HostFacts) -> Iterator[Finding]:
+    ports = host.network.infiniband
+    if not ports:
+        yield ok("none")
+        return
+    seen = "; ".join(f"{port.name}: {port.state}, {port.rate}" for port in ports)
+    if any(port.state == "ACTIVE" for port in ports):
+        yield ok(seen)
+    else:
+        yield warn(seen, "No port is active: look at cables, and at the subnet manager.")
+
+
+def port(host: HostFacts) -> Iterator[Finding]:
+    found = host.port
+    if found.problem is not None:
+        yield warn(
+            f"{found.wanted}: {found.problem}", "Choose another port: dejavubench sink --listen."
+        )
+    elif found.taken:
+        yield ok(f"{found.wanted} is in use, by a sink or another program")
+    else:
+        yield ok(f"{found.wanted} is free, for dejavubench sink")
+
+
+def reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    for each in job.ports:
+        if each.problem is None:
+            other = "" if each.port == each.wanted else f", tried as {each.wanted} is in use there"
+            yield (
+                each.ranks,
+                ok(f"{each.hosts[0]} reaches port {each.port} of {each.hosts[1]}{other}"),
+            )
+        else:
+            yield (
+                each.ranks,
+                warn(
+                    f"{each.hosts[0]} cannot reach port {each.port} of {each.hosts[1]}: "
+                    f"{each.problem}",
+                    "Open the port in the firewall of both hosts, or choose another one for tcp.",
+                ),
+            )
+
+
+CHECKS = (
+    OfJob("interfaces", interfaces),
+    OfHost("InfiniBand", infiniband),
+    OfHost("TCP port", port),
+    OfJob("TCP port", reachable),
+)

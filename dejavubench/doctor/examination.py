@@ -1,0 +1,213 @@
+"""The examination: every rank reads its facts, hosts and links are probed, rank 0 has it all."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dejavubench.bench.watchdog import heartbeat
+from dejavubench.bench.watchdog.joining import import_mpi
+from dejavubench.config.experiment import Experiment
+from dejavubench.doctor.facts.cpu import load_facts
+from dejavubench.doctor.facts.crossmemory import Readable, read_problem, shown
+from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
+from dejavubench.doctor.facts.limits import core_facts, limit_facts
+from dejavubench.doctor.facts.mpi import (
+    MPIFacts,
+    boot_id,
+    foreign_launcher,
+    mpi_facts,
+    software_facts,
+    without_mpi,
+)
+from dejavubench.doctor.facts.ucx import UCXFacts, UCXLog
+from dejavubench.doctor.hostprobes import host_facts, probe_folders, probe_ports
+from dejavubench.doctor.links import Link, LinkProbe, pairs
+from dejavubench.doctor.together import MissingRanksError, Together
+from dejavubench.errors import UsageError
+from dejavubench.machine.launcher import launched_rank
+from dejavubench.machine.sharedmemory import say_shortage
+from dejavubench.transports.registry import transports
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+START_S = 60.0
+"""Seconds for all ranks to start, as for a run."""
+
+STEP_S = 30.0
+"""Seconds in which all ranks must come to the next step."""
+
+LONGEST_S = 120.0
+"""Seconds after which a rank ends itself, whatever it waits for."""
+
+LOAD_S = 1.0
+LINKS_S = 6.0
+"""Seconds for all links together. Links that are left then are not probed."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The subjects that the user chooses.
+
+    Attributes:
+        folders: folders that a run would write to.
+        port: TCP port that a sink would listen on.
+    """
+
+    folders: Sequence[Path]
+    port: int
+
+
+@dataclass(frozen=True)
+class RankPart:
+    """All that one rank has found."""
+
+    rank: RankFacts
+    host: HostFacts | None
+    ports: tuple[PortCheck, ...]
+    links: tuple[Link, ...]
+
+
+def examine(wanted: Wanted) -> Job | None:
+    """Examine this job. Return everything on rank 0, None on other ranks. Collective.
+
+    Under the launcher of another MPI each rank is alone: then rank 0, by the launcher's number,
+    has it all.
+
+    Raises:
+        MissingRanksError: on other ranks than 0, where rank 0 does not answer.
+    """
+    say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
+    log, own = UCXLog(), heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
+    alone = foreign_launcher()
+    if alone is None:
+        try:
+            import_mpi(own, START_S)
+        except UsageError as error:
+            alone = without_mpi(str(error))
+    log.hold()
+    own.give_up_at(time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks")
+    try:
+        return _examine(wanted, log, alone)
+    finally:
+        own.give_up_at(None)
+
+
+def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
+    """Examine, without MPI if ``alone`` says why it does not run."""
+    comm, facts = None, alone
+    if facts is None:
+        from mpi4py import MPI
+
+        # Communicators of their own: no message of a step meets one of another.
+        comm, facts = MPI.COMM_WORLD.Dup(), mpi_facts()
+    together = Together(comm, STEP_S)
+    if together.size == 1 and launched_rank():
+        return None
+    known = Job()
+    try:
+        own = _own_facts(together, facts)
+        told = together.share((own, shown()), "start")
+        ranks = [each for each, _ in told]
+        known = Job(tuple(ranks))
+        host, ports = _probe_host(together, ranks, wanted)
+        own = replace(own, crossmemory=_read_next(own, ranks, [place for _, place in told]))
+        links = _probe_links(together, comm, [each.host for each in ranks])
+        said = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
+        part = RankPart(replace(own, ucx=said), host, tuple(ports), tuple(links))
+        parts = together.gather(part, "the end")
+    except MissingRanksError as error:
+        if together.rank:
+            raise
+        return replace(known, problem=str(error))
+    return None if parts is None else _whole(parts)
+
+
+def _own_facts(together: Together, facts: MPIFacts) -> RankFacts:
+    return RankFacts(
+        together.rank,
+        socket.gethostname(),
+        boot_id(),
+        facts,
+        software_facts(),
+        core_facts(),
+        limit_facts(),
+        UCXFacts(False, unread="the examination ended early"),
+    )
+
+
+def _probe_host(
+    together: Together, ranks: Sequence[RankFacts], wanted: Wanted
+) -> tuple[HostFacts | None, list[PortCheck]]:
+    """Probe this host, on the first of its ranks. The other ranks sleep meanwhile."""
+    own = ranks[together.rank]
+    here = [each.rank for each in ranks if each.host == own.host]
+    load = load_facts(LOAD_S)  # on every rank, so that all sleep
+    folders = probe_folders(together, ranks, wanted.folders)
+    listening, network, ports = probe_ports(together, ranks, wanted.port)
+    if own.rank != here[0]:
+        together.meet("probes of hosts")
+        return None, ports
+    found = host_facts(own.host, here, load, folders, network, listening)
+    together.meet("probes of hosts")
+    return found, ports
+
+
+def _read_next(
+    own: RankFacts, ranks: Sequence[RankFacts], places: Sequence[Readable]
+) -> tuple[int, str | None] | None:
+    """Read the memory of the next rank of this host."""
+    here = [each.rank for each in ranks if each.host == own.host]
+    after = here[(here.index(own.rank) + 1) % len(here)]
+    return None if after == own.rank else (after, read_problem(places[after]))
+
+
+def _probe_links(
+    together: Together, comm: MPI.Intracomm | None, hosts: Sequence[str]
+) -> list[Link]:
+    """Probe the links one after the other. Ranks that have no part in one sleep meanwhile."""
+    found: list[Link] = []
+    if comm is None or comm.size == 1:
+        return found
+    probe, end = LinkProbe(comm.Dup()), time.monotonic() + LINKS_S
+    for pair in pairs(hosts):
+        # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
+        goes_on = time.monotonic() < end and not any(link.problem for link in found)
+        if not all(together.share(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
+            break
+        if together.rank in pair:
+            link = probe.measure(pair, (hosts[pair[0]], hosts[pair[1]]))
+            found += [] if link is None else [link]
+    return found
+
+
+def _whole(parts: Sequence[RankPart]) -> Job:
+    """Put the parts of all ranks together, on rank 0."""
+    hosts = tuple(part.host for part in parts if part.host is not None)
+    return Job(
+        tuple(part.rank for part in parts),
+        hosts,
+        tuple(sorted((link for part in parts for link in part.links), key=lambda at: at.ranks)),
+        tuple(port for part in parts for port in part.ports),
+        missing_destinations(len(parts), bool(hosts[0].gpus.gpus)),
+    )
+
+
+def missing_destinations(ranks: int, on_gpu: bool) -> dict[str, str | None]:
+    """Return why each destination cannot run with these ranks, as its transport says."""
+    options = Experiment(device="cuda" if on_gpu else "cpu")
+    found: dict[str, str | None] = {}
+    for each in transports():
+        missing = each.missing(options)
+        reason = None if missing is None else missing.reason
+        if reason is None and each.entry.remote and ranks < 2:
+            reason = "needs 2 ranks"
+        found[each.name] = reason
+    return found

@@ -1,0 +1,1 @@
+"""Readers of facts: each file reads one subject and judges nothing."""

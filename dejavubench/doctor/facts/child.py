@@ -1,0 +1,69 @@
+"""Probes in a process of their own, which can be given up: a rank that waits cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dejavubench
+
+ROOT = Path(dejavubench.__file__).resolve().parents[1]
+
+KILLED_S = 0.5
+"""Seconds for a killed process to end. One that waits for a device may stay for ever."""
+
+
+class ProbeError(Exception):
+    """A probe gave no answer. The message is one line."""
+
+
+def probe(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
+    """Run a module of this package in a process of its own and return the JSON that it prints.
+
+    Raises:
+        ProbeError: it failed, or gave no answer within ``timeout`` seconds.
+    """
+    text = output_of([sys.executable, "-m", module, *arguments], timeout)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise ProbeError(f"{module} printed no JSON") from None
+    assert isinstance(found, dict)
+    return found
+
+
+def output_of(command: Sequence[str], timeout: float) -> str:
+    """Return the standard output of a command.
+
+    Raises:
+        ProbeError: the program is missing, failed, or did not end within ``timeout`` seconds.
+    """
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except OSError as error:
+        reason = "not found" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ProbeError(f"{command[0]}: {reason}") from None
+    try:
+        printed, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILLED_S)
+        raise ProbeError(f"no answer within {timeout:g} s") from None
+    if process.returncode:
+        lines = errors.decode(errors="replace").strip().splitlines() or ["without a message"]
+        raise ProbeError(f"ended with status {process.returncode}: {lines[-1][:200]}")
+    return printed.decode(errors="replace")

@@ -1,0 +1,79 @@
+"""Folders that a run would write to: their file systems, and a probe of each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dejavubench.doctor.facts.child import ProbeError, probe
+from dejavubench.machine.filesystem import Place, place_of
+
+PROBE = "dejavubench.doctor.facts.diskprobe"
+PROBE_S = 2.0
+TIMEOUT = 6.0
+"""Seconds after which the file system is said not to answer."""
+
+
+@dataclass(frozen=True)
+class DiskSpeed:
+    """Speed of durable writes: each write is followed by fdatasync.
+
+    Attributes:
+        write_gb_s: GB/s of large writes.
+        write_nbytes: bytes of one of them.
+        sync_ms, sync_p99_ms: median and 99th percentile of a 4 KiB write.
+        syncs: number of 4 KiB writes.
+    """
+
+    write_gb_s: float
+    write_nbytes: int
+    sync_ms: float
+    sync_p99_ms: float
+    syncs: int
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """One folder.
+
+    Attributes:
+        path: the folder, or the nearest one above that exists.
+        free: free bytes.
+        device: identifies the file system on its host.
+        speed: None if it was not probed on this host, or could not be.
+        problem: why it could not be probed.
+    """
+
+    path: str
+    place: Place | None
+    free: int
+    device: str
+    speed: DiskSpeed | None = None
+    problem: str | None = None
+
+
+def folder_facts(path: Path) -> FolderFacts:
+    """Find a folder's file system. Nothing is written."""
+    here = path.absolute()
+    while not here.is_dir() and here != here.parent:
+        here = here.parent
+    room = os.statvfs(here)
+    found = os.stat(here).st_dev
+    return FolderFacts(
+        str(here),
+        place_of(here),
+        room.f_bavail * room.f_frsize,
+        f"{os.major(found)}:{os.minor(found)}",
+    )
+
+
+def probed(folder: FolderFacts, seconds: float = PROBE_S, timeout: float = TIMEOUT) -> FolderFacts:
+    """Return the folder with its speed, or with the reason why it has none."""
+    try:
+        found = probe(PROBE, folder.path, str(seconds), timeout=timeout)
+    except ProbeError as error:
+        return replace(folder, problem=str(error))
+    if "problem" in found:
+        return replace(folder, problem=str(found["problem"]))
+    return replace(folder, speed=DiskSpeed(**found))

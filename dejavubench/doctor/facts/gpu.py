@@ -1,0 +1,236 @@
+"""GPUs of a host, and what NCCL and NIXL find there. Probes in processes of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dejavubench.doctor.facts.child import ProbeError, output_of, probe
+from dejavubench.parallel.mps import mps_running
+
+GPU_PROBE = "dejavubench.doctor.facts.gpuprobe"
+NCCL_PROBE = "dejavubench.doctor.facts.ncclprobe"
+NIXL_PROBE = "dejavubench.doctor.facts.nixlprobe"
+
+TIMEOUT = 15.0
+TOOL_S = 5.0
+
+QUERY = (
+    *("uuid", "driver_version", "memory.used", "utilization.gpu"),
+    *("clocks_event_reasons.active", "pcie.link.width.current", "pcie.link.width.max"),
+)
+"""Fields that ``nvidia-smi`` is asked for."""
+
+OLDER = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
+"""Names of fields in drivers before 535."""
+
+
+@dataclass(frozen=True)
+class GPUFacts:
+    """One GPU.
+
+    Attributes:
+        used: bytes of its memory in use; None if ``nvidia-smi`` does not say, as below.
+        busy_percent: its utilisation.
+        throttle: the mask of reasons for a low clock.
+        pcie: width of its PCIe link now, and at most.
+    """
+
+    name: str
+    nbytes: int
+    uuid: str
+    used: int | None = None
+    busy_percent: int | None = None
+    throttle: int | None = None
+    pcie: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class NCCLFacts:
+    """NCCL in a process of its own.
+
+    Attributes:
+        versions: versions of NCCL by the package that brings it: ``torch`` and ``cupy``.
+        between: how the first two GPUs exchanged a message, in NCCL's words, such as
+            ``P2P/CUMEM``; None with one GPU.
+        network: what NCCL would use between hosts, in its words, such as ``Socket eth0``.
+        problem: why it could not be used.
+    """
+
+    versions: tuple[tuple[str, str], ...] = ()
+    between: str | None = None
+    network: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class NIXLFacts:
+    """NIXL, if it is installed.
+
+    Attributes:
+        version: None if it is not installed.
+        plugins: its plug-ins.
+        backends: the ones that an agent uses by default.
+        problem: why it could not be loaded.
+    """
+
+    version: str | None = None
+    plugins: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class GPUHostFacts:
+    """GPUs of a host.
+
+    Attributes:
+        driver: its version by ``nvidia-smi``; empty without a GPU, or if that tool is missing.
+        driver_cuda: highest version of CUDA that the driver supports.
+        torch_cuda: version of CUDA that torch was built for; None: torch is built for CPUs.
+        peers: pairs of GPUs that can read each other's memory, by their numbers.
+        links: the connection of each pair by ``nvidia-smi topo -m``, such as ``NV18``; empty if
+            it does not say.
+        smi: why ``nvidia-smi`` said nothing.
+        mps: CUDA's Multi-Process Service runs.
+        problem: why the driver could not be asked.
+    """
+
+    gpus: tuple[GPUFacts, ...] = ()
+    driver: str = ""
+    driver_cuda: str = ""
+    torch_cuda: str | None = None
+    peers: frozenset[tuple[int, int]] = frozenset()
+    links: tuple[tuple[int, int, str], ...] = ()
+    smi: str | None = None
+    mps: bool = False
+    problem: str | None = None
+    nccl: NCCLFacts | None = None
+
+
+def gpu_facts() -> GPUHostFacts:
+    """Ask the driver and the tools of this host. Nothing is asked where there is no driver."""
+    try:
+        found = probe(GPU_PROBE, timeout=TIMEOUT)
+    except ProbeError as error:
+        return GPUHostFacts(problem=str(error))
+    if "problem" in found:
+        return GPUHostFacts(problem=found["problem"])
+    gpus = tuple(GPUFacts(**each) for each in found["devices"])
+    if not gpus:
+        return GPUHostFacts()
+    told: dict[str, Any] = {}
+    try:
+        gpus, told["driver"] = with_smi(gpus, _smi())
+        told["links"] = matrix(output_of(["nvidia-smi", "topo", "-m"], TOOL_S))
+    except ProbeError as error:
+        told["smi"] = str(error)
+    return GPUHostFacts(
+        gpus,
+        driver_cuda=found["driver_cuda"],
+        torch_cuda=found["torch_cuda"],
+        peers=frozenset((one, other) for one, other in found["peers"]),
+        mps=mps_running(TOOL_S),
+        nccl=nccl_facts(len(gpus)),
+        **told,
+    )
+
+
+def _smi() -> str:
+    """Ask ``nvidia-smi`` for :data:`QUERY`, in the words that its version understands."""
+    try:
+        return output_of(_query(QUERY), TOOL_S)
+    except ProbeError:
+        return output_of(_query([OLDER.get(name, name) for name in QUERY]), TOOL_S)
+
+
+def _query(fields: Sequence[str]) -> list[str]:
+    return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+
+
+def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...], str]:
+    """Return the GPUs with what ``nvidia-smi`` says of each, and the driver's version."""
+    told = {}
+    for line in text.splitlines():
+        values = [value.strip() for value in line.split(",")]
+        if len(values) == len(QUERY):
+            told[values[0]] = values
+    found = []
+    for gpu in gpus:
+        _, _, used, busy, mask, width, most = told.get(gpu.uuid, [""] * len(QUERY))
+        lanes = (_number(width), _number(most))
+        found.append(
+            replace(
+                gpu,
+                used=None if (mib := _number(used)) is None else mib << 20,
+                busy_percent=_number(busy),
+                throttle=int(mask, 16) if re.fullmatch("0x[0-9A-Fa-f]+", mask) else None,
+                pcie=None if lanes[0] is None or lanes[1] is None else (lanes[0], lanes[1]),
+            )
+        )
+    drivers = {values[1] for values in told.values()}
+    return tuple(found), ", ".join(sorted(drivers))
+
+
+def matrix(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Return the connection of each pair of GPUs from the table of ``nvidia-smi topo -m``."""
+    # The heading may be underlined by an escape sequence.
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).split() for line in text.splitlines()]
+    heading = next((line for line in lines if line[:1] == ["GPU0"]), [])
+    columns = [name for name in heading if re.fullmatch(r"GPU\d+", name)]
+    found = []
+    for line in lines:
+        if line and re.fullmatch(r"GPU\d+", line[0]) and line != heading:
+            one = int(line[0][3:])
+            for name, link in zip(columns, line[1:], strict=False):
+                if one < int(name[3:]):
+                    found.append((one, int(name[3:]), link))
+    return tuple(found)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
+
+
+def nccl_facts(gpus: int) -> NCCLFacts:
+    """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
+    try:
+        found = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=TIMEOUT)
+    except ProbeError as error:
+        return NCCLFacts(problem=str(error))
+    return NCCLFacts(
+        tuple(sorted(found["versions"].items())),
+        found["between"],
+        found["network"],
+        found["problem"],
+    )
+
+
+def nixl_facts() -> NIXLFacts:
+    """Let NIXL make an agent in a process of its own."""
+    if find_spec("nixl") is None:
+        return NIXLFacts()
+    try:
+        known = version("nixl")
+    except PackageNotFoundError:
+        known = "of unknown version"
+    try:
+        found = probe(NIXL_PROBE, timeout=TIMEOUT)
+    except ProbeError as error:
+        return NIXLFacts(known, problem=str(error))
+    return NIXLFacts(known, tuple(found["plugins"]), tuple(found["backends"]))
+
+
+def ucx_info(folder: Path | None = None) -> str | None:
+    """Return the first line of ``ucx_info -v``; None if the program is missing or fails."""
+    program = "ucx_info" if folder is None else str(folder / "ucx_info")
+    try:
+        lines = output_of([program, "-v"], TOOL_S).splitlines()
+    except ProbeError:
+        return None
+    return lines[0].lstrip("# ") if lines else None

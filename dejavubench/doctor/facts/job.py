@@ -1,0 +1,98 @@
+"""All facts of a job: of each rank, of each host, and of what lies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dejavubench.doctor.facts.cpu import CPUFacts, LoadFacts
+from dejavubench.doctor.facts.folders import FolderFacts
+from dejavubench.doctor.facts.gpu import GPUHostFacts, NIXLFacts
+from dejavubench.doctor.facts.limits import CoreFacts, LimitFacts
+from dejavubench.doctor.facts.memory import MemoryFacts
+from dejavubench.doctor.facts.mpi import MPIFacts, SoftwareFacts
+from dejavubench.doctor.facts.network import Listening, NetworkFacts
+from dejavubench.doctor.facts.ucx import UCXFacts
+from dejavubench.doctor.links import Link
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """One rank.
+
+    Attributes:
+        host: the name of its host.
+        machine: identifies the running kernel, which containers of one machine share.
+        crossmemory: rank of this host whose memory this one has tried to read, and why it could
+            not, or None; None if it is the only rank of its host.
+    """
+
+    rank: int
+    host: str
+    machine: str
+    mpi: MPIFacts
+    software: SoftwareFacts
+    cores: CoreFacts
+    limits: LimitFacts
+    ucx: UCXFacts
+    crossmemory: tuple[int, str | None] | None = None
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """One host, as the first of its ranks sees it."""
+
+    host: str
+    ranks: tuple[int, ...]
+    cpu: CPUFacts
+    load: LoadFacts
+    memory: MemoryFacts
+    folders: tuple[FolderFacts, ...]
+    network: NetworkFacts
+    port: Listening
+    gpus: GPUHostFacts
+    nixl: NIXLFacts
+    ucx_info: str | None = None
+
+
+@dataclass(frozen=True)
+class PortCheck:
+    """A connection from one host to a port of another one.
+
+    Attributes:
+        ranks: the rank that connected, and the one that listened.
+        wanted: the port that a sink would use; ``port`` is another one if it is taken.
+        problem: why it could not connect.
+    """
+
+    ranks: tuple[int, int]
+    hosts: tuple[str, str]
+    wanted: int
+    port: int
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the checks judge.
+
+    Attributes:
+        links: the links that were probed; ``pairs`` is the number of all pairs of ranks.
+        missing: why each destination cannot run here, by its name; None if it can.
+        problem: why the examination ended early.
+    """
+
+    ranks: tuple[RankFacts, ...] = ()
+    hosts: tuple[HostFacts, ...] = ()
+    links: tuple[Link, ...] = ()
+    ports: tuple[PortCheck, ...] = ()
+    missing: Mapping[str, str | None] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def everyone(self) -> tuple[int, ...]:
+        return tuple(each.rank for each in self.ranks)
+
+    @property
+    def pairs(self) -> int:
+        return len(self.ranks) * (len(self.ranks) - 1) // 2

@@ -1,0 +1,69 @@
+"""Cores, CPU time and other limits of one rank."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+
+from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
+
+UNLIMITED = -1
+
+
+@dataclass(frozen=True)
+class CoreFacts:
+    """Cores that a rank may run on.
+
+    Attributes:
+        granted: numbers of the cores.
+        machine: number of cores of the host.
+        quota: CPU time that the control group allows; None without a limit.
+        throttling: how often the group had to wait so far; None if the kernel counts nothing.
+    """
+
+    granted: tuple[int, ...]
+    machine: int
+    quota: Quota | None
+    throttling: Throttling | None
+
+
+@dataclass(frozen=True)
+class LimitFacts:
+    """Limits of a process (``ulimit``), each −1 if unlimited.
+
+    Attributes:
+        files: open files now; files_most: open files that it may raise this limit to.
+        locked: bytes of memory that it may lock.
+        processes: processes and threads of this user.
+    """
+
+    files: int
+    files_most: int
+    locked: int
+    processes: int
+
+
+def core_facts() -> CoreFacts:
+    """Read the cores and CPU time granted to this process."""
+    return CoreFacts(
+        granted=tuple(sorted(os.sched_getaffinity(0))),
+        machine=os.cpu_count() or 1,
+        quota=cpu_quota(),
+        throttling=cpu_throttling(),
+    )
+
+
+def limit_facts() -> LimitFacts:
+    """Read the limits of this process."""
+
+    def limit(kind: int, number: int = 0) -> int:
+        found = resource.getrlimit(kind)[number]
+        return UNLIMITED if found == resource.RLIM_INFINITY else found
+
+    return LimitFacts(
+        files=limit(resource.RLIMIT_NOFILE),
+        files_most=limit(resource.RLIMIT_NOFILE, 1),
+        locked=limit(resource.RLIMIT_MEMLOCK),
+        processes=limit(resource.RLIMIT_NPROC),
+    )

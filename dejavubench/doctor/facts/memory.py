@@ -1,0 +1,83 @@
+"""Memory of a host: what is free, what is limited, and what processes may share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dejavubench.machine.cgroups import memory_room
+from dejavubench.machine.memory import available_nbytes
+from dejavubench.machine.sharedmemory import FOLDER, free_and_needed
+
+ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """Memory of a host, in bytes.
+
+    Attributes:
+        available: bytes that this process may still allocate.
+        total: memory of the host.
+        group_room: bytes left in the tightest control group; None without a limit.
+        huge_pages: the kernel's policy, such as ``madvise``; None if it has none.
+        shm_size, shm_free: size and free bytes of ``/dev/shm``.
+        shm_needed: bytes that MPI may need there for the ranks of this host.
+        ptrace_scope: Yama's setting; None if the kernel has no Yama.
+    """
+
+    available: int
+    total: int
+    group_room: int | None
+    huge_pages: str | None
+    shm_size: int
+    shm_free: int
+    shm_needed: int
+    ptrace_scope: int | None
+
+
+def memory_facts(
+    environment: Mapping[str, str] = os.environ, root: Path = ROOT, shared: Path = FOLDER
+) -> MemoryFacts:
+    """Read the memory of this host."""
+    free, needed = free_and_needed(environment, shared)
+    try:
+        room = os.statvfs(shared)
+        size = room.f_blocks * room.f_frsize
+    except OSError:
+        size = 0
+    scope = _text(root / "proc/sys/kernel/yama/ptrace_scope")
+    total, rooms = _total(root), memory_room(root)
+    return MemoryFacts(
+        available=available_nbytes(root),
+        total=total,
+        # Version 1 of control groups writes a number of exabytes where there is no limit.
+        group_room=min((room for room in rooms if room < total), default=None),
+        huge_pages=_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
+        shm_size=size,
+        shm_free=int(free),
+        shm_needed=int(needed),
+        ptrace_scope=int(scope) if scope is not None and scope.isdecimal() else None,
+    )
+
+
+def _total(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemTotal")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _chosen(policies: str | None) -> str | None:
+    """Return the policy in brackets, as in ``always [madvise] never``."""
+    before, _, rest = (policies or "").partition("[")
+    return rest.partition("]")[0] or before.strip() or None

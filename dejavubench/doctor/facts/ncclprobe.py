@@ -1,0 +1,91 @@
+"""``python -m dejavubench.doctor.facts.ncclprobe GPUS``: how NCCL connects GPUs, as JSON.
+
+NCCL writes the ways that it chooses to its log, at the level INFO. The probe sends a message
+between the first GPUs of this host and reads that log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+LOG = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,P2P,SHM"}
+
+_BETWEEN = re.compile(r"\[\d+\] -> \d+\[\d+\](?: \[\w+\])? via (\S+)")
+_NETWORK = re.compile(r"NET/(IB|Socket) : Using (.*)|Using network (\S+)")
+
+
+def between(lines: Iterable[str]) -> str | None:
+    """Return how NCCL connected two GPUs, such as ``P2P/CUMEM``; None if it connected none."""
+    found = (_BETWEEN.search(line) for line in lines)
+    return next((each[1].removesuffix("/read") for each in found if each is not None), None)
+
+
+def network(lines: Iterable[str]) -> str | None:
+    """Return what NCCL would use between hosts, with its devices; None if it does not say."""
+    named, chosen = dict[str, str](), None
+    for line in lines:
+        found = _NETWORK.search(line)
+        if found is None:
+            continue
+        if found[1]:
+            devices = re.findall(r"\[\d+\]([\w.\-:]+)", found[2])
+            named[found[1]] = " ".join(device.partition(":")[0] for device in devices)
+        else:
+            chosen = found[3]
+    if chosen is None:
+        chosen = next(iter(named), None)
+    return chosen if chosen is None else " ".join((chosen, named.get(chosen, ""))).strip()
+
+
+def facts(gpus: int) -> dict[str, Any]:
+    """Send a message between GPU 0 and GPU 1; with one GPU only start NCCL."""
+    import torch
+
+    found: dict[str, Any] = dict.fromkeys(("between", "network", "problem"))
+    nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
+    found["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
+    with tempfile.NamedTemporaryFile("r", prefix="dejavubench-doctor-", errors="replace") as log:
+        os.environ.update(LOG, NCCL_DEBUG_FILE=log.name)
+        try:
+            found["versions"]["cupy"] = _connect(gpus)
+        except Exception as error:  # noqa: BLE001 - whatever cupy, CUDA or NCCL have to say
+            found["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        lines = log.read().splitlines()
+    return {**found, "between": between(lines), "network": network(lines)}
+
+
+def _connect(gpus: int) -> str:
+    """Return cupy's version of NCCL, after a message between the GPUs."""
+    import cupy
+    from cupy.cuda import nccl
+
+    number = int(nccl.get_version())
+    comms = nccl.NcclCommunicator.initAll(list(range(gpus)))
+    if gpus > 1:
+        buffers = []
+        for device in range(2):
+            with cupy.cuda.Device(device):
+                buffers.append(cupy.zeros(1 << 20, dtype=cupy.uint8))
+        nccl.groupStart()
+        for device, call in ((0, comms[0].send), (1, comms[1].recv)):
+            with cupy.cuda.Device(device):
+                data = buffers[device]
+                call(data.data.ptr, data.size, nccl.NCCL_UINT8, 1 - device, 0)
+        nccl.groupEnd()
+        for device in range(2):
+            cupy.cuda.Device(device).synchronize()
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+if __name__ == "__main__":
+    # NCCL may print its version on stdout, which holds the JSON alone.
+    printed = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps(facts(int(sys.argv[1]))), file=printed, flush=True)
+    os._exit(0)

@@ -1,0 +1,161 @@
+"""Network interfaces, InfiniBand ports and TCP ports of a host."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+SIOCGIFADDR = 0x8915
+"""Request for an interface's IPv4 address: netdevice(7)."""
+
+CONNECT_S = 2.0
+"""Seconds after which a port is said not to be reachable."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface that is up.
+
+    Attributes:
+        address: its IPv4 address; empty without one.
+        mbit_s: its speed; None if the driver does not say, as with virtual interfaces.
+        mtu: bytes of its largest packet.
+    """
+
+    name: str
+    address: str
+    mbit_s: int | None
+    mtu: int
+
+
+@dataclass(frozen=True)
+class InfiniBandPort:
+    """A port of an InfiniBand or RoCE adapter, with the kernel's words for state and rate."""
+
+    name: str
+    state: str
+    rate: str
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Interfaces and ports of a host. The loopback interface is left out."""
+
+    interfaces: tuple[Interface, ...]
+    infiniband: tuple[InfiniBandPort, ...]
+
+
+def network_facts(root: Path = ROOT) -> NetworkFacts:
+    """Read the interfaces and InfiniBand ports from ``/sys/class``."""
+    folders = sorted((root / "sys/class/net").glob("*/operstate"))
+    interfaces = tuple(
+        _interface(file.parent)
+        for file in folders
+        if file.parent.name != "lo" and file.read_text().strip() in ("up", "unknown")
+    )
+    ports = sorted((root / "sys/class/infiniband").glob("*/ports/*"))
+    return NetworkFacts(interfaces, tuple(_port(port) for port in ports))
+
+
+def _interface(folder: Path) -> Interface:
+    try:
+        speed = int((folder / "speed").read_text())
+    except (OSError, ValueError):  # many virtual interfaces refuse to be read
+        speed = -1
+    return Interface(
+        folder.name,
+        _address(folder.name),
+        speed if speed > 0 else None,
+        int((folder / "mtu").read_text()),
+    )
+
+
+def _address(name: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        request = struct.pack("256s", name.encode()[:15])
+        try:
+            answer = fcntl.ioctl(asked.fileno(), SIOCGIFADDR, request)
+        except OSError:
+            return ""
+    return socket.inet_ntoa(answer[20:24])
+
+
+def _port(folder: Path) -> InfiniBandPort:
+    def text(name: str) -> str:
+        try:
+            return (folder / name).read_text().strip()
+        except OSError:
+            return "not readable"
+
+    return InfiniBandPort(
+        f"{folder.parents[1].name} port {folder.name}",
+        text("state").partition(": ")[2] or text("state"),
+        text("rate"),
+    )
+
+
+# ---- TCP ports ----
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A port that this host listens on for a moment.
+
+    Attributes:
+        wanted: the port that was to be used.
+        port: the port in use for the probe; another one if the wanted one is taken.
+        problem: why no port could be opened.
+    """
+
+    wanted: int
+    port: int
+    problem: str | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether another program has the wanted port."""
+        return self.problem is None and self.port != self.wanted
+
+
+@contextmanager
+def listening(wanted: int) -> Iterator[Listening]:
+    """Listen on a port of all interfaces, or on any other if the wanted one is taken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+        found = _listen(server, wanted)
+        if found.problem is None and found.port == -1:
+            found = _listen(server, 0, wanted)
+        yield found
+
+
+def _listen(server: socket.socket, port: int, wanted: int | None = None) -> Listening:
+    wanted = port if wanted is None else wanted
+    # Connections of an earlier probe may linger; a listener of another program still counts.
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind(("", port))
+        server.listen(64)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and port:
+            return Listening(wanted, -1)
+        return Listening(wanted, -1, error.strerror or str(error))
+    return Listening(wanted, server.getsockname()[1])
+
+
+def connects(addresses: Sequence[str], port: int, timeout: float = CONNECT_S) -> str | None:
+    """Return why none of the addresses takes a connection to the port; None if one does."""
+    problem = "the host has no IPv4 address"
+    for address in addresses:
+        try:
+            with contextlib.closing(socket.create_connection((address, port), timeout)):
+                return None
+        except OSError as error:
+            problem = f"{address}: {error.strerror or 'no answer'}"
+    return problem

@@ -1,0 +1,89 @@
+"""Findings of the checks, and the rows that equal findings of several ranks become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """The worth of a finding. The highest one of all findings is that of the whole examination.
+
+    OK: nothing here spoils a measurement, or it is not needed.
+    WARN: it disturbs measurements, or something of this machine is left unused.
+    BAD: runs cannot work like this, or would measure something else than they say.
+    """
+
+    OK = 0
+    WARN = 1
+    BAD = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        seen: the observation, numbers with their units.
+        advice: what to do; empty if there is nothing to do.
+    """
+
+    status: Status
+    seen: str
+    advice: str = ""
+
+
+def ok(seen: str) -> Finding:
+    return Finding(Status.OK, seen)
+
+
+def warn(seen: str, advice: str) -> Finding:
+    return Finding(Status.WARN, seen, advice)
+
+
+def bad(seen: str, advice: str) -> Finding:
+    return Finding(Status.BAD, seen, advice)
+
+
+@dataclass(frozen=True)
+class FindingRow:
+    """A finding of a named check, and the ranks that it holds for."""
+
+    check: str
+    finding: Finding
+    ranks: tuple[int, ...]
+
+
+def merged(rows: Iterable[FindingRow]) -> list[FindingRow]:
+    """Join rows that differ in their ranks alone. The first of equal rows gives the place."""
+    found: dict[tuple[str, Finding], FindingRow] = {}
+    for row in rows:
+        key = row.check, row.finding
+        known = found.get(key)
+        ranks = row.ranks if known is None else tuple(sorted({*known.ranks, *row.ranks}))
+        found[key] = replace(row, ranks=ranks)
+    return list(found.values())
+
+
+def worst(rows: Iterable[FindingRow]) -> Status:
+    """Return the highest status of all rows; OK if there are none."""
+    return max((row.finding.status for row in rows), default=Status.OK)
+
+
+def ranks_text(ranks: Sequence[int], size: int) -> str:
+    """Return ranks as a table shows them: ``all``, ``0``, ``0-2, 5``.
+
+    Args:
+        ranks: ascending.
+        size: number of ranks of the job.
+    """
+    if len(ranks) == size:
+        return "all"
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,121 @@
+"""Probes of a host, which the first of its ranks runs for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dejavubench.doctor.facts.cpu import LoadFacts, cpu_facts
+from dejavubench.doctor.facts.folders import FolderFacts, folder_facts, probed
+from dejavubench.doctor.facts.gpu import gpu_facts, nixl_facts, ucx_info
+from dejavubench.doctor.facts.job import HostFacts, PortCheck, RankFacts
+from dejavubench.doctor.facts.memory import memory_facts
+from dejavubench.doctor.facts.network import (
+    Listening,
+    NetworkFacts,
+    connects,
+    listening,
+    network_facts,
+)
+from dejavubench.doctor.together import Together
+from dejavubench.machine.filesystem import NETWORK, nature
+
+
+def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
+    """Return the first rank of each host."""
+    found: dict[str, int] = {}
+    for each in ranks:
+        found.setdefault(each.host, each.rank)
+    return found
+
+
+def host_facts(
+    host: str,
+    ranks: Sequence[int],
+    load: LoadFacts,
+    folders: Sequence[FolderFacts],
+    network: NetworkFacts,
+    port: Listening,
+) -> HostFacts:
+    """Read the rest of this host's facts and put them together."""
+    return HostFacts(
+        host,
+        tuple(ranks),
+        cpu_facts(),
+        load,
+        memory_facts(),
+        tuple(folders),
+        network,
+        port,
+        gpu_facts(),
+        nixl_facts(),
+        ucx_info(),
+    )
+
+
+# ---- file systems ----
+
+
+def probe_folders(
+    together: Together, ranks: Sequence[RankFacts], paths: Sequence[Path]
+) -> list[FolderFacts]:
+    """Probe each file system once, by the first rank that can. Collective."""
+    own, firsts = ranks[together.rank], first_ranks(ranks)
+    mine = [folder_facts(path) for path in paths] if firsts[own.host] == own.rank else []
+    told = together.share(mine, "folders")
+    # Two ranks that write to one disk at a time would each find half of its speed.
+    probers: dict[tuple[str, ...], int] = {}
+    for rank, folders in enumerate(told):
+        for folder in folders:
+            probers.setdefault(file_system(folder, ranks[rank].machine), rank)
+    speeds: dict[tuple[str, ...], FolderFacts] = {}
+    for folder in mine:
+        key = file_system(folder, own.machine)
+        if probers[key] == own.rank and key not in speeds:
+            speeds[key] = probed(folder)
+    merged: dict[tuple[str, ...], FolderFacts] = {}
+    for found in together.share(speeds, "probes of file systems"):
+        merged |= found
+    results = [(folder, merged[file_system(folder, own.machine)]) for folder in mine]
+    return [with_speed(folder, result) for folder, result in results]
+
+
+def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
+    """Return what two folders have in common if they are on one file system."""
+    place = folder.place
+    kind = None if place is None else nature(place.type)
+    if place is not None and kind is not None and kind.text == NETWORK:
+        return (place.type, place.source)
+    return (machine, folder.device)
+
+
+def with_speed(folder: FolderFacts, probe: FolderFacts) -> FolderFacts:
+    """Return a folder with the result of a probe of its file system."""
+    return replace(folder, speed=probe.speed, problem=probe.problem)
+
+
+# ---- ports ----
+
+
+def probe_ports(
+    together: Together, ranks: Sequence[RankFacts], wanted: int
+) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
+    """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
+    own, firsts = ranks[together.rank], first_ranks(ranks)
+    network = network_facts()
+    if firsts[own.host] != own.rank:
+        together.share(([], Listening(wanted, -1)), "ports")
+        together.meet("connections")
+        return Listening(wanted, -1), network, []
+    with listening(wanted) as port:
+        addresses = [each.address for each in network.interfaces if each.address]
+        told = together.share((addresses, port), "ports")
+        found = []
+        for host, rank in firsts.items():
+            theirs, there = told[rank]
+            if own.rank == 0 and rank and there.problem is None:
+                problem = connects(theirs, there.port)
+                found.append(PortCheck((0, rank), (own.host, host), wanted, there.port, problem))
+        together.meet("connections")
+    return port, network, found

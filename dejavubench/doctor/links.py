@@ -1,0 +1,186 @@
+"""Probe of the link between two ranks by MPI: latency and bandwidth, each within a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
+from dejavubench.doctor.together import wait_busy
+from dejavubench.transports.probe import LEAST_MESSAGE, WINDOW
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+SMALL = 8
+"""Bytes of a ping-pong message. The first one says whether another round follows."""
+
+LATENCY_S = 0.1
+"""Seconds of ping-pong, after as many rounds as :data:`WARM_ROUNDS`."""
+
+WARM_ROUNDS = 20
+BANDWIDTH_S = 0.15
+"""Seconds of large messages in each direction, and at least one window of them."""
+
+LARGE = 4 << 20
+"""Bytes of a large message, on a link that is fast enough for it."""
+
+ANSWER_S = 5.0
+"""Seconds without an answer after which a link is given up."""
+
+MOST_PAIRS = 15
+"""Pairs that are probed. More ranks than 6 have more pairs: then some are chosen."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """The link between two ranks, as their messages found it.
+
+    Attributes:
+        ranks: the two ranks.
+        hosts: their hosts.
+        latency_us: half of a ping-pong's time, the median.
+        gb_s: GB/s from the first rank to the second, and back.
+        nbytes: bytes of a large message.
+        problem: why there are no numbers.
+    """
+
+    ranks: tuple[int, int]
+    hosts: tuple[str, str]
+    latency_us: float = 0.0
+    gb_s: tuple[float, float] = (0.0, 0.0)
+    nbytes: int = 0
+    problem: str | None = None
+
+    @property
+    def same_host(self) -> bool:
+        return self.hosts[0] == self.hosts[1]
+
+
+def pairs(hosts: Sequence[str], most: int = MOST_PAIRS) -> list[tuple[int, int]]:
+    """Return the pairs of ranks to probe: all, or for many ranks a choice.
+
+    The choice has rank 0 with the first rank of each other host, then each rank with the next one.
+
+    Args:
+        hosts: the host of each rank.
+    """
+    ranks = range(len(hosts))
+    every = [(one, other) for one in ranks for other in ranks if one < other]
+    if len(every) <= most:
+        return every
+    firsts = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    chosen = [(0, first) for first in firsts if first]
+    chosen += [(rank, rank + 1) for rank in ranks[:-1]]
+    return sorted(dict.fromkeys(chosen).keys() if len(chosen) <= most else chosen[:most])
+
+
+class LinkProbe:
+    """One rank's part in probing links.
+
+    Args:
+        comm: nothing else may be under way there.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self._large = bytearray(WINDOW * LARGE)
+
+    def measure(self, pair: tuple[int, int], hosts: tuple[str, str]) -> Link | None:
+        """Probe a link; both ranks call this at the same time. The first one returns the link."""
+        first = self._comm.rank == pair[0]
+        peer = pair[1] if first else pair[0]
+        try:
+            self._begin(peer)
+            latency = self._ping_pong(peer, first)
+            nbytes = self._pace(peer, first)
+            there = self._stream(peer, first, nbytes)
+            back = self._stream(peer, not first, nbytes)
+        except DeadlineError:
+            problem = f"no answer within {ANSWER_S:g} s"
+            return Link(pair, hosts, problem=problem) if first else None
+        if not first:
+            return None
+        return Link(pair, hosts, latency * 1e6, (there, back), nbytes)
+
+    def _begin(self, peer: int) -> None:
+        """Sleep until the other rank has come."""
+        requests = [
+            self._comm.Isend(bytearray(1), peer),
+            self._comm.Irecv(bytearray(1), peer),
+        ]
+        wait_asleep(lambda: _all_done(requests), "the other rank of a link", ANSWER_S)
+
+    def _send(self, data: bytearray | memoryview, peer: int) -> None:
+        request = self._comm.Isend(data, peer)
+        wait_busy(lambda: bool(request.Test()), ANSWER_S)
+
+    def _receive(self, data: bytearray | memoryview, peer: int) -> None:
+        request = self._comm.Irecv(data, peer)
+        wait_busy(lambda: bool(request.Test()), ANSWER_S)
+
+    def _ping_pong(self, peer: int, leads: bool) -> float:
+        """Return half the median time of a round; 0 on the rank that answers."""
+        data = bytearray(SMALL)
+        if not leads:
+            while True:
+                self._receive(data, peer)
+                self._send(data, peer)
+                if not data[0]:
+                    return 0.0
+        took: list[float] = []
+        end = time.perf_counter() + LATENCY_S
+        goes_on = True
+        while goes_on:
+            began = time.perf_counter()
+            goes_on = began < end or len(took) <= WARM_ROUNDS
+            data[0] = goes_on
+            self._send(data, peer)
+            self._receive(data, peer)
+            took.append(time.perf_counter() - began)
+        took = sorted(took[WARM_ROUNDS:])
+        return took[len(took) // 2] / 2
+
+    def _pace(self, peer: int, leads: bool) -> int:
+        """Return the bytes of a large message, of which a window fits the time."""
+        first, answer = memoryview(self._large)[:LARGE], bytearray(8)
+        if not leads:
+            self._receive(first, peer)
+            self._send(bytearray(1), peer)
+            self._receive(answer, peer)
+            return int.from_bytes(answer, "little")
+        began = time.perf_counter()
+        self._send(first, peer)
+        self._receive(bytearray(1), peer)
+        rate = LARGE / (time.perf_counter() - began)
+        nbytes = LARGE
+        while nbytes > LEAST_MESSAGE and WINDOW * nbytes > rate * BANDWIDTH_S:
+            nbytes //= 2
+        self._send(bytearray(nbytes.to_bytes(8, "little")), peer)
+        return nbytes
+
+    def _stream(self, peer: int, sends: bool, nbytes: int) -> float:
+        """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
+        pieces = [memoryview(self._large)[at * LARGE :][:nbytes] for at in range(WINDOW)]
+        move = self._comm.Isend if sends else self._comm.Irecv
+        count, goes_on = 0, bytearray(b"\1")
+        began = time.perf_counter()
+        while goes_on[0]:
+            requests = [move(piece, peer) for piece in pieces]
+            wait_busy(partial(_all_done, requests), ANSWER_S)
+            count += WINDOW
+            if sends:
+                self._receive(goes_on, peer)
+            else:
+                goes_on[0] = time.perf_counter() - began < BANDWIDTH_S
+                self._send(goes_on, peer)
+        return count * nbytes / (time.perf_counter() - began) / 1e9
+
+
+def _all_done(requests: list[MPI.Request]) -> bool:
+    from mpi4py import MPI
+
+    return bool(MPI.Request.Testall(requests))

@@ -1,0 +1,99 @@
+"""The findings as a table for people, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from dejavubench import __version__
+from dejavubench.doctor.facts.job import Job
+from dejavubench.doctor.findings import FindingRow, Status, ranks_text, worst
+from dejavubench.units import count_text
+
+SCHEMA = 1
+"""Version of the JSON's layout. Keys may be added without a new one."""
+
+WIDTH = 80
+"""Columns of the table: under mpirun, no rank knows the terminal's width."""
+
+STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.BAD: "bold red"}
+
+MEANINGS = {
+    Status.OK: "nothing here spoils a measurement",
+    Status.WARN: "runs work, but numbers may be disturbed",
+    Status.BAD: "mend what is BAD before you measure",
+}
+
+
+def counts_text(rows: Sequence[FindingRow]) -> str:
+    """Return the number of findings of each status, and what the highest one means."""
+    counts = [
+        f"{sum(row.finding.status is status for row in rows)} {status.name}" for status in Status
+    ]
+    return f"{' · '.join(counts)}: {MEANINGS[worst(rows)]}."
+
+
+def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
+    """Print the table, in at most :data:`WIDTH` columns."""
+    console.width = min(console.width, WIDTH)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    ranks = count_text(max(1, len(job.ranks)), "rank")
+    console.print(Text(f"doctor · dejavubench {__version__} · {ranks} · {now}"))
+    console.print()
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", expand=False)
+    for heading, least in (("status", 6), ("check", 15), ("ranks", 5)):
+        table.add_column(heading, min_width=least, max_width=15)
+    table.add_column("seen, and → what to do", overflow="fold")
+    for row in rows:
+        finding = row.finding
+        seen = Text(finding.seen)
+        if finding.advice:
+            seen.append(f"\n→ {finding.advice}", style="bold")
+        table.add_row(
+            Text(finding.status.name, style=STYLES[finding.status]),
+            row.check,
+            ranks_text(row.ranks, len(job.ranks)) if job.ranks else "all",
+            seen,
+        )
+    console.print(Padding(table, (0, 0, 1, 0)))
+    console.print(Text(counts_text(rows)))
+
+
+def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
+    """Return findings and all facts as a JSON text."""
+    hosts = {each.rank: each.host for each in job.ranks}
+    findings = [
+        {
+            "check": row.check,
+            "status": row.finding.status.name,
+            "ranks": list(row.ranks),
+            "hosts": list(dict.fromkeys(hosts[rank] for rank in row.ranks)),
+            "seen": row.finding.seen,
+            "advice": row.finding.advice,
+        }
+        for row in rows
+    ]
+    document = {
+        "schema": SCHEMA,
+        "dejavubench": __version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "status": worst(rows).name,
+        "findings": findings,
+        "facts": asdict(job),
+    }
+    return json.dumps(document, indent=1, default=_listed)
+
+
+def _listed(value: Any) -> Any:
+    """Return a set as a list: JSON has none."""
+    if isinstance(value, frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} in the facts has no JSON form")

@@ -1,0 +1,139 @@
+"""Ranks that meet with a deadline: rank 0 learns which ranks do not answer, and nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dejavubench.dejavulib.waiting import DeadlineError, Naps, wait_asleep
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+_TO_RANK_0, _FROM_RANK_0 = 1, 2
+
+NAPS = Naps(1 / 8, 5e-3)
+"""Long naps: ranks that wait must not disturb a probe beside them."""
+
+SPIN_S = 500e-6
+"""Seconds of a probe's wait before it offers its core to other processes."""
+
+PATIENCE = 2.0
+"""Times rank 0's deadline that other ranks wait for it: it is the one that reports."""
+
+
+class MissingRanksError(Exception):
+    """Ranks did not answer in time.
+
+    Attributes:
+        ranks: their numbers.
+        phase: the step in which they did not answer, in words.
+    """
+
+    def __init__(self, ranks: list[int], phase: str, seconds: float) -> None:
+        listed = ", ".join(map(str, ranks))
+        noun = "rank" if len(ranks) == 1 else "ranks"
+        super().__init__(f"no answer from {noun} {listed} within {seconds:g} s: {phase}")
+        self.ranks, self.phase = ranks, phase
+
+
+class Together:
+    """All ranks of a job, or this process alone.
+
+    Args:
+        comm: nothing else may be under way there; None without MPI.
+        deadline: seconds that rank 0 waits for the others in one step.
+    """
+
+    def __init__(self, comm: MPI.Intracomm | None, deadline: float) -> None:
+        self._comm = comm
+        self._deadline = deadline
+        self.rank = 0 if comm is None else comm.rank
+        self.size = 1 if comm is None else comm.size
+
+    def share(self, value: T, phase: str) -> list[T]:
+        """Return every rank's value on every rank. Waiting ranks sleep.
+
+        Raises:
+            MissingRanksError: some ranks did not come in time.
+        """
+        values = self.gather(value, phase)
+        if self._comm is None:
+            assert values is not None
+            return values
+        if values is not None:
+            for rank in range(1, self.size):
+                self._complete(self._comm.isend(values, rank, _FROM_RANK_0), rank, phase)
+            return values
+        return list(self._receive(0, _FROM_RANK_0, phase))
+
+    def gather(self, value: T, phase: str) -> list[T] | None:
+        """Return every rank's value on rank 0, None on the others. See :meth:`share`."""
+        if self._comm is None:
+            return [value]
+        if self.rank:
+            self._complete(self._comm.isend(value, 0, _TO_RANK_0), 0, phase)
+            return None
+        values, missing = {0: value}, set(range(1, self.size))
+
+        def all_came() -> bool:
+            for rank in sorted(missing):
+                assert self._comm is not None
+                message = self._comm.improbe(rank, _TO_RANK_0)
+                if message is not None:
+                    values[rank] = message.recv()
+                    missing.discard(rank)
+            return not missing
+
+        try:
+            wait_asleep(all_came, phase, self._deadline, NAPS)
+        except DeadlineError:
+            raise MissingRanksError(sorted(missing), phase, self._deadline) from None
+        return [values[rank] for rank in range(self.size)]
+
+    def meet(self, phase: str) -> None:
+        """Wait until every rank has come here."""
+        self.share(None, phase)
+
+    def _receive(self, rank: int, tag: int, phase: str) -> Any:
+        assert self._comm is not None
+        found: list[Any] = []
+
+        def came() -> bool:
+            assert self._comm is not None
+            message = self._comm.improbe(rank, tag)
+            if message is not None:
+                found.append(message.recv())
+            return bool(found)
+
+        self._wait(came, rank, phase)
+        return found[0]
+
+    def _complete(self, request: MPI.Request, rank: int, phase: str) -> None:
+        self._wait(lambda: bool(request.Test()), rank, phase)
+
+    def _wait(self, test: Callable[[], bool], rank: int, phase: str) -> None:
+        seconds = PATIENCE * self._deadline
+        try:
+            wait_asleep(test, phase, seconds, NAPS)
+        except DeadlineError:
+            raise MissingRanksError([rank], phase, seconds) from None
+
+
+def wait_busy(test: Callable[[], bool], seconds: float) -> None:
+    """Call ``test`` until it is true, as a blocking call of MPI does, but with a deadline.
+
+    Raises:
+        DeadlineError: it was not true within ``seconds``.
+    """
+    began = time.perf_counter()
+    while not test():
+        waited = time.perf_counter() - began
+        if waited > seconds:
+            raise DeadlineError(f"nothing came within {seconds:g} s")
+        if waited > SPIN_S:
+            os.sched_yield()  # ranks may share a core: the other one must run to answer

@@ -1,0 +1,95 @@
+"""Facts of healthy machines for tests of the doctor, to be made worse one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from dejavubench.doctor.facts.cpu import CPUFacts, LoadFacts
+from dejavubench.doctor.facts.folders import DiskSpeed, FolderFacts
+from dejavubench.doctor.facts.gpu import GPUFacts, GPUHostFacts, NCCLFacts, NIXLFacts
+from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
+from dejavubench.doctor.facts.limits import CoreFacts, LimitFacts
+from dejavubench.doctor.facts.memory import MemoryFacts
+from dejavubench.doctor.facts.mpi import MPIFacts, SoftwareFacts
+from dejavubench.doctor.facts.network import Interface, Listening, NetworkFacts
+from dejavubench.doctor.facts.ucx import UCXFacts
+from dejavubench.doctor.links import Link
+from dejavubench.machine.filesystem import Place
+from dejavubench.machine.launcher import LAUNCHERS
+
+HYDRA = next(each for each in LAUNCHERS if "PMI_RANK" in each.variables)
+OPEN_MPI = next(each for each in LAUNCHERS if "Open MPI" in each.vendors)
+GIB = 1 << 30
+
+MPI = MPIFacts(
+    library="MPICH Version: 5.0.2",
+    vendor="MPICH 5.0.2",
+    device="ch4:ucx ofi",
+    size=2,
+    launcher=HYDRA,
+    started=2,
+    thread_level=3,
+)
+RANK = RankFacts(
+    rank=0,
+    host="node1",
+    machine="one",
+    mpi=MPI,
+    software=SoftwareFacts({"dejavubench": "0.1.0", "python": "3.11.7"}),
+    cores=CoreFacts((0, 1, 2, 3), 4, None, None),
+    limits=LimitFacts(files=1024, files_most=4096, locked=-1, processes=-1),
+    ucx=UCXFacts(True, "1.20.1", (("intra-node", "sysv, cma"),)),
+    crossmemory=(1, None),
+)
+SPEED = DiskSpeed(1.5, 4 << 20, 0.25, 0.5, 900)
+FOLDER = FolderFacts(
+    "/data",
+    Place("/data", "/", "ext4", "/dev/vda"),
+    100 * GIB,
+    "8:1",
+    SPEED,
+)
+HOST = HostFacts(
+    host="node1",
+    ranks=(0, 1),
+    cpu=CPUFacts("A CPU", 4, True, True, True, True, "performance"),
+    load=LoadFacts(4, 1.0, 0.01, 0.0, 0.1),
+    memory=MemoryFacts(60 * GIB, 64 * GIB, None, "madvise", 32 * GIB, 32 * GIB, 2 << 20, 0),
+    folders=(FOLDER,),
+    network=NetworkFacts((Interface("eth0", "10.0.0.1", 100_000, 1500),), ()),
+    port=Listening(7601, 7601),
+    gpus=GPUHostFacts(),
+    nixl=NIXLFacts("1.5.0", ("POSIX", "UCX"), ("UCX",)),
+)
+LINK = Link((0, 1), ("node1", "node1"), 0.6, (9.0, 8.5), 4 << 20)
+GPUS = GPUHostFacts(
+    gpus=tuple(
+        GPUFacts("NVIDIA H200", 140 * GIB, f"GPU-{number}", 4 << 20, 0, 1, (16, 16))
+        for number in range(2)
+    ),
+    driver="580.95.05",
+    driver_cuda="13.0",
+    torch_cuda="13.0",
+    peers=frozenset({(0, 1), (1, 0)}),
+    links=((0, 1, "NV18"),),
+    nccl=NCCLFacts((("cupy", "2.28.9"), ("torch", "2.28.9")), "P2P/CUMEM", "IB mlx5_0"),
+)
+
+
+def job(
+    ranks: Iterable[RankFacts] | None = None,
+    hosts: Iterable[HostFacts] = (HOST,),
+    links: Iterable[Link] = (LINK,),
+) -> Job:
+    """Return a job of two ranks on one healthy host, unless told otherwise."""
+    own = (RANK, replace(RANK, rank=1, crossmemory=(0, None))) if ranks is None else tuple(ranks)
+    return Job(own, tuple(hosts), tuple(links), missing=dict.fromkeys(("one", "two")))
+
+
+def two_hosts() -> Job:
+    """Return a job of one rank on each of two healthy hosts."""
+    first = replace(RANK, crossmemory=None)
+    second = replace(first, rank=1, host="node2", machine="other")
+    hosts = (replace(HOST, ranks=(0,)), replace(HOST, host="node2", ranks=(1,)))
+    return job((first, second), hosts, (replace(LINK, hosts=("node1", "node2")),))

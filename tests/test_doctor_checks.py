@@ -1,0 +1,524 @@
+"""Every check of the doctor against facts that are made up: healthy, and bad one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dejavubench.doctor.checks.registry import CHECKS, rows_of
+from dejavubench.doctor.facts.folders import FolderFacts
+from dejavubench.doctor.facts.gpu import NCCLFacts, NIXLFacts
+from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
+from dejavubench.doctor.facts.limits import CoreFacts
+from dejavubench.doctor.facts.mpi import SoftwareFacts, without_mpi
+from dejavubench.doctor.facts.network import InfiniBandPort, Listening, NetworkFacts
+from dejavubench.doctor.facts.ucx import UCXFacts
+from dejavubench.doctor.findings import Finding, FindingRow, Status, merged, ok, ranks_text, worst
+from dejavubench.machine.cgroups import Quota, Throttling
+from dejavubench.machine.filesystem import Place
+from helpers.doctor_facts import (
+    FOLDER,
+    GIB,
+    GPUS,
+    HOST,
+    LINK,
+    OPEN_MPI,
+    RANK,
+    SPEED,
+    job,
+    two_hosts,
+)
+
+OK, WARN, BAD = Status
+ADAPTER = InfiniBandPort("mlx5_0 port 1", "ACTIVE", "400 Gb/sec (4X NDR)")
+
+
+def rows(job: Job, check: str) -> list[FindingRow]:
+    return [row for row in rows_of(job) if row.check == check]
+
+
+def ranks_with(**changed: Any) -> Job:
+    """Return the healthy job in which facts of both ranks are other ones."""
+    return job(replace(each, **changed) for each in job().ranks)
+
+
+def mpi_with(**changed: Any) -> Job:
+    return ranks_with(mpi=replace(RANK.mpi, **changed))
+
+
+def host_with(**changed: Any) -> Job:
+    return job(hosts=[replace(HOST, **changed)])
+
+
+def memory_with(**changed: Any) -> Job:
+    return host_with(memory=replace(HOST.memory, **changed))
+
+
+def folder_with(**changed: Any) -> Job:
+    return host_with(folders=(replace(FOLDER, **changed),))
+
+
+def place(kind: str) -> Place:
+    return Place("/data", "/data", kind, "it")
+
+
+def cores(granted: int, quota: float | None = None) -> CoreFacts:
+    limit = None if quota is None else Quota(quota, "/group")
+    return CoreFacts(tuple(range(granted)), 4, limit, Throttling(7, 0.25))
+
+
+def gpus_with(**changed: Any) -> Job:
+    return host_with(gpus=replace(GPUS, **changed))
+
+
+def gpu_with(**changed: Any) -> Job:
+    return gpus_with(gpus=(GPUS.gpus[0], replace(GPUS.gpus[1], **changed)))
+
+
+def adapters(state: str = "ACTIVE") -> NetworkFacts:
+    return replace(HOST.network, infiniband=(replace(ADAPTER, state=state),))
+
+
+def link_with(**changed: Any) -> Job:
+    return job(links=[replace(LINK, **changed)])
+
+
+def between(network: NetworkFacts, **changed: Any) -> Job:
+    healthy = two_hosts()
+    hosts = [replace(host, network=network) for host in healthy.hosts]
+    return replace(healthy, hosts=tuple(hosts), links=(replace(healthy.links[0], **changed),))
+
+
+def ports(problem: str | None) -> Job:
+    check = PortCheck((0, 1), ("node1", "node2"), 7601, 7601, problem)
+    return replace(two_hosts(), ports=(check,))
+
+
+Bad = tuple[str, Status, Callable[[], Job], list[str]]
+
+STATES: Mapping[str, Bad] = {
+    "no-library": (
+        "MPI library",
+        BAD,
+        lambda: ranks_with(mpi=without_mpi("no MPI library: cannot load libmpi", {})),
+        ["cannot load libmpi", "one rank"],
+    ),
+    "another-launcher": (
+        "launcher",
+        BAD,
+        lambda: job([replace(RANK, mpi=replace(RANK.mpi, size=1, launcher=OPEN_MPI))], links=()),
+        ["Open MPI's mpirun does not belong to MPICH 5.0.2", "2 ranks", "mpirun of MPICH"],
+    ),
+    "worlds-of-one-rank": (
+        "launcher",
+        BAD,
+        lambda: job([replace(RANK, mpi=replace(RANK.mpi, size=1))], links=()),
+        ["started 2 ranks", "MPICH 5.0.2 knows 1", "a world of its own"],
+    ),
+    "threads": ("thread level", BAD, lambda: mpi_with(thread_level=1), ["FUNNELED", "Unset"]),
+    "one-machine": (
+        "ranks and hosts",
+        WARN,
+        lambda: replace(
+            two_hosts(), ranks=tuple(replace(each, machine="one") for each in two_hosts().ranks)
+        ),
+        ["node1 and node2 are one machine"],
+    ),
+    "other-software": (
+        "software",
+        BAD,
+        lambda: job([RANK, replace(RANK, rank=1, software=SoftwareFacts({"python": "3.12.1"}))]),
+        ["python 3.12.1 (rank 0: 3.11.7)"],
+    ),
+    "missing-software": (
+        "software",
+        BAD,
+        lambda: ranks_with(software=SoftwareFacts({"torch": "missing"})),
+        ["missing: torch"],
+    ),
+    "bound": (
+        "affinity",
+        WARN,
+        lambda: ranks_with(cores=cores(1)),
+        ["1 core of 4", "--bind-to none"],
+    ),
+    "quota": (
+        "CPU quota",
+        WARN,
+        lambda: ranks_with(cores=cores(4, 1.5)),
+        ["1.5 CPUs for 4 cores", "0.25 s in 7 periods"],
+    ),
+    "crowded": (
+        "cores for ranks",
+        WARN,
+        lambda: ranks_with(cores=cores(1)),
+        ["2 ranks have 2 busy threads", "for 1 core"],
+    ),
+    "busy": (
+        "load",
+        WARN,
+        lambda: host_with(load=replace(HOST.load, busy=1.25)),
+        ["1.25 of 4 cores", "top"],
+    ),
+    "stolen": (
+        "stolen time",
+        WARN,
+        lambda: host_with(load=replace(HOST.load, steal=0.075)),
+        ["7.5 % of the time"],
+    ),
+    "different-cpus": (
+        "equal CPUs",
+        WARN,
+        lambda: job(
+            hosts=[
+                replace(HOST, ranks=(0,)),
+                replace(HOST, ranks=(1,), cpu=replace(HOST.cpu, model="B")),
+            ]
+        ),
+        ["A CPU, B"],
+    ),
+    "saving": (
+        "CPU clock",
+        WARN,
+        lambda: host_with(cpu=replace(HOST.cpu, governor="powersave")),
+        ["powersave", "cpupower"],
+    ),
+    "no-memory": ("memory", BAD, lambda: memory_with(available=GIB // 2), ["512 MiB available"]),
+    "little-memory": (
+        "memory",
+        WARN,
+        lambda: memory_with(available=3 * GIB, group_room=3 * GIB),
+        ["the control group leaves 3.00 GiB", "small models"],
+    ),
+    "no-huge-pages": ("huge pages", WARN, lambda: memory_with(huge_pages="never"), ["madvise"]),
+    "no-shm": (
+        "/dev/shm",
+        BAD,
+        lambda: memory_with(shm_free=1 << 20),
+        ["1.00 MiB free", "2.00 MiB", "bus error", "--shm-size"],
+    ),
+    "little-shm-with-gpus": (
+        "/dev/shm",
+        WARN,
+        lambda: host_with(gpus=GPUS, memory=replace(HOST.memory, shm_free=64 << 20)),
+        ["64.0 MiB free", "NCCL"],
+    ),
+    "no-cma": (
+        "CMA",
+        WARN,
+        lambda: job(
+            [replace(RANK, crossmemory=(1, "Operation not permitted"))],
+            [replace(HOST, memory=replace(HOST.memory, ptrace_scope=2))],
+        ),
+        ["Operation not permitted", "ptrace_scope is 2", "copied twice", "sysctl"],
+    ),
+    "no-files": (
+        "open files",
+        BAD,
+        lambda: ranks_with(limits=replace(RANK.limits, files=32, files_most=32)),
+        ["32: a rank needs 64"],
+    ),
+    "few-files": (
+        "open files",
+        WARN,
+        lambda: ranks_with(limits=replace(RANK.limits, files=256, files_most=512)),
+        ["256, may be raised to 512"],
+    ),
+    "locked-with-adapter": (
+        "locked memory",
+        WARN,
+        lambda: job(
+            [replace(RANK, limits=replace(RANK.limits, locked=8 << 20))],
+            [replace(HOST, network=adapters())],
+        ),
+        ["8.00 MiB", "ulimit -l"],
+    ),
+    "few-processes": (
+        "processes",
+        WARN,
+        lambda: ranks_with(limits=replace(RANK.limits, processes=100)),
+        ["100: threads count"],
+    ),
+    "not-writable": (
+        "file system",
+        BAD,
+        lambda: folder_with(speed=None, problem="cannot be written: Read-only file system"),
+        ["Read-only file system", "--stream-dir"],
+    ),
+    "full": ("file system", WARN, lambda: folder_with(free=GIB // 2), ["512 MiB free"]),
+    "tmpfs": ("file system", WARN, lambda: folder_with(place=place("tmpfs")), ["is memory"]),
+    "nfs": (
+        "file system",
+        WARN,
+        lambda: folder_with(place=place("nfs4")),
+        ["a network file system"],
+    ),
+    "slow-sync": (
+        "file system",
+        WARN,
+        lambda: folder_with(speed=replace(SPEED, sync_ms=25.0)),
+        ["25.00 ms"],
+    ),
+    "slow-writes": (
+        "file system",
+        WARN,
+        lambda: folder_with(speed=replace(SPEED, write_gb_s=0.04)),
+        ["0.04 GB/s"],
+    ),
+    "driver-fails": (
+        "GPUs",
+        BAD,
+        lambda: host_with(gpus=replace(GPUS, gpus=(), problem="cuInit returned error 999")),
+        ["error 999", "nvidia-smi"],
+    ),
+    "torch-for-cpus": (
+        "CUDA driver",
+        WARN,
+        lambda: gpus_with(torch_cuda=None),
+        ["torch is built for CPUs"],
+    ),
+    "old-driver": (
+        "CUDA driver",
+        BAD,
+        lambda: gpus_with(driver_cuda="12.4"),
+        ["up to 12.4", "built for CUDA 13.0"],
+    ),
+    "no-smi": (
+        "GPU state",
+        WARN,
+        lambda: gpus_with(smi="nvidia-smi: not found", driver=""),
+        ["not found"],
+    ),
+    "gpu-used": ("GPU state", WARN, lambda: gpu_with(used=20 * GIB), ["GPU 1 has 20.0 GiB in use"]),
+    "gpu-busy": ("GPU state", WARN, lambda: gpu_with(busy_percent=80), ["GPU 1 is 80 % busy"]),
+    "gpu-hot": ("GPU state", WARN, lambda: gpu_with(throttle=0x41), ["hardware thermal slowdown"]),
+    "narrow": ("GPU state", WARN, lambda: gpu_with(pcie=(4, 16)), ["4 of 16 PCIe lanes"]),
+    "no-peers": (
+        "peer access",
+        WARN,
+        lambda: gpus_with(peers=frozenset({(0, 1)})),
+        ["not between GPUs 0-1"],
+    ),
+    "shared-gpu": (
+        "MPS",
+        WARN,
+        lambda: gpus_with(gpus=GPUS.gpus[:1], peers=frozenset(), links=()),
+        ["2 ranks would take turns on 1", "nvidia-cuda-mps-control"],
+    ),
+    "no-cupy": (
+        "NCCL",
+        WARN,
+        lambda: gpus_with(nccl=NCCLFacts((("torch", "2.28.9"),), problem="No module named 'cupy'")),
+        ["No module named 'cupy'", "dejavubench[cuda]"],
+    ),
+    "broken-nixl": (
+        "NIXL",
+        WARN,
+        lambda: host_with(nixl=NIXLFacts("1.5.0", problem="libucp.so.0: cannot open")),
+        ["1.5.0 cannot be loaded: libucp.so.0"],
+    ),
+    "no-backend": (
+        "NIXL",
+        WARN,
+        lambda: host_with(nixl=NIXLFacts("1.5.0", ("POSIX",))),
+        ["no backend", "POSIX", "NIXL_PLUGIN_DIR"],
+    ),
+    "no-interface": (
+        "interfaces",
+        WARN,
+        lambda: between(NetworkFacts((), ())),
+        ["none with an IPv4 address"],
+    ),
+    "adapter-down": (
+        "InfiniBand",
+        WARN,
+        lambda: host_with(network=adapters("DOWN")),
+        ["mlx5_0 port 1: DOWN", "subnet manager"],
+    ),
+    "port-forbidden": (
+        "TCP port",
+        WARN,
+        lambda: host_with(port=Listening(80, -1, "Permission denied")),
+        ["80: Permission denied", "--listen"],
+    ),
+    "firewall": (
+        "TCP port",
+        WARN,
+        lambda: ports("10.0.0.2: No route to host"),
+        ["node1 cannot reach port 7601 of node2", "No route to host"],
+    ),
+    "late-link": (
+        "link",
+        WARN,
+        lambda: link_with(latency_us=1190.0),
+        ["same host: 1.19 ms", "slow for one host"],
+    ),
+    "slow-link": (
+        "link",
+        WARN,
+        lambda: link_with(gb_s=(0.5, 6.0)),
+        ["500 MB/s there, 6 GB/s back", "slow for one host"],
+    ),
+    "slow-network": (
+        "link",
+        WARN,
+        lambda: between(HOST.network, gb_s=(0.05, 0.05)),
+        ["node1 to node2", "1 Gbit/s"],
+    ),
+    "other-network": (
+        "link",
+        WARN,
+        lambda: between(adapters(), latency_us=40.0),
+        ["40 µs", "late for InfiniBand"],
+    ),
+    "broken-link": (
+        "link",
+        BAD,
+        lambda: link_with(problem="no answer within 5 s"),
+        ["same host: no answer within 5 s", "firewall"],
+    ),
+    "missing-ranks": (
+        "examination",
+        BAD,
+        lambda: Job(job().ranks, problem="no answer from rank 1 within 30 s: start"),
+        ["no answer from rank 1"],
+    ),
+}
+"""Bad states: the check that must see it, its status, the facts, and words of its row."""
+
+QUIET = {"ucx_info", "destinations", "UCX", "CPU features", "GPU links"}
+"""Checks that only tell."""
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_bad_state_is_found(name: str) -> None:
+    check, status, made, words = STATES[name]
+    found = rows(made(), check)
+    (row,) = (row for row in found if row.finding.status is not OK)
+    assert row.finding.status is status
+    text = f"{row.finding.seen} {row.finding.advice}"
+    assert [word for word in words if word not in text] == []
+    assert row.finding.advice, "it says what to do"
+
+
+@pytest.mark.parametrize("healthy", [job(), two_hosts(), host_with(gpus=GPUS)])
+def test_healthy_machines_get_no_warning(healthy: Job) -> None:
+    found = rows_of(healthy)
+    assert [row for row in found if row.finding.status is not OK] == []
+    assert [row for row in found if row.finding.advice] == []
+    assert worst(found) is OK
+
+
+def test_every_check_has_a_bad_state_or_only_tells() -> None:
+    assert {check.name for check in CHECKS} - {state[0] for state in STATES.values()} == QUIET
+
+
+def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
+    """No GPU, no NIXL, no UCX, no InfiniBand, no governor, an old CPU, one rank, no launcher."""
+    alone = replace(RANK.mpi, size=1, launcher=None, started=None)
+    rank = replace(RANK, mpi=alone, ucx=UCXFacts(False), crossmemory=None)
+    cpu = replace(HOST.cpu, avx512=False, native_bf16=False, amx=False, governor=None)
+    host = replace(HOST, ranks=(0,), cpu=cpu, nixl=NIXLFacts(), network=NetworkFacts((), ()))
+    found = rows_of(job([rank], [host], []))
+    assert worst(found) is OK
+    seen = {row.check: row.finding.seen for row in found}
+    assert seen["GPUs"] == "none: models run on the CPU"
+    assert seen["NCCL"] == "not needed without a GPU"
+    assert seen["UCX"] == "not used by this MPI library"
+    assert seen["ucx_info"] == "not found"
+    assert seen["InfiniBand"] == "none"
+    assert seen["CPU features"] == (
+        "A CPU: AVX2; not AVX-512, bf16, AMX. bf16 models compute in fp32"
+    )
+
+
+def test_what_the_checks_tell() -> None:
+    gpus = host_with(gpus=GPUS)
+    seen = {row.check: row.finding.seen for row in rows_of(gpus)}
+    assert seen["ranks and hosts"] == "2 ranks on 1 host: node1"
+    assert seen["cores for ranks"] == "2 ranks on 4 cores: up to --threads 2"
+    assert seen["GPUs"] == "2 × NVIDIA H200, 140 GiB"
+    assert seen["GPU links"] == "NV18: all pairs"
+    assert seen["peer access"] == "between all pairs"
+    assert seen["NCCL"] == (
+        "2.28.9 (cupy), 2.28.9 (torch); GPU 0 to GPU 1 by P2P/CUMEM; between hosts by IB mlx5_0"
+    )
+    assert seen["NIXL"] == "1.5.0: would use UCX; plug-ins POSIX, UCX"
+    assert seen["UCX"] == "1.20.1, loaded by MPI; intra-node: sysv, cma"
+    assert seen["link"] == (
+        "same host: 0.6 µs; 9 GB/s there, 8.5 GB/s back, in messages of 4.00 MiB"
+    )
+    assert seen["interfaces"] == "eth0 10.0.0.1, 100 Gbit/s, MTU 1500"
+
+
+def test_destinations_say_what_they_lack() -> None:
+    told = replace(job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"})
+    (row,) = rows(told, "destinations")
+    assert row.finding == ok("can run here: one. Not two: no CUDA device; three: no --peer")
+
+
+def test_two_hosts_are_named_with_their_ranks() -> None:
+    (row,) = rows(two_hosts(), "ranks and hosts")
+    assert row.finding == ok("2 ranks on 2 hosts: node1 (0), node2 (1)")
+    (row,) = rows(ports(None), "TCP port")[1:]
+    assert row.finding == ok("node1 reaches port 7601 of node2")
+
+
+def test_hosts_of_one_machine_share_its_cores() -> None:
+    ranks = [replace(each, machine="one", cores=cores(1)) for each in two_hosts().ranks]
+    (row,) = rows(replace(two_hosts(), ranks=tuple(ranks)), "cores for ranks")
+    assert row.ranks == (0, 1)
+    assert "2 ranks have 2 busy threads" in row.finding.seen
+
+
+def test_pairs_that_were_not_probed_are_counted() -> None:
+    many = job([replace(RANK, rank=rank) for rank in range(4)])
+    assert rows(many, "link")[-1].finding == ok("5 other pairs of ranks were not probed")
+
+
+# ---- rows ----
+
+
+def test_equal_findings_of_ranks_are_one_row() -> None:
+    one, other = ok("same"), ok("another")
+
+    def row(check: str, finding: Finding, *ranks: int) -> FindingRow:
+        return FindingRow(check, finding, ranks)
+
+    given = [row("a", one, 0), row("a", other, 1), row("a", one, 2), row("b", one, 0)]
+    assert merged(given) == [row("a", one, 0, 2), row("a", other, 1), row("b", one, 0)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "text"),
+    [((0, 1), 2, "all"), ((1,), 2, "1"), ((0, 1, 2, 5), 8, "0-2, 5"), ((0, 2), 3, "0, 2")],
+)
+def test_ranks_as_text(ranks: tuple[int, ...], size: int, text: str) -> None:
+    assert ranks_text(ranks, size) == text
+
+
+def test_a_folder_without_a_known_mount_is_told_as_it_is() -> None:
+    unknown = FolderFacts("/data", None, 5 * GIB, "0:1")
+    (row,) = rows(host_with(folders=(unknown,)), "file system")
+    assert row.finding == ok("/data on unknown file system: 5.00 GiB free")
+
+
+def test_the_checks_of_ranks_and_hosts_see_each_of_them() -> None:
+    seen: list[str] = []
+
+    def of_rank(rank: RankFacts) -> list[Any]:
+        seen.append(f"rank {rank.rank}")
+        return []
+
+    def of_host(host: HostFacts) -> list[Any]:
+        seen.append(host.host)
+        return []
+
+    from dejavubench.doctor.checks.check import OfHost, OfRank
+
+    assert list(OfRank("a", of_rank).rows(two_hosts())) == []
+    assert list(OfHost("b", of_host).rows(two_hosts())) == []
+    assert seen == ["rank 0", "rank 1", "node1", "node2"]

@@ -1,0 +1,511 @@
+"""Readers of the doctor's facts: texts of kernels and tools that are made up, and small probes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from dejavubench.dejavulib.waiting import DeadlineError
+from dejavubench.doctor.facts import cpu, crossmemory, folders, gpu, memory, mpi, network, ucx
+from dejavubench.doctor.facts.child import ProbeError, output_of, probe
+from dejavubench.doctor.facts.cpu import Ticks
+from dejavubench.doctor.facts.diskprobe import measure
+from dejavubench.doctor.facts.folders import FolderFacts
+from dejavubench.doctor.facts.gpu import GPUFacts
+from dejavubench.doctor.facts.ncclprobe import between
+from dejavubench.doctor.facts.ncclprobe import network as network_of
+from dejavubench.doctor.hostprobes import file_system, first_ranks, probe_folders
+from dejavubench.doctor.links import pairs
+from dejavubench.doctor.together import MissingRanksError, Together, wait_busy
+from dejavubench.machine.filesystem import Place
+from dejavubench.machine.launcher import launcher_of
+from helpers.doctor_facts import RANK, SPEED, two_hosts
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+# ---- MPI's launcher ----
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        (["PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"], "Hydra"),
+        (["PMI_RANK", "MPI_LOCALNRANKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"], "Hydra"),
+        (["OMPI_COMM_WORLD_RANK", "PMIX_RANK"], "Open MPI"),
+        (["PMI_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"], "srun"),
+        (["PMIX_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"], "srun"),
+        (["SLURM_PROCID"], None),
+        ([], None),
+    ],
+)
+def test_the_launcher_is_known_by_its_variables(variables: list[str], name: str | None) -> None:
+    found = launcher_of(dict.fromkeys(variables, "0"))
+    assert (found is None) if name is None else (found is not None and name in found.name)
+
+
+def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(module: str, timeout: float) -> dict[str, str]:
+        asked.append(module)
+        return {"name": "MPICH", "version": "5.0.2"}
+
+    monkeypatch.setattr(mpi, "probe", answer)
+    found = mpi.foreign_launcher({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"})
+    assert found is not None
+    assert (found.vendor, found.size, found.started, found.thread_level) == (
+        *("MPICH 5.0.2", 1, 4),
+        None,
+    )
+    assert mpi.foreign_launcher({"PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}) is None
+    assert len(asked) == 2
+    assert mpi.foreign_launcher({}) is None
+    assert len(asked) == 2, "alone, no process is started to ask"
+
+
+# ---- CPU, memory ----
+
+
+def test_the_load_between_two_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = "cpu  {0} 10 20 {1} 5 1 2 {2} 0 0\ncpu0 1 1 1 1\n"
+    write(tmp_path, {"proc/stat": stat.format(100, 800, 0), "proc/loadavg": "1.25 1 1 1/2 3\n"})
+    before = cpu.ticks(tmp_path)
+    assert before == Ticks(133, 0, 938)
+    write(tmp_path, {"proc/stat": stat.format(150, 930, 20)})
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    load = cpu.load_between(before, cpu.ticks(tmp_path), 1.0, tmp_path)
+    assert load == cpu.LoadFacts(cores=2, seconds=1.0, busy=0.5, steal=0.1, average=1.25)
+
+
+def test_a_kernel_of_few_columns_has_no_stolen_time(tmp_path: Path) -> None:
+    write(tmp_path, {"proc/stat": "cpu  1 2 3 4\n"})
+    assert cpu.ticks(tmp_path) == Ticks(6, 0, 10)
+
+
+def test_the_governor(tmp_path: Path) -> None:
+    assert cpu.cpu_facts(tmp_path).governor is None
+    name = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    assert cpu.cpu_facts(write(tmp_path, {name: "powersave\n"})).governor == "powersave"
+
+
+MEMINFO = "MemTotal: 2048 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "room", "pages", "scope"),
+    [
+        ({}, None, None, None),
+        (
+            {
+                "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
+                "proc/sys/kernel/yama/ptrace_scope": "1\n",
+                "proc/self/cgroup": "0::/box\n",
+                "sys/fs/cgroup/box/memory.max": "1000000\n",
+                "sys/fs/cgroup/box/memory.current": "400000\n",
+            },
+            600_000,
+            "madvise",
+            1,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            *(None, None, None),
+        ),
+    ],
+    ids=["bare", "limited", "version-1-unlimited"],
+)
+def test_memory(
+    tmp_path: Path, files: dict[str, str], room: int | None, pages: str | None, scope: int | None
+) -> None:
+    root = write(tmp_path, {"proc/meminfo": MEMINFO, **files})
+    found = memory.memory_facts({"MPI_LOCALNRANKS": "3"}, root, tmp_path)
+    assert (found.total, found.group_room, found.huge_pages, found.ptrace_scope) == (
+        *(2 << 20, room, pages),
+        scope,
+    )
+    assert found.available == min(1 << 20, room or 1 << 20)
+    assert 3 << 20 < found.shm_needed < 4 << 20
+    assert found.shm_size > 0
+
+
+# ---- processes ----
+
+
+def test_a_probe_that_hangs_is_given_up() -> None:
+    with pytest.raises(ProbeError, match=r"no answer within 0\.2 s"):
+        output_of([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
+
+
+def test_a_probe_that_fails_says_its_last_line() -> None:
+    with pytest.raises(ProbeError, match="ended with status 3: cannot"):
+        output_of(["sh", "-c", "echo first >&2; echo cannot >&2; exit 3"], 60)
+
+
+def test_a_missing_program_is_not_found() -> None:
+    with pytest.raises(ProbeError, match="no-such-program: not found"):
+        output_of(["no-such-program"], 1)
+    assert gpu.ucx_info(Path("/nowhere")) is None
+
+
+def test_only_json_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dejavubench.doctor.facts.child.output_of", lambda *args: "words")
+    with pytest.raises(ProbeError, match="printed no JSON"):
+        probe("module", timeout=1)
+
+
+# ---- folders ----
+
+
+def test_a_folder_is_measured_and_left_empty(tmp_path: Path) -> None:
+    found = measure(str(tmp_path), 0.05)
+    assert list(tmp_path.iterdir()) == []
+    assert found["write_gb_s"] > 0
+    assert 0 < found["sync_ms"] <= found["sync_p99_ms"]
+    assert found["syncs"] >= 1
+
+
+def test_the_probe_of_a_folder_is_a_process_of_its_own(tmp_path: Path) -> None:
+    below = folders.folder_facts(tmp_path / "not" / "yet")
+    assert below.path == str(tmp_path)
+    found = folders.probed(below, seconds=0.02, timeout=60)
+    assert found.problem is None
+    assert found.speed is not None
+    assert found.speed.write_nbytes == 4 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_folder_that_cannot_be_written_says_why() -> None:
+    found = folders.probed(folders.folder_facts(Path("/proc/self")), seconds=0.02, timeout=60)
+    assert found.speed is None
+    assert found.problem is not None
+
+
+class Alike(Together):
+    """Ranks that have all given the same values as this one, but for those of a list."""
+
+    def __init__(self, rank: int, answers: list[Any]) -> None:
+        self.rank, self.answers = rank, iter(answers)
+
+    def share(self, value: Any, phase: str) -> list[Any]:
+        return cast(list[Any], next(self.answers)(value))
+
+
+def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = [replace(each, machine="one") for each in two_hosts().ranks]
+    mine = FolderFacts("/b", Place("/b", "/", "ext4", "/dev/vda"), 5, "8:1")
+    theirs = replace(mine, path="/a")
+    monkeypatch.setattr("dejavubench.doctor.hostprobes.folder_facts", lambda path: mine)
+
+    def unwanted(folder: FolderFacts) -> FolderFacts:
+        raise AssertionError("probed twice")
+
+    monkeypatch.setattr("dejavubench.doctor.hostprobes.probed", unwanted)
+    probe = {("one", "8:1"): replace(theirs, speed=SPEED)}
+    together = Alike(1, [lambda own: [[theirs], own], lambda own: [probe, own]])
+    (found,) = probe_folders(together, ranks, [Path("/b")])
+    assert (found.path, found.speed) == ("/b", SPEED)
+
+
+def test_a_network_file_system_is_one_for_all_hosts() -> None:
+    nfs = FolderFacts("/n", Place("/n", "/n", "nfs4", "server:/n"), 5, "0:50")
+    assert file_system(nfs, "one") == file_system(replace(nfs, device="0:51"), "other")
+    disk = replace(nfs, place=Place("/n", "/n", "ext4", "/dev/vda"))
+    assert file_system(disk, "one") != file_system(disk, "other")
+    assert first_ranks([RANK, replace(RANK, rank=1), *two_hosts().ranks[1:]]) == {
+        "node1": 0,
+        "node2": 1,
+    }
+
+
+# ---- network ----
+
+
+def test_interfaces_and_adapters(tmp_path: Path) -> None:
+    net = "sys/class/net"
+    files = {
+        f"{net}/{name}/{key}": text
+        for name, state in (("lo", "unknown"), ("up0", "up"), ("down0", "down"))
+        for key, text in (("operstate", state), ("speed", "25000"), ("mtu", "9000"))
+    }
+    adapter = "sys/class/infiniband/mlx5_0/ports/1"
+    files |= {f"{adapter}/state": "4: ACTIVE\n", f"{adapter}/rate": "400 Gb/sec (4X NDR)\n"}
+    found = network.network_facts(write(tmp_path, files))
+    assert found.interfaces == (network.Interface("up0", "", 25000, 9000),)
+    assert found.infiniband == (
+        network.InfiniBandPort("mlx5_0 port 1", "ACTIVE", "400 Gb/sec (4X NDR)"),
+    )
+    nothing = network.network_facts(tmp_path / "nothing")
+    assert nothing == network.NetworkFacts((), ())
+
+
+def test_a_port_that_is_taken_is_replaced_and_said() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with network.listening(taken) as found:
+            assert found.taken
+            assert network.connects(["127.0.0.1"], found.port) is None
+    problem = network.connects(["127.0.0.1"], taken, 1.0)
+    assert problem == "127.0.0.1: Connection refused"
+    assert network.connects([], taken) == "the host has no IPv4 address"
+
+
+# ---- reading another rank's memory ----
+
+
+def test_cross_memory() -> None:
+    own = crossmemory.shown()
+    assert crossmemory.read_problem(own) is None
+    assert crossmemory.read_problem(replace(own, pid=2**22 + 1)) == "No such process"
+    stranger = replace(own, address=own.address + 1)
+    assert crossmemory.read_problem(stranger) == "another process has this process number"
+
+
+# ---- UCX ----
+
+UCX_LOG = """\
+[1.9] [vm:6770 :0] ucp_context.c:2463 UCX  INFO  Version 1.20.1 (loaded from /x/libucp.so.0)
+[1.9] [vm:6770 :0] parser.c:2364 UCX  INFO  UCX_* env variables: UCX_TLS=tcp,self
+[1.9] [vm:6770 :0] ucp_worker.c:1912 UCX  INFO    ucp_context_0 self cfg#0 tag(self/memory)
+[1.9] [vm:6770 :0] ucp_worker.c:1912 UCX  INFO    ucp_context_0 intra-node cfg#1 \
+tag(sysv/memory cma/memory)  rma(posix/memory)  am(sysv/memory cma/memory)
+[1.9] [vm:6770 :0] ucp_worker.c:1912 UCX  INFO    ucp_context_0 inter-node cfg#2 \
+tag(rc_mlx5/mlx5_0:1 tcp/eth0)
+"""
+
+
+def test_the_ways_of_ucx_are_read_from_its_log() -> None:
+    found = ucx.read_log(UCX_LOG.splitlines(), True)
+    assert found.version == "1.20.1"
+    assert found.paths == (
+        ("inter-node", "rc_mlx5/mlx5_0:1, tcp/eth0"),
+        ("intra-node", "sysv, cma"),
+    )
+    assert ucx.read_log([], False) == ucx.UCXFacts(False)
+
+
+def test_the_log_is_asked_for_unless_the_user_has_one() -> None:
+    environment: dict[str, str] = {}
+    log = ucx.UCXLog(environment)
+    file = Path(environment[ucx.FILE])
+    file.write_text("")
+    log.hold()
+    assert not file.parent.exists(), "a killed process leaves nothing"
+    assert log.read().version == ""
+    empty = ucx.UCXLog(made := dict[str, str]())
+    empty.hold()
+    assert empty.read().paths == ()
+    assert not Path(made[ucx.FILE]).parent.exists()
+    given = {"UCX_LOG_LEVEL": "error"}
+    log = ucx.UCXLog(given)
+    log.hold()
+    assert log.read().unread == "UCX_LOG_LEVEL is set"
+    assert given == {"UCX_LOG_LEVEL": "error"}
+
+
+# ---- GPUs ----
+
+SMI = """\
+GPU-a, 580.95.05, 4, 0, 0x0000000000000001, 16, 16
+GPU-b, 580.95.05, 2048, 97, [Not Supported], [N/A], 16
+"""
+TOPOLOGY = """\
+\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\x1b[0m
+GPU0\t X \tNV18\tSYS\tPIX\t0-47\t0
+GPU1\tNV18\t X \tPHB\tSYS\t0-47\t0
+GPU2\tSYS\tPHB\t X \tSYS\t48-95\t1
+NIC0\tPIX\tSYS\tSYS\t X \t\t
+
+Legend:
+"""
+
+
+def test_the_tool_of_the_driver_is_read() -> None:
+    one, other = GPUFacts("H", 1, "GPU-a"), GPUFacts("H", 1, "GPU-b")
+    found, driver = gpu.with_smi((one, other, GPUFacts("H", 1, "GPU-c")), SMI)
+    assert driver == "580.95.05"
+    assert found == (
+        replace(one, used=4 << 20, busy_percent=0, throttle=1, pcie=(16, 16)),
+        replace(other, used=2 << 30, busy_percent=97),
+        GPUFacts("H", 1, "GPU-c"),
+    )
+    assert gpu.matrix(TOPOLOGY) == ((0, 1, "NV18"), (0, 2, "SYS"), (1, 2, "PHB"))
+    assert gpu.matrix("nothing") == ()
+
+
+def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(command: list[str], timeout: float) -> str:
+        asked.append(command[1])
+        if "event_reasons" in command[1]:
+            raise ProbeError("not a valid field")
+        return SMI
+
+    monkeypatch.setattr(gpu, "output_of", answer)
+    assert gpu._smi() == SMI
+    assert ["clocks_throttle_reasons.active" in each for each in asked] == [False, True]
+
+
+def given(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """Return a stand-in for ``probe`` that has these answers, by the last part of the module."""
+
+    def answer(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
+        found = answers[module.rpartition(".")[2]]
+        if isinstance(found, Exception):
+            raise found
+        return cast(dict[str, Any], found)
+
+    return answer
+
+
+def test_a_host_without_a_gpu_asks_no_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "probe", given({"gpuprobe": {"devices": []}}))
+    assert gpu.gpu_facts() == gpu.GPUHostFacts()
+    monkeypatch.setattr(gpu, "probe", given({"gpuprobe": {"problem": "cuInit failed"}}))
+    assert gpu.gpu_facts().problem == "cuInit failed"
+    monkeypatch.setattr(gpu, "probe", given({"gpuprobe": ProbeError("no answer within 15 s")}))
+    assert gpu.gpu_facts().problem == "no answer within 15 s"
+
+
+def test_facts_of_a_host_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [{"name": "H", "nbytes": 5, "uuid": each} for each in ("GPU-a", "GPU-b")]
+    known = {"driver_cuda": "13.0", "torch_cuda": None, "peers": [[0, 1]]}
+    nccl = {"versions": {"torch": "2.28.9"}, "between": "P2P/CUMEM", "network": None}
+    answers = {"gpuprobe": {"devices": devices, **known}, "ncclprobe": {**nccl, "problem": None}}
+    monkeypatch.setattr(gpu, "probe", given(answers))
+    monkeypatch.setattr(gpu, "mps_running", lambda timeout: True)
+
+    def no_tool(command: list[str], timeout: float) -> str:
+        raise ProbeError("nvidia-smi: not found")
+
+    monkeypatch.setattr(gpu, "output_of", no_tool)
+    found = gpu.gpu_facts()
+    assert [each.uuid for each in found.gpus] == ["GPU-a", "GPU-b"]
+    assert (found.driver, found.smi) == ("", "nvidia-smi: not found")
+    assert found.peers == {(0, 1)}
+    assert found.mps
+    assert found.nccl == gpu.NCCLFacts((("torch", "2.28.9"),), "P2P/CUMEM")
+
+
+NCCL_LOG = """\
+vm:1:1 [0] NCCL INFO Bootstrap: Using eth0:10.0.0.1<0>
+vm:1:1 [0] NCCL INFO NET/IB : No device found.
+vm:1:1 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0> [1]eth1:10.1.0.1<0>
+vm:1:1 [0] NCCL INFO Using network Socket
+vm:1:1 [0] NCCL INFO Channel 00/1 : 0[0] -> 1[1] via P2P/CUMEM/read
+"""
+
+
+def test_the_ways_of_nccl_are_read_from_its_log() -> None:
+    lines = NCCL_LOG.splitlines()
+    assert between(lines) == "P2P/CUMEM"
+    assert network_of(lines) == "Socket eth0 eth1"
+    adapter = "x [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_1:1/IB [RO]; OOB eth0:10.0.0.1"
+    assert network_of([adapter, "x NCCL INFO Using network IB"]) == "IB mlx5_0 mlx5_1"
+    assert between(lines[:3]) is None
+    assert network_of(lines[:1]) is None
+
+
+def test_nixl_is_asked_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    assert gpu.nixl_facts() == gpu.NIXLFacts()
+    monkeypatch.setattr(gpu, "find_spec", lambda name: object())
+    monkeypatch.setattr(gpu, "version", lambda name: "1.5.0")
+    told = {"plugins": ["UCX"], "backends": ["UCX"]}
+    monkeypatch.setattr(gpu, "probe", given({"nixlprobe": told}))
+    assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", ("UCX",), ("UCX",))
+    monkeypatch.setattr(gpu, "probe", given({"nixlprobe": ProbeError("no UCX")}))
+    assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", problem="no UCX")
+
+
+# ---- ranks that meet, and links ----
+
+
+class Message:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def recv(self) -> object:
+        return self.value
+
+
+class World:
+    """A communicator of rank 0 in which some ranks never send."""
+
+    rank, size = 0, 4
+
+    def __init__(self, silent: set[int]) -> None:
+        self.silent, self.sent = silent, list[int]()
+
+    def improbe(self, rank: int, tag: int) -> Message | None:
+        return None if rank in self.silent else Message(f"of {rank}")
+
+    def isend(self, value: object, rank: int, tag: int) -> World:
+        self.sent.append(rank)
+        return self
+
+    def Test(self) -> bool:  # noqa: N802 (MPI's own name)
+        return True
+
+
+def test_ranks_that_do_not_come_are_named() -> None:
+    together = Together(cast(Any, World({2, 3})), 0.05)
+    with pytest.raises(MissingRanksError, match=r"from ranks 2, 3 within 0\.05 s: folder"):
+        together.share(None, "folders")
+
+
+def test_ranks_that_come_get_all_values() -> None:
+    world = World(set())
+    assert Together(cast(Any, world), 5.0).share("own", "x") == ["own", "of 1", "of 2", "of 3"]
+    assert world.sent == [1, 2, 3]
+
+
+def test_a_process_alone_shares_with_itself() -> None:
+    assert Together(None, 1.0).share(5, "x") == [5]
+
+
+def test_a_busy_wait_has_a_deadline() -> None:
+    set_later = threading.Event()
+    threading.Timer(0.02, set_later.set).start()
+    wait_busy(set_later.is_set, 30.0)
+    with pytest.raises(DeadlineError):
+        wait_busy(lambda: False, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "found"),
+    [
+        (["a"], []),
+        (["a", "a", "b"], [(0, 1), (0, 2), (1, 2)]),
+        (["a"] * 4 + ["b"] * 4, [(0, 1), (0, 4), *((rank, rank + 1) for rank in range(1, 7))]),
+    ],
+)
+def test_pairs_of_links(hosts: list[str], found: list[tuple[int, int]]) -> None:
+    assert pairs(hosts) == found
+    assert len(pairs(["a"] * 500)) == 15
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    yield
+    assert ucx.LEVEL not in os.environ
