@@ -90,7 +90,9 @@ class Busy:
         torch.cuda._sleep(A_WHILE)
 
 
-@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize(
+    ("slot", "interval"), [(WHOLE_LAYERS, 1), (CUT_LAYERS, 1), (WHOLE_LAYERS, 2), (CUT_LAYERS, 2)]
+)
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize(
     ("level", "way"),
@@ -102,10 +104,10 @@ class Busy:
 )
 @pytest.mark.parametrize("kind", ["memory", "host", "fdatasync", "page-cache"])
 def test_every_byte_arrives(
-    kind: str, level: Level, way: Way, layout: KVLayout, slot: int, tmp_path: Path
+    kind: str, level: Level, way: Way, layout: KVLayout, slot: int, interval: int, tmp_path: Path
 ) -> None:
     geometry = small_geometry(layout)
-    stream = Stream(0, schedule_of(geometry, slot))
+    stream = Stream(0, schedule_of(geometry, slot, interval=interval))
     cache = on_device(random_cache(geometry))
     with streaming(make(kind, tmp_path), slot, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
@@ -118,7 +120,7 @@ def test_every_byte_arrives(
             manager.drain()
             assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
             assert manager.lag_nbytes == 0
-            assert manager.tokens.nbytes == STEPS * stream.schedule.step_nbytes(1)
+            assert manager.tokens.nbytes == STEPS * stream.schedule.position_nbytes
             if not level.buffered:
                 atoms = [
                     atom for step in range(1, STEPS + 1) for atom in stream.schedule.atoms(step)
