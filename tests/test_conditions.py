@@ -84,15 +84,39 @@ def test_a_path_is_followed_through_links_to_its_mount(tmp_path: Path) -> None:
     text = tmp_path / "mountinfo"
     text.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:1 / {real} rw - ramfs none rw\n")
     place = place_of(tmp_path / "link" / "not there yet", text)
-    assert place == Place(str(tmp_path / "link" / "not there yet"), str(real), "ramfs", "none")
+    assert place is not None
+    assert (place.mount, place.type, place.source) == (str(real), "ramfs", "none")
+    assert place.path == str(tmp_path / "link" / "not there yet")
 
 
 def test_names_that_are_not_utf_8_can_be_recorded(tmp_path: Path) -> None:
     text = tmp_path / "mountinfo"
     text.write_bytes(b"1 0 8:1 / / rw - ext4 \xff/[disk] rw\n")
-    place = place_of("/x", text)
-    assert place == Place("/x", "/", "ext4", "\\udcff/[disk]")
+    place = place_of("/x", text, tmp_path)
+    assert place == Place("/x", "/", "ext4", "\\udcff/[disk]", "8:1", "rw")
     str(place).encode()
+
+
+def test_a_place_has_its_device_and_all_its_options(tmp_path: Path) -> None:
+    devices = tmp_path / "devices"
+    (tmp_path / "vda").mkdir()
+    devices.mkdir()
+    (devices / "254:0").symlink_to(tmp_path / "vda")
+    text = tmp_path / "mountinfo"
+    text.write_text(MOUNTINFO)
+    place = place_of("/home/me/logs", text, devices)
+    assert str(place) == (
+        "/home/me/logs is on ext4, mounted at / from /dev/vda, device vda, "
+        "options rw,relatime,discard"
+    )
+    shared = place_of("/mnt/two words", text, devices)
+    assert shared is not None
+    assert (shared.device, shared.options) == ("", "rw,vers=4.2")
+    # Older records have neither.
+    older = Place("/x", "/", "ext4", "/dev/vda")
+    assert str(older) == "/x is on ext4, mounted at / from /dev/vda"
+    many = replace(older, options="lowerdir=/" + 3000 * "l")
+    assert str(many).endswith("lll …")
 
 
 def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:
@@ -414,7 +438,7 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     }
     (end,) = [end for _, end in job.run.of(End)]
     assert bool(end.environment) == (cpu_throttling() is not None)
-    assert f"stream directory: {place}" in job.stderr
+    assert f"stream directory: {place}" in " ".join(job.stderr.split())  # lines are wrapped
 
 
 # ---- shared memory ----

@@ -88,6 +88,12 @@ def until(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> Non
         time.sleep(0.05)
 
 
+def two_hosts_interface() -> str:
+    import two_hosts
+
+    return str(two_hosts.INTERFACE)
+
+
 def run_of(cwd: Path) -> Run:
     (folder,) = (cwd / "logs").iterdir()
     return read_run(folder)
@@ -108,6 +114,11 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
     assert run.header.environment["hostnames"] == ["host1", "host2"]
     rows = {row["arm"]: row for row in flat_rows(run)}
     assert {rows[name]["hosts"] for name in ("mpi@3", "tcp@3")} == {"two hosts on one machine"}
+    for name in ("mpi@0", "mpi@3", "tcp@0", "tcp@3"):
+        interface, _, share = rows[name]["path"].partition(": ")
+        assert interface == two_hosts_interface()
+        assert int(share.removesuffix(" %")) >= 80  # 66 bytes are more than a packet's headers here
+    assert not [note for note in report(run).notes if note.startswith("PATH")]
     (told,) = [note for note in report(run).notes if note.startswith("hosts:")]
     assert told == (
         "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "

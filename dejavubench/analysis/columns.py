@@ -20,6 +20,9 @@ UNITS = {
     "_ms": "ms",
     "_us": "µs",
     "_pct": "%",
+    "_mhz": "MHz",
+    "_w": "W",
+    "_c": "°C",
     "_s": "s",
 }
 """Unit by the end of a column's name. A longer end comes before a shorter one."""

@@ -22,3 +22,7 @@ def processor(run: Run) -> str | None:
     known = [info.where.gpu.uuid for info in sources(run) if info.where.gpu.uuid]
     count = len(set(known)) if len(known) == len(names) else len(names)
     return f"{count} × {names[0]}" if count > 1 else names[0]
+
+
+def source_ranks(run: Run) -> set[int]:
+    return {rank for rank, info in run.of(RankInfo) if info.role == "source"}

@@ -10,8 +10,8 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from typing import Any, get_type_hints
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import Column, columns_of
@@ -125,10 +125,10 @@ def makefile() -> str:
     return "\n".join(lines) + "\n"
 
 
-_KINDS: dict[str, Any] = {"Row": Row} | {
+_KINDS: dict[str, Any] = {
     kind.__name__: kind
-    for kind in vars(sys.modules[Row.__module__]).values()
-    if inspect.isclass(kind) and kind.__module__ == Row.__module__
+    for kind in (Row, *get_type_hints(Row).values())
+    if inspect.isclass(kind) and is_dataclass(kind)
 }
 
 

@@ -52,7 +52,11 @@ class CeilingRounds:
         self._ceilings: Ceilings | None = None
 
     def prepare(self) -> None:
-        """Make the probes, once the model has taken what memory it needs."""
+        """Make the probes, once the model has taken what memory it needs. Collective."""
+        context, point = self._here.context, self._here.view.point
+        if all(arm.streams for arm in context.runnable.arms):
+            # No arm will show what the machine carries without streaming.
+            context.sampler.idle(self._here.world, point.id)
         if self._here.experiment.ceilings:
             self._ceilings = _make_ceilings(self._here, self._progress_bar)
 

@@ -60,6 +60,7 @@ class Iterations:
         self.mark("prepare", arm)
         if not self.prepared(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
+        self._context.sampler.before()
         with nothing_collected():
             sleeping_barrier(world, "start")
             scenario.run(arm, lambda phase: self.mark(phase, arm))
@@ -69,6 +70,7 @@ class Iterations:
         when = When(point=self._point.id, arm=arm.name, iteration=iteration, round=round_number)
         recorded = scenario.record(arm, when)
         self._record_total(recorded.total_ms, when, order)
+        self._context.sampler.after(when)  # all ranks have come to the end of the iteration
         if self._context.experiment.verify and not self._verified(arm, scenario):
             return
         if recorded.ubatches and self._context.ranks.rank == 0:

@@ -132,6 +132,7 @@ def _finish(context: RunContext, verified: bool, watchdog: WatchdogProcess | Non
     outcome = context.conditions.outcome()
     recorder.write(records.End(status="ok" if verified else "failed", environment=outcome))
     recorder.close()
+    context.sampler.close()
     context.workspace.bring_together(ranks)
     if watchdog is not None:  # every rank has come here, so every one has said that it ended
         watchdog.let_end()

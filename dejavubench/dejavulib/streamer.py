@@ -306,8 +306,6 @@ def _note_complete(destination: Destination, transfer: Transfer) -> None:
     if times is None or stamps is None:
         return
     transfer.stamp("complete")
-    if transfer.marks is not None:
-        transfer.marks.fill(stamps)
     receipt = destination.receipt(planned.stream)
     if receipt is not None:
         stamps.moved, stamps.sink_ns = receipt

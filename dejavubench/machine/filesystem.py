@@ -10,6 +10,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 MOUNTINFO = Path("/proc/self/mountinfo")
+DEVICES = Path("/sys/dev/block")
+"""Links to the block devices, by their numbers."""
+
+SHOWN = 100
+"""Characters of a mount's options that a note shows."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Mount:
         point: the folder at which it is mounted.
         type: file system type, such as ``ext4`` or ``fuse.sshfs``.
         source: the device, server or name from which it was mounted.
+        number: major and minor number of the device, as ``254:0``.
+        options: options of the mount, then those of the file system that the mount does not name.
     """
 
     id: int
@@ -27,6 +34,8 @@ class Mount:
     point: str
     type: str
     source: str
+    number: str
+    options: str
 
 
 def mount_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Mount | None:
@@ -70,13 +79,16 @@ def _mounts(mountinfo: str) -> Iterator[Mount]:
         fields, separator, rest = line.partition(" - ")
         before, after = fields.split(" "), rest.split(" ")
         if separator and len(before) >= 6 and len(after) >= 2:
-            mount_id, parent, _, _, point, *_ = before
+            mount_id, parent, number, _, point, options, *_ = before
+            every = dict.fromkeys(f"{options},{after[2] if len(after) > 2 else ''}".split(","))
             yield Mount(
                 id=int(mount_id),
                 parent=int(parent),
                 point=_unescape(point),
                 type=_unescape(after[0]),
                 source=_unescape(after[1]),
+                number=number,
+                options=",".join(_unescape(each) for each in every if each),
             )
 
 
@@ -87,27 +99,48 @@ def _unescape(field: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder and its mount, as records hold them."""
+    """A folder and its mount, as records hold them. Older records have neither device nor options.
+
+    Attributes:
+        device: name of the block device, as ``vda``; its numbers if the kernel names none.
+    """
 
     path: str
     mount: str
     type: str
     source: str
+    device: str = ""
+    options: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
+        there = f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
+        device = f", device {self.device}" if self.device else ""
+        # Those of a container's layers are thousands of characters long; the record has all.
+        cut = f"{self.options[:SHOWN]} …" if len(self.options) > SHOWN else self.options
+        return there + device + (f", options {cut}" if cut else "")
 
     def note(self, durability: str) -> str | None:
         """Return a note on a durability option that the file system weakens."""
         return durability_note(self.type, durability)
 
 
-def place_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Place | None:
+def place_of(
+    path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO, devices: Path = DEVICES
+) -> Place | None:
     """Return the place of a folder, which may not exist yet; None if the kernel lists no mounts."""
     mount = mount_of(path, mountinfo)
     if mount is None:
         return None
-    return Place(*map(_writable, (os.path.abspath(path), mount.point, mount.type, mount.source)))
+    words = (os.path.abspath(path), mount.point, mount.type, mount.source)
+    return Place(*map(_writable, (*words, _device(mount.number, devices), mount.options)))
+
+
+def _device(number: str, devices: Path) -> str:
+    """Return the name of a block device by its numbers, which are ``0:…`` for what has none."""
+    try:
+        return (devices / number).resolve(strict=True).name
+    except OSError:
+        return "" if number.startswith("0:") else number
 
 
 def _writable(name: str) -> str:

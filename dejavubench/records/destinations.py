@@ -33,6 +33,18 @@ class LoopbackInfo(_Info):
     hatch: str
 
 
+class CrossingInfo(_Info):
+    """The way that a destination's name promises for its bytes.
+
+    ``between_hosts``, ``on_one_host``: True if they cross a network interface or an InfiniBand
+    port where source and sink are on two hosts, or on one; False if they cross none; None without
+    a promise.
+    """
+
+    between_hosts: bool | None = None
+    on_one_host: bool | None = None
+
+
 class DestinationInfo(_Info):
     """One destination of a run, or one store that caches are swapped to.
 
@@ -46,7 +58,7 @@ class DestinationInfo(_Info):
     ``held_against``: probes of this program's own code, each with the raw loop measured in turn.
     ``overhead_of``: probes of a naive loop that moves nothing, each with the loop that does.
     ``loopback``: its variant on one GPU. ``library``: key of ``environment.gpu`` with the version
-    of the library that moves the chunks.
+    of the library that moves the chunks. ``crossing``: the way that its name promises.
     """
 
     label: str
@@ -63,6 +75,7 @@ class DestinationInfo(_Info):
     overhead_of: dict[str, str] = {}
     loopback: LoopbackInfo | None = None
     library: str | None = None
+    crossing: CrossingInfo = CrossingInfo()
 
     @property
     def local(self) -> bool:

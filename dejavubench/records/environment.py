@@ -134,7 +134,8 @@ class RankEnvironment(_Shared):
         default=None, description="threads of the host's ranks, its cores and its CPU quota"
     )
     stream_dir: Annotated[Place | None, _from_dict(Place | None)] = Field(
-        default=None, description="folder that disk streams go to, and its file system"
+        default=None,
+        description="folder that disk streams go to, its file system, device and mount options",
     )
     tcp_sink: ExternalSink | None = Field(
         default=None, description="the sink outside the MPI job that a source streams to by tcp"

@@ -74,6 +74,20 @@ class ProbeNames:
     overhead_of: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """The way that a destination's name promises for its bytes.
+
+    Attributes:
+        between_hosts, on_one_host: True if they cross a network interface or an InfiniBand port
+            where source and sink are on two hosts, or on one; False if they cross none; None
+            without a promise.
+    """
+
+    between_hosts: bool | None = None
+    on_one_host: bool | None = None
+
+
 LINK_HELD_AGAINST: Mapping[str, str] = {"mpi-destination": "mpi-windowed"}
 LINK_OVERHEAD_OF: Mapping[str, str] = {"mpi-message-overhead": "mpi-message"}
 """Probes of the link by MPI, which every destination between ranks has beside its own."""
@@ -98,6 +112,7 @@ class Transport(ABC):
         library: the library that moves the chunks, as ``environment.gpu`` of a run spells it.
         probe_names: the probes that bound or explain the destination.
         probe_nbytes: bytes of storage that the probes of one durability option take.
+        crossing: whether the bytes cross a network interface, as the name promises.
     """
 
     entry: ClassVar[DestinationEntry]
@@ -115,6 +130,7 @@ class Transport(ABC):
     library: ClassVar[str | None] = None
     probe_names: ClassVar[ProbeNames] = ProbeNames()
     probe_nbytes: ClassVar[int] = 0
+    crossing: ClassVar[Crossing] = Crossing()
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import DISK
-from dejavubench.transports.base import ProbeNames, Style, Transport
+from dejavubench.transports.base import Crossing, ProbeNames, Style, Transport
 from dejavubench.transports.contexts import ProbeContext, RankContext, SourceContext
 from dejavubench.transports.probe import DISK_CHUNKS, MESSAGE, Probe
 from dejavubench.transports.session import Session
@@ -79,6 +79,7 @@ class DiskTransport(Transport):
 
     # Both the raw loop and the destination have a file of this many chunks, and a little more.
     probe_nbytes = 2 * DISK_CHUNKS * MESSAGE + (1 << 20)
+    crossing = Crossing(on_one_host=False)
 
     def session(self, rank: RankContext) -> Session:
         return DiskSession(rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import HOST
-from dejavubench.transports.base import ProbeNames, Style, Transport
+from dejavubench.transports.base import Crossing, ProbeNames, Style, Transport
 from dejavubench.transports.contexts import RankContext, SourceContext
 from dejavubench.transports.session import Session
 
@@ -28,6 +28,7 @@ class HostTransport(Transport):
     copy_s = 1e-6
     swapped_label = "swapped to host memory"
     probe_names = ProbeNames(ceiling="memory-copy", ceiling_on_gpu="pcie-d2h")
+    crossing = Crossing(on_one_host=False)
 
     def session(self, rank: RankContext) -> Session:
         return HostSession(rank)

@@ -8,6 +8,7 @@ from dejavubench.dejavulib.destinations.registry import MPI
 from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
+    Crossing,
     ProbeNames,
     Style,
     Transport,
@@ -47,6 +48,7 @@ class MPITransport(Transport):
         held_against=LINK_HELD_AGAINST,
         overhead_of=LINK_OVERHEAD_OF,
     )
+    crossing = Crossing(between_hosts=True)
 
     def session(self, rank: RankContext) -> MPISession:
         return MPISession(rank)

@@ -9,6 +9,7 @@ from dejavubench.dejavulib.destinations.registry import NCCL
 from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
+    Crossing,
     LoopbackVariant,
     Missing,
     ProbeNames,
@@ -80,6 +81,7 @@ class NCCLTransport(Transport):
         held_against=LINK_HELD_AGAINST,
         overhead_of=LINK_OVERHEAD_OF,
     )
+    crossing = Crossing(between_hosts=True, on_one_host=False)
 
     def session(self, rank: RankContext) -> NCCLSession:
         return NCCLSession(rank)

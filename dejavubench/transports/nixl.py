@@ -11,6 +11,7 @@ from dejavubench.errors import UsageError
 from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
+    Crossing,
     Missing,
     ProbeNames,
     Style,
@@ -89,6 +90,7 @@ class NIXLTransport(Transport):
         held_against={"nixl-destination": "nixl-raw", **LINK_HELD_AGAINST},
         overhead_of=LINK_OVERHEAD_OF,
     )
+    crossing = Crossing(between_hosts=True)
 
     def session(self, rank: RankContext) -> NIXLSession:
         return NIXLSession(rank)

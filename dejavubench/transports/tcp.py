@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dejavubench.dejavulib.destinations.registry import TCP
-from dejavubench.transports.base import Missing, ProbeNames, Style, Transport
+from dejavubench.transports.base import Crossing, Missing, ProbeNames, Style, Transport
 from dejavubench.transports.contexts import (
     Options,
     Outside,
@@ -92,6 +92,7 @@ class TCPTransport(Transport):
         message="tcp-message",
         held_against={"tcp-destination": "tcp-raw"},
     )
+    crossing = Crossing(between_hosts=True, on_one_host=True)
 
     def session(self, rank: RankContext) -> TCPSession:
         return TCPSession(rank)

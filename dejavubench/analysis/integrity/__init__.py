@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dejavubench.analysis.integrity import (
     header,
+    hosts,
     microbatches,
     otherrecords,
     ranks,
@@ -29,7 +30,7 @@ STAGES: tuple[tuple[Rule, ...], ...] = (
     ranks.RULES,
     rounds.NAMES,
     rounds.RULES,
-    microbatches.RULES + otherrecords.RULES,
+    microbatches.RULES + otherrecords.RULES + hosts.RULES,
 )
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 

@@ -33,6 +33,7 @@ WARNINGS = (
     "NOISY",
     "NO MPS",
     NOT_REACHED,
+    *("DISTURBED", "THROTTLED", "PATH"),
 )
 """First words of notes that are shown in red."""
 

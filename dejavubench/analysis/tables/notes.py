@@ -105,13 +105,17 @@ def ceiling_not_measured_everywhere(rows: list[Row]) -> list[str]:
     return []
 
 
-def noise_notes(rows: list[Row]) -> list[str]:
-    """State the noise floor of each point, and warn when it is high."""
+def noise_notes(rows: list[Row], cause: str | None = None) -> list[str]:
+    """State the noise floor of each point, and warn when it is high.
+
+    Args:
+        cause: what the run has recorded of other programs, as a sentence.
+    """
     floors = {row.point: row for row in rows if row.overhead.noise_floor_pct is not None}
-    return [*_noisy(floors), *_noise_floor(floors)] if floors else []
+    return [*_noisy(floors, cause), *_noise_floor(floors)] if floors else []
 
 
-def _noisy(floors: dict[str | None, Row]) -> list[str]:
+def _noisy(floors: dict[str | None, Row], cause: str | None) -> list[str]:
     each = [row.overhead for row in floors.values()]
     # With a single round there is a median, but no interval.
     ends = [
@@ -125,7 +129,7 @@ def _noisy(floors: dict[str | None, Row]) -> list[str]:
         return []
     return [
         f"NOISY: two identical baselines (none and none#2) differ by up to {reach:.0f} %. Smaller "
-        "overheads cannot be told from noise. Is another program running?"
+        f"overheads cannot be told from noise. {cause or 'Is another program running?'}"
     ]
 
 

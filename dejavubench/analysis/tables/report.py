@@ -12,8 +12,10 @@ from dejavubench.analysis.averages import DROPPED
 from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables import (
     conditions,
+    hostnotes,
     machinenotes,
     notes,
+    pathnotes,
     precision,
     runrows,
     tailcells,
@@ -69,7 +71,9 @@ def report(run: Run) -> RunReport:
         *([f"note: {run.header.note}"] if run.header.note else []),
         *notes.why_rows_are_empty(rows),
         *precision.notes(run),
-        *notes.noise_notes(rows),
+        *notes.noise_notes(rows, hostnotes.cause_of_noise(run)),
+        *hostnotes.marks(run),
+        *pathnotes.notes(run, points),
         *notes.too_few_rounds(rows),
         *tailcells.too_few_tokens(rows),
         *notes.streams_that_hardly_fit(rows),
@@ -84,6 +88,7 @@ def report(run: Run) -> RunReport:
         *machinenotes.staging(run),
         *machinenotes.hosts(run),
         *conditions.notes(run),
+        *hostnotes.facts(run),
         *machinenotes.gpu(run),
         *machinenotes.loopback(run),
     ]

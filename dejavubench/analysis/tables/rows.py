@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis.columns import columns_of, flat, names_of
 from dejavubench.analysis.stats import Verdict
+from dejavubench.analysis.tables.hostcolumns import HostConditions
 from dejavubench.records import PointInfo
 from dejavubench.records.destinations import NONE
 
@@ -288,6 +289,7 @@ class Row:
     resumed: RestartTotals = field(default_factory=RestartTotals)
     speed: Speed = field(default_factory=Speed)
     tails: Tails = field(default_factory=Tails)
+    conditions: HostConditions = field(default_factory=HostConditions)
     settings: Annotated[
         str | None,
         "Options that differ from their defaults and have no column, as flags; empty if none does.",

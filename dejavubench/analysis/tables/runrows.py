@@ -10,8 +10,10 @@ import numpy as np
 from dejavubench.analysis import machine, stats
 from dejavubench.analysis.ceilings import ceiling_of, share_of_ceiling
 from dejavubench.analysis.destinations import hosts_of, info_of
+from dejavubench.analysis.hostrounds import HostRounds, host_rounds
 from dejavubench.analysis.leastwork import work
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.tables.hostcolumns import host_conditions
 from dejavubench.analysis.tables.rows import (
     NO_ROUNDS,
     Cpu,
@@ -46,16 +48,19 @@ def run_rows(run: Run, points: Mapping[str, PointSamples] | None = None) -> list
     """
     points = collect(run) if points is None else points
     reasons = {(item.point, item.arm): item.reason for _, item in run.of(Skipped)}
+    hosts = host_rounds(run)
     rows = []
     for point in run.header.points:
         whole = point.skipped or reasons.get((point.id, None))
         for arm in run.header.arms:
             skipped = whole or reasons.get((point.id, arm.name))
-            rows.append(_row(run, points[point.id], arm, skipped))
+            rows.append(_row(run, hosts, points[point.id], arm, skipped))
     return rows
 
 
-def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Row:
+def _row(
+    run: Run, hosts: list[HostRounds], point: PointSamples, arm: ArmInfo, skipped: str | None
+) -> Row:
     row = Row(
         run=run.path.name,
         point=point.point.id,
@@ -81,6 +86,7 @@ def _row(run: Run, point: PointSamples, arm: ArmInfo, skipped: str | None) -> Ro
         _add_restart(row, samples)
     else:
         row.verified = _verified(samples)
+        row.conditions = host_conditions(run, hosts, point, samples)
         _add_measured(row, run, point, samples)
     return row
 

@@ -158,6 +158,7 @@ OVERHEAD_CELLS = (
     Cell("verdict", ("verdict", "target_pct"), _verdict),
     Cell("verified", ("verified",), lambda row: row.verified or "–"),
 )
+PATH_CELL = Cell("path, at least", ("path",), lambda row: row.conditions.path or "–")
 STREAM_CELLS = (
     Cell("stall ms", ("stall_ms",), lambda row: ms(row.streaming.stall_ms)),
     Cell(
@@ -168,6 +169,7 @@ STREAM_CELLS = (
     Cell("GB/s alone", ("alone_gb_per_s",), _alone),
     Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), share_of),
     Cell("hosts", ("hosts",), lambda row: row.hosts or "–"),
+    PATH_CELL,
     Cell("durability", ("durability",), lambda row: row.durability or "–"),
 )
 REST_CELLS = (
@@ -290,7 +292,9 @@ def _stream_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
         found.append(block(TITLES["swap"], swapped, varying, SWAP_CELLS))
     if streaming:
         measured = [row for row in rows if row.ok]
-        found.append(block(TITLES["streaming"], streaming, varying, STREAM_CELLS))
+        told = any(row.conditions.path for row in streaming)  # older records do not tell
+        cells = [cell for cell in STREAM_CELLS if told or cell is not PATH_CELL]
+        found.append(block(TITLES["streaming"], streaming, varying, cells))
         found.append(block(TITLES["rest"], measured, varying, REST_CELLS))
     return found
 

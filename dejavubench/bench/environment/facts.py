@@ -39,6 +39,7 @@ PACKAGES = (
     "triton",
     "nvidia-nccl-cu13",
     "nixl",
+    "nvidia-ml-py",
 )
 VARIABLES = (
     "OMP_NUM_THREADS",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dejavubench.records.destinations import DestinationInfo, LoopbackInfo
+from dataclasses import asdict
+
+from dejavubench.records.destinations import CrossingInfo, DestinationInfo, LoopbackInfo
 from dejavubench.transports.base import Transport
 
 
@@ -28,6 +30,7 @@ def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
         overhead_of=dict(names.overhead_of),
         loopback=_loopback(transport),
         library=transport.library,
+        crossing=CrossingInfo(**asdict(transport.crossing)),
     )
 
 

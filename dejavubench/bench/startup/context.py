@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dejavubench.bench.environment.conditions import Conditions
+from dejavubench.bench.environment.sampler import ConditionsSampler
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import WorkerView, view_of
 from dejavubench.bench.startup.communicators import Communicators
@@ -27,6 +28,7 @@ class RunContext:
         runnable: the plan, and which arms and points of it run here.
         workers: connects the workers of this side; None on a sink without a model.
         conditions: cores, CPU time and file system of this rank.
+        sampler: samples the conditions around each iteration.
         sessions: this rank's part in each destination.
         saved: the files that a killed run has left of this rank, where that run is resumed.
     """
@@ -38,6 +40,7 @@ class RunContext:
     comms: Communicators
     workers: Collectives | None
     conditions: Conditions
+    sampler: ConditionsSampler
     sessions: Sessions
     saved: list[SavedStream] = field(default_factory=list)
 

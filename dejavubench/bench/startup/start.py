@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from mpi4py import MPI
 
-from dejavubench import records
+from dejavubench import records, units
 from dejavubench.bench.environment.conditions import Conditions
+from dejavubench.bench.environment.sampler import ConditionsSampler, Member, sampler_of
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import view_of
 from dejavubench.bench.startup import destinations, skips
@@ -22,6 +23,7 @@ from dejavubench.bench.startup.workspace import Workspace
 from dejavubench.bench.watchdog.starting import WatchdogProcess
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
 from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
 from dejavubench.planning import fit
 
@@ -70,6 +72,7 @@ def start(
         conditions=_find_conditions(
             runnable, ranks, workspace, experiment.threads if computes else 1
         ),
+        sampler=_find_sampler(runnable, ranks, devices, workspace),
         sessions=sessions,
         saved=saved,
     )
@@ -115,3 +118,17 @@ def _find_conditions(
         cores=set(ranks.cores),
         stream_dir=stream_dir,
     )
+
+
+def _find_sampler(
+    runnable: RunnablePlan, ranks: Ranks, devices: Devices, workspace: Workspace
+) -> ConditionsSampler:
+    """Exchange processes, cores and GPUs, and begin each host's file of conditions. Collective."""
+    gpu = None
+    if devices.number is not None:
+        gpu = str(torch.cuda.get_device_properties(devices.number).uuid)
+    # A sink outside the job that listens on this host is part of what is measured.
+    ports = [units.address(peer)[1] for peer in runnable.experiment.peer]
+    member = Member.here(ranks.host, machine_digest().hex(), ranks.cores, gpu, ports)
+    members = ranks.world.allgather(member)
+    return sampler_of(workspace.folder, workspace.run_id, ranks.rank, members)

@@ -18,6 +18,7 @@ from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError
 from dejavubench.parallel.collectives import sleeping_gather
+from dejavubench.records.conditions import conditions_file
 from dejavubench.wholefile import write_whole
 
 
@@ -58,7 +59,7 @@ class Workspace:
     def bring_together(self, ranks: Ranks) -> None:
         """Copy the whole files of ranks on other hosts to rank 0's folder. Collective."""
         self.chunk_file.close()
-        for name_of in (records.rank_file, records.chunk_file):
+        for name_of in (records.rank_file, records.chunk_file, conditions_file):
             mine = self.folder / name_of(ranks.rank)
             # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.
             elsewhere = ranks.host != ranks.hosts[0] and mine.exists()

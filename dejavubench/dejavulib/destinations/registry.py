@@ -94,35 +94,14 @@ DISK = register(
         parts=(QUEUE, GATHER, Part("write", "moved"), Part("sync", "complete")),
     )
 )
-_ACKNOWLEDGED = (QUEUE, GATHER, POST, *TOLD_APART)
-_MOVED_SINGLY = (QUEUE, Part("move", "posted"), JOINT)
 MPI = register(
-    DestinationEntry("mpi", remote=True, parts=_ACKNOWLEDGED, extent_parts=_MOVED_SINGLY)
-)
-NCCL = register(
     DestinationEntry(
-        "nccl",
+        "mpi",
         remote=True,
-        device_memory=True,
-        parts=_ACKNOWLEDGED,
-        extent_parts=_MOVED_SINGLY,
+        parts=(QUEUE, GATHER, POST, *TOLD_APART),
+        extent_parts=(QUEUE, Part("move", "posted"), JOINT),
     )
 )
-NIXL = register(
-    DestinationEntry(
-        "nixl",
-        remote=True,
-        device_memory=True,
-        parts=_ACKNOWLEDGED,
-        extent_parts=_MOVED_SINGLY,
-    )
-)
-TCP = register(
-    DestinationEntry(
-        "tcp",
-        external_sink=True,
-        readable=True,
-        parts=_ACKNOWLEDGED,
-        extent_parts=_MOVED_SINGLY,
-    )
-)
+NCCL = register(DestinationEntry("nccl", remote=True, device_memory=True))
+NIXL = register(DestinationEntry("nixl", remote=True, device_memory=True))
+TCP = register(DestinationEntry("tcp", external_sink=True, readable=True))

@@ -1,0 +1,170 @@
+"""Conditions of the hosts by round: what others took, what limited, and which rounds to mark.
+
+A round is **disturbed** on a host if other processes took more than :data:`OTHER_CORES`
+processors, or the hypervisor more than :data:`STEAL_CORES`, averaged over the round's iterations.
+The kernel counts in ticks, so less than :data:`TICKS_S` seconds per iteration never mark a round.
+A round is **throttled** if a limit held a GPU's clock down for more than :data:`LIMITED_SHARE` of
+an iteration, or right after it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dejavubench.records import RecordError, Run
+from dejavubench.records.conditions import HostLog, Window, read_conditions
+
+OTHER_CORES = 0.2
+STEAL_CORES = 0.05
+TICKS_S = 0.02
+LIMITED_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class HostRound:
+    """The iterations of one round of a point on one host, or those of one arm in it."""
+
+    windows: tuple[Window, ...]
+
+    @property
+    def wall_s(self) -> float:
+        return sum(each.wall_s for each in self.windows)
+
+    def per_second(self, quantity: Callable[[Window], float | None]) -> float | None:
+        """Return a quantity per second of the iterations; None if some window lacks it."""
+        known = [value for each in self.windows if (value := quantity(each)) is not None]
+        if len(known) < len(self.windows) or not self.wall_s:
+            return None
+        return sum(known) / self.wall_s
+
+    @property
+    def other_cores(self) -> float | None:
+        """Processors that other processes took, averaged."""
+        return self.per_second(lambda each: each.other_cpu_s)
+
+    @property
+    def steal_cores(self) -> float | None:
+        """Processors that the hypervisor took, averaged."""
+        return self.per_second(lambda each: each.steal_s)
+
+    @property
+    def disturbed_by_others(self) -> bool:
+        return self._exceeds(self.other_cores, OTHER_CORES)
+
+    @property
+    def disturbed_by_hypervisor(self) -> bool:
+        return self._exceeds(self.steal_cores, STEAL_CORES)
+
+    @property
+    def disturbed(self) -> bool:
+        return self.disturbed_by_others or self.disturbed_by_hypervisor
+
+    @property
+    def limits(self) -> dict[str, None]:
+        """Return the limits that held a GPU's clock down, as keys."""
+        return {
+            name: None
+            for window in self.windows
+            for gpu in window.gpus.values()
+            for name in (
+                *(gpu.reasons or ()),
+                *(
+                    name
+                    for name, seconds in (gpu.limited_s or {}).items()
+                    if seconds > LIMITED_SHARE * window.wall_s
+                ),
+            )
+        }
+
+    def _exceeds(self, cores: float | None, bound: float) -> bool:
+        enough = TICKS_S * len(self.windows)
+        return cores is not None and cores > bound and cores * self.wall_s > enough
+
+
+@dataclass(frozen=True)
+class HostRounds:
+    """The conditions of one host of a run.
+
+    Attributes:
+        log: the file that its first rank has written.
+    """
+
+    log: HostLog
+
+    @property
+    def name(self) -> str:
+        return self.log.host.host
+
+    @property
+    def cores(self) -> int:
+        return len(self.log.host.cpus)
+
+    @cached_property
+    def rounds(self) -> dict[tuple[str, int], HostRound]:
+        """Return each measured round by its point and number."""
+        found: dict[tuple[str, int], list[Window]] = defaultdict(list)
+        for each in self.log.windows:
+            if each.round is not None and each.arm is not None:
+                found[each.point, each.round].append(each)
+        return {key: HostRound(tuple(windows)) for key, windows in found.items()}
+
+    def of_arm(self, point: str, arm: str) -> HostRound:
+        """Return all measured iterations of an arm together."""
+        return HostRound(
+            tuple(
+                each
+                for each in self.log.windows
+                if (each.point, each.arm) == (point, arm) and each.round is not None
+            )
+        )
+
+    def window(self, point: str, arm: str, number: int) -> Window | None:
+        found = self.rounds.get((point, number))
+        windows = () if found is None else found.windows
+        return next((each for each in windows if each.arm == arm), None)
+
+    def idle(self, point: str) -> list[Window]:
+        """Return the windows of a point in which the job did nothing."""
+        return [each for each in self.log.windows if each.point == point and each.arm is None]
+
+
+def host_rounds(run: Run) -> list[HostRounds]:
+    """Return the conditions of each host that recorded some; none for older records.
+
+    Raises:
+        RecordError: a file cannot be read, is of another run, or names what its run does not.
+    """
+    logs = read_conditions(run.path)
+    arms = {arm.name for arm in run.header.arms}
+    points = {point.id for point in run.header.points}
+    for log in logs:
+        if log.host.run_id != run.header.run_id:
+            raise RecordError(f"{log.path} is of run {log.host.run_id}, not of this one")
+        for each in log.windows:
+            if each.point not in points or (each.arm is not None and each.arm not in arms):
+                raise RecordError(
+                    f"{log.path} names point {each.point}, arm {each.arm}, which run.json does not"
+                )
+    return [HostRounds(log) for log in logs]
+
+
+def marked(hosts: Iterable[HostRounds], by: Callable[[HostRound], object]) -> set[tuple[str, int]]:
+    """Return the rounds, as points and numbers, that some host marks."""
+    return {key for host in hosts for key, each in host.rounds.items() if by(each)}
+
+
+def numbers_text(numbers: Sequence[int]) -> str:
+    """Return numbers of rounds, counted from 1, with ranges: ``1–3, 7``."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    texts = [
+        f"{part[0] + 1}" if len(part) == 1 else f"{part[0] + 1}–{part[-1] + 1}" for part in parts
+    ]
+    return ", ".join(texts)

@@ -1,0 +1,168 @@
+"""Notes on the conditions of the hosts while a run measured, and on the ways of its bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from statistics import median
+
+from dejavubench.analysis.hostrounds import HostRound, HostRounds, host_rounds, numbers_text
+from dejavubench.analysis.tables.hostcolumns import middle
+from dejavubench.records import Run
+
+MOST_NUMBERS = 60
+"""Characters of the numbers of rounds that a note names; longer lists are left out."""
+
+
+def marks(run: Run) -> list[str]:
+    """Return one line per finding that qualifies the run's numbers; none for older records.
+
+    Raises:
+        RecordError: a host's file cannot be read, or is not of this run.
+    """
+    return _by_host(host_rounds(run), _findings)
+
+
+def facts(run: Run) -> list[str]:
+    """Return the conditions of each host, and the reasons why some are unknown.
+
+    Raises:
+        RecordError: as :func:`marks`.
+    """
+    hosts = host_rounds(run)
+    return [*_by_host(hosts, _conditions), *_unreadable(hosts)]
+
+
+def cause_of_noise(run: Run) -> str | None:
+    """Say whether other processes can have made two equal arms differ; None if nobody knows."""
+    hosts = [host for host in host_rounds(run) if _known(host)]
+    disturbed = [text for host in hosts if (text := _others(host)) is not None]
+    if disturbed:
+        first = disturbed[0]
+        return f"{first[0].upper()}{first[1:].partition(' (')[0]}."
+    if not hosts:
+        return None
+    worst = max(hosts, key=lambda host: max(_known(host)))
+    return (
+        f"Other processes took at most {max(_known(worst)):.2f} of {_cores(worst)} in any round, "
+        "so look for another cause."
+    )
+
+
+def _by_host(
+    hosts: list[HostRounds], find: Callable[[HostRounds], Iterable[tuple[str, str]]]
+) -> list[str]:
+    """Return all hosts' notes; where there are several hosts, each note names its own."""
+    return [
+        f"{mark}: {host.name}: {text}" if len(hosts) > 1 else f"{mark}: {text}"
+        for host in hosts
+        for mark, text in find(host)
+    ]
+
+
+def _findings(host: HostRounds) -> Iterable[tuple[str, str]]:
+    """Yield the mark and the text of each finding on one host."""
+    others = _others(host)
+    if others is not None:
+        yield "DISTURBED", others
+    stolen = _marked(host, lambda each: each.disturbed_by_hypervisor)
+    if stolen:
+        took = median(each.steal_cores or 0.0 for each in stolen.values())
+        yield (
+            "DISTURBED",
+            f"the hypervisor took {took:.2g} of {_cores(host)} in {_of_all(host, stolen)}",
+        )
+    limits = Counter(name for each in host.rounds.values() for name in each.limits)
+    if limits:
+        throttled = _marked(host, lambda each: each.limits)
+        yield (
+            "THROTTLED",
+            f"limits held a GPU's clock down in {_of_all(host, throttled)}: "
+            + ", ".join(f"{name} in {count}" for name, count in limits.items()),
+        )
+
+
+def _conditions(host: HostRounds) -> Iterable[tuple[str, str]]:
+    if words := [*_cpu_words(host), *_gpu_words(host)]:
+        yield "conditions, median round", "; ".join(words)
+
+
+def _others(host: HostRounds) -> str | None:
+    found = _marked(host, lambda each: each.disturbed_by_others)
+    if not found:
+        return None
+    took = median(each.other_cores or 0.0 for each in found.values())
+    return f"other processes took {took:.2g} of {_cores(host)} in {_of_all(host, found)}"
+
+
+def _known(host: HostRounds) -> list[float]:
+    return [cores for each in host.rounds.values() if (cores := each.other_cores) is not None]
+
+
+def _cpu_words(host: HostRounds) -> Iterable[str]:
+    rounds = host.rounds.values()
+    windows = [window for each in rounds for window in each.windows]
+    if known := _known(host):
+        yield (
+            f"other processes took {median(known):.2f} of {_cores(host)} (at most {max(known):.2f})"
+        )
+    steal = middle(each.steal_cores for each in rounds)
+    if steal:
+        yield f"the hypervisor {steal:.2f}"
+    waits = middle(each.per_second(lambda window: window.cpu_wait_s) for each in rounds)
+    if waits is not None:
+        yield f"some thread waited for a core {100 * min(1.0, waits):.0f} % of the time"
+    load, mhz = middle(w.load for w in windows), middle(w.cpu_mhz for w in windows)
+    if load is not None:
+        yield f"load {load:.2f}"
+    if mhz is not None:
+        yield f"{mhz:.0f} MHz"
+
+
+def _gpu_words(host: HostRounds) -> Iterable[str]:
+    gpus = [
+        gpu
+        for each in host.rounds.values()
+        for window in each.windows
+        for gpu in window.gpus.values()
+    ]
+    parts = [
+        (middle(gpu.clock_mhz for gpu in gpus), "MHz"),
+        (middle(gpu.power_w for gpu in gpus), "W"),
+        (middle(gpu.temperature_c for gpu in gpus), "°C"),
+    ]
+    if known := [f"{value:.0f} {unit}" for value, unit in parts if value is not None]:
+        yield f"GPU {', '.join(known)}"
+
+
+def _marked(
+    host: HostRounds, by: Callable[[HostRound], object]
+) -> dict[tuple[str, int], HostRound]:
+    return {key: each for key, each in host.rounds.items() if by(each)}
+
+
+def _of_all(host: HostRounds, found: dict[tuple[str, int], HostRound]) -> str:
+    """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
+    count = len(host.rounds)
+    points = dict.fromkeys(point for point, _ in host.rounds)
+    numbers = {
+        point: numbers_text([number for at, number in found if at == point]) for point in points
+    }
+    texts = [
+        f"{point} {text}" if len(points) > 1 else text for point, text in numbers.items() if text
+    ]
+    named = "; ".join(texts)
+    shown = f" ({named})" if len(found) < count and len(named) <= MOST_NUMBERS else ""
+    return f"{len(found)} of {count} round{'s' * (count != 1)}{shown}"
+
+
+def _cores(host: HostRounds) -> str:
+    return f"{host.cores} core{'s' * (host.cores != 1)}"
+
+
+def _unreadable(hosts: list[HostRounds]) -> list[str]:
+    reasons: dict[str, None] = {}
+    for host in hosts:
+        for why in (host.log.host.unreadable, *(each.unreadable for each in host.log.windows)):
+            reasons |= {f"{what}: {reason}": None for what, reason in why.items()}
+    return [f"conditions not readable: {'; '.join(reasons)}"] if reasons else []

@@ -1,0 +1,171 @@
+"""Sampling of a host's conditions around each iteration, on the first rank of each host.
+
+Counters are read before the barrier that starts an iteration, and again once all ranks have ended
+it. Nothing is read while a clock runs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from dejavubench.bench.environment.snapshot import Snapshot
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.machine.readings.listeners import listening_pids
+from dejavubench.machine.readings.notreadable import NotReadableError
+from dejavubench.machine.readings.nvml import GpuReader
+from dejavubench.machine.readings.processes import pid_namespace
+from dejavubench.parallel.collectives import sleeping_barrier
+from dejavubench.records.conditions import Host, Window, condition_line, conditions_file
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+IDLE_S = 0.5
+"""Length of the idle window of a run without an arm that streams nothing."""
+
+
+class IdleWhen(TypedDict):
+    """The point of a window in which the job does nothing."""
+
+    point: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """One rank, as the samplers of all hosts see it.
+
+    Attributes:
+        machine: equal for hosts that are one machine, such as containers of it.
+        namespace: the namespace of its process number; None if unknown.
+        pids: its process, and programs outside the job that it found to serve the job.
+        cores: processors that it was granted.
+        gpu: identifier of its CUDA device; None without one.
+    """
+
+    host: str
+    machine: str
+    namespace: str | None
+    pids: frozenset[int]
+    cores: frozenset[int]
+    gpu: str | None
+
+    @classmethod
+    def here(
+        cls, host: str, machine: str, cores: frozenset[int], gpu: str | None, ports: Sequence[int]
+    ) -> Member:
+        """Describe this process.
+
+        Args:
+            ports: ports of sinks outside the job. One that listens here is part of what is
+                measured, so its CPU time is no other program's.
+        """
+        try:
+            namespace = pid_namespace()
+        except NotReadableError:
+            namespace = None
+        pids = {os.getpid()} | listening_pids(ports)
+        return cls(host, machine, namespace, frozenset(pids), cores, gpu)
+
+
+class ConditionsSampler:
+    """Samples nothing. This is the part of all ranks but the first of each host."""
+
+    def before(self) -> None:
+        """Read the counters; call this right before the barrier that starts an iteration."""
+
+    def after(self, when: When | IdleWhen) -> None:
+        """Read them again and write the window; call this once all ranks have ended."""
+
+    def idle(self, world: MPI.Intracomm, point: str) -> None:
+        """Write a window in which the job does nothing. Collective."""
+        sleeping_barrier(world, "idle window")
+        self.before()
+        time.sleep(IDLE_S)
+        self.after(IdleWhen(point=point))
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class HostSampler(ConditionsSampler):
+    """Writes the conditions of a host.
+
+    Args:
+        folder: the run's folder on this host.
+        rank: number of this rank, the first of its host.
+        members: all ranks, in their order.
+    """
+
+    def __init__(self, folder: Path, run_id: str, rank: int, members: Sequence[Member]) -> None:
+        me = members[rank]
+        self._unreadable: dict[str, str] = {}
+        # Ranks of other hosts that are this machine compute on the same processors.
+        neighbours = [each for each in members if each.machine == me.machine]
+        self._cpus = sorted(frozenset[int]().union(*(each.cores for each in neighbours)))
+        self._pids = self._processes(me, neighbours)
+        ranks = [number for number, each in enumerate(members) if each.host == me.host]
+        self._gpus = self._gpu_reader({gpu for n in ranks if (gpu := members[n].gpu) is not None})
+        self._before = self._snapshot()
+        self._unreadable |= self._before.unreadable
+        self._file = open(folder / conditions_file(rank), "x", encoding="utf-8")  # noqa: SIM115 - open for the run
+        self._write(
+            Host(
+                run_id=run_id,
+                host=me.host,
+                ranks=ranks,
+                cpus=self._cpus,
+                unreadable=self._unreadable,
+            )
+        )
+
+    def before(self) -> None:
+        self._before = self._snapshot()
+
+    def after(self, when: When | IdleWhen) -> None:
+        now = self._snapshot()
+        new = {what: why for what, why in now.unreadable.items() if what not in self._unreadable}
+        self._write(Window(**when, **now.since(self._before), unreadable=new))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _processes(self, me: Member, neighbours: Sequence[Member]) -> frozenset[int]:
+        """Return the job's processes on this machine; none if their numbers mean nothing here."""
+        if me.namespace is None or {each.namespace for each in neighbours} != {me.namespace}:
+            self._unreadable["CPU time of the job"] = (
+                "its ranks on this machine are in different process namespaces"
+            )
+            return frozenset()
+        return frozenset[int]().union(*(each.pids for each in neighbours))
+
+    def _gpu_reader(self, uuids: set[str]) -> GpuReader | None:
+        if not uuids:
+            return None
+        try:
+            return GpuReader(sorted(uuids))
+        except NotReadableError as error:
+            self._unreadable["GPU"] = str(error)
+            return None
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot.take(self._cpus, self._pids, self._gpus)
+
+    def _write(self, line: Host | Window) -> None:
+        try:
+            self._file.write(condition_line(line))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
+
+
+def sampler_of(
+    folder: Path, run_id: str, rank: int, members: Sequence[Member]
+) -> ConditionsSampler:
+    """Return this rank's sampler."""
+    first = min(n for n, each in enumerate(members) if each.host == members[rank].host)
+    return HostSampler(folder, run_id, rank, members) if rank == first else ConditionsSampler()

@@ -1,0 +1,156 @@
+"""One reading of all counters of a host, and the difference of two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from dejavubench.machine.readings import frequency, interfaces, load, pressure, processes
+from dejavubench.machine.readings.cputime import ProcessorTime, processor_time
+from dejavubench.machine.readings.interfaces import InterfaceCounts
+from dejavubench.machine.readings.notreadable import NotReadableError
+from dejavubench.machine.readings.nvml import GpuReader, GpuReading
+from dejavubench.records.conditions import Carried, GpuWindow
+
+T = TypeVar("T")
+
+NVLINK = "NVLink"
+"""Name of all NVLinks of a host's GPUs, among the names of its interfaces."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All counters of a host at one moment. What cannot be read is None.
+
+    Attributes:
+        at_s, cost_s: moment of the reading, and the time that it took.
+        unreadable: the reason for each part that cannot be read.
+    """
+
+    at_s: float
+    cost_s: float = 0.0
+    load: float | None = None
+    processors: ProcessorTime | None = None
+    own_cpu_s: float | None = None
+    cpu_wait_s: float | None = None
+    io_wait_s: float | None = None
+    cpu_mhz: float | None = None
+    traffic: Mapping[str, InterfaceCounts] | None = None
+    gpus: Mapping[str, GpuReading] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def take(cls, cpus: Collection[int], pids: Collection[int], gpus: GpuReader | None) -> Snapshot:
+        """Read all counters.
+
+        Args:
+            cpus: processors whose time is read.
+            pids: processes of the job on this machine; none: their time cannot be told apart.
+            gpus: reads the GPUs of the host's ranks, where it can.
+        """
+        began, unreadable = time.perf_counter(), dict[str, str]()
+
+        def tried(what: str, read: Callable[[], T]) -> T | None:
+            try:
+                return read()
+            except NotReadableError as error:
+                unreadable[what] = str(error)
+                return None
+
+        readings = {} if gpus is None else gpus.read()
+        for each in readings.values():
+            unreadable |= {f"GPU {what}": why for what, why in each.unreadable.items()}
+        found: dict[str, Any] = {
+            "processors": tried("CPU time", lambda: processor_time(cpus)),
+            "own_cpu_s": tried("CPU time of the job", lambda: processes.cpu_seconds(pids))
+            if pids
+            else None,
+            "cpu_wait_s": tried("CPU pressure", lambda: pressure.waited_seconds("cpu")),
+            "io_wait_s": tried("I/O pressure", lambda: pressure.waited_seconds("io")),
+            "load": tried("load", load.load_average),
+            "cpu_mhz": tried("CPU clock", lambda: frequency.mean_mhz(cpus)),
+            "traffic": tried("interfaces", interfaces.interface_traffic),
+        }
+        now = time.perf_counter()
+        return cls(**found, at_s=now, cost_s=now - began, gpus=readings, unreadable=unreadable)
+
+    def since(self, before: Snapshot) -> dict[str, Any]:
+        """Return the fields of a window that began with an earlier snapshot and ended with this."""
+        # The window runs from the end of the one reading to the beginning of the other.
+        wall_s = max(0.0, self.at_s - self.cost_s - before.at_s)
+        return {
+            "wall_s": wall_s,
+            "cost_s": self.cost_s + before.cost_s,
+            "load": self.load,
+            "cpu_mhz": self.cpu_mhz,
+            "cpu_wait_s": _less(self.cpu_wait_s, before.cpu_wait_s),
+            "io_wait_s": _less(self.io_wait_s, before.io_wait_s),
+            **self._cpu_since(before),
+            "gpus": {
+                uuid: _gpu_since(reading, before.gpus[uuid], wall_s)
+                for uuid, reading in self.gpus.items()
+                if uuid in before.gpus
+            },
+            "carried": self._carried_since(before),
+        }
+
+    def _cpu_since(self, before: Snapshot) -> dict[str, float | None]:
+        own = _less(self.own_cpu_s, before.own_cpu_s)
+        if self.processors is None or before.processors is None:
+            return {"own_cpu_s": own}
+        busy = self.processors.busy_s - before.processors.busy_s
+        return {
+            "own_cpu_s": own,
+            # Both are rounded to ticks of their own, so the difference can fall below 0.
+            "other_cpu_s": None if own is None else round(max(0.0, busy - own), 9),
+            "interrupt_s": _less(self.processors.interrupt_s, before.processors.interrupt_s),
+            "steal_s": _less(self.processors.steal_s, before.processors.steal_s),
+        }
+
+    def _carried_since(self, before: Snapshot) -> dict[str, Carried] | None:
+        earlier, now = before._ways(), self._ways()
+        if earlier is None or now is None:
+            return None
+        # An interface that came or went in between, or was reset, says nothing of this window.
+        each = {name: now[name].since(earlier[name]) for name in now if name in earlier}
+        return {
+            name: Carried(**asdict(traffic))
+            for name, traffic in each.items()
+            if min(asdict(traffic).values()) >= 0 and traffic.out_nbytes + traffic.in_nbytes
+        }
+
+    def _ways(self) -> dict[str, InterfaceCounts] | None:
+        """Return the traffic of the interfaces and, as one more, of all NVLinks together."""
+        links = [each.links for each in self.gpus.values() if each.links is not None]
+        if self.traffic is None:
+            return None
+        if not links:
+            return dict(self.traffic)
+        out = sum(each.out_nbytes for each in links)
+        received = sum(each.in_nbytes for each in links)
+        return {**self.traffic, NVLINK: InterfaceCounts(out, 0, received, 0)}
+
+
+def _less(now: float | None, before: float | None) -> float | None:
+    """Return a counter's growth; it is never negative."""
+    return None if now is None or before is None else round(max(0.0, now - before), 9)
+
+
+def _gpu_since(now: GpuReading, before: GpuReading, wall_s: float) -> GpuWindow:
+    energy = _less(now.energy_j, before.energy_j)
+    limited = None
+    if now.limited_s is not None and before.limited_s is not None:
+        limited = {
+            name: _less(seconds, before.limited_s[name]) or 0.0
+            for name, seconds in now.limited_s.items()
+            if name in before.limited_s
+        }
+    return GpuWindow(
+        clock_mhz=now.clock_mhz,
+        temperature_c=now.temperature_c,
+        power_w=None if energy is None or not wall_s else energy / wall_s,
+        limited_s=limited,
+        reasons=now.reasons,
+    )

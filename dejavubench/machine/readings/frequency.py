@@ -1,0 +1,38 @@
+"""The clock rate of processors, from ``cpufreq`` in ``/sys``, or else ``/proc/cpuinfo``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+
+
+def mean_mhz(cpus: Collection[int], root: Path = ROOT) -> float:
+    """Return the mean clock rate of processors at this moment, in MHz.
+
+    Raises:
+        NotReadableError: the kernel does not tell for one of them.
+    """
+    folder = root / "sys/devices/system/cpu"
+    try:
+        rates = [
+            int(text_of(folder / f"cpu{number}/cpufreq/scaling_cur_freq")) / 1e3 for number in cpus
+        ]
+    except (NotReadableError, ValueError):
+        rates = _by_cpuinfo(cpus, root)
+    return sum(rates) / len(rates)
+
+
+def _by_cpuinfo(cpus: Collection[int], root: Path) -> list[float]:
+    path = root / "proc/cpuinfo"
+    number, known = -1, dict[int, float]()
+    for line in text_of(path).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "processor" and value.strip().isdecimal():
+            number = int(value)
+        elif key.strip() == "cpu MHz":
+            known[number] = float(value)
+    if not cpus or not set(cpus) <= set(known):
+        raise NotReadableError(f"neither cpufreq nor {path} tells the clock rate")
+    return [known[each] for each in cpus]

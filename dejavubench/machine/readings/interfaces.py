@@ -1,0 +1,78 @@
+"""Bytes that network interfaces and InfiniBand ports have carried.
+
+``/proc/net/dev`` lists the interfaces of this process's network namespace. The counters of
+InfiniBand ports are in ``/sys/class/infiniband`` (the kernel's sysfs-class-infiniband).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+
+_LANES = 4  # InfiniBand counts words of four bytes, one byte per lane
+_SATURATED = 2**32 - 1  # old adapters stop counting here
+
+
+@dataclass(frozen=True)
+class InterfaceCounts:
+    """Bytes and packets since a counter began.
+
+    Attributes:
+        out_nbytes, out_packets: sent from this host.
+        in_nbytes, in_packets: received by it.
+    """
+
+    out_nbytes: int
+    out_packets: int
+    in_nbytes: int
+    in_packets: int
+
+    def since(self, before: InterfaceCounts) -> InterfaceCounts:
+        return InterfaceCounts(
+            self.out_nbytes - before.out_nbytes,
+            self.out_packets - before.out_packets,
+            self.in_nbytes - before.in_nbytes,
+            self.in_packets - before.in_packets,
+        )
+
+
+def interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
+    """Return the traffic of each network interface, ``lo`` among them, and InfiniBand port.
+
+    A port is named ``<device>/<number>``.
+
+    Raises:
+        NotReadableError: an interface or a port has no counters.
+    """
+    path, found = root / "proc/net/dev", dict[str, InterfaceCounts]()
+    for line in text_of(path).splitlines()[2:]:
+        name, _, rest = line.partition(":")
+        fields = rest.split()
+        if len(fields) < 10 or not all(field.isdecimal() for field in fields):
+            raise NotReadableError(f"{path}: {line.strip()!r}")
+        received, sent = map(int, fields[:2]), map(int, fields[8:10])
+        found[name.strip()] = InterfaceCounts(*sent, *received)
+    return found | _ports(root / "sys/class/infiniband")
+
+
+def _ports(folder: Path) -> dict[str, InterfaceCounts]:
+    """Return the traffic of InfiniBand ports; none if the machine has no such devices."""
+    return {
+        f"{port.parent.parent.name}/{port.name}": InterfaceCounts(
+            _LANES * _count(port, "port_xmit_data"),
+            _count(port, "port_xmit_packets"),
+            _LANES * _count(port, "port_rcv_data"),
+            _count(port, "port_rcv_packets"),
+        )
+        for port in sorted(folder.glob("*/ports/*"))
+    }
+
+
+def _count(port: Path, name: str) -> int:
+    path = port / "counters" / name
+    text = text_of(path).strip()
+    if not text.isdecimal() or int(text) == _SATURATED:
+        raise NotReadableError(f"{path} is {text}: no count, or one that has reached its end")
+    return int(text)

@@ -1,0 +1,21 @@
+"""The load average of ``/proc/loadavg`` (proc(5))."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+
+
+def load_average(root: Path = ROOT) -> float:
+    """Return the mean number of running and uninterruptible threads of the last minute.
+
+    Raises:
+        NotReadableError: the kernel does not tell.
+    """
+    path = root / "proc/loadavg"
+    first, _, _ = text_of(path).partition(" ")
+    try:
+        return float(first)
+    except ValueError:
+        raise NotReadableError(f"{path} begins with {first!r}, which is no number") from None

@@ -1,0 +1,147 @@
+"""Clocks, power, limits and NVLink of GPUs, from NVIDIA's management library (``nvidia-ml-py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dejavubench.machine.readings.interfaces import InterfaceCounts
+from dejavubench.machine.readings.notreadable import NotReadableError
+
+NOT_INSTALLED = "nvidia-ml-py is not installed: pip install 'dejavubench[nvml]'"
+
+LIMITS = {
+    "power": "NVML_FI_DEV_PERF_POLICY_POWER",
+    "temperature": "NVML_FI_DEV_PERF_POLICY_THERMAL",
+    "board limit": "NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT",
+    "reliability": "NVML_FI_DEV_PERF_POLICY_RELIABILITY",
+}
+"""Counters of the nanoseconds in which a limit held the clock down, by our words."""
+
+REASONS = {
+    "power cap": "nvmlClocksThrottleReasonSwPowerCap",
+    "slowdown by hardware": "nvmlClocksThrottleReasonHwSlowdown",
+    "temperature (software)": "nvmlClocksThrottleReasonSwThermalSlowdown",
+    "temperature (hardware)": "nvmlClocksThrottleReasonHwThermalSlowdown",
+    "power brake": "nvmlClocksThrottleReasonHwPowerBrakeSlowdown",
+}
+"""Reasons for a lower clock that spoil a measurement. Idleness and chosen clocks do not."""
+
+_LINKS = {
+    "out": "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX",
+    "in": "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX",
+}
+_ALL_LINKS = 2**32 - 1
+_KIB = 1024
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One GPU at one moment. A value that cannot be read is None.
+
+    Attributes:
+        clock_mhz: clock of the streaming multiprocessors.
+        energy_j: energy since the driver was loaded.
+        limited_s: seconds since then in which a limit of :data:`LIMITS` held the clock down.
+        reasons: reasons of :data:`REASONS` that hold now.
+        links: bytes over all NVLinks; its packets are 0.
+        unreadable: the reason for each value that cannot be read.
+    """
+
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    energy_j: float | None = None
+    limited_s: dict[str, float] | None = None
+    reasons: list[str] | None = None
+    links: InterfaceCounts | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def _library() -> Any:
+    try:
+        import pynvml
+    except ImportError:
+        raise NotReadableError(NOT_INSTALLED) from None
+    return pynvml
+
+
+class GpuReader:
+    """Reads GPUs by their identifiers.
+
+    Args:
+        uuids: as torch gives them, without a prefix.
+        nvml: the module ``pynvml``; None: import it.
+
+    Raises:
+        NotReadableError: the library is missing, or does not know a GPU.
+    """
+
+    def __init__(self, uuids: Sequence[str], nvml: Any = None) -> None:
+        self._nvml = nvml = _library() if nvml is None else nvml
+        try:
+            nvml.nvmlInit()
+            self._devices = {
+                uuid: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+                for uuid in uuids
+            }
+        except nvml.NVMLError as error:
+            raise NotReadableError(f"NVML: {error}") from None
+
+    def read(self) -> dict[str, GpuReading]:
+        """Return each GPU's reading, by its identifier."""
+        return {uuid: self._reading(device) for uuid, device in self._devices.items()}
+
+    def _reading(self, device: Any) -> GpuReading:
+        nvml, unreadable = self._nvml, dict[str, str]()
+
+        def ask(what: str, call: str, *arguments: Any) -> Any:
+            try:
+                return getattr(nvml, call)(device, *arguments)
+            except (nvml.NVMLError, AttributeError) as error:  # an older library lacks the call
+                unreadable[what] = f"{call}: {error}"
+                return None
+
+        energy = ask("energy", "nvmlDeviceGetTotalEnergyConsumption")
+        bits = ask("reasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        clock = ask("clock", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
+        temperature = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
+        names = {**LIMITS, **_LINKS}
+        fields = ask("limits", "nvmlDeviceGetFieldValues", self._fields(names))
+        counts = self._counts(names, fields or [], unreadable)
+        out, received = counts.pop("out", None), counts.pop("in", None)
+        links = None
+        if out is not None and received is not None:
+            links = InterfaceCounts(_KIB * out, 0, _KIB * received, 0)
+        elif fields is None:
+            unreadable["NVLink"] = unreadable["limits"]
+        return GpuReading(
+            clock_mhz=clock,
+            temperature_c=temperature,
+            energy_j=None if energy is None else energy / 1e3,
+            limited_s={name: count / 1e9 for name, count in counts.items()} if counts else None,
+            reasons=None
+            if bits is None
+            else [name for name, bit in REASONS.items() if bits & getattr(nvml, bit)],
+            links=links,
+            unreadable=unreadable,
+        )
+
+    def _fields(self, names: dict[str, str]) -> list[tuple[int, int]]:
+        """Return the fields to ask for; those of NVLink are of all links together."""
+        return [
+            (getattr(self._nvml, name), _ALL_LINKS if key in _LINKS else 0)
+            for key, name in names.items()
+        ]
+
+    def _counts(
+        self, names: dict[str, str], fields: Sequence[Any], unreadable: dict[str, str]
+    ) -> dict[str, int]:
+        found = {}
+        for (key, name), value in zip(names.items(), fields, strict=bool(fields)):
+            if value.nvmlReturn == self._nvml.NVML_SUCCESS:
+                found[key] = int(value.value.ullVal)
+            else:
+                why = self._nvml.NVMLError(value.nvmlReturn)
+                unreadable["NVLink" if key in _LINKS else key] = f"{name}: {why}"
+        return found

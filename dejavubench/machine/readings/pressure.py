@@ -1,0 +1,24 @@
+"""Pressure of the CPU and of input and output, from ``/proc/pressure`` (the kernel's PSI)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+
+_TOTAL = re.compile(r"^some .*\btotal=(\d+)", re.MULTILINE)
+
+
+def waited_seconds(resource: Literal["cpu", "io"], root: Path = ROOT) -> float:
+    """Return the seconds, since the start, in which some thread of the machine waited.
+
+    Raises:
+        NotReadableError: the kernel does not tell.
+    """
+    path = root / "proc/pressure" / resource
+    found = _TOTAL.search(text_of(path))
+    if found is None:
+        raise NotReadableError(f"{path} has no total of `some`")
+    return int(found[1]) / 1e6

@@ -1,0 +1,74 @@
+"""CPU time of processes and of all that they have started, from ``/proc`` (proc(5))."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from dejavubench.machine.readings.cputime import TICKS_PER_S
+from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+
+
+def pid_namespace(root: Path = ROOT) -> str:
+    """Return the identity of the namespace in which this process's numbers of processes hold.
+
+    Raises:
+        NotReadableError: the kernel does not tell.
+    """
+    try:
+        return os.readlink(root / "proc/self/ns/pid")
+    except OSError as error:
+        raise NotReadableError(f"{error.filename}: {error.strerror}") from None
+
+
+def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
+    """Return the CPU seconds of processes and their descendants, ended ones included.
+
+    Raises:
+        NotReadableError: a process has ended, or the kernel does not list children.
+    """
+    seen: set[int] = set()
+    ticks, waiting = 0, [(pid, False) for pid in pids]
+    while waiting:
+        pid, child = waiting.pop()
+        if pid in seen:
+            continue
+        seen.add(pid)
+        try:
+            found, children = _ticks(root / f"proc/{pid}"), _children(root / f"proc/{pid}")
+        except NotReadableError:
+            if child:  # it has just ended; its parent has its time
+                continue
+            raise
+        ticks += found
+        waiting += [(each, True) for each in children]
+    return ticks / TICKS_PER_S
+
+
+def _ticks(folder: Path) -> int:
+    """Return a process's ticks, with those of children that it has waited for."""
+    text = text_of(folder / "stat")
+    # The name is in brackets and may hold brackets and blanks, so the fields follow the last one.
+    fields = text.rpartition(")")[2].split()
+    times = fields[11:15]
+    if len(times) < 4 or not all(each.isdecimal() for each in times):
+        raise NotReadableError(f"{folder / 'stat'}: {text.strip()!r}")
+    return sum(map(int, times))
+
+
+def _children(folder: Path) -> list[int]:
+    """Return the children of all threads of a process."""
+    found: list[int] = []
+    try:
+        threads = [entry.name for entry in os.scandir(folder / "task")]
+    except OSError as error:
+        raise NotReadableError(f"{error.filename}: {error.strerror}") from None
+    for thread in threads:
+        path = folder / "task" / thread / "children"
+        try:
+            found += map(int, path.read_bytes().split())
+        except OSError as error:
+            if (folder / "task" / thread).exists():  # else the thread has just ended
+                raise NotReadableError(f"{path}: {error.strerror}") from None
+    return found

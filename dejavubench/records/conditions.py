@@ -1,0 +1,171 @@
+"""Conditions of a host while its ranks measure: one file per host, beside the ranks' own.
+
+The first rank of each host writes ``conditions-<rank>.jsonl``: a :class:`Host`, then a
+:class:`Window` for each iteration. The files are apart so that older programs can read the ranks'
+records. Older runs have none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from dejavubench.records.values import LONGEST_MS, Count, Line, Model, RecordError, Seconds
+
+_FILE = re.compile(r"conditions-([0-9]{4,9})\.jsonl")
+
+Real = Annotated[float, Field(ge=0, le=LONGEST_MS)]
+
+
+class Carried(Model):
+    """Traffic of a network interface, an InfiniBand port or all NVLinks in a window.
+
+    Attributes:
+        out_nbytes, out_packets: sent from the host, or from its GPUs.
+        in_nbytes, in_packets: received.
+    """
+
+    out_nbytes: Count = 0
+    out_packets: Count = 0
+    in_nbytes: Count = 0
+    in_packets: Count = 0
+
+
+class GpuWindow(Model):
+    """One GPU in a window. What cannot be read is None.
+
+    Attributes:
+        clock_mhz, temperature_c: read right after the iteration.
+        power_w: energy of the window over its length.
+        limited_s: seconds in which each limit held the clock down.
+        reasons: reasons for a lower clock that held right after the iteration.
+    """
+
+    clock_mhz: Real | None = None
+    temperature_c: Real | None = None
+    power_w: Real | None = None
+    limited_s: dict[str, Seconds] | None = None
+    reasons: list[str] | None = None
+
+
+class Host(Line):
+    """First line of a host's file.
+
+    Attributes:
+        ranks: the ranks of this host.
+        cpus: processors that any rank of the machine may run on; CPU times are of these.
+        unreadable: the reason for each condition that could not be read at the start.
+    """
+
+    kind: Literal["conditions"] = "conditions"
+    run_id: str
+    host: str
+    ranks: list[Count]
+    cpus: list[Count]
+    unreadable: dict[str, str] = Field(default={})
+
+
+class Window(Line):
+    """The time from before an iteration's barrier until all ranks have ended it, on one host.
+
+    Attributes:
+        arm: None for a window in which the job does nothing.
+        round: None in warm-up.
+        wall_s: length of the window.
+        cost_s: time that reading the counters took, outside the window's iteration.
+        load: load average of the last minute, at the end.
+        own_cpu_s: CPU time of the machine's ranks and of what they have started.
+        other_cpu_s: CPU time of all else but interrupts, on the granted processors.
+        interrupt_s, steal_s: time of interrupts, and of a hypervisor's other work.
+        cpu_wait_s, io_wait_s: time in which some thread of the machine waited for it (PSI).
+        cpu_mhz: mean clock rate of the granted processors, at the end.
+        carried: traffic by interface; those without any are left out.
+        unreadable: reasons that have come up since the start.
+    """
+
+    kind: Literal["window"] = "window"
+    point: str
+    arm: str | None = None
+    iteration: Count | None = None
+    round: Count | None = None
+    wall_s: Real
+    cost_s: Real
+    load: Real | None = None
+    own_cpu_s: Real | None = None
+    other_cpu_s: Real | None = None
+    interrupt_s: Real | None = None
+    steal_s: Real | None = None
+    cpu_wait_s: Real | None = None
+    io_wait_s: Real | None = None
+    cpu_mhz: Real | None = None
+    gpus: dict[str, GpuWindow] = Field(default={})
+    carried: dict[str, Carried] | None = None
+    unreadable: dict[str, str] = Field(default={})
+
+
+@dataclass
+class HostLog:
+    """One host's file, read. ``torn``: a crash cut off the last line."""
+
+    path: Path
+    host: Host
+    windows: list[Window] = field(default_factory=list)
+    torn: bool = False
+
+
+_LINE: TypeAdapter[Host | Window] = TypeAdapter(
+    Annotated[Host | Window, Field(discriminator="kind")]
+)
+
+
+def conditions_file(rank: int) -> str:
+    """Return the name of the file that a host's first rank writes."""
+    return f"conditions-{rank:04d}.jsonl"
+
+
+def condition_line(record: Host | Window) -> str:
+    """Return a line of a host's file; what cannot be read is left out."""
+    return record.model_dump_json(exclude_none=True) + "\n"
+
+
+def read_conditions(folder: Path) -> list[HostLog]:
+    """Read the files of all hosts; none for older runs.
+
+    Raises:
+        RecordError: a line other than a torn last one cannot be read, or a file has no host.
+    """
+    paths = sorted(folder.glob("conditions-*.jsonl"))
+    found = (_read(path) for path in paths if _FILE.fullmatch(path.name))
+    return [log for log in found if log is not None]
+
+
+def _read(path: Path) -> HostLog | None:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}") from None
+    log: HostLog | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = _LINE.validate_json(line, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            if number == len(lines) and first["type"] == "json_invalid":
+                if log is not None:
+                    log.torn = True
+                continue
+            where = ".".join(map(str, first["loc"]))
+            raise RecordError(f"{path}:{number}: {where}: {first['msg']}") from None
+        if isinstance(record, Host) is (log is not None):
+            raise RecordError(f"{path}:{number}: the first line, and no other, must be a host's")
+        if isinstance(record, Host):
+            log = HostLog(path, record)
+        elif log is not None:
+            log.windows.append(record)
+    return log

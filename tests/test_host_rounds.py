@@ -1,0 +1,382 @@
+"""Conditions by round and the ways of an arm's bytes, from records with known answers. CPU only.
+
+One real job streams by MPI between two ranks of this host, fp32, one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dejavubench.analysis.hostrounds import numbers_text
+from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.tables.report import report
+from dejavubench.bench.environment import sampler
+from dejavubench.bench.environment.sampler import Member, sampler_of
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.machine.readings.processes import pid_namespace
+from dejavubench.records import ArmInfo, RecordError, read_run
+from dejavubench.records.conditions import (
+    Carried,
+    GpuWindow,
+    Host,
+    Window,
+    condition_line,
+    conditions_file,
+    read_conditions,
+)
+from dejavubench.records.destinations import CrossingInfo, DestinationInfo
+from helpers.jobs import QUICK, args, run
+from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
+
+MPI = arm("mpi")
+RUN_ID = "0123456789abcdef"
+NBYTES = point().streamed_nbytes
+QUIET: dict[str, Any] = {
+    "wall_s": 1.0,
+    "cost_s": 0.001,
+    "load": 1.0,
+    "own_cpu_s": 1.0,
+    "other_cpu_s": 0.02,
+    "steal_s": 0.0,
+    "cpu_wait_s": 0.1,
+    "io_wait_s": 0.0,
+    "cpu_mhz": 2500.0,
+    "carried": {},
+}
+
+
+def add_host(
+    folder: Path,
+    changes: Mapping[tuple[int, str], Mapping[str, Any]] | None = None,
+    rounds: int = 10,
+    host: Mapping[str, Any] | None = None,
+    arms: tuple[ArmInfo, ...] = (NONE, AGAIN, MPI),
+    idle: Mapping[str, Any] | None = None,
+    first: int = 0,
+) -> Path:
+    """Write the conditions of one host of a synthetic run.
+
+    Args:
+        changes: fields of windows, by round and arm; an arm ``""`` stands for all of a round.
+        host: fields of the host.
+        idle: fields of an idle window; None without one.
+    """
+    top = {"run_id": RUN_ID, "host": "node-a", "ranks": [0, 1], "cpus": [0, 1]} | dict(host or {})
+    lines: list[Host | Window] = [Host(**top)]
+    if idle is not None:
+        lines.append(Window(point="p000", **(QUIET | dict(idle))))
+    for number in range(-2, rounds):
+        for each in arms:
+            fields = {**QUIET, "point": "p000", "arm": each.name, "iteration": number + 2}
+            if number >= 0:
+                fields["round"] = number
+                fields |= (changes or {}).get((number, ""), {})
+                fields |= (changes or {}).get((number, each.name), {})
+            lines.append(Window(**fields))
+    (folder / conditions_file(first)).write_text("".join(map(condition_line, lines)))
+    return folder
+
+
+def notes_of(folder: Path, first: str) -> list[str]:
+    return [note for note in report(read_run(folder)).notes if note.startswith(first)]
+
+
+# ---- rounds that are marked ----
+
+
+def test_rounds_in_which_others_took_cores_are_marked_and_counted(tmp_path: Path) -> None:
+    busy = {"other_cpu_s": 0.9}
+    folder = write_run(tmp_path / "run", rounds=10)
+    add_host(folder, {(number, ""): busy for number in (0, 1, 2, 4, 5, 6, 8)})
+    (note,) = notes_of(folder, "DISTURBED")
+    assert note == (
+        "DISTURBED: other processes took 0.9 of 2 cores in 7 of 10 rounds (1–3, 5–7, 9)"
+    )
+    rows = {row["arm"]: row for row in flat_rows(read_run(folder))}
+    assert {row["disturbed_rounds"] for row in rows.values()} == {7}
+    assert rows["mpi@3"]["samples"] == 10  # marked rounds are kept
+    assert rows["mpi@3"]["granted_cores"] == 2
+    assert rows["mpi@3"]["other_cores"] == pytest.approx(0.7 * 0.9 + 0.3 * 0.02)
+    assert rows["mpi@3"]["cpu_wait_pct"] == pytest.approx(10)
+    assert rows["mpi@3"]["throttled_rounds"] is None
+
+
+@pytest.mark.parametrize(
+    ("window", "disturbed"),
+    [
+        ({"other_cpu_s": 0.19}, False),
+        ({"other_cpu_s": 0.21}, True),
+        ({"other_cpu_s": 0.01, "wall_s": 0.01}, False),  # one tick in a short iteration
+        ({"other_cpu_s": None}, False),
+        ({"steal_s": 0.04}, False),
+        ({"steal_s": 0.06}, True),
+    ],
+)
+def test_the_rule_that_marks_a_round(
+    tmp_path: Path, window: Mapping[str, Any], disturbed: bool
+) -> None:
+    folder = add_host(write_run(tmp_path / "run", rounds=2), {(1, ""): window}, rounds=2)
+    rows = flat_rows(read_run(folder))
+    assert {row["disturbed_rounds"] for row in rows} == {int(disturbed)}
+
+
+def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
+    noisy: dict[str, Any] = {"noise": 0.2, "rounds": 6}
+    quiet = add_host(write_run(tmp_path / "quiet", **noisy), rounds=6)
+    (note,) = notes_of(quiet, "NOISY")
+    assert note.endswith(
+        "Other processes took at most 0.02 of 2 cores in any round, so look for another cause."
+    )
+    busy = write_run(tmp_path / "busy", **noisy)
+    add_host(busy, {(3, ""): {"other_cpu_s": 1.5}}, rounds=6)
+    (note,) = notes_of(busy, "NOISY")
+    assert note.endswith("Other processes took 1.5 of 2 cores in 1 of 6 rounds.")
+    (note,) = notes_of(write_run(tmp_path / "older", **noisy), "NOISY")
+    assert note.endswith("Is another program running?")
+
+
+def test_stolen_time_and_limits_of_a_gpu_mark_rounds(tmp_path: Path) -> None:
+    held = GpuWindow(clock_mhz=1200, power_w=700, temperature_c=80, limited_s={"power": 0.3})
+    free = GpuWindow(clock_mhz=1800, power_w=300, temperature_c=50, limited_s={"power": 0.005})
+    slow = free.model_copy(update={"reasons": ["power brake"]})
+    folder = write_run(tmp_path / "run", rounds=3)
+    gpus = {0: free, 1: held, 2: slow}
+    changes: dict[tuple[int, str], dict[str, Any]] = {
+        (number, ""): {"gpus": {"aaaa": gpu}} for number, gpu in gpus.items()
+    }
+    changes[0, ""]["steal_s"] = 0.2
+    add_host(folder, changes, rounds=3)
+    assert notes_of(folder, "DISTURBED") == [
+        "DISTURBED: the hypervisor took 0.2 of 2 cores in 1 of 3 rounds (1)"
+    ]
+    assert notes_of(folder, "THROTTLED") == [
+        "THROTTLED: limits held a GPU's clock down in 2 of 3 rounds (2–3): "
+        "power in 1, power brake in 1"
+    ]
+    row = flat_rows(read_run(folder))[0]
+    assert row["throttled_rounds"] == 2
+    assert (row["gpu_mhz"], row["gpu_power_w"], row["gpu_temperature_c"]) == (1800, 300, 50)
+    (note,) = notes_of(folder, "conditions, ")
+    assert "GPU 1800 MHz, 300 W, 50 °C" in note
+
+
+def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:
+    run_ = read_run(write_run(tmp_path / "run", rounds=2))
+    found = report(run_)
+    assert not [note for note in found.notes if note.startswith(("DISTURBED", "conditions"))]
+    assert {flat_rows(run_)[0][name] for name in ("path", "disturbed_rounds", "load_average")} == {
+        None
+    }
+    assert not any("path, at least" in block.columns for block in found.blocks)
+
+
+def test_what_is_not_readable_is_said_once_with_its_reason(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2)
+    add_host(
+        folder,
+        {(0, ""): {"unreadable": {"load": "it went away"}}},
+        rounds=2,
+        host={"unreadable": {"CPU clock": "nobody tells"}},
+    )
+    assert notes_of(folder, "conditions not readable") == [
+        "conditions not readable: CPU clock: nobody tells; load: it went away"
+    ]
+
+
+def test_numbers_of_rounds_are_written_as_ranges() -> None:
+    assert numbers_text([6, 0, 1, 2, 8]) == "1–3, 7, 9"
+
+
+# ---- the way of the bytes ----
+
+
+def sent(nbytes: float, packets: int = 0) -> Carried:
+    return Carried(out_nbytes=round(nbytes), out_packets=packets, in_nbytes=1)
+
+
+def paths(folder: Path) -> dict[str, str]:
+    return {row["arm"]: row["path"] for row in flat_rows(read_run(folder))}
+
+
+def test_a_share_is_less_headers_and_less_the_paired_windows(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2)
+    headers = 66 * 1000
+    changes: dict[tuple[int, str], dict[str, Any]] = {}
+    for number in range(2):
+        # Something else sends 0.2 of the bytes per second; the arm's window is 1.5 s long.
+        for name in ("none", "none#2"):
+            changes[number, name] = {"carried": {"eth0": sent(0.2 * NBYTES)}}
+        traffic = sent(0.3 * NBYTES + 0.973 * NBYTES + headers, packets=1000)
+        changes[number, "mpi@3"] = {"wall_s": 1.5, "carried": {"eth0": traffic, "lo": sent(100)}}
+    add_host(folder, changes, rounds=2)
+    assert paths(folder) == {"none": None, "none#2": None, "mpi@3": "eth0: 97 %"}
+
+
+def test_several_interfaces_and_hosts_add_up(tmp_path: Path) -> None:
+    infos = ({"host": "node-a"}, {"host": "node-b"})
+    folder = write_run(tmp_path / "run", rounds=2, infos=infos)
+    two = {"eth0": sent(0.505 * NBYTES), "mlx5_0/1": sent(0.485 * NBYTES), "lo": sent(10)}
+    add_host(folder, {(n, "mpi@3"): {"carried": two} for n in (0, 1)}, 2, {"ranks": [0]})
+    # The sink's host sends acknowledgements, which are none of the arm's bytes.
+    back = {"carried": {"eth0": sent(NBYTES)}}
+    host = {"ranks": [1], "host": "node-b"}
+    add_host(folder, {(n, "mpi@3"): back for n in (0, 1)}, 2, host, first=1)
+    assert paths(folder)["mpi@3"] == "eth0: 50 %, mlx5_0/1: 48 %"
+
+
+def test_silence_of_all_interfaces_names_no_other_way(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2)
+    add_host(folder, rounds=2)
+    assert paths(folder)["mpi@3"] == "not on a network interface"
+    add_host(folder, rounds=2, host={"unreadable": {"interfaces": "no /proc"}})
+    assert paths(folder)["mpi@3"] == "not readable: no /proc"
+    add_host(folder, rounds=2, host={"unreadable": {"GPU": "no NVML"}})
+    assert paths(folder)["mpi@3"] == "not on a network interface, NVLink not readable: no NVML"
+    links = {(n, "mpi@3"): {"carried": {"NVLink": sent(0.985 * NBYTES)}} for n in (0, 1)}
+    add_host(folder, links, rounds=2)
+    assert paths(folder)["mpi@3"] == "NVLink: 98 %"
+
+
+def test_without_baselines_the_idle_window_is_the_paired_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2, arms=(MPI,))
+    carried = {(n, "mpi@3"): {"carried": {"eth0": sent(1.5 * NBYTES)}} for n in (0, 1)}
+    add_host(folder, carried, 2, arms=(MPI,))
+    assert paths(folder)["mpi@3"] is None  # nothing to compare with
+    idle = {"wall_s": 0.5, "carried": {"eth0": sent(0.4 * NBYTES)}}
+    add_host(folder, carried, 2, arms=(MPI,), idle=idle)
+    assert paths(folder)["mpi@3"] == "eth0: 70 %"
+
+
+@pytest.mark.parametrize(
+    ("crossing", "far", "carried", "note"),
+    [
+        (CrossingInfo(between_hosts=True), True, {"eth0": 0.99}, None),
+        (
+            CrossingInfo(between_hosts=True),
+            True,
+            {"lo": 0.99},
+            "PATH: interfaces between hosts carried 0 % of the bytes of mpi@3 (lo: 99 %), "
+            "but mpi between two hosts should use them for all",
+        ),
+        (CrossingInfo(between_hosts=True), False, {}, None),
+        (
+            CrossingInfo(on_one_host=True),
+            False,
+            {},
+            "PATH: network interfaces carried 0 % of the bytes of mpi@3, "
+            "but mpi on one host should use one for all",
+        ),
+        (CrossingInfo(on_one_host=False), False, {"NVLink": 0.99}, None),
+        (
+            CrossingInfo(on_one_host=False),
+            False,
+            {"lo": 0.8},
+            "PATH: network interfaces carried 80 % of the bytes of mpi@3 (lo: 80 %), "
+            "but mpi on one host should use none",
+        ),
+    ],
+)
+def test_a_way_that_the_name_does_not_promise_gets_a_note(
+    tmp_path: Path,
+    crossing: CrossingInfo,
+    far: bool,
+    carried: Mapping[str, float],
+    note: str | None,
+) -> None:
+    infos: tuple[dict[str, str], ...] = ({}, {"host": "node-b"} if far else {})
+    info = DestinationInfo(label="mpi", remote=True, crossing=crossing)
+    folder = write_run(tmp_path / "run", rounds=2, infos=infos, destinations={"mpi": info})
+    ways = {name: sent((share + 0.001) * NBYTES) for name, share in carried.items()}
+    add_host(folder, {(n, "mpi@3"): {"carried": ways} for n in (0, 1)}, 2, {"ranks": [0]})
+    assert notes_of(folder, "PATH") == ([] if note is None else [note])
+
+
+# ---- the files ----
+
+
+def test_files_that_are_damaged_or_of_another_run_are_refused(tmp_path: Path) -> None:
+    folder = add_host(write_run(tmp_path / "run", rounds=2), rounds=2)
+    path = folder / conditions_file(0)
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    (log,) = read_conditions(folder)
+    assert log.torn
+    assert len(log.windows) == 11
+    for damaged, why in (
+        (whole.replace('"wall_s":1.0', '"wall_s":"1"', 1), "wall_s"),
+        (whole.partition("\n")[2], "the first line"),
+        (whole.partition("\n")[0] + "\n" + whole, "the first line"),
+        (whole.replace(RUN_ID, "other", 1), "is of run other"),
+        (whole.replace("p000", "p009"), "names point p009"),
+        (whole.replace("mpi@3", "mpi@9"), "arm mpi@9"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(RecordError, match=why):
+            read_checked(folder)
+
+
+class World:
+    def Ibarrier(self) -> Any:  # noqa: N802 - as MPI spells it
+        return SimpleNamespace(Test=lambda: True)
+
+
+def member(host: str = "a", machine: str = "m", **changes: Any) -> Member:
+    fields: dict[str, Any] = {
+        "namespace": pid_namespace(),
+        "pids": frozenset({os.getpid()}),
+        "cores": frozenset(os.sched_getaffinity(0)),
+        "gpu": None,
+    }
+    return Member(host, machine, **(fields | changes))
+
+
+def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "IDLE_S", 0.0)
+    members = [member("b"), member("a"), member("a"), member("c", "other")]
+    for rank in range(3):
+        here = sampler_of(tmp_path, RUN_ID, rank, members)
+        here.before()
+        here.after(When(point="p000", arm="none", iteration=0, round=None))
+        here.idle(cast(Any, World()), "p000")
+        here.close()
+    b, a = read_conditions(tmp_path)
+    assert [log.host.ranks for log in (b, a)] == [[0], [1, 2]]
+    assert a.host.cpus == sorted(os.sched_getaffinity(0))
+    assert [(window.arm, window.round) for window in a.windows] == [("none", None), (None, None)]
+    assert all(window.own_cpu_s is not None for window in a.windows)
+
+
+def test_process_numbers_of_another_namespace_are_not_looked_up(tmp_path: Path) -> None:
+    members = [member("a"), member("b", namespace="pid:[1]")]
+    here = sampler_of(tmp_path, RUN_ID, 0, members)
+    here.before()
+    here.after(When(point="p000", arm="none", iteration=0, round=0))
+    here.close()
+    (log,) = read_conditions(tmp_path)
+    assert log.windows[0].other_cpu_s is None
+    assert "namespaces" in log.host.unreadable["CPU time of the job"]
+
+
+@pytest.mark.mpi
+def test_a_job_records_conditions_and_the_way_of_its_only_arm(tmp_path: Path) -> None:
+    job = run(tmp_path, 2, "run", *QUICK, *args("--streaming mpi --rounds 3 --warmup 1"))
+    (log,) = read_conditions(job.folder)
+    assert log.host.ranks == [0, 1]
+    assert [(w.arm, w.round) for w in log.windows] == [
+        ("mpi@3", None),
+        (None, None),  # no arm shows what the machine carries without streaming
+        *(("mpi@3", number) for number in range(3)),
+    ]
+    assert all(window.wall_s > 0 and window.cost_s > 0 for window in log.windows)
+    assert [w.carried is not None for w in log.windows] == [True] * 5
+    (row,) = flat_rows(job.run)
+    assert row["path"] == "not on a network interface"
+    assert not notes_of(job.folder, "PATH")
