@@ -25,7 +25,7 @@ DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make figures       four figures from a quick set of runs: about 5 minutes on 2 cores'
+	@echo 'make figures       five figures from a quick set of runs: about 6 minutes on 2 cores'
 	@echo 'make figures-full  the same with as many rounds as the precision needs: under an hour'
 	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
 	@echo 'make figure-link   overhead against the speed of an emulated link; as root, about 15 minutes'

@@ -6,12 +6,14 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dejavubench.analysis.samples import ArmSamples, PointSamples
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tails import FEWEST_TOKENS, p99_noise, p99_overhead, percentile, tail
-from dejavubench.records import ArmFailure, ArmInfo, read_run
+from dejavubench.records import ArmFailure, ArmInfo, Microbatch, read_run
+from helpers.figure_calls import drawn
 from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 
 
@@ -95,9 +97,9 @@ def test_the_interval_is_that_of_every_choice_of_whole_rounds() -> None:
     found = p99_overhead(of_arms(*arms), arms[1])
     assert found is not None
     by_hand = []
-    for drawn in itertools.product(range(3), repeat=3):
+    for chosen in itertools.product(range(3), repeat=3):
         one, other = (
-            percentile(np.sort(np.concatenate([each[number][0] for number in drawn])), 0.99)
+            percentile(np.sort(np.concatenate([each[number][0] for number in chosen])), 0.99)
             for each in (slow, none)
         )
         by_hand.append(one / other - 1)
@@ -137,3 +139,30 @@ def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_p
     assert found.median == -0.5
     assert np.isnan(found.low)
     assert p99_noise(of_arms(failing, again)) is None
+
+
+def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("host"), arm("mpi", "0"), arm("mpi", "3")]
+    folder = write_run(tmp_path / "r", arms, [point(output_len=102)], rounds=4, figure="fig25")
+    assert drawn(folder, tmp_path / "tails", "--figure", "tails") == ["tails-gpt2"]
+    table = pd.read_csv(tmp_path / "tails" / "tails-gpt2.csv")
+    measured = [one for _, one in read_run(folder).of(Microbatch) if one.round is not None]
+    for which in arms:
+        times = sorted(ms for one in measured if one.arm == which.name for ms in one.token_ms)
+        part = table[table["arm"] == which.name]
+        assert set(part["tokens"]) == {404}
+        assert set(part["samples"]) == {4}
+        assert 200 < len(part) < 260
+        # Every row says how many of the tokens took at least its time.
+        counts = [sum(time >= ms - 1e-12 for time in times) for ms in part["token_ms"]]
+        assert list(part["at_least_pct"]) == pytest.approx([100 * n / 404 for n in counts])
+        assert list(part["token_ms"][:200]) == pytest.approx(times[::-1][:200])
+        assert part["at_least_pct"].iloc[-1] == 100
+
+
+def test_few_tokens_and_other_durabilities_are_drawn(tmp_path: Path) -> None:
+    direct = arm("disk").model_copy(update={"name": "disk@3/direct", "durability": "direct"})
+    arms = [NONE, arm("disk"), direct]
+    folder = write_run(tmp_path / "r", arms, [point(output_len=2)], rounds=1, figure="tails")
+    assert drawn(folder, tmp_path / "out") == ["tails-gpt2"]
+    assert len(pd.read_csv(tmp_path / "out" / "tails-gpt2.csv")) == 3

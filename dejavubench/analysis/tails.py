@@ -41,23 +41,25 @@ class Tail:
 
 def tail(samples: ArmSamples) -> Tail | None:
     """Return the percentiles of an arm's tokens; None if it has none."""
-    sources = [np.sort(each) for each in by_source(samples.steps)]
-    if not sources:
+    times = sorted_tokens(samples)
+    if not times.size:
         return None
-    p50, p90, p99, slowest = (
-        max(percentile(times, share) for times in sources) for share in (0.5, 0.9, P99, 1.0)
-    )
-    count = max(times.size for times in sources)
-    return Tail(count, p50, p90, p99 if count >= FEWEST_TOKENS else None, slowest)
+    p50, p90, p99, slowest = (percentile(times, share) for share in (0.5, 0.9, P99, 1.0))
+    return Tail(times.size, p50, p90, p99 if times.size >= FEWEST_TOKENS else None, slowest)
 
 
-def by_source(tokens: Tokens) -> list[np.ndarray]:
-    """Return the tokens of each source in all rounds together."""
-    sources = max(map(len, tokens.values()), default=0)
-    return [
-        np.concatenate([lists[source] for lists in tokens.values() if source < len(lists)])
-        for source in range(sources)
+def sorted_tokens(samples: ArmSamples) -> np.ndarray:
+    """Return the tokens of all rounds, sorted; at each place the source with the longest time."""
+    rounds = list(samples.steps.values())
+    count = max(map(len, rounds), default=0)
+    sources = [
+        np.sort(np.concatenate([lists[source] for lists in rounds if source < len(lists)]))
+        for source in range(count)
     ]
+    # Sources of one iteration take equally many steps, unless the run was killed in it.
+    most = max((times.size for times in sources), default=0)
+    whole = [times for times in sources if times.size == most]
+    return np.max(whole, axis=0) if whole else np.empty(0)
 
 
 def percentile(times: np.ndarray, share: float) -> float:

@@ -40,8 +40,16 @@ status is then 1.
     is_flag=True,
     help="Draw all runs of a figure in one drawing, if they can be compared.",
 )
+@click.option(
+    "--figure",
+    "name",
+    type=click.Choice(FIGURES),
+    help="Figure to draw of each run, whatever the run was made for.",
+)
 @click.option("--force", is_flag=True, help="Overwrite files in DIR.")
-def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) -> None:
+def figures(
+    paths: tuple[Path, ...], folder: Path, together: bool, name: str | None, force: bool
+) -> None:
     from dejavubench.analysis.compare import NotComparableError
     from dejavubench.analysis.figures.drawings import drawings
     from dejavubench.analysis.findruns import find
@@ -53,7 +61,7 @@ def figures(paths: tuple[Path, ...], folder: Path, together: bool, force: bool) 
     if not found.runs:
         raise BadInput("\n".join(found.bad))
     try:
-        drawn, complaints = drawings(found.runs, together)
+        drawn, complaints = drawings(found.runs, together, name)
     except NotComparableError as error:
         raise BadInput("\n".join([str(error), *found.bad])) from None
     if not drawn:

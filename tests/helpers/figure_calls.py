@@ -21,9 +21,9 @@ def failed(result: Result) -> str:
     return result.stderr.strip()
 
 
-def drawn(folder: Path, out: Path) -> list[str]:
+def drawn(folder: Path, out: Path, *options: object) -> list[str]:
     """Names of the figures of a run; each must have a PNG and a PDF worth the name, and a CSV."""
-    result = call(folder, "-o", out)
+    result = call(folder, "-o", out, *options)
     assert result.exit_code == 0, result.output
     names = [Path(line).stem for line in result.stdout.splitlines()]
     for name in names:

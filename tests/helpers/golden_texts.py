@@ -44,7 +44,8 @@ def made(machine: str) -> dict[str, str]:
         "logs.csv": _written(_log_reports(logs), "csv").replace(f"{RESULTS}/", ""),
         "cells.json": json.dumps([[_cells(block) for block in each.blocks] for each in reports]),
     }
-    for drawing in drawings(runs)[0]:
+    compared = [run for run in runs if run.header.figure == "fig25"]
+    for drawing in [*drawings(runs)[0], *drawings(compared, name="tails")[0]]:
         texts[f"{drawing.name}.csv"] = drawing.frame.to_csv(index=False)
     return texts
 

@@ -43,6 +43,7 @@ class Figure(ABC):
         mixed: sizes that may differ within one drawing. Other sizes give drawings of their own.
         keys: columns that tell rows of equal sizes and arms apart.
         together: one drawing always holds all runs that were made for the figure.
+        error_bars: whether it draws intervals, which the caption then explains.
         quick: its run in ``make figures``; None if it is not part of it.
     """
 
@@ -53,6 +54,7 @@ class Figure(ABC):
     mixed: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
     together: ClassVar[bool] = False
+    error_bars: ClassVar[bool] = True
     quick: ClassVar[QuickRun | None] = None
 
     def fits(self, run: Run) -> bool:

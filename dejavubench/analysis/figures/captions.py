@@ -23,13 +23,20 @@ def _said(frame: pd.DataFrame) -> list[str]:
     return [name for name in POINT_COLUMNS if name not in {"model", *usual}]
 
 
-def caption(runs: Sequence[Run], frame: pd.DataFrame, method: str, remarks: Sequence[str]) -> str:
+def caption(
+    runs: Sequence[Run],
+    frame: pd.DataFrame,
+    method: str,
+    remarks: Sequence[str],
+    error_bars: bool = True,
+) -> str:
     """Return the sentences below a figure.
 
     Args:
         frame: the data that is drawn.
         method: how the values were computed.
         remarks: sentences that only this figure has; empty ones are left out.
+        error_bars: the figure draws intervals.
     """
     sentences = [
         machine_text(runs[0]),
@@ -37,7 +44,7 @@ def caption(runs: Sequence[Run], frame: pd.DataFrame, method: str, remarks: Sequ
         + ", ".join(f"{SIZE_HEADINGS[name]} {_values(frame, name)}" for name in _said(frame))
         + ".",
         _settings(runs),
-        f"{method} {_rounds(frame)}",
+        f"{method} {_rounds(frame) if error_bars else ''}".rstrip(),
         _paths(runs, frame),
         *remarks,
         _left_out(runs),

@@ -15,6 +15,7 @@ from dejavubench.analysis.compare import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.base import Drawing, Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import destinations_of
+from dejavubench.analysis.figures.registry import figure as figure_named
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
 from dejavubench.analysis.tables.textcells import SIZE_HEADINGS
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing], list[str]]:
+def drawings(
+    runs: Sequence[Run], together: bool = False, name: str | None = None
+) -> tuple[list[Drawing], list[str]]:
     """Return all that can be drawn, and why the rest cannot.
 
     Args:
         together: put all runs of a figure in one drawing, as those of the link figure always are.
+        name: figure to draw of each run, whatever the run was made for.
 
     Raises:
         NotComparableError: runs together differ in machine or sizes, or hold the same point twice.
@@ -38,7 +42,7 @@ def drawings(runs: Sequence[Run], together: bool = False) -> tuple[list[Drawing]
     complaints: list[str] = []
     for run in runs:
         try:
-            figure = figure_of(run)
+            figure = figure_of(run) if name is None else figure_named(name)
             if figure.together:
                 figure.rows(run)  # an incomplete run must not stop the others
             by_figure.setdefault(figure, []).append(run)
@@ -97,7 +101,9 @@ def _drawing(
         name="-".join(words),
         title=f"{figure.title} ({models[0]})" if len(models) == 1 else figure.title,
         frame=part,
-        caption=captions.caption(runs, part, figure.method, figure.remarks(runs, part)),
+        caption=captions.caption(
+            runs, part, figure.method, figure.remarks(runs, part), figure.error_bars
+        ),
         destinations=destinations_of(runs),
     )
 

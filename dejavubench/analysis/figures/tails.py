@@ -1,0 +1,155 @@
+"""Tails: the share of tokens that took at least a time, per arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from dejavubench.analysis.figures.base import Figure, QuickRun
+from dejavubench.analysis.figures.parts import ArmColumns, arm_columns, shown_arms
+from dejavubench.analysis.figures.style import GRID, LINES, OKABE_ITO, panels, tick_each_decade
+from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tails import sorted_tokens
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records import Run
+from dejavubench.records.destinations import NONE, Destinations, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+ALL_OF_THE_SLOWEST = 200
+"""Slowest tokens of which each has a row. Further down, one of about 50 places has one."""
+
+
+@dataclass
+class TailRow:
+    """Tails: one row per point, arm and token, for the slowest tokens and some of the others.
+
+    A token is one decode step. Of several sources, the longest time of each rank counts.
+    """
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str, "Point of the sweep."]
+    sizes: Sizes
+    arm: ArmColumns
+    samples: Annotated[int, "Measured rounds."]
+    tokens: Annotated[int, "Tokens of all rounds."]
+    at_least_pct: Annotated[float, "Share of tokens that took at least token_ms."]
+    token_ms: Annotated[float, "Time of the token."]
+
+
+class Tails(Figure):
+    """A panel per destination if there are several levels, else one panel; a line per arm."""
+
+    name = "tails"
+    title = "Tails: share of tokens that took at least a time"
+    row = TailRow
+    method = "Single decode steps of all rounds together, as measured."
+    keys = ("at_least_pct",)
+    error_bars = False
+    quick = QuickRun(2, "--rounds 6 --ubatch-size 1 --input-len 64 --output-len 48")
+
+    def rows(self, run: Run) -> list[TailRow]:
+        return [
+            TailRow(
+                run=run.path.name,
+                point=point.point.id,
+                sizes=Sizes.of(point.point),
+                arm=arm_columns(run, arm),
+                samples=len(arm.total),
+                tokens=times.size,
+                at_least_pct=100 * (place + 1) / times.size,
+                token_ms=float(times[place]),
+            )
+            for point, arm in shown_arms(run)
+            for times in [sorted_tokens(arm)[::-1]]
+            for place in _shown(times.size)
+        ]
+
+    def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        streaming = frame[frame["role"] == "streaming"]
+        levels = [level for level in LEVELS if level in set(streaming["level"].dropna())]
+        modes = list(dict.fromkeys(streaming["mode"])) if len(levels) > 1 else [None]
+        size = (2.2 + 4.6 * len(modes), 4.2)
+        picture, axes = panels(1, len(modes), size, sharex=True, sharey=True)
+        for ax, mode in zip(axes[0], modes, strict=True):
+            for arm, part in frame.groupby("arm", sort=False):
+                first = part.iloc[0]
+                if mode is None:
+                    style = _by_destination(first, destinations)
+                elif first["mode"] in (NONE, mode):
+                    style = _by_level(first, levels)
+                else:
+                    continue
+                ax.step(part["token_ms"], part["at_least_pct"], where="post", label=arm, **style)
+            if mode is not None:
+                label = shown(mode, destinations).label
+                ax.set_title(f"to {label}", loc="left", fontweight="bold")
+            _axes(ax, frame)
+            ax.legend(fontsize=8, frameon=False)
+        axes[0, 0].set_ylabel("tokens that took at least this long (%, log)")
+        return picture
+
+    def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        rounds, tokens = (
+            "/".join(f"{each:,}" for each in sorted(set(frame[name])))
+            for name in ("samples", "tokens")
+        )
+        return [f"{tokens} tokens per arm, of {rounds} rounds."]
+
+
+def _shown(tokens: int) -> Iterator[int]:
+    """Yield the places of the tokens that have rows, from the slowest, 0, to the fastest."""
+    place = 0
+    while place < tokens - 1:
+        yield place
+        place += 1 if place < ALL_OF_THE_SLOWEST else place // 50
+    if tokens:
+        yield tokens - 1
+
+
+def _axes(ax: Axes, frame: pd.DataFrame) -> None:
+    ax.set_yscale("log")
+    if frame["token_ms"].max() > 20 * frame["token_ms"].min() > 0:
+        ax.set_xscale("log")
+        tick_each_decade(ax.xaxis)
+    # At least one decade, which has ticks.
+    ax.set_ylim(min(10, 0.8 * float(frame["at_least_pct"].min())), 120)
+    tick_each_decade(ax.yaxis)
+    ax.set_xlabel("time of one token (ms)")
+    ax.axhline(1.0, color="#999999", linewidth=0.7, linestyle=":")
+    ax.annotate(
+        "p99", (1.0, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7.5
+    )
+    ax.grid(**GRID)
+
+
+def _baseline(row: pd.Series) -> dict[str, Any]:
+    return {"color": "black", "linestyle": "-" if row["role"] == "baseline" else ":"}
+
+
+def _by_destination(row: pd.Series, destinations: Destinations) -> dict[str, Any]:
+    if row["mode"] == NONE:
+        return _baseline(row)
+    info = shown(row["mode"], destinations)
+    # One line style for each durability of a destination.
+    known = [None, *info.durabilities]
+    durability = row["durability"] if isinstance(row["durability"], str) else None
+    line = LINES[known.index(durability) % len(LINES)] if durability in known else "-"
+    return {"color": info.colour, "linestyle": line}
+
+
+def _by_level(row: pd.Series, levels: list[str]) -> dict[str, Any]:
+    if row["mode"] == NONE:
+        return _baseline(row)
+    number = levels.index(row["level"]) if row["level"] in levels else len(levels)
+    return {
+        "color": OKABE_ITO[number % len(OKABE_ITO)],
+        "linestyle": LINES[number % len(LINES)],
+    }
+
+
+FIGURE = Tails()
