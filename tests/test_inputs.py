@@ -348,8 +348,8 @@ def test_no_value_of_sink_is_more_than_one_line(
     class Kept:
         address = ("127.0.0.1", 1)
 
-        def __init__(self, _: object, __: object, limit: int, seconds: float, *___: object) -> None:
-            made.append((limit, seconds))
+        def __init__(self, limit: int, timeout: float, **_: object) -> None:
+            made.append((limit, timeout))
 
         def serve(self) -> None: ...
 

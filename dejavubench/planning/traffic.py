@@ -238,7 +238,7 @@ def _volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volum
         prompt_extents=extents(Span(0, point.input_len)),
         token_extents=extents(Span(0, 1)),
         flush_nbytes=point.most_flushed * token,
-        flush_extents=extents(Span(0, point.most_flushed)),
+        flush_extents=extents(Span(0, point.most_flushed)) if point.most_flushed else 0,
     )
 
 
