@@ -29,6 +29,7 @@ from dejavubench.records import (
     Microbatch,
     RecordError,
     read_chunk_times,
+    read_sink_times,
 )
 from helpers.caches import play_model, random_cache
 from helpers.fake_destination import (
@@ -331,6 +332,27 @@ def check_times(listed: ChunkList, record: ChunkTimes) -> None:
     assert (record.moved is not None) == (mode != "host")
     assert record.copied is None
     assert record.beyond == 0
+
+
+@pytest.mark.mpi
+def test_the_sink_notes_its_own_times(folder: Path) -> None:
+    found = list(read_sink_times(folder))
+    sent = {
+        (each.times.arm, each.times.iteration): each
+        for each in read_chunk_times(folder)
+        if each.times.arm.startswith("mpi@")
+    }
+    assert {rank for rank, _ in found} == {1}
+    assert {(times.arm, times.iteration) for _, times in found} == set(sent)
+    for _, times in found:
+        source = sent[times.arm, times.iteration]
+        assert (times.peer, times.stream) == (0, source.listed.chunks[0].stream)
+        assert times.received is not None
+        assert len(times.received) == len(times.scattered) == len(source.listed.chunks)
+        took = [b - a for a, b in zip(times.received, times.scattered, strict=True)]
+        # The duration is taken before the acknowledgement leaves, and the time just after it.
+        assert source.times.sink_ns is not None
+        assert all(0 <= told <= own for told, own in zip(source.times.sink_ns, took, strict=True))
 
 
 @pytest.mark.mpi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -10,11 +10,15 @@ from typing import get_args
 import pytest
 import torch
 
+from dejavubench.dejavulib import chunktimes
+from dejavubench.dejavulib.chunktimes import cut
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.destinations.registry import HOST
 from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.dejavulib.devicetimes import DeviceClock
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
@@ -86,7 +90,9 @@ class Busy:
         torch.cuda._sleep(A_WHILE)
 
 
-@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize(
+    ("slot", "interval"), [(WHOLE_LAYERS, 1), (CUT_LAYERS, 1), (WHOLE_LAYERS, 2), (CUT_LAYERS, 2)]
+)
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize(
     ("level", "way"),
@@ -98,10 +104,10 @@ class Busy:
 )
 @pytest.mark.parametrize("kind", ["memory", "host", "fdatasync", "page-cache"])
 def test_every_byte_arrives(
-    kind: str, level: Level, way: Way, layout: KVLayout, slot: int, tmp_path: Path
+    kind: str, level: Level, way: Way, layout: KVLayout, slot: int, interval: int, tmp_path: Path
 ) -> None:
     geometry = small_geometry(layout)
-    stream = Stream(0, schedule_of(geometry, slot))
+    stream = Stream(0, schedule_of(geometry, slot, interval=interval))
     cache = on_device(random_cache(geometry))
     with streaming(make(kind, tmp_path), slot, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
@@ -114,7 +120,7 @@ def test_every_byte_arrives(
             manager.drain()
             assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
             assert manager.lag_nbytes == 0
-            assert manager.tokens.nbytes == STEPS * stream.schedule.step_nbytes(1)
+            assert manager.tokens.nbytes == STEPS * stream.schedule.position_nbytes
             if not level.buffered:
                 atoms = [
                     atom for step in range(1, STEPS + 1) for atom in stream.schedule.atoms(step)
@@ -173,3 +179,70 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
         play_model(on_device(source), cache, stream.schedule, Busy(manager))
         manager.drain()
         assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+
+
+# ---- times of chunks ----
+
+
+@pytest.mark.parametrize(
+    ("level", "way"),
+    [
+        pytest.param(level, way, id=f"{name}-{way}")
+        for name, level in LEVELS.items()
+        for way in (get_args(Way) if level.buffered else ["kernel"])
+    ],
+)
+def test_events_time_what_happens_on_the_device(level: Level, way: Way) -> None:
+    """One GPU, integers of 2 bytes. The order of events is that of the work."""
+    geometry = small_geometry()
+    stream = Stream(0, schedule_of(geometry))
+    cache = on_device(random_cache(geometry))
+    with streaming(HostDestination(pinned=True), WHOLE_LAYERS, way=way) as streamer:
+        manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+        manager.begin()
+        before = chunktimes.now()
+        play_model(cache, cache, stream.schedule, Busy(manager))
+        manager.drain()
+        after = chunktimes.now()
+        assert manager.times is not None
+        assert manager._device_clock is not None
+        error = manager._device_clock.error_ns
+        assert manager.times.finished == manager.times.chunks
+        for planned, times in zip(manager.chunks, manager.times.each(), strict=True):
+            parts = manager.parts(HOST, planned.chunk.step)
+            lengths = cut(parts, times)
+            known = [times[name] for name in ("ready", "complete")]
+            assert known == sorted(known, key=lambda time: time or 0)
+            assert before - error <= (times["ready"] or 0)
+            assert (times["complete"] or 0) <= after
+            assert sum(lengths) == (times["complete"] or 0) - (times["ready"] or 0)
+            if level.buffered:
+                check_order(times)
+                names = [part.name for part in parts]
+                assert names[1:3] == (
+                    ["gather", "copy to host"]
+                    if way == "kernel"
+                    else ["gather + copy to host", "post"]
+                )
+                assert lengths[1] > 0
+            else:
+                assert times["copied"] is None
+
+
+def check_order(times: Mapping[str, int | None]) -> None:
+    on_device = [times[name] for name in ("ready", "begun", "gathered", "copied")]
+    assert None not in on_device
+    assert on_device == sorted(on_device, key=lambda time: time or 0)
+
+
+def test_the_anchor_ties_events_to_the_hosts_clock() -> None:
+    """One GPU: an event that the host has waited for lies between the times before and after."""
+    clock = DeviceClock(torch.device("cuda"))
+    clock.set()
+    event = torch.cuda.Event(enable_timing=True)
+    before = chunktimes.now()
+    event.record()
+    event.synchronize()
+    after = chunktimes.now()
+    slack = clock.error_ns + 1_000  # elapsed_time() rounds to half a microsecond
+    assert before - slack <= clock.at(event) <= after + slack

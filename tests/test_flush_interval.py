@@ -45,6 +45,7 @@ from helpers.fake_destination import (
     small_geometry,
     streaming,
 )
+from helpers.fake_destination import schedule_of as small_schedule
 from helpers.jobs import QUICK, args, processed, run
 
 INTERVALS = (2, STEPS, STEPS + 1)
@@ -56,8 +57,7 @@ levels = pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
 def schedule_of(
     interval: int, slot: int = WHOLE_LAYERS, layout: KVLayout = KVLayout.HND
 ) -> StreamSchedule:
-    geometry = small_geometry(layout)
-    return StreamSchedule(geometry, geometry.whole, INPUT_LEN, STEPS, slot, flush_interval=interval)
+    return small_schedule(small_geometry(layout), slot, interval=interval)
 
 
 def leaving(interval: int) -> list[int]:
@@ -445,4 +445,5 @@ def test_a_job_verifies_and_shows_its_interval(tmp_path: Path) -> None:
         if item.arm.endswith("@0"):
             # K and V of 2 layers × 2 requests × 4 heads, for each of the two groups.
             assert item.tokens.copies == 2 * 2 * 2 * 2 * 4
-    assert "flush_interval" in processed(job.folder, "json")
+    for style in ("table", "csv"):
+        assert "--flush-interval 4" in processed(job.folder, style)

@@ -42,14 +42,12 @@ def run(
     Args:
         plan: the same on every rank.
         command: as it was typed, for the record.
-        enough: returns whether a point's iterations so far are precise enough; None: rounds are
-            counted.
+        enough: returns whether a point's iterations are precise enough; None counts rounds alone.
         on_end: called on rank 0 with the run's folder once all records are in it.
         watchdog: the watchdog process of this host, on the rank that has started it.
 
     Returns:
-        The process's exit status: 0 if all that was asked ran and verified. A rank that fails ends
-        the whole job.
+        The exit status: 0 if all that was asked ran and verified. A rank that fails ends the job.
 
     Raises:
         UsageError: on every rank, before anything has started.

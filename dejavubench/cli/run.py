@@ -89,9 +89,8 @@ def _enough(plan: Plan) -> Callable[[list[Iteration], set[str]], bool] | None:
     arms = [arm_info(arm) for arm in plan.running]
 
     def enough(iterations: list[Iteration], failed: set[str]) -> bool:
-        return precise_enough(
-            iterations, [arm for arm in arms if arm.name not in failed], half_width
-        )
+        running = [arm for arm in arms if arm.name not in failed]
+        return precise_enough(iterations, running, half_width)
 
     return enough
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from .chunktimes import Part
 from .copies import Packing, pinned_buffer
 from .extents import Bases, extent_addresses
 from .kvcache import KVCache
@@ -45,7 +46,12 @@ class SideStream:
         with torch.cuda.stream(self._stream):
             # The device waits for the model's kernels; this thread does not.
             self._stream.wait_event(transfer.ready)
+            marks = transfer.marks
+            if marks is not None:
+                marks.record("begun", self._stream)
             packing.gather(packed)
+            if marks is not None:
+                marks.record("gathered", self._stream)
             yield
 
 
@@ -95,6 +101,19 @@ class DeviceStaging:
         """The way in which the chunks of each kind come to the host, in words."""
         return {kind: str(choice) for kind, choice in self._choices.items()}
 
+    def parts(self, declared: tuple[Part, ...], step: int) -> tuple[Part, ...]:
+        """Return the parts of a chunk's latency with its way to the host in them.
+
+        Args:
+            declared: the destination's parts for a chunk in host memory; they begin with queue and
+                gather.
+            step: 0 for the prompt's chunks, else those of a decode step.
+        """
+        queue, gather, *others = declared
+        if self._choices["token" if step else "prompt"].way == "strided DMA":
+            return (queue, Part(f"{gather.name} + copy to host", "copied"), *others)
+        return (queue, gather, Part("copy to host", "copied"), *others)
+
     def calibrate(self, cache: KVCache, chunks: Iterable[Chunk]) -> None:
         """Choose a way for each kind by its first chunk. Outside any clock, on an idle device."""
         first: dict[Kind, Chunk] = {}
@@ -111,8 +130,10 @@ class DeviceStaging:
         """
         assert transfer.ready is not None
         self._stream.wait_event(transfer.ready)
-        slot = None
+        slot, marks = None, transfer.marks
         with torch.cuda.stream(self._stream):
+            if marks is not None:
+                marks.record("begun", self._stream)
             # Strided DMA needs no slot: it reads the cache, which stays as it is until complete.
             if self._choices[_kind(transfer.planned.chunk)].way == "strided DMA":
                 self._strided_copy(packing).to_host(packed, self._stream)
@@ -120,9 +141,15 @@ class DeviceStaging:
                 slot = self._slots.popleft()
                 chunk = slot[: packed.numel()]
                 packing.gather(chunk)
+                if marks is not None:
+                    marks.record("gathered", self._stream)
                 packed.copy_(chunk, non_blocking=True)
-            done = torch.cuda.Event()
+            done = torch.cuda.Event(enable_timing=marks is not None)
             done.record(self._stream)
+        if marks is not None:
+            marks.add("copied", done)
+            if slot is None:  # gathered by the copy itself
+                marks.add("gathered", done)
         self._copies.append(_Copy(transfer, packed, slot, done))
 
     def _strided_copy(self, packing: Packing) -> StridedCopy:

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from . import chunktimes
-from .chunktimes import Stamps, TimesBlock
+from .chunktimes import Part, Stamps, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream, StreamingError
+from .destinations.registry import DestinationEntry
 from .device import DeviceExtents
+from .devicetimes import DeviceClock, DeviceMarks
 from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kvcache import KVCache
 from .levels import Level
@@ -70,8 +72,9 @@ class CacheManager:
         self.chunks: list[PlannedChunk] = []
         for stream in streams:
             self._plan(stream)
-        timed = streamer.timed and not cache.k.is_cuda
-        self.times = TimesBlock(len(self.chunks)) if timed else None
+        self.times = TimesBlock(len(self.chunks)) if streamer.timed else None
+        timed_on_device = streamer.timed and cache.k.is_cuda
+        self._device_clock = DeviceClock(cache.k.device) if timed_on_device else None
         self.reset()
 
     def _plan(self, stream: Stream) -> None:
@@ -97,6 +100,24 @@ class CacheManager:
             each_complete, bounce = self.level.each_complete, self._streamer.bounce
             return DeviceExtents(self.cache, stream.schedule, each_complete, bounce)
         return ExtentViews(self.cache, stream.schedule)
+
+    def parts(self, declared: DestinationEntry, step: int) -> tuple[Part, ...]:
+        """Return the parts of the latency of a step's chunks that can be told apart.
+
+        Args:
+            declared: the entry of the streamer's destination.
+        """
+        if not self.level.buffered:
+            return declared.extent_parts
+        device = self._streamer.device
+        if self._ready_on_host or device is None:
+            return declared.parts
+        return device.parts(declared.parts, step)
+
+    @property
+    def _ready_on_host(self) -> bool:
+        """Whether chunks go to the destination from where the cache is."""
+        return not self.cache.k.is_cuda or self._streamer.destination.capabilities.device_memory
 
     def reset(self) -> None:
         """Set the counters of all phases to zero, and forget the chunks' times."""
@@ -128,6 +149,8 @@ class CacheManager:
         self.reset()
         self._held.leave()
         self.prompt.stall_s = _seconds_since(began)
+        if self._device_clock is not None:
+            self._device_clock.set()
         for stream in self.streams:
             self._streamer.destination.begin(stream, tokens)
 
@@ -205,7 +228,7 @@ class CacheManager:
         byte_progress.submitted_nbytes += nbytes
         phase.lag_nbytes = max(phase.lag_nbytes, byte_progress.lag_nbytes)
         if self.cache.k.is_cuda:
-            self._ready = torch.cuda.Event()
+            self._ready = torch.cuda.Event(enable_timing=self._device_clock is not None)
             self._ready.record()  # on the model's stream, behind what has written them
         ready, times = self._ready, self.times
         transfers = [Transfer(planned, byte_progress, phase, tokens, ready) for planned in chunks]
@@ -213,6 +236,8 @@ class CacheManager:
             # The clock was read for the stall: the model's thread reads it no second time.
             for transfer in transfers:
                 transfer.times, transfer.stamps = times, Stamps(began)
+                if ready is not None and self._device_clock is not None:
+                    transfer.marks = DeviceMarks(self._device_clock, ready)
         self._streamer.submit(transfers)
 
 

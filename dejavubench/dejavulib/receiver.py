@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import progress
+from . import chunktimes, progress
+from .chunktimes import MOST
 from .copies import Packing, device_staging, scatter, staging
 from .destinations.base import Stream
 from .extents import ExtentAddresses, ExtentViews, StepExtents
@@ -21,7 +22,11 @@ from .waiting import EAGER, LAZY, wait_asleep
 
 
 class Receive(Protocol):
-    """A receive under way."""
+    """A receive under way.
+
+    One that also has an attribute ``received``, the time by ``chunktimes.now`` at which its chunk
+    was seen to have come, lets a receiver keep that time.
+    """
 
     def done(self) -> bool:
         """Return whether the chunk is in its place in the cache. Never waits for the source."""
@@ -89,6 +94,13 @@ class _Coming(NamedTuple):
     messages: int
 
 
+class Arrived(NamedTuple):
+    """When a chunk was seen to have come, if its endpoint knows, and when it was in its place."""
+
+    received: int | None
+    scattered: int
+
+
 class CacheReceiver:
     """Receives one microbatch's stream into ``cache``.
 
@@ -105,7 +117,9 @@ class CacheReceiver:
 
     Attributes:
         slots: the staging; the owner may overwrite it before :meth:`begin`.
+        stream: the stream that is received.
         nbytes, messages: counters of what has arrived since :meth:`begin`.
+        arrivals: times of each chunk since then, up to :data:`~.chunktimes.MOST` of them.
     """
 
     def __init__(
@@ -117,7 +131,8 @@ class CacheReceiver:
         slots: Sequence[torch.Tensor] = (),
     ) -> None:
         self._cache = cache
-        self._stream = stream
+        self.stream = stream
+        self.arrivals: list[Arrived] = []
         self._level = level
         self._endpoint = endpoint
         self.slots = slots
@@ -135,14 +150,14 @@ class CacheReceiver:
         self._left = self.nbytes = self.messages = 0
 
     def _make_slots(self) -> list[torch.Tensor]:
-        nbytes, device = largest_chunk(self._stream), self._cache.k.device
+        nbytes, device = largest_chunk(self.stream), self._cache.k.device
         if device.type == "cuda":
             return device_staging(nbytes, DEVICE_SLOTS, device)
         return staging(nbytes, HOST_SLOTS)
 
     def _make_scatters(self) -> list[Callable[[torch.Tensor], None]]:
         """Return what puts each chunk in its place. On a device it is prepared beforehand."""
-        chunks = self._stream.schedule.all_chunks(self._level)
+        chunks = self.stream.schedule.all_chunks(self._level)
         if self._cache.k.is_cuda:
             return [Packing(self._cache, chunk.region).scatter for chunk in chunks]
         return [partial(self._scatter, chunk.region) for chunk in chunks]
@@ -156,9 +171,10 @@ class CacheReceiver:
             # Chunks arrive on streams of their own. Whatever the owner still writes to the cache
             # and the slots comes first.
             torch.cuda.synchronize(self._cache.k.device)
-        self._chunks = self._stream.schedule.all_chunks(self._level)
-        self._left = self._stream.schedule.count(self._level)
+        self._chunks = self.stream.schedule.all_chunks(self._level)
+        self._left = self.stream.schedule.count(self._level)
         self.nbytes = self.messages = 0
+        self.arrivals = []
         if self._level.buffered:
             for slot in self.slots:
                 self._receive(slot)  # one receive per slot: the source may run that far ahead
@@ -178,10 +194,10 @@ class CacheReceiver:
     @property
     def expected(self) -> str:
         """The chunk that is waited for, in words."""
-        total = self._stream.schedule.count(self._level)
+        total = self.stream.schedule.count(self._level)
         return (
-            f"chunk {total - self._left} of {total} of stream {self._stream.id} "
-            f"from rank {self._stream.peer}"
+            f"chunk {total - self._left} of {total} of stream {self.stream.id} "
+            f"from rank {self.stream.peer}"
         )
 
     def poll(self) -> bool:
@@ -193,7 +209,7 @@ class CacheReceiver:
         if not self._coming or not self._coming[0].request.done():
             return False
         came = self._coming.popleft()
-        self._arrived(came.chunk, came.messages)  # acknowledge first: the source may be waiting
+        self._arrived(came)  # acknowledge first: the source may be waiting
         if came.slot is None:
             self._receive_extents()
         else:
@@ -204,7 +220,7 @@ class CacheReceiver:
         chunk = next(self._chunks, None)
         if chunk is not None:
             packed, put = slot[: chunk.nbytes], self._scatters[chunk.index]
-            request = self._endpoint.receive(self._stream, packed, put)
+            request = self._endpoint.receive(self.stream, packed, put)
             self._coming.append(_Coming(request, chunk, slot, 1))
 
     def _receive_extents(self) -> None:
@@ -212,15 +228,18 @@ class CacheReceiver:
         if chunk is not None:
             assert self._extents is not None
             extents, each_complete = self._extents.of(chunk.step), self._level.each_complete
-            request = self._endpoint.receive_extents(self._stream, extents, each_complete)
+            request = self._endpoint.receive_extents(self.stream, extents, each_complete)
             self._coming.append(_Coming(request, chunk, None, len(extents)))
 
-    def _arrived(self, chunk: Chunk, messages: int) -> None:
-        self._endpoint.acknowledge(self._stream)
+    def _arrived(self, came: _Coming) -> None:
+        self._endpoint.acknowledge(self.stream)
+        if len(self.arrivals) < MOST:
+            received = getattr(came.request, "received", None)
+            self.arrivals.append(Arrived(received, chunktimes.now()))
         progress.listener.count_progress()
         self._left -= 1
-        self.nbytes += chunk.nbytes
-        self.messages += messages
+        self.nbytes += came.chunk.nbytes
+        self.messages += came.messages
 
 
 def receive_all(receivers: Iterable[CacheReceiver]) -> None:

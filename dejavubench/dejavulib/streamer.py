@@ -306,6 +306,8 @@ def _note_complete(destination: Destination, transfer: Transfer) -> None:
     if times is None or stamps is None:
         return
     transfer.stamp("complete")
+    if transfer.marks is not None:
+        transfer.marks.fill(stamps)
     receipt = destination.receipt(planned.stream)
     if receipt is not None:
         stamps.moved, stamps.sink_ns = receipt

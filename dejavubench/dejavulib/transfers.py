@@ -14,6 +14,7 @@ from . import chunktimes
 from .chunktimes import StampName, Stamps, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream
+from .devicetimes import DeviceMarks
 from .extents import StepExtents
 from .schedule import Chunk
 
@@ -134,6 +135,7 @@ class Transfer:
         slot: the staging slot that it holds until it is complete.
         times: its manager's block of times; None where chunks are not timed.
         stamps: its own times, if chunks are timed.
+        marks: its events on a CUDA device, if chunks are timed.
     """
 
     planned: PlannedChunk
@@ -144,6 +146,7 @@ class Transfer:
     slot: torch.Tensor | None = None
     times: TimesBlock | None = None
     stamps: Stamps | None = None
+    marks: DeviceMarks | None = None
 
     def stamp(self, name: StampName) -> None:
         """Note that this happens to the chunk now, if chunks are timed."""

@@ -39,6 +39,7 @@ class ListedChunk(Model):
         layers: number of layers.
         extents: contiguous pieces of the cache that it is gathered from, or moved as.
         peer: rank that receives it; None if no rank does.
+        stream: number of its stream, which is unique between two ranks.
     """
 
     phase: Literal["prompt", "tokens"]
@@ -48,6 +49,7 @@ class ListedChunk(Model):
     nbytes: Count
     extents: Count
     peer: Count | None = None
+    stream: Count = 0
 
 
 class ChunkList(Line):
@@ -130,7 +132,34 @@ class ChunkTimes(Line):
             yield dict(zip(columns, row, strict=True))
 
 
-ChunkRecord = ChunkList | ChunkTimes
+class SinkChunkTimes(Line):
+    """The times of one stream's chunks on the sink, in the order in which they arrived.
+
+    All are integer nanoseconds by the sink's own clock, which is not that of the source.
+
+    Attributes:
+        ubatch: number of the microbatch among the sink's own.
+        peer, stream: rank of the source, and the stream's number between the two.
+        began_ns: when the sink began to receive, by ``perf_counter_ns``. The other times are
+            relative to it.
+        received: the chunk was seen to have come; None if the destination does not know it.
+        scattered: the chunk was in its place, and its acknowledgement on its way.
+    """
+
+    kind: Literal["sink-chunk-times"] = "sink-chunk-times"
+    point: str
+    arm: str
+    iteration: Count
+    round: Count | None
+    ubatch: Count
+    peer: Count
+    stream: Count
+    began_ns: Count
+    received: list[Ns] | None = None
+    scattered: list[Ns]
+
+
+ChunkRecord = ChunkList | ChunkTimes | SinkChunkTimes
 
 CHUNK_RECORD: TypeAdapter[ChunkRecord] = TypeAdapter(
     Annotated[ChunkRecord, Field(discriminator="kind")]
@@ -145,6 +174,13 @@ class TimedChunks(NamedTuple):
     times: ChunkTimes
 
 
+class TimedArrivals(NamedTuple):
+    """One stream of one iteration on one sink."""
+
+    rank: int
+    times: SinkChunkTimes
+
+
 def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
     """Read the times of a run's chunks, one microbatch after the other; none in older folders.
 
@@ -153,10 +189,23 @@ def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
     Raises:
         RecordError: a file, or a line other than a torn last one, cannot be read.
     """
+    for path, rank in _files(folder):
+        yield from _timed(path, rank)
+
+
+def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:
+    """Read the times that the sinks of a run have noted, as :func:`read_chunk_times`."""
+    for path, rank in _files(folder):
+        for _, record in _records(path):
+            if isinstance(record, SinkChunkTimes):
+                yield TimedArrivals(rank, record)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, int]]:
     for path in sorted(folder.glob("chunks-*.jsonl")):
         rank = chunk_file_rank(path.name)
         if rank is not None:
-            yield from _timed(path, rank)
+            yield path, rank
 
 
 def _timed(path: Path, rank: int) -> Iterator[TimedChunks]:
@@ -165,6 +214,7 @@ def _timed(path: Path, rank: int) -> Iterator[TimedChunks]:
         key = record.point, record.arm, record.ubatch
         if isinstance(record, ChunkList):
             lists[key] = record
+        if not isinstance(record, ChunkTimes):
             continue
         listed = lists.get(key)
         if listed is None:

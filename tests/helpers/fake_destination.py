@@ -35,9 +35,13 @@ def small_geometry(layout: KVLayout = KVLayout.HND) -> KVGeometry:
 
 
 def schedule_of(
-    geometry: KVGeometry, slot: int = WHOLE_LAYERS, region: Region | None = None
+    geometry: KVGeometry,
+    slot: int = WHOLE_LAYERS,
+    region: Region | None = None,
+    interval: int = 1,
 ) -> StreamSchedule:
-    return StreamSchedule(geometry, region or geometry.whole, INPUT_LEN, STEPS, slot)
+    region = region or geometry.whole
+    return StreamSchedule(geometry, region, INPUT_LEN, STEPS, slot, flush_interval=interval)
 
 
 class FakeDestination(Destination):

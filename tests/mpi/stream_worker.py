@@ -137,13 +137,13 @@ class Worker:
             receiver.begin()
             assert not receiver.done
             assert receiver.expected.startswith(
-                f"chunk 0 of {receiver._stream.schedule.count(self.level)} "
+                f"chunk 0 of {receiver.stream.schedule.count(self.level)} "
             )
         sleeping_barrier(self.comm)
         receive_all(receivers)
         endpoint.finish()
         for receiver in receivers:
-            assert receiver.nbytes == receiver._stream.schedule.nbytes
+            assert receiver.nbytes == receiver.stream.schedule.nbytes
         self.check(truth, pattern)
         return sum(receiver.messages for receiver in receivers)
 

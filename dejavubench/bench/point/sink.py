@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dejavubench.bench.point.rank import RankAtPoint
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -27,11 +30,19 @@ from dejavubench.transports.contexts import SinkContext
 
 @dataclass(frozen=True)
 class Received:
-    """The outcome of one iteration; ``cpu_s``: CPU seconds of receiving."""
+    """The outcome of one iteration.
+
+    Attributes:
+        cpu_s: CPU seconds of receiving.
+        began_ns: when it began to receive, by ``perf_counter_ns``.
+        receivers: with the number of each one's microbatch.
+    """
 
     nbytes: int = 0
     messages: int = 0
     cpu_s: float = 0.0
+    began_ns: int = 0
+    receivers: Sequence[tuple[int, CacheReceiver]] = ()
 
 
 class Sink:
@@ -67,14 +78,22 @@ class Sink:
     def receive(self, mode: str, level: str) -> Received:
         """Receive all that the sources stream in one iteration."""
         receivers = self._receivers_of(mode, level)
-        began = time.process_time()
+        began, began_ns = time.process_time(), time.perf_counter_ns()
         receive_all(receivers)
         self._endpoint(mode).finish()
         return Received(
             sum(receiver.nbytes for receiver in receivers),
             sum(receiver.messages for receiver in receivers),
             time.process_time() - began,
+            began_ns,
+            [*zip(self._ubatches(), receivers, strict=True)],
         )
+
+    def record_times(self, arm: Arm, when: When, received: Received) -> None:
+        """Write when each chunk of an iteration came and was in its place."""
+        if self.here.experiment.chunk_times:
+            file = self.here.context.workspace.chunk_file
+            file.write_arrivals(arm, when, received.began_ns, received.receivers)
 
     def caches(self, mode: str) -> list[KVCache]:
         """Return the cache of each microbatch on the device that the mode brings it to."""
@@ -114,6 +133,11 @@ class Sink:
         """Return every stream, with the cache that it fills."""
         caches = zip(self.caches(mode), self.view.remote(), strict=True)
         return [(cache, stream) for cache, streams in caches for stream in streams]
+
+    def _ubatches(self) -> list[int]:
+        """Return the number of the microbatch that each stream fills."""
+        numbered = enumerate(self.view.remote())
+        return [ubatch for ubatch, streams in numbered for _ in streams]
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:

@@ -13,7 +13,9 @@ from dejavubench.bench.recording.microbatches import When
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.chunktimes import MOST, Part
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.transfers import PlannedChunk
+from dejavubench.records.chunktimes import ChunkRecord
 
 
 class ChunkFile:
@@ -49,7 +51,31 @@ class ChunkFile:
             self._append(_list_of(arm, when["point"], ubatch, manager))
         self._append(_times_of(when, ubatch, clock, manager))
 
-    def _append(self, record: records.ChunkList | records.ChunkTimes) -> None:
+    def write_arrivals(
+        self, arm: Arm, when: When, began_ns: int, receivers: Sequence[tuple[int, CacheReceiver]]
+    ) -> None:
+        """Append the times of each stream that this sink has received.
+
+        Args:
+            began_ns: when it began to receive.
+            receivers: each with the number of its microbatch.
+        """
+        for ubatch, receiver in receivers:
+            received = [each.received for each in receiver.arrivals]
+            record = records.SinkChunkTimes(
+                **when,
+                ubatch=ubatch,
+                peer=receiver.stream.peer_rank,
+                stream=receiver.stream.id,
+                began_ns=began_ns,
+                received=None
+                if None in received
+                else [each - began_ns for each in received if each is not None],
+                scattered=[each.scattered - began_ns for each in receiver.arrivals],
+            )
+            self._append(record)
+
+    def _append(self, record: ChunkRecord) -> None:
         if self._file is None:
             self._file = self._path.open("x", encoding="utf-8")
         try:
@@ -67,13 +93,12 @@ class ChunkFile:
 def _list_of(arm: Arm, point: str, ubatch: int, manager: CacheManager) -> records.ChunkList:
     assert arm.destination is not None
     entry = arm.destination.entry
-    parts = _parts(entry.parts if manager.level.buffered else entry.extent_parts)
     return records.ChunkList(
         point=point,
         arm=arm.name,
         ubatch=ubatch,
-        prompt_parts=parts,
-        token_parts=parts,
+        prompt_parts=_parts(manager.parts(entry, 0)),
+        token_parts=_parts(manager.parts(entry, 1)),
         chunks=[_listed(planned) for planned in manager.chunks[:MOST]],
         more=max(0, len(manager.chunks) - MOST),
     )
@@ -94,6 +119,7 @@ def _listed(planned: PlannedChunk) -> records.ListedChunk:
         nbytes=chunk.nbytes,
         extents=planned.extents_count,
         peer=planned.stream.peer,
+        stream=planned.stream.id,
     )
 
 

@@ -150,6 +150,7 @@ class PlainSink(ScenarioPart):
                 cpu_s=self._received.cpu_s,
             )
         )
+        self.sink.record_times(arm, when, self._received)
         return Recorded()
 
     def verify(self, arm: Arm) -> str | None:

@@ -58,6 +58,12 @@ class MeasurementOptions(BaseModel):
         when_resumed=False,
         fixed_when_resumed=True,
     )
+    chunk_times: bool = _option(
+        True,
+        "",
+        "Record when each chunk was ready, gathered, posted and complete.",
+        measured=False,
+    )
     log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
         Path("logs"),
         "DIR",

@@ -94,14 +94,35 @@ DISK = register(
         parts=(QUEUE, GATHER, Part("write", "moved"), Part("sync", "complete")),
     )
 )
+_ACKNOWLEDGED = (QUEUE, GATHER, POST, *TOLD_APART)
+_MOVED_SINGLY = (QUEUE, Part("move", "posted"), JOINT)
 MPI = register(
+    DestinationEntry("mpi", remote=True, parts=_ACKNOWLEDGED, extent_parts=_MOVED_SINGLY)
+)
+NCCL = register(
     DestinationEntry(
-        "mpi",
+        "nccl",
         remote=True,
-        parts=(QUEUE, GATHER, POST, *TOLD_APART),
-        extent_parts=(QUEUE, Part("move", "posted"), JOINT),
+        device_memory=True,
+        parts=_ACKNOWLEDGED,
+        extent_parts=_MOVED_SINGLY,
     )
 )
-NCCL = register(DestinationEntry("nccl", remote=True, device_memory=True))
-NIXL = register(DestinationEntry("nixl", remote=True, device_memory=True))
-TCP = register(DestinationEntry("tcp", external_sink=True, readable=True))
+NIXL = register(
+    DestinationEntry(
+        "nixl",
+        remote=True,
+        device_memory=True,
+        parts=_ACKNOWLEDGED,
+        extent_parts=_MOVED_SINGLY,
+    )
+)
+TCP = register(
+    DestinationEntry(
+        "tcp",
+        external_sink=True,
+        readable=True,
+        parts=_ACKNOWLEDGED,
+        extent_parts=_MOVED_SINGLY,
+    )
+)

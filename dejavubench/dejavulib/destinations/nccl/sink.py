@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from mpi4py import MPI
 
+from ... import chunktimes
 from ...waiting import wait_asleep
 from ..base import Stream, StreamingError
 from .link import ACK, ANNOUNCE, GRANT, GROUP, IN_GROUPS, PACKED, Mark, NCCLLink, Notifications
@@ -36,6 +37,8 @@ class _Receiving:
         self.packed = packed
         self.scatter = scatter
         self.scattered: Mark | None = None
+        self.received = 0  # when it was seen that the chunk had come
+        self._arrived: Mark | None = None
         self._endpoint = endpoint
         self._stream = stream
         self._issued = 0.0
@@ -43,6 +46,7 @@ class _Receiving:
     def issue(self, link: NCCLLink) -> None:
         """Issue the receive, and the scatter behind it."""
         link.recv(self.packed.data_ptr(), self.packed.numel())
+        self._arrived = link.mark()
         # On a side stream, so that the next receive need not wait for this scatter.
         with link.side_stream():
             self.scatter(self.packed)
@@ -56,9 +60,11 @@ class _Receiving:
             StreamingError: it was announced, and did not come.
         """
         self._endpoint.take(self._stream)
-        if self.scattered is None:
+        if self.scattered is None or self._arrived is None:
             return False
-        if self.scattered.query():
+        if not self.received and self._arrived.query():
+            self.received = chunktimes.now()
+        if self.received and self.scattered.query():
             return True
         self._endpoint.check_arrival(self._stream, MPI.Wtime() - self._issued)
         return False
@@ -71,6 +77,7 @@ class _ReceivingExtents:
         self, endpoint: NCCLSinkEndpoint, stream: Stream, extents: Sequence[tuple[int, int]]
     ) -> None:
         self._endpoint, self._stream, self._extents = endpoint, stream, extents
+        self.received = 0
 
     def done(self) -> bool:
         """Receive the extents if they are announced next; return whether they were.
@@ -80,6 +87,7 @@ class _ReceivingExtents:
         """
         if not self._endpoint.arriving(self._stream):
             return False
+        self.received = chunktimes.now()
         self._endpoint.fetch_extents(self._stream, self._extents)
         return True
 
@@ -103,6 +111,8 @@ class NCCLSinkEndpoint:
         self._timeout = timeout
         self._announced: dict[int, deque[Announcement]] = {peer: deque() for peer in links}
         self._waiting: dict[tuple[int | None, int], deque[_Receiving]] = {}
+        self._receives: defaultdict[tuple[int | None, int], deque[_Receiving | _ReceivingExtents]]
+        self._receives = defaultdict(deque)  # those not acknowledged yet, oldest first
         self._failed = False
 
     def receive(
@@ -111,13 +121,16 @@ class NCCLSinkEndpoint:
         """Receive the stream's next chunk into ``packed`` once it is announced; scatter it."""
         receiving = _Receiving(self, stream, packed, scatter)
         self._waiting.setdefault(stream.key, deque()).append(receiving)
+        self._receives[stream.key].append(receiving)
         return receiving
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
     ) -> _ReceivingExtents:
         """Receive the next chunk's extents, given as (address, bytes), once they are announced."""
-        return _ReceivingExtents(self, stream, extents)
+        receiving = _ReceivingExtents(self, stream, extents)
+        self._receives[stream.key].append(receiving)
+        return receiving
 
     def take(self, stream: Stream) -> None:
         """Grant and issue the packed chunks that are announced next and have a buffer."""
@@ -163,7 +176,8 @@ class NCCLSinkEndpoint:
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
-        self._notifications.send(stream.peer_rank, ACK, stream.id)
+        took = chunktimes.now() - self._receives[stream.key].popleft().received
+        self._notifications.send(stream.peer_rank, ACK, stream.id, took)
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from ... import chunktimes
+from ...chunktimes import Receipt
 from ...schedule import Chunk
 from ...waiting import DeadlineError, wait_asleep
 from ..base import Capabilities, RemoteDestination, Stream, StreamingError
@@ -36,12 +38,20 @@ class _Sending:
         packed: the chunk's buffer; None if its extents are sent.
         filled: the mark after which ``packed`` holds the chunk.
         sent: the mark after which it has left; None until it is issued.
+        moved: when that mark was seen to be reached.
     """
 
     chunk: Chunk
     packed: torch.Tensor | None = None
     filled: Any = None
     sent: Mark | None = None
+    moved: int | None = None
+
+    def has_left(self) -> bool:
+        """Return whether the send kernel no longer reads the chunk."""
+        if self.moved is None and self.sent is not None and self.sent.query():
+            self.moved = chunktimes.now()
+        return self.moved is not None
 
 
 @dataclass
@@ -51,13 +61,14 @@ class _Sink:
     Attributes:
         announced: chunks that have not been issued, oldest first.
         grants: chunks of ``announced`` that may be issued.
-        acknowledged: number of chunks by stream that are complete and not yet counted.
+        acknowledged: by stream, nanoseconds that the sink took for each chunk that is in its place
+            and not yet counted.
     """
 
     link: NCCLLink
     announced: deque[_Sending] = field(default_factory=deque)
     grants: int = 0
-    acknowledged: dict[int, int] = field(default_factory=dict)
+    acknowledged: defaultdict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
 
 
 class NCCLDestination(RemoteDestination[_Sending]):
@@ -129,13 +140,15 @@ class NCCLDestination(RemoteDestination[_Sending]):
         self._issue(stream)
         sink, under_way = self._sink(stream), self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
-        for stream_id, *_ in self._notifications.receive(stream.peer_rank, ACK):
-            sink.acknowledged[stream_id] = sink.acknowledged.get(stream_id, 0) + 1
-        # Both: acknowledged, and the send kernel no longer reads the slot.
-        while under_way and sink.acknowledged.get(stream.id) and _is_sent(under_way[0]):
-            under_way.popleft()
-            sink.acknowledged[stream.id] -= 1
+        for stream_id, took, *_ in self._notifications.receive(stream.peer_rank, ACK):
+            sink.acknowledged[stream_id].append(took)
+        acknowledged = sink.acknowledged[stream.id]
+        # Both: it has left, so that its slot is free, and it is acknowledged.
+        while under_way and under_way[0].has_left() and acknowledged:
+            done, took = under_way.popleft(), acknowledged.popleft()
             self._completed[stream.key] += 1
+            if self.timed:
+                self._receipts[stream.key].append(Receipt(done.moved, took))
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -199,10 +212,6 @@ class NCCLDestination(RemoteDestination[_Sending]):
         """Raise StreamingError if the destination has been given up."""
         if self._given_up.is_set():
             raise StreamingError(f"{_name(stream, chunk)} to rank {stream.peer} was given up")
-
-
-def _is_sent(sending: _Sending) -> bool:
-    return sending.sent is not None and sending.sent.query()
 
 
 def _name(stream: Stream, chunk: Chunk) -> str:

@@ -177,7 +177,10 @@ class Agent:
         self._agent.send_notif(str(stream.peer), message)
 
     def take(self, stream: Stream, kind: Notification, number: int) -> tuple[int, int] | None:
-        """Return (address, bytes) of a notification, once, when it has come; else None."""
+        """Return (address, bytes) of a notification, once, when it has come; else None.
+
+        DONE has nanoseconds in place of bytes: how long the sink took.
+        """
         return self._notifications.pop((stream.peer_rank, stream.id, kind, number), None)
 
     # ---- writes into a peer's memory ----

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from mpi4py import MPI
 
+from ... import chunktimes
 from ...extents import Bases
 from ...kvcache import KVCache
 from ..base import Stream
@@ -36,15 +37,17 @@ class Arrival:
         self._number = number
         self._scatter = scatter
         self._scattered: torch.cuda.Event | None = None
-        self._written = False
+        self.received = 0  # when it was seen that the chunk is written
 
     def done(self) -> bool:
         """Return whether the chunk is in its place."""
-        if not self._written:
-            self._written = self._endpoint.written(self._stream, self._number)
-            if self._written and self._scatter is not None:
+        if not self.received:
+            if not self._endpoint.written(self._stream, self._number):
+                return False
+            self.received = chunktimes.now()
+            if self._scatter is not None:
                 self._scattered = self._scatter()
-        return self._written and (self._scattered is None or self._scattered.query())
+        return self._scattered is None or self._scattered.query()
 
 
 class NIXLSinkEndpoint:
@@ -78,6 +81,8 @@ class NIXLSinkEndpoint:
         # Numbers run on over all microbatches: a late notification of the last one matches nothing.
         self._named: Counter[tuple[int | None, int]] = Counter()
         self._acknowledged: Counter[tuple[int | None, int]] = Counter()
+        # The arrivals of each stream that are not acknowledged yet, oldest first.
+        self._arrivals: defaultdict[tuple[int | None, int], deque[Arrival]] = defaultdict(deque)
 
     def receive(
         self,
@@ -91,17 +96,23 @@ class NIXLSinkEndpoint:
             scatter: puts ``packed`` in its place once it is written. None: it stays there.
         """
         number = self._name(stream, packed.data_ptr(), packed.numel())
-        return Arrival(self, stream, number, scatter and partial(self._scatter, packed, scatter))
+        put = scatter and partial(self._scatter, packed, scatter)
+        return self._expect(Arrival(self, stream, number, put), stream)
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
     ) -> Arrival:
         """Let the source write the extents of the stream's next chunk into their place."""
-        return Arrival(self, stream, self._name(stream))
+        return self._expect(Arrival(self, stream, self._name(stream)), stream)
+
+    def _expect(self, arrival: Arrival, stream: Stream) -> Arrival:
+        self._arrivals[stream.key].append(arrival)
+        return arrival
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
-        self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key])
+        took = chunktimes.now() - self._arrivals[stream.key].popleft().received
+        self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key], nbytes=took)
         self._acknowledged[stream.key] += 1
 
     def written(self, stream: Stream, number: int) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from ... import chunktimes
+from ...chunktimes import Receipt
 from ...extents import Bases, ExtentAddresses
 from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
@@ -34,6 +36,8 @@ class _Sending:
         filled: event on a device after which ``packed`` holds the chunk.
         write: NIXL's handle while the chunk is being written.
         written: the chunk is in the sink's memory.
+        moved: when that was seen.
+        sink_ns: nanoseconds that the sink took from then until it was in its place.
     """
 
     number: int
@@ -41,6 +45,8 @@ class _Sending:
     filled: torch.cuda.Event | None = None
     write: Any = None
     written: bool = False
+    moved: int | None = None
+    sink_ns: int | None = None
 
 
 class NIXLDestination(RemoteDestination[_Sending]):
@@ -102,14 +108,16 @@ class NIXLDestination(RemoteDestination[_Sending]):
         # One notification for all: it leaves behind writes that are done already, so nothing
         # overtakes it.
         self.agent.notify(stream, Notification.WRITTEN, sending.number, nbytes=chunk.nbytes)
-        sending.written = True
+        sending.written, sending.moved = True, chunktimes.now()
 
     def completed(self, stream: Stream) -> int:
         self._issue(stream)
         under_way = self._under_way[stream.key]
         while under_way and self._is_complete(stream, under_way[0]):
-            under_way.popleft()
+            done = under_way.popleft()
             self._completed[stream.key] += 1
+            if self.timed:
+                self._receipts[stream.key].append(Receipt(done.moved, done.sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -149,9 +157,14 @@ class NIXLDestination(RemoteDestination[_Sending]):
 
     def _is_complete(self, stream: Stream, sending: _Sending) -> bool:
         if sending.write is not None and self.agent.done(sending.write):
-            sending.write, sending.written = None, True
-        done = Notification.DONE
-        return sending.written and self.agent.take(stream, done, sending.number) is not None
+            sending.write, sending.written, sending.moved = None, True, chunktimes.now()
+        if not sending.written:
+            return False
+        done = self.agent.take(stream, Notification.DONE, sending.number)
+        if done is None:
+            return False
+        _, sending.sink_ns = done
+        return True
 
     def _remote_extents_of(self, stream: Stream) -> ExtentAddresses:
         if stream.key not in self._remote_extents:

@@ -7,12 +7,13 @@ from functools import partial
 
 import torch
 
+from ... import chunktimes
 from ...copies import aligned_buffer, scatter
 from ...geometry import Region, Span
 from ...schedule import Chunk
 from .held import HeldStream, RefusalError
 from .setup import TCPSetup, schedules
-from .wire import REGION, Frame, FrameKind, Wire
+from .wire import DURATION_NBYTES, REGION, Frame, FrameKind, Wire
 
 Service = Callable[["Connection", Frame, HeldStream], None]
 """Handler of a kind of frames that the owner of a sink adds to the protocol.
@@ -52,6 +53,7 @@ class Connection:
         self._slot_nbytes = min(setup.slot_nbytes, largest)
         self._slot: torch.Tensor | None = None
         self.nbytes = self.chunks = 0
+        self._received = 0  # when the chunk under way had come, or the first of its extents
         streams = "1 stream" if len(found) == 1 else f"{len(found)} streams"
         self.summary = (
             f"{streams}, caches of {setup.geometry.layout} {setup.dtype}, {setup.nbytes >> 20} MiB"
@@ -113,8 +115,11 @@ class Connection:
             packed = self.staging(frame.nbytes)
             if not self.wire.receive_payload(frame, [packed.numpy().data]):
                 raise RefusalError(_corrupt(held, chunk))
+            self._received = chunktimes.now()
             scatter(packed, held.cache, chunk.region)
-        elif not self.wire.receive_payload(frame, places):
+        elif self.wire.receive_payload(frame, places):
+            self._received = chunktimes.now()
+        else:
             raise RefusalError(_corrupt(held, chunk))
         self._complete(frame, held, chunk.nbytes)
 
@@ -125,6 +130,8 @@ class Connection:
                 f"extent {held.extents - 1} of chunk {frame.number} of stream {held.id}: its hash "
                 "does not agree with its bytes"
             )
+        if held.extents == 1:
+            self._received = chunktimes.now()
         if frame.kind == FrameKind.EXTENT:
             self.reply(FrameKind.TAKEN, frame)
         if last:
@@ -135,7 +142,8 @@ class Connection:
         held.arrived(nbytes)
         self.nbytes += nbytes
         self.chunks += 1
-        self.reply(FrameKind.COMPLETE, frame)
+        took = chunktimes.now() - self._received
+        self.reply(FrameKind.COMPLETE, frame, took.to_bytes(DURATION_NBYTES, "little"))
 
     def _read(self, frame: Frame, held: HeldStream) -> None:
         edges = bytearray(REGION.size)

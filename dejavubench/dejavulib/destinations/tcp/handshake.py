@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Literal
 
 from .setup import TCPSetup
-from .wire import ClosedError, Frame, FrameKind, TokenError, Wire, WireError, set_buffers
+from .wire import MOST_TEXT, ClosedError, Frame, FrameKind, TokenError, Wire, WireError, set_buffers
 
-VERSION = 3
+VERSION = 4
 _HELLO = struct.Struct("<8sI32s")
 _MAGIC = b"DEJAVUTC"
 
@@ -158,6 +158,7 @@ def leave(wire: Wire) -> None:
     try:
         wire.send_frame(Frame(FrameKind.BYE))
         while True:
-            wire.receive_reply()
+            reply = wire.receive_reply()
+            wire.receive_into(memoryview(bytearray(min(reply.nbytes, MOST_TEXT))))
     except WireError:  # closed, as expected; or broken, when nothing is asked of it any more
         return

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from ...chunktimes import Receipt
 from ...schedule import Chunk
 from ..base import ReadableDestination, RemoteDestination, Stream
 from .handshake import Address, announce, connect, leave
 from .setup import TCPSetup
-from .wire import MOST_TEXT, REGION, Frame, FrameKind, RefusedError, WireError
+from .wire import DURATION_NBYTES, MOST_TEXT, REGION, Frame, FrameKind, RefusedError, WireError
 
 _STREAMED = (FrameKind.CHUNK, FrameKind.EXTENT, FrameKind.BATCHED_EXTENT)
 
@@ -187,8 +188,12 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
                 under_way[0],
             ):
                 raise WireError(f"{self.wire.peer} acknowledges what it was not sent: {reply}")
+            took = bytearray(DURATION_NBYTES)
+            self._receive(reply, memoryview(took))
             under_way.popleft()
             self._completed[key] += 1
+            if self.timed:
+                self._receipts[key].append(Receipt(sink_ns=int.from_bytes(took, "little")))
         return reply
 
     def _receive(self, reply: Frame, into: memoryview) -> None:

@@ -33,6 +33,9 @@ SOCKET_BUFFER = 1 << 20
 PIECE = 1 << 20
 """Most bytes received at a time, so that they are hashed while the CPU caches hold them."""
 
+DURATION_NBYTES = 8
+"""Bytes of the payload of COMPLETE: a duration in nanoseconds."""
+
 LEAST_RATE = 1 << 20
 """Bytes per second that a peer must reach in a payload that it has begun to send."""
 
@@ -49,7 +52,7 @@ class FrameKind(IntEnum):
     EXTENT = 7  # source: the chunk's next extent; the sink answers TAKEN, and COMPLETE at the last
     BATCHED_EXTENT = 8  # source: likewise; the sink answers COMPLETE at the last one only
     TAKEN = 9
-    COMPLETE = 10
+    COMPLETE = 10  # nanoseconds from the chunk's last byte until it was in its place
     READ = 11  # source: a region; the sink answers CONTENT, with the region's bytes, packed
     CONTENT = 12
     BYE = 13  # source: the end; the sink releases its memory, then closes
