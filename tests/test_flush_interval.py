@@ -5,6 +5,8 @@ On a CPU. The schedule itself is tested in test_schedule.py, killed runs in test
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import struct
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from dejavubench.analysis.prediction import StreamedRequest
+from dejavubench.cli import main
 from dejavubench.config.points import Point
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
@@ -411,6 +415,31 @@ def test_tokens_that_move_as_one_are_counted(tmp_path: Path) -> None:
         (2, 1),
     )
     assert Point("p", spec, "bf16", "hnd", 2, 16, 1, 64, 1, 1).flushed == ()
+
+
+def planned(*flags: str, command: str = "plan") -> str:
+    result = CliRunner().invoke(main, [command, "--model", "gpt2", "--output-len", "12", *flags])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
+    """gpt2 in fp16: K and V of 12 layers × 12 heads of 64 elements."""
+    (one,) = csv.DictReader(io.StringIO(planned("--format", "csv")))
+    (four,) = csv.DictReader(io.StringIO(planned("--format", "csv", "--flush-interval", "4")))
+    more = {"flush_nbytes": str(4 * 36864), "flush_runs": str(2 * 12 * 12)}
+    assert four == one | more
+    assert json.loads(planned("--format", "json"))["flush_interval"] == 1
+    said = " ".join(planned("--flush-interval", "4").split())
+    assert "flush: every 4 tokens; the busiest source then sends 147.5 kB in 288 extents" in said
+    assert "flush" not in planned()
+    refused = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--flush-interval", "99"])
+    assert (refused.exit_code, "is more than the 31 decode steps" in refused.stderr) == (2, True)
+    flags = ["--device", "cpu", "--inference-data-type", "fp32", "--streaming", "host", "--dry-run"]
+    dry = planned(*flags, "--flush-interval", "4", "--output-len", "3,12", command="run")
+    said = " ".join(dry.split())
+    assert "every 4 tokens, up to 288 KiB per microbatch and source" in said
+    assert "p000 has 2 decode steps, fewer than --flush-interval 4" in said
 
 
 def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
