@@ -74,7 +74,7 @@ def no_kernels() -> dict[tuple[Any, str], Any]:
             (attention_kernel, "_kernel"),
         )
     }
-    tiling = linear_kernel.Tiling
+    tiling = linear_kernel.CpuTiling
     found[tiling, "of"] = staticmethod(functools.cache(tiling.of.__wrapped__))
     return found
 

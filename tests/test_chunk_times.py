@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib import chunktimes
-from dejavubench.dejavulib.chunktimes import STAMPS, Part, Receipt, Stamps, TimesBlock, cut
+from dejavubench.dejavulib.chunktimes import STAMPS, LatencyPart, Receipt, Stamps, TimesBlock, cut
 from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -66,7 +66,7 @@ def stamps(draw: st.DrawFn) -> dict[str, int | None]:
 
 @given(st.sampled_from(PARTS), stamps())
 def test_parts_are_never_negative_and_sum_to_the_latency(
-    parts: Sequence[Part], chunk: dict[str, int | None]
+    parts: Sequence[LatencyPart], chunk: dict[str, int | None]
 ) -> None:
     lengths = cut(parts, chunk)
     assert min(lengths) >= 0
@@ -84,7 +84,7 @@ def test_a_part_ends_at_its_stamp_and_the_acknowledgement_is_the_sinks_duration(
 
 
 @pytest.mark.parametrize("parts", PARTS)
-def test_every_declared_cut_is_whole(parts: tuple[Part, ...]) -> None:
+def test_every_declared_cut_is_whole(parts: tuple[LatencyPart, ...]) -> None:
     assert parts[-1].until == "complete"
     assert len({part.name for part in parts}) == len({part.until for part in parts}) == len(parts)
 

@@ -24,7 +24,7 @@ from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.dejavulib.strided import Choice, Way
+from dejavubench.dejavulib.strided import Choice, PackMethod
 from dejavubench.dejavulib.waiting import wait_asleep
 from helpers.caches import packed_stream, play_model, random_cache
 from helpers.fake_destination import (
@@ -54,7 +54,7 @@ def on_device(cache: KVCache) -> KVCache:
 
 @contextmanager
 def streaming(
-    destination: Destination, slot: int, slots: int = 2, way: Way = "kernel"
+    destination: Destination, slot: int, slots: int = 2, way: PackMethod = "kernel"
 ) -> Iterator[Streamer]:
     staged = [torch.empty(slot, dtype=torch.uint8, device="cuda") for _ in range(slots)]
     device = DeviceStaging(staged, {"prompt": Choice(way), "token": Choice(way)})
@@ -99,12 +99,18 @@ class Busy:
     [
         pytest.param(level, way, id=f"{name}-{way}")
         for name, level in LEVELS.items()
-        for way in (get_args(Way) if level.buffered else ["kernel"])
+        for way in (get_args(PackMethod) if level.buffered else ["kernel"])
     ],
 )
 @pytest.mark.parametrize("kind", ["memory", "host", "fdatasync", "page-cache"])
 def test_every_byte_arrives(
-    kind: str, level: Level, way: Way, layout: KVLayout, slot: int, interval: int, tmp_path: Path
+    kind: str,
+    level: Level,
+    way: PackMethod,
+    layout: KVLayout,
+    slot: int,
+    interval: int,
+    tmp_path: Path,
 ) -> None:
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot, interval=interval))
@@ -132,8 +138,8 @@ def test_every_byte_arrives(
             streamer.destination.check(stream)
 
 
-@pytest.mark.parametrize("way", get_args(Way))
-def test_the_model_does_not_wait_at_level_3(way: Way) -> None:
+@pytest.mark.parametrize("way", get_args(PackMethod))
+def test_the_model_does_not_wait_at_level_3(way: PackMethod) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache = on_device(random_cache(stream.schedule.geometry))
     destination = FakeDestination(allowed=0)
@@ -189,10 +195,10 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
     [
         pytest.param(level, way, id=f"{name}-{way}")
         for name, level in LEVELS.items()
-        for way in (get_args(Way) if level.buffered else ["kernel"])
+        for way in (get_args(PackMethod) if level.buffered else ["kernel"])
     ],
 )
-def test_events_time_what_happens_on_the_device(level: Level, way: Way) -> None:
+def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -> None:
     """One GPU, integers of 2 bytes. The order of events is that of the work."""
     geometry = small_geometry()
     stream = Stream(0, schedule_of(geometry))

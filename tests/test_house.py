@@ -327,14 +327,31 @@ def bad_helps(root: Path = HERE) -> list[str]:
     ]
 
 
+def _type_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the public classes and type aliases of a module: ``X = Literal[...]``, ``NewType``."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+        else:
+            continue
+        # Constants are written in capitals, variables in small letters.
+        yield from (name for name in names if name[0].isupper() and not name.isupper())
+
+
 def same_names(root: Path = HERE) -> list[str]:
-    """Return the names that public classes of two packages share."""
+    """Return the names that public classes and type aliases of two files share."""
     homes: dict[str, set[str]] = {}
     for module in modules(root).values():
-        for node in module.tree.body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                homes.setdefault(node.name, set()).add(module.room)
-    return [f"{name}: {', '.join(sorted(at))}" for name, at in sorted(homes.items()) if len(at) > 1]
+        for name in _type_names(module.tree):
+            homes.setdefault(name, set()).add(str(module.path.relative_to(root / PACKAGE)))
+    return [
+        f"{name}: {', '.join(sorted(files))}"
+        for name, files in sorted(homes.items())
+        if len(files) > 1
+    ]
 
 
 # ---- tests ----
@@ -348,7 +365,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "README or guides too long": long_texts,
     "docstrings that begin with What or Where": bad_docstrings,
     "help texts that begin with Of, If, Whether or What": bad_helps,
-    "class names of two packages": same_names,
+    "class or alias names of two files": same_names,
 }
 
 

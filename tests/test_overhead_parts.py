@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.overheadparts import MEASURED, PARTS, PHASES, overhead_parts
-from dejavubench.analysis.samples import ArmSamples, PointSamples, Rounds, collect
+from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues, collect
 from dejavubench.analysis.tables.longtables import LONG_TABLES
 from dejavubench.analysis.tables.partrows import PartRow, part_rows
 from dejavubench.analysis.tables.report import report
@@ -37,7 +37,7 @@ PROMPT, TOKENS = 100.0, 400.0
 def sampled(which: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
     """An arm whose rounds drift, with ms added by each cause."""
 
-    def rounds(value: float, grows: bool = False) -> Rounds:
+    def rounds(value: float, grows: bool = False) -> RoundValues:
         return {number: value * (by if grows else 1.0) for number, by in enumerate(drift)}
 
     wait_prompt, wait_tokens = added.get("wait_prompt", 0.0), added.get("wait_tokens", 0.0)

@@ -16,7 +16,7 @@ DEPTH = 3
 
 
 @dataclass
-class Found:
+class FoundRuns:
     """Runs and logs behind the paths of a command line, each once and in order.
 
     Attributes:
@@ -28,9 +28,9 @@ class Found:
     bad: list[str] = field(default_factory=list)
 
 
-def find(paths: Iterable[Path]) -> Found:
+def find(paths: Iterable[Path]) -> FoundRuns:
     """Find run folders, folders of run folders, and files; a damaged run hides no other."""
-    found = Found()
+    found = FoundRuns()
     folders: dict[str, Path] = {}
     logs: dict[str, Path] = {}
     for path in paths:

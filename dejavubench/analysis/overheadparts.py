@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.samples import ArmSamples, PointSamples, Rounds
+from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues
 
 Phase = Literal["prompt", "tokens", "total"]
-Part = Literal["overhead", "wait", "drain", "rest"]
+PartName = Literal["overhead", "wait", "drain", "rest"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-PARTS: tuple[Part, ...] = get_args(Part)
+PARTS: tuple[PartName, ...] = get_args(PartName)
 
-MEASURED: tuple[Part, ...] = ("wait", "drain")
+MEASURED: tuple[PartName, ...] = ("wait", "drain")
 """Parts that a clock measures. The others are differences of two arms."""
 
 
@@ -39,7 +39,7 @@ class OverheadPart:
     """
 
     phase: Phase
-    part: Part
+    part: PartName
     ms: stats.Estimate
     share: stats.Estimate
 
@@ -60,7 +60,7 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
     return found
 
 
-def _waits(samples: ArmSamples, phase: Phase) -> dict[Part, Rounds]:
+def _waits(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
     """Return the measured parts of a phase by round."""
     match phase:
         case "prompt":
@@ -72,10 +72,10 @@ def _waits(samples: ArmSamples, phase: Phase) -> dict[Part, Rounds]:
 
 
 def _of_rounds(
-    times: Rounds, baselines: Sequence[Rounds], measured: Mapping[Part, Rounds]
-) -> dict[Part, Rounds]:
+    times: RoundValues, baselines: Sequence[RoundValues], measured: Mapping[PartName, RoundValues]
+) -> dict[PartName, RoundValues]:
     """Return all parts in ms for each round that has them all."""
-    parts: dict[Part, Rounds] = {part: {} for part in ("overhead", *measured, "rest")}
+    parts: dict[PartName, RoundValues] = {part: {} for part in ("overhead", *measured, "rest")}
     for number, mean in stats.geometric_mean(baselines).items():
         if all(number in series for series in (times, *measured.values())):
             added = times[number] - mean
@@ -88,7 +88,7 @@ def _of_rounds(
 
 
 def _estimates(
-    phase: Phase, parts: Mapping[Part, Rounds], whole: Mapping[int, float]
+    phase: Phase, parts: Mapping[PartName, RoundValues], whole: Mapping[int, float]
 ) -> list[OverheadPart]:
     rounds = [number for number in parts["overhead"] if number in whole]
     if not rounds:

@@ -28,7 +28,7 @@ from dejavubench.records import (
     Verification,
 )
 
-Rounds = dict[int, float]
+RoundValues = dict[int, float]
 
 
 @dataclass
@@ -64,31 +64,31 @@ class ArmSamples:
 
     point: PointInfo
     arm: ArmInfo
-    total: Rounds = field(default_factory=dict)
-    prompt: Rounds = field(default_factory=dict)
-    token: Rounds = field(default_factory=dict)
-    drain: Rounds = field(default_factory=dict)
-    tokens: Rounds = field(default_factory=dict)
+    total: RoundValues = field(default_factory=dict)
+    prompt: RoundValues = field(default_factory=dict)
+    token: RoundValues = field(default_factory=dict)
+    drain: RoundValues = field(default_factory=dict)
+    tokens: RoundValues = field(default_factory=dict)
     steps: dict[int, list[list[float]]] = field(default_factory=dict)
-    stall: Rounds = field(default_factory=dict)
-    prompt_wait: Rounds = field(default_factory=dict)
-    tokens_wait: Rounds = field(default_factory=dict)
-    drains: Rounds = field(default_factory=dict)
-    prompt_event: Rounds = field(default_factory=dict)
-    token_event: Rounds = field(default_factory=dict)
-    handover: Rounds = field(default_factory=dict)
-    sink_waited: Rounds = field(default_factory=dict)
-    sink_first: Rounds = field(default_factory=dict)
-    sink_token: Rounds = field(default_factory=dict)
-    nbytes: Rounds = field(default_factory=dict)
-    prompt_copies: Rounds = field(default_factory=dict)
-    token_copies: Rounds = field(default_factory=dict)
-    cpu_model: Rounds = field(default_factory=dict)
-    cpu_helper: Rounds = field(default_factory=dict)
-    cpu_sink: Rounds = field(default_factory=dict)
-    swap_nbytes: Rounds = field(default_factory=dict)
-    swap_bring: Rounds = field(default_factory=dict)
-    swap_wait: Rounds = field(default_factory=dict)
+    stall: RoundValues = field(default_factory=dict)
+    prompt_wait: RoundValues = field(default_factory=dict)
+    tokens_wait: RoundValues = field(default_factory=dict)
+    drains: RoundValues = field(default_factory=dict)
+    prompt_event: RoundValues = field(default_factory=dict)
+    token_event: RoundValues = field(default_factory=dict)
+    handover: RoundValues = field(default_factory=dict)
+    sink_waited: RoundValues = field(default_factory=dict)
+    sink_first: RoundValues = field(default_factory=dict)
+    sink_token: RoundValues = field(default_factory=dict)
+    nbytes: RoundValues = field(default_factory=dict)
+    prompt_copies: RoundValues = field(default_factory=dict)
+    token_copies: RoundValues = field(default_factory=dict)
+    cpu_model: RoundValues = field(default_factory=dict)
+    cpu_helper: RoundValues = field(default_factory=dict)
+    cpu_sink: RoundValues = field(default_factory=dict)
+    swap_nbytes: RoundValues = field(default_factory=dict)
+    swap_bring: RoundValues = field(default_factory=dict)
+    swap_wait: RoundValues = field(default_factory=dict)
     resident: int | None = None
     restarts: list[Restart] = field(default_factory=list)
     lag_nbytes: int = 0
@@ -132,9 +132,9 @@ class PointSamples:
         arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
         return [arm for arm in arms if arm.why_failed is None]
 
-    def baselines(self, quantity: str = "total") -> list[Rounds]:
+    def baselines(self, quantity: str = "total") -> list[RoundValues]:
         """Return the series of the baselines that have this quantity."""
-        series: list[Rounds] = [getattr(arm, quantity) for arm in self.baseline_arms()]
+        series: list[RoundValues] = [getattr(arm, quantity) for arm in self.baseline_arms()]
         return [each for each in series if each]
 
 

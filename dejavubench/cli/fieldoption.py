@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from dejavubench.config.experiment import OPTIONS, Experiment, default_of, help_of
-from dejavubench.config.options.field import Group
+from dejavubench.config.options.field import OptionGroup
 
 ALIASES = {"rounds": ["--times"]}
 """The original's spellings that differ by more than an underscore."""
@@ -55,7 +55,7 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {
-            group: [] for group in (*get_args(Group), OTHERS)
+            group: [] for group in (*get_args(OptionGroup), OTHERS)
         }
         for param in self.get_params(ctx):
             row = param.get_help_record(ctx)

@@ -10,7 +10,7 @@ import click
 from dejavubench import values
 
 
-class Read(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+class ParsedType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """A value that ``read`` understands; its ValueError is the message."""
 
     def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
@@ -23,5 +23,5 @@ class Read(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3
             self.fail(str(error), param, ctx)
 
 
-PATH = Read("path", values.path)
+PATH = ParsedType("path", values.path)
 """A path that the system could open, whether or not something is there."""

@@ -22,7 +22,7 @@ from dejavubench.dejavulib.kvcache import Region, Span
 from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
 from dejavubench.units import count_text
 
-Row = dict[str, Any]
+PlanRow = dict[str, Any]
 
 PLACE = "(stage,\ntensor)"
 PHASES = ("prompt", "token", "total")
@@ -53,12 +53,12 @@ class Report:
     # ---- for programs ----
 
     @cached_property
-    def pairs(self) -> list[Row]:
+    def pairs(self) -> list[PlanRow]:
         """A flat row for each source and sink that have a part of the cache in common."""
         return [self._pair(flow) for flow in self.traffic.flows]
 
     @cached_property
-    def workers(self) -> list[Row]:
+    def workers(self) -> list[PlanRow]:
         """A row for each source, then each sink."""
         traffic = self.traffic
         sides = (
@@ -77,7 +77,7 @@ class Report:
         ]
 
     @property
-    def document(self) -> Row:
+    def document(self) -> PlanRow:
         traffic, point = self.traffic, self.traffic.point
         busiest = {"busiest_source": traffic.busiest_source, "busiest_sink": traffic.busiest_sink}
         return {
@@ -106,7 +106,7 @@ class Report:
     def _bounds(self) -> tuple[float, float, float] | None:
         return self.traffic.least_seconds(self.link) if self.link else None
 
-    def _pair(self, flow: Flow) -> Row:
+    def _pair(self, flow: Flow) -> PlanRow:
         traffic, exchange = self.traffic, flow.exchange
         spans: dict[str, Span | range] = {
             "layer": flow.region.layers,
@@ -126,14 +126,14 @@ class Report:
             row |= {f"{key}_start": span.start, f"{key}_stop": span.stop}
         return row | self._amounts(flow.volume)
 
-    def _amounts(self, volume: Volume, least: Sequence[float] | None = None) -> Row:
+    def _amounts(self, volume: Volume, least: Sequence[float] | None = None) -> PlanRow:
         """Return a volume and, with a link, its least times.
 
         Args:
             least: the times; None for those of the volume alone on the link.
         """
         columns = COLUMNS | (FLUSH_COLUMNS if self.traffic.point.flush_interval > 1 else {})
-        row: Row = {name: getattr(volume, field) for field, name in columns.items()}
+        row: PlanRow = {name: getattr(volume, field) for field, name in columns.items()}
         if self.link:
             seconds = least or volume.least_seconds(self.link)
             row |= {f"{phase}_ms": 1e3 * each for phase, each in zip(PHASES, seconds, strict=True)}
@@ -198,24 +198,24 @@ class Report:
         ]
 
     def _table(
-        self, headings: list[str], leading: int, cells: list[list[str]], rows: Sequence[Row]
+        self, headings: list[str], leading: int, cells: list[list[str]], rows: Sequence[PlanRow]
     ) -> Block:
         """Put amounts and, with a link, least times beside what names a row."""
         amounts = len(headings), len(headings) + len(_AMOUNTS)
         headings = [*headings, *_AMOUNTS, *(_TIMES if self.link else ())]
         return Block("", headings, leading, [self._cells(cells, rows)], breaks=amounts)
 
-    def _cells(self, names: Sequence[list[str]], rows: Sequence[Row]) -> list[list[str]]:
+    def _cells(self, names: Sequence[list[str]], rows: Sequence[PlanRow]) -> list[list[str]]:
         times = _times if self.link else lambda row: []
         return [[*name, *_amounts(row), *times(row)] for name, row in zip(names, rows, strict=True)]
 
 
-def _worker(setup: Setup, worker: int) -> Row:
+def _worker(setup: Setup, worker: int) -> PlanRow:
     stage, rank = divmod(worker, setup.tensor_parallel)
     return {"worker": worker, "stage": stage, "tensor_rank": rank}
 
 
-def _setup(setup: Setup) -> Row:
+def _setup(setup: Setup) -> PlanRow:
     return {
         "workers": setup.workers,
         "pipeline_para_size": setup.stages,
@@ -225,7 +225,7 @@ def _setup(setup: Setup) -> Row:
     }
 
 
-def _region_pair(pair: RegionPair) -> Row:
+def _region_pair(pair: RegionPair) -> PlanRow:
     """Return one region pair, in the local coordinates of each side."""
     return {
         "source_ubatch": pair.source_ubatch,
@@ -235,7 +235,7 @@ def _region_pair(pair: RegionPair) -> Row:
     }
 
 
-def _region(region: Region) -> Row:
+def _region(region: Region) -> PlanRow:
     return {axis: list(span) for axis, span in vars(region).items()}
 
 
@@ -250,11 +250,11 @@ def _setup_text(setup: Setup) -> str:
     )
 
 
-def _place(row: Row, end: str = "") -> str:
+def _place(row: PlanRow, end: str = "") -> str:
     return f"{row[f'{end}worker']} ({row[f'{end}stage']}, {row[f'{end}tensor_rank']})"
 
 
-def _share(row: Row) -> list[str]:
+def _share(row: PlanRow) -> list[str]:
     """Return which part of the cache a pair has in common, and in how many region pairs."""
 
     def inclusive(key: str) -> str:
@@ -268,13 +268,13 @@ _AMOUNTS = ["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "t
 _TIMES = ["prompt\nms", "token\nms", "all\nms"]
 
 
-def _amounts(row: Row) -> list[str]:
+def _amounts(row: PlanRow) -> list[str]:
     """Return bytes and extents of a row."""
     sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
     return [*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])]
 
 
-def _times(row: Row) -> list[str]:
+def _times(row: PlanRow) -> list[str]:
     """Return the least times of a row over a link."""
     return [ms(row[f"{phase}_ms"]) for phase in PHASES]
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from dejavubench import units, values
-from dejavubench.cli.params import PATH, Read
+from dejavubench.cli.params import PATH, ParsedType
 from dejavubench.config.experiment import default_of
 from dejavubench.config.points import DataType, LayoutName
 from dejavubench.models.hub import modelspec, specs
@@ -47,15 +47,15 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     )
 
 
-COUNT = Read("count", _as_count)
-CUTS = Read("cuts", _as_cuts)
+COUNT = ParsedType("count", _as_count)
+CUTS = ParsedType("cuts", _as_cuts)
 
 _OPTIONS = [
     click.option(
         "--model",
         "spec",
         metavar="NAME",
-        type=Read("model", _as_spec),
+        type=ParsedType("model", _as_spec),
         help="Sizes by name: gpt2, opt-13b, …",
     ),
     click.option(
@@ -130,13 +130,13 @@ _OPTIONS = [
         "--link",
         "rate",
         metavar="RATE",
-        type=Read("rate", units.rate),
+        type=ParsedType("rate", units.rate),
         help="Rate of each link, to add the least times: 25GB/s, 23.3GiB/s, 200Gbit/s.",
     ),
     click.option(
         "--latency",
         metavar="TIME",
-        type=Read("latency", units.latency),
+        type=ParsedType("latency", units.latency),
         help="Latency of each link: 5us, 0.1ms. [default: 0]",
     ),
 ]

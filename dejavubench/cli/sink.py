@@ -17,7 +17,7 @@ from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 LISTEN = "127.0.0.1:7601"
 LEAST_GIB, MOST_GIB = 0.001, 1e6
 
-Value = TypeVar("Value")
+Parsed = TypeVar("Parsed")
 
 
 def _log(line: str) -> None:
@@ -92,7 +92,7 @@ def _as_gib(value: object) -> float:
     return found
 
 
-def _read(option: str, read: Callable[[object], Value], text: str) -> Value:
+def _read(option: str, read: Callable[[object], Parsed], text: str) -> Parsed:
     try:
         return read(text)
     except ValueError as error:

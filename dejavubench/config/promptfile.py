@@ -24,7 +24,7 @@ from dejavubench.values import one_line, shown
 
 Encode = Callable[[str], list[int]]
 Ids = tuple[int, ...]
-Read = Callable[[str], list[int] | str]
+TokenReader = Callable[[str], list[int] | str]
 
 SHAPES = (
     'token ids as 1,2,3 (.csv), or as [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
@@ -115,7 +115,7 @@ def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> I
         yield ids
 
 
-def _reader(path: Path, lines: list[str]) -> Read:
+def _reader(path: Path, lines: list[str]) -> TokenReader:
     """Return how the lines of this file are read."""
     suffix = path.suffix.lower()
     if suffix == ".json":

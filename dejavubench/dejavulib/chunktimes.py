@@ -2,8 +2,8 @@
 
 Each transfer is stamped by one clock, ``time.perf_counter_ns`` of the source's process. A chunk's
 latency is the time from *ready* to *complete*. A destination declares which parts of it can be told
-apart: each :class:`Part` ends at a stamp, and begins where the part before it ends. The sink adds
-no stamp, because its clock is another one. It adds a duration.
+apart: each :class:`LatencyPart` ends at a stamp, and begins where the part before it ends. The sink
+adds no stamp, because its clock is another one. It adds a duration.
 
 Importing this loads neither torch nor MPI.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter_ns as now
 from typing import Literal, NamedTuple, Protocol, get_args
 
-__all__ = ["MOST", "Part", "PartEnd", "Receipt", "Stamps", "TimesBlock", "cut", "now"]
+__all__ = ["MOST", "LatencyPart", "PartEnd", "Receipt", "Stamps", "TimesBlock", "cut", "now"]
 
 MOST = 65_536
 """Chunks of one microbatch whose times are kept singly. Of the others, only sums are kept."""
@@ -39,7 +39,7 @@ PartEnd = Literal["begun", "gathered", "copied", "posted", "moved", "received", 
 _ABSENT = -1
 
 
-class Part(NamedTuple):
+class LatencyPart(NamedTuple):
     """A part of a chunk's latency; ``until``: the stamp at which it ends."""
 
     name: str

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from .chunktimes import Part
+from .chunktimes import LatencyPart
 from .copies import Packing, pinned_buffer
 from .extents import Bases, extent_addresses
 from .kvcache import KVCache
@@ -101,7 +101,7 @@ class DeviceStaging:
         """The way in which the chunks of each kind come to the host, in words."""
         return {kind: str(choice) for kind, choice in self._choices.items()}
 
-    def parts(self, declared: tuple[Part, ...], step: int) -> tuple[Part, ...]:
+    def parts(self, declared: tuple[LatencyPart, ...], step: int) -> tuple[LatencyPart, ...]:
         """Return the parts of a chunk's latency with its way to the host in them.
 
         Args:
@@ -111,8 +111,8 @@ class DeviceStaging:
         """
         queue, gather, *others = declared
         if self._choices["token" if step else "prompt"].way == "strided DMA":
-            return (queue, Part(f"{gather.name} + copy to host", "copied"), *others)
-        return (queue, gather, Part("copy to host", "copied"), *others)
+            return (queue, LatencyPart(f"{gather.name} + copy to host", "copied"), *others)
+        return (queue, gather, LatencyPart("copy to host", "copied"), *others)
 
     def calibrate(self, cache: KVCache, chunks: Iterable[Chunk]) -> None:
         """Choose a way for each kind by its first chunk. Outside any clock, on an idle device."""

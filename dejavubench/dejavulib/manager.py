@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import chunktimes
-from .chunktimes import Part, Stamps, TimesBlock
+from .chunktimes import LatencyPart, Stamps, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream, StreamingError
 from .destinations.registry import DestinationEntry
@@ -101,7 +101,7 @@ class CacheManager:
             return DeviceExtents(self.cache, stream.schedule, each_complete, bounce)
         return ExtentViews(self.cache, stream.schedule)
 
-    def parts(self, declared: DestinationEntry, step: int) -> tuple[Part, ...]:
+    def parts(self, declared: DestinationEntry, step: int) -> tuple[LatencyPart, ...]:
         """Return the parts of the latency of a step's chunks that can be told apart.
 
         Args:

@@ -20,7 +20,7 @@ import torch
 from .copies import Packing, pinned_buffer
 from .kvcache import BOTH, KV, KVCache, KVGeometry, Region, Rows
 
-Way = Literal["kernel", "strided DMA"]
+PackMethod = Literal["kernel", "strided DMA"]
 
 SHORTEST_ROW = 64
 """Least bytes of a row to try strided DMA: rows of 16 (``ft``) took twice the kernel's time."""
@@ -222,7 +222,7 @@ class Choice:
             way was not measured.
     """
 
-    way: Way
+    way: PackMethod
     kernel_s: float | None = None
     dma_s: float | None = None
 

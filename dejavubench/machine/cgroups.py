@@ -16,7 +16,7 @@ ROOT = Path("/")
 
 
 @dataclass(frozen=True)
-class Group:
+class ControlGroup:
     """The folder of a control group. ``unified`` is True for version 2."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Group:
         return int(text) if text is not None and text.isdecimal() else None
 
 
-def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
+def groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
     """Yield the groups of this process that have a controller, each followed by those above.
 
     Args:
@@ -55,7 +55,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
         inside = [part for part in path.split("/") if part not in ("", ".", "..")]
         here = top.joinpath(*inside)
         for folder in (here, *here.parents):
-            yield Group(folder, unified=not controllers)
+            yield ControlGroup(folder, unified=not controllers)
             if folder == top:
                 break
 
@@ -121,7 +121,7 @@ def cpu_quota(root: Path = ROOT) -> Quota | None:
     return min(found, key=lambda quota: quota.cpus, default=None)
 
 
-def _allowed_cpus(group: Group) -> float | None:
+def _allowed_cpus(group: ControlGroup) -> float | None:
     if group.unified:
         quota, _, period = (group.text("cpu.max") or "").partition(" ")
     else:
@@ -157,7 +157,7 @@ def cpu_throttling(root: Path = ROOT) -> Throttling | None:
     )
 
 
-def _throttling(group: Group) -> Throttling | None:
+def _throttling(group: ControlGroup) -> Throttling | None:
     lines = [line.split(" ") for line in (group.text("cpu.stat") or "").splitlines()]
     counts = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdecimal()}
     if "nr_throttled" not in counts:

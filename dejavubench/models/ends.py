@@ -14,7 +14,7 @@ from torch import Tensor
 from dejavubench.dejavulib.kvcache import Span
 from dejavubench.models.backends.base import identity
 from dejavubench.models.hub.modelspec import ModelSpec
-from dejavubench.models.layers import Linear, Part
+from dejavubench.models.layers import LayerPart, Linear
 from dejavubench.models.slots import WeightSlots
 
 
@@ -35,10 +35,10 @@ class Embedding:
         if weights.has("position"):
             # OPT's first rows belong to no position
             self._position = weights.tensor("position")[spec.position_offset :]
-        self._norm: Part = identity
+        self._norm: LayerPart = identity
         if weights.has("embed_norm.weight"):
             self._norm = weights.norm("embed_norm")
-        self._project: Part = identity  # [.., embed] → [.., hidden]
+        self._project: LayerPart = identity  # [.., embed] → [.., hidden]
         if weights.has("project_in.weight"):
             self._project = weights.linear("project_in")
 
@@ -77,10 +77,10 @@ class OutputHead:
     def __init__(
         self, weights: WeightSlots, spec: ModelSpec, vocab: Span, table: Tensor | None
     ) -> None:
-        self._norm: Part = identity
+        self._norm: LayerPart = identity
         if weights.has("final_norm.weight"):
             self._norm = weights.norm("final_norm")
-        self._project: Part = identity  # [.., hidden] → [.., embed]
+        self._project: LayerPart = identity  # [.., hidden] → [.., embed]
         if weights.has("project_out.weight"):
             self._project = weights.linear("project_out")
         if spec.tied and table is not None:

@@ -25,7 +25,7 @@ from dejavubench.models.backends.select import backend_for
 from dejavubench.models.ends import Embedding, OutputHead
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.layers import Linear, Part
+from dejavubench.models.layers import LayerPart, Linear
 from dejavubench.models.rope import Rotary
 from dejavubench.models.slots import WeightSlots
 from dejavubench.models.tensorparallel import SingleRank, TensorParallel
@@ -35,16 +35,16 @@ from dejavubench.models.tensorparallel import SingleRank, TensorParallel
 class Layer:
     """One decoder layer. Norms stand before attention and MLP or after; others are identities."""
 
-    before_attention: Part
+    before_attention: LayerPart
     qkv: Linear  # [(H + 2·G)·D, hidden]: the rows of queries, then of keys, then of values
-    query_norm: Part
-    key_norm: Part
+    query_norm: LayerPart
+    key_norm: LayerPart
     out: Linear  # [hidden, H·D]
-    after_attention: Part
-    before_mlp: Part
+    after_attention: LayerPart
+    before_mlp: LayerPart
     up: Linear  # [ffn, hidden]; of a gated MLP [2·ffn, hidden], the gate's rows first
     down: Linear  # [hidden, ffn]
-    after_mlp: Part
+    after_mlp: LayerPart
 
 
 class GPT:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dejavubench.models.backends.base import Activation, Backend
 
-Part = Callable[[Tensor], Tensor]
+LayerPart = Callable[[Tensor], Tensor]
 """[..., in] → [..., out], along the last axis."""
 
 LAYER_NORM_EPS = 1e-5

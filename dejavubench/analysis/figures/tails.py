@@ -41,7 +41,7 @@ class TailRow:
     token_ms: Annotated[float, "Time of the token."]
 
 
-class Tails(Figure):
+class TailsFigure(Figure):
     """A panel per destination if there are several levels, else one panel; a line per arm."""
 
     name = "tails"
@@ -152,4 +152,4 @@ def _by_level(row: pd.Series, levels: list[str]) -> dict[str, Any]:
     }
 
 
-FIGURE = Tails()
+FIGURE = TailsFigure()

@@ -23,9 +23,9 @@ from dejavubench.analysis.integrity import (
 )
 from dejavubench.records import RecordError, Run, read_run
 
-Rule = Callable[[Run], Iterator[str]]
+IntegrityRule = Callable[[Run], Iterator[str]]
 
-STAGES: tuple[tuple[Rule, ...], ...] = (
+STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
     header.RULES,
     ranks.RULES,
     rounds.NAMES,
@@ -34,7 +34,7 @@ STAGES: tuple[tuple[Rule, ...], ...] = (
 )
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 
-NOTED: tuple[Rule, ...] = header.NOTED + microbatches.NOTED + textlogs.NOTED
+NOTED: tuple[IntegrityRule, ...] = header.NOTED + microbatches.NOTED + textlogs.NOTED
 
 ENOUGH = 100
 """Number of findings after which a check stops."""

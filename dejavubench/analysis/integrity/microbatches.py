@@ -22,7 +22,7 @@ TOLERANCE = 1e-6
 LONGER, PAUSE_MS = 1.5, 100.0
 """A time may exceed the sum of its parts by this factor and this much more before it is noted."""
 
-Slot = tuple[int, str, str, int]
+MicrobatchKey = tuple[int, str, str, int]
 """Rank, point, arm and number of a microbatch in flight."""
 
 
@@ -174,7 +174,7 @@ def _totals(run: Run) -> Iterator[str]:
 
 def _copies(run: Run) -> Iterator[str]:
     """Note a number of copies that differs between iterations of one arm."""
-    known: dict[Slot, tuple[int, int, int]] = {}
+    known: dict[MicrobatchKey, tuple[int, int, int]] = {}
     for log in run.ranks:
         for where, item in log.placed(Microbatch):
             place = log.rank, item.point, item.arm, item.ubatch

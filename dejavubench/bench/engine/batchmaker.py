@@ -21,7 +21,7 @@ from dejavubench.machine import liveness
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
-Mark = Callable[[str], None]
+MarkPhase = Callable[[str], None]
 """Records, outside the phases' clocks, that a phase begins."""
 
 
@@ -107,7 +107,7 @@ class BatchMaker:
     def run(
         self,
         streams: list[Streamed],
-        mark: Mark,
+        mark: MarkPhase,
         tokens: int | None = None,
         on_generated: Callable[[list[MicrobatchClock]], None] = lambda clocks: None,
     ) -> tuple[list[MicrobatchClock], float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dejavubench.bench.engine.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
+from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, NoStreaming, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
@@ -62,7 +62,7 @@ class Source:
             before_step=before_step,
         )
 
-    def undisturbed(self, mark: Mark) -> list[MicrobatchClock]:
+    def undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock]:
         """Run one iteration without streaming; its tokens are what every arm must give."""
         # The peaks of every step are kept, which takes time, but nothing is measured yet.
         self.maker.steps.thorough = True

@@ -11,7 +11,7 @@ from dejavubench.bench.engine.batchmaker import Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.chunktimes import MOST, Part
+from dejavubench.dejavulib.chunktimes import MOST, LatencyPart
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.transfers import PlannedChunk
@@ -104,7 +104,7 @@ def _list_of(arm: Arm, point: str, ubatch: int, manager: CacheManager) -> record
     )
 
 
-def _parts(parts: tuple[Part, ...]) -> list[records.ChunkPart]:
+def _parts(parts: tuple[LatencyPart, ...]) -> list[records.ChunkPart]:
     return [records.ChunkPart(name=part.name, until=part.until) for part in parts]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import Mark
+from dejavubench.bench.engine.batchmaker import MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
@@ -64,7 +64,7 @@ class ScenarioPart(ABC):
         """Fill everything that the arm writes to with a pattern, outside the clock."""
 
     @abstractmethod
-    def run(self, arm: Arm, mark: Mark) -> None:
+    def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Take the requests through the scenario: this is what is timed."""
 
     @abstractmethod

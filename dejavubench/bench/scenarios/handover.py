@@ -16,7 +16,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import BatchMaker, Mark, NoStreaming, Streamed
+from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, NoStreaming, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
@@ -69,13 +69,13 @@ class HandOverSource(PlainSource):
         return self.expected[..., : self.generated.shape[-1]]
 
     def iterate(
-        self, streams: list[Streamed], arm: Arm, mark: Mark
+        self, streams: list[Streamed], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         return self.source.maker.run(
             streams, mark, self.source.view.point.generated, self._send_tokens
         )
 
-    def run(self, arm: Arm, mark: Mark) -> None:
+    def run(self, arm: Arm, mark: MarkPhase) -> None:
         super().run(arm, mark)
         mark("hand-over")
         self._handed_over_ms = self._wait_for_answer() if self._sends else None
@@ -139,7 +139,7 @@ class HandOverSink(PlainSink):
             self._sink_model = SinkModel(self.sink, self.sink.caches(arm.mode))
         super().prepare(arm, pattern)
 
-    def run(self, arm: Arm, mark: Mark) -> None:
+    def run(self, arm: Arm, mark: MarkPhase) -> None:
         mark("receive")
         began = time.perf_counter()
         self.receive(arm)

@@ -9,7 +9,7 @@ from dejavubench import records
 from dejavubench.bench.checks.arrived import check_sink_caches
 from dejavubench.bench.checks.destination import check_destination
 from dejavubench.bench.checks.pieces import serve_pieces
-from dejavubench.bench.engine.batchmaker import Mark, Streamed, tokens_of
+from dejavubench.bench.engine.batchmaker import MarkPhase, Streamed, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Received, Sink
 from dejavubench.bench.point.source import Source
@@ -54,7 +54,7 @@ class PlainSource(ScenarioPart):
         self._pattern = pattern
         self.source.prepare(arm, arm.level, pattern)
 
-    def run(self, arm: Arm, mark: Mark) -> None:
+    def run(self, arm: Arm, mark: MarkPhase) -> None:
         cpu, helper = time.process_time(), self.helper_cpu_s(arm)
         clocks, makespan_ms = self.iterate(self.streams(arm), arm, mark)
         helper = self.helper_cpu_s(arm) - helper
@@ -64,7 +64,7 @@ class PlainSource(ScenarioPart):
         self.generated = tokens_of(clocks)
 
     def iterate(
-        self, streams: list[Streamed], arm: Arm, mark: Mark
+        self, streams: list[Streamed], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         """Run the microbatches; return their clocks and the makespan in ms."""
         return self.source.maker.run(streams, mark)
@@ -131,7 +131,7 @@ class PlainSink(ScenarioPart):
         if arm.remote and arm.level is not None:
             self.sink.prepare(arm.mode, arm.level, pattern)
 
-    def run(self, arm: Arm, mark: Mark) -> None:
+    def run(self, arm: Arm, mark: MarkPhase) -> None:
         mark("receive" if arm.remote else "idle")
         self.receive(arm)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import Mark, Streamed, tokens_of
+from dejavubench.bench.engine.batchmaker import MarkPhase, Streamed, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
@@ -116,7 +116,7 @@ class RestartSource(PlainSource):
         super().expect(undisturbed, tokens)
         self._undisturbed = undisturbed or []
 
-    def run(self, arm: Arm, mark: Mark) -> None:
+    def run(self, arm: Arm, mark: MarkPhase) -> None:
         source = self.source
         context, embeds = source.here.context, source.model.shard.first
         mark("restore")
@@ -131,7 +131,7 @@ class RestartSource(PlainSource):
             self._clocks = self._go_on(streams, mark)
         self.generated = tokens_of(self._clocks)
 
-    def _go_on(self, streams: list[Streamed], mark: Mark) -> list[MicrobatchClock]:
+    def _go_on(self, streams: list[Streamed], mark: MarkPhase) -> list[MicrobatchClock]:
         """Stream what was put back, then take every microbatch to its end."""
         source, first = self.source, self._first
         clocks = source.maker.clocks()
@@ -189,7 +189,7 @@ class RestartSink(PlainSink):
         super().__init__(sink)
         self._first = 0
 
-    def run(self, arm: Arm, mark: Mark) -> None:
+    def run(self, arm: Arm, mark: MarkPhase) -> None:
         context = self.sink.here.context
         mark("restore")
         sleeping_barrier(context.ranks.world, "restore")

@@ -13,7 +13,7 @@ import torch
 
 from dejavubench import records
 from dejavubench.bench.checks.digests import digests, digests_differ
-from dejavubench.bench.engine.batchmaker import BatchMaker, Mark, Streamed
+from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.outgoing import Files, Outgoing
 from dejavubench.bench.point.source import Source
@@ -61,7 +61,7 @@ class SwapSource(PlainSource):
         self.outgoing.fill(arm, pattern)
 
     def iterate(
-        self, streams: list[Streamed], arm: Arm, mark: Mark
+        self, streams: list[Streamed], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         return self._swap(arm).maker.run(streams, mark)
 

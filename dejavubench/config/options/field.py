@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-Group = Literal["Workload", "Model", "Streaming", "Measurement", "Machine"]
+OptionGroup = Literal["Workload", "Model", "Streaming", "Measurement", "Machine"]
 """The sections of the help, in order."""
 
 PURE = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -40,7 +40,7 @@ class OptionInfo:
             they name any value but the default among the run's settings.
     """
 
-    group: Group
+    group: OptionGroup
     metavar: str
     measured: bool
     added: bool
@@ -51,7 +51,7 @@ class OptionInfo:
 
 
 def option(
-    group: Group,
+    group: OptionGroup,
     default: Any,
     metavar: str,
     text: str,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import units, values
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.values import MOST_ROUNDS, Rounds, as_path, unless_none
+from dejavubench.config.options.values import MOST_ROUNDS, RoundsOption, as_path, unless_none
 
 _option = partial(option, "Measurement")
 
@@ -20,7 +20,7 @@ class MeasurementOptions(BaseModel):
 
     model_config = PURE
 
-    rounds: Rounds = _option(
+    rounds: RoundsOption = _option(
         5,
         "N",
         "Rounds per point; each runs every arm once. With --precision: the fewest.",

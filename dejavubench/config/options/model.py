@@ -13,8 +13,8 @@ from dejavubench.config.options.field import PURE, option
 from dejavubench.config.options.values import (
     COLDEST,
     HOTTEST,
-    Count,
-    MaybeCount,
+    CountOption,
+    MaybeCountOption,
     as_folder,
     as_list,
     as_models,
@@ -41,10 +41,10 @@ class ModelOptions(BaseModel):
         f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {CUSTOM}.",
         stated=True,
     )
-    layer_num: Count = _option(24, "N", f"{_FOR_CUSTOM} layers.")
-    head_num: Count = _option(16, "N", f"{_FOR_CUSTOM} attention heads.")
-    size_per_head: Count = _option(64, "N", f"{_FOR_CUSTOM} elements per head.")
-    vocab_size: Count = _option(50304, "N", f"{_FOR_CUSTOM} rows of the embedding.")
+    layer_num: CountOption = _option(24, "N", f"{_FOR_CUSTOM} layers.")
+    head_num: CountOption = _option(16, "N", f"{_FOR_CUSTOM} attention heads.")
+    size_per_head: CountOption = _option(64, "N", f"{_FOR_CUSTOM} elements per head.")
+    vocab_size: CountOption = _option(50304, "N", f"{_FOR_CUSTOM} rows of the embedding.")
     inference_data_type: Annotated[tuple[GivenType, ...], BeforeValidator(as_list)] = _option(
         ("auto",),
         "TYPE[,TYPE…]",
@@ -71,13 +71,13 @@ class ModelOptions(BaseModel):
         "Layout of the KV cache: ft (FasterTransformer), hnd or nhd.",
         stated=True,
     )
-    tensor_para_size: Count = _option(
+    tensor_para_size: CountOption = _option(
         1,
         "N",
         "Tensor-parallel degree.",
         stated=True,
     )
-    pipeline_para_size: Count = _option(
+    pipeline_para_size: CountOption = _option(
         1,
         "N",
         "Pipeline depth. As many microbatches are in flight as there are stages.",
@@ -89,7 +89,7 @@ class ModelOptions(BaseModel):
         f"Temperature to draw tokens at, {COLDEST:g} to {HOTTEST:g}. 0 takes the most likely "
         "token.",
     )
-    top_k: MaybeCount = _option(None, "N", "Draw from the N most likely tokens only.")
+    top_k: MaybeCountOption = _option(None, "N", "Draw from the N most likely tokens only.")
     top_p: Annotated[float | None, BeforeValidator(as_top_p)] = _option(
         None, "P", "Draw from the fewest most likely tokens whose probabilities add up to P."
     )

@@ -10,9 +10,9 @@ from pydantic import BaseModel, BeforeValidator
 from dejavubench import units
 from dejavubench.config.options.field import PURE, option
 from dejavubench.config.options.values import (
-    Count,
-    Folder,
-    MaybeCount,
+    CountOption,
+    FolderOption,
+    MaybeCountOption,
     as_durabilities,
     as_levels,
     as_modes,
@@ -61,7 +61,7 @@ class StreamingOptions(BaseModel):
         "overrides CONFIG.",
         stated=True,
     )
-    flush_interval: Count = _option(
+    flush_interval: CountOption = _option(
         1,
         "N",
         "Tokens whose keys and values move as one, after the last of them. The stream then lags "
@@ -88,25 +88,25 @@ class StreamingOptions(BaseModel):
         "Let a source and its sink share one GPU for nccl. Results are labelled loopback.",
         reset_when_resumed=True,
     )
-    stream_dir: Folder = _option(
+    stream_dir: FolderOption = _option(
         None, "DIR", "Folder for the streamed files. Default: the run's own folder.", is_text=True
     )
     keep: bool = _option(False, "", "Keep the streamed files after the run.")
-    sink_tensor_para_size: MaybeCount = _option(
+    sink_tensor_para_size: MaybeCountOption = _option(
         None,
         "N",
         "Tensor-parallel degree of the sinks. Default: that of the sources.",
         reset_when_resumed=True,
         stated=True,
     )
-    sink_pipeline_para_size: MaybeCount = _option(
+    sink_pipeline_para_size: MaybeCountOption = _option(
         None,
         "N",
         "Pipeline depth of the sinks. Default: that of the sources.",
         reset_when_resumed=True,
         stated=True,
     )
-    sink_ubatch_size: MaybeCount = _option(
+    sink_ubatch_size: MaybeCountOption = _option(
         None,
         "N",
         "Requests per microbatch of the sinks; must divide the requests in flight. Default: those "
@@ -122,7 +122,7 @@ class StreamingOptions(BaseModel):
         reset_when_resumed=True,
         stated=True,
     )
-    handoff_tokens: Count = _option(
+    handoff_tokens: CountOption = _option(
         1,
         "N",
         "With --handoff: new tokens that the sources generate, including the one that ends the "
@@ -138,16 +138,16 @@ class StreamingOptions(BaseModel):
         reset_when_resumed=True,
         stated=True,
     )
-    resident: Count = _option(
+    resident: CountOption = _option(
         2,
         "N",
         "With --swap: caches in place, fewer than the pipeline has stages.",
         reset_when_resumed=True,
     )
-    staging_mib: Count = _option(
+    staging_mib: CountOption = _option(
         16, "MIB", "Size of each staging slot, in MiB. Larger chunks are cut."
     )
-    staging_slots: Count = _option(4, "N", "Staging slots per source.")
+    staging_slots: CountOption = _option(4, "N", "Staging slots per source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
         60.0, "TIME", "Fail the run if streaming makes no progress for this long."
     )

@@ -206,8 +206,8 @@ def unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 # ---- types of fields ----
 
-Count = Annotated[int, BeforeValidator(values.whole)]
-Counts = Annotated[tuple[int, ...], BeforeValidator(as_counts)]
-MaybeCount = Annotated[int | None, BeforeValidator(unless_none(values.whole))]
-Folder = Annotated[Path | None, BeforeValidator(as_path)]
-Rounds = Annotated[int, BeforeValidator(partial(values.whole, most=MOST_ROUNDS))]
+CountOption = Annotated[int, BeforeValidator(values.whole)]
+CountsOption = Annotated[tuple[int, ...], BeforeValidator(as_counts)]
+MaybeCountOption = Annotated[int | None, BeforeValidator(unless_none(values.whole))]
+FolderOption = Annotated[Path | None, BeforeValidator(as_path)]
+RoundsOption = Annotated[int, BeforeValidator(partial(values.whole, most=MOST_ROUNDS))]

@@ -8,7 +8,13 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator
 
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.values import Counts, Folder, MaybeCount, as_name, as_text
+from dejavubench.config.options.values import (
+    CountsOption,
+    FolderOption,
+    MaybeCountOption,
+    as_name,
+    as_text,
+)
 from dejavubench.records.figures import FIGURES, FigureName
 
 CACHE_STEP = 32
@@ -45,7 +51,7 @@ class WorkloadOptions(BaseModel):
         is_text=True,
         stated=True,
     )
-    resume: Folder = _option(
+    resume: FolderOption = _option(
         None,
         "DIR",
         "Resume the killed run in DIR (it must have used --streaming disk --keep). Takes the place "
@@ -53,19 +59,19 @@ class WorkloadOptions(BaseModel):
         is_text=True,
         stated=True,
     )
-    ubatch_size: Counts = _option(
+    ubatch_size: CountsOption = _option(
         (1,),
         "N[,N…]",
         "Requests per microbatch.",
         stated=True,
     )
-    input_len: Counts = _option(
+    input_len: CountsOption = _option(
         (1,),
         "P[,P…]",
         "Tokens of each random prompt.",
         stated=True,
     )
-    prompts: Folder = _option(
+    prompts: FolderOption = _option(
         None,
         "FILE",
         "File with one prompt per line, instead of random prompts. Prompts are used in order, and "
@@ -75,13 +81,13 @@ class WorkloadOptions(BaseModel):
         measured=False,  # the token ids are hashed in its place
         is_text=True,
     )
-    output_len: Counts = _option(
+    output_len: CountsOption = _option(
         (32,),
         "T[,T…]",
         "New tokens per request, including the one that ends the prompt.",
         stated=True,
     )
-    max_seq_len: MaybeCount = _option(
+    max_seq_len: MaybeCountOption = _option(
         None,
         "N",
         f"Positions of the cache. Default: P + T, rounded up to a multiple of {CACHE_STEP}.",

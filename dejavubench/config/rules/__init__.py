@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.destinations import DESTINATIONS, SINKS
-from dejavubench.config.rules.rule import Rule
+from dejavubench.config.rules.rule import OptionRule
 from dejavubench.config.rules.scenarios import FLUSHING, HANDOFF, RESUME, SWAP
 from dejavubench.config.rules.sizes import LIMITS, MODEL, NO_FP32_ON_CUDA, PROMPTS, SIZES
 
 __all__ = ["NO_FP32_ON_CUDA", "RULES", "conflict"]
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[OptionRule, ...] = (
     *LIMITS,  # first: nothing is made of each point or worker before they hold
     *MODEL,
     *PROMPTS,

@@ -9,13 +9,15 @@ from dejavubench.config.plan import Plan
 from dejavubench.transports.base import Transport
 from dejavubench.transports.registry import NO_STREAMING, transport
 
-Rule = Callable[[Plan], str | None]
+OptionRule = Callable[[Plan], str | None]
 """One conflict: returns the message if the plan's options are in it, else None."""
 
-Found = TypeVar("Found")
+Conflict = TypeVar("Conflict")
 
 
-def rule(find: Callable[[Plan], Found | None], say: Callable[[Plan, Found], str]) -> Rule:
+def rule(
+    find: Callable[[Plan], Conflict | None], say: Callable[[Plan, Conflict], str]
+) -> OptionRule:
     """Return a rule.
 
     Args:

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..chunktimes import Part
+from ..chunktimes import LatencyPart
 
-QUEUE, GATHER, POST = Part("queue", "begun"), Part("gather", "gathered"), Part("post", "posted")
-TOLD_APART = (Part("wire", "received"), Part("acknowledgement", "complete"))
-JOINT = Part("wire + acknowledgement", "complete")
+QUEUE, GATHER, POST = (
+    LatencyPart("queue", "begun"),
+    LatencyPart("gather", "gathered"),
+    LatencyPart("post", "posted"),
+)
+TOLD_APART = (LatencyPart("wire", "received"), LatencyPart("acknowledgement", "complete"))
+JOINT = LatencyPart("wire + acknowledgement", "complete")
 """The rest of a chunk's latency where the sink's acknowledgement carries no duration."""
 
 
@@ -43,8 +47,8 @@ class DestinationEntry:
     in_host_memory: bool = False
     durabilities: tuple[str, ...] = ()
     readable: bool = False
-    parts: tuple[Part, ...] = (QUEUE, GATHER, POST, JOINT)
-    extent_parts: tuple[Part, ...] = (QUEUE, Part("move", "complete"))
+    parts: tuple[LatencyPart, ...] = (QUEUE, GATHER, POST, JOINT)
+    extent_parts: tuple[LatencyPart, ...] = (QUEUE, LatencyPart("move", "complete"))
 
     @property
     def on_storage(self) -> bool:
@@ -83,7 +87,7 @@ HOST = register(
         staged=False,
         in_host_memory=True,
         readable=True,
-        parts=(QUEUE, GATHER, Part("post", "complete")),
+        parts=(QUEUE, GATHER, LatencyPart("post", "complete")),
     )
 )
 DISK = register(
@@ -91,11 +95,11 @@ DISK = register(
         "disk",
         durabilities=("fdatasync", "direct", "page-cache"),
         readable=True,
-        parts=(QUEUE, GATHER, Part("write", "moved"), Part("sync", "complete")),
+        parts=(QUEUE, GATHER, LatencyPart("write", "moved"), LatencyPart("sync", "complete")),
     )
 )
 _ACKNOWLEDGED = (QUEUE, GATHER, POST, *TOLD_APART)
-_MOVED_SINGLY = (QUEUE, Part("move", "posted"), JOINT)
+_MOVED_SINGLY = (QUEUE, LatencyPart("move", "posted"), JOINT)
 MPI = register(
     DestinationEntry("mpi", remote=True, parts=_ACKNOWLEDGED, extent_parts=_MOVED_SINGLY)
 )

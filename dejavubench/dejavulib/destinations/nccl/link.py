@@ -20,7 +20,7 @@ ANNOUNCE, GRANT, ACK = range(3)
 """Tags of notifications."""
 
 
-class Mark(Protocol):
+class StreamMark(Protocol):
     """A point in a link's stream of work."""
 
     def query(self) -> bool:
@@ -42,7 +42,7 @@ class NCCLLink(Protocol):
     def group(self) -> AbstractContextManager[Any]:
         """Return a context; what is issued inside becomes one operation."""
 
-    def filled(self) -> Mark:
+    def filled(self) -> StreamMark:
         """Mark what has been issued so far on torch's current stream."""
 
     def after(self, filled: Any) -> None:
@@ -51,7 +51,7 @@ class NCCLLink(Protocol):
     def side_stream(self) -> AbstractContextManager[Any]:
         """Return a context in which torch's current stream follows everything received so far."""
 
-    def mark(self) -> Mark:
+    def mark(self) -> StreamMark:
         """Mark what has been issued so far on the link."""
 
     def synchronize(self) -> None:

@@ -12,7 +12,17 @@ from mpi4py import MPI
 from ... import chunktimes
 from ...waiting import wait_asleep
 from ..base import Stream, StreamingError
-from .link import ACK, ANNOUNCE, GRANT, GROUP, IN_GROUPS, PACKED, Mark, NCCLLink, Notifications
+from .link import (
+    ACK,
+    ANNOUNCE,
+    GRANT,
+    GROUP,
+    IN_GROUPS,
+    PACKED,
+    NCCLLink,
+    Notifications,
+    StreamMark,
+)
 
 
 class Announcement(NamedTuple):
@@ -36,9 +46,9 @@ class _Receiving:
     ) -> None:
         self.packed = packed
         self.scatter = scatter
-        self.scattered: Mark | None = None
+        self.scattered: StreamMark | None = None
         self.received = 0  # when it was seen that the chunk had come
-        self._arrived: Mark | None = None
+        self._arrived: StreamMark | None = None
         self._endpoint = endpoint
         self._stream = stream
         self._issued = 0.0
@@ -162,7 +172,7 @@ class NCCLSinkEndpoint:
         announcement, link = self._announced[peer].popleft(), self._links[peer]
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
         self._notifications.send(peer, GRANT)
-        before: Mark | None = None  # a mark each block: a lost source is noticed within one
+        before: StreamMark | None = None  # a mark each block: a lost source is noticed within one
         # Outside a group, each extent is a kernel of its own: fewer are issued ahead.
         size = GROUP if announcement.kind == IN_GROUPS else GROUP // 8
         for start in range(0, len(extents), size):
@@ -217,7 +227,7 @@ class NCCLSinkEndpoint:
         announced.extend(Announcement(*numbers) for numbers in notifications)
         return announced
 
-    def _wait(self, mark: Mark, stream: Stream) -> None:
+    def _wait(self, mark: StreamMark, stream: Stream) -> None:
         began = MPI.Wtime()
 
         def arrived() -> bool:

@@ -24,9 +24,9 @@ from .link import (
     IN_GROUPS,
     ONE_BY_ONE,
     PACKED,
-    Mark,
     NCCLLink,
     Notifications,
+    StreamMark,
 )
 
 
@@ -44,7 +44,7 @@ class _Sending:
     chunk: Chunk
     packed: torch.Tensor | None = None
     filled: Any = None
-    sent: Mark | None = None
+    sent: StreamMark | None = None
     moved: int | None = None
 
     def has_left(self) -> bool:

@@ -23,7 +23,7 @@ from mpi4py import MPI
 from ...waiting import DeadlineError, wait_asleep
 from ..base import Stream, StreamingError
 
-Extents = Sequence[tuple[int, int]]
+Pieces = Sequence[tuple[int, int]]
 """Pieces of memory as (address, bytes)."""
 
 _P = ParamSpec("_P")
@@ -186,9 +186,7 @@ class Agent:
     # ---- writes into a peer's memory ----
 
     @_reports_lost_peer
-    def write(
-        self, stream: Stream, here: Extents, there: Extents, number: int | None = None
-    ) -> Any:
+    def write(self, stream: Stream, here: Pieces, there: Pieces, number: int | None = None) -> Any:
         """Begin one write of pieces of memory; return its handle, for :meth:`done`.
 
         Args:
@@ -204,7 +202,7 @@ class Agent:
         theirs = self._agent.get_xfer_descs(self._table(there, peer), self._kind)
         return self._begin(self._agent.initialize_xfer("WRITE", own, theirs, peer, message))
 
-    def write_each(self, stream: Stream, here: Extents, there: Extents) -> Iterator[Any]:
+    def write_each(self, stream: Stream, here: Pieces, there: Pieces) -> Iterator[Any]:
         """Yield a write per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
         own = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(here), self._kind)
@@ -213,7 +211,7 @@ class Agent:
         for number in range(len(here)):
             yield self._begin(make("WRITE", own, [number], theirs, [number]))
 
-    def _table(self, extents: Extents, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
+    def _table(self, extents: Pieces, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
         """Return (address, bytes, device number) of each piece, uint64 [n, 3]."""
         device = self._device_of[agent]
         return np.array([(address, nbytes, device) for address, nbytes in extents], dtype=np.uint64)

@@ -60,7 +60,7 @@ LinearJob = struct(
 
 
 @dataclass(frozen=True)
-class Tiling:
+class CpuTiling:
     """How rows of x meet a weight.
 
     Attributes:
@@ -79,16 +79,16 @@ class Tiling:
 
     @staticmethod
     @cache
-    def of(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> Tiling:
+    def of(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> CpuTiling:
         if dtype == x_dtype == torch.bfloat16 and rows > TILE and amx.takes(rows, ins):
-            return Tiling(amx.ROWS, amx.ROWS, several=False, amx=True)
+            return CpuTiling(amx.ROWS, amx.ROWS, several=False, amx=True)
         tile = min(TILE, 1 << max(1, rows).bit_length() - 1)  # a power of two, not above ``rows``
-        return Tiling(tile, min(STREAMS, TOTALS // tile), rows > TILE)
+        return CpuTiling(tile, min(STREAMS, TOTALS // tile), rows > TILE)
 
 
 def kernel_for(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> Kernel:
     """Return the kernel for ``rows`` rows of x and a weight of ``dtype`` with ``ins`` columns."""
-    return _kernel(dtype, x_dtype, Tiling.of(rows, ins, dtype, x_dtype))
+    return _kernel(dtype, x_dtype, CpuTiling.of(rows, ins, dtype, x_dtype))
 
 
 def linear(
@@ -127,7 +127,7 @@ def linear(
 
 
 @cache
-def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Kernel:
+def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Kernel:
     pairs = multiplies_pairs(dtype, x_dtype)
     name = f"linear: {x_dtype} by {dtype}, {tiling}, in pairs {pairs}, {sizes_text()}"
     return Kernel(name, partial(_compile, dtype, x_dtype, tiling))
@@ -137,7 +137,7 @@ def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Kernel:
 
 
 @cache
-def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Any:
+def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
     """Return ``product(x, rows, ins, weight, columns, sums, sums_apart)``, compiled.
 
     It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_apart`` bytes
@@ -162,7 +162,7 @@ def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Any:
     return product
 
 
-def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Any:
+def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
     """Return the compiled loop over all rows of x, a tile at a time, for one row of each stream."""
     tile, streams, several = tiling.rows, tiling.streams, tiling.several
     itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
@@ -221,7 +221,7 @@ def _widened_nbytes(rows: int, ins: int, widens: bool) -> int:
     return rows * ins * 4 if widens else 0
 
 
-def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: Tiling) -> Any:
+def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
     itemsize, x_itemsize, bf16 = dtype.itemsize, x_dtype.itemsize, x_dtype == torch.bfloat16
     widens = bf16 and not (tiling.amx or multiplies_pairs(dtype, x_dtype))
     product = amx.product

@@ -32,7 +32,7 @@ MOST_PARTS, SHORTEST = 8, 512
 
 
 @dataclass(frozen=True)
-class Tiling:
+class GpuTiling:
     """How a product is cut: a block reads ``outs`` rows of the weight, ``ins`` columns at once."""
 
     outs: int
@@ -47,7 +47,7 @@ class Tiling:
 
 
 @functools.cache
-def tiling(outs: int, ins: int, processors: int) -> Tiling:
+def tiling(outs: int, ins: int, processors: int) -> GpuTiling:
     """Return the tiling of a weight [outs, ins], from what was measured on Hopper."""
     tiles = triton.cdiv(outs, TILE)
     splits = 1
@@ -63,8 +63,8 @@ def tiling(outs: int, ins: int, processors: int) -> Tiling:
 
         splits = max(range(1, max(1, min(MOST_PARTS, ins // SHORTEST)) + 1), key=worth)
     if splits == 1 and ins >= 4096:
-        return Tiling(outs=TILE, ins=256, splits=1, warps=4, stages=4, ahead=256)
-    return Tiling(outs=TILE, ins=128, splits=splits, warps=4, stages=5, ahead=256)
+        return GpuTiling(outs=TILE, ins=256, splits=1, warps=4, stages=4, ahead=256)
+    return GpuTiling(outs=TILE, ins=128, splits=splits, warps=4, stages=5, ahead=256)
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def _run_linear(
     bias: Tensor | None,
     activation: Activation,
     residual: Tensor | None,
-    cut: Tiling,
+    cut: GpuTiling,
 ) -> Tensor:
     rows, width, outs = x.shape[0], x.shape[1], weight.shape[0]
     out = x.new_empty(rows, outs)
