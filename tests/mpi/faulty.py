@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-import wrong_bytes  # noqa: F401 - puts its faults in FAULTS
+import slowed  # noqa: F401 - puts its faults in FAULTS
+import wrong_bytes  # noqa: F401 - likewise
 from injection import FAULTS, RANK, Now, fault, instead, now, struck
 
 from dejavubench.bench.environment import facts

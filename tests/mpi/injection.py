@@ -25,9 +25,10 @@ def fault(prepare: Callable[..., None]) -> Callable[..., None]:
 
 
 class Now:
-    """Which phase this rank is in, as it records it; both None until the first is marked."""
+    """Which phase this rank is in, as it records it; all None until the first is marked."""
 
     phase: str | None = None
+    arm: str | None = None
     iteration: int | None = None
 
     @classmethod
@@ -36,7 +37,7 @@ class Now:
 
         def phase(self: recorder.Recorder, phase: str, **where: Any) -> None:
             original(self, phase, **where)
-            cls.phase, cls.iteration = phase, where.get("iteration")
+            cls.phase, cls.arm, cls.iteration = phase, where.get("arm"), where.get("iteration")
 
         recorder.Recorder.phase = phase  # type: ignore[method-assign]
 

@@ -1,0 +1,176 @@
+"""What it costs that the library notes the times of every chunk.
+
+Two measurements:
+
+1. The stamping alone: all that is done for one chunk because it is timed, in a loop, less the same
+   loop with an untimed chunk. Times the chunks of a request, as a share of TOTAL.
+2. A paired run: one job in which the times are on in half of the iterations, in the order on, off,
+   off, on. Each ratio is of two neighbouring iterations of one arm, so drift cancels.
+
+    python contrib/measure_chunk_times.py --rounds 48 -- --model gpt2 --streaming none,mpi
+
+The words behind ``--`` are flags of ``dejavubench run``. The sink takes its own times in both
+halves, on a core of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from dejavubench.analysis.stats import Estimate, estimate
+from dejavubench.bench.scenarios.plain import PlainSource
+from dejavubench.cli import main as dejavubench
+from dejavubench.config.arms import Arm
+from dejavubench.dejavulib.chunktimes import Receipt, Stamps, TimesBlock
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.geometry import KVGeometry
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.streamer import _note_complete
+from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
+from dejavubench.records import Iteration, Run, read_chunk_times, read_run
+
+JOB = "job"
+"""First argument of the ranks that this script starts."""
+
+CHUNKS = 50_000
+"""Chunks of one loop."""
+
+LOOPS = 7
+
+
+# ---- 1. the stamping alone ----
+
+
+class Noted(HostDestination):
+    """A destination that has a receipt for every chunk, as one between ranks has."""
+
+    def receipt(self, stream: Stream) -> Receipt:
+        return Receipt(0, 0)
+
+
+def nanoseconds_per_chunk() -> float:
+    """Return what the library does more for a chunk that is timed, in nanoseconds of CPU time."""
+    timed = [_loop(True) for _ in range(LOOPS)]
+    untimed = [_loop(False) for _ in range(LOOPS)]
+    return (min(timed) - min(untimed)) / CHUNKS
+
+
+def _loop(timed: bool) -> int:
+    geometry = KVGeometry(1, 1, 1, 2, 16, 2)
+    stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1, 1, 1 << 16))
+    chunk = next(stream.schedule.all_chunks(LEVELS["3"]))
+    planned = PlannedChunk(stream, chunk, None, None, each_complete=False)
+    progress, stats, destination = ByteProgress(), StreamStats(), Noted()
+    block = TimesBlock(1) if timed else None
+    began = time.thread_time_ns()
+    for _ in range(CHUNKS):
+        transfer = Transfer(planned, progress, stats)
+        if block is not None:  # as CacheManager does, which has read the clock for the stall
+            transfer.times, transfer.stamps = block, Stamps(0)
+        transfer.stamp("begun")
+        transfer.stamp("gathered")
+        transfer.stamp("posted")
+        _note_complete(destination, transfer)
+    return time.thread_time_ns() - began
+
+
+# ---- 2. on and off in one job ----
+
+
+def alternate() -> None:
+    """Let every arm take times in half of its iterations: on, off, off, on."""
+    prepare, count = PlainSource.prepare, Counter[str]()
+    blocks: dict[CacheManager, TimesBlock | None] = {}
+
+    def prepared(self: PlainSource, arm: Arm, pattern: int) -> None:
+        if arm.level is not None:
+            on = count[arm.name] % 4 in (0, 3)
+            for manager in self.outgoing.managers(arm, arm.level):
+                block = blocks.setdefault(manager, manager.times)
+                manager.times = block if on else None
+            self.outgoing.streamer(arm).destination.timed = on
+            count[arm.name] += 1
+        prepare(self, arm, pattern)
+
+    PlainSource.prepare = prepared  # type: ignore[method-assign]
+
+
+def pairs(run: Run) -> Iterator[tuple[str, list[float], float, int]]:
+    """Yield each arm with its ratios of on to off, its median TOTAL in ms, and its chunks."""
+    on: dict[str, set[int]] = defaultdict(set)
+    chunks: dict[str, int] = {}
+    for _, listed, times in read_chunk_times(run.path):
+        on[times.arm].add(times.iteration)
+        chunks[times.arm] = len(listed.chunks) + listed.more
+    totals: dict[str, dict[int, float]] = defaultdict(dict)
+    for _, item in run.of(Iteration):
+        if item.arm in on:
+            totals[item.arm][item.iteration] = item.total_ms
+    warmup = run.header.warmup + run.header.warmup % 2  # pairs begin at even iterations
+    for arm, each in totals.items():
+        ratios = []
+        for first in range(warmup, len(each) - 1, 2):
+            two = each[first], each[first + 1]
+            ratios.append(two[0] / two[1] if first in on[arm] else two[1] / two[0])
+        yield arm, ratios, statistics.median(each.values()), chunks[arm]
+
+
+def measured(flags: Sequence[str], ranks: int, folder: Path) -> Run:
+    """Run the job in which the times alternate; return its records."""
+    beside = Path(sys.executable).with_name("mpirun")
+    program = str(beside) if beside.exists() else shutil.which("mpirun")
+    if program is None:
+        raise click.ClickException("no mpirun was found")
+    words = [program, "-n", str(ranks), sys.executable, str(Path(__file__).resolve()), JOB]
+    subprocess.run([*words, "run", *flags, "--log-dir", str(folder)], check=True)
+    (made,) = folder.iterdir()
+    return read_run(made)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--rounds", default=24, show_default=True, help="Rounds of the paired run.")
+@click.option("--ranks", default=2, show_default=True, help="Ranks of the job.")
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def main(rounds: int, ranks: int, flags: tuple[str, ...]) -> None:
+    """Measure what the times of chunks cost; FLAGS are those of ``dejavubench run``."""
+    cost = nanoseconds_per_chunk()
+    click.echo(f"stamping alone: {cost / 1e3:.2f} us of CPU time per chunk")
+    with tempfile.TemporaryDirectory(prefix="chunk-times-") as folder:
+        for arm, ratios, total_ms, chunks in pairs(
+            measured([*flags, "--rounds", str(rounds)], ranks, Path(folder))
+        ):
+            share = cost * chunks / (total_ms * 1e6)
+            click.echo(
+                f"{arm}: {chunks} chunks, {cost * chunks / 1e3:.0f} us = {share:.4%} of TOTAL "
+                f"({total_ms:.1f} ms)"
+            )
+            click.echo(f"{arm}: on against off {in_words(estimate(ratios).shifted(-1))}")
+
+
+def in_words(found: Estimate) -> str:
+    return (
+        f"{found.median:+.2%} [{found.low:+.2%}, {found.high:+.2%}], half-width "
+        f"{found.half_width:.2%}, {found.samples} pairs"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [JOB]:
+        del sys.argv[1]
+        alternate()
+        dejavubench()
+    else:
+        main()
