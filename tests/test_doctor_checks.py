@@ -350,11 +350,20 @@ STATES: Mapping[str, Bad] = {
         lambda: ports("10.0.0.2: No route to host"),
         ["node1 cannot reach port 7601 of node2", "No route to host"],
     ),
-    "late-link": (
+    "sockets": (
         "link",
         WARN,
-        lambda: link_with(latency_us=1190.0),
-        ["same host: 1.19 ms", "slow for one host"],
+        lambda: link_with(latency_us=70.0, least_us=60.0),
+        ["same host: 70 µs;", "slow for one host", "sockets"],
+    ),
+    "late-on-a-busy-host": (
+        "link",
+        WARN,
+        lambda: replace(
+            link_with(latency_us=1190.0),
+            hosts=(replace(HOST, load=replace(HOST.load, busy=1.25)),),
+        ),
+        ["same host: 1.19 ms (at best 0.5 µs)", "Other programs have the cores"],
     ),
     "slow-link": (
         "link",
@@ -371,7 +380,7 @@ STATES: Mapping[str, Bad] = {
     "other-network": (
         "link",
         WARN,
-        lambda: between(adapters(), latency_us=40.0),
+        lambda: between(adapters(), latency_us=40.0, least_us=30.0),
         ["40 µs", "late for InfiniBand"],
     ),
     "broken-link": (

@@ -48,7 +48,7 @@ LONGEST_S = 120.0
 """Seconds after which a rank ends itself, whatever it waits for."""
 
 LOAD_S = 1.0
-LINKS_S = 6.0
+LINKS_S = 8.0
 """Seconds for all links together. Links that are left then are not probed."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +24,18 @@ LATENCY_S = 0.1
 
 WARM_ROUNDS = 20
 BANDWIDTH_S = 0.15
-"""Seconds of large messages in each direction, and at least one window of them."""
+"""Seconds of large messages in each direction."""
+
+WINDOWS = 4
+"""Windows that fit this time on a slow link, whose messages are smaller. The fastest one counts:
+TCP begins slowly and waits 0.2 s for a lost packet, and other programs can only slow a window.
+"""
 
 LARGE = 4 << 20
 """Bytes of a large message, on a link that is fast enough for it."""
+
+PACED_BY = 1 << 20
+"""Bytes that are sent to find out how fast a link is."""
 
 ANSWER_S = 5.0
 """Seconds without an answer after which a link is given up."""
@@ -43,7 +52,8 @@ class Link:
         ranks: the two ranks.
         hosts: their hosts.
         latency_us: half of a ping-pong's time, the median.
-        gb_s: GB/s from the first rank to the second, and back.
+        least_us: half of the shortest one's: that of the way, whatever else the cores had to do.
+        gb_s: GB/s from the first rank to the second, and back: the fastest window of messages.
         nbytes: bytes of a large message.
         problem: why there are no numbers.
     """
@@ -51,6 +61,7 @@ class Link:
     ranks: tuple[int, int]
     hosts: tuple[str, str]
     latency_us: float = 0.0
+    least_us: float = 0.0
     gb_s: tuple[float, float] = (0.0, 0.0)
     nbytes: int = 0
     problem: str | None = None
@@ -95,7 +106,7 @@ class LinkProbe:
         peer = pair[1] if first else pair[0]
         try:
             self._begin(peer)
-            latency = self._ping_pong(peer, first)
+            took = self._ping_pong(peer, first)
             nbytes = self._pace(peer, first)
             there = self._stream(peer, first, nbytes)
             back = self._stream(peer, not first, nbytes)
@@ -104,7 +115,8 @@ class LinkProbe:
             return Link(pair, hosts, problem=problem) if first else None
         if not first:
             return None
-        return Link(pair, hosts, latency * 1e6, (there, back), nbytes)
+        latency, least = (1e6 * each / 2 for each in (statistics.median(took), min(took)))
+        return Link(pair, hosts, latency, least, (there, back), nbytes)
 
     def _begin(self, peer: int) -> None:
         """Sleep until the other rank has come."""
@@ -122,15 +134,15 @@ class LinkProbe:
         request = self._comm.Irecv(data, peer)
         wait_busy(lambda: bool(request.Test()), ANSWER_S)
 
-    def _ping_pong(self, peer: int, leads: bool) -> float:
-        """Return half the median time of a round; 0 on the rank that answers."""
+    def _ping_pong(self, peer: int, leads: bool) -> list[float]:
+        """Return the time of each round; none on the rank that answers."""
         data = bytearray(SMALL)
         if not leads:
             while True:
                 self._receive(data, peer)
                 self._send(data, peer)
                 if not data[0]:
-                    return 0.0
+                    return []
         took: list[float] = []
         end = time.perf_counter() + LATENCY_S
         goes_on = True
@@ -141,23 +153,25 @@ class LinkProbe:
             self._send(data, peer)
             self._receive(data, peer)
             took.append(time.perf_counter() - began)
-        took = sorted(took[WARM_ROUNDS:])
-        return took[len(took) // 2] / 2
+        return took[WARM_ROUNDS:]
 
     def _pace(self, peer: int, leads: bool) -> int:
-        """Return the bytes of a large message, of which a window fits the time."""
-        first, answer = memoryview(self._large)[:LARGE], bytearray(8)
+        """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
+        first, answer, rate = memoryview(self._large)[:PACED_BY], bytearray(8), 0.0
+        for _ in range(2):  # the second one counts: TCP begins slowly
+            began = time.perf_counter()
+            if leads:
+                self._send(first, peer)
+                self._receive(bytearray(1), peer)
+            else:
+                self._receive(first, peer)
+                self._send(bytearray(1), peer)
+            rate = PACED_BY / (time.perf_counter() - began)
         if not leads:
-            self._receive(first, peer)
-            self._send(bytearray(1), peer)
             self._receive(answer, peer)
             return int.from_bytes(answer, "little")
-        began = time.perf_counter()
-        self._send(first, peer)
-        self._receive(bytearray(1), peer)
-        rate = LARGE / (time.perf_counter() - began)
         nbytes = LARGE
-        while nbytes > LEAST_MESSAGE and WINDOW * nbytes > rate * BANDWIDTH_S:
+        while nbytes > LEAST_MESSAGE and WINDOWS * WINDOW * nbytes > rate * BANDWIDTH_S:
             nbytes //= 2
         self._send(bytearray(nbytes.to_bytes(8, "little")), peer)
         return nbytes
@@ -166,18 +180,19 @@ class LinkProbe:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
         pieces = [memoryview(self._large)[at * LARGE :][:nbytes] for at in range(WINDOW)]
         move = self._comm.Isend if sends else self._comm.Irecv
-        count, goes_on = 0, bytearray(b"\1")
-        began = time.perf_counter()
+        took: list[float] = []
+        goes_on, end = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S
         while goes_on[0]:
+            began = time.perf_counter()
             requests = [move(piece, peer) for piece in pieces]
             wait_busy(partial(_all_done, requests), ANSWER_S)
-            count += WINDOW
             if sends:
                 self._receive(goes_on, peer)
             else:
-                goes_on[0] = time.perf_counter() - began < BANDWIDTH_S
+                goes_on[0] = time.perf_counter() < end or len(took) < WINDOWS - 1
                 self._send(goes_on, peer)
-        return count * nbytes / (time.perf_counter() - began) / 1e9
+            took.append(time.perf_counter() - began)
+        return WINDOW * nbytes / min(took[1:]) / 1e9
 
 
 def _all_done(requests: list[MPI.Request]) -> bool:

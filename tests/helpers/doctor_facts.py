@@ -62,7 +62,7 @@ HOST = HostFacts(
     gpus=GPUHostFacts(),
     nixl=NIXLFacts("1.5.0", ("POSIX", "UCX"), ("UCX",)),
 )
-LINK = Link((0, 1), ("node1", "node1"), 0.6, (9.0, 8.5), 4 << 20)
+LINK = Link((0, 1), ("node1", "node1"), 0.6, 0.5, (9.0, 8.5), 4 << 20)
 GPUS = GPUHostFacts(
     gpus=tuple(
         GPUFacts("NVIDIA H200", 140 * GIB, f"GPU-{number}", 4 << 20, 0, 1, (16, 16))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from dejavubench.doctor.checks.check import OfHost, OfJob, OfRank
+from dejavubench.doctor.facts.cpu import LoadFacts
 from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, ok, warn
 from dejavubench.machine.cores import Asker, Demand
@@ -78,10 +79,15 @@ def load(host: HostFacts) -> Iterator[Finding]:
         f"other programs: {host.load.busy:.2f} of {count_text(host.load.cores, 'core')} for "
         f"{host.load.seconds:g} s; load average {host.load.average:.2f}"
     )
-    if host.load.busy > max(LEAST_BUSY, BUSY_SHARE * host.load.cores):
+    if busy(host.load):
         yield warn(seen, "Stop them or wait: see top. Their work shows as noise.")
     else:
         yield ok(seen)
+
+
+def busy(facts: LoadFacts) -> bool:
+    """Return whether other programs take enough of a host to be seen in a measurement."""
+    return facts.busy > max(LEAST_BUSY, BUSY_SHARE * facts.cores)
 
 
 def steal(host: HostFacts) -> Iterator[Finding]:

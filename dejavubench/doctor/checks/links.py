@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from dejavubench.doctor.checks.check import OfJob
+from dejavubench.doctor.checks.cores import busy
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.doctor.links import Link
 from dejavubench.units import nbytes_text
 
 LATE_US = 50.0
-"""Latency within a host from which ranks do not run at the same time, or messages take sockets."""
+"""Latency within a host from which messages take sockets, or ranks wait for cores."""
 
 SLOW_GB_S = 1.0
 """Bandwidth within a host from which the same holds."""
@@ -21,6 +23,9 @@ SLOW_BETWEEN_GB_S = 0.12
 
 LATE_INFINIBAND_US = 20.0
 
+SCATTER = 3.0
+"""Ratio of the median latency to the least one from which both are told."""
+
 
 def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     adapters = {
@@ -28,30 +33,39 @@ def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         for host in job.hosts
         if any(port.state == "ACTIVE" for port in host.network.infiniband)
     }
+    loaded = {host.host for host in job.hosts if busy(host.load)}
     for link in job.links:
-        yield link.ranks, _judged(link, set(link.hosts) <= adapters)
+        known = Surroundings(set(link.hosts) <= adapters, not loaded.isdisjoint(link.hosts))
+        yield link.ranks, _judged(link, known)
     left = job.pairs - len(job.links)
     if left and job.links:
         yield job.everyone, ok(f"{left} other pairs of ranks were not probed")
 
 
-def _judged(link: Link, infiniband: bool) -> Finding:
+@dataclass(frozen=True)
+class Surroundings:
+    """Both hosts of a link have an active InfiniBand adapter; other programs use one of them."""
+
+    infiniband: bool
+    loaded: bool
+
+
+def _judged(link: Link, known: Surroundings) -> Finding:
     where = "same host" if link.same_host else f"{link.hosts[0]} to {link.hosts[1]}"
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
         return bad(f"{where}: {link.problem}", advice)
     there, back = map(rate_text, link.gb_s)
     seen = (
-        f"{where}: {latency_text(link.latency_us)}; {there} there, {back} back, in messages of "
+        f"{where}: {latencies_text(link)}; {there} there, {back} back, in messages of "
         f"{nbytes_text(link.nbytes)}"
     )
     if link.same_host and (link.latency_us > LATE_US or min(link.gb_s) < SLOW_GB_S):
-        return warn(
-            f"{seen}: slow for one host",
-            "Other programs or ranks may have the cores, or MPI takes sockets: see load, "
-            "cores, CMA and UCX above.",
-        )
-    if not link.same_host and infiniband and link.latency_us > LATE_INFINIBAND_US:
+        why = "MPI may take sockets, or ranks share a core: see UCX, CMA and cores for ranks above."
+        if known.loaded:
+            why = "Other programs have the cores: see load above. End them and look again."
+        return warn(f"{seen}: slow for one host", why)
+    if not link.same_host and known.infiniband and link.latency_us > LATE_INFINIBAND_US:
         return warn(
             f"{seen}: late for InfiniBand, so MPI may use another network",
             "Choose the adapter: UCX_NET_DEVICES=mlx5_0:1, or your MPI's own option.",
@@ -62,6 +76,14 @@ def _judged(link: Link, infiniband: bool) -> Finding:
             "Choose a faster interface if there is one: UCX_NET_DEVICES.",
         )
     return ok(seen)
+
+
+def latencies_text(link: Link) -> str:
+    """Return the median latency, with the least one if that is far below."""
+    median = latency_text(link.latency_us)
+    if link.latency_us <= SCATTER * link.least_us:
+        return median
+    return f"{median} (at best {latency_text(link.least_us)})"
 
 
 def latency_text(microseconds: float) -> str:

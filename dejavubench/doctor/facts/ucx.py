@@ -53,6 +53,7 @@ class UCXLog:
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
         given = [name for name in (LEVEL, FILE) if name in environment]
         self.unread = f"{given[0]} is set" if given else None
+        self._environment = environment
         self._folder: Path | None = None
         self._file: IO[str] | None = None
         if not given:
@@ -65,6 +66,8 @@ class UCXLog:
             files = list(self._folder.iterdir())  # UCX has opened it, if it is there at all
             self._file = files[0].open(errors="replace") if files else None
             shutil.rmtree(self._folder)
+            for name in (LEVEL, FILE):  # else the UCX of a child process has no folder for its log
+                del self._environment[name]
 
     def read(self) -> UCXFacts:
         """Return what UCX has written so far."""
