@@ -6,6 +6,10 @@ One real job streams by MPI between two ranks of this host, fp32, one thread.
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +17,7 @@ from typing import Any, cast
 
 import pytest
 
-from dejavubench.analysis.hostrounds import numbers_text
+from dejavubench.analysis.hostrounds import OTHER_CORES, numbers_text
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment import sampler
@@ -31,7 +35,7 @@ from dejavubench.records.conditions import (
     read_conditions,
 )
 from dejavubench.records.destinations import CrossingInfo, DestinationInfo
-from helpers.jobs import QUICK, args, run
+from helpers.jobs import PATIENCE, QUICK, args, run
 from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 
 MPI = arm("mpi")
@@ -237,7 +241,8 @@ def test_silence_of_all_interfaces_names_no_other_way(tmp_path: Path) -> None:
     add_host(folder, rounds=2, host={"unreadable": {"interfaces": "no /proc"}})
     assert paths(folder)["mpi@3"] == "not readable: no /proc"
     add_host(folder, rounds=2, host={"unreadable": {"GPU": "no NVML"}})
-    assert paths(folder)["mpi@3"] == "not on a network interface, NVLink not readable: no NVML"
+    assert paths(folder)["mpi@3"] == "not on a network interface, NVLink not readable"
+    assert notes_of(folder, "conditions not readable") == ["conditions not readable: GPU: no NVML"]
     links = {(n, "mpi@3"): {"carried": {"NVLink": sent(0.985 * NBYTES)}} for n in (0, 1)}
     add_host(folder, links, rounds=2)
     assert paths(folder)["mpi@3"] == "NVLink: 98 %"
@@ -354,6 +359,30 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
     assert all(window.own_cpu_s is not None for window in a.windows)
 
 
+def test_a_sink_outside_the_job_is_part_of_what_is_measured() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = Member.here("a", "m", frozenset({0}), None, [server.getsockname()[1]])
+        assert here.pids == {os.getpid()}
+        code = "import socket; s = socket.create_server(('127.0.0.1', 0)); "
+        code += "print(s.getsockname()[1], flush=True); input()"
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen([sys.executable, "-c", code], **pipes) as sink:
+            assert sink.stdout is not None
+            port = int(sink.stdout.readline())
+            here = Member.here("a", "m", frozenset({0}), None, [port])
+            sink.communicate("\n", timeout=PATIENCE)
+    assert here.pids == {os.getpid(), sink.pid}
+
+
+def test_gpus_without_their_library_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    sampler_of(tmp_path, RUN_ID, 0, [member("a", gpu="aaaa")]).close()
+    (log,) = read_conditions(tmp_path)
+    assert "nvidia-ml-py is not installed" in log.host.unreadable["GPU"]
+
+
 def test_process_numbers_of_another_namespace_are_not_looked_up(tmp_path: Path) -> None:
     members = [member("a"), member("b", namespace="pid:[1]")]
     here = sampler_of(tmp_path, RUN_ID, 0, members)
@@ -380,3 +409,20 @@ def test_a_job_records_conditions_and_the_way_of_its_only_arm(tmp_path: Path) ->
     (row,) = flat_rows(job.run)
     assert row["path"] == "not on a network interface"
     assert not notes_of(job.folder, "PATH")
+
+
+@pytest.mark.mpi
+@pytest.mark.drill
+def test_a_busy_process_beside_the_job_marks_its_rounds(tmp_path: Path) -> None:
+    """The process takes at least its fair share of a core, however many others run."""
+    sizes = args("--layer-num 4 --head-num 8 --size-per-head 64 --input-len 256 --output-len 32")
+    rounds = args("--streaming none,mpi --ubatch-size 4 --rounds 2 --warmup 0")
+    busy = f"import time\nwhile time.monotonic() < {time.monotonic() + PATIENCE}: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as beside:
+        job = run(tmp_path, 2, "run", *QUICK, *sizes, *rounds)
+        beside.kill()
+    rows = flat_rows(job.run)
+    assert {row["disturbed_rounds"] for row in rows} == {2}
+    assert all(row["other_cores"] > OTHER_CORES for row in rows)
+    (note,) = [note for note in notes_of(job.folder, "DISTURBED") if "other processes" in note]
+    assert note.endswith("in 2 of 2 rounds")

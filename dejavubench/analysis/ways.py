@@ -38,12 +38,12 @@ class Way:
     Attributes:
         shares: median over rounds of the share of the bytes, by interface.
         unreadable: reason why interfaces could not be read; None if they could.
-        links_unreadable: the same for NVLink, where the run used GPUs.
+        links_readable: False where the run used GPUs whose NVLinks could not be read.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
     unreadable: str | None = None
-    links_unreadable: str | None = None
+    links_readable: bool = True
 
     def __str__(self) -> str:
         if self.unreadable is not None:
@@ -53,10 +53,8 @@ class Way:
             reverse=True,
         )
         words = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown]
-        if not self.network_share >= SHOWN_SHARE and not words:
-            words = [NOWHERE]
-        if self.links_unreadable is not None:
-            words.append(f"NVLink not readable: {self.links_unreadable}")
+        if not words:
+            words = [NOWHERE] if self.links_readable else [NOWHERE, "NVLink not readable"]
         return ", ".join(words)
 
     @property
@@ -98,8 +96,8 @@ def way_of(
         return None
     for series in shares.values():
         series += [0.0] * (rounds - len(series))
-    links = unreadable.get("GPU", unreadable.get("GPU NVLink"))
-    return Way({name: median(series) for name, series in shares.items()}, links_unreadable=links)
+    readable = not {"GPU", "GPU NVLink"} & set(unreadable)
+    return Way({name: median(series) for name, series in shares.items()}, links_readable=readable)
 
 
 def _carried(
