@@ -85,9 +85,9 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
+        place = f"line {error.lineno}, column {error.colno}"
         raise TextFileError(
-            f"{where}: {_instead_of_json(text, error) or f'{at}: not JSON: {error.msg}'}"
+            f"{where}: {_instead_of_json(text, error) or f'{place}: not JSON: {error.msg}'}"
         ) from None
     except RecursionError:
         raise TextFileError(
@@ -120,26 +120,26 @@ def _of_toml(error: str) -> str:
     """Return a TOML error with its line first, and with a hint at the usual mistake."""
     what, _, place = error.removesuffix(")").partition(" (at ")
     hint = ': a text needs quotes, as in model = "gpt2"' if what == "Invalid value" else ""
-    found = re.fullmatch(r"(line \d+), (column \d+)", place)
-    if found is None:  # at the end of the document
+    numbers = re.fullmatch(r"(line \d+), (column \d+)", place)
+    if numbers is None:  # at the end of the document
         return f": not valid TOML: {error}"
-    return f", {found[1]}: not valid TOML: {what} at {found[2]}{hint}"
+    return f", {numbers[1]}: not valid TOML: {what} at {numbers[2]}{hint}"
 
 
 def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
     """Return a message that names a well-known mistake; None for other mistakes."""
-    at, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
+    place, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
     if not text.strip():
         return "the file is empty"
     if text.startswith(LFS_POINTER):
         return "this is a Git LFS pointer, not the file itself: run 'git lfs pull' in its folder"
     if text.lstrip()[:1] == "<":
-        return f"{at}: this is an HTML page, perhaps a server's error message, not JSON"
+        return f"{place}: this is an HTML page, perhaps a server's error message, not JSON"
     if text[: error.pos].rstrip().endswith(",") and rest.lstrip()[:1] in ("}", "]"):
-        return f"{at}: not JSON: remove the comma before {rest.lstrip()[0]!r}"
+        return f"{place}: not JSON: remove the comma before {rest.lstrip()[0]!r}"
     for word, right in PYTHON_WORDS.items():
         if rest.startswith(word):
-            return f"{at}: not JSON: {word} is Python's spelling; write {right}"
+            return f"{place}: not JSON: {word} is Python's spelling; write {right}"
     return None
 
 

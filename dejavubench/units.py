@@ -73,10 +73,10 @@ def latency(value: object) -> float:
         return 0.0
     if not match:
         raise ValueError(f"{shown(value)} is not a latency such as 5us, 0.1ms or 0")
-    found = float(f"{match[1]}e{_EXPONENTS[match[2]]}")
-    if found > MOST_LATENCY_S:
+    seconds = float(f"{match[1]}e{_EXPONENTS[match[2]]}")
+    if seconds > MOST_LATENCY_S:
         raise ValueError(f"{shown(value)} is not a latency of at most {MOST_LATENCY_S:g} s")
-    return found
+    return seconds
 
 
 def rate(value: object) -> float:
@@ -93,12 +93,12 @@ def rate(value: object) -> float:
         raise ValueError(f"{shown(value)} is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s")
     prefix, unit = match[2], match[3]
     base = 1024 if prefix.endswith("i") else 1000
-    found = number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
-    if not LEAST_RATE <= found <= MOST_RATE:
+    bytes_per_s = number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
+    if not LEAST_RATE <= bytes_per_s <= MOST_RATE:
         raise ValueError(
             f"{shown(value)} is not a rate from {LEAST_RATE:g}B/s to {MOST_RATE / 1e12:g}TB/s"
         )
-    return found
+    return bytes_per_s
 
 
 def address(value: object) -> tuple[str, int]:

@@ -73,16 +73,16 @@ def number(value: object) -> float:
     Raises:
         ValueError: the value is no finite number.
     """
-    found: float | None = None
+    converted: float | None = None
     if isinstance(value, str) and len(value) < 100 and (match := _NUMBER.fullmatch(value)):
-        found = float(match[1])
+        converted = float(match[1])
     elif isinstance(value, float) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300
     ):
-        found = float(value)
-    if found is None or not abs(found) < float("inf"):
+        converted = float(value)
+    if converted is None or not abs(converted) < float("inf"):
         raise ValueError(f"must be a number, not {shown(value)}")
-    return found
+    return converted
 
 
 def text_of(value: object) -> str:

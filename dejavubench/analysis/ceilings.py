@@ -33,5 +33,7 @@ def share_of_ceiling(
     run: Run, name: str, point: str, rate: float, unit: str = "GB/s"
 ) -> float | None:
     """Return ``rate`` in percent of a ceiling; None unless every source measured the ceiling."""
-    found = ceiling_of(run, name, point, None, unit)
-    return 100 * rate / found[0] if found is not None and found[1] == len(sources(run)) else None
+    ceiling = ceiling_of(run, name, point, None, unit)
+    return (
+        100 * rate / ceiling[0] if ceiling is not None and ceiling[1] == len(sources(run)) else None
+    )

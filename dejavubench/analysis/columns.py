@@ -57,8 +57,8 @@ def _fields(row: Any) -> dict[str, Any]:
 
 def columns_of(row: type[Any]) -> Iterator[Column]:
     """Yield the columns of a row's class in their order."""
-    kind: Any = row
-    for name, meaning in _fields(kind).items():
+    row_class: Any = row
+    for name, meaning in _fields(row_class).items():
         if isinstance(meaning, str):
             yield Column(name, meaning, row.__name__)
         else:
@@ -72,8 +72,8 @@ def names_of(row: type[Any]) -> tuple[str, ...]:
 def flat(row: Any) -> dict[str, Any]:
     """Return the values of a row by the names of its columns, in their order."""
     values: dict[str, Any] = {}
-    kind: Any = type(row)
-    for name, meaning in _fields(kind).items():
+    row_class: Any = type(row)
+    for name, meaning in _fields(row_class).items():
         value = getattr(row, name)
         values |= {name: value} if isinstance(meaning, str) else flat(value)
     return values

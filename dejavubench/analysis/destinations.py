@@ -43,7 +43,8 @@ def _one_gpu(run: Run) -> bool:
     infos = dict(run.of(RankInfo))
     pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
     return any(
-        here.where.gpu.uuid and here.where.gpu.uuid == there.where.gpu.uuid for here, there in pairs
+        source.where.gpu.uuid and source.where.gpu.uuid == sink.where.gpu.uuid
+        for source, sink in pairs
     )
 
 

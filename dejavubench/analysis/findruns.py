@@ -30,28 +30,28 @@ class FoundRuns:
 
 def find(paths: Iterable[Path]) -> FoundRuns:
     """Find run folders, folders of run folders, and files; a damaged run hides no other."""
-    found = FoundRuns()
+    wanted = FoundRuns()
     folders: dict[str, Path] = {}
     logs: dict[str, Path] = {}
     for path in paths:
         try:
-            kind = _kind(path)
-            if kind == "folder":
+            path_kind = _kind(path)
+            if path_kind == "folder":
                 for folder in _run_folders(path):
                     folders.setdefault(os.path.realpath(folder), folder)
             else:
                 logs.setdefault(os.path.realpath(path), path)
         except RecordError as error:
-            found.bad.append(str(error))
+            wanted.bad.append(str(error))
         except OSError as error:  # a folder that may not be looked into
-            found.bad.append(f"{error.filename or path}: {error.strerror or error}")
+            wanted.bad.append(f"{error.filename or path}: {error.strerror or error}")
     for folder in folders.values():
         try:
-            found.runs.append(read_checked(folder))
+            wanted.runs.append(read_checked(folder))
         except RecordError as error:
-            found.bad.append(str(error))
-    found.logs = list(logs.values())
-    return found
+            wanted.bad.append(str(error))
+    wanted.logs = list(logs.values())
+    return wanted
 
 
 def _kind(path: Path) -> str:
@@ -78,11 +78,11 @@ def _kind(path: Path) -> str:
 def _run_folders(folder: Path) -> list[Path]:
     if (folder / RUN_FILE).is_symlink() or (folder / RUN_FILE).exists():
         return [folder]
-    found = sorted(
+    folders = sorted(
         file.parent
         for depth in range(1, DEPTH + 1)
         for file in folder.glob("*/" * depth + RUN_FILE)
     )
-    if not found:
+    if not folders:
         raise RecordError(f"{folder} holds no run: no {RUN_FILE} in it or in a folder below")
-    return found
+    return folders

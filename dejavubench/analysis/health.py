@@ -17,8 +17,8 @@ def notes(run: Run) -> list[str]:
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
-    found = [f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}" for log in interrupted[:1]]
-    found += [
+    notes = [f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}" for log in interrupted[:1]]
+    notes += [
         f"FAILED: {_name(log)}, {failure.phase}: {failure.error}"
         for log, failure in failed
         if not _is_interrupt(failure)
@@ -31,17 +31,17 @@ def notes(run: Run) -> list[str]:
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:
         if log.rank in run.hung:
-            found.append(
+            notes.append(
                 f"FAILED: {_name(log)} hung {_where(log.last_phase)}: {run.hung[log.rank]}"
             )
             continue
         how = "was the first to stop," if log.rank in first else "stopped"
         where = _where(log.last_phase)
-        found.append(f"INCOMPLETE: {_name(log)} {how} {where}, without an End record")
-    found += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
+        notes.append(f"INCOMPLETE: {_name(log)} {how} {where}, without an End record")
+    notes += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
     if silent and not interrupted:
-        found.append("The run is still going or was killed. The numbers are those recorded so far.")
-    found += [
+        notes.append("The run is still going or was killed. The numbers are those recorded so far.")
+    notes += [
         f"{log.path.name}: the last line is cut off, as its process ended while writing it"
         for log in run.ranks
         if log.torn
@@ -51,8 +51,8 @@ def notes(run: Run) -> list[str]:
         any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
     )
     if unexplained:
-        found.append("FAILED: a rank ended with status failed; see the failed verification below")
-    return found + run.notes
+        notes.append("FAILED: a rank ended with status failed; see the failed verification below")
+    return notes + run.notes
 
 
 def brief(run: Run) -> str:

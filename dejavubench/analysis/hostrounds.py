@@ -31,7 +31,7 @@ class HostRound:
 
     @property
     def wall_s(self) -> float:
-        return sum(each.wall_s for each in self.windows)
+        return sum(window.wall_s for window in self.windows)
 
     def per_second(self, quantity: Callable[[Window], float | None]) -> float | None:
         """Return a quantity per second of the iterations; None if some window lacks it."""
@@ -105,30 +105,32 @@ class HostRounds:
     @cached_property
     def rounds(self) -> dict[tuple[str, int], HostRound]:
         """Return each measured round by its point and number."""
-        found: dict[tuple[str, int], list[Window]] = defaultdict(list)
-        for each in self.log.windows:
-            if each.round is not None and each.arm is not None:
-                found[each.point, each.round].append(each)
-        return {key: HostRound(tuple(windows)) for key, windows in found.items()}
+        by_round: dict[tuple[str, int], list[Window]] = defaultdict(list)
+        for window in self.log.windows:
+            if window.round is not None and window.arm is not None:
+                by_round[window.point, window.round].append(window)
+        return {key: HostRound(tuple(windows)) for key, windows in by_round.items()}
 
     def of_arm(self, point: str, arm: str) -> HostRound:
         """Return all measured iterations of an arm together."""
         return HostRound(
             tuple(
-                each
-                for each in self.log.windows
-                if (each.point, each.arm) == (point, arm) and each.round is not None
+                window
+                for window in self.log.windows
+                if (window.point, window.arm) == (point, arm) and window.round is not None
             )
         )
 
     def window(self, point: str, arm: str, number: int) -> Window | None:
-        found = self.rounds.get((point, number))
-        windows = () if found is None else found.windows
-        return next((each for each in windows if each.arm == arm), None)
+        measured = self.rounds.get((point, number))
+        windows = () if measured is None else measured.windows
+        return next((window for window in windows if window.arm == arm), None)
 
     def idle(self, point: str) -> list[Window]:
         """Return the windows of a point in which the job did nothing."""
-        return [each for each in self.log.windows if each.point == point and each.arm is None]
+        return [
+            window for window in self.log.windows if window.point == point and window.arm is None
+        ]
 
 
 def host_rounds(run: Run) -> list[HostRounds]:
@@ -143,10 +145,11 @@ def host_rounds(run: Run) -> list[HostRounds]:
     for log in logs:
         if log.host.run_id != run.header.run_id:
             raise RecordError(f"{log.path} is of run {log.host.run_id}, not of this one")
-        for each in log.windows:
-            if each.point not in points or (each.arm is not None and each.arm not in arms):
+        for window in log.windows:
+            if window.point not in points or (window.arm is not None and window.arm not in arms):
                 raise RecordError(
-                    f"{log.path} names point {each.point}, arm {each.arm}, which run.json does not"
+                    f"{log.path} names point {window.point}, arm {window.arm}, "
+                    "which run.json does not"
                 )
     return [HostRounds(log) for log in logs]
 

@@ -50,14 +50,14 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
     if not totals or not samples.arm.streams:
         return []
     whole = stats.geometric_mean(totals)
-    found = []
+    estimates = []
     for phase in PHASES:
         baselines = point.baselines(phase)
         if not baselines:
             continue
         parts = _of_rounds(getattr(samples, phase), baselines, _waits(samples, phase))
-        found += _estimates(phase, parts, whole)
-    return found
+        estimates += _estimates(phase, parts, whole)
+    return estimates
 
 
 def _waits(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:

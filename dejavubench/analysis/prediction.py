@@ -137,10 +137,10 @@ def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
 
 def measured(run: Run, name: str, point: str) -> float | None:
     """Return a ceiling of the source at a point: the median of its samples, not the best."""
-    found = [
+    pairs = [
         item for _, item in run.of(Ceiling) if item.name == name and item.point in (point, None)
     ]
-    return median(value for item in found for value in item.samples) if found else None
+    return median(value for item in pairs for value in item.samples) if pairs else None
 
 
 def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None:

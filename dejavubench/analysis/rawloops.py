@@ -16,14 +16,16 @@ def raw_loops(run: Run) -> dict[str, str]:
 def against_raw(run: Run) -> dict[str, stats.Estimate]:
     """Return the rate of each own loop over that of its raw loop, pair by pair of samples."""
     ratios: dict[str, list[float]] = {}
-    found = {(rank, item.point, item.durability, item.name): item for rank, item in run.of(Ceiling)}
+    ceilings = {
+        (rank, item.point, item.durability, item.name): item for rank, item in run.of(Ceiling)
+    }
     loops = raw_loops(run)
-    for (rank, point, durability, name), own in found.items():
-        raw = found.get((rank, point, durability, loops.get(name, "")))
+    for (rank, point, durability, name), ceiling in ceilings.items():
+        raw = ceilings.get((rank, point, durability, loops.get(name, "")))
         if raw is not None:
             what = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
             ratios.setdefault(what, []).extend(
-                a / b for a, b in zip(own.samples, raw.samples, strict=True)
+                a / b for a, b in zip(ceiling.samples, raw.samples, strict=True)
             )
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 

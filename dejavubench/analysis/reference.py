@@ -77,25 +77,25 @@ def headings() -> dict[str, str]:
 def columns_page() -> str:
     lines = [COLUMNS_INTRODUCTION]
     shown = headings()
-    for kind, columns in _groups(columns_of(Row)):
+    for group, columns in _groups(columns_of(Row)):
         rows = [
-            [f"`{each.name}`", each.unit or "", shown.get(each.name, ""), each.meaning]
-            for each in columns
+            [f"`{column.name}`", column.unit or "", shown.get(column.name, ""), column.meaning]
+            for column in columns
         ]
         table = markdown.table(("column", "unit", "heading", "meaning"), rows, left=4)
-        lines += [f"## {_title(kind)}", "", _paragraph(_summary(_KINDS[kind])), "", *table, ""]
+        lines += [f"## {_title(group)}", "", _paragraph(_summary(_KINDS[group])), "", *table, ""]
     lines.append(LONG_INTRODUCTION)
-    for each in LONG_TABLES:
-        lines += _titled(each.row, f" (`{each.name}`)")
+    for long_table in LONG_TABLES:
+        lines += _titled(long_table.row, f" (`{long_table.name}`)")
     lines.append(FIGURES_INTRODUCTION)
-    for row in dict.fromkeys(each.row for each in figures()):
+    for row in dict.fromkeys(figure.row for figure in figures()):
         lines += _titled(row)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _titled(row: type[Any], name: str = "") -> list[str]:
     """Return the section of a row's class; its docstring begins with the title and a colon."""
-    columns = [[f"`{each.name}`", each.unit or "", each.meaning] for each in columns_of(row)]
+    columns = [[f"`{item.name}`", item.unit or "", item.meaning] for item in columns_of(row)]
     title, _, rest = _summary(row).partition(": ")
     table = markdown.table(("column", "unit", "meaning"), columns, left=3)
     return [f"## {title}{name}", "", _paragraph(rest[0].upper() + rest[1:]), "", *table, ""]
@@ -103,13 +103,13 @@ def _titled(row: type[Any], name: str = "") -> list[str]:
 
 def environment_page() -> str:
     lines = [ENVIRONMENT_INTRODUCTION]
-    for kind in (RunEnvironment, RankEnvironment, EndEnvironment, Gpu, ExternalSink, NcclLoopback):
+    for model in (RunEnvironment, RankEnvironment, EndEnvironment, Gpu, ExternalSink, NcclLoopback):
         rows = [
             [f"`{name}`", _sentence(field.description or "")]
-            for name, field in kind.model_fields.items()
+            for name, field in model.model_fields.items()
         ]
         table = markdown.table(("key", "meaning"), rows, left=2)
-        lines += [f"## {_title(kind.__name__)}", "", _paragraph(_summary(kind)), "", *table, ""]
+        lines += [f"## {_title(model.__name__)}", "", _paragraph(_summary(model)), "", *table, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -135,14 +135,14 @@ _KINDS: dict[str, Any] = {
 def _groups(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
     """Put columns of one group together, in the order of the groups' first columns."""
     groups: dict[str, list[Column]] = {}
-    for each in columns:
-        groups.setdefault(each.group, []).append(each)
+    for column in columns:
+        groups.setdefault(column.group, []).append(column)
     return list(groups.items())
 
 
-def _title(kind: str) -> str:
+def _title(class_name: str) -> str:
     """Return the words of a class name."""
-    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind)
+    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in class_name)
     return words.strip().capitalize()
 
 
@@ -150,9 +150,9 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _summary(kind: type[Any]) -> str:
+def _summary(described: type[Any]) -> str:
     """Return a class's docstring as one paragraph."""
-    return " ".join((inspect.getdoc(kind) or "").split()).replace("``", "`")
+    return " ".join((inspect.getdoc(described) or "").split()).replace("``", "`")
 
 
 def _paragraph(text: str) -> str:

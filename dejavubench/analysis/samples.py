@@ -101,9 +101,9 @@ class ArmSamples:
     def why_failed(self) -> str | None:
         """Reason why the times cannot be shown; None if they can."""
         if self.failure is not None:
-            found = self.failure
-            where = f"iteration {found.iteration}, phase {found.phase}, rank {found.rank}"
-            return f"{where}: {found.error}"
+            failure = self.failure
+            where = f"iteration {failure.iteration}, phase {failure.phase}, rank {failure.rank}"
+            return f"{where}: {failure.error}"
         check = self.failed_check
         if check is None:
             return None

@@ -109,13 +109,13 @@ def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None
         )
         return np.asarray(one / other - 1)
 
-    found = float(ratios(np.ones((1, len(rounds))))[0])
+    overhead = float(ratios(np.ones((1, len(rounds))))[0])
     if len(rounds) == 1:
-        return stats.Estimate(found, float("nan"), float("nan"), 0.0, 1)
+        return stats.Estimate(overhead, float("nan"), float("nan"), 0.0, 1)
     rng = np.random.default_rng(stats.SEED)
     drawn = rng.multinomial(len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES)
     low, lower, upper, high = np.percentile(ratios(drawn), [2.5, 25, 75, 97.5])
-    return stats.Estimate(found, float(low), float(high), float(upper - lower), len(rounds))
+    return stats.Estimate(overhead, float(low), float(high), float(upper - lower), len(rounds))
 
 
 class _Pooled:

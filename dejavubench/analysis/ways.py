@@ -86,8 +86,8 @@ def way_of(
         if not nbytes or None in carried:
             continue
         rounds += 1
-        for each in carried:
-            for name, out in (each or {}).items():
+        for window in carried:
+            for name, out in (window or {}).items():
                 # One list per interface, with a place for each round; several hosts add up.
                 series = shares[name]
                 series += [0.0] * (rounds - len(series))

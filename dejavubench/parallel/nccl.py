@@ -167,12 +167,12 @@ def within(timeout: float, make: Callable[[], Any], what: str) -> Any:
         NCCLError: it took longer, or it failed; the message begins with ``what``.
     """
     # cupy has no non-blocking initialisation that could be given up without a thread
-    made: list[Any] = []
+    results: list[Any] = []
     failed: list[Exception] = []
 
     def work() -> None:
         try:
-            made.append(make())
+            results.append(make())
         except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
             failed.append(error)
 
@@ -183,4 +183,4 @@ def within(timeout: float, make: Callable[[], Any], what: str) -> Any:
         raise NCCLError(f"{what}: not all ranks came within {timeout:g} s")
     if failed:
         raise NCCLError(f"{what}: {failed[0]}") from failed[0]
-    return made[0]
+    return results[0]

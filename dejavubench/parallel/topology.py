@@ -100,5 +100,5 @@ class Topology:
 
     def shard(self) -> tuple[int, int, int, int]:
         """Return (stage, stages, tensor rank, tensor size) of this worker's part of the model."""
-        own = self.own_side()
-        return own.stage, own.stages, own.tensor_rank, own.tensor_size
+        side = self.own_side()
+        return side.stage, side.stages, side.tensor_rank, side.tensor_size

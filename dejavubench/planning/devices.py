@@ -45,9 +45,11 @@ def too_few_devices(
         devices: the CUDA devices of this host.
         sources, sinks: how many of the ranks are on this host; None: all.
     """
-    here = (plan.sources if sources is None else sources) + (plan.sinks if sinks is None else sinks)
+    on_host = (plan.sources if sources is None else sources) + (
+        plan.sinks if sinks is None else sinks
+    )
     needy = [arm for arm in plan.running if arm.to_device and not arm.loopback]
-    if plan.experiment.device != "cuda" or not needy or here <= len(devices):
+    if plan.experiment.device != "cuda" or not needy or on_host <= len(devices):
         return None
     first = min(needy, key=lambda arm: arm.mode)
     shares = next(
@@ -60,5 +62,5 @@ def too_few_devices(
     )
     return (
         f"--streaming {first.mode} needs one GPU per rank: this host has "
-        f"{count_text(here, 'rank')} and {count_text(len(devices), 'GPU')}{advice}"
+        f"{count_text(on_host, 'rank')} and {count_text(len(devices), 'GPU')}{advice}"
     )

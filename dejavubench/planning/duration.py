@@ -107,5 +107,5 @@ def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float
 
 def point_seconds(plan: Plan, point: Point, rates: Rates) -> float:
     """Return the time of all warm-up iterations and rounds; with ``precision`` of the fewest."""
-    each = sum(iteration_seconds(plan, point, arm, rates) for arm in plan.running)
-    return (plan.experiment.warmup + plan.experiment.rounds) * each
+    one_round = sum(iteration_seconds(plan, point, arm, rates) for arm in plan.running)
+    return (plan.experiment.warmup + plan.experiment.rounds) * one_round

@@ -51,8 +51,8 @@ def reasons(
     """
     sources = plan.sources if sources is None else sources
     sinks = plan.sinks if sinks is None else sinks
-    found = {point.id: _reason(plan, point, host, sources, sinks) for point in plan.points}
-    return {point_id: reason for point_id, reason in found.items() if reason is not None}
+    by_point = {point.id: _reason(plan, point, host, sources, sinks) for point in plan.points}
+    return {point_id: reason for point_id, reason in by_point.items() if reason is not None}
 
 
 def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: int) -> str | None:

@@ -69,8 +69,8 @@ def sink_staging(plan: Plan, streams: int) -> Staging:
     remote = [arm.destination.entry for arm in plan.running if arm.destination and arm.remote]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
-    each = streams * slot_nbytes(plan.experiment)
+    slot_of_each = streams * slot_nbytes(plan.experiment)
     return Staging(
-        host=HOST_SLOTS * each if on_host else 0,
-        device=DEVICE_SLOTS * each if on_device else 0,
+        host=HOST_SLOTS * slot_of_each if on_host else 0,
+        device=DEVICE_SLOTS * slot_of_each if on_device else 0,
     )

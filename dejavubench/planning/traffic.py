@@ -100,11 +100,11 @@ class Flow:
         """Yield all region pairs, in the order of the source's microbatches."""
         ours, theirs = self.ubatches
         for repeat in range(self.repeats):
-            for each in self.exchange.pairs:
+            for pair in self.exchange.pairs:
                 yield replace(
-                    each,
-                    source_ubatch=each.source_ubatch + repeat * ours,
-                    target_ubatch=each.target_ubatch + repeat * theirs,
+                    pair,
+                    source_ubatch=pair.source_ubatch + repeat * ours,
+                    target_ubatch=pair.target_ubatch + repeat * theirs,
                 )
 
 
@@ -163,11 +163,11 @@ class Traffic:
         return prompt, token, total
 
     def _by_worker(self, worker_of: Callable[[Exchange], int]) -> dict[int, Volume]:
-        found: dict[int, Volume] = {}
+        volumes: dict[int, Volume] = {}
         for flow in self.flows:
             worker = worker_of(flow.exchange)
-            found[worker] = found.get(worker, Volume()) + flow.volume
-        return dict(sorted(found.items()))
+            volumes[worker] = volumes.get(worker, Volume()) + flow.volume
+        return dict(sorted(volumes.items()))
 
 
 def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:

@@ -139,8 +139,8 @@ def read_conditions(folder: Path) -> list[HostLog]:
         RecordError: a line other than a torn last one cannot be read, or a file has no host.
     """
     paths = sorted(folder.glob("conditions-*.jsonl"))
-    found = (_read(path) for path in paths if _FILE.fullmatch(path.name))
-    return [log for log in found if log is not None]
+    logs = (_read(path) for path in paths if _FILE.fullmatch(path.name))
+    return [log for log in logs if log is not None]
 
 
 def _read(path: Path) -> HostLog | None:

@@ -206,7 +206,7 @@ def shown(name: str, among: Destinations) -> DestinationInfo:
 
 def held_against(among: Iterable[DestinationInfo]) -> dict[str, str]:
     """Return the probes of all destinations' own code, each with its raw loop."""
-    return {own: raw for info in among for own, raw in info.held_against.items()}
+    return {loop: raw for info in among for loop, raw in info.held_against.items()}
 
 
 def overhead_of(among: Iterable[DestinationInfo]) -> dict[str, str]:

@@ -25,9 +25,9 @@ class _Facts(BaseModel):
 E = TypeVar("E", bound=BaseModel)
 
 
-def _from_dict(kind: Any) -> BeforeValidator:
+def _from_dict(model: Any) -> BeforeValidator:
     """Make a dataclass of ``machine`` from its keys, which strict models would refuse."""
-    adapter = TypeAdapter(kind)
+    adapter = TypeAdapter(model)
 
     def validate(value: Any) -> Any:
         try:
@@ -165,7 +165,7 @@ class EndEnvironment(_Facts):
     )
 
 
-def facts(kind: type[E], environment: dict[str, Any], where: str) -> E:
+def facts(model: type[E], environment: dict[str, Any], where: str) -> E:
     """Return an environment with named keys.
 
     Args:
@@ -175,7 +175,7 @@ def facts(kind: type[E], environment: dict[str, Any], where: str) -> E:
         RecordError: a key has a value of another type.
     """
     try:
-        return kind.model_validate(environment)
+        return model.model_validate(environment)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(map(str, first["loc"]))

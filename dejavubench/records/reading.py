@@ -30,9 +30,9 @@ class Digest:
 
     def add(self, line: bytes) -> None:
         """Add one line or several."""
-        for each in line.splitlines():
-            if each.strip():
-                self._hash.update(each + b"\n")
+        for part in line.splitlines():
+            if part.strip():
+                self._hash.update(part + b"\n")
 
     def hex(self) -> str:
         return self._hash.hexdigest()
@@ -61,17 +61,21 @@ class RankLog:
     torn: bool = False
     altered: bool = False
 
-    def of(self, kind: type[T]) -> Iterator[T]:
-        return (record for record in self.records if isinstance(record, kind))
+    def of(self, record_class: type[T]) -> Iterator[T]:
+        return (record for record in self.records if isinstance(record, record_class))
 
     def all_placed(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with its file and line."""
         for line, record in zip(self.lines, self.records, strict=True):
             yield f"{self.path.name}:{line}", record
 
-    def placed(self, kind: type[T]) -> Iterator[tuple[str, T]]:
+    def placed(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
         """Yield each record of one kind with its file and line."""
-        return ((where, record) for where, record in self.all_placed() if isinstance(record, kind))
+        return (
+            (where, record)
+            for where, record in self.all_placed()
+            if isinstance(record, record_class)
+        )
 
     @property
     def ended(self) -> bool:
@@ -99,9 +103,9 @@ class Run:
     hung: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def of(self, kind: type[T]) -> Iterator[tuple[int, T]]:
+    def of(self, record_class: type[T]) -> Iterator[tuple[int, T]]:
         """Yield (rank, record) of one kind over all ranks."""
-        return ((log.rank, record) for log in self.ranks for record in log.of(kind))
+        return ((log.rank, record) for log in self.ranks for record in log.of(record_class))
 
 
 def read_rank(path: Path) -> RankLog:
@@ -151,10 +155,10 @@ def read_run(folder: Path) -> Run:
     names = sorted(file.name for file in folder.iterdir() if file.name.startswith("rank-"))
     ranks = [read_rank(folder / name) for name in names if rank_of(name) is not None]
     exits = [
-        found for file in folder.glob("first-exit-*.json") if (found := _read_first_exit(file))
+        exited for file in folder.glob("first-exit-*.json") if (exited := _read_first_exit(file))
     ]
-    first = frozenset(rank for found in exits for rank in found.ranks)
-    hung = {rank: why for found in exits for rank, why in found.hung.items()}
+    first = frozenset(rank for exited in exits for rank in exited.ranks)
+    hung = {rank: why for exited in exits for rank, why in exited.hung.items()}
     notes = [*_left_out(names), *_altered(ranks, content)]
     return Run(path=folder, header=header, ranks=ranks, first_exits=first, hung=hung, notes=notes)
 

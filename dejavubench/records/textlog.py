@@ -147,16 +147,16 @@ class TextLog:
 
     def notes(self, of_rank: int | None = None) -> list[str]:
         """Return what is missing from the log, as far as its lines show."""
-        found = []
+        lost = []
         if self.lost:
-            found.append(
+            lost.append(
                 f"LOST: {counted(self.lost, '[BENCHMARK] record')}, torn or empty, the first in "
                 f"line {self.torn}; samples are missing"
             )
         for rank, times in sorted(self.ranks.items()):
             if of_rank is None or rank == of_rank:
-                found += [f"LOST: RANK {rank}: {what}" for what in _gaps(times)]
-        return found
+                lost += [f"LOST: RANK {rank}: {what}" for what in _gaps(times)]
+        return lost
 
 
 def _gaps(times: RankTimes) -> Iterator[str]:

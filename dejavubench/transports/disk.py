@@ -45,19 +45,19 @@ class DiskSession(Session):
         from dejavubench.dejavulib.destinations.disk.blockfile import durability_of
         from dejavubench.transports.loops.disk import DiskLoops, write_overhead
 
-        found: list[Probe] = []
-        for kind in context.durabilities if context.is_source else ():
+        probes: list[Probe] = []
+        for durability in context.durabilities if context.is_source else ():
             try:
                 loops = DiskLoops(
-                    context.folder, f"{context.file_name}-{kind}", durability_of(kind)
+                    context.folder, f"{context.file_name}-{durability}", durability_of(durability)
                 )
             except (OSError, StorageError) as error:
                 why = getattr(error, "strerror", None) or error
-                context.say(f"dejavubench: no ceiling of disk ({kind}): {why}")
+                context.say(f"dejavubench: no ceiling of disk ({durability}): {why}")
                 continue
             context.close.callback(loops.close)
-            found += loops.probes()
-        return [*found, Probe("disk-run-overhead", "us", write_overhead)] if found else []
+            probes += loops.probes()
+        return [*probes, Probe("disk-run-overhead", "us", write_overhead)] if probes else []
 
 
 class DiskTransport(Transport):

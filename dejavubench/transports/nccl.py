@@ -58,10 +58,10 @@ class NCCLSession(RankSession):
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         from dejavubench.transports.loops.nccl import NCCLLoop
 
-        found, meeting = list(super().probes(context)), context.meeting
+        probes, meeting = list(super().probes(context)), context.meeting
         if meeting is not None and meeting.peer in self.links:
-            found += NCCLLoop(meeting, self.links[meeting.peer], context.device).probes()
-        return found
+            probes += NCCLLoop(meeting, self.links[meeting.peer], context.device).probes()
+        return probes
 
 
 class NCCLTransport(Transport):

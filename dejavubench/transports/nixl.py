@@ -69,12 +69,12 @@ class NIXLSession(RankSession):
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         from dejavubench.transports.loops.nixl import NIXLLoops
 
-        found = list(super().probes(context))
+        probes = list(super().probes(context))
         if context.meeting is not None:
             loops = NIXLLoops(self.comm, context.meeting, context.device)
             context.close.callback(loops.close)
-            found += loops.probes()
-        return found
+            probes += loops.probes()
+        return probes
 
 
 class NIXLTransport(Transport):

@@ -125,12 +125,12 @@ def _load_builtin() -> tuple[Transport, ...]:
     package = __name__.rpartition(".")[0]
     folder = import_module(package).__path__
     # Folders hold what transports import late: torch, MPI and the raw loops.
-    names = (each.name for each in pkgutil.iter_modules(folder) if not each.ispkg)
+    names = (transport.name for transport in pkgutil.iter_modules(folder) if not transport.ispkg)
     modules = [import_module(f"{package}.{name}") for name in names]
-    found = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
-    for each in found:
-        register(each)
-    return found
+    loaded = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
+    for transport in loaded:
+        register(transport)
+    return loaded
 
 
 @cache

@@ -38,8 +38,8 @@ class TCPSession(Session):
         if self.rank.is_source:
             value = self.rank.options.value
             peers = value("peer")
-            own = peers[self.rank.worker % len(peers)]
-            self.peer = TCPPeer.find(own, value("drain_timeout"), value("tcp_checksums"))
+            peer = peers[self.rank.worker % len(peers)]
+            self.peer = TCPPeer.find(peer, value("drain_timeout"), value("tcp_checksums"))
 
     def refusal(self, point: PointContext, held: ExitStack) -> str | None:
         if self.peer is None:
@@ -48,10 +48,10 @@ class TCPSession(Session):
 
         from dejavubench.transports.loops.tcp import small_messages, whole_messages
 
-        kinds = [(list(point.streams), point.dtype)]
+        wanted = [(list(point.streams), point.dtype)]
         if point.probes:  # their caches need room at the same time
-            kinds += [([each], torch.float32) for each in (whole_messages(), small_messages())]
-        refusals = (self.peer.refusal(*kind, held) for kind in kinds)
+            wanted += [([each], torch.float32) for each in (whole_messages(), small_messages())]
+        refusals = (self.peer.refusal(*caches, held) for caches in wanted)
         return next((why for why in list(refusals) if why is not None), None)
 
     def open_source(self, context: SourceContext) -> Destination:

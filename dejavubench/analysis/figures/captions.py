@@ -57,11 +57,11 @@ def caption(
 
 def _settings(runs: Sequence[Run]) -> str:
     """Return the options that differ from their defaults, run by run where runs differ in them."""
-    each = {run.path.name: " ".join(run.header.settings or []) for run in runs}
-    if len(set(each.values())) > 1:
-        words = [f"{run}: {said or 'none'}" for run, said in each.items()]
+    by_run = {run.path.name: " ".join(run.header.settings or []) for run in runs}
+    if len(set(by_run.values())) > 1:
+        words = [f"{run}: {said or 'none'}" for run, said in by_run.items()]
         return f"Settings: {'; '.join(words)}."
-    said = next(iter(each.values()))
+    said = next(iter(by_run.values()))
     return f"Settings: {said}." if said else ""
 
 

@@ -48,23 +48,23 @@ def drawings(
             by_figure.setdefault(figure, []).append(run)
         except NothingToDrawError as error:
             complaints.append(str(error))
-    found: list[tuple[Drawing, str]] = []
+    suffixed: list[tuple[Drawing, str]] = []
     for figure, members in by_figure.items():
         for group in [members] if together or figure.together else [[run] for run in members]:
             try:
                 suffix = "-".join(run.path.name for run in group)
-                found += [(drawing, suffix) for drawing in _drawings_of(figure, group)]
+                suffixed += [(drawing, suffix) for drawing in _drawings_of(figure, group)]
             except NothingToDrawError as error:
                 complaints.append(str(error))
-    return _apart(found), complaints
+    return _apart(suffixed), complaints
 
 
-def _apart(found: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
+def _apart(suffixed: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
     """Make names unique: with the run's folder, and a number where folders have one name."""
-    names = Counter(drawing.name for drawing, _ in found)
+    names = Counter(drawing.name for drawing, _ in suffixed)
     taken: Counter[str] = Counter()
     apart = []
-    for drawing, suffix in found:
+    for drawing, suffix in suffixed:
         name = f"{drawing.name}-{suffix}" if names[drawing.name] > 1 else drawing.name
         taken[name] += 1
         apart.append(replace(drawing, name=name if taken[name] == 1 else f"{name}-{taken[name]}"))

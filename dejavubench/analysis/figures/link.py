@@ -306,9 +306,9 @@ def _noise_band(ax: Axes, part: pd.DataFrame) -> None:
 def _axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
     top = 1.6 * max(LINEAR_PCT, frame["overhead_high_pct"].fillna(frame["overhead_pct"]).max())
     low = min(-LINEAR_PCT, frame["overhead_low_pct"].fillna(frame["overhead_pct"]).min())
-    for each in ax.figure.axes:
-        each.axhline(0.0, color="black", linewidth=0.7)
-        each.grid(axis="y", **style.GRID)
+    for axes in ax.figure.axes:
+        axes.axhline(0.0, color="black", linewidth=0.7)
+        axes.grid(axis="y", **style.GRID)
     ax.set_xscale("log")
     ax.set_xlim(*reach)
     style.tick_at(ax.xaxis, [speed for speed in _SPEEDS if reach[0] <= speed <= reach[1]])
@@ -323,7 +323,7 @@ def _axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
 
 def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the rate of the link, and the speeds from which on overheads stay near zero."""
-    found = []
+    speeds_of_arms = []
     for (mode, level), part in frame.groupby(["mode", "level"], sort=False):
         request = prediction.typical(part.to_dict("records"))
         leaves = None if request is None else request.leaves_zero(str(level))
@@ -332,7 +332,7 @@ def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
         )
         speeds = [None if leaves is None else leaves / 1e3, above]
         words = ["none" if speed is None else three_digits(speed) for speed in speeds]
-        found.append(f"{mode} level {level} {' / '.join(words)}")
+        speeds_of_arms.append(f"{mode} level {level} {' / '.join(words)}")
     infos = destinations_of(runs)
     rates = [shown(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])]
     predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
@@ -340,7 +340,7 @@ def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
         f"{' and '.join(rates)} in the same session. Speed in MB/s from which the overhead stays "
         f"within {prediction.LEAVES_PCT:g} %, predicted / fastest measured whose whole interval is "
-        f"above: {'; '.join(found)}. "
+        f"above: {'; '.join(speeds_of_arms)}. "
         f"{prediction.in_interval(predicted)} of {len(predicted)} intervals hold the "
         "prediction for their session."
     )

@@ -17,8 +17,8 @@ def figure(name: str) -> Figure:
     """
     if name not in FIGURES:
         raise KeyError(name)
-    found: Figure = import_module(f"{__package__}.{name}").FIGURE
-    return found
+    named: Figure = import_module(f"{__package__}.{name}").FIGURE
+    return named
 
 
 def figures() -> tuple[Figure, ...]:

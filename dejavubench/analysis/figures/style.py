@@ -76,8 +76,8 @@ def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
 
 def legend_of(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
     """Return every label once."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return list(found.values()), list(found)
+            handles.setdefault(label, handle)
+    return list(handles.values()), list(handles)

@@ -50,11 +50,11 @@ def read_checked(folder: Path) -> Run:
     try:
         run = read_run(folder)
         for stage in STAGES:
-            found = list(islice((finding for rule in stage for finding in rule(run)), ENOUGH))
-            if found:
-                or_more = "" if len(found) < ENOUGH else " or more"
-                more = f" (and {len(found) - 1}{or_more} further findings)"
-                raise RecordError(f"{folder}: {found[0]}{more if len(found) > 1 else ''}")
+            complaints = list(islice((finding for rule in stage for finding in rule(run)), ENOUGH))
+            if complaints:
+                or_more = "" if len(complaints) < ENOUGH else " or more"
+                more = f" (and {len(complaints) - 1}{or_more} further findings)"
+                raise RecordError(f"{folder}: {complaints[0]}{more if len(complaints) > 1 else ''}")
         run.notes += [finding for rule in NOTED for finding in islice(rule(run), 1)]
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None

@@ -40,8 +40,8 @@ def wrong_types(read: type[BaseModel], values: dict[str, Any], what: str) -> Ite
     try:
         read.model_validate(values)
     except ValidationError as error:
-        for each in error.errors(include_input=False, include_url=False):
-            yield f"{'.'.join(map(str, (what, *each['loc'])))}: {each['msg']}"
+        for problem in error.errors(include_input=False, include_url=False):
+            yield f"{'.'.join(map(str, (what, *problem['loc'])))}: {problem['msg']}"
 
 
 def _types(run: Run) -> Iterator[str]:
@@ -133,8 +133,8 @@ def _other_experiment(run: Run) -> Iterator[str]:
     older = not any(info.run_id for _, info in run.of(RankInfo))
     experiment = run.header.experiment
     # The content of these files was hashed, too.
-    given = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
-    if older and not given and experiment_hash(experiment) != run.header.experiment_hash:
+    from_files = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
+    if older and not from_files and experiment_hash(experiment) != run.header.experiment_hash:
         yield "CHANGED: run.json: the experiment does not match its experiment_hash"
 
 

@@ -27,10 +27,10 @@ MicrobatchKey = tuple[int, str, str, int]
 
 
 def _by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
-    found: dict[Key, dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
+    microbatches: dict[Key, dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
     for rank, item in run.of(Microbatch):
-        found[key_of(item)][rank].append(item)
-    return found
+        microbatches[key_of(item)][rank].append(item)
+    return microbatches
 
 
 def _sources(run: Run) -> list[RankLog]:
@@ -49,11 +49,11 @@ def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
 
 
 def _missing(run: Run) -> Iterator[str]:
-    found, wanted = _by_iteration(run), list(range(_in_flight(run)))
+    microbatches, wanted = _by_iteration(run), list(range(_in_flight(run)))
     iterations = [key_of(item) for _, item in run.of(Iteration)]
     for key in iterations:
         for log in _sources(run):
-            numbers = sorted(item.ubatch for item in found[key][log.rank])
+            numbers = sorted(item.ubatch for item in microbatches[key][log.rank])
             if numbers != wanted and not _may_lack(log, key, iterations[-1]):
                 yield (
                     f"{log.path.name}: {named(key)} has {_plural(len(numbers))} {numbers}, but "
@@ -156,10 +156,10 @@ def _bytes(run: Run) -> Iterator[str]:
 
 def _totals(run: Run) -> Iterator[str]:
     """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
-    found, layout, in_flight = _by_iteration(run), Layout.of(run), _in_flight(run)
+    microbatches, layout, in_flight = _by_iteration(run), Layout.of(run), _in_flight(run)
     for log in run.ranks:
         for where, item in log.placed(Iteration):
-            ranks = found[key_of(item)]
+            ranks = microbatches[key_of(item)]
             totals = [each.total_ms for items in ranks.values() for each in items]
             if len(totals) != layout.sources * in_flight:
                 continue
@@ -188,7 +188,7 @@ def _copies(run: Run) -> Iterator[str]:
 
 def _long(run: Run) -> Iterator[str]:
     """Note times far longer than their parts: a busy machine stops a rank only for a moment."""
-    found = _by_iteration(run)
+    microbatches = _by_iteration(run)
     for log in run.ranks:
         for where, item in log.placed(Microbatch):
             pairs = [
@@ -204,7 +204,9 @@ def _long(run: Run) -> Iterator[str]:
                 for words in _longer(long, short, what)
             )
         for where, whole in log.placed(Iteration):
-            totals = sum(item.total_ms for items in found[key_of(whole)].values() for item in items)
+            totals = sum(
+                item.total_ms for items in microbatches[key_of(whole)].values() for item in items
+            )
             yield from (
                 f"{where}: {words}" for words in _longer(whole.total_ms, totals, "TOTAL") if totals
             )

@@ -34,14 +34,16 @@ def _sinks(run: Run) -> list[RankLog]:
     return [log for log in run.ranks if any(info.role == "sink" for info in log.of(RankInfo))]
 
 
-def _lacking(run: Run, logs: list[RankLog], kind: type[OfRound], keys: list[Key]) -> Iterator[str]:
+def _lacking(
+    run: Run, logs: list[RankLog], record_class: type[OfRound], keys: list[Key]
+) -> Iterator[str]:
     """Yield iterations without a rank's record, except the last one of a killed rank."""
     last = [key_of(item) for _, item in run.of(Iteration)][-1:]
     for log in logs:
-        found = {key_of(record) for record in log.records if isinstance(record, kind)}
+        recorded = {key_of(record) for record in log.records if isinstance(record, record_class)}
         for key in keys:
-            if key not in found and (log.ended or [key] != last):
-                name = kind.model_fields["kind"].default
+            if key not in recorded and (log.ended or [key] != last):
+                name = record_class.model_fields["kind"].default
                 yield f"{log.path.name}: {named(key)} has no {name} record of this rank"
 
 
@@ -111,20 +113,20 @@ def _alone(run: Run) -> Iterator[str]:
     for rank, item in run.of(Alone):
         nbytes[item.point, item.arm][rank] = item.nbytes
     streamed = expected_nbytes(run)
-    for (point, arm), each in nbytes.items():
+    for (point, arm), by_rank in nbytes.items():
         expected = streamed[point, arm]
-        if sum(each.values()) != expected:
+        if sum(by_rank.values()) != expected:
             yield (
-                f"{point} {arm}: its stream alone had {sum(each.values())} bytes, but an iteration "
-                f"has {expected}"
+                f"{point} {arm}: its stream alone had {sum(by_rank.values())} bytes, "
+                f"but an iteration has {expected}"
             )
 
 
 def _ceilings(run: Run) -> Iterator[str]:
-    found = {}
+    ceilings = {}
     for log in run.ranks:
         for where, item in log.placed(Ceiling):
-            found[log.rank, item.point, item.durability, item.name] = where, item
+            ceilings[log.rank, item.point, item.durability, item.name] = where, item
             best = min(item.samples) if item.unit == "us" else max(item.samples)
             if item.value != best:
                 yield (
@@ -132,10 +134,10 @@ def _ceilings(run: Run) -> Iterator[str]:
                     f"is {best:g}"
                 )
     loops = raw_loops(run)
-    for (rank, point, durability, name), (where, own) in found.items():
-        raw = found.get((rank, point, durability, loops.get(name, "")))
-        if raw is not None and len(raw[1].samples) != len(own.samples):
-            counts = len(own.samples), len(raw[1].samples)
+    for (rank, point, durability, name), (where, ceiling) in ceilings.items():
+        raw = ceilings.get((rank, point, durability, loops.get(name, "")))
+        if raw is not None and len(raw[1].samples) != len(ceiling.samples):
+            counts = len(ceiling.samples), len(raw[1].samples)
             yield f"{where}: ceiling {name} has {counts[0]} samples, its raw loop {counts[1]}"
 
 

@@ -110,12 +110,16 @@ def _machine(run: Run) -> Iterator[str]:
     known = run.header.environment
     for info in (info for rank, info in run.of(RankInfo) if rank == 0):
         for key in SAME_ON_RANK_0:
-            here, there = info.environment.get(key), known.get(key)
+            of_rank, of_run = info.environment.get(key), known.get(key)
             # Other facts may be missing in older records; the machine must agree.
-            if here != there and there is not None and (here is not None or key == "machine"):
+            if (
+                of_rank != of_run
+                and of_run is not None
+                and (of_rank is not None or key == "machine")
+            ):
                 yield (
-                    f"rank-0000.jsonl is of another run: its {key} is {here}, that of run.json is "
-                    f"{there}"
+                    f"rank-0000.jsonl is of another run: its {key} is {of_rank}, "
+                    f"that of run.json is {of_run}"
                 )
 
 
@@ -149,8 +153,8 @@ def _kinds(run: Run) -> Iterator[str]:
     for log in run.ranks:
         role = next((info.role for info in log.of(RankInfo)), None)
         foreign = (OF_SOURCES if role == "sink" else OF_SINKS) + (OF_RANK_0 if log.rank else ())
-        for kind in foreign:
-            for where, record in log.placed(kind):
+        for record_class in foreign:
+            for where, record in log.placed(record_class):
                 yield (
                     f"{where}: a record of kind {record.kind}, which rank {log.rank} (a {role}) "
                     "does not write"

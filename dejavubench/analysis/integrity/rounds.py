@@ -117,10 +117,10 @@ def _rounds(run: Run) -> Iterator[str]:
 
 def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
     """Return point → arm → numbers of its iterations, in the order of the records."""
-    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    numbers: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for _, item in run.of(Iteration):
-        found[item.point][item.arm].append(item.iteration)
-    return found
+        numbers[item.point][item.arm].append(item.iteration)
+    return numbers
 
 
 def _gaps(run: Run) -> Iterator[str]:

@@ -36,13 +36,13 @@ def _other_times(run: Run) -> Iterator[str]:
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, (there, here) in enumerate(zip_longest(lines, wanted), start=1):
-            missing = there is None or (
-                number == len(lines) and here is not None and here.startswith(there)
+        for number, (line, expected) in enumerate(zip_longest(lines, wanted), start=1):
+            missing = line is None or (
+                number == len(lines) and expected is not None and expected.startswith(line)
             )
             if (
-                there != here
-                and here != ANY
+                line != expected
+                and expected != ANY
                 and not (missing and (not well or (point, arm) in short))
             ):
                 yield (
@@ -57,9 +57,9 @@ def _lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
     microbatches: dict[Key, list[Microbatch]] = defaultdict(list)
     for item in log.of(Microbatch):
         microbatches[key_of(item)].append(item)
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    by_arm: dict[tuple[str, str], list[str]] = defaultdict(list)
     for iteration in log.of(Iteration):
-        lines, items = found[iteration.point, iteration.arm], microbatches[key_of(iteration)]
+        lines, items = by_arm[iteration.point, iteration.arm], microbatches[key_of(iteration)]
         for item in items:
             number = item.iteration * len(items) + item.ubatch
             lines.append(prompt_line(log.rank, number, item.prompt_ms))
@@ -67,7 +67,7 @@ def _lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
             lines.append(all_token_line(log.rank, number, item.all_token_ms))
         if items:
             lines.append(_total(log.rank, iteration, items))
-    return found
+    return by_arm
 
 
 def _total(rank: int, iteration: Iteration, items: list[Microbatch]) -> str:

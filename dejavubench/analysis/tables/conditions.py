@@ -30,7 +30,7 @@ def _disks(run: Run) -> list[str]:
         for _, info in run.of(RankInfo)
         if (place := info.where.stream_dir) is not None
     ]
-    found = [
+    notes = [
         f"stream directory: {text}"
         for text in _by_host((host, str(place)) for host, place in places)
     ]
@@ -38,8 +38,8 @@ def _disks(run: Run) -> list[str]:
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
         for place in one_of_each.values():
             note = place.note(durability)
-            found += [] if note is None else [f"disk: {note}"]
-    return found
+            notes += [] if note is None else [f"disk: {note}"]
+    return notes
 
 
 # ---- CPU ----
@@ -86,5 +86,6 @@ def _by_host(said: Iterable[tuple[str, str]]) -> list[str]:
     for host, text in said:
         hosts.setdefault(text, {})[host] = None
     return [
-        text if len(hosts) == 1 else f"{text} ({', '.join(here)})" for text, here in hosts.items()
+        text if len(hosts) == 1 else f"{text} ({', '.join(places)})"
+        for text, places in hosts.items()
     ]

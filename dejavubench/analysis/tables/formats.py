@@ -66,9 +66,9 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
 def _csv(reports: Sequence[RunReport], table: str) -> str:
     if table == "arms":
         return frame(row for item in reports for row in item.rows).to_csv(index=False)
-    kind = next(each.row for each in LONG_TABLES if each.name == table)
+    row_class = next(each.row for each in LONG_TABLES if each.name == table)
     rows = (row for item in reports for row in item.long.get(table, []))
-    return frame(rows, kind).to_csv(index=False)
+    return frame(rows, row_class).to_csv(index=False)
 
 
 def as_markdown(item: RunReport) -> str:
@@ -99,12 +99,12 @@ def summary(run: Run, screen: Console) -> None:
 
 def lines(item: RunReport, width: int) -> list[TextLine]:
     """Return a report as lines of at most ``width`` columns, unless a word is longer."""
-    found = [TextLine(text, "bold") for text in wrapped(item.title, width)]
+    shown = [TextLine(text, "bold") for text in wrapped(item.title, width)]
     if item.settings:
-        found += map(TextLine, wrapped(f"settings: {item.settings}", width, indent="  "))
+        shown += map(TextLine, wrapped(f"settings: {item.settings}", width, indent="  "))
     for block in item.blocks:
-        found += [*layout.lines(block, width), TextLine("")]
+        shown += [*layout.lines(block, width), TextLine("")]
     for note in item.notes:
         style = "red" if note.startswith(WARNINGS) else ""
-        found += [TextLine(text, style) for text in wrapped(note, width, indent="  ")]
-    return found
+        shown += [TextLine(text, style) for text in wrapped(note, width, indent="  ")]
+    return shown

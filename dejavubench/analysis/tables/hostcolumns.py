@@ -51,14 +51,14 @@ def host_conditions(
     """Return the columns of one row."""
     if not hosts:
         return HostConditions()
-    point_id, own = (
+    point_id, hosts_of_arm = (
         point.point.id,
         [host.of_arm(point.point.id, samples.arm.name) for host in hosts],
     )
     way = way_of(run, hosts, point, samples) if samples.arm.streams else None
-    cpu_wait = _most(each.per_second(lambda window: window.cpu_wait_s) for each in own)
-    io_wait = _most(each.per_second(lambda window: window.io_wait_s) for each in own)
-    windows = [window for each in own for window in each.windows]
+    cpu_wait = _most(each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm)
+    io_wait = _most(each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm)
+    windows = [window for each in hosts_of_arm for window in each.windows]
     gpus = [list(window.gpus.values()) for window in windows]
     clocks = ([gpu.clock_mhz for gpu in each if gpu.clock_mhz is not None] for each in gpus)
     powers = ([gpu.power_w for gpu in each if gpu.power_w is not None] for each in gpus)
@@ -68,8 +68,8 @@ def host_conditions(
         disturbed_rounds=_count(hosts, point_id, lambda each: each.disturbed),
         throttled_rounds=_count(hosts, point_id, lambda each: each.limits) if any(gpus) else None,
         granted_cores=max(host.cores for host in hosts),
-        other_cores=_most(each.other_cores for each in own),
-        steal_cores=_most(each.steal_cores for each in own),
+        other_cores=_most(each.other_cores for each in hosts_of_arm),
+        steal_cores=_most(each.steal_cores for each in hosts_of_arm),
         cpu_wait_pct=_percent(cpu_wait),
         io_wait_pct=_percent(io_wait),
         load_average=middle(window.load for window in windows),
@@ -96,4 +96,4 @@ def _percent(share: float | None) -> float | None:
 
 
 def _count(hosts: list[HostRounds], point: str, by: Callable[[HostRound], object]) -> int:
-    return sum(at == point for at, _ in marked(hosts, by))
+    return sum(marked_point == point for marked_point, _ in marked(hosts, by))

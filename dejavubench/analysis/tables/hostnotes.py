@@ -88,11 +88,11 @@ def _conditions(host: HostRounds) -> Iterable[tuple[str, str]]:
 
 
 def _others(host: HostRounds) -> str | None:
-    found = _marked(host, lambda each: each.disturbed_by_others)
-    if not found:
+    disturbed = _marked(host, lambda each: each.disturbed_by_others)
+    if not disturbed:
         return None
-    took = median(each.other_cores or 0.0 for each in found.values())
-    return f"other processes took {took:.2g} of {_cores(host)} in {_of_all(host, found)}"
+    took = median(each.other_cores or 0.0 for each in disturbed.values())
+    return f"other processes took {took:.2g} of {_cores(host)} in {_of_all(host, disturbed)}"
 
 
 def _known(host: HostRounds) -> list[float]:
@@ -141,19 +141,20 @@ def _marked(
     return {key: each for key, each in host.rounds.items() if by(each)}
 
 
-def _of_all(host: HostRounds, found: dict[tuple[str, int], HostRound]) -> str:
+def _of_all(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
     """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
     count = len(host.rounds)
     points = dict.fromkeys(point for point, _ in host.rounds)
     numbers = {
-        point: numbers_text([number for at, number in found if at == point]) for point in points
+        point: numbers_text([number for marked_point, number in marked if marked_point == point])
+        for point in points
     }
     texts = [
         f"{point} {text}" if len(points) > 1 else text for point, text in numbers.items() if text
     ]
     named = "; ".join(texts)
-    shown = f" ({named})" if len(found) < count and len(named) <= MOST_NUMBERS else ""
-    return f"{len(found)} of {count} round{'s' * (count != 1)}{shown}"
+    shown = f" ({named})" if len(marked) < count and len(named) <= MOST_NUMBERS else ""
+    return f"{len(marked)} of {count} round{'s' * (count != 1)}{shown}"
 
 
 def _cores(host: HostRounds) -> str:

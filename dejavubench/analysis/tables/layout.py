@@ -85,13 +85,13 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 def lines(block: Block, width: int) -> list[TextLine]:
     """Return a table's title and its parts, with a blank line between two parts."""
     columns = [_Column(block, number) for number in range(len(block.columns))]
-    found = (
+    shown = (
         [TextLine(text, "italic") for text in wrapped(block.title, width)] if block.title else []
     )
     for number, part in enumerate(_parts(block, columns, width)):
-        found += [TextLine("")] if number else []
-        found += _part_lines(block, [columns[each] for each in part])
-    return found
+        shown += [TextLine("")] if number else []
+        shown += _part_lines(block, [columns[index] for index in part])
+    return shown
 
 
 def _words(text: str) -> list[tuple[str, str]]:
@@ -216,27 +216,27 @@ def _width(columns: Sequence[_Column]) -> int:
 def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
     height = max(len(column.heading) for column in columns)
     heading = [[""] * (height - len(column.heading)) + column.heading for column in columns]
-    found = [TextLine(text, "bold") for text in _beside(columns, heading)]
-    found.append(TextLine("─" * _width(columns)))
+    shown = [TextLine(text, "bold") for text in _beside(columns, heading)]
+    shown.append(TextLine("─" * _width(columns)))
     row = 0
     for number, group in enumerate(block.groups):
         if number and len(group) > 1:
-            found.append(TextLine(""))
+            shown.append(TextLine(""))
         for cells in group:
             style = "red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else ""
             texts = _beside(columns, [column.cells[row] for column in columns])
-            found += [TextLine(text, style) for text in texts]
+            shown += [TextLine(text, style) for text in texts]
             row += 1
-    return found
+    return shown
 
 
 def _beside(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of cells that stand side by side."""
-    found = []
+    shown = []
     for number in range(max(map(len, cells))):
         texts = []
         for column, cell in zip(columns, cells, strict=True):
             text = cell[number] if number < len(cell) else ""
             texts.append(text.ljust(column.width) if column.left else text.rjust(column.width))
-        found.append(GAP.join(texts).rstrip())
-    return found
+        shown.append(GAP.join(texts).rstrip())
+    return shown

@@ -65,7 +65,7 @@ def gpu(run: Run) -> list[str]:
     layouts = {point.id: point.kv_layout for point in run.header.points}
     for _, record in run.of(CopyWays):
         ways |= dict.fromkeys(
-            f"{layouts[record.point]} {kind}: {way}" for kind, way in record.ways.items()
+            f"{layouts[record.point]} {phase}: {way}" for phase, way in record.ways.items()
         )
     notes = ["GPU: " + ", ".join(word for word in words if word)] if any(words) else []
     return notes + ([f"how chunks leave the GPU: {'; '.join(ways)}"] if ways else [])
@@ -95,7 +95,7 @@ def hosts(run: Run) -> list[str]:
         if arm.mode in infos and infos[arm.mode].external_sink
     }
     peers = run.header.experiment.get("peer") or ()
-    words = [f"{', '.join(here)} on {host}" for host, here in ranks.items()]
+    words = [f"{', '.join(ranks_of_host)} on {host}" for host, ranks_of_host in ranks.items()]
     words += [f"{mode} to {peer}" for mode in external for peer in peers]
     link = run.header.experiment.get("link")
     said = f"; link between them: {link}" if link else ""
@@ -105,8 +105,8 @@ def hosts(run: Run) -> list[str]:
 def staging(run: Run) -> list[str]:
     words = []
     for where, bound in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
-        each: dict[str, int] = {}
+        largest: dict[str, int] = {}
         for _, info in run.of(RankInfo):
-            each[info.role] = max(each.get(info.role, 0), getattr(info, bound))
-        words += [f"{nbytes(size)} per {role}{where}" for role, size in each.items() if size]
+            largest[info.role] = max(largest.get(info.role, 0), getattr(info, bound))
+        words += [f"{nbytes(size)} per {role}{where}" for role, size in largest.items() if size]
     return [f"staging memory, at most: {', '.join(words)}"] if words else []

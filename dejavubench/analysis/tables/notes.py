@@ -45,18 +45,20 @@ def why_rows_are_empty(rows: list[Row]) -> list[str]:
     for row in rows:
         points.setdefault(row.point, []).append(row)
     numbers = {point: number for number, point in enumerate(points)}
-    found: dict[str, list[str | int]] = {}
-    for point, here in points.items():
-        whys = [None if row.ok else f"{row.status}: {row.reason}" for row in here]
+    rows_by_reason: dict[str, list[str | int]] = {}
+    for point, rows_of_point in points.items():
+        whys = [None if row.ok else f"{row.status}: {row.reason}" for row in rows_of_point]
         whole = whys[0] is not None and point is not None and len(set(whys)) == 1
-        for row, why in zip(here, whys, strict=True):
-            places = found.setdefault(why, []) if why is not None else []
+        for row, why in zip(rows_of_point, whys, strict=True):
+            places = rows_by_reason.setdefault(why, []) if why is not None else []
             if not whole:
                 places.append(" ".join(word for word in (point, row.arm) if word))
             elif numbers[point] not in places:
                 places.append(numbers[point])
     names = [str(point) for point in points]
-    return [f"{why} ({', '.join(_joined(places, names))})" for why, places in found.items()]
+    return [
+        f"{why} ({', '.join(_joined(places, names))})" for why, places in rows_by_reason.items()
+    ]
 
 
 def _joined(places: list[str | int], names: list[str]) -> list[str]:
@@ -79,7 +81,7 @@ def _joined(places: list[str | int], names: list[str]) -> list[str]:
 def streams_that_hardly_fit(rows: list[Row]) -> list[str]:
     """Name arms whose stream alone takes nearly all of a request's time, or more."""
     requests = {row.point: row.times.total_ms for row in rows if row.arm == "none"}
-    found = []
+    notes = []
     for row in rows:
         request, alone = requests.get(row.point), row.rates.alone_ms
         if not has_alone(row) or not request or not alone or alone < NO_TIME_LEFT * request:
@@ -90,11 +92,11 @@ def streams_that_hardly_fit(rows: list[Row]) -> list[str]:
             if alone > request
             else "hardly fits behind the model: a slower round ends in a drain"
         )
-        found.append(
+        notes.append(
             f"{row.point} {row.arm} {fits}. Its stream alone takes {ms(alone)} ms "
             f"({rate(row.rates.alone_gb_per_s, 2)} GB/s{share}), a request takes {ms(request)} ms."
         )
-    return found
+    return notes
 
 
 def ceiling_not_measured_everywhere(rows: list[Row]) -> list[str]:
@@ -116,12 +118,12 @@ def noise_notes(rows: list[Row], cause: str | None = None) -> list[str]:
 
 
 def _noisy(floors: dict[str | None, Row], cause: str | None) -> list[str]:
-    each = [row.overhead for row in floors.values()]
+    floors_of_points = [row.overhead for row in floors.values()]
     # With a single round there is a median, but no interval.
     ends = [
         abs(end)
-        for found in each
-        for end in (found.noise_floor_pct, found.noise_floor_low_pct, found.noise_floor_high_pct)
+        for floor in floors_of_points
+        for end in (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
         if end is not None
     ]
     reach = max(ends)

@@ -90,20 +90,20 @@ def part_blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
 
     Wait and drain are measured by themselves, so the table has room for the other intervals alone.
     """
-    found: dict[tuple[str | None, str, str], dict[str, PartRow]] = {}
-    for each in parts:
-        found.setdefault((each.point, each.arm, each.phase), {})[each.part] = each
-    if not found:
+    by_arm: dict[tuple[str | None, str, str], dict[str, PartRow]] = {}
+    for row in parts:
+        by_arm.setdefault((row.point, row.arm, row.phase), {})[row.part] = row
+    if not by_arm:
         return []
     leading = [*varying_cells(rows), ARM_CELL]
     headings = [*(cell.heading for cell in leading), "phase", *(f"{part} %" for part in PARTS)]
     block = Block(TITLE, headings, len(leading) + 1)
-    for row in rows:
-        names = [cell.write(row) for cell in leading]
+    for arm_row in rows:
+        names = [cell.write(arm_row) for cell in leading]
         lines = [
-            [*names, phase, *_texts(found[row.point, row.arm, phase])]
+            [*names, phase, *_texts(by_arm[arm_row.point, arm_row.arm, phase])]
             for phase in PHASES
-            if (row.point, row.arm, phase) in found
+            if (arm_row.point, arm_row.arm, phase) in by_arm
         ]
         if lines:
             block.groups.append(lines)

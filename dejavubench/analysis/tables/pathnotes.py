@@ -25,14 +25,14 @@ def notes(run: Run, points: Mapping[str, PointSamples]) -> list[str]:
     hosts = host_rounds(run)
     if not hosts:
         return []
-    found = []
+    notes = []
     for point_id, point in points.items():
         where = f"{point_id} " if len(points) > 1 else ""
         for samples in point.arms.values():
             way = way_of(run, hosts, point, samples) if samples.arm.streams else None
             if way is not None and way.unreadable is None:
-                found += [f"PATH: {where}{text}" for text in _broken(run, samples.arm, way)]
-    return found
+                notes += [f"PATH: {where}{text}" for text in _broken(run, samples.arm, way)]
+    return notes
 
 
 def _broken(run: Run, arm: ArmInfo, way: Way) -> Iterable[str]:

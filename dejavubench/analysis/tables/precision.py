@@ -14,7 +14,7 @@ def notes(run: Run) -> list[str]:
     asked = run.header.experiment.get("precision")
     if asked is None:
         return []
-    found = []
+    notes = []
     for point, series in stats.totals_by_arm(item for _, item in run.of(Iteration)).items():
         arms = _arms(run, point)
         width = stats.half_width_of(series, arms)
@@ -23,14 +23,14 @@ def notes(run: Run) -> list[str]:
         known = "no interval" if width is None else f"±{100 * width:.2g} %"
         rounds = min(len(series.get(arm.name, ())) for arm in arms)
         where = f"{point} " if len(run.header.points) > 1 else ""
-        found.append(f"{where}{known} after {count_text(rounds, 'round')}")
-    if not found:
+        notes.append(f"{where}{known} after {count_text(rounds, 'round')}")
+    if not notes:
         return []
     why = "when the run was cut"
     if health.complete(run):
         limit = run.header.experiment.get("max_time")
         why = f"stopped by --max-time{f' {seconds_text(limit)}' if limit else ''}"
-    return [f"{NOT_REACHED}: {', '.join(found)}, {why}; ±{100 * asked:g} % was asked for"]
+    return [f"{NOT_REACHED}: {', '.join(notes)}, {why}; ±{100 * asked:g} % was asked for"]
 
 
 def _arms(run: Run, point: str) -> list[ArmInfo]:

@@ -66,7 +66,7 @@ def report(run: Run) -> RunReport:
     points = collect(run)
     rows = runrows.run_rows(run, points)
     long = {table.name: table.rows(run, points) for table in LONG_TABLES}
-    found = [
+    texts = [
         *health.notes(run),
         *([f"note: {run.header.note}"] if run.header.note else []),
         *notes.why_rows_are_empty(rows),
@@ -106,7 +106,7 @@ def report(run: Run) -> RunReport:
         title=title,
         rows=rows,
         blocks=shown,
-        notes=found,
+        notes=texts,
         header={"path": str(run.path), **header},
         settings=" ".join(run.header.settings or []),
         long=long,
@@ -121,7 +121,7 @@ def log_report(path: Path) -> RunReport:
     """
     log = read_log(path)
     rows = log_rows(log)
-    found = [
+    texts = [
         *log.notes(),
         f"The first {DROPPED} samples are dropped as warm-up. Times are medians; the paper's "
         "scripts print means.",
@@ -129,7 +129,7 @@ def log_report(path: Path) -> RunReport:
         *notes.too_few_rounds(rows),
     ]
     table = block("times", rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
-    return RunReport(str(path), rows, [table], found)
+    return RunReport(str(path), rows, [table], texts)
 
 
 def _machine(run: Run) -> str:

@@ -310,9 +310,9 @@ POINT_COLUMNS = names_of(Sizes)
 """Names of the sizes that a sweep may vary."""
 
 
-def frame(rows: Iterable[Any], kind: type[Any] = Row) -> pd.DataFrame:
+def frame(rows: Iterable[Any], row_class: type[Any] = Row) -> pd.DataFrame:
     """Return rows of one class as a pandas table with all its columns."""
     import pandas as pd
 
     values = [flat(row) for row in rows]
-    return pd.DataFrame(values, columns=list(names_of(kind))).convert_dtypes()
+    return pd.DataFrame(values, columns=list(names_of(row_class))).convert_dtypes()

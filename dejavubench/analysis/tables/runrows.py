@@ -170,8 +170,8 @@ def spread(item: stats.Estimate | None, scale: float = 1.0) -> Spread:
 
 
 def spread_of(values: Iterable[float]) -> Spread:
-    found = list(values)
-    return spread(stats.estimate(found) if found else None)
+    known = list(values)
+    return spread(stats.estimate(known) if known else None)
 
 
 def timed(
@@ -210,23 +210,23 @@ def _times(samples: ArmSamples) -> Times:
 def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     baselines = point.baselines()
     noise = spread(stats.noise_floor(baselines), 100)
-    found = Overhead(
+    overhead = Overhead(
         noise_floor_pct=noise.middle, noise_floor_low_pct=noise.low, noise_floor_high_pct=noise.high
     )
     if samples.arm.role != "streaming":
-        found.baseline = "is a baseline"
-        return found
+        overhead.baseline = "is a baseline"
+        return overhead
     item = stats.paired_overhead(samples.total, baselines)
     target = run.header.experiment.get("target_overhead")
     total = spread(item, 100)
     token = spread(stats.paired_overhead(samples.token, point.baselines("token")), 100)
-    found.overhead_pct, found.overhead_low_pct, found.overhead_high_pct, _ = total
-    found.token_overhead_pct, found.token_overhead_low_pct = token.middle, token.low
-    found.token_overhead_high_pct = token.high
-    found.baseline = ("no baseline", "none", "none and none#2")[len(baselines)]
-    found.target_pct = None if target is None else 100 * target
-    found.verdict = stats.verdict(item, target)
-    return found
+    overhead.overhead_pct, overhead.overhead_low_pct, overhead.overhead_high_pct, _ = total
+    overhead.token_overhead_pct, overhead.token_overhead_low_pct = token.middle, token.low
+    overhead.token_overhead_high_pct = token.high
+    overhead.baseline = ("no baseline", "none", "none and none#2")[len(baselines)]
+    overhead.target_pct = None if target is None else 100 * target
+    overhead.verdict = stats.verdict(item, target)
+    return overhead
 
 
 def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
@@ -252,15 +252,15 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
         rates.total_gb_per_s = nbytes / total / 1e6
     info = info_of(run, samples.arm)
     name, durability = info.ceiling if info else None, samples.arm.durability
-    found = ceiling_of(run, name, point.point.id, durability) if name else None
-    if found is not None:
-        rates.ceiling, rates.ceiling_gb_per_s = name, found[0]
+    ceiling = ceiling_of(run, name, point.point.id, durability) if name else None
+    if ceiling is not None:
+        rates.ceiling, rates.ceiling_gb_per_s = name, ceiling[0]
     if samples.alone is not None:
         alone_ms, alone_nbytes = samples.alone
         rates.alone_ms, rates.alone_gb_per_s = alone_ms, alone_nbytes / alone_ms / 1e6
         # The rate sums all sources; a ceiling that some of them did not measure would be too low.
-        if found is not None and found[1] == len(machine.sources(run)):
-            rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / found[0]
+        if ceiling is not None and ceiling[1] == len(machine.sources(run)):
+            rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / ceiling[0]
     return rates
 
 

@@ -13,15 +13,15 @@ TITLE = "single tokens, over all rounds"
 
 
 def _overhead(row: Row) -> str:
-    found = row.tails
+    tails = row.tails
     if row.streams:
-        ends = found.p99_overhead_low_pct, found.p99_overhead_high_pct
-        value, words = found.p99_overhead_pct, ""
+        ends = tails.p99_overhead_low_pct, tails.p99_overhead_high_pct
+        value, words = tails.p99_overhead_pct, ""
     elif row.arm == "none":
         return "baseline"
     else:
-        ends = found.p99_noise_low_pct, found.p99_noise_high_pct
-        value, words = found.p99_noise_pct, "noise "
+        ends = tails.p99_noise_low_pct, tails.p99_noise_high_pct
+        value, words = tails.p99_noise_pct, "noise "
     return "–" if value is None else words + with_interval(value, *ends)
 
 

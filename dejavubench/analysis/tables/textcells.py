@@ -52,29 +52,29 @@ class Cell:
 
 
 def _overhead(row: Row) -> str:
-    found = row.overhead
+    overhead = row.overhead
     if not row.streams:
         return noise_of(row) if row.arm != "none" else "baseline"
-    if found.overhead_pct is None:
-        return found.baseline or "–"
-    ends = found.overhead_low_pct, found.overhead_high_pct
-    return with_interval(found.overhead_pct, *ends)
+    if overhead.overhead_pct is None:
+        return overhead.baseline or "–"
+    ends = overhead.overhead_low_pct, overhead.overhead_high_pct
+    return with_interval(overhead.overhead_pct, *ends)
 
 
 def noise_of(row: Row) -> str:
-    found = row.overhead
-    if found.noise_floor_pct is None:
+    overhead = row.overhead
+    if overhead.noise_floor_pct is None:
         return "–"
-    ends = found.noise_floor_low_pct, found.noise_floor_high_pct
-    return f"noise {with_interval(found.noise_floor_pct, *ends)}"
+    ends = overhead.noise_floor_low_pct, overhead.noise_floor_high_pct
+    return f"noise {with_interval(overhead.noise_floor_pct, *ends)}"
 
 
 def _token_overhead(row: Row) -> str:
-    found = row.overhead
-    if found.token_overhead_pct is None:
+    overhead = row.overhead
+    if overhead.token_overhead_pct is None:
         return "–"
-    ends = found.token_overhead_low_pct, found.token_overhead_high_pct
-    return with_interval(found.token_overhead_pct, *ends)
+    ends = overhead.token_overhead_low_pct, overhead.token_overhead_high_pct
+    return with_interval(overhead.token_overhead_pct, *ends)
 
 
 def has_alone(row: Row) -> bool:
@@ -93,16 +93,16 @@ def share_of(row: Row) -> str:
 
 
 def _copies(row: Row) -> str:
-    found = row.streaming
-    if found.copies_per_prompt is None:
+    streaming = row.streaming
+    if streaming.copies_per_prompt is None:
         return "–"
-    return f"{counted(found.copies_per_prompt)} / {counted(found.copies_per_token)}"
+    return f"{counted(streaming.copies_per_prompt)} / {counted(streaming.copies_per_token)}"
 
 
 def _cpu(row: Row) -> str:
-    found = row.cpu
-    each = (found.cpu_model_s, found.cpu_helper_s, found.cpu_sink_s)
-    return " / ".join(value_or_dash(seconds, ".2f") for seconds in each)
+    cpu = row.cpu
+    spent = (cpu.cpu_model_s, cpu.cpu_helper_s, cpu.cpu_sink_s)
+    return " / ".join(value_or_dash(seconds, ".2f") for seconds in spent)
 
 
 def _hidden(row: Row) -> str:
@@ -113,8 +113,8 @@ def _hidden(row: Row) -> str:
 
 
 def _verdict(row: Row) -> str:
-    found = row.overhead
-    return "–" if found.verdict is None else f"{found.verdict} (≤ {found.target_pct:g} %)"
+    overhead = row.overhead
+    return "–" if overhead.verdict is None else f"{overhead.verdict} (≤ {overhead.target_pct:g} %)"
 
 
 def _resident(row: Row) -> str:
@@ -284,19 +284,19 @@ def common_sizes(rows: list[Row]) -> str:
 
 
 def _stream_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
-    found = []
+    blocks = []
     streaming = [row for row in rows if row.streams and row.ok]
     if handed := [row for row in streaming if row.handed.handover_ms is not None]:
-        found.append(block(TITLES["handover"], handed, varying, HANDOVER_CELLS))
+        blocks.append(block(TITLES["handover"], handed, varying, HANDOVER_CELLS))
     if swapped := [row for row in streaming if row.swap.resident_caches is not None]:
-        found.append(block(TITLES["swap"], swapped, varying, SWAP_CELLS))
+        blocks.append(block(TITLES["swap"], swapped, varying, SWAP_CELLS))
     if streaming:
         measured = [row for row in rows if row.ok]
         told = any(row.conditions.path for row in streaming)  # older records do not tell
         cells = [cell for cell in STREAM_CELLS if told or cell is not PATH_CELL]
-        found.append(block(TITLES["streaming"], streaming, varying, cells))
-        found.append(block(TITLES["rest"], measured, varying, REST_CELLS))
-    return found
+        blocks.append(block(TITLES["streaming"], streaming, varying, cells))
+        blocks.append(block(TITLES["rest"], measured, varying, REST_CELLS))
+    return blocks
 
 
 def _model_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
@@ -315,13 +315,13 @@ def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Seque
         varying: from :func:`varying_cells`, of all rows of the run.
     """
     leading = [*varying, ARM_CELL]
-    made = Block(title, [cell.heading for cell in (*leading, *cells)], len(leading))
+    table = Block(title, [cell.heading for cell in (*leading, *cells)], len(leading))
     last: object = None
     for row in rows:
-        if not made.groups or row.point != last:
-            made.groups.append([])
+        if not table.groups or row.point != last:
+            table.groups.append([])
             last = row.point
         texts = [cell.write(row) for cell in cells] if row.ok else [row.status]
         texts += ["–"] * (len(cells) - len(texts))
-        made.groups[-1].append([*(cell.write(row) for cell in leading), *texts])
-    return made
+        table.groups[-1].append([*(cell.write(row) for cell in leading), *texts])
+    return table

@@ -93,8 +93,8 @@ class DiskLoops:
         if self.durability == "direct":  # the destination gathers them into pages of its own
             return []
         began = time.perf_counter()
-        for at in range(0, 16 * times, 16):
-            os.pwrite(self._raw, views[at : at + 16].data, at)
+        for offset in range(0, 16 * times, 16):
+            os.pwrite(self._raw, views[offset : offset + 16].data, offset)
             if self.durability == "fdatasync":
                 os.fdatasync(self._raw)
         return [((time.perf_counter() - began) / times * 1e6, f"16 B, {self.durability}")]

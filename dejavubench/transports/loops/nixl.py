@@ -47,8 +47,8 @@ class NIXLLoops:
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._destination = NIXLDestination(comm, [peer], self._slots) if source else None
         self._endpoint = None if source else NIXLSinkEndpoint(comm, [peer], self._slots)
-        own = [(slot.data_ptr(), MESSAGE) for slot in self._slots]
-        self._pairs = list(zip(own, comm.sendrecv(own, peer, source=peer), strict=True))
+        slots = [(slot.data_ptr(), MESSAGE) for slot in self._slots]
+        self._pairs = list(zip(slots, comm.sendrecv(slots, peer, source=peer), strict=True))
 
     def probes(self) -> list[Probe]:
         return [
@@ -68,7 +68,8 @@ class NIXLLoops:
             agent = self._destination.agent
             for _ in range(MESSAGES // WINDOW):
                 begun = [
-                    agent.write(self._raw_stream, [here], [there]) for here, there in self._pairs
+                    agent.write(self._raw_stream, [source], [target])
+                    for source, target in self._pairs
                 ]
                 for write in begun:
                     while not agent.done(write):

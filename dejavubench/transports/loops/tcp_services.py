@@ -77,10 +77,10 @@ def _fill(connection: Connection, frame: Frame, held: HeldStream) -> None:
 
 def _compare(connection: Connection, frame: Frame, held: HeldStream) -> None:
     _check(frame)
-    found = written_outside(held.cache, held.schedule.region, frame.number)
+    outside = written_outside(held.cache, held.schedule.region, frame.number)
     answer = b""
-    if found is not None:
-        answer = _DIFFERENCE.pack(BOTH.index(found.kv), found.flat, found.elements)
+    if outside is not None:
+        answer = _DIFFERENCE.pack(BOTH.index(outside.kv), outside.flat, outside.elements)
     connection.reply(COMPARE, frame, answer)
 
 
@@ -115,9 +115,9 @@ def written_outside(cache: KVCache, region: Region, byte: int) -> Outside | None
     """Return the first layer's K or V with an element outside ``region`` that is not ``byte``."""
     for layer in range(cache.geometry.layers):
         for kv in BOTH:
-            found = _changed(cache, region, byte, kv, layer)
-            if found is not None:
-                return Outside(kv, *found)
+            changed = _changed(cache, region, byte, kv, layer)
+            if changed is not None:
+                return Outside(kv, *changed)
     return None
 
 
@@ -134,8 +134,8 @@ def _changed(
             changed[_overlap(block, inside, tensor.shape)] = False
         if changed.any():
             if first is None:
-                at = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
-                where = [int(i) + cut.start for i, cut in zip(at, block, strict=True)]
+                index = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
+                where = [int(i) + cut.start for i, cut in zip(index, block, strict=True)]
                 first = layer * tensor.numel() + int(np.ravel_multi_index(where, tensor.shape))
             count += int(changed.sum())
     return None if first is None else (first, count)
@@ -146,11 +146,11 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     if not shape:
         yield ()
         return
-    each = prod(shape[1:])
-    together = max(1, COMPARED // each)
+    row = prod(shape[1:])
+    together = max(1, COMPARED // row)
     for start in range(0, shape[0], together):
         cut = slice(start, min(start + together, shape[0]))
-        if each <= COMPARED:
+        if row <= COMPARED:
             yield (cut, *(slice(0, size) for size in shape[1:]))
         else:
             yield from ((cut, *rest) for rest in _blocks(shape[1:]))
@@ -163,9 +163,9 @@ def _overlap(
 
     The slices are empty if no part does.
     """
-    found = []
+    overlap = []
     for cut, part, size in zip(block, inside, shape, strict=True):
         start, stop, _ = part.indices(size)
         begin = max(start - cut.start, 0)
-        found.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
-    return tuple(found)
+        overlap.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
+    return tuple(overlap)
