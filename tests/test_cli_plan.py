@@ -202,7 +202,7 @@ def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
     printed(*TINY, "--format", "json", "-o", str(path), "--force")
     assert json.loads(path.read_text())["model"] == "gpt2"
-    missing = tmp_path / "none" / "plan"
+    missing = tmp_path / "none" / "plan.csv"
     assert refused(*TINY, "-o", str(missing)) == f"{missing}: No such file or directory"
 
 

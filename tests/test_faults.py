@@ -295,17 +295,27 @@ def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(
         assert measured(job) == (0 if phase == "load" else STRIKES)
 
 
-def test_ctrl_c_ends_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["mpirun", "rank 1"])
+def test_ctrl_c_ends_in_order_and_says_what_was_measured(tmp_path: Path, victim: str) -> None:
     with faulty(tmp_path, "slow-model", rounds=1000) as job:
         job.until(
-            lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) > 0,
+            lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) > 3,
             "an iteration",
         )
-        job.interrupt()
+        if victim == "mpirun":
+            job.interrupt()
+        else:
+            os.kill(job.pid(1), signal.SIGINT)
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
-        assert "Traceback" not in job.stderr
-        assert re.search(r"dejavubench: rank \d interrupted in phase \w+", job.stderr)
+        said = job.stderr
+        assert "Traceback" not in said
+        assert said.count("interrupted in phase") == 1, said
+        after = said[said.index("dejavubench: rank 0 interrupted in phase ") :].splitlines()
+        assert re.fullmatch(r"rounds measured of 1000: mpi@3 \d+", after[1])
+        assert after[2] == f"records: {job.folder}"
+        # On a loaded machine the tables may take too long; then the command stands in their place.
+        assert re.search(r"^INTERRUPTED: rank |^tables: dejavubench process /", said, re.MULTILINE)
         assert "INTERRUPTED: rank " in processed(job.folder)
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.overheadparts import PHASES
-from dejavubench.analysis.tables.formats import summary
+from dejavubench.analysis.tables.formats import show
+from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.cli.process import process
 from dejavubench.records import Verification, read_run
@@ -149,7 +150,7 @@ def test_output_is_never_overwritten_silently(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
     assert call(folder, "-o", target, "--force").exit_code == 0
     assert "mpi@3" in target.read_text()
-    assert "No such file" in failed(call(folder, "-o", tmp_path / "absent" / "table"))
+    assert "No such file" in failed(call(folder, "-o", tmp_path / "absent" / "table.txt"))
 
 
 def test_bad_input_is_one_message(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_summary_goes_to_any_rich_console(tmp_path: Path) -> None:
     screen = Console(file=io.StringIO(), width=120)
-    summary(read_run(write_run(tmp_path / "r", environment={})), screen)
+    show([report(read_run(write_run(tmp_path / "r", environment={})))], screen)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "mpi@3" in text
     assert "96 % of" in text

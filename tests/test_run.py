@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -81,7 +82,7 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
     sizes = args("--layer_num 2 --head_num 4 --size_per_head 16 --vocab_size 101 --ubatch_size 2")
     lengths = args("--input_len 8 --output_len 6 --times 3 --inference_data_type fp32")
     split = args("--tensor_para_size 1 --pipeline_para_size 1")
-    given = ["--streaming", mode, "--no-ceilings"]
+    given = ["--streaming", mode, "--no-ceilings", "--output", "results.csv"]
     # `mpi` starts cold, as a user's job does.
     job = run(tmp_path, ranks, "run", *sizes, *lengths, *split, *given, cold=mode == "mpi")
     totals = check_lines(job.stdout, iterations=2 + 3, output_len=6)
@@ -102,6 +103,9 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
     assert float(average[1]) == pytest.approx(sum(totals[2:]) / 3)
     printed = script("process_prompt_token_times.py", tmp_path / "stdout")
     assert re.fullmatch(r"AVERAGE PROMPT: \d+\.\d+ ms, AVERAGE TOKEN: \d+\.\d+ ms\n", printed)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["arm"], row["samples"]) for row in rows] == [(arm, "3")]
+    assert "results: results.csv" in job.stderr
     assert ("verified" in job.stderr) == (mode != "none")
     assert "no baseline" in job.stderr or mode == "none"
 

@@ -48,6 +48,7 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
         (2, ["--seed", 2**64], ["--seed"]),
         (2, ["--streaming", "nccl"], ["nccl", "CUDA"]),
         (2, ["--device", "cuda"], ["--device cuda"]),
+        (2, ["--output", "results.xlsx"], ["--output results.xlsx", "'.xlsx'", ".csv"]),
     ],
     ids=lambda value: (
         "-".join(map(str, value))

@@ -78,6 +78,8 @@ class Iterations:
             assert recorded.total_ms is not None
             self._context.workspace.recorder.text(recorded.ubatches, recorded.total_ms)
         self._count[arm.name] += 1
+        if round_number is not None:
+            self._progress_bar.tally.count(arm.name)
         number = "warm-up" if round_number is None else f"round {round_number + 1}"
         done = f"{arm.name} {recorded.note}" if recorded.note else f"{number} {arm.name}"
         self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {done}")

@@ -23,8 +23,8 @@ from dejavubench.config.points import Point
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast
 
-Enough = Callable[[list[records.Iteration], set[str]], bool]
-"""Return whether iterations so far give the precision that was asked for, without failed arms."""
+HalfWidth = Callable[[list[records.Iteration], set[str]], float | None]
+"""Return how exactly a point's overheads are known, as a fraction, without failed arms."""
 
 
 class Rounds:
@@ -64,12 +64,11 @@ class Rounds:
         """The names of the arms that have failed."""
         return self._iterations.failures.names
 
-    def measure(self, enough: Enough | None) -> None:
+    def measure(self, half_width: HalfWidth | None) -> None:
         """Measure the point.
 
         Args:
-            enough: asked on rank 0 after each round beyond the wanted ones; None: rounds are
-                counted.
+            half_width: called on rank 0 after each round; None: rounds are counted.
 
         Raises:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
@@ -84,7 +83,7 @@ class Rounds:
             self._find_expected()
             self._warm_up()
             self._ceiling_rounds.prepare()
-            self._measure_rounds(enough)
+            self._measure_rounds(half_width)
             self._ceiling_rounds.record()
 
     def _warm_up(self) -> None:
@@ -94,40 +93,45 @@ class Rounds:
             for position, number in enumerate(next(order)):
                 self._iterations.run(arms[number], None, position)
 
-    def _measure_rounds(self, enough: Enough | None) -> None:
-        arms = self._context.runnable.arms
+    def _measure_rounds(self, half_width: HalfWidth | None) -> None:
+        arms, left = self._context.runnable.arms, self._progress_bar.left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         order = orders(len(arms), self._context.experiment.seed + 1)
         began, done = time.monotonic(), 0
-        while not self._finished(done, time.monotonic() - began, enough):
+        left.begin_rounds()
+        while not self._finished(done, time.monotonic() - began, half_width):
             for position, number in enumerate(next(order)):
                 self._iterations.run(arms[number], done, position)
+            left.end_round()
             self._ceiling_rounds.after(done)
+            left.end_ceilings()
             done += 1
 
-    def _finished(self, rounds: int, elapsed: float, enough: Enough | None) -> bool:
+    def _finished(self, rounds: int, elapsed: float, half_width: HalfWidth | None) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.runnable.arms
         if not self._iterations.failures.left(arms):
             return True
+        if half_width is None or experiment.precision is None:
+            return rounds >= experiment.rounds
+        width = None
+        if rounds and self._context.ranks.rank == 0:
+            width = half_width(self._iterations.done, self.failed)
+            self._progress_bar.left.reach(width)
         if rounds < experiment.rounds:
             return False
-        if enough is None:
-            return True
         # Each rank has its own clock, so rank 0 decides and the others hear of it.
-        late = elapsed > experiment.max_time
-        on_first = self._context.ranks.rank == 0
-        done = late or (on_first and enough(self._iterations.done, self.failed))
-        if sleeping_bcast(self._context.ranks.world, done):
-            return True
-        self._progress_bar.more(len(arms))
-        return False
+        done = elapsed > experiment.max_time or (
+            width is not None and width <= experiment.precision
+        )
+        return sleeping_bcast(self._context.ranks.world, done)
 
     def _find_expected(self) -> None:
         """Run the requests undisturbed, where verification compares every arm's tokens."""
         if not self._context.experiment.verify:
             return
         part, undisturbed, tokens = self._part, None, torch.empty(0)
+        self._progress_bar.announce("reference: the requests once without streaming, to compare")
         if isinstance(part, Source):
             undisturbed = part.undisturbed(
                 lambda phase: self._iterations.mark(f"reference {phase}")

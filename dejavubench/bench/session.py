@@ -7,17 +7,17 @@ nothing is negotiated while a clock runs. Between measurements ranks meet in bar
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from dejavubench import records
-from dejavubench.bench.ceilingrounds import LATER_ROUNDS_WITH_CEILINGS, ROUNDS_WITH_CEILINGS
 from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.failures.interrupt import Interruption, TablesOf
 from dejavubench.bench.failures.report import abort, abort_all
+from dejavubench.bench.opening import progress_bar_of, rounds_with_ceilings, say_first_words
 from dejavubench.bench.point.models import Models, give_memory_back
 from dejavubench.bench.recording.progressbar import ProgressBar
-from dejavubench.bench.rounds import Enough, Rounds
+from dejavubench.bench.rounds import HalfWidth, Rounds
 from dejavubench.bench.scenarios.registry import sinks_compute
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.start import start
@@ -33,8 +33,9 @@ from dejavubench.parallel.collectives import sleeping_barrier
 def run(
     plan: Plan,
     command: list[str],
-    enough: Enough | None = None,
+    half_width: HalfWidth | None = None,
     on_end: Callable[[Path], None] | None = None,
+    tables_of: TablesOf | None = None,
     watchdog: WatchdogProcess | None = None,
 ) -> int:
     """Measure all points of a plan.
@@ -42,8 +43,9 @@ def run(
     Args:
         plan: the same on every rank.
         command: as it was typed, for the record.
-        enough: returns whether a point's iterations are precise enough; None counts rounds alone.
+        half_width: returns how exactly a point's overheads are known; None: rounds are counted.
         on_end: called on rank 0 with the run's folder once all records are in it.
+        tables_of: makes the tables that rank 0 prints after Ctrl-C.
         watchdog: the watchdog process of this host, on the rank that has started it.
 
     Returns:
@@ -60,33 +62,43 @@ def run(
         abort_all(error, "start")
     # Looking through all imports before each iteration would take longer than a small model does.
     gc.freeze()
+    workspace, ranks = context.workspace, context.ranks
+    progress_bar = progress_bar_of(context.runnable, ranks.rank == 0)
+    interruption = Interruption(ranks, workspace.recorder, progress_bar.tally.text, tables_of)
     try:
-        verified = _measure_all(context, enough)
+        verified = _measure_all(context, progress_bar, half_width)
         _finish(context, verified, watchdog)
-        if context.ranks.rank == 0 and on_end is not None:
+        if ranks.rank == 0 and on_end is not None:
             with liveness.during(liveness.PATIENT):
-                on_end(context.workspace.folder)
-            print(f"records: {context.workspace.folder}", file=sys.stderr)
-        sleeping_barrier(context.ranks.world, "end")
+                on_end(workspace.folder)
+        sleeping_barrier(ranks.world, "end")
+    except KeyboardInterrupt as error:
+        interruption.end(error)
     except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
-        abort(context.workspace.recorder, error)
+        abort(workspace.recorder, error)
     return 0 if verified else 1
 
 
-def _measure_all(context: RunContext, enough: Enough | None) -> bool:
+def _measure_all(
+    context: RunContext, progress_bar: ProgressBar, half_width: HalfWidth | None
+) -> bool:
     """Return whether every arm of every point verified; the first wrong byte ends the run."""
-    experiment, runnable = context.experiment, context.runnable
-    iterations = len(runnable.arms) * (experiment.warmup + experiment.rounds)
-    verified = True
-    with ProgressBar(iterations * len(runnable.points), context.ranks.rank == 0) as progress_bar:
-        _say_notes(context, progress_bar)
-        models = Models(context, progress_bar.say)
+    runnable, verified = context.runnable, True
+    with progress_bar:
+        say_first_words(context, progress_bar)
+        models = Models(context, progress_bar)
         for number, point in enumerate(runnable.points):
+            progress_bar.begin_point(point.id)
             model = _load(context, point, models)
-            with_ceilings = LATER_ROUNDS_WITH_CEILINGS if number else ROUNDS_WITH_CEILINGS
-            rounds = Rounds(context, point, model, progress_bar, rounds_with_ceilings=with_ceilings)
+            rounds = Rounds(
+                context,
+                point,
+                model,
+                progress_bar,
+                rounds_with_ceilings=rounds_with_ceilings(number),
+            )
             try:
-                rounds.measure(enough)
+                rounds.measure(half_width)
             except VerificationError as error:
                 progress_bar.say(f"dejavubench: verification failed: {error}")
                 rounds.close()
@@ -96,19 +108,6 @@ def _measure_all(context: RunContext, enough: Enough | None) -> bool:
             del rounds
             give_memory_back()
     return verified
-
-
-def _say_notes(context: RunContext, progress_bar: ProgressBar) -> None:
-    runnable = context.runnable
-    if len(runnable.arms) == 1 and len(runnable.points) > 1:
-        progress_bar.say(
-            "text lines of several points are not mixed on stdout: "
-            "each has a .log in the run's folder"
-        )
-    for point_id, reason in runnable.skipped.items():
-        progress_bar.say(f"{point_id} SKIPPED: {reason}")
-    for note in context.conditions.notes():
-        progress_bar.say(f"note: {note}")
 
 
 def _load(context: RunContext, point: Point, models: Models) -> GPT | None:

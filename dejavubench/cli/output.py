@@ -14,8 +14,14 @@ from dejavubench.cli.params import PATH
 from dejavubench.wholefile import whole_file
 
 STYLES = ("table", "csv", "json", "markdown")
-BY_SUFFIX = {".csv": "csv", ".json": "json", ".md": "markdown", ".markdown": "markdown"}
-"""Formats by the file's suffix; any other suffix gets a table."""
+BY_SUFFIX = {
+    ".csv": "csv",
+    ".json": "json",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".txt": "table",
+}
+"""Formats by the file's suffix."""
 
 
 class BadInput(click.ClickException):
@@ -42,7 +48,7 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
             "--format",
             "style",
             type=_Style(STYLES),
-            help=f"{formats} [default: by FILE's suffix (.csv, .json, .md), else table]",
+            help=f"{formats} [default: by FILE's suffix ({', '.join(BY_SUFFIX)}), else table]",
         ),
         click.option(
             "-o",
@@ -57,10 +63,9 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
     def add(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_style(*args: Any, style: str | None, output: Path | None, **others: Any) -> None:
-            by_name = (
-                BY_SUFFIX.get(output.suffix.lower(), "table") if output is not None else "table"
-            )
-            command(*args, style=style or by_name, output=output, **others)
+            if style is None:
+                style = "table" if output is None else style_of(output, " Or give --format.")
+            command(*args, style=style, output=output, **others)
 
         wrapped: Callable[..., None] = with_style
         for option in reversed(options):
@@ -68,6 +73,28 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
         return wrapped
 
     return add
+
+
+def style_of(output: Path, otherwise: str = "") -> str:
+    """Return the format that a file's suffix asks for.
+
+    Args:
+        otherwise: what else a user can do where the suffix is unknown, as a sentence.
+
+    Raises:
+        BadInput: the suffix is unknown.
+    """
+    if output.exists() and not output.is_file() and not output.is_dir():
+        return "table"  # a device or a pipe
+    style = BY_SUFFIX.get(output.suffix.lower())
+    if style is None:
+        *first, last = BY_SUFFIX
+        what = f"{output.suffix!r} is unknown" if output.suffix else "there is none"
+        raise BadInput(
+            f"--output {output}: the suffix chooses the format, and {what}. Use "
+            f"{', '.join(first)} or {last}.{otherwise}"
+        )
+    return style
 
 
 def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
 
 import click
 
-from dejavubench.cli.output import BadInput, name_left_out, table_options, write_to
+from dejavubench.cli.output import BadInput, name_left_out, table_options
 from dejavubench.cli.params import PATH
+from dejavubench.cli.results import ARMS, write_reports
 
-TABLES = ("arms", "overhead")
+TABLES = (ARMS, "overhead")
 """The rows of points and arms, and the tables with rows of their own."""
 
 
@@ -34,9 +34,8 @@ def process(
     the exit status is then 1.
     """
     from dejavubench.analysis.findruns import find
-    from dejavubench.analysis.tables import formats, notes
+    from dejavubench.analysis.tables import notes
     from dejavubench.analysis.tables.report import RunReport, log_report, report
-    from dejavubench.cli.console import console
     from dejavubench.records import RecordError
     from dejavubench.records.textlog import TextLogError
 
@@ -59,13 +58,7 @@ def process(
     if not reports:
         raise BadInput("\n".join(found.bad))
 
-    def write(file: IO[str]) -> None:
-        if style == "table":
-            formats.show(reports, console(file=file))
-        else:
-            formats.write(reports, style, file, table)
-
-    write_to(output, force, write)
+    write_reports(reports, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
         for item in reports:
             # docs/reference/columns.md says how overheads are paired.

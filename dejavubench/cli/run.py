@@ -11,22 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dejavubench.cli import host
+from dejavubench.cli import host, reporting
 from dejavubench.cli.fieldoption import GroupedCommand, field_options
+from dejavubench.cli.output import BY_SUFFIX
 from dejavubench.cli.params import PATH
+from dejavubench.cli.results import ResultFile
 from dejavubench.config.options.machine import RANK_TIMEOUT
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank
 
 if TYPE_CHECKING:
     from dejavubench.config.plan import Plan
-    from dejavubench.records import Iteration
 
 
 @click.command(cls=GroupedCommand, params=field_options())
 @click.argument("config", required=False, type=PATH)
 @click.option("--dry-run", is_flag=True, help="Describe every point and start nothing.")
-def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=PATH,
+    help="Write the results to FILE, too, when the run ends. The suffix chooses the format: "
+    f"{', '.join(BY_SUFFIX)}.",
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+def run(config: Path | None, dry_run: bool, output: Path | None, force: bool, **flags: Any) -> None:
     """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
 
     Options that take a list sweep: a,b,c here, or a list in CONFIG. One mpirun measures every
@@ -38,7 +48,8 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     receive, add as many ranks, or as many as --sink-tensor-para-size × --sink-pipeline-para-size.
     """
     overrides = {key: value for key, value in flags.items() if value is not None}
-    read = partial(_load, config, overrides, planned=dry_run)
+    results = None if output is None else ResultFile(output, force)
+    read = partial(_load, config, overrides, results, planned=dry_run)
     if dry_run:
         _describe(read)
         return
@@ -50,12 +61,18 @@ def run(config: Path | None, dry_run: bool, **flags: Any) -> None:
     from dejavubench.bench.session import run as run_session
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    sys.exit(run_session(plan, command, _enough(plan), on_end=_print_summary, watchdog=watchdog))
+    on_end = partial(reporting.show_results, results)
+    half_width = reporting.half_width_of(plan)
+    sys.exit(run_session(plan, command, half_width, on_end, reporting.tables_of, watchdog=watchdog))
 
 
-def _load(config: Path | None, overrides: dict[str, Any], planned: bool) -> Plan:
+def _load(
+    config: Path | None, overrides: dict[str, Any], results: ResultFile | None, planned: bool
+) -> Plan:
     from dejavubench.config.resolve import load
 
+    if results is not None:
+        results.check()
     return load(config, overrides, os.environ, planned)
 
 
@@ -76,31 +93,6 @@ def _say_notes(plan: Plan) -> None:
     if plan.checkpoint is not None and MPI.COMM_WORLD.rank == 0:
         for note in plan.checkpoint.notes:
             click.echo(f"note: {note}", err=True)
-
-
-def _enough(plan: Plan) -> Callable[[list[Iteration], set[str]], bool] | None:
-    """Return a test of whether a point's rounds reach ``--precision``; None counts rounds alone."""
-    half_width = plan.experiment.precision
-    if half_width is None:
-        return None
-    from dejavubench.analysis.stats import precise_enough
-    from dejavubench.bench.recording.infos import arm_info
-
-    arms = [arm_info(arm) for arm in plan.running]
-
-    def enough(iterations: list[Iteration], failed: set[str]) -> bool:
-        running = [arm for arm in arms if arm.name not in failed]
-        return precise_enough(iterations, running, half_width)
-
-    return enough
-
-
-def _print_summary(folder: Path) -> None:
-    from dejavubench.analysis.tables.formats import summary
-    from dejavubench.cli.console import console
-    from dejavubench.records import read_run
-
-    summary(read_run(folder), console(stderr=True))
 
 
 def _describe(read: Callable[[], Plan]) -> None:

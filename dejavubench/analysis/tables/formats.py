@@ -16,13 +16,12 @@ from dejavubench.analysis.tables import layout
 from dejavubench.analysis.tables.layout import TextLine, wrapped
 from dejavubench.analysis.tables.longtables import LONG_TABLES
 from dejavubench.analysis.tables.precision import NOT_REACHED
-from dejavubench.analysis.tables.report import RunReport, report
+from dejavubench.analysis.tables.report import RunReport
 from dejavubench.analysis.tables.rows import frame
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dejavubench.records import Run
 
 WARNINGS = (
     "FAILED",
@@ -86,15 +85,6 @@ def show(reports: Sequence[RunReport], screen: Console) -> None:
     """Print reports on a rich console, within its width."""
     for number, item in enumerate(reports):
         layout.show([*([TextLine("")] if number else []), *lines(item, screen.width)], screen)
-
-
-def summary(run: Run, screen: Console) -> None:
-    """Print the tables at the end of a run.
-
-    Raises:
-        RecordError: a record names a point or an arm that the header does not have.
-    """
-    show([report(run)], screen)
 
 
 def lines(item: RunReport, width: int) -> list[TextLine]:

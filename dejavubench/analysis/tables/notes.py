@@ -34,9 +34,9 @@ def how_times_are_made(rows: list[Row]) -> str:
 
 
 def without_unmeasured_points(rows: list[Row]) -> list[Row]:
-    """Leave out points that the run did not reach, unless it reached none; a note names them."""
+    """Leave out points that the run did not reach; a note names them."""
     reached = {row.point for row in rows if row.status != NO_ROUNDS}
-    return [row for row in rows if row.point in reached or not reached]
+    return [row for row in rows if row.point in reached]
 
 
 def why_rows_are_empty(rows: list[Row]) -> list[str]:

@@ -98,7 +98,7 @@ def report(run: Run) -> RunReport:
     title = f"{run.header.name} · {run.path.name} · {_machine(run)}"
     reached = notes.without_unmeasured_points(rows)
     shown = [
-        *blocks(reached),
+        *(blocks(reached) if reached else ()),
         *(each for table in LONG_TABLES for each in table.blocks(reached, long[table.name])),
         *(each for make in MORE_BLOCKS for each in make(run, reached)),
     ]

@@ -68,7 +68,7 @@ def abort(recorder: Recorder, error: BaseException) -> NoReturn:
     try:
         recorder.write(Failure(phase=phase, error=in_words(error)))
     except OSError as second:  # the disk may be what failed
-        _say(f"dejavubench: rank {recorder.rank} cannot record its failure: {in_words(second)}\n")
+        say(f"dejavubench: rank {recorder.rank} cannot record its failure: {in_words(second)}\n")
     abort_all(error, phase)
 
 
@@ -78,7 +78,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
     Also if this is the only rank: threads of a failed session must not keep the process alive.
     """
     world, status = MPI.COMM_WORLD, status_of(error)
-    _say(report(error, world.rank, phase))
+    say(report(error, world.rank, phase))
     if isinstance(error, OutputError):
         # So that the interpreter does not try to write again as it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -86,7 +86,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
     raise SystemExit(status)  # not reached; for the type checker
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Write on stderr, if anybody still reads it."""
     # Python has no sys.stderr where it was closed.
     with contextlib.suppress(OSError, AttributeError):

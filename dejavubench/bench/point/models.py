@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 
 import torch
 
+from dejavubench.bench.recording.progressbar import ProgressBar
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
 from dejavubench.dejavulib.kvcache import KVLayout
@@ -21,11 +21,11 @@ class Models:
     """This rank's part of one model at a time; points of the same model share it.
 
     Args:
-        say: called with notes on compiling.
+        progress_bar: says what is loaded and compiled.
     """
 
-    def __init__(self, context: RunContext, say: Callable[[str], None]) -> None:
-        self._context, self._say = context, say
+    def __init__(self, context: RunContext, progress_bar: ProgressBar) -> None:
+        self._context, self._progress_bar = context, progress_bar
         self._loaded: tuple[object, GPT] | None = None
 
     def of(self, point: Point) -> GPT:
@@ -34,11 +34,14 @@ class Models:
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # give its memory back before the next one is made
             give_memory_back()
+            folder = self._context.experiment.ckpt_path
+            weights = "random weights" if folder is None else f"weights of {folder}"
+            self._progress_bar.announce(f"loading {point.spec.name}, {point.data_type}: {weights}")
             self._loaded = (key, load_model(self._context, point))
         model = self._loaded[1]
         requests = self._context.view(point).sizes.ubatch_size
         layout = KVLayout(point.kv_layout)
-        model.compile(layout, requests, requests * point.input_len, say=self._say)
+        model.compile(layout, requests, requests * point.input_len, say=self._progress_bar.say)
         return model
 
 

@@ -6,31 +6,37 @@ import sys
 import time
 from types import TracebackType
 
-from dejavubench.units import seconds_text
+from dejavubench.bench.recording.tally import Tally
+from dejavubench.bench.recording.timeleft import TimeLeft
 
 QUIET_S = 5.0
 """Seconds between two lines where stderr is no terminal."""
 
 
 class ProgressBar:
-    """Counts iterations over all points.
+    """Counts iterations over all points, and says what goes on.
 
     Args:
-        total: iterations that are known to come; more rounds for precision may add to them.
+        total: number of iterations; None if precision decides it.
+        left: estimates the time left.
+        tally: counts what was measured.
         shown: false on all ranks but one.
     """
 
-    def __init__(self, total: int, shown: bool) -> None:
+    def __init__(self, total: int | None, left: TimeLeft, tally: Tally, shown: bool) -> None:
+        self.left, self.tally = left, tally
         self._total = total
         self._done = 0
         self._shown = shown
-        self._began = self._said = time.monotonic()
+        self._said = float("-inf")
         self._bar = None
         if shown and sys.stderr.isatty():
             from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(console=Console(stderr=True), transient=True)
+            columns = (TextColumn("{task.description}"), BarColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> ProgressBar:
@@ -47,6 +53,11 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
+    def begin_point(self, point: str) -> None:
+        """Note that the next point begins, with loading."""
+        self.left.begin_point()
+        self.tally.begin(point)
+
     def say(self, text: str) -> None:
         """Print one line now."""
         if self._bar:
@@ -55,9 +66,12 @@ class ProgressBar:
             print(text, file=sys.stderr, flush=True)
             self._said = time.monotonic()
 
-    def more(self, iterations: int) -> None:
-        """Add iterations to those that are to come."""
-        self._total += iterations
+    def announce(self, text: str) -> None:
+        """Say what begins: always before the first iteration, later where it was quiet so long."""
+        if self._bar:
+            self._bar.update(self._task, description=text)
+        if self._done == 0 or (self._is_quiet() and not self._bar):
+            self.say(text)
 
     def step(self, what: str) -> None:
         """Count one iteration that is done.
@@ -67,11 +81,12 @@ class ProgressBar:
         """
         self._done += 1
         if self._bar:
-            self._bar.update(self._task, completed=self._done, total=self._total, description=what)
-        elif self._shown and time.monotonic() - self._said > QUIET_S:
-            elapsed = time.monotonic() - self._began
-            # All iterations count alike: arms take turns, so every stretch has some of each.
-            left = elapsed / self._done * (self._total - self._done)
-            self.say(
-                f"{self._done}/{self._total} iterations, {what}; about {seconds_text(left)} left"
+            self._bar.update(
+                self._task, completed=self._done, description=f"{what}; {self.left.text()}"
             )
+        elif self._shown and self._is_quiet():
+            of = "" if self._total is None else f"/{self._total}"
+            self.say(f"{self._done}{of} iterations, {what}; {self.left.text()}")
+
+    def _is_quiet(self) -> bool:
+        return time.monotonic() - self._said > QUIET_S

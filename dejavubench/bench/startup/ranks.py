@@ -66,6 +66,7 @@ class Ranks:
         cores: cores granted to this rank, before the program confines it to fewer.
         cores_on_host: number of cores granted to the ranks of this host together.
         native_bf16: the CPU of every rank multiplies bf16.
+        first_pid: process of rank 0, on its host.
     """
 
     world: MPI.Intracomm
@@ -74,6 +75,7 @@ class Ranks:
     cores: frozenset[int]
     cores_on_host: int
     native_bf16: bool
+    first_pid: int
 
     @classmethod
     def find(cls, experiment: Experiment) -> Ranks:
@@ -88,12 +90,12 @@ class Ranks:
             sink_stages=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
-        found = world.allgather((facts.hostname(), cores, native_bf16()))
-        hosts = tuple(host for host, _, _ in found)
+        found = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
+        hosts = tuple(host for host, *_ in found)
         here = frozenset[int]().union(
-            *(cores for host, cores, _ in found if host == hosts[world.rank])
+            *(cores for host, cores, *_ in found if host == hosts[world.rank])
         )
-        native = all(native for _, _, native in found)
+        native = all(native for _, _, native, _ in found)
         return cls(
             world=world,
             topology=topology,
@@ -101,6 +103,7 @@ class Ranks:
             cores=cores,
             cores_on_host=len(here),
             native_bf16=native,
+            first_pid=found[0][3],
         )
 
     @property

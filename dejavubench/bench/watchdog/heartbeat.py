@@ -12,7 +12,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dejavubench.dejavulib import progress
 from dejavubench.machine import liveness
@@ -26,8 +26,12 @@ NO_PROGRESS = 1.5
 """Timeouts without progress after which a rank with a heartbeat is at fault. A rank without one
 is at fault after one timeout, so it is named before the ranks that wait for it."""
 
-GRACE_S = 5.0
-"""Seconds that the main thread has to act on Ctrl-C. It cannot while a call of MPI blocks."""
+TURN_S = 1.0
+"""Seconds that the main thread has to begin with its last words after Ctrl-C. It cannot while a
+call of MPI blocks; then this thread says them."""
+
+GRACE_S = 8.0
+"""Seconds after Ctrl-C until this process ends, whatever the main thread does."""
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
@@ -42,6 +46,8 @@ class Heartbeat:
     Attributes:
         fd: the page's file, for the watchdog to open; −1 where none can be shared.
         every: seconds between two heartbeats.
+        last_words: after Ctrl-C, returns what follows this rank's message; None if the main thread
+            has begun to say it.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,6 +62,7 @@ class Heartbeat:
         self.page.words[STATE] = PATIENT
         self.page.phase = "start"
         self.every = HEARTBEAT_S
+        self.last_words: Callable[[], str | None] | None = None
         self._deadline: tuple[float, str] | None = None
         self._interrupted: float | None = None
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -75,19 +82,30 @@ class Heartbeat:
         while True:
             self.page.words[HEARTBEATS] += 1
             # Python writes each signal to the pipe, even while the main thread is inside MPI.
-            if signals.poll(self.every * 1e3) and signal.SIGINT in os.read(self._read, 64):
+            every = self.every if self._interrupted is None else TURN_S / 4
+            if signals.poll(every * 1e3) and signal.SIGINT in os.read(self._read, 64):
                 self._interrupted = self._interrupted or time.monotonic()
                 time.sleep(0.1)  # the main thread's turn
             self._end_if_due(time.monotonic())
 
     def _end_if_due(self, now: float) -> None:
+        words, self.last_words = self.last_words, None
+        if words is not None and self._interrupted and now - self._interrupted > TURN_S:
+            said = words()
+            if said is not None:
+                self._end_interrupted(f"\n{said}")
+        elif words is not None:
+            self.last_words = words
         if self._interrupted is not None and now - self._interrupted > GRACE_S:
-            self._end(
-                f"interrupted in phase {self.page.phase}, in a call that did not return",
-                INTERRUPTED,
-            )
+            self._end_interrupted("")
         if self._deadline is not None and now > self._deadline[0]:
             self._end(self._deadline[1], 1)
+
+    def _end_interrupted(self, more: str) -> None:
+        self._end(
+            f"interrupted in phase {self.page.phase}, in a call that did not return{more}",
+            INTERRUPTED,
+        )
 
     def _end(self, why: str, status: int) -> None:
         """End this process without MPI, which this thread may not call.
@@ -111,6 +129,12 @@ def start_heartbeat(name: str) -> Heartbeat:
         liveness.page = _heartbeat.page
         progress.listener = liveness
     return _heartbeat
+
+
+def say_last(words: Callable[[], str | None]) -> None:
+    """Have ``words`` follow the message of a rank that Ctrl-C ends within a call."""
+    if _heartbeat is not None:
+        _heartbeat.last_words = words
 
 
 @contextlib.contextmanager

@@ -1,0 +1,115 @@
+"""Ctrl-C: what was measured is said at once, then every rank ends.
+
+The launcher interrupts all ranks, or a user interrupts one of them. Rank 0 speaks and ends the job.
+The others see to it that rank 0 knows, and end the job themselves if rank 0 cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from dejavubench.bench.failures.report import in_words, report, say
+from dejavubench.bench.recording.recorder import Recorder
+from dejavubench.bench.startup.ranks import Ranks
+from dejavubench.bench.watchdog.heartbeat import INTERRUPTED, TURN_S, say_last
+from dejavubench.machine.launcher import abort_job
+from dejavubench.records import Failure
+
+TABLES_S = 2.0
+"""The longest time to make the tables of what was measured."""
+
+TELL_S = 0.5
+"""Time for rank 0 to be interrupted as well, before another rank interrupts it."""
+
+LET_SPEAK_S = TURN_S + TABLES_S + 1.0
+"""Time for rank 0 to speak, before another rank ends the job."""
+
+TablesOf = Callable[[Path], str]
+"""Returns the tables of a run's folder, as text for stderr."""
+
+
+class Interruption:
+    """The end of a run by Ctrl-C.
+
+    Args:
+        measured: returns in words how much was measured.
+        tables_of: makes the tables; None: a command is named in their place.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        recorder: Recorder,
+        measured: Callable[[], str],
+        tables_of: TablesOf | None,
+    ) -> None:
+        self._ranks, self._recorder = ranks, recorder
+        self._measured, self._tables_of = measured, tables_of
+        self._speaking = threading.Lock()
+        say_last(self.words_of_heartbeat)
+
+    def end(self, error: KeyboardInterrupt) -> NoReturn:
+        """Say what was measured, and end every rank's process."""
+        # Another rank may interrupt this one again. Without others, a second Ctrl-C ends it at
+        # once.
+        alone = self._ranks.world.size == 1
+        signal.signal(signal.SIGINT, signal.SIG_DFL if alone else signal.SIG_IGN)
+        if not self._speaking.acquire(blocking=False):
+            time.sleep(LET_SPEAK_S)  # the heartbeat's thread speaks, and ends this process
+        recorder = self._recorder
+        phase = "end" if recorder.closed else recorder.phase_name
+        if not recorder.closed:
+            with contextlib.suppress(OSError):  # the words matter more, and say the same
+                recorder.write(Failure(phase=phase, error=in_words(error)))
+        if self._ranks.rank != 0:
+            self._let_rank_0_speak()
+        say(f"{report(error, self._ranks.rank, phase)}{self._measured_lines()}\n")
+        say(f"{self._tables() or self._command()}\n")
+        abort_job(self._ranks.world, INTERRUPTED)
+        raise SystemExit(INTERRUPTED)  # not reached; for the type checker
+
+    def words_of_heartbeat(self) -> str | None:
+        """Return the last words of a rank whose main thread does not return from a call."""
+        if not self._speaking.acquire(blocking=False):
+            return None
+        if self._ranks.rank != 0:
+            self._let_rank_0_speak()
+        return f"{self._measured_lines()}\n{self._tables() or self._command()}"
+
+    def _let_rank_0_speak(self) -> None:
+        time.sleep(TELL_S)
+        if self._ranks.host == self._ranks.hosts[0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._ranks.first_pid, signal.SIGINT)
+        time.sleep(LET_SPEAK_S)  # rank 0 ends this process meanwhile
+
+    def _measured_lines(self) -> str:
+        return f"{self._measured()}\nrecords: {self._recorder.folder}"
+
+    def _command(self) -> str:
+        return f"tables: dejavubench process {shlex.quote(str(self._recorder.folder))}"
+
+    def _tables(self) -> str | None:
+        """Return the tables of what was measured; None if that takes too long, or fails."""
+        if self._ranks.rank != 0:
+            return None
+        made: list[str] = []
+
+        def make() -> None:
+            # Whatever is wrong with records that are cut off, the command says it better.
+            with contextlib.suppress(Exception):
+                if self._tables_of is not None:
+                    made.append(self._tables_of(self._recorder.folder))
+
+        thread = threading.Thread(target=make, daemon=True)
+        thread.start()
+        thread.join(TABLES_S)
+        return made[0].rstrip("\n") if made else None

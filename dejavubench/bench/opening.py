@@ -1,0 +1,68 @@
+"""The first words of a run on rank 0's stderr, and the bar that follows them."""
+
+from __future__ import annotations
+
+from dejavubench.bench.ceilingrounds import (
+    CEILINGS_S,
+    LATER_ROUNDS_WITH_CEILINGS,
+    ROUNDS_WITH_CEILINGS,
+)
+from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.recording.progressbar import ProgressBar
+from dejavubench.bench.recording.tally import Tally
+from dejavubench.bench.recording.timeleft import TimeLeft
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.config.points import Point
+from dejavubench.planning.duration import Rates, compute_seconds
+from dejavubench.units import count_text
+
+CPU_RATES, GPU_RATES = Rates(matmul=5e10, read=1e10), Rates(matmul=2e14, read=3e12)
+"""Rough rates of one core and of one GPU: only the relation of two points' times is used."""
+
+
+def rounds_with_ceilings(number: int) -> int:
+    """Return how many rounds of the run's n-th point, from 0, are followed by ceilings."""
+    return LATER_ROUNDS_WITH_CEILINGS if number else ROUNDS_WITH_CEILINGS
+
+
+def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
+    experiment, points = runnable.experiment, runnable.points
+    passes = experiment.warmup + experiment.rounds
+    asked = experiment.precision
+    left = TimeLeft(
+        [_size(point, experiment.device) for point in points],
+        warmup=experiment.warmup,
+        rounds=experiment.rounds,
+        ceilings=[rounds_with_ceilings(number) for number in range(len(points))],
+        ceilings_s=CEILINGS_S,
+        asked=asked,
+        max_time=experiment.max_time,
+    )
+    arms = [arm.name for arm in runnable.arms]
+    total = None if asked is not None else len(arms) * passes * len(points)
+    tally = Tally([point.id for point in points], arms, experiment.rounds)
+    return ProgressBar(total, left, tally, shown)
+
+
+def _size(point: Point, device: str) -> float:
+    """Return roughly the time of one request at a point, to compare points with."""
+    prompt, token = compute_seconds(point, GPU_RATES if device == "cuda" else CPU_RATES, 1)
+    return prompt + (point.output_len - 1) * token
+
+
+def say_first_words(context: RunContext, progress_bar: ProgressBar) -> None:
+    """Say what is measured, where records go, and what a reader of the numbers must know."""
+    runnable = context.runnable
+    progress_bar.say(
+        f"{count_text(len(runnable.points), 'point')}, {count_text(len(runnable.arms), 'arm')}, "
+        f"{count_text(context.ranks.world.size, 'rank')}; records: {context.workspace.folder}"
+    )
+    if len(runnable.arms) == 1 and len(runnable.points) > 1:
+        progress_bar.say(
+            "text lines of several points are not mixed on stdout: "
+            "each has a .log in the run's folder"
+        )
+    for point_id, reason in runnable.skipped.items():
+        progress_bar.say(f"{point_id} SKIPPED: {reason}")
+    for note in context.conditions.notes():
+        progress_bar.say(f"note: {note}")

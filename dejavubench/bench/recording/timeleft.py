@@ -1,0 +1,152 @@
+"""How long a run will still take, from the rounds that it has measured.
+
+A point begins with loading, compiling, the reference and warm-up. They take another time than a
+round, so no estimate is made of them: the first one comes with the first round of all arms.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from dejavubench.units import count_text, seconds_text
+
+NEWEST = 5
+"""Rounds whose median counts as the time of a round."""
+
+UNKNOWN = "time left is known after the first round"
+
+
+class TimeLeft:
+    """Estimates the time left of all points.
+
+    Points that are to come are estimated from the last measured point and their relative sizes.
+
+    Args:
+        sizes: time of a round of each point, in any unit, such as a rough estimate.
+        warmup: passes over all arms before the first round.
+        rounds: rounds of each point; with ``asked`` the fewest.
+        ceilings: by point, number of rounds that are followed by measurements of the machine.
+        ceilings_s: longest time of these measurements at one point, in seconds.
+        asked: the precision that ends a point, as a fraction; None: the number of rounds does.
+        max_time: longest time of a point's rounds with ``asked``, in seconds.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[float],
+        *,
+        warmup: int,
+        rounds: int,
+        ceilings: Sequence[int],
+        ceilings_s: float,
+        asked: float | None = None,
+        max_time: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sizes = sizes
+        self._warmup, self._rounds = warmup, rounds
+        self._ceilings, self._ceilings_s = ceilings, ceilings_s
+        self._asked, self._max_time = asked, max_time
+        self._clock = clock
+        self._point = -1
+        self._half_width: float | None = None
+        self._took: list[float] = []  # rounds of this point
+        self._ceilings_took: list[float] = []  # measurements of the machine at this point
+        self._began = self._rounds_began = self._mark = 0.0
+        self._in_rounds = False
+        self._unit: float | None = None  # seconds of a round of size 1, from the last point
+        self._last_ceiling_s = 0.0
+        self._other_lead = 0.0  # loading and the like, as the last point but the first had it
+
+    # ---- what has happened ----
+
+    def begin_point(self) -> None:
+        """Note that the next point begins, with loading."""
+        if self._took:
+            self._unit = self._round_s() / self._sizes[self._point]
+        self._last_ceiling_s = self._ceiling_s()
+        self._point += 1
+        self._took, self._ceilings_took, self._half_width = [], [], None
+        self._began, self._in_rounds = self._clock(), False
+
+    def begin_rounds(self) -> None:
+        """Note that the reference and warm-up of the point are over."""
+        self._rounds_began = self._mark = self._clock()
+        self._in_rounds = True
+
+    def end_round(self) -> None:
+        """Note that every arm has run once more."""
+        now = self._clock()
+        self._took.append(now - self._mark)
+        self._mark = now
+        if len(self._took) == 1 and self._point > 0:
+            lead = self._rounds_began - self._began
+            self._other_lead = max(0.0, lead - self._warmup * self._took[0])
+
+    def end_ceilings(self) -> None:
+        """Note that what follows a round has ended."""
+        now = self._clock()
+        if len(self._ceilings_took) < self._ceilings[self._point]:
+            self._ceilings_took.append(now - self._mark)
+        self._mark = now
+
+    def reach(self, half_width: float | None) -> None:
+        """Note how exactly the point's overheads are known so far, as a fraction."""
+        self._half_width = half_width
+
+    # ---- what is left ----
+
+    def text(self) -> str:
+        """Return the time left in words, as far as it is known."""
+        if self._asked is not None:
+            return self._text_of_precision(self._asked)
+        left = self.seconds()
+        return UNKNOWN if left is None else f"about {seconds_text(left)} left"
+
+    def _text_of_precision(self, asked: float) -> str:
+        """Say how exactly overheads are known: nobody knows how many rounds that takes."""
+        if not self._took:
+            return f"±{100 * asked:g} % asked for"
+        known = "" if self._half_width is None else f"±{100 * self._half_width:.2g} % so far, "
+        most = self._max_time - (self._clock() - self._rounds_began)
+        most = max(0.0, most, self._here_s(self._round_s()))
+        later = len(self._sizes) - 1 - self._point
+        more = f", {count_text(later, 'more point')} to come" if later else ""
+        return f"{known}±{100 * asked:g} % asked for; at most {seconds_text(most)} left here{more}"
+
+    def seconds(self) -> float | None:
+        """Return the time left until the last round has ended; None while it is not known."""
+        if self._took:
+            unit = self._round_s() / self._sizes[self._point]
+        elif self._unit is not None:
+            unit = self._unit
+        else:
+            return None
+        later = range(self._point + 1, len(self._sizes))
+        rounds_s = [unit * self._sizes[number] for number in later]
+        after = sum(self._lead_s(each) + self._rounds * each for each in rounds_s)
+        after += sum(self._ceilings[number] for number in later) * self._ceiling_s()
+        return self._here_s(unit * self._sizes[self._point]) + after
+
+    def _here_s(self, round_s: float) -> float:
+        """Return the time left at this point."""
+        rounds = max(0, self._rounds - len(self._took))
+        ceilings = self._ceilings[self._point] - len(self._ceilings_took)
+        spared = max(0.0, self._ceilings_s - sum(self._ceilings_took))
+        left = rounds * round_s + min(ceilings * self._ceiling_s(), spared)
+        if self._in_rounds:
+            return max(0.0, left - min(self._clock() - self._mark, round_s))
+        return left + max(0.0, self._lead_s(round_s) - (self._clock() - self._began))
+
+    def _lead_s(self, round_s: float) -> float:
+        """Return the time of a later point before its rounds."""
+        return self._other_lead + self._warmup * round_s
+
+    def _round_s(self) -> float:
+        return median(self._took[-NEWEST:])
+
+    def _ceiling_s(self) -> float:
+        return median(self._ceilings_took) if self._ceilings_took else self._last_ceiling_s

@@ -1,0 +1,81 @@
+"""Reports of runs as a table for people, or as a file in the format of its suffix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from dejavubench.cli.output import BadInput, style_of, write_to
+from dejavubench.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from dejavubench.analysis.tables.report import RunReport
+
+ARMS = "arms"
+"""The rows of csv: one for each point and arm."""
+
+
+def write_reports(
+    reports: Sequence[RunReport], style: str, output: Path | None, force: bool, table: str = ARMS
+) -> None:
+    """Write reports to stdout or to a new file.
+
+    Args:
+        style: ``table``, ``csv``, ``json`` or ``markdown``.
+        table: the rows of csv.
+
+    Raises:
+        BadInput: the file exists and ``force`` is off, or it cannot be made.
+    """
+    from dejavubench.analysis.tables import formats
+    from dejavubench.cli.console import console
+
+    def write(file: IO[str]) -> None:
+        if style == "table":
+            formats.show(reports, console(file=file))
+        else:
+            formats.write(reports, style, file, table)
+
+    write_to(output, force, write)
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """The file that a run's results go to when it ends."""
+
+    path: Path
+    force: bool
+
+    def check(self) -> None:
+        """Check that it can be written, before anything is measured.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        path, folder = self.path, self.path.absolute().parent
+        try:
+            style_of(path)
+        except BadInput as error:
+            raise UsageError(error.message) from None
+        if os.path.lexists(path) and not self.force:
+            raise UsageError(f"--output {path} exists. Use --force to overwrite it")
+        if path.is_dir():
+            raise UsageError(f"--output {path} is a folder, not a file")
+        if not folder.is_dir():
+            raise UsageError(f"--output {path}: the folder {folder} does not exist")
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"--output {path}: the folder {folder} cannot be written")
+
+    def write(self, report: RunReport) -> None:
+        """Write the results.
+
+        Raises:
+            DataError: they cannot be written any more.
+        """
+        try:
+            write_reports([report], style_of(self.path), self.path, self.force)
+        except BadInput as error:
+            raise DataError(error.message) from None

@@ -1,0 +1,144 @@
+"""The last words after Ctrl-C, without a job: who speaks, and what stands for slow tables."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from dejavubench.bench.failures import interrupt
+from dejavubench.bench.failures.interrupt import Interruption
+from dejavubench.bench.recording.recorder import Recorder
+from dejavubench.bench.recording.tally import Tally
+from dejavubench.records import Failure, read_rank
+
+
+@dataclass
+class Fake:
+    """Stands for the ranks, and for what they would do to processes."""
+
+    rank: int = 0
+    size: int = 2
+    host: str = "here"
+    hosts: tuple[str, ...] = ("here", "here")
+    first_pid: int = 4242
+    did: list[tuple[object, ...]] = field(default_factory=list)
+
+    @property
+    def world(self) -> Fake:
+        return self
+
+    def abort(self, world: object, status: int) -> NoReturn:
+        self.did.append(("abort", status))
+        raise SystemExit(status)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    made, before = Fake(), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(interrupt, "abort_job", made.abort)
+    monkeypatch.setattr(interrupt.os, "kill", lambda *what: made.did.append(("kill", *what)))
+    monkeypatch.setattr(interrupt, "TELL_S", 0.01)
+    monkeypatch.setattr(interrupt, "LET_SPEAK_S", 0.01)
+    yield made
+    signal.signal(signal.SIGINT, before)
+
+
+def interruption(fake: Any, folder: Path, tables_of: Any) -> Interruption:
+    recorder = Recorder(folder, fake.rank, several_points=False, to_stdout=False)
+    recorder.phase("tokens", point="p000")
+    return Interruption(fake, recorder, lambda: "3 of 9 points", tables_of)
+
+
+def test_rank_0_says_what_was_measured_and_shows_it(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = interruption(fake, tmp_path / "r", lambda folder: f"tables of {folder.name}\n")
+    with pytest.raises(SystemExit):
+        made.end(KeyboardInterrupt())
+    assert capsys.readouterr().err.splitlines() == [
+        "dejavubench: rank 0 interrupted in phase tokens",
+        "3 of 9 points",
+        f"records: {tmp_path / 'r'}",
+        "tables of r",
+    ]
+    assert fake.did == [("abort", 130)]
+    (failure,) = read_rank(tmp_path / "r" / "rank-0000.jsonl").of(Failure)
+    assert (failure.phase, failure.error) == ("tokens", "KeyboardInterrupt: ")
+
+
+@pytest.mark.parametrize("how", ["slow", "failing", "absent"])
+def test_a_command_stands_for_tables_that_are_not_to_be_had(
+    how: str,
+    fake: Fake,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interrupt, "TABLES_S", 0.05)
+    never = threading.Event()
+
+    def tables_of(folder: Path) -> str:
+        if how == "failing":
+            raise ValueError("a torn record")
+        never.wait()
+        return "too late"
+
+    folder = tmp_path / "my run"
+    made = interruption(fake, folder, None if how == "absent" else tables_of)
+    with pytest.raises(SystemExit):
+        made.end(KeyboardInterrupt())
+    never.set()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"tables: dejavubench process '{folder}'"
+
+
+def test_another_rank_interrupts_rank_0_and_speaks_only_if_that_does_not_end_it(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.rank = 1
+    made = interruption(fake, tmp_path / "r", lambda folder: "tables")
+    with pytest.raises(SystemExit):
+        made.end(KeyboardInterrupt())
+    assert fake.did == [("kill", 4242, signal.SIGINT), ("abort", 130)]
+    words = capsys.readouterr().err
+    assert words.startswith("dejavubench: rank 1 interrupted in phase tokens\n3 of 9 points\n")
+    assert words.endswith(f"tables: dejavubench process {tmp_path / 'r'}\n")
+
+
+def test_on_another_host_it_cannot_interrupt_rank_0(fake: Fake, tmp_path: Path) -> None:
+    fake.rank, fake.host, fake.hosts = 1, "there", ("here", "there")
+    made = interruption(fake, tmp_path / "r", None)
+    with pytest.raises(SystemExit):
+        made.end(KeyboardInterrupt())
+    assert fake.did == [("abort", 130)]
+
+
+def test_the_heartbeat_speaks_for_a_thread_within_a_call_and_only_one_of_them_speaks(
+    fake: Fake, tmp_path: Path
+) -> None:
+    made = interruption(fake, tmp_path / "r", lambda folder: "tables")
+    assert made.words_of_heartbeat() == f"3 of 9 points\nrecords: {tmp_path / 'r'}\ntables"
+    assert made.words_of_heartbeat() is None
+
+
+def test_a_tally_says_points_and_rounds() -> None:
+    tally = Tally(["p000", "p001", "p002"], ["none", "mpi@3"], rounds=6)
+    assert tally.text() == "nothing was measured"
+    tally.begin("p000")
+    assert tally.text() == "0 of 3 points measured; p000: no round measured yet"
+    tally.begin("p001")
+    for arm in ("mpi@3", "none", "mpi@3"):
+        tally.count(arm)
+    assert tally.text() == ("1 of 3 points measured; p001: rounds measured of 6: none 1, mpi@3 2")
+    alone = Tally(["p000"], ["none"], rounds=2)
+    alone.begin("p000")
+    assert alone.text() == "no round measured yet"
+    for _ in range(3):
+        alone.count("none")
+    assert alone.text() == "rounds measured: none 3"  # more than the fewest, for a precision
