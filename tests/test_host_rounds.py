@@ -141,6 +141,10 @@ def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
     add_host(busy, {(3, ""): {"other_cpu_s": 1.5}}, rounds=6)
     (note,) = notes_of(busy, "NOISY")
     assert note.endswith("Other processes took 1.5 of 2 cores in 1 of 6 rounds.")
+    stolen = write_run(tmp_path / "stolen", **noisy)
+    add_host(stolen, {(3, ""): {"steal_s": 0.5}}, rounds=6)
+    (note,) = notes_of(stolen, "NOISY")
+    assert note.endswith("The hypervisor took 0.5 of 2 cores in 1 of 6 rounds.")
     (note,) = notes_of(write_run(tmp_path / "older", **noisy), "NOISY")
     assert note.endswith("Is another program running?")
 

@@ -34,17 +34,16 @@ def facts(run: Run) -> list[str]:
 
 
 def cause_of_noise(run: Run) -> str | None:
-    """Say whether other processes can have made two equal arms differ; None if nobody knows."""
-    hosts = [host for host in host_rounds(run) if _known(host)]
-    disturbed = [text for host in hosts if (text := _others(host)) is not None]
-    if disturbed:
-        first = disturbed[0]
-        return f"{first[0].upper()}{first[1:].partition(' (')[0]}."
-    if not hosts:
+    """Say what can have made two equal arms differ; None if the run has recorded nothing of it."""
+    hosts = host_rounds(run)
+    for _, text in (finding for host in hosts for finding in _findings(host)):
+        return f"{text[0].upper()}{text[1:].partition(' (')[0]}."
+    known = [(max(cores), host) for host in hosts if (cores := _known(host))]
+    if not known:
         return None
-    worst = max(hosts, key=lambda host: max(_known(host)))
+    most, host = max(known, key=lambda each: each[0])
     return (
-        f"Other processes took at most {max(_known(worst)):.2f} of {_cores(worst)} in any round, "
+        f"Other processes took at most {most:.2f} of {_cores(host)} in any round, "
         "so look for another cause."
     )
 
