@@ -463,6 +463,13 @@ def test_what_the_checks_tell() -> None:
     assert seen["interfaces"] == "eth0 10.0.0.1, 100 Gbit/s, MTU 1500"
 
 
+def test_a_load_that_is_not_readable_is_no_load() -> None:
+    blind = host_with(load=replace(HOST.load, busy=0.0, unreadable="/proc/stat counts no time"))
+    (row,) = rows(blind, "load")
+    assert row.finding == ok("not readable: /proc/stat counts no time")
+    assert rows(blind, "stolen time") == []
+
+
 def test_destinations_say_what_they_lack() -> None:
     told = replace(job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"})
     (row,) = rows(told, "destinations")

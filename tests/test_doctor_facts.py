@@ -16,7 +16,6 @@ import pytest
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.doctor.facts import cpu, crossmemory, folders, gpu, memory, mpi, network, ucx
 from dejavubench.doctor.facts.child import ProbeError, output_of, probe
-from dejavubench.doctor.facts.cpu import Ticks
 from dejavubench.doctor.facts.diskprobe import measure
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import GPUFacts
@@ -27,6 +26,7 @@ from dejavubench.doctor.links import pairs
 from dejavubench.doctor.together import MissingRanksError, Together, wait_busy
 from dejavubench.machine.filesystem import Place
 from dejavubench.machine.launcher import launcher_of
+from dejavubench.machine.readings.cputime import ProcessorTime
 from helpers.doctor_facts import RANK, SPEED, two_hosts
 
 
@@ -81,20 +81,21 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
 # ---- CPU, memory ----
 
 
-def test_the_load_between_two_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stat = "cpu  {0} 10 20 {1} 5 1 2 {2} 0 0\ncpu0 1 1 1 1\n"
-    write(tmp_path, {"proc/stat": stat.format(100, 800, 0), "proc/loadavg": "1.25 1 1 1/2 3\n"})
-    before = cpu.ticks(tmp_path)
-    assert before == Ticks(133, 0, 938)
-    write(tmp_path, {"proc/stat": stat.format(150, 930, 20)})
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    load = cpu.load_between(before, cpu.ticks(tmp_path), 1.0, tmp_path)
-    assert load == cpu.LoadFacts(cores=2, seconds=1.0, busy=0.5, steal=0.1, average=1.25)
+def test_the_load_between_two_readings() -> None:
+    before = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
+    after = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
+    load = cpu.load_between(before, after, 2.0, 2, 1.25)
+    assert (load.cores, load.seconds, load.busy, load.average) == (2, 2.0, 1.0, 1.25)
+    assert load.steal == pytest.approx(0.1)
 
 
-def test_a_kernel_of_few_columns_has_no_stolen_time(tmp_path: Path) -> None:
-    write(tmp_path, {"proc/stat": "cpu  1 2 3 4\n"})
-    assert cpu.ticks(tmp_path) == Ticks(6, 0, 10)
+def test_a_kernel_that_counts_no_time_is_not_idle(tmp_path: Path) -> None:
+    cores = os.cpu_count() or 1
+    lines = [f"cpu{number} 0 0 0 0 0 0 0 0 0 0" for number in range(cores)]
+    write(tmp_path, {"proc/stat": "\n".join(lines)})
+    found = cpu.load_facts(0.0, tmp_path)
+    assert found.unreadable is not None
+    assert "counts no time" in found.unreadable
 
 
 def test_the_governor(tmp_path: Path) -> None:

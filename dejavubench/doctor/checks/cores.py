@@ -75,9 +75,12 @@ def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 def load(host: HostFacts) -> Iterator[Finding]:
+    if host.load.unreadable is not None:
+        yield ok(f"not readable: {host.load.unreadable}")
+        return
     seen = (
         f"other programs: {host.load.busy:.2f} of {count_text(host.load.cores, 'core')} for "
-        f"{host.load.seconds:g} s; load average {host.load.average:.2f}"
+        f"{host.load.seconds:.1f} s; load average {host.load.average:.2f}"
     )
     if busy(host.load):
         yield warn(seen, "Stop them or wait: see top. Their work shows as noise.")
@@ -91,6 +94,8 @@ def busy(facts: LoadFacts) -> bool:
 
 
 def steal(host: HostFacts) -> Iterator[Finding]:
+    if host.load.unreadable is not None:
+        return
     seen = f"{100 * host.load.steal:.1f} % of the time"
     if host.load.steal > STEAL_SHARE:
         yield warn(

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dejavubench.machine.cpu import cpu_flags, cpu_model, native_bf16
+from dejavubench.machine.readings.cputime import ProcessorTime, processor_time
+from dejavubench.machine.readings.load import load_average
+from dejavubench.machine.readings.notreadable import NotReadableError
 
 ROOT = Path("/")
 
@@ -45,57 +48,44 @@ def cpu_facts(root: Path = ROOT) -> CPUFacts:
 
 
 @dataclass(frozen=True)
-class Ticks:
-    """CPU time of a whole host since it started, in clock ticks: see proc_stat(5)."""
-
-    busy: int
-    steal: int
-    total: int
-
-
-@dataclass(frozen=True)
 class LoadFacts:
     """Work of a host while all ranks slept.
 
     Attributes:
         cores: cores of the host.
         seconds: length of the observation.
-        busy: cores that other programs kept busy, on average, such as 1.2.
+        busy: cores that other programs and interrupts kept busy, on average, such as 1.2.
         steal: share of the time that the hypervisor gave to other machines.
         average: load average of the last minute.
+        unreadable: why the kernel does not say it; the numbers are then 0.
     """
 
     cores: int
     seconds: float
-    busy: float
-    steal: float
-    average: float
-
-
-def ticks(root: Path = ROOT) -> Ticks:
-    """Read the CPU time from ``/proc/stat``."""
-    first = (root / "proc/stat").read_text().splitlines()[0].split()
-    # user nice system idle iowait irq softirq steal; what follows is contained in user and nice
-    user, nice, system, idle, iowait, irq, softirq, steal = map(int, (first[1:9] + ["0"] * 8)[:8])
-    busy = user + nice + system + irq + softirq
-    return Ticks(busy, steal, busy + steal + idle + iowait)
+    busy: float = 0.0
+    steal: float = 0.0
+    average: float = 0.0
+    unreadable: str | None = None
 
 
 def load_facts(seconds: float, root: Path = ROOT) -> LoadFacts:
     """Sleep and return what the host did meanwhile. All ranks must sleep as well."""
-    before = ticks(root)
-    time.sleep(seconds)
-    return load_between(before, ticks(root), seconds, root)
-
-
-def load_between(before: Ticks, after: Ticks, seconds: float, root: Path = ROOT) -> LoadFacts:
-    """Return the load between two readings of ``/proc/stat``."""
-    total = max(1, after.total - before.total)
     cores = os.cpu_count() or 1
-    return LoadFacts(
-        cores=cores,
-        seconds=seconds,
-        busy=(after.busy - before.busy) / total * cores,
-        steal=(after.steal - before.steal) / total,
-        average=float((root / "proc/loadavg").read_text().split()[0]),
-    )
+    try:
+        before, began = processor_time(range(cores), root), time.perf_counter()
+        time.sleep(seconds)
+        after, took = processor_time(range(cores), root), time.perf_counter() - began
+        average = load_average(root)
+    except NotReadableError as error:
+        time.sleep(seconds)  # other hosts may be able to read theirs
+        return LoadFacts(cores, seconds, unreadable=str(error))
+    return load_between(before, after, took, cores, average)
+
+
+def load_between(
+    before: ProcessorTime, after: ProcessorTime, seconds: float, cores: int, average: float
+) -> LoadFacts:
+    """Return the load between two readings of a host's processors."""
+    busy = after.busy_s - before.busy_s + after.interrupt_s - before.interrupt_s
+    steal = after.steal_s - before.steal_s
+    return LoadFacts(cores, seconds, busy / seconds, steal / seconds / cores, average)
