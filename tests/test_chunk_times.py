@@ -16,7 +16,9 @@ from dejavubench.dejavulib import chunktimes
 from dejavubench.dejavulib.chunktimes import STAMPS, LatencyPart, Receipt, Stamps, TimesBlock, cut
 from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
+from dejavubench.dejavulib.extentsamples import ExtentSampler
 from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
@@ -26,18 +28,22 @@ from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.records import (
     ChunkList,
     ChunkTimes,
+    Iteration,
     Microbatch,
     RecordError,
     read_chunk_times,
+    read_extent_times,
+    read_run,
     read_sink_times,
 )
-from helpers.caches import play_model, random_cache
+from helpers.caches import packed_stream, play_model, random_cache
 from helpers.fake_destination import (
     CUT_LAYERS,
     PATIENCE,
     STEPS,
     WHOLE_LAYERS,
     FakeDestination,
+    held,
     schedule_of,
     small_geometry,
     streaming,
@@ -288,6 +294,7 @@ def test_extents_are_counted_as_the_cache_has_them(level: Level, layout: KVLayou
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with every level to host, disk and mpi. CPU, fp32, 1 thread."""
     flags = args("--warmup 1 --rounds 1 --level 0,0-batched,1,2,3 --streaming none,host,disk,mpi")
+    flags = (*flags, "--sample-extents")
     return run(tmp_path_factory.mktemp("job"), 2, "run", *QUICK, *flags).folder
 
 
@@ -335,6 +342,44 @@ def check_times(listed: ChunkList, record: ChunkTimes) -> None:
 
 
 @pytest.mark.mpi
+def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
+    found = {times.arm: times for _, times in read_extent_times(folder)}
+    naive = {f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in ("0", "0-batched")}
+    assert set(found) == {f"{arm}-sampled" for arm in naive}
+    chunks = {each.times.arm: each.listed.chunks for each in read_chunk_times(folder)}
+    for times in found.values():
+        listed = chunks[times.of]
+        assert times.extents == sum(chunk.extents for chunk in listed) <= 1_000
+        assert times.every == 1  # as few as these are all timed
+        assert len(times.ns) == len(times.step) == times.extents
+        assert sum(times.nbytes) == sum(chunk.nbytes for chunk in listed)
+        for chunk in listed:
+            assert times.step.count(chunk.step) == chunk.extents
+        assert min(times.ns) >= 0
+        assert max(times.ns) > 0
+    run = read_run(folder)
+    assert not {arm.name for arm in run.header.arms} & set(found)
+    assert not any("-sampled" in each.arm for _, each in run.of(Iteration))
+
+
+def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:
+    geometry = small_geometry()
+    stream = Stream(0, schedule_of(geometry))
+    cache, sampler = random_cache(geometry), ExtentSampler()
+    with streaming(HostDestination()) as streamer:
+        manager = CacheManager(cache, [stream], LEVELS["0"], streamer, PATIENCE, sampler)
+        extents = sum(planned.extents_count for planned in manager.chunks)
+        sampler.begin(extents, most=5)
+        manager.begin()
+        play_model(cache, cache, stream.schedule, manager)
+        manager.drain()
+        assert held(streamer.destination, stream) == packed_stream(cache, stream.schedule)
+    assert sampler.seen == extents
+    assert sampler.every == -(-extents // 5)
+    assert len(sampler.samples) == len(range(0, extents, sampler.every)) == 5
+
+
+@pytest.mark.mpi
 def test_the_sink_notes_its_own_times(folder: Path) -> None:
     found = list(read_sink_times(folder))
     sent = {
@@ -372,7 +417,8 @@ def test_parts_are_those_that_the_destination_tells_apart(folder: Path) -> None:
 def test_a_torn_last_line_is_left_out_and_any_other_is_refused(
     folder: Path, tmp_path: Path
 ) -> None:
-    whole = (folder / "chunks-0000.jsonl").read_bytes()
+    lines = (folder / "chunks-0000.jsonl").read_bytes().splitlines(keepends=True)
+    whole = b"".join(line for line in lines if b"extent-times" not in line)
     file = tmp_path / "chunks-0000.jsonl"
     file.write_bytes(whole[:-40])
     assert len(list(read_chunk_times(tmp_path))) == len(list(read_chunk_times(folder))) - 1

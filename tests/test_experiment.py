@@ -468,6 +468,16 @@ def test_hash_is_of_what_is_measured() -> None:
             "--level 0,1 needs a destination: --streaming none streams nothing at any level",
         ),
         (
+            {"streaming": "none,host", "sample_extents": True},
+            "--sample-extents needs a destination and --level 0 or 0-batched: other levels do not "
+            "move single extents",
+        ),
+        (
+            {"level": "0", "sample_extents": True},
+            "--sample-extents needs a destination and --level 0 or 0-batched: other levels do not "
+            "move single extents",
+        ),
+        (
             {"durability": "hope"},
             "--durability: must be 'fdatasync', 'direct' or 'page-cache', not 'hope'",
         ),

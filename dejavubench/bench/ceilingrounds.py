@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from dejavubench import records
+from dejavubench.bench.extentsamples import sample_extents
 from dejavubench.bench.iteration import Iterations, nothing_collected
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sink import Sink
@@ -77,7 +78,13 @@ class CeilingRounds:
         self._took_s += time.monotonic() - began
 
     def record(self) -> None:
-        """Write what was measured, and how chunks left the device."""
+        """Write what was measured, and how chunks left the device. Collective.
+
+        What is measured only once comes now.
+        """
+        if self._here.experiment.sample_extents:
+            left = self._iterations.failures.left(self._here.context.runnable.arms)
+            sample_extents(self._part, self._iterations, left)
         write, point = self._here.write, self._here.view.point
         if self._ceilings is not None:
             for ceiling in self._ceilings.records(point.id):

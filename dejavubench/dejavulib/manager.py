@@ -19,6 +19,7 @@ from .destinations.registry import DestinationEntry
 from .device import DeviceExtents
 from .devicetimes import DeviceClock, DeviceMarks
 from .extents import ExtentAddresses, ExtentViews, StepExtents
+from .extentsamples import ExtentSampler
 from .kvcache import KVCache
 from .levels import Level
 from .streamer import Streamer
@@ -34,6 +35,7 @@ class CacheManager:
         level: the optimisations that are on.
         streamer: the process's helper thread.
         timeout: seconds without any progress after which a wait fails.
+        sampler: times some of the extents at the levels that move them one by one.
 
     Raises:
         ValueError: the streams' chunks do not fit the streamer's staging slots, or their decode
@@ -53,6 +55,7 @@ class CacheManager:
         level: Level,
         streamer: Streamer,
         timeout: float = 60.0,
+        sampler: ExtentSampler | None = None,
     ) -> None:
         if level.buffered:
             _check_slots(cache, streams, streamer)
@@ -63,6 +66,7 @@ class CacheManager:
         self._byte_progress = ByteProgress()
         self._streamer = streamer
         self._timeout = timeout
+        self._sampler = sampler
         # CUDA only: when what was submitted last is in place.
         self._ready: torch.cuda.Event | None = None
         self._held = HeldSteps(sum(stream.schedule.position_nbytes for stream in streams))
@@ -81,6 +85,8 @@ class CacheManager:
         """Cut the views and find the extents of every chunk of a stream, outside the clock."""
         level = self.level
         extents = None if level.buffered else self._extents_of(stream)
+        if extents is not None and self._sampler is not None:
+            extents = self._sampler.over(extents)
         for chunk in stream.schedule.all_chunks(level):
             packing = Packing(self.cache, chunk.region) if level.buffered else None
             planned = PlannedChunk(

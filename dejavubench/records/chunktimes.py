@@ -13,7 +13,15 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dejavubench.records.names import chunk_file_rank
-from dejavubench.records.values import LARGEST, Count, Line, Model, RecordError, Size
+from dejavubench.records.values import (
+    LARGEST,
+    Count,
+    Line,
+    Model,
+    PositiveMs,
+    RecordError,
+    Size,
+)
 
 Ns = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 """Nanoseconds relative to a moment, so that they may be negative."""
@@ -159,7 +167,38 @@ class SinkChunkTimes(Line):
     scattered: list[Ns]
 
 
-ChunkRecord = ChunkList | ChunkTimes | SinkChunkTimes
+class ExtentTimes(Line):
+    """Times of single extents at a naive level, from an iteration of its own.
+
+    The iteration is no measurement of the arm: looking at extents slows the loop that moves them.
+
+    Attributes:
+        arm: the diagnostic arm, such as ``mpi@0-sampled``, which has no other records.
+        of: the arm that it is like.
+        total_ms: TOTAL of its iteration.
+        extents: number of extents of the microbatch.
+        every: of so many, one was timed.
+        step: for each sample, the step that it belongs to.
+        nbytes: for each sample, its bytes.
+        ns: for each sample, its nanoseconds: until it was complete at level 0, issued at
+            ``0-batched``.
+    """
+
+    kind: Literal["extent-times"] = "extent-times"
+    role: Literal["diagnostic"] = "diagnostic"
+    point: str
+    arm: str
+    of: str
+    ubatch: Count
+    total_ms: PositiveMs
+    extents: Count
+    every: Size
+    step: list[Count]
+    nbytes: list[Count]
+    ns: list[Count]
+
+
+ChunkRecord = ChunkList | ChunkTimes | SinkChunkTimes | ExtentTimes
 
 CHUNK_RECORD: TypeAdapter[ChunkRecord] = TypeAdapter(
     Annotated[ChunkRecord, Field(discriminator="kind")]
@@ -199,6 +238,14 @@ def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:
         for _, record in _records(path):
             if isinstance(record, SinkChunkTimes):
                 yield TimedArrivals(rank, record)
+
+
+def read_extent_times(folder: Path) -> Iterator[tuple[int, ExtentTimes]]:
+    """Read (rank, times) of single extents that a run has sampled, as :func:`read_chunk_times`."""
+    for path, rank in _files(folder):
+        for _, record in _records(path):
+            if isinstance(record, ExtentTimes):
+                yield rank, record
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, int]]:

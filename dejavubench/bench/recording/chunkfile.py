@@ -48,8 +48,8 @@ class ChunkFile:
         key = when["point"], arm.name, ubatch
         if key not in self._listed:
             self._listed.add(key)
-            self._append(_list_of(arm, when["point"], ubatch, manager))
-        self._append(_times_of(when, ubatch, clock, manager))
+            self.append(_list_of(arm, when["point"], ubatch, manager))
+        self.append(_times_of(when, ubatch, clock, manager))
 
     def write_arrivals(
         self, arm: Arm, when: When, began_ns: int, receivers: Sequence[tuple[int, CacheReceiver]]
@@ -73,9 +73,10 @@ class ChunkFile:
                 else [each - began_ns for each in received if each is not None],
                 scattered=[each.scattered - began_ns for each in receiver.arrivals],
             )
-            self._append(record)
+            self.append(record)
 
-    def _append(self, record: ChunkRecord) -> None:
+    def append(self, record: ChunkRecord) -> None:
+        """Write one line and hand it to the kernel, which keeps it if this process dies."""
         if self._file is None:
             self._file = self._path.open("x", encoding="utf-8")
         try:

@@ -64,6 +64,14 @@ class MeasurementOptions(BaseModel):
         "Record when each chunk was ready, gathered, posted and complete.",
         measured=False,
     )
+    sample_extents: bool = _option(
+        False,
+        "",
+        "After the rounds, time single extents of each arm at level 0 and 0-batched, in an "
+        "iteration of its own that no statistics use.",
+        measured=False,
+        reset_when_resumed=True,
+    )
     log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
         Path("logs"),
         "DIR",

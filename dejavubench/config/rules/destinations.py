@@ -5,6 +5,7 @@ from __future__ import annotations
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen, given, listed, rule
+from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.transports.base import Missing
 from dejavubench.transports.registry import NO_STREAMING, usable
 
@@ -32,6 +33,22 @@ SINKS = (
             f"--level {listed(plan.experiment.level)} needs a destination: --streaming "
             f"{NO_STREAMING} streams nothing at any level"
         ),
+    ),
+    rule(
+        lambda plan: (
+            plan.experiment.sample_extents
+            and (not chosen(plan) or all(LEVELS[level].buffered for level in plan.experiment.level))
+        ),
+        lambda plan, _: (
+            "--sample-extents needs a destination and --level 0 or 0-batched: other levels do not "
+            "move single extents"
+        ),
+    ),
+    rule(
+        lambda plan: (
+            plan.experiment.sample_extents and (plan.experiment.handoff or plan.experiment.swap)
+        ),
+        lambda plan, _: "--sample-extents cannot be combined with --handoff or --swap",
     ),
     rule(
         _sink_key_without_sinks,

@@ -37,6 +37,8 @@ class DestinationEntry:
             ``ReadableDestination``. Without that, no source can verify what has arrived.
         parts: parts of a packed chunk's latency that can be told apart, in order.
         extent_parts: the same for a chunk whose extents move one by one.
+        issues_groups: at ``0-batched``, extents are issued in groups, so that none has a time of
+            its own.
     """
 
     name: str
@@ -49,6 +51,7 @@ class DestinationEntry:
     readable: bool = False
     parts: tuple[LatencyPart, ...] = (QUEUE, GATHER, POST, JOINT)
     extent_parts: tuple[LatencyPart, ...] = (QUEUE, LatencyPart("move", "complete"))
+    issues_groups: bool = False
 
     @property
     def on_storage(self) -> bool:
@@ -108,6 +111,7 @@ NCCL = register(
         "nccl",
         remote=True,
         device_memory=True,
+        issues_groups=True,
         parts=_ACKNOWLEDGED,
         extent_parts=_MOVED_SINGLY,
     )
@@ -117,6 +121,7 @@ NIXL = register(
         "nixl",
         remote=True,
         device_memory=True,
+        issues_groups=True,
         parts=_ACKNOWLEDGED,
         extent_parts=_MOVED_SINGLY,
     )

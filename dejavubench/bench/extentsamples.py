@@ -1,0 +1,104 @@
+"""A diagnostic iteration of each naive arm, in which some extents are timed one by one.
+
+It comes after the rounds and is no arm of the run: what it records is no part of any statistics.
+"""
+
+from __future__ import annotations
+
+from dejavubench import records
+from dejavubench.bench.engine.batchmaker import Streamed
+from dejavubench.bench.iteration import Iterations, nothing_collected
+from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.point.source import Source
+from dejavubench.config.arms import Arm
+from dejavubench.dejavulib.extentsamples import MOST_SAMPLES, ExtentSampler
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.parallel.collectives import sleeping_barrier
+
+
+def sample_extents(part: Source | Sink, iterations: Iterations, arms: list[Arm]) -> None:
+    """Run the diagnostic iteration of every arm that has one. Collective.
+
+    Args:
+        arms: those that have not failed.
+    """
+    for arm in arms:
+        if arm.level is not None and _samples(arm, arm.level):
+            _sample(part, iterations, arm, arm.level)
+
+
+def _samples(arm: Arm, name: str) -> bool:
+    assert arm.destination is not None
+    level, entry = LEVELS[name], arm.destination.entry
+    return not level.buffered and (level.each_complete or not entry.issues_groups)
+
+
+def _sample(part: Source | Sink, iterations: Iterations, arm: Arm, level: str) -> None:
+    iterations.mark("sample extents", arm)
+    managers: list[CacheManager] = []
+    samplers: list[ExtentSampler] = []
+    if isinstance(part, Source):
+        samplers = [ExtentSampler() for _ in part.caches]
+        managers = _managers(part, arm, level, samplers)
+
+    def prepare(pattern: int) -> None:
+        if isinstance(part, Source):
+            for cache in part.caches:
+                cache.fill(pattern)
+            part.begin(managers)
+        elif arm.remote:
+            part.prepare(arm.mode, level, pattern)
+
+    if not iterations.prepared(arm, prepare):
+        return
+    with nothing_collected():
+        sleeping_barrier(part.here.world, "start")
+        if isinstance(part, Source):
+            clocks, _ = part.maker.run(
+                list[Streamed](managers), lambda phase: iterations.mark(phase, arm)
+            )
+        elif arm.remote:
+            part.receive(arm.mode, level)
+    if iterations.has_failed(arm) or not isinstance(part, Source):
+        return
+    for ubatch, (manager, sampler) in enumerate(zip(managers, samplers, strict=True)):
+        part.here.context.workspace.chunk_file.append(
+            _record(part.view.point.id, arm, ubatch, clocks[ubatch].total_ms, manager, sampler)
+        )
+
+
+def _managers(
+    part: Source, arm: Arm, level: str, samplers: list[ExtentSampler]
+) -> list[CacheManager]:
+    outgoing, timeout = part.outgoing, part.here.experiment.drain_timeout
+    streamer, streams = outgoing.streamer(arm), outgoing.streams(arm)
+    managers = []
+    for cache, own, sampler in zip(part.caches, streams, samplers, strict=True):
+        manager = CacheManager(cache, own, LEVELS[level], streamer, timeout, sampler)
+        extents = sum(planned.extents_count for planned in manager.chunks)
+        sampler.begin(extents, MOST_SAMPLES // len(samplers))
+        managers.append(manager)
+    return managers
+
+
+def _record(
+    point: str,
+    arm: Arm,
+    ubatch: int,
+    total_ms: float,
+    manager: CacheManager,
+    sampler: ExtentSampler,
+) -> records.ExtentTimes:
+    return records.ExtentTimes(
+        point=point,
+        arm=f"{arm.name}-sampled",
+        of=arm.name,
+        ubatch=ubatch,
+        total_ms=total_ms,
+        extents=sum(planned.extents_count for planned in manager.chunks),
+        every=sampler.every,
+        step=[sample.step for sample in sampler.samples],
+        nbytes=[sample.nbytes for sample in sampler.samples],
+        ns=[sample.ns for sample in sampler.samples],
+    )
