@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dejavubench.analysis.samples import PointSamples
+from dejavubench.analysis.tables.chunkrows import (
+    ChunkRow,
+    chunk_blocks,
+    chunk_notes,
+    chunk_rows,
+)
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.partrows import PartRow, part_blocks, part_notes, part_rows
 from dejavubench.analysis.tables.rows import Row
@@ -34,4 +40,7 @@ class LongTable:
     notes: Callable[[Run, list[Any]], list[str]]
 
 
-LONG_TABLES = (LongTable("overhead", PartRow, part_rows, part_blocks, part_notes),)
+LONG_TABLES = (
+    LongTable("overhead", PartRow, part_rows, part_blocks, part_notes),
+    LongTable("chunks", ChunkRow, chunk_rows, chunk_blocks, chunk_notes),
+)

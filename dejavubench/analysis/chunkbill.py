@@ -1,0 +1,214 @@
+"""Times of chunks → the bill: how long each part of a chunk's latency took, per arm and phase.
+
+A chunk's latency is the time from *ready*, when its keys and values are in place, to *complete*.
+Its parts sum to it. Chunks are under way at the same time, so their sum may exceed the request's
+time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dejavubench.analysis.samples import PointSamples
+from dejavubench.analysis.tails import FEWEST_TOKENS as FEWEST_CHUNKS
+from dejavubench.analysis.tails import P99, percentile
+from dejavubench.dejavulib.chunktimes import cut
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records import ChunkList, ChunkTimes, RecordError, TimedChunks
+
+LATENCY = "latency"
+QUEUE = "queue"
+"""The part that a chunk waits for the helper thread; its extents do not move yet."""
+
+
+@dataclass(frozen=True)
+class PartTime:
+    """One part of the latency of an arm's chunks in one phase, or the latency itself.
+
+    Attributes:
+        sum_ms: sum over the chunks of one iteration, median over rounds.
+        median_us, p99_us: of single chunks of all rounds; None if none has times of its own, and
+            p99 with fewer than 100 chunks.
+        share: of the latency, over all rounds.
+    """
+
+    name: str
+    sum_ms: float
+    median_us: float | None
+    p99_us: float | None
+    share: float
+
+
+@dataclass(frozen=True)
+class Bill:
+    """The chunks of one arm in one phase, over all sources and microbatches.
+
+    Attributes:
+        rounds: measured rounds.
+        chunks, extents: of one iteration.
+        extent_nbytes: mean size of an extent.
+        extent_us: time of the chunks from their begin on, over their extents; None where extents
+            are packed first.
+        beyond: chunks of one iteration of which only sums are known.
+        parts: the latency, then its parts in order.
+    """
+
+    point: str
+    arm: str
+    phase: str
+    rounds: int
+    chunks: int
+    extents: int
+    extent_nbytes: float
+    extent_us: float | None
+    beyond: int
+    parts: list[PartTime]
+
+
+@dataclass
+class _Phase:
+    """The times of one arm and phase that were read so far.
+
+    Attributes:
+        sums: ns by part and round, over all chunks of the round.
+        singles: ns of single chunks by part.
+        counts: chunks, extents and bytes of one round, and chunks beyond those.
+    """
+
+    sums: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    singles: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def count(self, number: int, *counts: int) -> None:
+        self.counts[number] = self.counts.get(number, 0) + np.array(counts)
+
+    def add(self, number: int, name: str, total: int) -> None:
+        self.sums[name][number] = self.sums[name].get(number, 0) + total
+
+
+def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> list[Bill]:
+    """Return the bill of each arm and phase, in the order of the points, arms and phases.
+
+    Warm-ups, rounds that were cut short, and arms that failed are left out.
+
+    Raises:
+        RecordError: a record names a point or an arm that the run has no iteration of.
+    """
+    found: dict[tuple[str, str, str], _Phase] = defaultdict(_Phase)
+    for rank, listed, times in timed:
+        point = points.get(times.point)
+        if point is None or times.arm not in point.arms:
+            raise RecordError(
+                f"times of chunks of point {times.point}, arm {times.arm}, on rank {rank}: "
+                "no such arm was measured"
+            )
+        if times.round not in point.arms[times.arm].total:
+            continue
+        for phase in ("prompt", "tokens"):
+            _read(found[times.point, times.arm, phase], phase, listed, times, times.round)
+    order = [
+        (point, arm, phase)
+        for point, samples in points.items()
+        for arm in samples.arms
+        if samples.arms[arm].why_failed is None
+        for phase in ("prompt", "tokens")
+    ]
+    return [
+        _bill(key, found[key], points[key[0]].arms[key[1]].arm.level)
+        for key in order
+        if key in found and found[key].counts
+    ]
+
+
+def _read(into: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int) -> None:
+    """Add one microbatch's chunks of one phase."""
+    chosen = [place for place, chunk in enumerate(listed.chunks) if chunk.phase == phase]
+    # Chunks are listed in their order, so those beyond the list are of decode steps.
+    beyond = times.beyond if phase == "tokens" else 0
+    if not chosen and not beyond:
+        return
+    chunks = [listed.chunks[place] for place in chosen]
+    into.count(
+        number,
+        len(chunks),
+        sum(chunk.extents for chunk in chunks),
+        sum(chunk.nbytes for chunk in chunks),
+        beyond,
+    )
+    parts = listed.parts(phase)
+    lengths = _cut(times, chosen, [part.until for part in parts])
+    of_sums = cut(parts, _of_sums(times)) if beyond else [0] * len(parts)
+    names = [part.name for part in parts]
+    for name, length, more in zip(names, lengths, of_sums, strict=True):
+        into.singles[name].append(length)
+        into.add(number, name, int(length.sum()) + more)
+    into.singles[LATENCY].append(lengths.sum(axis=0))
+    into.add(number, LATENCY, int(lengths.sum()) + sum(of_sums))
+
+
+def _cut(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
+    """Return the ns of each part of each chunk [parts, chunks], as ``chunktimes.cut`` does."""
+
+    def column(values: list[int] | None) -> np.ndarray | None:
+        return None if values is None else np.array(values, dtype=np.int64)[chosen]
+
+    at, complete = column(times.ready), column(times.complete)
+    assert at is not None
+    assert complete is not None
+    lengths = []
+    for end in ends:
+        if end == "received":
+            sink = column(times.sink_ns)
+            stamp = None if sink is None else complete - sink
+        else:
+            stamp = column(getattr(times, end))
+        until = at if stamp is None else np.minimum(np.maximum(stamp, at), complete)
+        lengths.append(until - at)
+        at = until
+    return np.array(lengths)
+
+
+def _of_sums(times: ChunkTimes) -> dict[str, int | None]:
+    """Return the summed durations of the chunks beyond as if they were stamps of one chunk."""
+    names = ("begun", "gathered", "copied", "posted", "moved", "complete", "sink_ns")
+    return {"ready": 0, **{name: times.beyond_ns.get(name) for name in names}}
+
+
+def _bill(key: tuple[str, str, str], of: _Phase, level: str | None) -> Bill:
+    chunks, extents, nbytes, beyond = (
+        int(np.median(column)) for column in zip(*of.counts.values(), strict=True)
+    )
+    whole = sum(of.sums[LATENCY].values())
+    names = [LATENCY, *(name for name in of.sums if name != LATENCY)]
+    parts = [
+        _part(name, of.sums[name], np.sort(np.concatenate(of.singles[name])), whole)
+        for name in names
+    ]
+    under_way = sum(each.sum() for each in of.singles[LATENCY])
+    under_way -= sum(each.sum() for each in of.singles.get(QUEUE, []))
+    packed = level in LEVELS and LEVELS[level].buffered
+    return Bill(
+        *key,
+        rounds=len(of.counts),
+        chunks=chunks + beyond,
+        extents=extents,
+        extent_nbytes=nbytes / extents if extents else 0.0,
+        extent_us=None if packed or not extents else under_way / 1e3 / extents / len(of.counts),
+        beyond=beyond,
+        parts=parts,
+    )
+
+
+def _part(name: str, sums: Mapping[int, int], singles: np.ndarray, whole: int) -> PartTime:
+    many = singles.size >= FEWEST_CHUNKS
+    return PartTime(
+        name,
+        sum_ms=float(np.median(list(sums.values()))) / 1e6,
+        median_us=percentile(singles, 0.5) / 1e3 if singles.size else None,
+        p99_us=percentile(singles, P99) / 1e3 if many else None,
+        share=sum(sums.values()) / whole if whole else 0.0,
+    )

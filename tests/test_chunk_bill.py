@@ -1,0 +1,283 @@
+"""The bill of chunks: parts of their latency per arm and phase, from records made by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dejavubench.analysis.chunkbill import LATENCY, Bill, bills
+from dejavubench.analysis.columns import names_of
+from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.tables.chunkrows import ChunkRow
+from dejavubench.analysis.tables.report import report
+from dejavubench.cli.process import process
+from dejavubench.dejavulib.chunktimes import cut
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS
+from dejavubench.records import (
+    ChunkList,
+    ChunkPart,
+    ChunkTimes,
+    ListedChunk,
+    RecordError,
+    TimedChunks,
+    Verification,
+    read_chunk_times,
+    read_run,
+)
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+US, MS = 1000, 1_000_000
+STEPS = 5
+MPI = [ChunkPart(name=part.name, until=part.until) for part in DESTINATIONS["mpi"].parts]
+JOINT = [
+    ChunkPart(name="queue", until="begun"),
+    ChunkPart(name="wire + acknowledgement", until="complete"),
+]
+
+
+def chunk(step: int, layer: int | None = None, extents: int = 24) -> ListedChunk:
+    return ListedChunk(
+        phase="tokens" if step else "prompt",
+        step=step,
+        layer=layer,
+        layers=1,
+        nbytes=128 * extents,
+        extents=extents,
+    )
+
+
+CHUNKS = [chunk(0, 0), chunk(0, 1), *(chunk(step) for step in range(1, STEPS + 1))]
+
+
+def listed(
+    which: str = "mpi@3", parts: Sequence[ChunkPart] = MPI, more: int = 0, ubatch: int = 0
+) -> ChunkList:
+    return ChunkList(
+        point="p000",
+        arm=which,
+        ubatch=ubatch,
+        prompt_parts=list(parts),
+        token_parts=list(parts),
+        chunks=CHUNKS,
+        more=more,
+    )
+
+
+def timed(number: int | None, which: str = "mpi@3", slow: int = 1, **more: Any) -> ChunkTimes:
+    """Chunk times: queue 10, gather 20, post 30, wire 100 and acknowledgement 40 µs, × ``slow``."""
+    ready = [1 * MS * place for place in range(len(CHUNKS))]
+
+    def after(us: int) -> list[int]:
+        return [each + us * slow * US for each in ready]
+
+    columns: dict[str, Any] = {
+        "ready": ready,
+        "begun": after(10),
+        "gathered": after(30),
+        "posted": after(60),
+        "complete": after(200),
+        "sink_ns": [40 * slow * US] * len(CHUNKS),
+    }
+    return ChunkTimes(
+        point="p000",
+        arm=which,
+        iteration=0 if number is None else number + 2,
+        round=number,
+        ubatch=0,
+        began_ns=10**12,
+        **(columns | more),
+    )
+
+
+def write(folder: Path, records: Sequence[ChunkList | ChunkTimes], rank: int = 0) -> None:
+    text = "".join(record.model_dump_json() + "\n" for record in records)
+    (folder / f"chunks-{rank:04d}.jsonl").write_text(text)
+
+
+def bills_of(folder: Path) -> dict[tuple[str, str], Bill]:
+    found = bills(read_chunk_times(folder), collect(read_run(folder)))
+    return {(bill.arm, bill.phase): bill for bill in found}
+
+
+def parts_of(bill: Bill) -> dict[str, float]:
+    return {part.name: part.sum_ms for part in bill.parts}
+
+
+def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", rounds=4)
+    write(folder, [listed(), *(timed(number) for number in (None, 0, 1, 2, 3))])
+    found = bills_of(folder)
+    assert list(found) == [("mpi@3", "prompt"), ("mpi@3", "tokens")]
+    tokens = found["mpi@3", "tokens"]
+    assert (tokens.rounds, tokens.chunks, tokens.extents) == (4, STEPS, 24 * STEPS)
+    assert tokens.extent_nbytes == 128
+    assert tokens.extent_us is None  # extents are packed first
+    expected = {"queue": 10, "gather": 20, "post": 30, "wire": 100, "acknowledgement": 40}
+    assert parts_of(tokens) == pytest.approx(
+        {name: STEPS * us / 1e3 for name, us in {LATENCY: 200, **expected}.items()}
+    )
+    assert {part.name: part.median_us for part in tokens.parts[1:]} == pytest.approx(expected)
+    shares = [part.share for part in tokens.parts[1:]]
+    assert shares == pytest.approx([0.05, 0.1, 0.15, 0.5, 0.2])
+    assert sum(shares) == pytest.approx(1)
+    assert all(part.p99_us is None for part in tokens.parts)  # 20 chunks
+
+
+def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", rounds=3)
+    slowness = [1, 1, 7]
+    of_rank = [timed(number, slow=slow) for number, slow in enumerate(slowness)]
+    other = [one.model_copy(update={"ubatch": 1}) for one in of_rank]
+    write(folder, [listed(), listed(ubatch=1), *of_rank, *other], rank=0)
+    write(folder, [listed(), *of_rank], rank=2)
+    found = bills_of(folder)["mpi@3", "prompt"]
+    assert (found.rounds, found.chunks, found.extents) == (3, 3 * 2, 3 * 2 * 24)
+    assert parts_of(found)["wire"] == pytest.approx(3 * 2 * 0.1)  # median of rounds 1, 1, 7
+    (wire,) = [part for part in found.parts if part.name == "wire"]
+    assert wire.median_us == pytest.approx(100)
+    assert wire.share == pytest.approx(0.5)
+
+
+def test_a_p99_is_of_single_chunks(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", rounds=40)
+    times = [timed(number, slow=10 if number == 39 else 1) for number in range(40)]
+    write(folder, [listed(), *times])
+    parts = {part.name: part for part in bills_of(folder)["mpi@3", "tokens"].parts}
+    assert parts["wire"].p99_us == pytest.approx(1000)  # 5 of 200 chunks are slow
+    assert parts["wire"].median_us == pytest.approx(100)
+    prompt = {part.name: part for part in bills_of(folder)["mpi@3", "prompt"].parts}
+    assert prompt["wire"].p99_us is None  # 80 chunks
+
+
+def test_rounds_cut_short_and_failed_arms_are_left_out(tmp_path: Path) -> None:
+    bad = Verification(point="p000", arm="host@3", iteration=3, ok=False, nbytes=9)
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    folder = write_run(tmp_path / "r", arms, rounds=2, bad=bad)
+    write(folder, [listed("host@3"), listed(), timed(0, "host@3"), timed(1), timed(7)])
+    found = bills_of(folder)
+    assert {which for which, _ in found} == {"mpi@3"}
+    assert found["mpi@3", "prompt"].rounds == 1
+
+
+@pytest.mark.parametrize(("level", "naive"), [("0", True), ("0-batched", True), ("1", False)])
+def test_naive_levels_have_a_time_per_extent(tmp_path: Path, level: str, naive: bool) -> None:
+    which = arm("mpi", level)
+    folder = write_run(tmp_path / "r", [NONE, AGAIN, which], rounds=2)
+    write(folder, [listed(which.name, JOINT), *(timed(n, which.name) for n in range(2))])
+    found = bills_of(folder)[which.name, "tokens"]
+    assert list(parts_of(found)) == [LATENCY, "queue", "wire + acknowledgement"]
+    # A chunk of 24 extents was 200 µs on its way, of which it waited 10 for the helper.
+    assert found.extent_us == (pytest.approx(190 / 24) if naive else None)
+
+
+def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", rounds=2)
+    sums = {"begun": 70, "gathered": 90, "posted": 100, "complete": 1100, "sink_ns": 400}
+    beyond_ns = {name: us * US for name, us in sums.items()}
+    times = [timed(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
+    write(folder, [listed(more=3), *times])
+    found = bills_of(folder)["mpi@3", "tokens"]
+    assert (found.chunks, found.beyond, found.extents) == (STEPS + 3, 3, 24 * STEPS)
+    assert parts_of(found)["wire"] == pytest.approx((STEPS * 100 + 600) / 1e3)
+    assert parts_of(found)[LATENCY] == pytest.approx((STEPS * 200 + 1100) / 1e3)
+    assert found.parts[0].median_us == pytest.approx(200)
+    assert bills_of(folder)["mpi@3", "prompt"].beyond == 0
+    assert any("Chunks beyond 65,536" in note for note in report(read_run(folder)).notes)
+
+
+def test_parts_are_those_that_the_library_cuts() -> None:
+    """Stamps in any order give the same parts in analysis as ``dejavulib.chunktimes.cut``."""
+    rng = np.random.default_rng(5)
+    points = _measured(rounds=1)
+    for _ in range(50):
+        columns: dict[str, Any] = {
+            name: [int(each) for each in rng.integers(0, 50, len(CHUNKS))]
+            for name in ("ready", "begun", "gathered", "copied", "posted", "moved", "sink_ns")
+        }
+        columns["complete"] = [60] * len(CHUNKS)
+        for name in ("copied", "moved", "sink_ns"):
+            if rng.random() < 0.3:
+                columns[name] = None
+        ends = ["begun", "gathered", "copied", "posted", "moved", "received", "complete"]
+        parts = [ChunkPart(name=end, until=end) for end in ends]  # type: ignore[arg-type]
+        times = timed(0, **columns)
+        one = TimedChunks(0, listed(parts=parts), times)
+        found = {bill.phase: bill for bill in bills([one], points)}
+        by_hand = [cut(parts, stamps) for stamps in times.stamps()]
+        for phase, rows in (("prompt", by_hand[:2]), ("tokens", by_hand[2:])):
+            sums = [sum(row[place] for row in rows) / MS for place in range(len(parts))]
+            assert [part.sum_ms for part in found[phase].parts[1:]] == pytest.approx(sums)
+
+
+def _measured(rounds: int) -> dict[str, PointSamples]:
+    samples = ArmSamples(point(), arm("mpi"), total=dict.fromkeys(range(rounds), 1.0))
+    return {"p000": PointSamples(point(), {"mpi@3": samples})}
+
+
+def test_times_of_an_arm_that_was_not_measured_are_refused() -> None:
+    with pytest.raises(RecordError, match=r"arm disk@3, on rank 4: no such arm"):
+        bills([TimedChunks(4, listed("disk@3"), timed(0, "disk@3"))], _measured(1))
+
+
+def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = write_run(tmp_path / "r", [NONE, AGAIN, arm("disk"), arm("mpi")], rounds=6)
+    disk = [ChunkPart(name=part.name, until=part.until) for part in DESTINATIONS["disk"].parts]
+    moved: dict[str, Any] = {"moved": timed(0).posted, "sink_ns": None}
+    write(
+        folder,
+        [
+            listed("disk@3", disk),
+            listed(),
+            *(timed(number, "disk@3", **moved) for number in range(6)),
+            *(timed(number) for number in range(6)),
+        ],
+    )
+    lines = call(folder).splitlines()
+    start = lines.index("where a chunk's time goes")
+    assert " ".join(lines[start + 1].split()) == "arm phase part sum ms median µs p99 µs share %"
+    assert "mpi@3   tokens  acknowledgement   0.200       40.0       –     20.0" in lines
+    assert "disk@3  prompt  sync              0.280      140.0       –     70.0" in lines
+    assert max(map(len, lines)) <= 80
+    (document,) = json.loads(call(folder, "--format", "json"))
+    text = call(folder, "--format", "csv", "--table", "chunks")
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert tuple(table[0]) == names_of(ChunkRow)
+    assert [row["part"] for row in table] == [row["part"] for row in document["chunks"]]
+    assert len(table) == 2 * (5 + 6)
+    assert {row["extent_bytes"] for row in document["chunks"]} == {128}
+    assert sum(
+        row["share_pct"] for row in document["chunks"] if row["part"] == LATENCY
+    ) == pytest.approx(400)
+    assert "| mpi@3 | tokens | wire | 0.500 | 100.0 | – | 50.0 |" in call(
+        folder, "--format", "markdown"
+    )
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(process, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:
+    made = report(read_run(write_run(tmp_path / "r")))
+    assert made.long["chunks"] == []
+    assert not any("chunk" in block.title for block in made.blocks)
+    assert not any("chunk's latency" in note for note in made.notes)
+
+
+def test_a_damaged_file_of_times_is_refused_with_its_line(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", rounds=2)
+    write(folder, [timed(0)])
+    result = CliRunner().invoke(process, [str(folder)])
+    assert result.exit_code == 2
+    assert "chunks-0000.jsonl:1: times of chunks that no line before has listed" in result.stderr
