@@ -90,24 +90,24 @@ def cut(parts: Sequence[NamedPart], stamps: Mapping[str, int | None]) -> list[in
         parts: in order; the last one ends at ``complete``.
         stamps: the chunk's stamps by name, by one clock; None for what is not known.
     """
-    at, complete = stamps["ready"], stamps["complete"]
-    assert at is not None
+    began, complete = stamps["ready"], stamps["complete"]
+    assert began is not None
     assert complete is not None
     lengths = []
     for part in parts:
-        end = _end(part.until, stamps, at, complete)
-        lengths.append(end - at)
-        at = end
+        end = _end(part.until, stamps, began, complete)
+        lengths.append(end - began)
+        began = end
     return lengths
 
 
-def _end(until: str, stamps: Mapping[str, int | None], at: int, complete: int) -> int:
+def _end(until: str, stamps: Mapping[str, int | None], began: int, complete: int) -> int:
     if until == "received":
-        found = None if (sink_ns := stamps["sink_ns"]) is None else complete - sink_ns
+        ended = None if (sink_ns := stamps["sink_ns"]) is None else complete - sink_ns
     else:
-        found = stamps[until]
+        ended = stamps[until]
     # What is not known takes no time: it belongs to the next part.
-    return at if found is None else min(max(found, at), complete)
+    return began if ended is None else min(max(ended, began), complete)
 
 
 class TimesBlock:

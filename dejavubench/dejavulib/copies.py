@@ -162,8 +162,8 @@ def _scatter_atoms(
     packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range
 ) -> None:
     for number, step in enumerate(steps):
-        at = number * stride
+        offset = number * stride
         for atom in schedule.atoms(step):
             nbytes = schedule.geometry.region_nbytes(atom)
-            scatter(packed[at : at + nbytes], cache, atom)
-            at += nbytes
+            scatter(packed[offset : offset + nbytes], cache, atom)
+            offset += nbytes

@@ -265,8 +265,8 @@ class _Copies(NamedTuple):
         from cupy.cuda import runtime
 
         # map() over prepared lists: Python runs no bytecode per extent.
-        copies, kind = (self.places, self.starts, self.sizes), runtime.memcpyDeviceToHost
-        return map(runtime.memcpyAsync, *copies, repeat(kind), repeat(stream))
+        copies, direction = (self.places, self.starts, self.sizes), runtime.memcpyDeviceToHost
+        return map(runtime.memcpyAsync, *copies, repeat(direction), repeat(stream))
 
     def issue(self, stream: int) -> None:
         """Issue all copies and wait until they are done."""

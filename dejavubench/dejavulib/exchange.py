@@ -163,10 +163,10 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
     Raises:
         ValueError: the two sides do not have the same layers and heads.
     """
-    found: dict[tuple[int, int], list[RegionPair]] = {}
+    by_workers: dict[tuple[int, int], list[RegionPair]] = {}
     for sender in range(source.workers):
         for pair in _pairs(source, target, region, [sender], target.partners(source, sender)):
-            found.setdefault((pair.source, pair.target), []).append(pair)
+            by_workers.setdefault((pair.source, pair.target), []).append(pair)
     return [
         Exchange(
             sender,
@@ -174,7 +174,7 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
             source.share(sender, region) & target.share(receiver, region),
             tuple(pairs),
         )
-        for (sender, receiver), pairs in found.items()
+        for (sender, receiver), pairs in by_workers.items()
     ]
 
 

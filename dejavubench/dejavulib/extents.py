@@ -39,9 +39,9 @@ def extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]
     """Return extents as views of the cache's own memory (CPU only)."""
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     views = []
-    for each in extents:
-        whole, nbytes = memory[each.kv], each.nbytes
-        views += [whole[start : start + nbytes] for start in each.offsets.tolist()]
+    for piece in extents:
+        whole, nbytes = memory[piece.kv], piece.nbytes
+        views += [whole[start : start + nbytes] for start in piece.offsets.tolist()]
     return views
 
 
@@ -96,9 +96,9 @@ def extent_addresses(bases: Bases, extents: Iterable[Extents]) -> tuple[np.ndarr
     """Return the address and the bytes of each extent, two int64 arrays."""
     # Whole arrays: a Python loop over the extents would cost more than moving them.
     starts, sizes = [], []
-    for each in extents:
-        starts.append(each.offsets + (bases.k if each.kv == "k" else bases.v))
-        sizes.append(np.full(len(each.offsets), each.nbytes))
+    for piece in extents:
+        starts.append(piece.offsets + (bases.k if piece.kv == "k" else bases.v))
+        sizes.append(np.full(len(piece.offsets), piece.nbytes))
     if not starts:  # a step at whose end nothing leaves
         return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(starts), np.concatenate(sizes)

@@ -325,12 +325,12 @@ class KVGeometry:
         Args:
             flat: number of the element in the whole tensor.
         """
-        at = [int(i) for i in np.unravel_index(flat, self.shape(kv))]
+        index = [int(i) for i in np.unravel_index(flat, self.shape(kv))]
         if self.layout is KVLayout.NHD:
-            layer, request, position, head, element = at
+            layer, request, position, head, element = index
         elif self.layout is KVLayout.FT and kv == "k":
-            layer, request, head, vector, position, within = at
+            layer, request, head, vector, position, within = index
             element = vector * self.vector + within
         else:
-            layer, request, head, position, element = at
+            layer, request, head, position, element = index
         return layer, request, head, position, element

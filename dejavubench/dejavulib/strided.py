@@ -112,8 +112,8 @@ def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> It
         axes[-2] if len(axes) > 1 else Axis(1, rows.number * rows.source, rows.number * rows.packed)
     )
     outer = axes[:-2]
-    for at in product(*(range(axis.number) for axis in outer)):
-        beyond = [(i * axis.source, i * axis.packed) for i, axis in zip(at, outer, strict=True)]
+    for index in product(*(range(axis.number) for axis in outer)):
+        beyond = [(i * axis.source, i * axis.packed) for i, axis in zip(index, outer, strict=True)]
         first, place = source + sum(s for s, _ in beyond), packed + sum(p for _, p in beyond)
         yield BoxCopy(kv=kv, source=first, packed=place, width=width, rows=rows, slices=slices)
 

@@ -130,6 +130,6 @@ def _padding(first: Tensor, start: int, stop: int) -> Tensor:
 
     Padding sees padding: a query without any key would give NaN, which would then be in the cache.
     """
-    at = torch.arange(stop, device=first.device)
+    positions = torch.arange(stop, device=first.device)
     first = first.view(-1, 1, 1, 1)
-    return (at < first) & (at[start:, None] >= first)
+    return (positions < first) & (positions[start:, None] >= first)

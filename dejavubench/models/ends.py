@@ -47,14 +47,16 @@ class Embedding:
         x = self._project(F.embedding(tokens, self.table).to(self._dtype))
         if self._position is not None:
             # the other kinds of positions are distances, which padding does not change
-            at: Tensor | slice
+            positions: Tensor | slice
             if isinstance(position, Tensor):
-                at = position
+                positions = position
             elif first is None:
-                at = slice(position, position + x.shape[1])
+                positions = slice(position, position + x.shape[1])
             else:
-                at = (torch.arange(position, position + x.shape[1]) - first[:, None]).clamp(min=0)
-            x = x + self._position[at]
+                positions = (torch.arange(position, position + x.shape[1]) - first[:, None]).clamp(
+                    min=0
+                )
+            x = x + self._position[positions]
         return self._norm(x)
 
     def linears(self) -> Iterator[Linear]:
@@ -86,8 +88,8 @@ class OutputHead:
         if spec.tied and table is not None:
             self.linear = Linear(weights.backend, table[vocab.slice])
         else:
-            own = weights.tensor("embedding" if spec.tied else "head")
-            self.linear = Linear(weights.backend, own)
+            weight = weights.tensor("embedding" if spec.tied else "head")
+            self.linear = Linear(weights.backend, weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return this rank's logits [B, vocabulary rows] of hidden [B, hidden]."""

@@ -286,20 +286,20 @@ class GPT:
 
 def _layer(weights: WeightSlots, number: int, spec: ModelSpec) -> Layer:
     """Return layer ``number`` of the whole model, with weights of its own."""
-    at = f"layers.{number}"
-    norms = weights.norm(f"{at}.norm1"), weights.norm(f"{at}.norm2")
+    prefix = f"layers.{number}"
+    norms = weights.norm(f"{prefix}.norm1"), weights.norm(f"{prefix}.norm2")
     before, after = (norms, (identity, identity)) if spec.norm_first else ((identity,) * 2, norms)
-    gate = [f"{at}.gate"] if spec.gated else []
+    gate = [f"{prefix}.gate"] if spec.gated else []
     return Layer(
         before_attention=before[0],
-        qkv=weights.linear(f"{at}.query", f"{at}.key", f"{at}.value"),
-        query_norm=weights.norm(f"{at}.query_norm") if spec.qk_norm else identity,
-        key_norm=weights.norm(f"{at}.key_norm") if spec.qk_norm else identity,
-        out=weights.linear(f"{at}.out"),
+        qkv=weights.linear(f"{prefix}.query", f"{prefix}.key", f"{prefix}.value"),
+        query_norm=weights.norm(f"{prefix}.query_norm") if spec.qk_norm else identity,
+        key_norm=weights.norm(f"{prefix}.key_norm") if spec.qk_norm else identity,
+        out=weights.linear(f"{prefix}.out"),
         after_attention=after[0],
         before_mlp=before[1],
-        up=weights.linear(*gate, f"{at}.up"),
-        down=weights.linear(f"{at}.down"),
+        up=weights.linear(*gate, f"{prefix}.up"),
+        down=weights.linear(f"{prefix}.down"),
         after_mlp=after[1],
     )
 

@@ -73,7 +73,7 @@ def _read(kept: Any, stored: Stored, first: int, last: int, columns: list[slice]
         return theirs.unflatten(0, (-1, 3, size))[:, stored.part].flatten(0, 1)
     if stored.part is not None:
         third = kept.get_shape()[-1 if stored.transposed else 0] // 3
-        first, last = (at + stored.part * third for at in (first, last))
+        first, last = (row + stored.part * third for row in (first, last))
     rows = slice(first, last)
     return kept[(*columns, rows)].T if stored.transposed else kept[(rows, *columns)]
 
@@ -96,10 +96,10 @@ def _not_finite(slot: Slot, path: Path, stored: Stored, types: list[torch.dtype 
             f"{where}: {bad} of {slot.into.numel()} values are NaN or infinite in the file: "
             "it is damaged"
         )
-    kind = next(kind for kind in types if kind is not None and largest > torch.finfo(kind).max)
+    narrow = next(kind for kind in types if kind is not None and largest > torch.finfo(kind).max)
     wider = " or ".join(name for name, other in DTYPES.items() if largest <= torch.finfo(other).max)
     advice = f"choose {wider}" if wider else "no supported type holds them"
     return (
-        f"{where}: its values up to {largest:g} do not fit in {name_of(kind)}, whose largest is "
-        f"{torch.finfo(kind).max:g}; {advice}"
+        f"{where}: its values up to {largest:g} do not fit in {name_of(narrow)}, whose largest is "
+        f"{torch.finfo(narrow).max:g}; {advice}"
     )

@@ -54,8 +54,8 @@ class Rotary:
     def reserve(self, positions: int) -> None:
         """Make the table as long as the cache."""
         if self._table.shape[1] < positions:
-            at = torch.arange(positions, device=self._frequencies.device)
-            angles = torch.outer(at.float(), self._frequencies).repeat(1, 2)
+            positions_of_table = torch.arange(positions, device=self._frequencies.device)
+            angles = torch.outer(positions_of_table.float(), self._frequencies).repeat(1, 2)
             self._table = (self._attention * torch.stack([angles.cos(), angles.sin()])).to(
                 self._dtype
             )

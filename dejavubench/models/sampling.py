@@ -65,9 +65,9 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     return likely
 
 
-def draw(logits: Tensor, sampling: Sampling, at: Tensor) -> Tensor:
-    """Return the tokens [B] whose shares of [0, 1) hold the numbers ``at`` [B]."""
-    return _place(_ends(logits, sampling), at)
+def draw(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+    """Return the tokens [B] whose shares of [0, 1) hold the numbers ``draws`` [B]."""
+    return _place(_ends(logits, sampling), draws)
 
 
 def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -75,8 +75,8 @@ def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
     return filtered(logits, sampling).double().cumsum(-1)
 
 
-def _place(ends: Tensor, at: Tensor) -> Tensor:
-    tokens = torch.searchsorted(ends, at[:, None] * ends[:, -1:], right=True)[:, 0]
+def _place(ends: Tensor, draws: Tensor) -> Tensor:
+    tokens = torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True)[:, 0]
     return tokens.clamp_(max=ends.shape[-1] - 1)  # shares that are NaN would give one too many
 
 
@@ -104,7 +104,7 @@ class Sampler:
         """
         if self.sampling is None:
             return self.model.greedy(logits)
-        at = uniform(self.sampling.seed, self.requests, position - self.input_len)
+        draws = uniform(self.sampling.seed, self.requests, position - self.input_len)
         ends = _ends(self.model.whole(logits), self.sampling)
         self.model.peak = ends[:, -1].clone()  # a view would keep all ends alive
-        return _place(ends, at)
+        return _place(ends, draws)

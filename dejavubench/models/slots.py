@@ -86,5 +86,5 @@ class WeightSlots:
         return RMSNorm(weight, self._spec.eps)
 
 
-def _each(names: Sequence[str], kind: str) -> list[str]:
-    return [f"{name}.{kind}" for name in names]
+def _each(names: Sequence[str], suffix: str) -> list[str]:
+    return [f"{name}.{suffix}" for name in names]

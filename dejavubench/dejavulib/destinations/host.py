@@ -52,12 +52,12 @@ class HostDestination(LocalDestination):
     ) -> None:
         # A copy by the CPU is complete when it returns: each_complete makes no difference here.
         place = self.place(stream, chunk).numpy().data
-        at = 0
+        offset = 0
         for block in self.counted(extents):
             for extent in block:
-                end = at + len(extent)
-                place[at:end] = extent
-                at = end
+                end = offset + len(extent)
+                place[offset:end] = extent
+                offset = end
         self._completed[stream.id] += 1
 
     def completed(self, stream: Stream) -> int:

@@ -107,15 +107,16 @@ def _open(folder: Path) -> Checkpoint:
 def _family_and_spec(folder: Path) -> tuple[Family, Config, ModelSpec]:
     config = Config.read(folder)
     refuse_other_kinds(folder, config)
-    kind = config.content.get("model_type")
-    family = FAMILIES.get(str(kind))
+    model_type = config.content.get("model_type")
+    family = FAMILIES.get(str(model_type))
     if family is None:
         raise unsupported_type(config, FAMILIES)
     for key, wanted in family.requires.items():
         value = config.content.get(key, wanted)
         if value != wanted:
             raise CheckpointError(
-                f"{config.path}: {kind} with {key} {value!r} is not supported, only {wanted!r}"
+                f"{config.path}: {model_type} with {key} {value!r} is not supported, "
+                f"only {wanted!r}"
             )
     return family, config, family.spec(model_name(folder), config)
 
@@ -171,9 +172,9 @@ class _Search:
             )
         header, wanted = tensors[stored.name], _stored_shape(stored, shape)
         if header.shapes[stored.name] != wanted:
-            found = " × ".join(map(str, header.shapes[stored.name]))
+            stored_shape = " × ".join(map(str, header.shapes[stored.name]))
             raise CheckpointError(
-                f"{header.path}: tensor {stored.name} is {found or 'a scalar'}; "
+                f"{header.path}: tensor {stored.name} is {stored_shape or 'a scalar'}; "
                 f"by {CONFIG} it should be "
                 f"{' × '.join(map(str, wanted))}"
             )
@@ -201,14 +202,14 @@ class _Search:
         if not unused:
             return
         first, verb = unused[0], f"and {len(unused) - 1} others are" if len(unused) > 1 else "is"
-        kind = self.config.content["model_type"]
+        model_type = self.config.content["model_type"]
         why = instead_of_plain_weights(tensors, self.config)
         if why is None and first.endswith(".bias"):
-            why = f"{CONFIG} describes a {kind} model without this bias"
+            why = f"{CONFIG} describes a {model_type} model without this bias"
         if why is None and first in self.weights.strays:
             why = f"{INDEX} does not name it"
         if why is None:
-            why = f"a {kind} model as {CONFIG} describes it has no such tensor"
+            why = f"a {model_type} model as {CONFIG} describes it has no such tensor"
         raise CheckpointError(
             f"{tensors[first].path}: tensor {first} {verb} not used, which changes the model: {why}"
         )

@@ -118,12 +118,12 @@ def _llama_spec(name: str, config: Config) -> ModelSpec:
         raise CheckpointError(
             f"{config.path}: rotary embeddings need an even size of a head, not {size}"
         )
-    kind, rope = config.content["model_type"], read_rope(config)
+    model_type, rope = config.content["model_type"], read_rope(config)
     context, limit = read_context(config, rope)
     bias = config.flag("attention_bias", False)
-    if bias and kind != "qwen2":  # whose biases do not depend on it
+    if bias and model_type != "qwen2":  # whose biases do not depend on it
         raise CheckpointError(
-            f"{config.path}: {kind} with attention_bias True is not supported, only False"
+            f"{config.path}: {model_type} with attention_bias True is not supported, only False"
         )
     return ModelSpec(
         name=name,
@@ -141,9 +141,9 @@ def _llama_spec(name: str, config: Config) -> ModelSpec:
         eps=config.number("rms_norm_eps", 1e-6),
         rope=rope,
         gated=True,
-        qkv_bias=kind == "qwen2",
+        qkv_bias=model_type == "qwen2",
         bias=False,
-        qk_norm=kind == "qwen3",
+        qk_norm=model_type == "qwen3",
         tied=config.flag("tie_word_embeddings", False),
         limit=limit,
     )

@@ -76,23 +76,23 @@ def refuse_other_kinds(folder: Path, config: Config) -> None:
 
 def unsupported_type(config: Config, known: Iterable[str]) -> CheckpointError:
     """Return the error for a ``model_type`` that is none of the known ones."""
-    kind = config.content.get("model_type")
+    model_type = config.content.get("model_type")
     if any(key in config.content for key in MULTIMODAL_KEYS):
-        what = f"{kind!r} is a multimodal model, which is not supported; text models are: "
+        what = f"{model_type!r} is a multimodal model, which is not supported; text models are: "
         return CheckpointError(f"{config.path}: {what}{', '.join(known)}")
     return CheckpointError(
-        f"{config.path}: models of type {kind!r} are not supported; {', '.join(known)} are"
+        f"{config.path}: models of type {model_type!r} are not supported; {', '.join(known)} are"
     )
 
 
 def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
     """Raise CheckpointError if a tensor's type is not read, unless ``spared`` has its name."""
     for header in headers:
-        for name, kind in header.types.items():
-            if kind not in READ_TYPES and not spared.fullmatch(name):
+        for name, dtype in header.types.items():
+            if dtype not in READ_TYPES and not spared.fullmatch(name):
                 what = quantised(header.types)
                 raise CheckpointError(
-                    f"{header.path}: tensor {name} is stored as {kind}"
+                    f"{header.path}: tensor {name} is stored as {dtype}"
                     f"{f': the weights are quantised ({what})' if what else ''}. {_PLAIN}"
                 )
 
@@ -123,10 +123,15 @@ def instead_of_plain_weights(names: Iterable[str], config: Config) -> str | None
             "it holds a base model without a head, such as LlamaModel saves; "
             "load it with AutoModelForCausalLM and save that"
         )
-    made = config.content.get("architectures")
-    if isinstance(made, list) and made and not re.search("ForCausalLM$|LMHeadModel$", str(made[0])):
+    architectures = config.content.get("architectures")
+    if (
+        isinstance(architectures, list)
+        and architectures
+        and not re.search("ForCausalLM$|LMHeadModel$", str(architectures[0]))
+    ):
         return (
-            f"{CONFIG} says that it was saved from {made[0]}, not from a model that generates text"
+            f"{CONFIG} says that it was saved from {architectures[0]}, "
+            "not from a model that generates text"
         )
     return None
 

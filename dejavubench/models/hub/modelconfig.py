@@ -101,6 +101,8 @@ def _without_config(folder: Path) -> str:
         )
     if snapshots := sorted(path.parent for path in folder.glob(f"snapshots/*/{CONFIG}")):
         return f"it is a model's folder in a hub's cache; give {snapshots[-1]}"
-    if found := sorted(path.name for path in folder.glob("*.gguf")):
-        return f"{found[0]} is a file of llama.cpp; give a Hugging Face folder with safetensors"
+    if gguf_files := sorted(path.name for path in folder.glob("*.gguf")):
+        return (
+            f"{gguf_files[0]} is a file of llama.cpp; give a Hugging Face folder with safetensors"
+        )
     return "it is not a Hugging Face folder"

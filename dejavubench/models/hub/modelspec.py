@@ -133,46 +133,46 @@ class ModelSpec:
     def first_tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors before the first layer."""
         hidden, embed = self.hidden, self.embed_size or self.hidden
-        found: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, embed)}
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, embed)}
         if embed != hidden:
-            found["project_in.weight"] = (hidden, embed)
+            shapes["project_in.weight"] = (hidden, embed)
         if self.position == "learned":
             assert self.context is not None
-            found["position"] = (self.context + self.position_offset, hidden)
+            shapes["position"] = (self.context + self.position_offset, hidden)
         if self.embed_norm:
-            _add(found, "embed_norm", hidden, bias=not self.rms)
-        return found
+            _add(shapes, "embed_norm", hidden, bias=not self.rms)
+        return shapes
 
     @property
     def layer_tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of one layer's tensors, by their names within the layer; all layers are alike."""
         hidden, ffn = self.hidden, self.ffn_size
         queries, keys = (heads * self.size_per_head for heads in (self.head_num, self.kv_heads))
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for norm in ("norm1", "norm2"):
-            _add(found, norm, hidden, bias=not self.rms)
+            _add(shapes, norm, hidden, bias=not self.rms)
         for linear, outs in (("query", queries), ("key", keys), ("value", keys)):
-            _add(found, linear, outs, hidden, bias=self.qkv_bias)
+            _add(shapes, linear, outs, hidden, bias=self.qkv_bias)
         for norm in ("query_norm", "key_norm") if self.qk_norm else ():
-            _add(found, norm, self.size_per_head, bias=False)
-        _add(found, "out", hidden, queries, bias=self.bias)
+            _add(shapes, norm, self.size_per_head, bias=False)
+        _add(shapes, "out", hidden, queries, bias=self.bias)
         for linear in ("gate", "up") if self.gated else ("up",):
-            _add(found, linear, ffn, hidden, bias=self.bias)
-        _add(found, "down", hidden, ffn, bias=self.bias)
-        return found
+            _add(shapes, linear, ffn, hidden, bias=self.bias)
+        _add(shapes, "down", hidden, ffn, bias=self.bias)
+        return shapes
 
     @property
     def last_tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors after the last layer; a tied head is the embedding."""
         hidden, embed = self.hidden, self.embed_size or self.hidden
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         if self.norm_first:
-            _add(found, "final_norm", hidden, bias=not self.rms)
+            _add(shapes, "final_norm", hidden, bias=not self.rms)
         if embed != hidden:
-            found["project_out.weight"] = (embed, hidden)
+            shapes["project_out.weight"] = (embed, hidden)
         if not self.tied:
-            found["head"] = (self.vocab_size, embed)
-        return found
+            shapes["head"] = (self.vocab_size, embed)
+        return shapes
 
     @property
     def parameters(self) -> int:
@@ -209,11 +209,11 @@ class ModelSpec:
 
 def even_cuts(length: int, parts: int) -> tuple[int, ...]:
     """Return the boundaries of ``parts`` even pieces of ``length``, the first ones the longer."""
-    each, more = divmod(length, parts)
-    return tuple(part * each + min(part, more) for part in range(parts + 1))
+    shortest, more = divmod(length, parts)
+    return tuple(part * shortest + min(part, more) for part in range(parts + 1))
 
 
-def _add(found: dict[str, tuple[int, ...]], name: str, *shape: int, bias: bool) -> None:
-    found[f"{name}.weight"] = shape
+def _add(shapes: dict[str, tuple[int, ...]], name: str, *shape: int, bias: bool) -> None:
+    shapes[f"{name}.weight"] = shape
     if bias:
-        found[f"{name}.bias"] = shape[:1]
+        shapes[f"{name}.bias"] = shape[:1]

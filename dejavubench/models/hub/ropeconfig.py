@@ -27,8 +27,8 @@ def read_rope(config: Config) -> Rope:
     """
     key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
     inside = _of_all_layers(config, key, config.object(key).content)
-    given = inside.content
-    for parameters, where in ((config.content, ""), (given, f"{key}.")):
+    content = inside.content
+    for parameters, where in ((config.content, ""), (content, f"{key}.")):
         if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
             _refuse(
                 config,
@@ -36,23 +36,23 @@ def read_rope(config: Config) -> Rope:
                 parameters["partial_rotary_factor"],
                 "only 1 is supported",
             )
-    kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in KINDS:
-        spelling = "rope_type" if "rope_type" in given else "type"
+    rope_type = content.get("rope_type", content.get("type", "default"))
+    if rope_type not in KINDS:
+        spelling = "rope_type" if "rope_type" in content else "type"
         raise CheckpointError(
-            f"{config.path}: {key}.{spelling}: rope of type {kind!r} is not supported; "
+            f"{config.path}: {key}.{spelling}: rope of type {rope_type!r} is not supported; "
             f"{', '.join(KINDS)} are"
         )
     theta = _theta(config, inside)
     if theta <= 1:
         _refuse(config, "rope_theta", theta, "it must be more than 1")
-    if kind == "default":
+    if rope_type == "default":
         return Rope(theta)
     factor = inside.number("factor", None)
-    if kind == "linear":
+    if rope_type == "linear":
         return Rope(theta, "linear", factor)
     context = _original_context(config, inside)
-    if kind == "llama3":
+    if rope_type == "llama3":
         low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
         if high <= low:
             _refuse(
@@ -65,8 +65,8 @@ def read_rope(config: Config) -> Rope:
             theta=theta, kind="llama3", factor=factor, low=low, high=high, original_context=context
         )
     for unusual, usual in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
-        if given.get(unusual, usual) is not usual:
-            _refuse(config, f"{key}.{unusual}", given[unusual], "only yarn without it is")
+        if content.get(unusual, usual) is not usual:
+            _refuse(config, f"{key}.{unusual}", content[unusual], "only yarn without it is")
     low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
     attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
     return Rope(
@@ -102,21 +102,24 @@ def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:
 
 def _window(config: Config) -> int | None:
     """Return the sliding window of any layer, as transformers reads each family's configuration."""
-    kind = config.content["model_type"]
-    if kind == "llama":
+    model_type = config.content["model_type"]
+    if model_type == "llama":
         return None
     default = 4096  # of both families, where the key is missing; null means none
     window = config.content.get("sliding_window", default)
-    if kind == "mistral":
+    if model_type == "mistral":
         return None if window is None else config.size("sliding_window", default=default)
-    layers, kinds = config.size("num_hidden_layers"), config.content.get("layer_types")
-    if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers:
+    layers, layer_types = config.size("num_hidden_layers"), config.content.get("layer_types")
+    if layer_types is not None:
+        if not isinstance(layer_types, list) or len(layer_types) != layers:
             _refuse(
-                config, "layer_types", kinds, f"it must name the kind of each of {layers} layers"
+                config,
+                "layer_types",
+                layer_types,
+                f"it must name the kind of each of {layers} layers",
             )
         if others := [
-            each for each in kinds if each not in ("full_attention", "sliding_attention")
+            each for each in layer_types if each not in ("full_attention", "sliding_attention")
         ]:
             _refuse(
                 config,
@@ -126,7 +129,7 @@ def _window(config: Config) -> int | None:
             )
     uses = config.flag("use_sliding_window", False) and window is not None
     if not uses:
-        if kinds is not None and "sliding_attention" in kinds:
+        if layer_types is not None and "sliding_attention" in layer_types:
             _refuse(
                 config,
                 "layer_types",
@@ -134,38 +137,44 @@ def _window(config: Config) -> int | None:
                 "use_sliding_window and sliding_window do not allow it",
             )
         return None
-    if kinds is None:
+    if layer_types is None:
         full = config.content.get("max_window_layers", 28)
         if not isinstance(full, int) or isinstance(full, bool) or full < 0:
             _refuse(config, "max_window_layers", full, "it must be a number of layers")
-        kinds = ["sliding_attention"] * max(layers - full, 0)
-    return config.size("sliding_window", default=default) if "sliding_attention" in kinds else None
+        layer_types = ["sliding_attention"] * max(layers - full, 0)
+    return (
+        config.size("sliding_window", default=default)
+        if "sliding_attention" in layer_types
+        else None
+    )
 
 
-def _of_all_layers(config: Config, key: str, given: Any) -> Config:
+def _of_all_layers(config: Config, key: str, by_layer_type: Any) -> Config:
     """Return the parameters of all layers, which may be nested by the layers' types."""
-    nested = [name for name, value in given.items() if isinstance(value, dict)]
+    nested = [name for name, value in by_layer_type.items() if isinstance(value, dict)]
     if not nested:
-        return Config(config.path, given)
+        return Config(config.path, by_layer_type)
     types = config.content.get("layer_types")
-    used = sorted(set(map(str, types))) if isinstance(types, list) and types else sorted(given)
-    if flat := sorted(given.keys() - set(nested)):
+    used = (
+        sorted(set(map(str, types))) if isinstance(types, list) and types else sorted(by_layer_type)
+    )
+    if flat := sorted(by_layer_type.keys() - set(nested)):
         _refuse(
             config,
             f"{key}.{flat[0]}",
-            given[flat[0]],
+            by_layer_type[flat[0]],
             f"it stands beside parameters of {nested[0]} alone",
         )
-    if missing := [name for name in used if name not in given]:
+    if missing := [name for name in used if name not in by_layer_type]:
         raise CheckpointError(
             f"{config.path}: {key} has no parameters for layers of type {missing[0]!r}"
         )
-    if any(given[name] != given[used[0]] for name in used):
+    if any(by_layer_type[name] != by_layer_type[used[0]] for name in used):
         raise CheckpointError(
             f"{config.path}: {key} differs between layers of type {' and '.join(used)}; "
             "only one for all is supported"
         )
-    return Config(config.path, given[used[0]])
+    return Config(config.path, by_layer_type[used[0]])
 
 
 def _theta(config: Config, inside: Config) -> float:

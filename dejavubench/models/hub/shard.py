@@ -58,8 +58,8 @@ class Shard:
         Raises:
             ValueError: the tensor-parallel size does not divide them.
         """
-        kind = "heads" if spec.group == 1 else "KV heads"
-        return self._even(spec.kv_heads, f"{spec.kv_heads} {kind} of {spec.name}")
+        what = "heads" if spec.group == 1 else "KV heads"
+        return self._even(spec.kv_heads, f"{spec.kv_heads} {what} of {spec.name}")
 
     def ffn(self, spec: ModelSpec) -> Span:
         """Return the inner columns of the MLP.
@@ -75,14 +75,14 @@ class Shard:
         Raises:
             ValueError: the vocabulary has fewer rows than there are tensor ranks.
         """
-        each, more = divmod(spec.vocab_size, self.tensor_size)
-        if each == 0:
+        shortest, more = divmod(spec.vocab_size, self.tensor_size)
+        if shortest == 0:
             raise ValueError(
                 f"a vocabulary of {spec.vocab_size} cannot be split over "
                 f"{self.tensor_size} tensor ranks"
             )
-        start = self.tensor_rank * each + min(self.tensor_rank, more)
-        return Span(start, start + each + (self.tensor_rank < more))
+        start = self.tensor_rank * shortest + min(self.tensor_rank, more)
+        return Span(start, start + shortest + (self.tensor_rank < more))
 
     def outer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
         """Return which part of each tensor outside the layers this worker holds, by our names.
@@ -90,21 +90,21 @@ class Shard:
         The first stage has the whole embedding, the last one this rank's rows of the head. A tied
         head is the embedding's rows: a worker that is first and last holds them once.
         """
-        found: dict[str, Cut] = {}
+        cuts: dict[str, Cut] = {}
         if self.first:
-            found |= {name: _whole(shape) for name, shape in spec.first_tensors.items()}
+            cuts |= {name: _whole(shape) for name, shape in spec.first_tensors.items()}
         if self.last:
-            found |= {name: _whole(shape) for name, shape in spec.last_tensors.items()}
+            cuts |= {name: _whole(shape) for name, shape in spec.last_tensors.items()}
             if not (self.first and spec.tied):
                 width = Span(0, spec.embed_size or spec.hidden)
-                found["embedding" if spec.tied else "head"] = (self.vocab(spec), width)
-        return found
+                cuts["embedding" if spec.tied else "head"] = (self.vocab(spec), width)
+        return cuts
 
     def layer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
         """Return which part of each tensor of a layer this worker holds, by names in the layer."""
         keys = self.heads(spec).scaled(spec.size_per_head)
         parts = {"keys": keys, "queries": keys.scaled(spec.group), "ffn": self.ffn(spec)}
-        found: dict[str, Cut] = {}
+        cuts: dict[str, Cut] = {}
         for name, shape in spec.layer_tensors.items():
             linear, _, kind = name.partition(".")
             cut = _whole(shape)
@@ -114,8 +114,8 @@ class Shard:
                 cut = (cut[0], parts[_CUT_COLUMNS[linear]])
             elif linear in _CUT_COLUMNS and self.tensor_rank != 0:
                 continue  # the ranks' outputs are summed: one rank alone adds the bias
-            found[name] = cut
-        return found
+            cuts[name] = cut
+        return cuts
 
     def parameters(self, spec: ModelSpec) -> int:
         """Return how many weights this worker holds."""
@@ -124,12 +124,12 @@ class Shard:
         )
 
     def _even(self, total: int, what: str) -> Span:
-        each, over = divmod(total, self.tensor_size)
+        shortest, over = divmod(total, self.tensor_size)
         if over:
             raise ValueError(
                 f"the {what} cannot be divided evenly over {self.tensor_size} tensor-parallel ranks"
             )
-        return Span(self.tensor_rank * each, (self.tensor_rank + 1) * each)
+        return Span(self.tensor_rank * shortest, (self.tensor_rank + 1) * shortest)
 
 
 _CUT_ROWS = {"query": "queries", "key": "keys", "value": "keys", "gate": "ffn", "up": "ffn"}

@@ -93,12 +93,12 @@ def _instead_of(name: str) -> str:
 
     if _is_there(name):
         return f"a folder with a model of its own is given as --ckpt-path {name}"
-    given = name.rstrip("/").rpartition("/")[2]  # openai-community/gpt2
+    base_name = name.rstrip("/").rpartition("/")[2]  # openai-community/gpt2
     plain = {"bloom": "bloom-176b"} | {re.sub(r"[^a-z0-9.]", "", known): known for known in SPECS}
-    written = re.sub(r"[^a-z0-9.]", "", given.lower())
+    written = re.sub(r"[^a-z0-9.]", "", base_name.lower())
     if written in plain:
         return f"did you mean {plain[written]}?"
-    close = difflib.get_close_matches(given.lower(), SPECS, n=3)
+    close = difflib.get_close_matches(base_name.lower(), SPECS, n=3)
     other = "for any other model download its folder and give it as --ckpt-path"
     is_path = "/" in name or name[:1] in (".", "~")
     if close:

@@ -79,7 +79,7 @@ class Header:
         begin = 8 + len(raw)
         types = {name: entry["dtype"] for name, entry in entries.items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-        spans = {name: (begin + at, begin + to) for name, (at, to) in _offsets(entries)}
+        spans = {name: (begin + start, begin + to) for name, (start, to) in _offsets(entries)}
         return cls(
             path=path,
             types=types,
@@ -93,9 +93,9 @@ class Header:
         digest = hashlib.blake2b(self.digest, digest_size=16)
         with self.path.open("rb") as file:
             for start, stop in sorted(self.spans.values()):
-                for at in (start, max(start, stop - SAMPLE)):
-                    file.seek(at)
-                    digest.update(file.read(min(SAMPLE, stop - at)))
+                for offset in (start, max(start, stop - SAMPLE)):
+                    file.seek(offset)
+                    digest.update(file.read(min(SAMPLE, stop - offset)))
         return digest.digest()
 
     def same_tensor(self, name: str, other: Header, its_name: str) -> bool:
@@ -179,15 +179,15 @@ def _fault(raw: bytes, size: int) -> str | None:
 
 
 def _entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
-    kind, shape = entry["dtype"], entry["shape"]
-    if kind not in BITS:
-        if str(kind).startswith(("F4", "F6", "F8")):
+    dtype, shape = entry["dtype"], entry["shape"]
+    if dtype not in BITS:
+        if str(dtype).startswith(("F4", "F6", "F8")):
             return None
-        return f"is stored as {kind!r}, a type that the safetensors library does not know"
+        return f"is stored as {dtype!r}, a type that the safetensors library does not know"
     if not all(isinstance(each, int) and each >= 0 for each in shape):
         return f"has the impossible shape {shape}"
-    nbytes = prod(shape) * BITS[kind] // 8
+    nbytes = prod(shape) * BITS[dtype] // 8
     if nbytes != stop - start:
         text = " × ".join(map(str, shape)) or "a scalar"
-        return f"of type {kind}, {text}, takes {nbytes} bytes; the header gives it {stop - start}"
+        return f"of type {dtype}, {text}, takes {nbytes} bytes; the header gives it {stop - start}"
     return None

@@ -97,17 +97,17 @@ def _weight_map(index: Path) -> dict[str, str]:
         content: Any = read_json(index)
     except TextFileError as error:
         raise CheckpointError(str(error)) from None
-    found = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(name, str) for name in found.values())
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
     ):
         raise CheckpointError(
             f"{index}: it is not an index of safetensors files: "
             "weight_map must name each tensor's file"
         )
-    return found
+    return weight_map
 
 
 def _without_weights(folder: Path) -> str:
@@ -139,11 +139,11 @@ def _unfinished(folder: Path) -> str:
     places = [folder, folder / ".cache" / "huggingface" / "download"]
     if folder.resolve().parent.name == "snapshots":
         places.append(folder.resolve().parent.parent / "blobs")
-    found = [
+    unfinished = [
         path.name for place in places for pattern in UNFINISHED for path in place.glob(pattern)
     ]
-    if found:
-        return f"; a download was interrupted ({min(found)}): finish it"
+    if unfinished:
+        return f"; a download was interrupted ({min(unfinished)}): finish it"
     links = sorted(
         path.name
         for path in folder.glob("*.safetensors")

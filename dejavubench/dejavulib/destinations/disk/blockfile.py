@@ -75,27 +75,27 @@ class BlockFile:
                 f"no room for {nbytes} bytes in {path.parent}: {error.strerror}"
             ) from None
 
-    def write(self, at: int, data: np.ndarray) -> None:
+    def write(self, offset: int, data: np.ndarray) -> None:
         """Write bytes; they are durable after :meth:`sync`.
 
         Args:
-            at: beginning of a page, or the end of the last write.
+            offset: beginning of a page, or the end of the last write.
             data: uint8.
         """
         if self._durability != "direct":
-            self._pwrite(at, data)
+            self._pwrite(offset, data)
             return
         # The device takes whole pages from aligned memory. A write that begins within a page
         # writes the page again from its beginning; one that ends within a page pads it with zeros.
-        head = at % PAGE
+        head = offset % PAGE
         if head or data.ctypes.data % PAGE:
             data = self._aligned(self._tail[:head], data)
         whole = len(data) // PAGE * PAGE
-        self._pwrite(at - head, data[:whole])
+        self._pwrite(offset - head, data[:whole])
         self._tail = data[whole:].copy()
         if len(self._tail):
             padding = np.zeros(PAGE - len(self._tail), np.uint8)
-            self._pwrite(at - head + whole, self._aligned(self._tail, padding))
+            self._pwrite(offset - head + whole, self._aligned(self._tail, padding))
 
     def sync(self) -> None:
         """Return when everything written is as durable as the option says."""
@@ -111,7 +111,7 @@ class BlockFile:
                 f"cannot write {self.path} to its device: {error.strerror}"
             ) from None
 
-    def read(self, at: int, nbytes: int) -> torch.Tensor:
+    def read(self, offset: int, nbytes: int) -> torch.Tensor:
         """Return bytes [at, at + nbytes) as uint8.
 
         Raises:
@@ -119,20 +119,20 @@ class BlockFile:
             StorageError: it cannot be read.
         """
         progress.listener.count_progress()
-        first = at // PAGE * PAGE
-        whole = aligned_buffer(-(-(at + nbytes - first) // PAGE) * PAGE)
+        first = offset // PAGE * PAGE
+        whole = aligned_buffer(-(-(offset + nbytes - first) // PAGE) * PAGE)
         got = 0
-        while got < at + nbytes - first:
+        while got < offset + nbytes - first:
             try:
                 count = os.preadv(self._fd, [whole.numpy().data[got:]], first + got)
             except OSError as error:
                 raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
             if count == 0:
                 raise WrongBytesError(
-                    f"{self.path.name} ends at byte {first + got}, before {at + nbytes}"
+                    f"{self.path.name} ends at byte {first + got}, before {offset + nbytes}"
                 )
             got += count
-        return whole[at - first : at - first + nbytes]
+        return whole[offset - first : offset - first + nbytes]
 
     def forget_cached(self) -> None:
         """Let the next read ask the device, unless the page cache is all that was promised."""
@@ -157,11 +157,11 @@ class BlockFile:
             self._joined = aligned_buffer(nbytes)
         return np.concatenate(pieces, out=self._joined.numpy()[:nbytes])
 
-    def _pwrite(self, at: int, data: np.ndarray) -> None:
+    def _pwrite(self, offset: int, data: np.ndarray) -> None:
         done = 0
         try:
             while done < len(data):
-                done += os.pwrite(self._fd, data.data[done:], at + done)
+                done += os.pwrite(self._fd, data.data[done:], offset + done)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -180,7 +180,7 @@ class FileRegion:
             StorageError: the file cannot be written.
         """
         filling = aligned_buffer(FILL_NBYTES).fill_(value).numpy()
-        for at in range(self._start, self._file.nbytes, FILL_NBYTES):
-            self._file.write(at, filling[: min(FILL_NBYTES, self._file.nbytes - at)])
+        for offset in range(self._start, self._file.nbytes, FILL_NBYTES):
+            self._file.write(offset, filling[: min(FILL_NBYTES, self._file.nbytes - offset)])
             progress.listener.count_progress()
         self._file.flush_to_device()

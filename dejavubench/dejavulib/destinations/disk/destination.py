@@ -99,12 +99,12 @@ class DiskDestination(LocalDestination):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         file, schedule = self._files[stream.id], stream.schedule
-        data, at = packed.numpy(), streamfile.chunk_offset(stream.schedule, chunk)
+        data, offset = packed.numpy(), streamfile.chunk_offset(stream.schedule, chunk)
         checksum = self._add(file.trailer, data.data)
-        file.blocks.write(at, data)
+        file.blocks.write(offset, data)
         if _ends_group(schedule, chunk):
             checksum.result()  # a large chunk was hashed while it was written
-            file.blocks.write(at + chunk.nbytes, file.trailer.packed())
+            file.blocks.write(offset + chunk.nbytes, file.trailer.packed())
         self._note_written(file)
         file.blocks.sync()
         checksum.result()  # the slot is free once the chunk is complete, so hashing must be over
@@ -121,15 +121,15 @@ class DiskDestination(LocalDestination):
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
-        file, at = self._files[stream.id], streamfile.chunk_offset(stream.schedule, chunk)
+        file, offset = self._files[stream.id], streamfile.chunk_offset(stream.schedule, chunk)
         for block in self.counted(extents):
             for extent in block:
                 file.trailer.add(extent)
-                file.blocks.write(at, np.frombuffer(extent, np.uint8))
+                file.blocks.write(offset, np.frombuffer(extent, np.uint8))
                 if each_complete:
                     file.blocks.sync()
-                at += len(extent)
-        file.blocks.write(at, file.trailer.packed())
+                offset += len(extent)
+        file.blocks.write(offset, file.trailer.packed())
         self._note_written(file)
         file.blocks.sync()
         self._complete(file, stream.schedule, chunk)
@@ -155,8 +155,8 @@ class DiskDestination(LocalDestination):
     # ---- reading ----
 
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        at = streamfile.chunk_offset(stream.schedule, chunk)
-        packed.copy_(self._files[stream.id].blocks.read(at, chunk.nbytes))
+        offset = streamfile.chunk_offset(stream.schedule, chunk)
+        packed.copy_(self._files[stream.id].blocks.read(offset, chunk.nbytes))
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         schedule, blocks = stream.schedule, self._files[stream.id].blocks
@@ -180,8 +180,8 @@ class DiskDestination(LocalDestination):
                 "written"
             )
         for step in map(schedule.last_step, range(schedule.groups)):
-            at, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
-            record = blocks.read(at, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
+            offset, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
+            record = blocks.read(offset, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
             wrong = streamfile.first_wrong(schedule, step, record)
             if wrong is not None:
                 raise WrongBytesError(

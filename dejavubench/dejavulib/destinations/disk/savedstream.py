@@ -74,8 +74,10 @@ class SavedStream:
                 break
             packed = torch.from_numpy(record)
             for chunk in self.schedule.chunks(level, step):
-                at = chunk.offset - self.schedule.step_offset(step)
-                scatter(packed[at : at + chunk.nbytes].to(cache.k.device), cache, chunk.region)
+                offset = chunk.offset - self.schedule.step_offset(step)
+                scatter(
+                    packed[offset : offset + chunk.nbytes].to(cache.k.device), cache, chunk.region
+                )
             tokens = self._tokens(step, record)
             restored.tokens += [tokens] if step == 0 else np.split(tokens, tokens.shape[1], axis=1)
         return restored
@@ -108,13 +110,13 @@ class SavedStream:
             record[nbytes:behind].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
         )
 
-    def _read(self, at: int, nbytes: int, what: str) -> np.ndarray:
+    def _read(self, offset: int, nbytes: int, what: str) -> np.ndarray:
         try:
-            read = np.fromfile(self.path, np.uint8, nbytes, offset=at)
+            read = np.fromfile(self.path, np.uint8, nbytes, offset=offset)
         except OSError as error:
             raise StreamingError(f"{self.path}: {error.strerror}") from None
         if len(read) < nbytes:
-            raise StreamingError(f"{self.path} ends at byte {at + len(read)}, within {what}")
+            raise StreamingError(f"{self.path} ends at byte {offset + len(read)}, within {what}")
         return read
 
 
@@ -138,22 +140,24 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> 
     text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
     if xxhash.xxh3_64_digest(text) != digest:
         raise StreamingError(f"{path}: its header is damaged")
-    there = _WITHOUT | _flat(json.loads(text))
+    stored = _WITHOUT | _flat(json.loads(text))
     # By JSON, so that tuples become lists here too.
-    here = _WITHOUT | _flat(json.loads(json.dumps(expected)))
+    wanted = _WITHOUT | _flat(json.loads(json.dumps(expected)))
     # Geometry comes last: it differs as a consequence of another model or batch size.
     for key in sorted(
-        {*there, *here}, key=lambda key: (key.startswith(("geometry", "region")), key)
+        {*stored, *wanted}, key=lambda key: (key.startswith(("geometry", "region")), key)
     ):
-        if there.get(key) != here.get(key):
+        if stored.get(key) != wanted.get(key):
             raise StreamingError(
-                f"{path} does not match: {key} is {there.get(key)} there, {here.get(key)} here"
+                f"{path} does not match: {key} is {stored.get(key)} there, {wanted.get(key)} here"
             )
 
 
-def _flat(document: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values by dotted name, so that a message can name one that differs."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat

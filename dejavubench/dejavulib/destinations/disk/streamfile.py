@@ -159,12 +159,12 @@ class StepTrailer:
 
     def add(self, data: memoryview) -> None:
         """Hash the next packed bytes. Python's lock is free meanwhile if there are many."""
-        at = 0
-        while at < len(data):
-            take = min(len(data) - at, self._layer_nbytes - self._hashed)
-            self._hasher.update(data[at : at + take])
+        offset = 0
+        while offset < len(data):
+            take = min(len(data) - offset, self._layer_nbytes - self._hashed)
+            self._hasher.update(data[offset : offset + take])
             self._hashed += take
-            at += take
+            offset += take
             if self._hashed == self._layer_nbytes:
                 self._checksums.append(self._hasher.intdigest())
                 self._hasher.reset()

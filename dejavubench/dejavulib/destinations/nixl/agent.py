@@ -186,11 +186,13 @@ class Agent:
     # ---- writes into a peer's memory ----
 
     @_reports_lost_peer
-    def write(self, stream: Stream, here: Pieces, there: Pieces, number: int | None = None) -> Any:
+    def write(
+        self, stream: Stream, source: Pieces, target: Pieces, number: int | None = None
+    ) -> Any:
         """Begin one write of pieces of memory; return its handle, for :meth:`done`.
 
         Args:
-            there: pieces of the peer's memory, as many and of the same sizes.
+            target: pieces of the peer's memory, as many and of the same sizes.
             number: number of the chunk, which NIXL notifies the peer of behind the last byte.
                 None: the peer is not notified.
         """
@@ -198,18 +200,18 @@ class Agent:
         if number is not None:
             message = _NOTIFICATION.pack(Notification.WRITTEN, stream.id, number, 0, 0)
         peer = str(stream.peer)
-        own = self._agent.get_xfer_descs(self._table(here), self._kind)
-        theirs = self._agent.get_xfer_descs(self._table(there, peer), self._kind)
-        return self._begin(self._agent.initialize_xfer("WRITE", own, theirs, peer, message))
+        sources = self._agent.get_xfer_descs(self._table(source), self._kind)
+        theirs = self._agent.get_xfer_descs(self._table(target, peer), self._kind)
+        return self._begin(self._agent.initialize_xfer("WRITE", sources, theirs, peer, message))
 
-    def write_each(self, stream: Stream, here: Pieces, there: Pieces) -> Iterator[Any]:
+    def write_each(self, stream: Stream, source: Pieces, target: Pieces) -> Iterator[Any]:
         """Yield a write per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
-        own = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(here), self._kind)
-        theirs = self._agent.prep_xfer_dlist(peer, self._table(there, peer), self._kind)
+        sources = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(source), self._kind)
+        theirs = self._agent.prep_xfer_dlist(peer, self._table(target, peer), self._kind)
         make = self._agent.make_prepped_xfer
-        for number in range(len(here)):
-            yield self._begin(make("WRITE", own, [number], theirs, [number]))
+        for number in range(len(source)):
+            yield self._begin(make("WRITE", sources, [number], theirs, [number]))
 
     def _table(self, extents: Pieces, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
         """Return (address, bytes, device number) of each piece, uint64 [n, 3]."""

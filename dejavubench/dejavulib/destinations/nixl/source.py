@@ -147,13 +147,13 @@ class NIXLDestination(RemoteDestination[_Sending]):
             buffer = self.agent.take(stream, Notification.BUFFER, sending.number)
             if buffer is None:
                 break
-            here = sending.packed.data_ptr(), sending.packed.numel()
-            if buffer[1] != here[1]:
+            packed = sending.packed.data_ptr(), sending.packed.numel()
+            if buffer[1] != packed[1]:
                 raise StreamingError(
                     f"rank {stream.peer} has a buffer of {buffer[1]} bytes for a chunk of "
-                    f"{here[1]} of stream {stream.id}"
+                    f"{packed[1]} of stream {stream.id}"
                 )
-            sending.write = self.agent.write(stream, [here], [buffer], sending.number)
+            sending.write = self.agent.write(stream, [packed], [buffer], sending.number)
 
     def _is_complete(self, stream: Stream, sending: _Sending) -> bool:
         if sending.write is not None and self.agent.done(sending.write):

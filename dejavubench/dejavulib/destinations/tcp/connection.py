@@ -42,19 +42,19 @@ class Connection:
         self.wire = wire
         self._services = services
         try:
-            found, dtype = schedules(setup), setup.torch_dtype()
+            by_stream, dtype = schedules(setup), setup.torch_dtype()
         except ValueError as error:
             raise RefusalError(f"setup: {error}") from None
         self._streams = {
             stream_id: HeldStream(stream_id, schedule, dtype)
-            for stream_id, schedule in found.items()
+            for stream_id, schedule in by_stream.items()
         }
-        largest = max(schedule.nbytes for schedule in found.values())
+        largest = max(schedule.nbytes for schedule in by_stream.values())
         self._slot_nbytes = min(setup.slot_nbytes, largest)
         self._slot: torch.Tensor | None = None
         self.nbytes = self.chunks = 0
         self._received = 0  # when the chunk under way had come, or the first of its extents
-        streams = "1 stream" if len(found) == 1 else f"{len(found)} streams"
+        streams = "1 stream" if len(by_stream) == 1 else f"{len(by_stream)} streams"
         self.summary = (
             f"{streams}, caches of {setup.geometry.layout} {setup.dtype}, {setup.nbytes >> 20} MiB"
         )
@@ -151,7 +151,9 @@ class Connection:
             raise RefusalError("READ does not carry a region")
         numbers = REGION.unpack(edges)
         try:
-            region = Region(*(Span(*numbers[at : at + 2]) for at in range(0, len(numbers), 2)))
+            region = Region(
+                *(Span(*numbers[first : first + 2]) for first in range(0, len(numbers), 2))
+            )
         except ValueError as error:
             raise RefusalError(str(error)) from None
         packed = held.packed(region, self.staging(self._slot_nbytes))

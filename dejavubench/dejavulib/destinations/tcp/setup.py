@@ -161,9 +161,9 @@ def schedules(setup: TCPSetup) -> dict[int, StreamSchedule]:
     if setup.torch_dtype().itemsize != setup.geometry.itemsize:
         raise ValueError(f"{setup.dtype} does not have {setup.geometry.itemsize} bytes per element")
     geometry = KVGeometry(**{**dict(setup.geometry), "layout": KVLayout(setup.geometry.layout)})
-    found: dict[int, StreamSchedule] = {}
+    by_stream: dict[int, StreamSchedule] = {}
     for stream in setup.streams:
-        if stream.id in found:
+        if stream.id in by_stream:
             raise ValueError(f"stream {stream.id} is announced twice")
         region = Region(
             Span(*stream.layers), Span(*stream.requests), Span(*stream.heads), Span(0, 0)
@@ -183,5 +183,5 @@ def schedules(setup: TCPSetup) -> dict[int, StreamSchedule]:
             raise ValueError(
                 f"stream {stream.id} is cut into more than {MOST_CHUNKS} chunks per step"
             )
-        found[stream.id] = schedule
-    return found
+        by_stream[stream.id] = schedule
+    return by_stream

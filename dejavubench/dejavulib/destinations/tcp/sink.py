@@ -247,12 +247,12 @@ class _MemoryBudget:
 
 def _listen(address: Address) -> socket.socket:
     """Listen at the first address of this name that works; a host may lack IPv6."""
-    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    for number, (family, _, _, _, at) in enumerate(found):
+    infos = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    for number, (family, _, _, _, socket_address) in enumerate(infos):
         try:
-            return socket.create_server(at[:2], family=family, backlog=MOST_PEERS)
+            return socket.create_server(socket_address[:2], family=family, backlog=MOST_PEERS)
         except OSError:
-            if number == len(found) - 1:
+            if number == len(infos) - 1:
                 raise
     raise OSError(f"{address[0]} has no address")
 

@@ -69,14 +69,14 @@ def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Any:
             pairs = emit.pointer(emit.at(x, (emit.half(k), x_apart)), BYTE)
             emit.call("llvm.x86.tileloadd64", BYTE(of_x), pairs, x_apart)
             for block, (sums, of_weight) in enumerate(blocks):
-                at = emit.at(w, (k, 2), (apart, block * ROWS))
+                lines = emit.at(w, (k, 2), (apart, block * ROWS))
                 for row in range(ROWS if fetches else 0):
-                    emit.fetch(emit.at(at, (apart, row)), ahead)
-                emit.call("llvm.x86.tileloadd64", BYTE(of_weight), emit.pointer(at, BYTE), apart)
+                    emit.fetch(emit.at(lines, (apart, row)), ahead)
+                emit.call("llvm.x86.tileloadd64", BYTE(of_weight), emit.pointer(lines, BYTE), apart)
                 emit.call("llvm.x86.tdpbf16ps", BYTE(sums), BYTE(of_weight), BYTE(of_x))
         for block, (sums, _) in enumerate(blocks):
-            there = emit.pointer(emit.at(out, (out_apart, block * ROWS)), BYTE)
-            emit.call("llvm.x86.tilestored64", BYTE(sums), there, out_apart)
+            target = emit.pointer(emit.at(out, (out_apart, block * ROWS)), BYTE)
+            emit.call("llvm.x86.tilestored64", BYTE(sums), target, out_apart)
 
     @intrinsic
     def function(typing, w, apart, x, x_apart, n, out, out_apart, ahead):  # type: ignore[no-untyped-def]
@@ -102,21 +102,21 @@ def _done(typing):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _describe(at, rows, rest):  # type: ignore[no-untyped-def]
+def _describe(address, rows, rest):  # type: ignore[no-untyped-def]
     """Write the 64 bytes that describe the tiles.
 
     Tile 0 is x, 1 and 3 are sums, 2 and 4 of the weight. 5 and 6 are sums and weight of the rows
     that are left over, ``rest`` of them.
     """
-    given = carray(halves(at), 32)
-    given[:] = 0
-    given[0] = 1  # the palette
+    fields = carray(halves(address), 32)
+    fields[:] = 0
+    fields[0] = 1  # the palette
     # from byte 16 on two bytes for each tile: the bytes of its rows
-    given[8], given[9], given[10], given[11], given[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
-    given[13], given[14] = 4 * rows, 64
+    fields[8], fields[9], fields[10], fields[11], fields[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
+    fields[13], fields[14] = 4 * rows, 64
     # from byte 48 on one byte for each tile: its number of rows
-    given[24] = given[25] = ROWS | ROWS << 8
-    given[26], given[27] = ROWS | rest << 8, rest  # two tiles per 16-bit word, the even one low
+    fields[24] = fields[25] = ROWS | ROWS << 8
+    fields[26], fields[27] = ROWS | rest << 8, rest  # two tiles per 16-bit word, the even one low
 
 
 @compiled
@@ -140,8 +140,8 @@ def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no
     x and weight are in bf16, x has up to 16 rows, and ``ins`` is a multiple of 32.
     """
     row, rest = ins * 2, columns % ROWS
-    own = scratch(DESCRIPTION_NBYTES + SUMS_NBYTES + _ordered_nbytes(rows, ins))
-    tile = own + DESCRIPTION_NBYTES
+    memory = scratch(DESCRIPTION_NBYTES + SUMS_NBYTES + _ordered_nbytes(rows, ins))
+    tile = memory + DESCRIPTION_NBYTES
     ordered = tile + SUMS_NBYTES
     # pairs of neighbouring elements, pair k of all rows of x side by side
     into = carray(words(ordered), rows * ins // 2)
@@ -149,8 +149,8 @@ def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no
         pairs = carray(words(x + m * row), ins // 2)
         for k in range(ins // 2):
             into[k * rows + m] = pairs[k]
-    _describe(own, rows, max(1, rest))
-    _described(own)
+    _describe(memory, rows, max(1, rest))
+    _described(memory)
     n = 0
     while n <= columns - TWICE:
         _two(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, TWICE * row)
@@ -164,4 +164,4 @@ def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no
         _rest(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
         _add(tile, rest, rows, sums + n * 4, sums_apart)
     _done()
-    released(own)
+    released(memory)

@@ -73,9 +73,9 @@ def attend(
     group, strides = heads // cache.geometry.heads, _strides(cache.geometry)
     out = torch.empty(requests, heads, size)
     q_request, q_head, _ = q.stride()
-    at = layer * strides.layer
+    offset = layer * strides.layer
     job = AttentionJob(
-        *(q.data_ptr(), cache.k.data_ptr() + at, cache.v.data_ptr() + at, out.data_ptr()),
+        *(q.data_ptr(), cache.k.data_ptr() + offset, cache.v.data_ptr() + offset, out.data_ptr()),
         *(address(slopes), address(first)),
         *(requests, heads // group, group, stop, size, strides.piece),
         *(*strides.k, *strides.v, q_request * 4, q_head * 4),
@@ -213,9 +213,9 @@ def _weighted(dtype: torch.dtype) -> Any:
 
 
 @compiled
-def _scale_query(given, scale, query):  # type: ignore[no-untyped-def]
+def _scale_query(unscaled, scale, query):  # type: ignore[no-untyped-def]
     for d in range(len(query)):
-        query[d] = given[d] * scale
+        query[d] = unscaled[d] * scale
 
 
 @compiled
@@ -232,9 +232,9 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
     def probabilities(job, request, head, member, keys, count, query, scores, rows):  # type: ignore[no-untyped-def]
         """Write one query's probabilities of ``count`` keys; ``rows`` is read after the keys."""
         size, number = job.size, head * job.group + member
-        at = job.q + request * job.q_request + number * job.q_head
+        address = job.q + request * job.q_request + number * job.q_head
         scaled = carray(floats(query), size)
-        _scale_query(carray(floats(at), size), np.float32(1 / np.sqrt(size)), scaled)
+        _scale_query(carray(floats(address), size), np.float32(1 / np.sqrt(size)), scaled)
         slope = np.float32(0)
         if job.slopes:
             slope = carray(floats(job.slopes), job.heads * job.group)[number]
@@ -274,8 +274,8 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
                 following += first * job.k_position
             for m in range(group):
                 out = job.out + (number * group + m) * size * 4
-                at = scores + m * row
-                weighted(at, rows, job.v_position, count, size, out, 0 if m else following)
+                weights = scores + m * row
+                weighted(weights, rows, job.v_position, count, size, out, 0 if m else following)
         released(query)
 
     return attention

@@ -59,9 +59,9 @@ class CpuBackend:
         position: Tensor,
         slopes: Tensor | None = None,
     ) -> Tensor:
-        at = int(position)
-        cache.store(layer, at, k, v)
-        return self.attend_one(q, cache, layer, at + 1, slopes)
+        newest = int(position)
+        cache.store(layer, newest, k, v)
+        return self.attend_one(q, cache, layer, newest + 1, slopes)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return largest(x)

@@ -173,9 +173,9 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
 
 def cache_folder() -> Path | None:
     """Return the folder of compiled kernels; None: none are kept."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    if given is not None:
-        return Path(given).absolute() if given else None
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named is not None:
+        return Path(named).absolute() if named else None
     base = os.environ.get("XDG_CACHE_HOME")
     return (
         (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache")
@@ -203,16 +203,16 @@ def _usable_folder(say: Say) -> Path | None:
 
 
 def _check_owned(
-    found: os.stat_result, is_kind: Callable[[int], bool], closed: int, kind: str
+    status: os.stat_result, is_kind: Callable[[int], bool], closed: int, must: str
 ) -> None:
     """Raise UntrustedError unless it is this user's, of that kind, and closed to others."""
-    if not is_kind(found.st_mode):
-        raise UntrustedError(f"it must {kind}")
-    if found.st_uid != os.geteuid():
-        raise UntrustedError(f"it belongs to user {found.st_uid}, not to {os.geteuid()}")
-    if found.st_mode & closed:
+    if not is_kind(status.st_mode):
+        raise UntrustedError(f"it must {must}")
+    if status.st_uid != os.geteuid():
+        raise UntrustedError(f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & closed:
         raise UntrustedError(
-            f"others have access to it (mode {stat.S_IMODE(found.st_mode):04o}); "
+            f"others have access to it (mode {stat.S_IMODE(status.st_mode):04o}); "
             "close it with chmod go="
         )
 

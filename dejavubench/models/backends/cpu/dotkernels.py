@@ -144,9 +144,9 @@ class _Dots:
         """Write the products of one vector of each row, which begins at element ``k + start``."""
         w, apart, x, x_apart = job[:4]
 
-        def read(base: Value, distance: Value, row: int, kind: torch.dtype) -> Value:
-            at = emit.at(base, (distance, row), (k, kind.itemsize), (kind.itemsize, start))
-            return emit.words(at, lanes) if paired else emit.widened(at, kind, lanes)
+        def read(base: Value, distance: Value, row: int, dtype: torch.dtype) -> Value:
+            address = emit.at(base, (distance, row), (k, dtype.itemsize), (dtype.itemsize, start))
+            return emit.words(address, lanes) if paired else emit.widened(address, dtype, lanes)
 
         # w is read once and kept in registers for all rows of x: memory limits a decode step.
         of_w = [read(w, apart, r, self.dtype) for r in range(self.rows)]
@@ -186,8 +186,8 @@ def blend(dtype: torch.dtype, streams: int) -> Any:
                 for offset in range(0, width * dtype.itemsize, LINE_NBYTES):
                     emit.fetch(emit.at(row, (1, offset)), ahead)
                 for number, total in enumerate(totals):
-                    at = emit.at(row, (dtype.itemsize, number * lanes))
-                    emit.add_product(total, factor, emit.widened(at, dtype, lanes), lanes)
+                    address = emit.at(row, (dtype.itemsize, number * lanes))
+                    emit.add_product(total, factor, emit.widened(address, dtype, lanes), lanes)
         for number, total in enumerate(totals):
             emit.add_vector(emit.at(out, (d, 4), (4 * lanes, number)), total, lanes)
 

@@ -15,12 +15,12 @@ from dejavubench.models.backends.cpu.emitter import FLOAT, INT16, INT32, INT64, 
 from dejavubench.models.backends.cpu.threads import compiled
 
 
-def _seen_as(element: Any, kind: Any) -> Any:
+def _seen_as(element: Any, scalar: Any) -> Any:
     """Return what makes an address one of such elements, for ``carray``."""
 
     @intrinsic
     def function(typing: Any, address: Any) -> Any:
-        return types.CPointer(element)(types.intp), as_pointer(kind)
+        return types.CPointer(element)(types.intp), as_pointer(scalar)
 
     return function
 

@@ -25,11 +25,11 @@ Value = Any
 """A value of llvmlite's, which has no types of its own to check by."""
 
 
-def as_pointer(kind: Any) -> Any:
+def as_pointer(pointed: Any) -> Any:
     """Return what writes the conversion of an integer to the address of such elements."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
-        return builder.inttoptr(values[0], kind.as_pointer())
+        return builder.inttoptr(values[0], pointed.as_pointer())
 
     return emit
 
@@ -64,11 +64,11 @@ class Emitter:
             base = self._builder.add(base, self._builder.mul(one, other))
         return base
 
-    def half(self, of: Value) -> Value:
-        return self._builder.lshr(of, INT64(1))
+    def half(self, value: Value) -> Value:
+        return self._builder.lshr(value, INT64(1))
 
-    def pointer(self, at: Value, to: Any) -> Value:
-        return self._builder.inttoptr(at, to.as_pointer())
+    def pointer(self, address: Value, to: Any) -> Value:
+        return self._builder.inttoptr(address, to.as_pointer())
 
     @contextmanager
     def steps(self, begin: Value, stop: Value, by: int) -> Iterator[Value]:
@@ -102,16 +102,16 @@ class Emitter:
             cgutils.get_or_insert_function(self._builder.module, declared, name), values
         )
 
-    def fetch(self, at: Value, ahead: Value) -> None:
+    def fetch(self, address: Value, ahead: Value) -> None:
         """Ask memory for the line that lies ``ahead`` bytes on."""
-        pointer = self.pointer(self._builder.add(at, ahead), BYTE)
+        pointer = self.pointer(self._builder.add(address, ahead), BYTE)
         # to read, data; into the second cache, for the first one has no room beside x
         self.call("llvm.prefetch.p0", pointer, INT32(0), INT32(2), INT32(1))
 
-    def widened(self, at: Value, dtype: torch.dtype, lanes: int) -> Value:
+    def widened(self, address: Value, dtype: torch.dtype, lanes: int) -> Value:
         """Read neighbouring elements of ``dtype`` as a vector of fp32, which is exact."""
         read = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
-        pointer = self.pointer(at, ir.VectorType(read, lanes))
+        pointer = self.pointer(address, ir.VectorType(read, lanes))
         value = self._builder.load(pointer, align=dtype.itemsize)
         if read is HALF:
             return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
@@ -121,13 +121,13 @@ class Emitter:
             value = self._builder.shl(wide, bits)
         return self._builder.bitcast(value, ir.VectorType(FLOAT, lanes))
 
-    def words(self, at: Value, lanes: int) -> Value:
+    def words(self, address: Value, lanes: int) -> Value:
         """Read twice as many neighbouring bf16, two in a word."""
-        return self._builder.load(self.pointer(at, ir.VectorType(INT32, lanes)), align=2)
+        return self._builder.load(self.pointer(address, ir.VectorType(INT32, lanes)), align=2)
 
-    def spread(self, at: Value, lanes: int) -> Value:
+    def spread(self, address: Value, lanes: int) -> Value:
         """Read one fp32 into every lane."""
-        value = self._builder.load(self.pointer(at, FLOAT))
+        value = self._builder.load(self.pointer(address, FLOAT))
         vector = ir.VectorType(FLOAT, lanes)
         first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, INT32(0))
         mask = ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes)
@@ -168,17 +168,17 @@ class Emitter:
         )
         return self._builder.call(function, [FLOAT(0.0), first], fastmath=("reassoc",))
 
-    def add_to(self, at: Value, value: Value) -> None:
+    def add_to(self, address: Value, value: Value) -> None:
         """Add one fp32 to the one in memory."""
-        pointer = self.pointer(at, FLOAT)
+        pointer = self.pointer(address, FLOAT)
         self._builder.store(self._builder.fadd(self._builder.load(pointer), value), pointer)
 
-    def add_vector(self, at: Value, total: Value, lanes: int) -> None:
+    def add_vector(self, address: Value, total: Value, lanes: int) -> None:
         """Add a vector of sums to the one in memory."""
-        pointer = self.pointer(at, ir.VectorType(FLOAT, lanes))
-        there = self._builder.load(pointer, align=4)
-        self._builder.store(self._builder.fadd(there, self._builder.load(total)), pointer, align=4)
+        pointer = self.pointer(address, ir.VectorType(FLOAT, lanes))
+        sums = self._builder.load(pointer, align=4)
+        self._builder.store(self._builder.fadd(sums, self._builder.load(total)), pointer, align=4)
 
-    def _declared(self, name: str, result: Value, given: Sequence[Value], lanes: int) -> Value:
-        function = ir.FunctionType(result, given)
+    def _declared(self, name: str, result: Value, arguments: Sequence[Value], lanes: int) -> Value:
+        function = ir.FunctionType(result, arguments)
         return cgutils.get_or_insert_function(self._builder.module, function, f"{name}.v{lanes}f32")

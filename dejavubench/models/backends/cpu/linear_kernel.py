@@ -108,12 +108,12 @@ def linear(
         TypeError: other types.
     """
     outs, ins = weight.shape
-    given = x.dtype
-    if not (given == torch.float32 or given == torch.bfloat16 == weight.dtype) or any(
-        other is not None and other.dtype != given for other in (bias, residual)
+    x_dtype = x.dtype
+    if not (x_dtype == torch.float32 or x_dtype == torch.bfloat16 == weight.dtype) or any(
+        other is not None and other.dtype != x_dtype for other in (bias, residual)
     ):
         raise TypeError(
-            f"x of {given} with a weight of {weight.dtype}; bias and residual must be of x's type"
+            f"x of {x_dtype} with a weight of {weight.dtype}; bias and residual must be of x's type"
         )
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     out = x.new_empty((*x.shape[:-1], outs))
@@ -122,7 +122,7 @@ def linear(
         *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr()),
         *(rows, ins, outs, ACTIVATIONS[activation]),
     )
-    run(kernel_for(rows, ins, weight.dtype, given), job)
+    run(kernel_for(rows, ins, weight.dtype, x_dtype), job)
     return out
 
 
@@ -156,8 +156,8 @@ def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any
         # rows of the weight that are left over, one by one
         for n in range(part * streams, columns):
             for m in range(rows):
-                at = x + m * ins * x_itemsize
-                last(weight + n * row, 0, at, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
+                x_row = x + m * ins * x_itemsize
+                last(weight + n * row, 0, x_row, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
 
     return product
 
@@ -178,19 +178,19 @@ def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
         # from the third on nothing is left to ask for
         following = ahead + fetches * apart if several else 0
         while m <= rows - tile:
-            at, into = x + m * row, sums + m * sums_apart
-            most(w, apart, at, row, ins, into, sums_apart, after, ahead)
+            x_rows, into = x + m * row, sums + m * sums_apart
+            most(w, apart, x_rows, row, ins, into, sums_apart, after, ahead)
             m, ahead, following = m + tile, following, 0
         if tile > 1:
             while m < rows:
-                at, into = x + m * row, sums + m * sums_apart
-                one(w, apart, at, row, ins, into, sums_apart, after, ahead)
+                x_rows, into = x + m * row, sums + m * sums_apart
+                one(w, apart, x_rows, row, ins, into, sums_apart, after, ahead)
                 m, ahead, following = m + 1, following, 0
 
     return turns
 
 
-def _finish(bf16: bool, plus: Any, given: Any) -> Any:
+def _finish(bf16: bool, plus: Any, as_elements: Any) -> Any:
     """Return ``finish(sums, activation, residual, out)``, compiled, for one row of sums."""
 
     @compiled
@@ -202,7 +202,7 @@ def _finish(bf16: bool, plus: Any, given: Any) -> Any:
         elif activation == 3:
             silu(sums)
         if residual:
-            plus(carray(given(residual), len(sums)), sums)
+            plus(carray(as_elements(residual), len(sums)), sums)
         if bf16:  # else the sums are where the results belong
             narrow(sums, carray(halves(out), len(sums)))
 
@@ -227,8 +227,8 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any
     product = amx.product
     if not tiling.amx:
         product = _product(dtype, torch.float32 if widens else x_dtype, tiling)
-    given, plus = (halves, add_widened) if bf16 else (floats, add)
-    finish = _finish(bf16, plus, given)
+    as_elements, plus = (halves, add_widened) if bf16 else (floats, add)
+    finish = _finish(bf16, plus, as_elements)
 
     @kernel(LinearJob)
     def product_of_rows(jobs):  # type: ignore[no-untyped-def]
@@ -237,23 +237,23 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any
         begin, stop = share(outs, STREAMS)
         columns = stop - begin  # this thread's rows of the weight
         sums_nbytes = _sums_nbytes(rows, columns, bf16)
-        own = scratch(sums_nbytes + _widened_nbytes(rows, ins, widens))
+        memory = scratch(sums_nbytes + _widened_nbytes(rows, ins, widens))
         # fp32 results are summed where they belong, bf16 results in fp32 beside
-        sums, apart = (own, columns * 4) if bf16 else (job.out + begin * 4, outs * 4)
+        sums, apart = (memory, columns * 4) if bf16 else (job.out + begin * 4, outs * 4)
         for m in range(rows):
             row = carray(floats(sums + m * apart), columns)
             row[:] = np.float32(0)
             if job.bias:
-                plus(carray(given(job.bias + begin * x_itemsize), columns), row)
+                plus(carray(as_elements(job.bias + begin * x_itemsize), columns), row)
         if widens:  # once for all rows of the weight
-            x = own + sums_nbytes
+            x = memory + sums_nbytes
             widen(carray(halves(job.x), rows * ins), carray(floats(x), rows * ins))
         product(x, rows, ins, job.weight + begin * ins * itemsize, columns, sums, apart)
         for m in range(rows):
-            at = (m * outs + begin) * x_itemsize
-            residual = job.residual + at if job.residual else 0
+            offset = (m * outs + begin) * x_itemsize
+            residual = job.residual + offset if job.residual else 0
             row = carray(floats(sums + m * apart), columns)
-            finish(row, job.activation, residual, job.out + at)
-        released(own)
+            finish(row, job.activation, residual, job.out + offset)
+        released(memory)
 
     return product_of_rows

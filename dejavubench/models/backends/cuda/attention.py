@@ -86,9 +86,9 @@ def _vector(cache: KVCache) -> int:
 
 
 @triton.jit
-def _within(at, vector: tl.constexpr, step):  # type: ignore[no-untyped-def]
-    """Return the offset of the elements ``at`` of one key."""
-    return at // vector * step + at % vector if vector else at
+def _within(offsets, vector: tl.constexpr, step):  # type: ignore[no-untyped-def]
+    """Return the offset of the elements ``offsets`` of one key."""
+    return offsets // vector * step + offsets % vector if vector else offsets
 
 
 @triton.jit
@@ -106,17 +106,17 @@ def _scores(  # type: ignore[no-untyped-def]
     """Return query · key of the positions ``spots``; ``base`` points at the head's keys."""
     if vector:
         pieces = tl.arange(0, padded // vector)[:, None, None]
-        each = tl.arange(0, vector)[None, None, :]
-        there = pieces * vector < size
-        q = tl.load(query + pieces * vector + each, mask=there, other=0.0).to(tl.float32)
-        at = base + pieces * kv + (spots * ks)[None, :, None] + each
-        k = tl.load(at, mask=there & real[None, :, None], other=0.0).to(tl.float32)
+        lanes = tl.arange(0, vector)[None, None, :]
+        inside = pieces * vector < size
+        q = tl.load(query + pieces * vector + lanes, mask=inside, other=0.0).to(tl.float32)
+        places = base + pieces * kv + (spots * ks)[None, :, None] + lanes
+        k = tl.load(places, mask=inside & real[None, :, None], other=0.0).to(tl.float32)
         return tl.sum(tl.sum(q * k, 2), 0)
     else:
         within = tl.arange(0, padded)[None, :]
         q = tl.load(query + within, mask=within < size, other=0.0).to(tl.float32)
-        at = base + (spots * ks)[:, None] + within
-        k = tl.load(at, mask=(within < size) & real[:, None], other=0.0).to(tl.float32)
+        places = base + (spots * ks)[:, None] + within
+        k = tl.load(places, mask=(within < size) & real[:, None], other=0.0).to(tl.float32)
         return tl.sum(q * k, 1)
 
 
@@ -164,8 +164,8 @@ def _merge_parts(  # type: ignore[no-untyped-def]
         ends = mine + others * row + padded
         mosts = tl.load(ends, mask=done, other=float("-inf"), cache_modifier=".cg")
         weights = tl.load(ends + 1, mask=done, other=0.0, cache_modifier=".cg")
-        at = mine + others[:, None] * row + within[None, :]
-        totals = tl.load(at, mask=done[:, None], other=0.0, cache_modifier=".cg")
+        places = mine + others[:, None] * row + within[None, :]
+        totals = tl.load(places, mask=done[:, None], other=0.0, cache_modifier=".cg")
         shares = tl.exp(mosts - tl.max(mosts, 0))
         final = tl.sum(totals * shares[:, None], 0) / tl.sum(weights * shares, 0)
         tl.store(result, final.to(result.dtype.element_ty), mask=inside)
@@ -207,12 +207,12 @@ def _attend(  # type: ignore[no-untyped-def]
     gdc_launch_dependents()
     position = tl.load(position_at).to(tl.int32)
     # positions [0, position) are cut evenly; the newest one is its own piece of the last part
-    each = tl.cdiv(tl.cdiv(position, block), splits) * block
-    parts = tl.maximum(tl.cdiv(position, tl.maximum(each, 1)), 1)
+    share = tl.cdiv(tl.cdiv(position, block), splits) * block
+    parts = tl.maximum(tl.cdiv(position, tl.maximum(share, 1)), 1)
     if split >= parts:  # the grid is for the longest cache
         return
-    first = split * each
-    stop = tl.minimum(first + each, position)
+    first = split * share
+    stop = tl.minimum(first + share, position)
     _ask_for_first(base_k, base_v, first, stop, ks, vs, position, block, padded, vector)
     gdc_wait()
 
@@ -233,8 +233,8 @@ def _attend(  # type: ignore[no-untyped-def]
     for start in tl.range(first, stop, block, num_stages=stages):
         spots = start + tl.arange(0, block)
         real = spots < stop
-        at = base_v + (spots * vs)[:, None] + within[None, :]
-        value = tl.load(at, mask=real[:, None] & inside[None, :], other=0.0)
+        places = base_v + (spots * vs)[:, None] + within[None, :]
+        value = tl.load(places, mask=real[:, None] & inside[None, :], other=0.0)
         scores = _scores(query, base_k, spots, real, ks, kv, size, padded, vector) * scale
         if alibi:
             scores += slope * (spots - position)

@@ -102,10 +102,10 @@ def _has_kernel(x: Tensor) -> bool:
 
 def _bias_of_newest(q: Tensor, stop: int, slopes: Tensor | None, first: Tensor | None) -> Tensor:
     """Return the biases of the newest position's scores, [1 or B, 1 or H, 1, stop]."""
-    at = torch.arange(stop, device=q.device)
+    positions = torch.arange(stop, device=q.device)
     bias = torch.zeros(1, 1, 1, stop, device=q.device)
     if slopes is not None:
-        bias = slopes.view(1, -1, 1, 1) * (at - (stop - 1))
+        bias = slopes.view(1, -1, 1, 1) * (positions - (stop - 1))
     if first is not None:
-        bias = bias.masked_fill(at < first.view(-1, 1, 1, 1), float("-inf"))
+        bias = bias.masked_fill(positions < first.view(-1, 1, 1, 1), float("-inf"))
     return bias.to(q.dtype)

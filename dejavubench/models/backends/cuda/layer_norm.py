@@ -15,18 +15,18 @@ def _layer_norm(  # type: ignore[no-untyped-def]
     x, weight, bias, out, x_row, width, eps, block: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0)
-    at = tl.arange(0, block)
-    real = at < width
+    columns = tl.arange(0, block)
+    real = columns < width
     gdc_launch_dependents()
-    scale = tl.load(weight + at, mask=real, other=0.0).to(tl.float32)
-    shift = tl.load(bias + at, mask=real, other=0.0).to(tl.float32)
+    scale = tl.load(weight + columns, mask=real, other=0.0).to(tl.float32)
+    shift = tl.load(bias + columns, mask=real, other=0.0).to(tl.float32)
     gdc_wait()
-    values = tl.load(x + row * x_row + at, mask=real, other=0.0).to(tl.float32)
+    values = tl.load(x + row * x_row + columns, mask=real, other=0.0).to(tl.float32)
     mean = tl.sum(values, 0) / width
     centred = tl.where(real, values - mean, 0.0)
     variance = tl.sum(centred * centred, 0) / width
     result = centred * tl.rsqrt(variance + eps) * scale + shift
-    tl.store(out + row * width + at, result.to(out.dtype.element_ty), mask=real)
+    tl.store(out + row * width + columns, result.to(out.dtype.element_ty), mask=real)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -80,8 +80,8 @@ def _finish(  # type: ignore[no-untyped-def]
     elif activation == "relu":
         total = tl.maximum(total, 0.0)
     if residual is not None:
-        at = residual + rows[None, :] * residual_row + outs[:, None]
-        total += tl.load(at, mask=real, other=0.0).to(tl.float32)
+        places = residual + rows[None, :] * residual_row + outs[:, None]
+        total += tl.load(places, mask=real, other=0.0).to(tl.float32)
     tl.store(
         out + rows[None, :] * out_count + outs[:, None], total.to(out.dtype.element_ty), mask=real
     )
