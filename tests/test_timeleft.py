@@ -126,18 +126,16 @@ def test_precision_is_said_with_its_longest_time_only() -> None:
     left = left_of(clock, [1.0, 1.0], asked=0.01, max_time=60.0)
     left.begin_point()
     clock.now += 30.0
-    assert left.text() == "±1 % asked for"
+    assert left.text() == "±1 % asked"
     left.begin_rounds()
     measure(left, clock, round_s=2.0, ceiling_s=0.0, rounds=7)
     left.reach(0.0184)
-    assert left.text() == (
-        "±1.8 % so far, ±1 % asked for; at most 46 s left here, 1 more point to come"
-    )
+    assert left.text() == "±1.8 % so far, ±1 % asked; at most 46 s left here, 1 more point"
     clock.now += 100.0
     left.begin_point()
     left.begin_rounds()
     measure(left, clock, round_s=2.0, ceiling_s=0.0, rounds=1)
-    assert left.text() == "±1 % asked for; at most 58 s left here"
+    assert left.text() == "±1 % asked; at most 58 s left here"
 
 
 def test_the_fewest_rounds_count_where_they_take_longer_than_the_longest_time() -> None:

@@ -12,6 +12,8 @@ from dejavubench.bench.recording.timeleft import TimeLeft
 QUIET_S = 5.0
 """Seconds between two lines where stderr is no terminal."""
 
+BAR_WIDTH = 15
+
 
 class ProgressBar:
     """Counts iterations over all points, and says what goes on.
@@ -34,10 +36,17 @@ class ProgressBar:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
-            columns = (TextColumn("{task.description}"), BarColumn())
+            # One line on any terminal: where it is narrow, the end of the description is cut.
+            cut = Column(no_wrap=True, overflow="ellipsis")
+            columns = (
+                BarColumn(bar_width=BAR_WIDTH),
+                TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", table_column=cut),
+            )
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("", total=total)
+            self._task = self._bar.add_task("", total=total, left="")
 
     def __enter__(self) -> ProgressBar:
         if self._bar:
@@ -81,9 +90,8 @@ class ProgressBar:
         """
         self._done += 1
         if self._bar:
-            self._bar.update(
-                self._task, completed=self._done, description=f"{what}; {self.left.text()}"
-            )
+            left = self.left.text()
+            self._bar.update(self._task, completed=self._done, description=what, left=left)
         elif self._shown and self._is_quiet():
             of = "" if self._total is None else f"/{self._total}"
             self.say(f"{self._done}{of} iterations, {what}; {self.left.text()}")
