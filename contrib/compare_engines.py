@@ -202,7 +202,7 @@ class Ours(Engine):
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
         self._logits = self._model.forward(self._tensor(tokens), self._cache, position)
-        return self._model.greedy(self._logits).numpy()
+        return self._model.greedy(self._logits).tokens.numpy()
 
 
 class Transformers(Engine):

@@ -231,7 +231,7 @@ def measure(
                 for step in range(WARM_UP + steps):
                     began = clock()
                     logits = model.forward(tokens, cache, position + step)
-                    tokens = model.greedy(logits).unsqueeze(1)
+                    tokens = model.greedy(logits).tokens.unsqueeze(1)
                     taken.append(clock() - began)
             if number:  # the first round compiles
                 arm.ms.append(1e3 * of_round(taken[WARM_UP:]))

@@ -29,7 +29,7 @@ class Journal(NoStreaming):
         self.wait_at = wait_at
         self.ahead = ahead
         self.thorough = False
-        self.peak = 1.0
+        self.check = 1.0
         self.calls: list[str] = []
         self.positions: list[int] = []
         self.known: list[Any] = []
@@ -53,8 +53,8 @@ class Journal(NoStreaming):
     def event_ms(self, ubatch: int) -> list[float]:
         return []
 
-    def peaks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
-        numbers = [1.0, self.peak, 1.0, 1.0]  # of the new token 1 of request 0
+    def checks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
+        numbers = [1.0, self.check, 1.0, 1.0]  # of the new token 1 of request 0
         return [
             (PROMPT + step, torch.tensor([numbers[step]])) for step in range(len(self.positions))
         ]
@@ -70,10 +70,10 @@ class Journal(NoStreaming):
 
 
 def run(
-    ahead: bool, new: int = NEW, wait_at: int | None = None, peak: float = 1.0
+    ahead: bool, new: int = NEW, wait_at: int | None = None, check: float = 1.0
 ) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
-    journal.peak = peak
+    journal.check = check
     whole = cast(
         GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True), dtype=torch.float16)
     )
@@ -154,12 +154,12 @@ def test_a_request_of_one_token_has_no_steps() -> None:
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-@pytest.mark.parametrize("peak", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("check", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_no_numbers_end_the_iteration_and_are_located(
-    ahead: bool, peak: float
+    ahead: bool, check: float
 ) -> None:
     words = (
-        rf"new token 1 of request 0 in microbatch 0 are NaN or infinite \({peak}\).*range of fp16"
+        rf"new token 1 of request 0 in microbatch 0 are NaN or infinite \({check}\).*range of fp16"
     )
     with pytest.raises(LogitsError, match=words):
-        run(ahead, peak=peak)
+        run(ahead, check=check)

@@ -66,7 +66,7 @@ def test_a_folder_gives_the_model_that_was_saved(
         with torch.inference_mode():
             expected = theirs(input_ids=seen).logits[:, -1]
         close(logits, expected)
-        token = model.greedy(logits)
+        token = model.greedy(logits).tokens
         assert torch.equal(token, expected.argmax(-1))
         logits = model.forward(token[:, None], cache, seen.shape[1])
         seen = torch.cat([seen, token[:, None]], dim=1)

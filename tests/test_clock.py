@@ -94,7 +94,7 @@ class Steps:
     def event_ms(self, ubatch: int) -> list[float]:
         return []
 
-    def peaks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
+    def checks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
         return []
 
 

@@ -89,13 +89,13 @@ def test_a_step_at_a_position_on_the_device_gives_what_one_from_the_host_gives(
         KVCache.allocate(model.kv_geometry(BATCH, 64, layout), dtype, "cuda") for _ in range(2)
     ]
     for cache in caches:
-        tokens = model.greedy(model.forward(prompt(spec).cuda(), cache, 0)).unsqueeze(1)
+        tokens = model.greedy(model.forward(prompt(spec).cuda(), cache, 0)).tokens.unsqueeze(1)
     for step in range(STEPS):
         eager = model.forward(tokens, caches[0], PROMPT + step)
         captured = model.forward(tokens, caches[1], torch.tensor([PROMPT + step], device="cuda"))
         spread = eager.float().std()
         assert (eager.float() - captured.float()).abs().max() < 0.1 * spread
-        tokens = model.greedy(eager).unsqueeze(1)
+        tokens = model.greedy(eager).tokens.unsqueeze(1)
     error = (caches[0].v.float() - caches[1].v.float()).abs().max()
     assert error < 0.05 * caches[0].v.float().std() + 0.02
     assert not caches[1].v.isnan().any()
@@ -124,12 +124,12 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
     generated.append(steps.wait(0))
     assert len(steps.event_ms(0)) == STEPS
     assert not steps.event_ms(0)
-    tokens = model.greedy(model.forward(prompt(spec).cuda(), other, 0))
+    tokens = model.greedy(model.forward(prompt(spec).cuda(), other, 0)).tokens
     for step in range(STEPS):
         assert torch.equal(generated[step], tokens.cpu()), step
         tokens = model.greedy(
             model.forward(tokens.unsqueeze(1), other, torch.tensor([PROMPT + step], device="cuda"))
-        )
+        ).tokens
     written = geometry.index("v", geometry.region(positions=Span(0, PROMPT + STEPS - 1)))
     assert torch.equal(cache.v[written], other.v[written])
 
@@ -148,13 +148,13 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
         steps.run(0, prompt(spec) if step == 0 else torch.empty(0), at - 1 if step else 0, None)
         x = choose(
             model.forward(x, other, torch.tensor([at - 1], device="cuda") if step else 0), at
-        )[:, None]
+        ).tokens[:, None]
         assert torch.equal(steps.wait(0), x[:, 0].cpu()), step
 
 
 @pytest.mark.parametrize("thorough", [False, True])
 @pytest.mark.parametrize("sampling", [None, Sampling(1.2, 40, 0.9, 3)])
-def test_peaks_tell_of_logits_that_are_no_numbers(
+def test_checks_tell_of_logits_that_are_no_numbers(
     sampling: Sampling | None, thorough: bool
 ) -> None:
     """Of the prompt's and the last step; while thorough of every step, also of an earlier one."""
@@ -176,8 +176,8 @@ def test_peaks_tell_of_logits_that_are_no_numbers(
             torch.cuda.synchronize()
             weight[7, 7] = kept
             steps.wait(0)
-        found = {at - PROMPT: bool(values.isfinite().all()) for at, values in steps.peaks(0)}
-        assert steps.peaks(0) == []
+        found = {at - PROMPT: bool(values.isfinite().all()) for at, values in steps.checks(0)}
+        assert steps.checks(0) == []
         return found
 
     seen = range(STEPS) if thorough else (0, STEPS - 1)

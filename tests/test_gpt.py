@@ -56,7 +56,7 @@ def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
         with torch.inference_mode():
             expected = theirs(input_ids=seen, attention_mask=torch.ones_like(seen)).logits[:, -1]
         close(logits, expected)
-        token = ours.greedy(logits)
+        token = ours.greedy(logits).tokens
         assert torch.equal(token, expected.argmax(-1))
         seen = torch.cat([seen, token[:, None]], dim=1)
         if step + 1 < STEPS:
@@ -182,7 +182,7 @@ def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
         model = GPT(
             spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered
         )
-        tokens = model.greedy(logits[:, model.vocab.slice])
+        tokens = model.greedy(logits[:, model.vocab.slice]).tokens
     assert tokens.tolist() == logits.argmax(-1).tolist() == [50, 100, 0]
     assert tokens.dtype == torch.long
 

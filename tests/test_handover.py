@@ -11,7 +11,7 @@ import pytest
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
-from dejavubench.records import HandOver, RankInfo, TakeOver, Verification
+from dejavubench.records import Handover, RankInfo, TakeOver, Verification
 from helpers.jobs import BF16, QUICK, TESTS, Job, args, processed, run
 from helpers.verifications import verified
 
@@ -61,7 +61,7 @@ def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
     )
     assert verified(job) == {("p000", "mpi@0"): 1, ("p000", "mpi@3"): 1}
     sinks = {rank for rank, info in job.run.of(RankInfo) if info.role == "sink"}
-    handed, taken = list(job.run.of(HandOver)), list(job.run.of(TakeOver))
+    handed, taken = list(job.run.of(Handover)), list(job.run.of(TakeOver))
     assert len(handed) == 2
     assert len({rank for rank, _ in handed}) == 1
     assert {rank for rank, _ in taken} == sinks

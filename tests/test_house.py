@@ -44,7 +44,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     "records": ("machine",),
     "parallel": ("dejavulib", "machine"),
     "models": ("dejavulib", "machine"),
-    "transports": ("dejavulib", "parallel"),
+    "transports": ("dejavulib", "parallel", "records"),
     "config": ("dejavulib", "machine", "models", "records", "transports"),
     "planning": ("config", "dejavulib", "machine", "models"),
     "bench": (*ENGINE, "config", "planning", "transports"),
@@ -282,7 +282,7 @@ def read_on_the_walk(root: Path = HERE) -> list[str]:
 
 # ---- texts ----
 
-DOCSTRING = re.compile(r"(What|Where)\b")
+DOCSTRING = re.compile(r"(What|Where|Return what|Yield what)\b")
 HELP = re.compile(r"(Of|If|Whether|What)\b")
 
 
@@ -363,7 +363,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     f"functions over {FUNCTION_LINES} lines": long_functions,
     f"test files over {TEST_FILE_LINES} lines": long_tests,
     "README or guides too long": long_texts,
-    "docstrings that begin with What or Where": bad_docstrings,
+    "docstrings that begin with What, Where or Return what": bad_docstrings,
     "help texts that begin with Of, If, Whether or What": bad_helps,
     "class or alias names of two files": same_names,
 }

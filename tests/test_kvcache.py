@@ -45,7 +45,7 @@ def test_opt_66b_with_1500_positions(layout: KVLayout) -> None:
         (KVLayout.NHD, (320, 10_240), (320, 10_240)),
     ],
 )
-def test_runs_of_one_token_of_opt_13b_batch_8(
+def test_extents_of_one_token_of_opt_13b_batch_8(
     layout: KVLayout, keys: tuple[int, int], values: tuple[int, int]
 ) -> None:
     geometry = geometry_of("opt-13b", 8, 1000, layout)
@@ -56,7 +56,7 @@ def test_runs_of_one_token_of_opt_13b_batch_8(
         assert sum(len(extent.offsets) for extent in extents) == expected[0]
 
 
-def test_a_whole_layer_is_one_run_a_kind() -> None:
+def test_a_whole_layer_is_one_extent_of_keys_and_one_of_values() -> None:
     for layout in KVLayout:
         geometry = geometry_of("gpt2", 4, 300, layout)
         for kv in BOTH:
@@ -70,7 +70,7 @@ def test_a_whole_layer_is_one_run_a_kind() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_runs_are_the_maximal_contiguous_pieces(data: st.DataObject) -> None:
+def test_extents_are_the_maximal_contiguous_pieces(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     region = region.layer(region.layers.start)
@@ -113,7 +113,7 @@ def test_locate_is_the_inverse_of_the_layout(geometry: KVGeometry) -> None:
             )
 
 
-def test_runs_of_several_layers_are_refused() -> None:
+def test_extents_of_several_layers_are_refused() -> None:
     geometry = KVGeometry(2, 1, 1, 4, 8, 2)
     with pytest.raises(ValueError, match="one layer"):
         geometry.extents("k", geometry.whole)

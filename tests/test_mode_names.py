@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.records.destinations import NONE, SWAP
+from dejavubench.records.destinations import SWAP_PREFIX
 from dejavubench.transports import registry
 from helpers.asked_names import asked_constants
 
@@ -28,7 +28,7 @@ OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
 def places(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a destination."""
     found = (one for one, _ in asked_constants(ast.parse(text)))
-    wanted = NAMES | {registry.SWAP_PREFIX}
+    wanted = NAMES | {SWAP_PREFIX}
     return sorted({(one.lineno, str(one.value)) for one in found if one.value in wanted})
 
 
@@ -67,8 +67,3 @@ def test_a_name_is_found_in(text: str) -> None:
 
 def test_other_texts_are_left_alone() -> None:
     assert places('print("mpi", "none"); x = mode == "none"; y = "tcp" + "s"') == []
-
-
-def test_records_and_the_registry_have_the_same_reserved_words() -> None:
-    """Records cannot import the registry, which stands above them."""
-    assert (NONE, SWAP) == (registry.NO_STREAMING, registry.SWAP_PREFIX)

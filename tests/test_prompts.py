@@ -226,9 +226,9 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
         [[3, 4, 5, 6, 7], [8], [1, 2], [3, 4, 5, 6, 7]],
     ]
-    assert alone[1].first is None
-    assert four[0].first is not None
-    assert four[0].first.tolist() == [3, 0, 4, 3]
+    assert alone[1].prompt_start is None
+    assert four[0].prompt_start is not None
+    assert four[0].prompt_start.tolist() == [3, 0, 4, 3]
     assert torch.cat([each.numbers for each in four]).tolist() == list(range(8))
 
 
@@ -284,15 +284,17 @@ def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) 
     batch = Prompts.of(asked, torch.arange(len(asked)), longest)
     cache = poisoned(model, len(asked), longest + steps, layout)
     alone = [poisoned(model, 1, length + steps, layout) for length in lengths]
-    logits = model.forward(batch.tokens, cache, 0, first=batch.first)
+    logits = model.forward(batch.tokens, cache, 0, prompt_start=batch.prompt_start)
     expected = torch.cat(
         [model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)]
     )
     for step in range(steps):
         close(logits, expected)
-        tokens = model.greedy(logits)
-        assert torch.equal(tokens, model.greedy(expected))
-        logits = model.forward(tokens[:, None], cache, longest + step, first=batch.first)
+        tokens = model.greedy(logits).tokens
+        assert torch.equal(tokens, model.greedy(expected).tokens)
+        logits = model.forward(
+            tokens[:, None], cache, longest + step, prompt_start=batch.prompt_start
+        )
         ones = zip(lengths, alone, tokens, strict=True)
         expected = torch.cat(
             [model.forward(token.view(1, 1), own, length + step) for length, own, token in ones]
@@ -325,7 +327,7 @@ def test_padding_is_needed_to_be_known() -> None:
     model = build(GPT2, random_weights(GPT2, 0))
     batch = Prompts.of([(1, 2, 3), (4,)], torch.arange(2), 3)
     caches = [poisoned(model, 2, 8) for _ in range(2)]
-    masked = model.forward(batch.tokens, caches[0], 0, first=batch.first)
+    masked = model.forward(batch.tokens, caches[0], 0, prompt_start=batch.prompt_start)
     blind = model.forward(batch.tokens, caches[1], 0)
     torch.testing.assert_close(masked[0], blind[0])
     assert (masked[1] - blind[1]).abs().max() > 0.01 * blind[1].abs().max()

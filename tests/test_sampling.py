@@ -103,7 +103,7 @@ def sampled(model: GPT, sampling: Sampling, tokens: Tensor, numbers: Tensor) -> 
     x, chosen = tokens, []
     for position in range(tokens.shape[1], tokens.shape[1] + 6):
         logits = model.forward(x, cache, position - x.shape[1])
-        x = choose(logits, position)[:, None]
+        x = choose(logits, position).tokens[:, None]
         chosen.append(x)
     return torch.cat(chosen, dim=1).tolist()
 

@@ -10,7 +10,7 @@ import torch
 
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.scenarios import registry
-from dejavubench.bench.scenarios.handover import HandOverSink
+from dejavubench.bench.scenarios.handover import HandoverSink
 from dejavubench.bench.scenarios.plain import PlainSink
 from dejavubench.bench.scenarios.registry import SCENARIOS, Scenarios
 from dejavubench.bench.scenarios.swap import SwapSink
@@ -45,7 +45,7 @@ def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
 
 def test_a_hand_over_gives_sinks_a_model() -> None:
     handed_over = Arm("mpi@3", "mpi", "3", scenario="handover")
-    assert type(Scenarios(a_sink()).of(handed_over)) is HandOverSink
+    assert type(Scenarios(a_sink()).of(handed_over)) is HandoverSink
     assert registry.sinks_compute([handed_over])
     assert not registry.sinks_compute([BASELINE, STREAMING, SWAPPING])
 

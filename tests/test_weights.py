@@ -129,9 +129,9 @@ def test_identity_tells_weights_apart() -> None:
 
 def generate(model: GPT, prompts: Tensor, cache: KVCache) -> Tensor:
     """New tokens [B, STEPS]; the cache then holds all positions but the last token's."""
-    tokens = [model.greedy(model.forward(prompts, cache, 0))]
+    tokens = [model.greedy(model.forward(prompts, cache, 0)).tokens]
     for step in range(STEPS - 1):
-        tokens.append(model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)))
+        tokens.append(model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)).tokens)
     return torch.stack(tokens, dim=1)
 
 
@@ -192,9 +192,11 @@ def test_a_wrong_cache_shows_in_the_tokens(spec: ModelSpec) -> None:
         prompts = torch.randint(
             spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1)
         )
-        token = model.greedy(model.forward(prompts, cache, 0))
+        token = model.greedy(model.forward(prompts, cache, 0)).tokens
         cache.v[layer, :, :, :PROMPT] = 0
         tokens = [token]
         for step in range(STEPS - 1):
-            tokens.append(model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)))
+            tokens.append(
+                model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)).tokens
+            )
         assert not torch.equal(torch.stack(tokens, dim=1), right)

@@ -19,7 +19,7 @@ DROPPED = 2
 
 
 def prompt_token_average(log: TextLog) -> str:
-    """Return what the paper's ``process_prompt_token_times.py`` prints.
+    """Return the text that the paper's ``process_prompt_token_times.py`` prints.
 
     Raises:
         TextLogError: the log is too short.
@@ -58,7 +58,7 @@ def prompt_token_average(log: TextLog) -> str:
 
 
 def total_average(log: TextLog) -> str:
-    """Return what the paper's ``process_total_times.py`` prints: all TOTALs, and their average.
+    """Return the text of the paper's ``process_total_times.py``: all TOTALs, and their average.
 
     Raises:
         TextLogError: the log is too short.

@@ -17,7 +17,7 @@ def run_destinations(run: Run) -> Destinations:
 
 
 def info_of(run: Run, arm: ArmInfo) -> DestinationInfo | None:
-    """Return what analysis must know of the arm's destination; None for a baseline."""
+    """Return the facts on the arm's destination; None for a baseline."""
     return run_destinations(run).get(arm.mode)
 
 

@@ -15,7 +15,7 @@ from dejavubench.records import (
     Alone,
     ArmFailure,
     ArmInfo,
-    HandOver,
+    Handover,
     Iteration,
     Microbatch,
     PointInfo,
@@ -255,7 +255,7 @@ def _add_sinks(collector: _Collector) -> None:
 
 
 def _add_hand_overs(collector: _Collector) -> None:
-    for _, item in collector.run.of(HandOver):
+    for _, item in collector.run.of(Handover):
         samples = collector.of(item.point, item.arm)
         if item.round in samples.total:
             samples.handover[item.round] = item.ms

@@ -74,8 +74,8 @@ def _managers(
     outgoing, timeout = part.outgoing, part.here.experiment.drain_timeout
     streamer, streams = outgoing.streamer(arm), outgoing.streams(arm)
     managers = []
-    for cache, own, sampler in zip(part.caches, streams, samplers, strict=True):
-        manager = CacheManager(cache, own, LEVELS[level], streamer, timeout, sampler)
+    for cache, streams_of_cache, sampler in zip(part.caches, streams, samplers, strict=True):
+        manager = CacheManager(cache, streams_of_cache, LEVELS[level], streamer, timeout, sampler)
         extents = sum(planned.extents_count for planned in manager.chunks)
         sampler.begin(extents, MOST_SAMPLES // len(samplers))
         managers.append(manager)

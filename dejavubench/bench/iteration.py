@@ -165,7 +165,9 @@ class Iterations:
         if self.failures.settle(arm, [problem for *_, problem in findings]):
             return False
         differences = [
-            f"rank {rank}: {found}" for rank, (found, *_) in enumerate(findings) if found
+            f"rank {rank}: {difference}"
+            for rank, (difference, *_) in enumerate(findings)
+            if difference
         ]
         if self._context.ranks.rank == 0:
             known = [equal for _, equal, _ in findings if equal is not None]

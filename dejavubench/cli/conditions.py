@@ -14,24 +14,24 @@ def lines(plan: Plan) -> list[str]:
     """Return one line for the cores, and one for the disk if the run streams to it."""
     quota, place = cpu_quota(), _disk(plan)
     allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
-    found = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
-    return found if place is None else [*found, f"Disk     {place}"]
+    shown = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
+    return shown if place is None else [*shown, f"Disk     {place}"]
 
 
 def notes(plan: Plan) -> list[str]:
     """Return notes on what would spoil the numbers if all ranks were on this host."""
     crowded, place = _demand(plan).note(), _disk(plan)
-    found = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
+    texts = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
     if place is not None:
         durabilities = dict.fromkeys(
             arm.durability for arm in plan.arms if arm.durability is not None
         )
-        found += [
+        texts += [
             f"{note}."
             for each in durabilities
             if (note := durability_note(place.type, each)) is not None
         ]
-    return found
+    return texts
 
 
 def _disk(plan: Plan) -> Place | None:

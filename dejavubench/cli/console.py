@@ -19,8 +19,8 @@ def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
 
     It is as wide as the terminal, or ``COLUMNS``, or :data:`UNKNOWN`.
     """
-    made = Console(stderr=stderr, file=file, highlight=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = UNKNOWN
-    made.width = max(made.width, NARROWEST)
-    return made
+    console = Console(stderr=stderr, file=file, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNKNOWN
+    console.width = max(console.width, NARROWEST)
+    return console

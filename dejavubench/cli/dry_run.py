@@ -65,32 +65,32 @@ def _skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
 
 
 def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
-    """Return what a user should know before the run."""
-    found = []
+    """Return the notes that a user should read before the run."""
+    notes = []
     try:
         plan.check_threads(len(os.sched_getaffinity(0)))
     except UsageError as error:
-        found.append(f"Cannot run on this host: {error}.")
+        notes.append(f"Cannot run on this host: {error}.")
     shared = too_few_devices(plan, host.devices)
     if shared:
-        found.append(f"Cannot run with all ranks on this host: {shared}.")
-    found += conditions.notes(plan)
+        notes.append(f"Cannot run with all ranks on this host: {shared}.")
+    notes += conditions.notes(plan)
     interval = plan.experiment.flush_interval
-    found += [
+    notes += [
         f"{point.id} has {count_text(point.generated - 1, 'decode step')}, fewer than "
         f"--flush-interval {interval}: they move as one, after the last of them."
         for point in plan.points
         if interval > max(1, point.generated - 1)
     ]
     if plan.checkpoint is not None:
-        found += [f"{note}." for note in plan.checkpoint.notes]
+        notes += [f"{note}." for note in plan.checkpoint.notes]
     for data_type in dict.fromkeys(point.data_type for point in plan.points):
         if plan.experiment.device == "cpu" and not duration.multiplied(data_type):
-            found.append(
+            notes.append(
                 f"{data_type} models are multiplied in fp32: this CPU does not compute in "
                 f"{data_type}."
             )
-    return found
+    return notes
 
 
 def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
@@ -143,18 +143,18 @@ def _needs(
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_headings(plan)) - 1), "SKIPPED"]
     needs, sources, sinks = memory(plan, point), plan.sources, plan.sinks
-    found = [
+    texts = [
         nbytes_text(needs.source.host),
         nbytes_text(needs.sink.host) if sinks else "-",
         nbytes_text(needs.host(sources, sinks)),
     ]
     if plan.experiment.device == "cuda":
         numbers = device_numbers(plan, sources, sinks, len(host.devices) or sources + sinks)
-        found.append(nbytes_text(max(needs.devices(numbers).values())))
+        texts.append(nbytes_text(max(needs.devices(numbers).values())))
     streams = any(arm.streams for arm in plan.running)
     seconds = "-" if rates is None else seconds_text(duration.point_seconds(plan, point, rates))
     return [
-        *found,
+        *texts,
         nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if streams else "-",
         nbytes_text(sources * needs.disk) if needs.disk else "-",
         "SKIPPED" if skipped else seconds,
@@ -168,9 +168,9 @@ def _devices(host: fit.HostResources) -> str:
     """Return ``2 × NVIDIA H200 (139.8 GiB)``."""
     if not host.devices:
         return "none here; the table counts one per rank"
-    kinds = Counter((device.name, device.nbytes) for device in host.devices)
+    devices = Counter((device.name, device.nbytes) for device in host.devices)
     return ", ".join(
-        f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in kinds.items()
+        f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in devices.items()
     )
 
 
@@ -187,7 +187,7 @@ def _rounds(plan: Plan) -> str:
 
 
 def _flush(plan: Plan) -> str:
-    """Return what moves as one, and how far the stream lags."""
+    """Return the size of a group of steps, and how far the stream lags."""
     points = [point for point in plan.points if not point.problem]
     most = max(
         (

@@ -57,4 +57,4 @@ def _print(text: str) -> None:
 
 def _readable(message: str) -> str:
     """Return a message with words of hundreds of characters shortened."""
-    return re.sub(r"\S{200,}", lambda found: f"{found[0][:80]}…{found[0][-40:]}", message)
+    return re.sub(r"\S{200,}", lambda match: f"{match[0][:80]}…{match[0][-40:]}", message)

@@ -23,17 +23,17 @@ class FieldOption(click.Option):
         info, default = OPTIONS[key], default_of(key)
         self.key, self.group = key, info.group
         flag = "--" + key.replace("_", "-")
-        kind: dict[str, Any]
+        arguments: dict[str, Any]
         if isinstance(default, bool):
             flag += f"/--no-{flag[2:]}"
             self.default_text = "on" if default else "off"
-            kind = {"is_flag": True}
+            arguments = {"is_flag": True}
         else:
             self.default_text = _default_text(default, info.metavar)
-            kind = {"metavar": info.metavar, "type": str}
+            arguments = {"metavar": info.metavar, "type": str}
         if key == "streaming":  # without a value, as the original spells it: the error lists them
-            kind |= {"is_flag": False, "flag_value": ""}
-        super().__init__([flag, *ALIASES.get(key, []), key], default=None, **kind)
+            arguments |= {"is_flag": False, "flag_value": ""}
+        super().__init__([flag, *ALIASES.get(key, []), key], default=None, **arguments)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the flag and its help, which may list what plugins add."""

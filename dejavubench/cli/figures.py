@@ -54,38 +54,40 @@ def figures(
     from dejavubench.analysis.figures.drawings import drawings
     from dejavubench.analysis.findruns import find
 
-    found = find(paths)
-    found.bad += [
-        f"{log} is a file; figures are drawn from the folders of runs" for log in found.logs
+    wanted = find(paths)
+    wanted.bad += [
+        f"{log} is a file; figures are drawn from the folders of runs" for log in wanted.logs
     ]
-    if not found.runs:
-        raise BadInput("\n".join(found.bad))
+    if not wanted.runs:
+        raise BadInput("\n".join(wanted.bad))
     try:
-        drawn, complaints = drawings(found.runs, together, name)
+        drawn, complaints = drawings(wanted.runs, together, name)
     except NotComparableError as error:
-        raise BadInput("\n".join([str(error), *found.bad])) from None
+        raise BadInput("\n".join([str(error), *wanted.bad])) from None
     if not drawn:
         raise BadInput(
             "\n".join(
                 [
                     "nothing to draw: " + "; ".join(each.rstrip(".") for each in complaints),
-                    *found.bad,
+                    *wanted.bad,
                 ]
             )
         )
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
     _save(drawn, folder, force)
-    name_left_out(found.bad)
+    name_left_out(wanted.bad)
 
 
 def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
     from dejavubench.analysis.figures import files
 
-    there = [path for drawing in drawings for path in files.paths(drawing, folder) if path.exists()]
-    if there and not force:
-        exist = "1 file exists" if len(there) == 1 else f"{len(there)} files exist, the first"
-        raise BadInput(f"{exist}: {there[0]}. Use --force to overwrite, or another -o")
+    existing = [
+        path for drawing in drawings for path in files.paths(drawing, folder) if path.exists()
+    ]
+    if existing and not force:
+        exist = "1 file exists" if len(existing) == 1 else f"{len(existing)} files exist, the first"
+        raise BadInput(f"{exist}: {existing[0]}. Use --force to overwrite, or another -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:

@@ -46,13 +46,13 @@ def plan(
 
     if latency is not None and rate is None:
         raise BadInput("--latency needs --link")
-    made = _traffic(_spec(spec, ckpt_path), requests, sizes)
-    if style == "json" and made.total.region_pairs > MOST_REGION_PAIRS:
+    traffic = _traffic(_spec(spec, ckpt_path), requests, sizes)
+    if style == "json" and traffic.total.region_pairs > MOST_REGION_PAIRS:
         raise BadInput(
             f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
-            f"{made.total.region_pairs:,}. Use another format, which sums them up"
+            f"{traffic.total.region_pairs:,}. Use another format, which sums them up"
         )
-    report = plan_report.Report(made, None if rate is None else LinkSpec(rate, latency or 0.0))
+    report = plan_report.Report(traffic, None if rate is None else LinkSpec(rate, latency or 0.0))
     write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)

@@ -308,11 +308,11 @@ def _print(report: Report, out: IO[str]) -> None:
 
     screen = console(file=out)
     text = [each for line in report.heading for each in wrapped(line, screen.width, indent="  ")]
-    found = [*map(TextLine, text), TextLine("")]
+    shown = [*map(TextLine, text), TextLine("")]
     for table in report.tables():
-        found += [*layout.lines(table, screen.width), TextLine("")]
-    found += map(TextLine, wrapped(report.summary, screen.width, indent="  "))
-    layout.show(found, screen)
+        shown += [*layout.lines(table, screen.width), TextLine("")]
+    shown += map(TextLine, wrapped(report.summary, screen.width, indent="  "))
+    layout.show(shown, screen)
 
 
 def _markdown(report: Report) -> str:

@@ -43,20 +43,20 @@ def process(
         raise click.UsageError(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )
-    found = find(paths)
+    wanted = find(paths)
     reports: list[RunReport] = []
-    for run in found.runs:
+    for run in wanted.runs:
         try:
             reports.append(report(run))
         except RecordError as error:
-            found.bad.append(f"{run.path}: {error}")
-    for log in found.logs:
+            wanted.bad.append(f"{run.path}: {error}")
+    for log in wanted.logs:
         try:
             reports.append(log_report(log))
         except TextLogError as error:
-            found.bad.append(str(error))
+            wanted.bad.append(str(error))
     if not reports:
-        raise BadInput("\n".join(found.bad))
+        raise BadInput("\n".join(wanted.bad))
 
     write_reports(reports, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
@@ -65,4 +65,4 @@ def process(
             said = [note for note in item.notes if notes.PAIRED not in note]
             if said:
                 click.echo("\n".join([f"{item.title}:", *(f"  {note}" for note in said)]), err=True)
-    name_left_out(found.bad)
+    name_left_out(wanted.bad)

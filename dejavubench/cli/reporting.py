@@ -26,8 +26,8 @@ def half_width_of(plan: Plan) -> Callable[[list[Iteration], set[str]], float | N
 
     def half_width(iterations: list[Iteration], failed: set[str]) -> float | None:
         left = [arm for arm in arms if arm.name not in failed]
-        each = [half_width_of(series, left) for series in totals_by_arm(iterations).values()]
-        return each[0] if len(each) == 1 else None  # these are the iterations of one point
+        widths = [half_width_of(series, left) for series in totals_by_arm(iterations).values()]
+        return widths[0] if len(widths) == 1 else None  # these are the iterations of one point
 
     return half_width
 
@@ -39,8 +39,8 @@ def tables_of(folder: Path) -> str:
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    found = lines(report(read_run(folder)), console(stderr=True).width)
-    return "\n".join(line.text for line in found)
+    shown = lines(report(read_run(folder)), console(stderr=True).width)
+    return "\n".join(line.text for line in shown)
 
 
 def show_results(results: ResultFile | None, folder: Path) -> None:
@@ -50,9 +50,9 @@ def show_results(results: ResultFile | None, folder: Path) -> None:
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    made = report(read_run(folder))
-    show([made], console(stderr=True))
+    made_report = report(read_run(folder))
+    show([made_report], console(stderr=True))
     click.echo(f"records: {folder}", err=True)
     if results is not None:
-        results.write(made)
+        results.write(made_report)
         click.echo(f"results: {results.path}", err=True)

@@ -86,10 +86,10 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
 
 
 def _as_gib(value: object) -> float:
-    found = values.number(value)
-    if not LEAST_GIB <= found <= MOST_GIB:
+    gib = values.number(value)
+    if not LEAST_GIB <= gib <= MOST_GIB:
         raise ValueError(f"must be from {LEAST_GIB:g} to {MOST_GIB:g}, not {values.shown(value)}")
-    return found
+    return gib
 
 
 def _read(option: str, read: Callable[[object], Parsed], text: str) -> Parsed:

@@ -162,15 +162,15 @@ def guard() -> None:
             del os.environ[name]
     _fill_closed_descriptors()
     streams: list[Guarded] = []
-    for stream, name, kind in (
+    for stream, name, mode in (
         (sys.stdout, "standard output", Guarded),
         (sys.stderr, "standard error", Messages),
     ):
         if stream is None:
-            closed = Closed if kind is Guarded else kind
+            closed = Closed if mode is Guarded else mode
             streams.append(closed(_nowhere(), name))
             continue
-        streams.append(kind(stream, name))
+        streams.append(mode(stream, name))
     sys.stdout, sys.stderr = cast(TextIO, streams[0]), cast(TextIO, streams[1])
 
 

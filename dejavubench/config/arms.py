@@ -8,8 +8,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.records.destinations import NO_STREAMING, SWAP_PREFIX
 from dejavubench.transports.base import Missing, Transport
-from dejavubench.transports.registry import NO_STREAMING, SWAP_PREFIX, transport, usable
+from dejavubench.transports.registry import transport, usable
 
 if TYPE_CHECKING:
     from dejavubench.config.experiment import Experiment

@@ -90,7 +90,7 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
         stream_dir = values.path(experiment.get("stream_dir") or folder)
     except ValueError as error:
         raise UsageError(f"--resume: {folder / RUN_FILE}: stream_dir: {error}") from None
-    found = Interrupted(
+    interrupted = Interrupted(
         folder=folder.absolute(),
         run_id=run.header.run_id,
         point=point.id,
@@ -99,7 +99,7 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
         phase=mark.phase,
         stream_dir=stream_dir.absolute(),
     )
-    return found, {**experiment, **_only(point, arm, experiment), "resume": folder}
+    return interrupted, {**experiment, **_only(point, arm, experiment), "resume": folder}
 
 
 def _resumes(mode: str) -> bool:
@@ -108,7 +108,7 @@ def _resumes(mode: str) -> bool:
 
 
 def _last_mark(run: Run) -> PhaseMark:
-    """Return what rank 0 began last within an iteration."""
+    """Return the last phase that rank 0 began within an iteration."""
     first: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
     if first is None:
         raise UsageError(f"--resume: {run.path} has no records of rank 0: nothing can be resumed")

@@ -55,24 +55,24 @@ def read_experiment(
         UsageError: the file cannot be read, or a value is wrong. The message names file, key or
             flag.
     """
-    given: dict[str, Any] = dict(resumed or {})
+    values: dict[str, Any] = dict(resumed or {})
     where: dict[str, str] = dict(origins or {})
     if path is not None:
-        given = {"name": path.stem, **_read_toml(path)}
-        where = {key: f"{path}: {key}" for key in given}
+        values = {"name": path.stem, **_read_toml(path)}
+        where = {key: f"{path}: {key}" for key in values}
     # A resumed run keeps its level: a variable that is set today must not change it.
     if resumed is None and BASELINE_VARIABLE in environ:
-        given["level"] = environ[BASELINE_VARIABLE]
+        values["level"] = environ[BASELINE_VARIABLE]
         where["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
-        given[key] = value
+        values[key] = value
         where[key] = "--" + key.replace("_", "-")
     # Pydantic would complain of the type of a list; the user wants to know that it cannot sweep.
-    for key, value in given.items():
+    for key, value in values.items():
         if _is_several(key, value):
             raise UsageError(f"{where[key]} takes one value; it cannot be swept: {shown(value)}")
     try:
-        return GivenExperiment(Experiment.model_validate(given), path, where)
+        return GivenExperiment(Experiment.model_validate(values), path, where)
     except ValidationError as error:
         raise UsageError(_one_line(error, where)) from None
 
@@ -107,7 +107,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         document = read_toml(path)
     except TextFileError as error:
         raise UsageError(str(error)) from None
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in document.items():
         name = key.replace("-", "_")
         if name not in Experiment.model_fields:
@@ -117,10 +117,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
                 f"{path}: resume is not allowed in a file: it replaces the whole file. Use "
                 "--resume DIR"
             )
-        if name in found:
+        if name in values:
             raise UsageError(f"{path}: {name} is given twice")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _suggestion(name: str) -> str:
@@ -135,5 +135,5 @@ def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     key = cast(str, first["loc"][0])
-    given = "" if first["type"] == "value_error" else f", not {shown(first['input'])}"
-    return f"{where.get(key, key)}: {message}{given}"
+    instead = "" if first["type"] == "value_error" else f", not {shown(first['input'])}"
+    return f"{where.get(key, key)}: {message}{instead}"

@@ -56,7 +56,7 @@ class Plan:
         """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
         experiment = self.experiment
         types = map(_settled, experiment.inference_data_type)
-        kinds = product(map(self.spec, experiment.model), types, experiment.kv_layout)
+        models = product(map(self.spec, experiment.model), types, experiment.kv_layout)
         lengths = product(experiment.ubatch_size, self.prompt_lens, experiment.output_len)
         return tuple(
             Point(
@@ -77,7 +77,7 @@ class Plan:
             for number, (
                 (spec, data_type, kv_layout),
                 (ubatch_size, input_len, output_len),
-            ) in enumerate(product(kinds, lengths))
+            ) in enumerate(product(models, lengths))
         )
 
     @cached_property
@@ -123,12 +123,12 @@ class Plan:
         """Return the sizes of the sinks' setup; None if it is that of the sources."""
         experiment = self.experiment
         sizes = SetupSizes(experiment.tensor_para_size, experiment.pipeline_para_size, ubatch_size)
-        given = (
+        asked_for = (
             experiment.sink_tensor_para_size,
             experiment.sink_pipeline_para_size,
             experiment.sink_ubatch_size,
         )
-        other = SetupSizes(*(own or same for own, same in zip(given, sizes, strict=True)))
+        other = SetupSizes(*(asked or same for asked, same in zip(asked_for, sizes, strict=True)))
         return None if other == sizes else other
 
     @property

@@ -82,15 +82,15 @@ def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        found = path.stat()
+        status = path.stat()
         if not (
-            stat.S_ISREG(found.st_mode)
-            or stat.S_ISFIFO(found.st_mode)
-            or stat.S_ISDIR(found.st_mode)
+            stat.S_ISREG(status.st_mode)
+            or stat.S_ISFIFO(status.st_mode)
+            or stat.S_ISDIR(status.st_mode)
         ):
             raise PromptError(f"{path}: is not a file")
-        if found.st_size > MOST_NBYTES:
-            raise PromptError(f"{path}: has {found.st_size} bytes; at most {MOST_NBYTES} are read")
+        if status.st_size > MOST_NBYTES:
+            raise PromptError(f"{path}: has {status.st_size} bytes; at most {MOST_NBYTES} are read")
         text = read_text(path)
     except OSError as error:
         raise PromptError(f"{path}: {error.strerror}") from None

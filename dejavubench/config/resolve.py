@@ -22,8 +22,9 @@ from dejavubench.errors import UsageError
 from dejavubench.machine import cpu, gpu
 from dejavubench.models.hub.checkpoint import Checkpoint, open_checkpoint
 from dejavubench.records import RUN_FILE
+from dejavubench.records.destinations import NO_STREAMING
 from dejavubench.transports.base import Missing
-from dejavubench.transports.registry import NO_STREAMING, transport
+from dejavubench.transports.registry import transport
 
 
 def load(
@@ -114,17 +115,17 @@ def _device(given: GivenExperiment, planned: bool) -> str:
     if device == "cpu":  # loading the driver of GPUs would only cost time
         return device
     try:
-        found = gpu.cuda_devices()
+        devices = gpu.cuda_devices()
     except RuntimeError as error:
         raise UsageError(
             f"{given.origin('device')}: {error}. Use --device cpu to run without a GPU"
         ) from None
-    if device == "cuda" and not found and not planned:
+    if device == "cuda" and not devices and not planned:
         raise UsageError(
             f"{given.origin('device')} cuda: no CUDA device is found here: there is no NVIDIA "
             "driver, or it lists none"
         )
-    return "cuda" if found or device == "cuda" else "cpu"
+    return "cuda" if devices or device == "cuda" else "cpu"
 
 
 def _checkpoint(given: GivenExperiment) -> Checkpoint | None:

@@ -93,14 +93,14 @@ class Setup:
         )
 
     def share(self, worker: int, region: Region) -> Region:
-        """Return what a worker holds of ``region``, in coordinates of the whole model."""
+        """Return a worker's part of ``region``, in coordinates of the whole model."""
         return (
             Region(self.layers(worker), region.requests, self.heads_of(worker), region.positions)
             & region
         )
 
     def part(self, worker: int, ubatch: int, positions: Span) -> Region:
-        """Return what a worker holds of one microbatch, in coordinates of the whole model."""
+        """Return a worker's part of one microbatch, in coordinates of the whole model."""
         first = ubatch * self.ubatch_size
         return Region(
             self.layers(worker),
@@ -141,7 +141,7 @@ class Exchange:
 
 
 def stream_out(source: Setup, target: Setup, worker: int, region: Region) -> list[RegionPair]:
-    """Return what ``worker`` of the source side sends, and to whom.
+    """Return the regions that ``worker`` of the source side sends, with their targets.
 
     Args:
         region: layers and heads of the whole model, requests over all microbatches.
@@ -153,7 +153,7 @@ def stream_out(source: Setup, target: Setup, worker: int, region: Region) -> lis
 
 
 def stream_in(source: Setup, target: Setup, worker: int, region: Region) -> list[RegionPair]:
-    """Return what ``worker`` of the target side receives, and from whom: the mirror image."""
+    """Return the regions that ``worker`` of the target side receives, with their sources."""
     return _pairs(source, target, region, range(source.workers), [worker])
 
 
@@ -200,7 +200,7 @@ def _pairs(
 def _pieces(
     source: Setup, target: Setup, sender: int, receiver: int, common: Region
 ) -> Iterator[RegionPair]:
-    """Yield what two workers share, cut by the microbatches of both."""
+    """Yield the regions that two workers share, cut by the microbatches of both."""
     for out_ubatch in source.ubatches(common.requests):
         held = source.part(sender, out_ubatch, common.positions)
         for in_ubatch in target.ubatches(common.requests & held.requests):

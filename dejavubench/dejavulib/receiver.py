@@ -156,7 +156,7 @@ class CacheReceiver:
         return staging(nbytes, HOST_SLOTS)
 
     def _make_scatters(self) -> list[Callable[[torch.Tensor], None]]:
-        """Return what puts each chunk in its place. On a device it is prepared beforehand."""
+        """Return the scatter of each chunk. On a device it is prepared beforehand."""
         chunks = self.stream.schedule.all_chunks(self._level)
         if self._cache.k.is_cuda:
             return [Packing(self._cache, chunk.region).scatter for chunk in chunks]

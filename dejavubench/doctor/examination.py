@@ -85,19 +85,21 @@ def examine(wanted: Wanted) -> Job | None:
         MissingRanksError: on other ranks than 0, where rank 0 does not answer.
     """
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
-    log, own = UCXLog(), heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
+    log, heartbeat_of_rank = UCXLog(), heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
     alone = foreign_launcher()
     if alone is None:
         try:
-            import_mpi(own, START_S)
+            import_mpi(heartbeat_of_rank, START_S)
         except UsageError as error:
             alone = without_mpi(str(error))
     log.hold()
-    own.give_up_at(time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks")
+    heartbeat_of_rank.give_up_at(
+        time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks"
+    )
     try:
         return _examine(wanted, log, alone)
     finally:
-        own.give_up_at(None)
+        heartbeat_of_rank.give_up_at(None)
 
 
 def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
@@ -113,15 +115,18 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
         return None
     known = Job()
     try:
-        own = _own_facts(together, facts)
-        told = together.share((own, shown()), "start")
+        facts_of_rank = _own_facts(together, facts)
+        told = together.share((facts_of_rank, shown()), "start")
         ranks = [each for each, _ in told]
         known = Job(tuple(ranks))
         host, ports = _probe_host(together, ranks, wanted)
-        own = replace(own, crossmemory=_read_next(own, ranks, [place for _, place in told]))
+        facts_of_rank = replace(
+            facts_of_rank,
+            crossmemory=_read_next(facts_of_rank, ranks, [place for _, place in told]),
+        )
         links = _probe_links(together, comm, [each.host for each in ranks])
         said = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
-        part = RankPart(replace(own, ucx=said), host, tuple(ports), tuple(links))
+        part = RankPart(replace(facts_of_rank, ucx=said), host, tuple(ports), tuple(links))
         parts = together.gather(part, "the end")
     except MissingRanksError as error:
         if together.rank:
@@ -147,45 +152,45 @@ def _probe_host(
     together: Together, ranks: Sequence[RankFacts], wanted: Wanted
 ) -> tuple[HostFacts | None, list[PortCheck]]:
     """Probe this host, on the first of its ranks. The other ranks sleep meanwhile."""
-    own = ranks[together.rank]
-    here = [each.rank for each in ranks if each.host == own.host]
+    facts_of_rank = ranks[together.rank]
+    ranks_of_host = [each.rank for each in ranks if each.host == facts_of_rank.host]
     load = load_facts(LOAD_S)  # on every rank, so that all sleep
     folders = probe_folders(together, ranks, wanted.folders)
     listening, network, ports = probe_ports(together, ranks, wanted.port)
-    if own.rank != here[0]:
+    if facts_of_rank.rank != ranks_of_host[0]:
         together.meet("probes of hosts")
         return None, ports
-    found = host_facts(own.host, here, load, folders, network, listening)
+    probed = host_facts(facts_of_rank.host, ranks_of_host, load, folders, network, listening)
     together.meet("probes of hosts")
-    return found, ports
+    return probed, ports
 
 
 def _read_next(
-    own: RankFacts, ranks: Sequence[RankFacts], places: Sequence[Readable]
+    facts_of_rank: RankFacts, ranks: Sequence[RankFacts], places: Sequence[Readable]
 ) -> tuple[int, str | None] | None:
     """Read the memory of the next rank of this host."""
-    here = [each.rank for each in ranks if each.host == own.host]
-    after = here[(here.index(own.rank) + 1) % len(here)]
-    return None if after == own.rank else (after, read_problem(places[after]))
+    ranks_of_host = [each.rank for each in ranks if each.host == facts_of_rank.host]
+    after = ranks_of_host[(ranks_of_host.index(facts_of_rank.rank) + 1) % len(ranks_of_host)]
+    return None if after == facts_of_rank.rank else (after, read_problem(places[after]))
 
 
 def _probe_links(
     together: Together, comm: MPI.Intracomm | None, hosts: Sequence[str]
 ) -> list[Link]:
     """Probe the links one after the other. Ranks that have no part in one sleep meanwhile."""
-    found: list[Link] = []
+    links: list[Link] = []
     if comm is None or comm.size == 1:
-        return found
+        return links
     probe, end = LinkProbe(comm.Dup()), time.monotonic() + LINKS_S
     for pair in pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
-        goes_on = time.monotonic() < end and not any(link.problem for link in found)
+        goes_on = time.monotonic() < end and not any(link.problem for link in links)
         if not all(together.share(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
             break
         if together.rank in pair:
             link = probe.measure(pair, (hosts[pair[0]], hosts[pair[1]]))
-            found += [] if link is None else [link]
-    return found
+            links += [] if link is None else [link]
+    return links
 
 
 def _whole(parts: Sequence[RankPart]) -> Job:
@@ -194,7 +199,7 @@ def _whole(parts: Sequence[RankPart]) -> Job:
     return Job(
         tuple(part.rank for part in parts),
         hosts,
-        tuple(sorted((link for part in parts for link in part.links), key=lambda at: at.ranks)),
+        tuple(sorted((link for part in parts for link in part.links), key=lambda link: link.ranks)),
         tuple(port for part in parts for port in part.ports),
         missing_destinations(len(parts), bool(hosts[0].gpus.gpus)),
     )
@@ -203,11 +208,11 @@ def _whole(parts: Sequence[RankPart]) -> Job:
 def missing_destinations(ranks: int, on_gpu: bool) -> dict[str, str | None]:
     """Return why each destination cannot run with these ranks, as its transport says."""
     options = Experiment(device="cuda" if on_gpu else "cpu")
-    found: dict[str, str | None] = {}
-    for each in transports():
-        missing = each.missing(options)
+    reasons: dict[str, str | None] = {}
+    for transport in transports():
+        missing = transport.missing(options)
         reason = None if missing is None else missing.reason
-        if reason is None and each.entry.remote and ranks < 2:
+        if reason is None and transport.entry.remote and ranks < 2:
             reason = "needs 2 ranks"
-        found[each.name] = reason
-    return found
+        reasons[transport.name] = reason
+    return reasons

@@ -57,13 +57,13 @@ class FindingRow:
 
 def merged(rows: Iterable[FindingRow]) -> list[FindingRow]:
     """Join rows that differ in their ranks alone. The first of equal rows gives the place."""
-    found: dict[tuple[str, Finding], FindingRow] = {}
+    rows_of_finding: dict[tuple[str, Finding], FindingRow] = {}
     for row in rows:
         key = row.check, row.finding
-        known = found.get(key)
+        known = rows_of_finding.get(key)
         ranks = row.ranks if known is None else tuple(sorted({*known.ranks, *row.ranks}))
-        found[key] = replace(row, ranks=ranks)
-    return list(found.values())
+        rows_of_finding[key] = replace(row, ranks=ranks)
+    return list(rows_of_finding.values())
 
 
 def worst(rows: Iterable[FindingRow]) -> Status:

@@ -24,10 +24,10 @@ from dejavubench.machine.filesystem import NETWORK, nature
 
 def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
     """Return the first rank of each host."""
-    found: dict[str, int] = {}
-    for each in ranks:
-        found.setdefault(each.host, each.rank)
-    return found
+    firsts: dict[str, int] = {}
+    for rank in ranks:
+        firsts.setdefault(rank.host, rank.rank)
+    return firsts
 
 
 def host_facts(
@@ -61,8 +61,12 @@ def probe_folders(
     together: Together, ranks: Sequence[RankFacts], paths: Sequence[Path]
 ) -> list[FolderFacts]:
     """Probe each file system once, by the first rank that can. Collective."""
-    own, firsts = ranks[together.rank], first_ranks(ranks)
-    mine = [folder_facts(path) for path in paths] if firsts[own.host] == own.rank else []
+    facts_of_rank, firsts = ranks[together.rank], first_ranks(ranks)
+    mine = (
+        [folder_facts(path) for path in paths]
+        if firsts[facts_of_rank.host] == facts_of_rank.rank
+        else []
+    )
     told = together.share(mine, "folders")
     # Two ranks that write to one disk at a time would each find half of its speed.
     probers: dict[tuple[str, ...], int] = {}
@@ -71,21 +75,21 @@ def probe_folders(
             probers.setdefault(file_system(folder, ranks[rank].machine), rank)
     speeds: dict[tuple[str, ...], FolderFacts] = {}
     for folder in mine:
-        key = file_system(folder, own.machine)
-        if probers[key] == own.rank and key not in speeds:
+        key = file_system(folder, facts_of_rank.machine)
+        if probers[key] == facts_of_rank.rank and key not in speeds:
             speeds[key] = probed(folder)
     merged: dict[tuple[str, ...], FolderFacts] = {}
     for found in together.share(speeds, "probes of file systems"):
         merged |= found
-    results = [(folder, merged[file_system(folder, own.machine)]) for folder in mine]
+    results = [(folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in mine]
     return [with_speed(folder, result) for folder, result in results]
 
 
 def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
-    """Return what two folders have in common if they are on one file system."""
+    """Return a key that folders on one file system share."""
     place = folder.place
-    kind = None if place is None else nature(place.type)
-    if place is not None and kind is not None and kind.text == NETWORK:
+    file_system = None if place is None else nature(place.type)
+    if place is not None and file_system is not None and file_system.text == NETWORK:
         return (place.type, place.source)
     return (machine, folder.device)
 
@@ -102,20 +106,22 @@ def probe_ports(
     together: Together, ranks: Sequence[RankFacts], wanted: int
 ) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
     """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
-    own, firsts = ranks[together.rank], first_ranks(ranks)
+    facts_of_rank, firsts = ranks[together.rank], first_ranks(ranks)
     network = network_facts()
-    if firsts[own.host] != own.rank:
+    if firsts[facts_of_rank.host] != facts_of_rank.rank:
         together.share(([], Listening(wanted, -1)), "ports")
         together.meet("connections")
         return Listening(wanted, -1), network, []
     with listening(wanted) as port:
         addresses = [each.address for each in network.interfaces if each.address]
         told = together.share((addresses, port), "ports")
-        found = []
+        ports = []
         for host, rank in firsts.items():
-            theirs, there = told[rank]
-            if own.rank == 0 and rank and there.problem is None:
-                problem = connects(theirs, there.port)
-                found.append(PortCheck((0, rank), (own.host, host), wanted, there.port, problem))
+            theirs, listener = told[rank]
+            if facts_of_rank.rank == 0 and rank and listener.problem is None:
+                problem = connects(theirs, listener.port)
+                ports.append(
+                    PortCheck((0, rank), (facts_of_rank.host, host), wanted, listener.port, problem)
+                )
         together.meet("connections")
-    return port, network, found
+    return port, network, ports

@@ -108,7 +108,7 @@ class LinkProbe:
             self._begin(peer)
             took = self._ping_pong(peer, first)
             nbytes = self._pace(peer, first)
-            there = self._stream(peer, first, nbytes)
+            forth = self._stream(peer, first, nbytes)
             back = self._stream(peer, not first, nbytes)
         except DeadlineError:
             problem = f"no answer within {ANSWER_S:g} s"
@@ -116,7 +116,7 @@ class LinkProbe:
         if not first:
             return None
         latency, least = (1e6 * each / 2 for each in (statistics.median(took), min(took)))
-        return Link(pair, hosts, latency, least, (there, back), nbytes)
+        return Link(pair, hosts, latency, least, (forth, back), nbytes)
 
     def _begin(self, peer: int) -> None:
         """Sleep until the other rank has come."""
@@ -178,7 +178,7 @@ class LinkProbe:
 
     def _stream(self, peer: int, sends: bool, nbytes: int) -> float:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
-        pieces = [memoryview(self._large)[at * LARGE :][:nbytes] for at in range(WINDOW)]
+        pieces = [memoryview(self._large)[number * LARGE :][:nbytes] for number in range(WINDOW)]
         move = self._comm.Isend if sends else self._comm.Irecv
         took: list[float] = []
         goes_on, end = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S

@@ -101,17 +101,17 @@ class Together:
 
     def _receive(self, rank: int, tag: int, phase: str) -> Any:
         assert self._comm is not None
-        found: list[Any] = []
+        messages: list[Any] = []
 
         def came() -> bool:
             assert self._comm is not None
             message = self._comm.improbe(rank, tag)
             if message is not None:
-                found.append(message.recv())
-            return bool(found)
+                messages.append(message.recv())
+            return bool(messages)
 
         self._wait(came, rank, phase)
-        return found[0]
+        return messages[0]
 
     def _complete(self, request: MPI.Request, rank: int, phase: str) -> None:
         self._wait(lambda: bool(request.Test()), rank, phase)

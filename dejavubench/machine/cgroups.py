@@ -53,8 +53,8 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
         top = _mounted(root / "sys/fs/cgroup", controllers, controller)
         # In a container the path may be the host's, with only the top mounted.
         inside = [part for part in path.split("/") if part not in ("", ".", "..")]
-        here = top.joinpath(*inside)
-        for folder in (here, *here.parents):
+        group_folder = top.joinpath(*inside)
+        for folder in (group_folder, *group_folder.parents):
             yield ControlGroup(folder, unified=not controllers)
             if folder == top:
                 break
@@ -113,12 +113,12 @@ class Quota:
 
 def cpu_quota(root: Path = ROOT) -> Quota | None:
     """Return the tightest quota of this process's groups; None without a quota."""
-    found = [
+    quotas = [
         Quota(cpus, str(group.folder))
         for group in groups("cpu", root)
         if (cpus := _allowed_cpus(group)) is not None
     ]
-    return min(found, key=lambda quota: quota.cpus, default=None)
+    return min(quotas, key=lambda quota: quota.cpus, default=None)
 
 
 def _allowed_cpus(group: ControlGroup) -> float | None:
@@ -149,10 +149,10 @@ class Throttling:
 
 def cpu_throttling(root: Path = ROOT) -> Throttling | None:
     """Return the counts since the groups were made; None if the kernel counts nothing."""
-    found = [each for group in groups("cpu", root) if (each := _throttling(group)) is not None]
+    throttled = [each for group in groups("cpu", root) if (each := _throttling(group)) is not None]
     return (
-        Throttling(sum(each.periods for each in found), sum(each.seconds for each in found))
-        if found
+        Throttling(sum(each.periods for each in throttled), sum(each.seconds for each in throttled))
+        if throttled
         else None
     )
 

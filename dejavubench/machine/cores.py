@@ -71,12 +71,12 @@ class Demand:
         cores = f"{self.cores} core{'s' * (self.cores != 1)}"
         allowed = f"; the control group allows {self.quota:.3g} CPUs" if bounded else ""
         if self.threads <= granted:
-            own = (
+            share = (
                 f"{self.crowded} of them has"
                 if self.crowded == 1
                 else f"{self.crowded} of them have"
             )
-            allowed += f"; {own} more threads than cores of their own"
+            allowed += f"; {share} more threads than cores of their own"
         return (
             f"{ranks} {busy}{helpers}, for {cores}{allowed}: threads have to wait, "
             f"which slows what is measured"

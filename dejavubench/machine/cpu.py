@@ -51,10 +51,10 @@ def cpu_flags() -> frozenset[str]:
     """Return the CPU's instruction sets, less those of :func:`features_left_out`."""
     left_out = [FEATURES[name] for name in features_left_out()]
     try:
-        found = flags_in(Path("/proc/cpuinfo").read_text())
+        flags = flags_in(Path("/proc/cpuinfo").read_text())
     except OSError:
         return frozenset()
-    return frozenset(flag for flag in found if not any(takes(flag) for takes in left_out))
+    return frozenset(flag for flag in flags if not any(takes(flag) for takes in left_out))
 
 
 def native_bf16() -> bool:

@@ -59,15 +59,15 @@ def find_mount(resolved: str, mountinfo: str) -> Mount | None:
     """
     mounts = list(_mounts(mountinfo))
     listed = {mount.id for mount in mounts}
-    here, candidates = (
+    mount_of_path, candidates = (
         None,
         [mount for mount in mounts if mount.parent not in listed or mount.parent == mount.id],
     )
     while on_path := [mount for mount in candidates if _holds(mount.point, resolved)]:
         nearest = min(len(mount.point) for mount in on_path)
-        here = [mount for mount in on_path if len(mount.point) == nearest][-1]
-        candidates = [mount for mount in mounts if mount.parent == here.id != mount.id]
-    return here
+        mount_of_path = [mount for mount in on_path if len(mount.point) == nearest][-1]
+        candidates = [mount for mount in mounts if mount.parent == mount_of_path.id != mount.id]
+    return mount_of_path
 
 
 def _holds(point: str, path: str) -> bool:
@@ -113,11 +113,11 @@ class Place:
     options: str = ""
 
     def __str__(self) -> str:
-        there = f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
+        place = f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
         device = f", device {self.device}" if self.device else ""
         # Those of a container's layers are thousands of characters long; the record has all.
         cut = f"{self.options[:SHOWN]} …" if len(self.options) > SHOWN else self.options
-        return there + device + (f", options {cut}" if cut else "")
+        return place + device + (f", options {cut}" if cut else "")
 
     def note(self, durability: str) -> str | None:
         """Return a note on a durability option that the file system weakens."""
@@ -224,8 +224,8 @@ def nature(fstype: str) -> Nature | None:
 
 def durability_note(fstype: str, durability: str) -> str | None:
     """Return a note on a durability option that a file system type weakens; None if it holds."""
-    found = nature(fstype)
-    if found is None or durability not in WAITING:
+    fs_nature = nature(fstype)
+    if fs_nature is None or durability not in WAITING:
         return None
-    durable = found.durable.format(durability=durability)
-    return f"{durability} on {fstype}: {fstype} is {found.text}; {durable}"
+    durable = fs_nature.durable.format(durability=durability)
+    return f"{durability} on {fstype}: {fstype} is {fs_nature.text}; {durable}"

@@ -61,7 +61,7 @@ class Attention:
         cache: KVCache,
         layer: int,
         position: int | Tensor,
-        first: Tensor | None = None,
+        prompt_start: Tensor | None = None,
         on_layer: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Put new keys and values in the cache, and attend to it. Arguments as of ``GPT.forward``.
@@ -80,28 +80,35 @@ class Attention:
         n, stop = q.shape[2], position + q.shape[2]
         if n == 1:
             # reads the cache in its own type; below it is converted to the queries' type
-            return self._backend.attend_one(q, cache, layer, stop, self._slopes, first)
+            return self._backend.attend_one(q, cache, layer, stop, self._slopes, prompt_start)
         k, v = (x.to(self._dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
         # without biases torch's causal attention needs no table, and is faster
-        if first is None and self._slopes is None and position == 0:
+        if prompt_start is None and self._slopes is None and position == 0:
             out = self._backend.attend(q, k, v, causal=True)
         else:
             self._reserve_bias(cache.geometry.positions)
             blocks = Span(0, n).cut(BLOCK)
             out = torch.cat(
-                [self._attend_block(q, k, v, block, position, first) for block in blocks], dim=2
+                [self._attend_block(q, k, v, block, position, prompt_start) for block in blocks],
+                dim=2,
             )
         return out.transpose(1, 2).flatten(2)
 
     def _attend_block(
-        self, q: Tensor, k: Tensor, v: Tensor, block: Span, position: int, first: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block: Span,
+        position: int,
+        prompt_start: Tensor | None,
     ) -> Tensor:
         """Return attention of one block of the queries, [B, H, block, D]."""
         seen = position + block.stop
         # the table's lower right corner: its last row and column are the block's last query
         bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :]
-        if first is not None:
-            hidden = _padding(first, position + block.start, seen)
+        if prompt_start is not None:
+            hidden = _padding(prompt_start, position + block.start, seen)
             bias = torch.where(hidden, float("-inf"), bias)
         return self._backend.attend(q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], bias)
 
@@ -125,11 +132,11 @@ class Attention:
         self._bias_table = bias.to(self._dtype).unsqueeze(0)
 
 
-def _padding(first: Tensor, start: int, stop: int) -> Tensor:
+def _padding(prompt_start: Tensor, start: int, stop: int) -> Tensor:
     """Return which keys the queries [start, stop) must not see, [B, 1, queries, stop].
 
     Padding sees padding: a query without any key would give NaN, which would then be in the cache.
     """
-    positions = torch.arange(stop, device=first.device)
-    first = first.view(-1, 1, 1, 1)
-    return (positions < first) & (positions[start:, None] >= first)
+    positions = torch.arange(stop, device=prompt_start.device)
+    prompt_start = prompt_start.view(-1, 1, 1, 1)
+    return (positions < prompt_start) & (positions[start:, None] >= prompt_start)

@@ -42,7 +42,9 @@ class Embedding:
         if weights.has("project_in.weight"):
             self._project = weights.linear("project_in")
 
-    def __call__(self, tokens: Tensor, position: int | Tensor, first: Tensor | None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, position: int | Tensor, prompt_start: Tensor | None
+    ) -> Tensor:
         """Return [B, n, hidden] of tokens [B, n]; arguments as of ``GPT.forward``."""
         x = self._project(F.embedding(tokens, self.table).to(self._dtype))
         if self._position is not None:
@@ -50,12 +52,12 @@ class Embedding:
             positions: Tensor | slice
             if isinstance(position, Tensor):
                 positions = position
-            elif first is None:
+            elif prompt_start is None:
                 positions = slice(position, position + x.shape[1])
             else:
-                positions = (torch.arange(position, position + x.shape[1]) - first[:, None]).clamp(
-                    min=0
-                )
+                positions = (
+                    torch.arange(position, position + x.shape[1]) - prompt_start[:, None]
+                ).clamp(min=0)
             x = x + self._position[positions]
         return self._norm(x)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,19 @@ class Layer:
     after_mlp: LayerPart
 
 
+class ChosenTokens(NamedTuple):
+    """One new token per request, and a check of the logits that it was chosen from.
+
+    Attributes:
+        tokens: [B], int64.
+        check: [B], on the device: NaN or infinite if a logit was. Otherwise it is the largest logit
+            of this rank's rows (greedy) or the sum of the probabilities (sampling).
+    """
+
+    tokens: Tensor
+    check: Tensor
+
+
 class GPT:
     """One worker's part of the model. Its weights are undefined until they are loaded.
 
@@ -58,11 +72,6 @@ class GPT:
             :func:`.dtypes.compute_dtype`.
         collectives: sums and gathers over the tensor-parallel group.
         device: device that holds the weights, and the caches that the model is given.
-
-    Attributes:
-        peak: [B], on the device: a check value per request of the newest step. It is NaN or
-            infinite if a logit was. Otherwise it is the largest logit (greedy) or the sum of the
-            probabilities (sampling).
 
     Raises:
         ValueError: the model cannot be split like this.
@@ -81,7 +90,6 @@ class GPT:
         self.collectives, self.device = collectives, torch.device(device)
         self.backend = backend_for(self.device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
-        self.peak = torch.empty(0)
         weights = WeightSlots(
             spec=spec,
             shard=shard,
@@ -119,7 +127,7 @@ class GPT:
         cache: KVCache,
         position: int | Tensor,
         on_layer: Callable[[int], None] | None = None,
-        first: Tensor | None = None,
+        prompt_start: Tensor | None = None,
     ) -> Tensor:
         """Run n new positions, the first of them ``position``, through this worker's layers.
 
@@ -129,11 +137,12 @@ class GPT:
             cache: written at [position, position + n), read up to there and never beyond.
             position: a number, or for n = 1 an int64 tensor [1] on the device: a step that was
                 captured with it serves every position. Nothing checks that it fits, and neither
-                ``on_layer`` nor ``first`` can be given.
+                ``on_layer`` nor ``prompt_start`` can be given.
             on_layer: called with the number of a local layer as soon as that layer's keys and
                 values are in place, before its attention. What follows only reads them.
-            first: each request's first position that is no padding, [B], for prompts of unequal
-                lengths that were padded on the left. Each request gets what it would get alone.
+            prompt_start: each request's first position that is no padding, [B], for prompts of
+                unequal lengths that were padded on the left. Each request gets what it would get
+                alone.
 
         Returns:
             Hidden [B, n, hidden]; on the last stage this rank's logits [B, vocabulary rows] of
@@ -147,10 +156,10 @@ class GPT:
         if self.rotary is not None:
             self.rotary.reserve(cache.geometry.positions)
         if self.embedding is not None:
-            x = self.embedding(x, position, first)  # [B, n, hidden]
+            x = self.embedding(x, position, prompt_start)  # [B, n, hidden]
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
-            attended = self.attention(q, k, v, cache, number, position, first, on_layer)
+            attended = self.attention(q, k, v, cache, number, position, prompt_start, on_layer)
             # of norms before and after, one is the identity; the residual joins inside of _sum
             x = layer.after_attention(self._sum(layer.out, attended, x))
             inner = self._inner(layer, layer.before_mlp(x))  # [B, n, ffn]
@@ -188,17 +197,16 @@ class GPT:
     # ---- the next token ----
 
     @torch.inference_mode()
-    def greedy(self, logits: Tensor) -> Tensor:
-        """Return each request's most likely token of the vocabulary, [B]; of equals the lowest."""
+    def greedy(self, logits: Tensor) -> ChosenTokens:
+        """Return each request's most likely token of the vocabulary; of equals the lowest."""
         value, index = self.backend.largest(logits)
-        self.peak = value
         if self.shard.tensor_size == 1:
-            return index
+            return ChosenTokens(index, value)
         # one message holds both: values and tokens are exact in fp64
         mine = torch.stack([value.double(), (index + self.vocab.start).double()])
         all_ranks = self.collectives.all_gather(mine)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
-        return all_ranks[:, 1].gather(0, winner)[0].long()
+        return ChosenTokens(all_ranks[:, 1].gather(0, winner)[0].long(), value)
 
     @torch.inference_mode()
     def whole(self, logits: Tensor) -> Tensor:

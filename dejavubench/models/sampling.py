@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dejavubench.models.gpt import GPT
+from dejavubench.models.gpt import GPT, ChosenTokens
 from dejavubench.models.samplingoptions import Sampling
 
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -96,8 +96,8 @@ class Sampler:
     input_len: int
 
     @torch.inference_mode()
-    def __call__(self, logits: Tensor, position: int | Tensor) -> Tensor:
-        """Return the tokens [B] of ``position``.
+    def __call__(self, logits: Tensor, position: int | Tensor) -> ChosenTokens:
+        """Return the tokens of ``position``.
 
         Args:
             logits: this rank's logits of the position before, [B, vocabulary rows].
@@ -106,5 +106,5 @@ class Sampler:
             return self.model.greedy(logits)
         draws = uniform(self.sampling.seed, self.requests, position - self.input_len)
         ends = _ends(self.model.whole(logits), self.sampling)
-        self.model.peak = ends[:, -1].clone()  # a view would keep all ends alive
-        return _place(ends, draws)
+        # A view of the last ends would keep all ends alive.
+        return ChosenTokens(_place(ends, draws), ends[:, -1].clone())

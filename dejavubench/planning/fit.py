@@ -34,7 +34,7 @@ class HostResources:
 
     @classmethod
     def here(cls, plan: Plan) -> HostResources:
-        """Return what this host has. The CUDA driver is asked only if the plan needs it."""
+        """Return this host's resources. The CUDA driver is asked only if the plan needs it."""
         devices = gpu.cuda_devices() if plan.experiment.device == "cuda" else ()
         return cls(available_nbytes(), devices)
 

@@ -78,7 +78,7 @@ class Memory:
 
 
 def memory(plan: Plan, point: Point) -> Memory:
-    """Return what ``point`` takes on the device that the plan is for."""
+    """Return the memory that ``point`` takes on the device that the plan is for."""
     experiment, in_flight = plan.experiment, point.pipeline_para_size
     geometry = worker_geometry(point)
     streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
@@ -178,19 +178,19 @@ def _most_overlaps(length: int, parts: int, others: int) -> int:
 
 
 def _sink_model_nbytes(point: Point) -> int:
-    """Return what a sink that continues the request has beside its cache: its part of the model."""
+    """Return the part of the model that a sink holds if it continues the request."""
     sizes = point.sinks or point.sources
     parameters = most_parameters(point.spec, sizes.tensor_para_size, sizes.pipeline_para_size)
     return point.itemsize * parameters + _cpu_working_nbytes(point)
 
 
 def _pinned(nbytes: int) -> int:
-    """Return what torch takes for one pinned buffer: the next power of two."""
+    """Return the bytes that torch takes for one pinned buffer: the next power of two."""
     return 1 << (nbytes - 1).bit_length() if nbytes else 0
 
 
 def _cuda_sink(plan: Plan, point: Point) -> Needs:
-    """Return what a sink takes; it has a GPU, and a context there, only for device memory."""
+    """Return the memory of a sink; it has a GPU, and a context there, only for device memory."""
     arriving, staged = arriving_nbytes(point), sink_staging(plan, arriving_streams(point))
     process = CUDA_PROCESS_NBYTES if staged.device else PROCESS_NBYTES
     return Needs(

@@ -19,7 +19,7 @@ def setups(point: Point) -> tuple[Setup, Setup]:
 
 
 def everything(point: Point) -> Region:
-    """Return what all microbatches in flight stream, in the whole model's numbers."""
+    """Return the region that all microbatches in flight stream, in the whole model's numbers."""
     spec = point.spec
     return Region(
         Span(0, spec.layer_num),

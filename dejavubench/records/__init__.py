@@ -30,7 +30,7 @@ from dejavubench.records.environment import (
 )
 from dejavubench.records.header import SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
-    HandOver,
+    Handover,
     Iteration,
     Microbatch,
     PhaseStreaming,
@@ -85,7 +85,7 @@ __all__ = [
     "Failure",
     "FirstExit",
     "Gpu",
-    "HandOver",
+    "Handover",
     "Iteration",
     "ListedChunk",
     "Microbatch",

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-NONE = "none"
-"""The mode of an arm that streams nothing."""
+NO_STREAMING = "none"
+"""The value of ``--streaming``, and the mode and name of an arm, that streams nothing."""
 
-SWAP = "swap-"
-"""The modes of arms that swap caches begin so; no destination has such a name."""
+SWAP_PREFIX = "swap-"
+"""Prefix of the mode of a swap arm, before the name of the destination that it swaps to."""
 
 
 class _Info(BaseModel):
@@ -190,9 +190,9 @@ def destinations_of(recorded: Destinations, on_gpu: bool) -> Destinations:
 
 
 def shown(name: str, among: Destinations) -> DestinationInfo:
-    """Return what a name in the column ``mode`` of a table stands for.
+    """Return the destination that a name in the column ``mode`` of a table stands for.
 
-    It is a mode, or the name of a loopback. Of an unknown name nothing but itself is known.
+    The name is a mode, or that of a loopback. An unknown name is its own label.
     """
     if name in among:
         return among[name]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dejavubench.records.destinations import NONE, SWAP, DestinationInfo
+from dejavubench.records.destinations import NO_STREAMING, SWAP_PREFIX, DestinationInfo
 from dejavubench.records.environment import RunEnvironment, facts
 from dejavubench.records.values import Count, Model, Size
 
@@ -33,12 +33,12 @@ class ArmInfo(Model):
     @property
     def streams(self) -> bool:
         """Whether the arm is no baseline."""
-        return self.mode != NONE
+        return self.mode != NO_STREAMING
 
     @property
     def swaps(self) -> bool:
         """Whether the arm swaps caches; it is recorded with the level at which it streams."""
-        return self.mode.startswith(SWAP)
+        return self.mode.startswith(SWAP_PREFIX)
 
 
 class PointInfo(Model):

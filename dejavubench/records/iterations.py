@@ -87,7 +87,7 @@ class SinkActivity(Line):
     cpu_s: Seconds
 
 
-class HandOver(Line):
+class Handover(Line):
     """Hand-over of one iteration, on the source that sends the sinks the tokens so far.
 
     Attributes:

@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from dejavubench.records.ceilings import Alone, Ceiling, CopyWays
 from dejavubench.records.iterations import (
-    HandOver,
+    Handover,
     Iteration,
     Microbatch,
     Restart,
@@ -33,7 +33,7 @@ Record = (
     | Microbatch
     | Iteration
     | SinkActivity
-    | HandOver
+    | Handover
     | TakeOver
     | Swapping
     | Restart

@@ -146,7 +146,7 @@ class TextLog:
         return ranks
 
     def notes(self, of_rank: int | None = None) -> list[str]:
-        """Return what is missing from the log, as far as its lines show."""
+        """Return notes on lines that are missing from the log."""
         lost = []
         if self.lost:
             lost.append(

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from dejavubench.dejavulib.destinations import registry as library
 from dejavubench.errors import UsageError
+from dejavubench.records.destinations import NO_STREAMING, SWAP_PREFIX
 from dejavubench.transports.base import Transport
 
 GROUP = "dejavubench.destinations"
@@ -23,12 +24,6 @@ GROUP = "dejavubench.destinations"
 
 VARIABLE = "DEJAVUBENCH_PLUGINS"
 """Names of modules, separated by commas."""
-
-NO_STREAMING = "none"
-"""The value of ``--streaming`` that names no destination: nothing is streamed."""
-
-SWAP_PREFIX = "swap-"
-"""Prefix of the mode of a swap arm, before the name of the destination that it swaps to."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 

@@ -83,7 +83,7 @@ class Session:
         """
 
     def outside(self, destination: Destination, stream: Stream, byte: int) -> Outside | None:
-        """Return what was written outside the stream's region, where all was ``byte`` before."""
+        """Return the first difference from ``byte`` outside the stream's region."""
         return None
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
@@ -91,7 +91,7 @@ class Session:
         return ()
 
     def facts(self) -> dict[str, Any]:
-        """Return what this rank's record says of the destination."""
+        """Return the facts on the destination for this rank's record."""
         return {}
 
 
@@ -109,7 +109,7 @@ class RankSession(Session):
         self.comm = self.rank.world.Dup()
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
-        """Return what MPI does between the two ranks: the link that all such destinations use.
+        """Return the raw loops of MPI between two ranks, the link that all such destinations use.
 
         Where several destinations return the same probe, it is run once.
         """

@@ -83,7 +83,7 @@ def split(
                 mpi.send_hidden(out, ubatch)
                 continue
             logits.append(out)
-            new = model.greedy(out)
+            new = model.greedy(out).tokens
             if first:
                 tokens[ubatch].append(new.tolist())
             else:
@@ -103,10 +103,10 @@ def unsplit(
     model.load(random_weights(SPECS[family], seed))
     cache = cache_for(model, layout)
     logits = model.forward(prompt_of(ubatch), cache, 0)
-    tokens = [model.greedy(logits)]
+    tokens = [model.greedy(logits).tokens]
     for step in range(1, STEPS):
         logits = model.forward(tokens[-1][:, None], cache, PROMPT + step - 1)
-        tokens.append(model.greedy(logits))
+        tokens.append(model.greedy(logits).tokens)
     return [step.tolist() for step in tokens], logits.tolist()
 
 

@@ -17,7 +17,7 @@ from dejavubench.dejavulib import kvcache, manager, receiver, swapper
 from dejavubench.dejavulib.destinations import disk, mpi
 from dejavubench.dejavulib.destinations.disk.streamfile import record_offset
 from dejavubench.dejavulib.kvcache import KVCache, Region, Span
-from dejavubench.models.gpt import GPT
+from dejavubench.models.gpt import GPT, ChosenTokens
 
 
 @fault
@@ -185,16 +185,17 @@ def wrong_token(step: str, request: str) -> None:
     """Let the model take a wrong token once. Its cache follows, so all bytes are right."""
     calls = 0
 
-    def make(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def greedy(self: GPT, logits: torch.Tensor) -> torch.Tensor:
+    def make(original: Callable[..., ChosenTokens]) -> Callable[..., ChosenTokens]:
+        def greedy(self: GPT, logits: torch.Tensor) -> ChosenTokens:
             nonlocal calls
-            tokens = original(self, logits).clone()
+            tokens, check = original(self, logits)
+            tokens = tokens.clone()
             if now("prompt") or now("tokens") or now("take over"):
                 if calls == int(step):
                     tokens[int(request)] = (tokens[int(request)] + 1) % self.spec.vocab_size
                     struck()
                 calls += 1
-            return tokens
+            return ChosenTokens(tokens, check)
 
         return greedy
 

@@ -26,14 +26,14 @@ from dejavubench.analysis.figures.style import GRID, MARKERS, errors_of, panels
 from dejavubench.analysis.numbertexts import ms, signed_percent, span
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
-from dejavubench.records.destinations import NONE, DestinationInfo, Destinations, shown
+from dejavubench.records.destinations import NO_STREAMING, DestinationInfo, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
-BASELINE = DestinationInfo(label=NONE, colour="#BBBBBB", hatch="", order=0)
+BASELINE = DestinationInfo(label=NO_STREAMING, colour="#BBBBBB", hatch="", order=0)
 
 
 @dataclass
@@ -125,11 +125,11 @@ class Fig25(Figure):
 
 
 def _style(mode: str, destinations: Destinations) -> DestinationInfo:
-    return BASELINE if mode == NONE else shown(mode, destinations)
+    return BASELINE if mode == NO_STREAMING else shown(mode, destinations)
 
 
 def _marker(mode: str, destinations: Destinations) -> str:
-    known = [NONE, *sorted(destinations, key=lambda each: destinations[each].order)]
+    known = [NO_STREAMING, *sorted(destinations, key=lambda each: destinations[each].order)]
     place = known.index(mode) if mode in known else len(known)
     return MARKERS[place % len(MARKERS)]
 

@@ -13,7 +13,7 @@ from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.analysis.tails import sorted_tokens
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destinations import NONE, Destinations, shown
+from dejavubench.records.destinations import NO_STREAMING, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,7 @@ class TailsFigure(Figure):
                 first = part.iloc[0]
                 if mode is None:
                     style = _by_destination(first, destinations)
-                elif first["mode"] in (NONE, mode):
+                elif first["mode"] in (NO_STREAMING, mode):
                     style = _by_level(first, levels)
                 else:
                     continue
@@ -132,7 +132,7 @@ def _baseline(row: pd.Series) -> dict[str, Any]:
 
 
 def _by_destination(row: pd.Series, destinations: Destinations) -> dict[str, Any]:
-    if row["mode"] == NONE:
+    if row["mode"] == NO_STREAMING:
         return _baseline(row)
     info = shown(row["mode"], destinations)
     # One line style for each durability of a destination.
@@ -143,7 +143,7 @@ def _by_destination(row: pd.Series, destinations: Destinations) -> dict[str, Any
 
 
 def _by_level(row: pd.Series, levels: list[str]) -> dict[str, Any]:
-    if row["mode"] == NONE:
+    if row["mode"] == NO_STREAMING:
         return _baseline(row)
     number = levels.index(row["level"]) if row["level"] in levels else len(levels)
     return {

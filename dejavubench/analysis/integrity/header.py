@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dejavubench.analysis.destinations import run_destinations
 from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
-from dejavubench.records.destinations import NONE, DestinationInfo
+from dejavubench.records.destinations import NO_STREAMING, DestinationInfo
 from dejavubench.units import ITEMSIZE
 
 NOT_HASHED = ("name", "note", "log_dir", "ckpt_path", "prompts", "peer")
@@ -66,7 +66,7 @@ def _names(run: Run) -> Iterator[str]:
 
 def _roles(run: Run) -> Iterator[str]:
     for arm in run.header.arms:
-        if (arm.mode == NONE) == (arm.role == "streaming"):
+        if (arm.mode == NO_STREAMING) == (arm.role == "streaming"):
             yield f"run.json: arm {arm.name} of mode {arm.mode} cannot have the role {arm.role}"
     for role, times in Counter(
         arm.role for arm in run.header.arms if arm.role != "streaming"
@@ -80,8 +80,8 @@ def _arms(run: Run) -> Iterator[str]:
     known = run_destinations(run)
     for arm in run.header.arms:
         info = known.get(arm.mode)
-        if arm.mode != NONE and info is None:
-            modes = ", ".join((NONE, *known))
+        if arm.mode != NO_STREAMING and info is None:
+            modes = ", ".join((NO_STREAMING, *known))
             yield f"run.json: arm {arm.name} has mode {arm.mode!r}, which is none of {modes}"
         elif arm.name not in _names_of(arm, info) or not _durable(arm, info):
             yield (
@@ -99,7 +99,7 @@ def _durable(arm: ArmInfo, info: DestinationInfo | None) -> bool:
 def _names_of(arm: ArmInfo, info: DestinationInfo | None) -> tuple[str, ...]:
     """Return the names that an arm may have; those of arms that swap caches name no level."""
     if info is None:
-        return (NONE, f"{NONE}#2") if arm.level is None else ()
+        return (NO_STREAMING, f"{NO_STREAMING}#2") if arm.level is None else ()
     modes = [arm.mode, *([info.loopback.name] if info.loopback is not None else [])]
     level = "" if arm.swaps else f"@{arm.level}"
     more = ("", f"/{arm.durability}")

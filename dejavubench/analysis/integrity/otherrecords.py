@@ -18,7 +18,7 @@ from dejavubench.analysis.rawloops import raw_loops
 from dejavubench.records import (
     Alone,
     Ceiling,
-    HandOver,
+    Handover,
     Iteration,
     RankInfo,
     RankLog,
@@ -69,7 +69,7 @@ def _handed_over(run: Run) -> Iterator[str]:
         if points[i.point].handed_over and i.arm in remote_arms(run)
     ]
     yield from _lacking(run, _sinks(run) if handed else [], TakeOver, handed)
-    sent = [key_of(item) for _, item in run.of(HandOver)]
+    sent = [key_of(item) for _, item in run.of(Handover)]
     if len(set(sent)) < len(sent):
         yield "several sources handed over the same iteration"
     for log in run.ranks:

@@ -14,7 +14,7 @@ from dejavubench.records import (
     Ceiling,
     CopyWays,
     End,
-    HandOver,
+    Handover,
     Iteration,
     Microbatch,
     RankEnvironment,
@@ -31,7 +31,7 @@ from dejavubench.records import (
 
 OF_SOURCES: tuple[type[Any], ...] = (
     Microbatch,
-    HandOver,
+    Handover,
     Swapping,
     Restart,
     Ceiling,

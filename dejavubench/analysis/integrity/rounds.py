@@ -9,7 +9,7 @@ from dejavubench.analysis.destinations import run_destinations
 from dejavubench.records import (
     ArmFailure,
     End,
-    HandOver,
+    Handover,
     Iteration,
     Microbatch,
     RankLog,
@@ -20,7 +20,7 @@ from dejavubench.records import (
     TakeOver,
     Verification,
 )
-from dejavubench.records.destinations import NONE
+from dejavubench.records.destinations import NO_STREAMING
 
 Key = tuple[str, str, int]
 """Point, arm and iteration."""
@@ -28,7 +28,7 @@ Key = tuple[str, str, int]
 GIVEN_UP = ("skipped", "arm-failure")
 """Kinds of records of arms that have fewer iterations than others, or none."""
 
-OfRound = Microbatch | Iteration | SinkActivity | HandOver | TakeOver | Swapping
+OfRound = Microbatch | Iteration | SinkActivity | Handover | TakeOver | Swapping
 OfIteration = OfRound | Verification
 
 
@@ -54,7 +54,7 @@ def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
     """Return, by point and arm, the bytes that all sources together stream in one iteration."""
     return {
         (point.id, arm.name): 0
-        if arm.mode == NONE
+        if arm.mode == NO_STREAMING
         else point.streamed_nbytes * point.pipeline_para_size
         for point in run.header.points
         for arm in run.header.arms

@@ -6,6 +6,7 @@ from dejavubench.analysis import stats
 from dejavubench.analysis.numbertexts import ms, rate, signed_percent
 from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
 from dejavubench.analysis.tables.textcells import has_alone, noise_of, share_of
+from dejavubench.records.destinations import NO_STREAMING
 
 NOISY_PCT = 5.0
 """Noise floor, in percent, above which a report warns."""
@@ -80,7 +81,7 @@ def _joined(places: list[str | int], names: list[str]) -> list[str]:
 
 def streams_that_hardly_fit(rows: list[Row]) -> list[str]:
     """Name arms whose stream alone takes nearly all of a request's time, or more."""
-    requests = {row.point: row.times.total_ms for row in rows if row.arm == "none"}
+    requests = {row.point: row.times.total_ms for row in rows if row.arm == NO_STREAMING}
     notes = []
     for row in rows:
         request, alone = requests.get(row.point), row.rates.alone_ms

@@ -14,7 +14,7 @@ from dejavubench.analysis.columns import columns_of, flat, names_of
 from dejavubench.analysis.stats import Verdict
 from dejavubench.analysis.tables.hostcolumns import HostConditions
 from dejavubench.records import PointInfo
-from dejavubench.records.destinations import NONE
+from dejavubench.records.destinations import NO_STREAMING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +169,7 @@ class Events:
 
 
 @dataclass
-class HandOverTimes:
+class HandoverTimes:
     """Hand-over of requests to the sinks; missing unless the sinks go on with them."""
 
     handover_ms: Annotated[
@@ -284,7 +284,7 @@ class Row:
     rates: StreamRates = field(default_factory=StreamRates)
     cpu: Cpu = field(default_factory=Cpu)
     events: Events = field(default_factory=Events)
-    handed: HandOverTimes = field(default_factory=HandOverTimes)
+    handed: HandoverTimes = field(default_factory=HandoverTimes)
     swap: SwapTotals = field(default_factory=SwapTotals)
     resumed: RestartTotals = field(default_factory=RestartTotals)
     speed: Speed = field(default_factory=Speed)
@@ -302,7 +302,7 @@ class Row:
     @property
     def streams(self) -> bool:
         """Whether the arm is no baseline."""
-        return self.mode != NONE
+        return self.mode != NO_STREAMING
 
 
 COLUMNS = tuple(columns_of(Row))

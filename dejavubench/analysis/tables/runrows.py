@@ -18,7 +18,7 @@ from dejavubench.analysis.tables.rows import (
     NO_ROUNDS,
     Cpu,
     Events,
-    HandOverTimes,
+    HandoverTimes,
     Overhead,
     RestartTotals,
     Row,
@@ -118,7 +118,7 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.times = _times(samples)
     row.overhead = _overhead(point, samples, run)
     row.events = Events(_median(samples.prompt_event), _median(samples.token_event))
-    row.handed = HandOverTimes(
+    row.handed = HandoverTimes(
         handover_ms=_median(samples.handover),
         sink_waited_ms=_median(samples.sink_waited),
         sink_first_ms=_median(samples.sink_first),

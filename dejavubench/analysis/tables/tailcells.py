@@ -8,6 +8,7 @@ from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.textcells import Cell, block, varying_cells
 from dejavubench.analysis.tails import FEWEST_TOKENS
 from dejavubench.records import Run
+from dejavubench.records.destinations import NO_STREAMING
 
 TITLE = "single tokens, over all rounds"
 
@@ -17,7 +18,7 @@ def _overhead(row: Row) -> str:
     if row.streams:
         ends = tails.p99_overhead_low_pct, tails.p99_overhead_high_pct
         value, words = tails.p99_overhead_pct, ""
-    elif row.arm == "none":
+    elif row.arm == NO_STREAMING:
         return "baseline"
     else:
         ends = tails.p99_noise_low_pct, tails.p99_noise_high_pct

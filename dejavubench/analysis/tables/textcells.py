@@ -18,6 +18,7 @@ from dejavubench.analysis.numbertexts import (
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.rows import POINT_COLUMNS, Row
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.records.destinations import NO_STREAMING
 
 SIZE_HEADINGS = {
     "model": "model",
@@ -54,7 +55,7 @@ class Cell:
 def _overhead(row: Row) -> str:
     overhead = row.overhead
     if not row.streams:
-        return noise_of(row) if row.arm != "none" else "baseline"
+        return noise_of(row) if row.arm != NO_STREAMING else "baseline"
     if overhead.overhead_pct is None:
         return overhead.baseline or "–"
     ends = overhead.overhead_low_pct, overhead.overhead_high_pct
@@ -301,7 +302,9 @@ def _stream_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
 
 def _model_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
     """Return one row per point, of the first baseline; its ceilings are in the notes."""
-    alone = [row for row in rows if row.arm == "none" and row.speed.prompt_tflop_per_s is not None]
+    alone = [
+        row for row in rows if row.arm == NO_STREAMING and row.speed.prompt_tflop_per_s is not None
+    ]
     if not alone:
         return []
     events = EVENT_CELLS if any(row.events.prompt_event_ms is not None for row in alone) else ()

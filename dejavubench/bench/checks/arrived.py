@@ -24,14 +24,14 @@ def check_sink_caches(
     view: WorkerView,
     comm: MPI.Intracomm,
     pattern: int,
-    own: Span = NOTHING,
+    written_here: Span = NOTHING,
 ) -> str | None:
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
     first = None
     for ubatch, (cache, streams) in enumerate(zip(caches, view.remote(), strict=True)):
         piece = received_pieces(comm, cache)
-        found = compare(cache, streams, piece, pattern, view, ubatch, own)
-        first = first or found  # the sources send all they have, so every cache is compared
+        difference = compare(cache, streams, piece, pattern, view, ubatch, written_here)
+        first = first or difference  # the sources send all they have, so every cache is compared
     return first
 
 
@@ -42,13 +42,13 @@ def compare(
     pattern: int,
     view: WorkerView,
     ubatch: int,
-    own: Span = NOTHING,
+    written_here: Span = NOTHING,
 ) -> str | None:
     """Compare ``got`` with each stream's region at the source, and with the pattern elsewhere.
 
     Args:
         pattern: the byte that ``got`` was filled with.
-        own: positions that the sink has written itself, which may hold anything.
+        written_here: positions that the sink has written itself, which may hold anything.
 
     Returns:
         None, or where the first difference is, in the whole model's numbers.
@@ -61,21 +61,21 @@ def compare(
     for layer in range(geometry.layers):
         inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
         for kv in BOTH:
-            found, expected = as_integers(got.tensor(kv)[layer]), reused[kv].fill_(fill)
+            received, expected = as_integers(got.tensor(kv)[layer]), reused[kv].fill_(fill)
             for stream in inside:
                 region = stream.schedule.region
                 place = expected[geometry.index(kv, region)[1:]]
                 place.copy_(piece(stream, region.layer(layer), kv).view(place.shape))
-            written = geometry.index(kv, geometry.region(positions=own))[1:]
-            expected[written] = found[written]  # equal by definition, so never a difference
+            written = geometry.index(kv, geometry.region(positions=written_here))[1:]
+            expected[written] = received[written]  # equal by definition, so never a difference
             # Go on after a difference: the source sends all that it has.
-            if first is None and not torch.equal(found, expected):
-                first = _first_difference(found, expected, inside, view, ubatch, layer, kv)
+            if first is None and not torch.equal(received, expected):
+                first = _first_difference(received, expected, inside, view, ubatch, layer, kv)
     return first
 
 
 def _first_difference(
-    found: torch.Tensor,
+    received: torch.Tensor,
     expected: torch.Tensor,
     inside: Sequence[Stream],
     view: WorkerView,
@@ -84,11 +84,11 @@ def _first_difference(
     kv: KV,
 ) -> str:
     """Locate the first difference within one layer's K or V."""
-    wrong = torch.nonzero((found != expected).flatten()).flatten()
-    streamed = torch.zeros_like(found, dtype=torch.bool)
+    wrong = torch.nonzero((received != expected).flatten()).flatten()
+    streamed = torch.zeros_like(received, dtype=torch.bool)
     for stream in inside:
         streamed[view.geometry.index(kv, stream.schedule.region)[1:]] = True
-    at = int(wrong[0])
-    was_streamed = bool(streamed.flatten()[at])
-    element = layer * found.numel() + at
+    offset = int(wrong[0])
+    was_streamed = bool(streamed.flatten()[offset])
+    element = layer * received.numel() + offset
     return difference_text(view, ubatch, kv, element, was_streamed, len(wrong))

@@ -28,8 +28,8 @@ def element_of(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int
         cut.indices(size)[0]
         for cut, size in zip(geometry.index(kv, region), geometry.shape(kv), strict=True)
     ]
-    at = [start + offset for start, offset in zip(starts, within, strict=True)]
-    return int(np.ravel_multi_index(at, geometry.shape(kv)))
+    index = [start + offset for start, offset in zip(starts, within, strict=True)]
+    return int(np.ravel_multi_index(index, geometry.shape(kv)))
 
 
 def difference_text(
@@ -42,11 +42,11 @@ def difference_text(
         inside: true if it lies in a region that was streamed.
         count: number of elements of the same layer that differ.
     """
-    layer, request, head, position, at = view.geometry.locate(kv, element)
+    layer, request, head, position, within = view.geometry.locate(kv, element)
     layer, head = view.locate(layer, head)
     fault = "is not what the source has" if inside else "was written outside the streamed region"
     return (
         f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "
-        f"(element {at}) of microbatch {ubatch} {fault}; {count} elements of this layer's "
+        f"(element {within}) of microbatch {ubatch} {fault}; {count} elements of this layer's "
         f"{kv.upper()} differ"
     )

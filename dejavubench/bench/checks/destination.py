@@ -55,11 +55,11 @@ def check_destination(
     try:
         for stream in streams:
             session.check(destination, stream)
-        found = compare_packed(fetch, manager.cache, streams, view, ubatch)
-        if found is None:  # a wrong byte inside tells more than one outside
+        difference = compare_packed(fetch, manager.cache, streams, view, ubatch)
+        if difference is None:  # a wrong byte inside tells more than one outside
             outside = [session.outside(destination, stream, pattern) for stream in streams]
-            found = _written_outside(outside, view, ubatch)
-        return found
+            difference = _written_outside(outside, view, ubatch)
+        return difference
     except WrongBytesError as error:  # the destination itself noticed
         return str(error)
 
@@ -85,10 +85,10 @@ def compare_packed(
             pieces = [as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH]
             expected = torch.cat(pieces, dim=1)
             packed = as_integers(fetch(stream, chunk).view(cache.k.dtype))
-            found = packed.to(expected.device).view_as(expected)
-            if not torch.equal(found, expected):
+            held = packed.to(expected.device).view_as(expected)
+            if not torch.equal(held, expected):
                 widths = [piece.shape[1] for piece in pieces]
-                return _first_difference(found != expected, widths, chunk, view, ubatch)
+                return _first_difference(held != expected, widths, chunk, view, ubatch)
     return None
 
 
@@ -104,9 +104,11 @@ def _first_difference(
     return difference_text(view, ubatch, kv, element, True, int(differ.sum()))
 
 
-def _written_outside(found: Sequence[Outside | None], view: WorkerView, ubatch: int) -> str | None:
+def _written_outside(
+    differences: Sequence[Outside | None], view: WorkerView, ubatch: int
+) -> str | None:
     """Say what a sink that compares for itself has found, in the whole model's numbers."""
-    for outside in found:
+    for outside in differences:
         if outside is not None:
             return difference_text(view, ubatch, outside.kv, outside.flat, False, outside.elements)
     return None

@@ -12,21 +12,21 @@ from dejavubench.dejavulib.kvcache import BOTH, KVCache, Span
 def digests(cache: KVCache, positions: int) -> list[str]:
     """Return a digest of K and V of each layer, of the first ``positions`` positions."""
     geometry = cache.geometry
-    found = []
+    hashes = []
     for layer in range(geometry.layers):
         region = geometry.region(layers=Span(layer, layer + 1), positions=Span(0, positions))
         for kv in BOTH:
             piece = as_integers(cache.piece(kv, region)).contiguous()
-            found.append(xxhash.xxh3_128_hexdigest(piece.numpy().data))
-    return found
+            hashes.append(xxhash.xxh3_128_hexdigest(piece.numpy().data))
+    return hashes
 
 
 def digests_differ(
-    found: list[str], expected: list[str], view: WorkerView, ubatch: int
+    digests: list[str], expected: list[str], view: WorkerView, ubatch: int
 ) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""
     names = [(view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH]
-    for (layer, kv), here, there in zip(names, found, expected, strict=True):
-        if here != there:
+    for (layer, kv), digest, wanted in zip(names, digests, expected, strict=True):
+        if digest != wanted:
             return f"microbatch {ubatch}, layer {layer}, {kv.upper()} is not what it is undisturbed"
     return None

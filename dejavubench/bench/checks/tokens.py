@@ -16,8 +16,8 @@ def first_wrong_token(generated: torch.Tensor, expected: torch.Tensor) -> str | 
         return None
     *where, step = (int(i) for i in torch.nonzero(generated != expected)[0])
     # A sink's microbatches are not the sources' ones, so there the request's number says enough.
-    of = f" of microbatch {where[0]}" if len(where) > 1 else " after the hand-over"
+    part = f" of microbatch {where[0]}" if len(where) > 1 else " after the hand-over"
     return (
-        f"new token {step} of request {where[-1]}{of} is {int(generated[*where, step])}, "
+        f"new token {step} of request {where[-1]}{part} is {int(generated[*where, step])}, "
         f"without streaming it is {int(expected[*where, step])}"
     )

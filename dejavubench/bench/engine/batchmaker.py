@@ -148,18 +148,18 @@ class BatchMaker:
         return clocks, makespan
 
     def go_on(
-        self, clocks: list[MicrobatchClock], streams: list[Streamed], first: int, stop: int
+        self, clocks: list[MicrobatchClock], streams: list[Streamed], first_step: int, stop: int
     ) -> None:
-        """Run decode steps [first, stop) of every microbatch, over caches that hold the past.
+        """Run decode steps [first_step, stop) of every microbatch, over caches that hold the past.
 
         Args:
-            clocks: on the first stage they hold the tokens of the steps before ``first``.
+            clocks: on the first stage they hold the tokens of the steps before ``first_step``.
         """
         for ubatch, (clock, prompts) in enumerate(zip(clocks, self.prompts, strict=True)):
-            # The prompt fills P positions and step k position P + k − 1: `first` goes on there.
+            # The prompt fills P positions and step k position P + k − 1: we go on there.
             known = clock.tokens[-1] if self.model.shard.first else None
-            self.steps.go_on(ubatch, prompts.shape[1] + first - 1, known)
-        for step in range(first, stop):
+            self.steps.go_on(ubatch, prompts.shape[1] + first_step - 1, known)
+        for step in range(first_step, stop):
             for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
                 self._step(step, ubatch, clock, stream)
         self._finish_steps(clocks)

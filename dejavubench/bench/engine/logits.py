@@ -25,14 +25,14 @@ def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) ->
     """
     cause = f"Numbers outgrew the range of {name_of(dtype)}, or the weights are damaged"
     for ubatch, prompt_tokens in enumerate(prompts):
-        peaks = steps.peaks(ubatch)
-        if not peaks:  # another stage has them
+        checks = steps.checks(ubatch)
+        if not checks:  # another stage has them
             continue
         # One number of each request was kept: unusable logits make it NaN or infinite.
-        values = torch.stack([values for _, values in peaks]).float().cpu()
+        values = torch.stack([values for _, values in checks]).float().cpu()
         if not values.isfinite().all():
             step, request = values.isfinite().logical_not().nonzero()[0].tolist()
-            token = peaks[step][0] - prompt_tokens.shape[1]
+            token = checks[step][0] - prompt_tokens.shape[1]
             raise LogitsError(
                 f"the logits of new token {token} of request {request} in microbatch {ubatch} are "
                 f"NaN or infinite ({values[step, request]}): its tokens mean nothing. {cause}"

@@ -22,25 +22,26 @@ class Prompts:
     Attributes:
         tokens: int64 [B, P], shorter prompts padded on the left.
         numbers: the requests' numbers in the run, int64 [B].
-        first: first position of each prompt behind its padding, int64 [B]; None if all are of P.
+        prompt_start: first position of each prompt behind its padding, int64 [B]; None if all have
+            P tokens.
     """
 
     tokens: Tensor
     numbers: Tensor
-    first: Tensor | None = None
+    prompt_start: Tensor | None = None
 
     @classmethod
     def of(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
         """Pad prompts of up to ``input_len`` tokens."""
         tokens = torch.tensor([[PADDING] * (input_len - len(ids)) + list(ids) for ids in prompts])
-        first = torch.tensor([input_len - len(ids) for ids in prompts])
+        prompt_start = torch.tensor([input_len - len(ids) for ids in prompts])
         # None lets the model skip the mask where no prompt is padded.
-        return cls(tokens, numbers, first if first.any() else None)
+        return cls(tokens, numbers, prompt_start if prompt_start.any() else None)
 
     def unpadded(self) -> list[list[int]]:
         """Return each request's own token ids."""
-        firsts = [0] * len(self.tokens) if self.first is None else self.first.tolist()
-        return [ids[first:] for ids, first in zip(self.tokens.tolist(), firsts, strict=True)]
+        starts = [0] * len(self.tokens) if self.prompt_start is None else self.prompt_start.tolist()
+        return [ids[start:] for ids, start in zip(self.tokens.tolist(), starts, strict=True)]
 
 
 def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...]) -> list[Prompts]:

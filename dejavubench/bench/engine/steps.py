@@ -29,7 +29,7 @@ class Steps(Protocol):
     Attributes:
         ahead: a decode step takes its tokens from the step before by itself. So it may begin before
             they are known on the host, and should.
-        thorough: keep the peaks of all steps, which takes time on a device.
+        thorough: keep the checks of all steps, which takes time on a device.
     """
 
     ahead: bool
@@ -61,12 +61,11 @@ class Steps(Protocol):
     def event_ms(self, ubatch: int) -> list[float]:
         """Return the device's own times of all steps since the last call; none on a CPU."""
 
-    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
-        """Return :attr:`GPT.peak` of steps since the last call, outside the clock.
+    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        """Return the checks of steps' logits since the last call, with the positions of the tokens.
 
-        Each comes with the position of the tokens that were chosen. A CPU has all steps, and so has
-        a device while ``thorough``; else it has the prompt and the last step. Only the last stage
-        has any.
+        A CPU has all steps, and so has a device while ``thorough``; else it has the prompt and the
+        last step. Only the last stage has any. This takes time outside the clock.
         """
 
 
@@ -80,7 +79,7 @@ def steps_of(
     ]
     if model.device.type == "cuda":
         return DeviceSteps(model, caches, samplers)
-    return HostSteps(model, caches, samplers, [each.first for each in prompts])
+    return HostSteps(model, caches, samplers, [each.prompt_start for each in prompts])
 
 
 class HostSteps:
@@ -98,19 +97,19 @@ class HostSteps:
         model: GPT,
         caches: Sequence[KVCache],
         samplers: list[Sampler],
-        firsts: list[Tensor | None],
+        prompt_starts: list[Tensor | None],
     ) -> None:
         self._model, self._caches = model, caches
-        self._samplers, self._firsts = samplers, firsts
+        self._samplers, self._starts = samplers, prompt_starts
         self._out = [torch.empty(0) for _ in caches]
-        self._peaks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
+        self._checks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
-        out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._firsts[ubatch])
+        out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._starts[ubatch])
         if self._model.shard.last:
             next_position = position + x.shape[1]
-            out = self._samplers[ubatch](out, next_position)
-            self._peaks[ubatch].append((next_position, self._model.peak))
+            out, check = self._samplers[ubatch](out, next_position)
+            self._checks[ubatch].append((next_position, check))
         self._out[ubatch] = out
         return out
 
@@ -123,9 +122,9 @@ class HostSteps:
     def event_ms(self, ubatch: int) -> list[float]:
         return []
 
-    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
-        peaks, self._peaks[ubatch] = self._peaks[ubatch], []
-        return peaks
+    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        checks, self._checks[ubatch] = self._checks[ubatch], []
+        return checks
 
 
 class DeviceSteps:
@@ -134,51 +133,53 @@ class DeviceSteps:
     thorough = False
 
     def __init__(self, model: GPT, caches: Sequence[KVCache], samplers: list[Sampler]) -> None:
-        self.ahead = model.shard.first and model.shard.last
-        self._model = model
+        self._model, self.ahead = model, model.shard.first and model.shard.last
         self._ubatches = [
             _OnDevice.of(model, cache, sampler)
             for cache, sampler in zip(caches, samplers, strict=True)
         ]
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
-        of = self._ubatches[ubatch]
+        microbatch = self._ubatches[ubatch]
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
-        out = self._prompt(of, x, on_layer) if position == 0 else self._replay(of, x, position)
+        if position == 0:
+            out = self._prompt(microbatch, x, on_layer)
+        else:
+            out = self._replay(microbatch, x, position)
         # Two host buffers take turns. At most two steps are under way, so the one that is
         # overwritten here was waited for, and read, before.
-        tokens = of.tokens[0]
-        of.tokens.rotate()
+        tokens = microbatch.tokens[0]
+        microbatch.tokens.rotate()
         if self._model.shard.last:
             tokens.copy_(out, non_blocking=True)
         ended.record()
-        of.events.append((began, ended))
-        of.begun.append((ended, tokens))
+        microbatch.events.append((began, ended))
+        microbatch.begun.append((ended, tokens))
         return out
 
-    def _prompt(self, of: _OnDevice, x: Tensor, on_layer: OnLayer | None) -> Tensor:
+    def _prompt(self, microbatch: _OnDevice, x: Tensor, on_layer: OnLayer | None) -> Tensor:
         x = x.to(self._model.device, non_blocking=True)
-        out = self._model.forward(x, of.cache, 0, on_layer)
+        out = self._model.forward(x, microbatch.cache, 0, on_layer)
         if self._model.shard.last:
-            out = of.sampler(out, x.shape[1])
-            of.peaks.append((x.shape[1], self._model.peak))
+            out, check = microbatch.sampler(out, x.shape[1])
+            microbatch.checks.append((x.shape[1], check))
         # The graph counts positions and feeds tokens back by itself: it is told where it begins.
-        of.graph.begin(x.shape[1], out)
+        microbatch.graph.begin(x.shape[1], out)
         return out
 
     def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
         self._ubatches[ubatch].graph.begin(position, tokens)
 
-    def _replay(self, of: _OnDevice, x: Tensor, position: int) -> Tensor:
-        graph = of.graph
+    def _replay(self, microbatch: _OnDevice, x: Tensor, position: int) -> Tensor:
+        graph = microbatch.graph
         if not self.ahead:  # else the graph has fed its tokens back itself
             graph.x.copy_(x, non_blocking=True)
         graph.replay()
-        if self._model.shard.last:
-            of.last = (position + 1, graph.peak)
-            if self.thorough:  # the next replay overwrites the peak
-                of.peaks.append((position + 1, graph.peak.clone()))
+        if graph.check is not None:
+            microbatch.last = (position + 1, graph.check)
+            if self.thorough:  # the next replay overwrites the check
+                microbatch.checks.append((position + 1, graph.check.clone()))
         return graph.out
 
     def wait(self, ubatch: int) -> Tensor:
@@ -187,19 +188,19 @@ class DeviceSteps:
         return tokens.clone()  # the step after next overwrites this buffer
 
     def event_ms(self, ubatch: int) -> list[float]:
-        of = self._ubatches[ubatch]
-        events, of.events = of.events, []
+        microbatch = self._ubatches[ubatch]
+        events, microbatch.events = microbatch.events, []
         # The first of several stages waits for tokens of the last one, not for its own steps.
-        of.begun.clear()
+        microbatch.begun.clear()
         if events:
             events[-1][1].synchronize()
         return [began.elapsed_time(ended) for began, ended in events]
 
-    def peaks(self, ubatch: int) -> list[tuple[int, Tensor]]:
-        of = self._ubatches[ubatch]
-        peaks, of.peaks = of.peaks, []
-        last, of.last = of.last, None
-        return peaks if last is None else [*peaks, last]
+    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        microbatch = self._ubatches[ubatch]
+        checks, microbatch.checks = microbatch.checks, []
+        last, microbatch.last = microbatch.last, None
+        return checks if last is None else [*checks, last]
 
 
 @dataclass
@@ -210,14 +211,14 @@ class _OnDevice:
         graph: the captured decode step. Its module needs Triton, so it is imported when used.
         tokens: pinned, taken in turn: a step's are read while the next step is under way.
         begun: steps that were not waited for, each with its end and its tokens on the host.
-        last: the peak of the newest replay, which ``peaks`` does not hold yet.
+        last: the check of the newest replay, which ``checks`` does not hold yet.
     """
 
     cache: KVCache
     sampler: Sampler
     graph: DecodeGraph
     tokens: deque[Tensor]
-    peaks: list[tuple[int, Tensor]] = field(default_factory=list)
+    checks: list[tuple[int, Tensor]] = field(default_factory=list)
     last: tuple[int, Tensor] | None = None
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
     begun: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)

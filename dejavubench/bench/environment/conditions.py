@@ -42,7 +42,9 @@ class Conditions:
         askers = world.allgather(Asker(threads, helpers, frozenset(cores), self._quota))
         self._host = hosts[world.rank]
         self._demands = {
-            host: Demand.of([asker for asker, at in zip(askers, hosts, strict=True) if at == host])
+            host: Demand.of(
+                [asker for asker, where in zip(askers, hosts, strict=True) if where == host]
+            )
             for host in dict.fromkeys(hosts)
         }
         self._before: Throttling | None = None
@@ -51,14 +53,14 @@ class Conditions:
 
     def facts(self) -> dict[str, Any]:
         """Return quota, demand and stream directory, for the rank's environment."""
-        found: dict[str, Any] = {
+        conditions: dict[str, Any] = {
             "cpu_quota": None if self._quota is None else self._quota.cpus,
             "cpu_demand": asdict(self._demands[self._host]),
         }
         if self._stream_dir is not None:
             place = place_of(self._stream_dir)
-            found["stream_dir"] = None if place is None else asdict(place)
-        return found
+            conditions["stream_dir"] = None if place is None else asdict(place)
+        return conditions
 
     def notes(self) -> list[str]:
         """Return one note for each crowded host, for rank 0 to print before the measurement."""

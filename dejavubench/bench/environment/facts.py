@@ -64,10 +64,10 @@ DRIVER_FACTS = {
 
 def source_revision() -> str | None:
     """Return the commit of this checkout, with ``+`` if it is changed; None outside of one."""
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"],
+        git = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"],
             capture_output=True,
             text=True,
             check=True,
@@ -75,7 +75,7 @@ def source_revision() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return git.stdout.strip()
 
 
 def cuda_aware_mpi() -> bool:
@@ -116,7 +116,7 @@ def _driver_facts(uuid: str) -> dict[str, str]:
         f"--query-gpu={','.join(DRIVER_FACTS.values())}",
     ]
     try:
-        found = subprocess.run(
+        smi = subprocess.run(
             [*query, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
@@ -125,7 +125,7 @@ def _driver_facts(uuid: str) -> dict[str, str]:
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    values = [value.strip() for value in found.stdout.strip().split(",")]
+    values = [value.strip() for value in smi.stdout.strip().split(",")]
     return dict(zip(DRIVER_FACTS, values, strict=True)) if len(values) == len(DRIVER_FACTS) else {}
 
 
@@ -148,7 +148,7 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
         for name, value in os.environ.items()
         if name in VARIABLES or name.startswith("UCX_")
     }
-    found = {
+    rank_facts = {
         # Hosts of one digest are containers of one machine, or emulated there.
         "machine": machine_digest().hex()[:16],
         "cpu_model": cpu_model(),
@@ -162,10 +162,10 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
         "variables": variables,
     }
     if device is not None:
-        found["gpu"] = of_device(device)
-        found["cuda_aware_mpi"] = cuda_aware_mpi()
+        rank_facts["gpu"] = of_device(device)
+        rank_facts["cuda_aware_mpi"] = cuda_aware_mpi()
         variables |= _device_variables()
-    return found
+    return rank_facts
 
 
 def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class Snapshot:
                 return None
 
         readings = {} if gpus is None else gpus.read()
-        for each in readings.values():
-            unreadable |= {f"GPU {what}": why for what, why in each.unreadable.items()}
-        found: dict[str, Any] = {
+        for reading in readings.values():
+            unreadable |= {f"GPU {what}": why for what, why in reading.unreadable.items()}
+        counters: dict[str, Any] = {
             "processors": tried("CPU time", lambda: processor_time(cpus)),
             "own_cpu_s": tried("CPU time of the job", lambda: processes.cpu_seconds(pids))
             if pids
@@ -74,7 +74,7 @@ class Snapshot:
             "traffic": tried("interfaces", interfaces.interface_traffic),
         }
         now = time.perf_counter()
-        return cls(**found, at_s=now, cost_s=now - began, gpus=readings, unreadable=unreadable)
+        return cls(**counters, at_s=now, cost_s=now - began, gpus=readings, unreadable=unreadable)
 
     def since(self, before: Snapshot) -> dict[str, Any]:
         """Return the fields of a window that began with an earlier snapshot and ended with this."""
@@ -97,14 +97,14 @@ class Snapshot:
         }
 
     def _cpu_since(self, before: Snapshot) -> dict[str, float | None]:
-        own = _less(self.own_cpu_s, before.own_cpu_s)
+        job_s = _less(self.own_cpu_s, before.own_cpu_s)
         if self.processors is None or before.processors is None:
-            return {"own_cpu_s": own}
+            return {"own_cpu_s": job_s}
         busy = self.processors.busy_s - before.processors.busy_s
         return {
-            "own_cpu_s": own,
+            "own_cpu_s": job_s,
             # Both are rounded to ticks of their own, so the difference can fall below 0.
-            "other_cpu_s": None if own is None else round(max(0.0, busy - own), 9),
+            "other_cpu_s": None if job_s is None else round(max(0.0, busy - job_s), 9),
             "interrupt_s": _less(self.processors.interrupt_s, before.processors.interrupt_s),
             "steal_s": _less(self.processors.steal_s, before.processors.steal_s),
         }
@@ -114,10 +114,10 @@ class Snapshot:
         if earlier is None or now is None:
             return None
         # An interface that came or went in between, or was reset, says nothing of this window.
-        each = {name: now[name].since(earlier[name]) for name in now if name in earlier}
+        differences = {name: now[name].since(earlier[name]) for name in now if name in earlier}
         return {
             name: Carried(**asdict(traffic))
-            for name, traffic in each.items()
+            for name, traffic in differences.items()
             if min(asdict(traffic).values()) >= 0 and traffic.out_nbytes + traffic.in_nbytes
         }
 

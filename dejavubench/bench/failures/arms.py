@@ -30,9 +30,9 @@ class Attempt(AbstractContextManager["Attempt"]):
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> bool:
         if self._arm.on_disk and isinstance(error, StorageError):
             self.problem = str(error)

@@ -101,15 +101,15 @@ class Interruption:
         """Return the tables of what was measured; None if that takes too long, or fails."""
         if self._ranks.rank != 0:
             return None
-        made: list[str] = []
+        tables: list[str] = []
 
         def make() -> None:
             # Whatever is wrong with records that are cut off, the command says it better.
             with contextlib.suppress(Exception):
                 if self._tables_of is not None:
-                    made.append(self._tables_of(self._recorder.folder))
+                    tables.append(self._tables_of(self._recorder.folder))
 
         thread = threading.Thread(target=make, daemon=True)
         thread.start()
         thread.join(TABLES_S)
-        return made[0].rstrip("\n") if made else None
+        return tables[0].rstrip("\n") if tables else None

@@ -51,5 +51,5 @@ class RunnablePlan:
     @cached_property
     def transports(self) -> dict[str, Transport]:
         """The destinations of the arms that run, by name, in the order of their arms."""
-        found = [arm.destination for arm in self.arms if arm.destination is not None]
-        return {destination.name: destination for destination in found}
+        destinations = [arm.destination for arm in self.arms if arm.destination is not None]
+        return {destination.name: destination for destination in destinations}

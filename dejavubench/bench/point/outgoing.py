@@ -80,7 +80,7 @@ class Outgoing:
         return view.remote() if arm.remote else view.local()
 
     def managers(self, arm: Arm, level: str) -> list[CacheManager]:
-        """Return what streams each microbatch to the arm's destination at a level."""
+        """Return the cache managers that stream each microbatch to the arm's destination."""
         opened = self._open(arm)
         if level not in opened.managers:
             streams, timeout = self.streams(arm), self._here.experiment.drain_timeout
@@ -171,7 +171,7 @@ class Outgoing:
     def _destination(self, arm: Arm) -> Destination:
         here, view = self._here, self._here.view
         experiment, workspace = here.experiment, here.context.workspace
-        kind = f"{self._files.prefix}{arm.durability}"
+        suffix = f"{self._files.prefix}{arm.durability}"
         return here.session(arm).open_source(
             SourceContext(
                 caches=self._caches,
@@ -182,7 +182,7 @@ class Outgoing:
                 timeout=experiment.drain_timeout,
                 durability=arm.durability,
                 folder=workspace.stream_dir,
-                file_name=stream_name(workspace.run_id, view.point.id, view.topology.rank, kind),
+                file_name=stream_name(workspace.run_id, view.point.id, view.topology.rank, suffix),
                 keep=experiment.keep and self._files.may_stay,
                 identity=here.identity,
             )
@@ -232,16 +232,16 @@ class SourceStaging:
             self._fetched = staging(self._here.view.slot_nbytes, 1, self.on_cuda)[0]
         return self._fetched
 
-    def slots(self, kind: str) -> list[torch.Tensor]:
+    def slots(self, memory: str) -> list[torch.Tensor]:
         """Return the staging slots on a type of device, ``cpu`` or ``cuda``."""
-        if kind not in self._slots:
+        if memory not in self._slots:
             nbytes, slots = self._here.view.slot_nbytes, self._count
-            self._slots[kind] = (
+            self._slots[memory] = (
                 device_staging(nbytes, slots, self._device)
-                if kind == "cuda"
+                if memory == "cuda"
                 else staging(nbytes, slots, self.on_cuda)
             )
-        return self._slots[kind]
+        return self._slots[memory]
 
     @property
     def _count(self) -> int:

@@ -38,14 +38,14 @@ class RankAtPoint:
         described = point_context(context.experiment, point, context.ranks)
         for session in context.sessions.values():
             session.connect(described)
-        own = identity(
+        own_identity = identity(
             context.plan,
             point,
             context.devices.computing,
             context.workspace.run_id,
             context.ranks.rank,
         )
-        return cls(context, context.view(point), own)
+        return cls(context, context.view(point), own_identity)
 
     @property
     def experiment(self) -> Experiment:

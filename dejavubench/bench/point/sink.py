@@ -113,8 +113,8 @@ class Sink:
             endpoint.close()
 
     def _device_of(self, mode: str) -> torch.device:
-        own = self.here.context.devices.own
-        return own if DESTINATIONS[mode].device_memory else torch.device("cpu")
+        own_device = self.here.context.devices.own
+        return own_device if DESTINATIONS[mode].device_memory else torch.device("cpu")
 
     def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
         device = self._device_of(mode)
@@ -161,8 +161,8 @@ class Sink:
                     stream=stream,
                     level=LEVELS[level],
                     endpoint=self._endpoint(mode),
-                    slots=own,
+                    slots=own_slots,
                 )
-                for (cache, stream), own in zip(pairs, slots, strict=True)
+                for (cache, stream), own_slots in zip(pairs, slots, strict=True)
             ]
         return self._receivers[mode, level]

@@ -64,7 +64,7 @@ class Source:
 
     def undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock]:
         """Run one iteration without streaming; its tokens are what every arm must give."""
-        # The peaks of every step are kept, which takes time, but nothing is measured yet.
+        # The checks of every step are kept, which takes time, but nothing is measured yet.
         self.maker.steps.thorough = True
         clocks, _ = self.maker.run(self.silent(), mark)
         self.maker.steps.thorough = False

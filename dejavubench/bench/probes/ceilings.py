@@ -48,8 +48,8 @@ class Ceilings:
             The probes that could not be run for the first time, and why.
         """
         pairs = [
-            (own, self._probes[self._held_against[name], durability])
-            for (name, durability), own in self._probes.items()
+            (probe, self._probes[self._held_against[name], durability])
+            for (name, durability), probe in self._probes.items()
             if name in self._held_against
         ]
         in_pairs = [id(probe) for pair in pairs for probe in pair]

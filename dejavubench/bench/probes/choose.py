@@ -80,10 +80,15 @@ def ceilings_of(
             close=closing,
         )
         probes += sessions[each.name].probes(context)
-    own = [pair for each in chosen for pair in each.probe_names.held_against.items()]
-    return Ceilings(probes, {**HELD_AGAINST, **dict(own)}, closing)
+    pairs = [pair for each in chosen for pair in each.probe_names.held_against.items()]
+    return Ceilings(probes, {**HELD_AGAINST, **dict(pairs)}, closing)
 
 
-def _order(each: Transport) -> tuple[bool, bool, int, str]:
+def _order(transport: Transport) -> tuple[bool, bool, int, str]:
     """Links between ranks come first, since there another rank waits; files come last."""
-    return not each.entry.remote, not each.entry.external_sink, each.order, each.name
+    return (
+        not transport.entry.remote,
+        not transport.entry.external_sink,
+        transport.order,
+        transport.name,
+    )

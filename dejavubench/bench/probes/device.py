@@ -166,14 +166,20 @@ class DeviceProbes:
         nbytes = self._gathers.nbytes
         packings = enumerate(self._gathers.packings)
         return self._gathered(
-            [partial(p.gather, self._to[at * nbytes : (at + 1) * nbytes]) for at, p in packings]
+            [
+                partial(p.gather, self._to[number * nbytes : (number + 1) * nbytes])
+                for number, p in packings
+            ]
         )
 
     def gather_copy(self) -> list[Sample]:
         """Copy as many bytes, as often, from and to as many places."""
         assert self._gathers is not None
         nbytes = self._gathers.nbytes
-        spans = [slice(at * nbytes, (at + 1) * nbytes) for at in range(len(self._gathers.packings))]
+        spans = [
+            slice(number * nbytes, (number + 1) * nbytes)
+            for number in range(len(self._gathers.packings))
+        ]
         return self._gathered([partial(self._to[span].copy_, self._from[span]) for span in spans])
 
     def _gathered(self, works: Sequence[Callable[[], object]]) -> list[Sample]:

@@ -83,12 +83,12 @@ def copy_loop() -> list[Sample]:
     # The loop that the library's naive level runs: slices of memoryviews, and no torch.
     source, target = _extents()
     whole, out = source.numpy().data, target.numpy().data
-    views = [whole[at : at + EXTENT_NBYTES] for at in range(0, EXTENTS * STRIDE, STRIDE)]
+    views = [whole[start : start + EXTENT_NBYTES] for start in range(0, EXTENTS * STRIDE, STRIDE)]
     began = time.perf_counter()
-    at = 0
+    offset = 0
     for view in views:
-        out[at : at + EXTENT_NBYTES] = view
-        at += EXTENT_NBYTES
+        out[offset : offset + EXTENT_NBYTES] = view
+        offset += EXTENT_NBYTES
     return [((time.perf_counter() - began) / EXTENTS * 1e6, _SHAPE)]
 
 

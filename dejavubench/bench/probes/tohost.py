@@ -122,8 +122,8 @@ class ExtentCopies:
         self._nothing = [(place, start, 0) for place, start, _ in self._copies]
         memory = self._to.numpy().data
         self._views = [
-            memory[at : at + EXTENT_NBYTES]
-            for at in range(0, EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES)
+            memory[start : start + EXTENT_NBYTES]
+            for start in range(0, EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES)
         ]
 
     def copy(self) -> list[Sample]:
@@ -157,7 +157,7 @@ class ExtentCopies:
     def _loop(self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]) -> float:
         from cupy.cuda import runtime
 
-        copy, kind, stream = (
+        copy, direction, stream = (
             runtime.memcpyAsync,
             runtime.memcpyDeviceToHost,
             self._stream.cuda_stream,
@@ -166,7 +166,7 @@ class ExtentCopies:
         # A generator that yields views, as the library's: its overhead is part of the naive loop.
         def one_by_one() -> Iterator[memoryview]:
             for (place, start, nbytes), view in zip(copies, self._views, strict=True):
-                copy(place, start, nbytes, kind, stream)
+                copy(place, start, nbytes, direction, stream)
                 wait(stream)
                 yield view
 

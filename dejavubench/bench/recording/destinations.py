@@ -46,8 +46,10 @@ def swapped_info(transport: Transport) -> DestinationInfo:
 
 
 def _loopback(transport: Transport) -> LoopbackInfo | None:
-    found = transport.loopback
-    if found is None:
+    loopback = transport.loopback
+    if loopback is None:
         return None
-    style = found.style
-    return LoopbackInfo(name=found.name, label=found.label, colour=style.colour, hatch=style.hatch)
+    style = loopback.style
+    return LoopbackInfo(
+        name=loopback.name, label=loopback.label, colour=style.colour, hatch=style.hatch
+    )

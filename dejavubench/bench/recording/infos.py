@@ -54,7 +54,7 @@ def point_info(point: Point, skipped: str | None = None) -> PointInfo:
 
 
 def destination_infos(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:
-    """Return what analysis must know of the arms' destinations, by mode."""
+    """Return the facts on the arms' destinations that analysis needs, by mode."""
     return {
         arm.mode: swapped_info(arm.destination) if arm.swaps else info(arm.destination, on_gpu)
         for arm in arms

@@ -55,9 +55,9 @@ class ProgressBar:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._bar:
             self._bar.stop()
@@ -93,8 +93,8 @@ class ProgressBar:
             left = self.left.text()
             self._bar.update(self._task, completed=self._done, description=what, left=left)
         elif self._shown and self._is_quiet():
-            of = "" if self._total is None else f"/{self._total}"
-            self.say(f"{self._done}{of} iterations, {what}; {self.left.text()}")
+            of_total = "" if self._total is None else f"/{self._total}"
+            self.say(f"{self._done}{of_total} iterations, {what}; {self.left.text()}")
 
     def _is_quiet(self) -> bool:
         return time.monotonic() - self._said > QUIET_S

@@ -68,11 +68,11 @@ class Recorder:
         If there is only one arm, they go to stdout as well.
         """
         lines = []
-        for each in ubatches:
-            number = each.iteration * len(ubatches) + each.ubatch
-            lines.append(records.prompt_line(self.rank, number, each.prompt_ms))
-            lines += [records.token_line(self.rank, number, ms) for ms in each.token_ms]
-            lines.append(records.all_token_line(self.rank, number, each.all_token_ms))
+        for ubatch in ubatches:
+            number = ubatch.iteration * len(ubatches) + ubatch.ubatch
+            lines.append(records.prompt_line(self.rank, number, ubatch.prompt_ms))
+            lines += [records.token_line(self.rank, number, ms) for ms in ubatch.token_ms]
+            lines.append(records.all_token_line(self.rank, number, ubatch.all_token_ms))
         lines.append(records.total_line(self.rank, ubatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
         self._append(

@@ -37,6 +37,6 @@ class Tally:
         most = max(self._done.values())
         if most == 0:
             return f"{points if where else ''}{where}no round measured yet"
-        each = ", ".join(f"{arm} {rounds}" for arm, rounds in self._done.items())
+        arms = ", ".join(f"{arm} {rounds}" for arm, rounds in self._done.items())
         asked = f" of {self._rounds}" if most <= self._rounds else ""
-        return f"{points if where else ''}{where}rounds measured{asked}: {each}"
+        return f"{points if where else ''}{where}rounds measured{asked}: {arms}"

@@ -49,7 +49,7 @@ def first_answerer(topology: Topology) -> int:
     return topology.sinks[-topology.sink_width]
 
 
-class HandOverSource(PlainSource):
+class HandoverSource(PlainSource):
     """Generates the first tokens on a source, and sends them to the sinks."""
 
     def __init__(self, source: Source) -> None:
@@ -83,7 +83,7 @@ class HandOverSource(PlainSource):
     def record(self, arm: Arm, when: When) -> Recorded:
         if self._handed_over_ms is not None:
             write = self.source.here.write
-            write(records.HandOver(**when, ms=self._handed_over_ms))
+            write(records.Handover(**when, ms=self._handed_over_ms))
         return super().record(arm, when)
 
     def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
@@ -122,7 +122,7 @@ class SinkTimes:
     tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-class HandOverSink(PlainSink):
+class HandoverSink(PlainSink):
     """Receives the cache on a sink, and generates the other tokens."""
 
     def __init__(self, sink: Sink) -> None:

@@ -85,8 +85,8 @@ class PlainSource(ScenarioPart):
                 zip(newest.clocks, self.streams(arm), strict=True)
             )
         ]
-        for each in ubatches:
-            write(each)
+        for timed in ubatches:
+            write(timed)
         chunk_file = self.source.here.context.workspace.chunk_file
         chunk_file.write(arm, when, newest.clocks, self.streams(arm))
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
@@ -105,11 +105,11 @@ class PlainSource(ScenarioPart):
         session, outgoing = self.source.here.session(arm), self.outgoing
         destination, buffer = outgoing.streamer(arm).destination, outgoing.fetch_buffer()
         for ubatch, manager in enumerate(managers):
-            found = check_destination(
+            difference = check_destination(
                 session, destination, manager, buffer, self._pattern, self.source.view, ubatch
             )
-            if found:
-                return found
+            if difference:
+                return difference
         return None
 
     def failure(self, arm: Arm) -> str | None:

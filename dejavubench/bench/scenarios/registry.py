@@ -18,7 +18,7 @@ from dejavubench.config.arms import Arm, Scenario
 
 SCENARIOS: Mapping[Scenario, ScenarioKind] = {
     "plain": ScenarioKind(plain.PlainSource, plain.PlainSink),
-    "handover": ScenarioKind(handover.HandOverSource, handover.HandOverSink, sinks_compute=True),
+    "handover": ScenarioKind(handover.HandoverSource, handover.HandoverSink, sinks_compute=True),
     "swap": ScenarioKind(swap.SwapSource, swap.SwapSink, measured_without_compute=False),
     "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, single_pass=True),
 }
@@ -55,8 +55,8 @@ class Scenarios:
         """Return the scenario that the arm goes through."""
         name = arm.scenario
         if name not in self._made:
-            kind, part = SCENARIOS[name], self._part
-            self._made[name] = kind.source(part) if isinstance(part, Source) else kind.sink(part)
+            parts, part = SCENARIOS[name], self._part
+            self._made[name] = parts.source(part) if isinstance(part, Source) else parts.sink(part)
         return self._made[name]
 
     def all(self, arms: Sequence[Arm]) -> list[ScenarioPart]:

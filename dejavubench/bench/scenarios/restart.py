@@ -69,8 +69,8 @@ def put_back(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> P
     began = time.perf_counter()
     restored = [file.restore(cache) for file, cache in zip(files, caches, strict=True)]
     if embeds:
-        for file, each in zip(files, restored, strict=True):
-            _drop_unknown_steps(each, file)
+        for file, stream in zip(files, restored, strict=True):
+            _drop_unknown_steps(stream, file)
     nbytes = sum(
         sum(map(file.schedule.step_nbytes, range(each.steps)))
         for file, each in zip(files, restored, strict=True)
@@ -98,7 +98,7 @@ def _agree_on_first(context: RunContext, steps: int | None) -> int:
     # rank with the fewest steps decides for all.
     everywhere = context.ranks.world.allgather(steps)
     # The new token of the last step is not known: that step is computed again.
-    return max(min(found for found in everywhere if found is not None) - 1, 0)
+    return max(min(step for step in everywhere if step is not None) - 1, 0)
 
 
 class RestartSource(PlainSource):

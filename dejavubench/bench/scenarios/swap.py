@@ -92,8 +92,8 @@ class SwapSource(PlainSource):
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
         view, swapper = self.source.view, self._swap(arm).swapper
         for ubatch, expected in enumerate(self._digests):
-            found = digests(swapper.bring_back(ubatch), view.point.written)
-            if differs := digests_differ(found, expected, view, ubatch):
+            hashes = digests(swapper.bring_back(ubatch), view.point.written)
+            if differs := digests_differ(hashes, expected, view, ubatch):
                 return differs
         return None
 

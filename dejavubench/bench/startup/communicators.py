@@ -48,7 +48,7 @@ def connect_workers(
     comms: Communicators, ranks: Ranks, device: torch.device, spin: bool
 ) -> Collectives:
     """Connect the workers of this side, which hold parts of one model. Collective on the side."""
-    own = ranks.topology.own_side()
-    if device.type == "cuda" and own.workers > 1:
-        return NCCLCollectives(comms.side, own, spin, device)
-    return MPICollectives(comms.side, own, spin)
+    side = ranks.topology.own_side()
+    if device.type == "cuda" and side.workers > 1:
+        return NCCLCollectives(comms.side, side, spin, device)
+    return MPICollectives(comms.side, side, spin)

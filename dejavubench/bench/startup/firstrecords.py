@@ -35,8 +35,8 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     if context.devices.loopback is not None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)
     parts = context.sessions.values()
-    for found in agree(context.ranks.world, lambda: [session.facts() for session in parts]):
-        environment |= found
+    for reported in agree(context.ranks.world, lambda: [session.facts() for session in parts]):
+        environment |= reported
     staging = _staging(context)
     # The peers may differ from point to point: the record names all of them.
     peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}

@@ -32,13 +32,13 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
     Raises:
         UsageError: on every rank, the first one that any rank raised.
     """
-    own = _outcome(prepare)
+    outcome = _outcome(prepare)
     # Only errors travel: an answer may be a communicator or a device.
-    for problem in world.allgather(own if isinstance(own, UsageError) else None):
+    for problem in world.allgather(outcome if isinstance(outcome, UsageError) else None):
         if problem is not None:
             raise problem
-    assert not isinstance(own, UsageError)  # it would have been raised above
-    return own
+    assert not isinstance(outcome, UsageError)  # it would have been raised above
+    return outcome
 
 
 def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -> dict[str, str]:
@@ -90,20 +90,20 @@ class Ranks:
             sink_stages=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
-        found = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
-        hosts = tuple(host for host, *_ in found)
-        here = frozenset[int]().union(
-            *(cores for host, cores, *_ in found if host == hosts[world.rank])
+        told = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
+        hosts = tuple(host for host, *_ in told)
+        on_host = frozenset[int]().union(
+            *(cores for host, cores, *_ in told if host == hosts[world.rank])
         )
-        native = all(native for _, _, native, _ in found)
+        native = all(native for _, _, native, _ in told)
         return cls(
             world=world,
             topology=topology,
             hosts=hosts,
             cores=cores,
-            cores_on_host=len(here),
+            cores_on_host=len(on_host),
             native_bf16=native,
-            first_pid=found[0][3],
+            first_pid=told[0][3],
         )
 
     @property

@@ -21,9 +21,9 @@ def reasons_here(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> di
 def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     plan, experiment = runnable.plan, runnable.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
-    found = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
+    reasons = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
     if not runnable.on_disk or not ranks.is_source:
-        return found
+        return reasons
     directory = experiment.stream_dir or experiment.log_dir
     existing = next(
         folder for folder in (directory, *directory.absolute().parents) if folder.exists()
@@ -34,18 +34,18 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     probes = _probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
     kept = 0  # files of earlier points that stay (--keep)
     for point in plan.points:
-        if point.id in found:
+        if point.id in reasons:
             continue
         files = sources * _stored_nbytes(runnable, point, ranks, sessions)
         needed = kept + files + probes
         if needed > room:
-            found[point.id] = (
+            reasons[point.id] = (
                 f"{directory}: streaming to disk needs {nbytes_text(needed)}, "
                 f"{nbytes_text(room)} are free"
             )
         elif experiment.keep:
             kept += files
-    return found
+    return reasons
 
 
 def _stored_nbytes(runnable: RunnablePlan, point: Point, ranks: Ranks, sessions: Sessions) -> int:
@@ -62,5 +62,5 @@ def _stored_nbytes(runnable: RunnablePlan, point: Point, ranks: Ranks, sessions:
 
 def _probe_nbytes(runnable: RunnablePlan) -> int:
     """Return the bytes of the files that probes write."""
-    kinds = {(arm.destination.name, arm.durability) for arm in runnable.on_disk if arm.destination}
-    return sum(runnable.transports[name].probe_nbytes for name, _ in kinds)
+    files = {(arm.destination.name, arm.durability) for arm in runnable.on_disk if arm.destination}
+    return sum(runnable.transports[name].probe_nbytes for name, _ in files)

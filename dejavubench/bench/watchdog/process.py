@@ -290,10 +290,12 @@ def main() -> None:
     """WatchdogProcess the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
     timeout, whole, *ranks = sys.argv[1:]
     places = {
-        int(rank): tuple(map(int, at.split(":")))
-        for rank, _, at in (word.partition("=") for word in ranks)
+        int(rank): tuple(map(int, place.split(":")))
+        for rank, _, place in (word.partition("=") for word in ranks)
     }
-    pages = {rank: page for rank, at in places.items() if (page := _open_page(*at)) is not None}
+    pages = {
+        rank: page for rank, place in places.items() if (page := _open_page(*place)) is not None
+    }
     pids = {rank: pid for rank, (pid, _) in places.items()}
     try:
         watchdog = Watchdog(pids, pages, float(timeout), whole == "whole")

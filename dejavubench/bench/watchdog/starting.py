@@ -41,12 +41,12 @@ def start_watchdog(
     """Start one watchdog process per host and return it on the host's lowest rank. Collective."""
     heartbeat.every = heartbeat_interval(timeout)
     places = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
-    here = {
+    ranks_on_host = {
         rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host
     }
     return (
-        WatchdogProcess(here, timeout, whole=len(here) == len(places))
-        if world.rank == min(here)
+        WatchdogProcess(ranks_on_host, timeout, whole=len(ranks_on_host) == len(places))
+        if world.rank == min(ranks_on_host)
         else None
     )
 

@@ -87,7 +87,7 @@ def option(
 
 
 def info_of(field: FieldInfo) -> OptionInfo:
-    """Return what :func:`option` has noted of a field."""
+    """Return the notes of :func:`option` on a field."""
     extra: Any = field.json_schema_extra
     info: OptionInfo = extra["option"]
     return info

@@ -16,8 +16,8 @@ from pydantic import BeforeValidator
 from dejavubench import units, values
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.models.hub import specs
+from dejavubench.records.destinations import NO_STREAMING
 from dejavubench.transports import registry
-from dejavubench.transports.registry import NO_STREAMING
 from dejavubench.values import shown
 
 UNLIMITED = "unlimited"
@@ -169,22 +169,22 @@ def as_path(value: Any) -> Any:
 
 
 def as_temperature(value: Any) -> float:
-    found = values.number(value)
-    if found != 0 and not COLDEST <= found <= HOTTEST:
+    temperature = values.number(value)
+    if temperature != 0 and not COLDEST <= temperature <= HOTTEST:
         raise ValueError(
             f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, "
             f"not {shown(value)}"
         )
-    return found
+    return temperature
 
 
 def as_top_p(value: Any) -> Any:
     if value is None:
         return None
-    found = values.number(value)
-    if not LEAST_TOP_P <= found <= 1:
+    top_p = values.number(value)
+    if not LEAST_TOP_P <= top_p <= 1:
         raise ValueError(f"must be from {LEAST_TOP_P:g} to 1, not {shown(value)}")
-    return found
+    return top_p
 
 
 def as_text(value: Any) -> Any:

@@ -6,8 +6,9 @@ from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen, given, listed, rule
 from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records.destinations import NO_STREAMING
 from dejavubench.transports.base import Missing
-from dejavubench.transports.registry import NO_STREAMING, usable
+from dejavubench.transports.registry import usable
 
 _SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
 
@@ -60,9 +61,9 @@ SINKS = (
     ),
     rule(
         _external_sink_of_another_setup,
-        lambda plan, found: (
-            f"{given(plan, found[0])} cannot be combined with --streaming {found[1]}: its sinks "
-            "have the setup of the sources. Drop one of them"
+        lambda plan, conflict: (
+            f"{given(plan, conflict[0])} cannot be combined with --streaming {conflict[1]}: "
+            "its sinks have the setup of the sources. Drop one of them"
         ),
     ),
 )
@@ -88,8 +89,8 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
 
 def _conflict_of_destinations(plan: Plan) -> str | None:
     named = chosen(plan)
-    found = (each.conflict(plan.experiment, named) for each in named)
-    return next((message for message in found if message), None)
+    messages = (each.conflict(plan.experiment, named) for each in named)
+    return next((message for message in messages if message), None)
 
 
 def _without_read_back(plan: Plan) -> str | None:
@@ -109,7 +110,7 @@ def _missing_alone(plan: Plan) -> Missing | None:
 DESTINATIONS = (
     rule(
         _option_of_no_destination,
-        lambda plan, found: f"{given(plan, found[0])} needs --streaming {found[1]}",
+        lambda plan, conflict: f"{given(plan, conflict[0])} needs --streaming {conflict[1]}",
     ),
     rule(_conflict_of_destinations, lambda plan, message: message),
     rule(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dejavubench.config.plan import Plan
+from dejavubench.records.destinations import NO_STREAMING
 from dejavubench.transports.base import Transport
-from dejavubench.transports.registry import NO_STREAMING, transport
+from dejavubench.transports.registry import transport
 
 OptionRule = Callable[[Plan], str | None]
 """One conflict: returns the message if the plan's options are in it, else None."""
@@ -26,8 +27,8 @@ def rule(
     """
 
     def broken_by(plan: Plan) -> str | None:
-        found = find(plan)
-        return say(plan, found) if found else None
+        conflict = find(plan)
+        return say(plan, conflict) if conflict else None
 
     return broken_by
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen, flag, given, listed, rule
-from dejavubench.transports.registry import NO_STREAMING, usable
+from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.transports.registry import usable
 
 
-def _handoff_rounds_apart(plan: Plan) -> bool:
+def _handover_rounds_apart(plan: Plan) -> bool:
     """Return whether products of the two sides may differ in the last bits of bf16."""
     experiment = plan.experiment
     other_tensor = experiment.sink_tensor_para_size not in (None, experiment.tensor_para_size)
@@ -19,7 +20,7 @@ def _handoff_rounds_apart(plan: Plan) -> bool:
     return experiment.handoff and experiment.verify and in_bf16 and (other_tensor or other_ubatch)
 
 
-HANDOFF = (
+HANDOVER = (
     rule(
         lambda plan: not plan.experiment.handoff and plan.experiment.is_given("handoff_tokens"),
         lambda plan, _: f"{given(plan, 'handoff_tokens')} needs --handoff",
@@ -44,7 +45,7 @@ HANDOFF = (
         lambda plan, _: "--handoff needs --device cpu: sinks on a GPU have no model yet",
     ),
     rule(
-        _handoff_rounds_apart,
+        _handover_rounds_apart,
         lambda plan, _: (
             "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 "
             "the two sides round differently, so tokens may differ. Use --inference-data-type fp32 "

@@ -84,9 +84,9 @@ def _limit_without_draws(plan: Plan) -> str | None:
 MODEL = (
     rule(
         _size_of_another_model,
-        lambda plan, found: (
-            f"{given(plan, found[0])} is for --model {CUSTOM}; {found[1]} has its own sizes. Drop "
-            "the flag"
+        lambda plan, conflict: (
+            f"{given(plan, conflict[0])} is for --model {CUSTOM}; {conflict[1]} has its own sizes. "
+            "Drop the flag"
         ),
     ),
     rule(
@@ -148,9 +148,9 @@ PROMPTS = (
     ),
     rule(
         _token_beyond_vocabulary,
-        lambda plan, found: (
-            f"{plan.experiment.prompts}: prompt {found[0]} has token {found[1]}; the last token of "
-            f"{found[2]} is {found[3]}"
+        lambda plan, conflict: (
+            f"{plan.experiment.prompts}: prompt {conflict[0]} has token {conflict[1]}; "
+            f"the last token of {conflict[2]} is {conflict[3]}"
         ),
     ),
 )

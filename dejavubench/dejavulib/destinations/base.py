@@ -109,7 +109,7 @@ class Destination(ABC):
         """
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
-        """Return what holds a stream's chunks, once :meth:`begin` has returned.
+        """Return the memory that holds a stream's chunks, once :meth:`begin` has returned.
 
         The owner may overwrite the buffers until the stream's first chunk moves. Empty if only the
         sink holds the chunks.

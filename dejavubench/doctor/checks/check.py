@@ -17,7 +17,7 @@ class Check(Protocol):
     def name(self) -> str: ...
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
-        """Yield what it finds in a job."""
+        """Yield the findings of a job."""
         ...
 
 
@@ -29,8 +29,8 @@ class OfRank:
     look: Callable[[RankFacts], Iterable[Finding]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
-        for each in job.ranks:
-            yield from (FindingRow(self.name, found, (each.rank,)) for found in self.look(each))
+        for rank in job.ranks:
+            yield from (FindingRow(self.name, finding, (rank.rank,)) for finding in self.look(rank))
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class OfHost:
     look: Callable[[HostFacts], Iterable[Finding]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
-        for each in job.hosts:
-            yield from (FindingRow(self.name, found, each.ranks) for found in self.look(each))
+        for host in job.hosts:
+            yield from (FindingRow(self.name, finding, host.ranks) for finding in self.look(host))
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ class OfJob:
     look: Callable[[Job], Iterable[tuple[tuple[int, ...], Finding]]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
-        yield from (FindingRow(self.name, found, ranks) for ranks, found in self.look(job))
+        yield from (FindingRow(self.name, finding, ranks) for ranks, finding in self.look(job))

@@ -53,12 +53,12 @@ def quota(rank: RankFacts) -> Iterator[Finding]:
 def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """One computing thread per rank is the least that a run has."""
     on: dict[str, list[RankFacts]] = defaultdict(list)
-    for each in job.ranks:
-        on[each.machine].append(each)  # hosts of one machine share its cores
-    for here in on.values():
-        ranks = tuple(each.rank for each in here)
+    for rank in job.ranks:
+        on[rank.machine].append(rank)  # hosts of one machine share its cores
+    for ranks_of_host in on.values():
+        ranks = tuple(each.rank for each in ranks_of_host)
         demand = Demand.of(
-            [Asker(1, 1, frozenset(each.cores.granted), each.cores.quota) for each in here]
+            [Asker(1, 1, frozenset(each.cores.granted), each.cores.quota) for each in ranks_of_host]
         )
         note = demand.note()
         if note is not None:

@@ -16,8 +16,11 @@ def features(host: HostFacts) -> Iterator[Finding]:
     cpu = host.cpu
     has = [("AVX2", cpu.avx2), ("AVX-512", cpu.avx512), ("bf16", cpu.native_bf16)]
     has.append(("AMX", cpu.amx))
-    present = ", ".join(name for name, there in has if there) or "none of AVX2, AVX-512, bf16, AMX"
-    missing = ", ".join(name for name, there in has if not there)
+    present = (
+        ", ".join(name for name, present_here in has if present_here)
+        or "none of AVX2, AVX-512, bf16, AMX"
+    )
+    missing = ", ".join(name for name, present_here in has if not present_here)
     seen = f"{cpu.model}: {present}" + (f"; not {missing}" if missing and present[0] != "n" else "")
     if not cpu.native_bf16:
         seen += ". bf16 models compute in fp32"

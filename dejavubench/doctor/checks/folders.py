@@ -23,8 +23,8 @@ def file_systems(host: HostFacts) -> Iterator[Finding]:
 
 def _judged(folder: FolderFacts) -> Finding:
     place = folder.place
-    kind = "unknown file system" if place is None else f"{place.type} from {place.source}"
-    seen = f"{folder.path} on {kind}: {nbytes_text(folder.free)} free"
+    file_system = "unknown file system" if place is None else f"{place.type} from {place.source}"
+    seen = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"
     if folder.problem is not None:
         advice = "Choose another folder: --log-dir and --stream-dir of run, --dir of doctor."
         return bad(f"{seen}; {folder.problem}", advice)

@@ -41,8 +41,8 @@ def gpus(host: HostFacts) -> Iterator[Finding]:
         listed = ", ".join(
             f"{count} × {name}, {nbytes_text(nbytes)}" for (name, nbytes), count in counts.items()
         )
-        ranks, own = len(host.ranks), len(facts.gpus)
-        yield ok(listed + (f"; {ranks} ranks share {own}" if ranks > own else ""))
+        ranks, gpus = len(host.ranks), len(facts.gpus)
+        yield ok(listed + (f"; {ranks} ranks share {gpus}" if ranks > gpus else ""))
 
 
 def driver(host: HostFacts) -> Iterator[Finding]:
@@ -115,8 +115,8 @@ def nvlink(host: HostFacts) -> Iterator[Finding]:
     pairs = len(facts.links)
     yield ok(
         "; ".join(
-            f"{link}: {'all pairs' if len(at) == pairs else ' '.join(at)}"
-            for link, at in by.items()
+            f"{link}: {'all pairs' if len(width) == pairs else ' '.join(width)}"
+            for link, width in by.items()
         )
     )
 

@@ -55,7 +55,7 @@ def ucx(rank: RankFacts) -> Iterator[Finding]:
     elif not facts.loaded:
         yield ok("not used by this MPI library")
     else:
-        ways = "; ".join(f"{kind}: {way}" for kind, way in facts.paths)
+        ways = "; ".join(f"{path_kind}: {way}" for path_kind, way in facts.paths)
         version = f"{facts.version}, loaded" if facts.version else "loaded"
         yield ok(f"{version} by MPI; {ways or 'no connection to another rank'}")
 

@@ -31,14 +31,14 @@ def open_files(rank: RankFacts) -> Iterator[Finding]:
 
 def locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     rdma = {rank for host in job.hosts if host.network.infiniband for rank in host.ranks}
-    for each in job.ranks:
-        limit = each.limits.locked
+    for told in job.ranks:
+        limit = told.limits.locked
         seen = "unlimited" if limit == UNLIMITED else nbytes_text(limit)
-        if limit != UNLIMITED and each.rank in rdma:
+        if limit != UNLIMITED and told.rank in rdma:
             advice = "Set ulimit -l unlimited (docker run --ulimit memlock=-1): RDMA locks memory."
-            yield (each.rank,), warn(seen, advice)
+            yield (told.rank,), warn(seen, advice)
         else:
-            yield (each.rank,), ok(seen)
+            yield (told.rank,), ok(seen)
 
 
 def processes(rank: RankFacts) -> Iterator[Finding]:

@@ -55,9 +55,9 @@ def _judged(link: Link, known: Surroundings) -> Finding:
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
         return bad(f"{where}: {link.problem}", advice)
-    there, back = map(rate_text, link.gb_s)
+    forth, back = map(rate_text, link.gb_s)
     seen = (
-        f"{where}: {latencies_text(link)}; {there} there, {back} back, in messages of "
+        f"{where}: {latencies_text(link)}; {forth} there, {back} back, in messages of "
         f"{nbytes_text(link.nbytes)}"
     )
     if link.same_host and (link.latency_us > LATE_US or min(link.gb_s) < SLOW_GB_S):

@@ -58,9 +58,9 @@ def shared_memory(host: HostFacts) -> Iterator[Finding]:
 
 def cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     scopes = {rank: host.memory.ptrace_scope for host in job.hosts for rank in host.ranks}
-    for each in job.ranks:
-        if each.rank in scopes:
-            yield (each.rank,), _cross_memory(each, scopes[each.rank])
+    for told in job.ranks:
+        if told.rank in scopes:
+            yield (told.rank,), _cross_memory(told, scopes[told.rank])
 
 
 def _cross_memory(rank: RankFacts, scope: int | None) -> Finding:

@@ -65,8 +65,8 @@ def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     if not job.ranks:
         return
     on: dict[str, list[int]] = defaultdict(list)
-    for each in job.ranks:
-        on[each.host].append(each.rank)
+    for rank in job.ranks:
+        on[rank.host].append(rank.rank)
     size = len(job.ranks)
     where = ", ".join(
         host if len(on) == 1 else f"{host} ({ranks_text(ranks, size + 1)})"
@@ -75,8 +75,8 @@ def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     noun = "1 host" if len(on) == 1 else f"{len(on)} hosts"
     seen = f"{count_text(size, 'rank')} on {noun}: {where}"
     machines: dict[str, set[str]] = defaultdict(set)
-    for each in job.ranks:
-        machines[each.machine].add(each.host)
+    for rank in job.ranks:
+        machines[rank.machine].add(rank.host)
     shared = [sorted(names) for names in machines.values() if len(names) > 1]
     if shared:
         names = " and ".join(shared[0])
@@ -95,8 +95,8 @@ def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     if not job.ranks:
         return
     first = job.ranks[0].software.versions
-    for each in job.ranks:
-        versions = each.software.versions
+    for rank in job.ranks:
+        versions = rank.software.versions
         missing = [name for name, version in versions.items() if version == "missing"]
         other = [
             f"{name} {version} (rank 0: {first.get(name)})"
@@ -105,12 +105,15 @@ def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         ]
         if missing:
             advice = "Install dejavubench with its dependencies in this environment."
-            yield (each.rank,), bad(f"missing: {', '.join(missing)}", advice)
+            yield (rank.rank,), bad(f"missing: {', '.join(missing)}", advice)
         elif other:
             advice = "Use the same environment on all hosts."
-            yield (each.rank,), bad(", ".join(other), advice)
+            yield (rank.rank,), bad(", ".join(other), advice)
         else:
-            yield (each.rank,), ok(", ".join(f"{name} {at}" for name, at in versions.items()))
+            yield (
+                (rank.rank,),
+                ok(", ".join(f"{name} {version}" for name, version in versions.items())),
+            )
 
 
 CHECKS = (

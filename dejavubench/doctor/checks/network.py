@@ -26,9 +26,9 @@ def interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
             yield host.ranks, ok("none up; not needed on one host")
 
 
-def _text(each: Interface) -> str:
-    speed = "speed not shown" if each.mbit_s is None else f"{each.mbit_s / 1000:g} Gbit/s"
-    return f"{each.name} {each.address}, {speed}, MTU {each.mtu}"
+def _text(interface: Interface) -> str:
+    speed = "speed not shown" if interface.mbit_s is None else f"{interface.mbit_s / 1000:g} Gbit/s"
+    return f"{interface.name} {interface.address}, {speed}, MTU {interface.mtu}"
 
 
 def infiniband(host: HostFacts) -> Iterator[Finding]:
@@ -44,31 +44,31 @@ def infiniband(host: HostFacts) -> Iterator[Finding]:
 
 
 def port(host: HostFacts) -> Iterator[Finding]:
-    found = host.port
-    if found.problem is not None:
+    port = host.port
+    if port.problem is not None:
         yield warn(
-            f"{found.wanted}: {found.problem}", "Choose another port: dejavubench sink --listen."
+            f"{port.wanted}: {port.problem}", "Choose another port: dejavubench sink --listen."
         )
-    elif found.taken:
-        yield ok(f"{found.wanted} is in use, by a sink or another program")
+    elif port.taken:
+        yield ok(f"{port.wanted} is in use, by a sink or another program")
     else:
-        yield ok(f"{found.wanted} is free, for dejavubench sink")
+        yield ok(f"{port.wanted} is free, for dejavubench sink")
 
 
 def reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
-    for each in job.ports:
-        if each.problem is None:
-            other = "" if each.port == each.wanted else f", tried as {each.wanted} is in use there"
+    for port in job.ports:
+        if port.problem is None:
+            other = "" if port.port == port.wanted else f", tried as {port.wanted} is in use there"
             yield (
-                each.ranks,
-                ok(f"{each.hosts[0]} reaches port {each.port} of {each.hosts[1]}{other}"),
+                port.ranks,
+                ok(f"{port.hosts[0]} reaches port {port.port} of {port.hosts[1]}{other}"),
             )
         else:
             yield (
-                each.ranks,
+                port.ranks,
                 warn(
-                    f"{each.hosts[0]} cannot reach port {each.port} of {each.hosts[1]}: "
-                    f"{each.problem}",
+                    f"{port.hosts[0]} cannot reach port {port.port} of {port.hosts[1]}: "
+                    f"{port.problem}",
                     "Open the port in the firewall of both hosts, or choose another one for tcp.",
                 ),
             )

@@ -34,8 +34,8 @@ CHECKS: tuple[Check, ...] = (
 
 def rows_of(job: Job) -> list[FindingRow]:
     """Return the findings of every check; equal findings of several ranks are one row."""
-    found = merged(row for check in CHECKS for row in check.rows(job))
+    rows = merged(row for check in CHECKS for row in check.rows(job))
     if job.problem is not None:
         advice = "See what these ranks and their hosts do. Other checks could not end."
-        found.insert(0, FindingRow("examination", bad(job.problem, advice), job.everyone))
-    return found
+        rows.insert(0, FindingRow("examination", bad(job.problem, advice), job.everyone))
+    return rows

@@ -31,11 +31,11 @@ def probe(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
     """
     text = output_of([sys.executable, "-m", module, *arguments], timeout)
     try:
-        found = json.loads(text)
+        document = json.loads(text)
     except ValueError:
         raise ProbeError(f"{module} printed no JSON") from None
-    assert isinstance(found, dict)
-    return found
+    assert isinstance(document, dict)
+    return document
 
 
 def output_of(command: Sequence[str], timeout: float) -> str:

@@ -52,11 +52,11 @@ def _timed(file: int, data: memoryview, length: int, seconds: float) -> list[flo
     took: list[float] = []
     end = time.perf_counter() + seconds
     while True:
-        at = len(took) * len(data) % length
+        offset = len(took) * len(data) % length
         began = time.perf_counter()
         done = 0
         while done < len(data):
-            done += os.pwrite(file, data[done:], at + done)
+            done += os.pwrite(file, data[done:], offset + done)
         os.fdatasync(file)
         now = time.perf_counter()
         took.append(now - began)
@@ -67,10 +67,10 @@ def _timed(file: int, data: memoryview, length: int, seconds: float) -> list[flo
 def main() -> None:
     folder, seconds = sys.argv[1:]
     try:
-        found = measure(folder, float(seconds))
+        speeds = measure(folder, float(seconds))
     except OSError as error:
-        found = {"problem": f"cannot be written: {error.strerror}"}
-    print(json.dumps(found))
+        speeds = {"problem": f"cannot be written: {error.strerror}"}
+    print(json.dumps(speeds))
 
 
 if __name__ == "__main__":

@@ -55,25 +55,25 @@ class FolderFacts:
 
 def folder_facts(path: Path) -> FolderFacts:
     """Find a folder's file system. Nothing is written."""
-    here = path.absolute()
-    while not here.is_dir() and here != here.parent:
-        here = here.parent
-    room = os.statvfs(here)
-    found = os.stat(here).st_dev
+    existing = path.absolute()
+    while not existing.is_dir() and existing != existing.parent:
+        existing = existing.parent
+    room = os.statvfs(existing)
+    device = os.stat(existing).st_dev
     return FolderFacts(
-        str(here),
-        place_of(here),
+        str(existing),
+        place_of(existing),
         room.f_bavail * room.f_frsize,
-        f"{os.major(found)}:{os.minor(found)}",
+        f"{os.major(device)}:{os.minor(device)}",
     )
 
 
 def probed(folder: FolderFacts, seconds: float = PROBE_S, timeout: float = TIMEOUT) -> FolderFacts:
     """Return the folder with its speed, or with the reason why it has none."""
     try:
-        found = probe(PROBE, folder.path, str(seconds), timeout=timeout)
+        speeds = probe(PROBE, folder.path, str(seconds), timeout=timeout)
     except ProbeError as error:
         return replace(folder, problem=str(error))
-    if "problem" in found:
-        return replace(folder, problem=str(found["problem"]))
-    return replace(folder, speed=DiskSpeed(**found))
+    if "problem" in speeds:
+        return replace(folder, problem=str(speeds["problem"]))
+    return replace(folder, speed=DiskSpeed(**speeds))

@@ -116,12 +116,12 @@ class GPUHostFacts:
 def gpu_facts() -> GPUHostFacts:
     """Ask the driver and the tools of this host. Nothing is asked where there is no driver."""
     try:
-        found = probe(GPU_PROBE, timeout=TIMEOUT)
+        probed = probe(GPU_PROBE, timeout=TIMEOUT)
     except ProbeError as error:
         return GPUHostFacts(problem=str(error))
-    if "problem" in found:
-        return GPUHostFacts(problem=found["problem"])
-    gpus = tuple(GPUFacts(**each) for each in found["devices"])
+    if "problem" in probed:
+        return GPUHostFacts(problem=probed["problem"])
+    gpus = tuple(GPUFacts(**each) for each in probed["devices"])
     if not gpus:
         return GPUHostFacts()
     told: dict[str, Any] = {}
@@ -132,9 +132,9 @@ def gpu_facts() -> GPUHostFacts:
         told["smi"] = str(error)
     return GPUHostFacts(
         gpus,
-        driver_cuda=found["driver_cuda"],
-        torch_cuda=found["torch_cuda"],
-        peers=frozenset((one, other) for one, other in found["peers"]),
+        driver_cuda=probed["driver_cuda"],
+        torch_cuda=probed["torch_cuda"],
+        peers=frozenset((one, other) for one, other in probed["peers"]),
         mps=mps_running(TOOL_S),
         nccl=nccl_facts(len(gpus)),
         **told,
@@ -160,11 +160,11 @@ def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...
         values = [value.strip() for value in line.split(",")]
         if len(values) == len(QUERY):
             told[values[0]] = values
-    found = []
+    with_clocks = []
     for gpu in gpus:
         _, _, used, busy, mask, width, most = told.get(gpu.uuid, [""] * len(QUERY))
         lanes = (_number(width), _number(most))
-        found.append(
+        with_clocks.append(
             replace(
                 gpu,
                 used=None if (mib := _number(used)) is None else mib << 20,
@@ -174,7 +174,7 @@ def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...
             )
         )
     drivers = {values[1] for values in told.values()}
-    return tuple(found), ", ".join(sorted(drivers))
+    return tuple(with_clocks), ", ".join(sorted(drivers))
 
 
 def matrix(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -183,14 +183,14 @@ def matrix(text: str) -> tuple[tuple[int, int, str], ...]:
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).split() for line in text.splitlines()]
     heading = next((line for line in lines if line[:1] == ["GPU0"]), [])
     columns = [name for name in heading if re.fullmatch(r"GPU\d+", name)]
-    found = []
+    links = []
     for line in lines:
         if line and re.fullmatch(r"GPU\d+", line[0]) and line != heading:
             one = int(line[0][3:])
             for name, link in zip(columns, line[1:], strict=False):
                 if one < int(name[3:]):
-                    found.append((one, int(name[3:]), link))
-    return tuple(found)
+                    links.append((one, int(name[3:]), link))
+    return tuple(links)
 
 
 def _number(text: str) -> int | None:
@@ -200,14 +200,14 @@ def _number(text: str) -> int | None:
 def nccl_facts(gpus: int) -> NCCLFacts:
     """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
     try:
-        found = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=TIMEOUT)
+        probed = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=TIMEOUT)
     except ProbeError as error:
         return NCCLFacts(problem=str(error))
     return NCCLFacts(
-        tuple(sorted(found["versions"].items())),
-        found["between"],
-        found["network"],
-        found["problem"],
+        tuple(sorted(probed["versions"].items())),
+        probed["between"],
+        probed["network"],
+        probed["problem"],
     )
 
 
@@ -220,10 +220,10 @@ def nixl_facts() -> NIXLFacts:
     except PackageNotFoundError:
         known = "of unknown version"
     try:
-        found = probe(NIXL_PROBE, timeout=TIMEOUT)
+        probed = probe(NIXL_PROBE, timeout=TIMEOUT)
     except ProbeError as error:
         return NIXLFacts(known, problem=str(error))
-    return NIXLFacts(known, tuple(found["plugins"]), tuple(found["backends"]))
+    return NIXLFacts(known, tuple(probed["plugins"]), tuple(probed["backends"]))
 
 
 def ucx_info(folder: Path | None = None) -> str | None:

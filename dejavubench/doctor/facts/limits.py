@@ -57,9 +57,9 @@ def core_facts() -> CoreFacts:
 def limit_facts() -> LimitFacts:
     """Read the limits of this process."""
 
-    def limit(kind: int, number: int = 0) -> int:
-        found = resource.getrlimit(kind)[number]
-        return UNLIMITED if found == resource.RLIM_INFINITY else found
+    def limit(resource_number: int, number: int = 0) -> int:
+        bound = resource.getrlimit(resource_number)[number]
+        return UNLIMITED if bound == resource.RLIM_INFINITY else bound
 
     return LimitFacts(
         files=limit(resource.RLIMIT_NOFILE),

@@ -22,22 +22,22 @@ _NETWORK = re.compile(r"NET/(IB|Socket) : Using (.*)|Using network (\S+)")
 
 def between(lines: Iterable[str]) -> str | None:
     """Return how NCCL connected two GPUs, such as ``P2P/CUMEM``; None if it connected none."""
-    found = (_BETWEEN.search(line) for line in lines)
-    return next((each[1].removesuffix("/read") for each in found if each is not None), None)
+    matches = (_BETWEEN.search(line) for line in lines)
+    return next((each[1].removesuffix("/read") for each in matches if each is not None), None)
 
 
 def network(lines: Iterable[str]) -> str | None:
-    """Return what NCCL would use between hosts, with its devices; None if it does not say."""
+    """Return the transport of NCCL between hosts, with its devices; None if it does not say."""
     named, chosen = dict[str, str](), None
     for line in lines:
-        found = _NETWORK.search(line)
-        if found is None:
+        match = _NETWORK.search(line)
+        if match is None:
             continue
-        if found[1]:
-            devices = re.findall(r"\[\d+\]([\w.\-:]+)", found[2])
-            named[found[1]] = " ".join(device.partition(":")[0] for device in devices)
+        if match[1]:
+            devices = re.findall(r"\[\d+\]([\w.\-:]+)", match[2])
+            named[match[1]] = " ".join(device.partition(":")[0] for device in devices)
         else:
-            chosen = found[3]
+            chosen = match[3]
     if chosen is None:
         chosen = next(iter(named), None)
     return chosen if chosen is None else " ".join((chosen, named.get(chosen, ""))).strip()
@@ -47,17 +47,17 @@ def facts(gpus: int) -> dict[str, Any]:
     """Send a message between GPU 0 and GPU 1; with one GPU only start NCCL."""
     import torch
 
-    found: dict[str, Any] = dict.fromkeys(("between", "network", "problem"))
+    told: dict[str, Any] = dict.fromkeys(("between", "network", "problem"))
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
-    found["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
+    told["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
     with tempfile.NamedTemporaryFile("r", prefix="dejavubench-doctor-", errors="replace") as log:
         os.environ.update(LOG, NCCL_DEBUG_FILE=log.name)
         try:
-            found["versions"]["cupy"] = _connect(gpus)
+            told["versions"]["cupy"] = _connect(gpus)
         except Exception as error:  # noqa: BLE001 - whatever cupy, CUDA or NCCL have to say
-            found["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            told["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         lines = log.read().splitlines()
-    return {**found, "between": between(lines), "network": network(lines)}
+    return {**told, "between": between(lines), "network": network(lines)}
 
 
 def _connect(gpus: int) -> str:

@@ -129,10 +129,10 @@ class Listening:
 def listening(wanted: int) -> Iterator[Listening]:
     """Listen on a port of all interfaces, or on any other if the wanted one is taken."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
-        found = _listen(server, wanted)
-        if found.problem is None and found.port == -1:
-            found = _listen(server, 0, wanted)
-        yield found
+        address = _listen(server, wanted)
+        if address.problem is None and address.port == -1:
+            address = _listen(server, 0, wanted)
+        yield address
 
 
 def _listen(server: socket.socket, port: int, wanted: int | None = None) -> Listening:

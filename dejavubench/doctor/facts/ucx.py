@@ -51,12 +51,12 @@ class UCXLog:
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        given = [name for name in (LEVEL, FILE) if name in environment]
-        self.unread = f"{given[0]} is set" if given else None
+        names = [name for name in (LEVEL, FILE) if name in environment]
+        self.unread = f"{names[0]} is set" if names else None
         self._environment = environment
         self._folder: Path | None = None
         self._file: IO[str] | None = None
-        if not given:
+        if not names:
             self._folder = Path(tempfile.mkdtemp(prefix="dejavubench-doctor-"))
             environment.update({LEVEL: "info", FILE: str(self._folder / "log")})
 
@@ -70,7 +70,7 @@ class UCXLog:
                 del self._environment[name]
 
     def read(self) -> UCXFacts:
-        """Return what UCX has written so far."""
+        """Return the lines that UCX has written so far."""
         loaded = _loaded("libucp.so")
         if self.unread is not None:
             return UCXFacts(loaded, unread=self.unread)
@@ -82,13 +82,13 @@ def read_log(lines: Iterable[str], loaded: bool) -> UCXFacts:
     """Return version and transports from the lines of a log."""
     version, paths = "", dict[str, str]()
     for line in lines:
-        if (found := _VERSION.search(line)) is not None:
-            version = found[1]
-        if (found := _CONNECTION.search(line)) is not None and found[1] != "self":
-            lanes = [lane for group in _LANES.findall(found[2]) for lane in group.split()]
+        if (match := _VERSION.search(line)) is not None:
+            version = match[1]
+        if (match := _CONNECTION.search(line)) is not None and match[1] != "self":
+            lanes = [lane for group in _LANES.findall(match[2]) for lane in group.split()]
             # A lane is transport/device. The device says nothing where it is memory.
             names = dict.fromkeys(lane.removesuffix("/memory") for lane in lanes)
-            paths[found[1]] = ", ".join(names)
+            paths[match[1]] = ", ".join(names)
     return UCXFacts(loaded, version, tuple(sorted(paths.items())))
 
 

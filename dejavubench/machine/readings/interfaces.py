@@ -46,15 +46,15 @@ def interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
     Raises:
         NotReadableError: an interface or a port has no counters.
     """
-    path, found = root / "proc/net/dev", dict[str, InterfaceCounts]()
+    path, counts = root / "proc/net/dev", dict[str, InterfaceCounts]()
     for line in text_of(path).splitlines()[2:]:
         name, _, rest = line.partition(":")
         fields = rest.split()
         if len(fields) < 10 or not all(field.isdecimal() for field in fields):
             raise NotReadableError(f"{path}: {line.strip()!r}")
         received, sent = map(int, fields[:2]), map(int, fields[8:10])
-        found[name.strip()] = InterfaceCounts(*sent, *received)
-    return found | _ports(root / "sys/class/infiniband")
+        counts[name.strip()] = InterfaceCounts(*sent, *received)
+    return counts | _ports(root / "sys/class/infiniband")
 
 
 def _ports(folder: Path) -> dict[str, InterfaceCounts]:

@@ -20,20 +20,20 @@ def listening_pids(ports: Collection[int], root: Path = ROOT) -> set[int]:
             sockets |= _sockets(text_of(root / "proc/net" / name), ports)
     if not sockets:
         return set()
-    found = set[int]()
+    pids = set[int]()
     for process in (root / "proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or belongs to somebody else
             if any(os.readlink(each.path) in sockets for each in os.scandir(process / "fd")):
-                found.add(int(process.name))
-    return found
+                pids.add(int(process.name))
+    return pids
 
 
 def _sockets(table: str, ports: Collection[int]) -> set[str]:
-    found = set[str]()
+    inodes = set[str]()
     for line in table.splitlines()[1:]:
         fields = line.split()
         if len(fields) < 10 or fields[3] != _LISTENING:
             continue
         if int(fields[1].rpartition(":")[2], 16) in ports:
-            found.add(f"socket:[{fields[9]}]")
-    return found
+            inodes.add(f"socket:[{fields[9]}]")
+    return inodes

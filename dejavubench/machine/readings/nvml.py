@@ -137,11 +137,11 @@ class GpuReader:
     def _counts(
         self, names: dict[str, str], fields: Sequence[Any], unreadable: dict[str, str]
     ) -> dict[str, int]:
-        found = {}
+        counts = {}
         for (key, name), value in zip(names.items(), fields, strict=bool(fields)):
             if value.nvmlReturn == self._nvml.NVML_SUCCESS:
-                found[key] = int(value.value.ullVal)
+                counts[key] = int(value.value.ullVal)
             else:
                 why = self._nvml.NVMLError(value.nvmlReturn)
                 unreadable["NVLink" if key in _LINKS else key] = f"{name}: {why}"
-        return found
+        return counts

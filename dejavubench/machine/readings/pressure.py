@@ -18,7 +18,7 @@ def waited_seconds(resource: Literal["cpu", "io"], root: Path = ROOT) -> float:
         NotReadableError: the kernel does not tell.
     """
     path = root / "proc/pressure" / resource
-    found = _TOTAL.search(text_of(path))
-    if found is None:
+    total = _TOTAL.search(text_of(path))
+    if total is None:
         raise NotReadableError(f"{path} has no total of `some`")
-    return int(found[1]) / 1e6
+    return int(total[1]) / 1e6

@@ -36,12 +36,12 @@ def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
             continue
         seen.add(pid)
         try:
-            found, children = _ticks(root / f"proc/{pid}"), _children(root / f"proc/{pid}")
+            own_ticks, children = _ticks(root / f"proc/{pid}"), _children(root / f"proc/{pid}")
         except NotReadableError:
             if child:  # it has just ended; its parent has its time
                 continue
             raise
-        ticks += found
+        ticks += own_ticks
         waiting += [(each, True) for each in children]
     return ticks / TICKS_PER_S
 
@@ -59,7 +59,7 @@ def _ticks(folder: Path) -> int:
 
 def _children(folder: Path) -> list[int]:
     """Return the children of all threads of a process."""
-    found: list[int] = []
+    children: list[int] = []
     try:
         threads = [entry.name for entry in os.scandir(folder / "task")]
     except OSError as error:
@@ -67,8 +67,8 @@ def _children(folder: Path) -> list[int]:
     for thread in threads:
         path = folder / "task" / thread / "children"
         try:
-            found += map(int, path.read_bytes().split())
+            children += map(int, path.read_bytes().split())
         except OSError as error:
             if (folder / "task" / thread).exists():  # else the thread has just ended
                 raise NotReadableError(f"{path}: {error.strerror}") from None
-    return found
+    return children

@@ -103,14 +103,14 @@ class Backend(Protocol):
         layer: int,
         stop: int,
         slopes: Tensor | None = None,
-        first: Tensor | None = None,
+        prompt_start: Tensor | None = None,
     ) -> Tensor:
-        """Return attention of one query of each head over the positions [first, stop), [B, 1, H·D].
+        """Return attention of one query of each head over [prompt_start, stop), as [B, 1, H·D].
 
         Args:
             q: [B, H, 1, D].
             slopes: ALiBi's, [H] in fp32: a score gets slope · (key's position − query's).
-            first: each request's first position that is no padding, [B] in int64; None: 0.
+            prompt_start: each request's first position that is no padding, [B] in int64; None: 0.
         """
 
     def store_and_attend(

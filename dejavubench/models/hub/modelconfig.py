@@ -93,7 +93,7 @@ class Config:
 
 
 def _without_config(folder: Path) -> str:
-    """Return what a folder without a configuration may be."""
+    """Return a guess at a folder without a configuration."""
     if (folder / "adapter_config.json").exists():
         return (
             "it is an adapter (PEFT), not a whole model; "

@@ -38,12 +38,12 @@ from dejavubench.models.backends.cpu.threads import (
 
 AttentionJob = struct(
     "AttentionJob",
-    *("q", "k", "v", "out", "slopes", "first"),
+    *("q", "k", "v", "out", "slopes", "prompt_start"),
     *("requests", "heads", "group", "stop", "size", "piece"),
     *("k_request", "k_head", "k_position", "k_piece"),
     *("v_request", "v_head", "v_position", "q_request", "q_head"),
 )
-"""First addresses (``slopes`` and ``first`` may be 0), then numbers, then distances in bytes.
+"""Addresses (``slopes`` and ``prompt_start`` may be 0), then numbers, then distances in bytes.
 
 ``heads`` are those of keys and values, ``group`` the queries of each. ``piece`` is how many
 elements of a key are neighbours."""
@@ -55,20 +55,20 @@ def attend(
     layer: int,
     stop: int,
     slopes: Tensor | None = None,
-    first: Tensor | None = None,
+    prompt_start: Tensor | None = None,
 ) -> Tensor:
     """Return attention of one query of each head over the positions [0, stop), fp32 [B, H, D].
 
     Args:
         q: fp32 [B, H, D], the elements of a head contiguous.
         slopes: ALiBi's of the heads, contiguous fp32 [H].
-        first: each request's first position that counts, contiguous int64 [B].
+        prompt_start: each request's first position that counts, contiguous int64 [B].
     """
     requests, heads, size = q.shape
     assert q.dtype == torch.float32
     assert q.stride(2) == 1
     assert stop <= cache.geometry.positions
-    assert first is None or first.dtype == torch.int64
+    assert prompt_start is None or prompt_start.dtype == torch.int64
     assert slopes is None or slopes.numel() == heads
     group, strides = heads // cache.geometry.heads, _strides(cache.geometry)
     out = torch.empty(requests, heads, size)
@@ -76,7 +76,7 @@ def attend(
     offset = layer * strides.layer
     job = AttentionJob(
         *(q.data_ptr(), cache.k.data_ptr() + offset, cache.v.data_ptr() + offset, out.data_ptr()),
-        *(address(slopes), address(first)),
+        *(address(slopes), address(prompt_start)),
         *(requests, heads // group, group, stop, size, strides.piece),
         *(*strides.k, *strides.v, q_request * 4, q_head * 4),
     )
@@ -259,10 +259,12 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
         begin, end = share(job.requests * heads, 1)
         for number in range(begin, end):
             request, head = number // heads, number % heads
-            first = carray(integers(job.first), job.requests)[request] if job.first else 0
-            count = stop - first
-            keys = job.k + request * job.k_request + head * job.k_head + first * job.k_position
-            rows = job.v + request * job.v_request + head * job.v_head + first * job.v_position
+            start = 0
+            if job.prompt_start:
+                start = carray(integers(job.prompt_start), job.requests)[request]
+            count = stop - start
+            keys = job.k + request * job.k_request + head * job.k_head + start * job.k_position
+            rows = job.v + request * job.v_request + head * job.v_head + start * job.v_position
             # the first query brings keys to the cache of the CPU, the others find them there
             for m in range(group):
                 probabilities(job, request, head, m, keys, count, query, scores + m * row, rows)
@@ -271,7 +273,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
                 # the next head's keys; if they are another request's, its padding differs a little
                 after, its_head = (number + 1) // heads, (number + 1) % heads
                 following = job.k + after * job.k_request + its_head * job.k_head
-                following += first * job.k_position
+                following += start * job.k_position
             for m in range(group):
                 out = job.out + (number * group + m) * size * 4
                 weights = scores + m * row

@@ -44,9 +44,11 @@ class CpuBackend:
         layer: int,
         stop: int,
         slopes: Tensor | None = None,
-        first: Tensor | None = None,
+        prompt_start: Tensor | None = None,
     ) -> Tensor:
-        out = attention_kernel.attend(q.squeeze(2).float(), cache, layer, stop, slopes, first)
+        out = attention_kernel.attend(
+            q.squeeze(2).float(), cache, layer, stop, slopes, prompt_start
+        )
         return out.view(len(out), 1, -1).to(q.dtype)
 
     def store_and_attend(

@@ -34,7 +34,7 @@ TOTALS = 16 if AVX512 else 8
 """Sums that fit in registers beside what is read."""
 
 STREAMS = 4
-"""Rows that are read side by side, as far as registers last."""
+"""Rows that are read side by side; more would not fit in registers."""
 
 AHEAD_NBYTES = 4096
 """Least distance from what is read to what memory is asked for.
@@ -203,7 +203,7 @@ def _in_widths(
     units: Mapping[int, int],
     sums: Callable[[Emitter, int, int, Value, Value, Sequence[Value]], None],
 ) -> Callable[[Emitter, Sequence[Value]], None]:
-    """Return what writes the sums in steps of each width, the rest of one width by the next.
+    """Return the emitter of the sums in steps of each width, the rest of one width by the next.
 
     Args:
         length: number of the function's argument that is the count of elements.

@@ -16,7 +16,7 @@ from dejavubench.models.backends.cpu.threads import compiled
 
 
 def _seen_as(element: Any, scalar: Any) -> Any:
-    """Return what makes an address one of such elements, for ``carray``."""
+    """Return an intrinsic that types an address as one of such elements, for ``carray``."""
 
     @intrinsic
     def function(typing: Any, address: Any) -> Any:

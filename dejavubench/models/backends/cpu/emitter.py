@@ -26,7 +26,7 @@ Value = Any
 
 
 def as_pointer(pointed: Any) -> Any:
-    """Return what writes the conversion of an integer to the address of such elements."""
+    """Return the code generator that turns an integer into the address of such elements."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
         return builder.inttoptr(values[0], pointed.as_pointer())
@@ -35,7 +35,7 @@ def as_pointer(pointed: Any) -> Any:
 
 
 def emitting(arguments: int, body: Callable[[Emitter, Sequence[Value]], None]) -> Any:
-    """Return what numba asks of an intrinsic: its signature, and what writes it into its caller.
+    """Return the signature and the code generator of an intrinsic, as numba asks for them.
 
     Args:
         arguments: number of integers that the intrinsic takes.

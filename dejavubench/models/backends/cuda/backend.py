@@ -60,17 +60,17 @@ class CudaBackend:
         layer: int,
         stop: int,
         slopes: Tensor | None = None,
-        first: Tensor | None = None,
+        prompt_start: Tensor | None = None,
     ) -> Tensor:
         k, v = (x.to(q.dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
         group = q.shape[1] // k.shape[1]
-        if slopes is None and first is None and group > 1:
+        if slopes is None and prompt_start is None and group > 1:
             # the queries of a group are as many queries of one head
             grouped = q.unflatten(1, (-1, group)).flatten(2, 3)  # [B, G, group, D]
             return self.attend(grouped, k, v).flatten(1).unsqueeze(1)
         bias = None
-        if slopes is not None or first is not None:
-            bias = _bias_of_newest(q, stop, slopes, first)
+        if slopes is not None or prompt_start is not None:
+            bias = _bias_of_newest(q, stop, slopes, prompt_start)
         return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
     def store_and_attend(
@@ -100,12 +100,14 @@ def _has_kernel(x: Tensor) -> bool:
     return x.dtype in TYPES and width % 8 == 0 and x.numel() // width <= ROWS
 
 
-def _bias_of_newest(q: Tensor, stop: int, slopes: Tensor | None, first: Tensor | None) -> Tensor:
+def _bias_of_newest(
+    q: Tensor, stop: int, slopes: Tensor | None, prompt_start: Tensor | None
+) -> Tensor:
     """Return the biases of the newest position's scores, [1 or B, 1 or H, 1, stop]."""
     positions = torch.arange(stop, device=q.device)
     bias = torch.zeros(1, 1, 1, stop, device=q.device)
     if slopes is not None:
         bias = slopes.view(1, -1, 1, 1) * (positions - (stop - 1))
-    if first is not None:
-        bias = bias.masked_fill(positions < first.view(-1, 1, 1, 1), float("-inf"))
+    if prompt_start is not None:
+        bias = bias.masked_fill(positions < prompt_start.view(-1, 1, 1, 1), float("-inf"))
     return bias.to(q.dtype)

@@ -25,7 +25,7 @@ class DecodeGraph:
             If the model is whole, each replay leaves its new tokens there.
         out: the output on the device, until the next replay: tokens [B] on the last stage,
             else hidden [B, 1, hidden].
-        peak: :attr:`GPT.peak` on the device, until the next replay.
+        check: the tokens' check on the device, until the next replay; None before the last stage.
     """
 
     def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
@@ -46,21 +46,21 @@ class DecodeGraph:
                 self._step()
             side_stream.synchronize()
             with torch.cuda.graph(self.graph, stream=side_stream):
-                self.out = self._step()
-        # The capture's own tensor: every replay writes its peak there.
-        self.peak = model.peak
+                # The capture's own tensors: every replay writes there.
+                self.out, self.check = self._step()
         torch.cuda.current_stream(model.device).wait_stream(side_stream)
 
-    def _step(self) -> Tensor:
+    def _step(self) -> tuple[Tensor, Tensor | None]:
         shard = self._model.shard
         out = self._model.forward(self.x, self._cache, self.position)
         # On the device, within the graph: a replay reads no number from the host.
         self.position.add_(1)
-        if shard.last:
-            out = self._sampler(out, self.position)
-            if shard.first:
-                self.x.copy_(out.unsqueeze(1))
-        return out
+        if not shard.last:
+            return out, None
+        chosen = self._sampler(out, self.position)
+        if shard.first:
+            self.x.copy_(chosen.tokens.unsqueeze(1))
+        return chosen
 
     @torch.inference_mode()
     def begin(self, position: int, tokens: Tensor | None) -> None:
