@@ -25,6 +25,7 @@ from dejavubench.records import (
     ChunkList,
     ChunkPart,
     ChunkTimes,
+    ExtentTimes,
     ListedChunk,
     RecordError,
     TimedChunks,
@@ -97,7 +98,9 @@ def timed(number: int | None, which: str = "mpi@3", slow: int = 1, **more: Any) 
     )
 
 
-def write(folder: Path, records: Sequence[ChunkList | ChunkTimes], rank: int = 0) -> None:
+def write(
+    folder: Path, records: Sequence[ChunkList | ChunkTimes | ExtentTimes], rank: int = 0
+) -> None:
     text = "".join(record.model_dump_json() + "\n" for record in records)
     (folder / f"chunks-{rank:04d}.jsonl").write_text(text)
 
@@ -281,3 +284,33 @@ def test_a_damaged_file_of_times_is_refused_with_its_line(tmp_path: Path) -> Non
     result = CliRunner().invoke(process, [str(folder)])
     assert result.exit_code == 2
     assert "chunks-0000.jsonl:1: times of chunks that no line before has listed" in result.stderr
+
+
+def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
+    which = arm("mpi", "0")
+    folder = write_run(tmp_path / "r", [NONE, AGAIN, which], rounds=6)
+    sampled = ExtentTimes(
+        point="p000",
+        arm="mpi@0-sampled",
+        of="mpi@0",
+        ubatch=0,
+        total_ms=9.0,
+        extents=4000,
+        every=20,
+        step=[0] * 50 + [1] * 100 + [2] * 50,
+        nbytes=[64] * 50 + [16] * 150,
+        ns=[5 * US] * 49 + [70 * US] + [2 * US] * 147 + [30 * US] * 3,
+    )
+    write(folder, [listed(which.name), timed(0, which.name), sampled])
+    prompt, tokens = report(read_run(folder)).long["extents"]
+    assert (prompt.arm, prompt.of_arm, prompt.phase) == ("mpi@0-sampled", "mpi@0", "prompt")
+    assert (prompt.timed_extents, prompt.extent_bytes, prompt.median_us) == (50, 64, 5)
+    assert (prompt.p99_us, prompt.max_us) == (None, 70)
+    assert (tokens.timed_extents, tokens.extent_bytes) == (150, 16)
+    assert (tokens.median_us, tokens.p99_us, tokens.max_us) == (2, 30, 30)
+    (block,) = [each for each in report(read_run(folder)).blocks if "single ext" in each.title]
+    assert block.groups[0][0] == ["mpi@0-sampled", "prompt", "50", "64 B", "5.000", "–", "70.0"]
+    lost = sampled.model_copy(update={"of": "disk@0"})
+    write(folder, [listed(which.name), timed(0, which.name), lost])
+    with pytest.raises(RecordError, match="arm disk@0, on rank 0: no such arm"):
+        report(read_run(folder))

@@ -10,7 +10,7 @@ from dejavubench.cli.output import BadInput, name_left_out, table_options
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ARMS, write_reports
 
-TABLES = (ARMS, "overhead", "chunks")
+TABLES = (ARMS, "overhead", "chunks", "extents")
 """The rows of points and arms, and the tables with rows of their own."""
 
 
@@ -22,7 +22,7 @@ TABLES = (ARMS, "overhead", "chunks")
     type=click.Choice(TABLES),
     default=TABLES[0],
     show_default=True,
-    help="Rows of csv: arms, parts of each overhead, or parts of a chunk's time. json has all.",
+    help="Rows of csv: arms, parts of overheads or of chunks' times, or single extents.",
 )
 def process(
     paths: tuple[Path, ...], style: str, output: Path | None, force: bool, table: str

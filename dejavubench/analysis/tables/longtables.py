@@ -16,6 +16,7 @@ from dejavubench.analysis.tables.chunkrows import (
     chunk_notes,
     chunk_rows,
 )
+from dejavubench.analysis.tables.extentrows import ExtentRow, extent_blocks, extent_rows
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.partrows import PartRow, part_blocks, part_notes, part_rows
 from dejavubench.analysis.tables.rows import Row
@@ -37,10 +38,11 @@ class LongTable:
     row: type[Any]
     rows: Callable[[Run, Mapping[str, PointSamples]], list[Any]]
     blocks: Callable[[list[Row], list[Any]], list[Block]]
-    notes: Callable[[Run, list[Any]], list[str]]
+    notes: Callable[[Run, list[Any]], list[str]] = lambda run, rows: []
 
 
 LONG_TABLES = (
     LongTable("overhead", PartRow, part_rows, part_blocks, part_notes),
     LongTable("chunks", ChunkRow, chunk_rows, chunk_blocks, chunk_notes),
+    LongTable("extents", ExtentRow, extent_rows, extent_blocks),
 )
