@@ -21,7 +21,7 @@ RUN_EXTRAS := $(if $(MPI),[$(MPI)])
 GPU_EXTRAS := [$(if $(MPI),$(MPI)$(comma))cuda]
 DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 
-.PHONY: help figures figures-full figures-gpu figure-link lint test drills clean
+.PHONY: help figures figures-full figures-gpu figure-link lint test drills coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,9 +29,10 @@ help:
 	@echo 'make figures-full  the same with as many rounds as the precision needs: under an hour'
 	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
 	@echo 'make figure-link   overhead against the speed of an emulated link; as root, about 15 minutes'
-	@echo 'make lint          lint, types and spelling alone'
-	@echo 'make test          lint, types, spelling and the test suite'
+	@echo 'make lint          lint, types, spelling and conflict markers alone'
+	@echo 'make test          make lint, then the test suite'
 	@echo 'make drills        the tests that take longer than 10 seconds each'
+	@echo 'make coverage      the test suite with the lines that it runs; twice as long as make test'
 	@echo 'make clean         remove the environment and caches; keep logs/ and figures/'
 
 # ---- environment ----
@@ -135,6 +136,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/python scripts/check_conflicts.py .
 
 test: lint
 	$(BIN)/pytest -q -m 'not drill' --durations=15
@@ -142,5 +144,13 @@ test: lint
 drills: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m drill --durations=15
 
+# Each process writes a file of its own, ranks and killed ones included; combine joins them. Hooks
+# slow a test down, so its time limit is longer.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -m 'not drill' --timeout 900
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

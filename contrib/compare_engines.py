@@ -37,6 +37,7 @@ from dejavubench.analysis.stats import Estimate, estimate, paired_ratios
 from dejavubench.cli.console import console
 from dejavubench.cli.errors import fail_usage
 from dejavubench.models.hub import specs
+from dejavubench.models.hub.modelspec import ModelSpec
 
 OURS, STD, GGUF = "ours", 0.02, "model.gguf"
 
@@ -60,7 +61,7 @@ class Settings:
     """Settings of an engine's process."""
 
     folder: Path
-    spec: specs.ModelSpec
+    spec: ModelSpec
     ubatch_size: int
     input_len: int
     output_len: int

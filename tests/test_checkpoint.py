@@ -18,8 +18,8 @@ from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
-from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.hub.shard import Shard
+from dejavubench.models.hub.tensorfile import CheckpointError
 from dejavubench.models.loading import load_checkpoint
 from helpers.jobs import args, run
 from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, close, prompts

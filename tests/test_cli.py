@@ -14,9 +14,9 @@ from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration, fit
 from dejavubench.transports.registry import modes
-from helpers.cli_calls import ROOT, heavy_after, usage_error
+from helpers.cli_calls import heavy_after, usage_error
 from helpers.fake_gpu import H200
-from helpers.jobs import args
+from helpers.jobs import ROOT, args
 
 CONFIGS = sorted(ROOT.glob("configs/*/*.toml"))
 HEAVY = {"torch", "mpi4py", "pandas", "matplotlib", "numpy"}

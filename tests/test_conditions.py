@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -478,7 +479,7 @@ def test_no_rank_begins_mpi_before_a_shortage_is_read(
     said: list[str] = []
     waited: list[float] = []
     monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
-    monkeypatch.setattr(sharedmemory.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     sharedmemory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, said.append)
     assert (len(said), len(waited)) == (notes, waits)
 

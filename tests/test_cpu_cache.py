@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llvmlite import binding
 from numba import carray
 
 from dejavubench.models.backends.cpu import codecache as cpu_cache
@@ -108,7 +109,7 @@ def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
         keys.add(cpu_cache._key("one"))
     for call in ("get_host_cpu_name", "source_digest"):
         cpu_cache._fixed.cache_clear()
-        where = cpu_cache.binding if call == "get_host_cpu_name" else cpu_cache
+        where = binding if call == "get_host_cpu_name" else cpu_cache
         monkeypatch.setattr(where, call, lambda: "another")
         keys.add(cpu_cache._key("one"))
     cpu_cache._fixed.cache_clear()

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from dejavubench.dejavulib import device
 from dejavubench.dejavulib.copies import aligned_buffer
@@ -42,7 +43,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
     monkeypatch.setitem(sys.modules, "cupy.cuda", played)
     stream = SimpleNamespace(cuda_stream=7)
-    monkeypatch.setattr(device.torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
     monkeypatch.setattr(device, "pinned_buffer", aligned_buffer)
     found: Runtime = played.runtime
     return found

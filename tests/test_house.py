@@ -276,8 +276,14 @@ def walk(root: Path = HERE) -> tuple[list[str], int]:
 def read_on_the_walk(root: Path = HERE) -> list[str]:
     """Return the files that the walk in ARCHITECTURE has a reader open, in its order."""
     page = (root / "docs" / "ARCHITECTURE.md").read_text()
-    table = page.partition("## The walk of one request")[2].partition("\n## ")[0]
+    table = re.split(r"\n##+ ", page.partition("## The walk of one request")[2])[0]
     return re.findall(r"^\| `(\S+\.py)` \|", table, re.MULTILINE)
+
+
+def calls_of_a_step(root: Path = HERE) -> list[tuple[str, str, str]]:
+    """Return (class, method, file) of each line of the call trees in ARCHITECTURE."""
+    page = (root / "docs" / "ARCHITECTURE.md").read_text()
+    return re.findall(r"^[│├└─ ]*(_?[A-Z]\w+)\.(\w+) +(\S+\.py)", page, re.MULTILINE)
 
 
 # ---- texts ----
@@ -438,6 +444,21 @@ def test_a_reader_of_the_walk_opens_few_files() -> None:
     assert len(names) <= READ_FILES
     lines = sum((HERE / PACKAGE / name).read_text().count("\n") for name in names)
     assert lines < WALK_LINES
+
+
+def test_the_call_tree_of_a_step_names_methods_that_exist() -> None:
+    calls = calls_of_a_step()
+    assert len(calls) > 12
+    for owner, method, name in calls:
+        tree = ast.parse((HERE / PACKAGE / name).read_text())
+        methods = {
+            function.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef) and node.name == owner
+            for function in ast.walk(node)
+            if isinstance(function, ast.FunctionDef)
+        }
+        assert method in methods, f"{owner}.{method} in {name}"
 
 
 def test_exceptions_are_few_and_still_needed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     made, before = Fake(), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(interrupt, "abort_job", made.abort)
-    monkeypatch.setattr(interrupt.os, "kill", lambda *what: made.did.append(("kill", *what)))
+    monkeypatch.setattr(os, "kill", lambda *what: made.did.append(("kill", *what)))
     monkeypatch.setattr(interrupt, "TELL_S", 0.01)
     monkeypatch.setattr(interrupt, "LET_SPEAK_S", 0.01)
     yield made

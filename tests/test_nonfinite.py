@@ -22,8 +22,8 @@ from dejavubench.models import loading
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
-from dejavubench.models.hub.families import CheckpointError
 from dejavubench.models.hub.shard import Shard
+from dejavubench.models.hub.tensorfile import CheckpointError
 from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.samplingoptions import Sampling
 from dejavubench.models.weights import random_weights

@@ -83,10 +83,36 @@ def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
     assert ".ci/run" in jobs["ci"]
     (repository,) = parsed(".pre-commit-config.yaml")["repos"]
     on_commit = [hook for hook in repository["hooks"] if "stages" not in hook]
-    tools = {hook["entry"].split()[0] for hook in on_commit}
-    recipe = (ROOT / "Makefile").read_text()
-    assert tools == {"ruff", "mypy", "codespell"}
-    assert all(f"$(BIN)/{tool}" in recipe for tool in tools)
+    entries = {" ".join(hook["entry"].split()[:2]) for hook in on_commit}
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert entries == {
+        "ruff check",
+        "ruff format",
+        "mypy",
+        "codespell",
+        "python scripts/check_conflicts.py",
+    }
+    assert [entry for entry in entries if f"$(BIN)/{entry}" not in recipe] == []
+
+
+def test_the_workflow_runs_every_python_that_the_package_names() -> None:
+    named = [each.rpartition(" ")[2] for each in pyproject()["project"]["classifiers"]]
+    versions = [each for each in named if re.fullmatch(r"3\.\d+", each)]
+    workflow = parsed(".github/workflows/ci.yml")
+    assert workflow["jobs"]["ci"]["strategy"]["matrix"]["python"] == versions
+
+
+@pytest.mark.parametrize("mark", ["<" * 7 + " HEAD", ">" * 7 + " topic"])
+def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> None:
+    script = str(ROOT / "scripts" / "check_conflicts.py")
+    (tmp_path / "page.md").write_text("Heading\n=======\n")
+    assert subprocess.run([sys.executable, script, str(tmp_path)]).returncode == 0
+    (tmp_path / "folder").mkdir()
+    broken = tmp_path / "folder" / "module.py"
+    broken.write_text(f"a = 1\n{mark}\n")
+    done = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"conflict markers:\n{broken}:2\n"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +171,23 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
         if not there.exists() or (anchor and anchor not in anchors(there.read_text())):
             broken.append(target)
     assert broken == []
+
+
+def prose(text: str) -> list[tuple[int, str]]:
+    """Return the numbered lines that can be wrapped: no code, table, picture or long address."""
+    kept, in_code = [], False
+    for number, line in enumerate(text.splitlines(), 1):
+        in_code ^= line.lstrip().startswith("```")
+        if not in_code and not line.startswith(("|", "![", "```")) and "://" not in line:
+            kept.append((number, line))
+    return kept
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_no_wider_than_code(path: Path) -> None:
+    most = pyproject()["tool"]["ruff"]["line-length"]
+    wide = [f"{number}: {line}" for number, line in prose(path.read_text()) if len(line) > most]
+    assert wide == []
 
 
 PATH_IN_TEXT = re.compile(r"`([\w./-]+\.(?:py|md|toml|sbatch)|[\w./-]+/)`")

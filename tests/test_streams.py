@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dejavubench.cli import host
-from dejavubench.cli.streams import BROKEN_PIPE, Guarded, Messages
-from dejavubench.errors import OutputError, UsageError
+from dejavubench.cli.streams import Guarded, Messages
+from dejavubench.errors import BROKEN_PIPE, OutputError, UsageError
 from dejavubench.machine.launcher import LAUNCHED
 from helpers.failing_stream import Failing
 from helpers.jobs import QUICK, args, run
@@ -258,7 +259,7 @@ def test_numbers_of_threads_that_numba_reads_are_no_problem(
 def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in LAUNCHED:
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(host.resource, "getrlimit", lambda _: (32, 32))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 32))
     with pytest.raises(
         UsageError,
         match=r"a rank may open 32 files but needs 64\. Raise the limit with ulimit -n 64",
@@ -268,8 +269,8 @@ def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_low_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     changed: list[tuple[int, int]] = []
-    monkeypatch.setattr(host.resource, "getrlimit", lambda _: (32, 1 << 20))
-    monkeypatch.setattr(host.resource, "setrlimit", lambda _, limits: changed.append(limits))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 1 << 20))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changed.append(limits))
     host.raise_file_limit()
     assert changed == [(host.WANTED_FILES, 1 << 20)]
 

@@ -36,8 +36,9 @@ from dejavubench.dejavulib.extents import ExtentViews
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.transports.contexts import Outside
 from dejavubench.transports.loops import tcp_services
-from dejavubench.transports.loops.tcp_services import SERVICES, Outside, written_outside
+from dejavubench.transports.loops.tcp_services import SERVICES, written_outside
 from helpers.caches import packed_stream, random_cache
 from helpers.fake_destination import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
 from helpers.tcp_peers import TOKEN, closed, stranger

@@ -6,6 +6,7 @@ Skipped where this user may not make network namespaces, or mpirun is not MPICH'
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,9 +184,7 @@ def test_senseless_flags_are_one_message(
 def test_without_a_program_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     import two_hosts
 
-    monkeypatch.setattr(
-        two_hosts.shutil, "which", lambda name: None if name == "tc" else f"/bin/{name}"
-    )
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "tc" else f"/bin/{name}")
     with (
         pytest.raises(two_hosts.NoHostsError, match="two hosts need the program tc"),
         two_hosts.two_hosts(None),

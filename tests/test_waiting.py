@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -60,8 +61,8 @@ def _looks_and_lateness(
         return now
 
     with monkeypatch.context() as patch:
-        patch.setattr(waiting.time, "sleep", sleep)
-        patch.setattr(waiting.time, "monotonic", clock)
+        patch.setattr(time, "sleep", sleep)
+        patch.setattr(time, "monotonic", clock)
         waiting.wait_asleep(came, "something", naps=naps)
     return looks, now - wait_s
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.watchdog import starting
 from dejavubench.bench.watchdog.process import Judge
 from dejavubench.bench.watchdog.starting import RankProcess, WatchdogProcess
 from dejavubench.config.plan import Plan
@@ -341,7 +340,7 @@ def test_a_job_goes_on_unwatched_if_no_watchdog_can_be_started(
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(starting.subprocess, "Popen", refused)
+    monkeypatch.setattr(subprocess, "Popen", refused)
     watchdog = WatchdogProcess({0: RankProcess("here", os.getpid(), -1)}, 300.0, whole=True)
     watchdog.note_in(tmp_path / "note.json")
     watchdog.let_end()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dejavubench.cli import main
 from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
-from dejavubench.models.hub.families import CheckpointError
+from dejavubench.models.hub.tensorfile import CheckpointError
 from dejavubench.textfile import LFS_POINTER
 from helpers.jobs import args, run
 from helpers.model_folders import (

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dejavubench.analysis.samples import PointSamples
-from dejavubench.analysis.tails import FEWEST_TOKENS as FEWEST_CHUNKS
-from dejavubench.analysis.tails import P99, percentile
+from dejavubench.analysis.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.dejavulib.chunktimes import cut
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import ChunkList, ChunkTimes, RecordError, TimedChunks
+
+FEWEST_CHUNKS = FEWEST_TOKENS
+"""A p99 of chunks needs as many times as one of tokens."""
 
 LATENCY = "latency"
 QUEUE = "queue"

@@ -40,114 +40,126 @@ Stream a cache to disk and read it back in another process's place:
 >>> folder.cleanup()
 """
 
-# ruff: noqa: F401 - the names imported for type checkers are what __getattr__ gives at run time
-
 from __future__ import annotations
 
-from importlib import import_module
+import ast
+from functools import cache
+from importlib import import_module, resources
 from typing import TYPE_CHECKING, Any
 
+# The one list of public names. ``as`` makes each name public for type checkers, too.
 if TYPE_CHECKING:
     from .copies import (
-        Packing,
-        aligned_buffer,
-        device_staging,
-        gather,
-        pinned_buffer,
-        scatter,
-        staging,
+        Packing as Packing,
+        aligned_buffer as aligned_buffer,
+        device_staging as device_staging,
+        gather as gather,
+        pinned_buffer as pinned_buffer,
+        scatter as scatter,
+        staging as staging,
     )
     from .destinations.base import (
-        Buffer,
-        Capabilities,
-        Destination,
-        LocalDestination,
-        ReadableDestination,
-        RemoteDestination,
-        StorageError,
-        Stream,
-        StreamingError,
-        WrongBytesError,
+        Buffer as Buffer,
+        Capabilities as Capabilities,
+        Destination as Destination,
+        LocalDestination as LocalDestination,
+        ReadableDestination as ReadableDestination,
+        RemoteDestination as RemoteDestination,
+        StorageError as StorageError,
+        Stream as Stream,
+        StreamingError as StreamingError,
+        WrongBytesError as WrongBytesError,
     )
-    from .destinations.disk import DiskDestination, SavedStream
-    from .destinations.host import HostDestination
-    from .destinations.mpi import MPIDestination, MPISinkEndpoint
-    from .destinations.nccl import NCCLDestination, NCCLSinkEndpoint
-    from .destinations.nixl import NIXLDestination, NIXLSinkEndpoint
-    from .destinations.tcp import TCPDestination, TCPSinkServer
-    from .device import BounceBuffer, DeviceStaging
-    from .exchange import Exchange, RegionPair, Setup, exchanges, stream_in, stream_out
-    from .geometry import Extents, KVGeometry, KVLayout, Region, Span
-    from .kvcache import KVCache
-    from .levels import DEFAULT_LEVEL, LEVELS, Level
-    from .manager import CacheManager
-    from .receiver import CacheReceiver, SinkEndpoint, largest_chunk, receive_all, receiving_slots
-    from .schedule import Chunk, StreamSchedule
-    from .streamer import Streamer
-    from .swapper import SwapCost, Swapper
-    from .transfers import StreamStats
+    from .destinations.disk import (
+        DiskDestination as DiskDestination,
+        SavedStream as SavedStream,
+    )
+    from .destinations.host import HostDestination as HostDestination
+    from .destinations.mpi import (
+        MPIDestination as MPIDestination,
+        MPISinkEndpoint as MPISinkEndpoint,
+    )
+    from .destinations.nccl import (
+        NCCLDestination as NCCLDestination,
+        NCCLSinkEndpoint as NCCLSinkEndpoint,
+    )
+    from .destinations.nixl import (
+        NIXLDestination as NIXLDestination,
+        NIXLSinkEndpoint as NIXLSinkEndpoint,
+    )
+    from .destinations.tcp import (
+        TCPDestination as TCPDestination,
+        TCPSinkServer as TCPSinkServer,
+    )
+    from .device import (
+        BounceBuffer as BounceBuffer,
+        DeviceStaging as DeviceStaging,
+    )
+    from .exchange import (
+        Exchange as Exchange,
+        RegionPair as RegionPair,
+        Setup as Setup,
+        exchanges as exchanges,
+        stream_in as stream_in,
+        stream_out as stream_out,
+    )
+    from .geometry import (
+        Extents as Extents,
+        KVGeometry as KVGeometry,
+        KVLayout as KVLayout,
+        Region as Region,
+        Span as Span,
+    )
+    from .kvcache import KVCache as KVCache
+    from .levels import (
+        DEFAULT_LEVEL as DEFAULT_LEVEL,
+        LEVELS as LEVELS,
+        Level as Level,
+    )
+    from .manager import CacheManager as CacheManager
+    from .receiver import (
+        CacheReceiver as CacheReceiver,
+        SinkEndpoint as SinkEndpoint,
+        largest_chunk as largest_chunk,
+        receive_all as receive_all,
+        receiving_slots as receiving_slots,
+    )
+    from .schedule import (
+        Chunk as Chunk,
+        StreamSchedule as StreamSchedule,
+    )
+    from .streamer import Streamer as Streamer
+    from .swapper import (
+        SwapCost as SwapCost,
+        Swapper as Swapper,
+    )
+    from .transfers import StreamStats as StreamStats
 
-_MODULES: dict[str, tuple[str, ...]] = {
-    "copies": (
-        "Packing",
-        "aligned_buffer",
-        "device_staging",
-        "gather",
-        "pinned_buffer",
-        "scatter",
-        "staging",
-    ),
-    "destinations.base": (
-        "Buffer",
-        "Capabilities",
-        "Destination",
-        "LocalDestination",
-        "ReadableDestination",
-        "RemoteDestination",
-        "StorageError",
-        "Stream",
-        "StreamingError",
-        "WrongBytesError",
-    ),
-    "destinations.disk": ("DiskDestination", "SavedStream"),
-    "destinations.host": ("HostDestination",),
-    "destinations.mpi": ("MPIDestination", "MPISinkEndpoint"),
-    "destinations.nccl": ("NCCLDestination", "NCCLSinkEndpoint"),
-    "destinations.nixl": ("NIXLDestination", "NIXLSinkEndpoint"),
-    "destinations.tcp": ("TCPDestination", "TCPSinkServer"),
-    "device": ("BounceBuffer", "DeviceStaging"),
-    "geometry": ("Extents", "KVGeometry", "KVLayout", "Region", "Span"),
-    "kvcache": ("KVCache",),
-    "levels": ("DEFAULT_LEVEL", "LEVELS", "Level"),
-    "manager": ("CacheManager",),
-    "exchange": ("Exchange", "RegionPair", "Setup", "exchanges", "stream_in", "stream_out"),
-    "receiver": (
-        "CacheReceiver",
-        "SinkEndpoint",
-        "largest_chunk",
-        "receive_all",
-        "receiving_slots",
-    ),
-    "schedule": ("Chunk", "StreamSchedule"),
-    "streamer": ("Streamer",),
-    "swapper": ("Swapper", "SwapCost"),
-    "transfers": ("StreamStats",),
-}
-"""The public names by the module that has them; a test compares them with the imports above."""
 
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = [*_MODULE_OF]
+@cache
+def _public() -> dict[str, str]:
+    """Return the module of each public name, by the imports above, which do not run."""
+    source = resources.files(__package__).joinpath("__init__.py").read_text(encoding="utf-8")
+    return {
+        name.name: node.module
+        for block in ast.parse(source).body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module is not None
+        for name in node.names
+    }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
-    if name not in _MODULE_OF:
+    if name == "__all__":
+        return [*_public()]
+    if name not in _public():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    value = getattr(import_module(f".{_public()[name]}", __name__), name)
     globals()[name] = value  # so that it is found directly from now on
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+    return sorted({*globals(), *_public()})

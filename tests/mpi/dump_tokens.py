@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import torch
 from mpi4py import MPI
 
 from dejavubench.bench import rounds
+from dejavubench.bench.engine.batchmaker import tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.scenarios import plain
 from dejavubench.cli import main
 
-original = plain.tokens_of
-
 
 def tokens(clocks: list[MicrobatchClock]) -> torch.Tensor:
-    generated = original(clocks)
+    generated = tokens_of(clocks)
     if generated.numel():
         with Path(f"tokens-{MPI.COMM_WORLD.rank}").open("a") as file:
             file.write(json.dumps(generated.tolist()) + "\n")
@@ -29,5 +29,6 @@ def tokens(clocks: list[MicrobatchClock]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    plain.tokens_of = rounds.tokens_of = tokens
+    for module in (plain, rounds):
+        mock.patch.object(module, "tokens_of", tokens).start()
     main()

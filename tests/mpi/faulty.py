@@ -18,6 +18,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 import slowed  # noqa: F401 - puts its faults in FAULTS
 import wrong_bytes  # noqa: F401 - likewise
@@ -238,7 +239,7 @@ def frozen_clock() -> None:
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 
-    workspace.datetime = Frozen  # type: ignore[misc]
+    mock.patch.object(workspace, "datetime", Frozen).start()
 
 
 @fault

@@ -17,7 +17,8 @@ from typing import Any
 from injection import RANK, Now, instead
 
 from dejavubench.cli import main
-from dejavubench.dejavulib.destinations.disk.blockfile import PAGE, BlockFile
+from dejavubench.dejavulib.copies import PAGE
+from dejavubench.dejavulib.destinations.disk.blockfile import BlockFile
 from dejavubench.models.gpt import GPT
 
 POINTS: dict[str, tuple[Any, str]] = {
