@@ -53,8 +53,8 @@ class Bill:
         rounds: measured rounds.
         chunks, extents: of one iteration.
         extent_nbytes: mean size of an extent.
-        extent_us: time of the chunks from their begin on, over their extents; None where extents
-            are packed first.
+        extent_us: time of a chunk from its begin on, over its extents, median over chunks; None
+            where extents are packed first.
         beyond: chunks of one iteration of which only sums are known.
         parts: the latency, then its parts in order.
     """
@@ -78,11 +78,13 @@ class _Phase:
     Attributes:
         sums: ns by part and round, over all chunks of the round.
         singles: ns of single chunks by part.
+        of_extent: ns of single chunks without their queue, over their extents.
         counts: chunks, extents and bytes of one round, and chunks beyond those.
     """
 
     sums: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     singles: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    of_extent: list[np.ndarray] = field(default_factory=list)
     counts: dict[int, np.ndarray] = field(default_factory=dict)
 
     def count(self, number: int, *counts: int) -> None:
@@ -149,6 +151,9 @@ def _read(into: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number
         into.singles[name].append(length)
         into.add(number, name, int(length.sum()) + more)
     into.singles[LATENCY].append(lengths.sum(axis=0))
+    under_way = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
+    extents = np.array([max(1, chunk.extents) for chunk in chunks])
+    into.of_extent.append(np.sum(under_way, axis=0) / extents)
     into.add(number, LATENCY, int(lengths.sum()) + sum(of_sums))
 
 
@@ -190,8 +195,7 @@ def _bill(key: tuple[str, str, str], of: _Phase, level: str | None) -> Bill:
         _part(name, of.sums[name], np.sort(np.concatenate(of.singles[name])), whole)
         for name in names
     ]
-    under_way = sum(each.sum() for each in of.singles[LATENCY])
-    under_way -= sum(each.sum() for each in of.singles.get(QUEUE, []))
+    of_extent = np.concatenate(of.of_extent)
     packed = level in LEVELS and LEVELS[level].buffered
     return Bill(
         *key,
@@ -199,7 +203,7 @@ def _bill(key: tuple[str, str, str], of: _Phase, level: str | None) -> Bill:
         chunks=chunks + beyond,
         extents=extents,
         extent_nbytes=nbytes / extents if extents else 0.0,
-        extent_us=None if packed or not extents else under_way / 1e3 / extents / len(of.counts),
+        extent_us=None if packed or not of_extent.size else float(np.median(of_extent)) / 1e3,
         beyond=beyond,
         parts=parts,
     )

@@ -40,7 +40,8 @@ class ChunkRow:
     extents: Annotated[int, "Contiguous pieces of the cache in these chunks."]
     extent_bytes: Annotated[float, "Mean size of an extent."]
     extent_us: Annotated[
-        float | None, "Time of a chunk under way over its extents; at the naive levels alone."
+        float | None,
+        "Chunk's time without queue over its extents, median over chunks; naive levels alone.",
     ]
     summed_ms: Annotated[float, "The part, summed over the chunks of one iteration."]
     median_us: Annotated[float | None, "Median of the part over the chunks of all rounds."]
