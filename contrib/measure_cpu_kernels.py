@@ -36,7 +36,6 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout
-from dejavubench.models.backends.base import ACTIVATIONS, Activation
 from dejavubench.models.backends.cpu import (
     amx,
     attention_kernel,
@@ -46,6 +45,7 @@ from dejavubench.models.backends.cpu import (
     threads,
 )
 from dejavubench.models.backends.cpu import linear as linear_ways
+from dejavubench.models.backends.protocol import ACTIVATIONS, Activation
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard

@@ -34,7 +34,7 @@ import click
 
 from dejavubench import units
 from dejavubench.cli.errors import fail_usage
-from dejavubench.config.options.values import UNLIMITED
+from dejavubench.config.options.optiontypes import UNLIMITED
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis import machine, rawloops
+from dejavubench.analysis import rawloops, sourceranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.leastwork import weights_itemsize
@@ -168,13 +168,13 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
 
 def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE], rounds=1)
-    info = next(iter(machine.sources(run)))
+    info = next(iter(sourceranks.sources(run)))
     more = info.model_copy(update={"rank": 2, "environment": {"gpu": GPU | {"uuid": "cccc"}}})
     (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(more))
-    assert machine.processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
+    assert sourceranks.processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
     same = more.model_copy(update={"environment": info.environment})
     (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(same))
-    assert machine.processor(read_run(tmp_path / "r")) == "NVIDIA H200"
+    assert sourceranks.processor(read_run(tmp_path / "r")) == "NVIDIA H200"
 
 
 def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:

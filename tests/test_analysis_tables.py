@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis import health, rawloops
-from dejavubench.analysis.ceilings import ceiling_of
+from dejavubench.analysis.armdestinations import hosts_of
+from dejavubench.analysis.ceilingshares import ceiling_of
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.destinations import hosts_of
 from dejavubench.analysis.numbertexts import rate
 from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables import runrows

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dejavubench.bench.environment import facts as environment
-from dejavubench.bench.probes import device as device_ceilings
+from dejavubench.bench.probes import gpuprobes as device_ceilings
 from dejavubench.bench.probes.ceilings import PAIRS, Ceilings
-from dejavubench.bench.probes.device import (
+from dejavubench.bench.probes.gpuprobes import (
     LEAST_NBYTES,
     SHARE,
     DeviceProbes,

@@ -18,11 +18,11 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis.tables import conditions
+from dejavubench.analysis.tables import conditionnotes
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
-from dejavubench.cli import conditions as dry
+from dejavubench.cli import hostlines as dry
 from dejavubench.cli import main
 from dejavubench.machine import sharedmemory
 from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
@@ -323,12 +323,13 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
 
 def test_hosts_that_differ_are_told_apart() -> None:
     said = [("a", "one"), ("b", "two"), ("c", "one")]
-    assert conditions._by_host(said) == ["one (a, c)", "two (b)"]
+    assert conditionnotes._by_host(said) == ["one (a, c)", "two (b)"]
 
 
 def test_runs_of_before_say_nothing(tmp_path: Path) -> None:
     assert (
-        conditions.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2))) == []
+        conditionnotes.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2)))
+        == []
     )
 
 

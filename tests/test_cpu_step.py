@@ -21,7 +21,6 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout
 from dejavubench.machine.cpu import WITHOUT
-from dejavubench.models.backends.base import ACTIVATIONS, Activation
 from dejavubench.models.backends.cpu import (
     amx,
     attention_kernel,
@@ -31,6 +30,7 @@ from dejavubench.models.backends.cpu import (
 )
 from dejavubench.models.backends.cpu import linear as linear_ways
 from dejavubench.models.backends.cpu.backend import CpuBackend
+from dejavubench.models.backends.protocol import ACTIVATIONS, Activation
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.specs import custom

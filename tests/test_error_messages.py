@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.failures.report import in_words, report, status_of
+from dejavubench.bench.failures.abort import in_words, report, status_of
 from dejavubench.bench.recording.recorder import Recorder, write_header
 from dejavubench.cli.streams import Closed, Guarded
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError

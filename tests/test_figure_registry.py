@@ -16,14 +16,14 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.figures import registry
-from dejavubench.analysis.figures.base import Figure
+from dejavubench.analysis.figures.figure import Figure
 from dejavubench.analysis.figures.parts import shown_arms
 from dejavubench.analysis.figures.style import panels
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.cli.figures import figures as command
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
-from dejavubench.records.destinations import Destinations
+from dejavubench.records.destinationinfo import Destinations
 from dejavubench.records.figures import FIGURES, FigureName
 from helpers.asked_names import asked_constants
 from helpers.synthetic_runs import write_run
@@ -38,7 +38,7 @@ NAMES = PACKAGE / "records" / "figures.py"
 CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 """Names that mean nothing but a figure. A link is also an option and a column."""
 
-COMMON = {"base", "captions", "drawings", "files", "parts", "registry", "style"}
+COMMON = {"captions", "drawings", "figure", "files", "parts", "registry", "style"}
 """Modules of the package that are no figures."""
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dejavubench.analysis.figures.base import Drawing
 from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import ArmInfo, PointInfo, Skipped, Verification, read_run

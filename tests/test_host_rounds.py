@@ -34,7 +34,7 @@ from dejavubench.records.conditions import (
     conditions_file,
     read_conditions,
 )
-from dejavubench.records.destinations import CrossingInfo, DestinationInfo
+from dejavubench.records.destinationinfo import CrossingInfo, DestinationInfo
 from helpers.jobs import PATIENCE, QUICK, args, run
 from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 

@@ -58,6 +58,19 @@ ROOT_ABOVE_FOLDERS = ("bench",)
 """Packages whose folders import no module that lies beside them. In the other packages a folder may
 share base modules with its parent, but no two folders side by side import each other."""
 
+FAMILIES = (
+    ("dejavulib/destinations", "transports"),  # a module or package per destination
+    ("machine", "doctor/facts", "doctor/checks"),  # read, gathered and judged under one name
+    ("models/backends",),  # CPU and CUDA
+)
+"""Folders whose files are named alike on purpose; those of a family count as one place."""
+
+NAMED_ALIKE = ("__init__", "registry")
+"""Names of files that each package may have."""
+
+MOST_PLACES = 2
+"""Places in which a file of one name may be found: a reader searches for files by name."""
+
 WALK = (
     "cli/run.py",
     "bench/session.py",
@@ -360,6 +373,26 @@ def same_names(root: Path = HERE) -> list[str]:
     ]
 
 
+def same_basenames(root: Path = HERE) -> list[str]:
+    """Return the names of files that are found in too many places."""
+    places: dict[str, set[str]] = {}
+    for path in (root / PACKAGE).rglob("*.py"):
+        folder = path.parent.relative_to(root / PACKAGE)
+        if folder == Path("cli"):  # a file is named after its command there
+            continue
+        family = next((one for one in FAMILIES if _is_in(folder, one)), (str(folder),))
+        places.setdefault(path.stem, set()).add(" + ".join(family))
+    return [
+        f"{name}: {', '.join(sorted(found))}"
+        for name, found in sorted(places.items())
+        if len(found) > MOST_PLACES and name not in NAMED_ALIKE
+    ]
+
+
+def _is_in(folder: Path, family: Iterable[str]) -> bool:
+    return any(folder.is_relative_to(member) for member in family)
+
+
 # ---- tests ----
 
 CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
@@ -372,6 +405,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "docstrings that begin with What, Where or Return what": bad_docstrings,
     "help texts that begin with Of, If, Whether or What": bad_helps,
     "class or alias names of two files": same_names,
+    f"files of one name in more than {MOST_PLACES} places": same_basenames,
 }
 
 

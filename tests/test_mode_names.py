@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.records.destinations import SWAP_PREFIX
+from dejavubench.records.destinationinfo import SWAP_PREFIX
 from dejavubench.transports import registry
 from helpers.asked_names import asked_constants
 
@@ -18,7 +18,7 @@ NAMES = {
     *(f"swap-{each.name}" for each in OWN if each.swapped_label),
     *(each.loopback.name for each in OWN if each.loopback),
 }
-AT_HOME = ("transports/", "dejavulib/destinations/", "records/destinations.py")
+AT_HOME = ("transports/", "dejavulib/destinations/", "records/destinationinfo.py")
 """Files that may name modes: transports, the library's entries, the table for older records."""
 
 OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}

@@ -27,7 +27,7 @@ from dejavubench.records import (
     Skipped,
     read_run,
 )
-from dejavubench.records.destinations import held_against
+from dejavubench.records.destinationinfo import held_against
 from helpers.faults import FAULTY
 from helpers.jobs import BF16, QUICK, ROOT, TESTS, TINY, Job, args, processed, run
 from helpers.verifications import verified

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dejavubench.config.options.values import COLDEST
+from dejavubench.config.options.optiontypes import COLDEST
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT

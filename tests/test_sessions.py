@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dejavubench.bench.startup import skips
-from dejavubench.bench.startup.destinations import refused_points
+from dejavubench.bench.startup.destinationsessions import refused_points
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from dejavubench.bench.recording.destinations import info, swapped_info
+from dejavubench.bench.recording.destinationinfos import info, swapped_info
 from dejavubench.dejavulib import destinations
 from dejavubench.dejavulib.destinations.base import (
     Destination,
@@ -20,7 +20,7 @@ from dejavubench.dejavulib.destinations.base import (
 from dejavubench.dejavulib.destinations.disk.blockfile import Durability, durability_of
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.errors import UsageError
-from dejavubench.records.destinations import FROZEN, CrossingInfo, destinations_of, shown
+from dejavubench.records.destinationinfo import FROZEN, CrossingInfo, destinations_of, shown
 from dejavubench.transports import registry
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dejavubench.analysis.machine import on_gpu
+from dejavubench.analysis.sourceranks import on_gpu
 from dejavubench.records import PointInfo, RankInfo, Run
 from dejavubench.units import ITEMSIZE
 

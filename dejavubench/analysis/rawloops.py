@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.destinations import run_destinations
+from dejavubench.analysis.armdestinations import run_destinations
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, Ceiling, Run
-from dejavubench.records.destinations import held_against, overhead_of
+from dejavubench.records.destinationinfo import held_against, overhead_of
 
 
 def raw_loops(run: Run) -> dict[str, str]:

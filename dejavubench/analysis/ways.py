@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from dejavubench.analysis.hostrounds import HostRounds
-from dejavubench.analysis.machine import source_ranks
 from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.sourceranks import source_ranks
 from dejavubench.records import Run
 from dejavubench.records.conditions import Carried, Window
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dejavubench import records
 from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.failures.abort import abort, abort_all
 from dejavubench.bench.failures.interrupt import Interruption, TablesOf
-from dejavubench.bench.failures.report import abort, abort_all
 from dejavubench.bench.opening import progress_bar_of, rounds_with_ceilings, say_first_words
 from dejavubench.bench.point.models import Models, give_memory_back
 from dejavubench.bench.recording.progressbar import ProgressBar

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from dejavubench.analysis.tables import layout
 from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
-from dejavubench.cli import conditions
+from dejavubench.cli import hostlines
 from dejavubench.cli.console import console
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
@@ -54,7 +54,7 @@ def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
         f"Ranks    {_ranks(plan)}",
         *([f"GPUs     {_devices(host)}"] if plan.experiment.device == "cuda" else ()),
         *([f"Flush    {_flush(plan)}"] if plan.experiment.is_given("flush_interval") else ()),
-        *conditions.lines(plan),
+        *hostlines.lines(plan),
         f"Memory   {nbytes_text(host.memory)} available; the table counts all ranks on this host",
     ]
 
@@ -74,7 +74,7 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
     shared = too_few_devices(plan, host.devices)
     if shared:
         notes.append(f"Cannot run with all ranks on this host: {shared}.")
-    notes += conditions.notes(plan)
+    notes += hostlines.notes(plan)
     interval = plan.experiment.flush_interval
     notes += [
         f"{point.id} has {count_text(point.generated - 1, 'decode step')}, fewer than "

@@ -12,7 +12,7 @@ from dejavubench.cli.params import PATH
 from dejavubench.records.figures import FIGURES
 
 if TYPE_CHECKING:
-    from dejavubench.analysis.figures.base import Drawing
+    from dejavubench.analysis.figures.figure import Drawing
 
 
 HELP = f"""Draw figures from runs: {", ".join(FIGURES)}.

@@ -13,8 +13,8 @@ from dejavubench.config.options.field import PURE, OptionInfo, info_of
 from dejavubench.config.options.machine import MachineOptions
 from dejavubench.config.options.measurement import MeasurementOptions
 from dejavubench.config.options.model import ModelOptions
+from dejavubench.config.options.optiontypes import destinations_text
 from dejavubench.config.options.streaming import DESTINATIONS, StreamingOptions
-from dejavubench.config.options.values import destinations_text
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.errors import UsageError
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, Span
-from dejavubench.models.backends.base import Backend
+from dejavubench.models.backends.protocol import Backend
 from dejavubench.models.hub.modelspec import ModelSpec
 
 BLOCK = 128

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import Span
-from dejavubench.models.backends.base import identity
+from dejavubench.models.backends.protocol import identity
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.layers import LayerPart, Linear
 from dejavubench.models.slots import WeightSlots

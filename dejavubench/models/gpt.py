@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention
-from dejavubench.models.backends.base import ACTIVATIONS, KernelNeeds, Say, identity
+from dejavubench.models.backends.protocol import ACTIVATIONS, KernelNeeds, Say, identity
 from dejavubench.models.backends.select import backend_for
 from dejavubench.models.ends import Embedding, OutputHead
 from dejavubench.models.hub.modelspec import ModelSpec

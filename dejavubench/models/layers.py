@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.models.backends.base import Activation, Backend
+from dejavubench.models.backends.protocol import Activation, Backend
 
 LayerPart = Callable[[Tensor], Tensor]
 """[..., in] → [..., out], along the last axis."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dejavubench.models.backends.base import Backend
+from dejavubench.models.backends.protocol import Backend
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.shard import Cut, Shard
 from dejavubench.models.layers import LayerNorm, Linear, RMSNorm

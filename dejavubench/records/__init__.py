@@ -28,6 +28,7 @@ from dejavubench.records.environment import (
     RankEnvironment,
     RunEnvironment,
 )
+from dejavubench.records.fieldtypes import LARGEST, LONGEST_MS, RecordError
 from dejavubench.records.header import SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
     Handover,
@@ -60,7 +61,6 @@ from dejavubench.records.ranks import (
 from dejavubench.records.reading import Digest, RankLog, Run, digest_of, read_rank, read_run
 from dejavubench.records.schema import Record, to_line
 from dejavubench.records.textlog import all_token_line, prompt_line, token_line, total_line
-from dejavubench.records.values import LARGEST, LONGEST_MS, RecordError
 
 __all__ = [
     "HELD_AGAINST",

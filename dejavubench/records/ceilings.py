@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dejavubench.records.values import Count, Line, Positive, PositiveMs
+from dejavubench.records.fieldtypes import Count, Line, Positive, PositiveMs
 
 
 class Ceiling(Line):

@@ -12,8 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dejavubench.records.names import chunk_file_rank
-from dejavubench.records.values import (
+from dejavubench.records.fieldtypes import (
     LARGEST,
     Count,
     Line,
@@ -22,6 +21,7 @@ from dejavubench.records.values import (
     RecordError,
     Size,
 )
+from dejavubench.records.names import chunk_file_rank
 
 Ns = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 """Nanoseconds relative to a moment, so that they may be negative."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dejavubench.records.values import LONGEST_MS, Count, Line, Model, RecordError, Seconds
+from dejavubench.records.fieldtypes import LONGEST_MS, Count, Line, Model, RecordError, Seconds
 
 _FILE = re.compile(r"conditions-([0-9]{4,9})\.jsonl")
 

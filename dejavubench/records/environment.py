@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from dejavubench.machine.cgroups import Throttling
 from dejavubench.machine.cores import Demand
 from dejavubench.machine.filesystem import Place
-from dejavubench.records.values import RecordError
+from dejavubench.records.fieldtypes import RecordError
 
 
 class _Facts(BaseModel):

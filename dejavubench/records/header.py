@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dejavubench.records.destinations import NO_STREAMING, SWAP_PREFIX, DestinationInfo
+from dejavubench.records.destinationinfo import NO_STREAMING, SWAP_PREFIX, DestinationInfo
 from dejavubench.records.environment import RunEnvironment, facts
-from dejavubench.records.values import Count, Model, Size
+from dejavubench.records.fieldtypes import Count, Model, Size
 
 SCHEMA = 1
 """Version of the schema. It rises only where an older reader would misread a record."""
@@ -89,7 +89,7 @@ class RunHeader(Model):
         settings: as flags, the options that differ from their defaults and that neither sizes nor
             arms tell. None in older records.
         destinations: maps a mode to the facts that analysis needs of the destination. Empty in
-            older records; :mod:`dejavubench.records.destinations` has theirs.
+            older records; :mod:`dejavubench.records.destinationinfo` has theirs.
         environment: facts about the host, as written; :attr:`where` has the known keys, with
             their types.
     """

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dejavubench.records.environment import EndEnvironment, RankEnvironment, facts
-from dejavubench.records.values import Count, Line
+from dejavubench.records.fieldtypes import Count, Line
 
 
 class RankInfo(Line):

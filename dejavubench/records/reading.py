@@ -13,11 +13,11 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from dejavubench.records.fieldtypes import Line, RecordError
 from dejavubench.records.header import SCHEMA, RunHeader
 from dejavubench.records.names import RUN_FILE, rank_file, rank_of
 from dejavubench.records.ranks import End, FirstExit, PhaseMark
 from dejavubench.records.schema import RECORD, Record
-from dejavubench.records.values import Line, RecordError
 
 T = TypeVar("T", bound=Line)
 

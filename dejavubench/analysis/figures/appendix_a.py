@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.figures.base import QuickRun
 from dejavubench.analysis.figures.fig2 import Fig2
+from dejavubench.analysis.figures.figure import QuickRun
 from dejavubench.records import Run
 
 

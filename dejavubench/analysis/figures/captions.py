@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dejavubench.analysis import health, machine, stats
-from dejavubench.analysis.destinations import info_of, loopback_of
+from dejavubench.analysis import health, sourceranks, stats
+from dejavubench.analysis.armdestinations import info_of, loopback_of
 from dejavubench.analysis.numbertexts import signed_percent
 from dejavubench.analysis.tables import runrows
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
@@ -77,9 +77,9 @@ def machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
     where = run.header.where
     hosts, torch = len(where.hostnames), where.versions.get("torch")
-    cores = "CPU cores" if machine.on_gpu(run) else "cores"
+    cores = "CPU cores" if sourceranks.on_gpu(run) else "cores"
     words = [
-        machine.processor(run) or "CPU not recorded",
+        sourceranks.processor(run) or "CPU not recorded",
         f"{where.cores} {cores}" if where.cores else None,
         f"{hosts} host{'' if hosts == 1 else 's'}" if hosts else None,
         f"torch {torch}" if torch else None,

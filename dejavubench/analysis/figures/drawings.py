@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.compare import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.figures.base import Drawing, Figure, NothingToDrawError
+from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import destinations_of
 from dejavubench.analysis.figures.registry import figure as figure_named
 from dejavubench.analysis.figures.registry import figure_of

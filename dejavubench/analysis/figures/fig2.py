@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dejavubench.analysis import stats
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.figures.base import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.parts import ends, estimate, shown_arms
 from dejavubench.analysis.figures.style import (
     GRID,
@@ -22,7 +22,7 @@ from dejavubench.analysis.figures.style import (
 )
 from dejavubench.analysis.tables.rows import POINT_COLUMNS, Sizes
 from dejavubench.records import Run
-from dejavubench.records.destinations import Destinations
+from dejavubench.records.destinationinfo import Destinations
 
 if TYPE_CHECKING:
     import pandas as pd

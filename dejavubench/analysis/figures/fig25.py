@@ -10,7 +10,7 @@ import numpy as np
 
 from dejavubench.analysis import stats
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.figures.base import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.parts import (
     ArmColumns,
     NoiseColumns,
@@ -26,7 +26,7 @@ from dejavubench.analysis.figures.style import GRID, MARKERS, errors_of, panels
 from dejavubench.analysis.numbertexts import ms, signed_percent, span
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
-from dejavubench.records.destinations import NO_STREAMING, DestinationInfo, Destinations, shown
+from dejavubench.records.destinationinfo import NO_STREAMING, DestinationInfo, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from dejavubench.analysis import machine, stats
+from dejavubench.analysis import sourceranks, stats
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.figures.base import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.parts import (
     ArmColumns,
     NoiseColumns,
@@ -26,7 +26,7 @@ from dejavubench.analysis.numbertexts import slowdown
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destinations import DestinationInfo, Destinations, shown
+from dejavubench.records.destinationinfo import DestinationInfo, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +139,7 @@ class Fig7(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        paper = machine.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
+        paper = sourceranks.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
         return [captions.noise(frame), SECOND_HAND if paper else ""]
 
 

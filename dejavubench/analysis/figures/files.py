@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from dejavubench.analysis.figures.base import Drawing
+from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.style import STYLE
 from dejavubench.wholefile import whole_file
 

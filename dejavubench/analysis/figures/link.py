@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from dejavubench.analysis import prediction, stats
+from dejavubench.analysis.armdestinations import info_of
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.compare import NotComparableError
-from dejavubench.analysis.destinations import info_of
 from dejavubench.analysis.figures import captions, style
-from dejavubench.analysis.figures.base import Figure, NothingToDrawError
+from dejavubench.analysis.figures.figure import Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import (
     ArmColumns,
     NoiseColumns,
@@ -30,7 +30,7 @@ from dejavubench.analysis.prediction import LEAVES_PCT
 from dejavubench.analysis.samples import ArmSamples, PointSamples
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
-from dejavubench.records.destinations import Destinations, shown
+from dejavubench.records.destinationinfo import Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd

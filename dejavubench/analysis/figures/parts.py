@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.destinations import hosts_of, run_destinations, shown_name
+from dejavubench.analysis.armdestinations import hosts_of, run_destinations, shown_name
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destinations import DestinationInfo
+from dejavubench.records.destinationinfo import DestinationInfo
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dejavubench.analysis.figures.base import Figure, NothingToDrawError, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, NothingToDrawError, streaming_arms
 from dejavubench.records import Run
 from dejavubench.records.figures import FIGURES
 

@@ -17,7 +17,7 @@ from dejavubench.analysis.integrity import (
     hosts,
     microbatches,
     otherrecords,
-    ranks,
+    rankfiles,
     rounds,
     textlogs,
 )
@@ -27,7 +27,7 @@ IntegrityRule = Callable[[Run], Iterator[str]]
 
 STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
     header.RULES,
-    ranks.RULES,
+    rankfiles.RULES,
     rounds.NAMES,
     rounds.RULES,
     microbatches.RULES + otherrecords.RULES + hosts.RULES,

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dejavubench.analysis.destinations import run_destinations
+from dejavubench.analysis.armdestinations import run_destinations
 from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
-from dejavubench.records.destinations import NO_STREAMING, DestinationInfo
+from dejavubench.records.destinationinfo import NO_STREAMING, DestinationInfo
 from dejavubench.units import ITEMSIZE
 
 NOT_HASHED = ("name", "note", "log_dir", "ckpt_path", "prompts", "peer")

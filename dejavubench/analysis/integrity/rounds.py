@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from dejavubench.analysis.destinations import run_destinations
+from dejavubench.analysis.armdestinations import run_destinations
 from dejavubench.records import (
     ArmFailure,
     End,
@@ -20,7 +20,7 @@ from dejavubench.records import (
     TakeOver,
     Verification,
 )
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 
 Key = tuple[str, str, int]
 """Point, arm and iteration."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis import machine, rawloops
-from dejavubench.analysis.destinations import loopback_of, run_destinations
+from dejavubench.analysis import rawloops, sourceranks
+from dejavubench.analysis.armdestinations import loopback_of, run_destinations
 from dejavubench.analysis.numbertexts import nbytes
 from dejavubench.records import Ceiling, CopyWays, RankInfo, Run
 
@@ -47,7 +47,7 @@ def own_shares(run: Run) -> list[str]:
 
 def gpu(run: Run) -> list[str]:
     """Say what drives the GPU, and how chunks leave it."""
-    if not machine.on_gpu(run):
+    if not sourceranks.on_gpu(run):
         return []
     where = run.header.where
     known = where.gpu

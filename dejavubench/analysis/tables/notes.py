@@ -6,7 +6,7 @@ from dejavubench.analysis import stats
 from dejavubench.analysis.numbertexts import ms, rate, signed_percent
 from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
 from dejavubench.analysis.tables.textcells import has_alone, noise_of, share_of
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 
 NOISY_PCT = 5.0
 """Noise floor, in percent, above which a report warns."""

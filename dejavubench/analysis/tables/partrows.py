@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from dejavubench.analysis.machine import on_gpu
 from dejavubench.analysis.numbertexts import with_interval
 from dejavubench.analysis.overheadparts import (
     MEASURED,
@@ -16,6 +15,7 @@ from dejavubench.analysis.overheadparts import (
     overhead_parts,
 )
 from dejavubench.analysis.samples import PointSamples
+from dejavubench.analysis.sourceranks import on_gpu
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.rows import Row, Sizes
 from dejavubench.analysis.tables.runrows import spread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dejavubench.analysis.destinations import hosts_of, info_of, loopback_of
+from dejavubench.analysis.armdestinations import hosts_of, info_of, loopback_of
 from dejavubench.analysis.hostrounds import host_rounds
 from dejavubench.analysis.samples import PointSamples
 from dejavubench.analysis.ways import Way, way_of

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dejavubench.analysis import health, machine
+from dejavubench.analysis import health, sourceranks
 from dejavubench.analysis.averages import DROPPED
 from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables import (
-    conditions,
+    conditionnotes,
     hostnotes,
     machinenotes,
     notes,
@@ -87,7 +87,7 @@ def report(run: Run) -> RunReport:
         *machinenotes.own_shares(run),
         *machinenotes.staging(run),
         *machinenotes.hosts(run),
-        *conditions.notes(run),
+        *conditionnotes.notes(run),
         *hostnotes.facts(run),
         *machinenotes.gpu(run),
         *machinenotes.loopback(run),
@@ -134,6 +134,10 @@ def log_report(path: Path) -> RunReport:
 
 def _machine(run: Run) -> str:
     cores = run.header.where.cores
-    what = "CPU cores" if machine.on_gpu(run) else "cores"
-    words = [machine.processor(run), f"{cores} {what}" if cores else None, run.header.started_utc]
+    what = "CPU cores" if sourceranks.on_gpu(run) else "cores"
+    words = [
+        sourceranks.processor(run),
+        f"{cores} {what}" if cores else None,
+        run.header.started_utc,
+    ]
     return ", ".join(word for word in words if word)

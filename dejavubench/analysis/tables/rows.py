@@ -14,7 +14,7 @@ from dejavubench.analysis.columns import columns_of, flat, names_of
 from dejavubench.analysis.stats import Verdict
 from dejavubench.analysis.tables.hostcolumns import HostConditions
 from dejavubench.records import PointInfo
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 
 if TYPE_CHECKING:
     import pandas as pd

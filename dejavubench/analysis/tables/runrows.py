@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dejavubench.analysis import machine, stats
-from dejavubench.analysis.ceilings import ceiling_of, share_of_ceiling
-from dejavubench.analysis.destinations import hosts_of, info_of
+from dejavubench.analysis import sourceranks, stats
+from dejavubench.analysis.armdestinations import hosts_of, info_of
+from dejavubench.analysis.ceilingshares import ceiling_of, share_of_ceiling
 from dejavubench.analysis.hostrounds import HostRounds, host_rounds
 from dejavubench.analysis.leastwork import work
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
@@ -259,7 +259,7 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
         alone_ms, alone_nbytes = samples.alone
         rates.alone_ms, rates.alone_gb_per_s = alone_ms, alone_nbytes / alone_ms / 1e6
         # The rate sums all sources; a ceiling that some of them did not measure would be too low.
-        if ceiling is not None and ceiling[1] == len(machine.sources(run)):
+        if ceiling is not None and ceiling[1] == len(sourceranks.sources(run)):
             rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / ceiling[0]
     return rates
 

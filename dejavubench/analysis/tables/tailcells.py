@@ -8,7 +8,7 @@ from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.textcells import Cell, block, varying_cells
 from dejavubench.analysis.tails import FEWEST_TOKENS
 from dejavubench.records import Run
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 
 TITLE = "single tokens, over all rounds"
 

@@ -18,7 +18,7 @@ from dejavubench.analysis.numbertexts import (
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.rows import POINT_COLUMNS, Row
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 
 SIZE_HEADINGS = {
     "model": "model",

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from dejavubench.bench.failures.report import in_words, report, say
+from dejavubench.bench.failures.abort import in_words, report, say
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.bench.watchdog.heartbeat import INTERRUPTED, TURN_S, say_last

@@ -10,7 +10,7 @@ from mpi4py import MPI
 from dejavubench.bench.layout.identity import identity
 from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.destinations import point_context
+from dejavubench.bench.startup.destinationsessions import point_context
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point

@@ -10,7 +10,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench.probes.ceilings import Ceilings
-from dejavubench.bench.probes.machine import cpu_probes
+from dejavubench.bench.probes.cpuprobes import cpu_probes
 from dejavubench.dejavulib.kvcache import KVGeometry
 from dejavubench.parallel.topology import Topology
 from dejavubench.records import HELD_AGAINST
@@ -59,7 +59,7 @@ def ceilings_of(
     probes: list[Probe] = []
     if is_source and device.type == "cuda":
         # Imported here: torch's CUDA libraries are loaded where there is a device, not before.
-        from dejavubench.bench.probes.device import DeviceProbes
+        from dejavubench.bench.probes.gpuprobes import DeviceProbes
 
         probes += DeviceProbes(device, dtype, geometry, input_len, slot_nbytes=slot_nbytes).probes()
     elif is_source:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from dejavubench.bench.probes.machine import EXTENT_NBYTES, EXTENTS, STRIDE
+from dejavubench.bench.probes.cpuprobes import EXTENT_NBYTES, EXTENTS, STRIDE
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceStaging

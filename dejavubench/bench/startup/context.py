@@ -9,7 +9,7 @@ from dejavubench.bench.environment.sampler import ConditionsSampler
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import WorkerView, view_of
 from dejavubench.bench.startup.communicators import Communicators
-from dejavubench.bench.startup.destinations import Sessions
+from dejavubench.bench.startup.destinationsessions import Sessions
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.bench.startup.workspace import Workspace

@@ -12,7 +12,7 @@ from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler, Member, sampler_of
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import view_of
-from dejavubench.bench.startup import destinations, skips
+from dejavubench.bench.startup import destinationsessions, skips
 from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.devices import Devices, take_device
@@ -45,13 +45,13 @@ def start(
     experiment, runnable = plan.experiment, RunnablePlan(plan)
     ranks = _join(plan)
     device = agree(ranks.world, lambda: take_device(runnable, ranks))
-    sessions = destinations.load_destinations(runnable, ranks, device)
+    sessions = destinationsessions.load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
     # Points that lack memory or disk are taken out first, so that no other side reserves for them.
     skipped = skips.reasons_here(runnable, ranks, sessions)
-    destinations.meet_other_sides(sessions, ranks)
+    destinationsessions.meet_other_sides(sessions, ranks)
     runnable = replace(runnable, skipped=skipped)
-    refused = destinations.refused_points(runnable, ranks, sessions)
+    refused = destinationsessions.refused_points(runnable, ranks, sessions)
     runnable = replace(runnable, skipped=skipped | refused)
     fit.refuse_if_none_runs(plan, runnable.skipped)
     saved = agree(ranks.world, lambda: _open_saved(runnable, ranks, devices))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from dejavubench.config.plan import Plan
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 from dejavubench.transports.base import Transport
 from dejavubench.transports.registry import transport
 

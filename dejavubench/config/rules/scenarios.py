@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen, flag, given, listed, rule
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 from dejavubench.transports.registry import usable
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dejavubench.models.backends.base import Backend
+from dejavubench.models.backends.protocol import Backend
 
 
 def backend_for(device: torch.device | str) -> Backend:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.models.backends.base import Activation, KernelNeeds, Say
 from dejavubench.models.backends.cpu import attention_kernel, codecache, linear
+from dejavubench.models.backends.protocol import Activation, KernelNeeds, Say
 
 BLOCK = 256
 """Elements of a row that :func:`largest` takes at once."""

@@ -27,15 +27,15 @@ from llvmlite import binding
 from dejavubench.dejavulib import kvcache
 from dejavubench.machine import cpu
 from dejavubench.machine.cpu import cpu_flags
-from dejavubench.models.backends import base
-from dejavubench.models.backends.base import Say
+from dejavubench.models.backends import protocol
+from dejavubench.models.backends.protocol import Say
 from dejavubench.units import count_text
 from dejavubench.wholefile import write_whole
 
 FOLDER_VARIABLE = "DEJAVUBENCH_KERNEL_CACHE"
 """Environment variable with the cache's folder; empty: no cache."""
 
-OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (base, cpu, kvcache))
+OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (protocol, cpu, kvcache))
 """Modules outside of this package that kernels take numbers from."""
 
 MAGIC = b"dejavubench kernel 1\n"

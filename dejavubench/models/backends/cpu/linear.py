@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import Span
-from dejavubench.models.backends.base import ACTIVATIONS, Activation
 from dejavubench.models.backends.cpu import linear_kernel
 from dejavubench.models.backends.cpu.codecache import Kernel
+from dejavubench.models.backends.protocol import ACTIVATIONS, Activation
 
 FUSED: dict[Activation, tuple[str, str]] = {
     "none": ("none", ""),

@@ -14,7 +14,6 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from dejavubench.models.backends.base import Activation
 from dejavubench.models.backends.cpu import amx
 from dejavubench.models.backends.cpu.codecache import Kernel
 from dejavubench.models.backends.cpu.dotkernels import (
@@ -46,6 +45,7 @@ from dejavubench.models.backends.cpu.threads import (
     share,
     struct,
 )
+from dejavubench.models.backends.protocol import Activation
 
 TILE = 4
 """Rows of x whose products with the same rows of a weight are summed side by side."""

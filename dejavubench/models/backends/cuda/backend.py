@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.models.backends.base import ACTIVATIONS, Activation, KernelNeeds, Say
 from dejavubench.models.backends.cuda import attention, layer_norm, linear
 from dejavubench.models.backends.cuda.launch import ROWS, TYPES
+from dejavubench.models.backends.protocol import ACTIVATIONS, Activation, KernelNeeds, Say
 
 
 class CudaBackend:

@@ -14,7 +14,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from dejavubench.models.backends.base import Activation
 from dejavubench.models.backends.cuda.launch import (
     ROWS,
     TYPES,
@@ -23,6 +22,7 @@ from dejavubench.models.backends.cuda.launch import (
     processors,
     workspace,
 )
+from dejavubench.models.backends.protocol import Activation
 
 TILE = 64
 """Rows of the weight that a block reads: the least that the tensor cores of Hopper take."""

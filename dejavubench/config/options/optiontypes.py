@@ -16,7 +16,7 @@ from pydantic import BeforeValidator
 from dejavubench import units, values
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.models.hub import specs
-from dejavubench.records.destinations import NO_STREAMING
+from dejavubench.records.destinationinfo import NO_STREAMING
 from dejavubench.transports import registry
 from dejavubench.values import shown
 

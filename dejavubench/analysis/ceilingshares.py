@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.machine import sources
+from dejavubench.analysis.sourceranks import sources
 from dejavubench.records import Ceiling, Run
 
 

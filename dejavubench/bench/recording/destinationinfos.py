@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from dejavubench.records.destinations import CrossingInfo, DestinationInfo, LoopbackInfo
+from dejavubench.records.destinationinfo import CrossingInfo, DestinationInfo, LoopbackInfo
 from dejavubench.transports.base import Transport
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.machine import on_gpu, sources
+from dejavubench.analysis.sourceranks import on_gpu, sources
 from dejavubench.records import ArmInfo, RankInfo, Run
-from dejavubench.records.destinations import (
+from dejavubench.records.destinationinfo import (
     DestinationInfo,
     Destinations,
     LoopbackInfo,

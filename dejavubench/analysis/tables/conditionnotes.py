@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dejavubench.analysis.destinations import run_destinations
+from dejavubench.analysis.armdestinations import run_destinations
 from dejavubench.records import End, RankInfo, Run
 
 

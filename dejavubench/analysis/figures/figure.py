@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dejavubench.analysis.figures import captions
 from dejavubench.records import ArmInfo, Run
-from dejavubench.records.destinations import Destinations
+from dejavubench.records.destinationinfo import Destinations
 
 if TYPE_CHECKING:
     import pandas as pd
