@@ -6,6 +6,7 @@ Skipped where this user may not make network namespaces, or mpirun is not MPICH'
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.trace.clocks import clocks_of
+from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
+from helpers import chrome_trace
 from helpers.jobs import GONE_WITHIN, PATIENCE, ROOT, TINY, args
 from helpers.synthetic_runs import flat_rows
 
@@ -125,10 +130,30 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
         "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "
         "link between them: 800Mbit/s"
     )
+    check_clocks(run, tmp_path / "trace.json")
     ceilings = {item.name: item for _, item in run.of(Ceiling)}
     for name in ("mpi-windowed", "mpi-destination", "tcp-raw", "tcp-destination"):
         assert ceilings[name].value * 1e9 <= 1.1 * rate
     assert {ceilings[name].unit for name in ("mpi-message", "tcp-message")} == {"us"}
+
+
+def check_clocks(run: Run, path: Path) -> None:
+    """Both hosts share one kernel, so the true offset of their clocks is 0."""
+    for environment in (info.where for _, info in run.of(RankInfo) if info.rank == 1):
+        assert environment.clock is not None
+        assert environment.clock.round_trips == 100
+    for rank, clock in clocks_of(run).items():
+        for measured in (clock.start, clock.end):
+            assert measured is not None
+            assert abs(measured.offset_ns) <= measured.error_ns
+            assert measured.reference == "host1"
+        assert clock.own == (rank == 0)
+    arguments = [str(run.path), "--arm", "mpi@3", "-o", str(path)]
+    assert CliRunner().invoke(main, ["trace", *arguments]).exit_code == 0
+    made = chrome_trace.read(path)
+    assert made.process(0) == "rank 0, source, host host1"
+    assert re.fullmatch("rank 1, sink, host host2, clock ±[0-9.e+]+ µs", made.process(1))
+    assert made.data["clocks"][1]["start"]["error_ns"] > 0
 
 
 def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> None:

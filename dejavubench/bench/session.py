@@ -10,7 +10,6 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-from dejavubench import records
 from dejavubench.bench.checks.bits import VerificationError
 from dejavubench.bench.failures.abort import abort, abort_all
 from dejavubench.bench.failures.interrupt import Interruption, TablesOf
@@ -20,6 +19,7 @@ from dejavubench.bench.recording.progressbar import ProgressBar
 from dejavubench.bench.rounds import HalfWidth, Rounds
 from dejavubench.bench.scenarios.registry import sinks_compute
 from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.lastrecord import write_last_record
 from dejavubench.bench.startup.start import start
 from dejavubench.bench.watchdog.starting import WatchdogProcess
 from dejavubench.config.plan import Plan
@@ -125,11 +125,8 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
 def _finish(context: RunContext, verified: bool, watchdog: WatchdogProcess | None) -> None:
     """Write each rank's last record and bring other hosts' records to rank 0's folder."""
     liveness.begin_phase("end")
-    ranks, recorder = context.ranks, context.workspace.recorder
-    outcome = context.conditions.outcome()
-    recorder.write(records.End(status="ok" if verified else "failed", environment=outcome))
-    recorder.close()
+    write_last_record(context, verified)
     context.sampler.close()
-    context.workspace.bring_together(ranks)
+    context.workspace.bring_together(context.ranks)
     if watchdog is not None:  # every rank has come here, so every one has said that it ended
         watchdog.let_end()

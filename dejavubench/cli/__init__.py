@@ -38,6 +38,10 @@ COMMANDS = {
         "dejavubench.cli.figures:figures",
         "Draw the paper's figures from recorded runs.",
     ),
+    "trace": (
+        "dejavubench.cli.trace:trace",
+        "Write a timeline of one measured iteration, for the Perfetto UI.",
+    ),
 }
 
 

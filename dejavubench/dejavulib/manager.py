@@ -165,7 +165,7 @@ class CacheManager:
         if self.level.layerwise:
             began = chunktimes.now()
             self._submit(self._layers.get(layer, []), self.prompt, None, began)
-            self.prompt.stall_s += _seconds_since(began)
+            self.prompt.stalled(began)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Stream a step (0: the prompt), whose keys and values are in place in all layers.
@@ -199,7 +199,7 @@ class CacheManager:
                 self._ready.synchronize()
                 began = chunktimes.now()
             self._streamer.wait(self._byte_progress, self._timeout)
-        phase.stall_s += _seconds_since(began)
+        phase.stalled(began)
 
     def drain(self) -> None:
         """Wait until the last byte has arrived.
@@ -216,7 +216,7 @@ class CacheManager:
         began = chunktimes.now()
         self.draining.lag_nbytes = self.lag_nbytes
         self._streamer.wait(self._byte_progress, self._timeout)
-        self.draining.stall_s += _seconds_since(began)
+        self.draining.stalled(began)
 
     def _submit(
         self,

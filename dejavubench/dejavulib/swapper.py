@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import chunktimes
 from .copies import Packing, scatter_steps
 from .destinations.base import LocalDestination, Stream, StreamingError
 from .helper import cpu_seconds, start_helper
@@ -153,8 +154,8 @@ class Swapper:
         """
         self.microbatches[ubatch].step_begins(step)
 
-    def wait(self, ubatch: int, step: int) -> float:
-        """Wait until this turn's cache is in place; return the seconds that took.
+    def wait(self, ubatch: int, step: int) -> None:
+        """Wait until this turn's cache is in place, and add the seconds to :attr:`cost`.
 
         Raises:
             StreamingError: as :meth:`step_begins`.
@@ -170,9 +171,7 @@ class Swapper:
                     f"the cache of microbatch {ubatch} was not back within {self._timeout:g} s"
                 )
         self.current[ubatch] = self._resident[turn % len(self._resident)]
-        waited = time.perf_counter() - began
-        self.cost.wait_s += waited
-        return waited
+        self.cost.wait_s += time.perf_counter() - began
 
     def leave(self, ubatch: int, step: int) -> None:
         """End this turn: its cache may be evicted, and another one brought in its place."""
@@ -284,8 +283,9 @@ class SwappedMicrobatch:
 
     def step_begins(self, step: int) -> None:
         """Wait until the cache is in place, as :meth:`Swapper.step_begins`."""
-        waited = self._swapper.wait(self._ubatch, step)
-        (self.tokens if step else self.prompt).stall_s += waited
+        began = chunktimes.now()
+        self._swapper.wait(self._ubatch, step)
+        (self.tokens if step else self.prompt).stalled(began)
         self._manager = self._swapper.manager(self._ubatch, step)
 
     def layer_ready(self, layer: int) -> None:

@@ -5,13 +5,13 @@ A manager hands transfers to a streamer. Both sides know these classes and not e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from . import chunktimes
-from .chunktimes import StampName, Stamps, TimesBlock
+from .chunktimes import MOST, StampName, Stamps, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream
 from .devicetimes import DeviceMarks
@@ -28,12 +28,22 @@ class StreamStats:
         copies: copies or messages that moved them.
         stall_s: seconds the model waited for streaming, hand-over included.
         lag_nbytes: the most bytes that were in place and not yet complete.
+        stalls: begin and end of the waits within ``stall_s``, in nanoseconds of
+            :func:`.chunktimes.now`; at most :data:`.chunktimes.MOST` of them.
     """
 
     nbytes: int = 0
     copies: int = 0
     stall_s: float = 0.0
     lag_nbytes: int = 0
+    stalls: list[tuple[int, int]] = field(default_factory=list)
+
+    def stalled(self, began: int) -> None:
+        """Count the time since ``began``, by :func:`.chunktimes.now`, as a wait of the model."""
+        ended = chunktimes.now()
+        self.stall_s += (ended - began) * 1e-9
+        if len(self.stalls) < MOST:
+            self.stalls.append((began, ended))
 
     def add(self, other: StreamStats) -> None:
         """Add what streaming did elsewhere in the same phase."""
@@ -41,6 +51,7 @@ class StreamStats:
         self.copies += other.copies
         self.stall_s += other.stall_s
         self.lag_nbytes = max(self.lag_nbytes, other.lag_nbytes)
+        self.stalls += other.stalls[: MOST - len(self.stalls)]
 
 
 @dataclass(eq=False)

@@ -25,6 +25,7 @@ from dejavubench.records.environment import (
     EndEnvironment,
     ExternalSink,
     Gpu,
+    HostClock,
     RankEnvironment,
     RunEnvironment,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "FirstExit",
     "Gpu",
     "Handover",
+    "HostClock",
     "Iteration",
     "ListedChunk",
     "Microbatch",

@@ -87,6 +87,18 @@ class NcclLoopback(_Facts):
     variables: dict[str, str] = Field(default={}, description="environment variables set for it")
 
 
+class HostClock(_Facts):
+    """The clock of a rank's host, ``perf_counter_ns``, beside that of rank 0's host."""
+
+    reference: str = Field(default="", description="host of rank 0")
+    offset_ns: int = Field(
+        description="nanoseconds to add to the rank's times; 0 on the host of rank 0"
+    )
+    error_ns: int = Field(description="nanoseconds by which the offset may be wrong at most")
+    at_ns: int = Field(description="time of the measurement, by the rank's own clock")
+    round_trips: int = Field(description="messages that went to rank 0 and back; 0 on its host")
+
+
 class _Shared(_Facts):
     """Keys that ranks and ``run.json`` have in common."""
 
@@ -137,6 +149,9 @@ class RankEnvironment(_Shared):
         default=None,
         description="folder that disk streams go to, its file system, device and mount options",
     )
+    clock: HostClock | None = Field(
+        default=None, description="the host's clock beside that of rank 0's host, at the start"
+    )
     tcp_sink: ExternalSink | None = Field(
         default=None, description="the sink outside the MPI job that a source streams to by tcp"
     )
@@ -156,6 +171,8 @@ class RankEnvironment(_Shared):
 
 class EndEnvironment(_Facts):
     """Keys of ``environment`` in a rank's last record: facts known only at the end."""
+
+    clock: HostClock | None = Field(default=None, description="as in the first record, at the end")
 
     cpu_throttling: Annotated[
         dict[str, Throttling] | None, _from_dict(dict[str, Throttling] | None)

@@ -16,12 +16,16 @@ class PhaseStreaming(Model):
         copies: copies or messages handed to the destination.
         stall_ms: time that the model waited for streaming.
         lag_nbytes: most bytes that were in place in the cache and not yet complete.
+        stalls_ns: begin and end of the waits in ``stall_ms``, in nanoseconds after the
+            microbatch's ``began_ns``; empty in older records. A wait before ``began_ns`` for the
+            microbatch before is left out.
     """
 
     nbytes: Count = 0
     copies: Count = 0
     stall_ms: Ms = 0.0
     lag_nbytes: Count = 0
+    stalls_ns: list[tuple[Count, Count]] = Field(default=[])
 
 
 class Microbatch(Line):
@@ -34,6 +38,11 @@ class Microbatch(Line):
         total_ms: ``prompt_ms`` + ``all_token_ms`` + ``drain_ms``.
         prompt_event_ms: the prompt between CUDA events on the model's stream; None on a CPU.
         token_event_ms: the steps between CUDA events; empty on a CPU.
+        began_ns: when it was submitted, by the rank's own ``perf_counter_ns``; None in older
+            records.
+        steps_began_ns: nanoseconds from there until the clock of the prompt and of each step
+            started; empty in older records.
+        drain_began_ns: nanoseconds from there until the drain began; None in older records.
     """
 
     kind: Literal["microbatch"] = "microbatch"
@@ -54,6 +63,9 @@ class Microbatch(Line):
     drain: PhaseStreaming = PhaseStreaming()
     cpu_model_s: Seconds = 0.0
     cpu_helper_s: Seconds = 0.0
+    began_ns: Count | None = None
+    steps_began_ns: list[Count] = Field(default=[])
+    drain_began_ns: Count | None = None
 
 
 class Iteration(Line):

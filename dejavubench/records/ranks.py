@@ -52,13 +52,18 @@ class RankInfo(Line):
 
 
 class PhaseMark(Line):
-    """Beginning of a phase, written outside the clock. The last one shows where a rank died."""
+    """Beginning of a phase, written outside the clock. The last one shows where a rank died.
+
+    Attributes:
+        at_ns: when it began, by the rank's own ``perf_counter_ns``; None in older records.
+    """
 
     kind: Literal["phase"] = "phase"
     phase: str
     point: str | None = None
     arm: str | None = None
     iteration: Count | None = None
+    at_ns: Count | None = None
 
 
 class Skipped(Line):

@@ -169,9 +169,9 @@ class BatchMaker:
     def drain(self, clocks: list[MicrobatchClock], streams: list[Streamed]) -> None:
         """Wait for the last byte of every microbatch's stream."""
         for clock, stream in zip(clocks, streams, strict=True):
-            began = self._now()
+            clock.drain_began_s = self._now()
             stream.drain()
-            clock.drain_ms = (self._now() - began) * 1e3
+            clock.drain_ms = (self._now() - clock.drain_began_s) * 1e3
 
     def _step(self, step: int, ubatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
         """Take one microbatch one step further; see the drawings in :mod:`.clock`."""

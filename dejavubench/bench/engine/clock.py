@@ -64,7 +64,8 @@ class MicrobatchClock:
         drain_ms: the wait for the last byte.
         tokens: new tokens [B] of each step; empty on stages that do not see them.
         computed_s: when the newest computation ended, by ``now``.
-        began_s: when the microbatch's first step was submitted, by ``now``.
+        steps_began_s: when the clock of each step in ``step_ms`` started, by ``now``.
+        drain_began_s: when the drain began, by ``now``.
     """
 
     now: Callable[[], float] = time.perf_counter
@@ -74,16 +75,15 @@ class MicrobatchClock:
     drain_ms: float = 0.0
     tokens: list[Tensor] = field(default_factory=list)
     computed_s: float = 0.0
-    began_s: float = 0.0
+    steps_began_s: list[float] = field(default_factory=list)
+    drain_began_s: float = 0.0
     _submitted: deque[float] = field(default_factory=deque)
     _returned: float = 0.0
     _tokens_began: float = 0.0
 
     def submit(self) -> None:
         """Start the clock of the next step."""
-        now = self.now()
-        self._submitted.append(now)
-        self.began_s = self.began_s or now
+        self._submitted.append(self.now())
 
     def returned(self) -> None:
         """Stop the clock of the oldest step under way."""
@@ -92,6 +92,7 @@ class MicrobatchClock:
         began = max(self._submitted.popleft(), self._returned)
         if len(self.step_ms) == 1:  # the prompt has returned, so this is step 1
             self._tokens_began = began
+        self.steps_began_s.append(began)
         self.step_ms.append((now - began) * 1e3)
         if len(self.step_ms) > 1:
             self.all_token_ms = (now - self._tokens_began) * 1e3

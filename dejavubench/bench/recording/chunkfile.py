@@ -131,7 +131,7 @@ def _times_of(
     assert times is not None
     if times.finished != times.chunks:
         raise ValueError(f"{times.finished} of {times.chunks} chunks are complete")
-    began = round(clock.began_s * 1e9)
+    began = round(clock.steps_began_s[0] * 1e9)
     return records.ChunkTimes.model_validate(
         {
             **when,

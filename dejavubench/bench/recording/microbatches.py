@@ -34,6 +34,7 @@ def microbatch_record(
         cpu_s: CPU seconds of the model.
         helper_cpu_s: CPU seconds of the helper threads.
     """
+    began_ns = round(clock.steps_began_s[0] * 1e9)
     return Microbatch(
         **when,
         ubatch=number,
@@ -44,18 +45,22 @@ def microbatch_record(
         all_token_ms=clock.all_token_ms,
         drain_ms=clock.drain_ms,
         total_ms=clock.total_ms,
-        prompt=_phase(stream.prompt),
-        tokens=_phase(stream.tokens),
-        drain=_phase(stream.draining),
+        prompt=_phase(stream.prompt, began_ns),
+        tokens=_phase(stream.tokens, began_ns),
+        drain=_phase(stream.draining, began_ns),
         cpu_model_s=cpu_s,
         cpu_helper_s=helper_cpu_s,
+        began_ns=began_ns,
+        steps_began_ns=[round(began * 1e9) - began_ns for began in clock.steps_began_s],
+        drain_began_ns=round(clock.drain_began_s * 1e9) - began_ns,
     )
 
 
-def _phase(counted: StreamStats) -> PhaseStreaming:
+def _phase(counted: StreamStats, began_ns: int) -> PhaseStreaming:
     return PhaseStreaming(
         nbytes=counted.nbytes,
         copies=counted.copies,
         stall_ms=counted.stall_s * 1e3,
         lag_nbytes=counted.lag_nbytes,
+        stalls_ns=[(began - began_ns, ended - began_ns) for began, ended in counted.stalls],
     )

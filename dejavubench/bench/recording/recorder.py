@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from torch import Tensor
@@ -60,7 +61,8 @@ class Recorder:
         liveness.begin_phase(
             phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None)
         )
-        self.write(records.PhaseMark.model_validate({"phase": phase, **where}))
+        mark = {"phase": phase, **where, "at_ns": time.perf_counter_ns()}
+        self.write(records.PhaseMark.model_validate(mark))
 
     def text(self, ubatches: list[Microbatch], total_ms: float) -> None:
         """Write DéjàVu's text lines of one iteration to ``<arm>.log``.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import torch
 
 from dejavubench import records
-from dejavubench.bench.environment import facts
+from dejavubench.bench.environment import clockoffset, facts
 from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
 from dejavubench.bench.recording.recorder import write_header
 from dejavubench.bench.startup.context import RunContext
@@ -32,6 +32,7 @@ def write_first_records(context: RunContext, command: list[str], spin: bool) -> 
 def _write_rank(context: RunContext, spin: bool) -> None:
     topology, workspace = context.ranks.topology, context.workspace
     environment = facts.of_rank(context.devices.number) | context.conditions.facts()
+    environment |= clockoffset.measure(context.comms.verification, context.ranks.hosts)
     if context.devices.loopback is not None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)
     parts = context.sessions.values()

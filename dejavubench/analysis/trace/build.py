@@ -1,0 +1,144 @@
+"""From a run's records to the processes of a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dejavubench.analysis.trace import sinklanes, sourcelanes
+from dejavubench.analysis.trace.choice import ChosenIteration, TraceError
+from dejavubench.analysis.trace.clocks import RankClock, clocks_of
+from dejavubench.analysis.trace.events import Process
+from dejavubench.records import (
+    ChunkTimes,
+    Microbatch,
+    PhaseMark,
+    RankInfo,
+    Run,
+    SinkChunkTimes,
+    TimedArrivals,
+    TimedChunks,
+    read_chunk_times,
+    read_sink_times,
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One measured iteration.
+
+    Attributes:
+        zero: the first moment, by the clock of rank 0's host.
+        notes: what a reader must know about what is shown, and what is not.
+    """
+
+    run: Run
+    choice: ChosenIteration
+    processes: list[Process]
+    clocks: list[RankClock]
+    zero: int
+    notes: list[str]
+
+
+def build(run: Run, choice: ChosenIteration) -> Trace:
+    """Collect what was measured of one iteration.
+
+    Raises:
+        TraceError: the records are older than the times that a trace needs.
+        RecordError: a file of chunks' times cannot be read.
+    """
+    clocks = clocks_of(run)
+    timed = [each for each in read_chunk_times(run.path) if _is_of(choice, each.times)]
+    arrivals = [each for each in read_sink_times(run.path) if _is_of(choice, each.times)]
+    processes = []
+    for _, info in sorted(run.of(RankInfo), key=lambda each: each[1].rank):
+        clock = clocks[info.rank]
+        if clock.known:
+            process = Process(info.rank, f"rank {info.rank}, {info.role}, {clock}")
+            _fill(process, run, choice, clock, timed, arrivals)
+            processes.append(process)
+    moments = [at for process in processes for at in process.moments]
+    return Trace(
+        run=run,
+        choice=choice,
+        processes=processes,
+        clocks=list(clocks.values()),
+        zero=min(moments),
+        notes=[*_notes(run, choice, clocks.values(), timed), *_left_out(processes)],
+    )
+
+
+def _fill(
+    process: Process,
+    run: Run,
+    choice: ChosenIteration,
+    clock: RankClock,
+    timed: list[TimedChunks],
+    arrivals: list[TimedArrivals],
+) -> None:
+    ubatches = [
+        each for rank, each in run.of(Microbatch) if rank == process.rank and _is_of(choice, each)
+    ]
+    if any(each.began_ns is None or not each.steps_began_ns for each in ubatches):
+        raise TraceError(
+            f"{run.path} has no times of single steps: the program that wrote it is too old for "
+            "a trace. Run the experiment again"
+        )
+    marks = _marks(run, process.rank, choice)
+    sourcelanes.add_marks(process, marks, clock.common)
+    if ubatches:
+        sourcelanes.add_model(process, ubatches, clock.common)
+        mine = [each for each in timed if each.rank == process.rank]
+        if mine:
+            sourcelanes.add_chunks(process, mine, clock.common)
+    received = [each for each in arrivals if each.rank == process.rank]
+    sinklanes.add_arrivals(process, received, timed, clock.common)
+
+
+def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
+    """Return the marks between the preparation of the iteration and its verification."""
+    marks: list[PhaseMark] = []
+    inside = False
+    for each, mark in run.of(PhaseMark):
+        if each != rank:
+            continue
+        where = mark.point, mark.arm, mark.iteration
+        mine = where == (choice.point, choice.arm, choice.iteration)
+        # Probes of the arm between two iterations bear the number of the next one.
+        inside = mine and (inside or mark.phase == "prepare") and mark.phase != "verify"
+        if inside and mark.phase != "prepare":
+            marks.append(mark)
+    return marks
+
+
+def _is_of(choice: ChosenIteration, item: Microbatch | ChunkTimes | SinkChunkTimes) -> bool:
+    """Return whether a record is of the chosen iteration."""
+    where = item.point, item.arm, item.iteration, item.round
+    return where == (choice.point, choice.arm, choice.iteration, choice.round)
+
+
+def _notes(
+    run: Run, choice: ChosenIteration, clocks: Iterable[RankClock], timed: list[TimedChunks]
+) -> list[str]:
+    arm = next(each for each in run.header.arms if each.name == choice.arm)
+    notes = []
+    if arm.swaps:
+        notes.append("chunks of caches that take turns are not timed: no lanes of chunks")
+    elif arm.streams and not timed:
+        notes.append("the run recorded no times of chunks (--no-chunk-times): no lanes of chunks")
+    for clock in clocks:
+        if not clock.known:
+            notes.append(
+                f"rank {clock.rank} is left out: the clock of its host {clock.host} was not "
+                "compared with that of rank 0"
+            )
+        elif not clock.own and clock.end is None:
+            notes.append(
+                f"the clock of {clock.host} was compared at the start only: its times are off by "
+                "the drift since, too"
+            )
+    return notes
+
+
+def _left_out(processes: Iterable[Process]) -> list[str]:
+    return [note for process in processes for note in process.notes]

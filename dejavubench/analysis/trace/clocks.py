@@ -1,0 +1,95 @@
+"""The clocks of a run's hosts, brought to that of rank 0's host, with the error of that.
+
+The trace alone uses it. No table subtracts times of two hosts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dejavubench.records import End, HostClock, RankInfo, Run
+
+
+@dataclass(frozen=True)
+class RankClock:
+    """One rank's clock.
+
+    Attributes:
+        host: the rank's host.
+        reference: host of rank 0.
+        start, end: the measured offsets; None where there is none.
+    """
+
+    rank: int
+    host: str
+    reference: str
+    start: HostClock | None
+    end: HostClock | None
+
+    @property
+    def own(self) -> bool:
+        """Whether this is the very clock that all others are brought to."""
+        return self.host == self.reference
+
+    @property
+    def known(self) -> bool:
+        """Whether its times can be placed beside those of rank 0."""
+        return self.own or self.start is not None
+
+    @property
+    def error_ns(self) -> int:
+        """The larger error of both measurements."""
+        found = [each.error_ns for each in (self.start, self.end) if each is not None]
+        return 0 if self.own else max(found, default=0)
+
+    def common(self, at_ns: int) -> int:
+        """Return a time of this rank by the clock of rank 0's host."""
+        if self.own or self.start is None:
+            return at_ns
+        offset = float(self.start.offset_ns)
+        if self.end is not None and self.end.at_ns > self.start.at_ns:
+            passed = (at_ns - self.start.at_ns) / (self.end.at_ns - self.start.at_ns)
+            offset += passed * (self.end.offset_ns - self.start.offset_ns)
+        return at_ns + round(offset)
+
+    def __str__(self) -> str:
+        if self.own:
+            return f"host {self.host}"
+        if not self.known:
+            return f"host {self.host}, clock not measured"
+        return f"host {self.host}, clock ±{self.error_ns / 1e3:.3g} µs"
+
+    def facts(self) -> dict[str, Any]:
+        """Return the clock as the trace's metadata describes it."""
+        if self.own:
+            said = "offset 0: ranks of one host read one clock, CLOCK_MONOTONIC"
+        elif self.end is None:
+            said = "offset measured at the start of the run only: the drift since is not known"
+        else:
+            said = "offset measured at start and end of the run, taken as even in between"
+        found = {
+            "rank": self.rank,
+            "hostname": self.host,
+            "reference": self.reference,
+            "said": said,
+        }
+        for name, each in (("start", self.start), ("end", self.end)):
+            if each is not None and not self.own:
+                found[name] = {"offset_ns": each.offset_ns, "error_ns": each.error_ns}
+        return found
+
+
+def clocks_of(run: Run) -> dict[int, RankClock]:
+    """Return the clock of each rank.
+
+    Raises:
+        RecordError: a rank's environment has a value of another type.
+    """
+    infos = {info.rank: info for _, info in run.of(RankInfo)}
+    ends = {rank: end.where.clock for rank, end in run.of(End)}
+    reference = infos[0].host if 0 in infos else ""
+    return {
+        rank: RankClock(rank, info.host, reference, info.where.clock, ends.get(rank))
+        for rank, info in sorted(infos.items())
+    }

@@ -1,0 +1,87 @@
+"""A trace in Chrome's trace event format, which the Perfetto UI and others open.
+
+The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+Times are microseconds with three decimals, so no nanosecond is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from dejavubench.analysis.trace.build import Trace
+from dejavubench.analysis.trace.events import Event, Process
+
+LANES_OF_A_PROCESS = 1000
+"""Numbers of lanes begin here for the first rank, so that no two lanes have the same."""
+
+
+def write(trace: Trace, file: IO[str]) -> None:
+    """Write a trace as JSON, one event per line."""
+    events = ",\n".join(_line(event) for event in events_of(trace))
+    file.write(f'{{"displayTimeUnit": "ns",\n"otherData": {_line(metadata(trace))},\n')
+    file.write(f'"traceEvents": [\n{events}\n]}}\n')
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def metadata(trace: Trace) -> dict[str, Any]:
+    """Return the iteration that is shown, the clocks and the notes."""
+    choice, header = trace.choice, trace.run.header
+    return {
+        "run": header.name,
+        "run_id": header.run_id,
+        "command": header.command,
+        "point": choice.point,
+        "arm": choice.arm,
+        "round": choice.round + 1,
+        "chosen": choice.how,
+        "total_ms": choice.total_ms,
+        "overhead": choice.overhead,
+        "clocks": [clock.facts() for clock in trace.clocks],
+        "notes": trace.notes,
+    }
+
+
+def events_of(trace: Trace) -> Iterator[dict[str, Any]]:
+    """Yield the events of all processes, each with the names that its viewer shows."""
+    for process in trace.processes:
+        # Viewers take process 0 for the idle one.
+        yield from _process(process, process.rank + 1, trace.zero)
+
+
+def _process(process: Process, pid: int, zero: int) -> Iterator[dict[str, Any]]:
+    yield _name("process_name", pid, 0, name=process.title)
+    yield _name("process_sort_index", pid, 0, sort_index=process.rank)
+    for number, lane in enumerate(process.lanes, start=pid * LANES_OF_A_PROCESS):
+        yield _name("thread_name", pid, number, name=lane.title)
+        yield _name("thread_sort_index", pid, number, sort_index=number)
+        for event in lane.events:
+            yield {**_event(event, zero), "pid": pid, "tid": number}
+    for counter in process.counters:
+        for at, value in counter.values:
+            yield {
+                "name": counter.title,
+                "ph": "C",
+                "ts": _us(at - zero),
+                "pid": pid,
+                "args": {counter.unit: value},
+            }
+
+
+def _name(kind: str, pid: int, tid: int, **args: object) -> dict[str, Any]:
+    return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": args}
+
+
+def _event(event: Event, zero: int) -> dict[str, Any]:
+    shared = {"name": event.name, "cat": "dejavubench", "ts": _us(event.begin - zero)}
+    if event.end is None:
+        return {**shared, "ph": "i", "s": "t", "args": dict(event.args)}
+    return {**shared, "ph": "X", "dur": _us(event.end - event.begin), "args": dict(event.args)}
+
+
+def _us(ns: int) -> float:
+    return ns / 1e3

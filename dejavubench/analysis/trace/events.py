@@ -1,0 +1,92 @@
+"""Events of a trace on lanes, in nanoseconds of one clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_LANES = 16
+"""Events that overlap more than this deep are left out of the trace, and counted."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something on a lane.
+
+    Attributes:
+        end: None for a moment.
+        args: what a reader sees on a click. ``begin is`` and ``end is`` say how an end that was
+            not measured itself was derived.
+    """
+
+    name: str
+    begin: int
+    end: int | None
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        """The newest moment of the event."""
+        return self.begin if self.end is None else self.end
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A row of the trace, whose events do not overlap."""
+
+    title: str
+    events: Sequence[Event]
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A number that changes: its values, and the moments from which they hold."""
+
+    title: str
+    unit: str
+    values: Sequence[tuple[int, int]]
+
+
+@dataclass
+class Process:
+    """All that a trace shows of one rank."""
+
+    rank: int
+    title: str
+    lanes: list[Lane] = field(default_factory=list)
+    counters: list[Counter] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, title: str, events: Iterable[Event]) -> None:
+        """Add events on as many lanes as they need, so that none overlaps another."""
+        lanes, left_out = spread(title, events)
+        self.lanes += lanes
+        if left_out:
+            self.notes.append(
+                f"rank {self.rank}: {left_out} events of '{title}' are left out. They overlap "
+                f"more than {MOST_LANES} deep"
+            )
+
+    @property
+    def moments(self) -> list[int]:
+        """Return the beginning and the end of everything."""
+        ends = [each for lane in self.lanes for e in lane.events for each in (e.begin, e.last)]
+        return ends + [at for counter in self.counters for at, _ in counter.values]
+
+
+def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
+    """Return lanes whose events do not overlap, and the number of events that found no lane."""
+    lanes: list[list[Event]] = []
+    left_out = 0
+    for event in sorted(events, key=lambda each: (each.begin, each.last)):
+        lane = next((each for each in lanes if each[-1].last <= event.begin), None)
+        if lane is None and len(lanes) == MOST_LANES:
+            left_out += 1
+            continue
+        if lane is None:
+            lane = []
+            lanes.append(lane)
+        lane.append(event)
+    named = enumerate(lanes, start=1)
+    return [Lane(title if n == 1 else f"{title} ({n})", lane) for n, lane in named], left_out

@@ -1,0 +1,47 @@
+"""A sink in a trace: each chunk from its arrival until it is in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dejavubench.analysis.trace.events import Event, Process
+from dejavubench.analysis.trace.sourcelanes import Common, title
+from dejavubench.records import ListedChunk, TimedArrivals, TimedChunks
+
+
+def add_arrivals(
+    process: Process,
+    arrivals: Sequence[TimedArrivals],
+    sources: Sequence[TimedChunks],
+    common: Common,
+) -> None:
+    """Add the chunks that a sink received, by its own clock.
+
+    Args:
+        sources: what the sources have sent in this iteration; it names the chunks.
+    """
+    for each in arrivals:
+        of_source = [one for one in sources if one.rank == each.times.peer]
+        chunks = [
+            chunk
+            for one in of_source
+            for chunk in one.listed.chunks
+            if (chunk.peer, chunk.stream) == (process.rank, each.times.stream)
+        ]
+        where = f" from rank {each.times.peer}" if len(arrivals) > 1 else ""
+        process.add(f"sink{where}", _events(each, chunks, common))
+
+
+def _events(each: TimedArrivals, chunks: list[ListedChunk], common: Common) -> Iterator[Event]:
+    times = each.times
+    received: Sequence[int | None] = times.received or [None] * len(times.scattered)
+    # Chunks of a stream arrive in the order in which they were listed.
+    named = [title(chunk) for chunk in chunks[: len(received)]]
+    named += ["chunk"] * (len(received) - len(named))
+    for name, came, placed in zip(named, received, times.scattered, strict=True):
+        end = common(times.began_ns + placed)
+        if came is None:
+            yield Event(name, end, None, {"moment": "in its place; its arrival is not known"})
+        else:
+            args = {"begin is": "seen to have come", "end is": "in its place"}
+            yield Event(name, common(times.began_ns + came), end, args)

@@ -1,0 +1,161 @@
+"""A source in a trace: the model, its waits, and each chunk on its way."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+
+from dejavubench.analysis.trace.events import Counter, Event, Process
+from dejavubench.dejavulib.chunktimes import cut
+from dejavubench.records import ChunkTimes, ListedChunk, Microbatch, PhaseMark, TimedChunks
+
+Common = Callable[[int], int]
+"""Brings a time of the rank to the clock of the trace."""
+
+_DERIVED = "derived: {}"
+
+
+def add_marks(process: Process, marks: Iterable[PhaseMark], common: Common) -> None:
+    """Add the moments at which phases began, outside the clocks of the phases."""
+    process.add(
+        "phase marks",
+        [Event(mark.phase, common(mark.at_ns), None) for mark in marks if mark.at_ns is not None],
+    )
+
+
+def add_model(process: Process, ubatches: Sequence[Microbatch], common: Common) -> None:
+    """Add prompt, tokens and drain of each microbatch, and the waits of the model's thread."""
+    for each in ubatches:
+        which = f" of microbatch {each.ubatch}" if len(ubatches) > 1 else ""
+        process.add(f"model{which}", _steps(each, common))
+    process.add("stall", [event for each in ubatches for event in _stalls(each, common)])
+
+
+def _steps(ubatch: Microbatch, common: Common) -> list[Event]:
+    assert ubatch.began_ns is not None
+    assert ubatch.drain_began_ns is not None
+    names = ["prompt", *(f"token {step}" for step in range(1, len(ubatch.token_ms) + 1))]
+    begins = [ubatch.began_ns + each for each in ubatch.steps_began_ns]
+    begins.append(ubatch.began_ns + ubatch.drain_began_ns)
+    lengths = [ubatch.prompt_ms, *ubatch.token_ms, ubatch.drain_ms]
+    devices = [ubatch.prompt_event_ms, *ubatch.token_event_ms]
+    events = []
+    for number, (name, begin, ms) in enumerate(
+        zip([*names, "drain"], begins, lengths, strict=True)
+    ):
+        end = begin + round(ms * 1e6)
+        if number + 1 < len(begins):  # begins and lengths are rounded to nanoseconds one by one
+            end = min(end, begins[number + 1])
+        on_device = devices[number] if number < len(devices) else None
+        args = {} if on_device is None else {"ms by CUDA events": on_device}
+        events.append(Event(name, common(begin), common(end), args))
+    return events
+
+
+def _stalls(ubatch: Microbatch, common: Common) -> Iterator[Event]:
+    assert ubatch.began_ns is not None
+    for name in ("prompt", "tokens", "drain"):
+        for begin, end in getattr(ubatch, name).stalls_ns:
+            yield Event(
+                f"wait in the library ({name})",
+                common(ubatch.began_ns + begin),
+                common(ubatch.began_ns + end),
+                {"microbatch": ubatch.ubatch},
+            )
+
+
+def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -> None:
+    """Add layers of the prompt, the parts of each chunk's latency, and the lag."""
+    for each in timed:
+        which = f" of microbatch {each.times.ubatch}" if len(timed) > 1 else ""
+        process.add(f"layers in place{which}", _layers(each, common))
+    parts: dict[str, list[Event]] = defaultdict(list)
+    for each in timed:
+        for name, event in _parts(each, common):
+            parts[name].append(event)
+    for name, events in parts.items():
+        process.add(name, events)
+    if all(each.times.beyond == 0 for each in timed):
+        process.counters.append(_lag(timed, common))
+    else:
+        beyond = sum(each.times.beyond for each in timed)
+        process.notes.append(
+            f"rank {process.rank}: {beyond} chunks have no times of their own, so neither they nor "
+            "the lag are shown"
+        )
+
+
+def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
+    """Yield, for each layer of the prompt that left by itself, the time until it was in place."""
+    times = timed.times
+    ready = {
+        chunk.layer: at
+        for chunk, at in zip(timed.listed.chunks, times.ready, strict=True)
+        if chunk.phase == "prompt" and chunk.layer is not None
+    }
+    begins = [(None, 0), *sorted(ready.items(), key=lambda each: each[1])]
+    for (before, begin), (layer, end) in pairwise(begins):
+        since = "the prompt was submitted" if before is None else "the layer before was in place"
+        yield Event(
+            f"layer {layer}",
+            common(times.began_ns + min(begin, end)),
+            common(times.began_ns + end),
+            {
+                "begin is": _DERIVED.format(f"when {since}"),
+                "end is": "keys and values are in place, before the layer's attention",
+            },
+        )
+
+
+def _parts(timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
+    listed, times = timed.listed, timed.times
+    for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
+        declared = listed.parts(chunk.phase)
+        lengths = cut(declared, stamps)
+        facts = _facts(chunk, times, sum(lengths))
+        at = times.began_ns + (stamps["ready"] or 0)
+        until = "ready"
+        for part, length in zip(declared, lengths, strict=True):
+            begin, before, at, until = at, until, at + length, part.until
+            if not length:
+                continue  # what is not known, or came out of order, belongs to the next part
+            args = {**facts, "begin is": _stamp(before), "end is": _stamp(until)}
+            yield part.name, Event(title(chunk), common(begin), common(at), args)
+
+
+def _stamp(name: str) -> str:
+    if name == "received":
+        return _DERIVED.format("complete, less the sink's own duration of the acknowledgement")
+    return f"stamp '{name}'"
+
+
+def _facts(chunk: ListedChunk, times: ChunkTimes, latency_ns: int) -> dict[str, object]:
+    return {
+        "bytes": chunk.nbytes,
+        "extents": chunk.extents,
+        "latency µs": latency_ns / 1e3,
+        "microbatch": times.ubatch,
+        **({} if chunk.peer is None else {"to rank": chunk.peer}),
+    }
+
+
+def title(chunk: ListedChunk) -> str:
+    """Return the content of a chunk, in words."""
+    if chunk.phase == "tokens":
+        layer = "" if chunk.layer is None else f", layer {chunk.layer}"
+        return f"token {chunk.step}{layer}"
+    return "prompt" if chunk.layer is None else f"layer {chunk.layer}"
+
+
+def _lag(timed: Sequence[TimedChunks], common: Common) -> Counter:
+    """Return the bytes that are in place and not complete."""
+    changes: dict[int, int] = defaultdict(int)
+    for each in timed:
+        began, chunks = each.times.began_ns, each.listed.chunks
+        for chunk, ready, done in zip(chunks, each.times.ready, each.times.complete, strict=True):
+            changes[common(began + ready)] += chunk.nbytes
+            changes[common(began + done)] -= chunk.nbytes
+    moments = sorted(changes)
+    values = accumulate(changes[at] for at in moments)
+    return Counter("lag", "bytes", list(zip(moments, values, strict=True)))

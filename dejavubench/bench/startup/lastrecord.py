@@ -1,0 +1,16 @@
+"""The record that is written after everything is measured."""
+
+from __future__ import annotations
+
+from dejavubench import records
+from dejavubench.bench.environment import clockoffset
+from dejavubench.bench.startup.context import RunContext
+
+
+def write_last_record(context: RunContext, verified: bool) -> None:
+    """Write this rank's End record and close its file. Collective."""
+    clock = clockoffset.measure(context.comms.verification, context.ranks.hosts)
+    environment = context.conditions.outcome() | clock
+    recorder = context.workspace.recorder
+    recorder.write(records.End(status="ok" if verified else "failed", environment=environment))
+    recorder.close()

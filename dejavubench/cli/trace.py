@@ -1,0 +1,66 @@
+"""``dejavubench trace``: one measured iteration → a file for the Perfetto UI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dejavubench.cli.output import BadInput, write_to
+from dejavubench.cli.params import PATH, ParsedType
+
+
+def _round(value: str) -> str:
+    if value in ("median", "worst") or (value.isdecimal() and int(value) > 0):
+        return value
+    raise ValueError(f"{value!r} is neither median nor worst, nor a round's number from 1 on")
+
+
+@click.command()
+@click.argument("run", metavar="RUN", type=PATH)
+@click.option("--point", metavar="ID", help="Point, such as p000. [default: the first one]")
+@click.option(
+    "--arm", metavar="ARM", help="Arm, such as mpi@3. [default: the one with the largest overhead]"
+)
+@click.option(
+    "--round",
+    "which",
+    type=ParsedType("round", _round),
+    metavar="median|worst|N",
+    default="median",
+    show_default=True,
+    help="Round by its number from 1, or the one with the median TOTAL or the largest overhead.",
+)
+@click.option("-o", "--output", metavar="FILE", required=True, type=PATH, help="File to write.")
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+def trace(
+    run: Path, point: str | None, arm: str | None, which: str, output: Path, force: bool
+) -> None:
+    """Write a timeline of one measured iteration, which opens in the Perfetto UI.
+
+    RUN is the folder of one run. Each rank is a process. Its lanes show the model's steps, the
+    waits of the model, the parts of each chunk's way, and the sink.
+    """
+    from dejavubench.analysis.findruns import find
+    from dejavubench.analysis.trace import document
+    from dejavubench.analysis.trace.build import build
+    from dejavubench.analysis.trace.choice import TraceError, choose
+    from dejavubench.records import RecordError
+
+    found = find([run])
+    if found.bad or found.logs:
+        raise BadInput(
+            "\n".join([*found.bad, *(f"{log} is no run's folder" for log in found.logs)])
+        )
+    if len(found.runs) > 1:
+        there = "\n".join(f"  {each.path}" for each in found.runs)
+        raise BadInput(f"{run} holds {len(found.runs)} runs. Give one of them:\n{there}")
+    try:
+        made = build(found.runs[0], choose(found.runs[0], point, arm, which))
+    except (TraceError, RecordError) as error:
+        raise BadInput(str(error)) from None
+    write_to(output, force, lambda file: document.write(made, file))
+    click.echo(str(made.choice), err=True)
+    for note in made.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{output}: open it at ui.perfetto.dev", err=True)

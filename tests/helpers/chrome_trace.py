@@ -1,0 +1,138 @@
+"""Chrome's trace event format, as its published document describes it, for events that we write.
+
+https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Us = float
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1)
+    pid: int
+
+
+class Complete(_Event):
+    """A slice."""
+
+    ph: Literal["X"]
+    cat: str
+    tid: int
+    ts: Us = Field(ge=0)
+    dur: Us = Field(ge=0)
+    args: dict[str, Any]
+
+    @property
+    def end(self) -> float:
+        return self.ts + self.dur
+
+
+class Instant(_Event):
+    """A moment."""
+
+    ph: Literal["i"]
+    cat: str
+    tid: int
+    ts: Us = Field(ge=0)
+    s: Literal["g", "p", "t"]
+    args: dict[str, Any]
+
+
+class Count(_Event):
+    """A counter's new values."""
+
+    ph: Literal["C"]
+    ts: Us = Field(ge=0)
+    args: dict[str, float]
+
+
+class Name(BaseModel):
+    """The name or place of a process or thread."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Literal["process_name", "process_sort_index", "thread_name", "thread_sort_index"]
+    ph: Literal["M"]
+    pid: int
+    tid: int
+    args: dict[Literal["name", "sort_index"], str | int]
+
+
+class Document(BaseModel):
+    """The object format of a trace."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    unit: Literal["ms", "ns"] = Field(alias="displayTimeUnit")
+    data: dict[str, Any] = Field(alias="otherData")
+    events: list[Complete | Instant | Count | Name] = Field(alias="traceEvents")
+
+
+@dataclass
+class Trace:
+    """A checked trace: events by the titles of process and lane, and counters."""
+
+    data: dict[str, Any]
+    lanes: dict[str, dict[str, list[Complete | Instant]]]
+    counters: dict[str, dict[str, list[Count]]]
+
+    def process(self, rank: int) -> str:
+        """The title of a rank's process."""
+        (found,) = [title for title in self.lanes if title.startswith(f"rank {rank},")]
+        return found
+
+    def slices(self, rank: int, lane: str) -> list[Complete]:
+        """The slices of a lane and of its further rows."""
+        return [event for event in self._events(rank, lane) if isinstance(event, Complete)]
+
+    def moments(self, rank: int, lane: str) -> list[Instant]:
+        return [event for event in self._events(rank, lane) if isinstance(event, Instant)]
+
+    def _events(self, rank: int, lane: str) -> Iterator[Complete | Instant]:
+        for title, events in self.lanes[self.process(rank)].items():
+            if title == lane or title.startswith(f"{lane} ("):
+                yield from events
+
+
+def read(path: Path) -> Trace:
+    """Read a trace and check all that the format asks, and that no events of a lane overlap."""
+    found = TypeAdapter(Document).validate_python(json.loads(path.read_text()), strict=True)
+    names = [event for event in found.events if isinstance(event, Name)]
+    processes = {e.pid: str(e.args["name"]) for e in names if e.name == "process_name"}
+    threads = {e.tid: str(e.args["name"]) for e in names if e.name == "thread_name"}
+    owner = {e.tid: e.pid for e in names if e.name == "thread_name"}
+    assert len(set(processes.values())) == len(processes)
+    assert 0 not in processes, "viewers take it for the idle process"
+    lanes: dict[str, dict[str, list[Complete | Instant]]] = {p: {} for p in processes.values()}
+    counters: dict[str, dict[str, list[Count]]] = defaultdict(lambda: defaultdict(list))
+    for event in found.events:
+        if isinstance(event, Count):
+            counters[processes[event.pid]][event.name].append(event)
+        elif not isinstance(event, Name):
+            assert owner[event.tid] == event.pid
+            lanes[processes[event.pid]].setdefault(threads[event.tid], []).append(event)
+    for process in lanes.values():
+        for events in process.values():
+            check_apart(events)
+    return Trace(found.data, lanes, counters)
+
+
+def check_apart(events: list[Complete | Instant]) -> None:
+    """Check that events are in order and none begins before the one before has ended."""
+    for before, after in pairwise(events):
+        end = before.end if isinstance(before, Complete) else before.ts
+        # In nanoseconds, as viewers count: a sum of two decimals may be off by the last bit.
+        assert round(end * 1e3) <= round(after.ts * 1e3), (before, after)

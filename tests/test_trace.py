@@ -1,0 +1,415 @@
+"""A trace shows what the records say of one iteration, in Chrome's trace event format."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from queue import Queue
+from typing import Any, cast
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dejavubench.analysis.trace.choice import TraceError, choose
+from dejavubench.analysis.trace.clocks import RankClock
+from dejavubench.analysis.trace.events import MOST_LANES, Event, Process, spread
+from dejavubench.bench.environment import clockoffset
+from dejavubench.bench.environment.clockoffset import RoundTrip, offset_of
+from dejavubench.cli import main
+from dejavubench.records import (
+    HostClock,
+    Microbatch,
+    TimedChunks,
+    read_chunk_times,
+    read_run,
+    read_sink_times,
+)
+from helpers import chrome_trace
+from helpers.chrome_trace import Complete, Instant, Trace
+from helpers.cli_calls import usage_error
+from helpers.jobs import QUICK, args, run
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+ARMS = ("none", "host@1", "host@3", "mpi@0", "mpi@1", "mpi@3")
+LAYERS, STEPS = 2, 5
+
+
+def trace(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["trace", *map(str, arguments)])
+
+
+# ---- a real job ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run to host and mpi at three levels. CPU, fp32, 1 thread."""
+    flags = args("--warmup 1 --rounds 1 --level 0,1,3 --streaming none,host,mpi")
+    return run(tmp_path_factory.mktemp("job"), 2, "run", *QUICK, *flags).folder
+
+
+@pytest.fixture(scope="module")
+def traces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
+    """Its traces by arm, each read by the format's rules."""
+    made, there = {}, tmp_path_factory.mktemp("traces")
+    for name in ARMS:
+        path = there / f"{name}.json"
+        result = trace(folder, "--arm", name, "-o", path)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == ""
+        assert f"{path}: open it at ui.perfetto.dev" in result.stderr
+        made[name] = chrome_trace.read(path)
+    return made
+
+
+def times_of(folder: Path, name: str) -> TimedChunks:
+    (found,) = [
+        each for each in read_chunk_times(folder) if (each.times.arm, each.times.round) == (name, 0)
+    ]
+    return found
+
+
+def microbatch_of(folder: Path, name: str) -> Microbatch:
+    (found,) = [
+        each for _, each in read_run(folder).of(Microbatch) if (each.arm, each.round) == (name, 0)
+    ]
+    return found
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ARMS)
+def test_the_model_lane_has_every_step_with_the_time_of_the_record(
+    folder: Path, traces: dict[str, Trace], name: str
+) -> None:
+    record, steps = microbatch_of(folder, name), traces[name].slices(0, "model")
+    tokens = [f"token {step}" for step in range(1, STEPS + 1)]
+    assert [step.name for step in steps] == ["prompt", *tokens, "drain"]
+    lengths = [record.prompt_ms, *record.token_ms, record.drain_ms]
+    # Begin and length are rounded to nanoseconds one by one.
+    assert [step.dur for step in steps] == pytest.approx([ms * 1e3 for ms in lengths], abs=0.003)
+    all_tokens = steps[-2].end - steps[1].ts
+    assert all_tokens == pytest.approx(record.all_token_ms * 1e3, abs=0.003)
+    assert traces[name].data["total_ms"] == record.total_ms
+    assert [mark.name for mark in traces[name].moments(0, "phase marks")] == [
+        "prompt",
+        "tokens",
+        "drain",
+    ]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ARMS)
+def test_everything_lies_within_the_iteration(traces: dict[str, Trace], name: str) -> None:
+    made = traces[name]
+    (first, *_), end = made.moments(0, "phase marks"), made.slices(0, "model")[-1].end
+    for events in made.lanes[made.process(0)].values():
+        assert first.ts <= events[0].ts
+        last = events[-1]
+        assert (last.end if isinstance(last, Complete) else last.ts) <= end + 0.001
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ARMS[1:])
+def test_the_parts_of_each_chunk_sum_to_its_latency(
+    folder: Path, traces: dict[str, Trace], name: str
+) -> None:
+    timed, made = times_of(folder, name), traces[name]
+    names = {part.name for part in timed.listed.prompt_parts}
+    parts: dict[str, list[Complete]] = defaultdict(list)
+    for lane in names & {title.partition(" (")[0] for title in made.lanes[made.process(0)]}:
+        for event in made.slices(0, lane):
+            parts[event.name].append(event)
+    assert len(parts) == len(timed.listed.chunks)
+    latencies = sorted(
+        done - ready for done, ready in zip(timed.times.complete, timed.times.ready, strict=True)
+    )
+    shown = sorted(sum(part.dur for part in each) for each in parts.values())
+    assert shown == pytest.approx([ns / 1e3 for ns in latencies])
+    for each in parts.values():
+        ordered = sorted(each, key=lambda part: (part.ts, part.end))
+        whole = ordered[-1].end - ordered[0].ts
+        assert whole == pytest.approx(ordered[0].args["latency µs"])
+        chrome_trace.check_apart([*ordered])
+
+
+@pytest.mark.mpi
+def test_layers_of_the_prompt_are_shown_where_each_left_by_itself(
+    traces: dict[str, Trace],
+) -> None:
+    layers = traces["mpi@3"].slices(0, "layers in place")
+    assert [layer.name for layer in layers] == [f"layer {n}" for n in range(LAYERS)]
+    prompt = traces["mpi@3"].slices(0, "model")[0]
+    assert layers[0].ts == prompt.ts
+    assert layers[0].end == pytest.approx(layers[1].ts)
+    assert layers[-1].end <= prompt.end
+    assert all(layer.args["begin is"].startswith("derived: ") for layer in layers)
+    for name in ("none", "mpi@1"):
+        assert not traces[name].slices(0, "layers in place")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ARMS[1:])
+def test_stalls_sum_to_what_the_record_counts(
+    folder: Path, traces: dict[str, Trace], name: str
+) -> None:
+    record, stalls = microbatch_of(folder, name), traces[name].slices(0, "stall")
+    for phase in ("tokens", "drain"):
+        shown = [each.dur for each in stalls if f"({phase})" in each.name]
+        assert sum(shown) == pytest.approx(getattr(record, phase).stall_ms * 1e3, abs=0.01)
+    # The prompt's also counts the look, before the clock, for chunks of the microbatch before.
+    prompt = sum(each.dur for each in stalls if "(prompt)" in each.name)
+    assert prompt <= record.prompt.stall_ms * 1e3 + 0.01
+    assert len(stalls) == STEPS + 2 + (LAYERS if name.endswith("@3") else 0)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ARMS[1:])
+def test_the_lag_begins_and_ends_at_zero(folder: Path, traces: dict[str, Trace], name: str) -> None:
+    made = traces[name]
+    lag = made.counters[made.process(0)]["lag"]
+    values = [each.args["bytes"] for each in lag]
+    assert min(values) == values[-1] == 0
+    assert max(values) >= max(chunk.nbytes for chunk in times_of(folder, name).listed.chunks)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["mpi@0", "mpi@1", "mpi@3"])
+def test_the_sink_has_each_chunk_after_it_was_gathered(
+    folder: Path, traces: dict[str, Trace], name: str
+) -> None:
+    made, timed = traces[name], times_of(folder, name)
+    (arrivals,) = [
+        each.times
+        for each in read_sink_times(folder)
+        if (each.times.arm, each.times.round) == (name, 0)
+    ]
+    events: Sequence[Complete | Instant] = made.slices(1, "sink")
+    if arrivals.received is None:
+        events = made.moments(1, "sink")
+    assert len(events) == len(timed.listed.chunks)
+    # Both ranks read one clock, so cause and effect are in order.
+    start = made.slices(0, "model")[0].ts
+    for event, gathered in zip(events, timed.times.gathered, strict=True):
+        assert start + gathered / 1e3 <= event.ts
+    parts = {title for title in made.lanes[made.process(0)] if title.startswith("queue")}
+    sent = {event.name for title in parts for event in made.slices(0, title)}
+    assert {event.name for event in events} == sent
+
+
+@pytest.mark.mpi
+def test_an_arm_whose_chunks_stay_leaves_the_sink_empty(traces: dict[str, Trace]) -> None:
+    for name in ("none", "host@3"):
+        made = traces[name]
+        assert [mark.name for mark in made.moments(1, "phase marks")] == ["idle"]
+        assert set(made.lanes[made.process(1)]) == {"phase marks"}
+
+
+@pytest.mark.mpi
+def test_ranks_of_one_host_read_one_clock(traces: dict[str, Trace]) -> None:
+    for clock in traces["mpi@3"].data["clocks"]:
+        assert clock["said"].startswith("offset 0: ")
+    assert not any("±" in title for title in traces["mpi@3"].lanes)
+
+
+@pytest.mark.mpi
+def test_an_existing_file_stays_without_force(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text("mine")
+    assert usage_error(trace(folder, "-o", path)).endswith("exists. Use --force to overwrite it")
+    assert path.read_text() == "mine"
+    assert trace(folder, "-o", path, "--force").exit_code == 0
+    assert chrome_trace.read(path).data["point"] == "p000"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--point p007", "there is no measured point 'p007'. There is: p000"),
+        (
+            "--arm mpi@2",
+            "there is no measured arm 'mpi@2'. There is: none, none#2, host@0, host@1, host@3, "
+            "mpi@0, mpi@1, mpi@3",
+        ),
+        ("--arm mpi@3 --round 2", "mpi@3 has no measured round 2. It has: 1"),
+    ],
+)
+def test_a_wrong_name_gets_a_list_of_what_is_there(
+    folder: Path, tmp_path: Path, flags: str, message: str
+) -> None:
+    assert usage_error(trace(folder, *args(flags), "-o", tmp_path / "x.json")) == message
+
+
+# ---- the choice of an iteration ----
+
+
+def test_records_without_times_of_steps_are_refused(tmp_path: Path) -> None:
+    old = write_run(tmp_path / "old", [NONE, AGAIN, arm("host")], [point()])
+    message = usage_error(trace(old, "-o", tmp_path / "x.json"))
+    assert "too old for a trace" in message
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_round_is_a_word_or_a_number(tmp_path: Path) -> None:
+    for word in ("0", "best", "-1", "1.5"):
+        result = trace(tmp_path, "--round", word, "-o", tmp_path / "x.json")
+        assert result.exit_code == 2
+        assert "neither median nor worst" in result.stderr
+
+
+def test_of_several_runs_one_must_be_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / "logs" / name, [NONE], [point()])
+    result = trace(tmp_path / "logs", "-o", tmp_path / "x.json")
+    assert result.exit_code == 2
+    assert "holds 2 runs" in result.stderr
+    assert str(tmp_path / "logs" / "b") in result.stderr
+
+
+def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Path) -> None:
+    factors = {"host@3": 1.01, "mpi@3": 1.2, "disk@3": 1.1}
+    arms = [NONE, AGAIN, *map(arm, ("host", "mpi", "disk"))]
+    read = read_run(write_run(tmp_path / "run", arms, [point()], rounds=6, factors=factors))
+    chosen = choose(read, None, None, "median")
+    assert (chosen.point, chosen.arm) == ("p000", "mpi@3")
+    totals = {
+        each.round: each.total_ms
+        for _, each in read.of(Microbatch)
+        if each.arm == "mpi@3" and each.round is not None
+    }
+    assert chosen.total_ms == sorted(totals.values())[2]
+    assert totals[chosen.round] == chosen.total_ms
+
+
+def test_the_worst_round_is_worst_beside_the_baselines_of_the_same_round(tmp_path: Path) -> None:
+    read = read_run(
+        write_run(tmp_path / "run", [NONE, AGAIN, arm("mpi")], [point()], rounds=10, noise=0.05)
+    )
+    worst = choose(read, None, "mpi@3", "worst")
+    rounds = [choose(read, None, "mpi@3", str(number)) for number in range(1, 11)]
+    assert worst.overhead == max(each.overhead for each in rounds if each.overhead is not None)
+    # A round of its own drift is the slowest one, which is not the one that streaming cost most.
+    assert worst.total_ms < max(each.total_ms for each in rounds)
+    assert choose(read, None, "none", "worst").overhead is None
+
+
+def test_a_run_without_measured_rounds_has_nothing_to_choose(tmp_path: Path) -> None:
+    read = read_run(write_run(tmp_path / "run", [NONE], [point()], rounds=0))
+    with pytest.raises(TraceError, match="no measured round"):
+        choose(read, None, None, "median")
+
+
+# ---- lanes ----
+
+SPANS = st.tuples(st.integers(0, 40), st.integers(0, 10))
+
+
+@given(st.lists(SPANS, max_size=60))
+def test_events_of_a_lane_never_overlap_and_none_is_lost(spans: list[tuple[int, int]]) -> None:
+    events = [Event(str(n), begin, begin + length) for n, (begin, length) in enumerate(spans)]
+    lanes, left_out = spread("wire", events)
+    assert len(lanes) <= MOST_LANES
+    shown = [event for lane in lanes for event in lane.events]
+    assert len(shown) + left_out == len(events)
+    assert len({event.name for event in shown}) == len(shown)
+    for lane in lanes:
+        for before, after in zip(lane.events, lane.events[1:], strict=False):
+            assert before.last <= after.begin
+
+
+def test_what_finds_no_lane_is_counted_in_a_note() -> None:
+    process = Process(3, "rank 3")
+    process.add("queue", [Event("chunk", 0, 10) for _ in range(MOST_LANES + 2)])
+    assert [lane.title for lane in process.lanes[:2]] == ["queue", "queue (2)"]
+    (note,) = process.notes
+    assert note.startswith("rank 3: 2 events of 'queue' are left out")
+
+
+# ---- clocks of hosts ----
+
+WAYS = st.integers(1, 10**7)
+
+
+@given(
+    st.integers(-(10**12), 10**12),
+    st.integers(0, 10**12),
+    st.lists(st.tuples(WAYS, WAYS), min_size=1),
+)
+def test_the_true_offset_is_within_the_error_however_unequal_the_ways(
+    true: int, began: int, ways: list[tuple[int, int]]
+) -> None:
+    trips = [RoundTrip(began, began + true + there, began + there + back) for there, back in ways]
+    found = offset_of("a", trips)
+    assert abs(found.offset_ns - true) <= found.error_ns
+    assert found.error_ns <= min(there + back for there, back in ways) / 2 + 1.5
+
+
+class FakeComm:
+    """A communicator between threads, as far as a measurement needs it."""
+
+    def __init__(self, rank: int, size: int, boxes: dict[tuple[int, int], Queue[int]]) -> None:
+        self.rank, self.size = rank, size
+        self._boxes = boxes
+
+    def Send(self, buffer: Any, to: int) -> None:  # noqa: N802 - as MPI spells it
+        self._boxes[self.rank, to].put(buffer[0])
+
+    def Recv(self, buffer: Any, source: int) -> None:  # noqa: N802 - as MPI spells it
+        buffer[0] = self._boxes[source, self.rank].get(timeout=10)
+
+    def allgather(self, value: Any) -> list[Any]:
+        for to in range(self.size):
+            self._boxes[self.rank, to].put(value)
+        return [self._boxes[source, self.rank].get(timeout=10) for source in range(self.size)]
+
+
+def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks on three hosts, whose clocks are set apart by hand. No MPI, no device."""
+    hosts, apart = ["a", "b", "b", "c"], {"a": 0, "b": 5 * 10**9, "c": -7 * 10**9}
+    own, real = threading.local(), time.perf_counter_ns
+    monkeypatch.setattr(clockoffset, "perf_counter_ns", lambda: real() - apart[own.host])
+    boxes: dict[tuple[int, int], Queue[int]] = defaultdict(Queue)
+    for pair in ((a, b) for a in range(4) for b in range(4)):
+        boxes[pair] = Queue()
+    found: dict[int, dict[str, Any]] = {}
+
+    def work(rank: int) -> None:
+        own.host = hosts[rank]
+        found[rank] = clockoffset.measure(cast(Any, FakeComm(rank, 4, boxes)), hosts)["clock"]
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found[1] == found[2]
+    for rank, clock in found.items():
+        assert clock["reference"] == "a"
+        assert abs(clock["offset_ns"] - apart[hosts[rank]]) <= clock["error_ns"]
+    assert (found[0]["error_ns"], found[0]["round_trips"]) == (0, 0)
+    assert found[3]["round_trips"] == clockoffset.ROUND_TRIPS
+
+
+def clock_of(offset: int, error: int, at: int) -> HostClock:
+    return HostClock(reference="a", offset_ns=offset, error_ns=error, at_ns=at, round_trips=100)
+
+
+def test_a_drift_is_taken_as_even_between_start_and_end() -> None:
+    clock = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), clock_of(3000, 9_000, 10_000))
+    assert [clock.common(at) for at in (0, 5_000, 10_000)] == [1_000, 7_000, 13_000]
+    assert clock.error_ns == 12_000
+    assert str(clock) == "host b, clock ±12 µs"
+    assert clock.facts()["start"] == {"offset_ns": 1000, "error_ns": 12_000}
+
+
+def test_without_an_offset_another_hosts_times_cannot_be_placed() -> None:
+    assert not RankClock(1, "b", "a", None, None).known
+    once = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), None)
+    assert once.common(5) == 1005
+    assert "drift since is not known" in once.facts()["said"]
+    assert RankClock(1, "a", "a", None, None).common(5) == 5
