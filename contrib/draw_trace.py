@@ -1,0 +1,71 @@
+"""Draw a file of ``dejavubench trace`` as a picture, for a page that cannot show a timeline.
+
+python contrib/draw_trace.py trace.json trace.png --begin 600 --end 800
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
+ROW_INCHES = 0.32
+
+
+@click.command()
+@click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("picture", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--begin", default=0.0, help="First millisecond that is drawn.")
+@click.option("--end", type=float, help="Last millisecond that is drawn. [default: the last one]")
+def draw(trace: Path, picture: Path, begin: float, end: float | None) -> None:
+    """Draw the lanes of TRACE, from --begin to --end, into PICTURE (.png, .pdf, .svg)."""
+    document = json.loads(trace.read_text(encoding="utf-8"))
+    events = document["traceEvents"]
+    slices = [event for event in events if event["ph"] == "X"]
+    if end is None:
+        end = max(event["ts"] + event["dur"] for event in slices) / 1e3
+    lanes = _titles(events)
+    height = ROW_INCHES * len(lanes) + 1.1
+    figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
+    rows = {tid: row for row, tid in enumerate(lanes)}
+    for event in slices:
+        at, length = event["ts"] / 1e3, event["dur"] / 1e3
+        if at + length < begin or at > end:
+            continue
+        row = rows[event["tid"]]
+        colour = COLOURS[row % len(COLOURS)]
+        # A white edge parts neighbours, but would hide a sliver.
+        edge = "white" if length > (end - begin) / 200 else colour
+        axes.barh(row, length, left=at, height=0.7, color=colour, edgecolor=edge, linewidth=0.6)
+    axes.set(
+        xlim=(begin, end),
+        ylim=(len(lanes) - 0.5, -0.5),
+        yticks=range(len(lanes)),
+        yticklabels=lanes.values(),
+        xlabel="ms",
+    )
+    data = document["otherData"]
+    axes.set_title(f"{data['run']} {data['point']} {data['arm']}, round {data['round']}", size=10)
+    figure.savefig(picture, dpi=110)
+    click.echo(str(picture))
+
+
+def _titles(events: list[dict[str, Any]]) -> dict[int, str]:
+    """Return the titles of lanes that have slices, by the lane's number."""
+    used = {event["tid"] for event in events if event["ph"] == "X"}
+    return {
+        event["tid"]: f"rank {event['pid'] - 1}  {event['args']['name']}"
+        for event in events
+        if event["name"] == "thread_name" and event["tid"] in used
+    }
+
+
+if __name__ == "__main__":
+    draw()
