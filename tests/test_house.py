@@ -373,6 +373,38 @@ def same_names(root: Path = HERE) -> list[str]:
     ]
 
 
+VAGUE = ("found", "at", "of", "it", "made")
+"""Names that say nothing of the thing. A field of a record keeps the name that files have."""
+
+
+def vague_names(root: Path = HERE) -> list[str]:
+    """Return the variables and arguments whose names say nothing."""
+    return [
+        f"{_where(module, node, root)}: {name}"
+        for module in modules(root).values()
+        for node in ast.walk(module.tree)
+        for name in _bound(node)
+        if name in VAGUE and not _is_field(module.tree, node)
+    ]
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.arg):
+        yield node.arg
+
+
+def _is_field(tree: ast.Module, node: ast.AST) -> bool:
+    """Return whether a name is bound by an annotation in the body of a class."""
+    return any(
+        isinstance(statement, ast.AnnAssign) and statement.target is node
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        for statement in owner.body
+    )
+
+
 def same_basenames(root: Path = HERE) -> list[str]:
     """Return the names of files that are found in too many places."""
     places: dict[str, set[str]] = {}
@@ -406,6 +438,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "help texts that begin with Of, If, Whether or What": bad_helps,
     "class or alias names of two files": same_names,
     f"files of one name in more than {MOST_PLACES} places": same_basenames,
+    f"variables named {', '.join(VAGUE)}": vague_names,
 }
 
 

@@ -102,7 +102,7 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
     Raises:
         RecordError: a record names a point or an arm that the run has no iteration of.
     """
-    found: dict[tuple[str, str, str], _Phase] = defaultdict(_Phase)
+    phases: dict[tuple[str, str, str], _Phase] = defaultdict(_Phase)
     for rank, listed, times in timed:
         point = points.get(times.point)
         if point is None or times.arm not in point.arms:
@@ -113,7 +113,7 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         if times.round not in point.arms[times.arm].total:
             continue
         for phase in ("prompt", "tokens"):
-            _read(found[times.point, times.arm, phase], phase, listed, times, times.round)
+            _read(phases[times.point, times.arm, phase], phase, listed, times, times.round)
     order = [
         (point, arm, phase)
         for point, samples in points.items()
@@ -122,9 +122,9 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         for phase in ("prompt", "tokens")
     ]
     return [
-        _bill(key, found[key], points[key[0]].arms[key[1]].arm.level)
+        _bill(key, phases[key], points[key[0]].arms[key[1]].arm.level)
         for key in order
-        if key in found and found[key].counts
+        if key in phases and phases[key].counts
     ]
 
 
@@ -163,8 +163,8 @@ def _cut(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
     def column(values: list[int] | None) -> np.ndarray | None:
         return None if values is None else np.array(values, dtype=np.int64)[chosen]
 
-    at, complete = column(times.ready), column(times.complete)
-    assert at is not None
+    began, complete = column(times.ready), column(times.complete)
+    assert began is not None
     assert complete is not None
     lengths = []
     for end in ends:
@@ -173,9 +173,9 @@ def _cut(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
             stamp = None if sink is None else complete - sink
         else:
             stamp = column(getattr(times, end))
-        until = at if stamp is None else np.minimum(np.maximum(stamp, at), complete)
-        lengths.append(until - at)
-        at = until
+        until = began if stamp is None else np.minimum(np.maximum(stamp, began), complete)
+        lengths.append(until - began)
+        began = until
     return np.array(lengths)
 
 
@@ -185,21 +185,21 @@ def _of_sums(times: ChunkTimes) -> dict[str, int | None]:
     return {"ready": 0, **{name: times.beyond_ns.get(name) for name in names}}
 
 
-def _bill(key: tuple[str, str, str], of: _Phase, level: str | None) -> Bill:
+def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
     chunks, extents, nbytes, beyond = (
-        int(np.median(column)) for column in zip(*of.counts.values(), strict=True)
+        int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
     )
-    whole = sum(of.sums[LATENCY].values())
-    names = [LATENCY, *(name for name in of.sums if name != LATENCY)]
+    whole = sum(phase.sums[LATENCY].values())
+    names = [LATENCY, *(name for name in phase.sums if name != LATENCY)]
     parts = [
-        _part(name, of.sums[name], np.sort(np.concatenate(of.singles[name])), whole)
+        _part(name, phase.sums[name], np.sort(np.concatenate(phase.singles[name])), whole)
         for name in names
     ]
-    of_extent = np.concatenate(of.of_extent)
+    of_extent = np.concatenate(phase.of_extent)
     packed = level in LEVELS and LEVELS[level].buffered
     return Bill(
         *key,
-        rounds=len(of.counts),
+        rounds=len(phase.counts),
         chunks=chunks + beyond,
         extents=extents,
         extent_nbytes=nbytes / extents if extents else 0.0,

@@ -47,20 +47,20 @@ def trace(
     from dejavubench.analysis.trace.choice import TraceError, choose
     from dejavubench.records import RecordError
 
-    found = find([run])
-    if found.bad or found.logs:
+    wanted = find([run])
+    if wanted.bad or wanted.logs:
         raise BadInput(
-            "\n".join([*found.bad, *(f"{log} is no run's folder" for log in found.logs)])
+            "\n".join([*wanted.bad, *(f"{log} is no run's folder" for log in wanted.logs)])
         )
-    if len(found.runs) > 1:
-        there = "\n".join(f"  {each.path}" for each in found.runs)
-        raise BadInput(f"{run} holds {len(found.runs)} runs. Give one of them:\n{there}")
+    if len(wanted.runs) > 1:
+        listed = "\n".join(f"  {each.path}" for each in wanted.runs)
+        raise BadInput(f"{run} holds {len(wanted.runs)} runs. Give one of them:\n{listed}")
     try:
-        made = build(found.runs[0], choose(found.runs[0], point, arm, which))
+        timeline = build(wanted.runs[0], choose(wanted.runs[0], point, arm, which))
     except (TraceError, RecordError) as error:
         raise BadInput(str(error)) from None
-    write_to(output, force, lambda file: document.write(made, file))
-    click.echo(str(made.choice), err=True)
-    for note in made.notes:
+    write_to(output, force, lambda file: document.write(timeline, file))
+    click.echo(str(timeline.choice), err=True)
+    for note in timeline.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"{output}: open it at ui.perfetto.dev", err=True)

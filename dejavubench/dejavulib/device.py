@@ -119,8 +119,8 @@ class DeviceStaging:
         first: dict[Kind, Chunk] = {}
         for chunk in chunks:
             first.setdefault(_kind(chunk), chunk)
-        for kind, chunk in first.items():
-            self._choices[kind] = choose(cache, chunk.region, TIES[kind], self._slots[0])
+        for phase, chunk in first.items():
+            self._choices[phase] = choose(cache, chunk.region, TIES[phase], self._slots[0])
 
     def begin(self, transfer: Transfer, packing: Packing, packed: torch.Tensor) -> None:
         """Issue the copies that bring a chunk to the host, behind its ``ready`` event.

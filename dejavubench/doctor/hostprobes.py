@@ -79,8 +79,8 @@ def probe_folders(
         if probers[key] == facts_of_rank.rank and key not in speeds:
             speeds[key] = probed(folder)
     merged: dict[tuple[str, ...], FolderFacts] = {}
-    for found in together.share(speeds, "probes of file systems"):
-        merged |= found
+    for measured in together.share(speeds, "probes of file systems"):
+        merged |= measured
     results = [(folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in mine]
     return [with_speed(folder, result) for folder, result in results]
 

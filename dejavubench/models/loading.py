@@ -96,7 +96,9 @@ def _not_finite(slot: Slot, path: Path, stored: Stored, types: list[torch.dtype 
             f"{where}: {bad} of {slot.into.numel()} values are NaN or infinite in the file: "
             "it is damaged"
         )
-    narrow = next(kind for kind in types if kind is not None and largest > torch.finfo(kind).max)
+    narrow = next(
+        dtype for dtype in types if dtype is not None and largest > torch.finfo(dtype).max
+    )
     wider = " or ".join(name for name, other in DTYPES.items() if largest <= torch.finfo(other).max)
     advice = f"choose {wider}" if wider else "no supported type holds them"
     return (

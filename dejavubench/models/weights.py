@@ -73,13 +73,13 @@ def recipes(spec: ModelSpec) -> dict[str, Recipe]:
     gains = {**GAINS, "out": scales.out, "down": scales.down}
 
     def recipe(name: str, shape: tuple[int, ...]) -> Recipe:
-        part, kind = name.rsplit(".", 2)[-2:] if "." in name else (name, "table")
-        if kind == "table":
+        part, parameter = name.rsplit(".", 2)[-2:] if "." in name else (name, "table")
+        if parameter == "table":
             return Recipe(shape, scales.embed)
         if "norm" in part:
             scale = scales.embed if part == "embed_norm" else 1.0
-            return Recipe(shape, 0.0, fill=scale if kind == "weight" else 0.0)
-        if kind == "bias":
+            return Recipe(shape, 0.0, fill=scale if parameter == "weight" else 0.0)
+        if parameter == "bias":
             return Recipe(shape, BIAS)
         return Recipe(shape, gains.get(part, 1.0) / sqrt(shape[1]), opposed=part == "down")
 

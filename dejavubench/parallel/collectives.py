@@ -24,8 +24,8 @@ def _bits(x: Tensor) -> np.ndarray[Any, Any]:
     return x.view(_SAME_SIZE[x.element_size()]).numpy()
 
 
-def _tag(ubatch: int, kind: int) -> int:
-    return 2 * ubatch + kind
+def _tag(ubatch: int, message: int) -> int:
+    return 2 * ubatch + message
 
 
 class Collectives(Protocol):

@@ -56,7 +56,7 @@ class CopyWays(Line):
 HELD_AGAINST = {"pcie-destination": "pcie-d2h", "gather": "gather-copy"}
 """Maps a probe of the library's own code on a GPU to the raw loop measured in turn with it.
 
-Those of a destination stand in its :class:`~dejavubench.records.destinations.DestinationInfo`.
+Those of a destination stand in its :class:`~dejavubench.records.destinationinfo.DestinationInfo`.
 """
 
 OVERHEAD_OF = {"run-copy-overhead": "run-copy"}

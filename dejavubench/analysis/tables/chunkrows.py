@@ -143,9 +143,9 @@ def chunk_notes(run: Run, parts: Sequence[ChunkRow]) -> list[str]:
     """Say how the parts of a chunk's time are made, and which of them are missing."""
     if not parts:
         return []
-    found = [LATENCY_NOTE]
+    notes = [LATENCY_NOTE]
     if any(row.p99_us is None for row in parts):
-        found.append(f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together.")
+        notes.append(f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together.")
     if any(row.beyond_chunks for row in parts):
-        found.append("Chunks beyond 65,536 of a microbatch are in the sums alone.")
-    return found
+        notes.append("Chunks beyond 65,536 of a microbatch are in the sums alone.")
+    return notes

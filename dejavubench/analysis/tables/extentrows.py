@@ -46,16 +46,16 @@ def extent_rows(run: Run, points: Mapping[str, PointSamples]) -> list[ExtentRow]
     Raises:
         RecordError: a file of times cannot be read, or names a point or an arm of no iteration.
     """
-    found: dict[tuple[str, str, str], list[ExtentTimes]] = {}
+    by_arms: dict[tuple[str, str, str], list[ExtentTimes]] = {}
     for rank, times in read_extent_times(run.path):
         if times.point not in points or times.of not in points[times.point].arms:
             raise RecordError(
                 f"{run.path}: times of extents of point {times.point}, arm {times.of}, on rank "
                 f"{rank}: no such arm was measured"
             )
-        found.setdefault((times.point, times.of, times.arm), []).append(times)
+        by_arms.setdefault((times.point, times.of, times.arm), []).append(times)
     rows = []
-    for (point, of, arm), records in found.items():
+    for (point, streaming_arm, arm), records in by_arms.items():
         for phase in ("prompt", "tokens"):
             sampled = np.array(
                 [
@@ -67,7 +67,7 @@ def extent_rows(run: Run, points: Mapping[str, PointSamples]) -> list[ExtentRow]
             )
             if sampled.size:
                 sizes = Sizes.of(points[point].point)
-                rows.append(_row((run.path.name, point, sizes, arm, of, phase), sampled))
+                rows.append(_row((run.path.name, point, sizes, arm, streaming_arm, phase), sampled))
     return rows
 
 

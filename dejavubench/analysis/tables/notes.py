@@ -65,17 +65,17 @@ def why_rows_are_empty(rows: list[Row]) -> list[str]:
 def _joined(places: list[str | int], names: list[str]) -> list[str]:
     """Return places in words. Three or more numbers of points in a row become ``p003 to p008``."""
     words: list[str] = []
-    at = 0
-    while at < len(places):
-        first, last = places[at], at
+    start = 0
+    while start < len(places):
+        first, last = places[start], start
         if isinstance(first, str):
             words.append(first)
         else:
-            while last + 1 < len(places) and places[last + 1] == first + last + 1 - at:
+            while last + 1 < len(places) and places[last + 1] == first + last + 1 - start:
                 last += 1
-            group = names[first : first + last - at + 1]
+            group = names[first : first + last - start + 1]
             words += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
-        at = last + 1
+        start = last + 1
     return words
 
 

@@ -57,7 +57,7 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
             process = Process(info.rank, f"rank {info.rank}, {info.role}, {clock}")
             _fill(process, run, choice, clock, timed, arrivals)
             processes.append(process)
-    moments = [at for process in processes for at in process.moments]
+    moments = [moment for process in processes for moment in process.moments]
     return Trace(
         run=run,
         choice=choice,

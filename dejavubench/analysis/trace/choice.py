@@ -82,9 +82,9 @@ def _measured(samples: PointSamples) -> dict[str, ArmSamples]:
     return {name: each for name, each in samples.arms.items() if each.total}
 
 
-def _named(kind: str, name: str | None, there: Iterable[str]) -> str | None:
-    if name is not None and name not in there:
-        raise TraceError(f"there is no measured {kind} {name!r}. There is: {', '.join(there)}")
+def _named(kind: str, name: str | None, known: Iterable[str]) -> str | None:
+    if name is not None and name not in known:
+        raise TraceError(f"there is no measured {kind} {name!r}. There is: {', '.join(known)}")
     return name
 
 
@@ -97,8 +97,8 @@ def _costliest(samples: PointSamples, arms: dict[str, ArmSamples]) -> str:
     streaming = [name for name in fine if arms[name].arm.streams]
 
     def cost(name: str) -> float:
-        found = stats.paired_overhead(arms[name].total, samples.baselines())
-        return float("-inf") if found is None else found.median
+        overhead = stats.paired_overhead(arms[name].total, samples.baselines())
+        return float("-inf") if overhead is None else overhead.median
 
     return max(streaming, key=cost) if streaming else fine[0]
 
@@ -124,6 +124,6 @@ def _round(chosen: ArmSamples, overheads: RoundValues, which: str) -> tuple[int,
         return ordered[-1], f"largest TOTAL of {len(ordered)} rounds, as none has a baseline"
     number = int(which) - 1
     if number not in chosen.total:
-        there = ", ".join(str(n + 1) for n in sorted(chosen.total))
-        raise TraceError(f"{chosen.arm.name} has no measured round {which}. It has: {there}")
+        rounds = ", ".join(str(n + 1) for n in sorted(chosen.total))
+        raise TraceError(f"{chosen.arm.name} has no measured round {which}. It has: {rounds}")
     return number, "as asked"

@@ -40,8 +40,8 @@ class RankClock:
     @property
     def error_ns(self) -> int:
         """The larger error of both measurements."""
-        found = [each.error_ns for each in (self.start, self.end) if each is not None]
-        return 0 if self.own else max(found, default=0)
+        errors = [each.error_ns for each in (self.start, self.end) if each is not None]
+        return 0 if self.own else max(errors, default=0)
 
     def common(self, at_ns: int) -> int:
         """Return a time of this rank by the clock of rank 0's host."""
@@ -68,7 +68,7 @@ class RankClock:
             said = "offset measured at the start of the run only: the drift since is not known"
         else:
             said = "offset measured at start and end of the run, taken as even in between"
-        found = {
+        facts = {
             "rank": self.rank,
             "hostname": self.host,
             "reference": self.reference,
@@ -76,8 +76,8 @@ class RankClock:
         }
         for name, each in (("start", self.start), ("end", self.end)):
             if each is not None and not self.own:
-                found[name] = {"offset_ns": each.offset_ns, "error_ns": each.error_ns}
-        return found
+                facts[name] = {"offset_ns": each.offset_ns, "error_ns": each.error_ns}
+        return facts
 
 
 def clocks_of(run: Run) -> dict[int, RankClock]:

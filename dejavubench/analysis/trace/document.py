@@ -62,11 +62,11 @@ def _process(process: Process, pid: int, zero: int) -> Iterator[dict[str, Any]]:
         for event in lane.events:
             yield {**_event(event, zero), "pid": pid, "tid": number}
     for counter in process.counters:
-        for at, value in counter.values:
+        for moment, value in counter.values:
             yield {
                 "name": counter.title,
                 "ph": "C",
-                "ts": _us(at - zero),
+                "ts": _us(moment - zero),
                 "pid": pid,
                 "args": {counter.unit: value},
             }

@@ -72,7 +72,7 @@ class Process:
     def moments(self) -> list[int]:
         """Return the beginning and the end of everything."""
         ends = [each for lane in self.lanes for e in lane.events for each in (e.begin, e.last)]
-        return ends + [at for counter in self.counters for at, _ in counter.values]
+        return ends + [moment for counter in self.counters for moment, _ in counter.values]
 
 
 def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:

@@ -20,20 +20,20 @@ def add_arrivals(
     Args:
         sources: what the sources have sent in this iteration; it names the chunks.
     """
-    for each in arrivals:
-        of_source = [one for one in sources if one.rank == each.times.peer]
+    for timed in arrivals:
+        of_source = [one for one in sources if one.rank == timed.times.peer]
         chunks = [
             chunk
             for one in of_source
             for chunk in one.listed.chunks
-            if (chunk.peer, chunk.stream) == (process.rank, each.times.stream)
+            if (chunk.peer, chunk.stream) == (process.rank, timed.times.stream)
         ]
-        where = f" from rank {each.times.peer}" if len(arrivals) > 1 else ""
-        process.add(f"sink{where}", _events(each, chunks, common))
+        where = f" from rank {timed.times.peer}" if len(arrivals) > 1 else ""
+        process.add(f"sink{where}", _events(timed, chunks, common))
 
 
-def _events(each: TimedArrivals, chunks: list[ListedChunk], common: Common) -> Iterator[Event]:
-    times = each.times
+def _events(timed: TimedArrivals, chunks: list[ListedChunk], common: Common) -> Iterator[Event]:
+    times = timed.times
     received: Sequence[int | None] = times.received or [None] * len(times.scattered)
     # Chunks of a stream arrive in the order in which they were listed.
     named = [title(chunk) for chunk in chunks[: len(received)]]

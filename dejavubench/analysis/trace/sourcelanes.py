@@ -90,8 +90,8 @@ def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
     """Yield, for each layer of the prompt that left by itself, the time until it was in place."""
     times = timed.times
     ready = {
-        chunk.layer: at
-        for chunk, at in zip(timed.listed.chunks, times.ready, strict=True)
+        chunk.layer: ready
+        for chunk, ready in zip(timed.listed.chunks, times.ready, strict=True)
         if chunk.phase == "prompt" and chunk.layer is not None
     }
     begins = [(None, 0), *sorted(ready.items(), key=lambda each: each[1])]
@@ -114,14 +114,14 @@ def _parts(timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
         declared = listed.parts(chunk.phase)
         lengths = cut(declared, stamps)
         facts = _facts(chunk, times, sum(lengths))
-        at = times.began_ns + (stamps["ready"] or 0)
+        reached = times.began_ns + (stamps["ready"] or 0)
         until = "ready"
         for part, length in zip(declared, lengths, strict=True):
-            begin, before, at, until = at, until, at + length, part.until
+            begin, before, reached, until = reached, until, reached + length, part.until
             if not length:
                 continue  # what is not known, or came out of order, belongs to the next part
             args = {**facts, "begin is": _stamp(before), "end is": _stamp(until)}
-            yield part.name, Event(title(chunk), common(begin), common(at), args)
+            yield part.name, Event(title(chunk), common(begin), common(reached), args)
 
 
 def _stamp(name: str) -> str:
@@ -157,5 +157,5 @@ def _lag(timed: Sequence[TimedChunks], common: Common) -> Counter:
             changes[common(began + ready)] += chunk.nbytes
             changes[common(began + done)] -= chunk.nbytes
     moments = sorted(changes)
-    values = accumulate(changes[at] for at in moments)
+    values = accumulate(changes[moment] for moment in moments)
     return Counter("lag", "bytes", list(zip(moments, values, strict=True)))

@@ -52,17 +52,17 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
     """
     first, reference = hosts.index(hosts[comm.rank]), hosts[0]
     leaders = sorted({hosts.index(host) for host in hosts} - {0})
-    found = HostClock(
+    host_clock = HostClock(
         reference=reference, offset_ns=0, error_ns=0, at_ns=perf_counter_ns(), round_trips=0
     )
     for leader in leaders:
         if comm.rank == 0:
             _answer(comm, leader)
         elif comm.rank == leader:
-            found = offset_of(reference, list(_trips(comm)))
+            host_clock = offset_of(reference, list(_trips(comm)))
     if leaders:  # the first rank of each host has measured for the others
-        found = comm.allgather(found)[first]
-    return {"clock": found.model_dump()}
+        host_clock = comm.allgather(host_clock)[first]
+    return {"clock": host_clock.model_dump()}
 
 
 def _trips(comm: MPI.Intracomm) -> Iterator[RoundTrip]:

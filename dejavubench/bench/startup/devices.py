@@ -45,18 +45,18 @@ class Devices:
         return self.own.index if self.on_cuda else None
 
     @classmethod
-    def prepare(cls, experiment: Experiment, ranks: Ranks, own: torch.device) -> Devices:
+    def prepare(cls, experiment: Experiment, ranks: Ranks, rank_device: torch.device) -> Devices:
         """Prepare NCCL for ranks that share a GPU. Collective.
 
         Args:
-            own: this rank's device, from :func:`take_device`.
+            rank_device: this rank's device, from :func:`take_device`.
 
         Raises:
             UsageError: on every rank, if ranks share a GPU without leave.
         """
         computing = "cuda" if experiment.device == "cuda" else "cpu"
-        loopback = _share_devices(ranks, own, experiment.nccl_loopback)
-        return cls(own, computing, ranks.native_bf16, loopback)
+        loopback = _share_devices(ranks, rank_device, experiment.nccl_loopback)
+        return cls(rank_device, computing, ranks.native_bf16, loopback)
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type in which all workers of the model multiply."""

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from dejavubench.bench.watchdog.heartbeat import Heartbeat
 
 
-def import_mpi(own: Heartbeat, timeout: float) -> None:
+def import_mpi(rank_heartbeat: Heartbeat, timeout: float) -> None:
     """Import MPI, which starts it. End this process if that takes too long.
 
     Args:
-        own: this process's heartbeat. It goes on with the deadline after the import.
+        rank_heartbeat: this process's heartbeat. It goes on with the deadline after the import.
         timeout: seconds; 0: no deadline.
 
     Raises:
@@ -34,6 +34,6 @@ def import_mpi(own: Heartbeat, timeout: float) -> None:
             f"no MPI library: {what}. Use pip install 'dejavubench[mpich]', or load a system MPI"
         ) from None
     if timeout:
-        own.give_up_at(
+        rank_heartbeat.give_up_at(
             time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start"
         )

@@ -83,12 +83,14 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
                 f"{size} bytes of one layer's {BOTH[number].upper()} are more than "
                 "the kernel counts"
             )
-        kind = content["kinds"][number]
-        kind["first"], kind["layer"] = piece.first // vector, piece.layer // vector
-        kind["axis0"], kind["axis1"], kind["axis2"] = (stride // vector for stride in piece.strides)
-        kind["packed"], kind["size"] = sum(sizes[:number]) // vector, size // vector
-        kind["row"] = divider(piece.row // vector)
-        kind["inner"], kind["middle"] = divider(piece.counts[2]), divider(piece.counts[1])
+        fields = content["kinds"][number]
+        fields["first"], fields["layer"] = piece.first // vector, piece.layer // vector
+        fields["axis0"], fields["axis1"], fields["axis2"] = (
+            stride // vector for stride in piece.strides
+        )
+        fields["packed"], fields["size"] = sum(sizes[:number]) // vector, size // vector
+        fields["row"] = divider(piece.row // vector)
+        fields["inner"], fields["middle"] = divider(piece.counts[2]), divider(piece.counts[1])
     return KernelArguments(vector, region.layers.size, content)
 
 
@@ -164,9 +166,9 @@ class RegionCopy:
         self._fixed = [
             np.uintp(tensor.data_ptr()) for tensor in (self._arguments, cache.k, cache.v)
         ]
-        kind = TYPES[arguments.vector]
+        element_type = TYPES[arguments.vector]
         self._gather, self._scatter = (
-            _module().get_function(f"copy_region<{kind}, {way}>") for way in WAYS
+            _module().get_function(f"copy_region<{element_type}, {way}>") for way in WAYS
         )
 
     def gather(self, packed: torch.Tensor) -> None:

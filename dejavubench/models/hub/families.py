@@ -156,11 +156,11 @@ def _gpt2_name(name: str, size: int) -> Stored:
     """Return how GPT-2 keeps a tensor: its linears are [in, out] (``Conv1D``)."""
     if name in ("embedding", "position"):
         return Stored({"embedding": "wte.weight", "position": "wpe.weight"}[name])
-    layer, part, kind = _split(name)
+    layer, part, parameter = _split(name)
     if layer is None:
-        return Stored(f"ln_f.{kind}")
+        return Stored(f"ln_f.{parameter}")
     if part in _QKV:
-        return Stored(f"h.{layer}.attn.c_attn.{kind}", kind == "weight", _QKV[part])
+        return Stored(f"h.{layer}.attn.c_attn.{parameter}", parameter == "weight", _QKV[part])
     theirs = {
         "norm1": "ln_1",
         "out": "attn.c_proj",
@@ -168,35 +168,39 @@ def _gpt2_name(name: str, size: int) -> Stored:
         "up": "mlp.c_fc",
         "down": "mlp.c_proj",
     }[part]
-    return Stored(f"h.{layer}.{theirs}.{kind}", kind == "weight" and not part.startswith("norm"))
+    return Stored(
+        f"h.{layer}.{theirs}.{parameter}", parameter == "weight" and not part.startswith("norm")
+    )
 
 
 def _opt_name(name: str, size: int) -> Stored:
     whole = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
     if name in whole:
         return Stored(whole[name])
-    layer, part, kind = _split(name)
+    layer, part, parameter = _split(name)
     if layer is None:
         return Stored(
-            f"{'final_layer_norm' if part == 'final_norm' else part}.{kind}"
+            f"{'final_layer_norm' if part == 'final_norm' else part}.{parameter}"
         )  # project_in, project_out
     theirs = {
         **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
         **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
         **{"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
     }[part]
-    return Stored(f"layers.{layer}.{theirs}.{kind}")
+    return Stored(f"layers.{layer}.{theirs}.{parameter}")
 
 
 def _bloom_name(name: str, size: int) -> Stored:
     if name == "embedding":
         return Stored("word_embeddings.weight")
-    layer, part, kind = _split(name)
+    layer, part, parameter = _split(name)
     if layer is None:
         theirs = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
-        return Stored(f"{theirs}.{kind}")
+        return Stored(f"{theirs}.{parameter}")
     if part in _QKV:
-        return Stored(f"h.{layer}.self_attention.query_key_value.{kind}", False, _QKV[part], size)
+        return Stored(
+            f"h.{layer}.self_attention.query_key_value.{parameter}", False, _QKV[part], size
+        )
     theirs = {
         **{
             "norm1": "input_layernorm",
@@ -205,16 +209,16 @@ def _bloom_name(name: str, size: int) -> Stored:
         },
         **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
     }[part]
-    return Stored(f"h.{layer}.{theirs}.{kind}")
+    return Stored(f"h.{layer}.{theirs}.{parameter}")
 
 
 def _llama_name(name: str, size: int) -> Stored:
     whole = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
     if name in whole:
         return Stored(whole[name])
-    layer, part, kind = _split(name)
+    layer, part, parameter = _split(name)
     if layer is None:
-        return Stored(f"model.norm.{kind}")
+        return Stored(f"model.norm.{parameter}")
     theirs = {
         **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
         **{
@@ -225,15 +229,15 @@ def _llama_name(name: str, size: int) -> Stored:
         **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
         **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
     }[part]
-    return Stored(f"model.layers.{layer}.{theirs}.{kind}")
+    return Stored(f"model.layers.{layer}.{theirs}.{parameter}")
 
 
 def _split(name: str) -> tuple[int | None, str, str]:
     """Split a name: ``layers.3.up.weight`` → (3, "up", "weight")."""
     if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(\w+)", name):
         return int(match[1]), match[2], match[3]
-    part, _, kind = name.partition(".")
-    return None, part, kind
+    part, _, parameter = name.partition(".")
+    return None, part, parameter
 
 
 FAMILIES: dict[str, Family] = {

@@ -106,11 +106,11 @@ class Shard:
         parts = {"keys": keys, "queries": keys.scaled(spec.group), "ffn": self.ffn(spec)}
         cuts: dict[str, Cut] = {}
         for name, shape in spec.layer_tensors.items():
-            linear, _, kind = name.partition(".")
+            linear, _, parameter = name.partition(".")
             cut = _whole(shape)
             if linear in _CUT_ROWS:
                 cut = (parts[_CUT_ROWS[linear]], *cut[1:])
-            elif linear in _CUT_COLUMNS and kind == "weight":
+            elif linear in _CUT_COLUMNS and parameter == "weight":
                 cut = (cut[0], parts[_CUT_COLUMNS[linear]])
             elif linear in _CUT_COLUMNS and self.tensor_rank != 0:
                 continue  # the ranks' outputs are summed: one rank alone adds the bias

@@ -138,8 +138,8 @@ def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
     wanted = [kernel for kernel in dict.fromkeys(kernels) if not kernel.ready]
     folder = _usable_folder(say)
     missing = [kernel for kernel in wanted if not _load(kernel, folder, say)]
-    if found := len(wanted) - len(missing):
-        say(f"{count_text(found, 'compiled kernel')} found in {folder}")
+    if loaded := len(wanted) - len(missing):
+        say(f"{count_text(loaded, 'compiled kernel')} found in {folder}")
     if missing:
         count = count_text(len(missing), "kernel")
         say(f"compiling {count} for this CPU, a few seconds each{_kept_in(folder)}")
