@@ -28,12 +28,16 @@ def a_sink() -> Sink:
     return cast(Sink, SimpleNamespace(here=None, view=None))
 
 
+def scenarios_of(sink: Sink) -> Scenarios:
+    return Scenarios(lambda kind: kind.sink(sink))
+
+
 def test_every_scenario_that_arms_can_name_is_registered() -> None:
     assert set(SCENARIOS) == set(get_args(Scenario))
 
 
 def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
-    scenarios = Scenarios(a_sink())
+    scenarios = scenarios_of(a_sink())
     assert scenarios.of(BASELINE) is scenarios.of(STREAMING)
     assert type(scenarios.of(STREAMING)) is PlainSink
     assert type(scenarios.of(SWAPPING)) is SwapSink
@@ -45,7 +49,7 @@ def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
 
 def test_a_hand_over_gives_sinks_a_model() -> None:
     handed_over = Arm("mpi@3", "mpi", "3", scenario="handover")
-    assert type(Scenarios(a_sink()).of(handed_over)) is HandoverSink
+    assert type(scenarios_of(a_sink()).of(handed_over)) is HandoverSink
     assert registry.sinks_compute([handed_over])
     assert not registry.sinks_compute([BASELINE, STREAMING, SWAPPING])
 

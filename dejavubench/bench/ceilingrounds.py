@@ -7,9 +7,8 @@ import time
 from dejavubench import records
 from dejavubench.bench.extentsamples import sample_extents
 from dejavubench.bench.iteration import Iterations, nothing_collected
+from dejavubench.bench.point.pointworker import PointWorker
 from dejavubench.bench.point.rank import RankAtPoint
-from dejavubench.bench.point.sink import Sink
-from dejavubench.bench.point.source import Source
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.choose import ceilings_of
 from dejavubench.bench.recording.progressbar import ProgressBar
@@ -39,13 +38,13 @@ class CeilingRounds:
     def __init__(
         self,
         here: RankAtPoint,
-        part: Source | Sink,
+        worker: PointWorker,
         iterations: Iterations,
         progress_bar: ProgressBar,
         rounds: int,
     ) -> None:
         self._here = here
-        self._part = part
+        self._worker = worker
         self._iterations = iterations
         self._progress_bar = progress_bar
         self._rounds = rounds
@@ -84,13 +83,13 @@ class CeilingRounds:
         """
         if self._here.experiment.sample_extents:
             left = self._iterations.failures.left(self._here.context.runnable.arms)
-            sample_extents(self._part, self._iterations, left)
+            sample_extents(self._worker, self._iterations, left)
         write, point = self._here.write, self._here.view.point
         if self._ceilings is not None:
             for ceiling in self._ceilings.records(point.id):
                 write(ceiling)
-        if isinstance(self._part, Source) and self._part.outgoing.ways:
-            write(records.CopyWays(point=point.id, ways=self._part.outgoing.ways))
+        if self._worker.copy_ways:
+            write(records.CopyWays(point=point.id, ways=self._worker.copy_ways))
 
     def close(self) -> None:
         if self._ceilings is not None:
@@ -105,24 +104,15 @@ class CeilingRounds:
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
-        iterations, part, world = self._iterations, self._part, self._here.world
+        iterations, worker, world = self._iterations, self._worker, self._here.world
         iterations.mark("alone", arm)
-
-        def prepare(pattern: int) -> None:
-            if isinstance(part, Source):
-                part.prepare(arm, DEFAULT_LEVEL, pattern)
-            elif arm.remote:
-                part.prepare(arm.mode, DEFAULT_LEVEL, pattern)
-
-        if not iterations.prepared(arm, prepare):
+        if not iterations.prepared(
+            arm, lambda pattern: worker.prepare(arm, DEFAULT_LEVEL, pattern)
+        ):
             return
-        took: float | None = None
         with nothing_collected():
             sleeping_barrier(world, "start")
-            if isinstance(part, Source):
-                took = part.outgoing.stream_alone(arm)
-            elif arm.remote:
-                part.receive(arm.mode, DEFAULT_LEVEL)
+            took = worker.stream_alone(arm, DEFAULT_LEVEL)
         if iterations.has_failed(arm):
             return
         # Sinks have no time of their own: a source's ends with the last acknowledgement.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dejavubench import records
 from dejavubench.bench.engine.batchmaker import Streamed
 from dejavubench.bench.iteration import Iterations, nothing_collected
-from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.point.pointworker import PointWorker
 from dejavubench.bench.point.source import Source
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.extentsamples import MOST_SAMPLES, ExtentSampler
@@ -17,7 +17,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.parallel.collectives import sleeping_barrier
 
 
-def sample_extents(part: Source | Sink, iterations: Iterations, arms: list[Arm]) -> None:
+def sample_extents(worker: PointWorker, iterations: Iterations, arms: list[Arm]) -> None:
     """Run the diagnostic iteration of every arm that has one. Collective.
 
     Args:
@@ -25,7 +25,7 @@ def sample_extents(part: Source | Sink, iterations: Iterations, arms: list[Arm])
     """
     for arm in arms:
         if arm.level is not None and _samples(arm, arm.level):
-            _sample(part, iterations, arm, arm.level)
+            _sample(worker, iterations, arm, arm.level)
 
 
 def _samples(arm: Arm, name: str) -> bool:
@@ -34,37 +34,38 @@ def _samples(arm: Arm, name: str) -> bool:
     return not level.buffered and (level.each_complete or not entry.issues_groups)
 
 
-def _sample(part: Source | Sink, iterations: Iterations, arm: Arm, level: str) -> None:
+def _sample(worker: PointWorker, iterations: Iterations, arm: Arm, level: str) -> None:
     iterations.mark("sample extents", arm)
     managers: list[CacheManager] = []
     samplers: list[ExtentSampler] = []
-    if isinstance(part, Source):
-        samplers = [ExtentSampler() for _ in part.caches]
-        managers = _managers(part, arm, level, samplers)
+    source = worker if isinstance(worker, Source) else None
+    if source is not None:
+        samplers = [ExtentSampler() for _ in source.caches]
+        managers = _managers(source, arm, level, samplers)
 
     def prepare(pattern: int) -> None:
-        if isinstance(part, Source):
-            for cache in part.caches:
-                cache.fill(pattern)
-            part.begin(managers)
-        elif arm.remote:
-            part.prepare(arm.mode, level, pattern)
+        if source is None:
+            worker.prepare(arm, level, pattern)
+            return
+        for cache in source.caches:
+            cache.fill(pattern)
+        source.begin(managers)
 
     if not iterations.prepared(arm, prepare):
         return
     with nothing_collected():
-        sleeping_barrier(part.here.world, "start")
-        if isinstance(part, Source):
-            clocks, _ = part.maker.run(
+        sleeping_barrier(worker.here.world, "start")
+        if source is None:
+            worker.stream_alone(arm, level)
+        else:
+            clocks, _ = source.maker.run(
                 list[Streamed](managers), lambda phase: iterations.mark(phase, arm)
             )
-        elif arm.remote:
-            part.receive(arm.mode, level)
-    if iterations.has_failed(arm) or not isinstance(part, Source):
+    if iterations.has_failed(arm) or source is None:
         return
     for ubatch, (manager, sampler) in enumerate(zip(managers, samplers, strict=True)):
-        part.here.context.workspace.chunk_file.append(
-            _record(part.view.point.id, arm, ubatch, clocks[ubatch].total_ms, manager, sampler)
+        source.here.context.workspace.chunk_file.append(
+            _record(source.view.point.id, arm, ubatch, clocks[ubatch].total_ms, manager, sampler)
         )
 
 

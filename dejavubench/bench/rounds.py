@@ -12,6 +12,7 @@ from dejavubench.bench.ceilingrounds import CeilingRounds
 from dejavubench.bench.engine.batchmaker import tokens_of
 from dejavubench.bench.iteration import Iterations
 from dejavubench.bench.orders import orders
+from dejavubench.bench.point.pointworker import PointWorker
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
@@ -47,16 +48,17 @@ class Rounds:
         self._context = context
         self._progress_bar = progress_bar
         here = RankAtPoint.connect(context, point)
-        self._part: Source | Sink
+        self._worker: PointWorker
         if context.ranks.is_source:
             assert model is not None
-            self._part = Source(here, model)
+            self._worker = source = Source(here, model)
+            self._scenarios = Scenarios(lambda kind: kind.source(source))
         else:
-            self._part = Sink(here, model)
-        self._scenarios = Scenarios(self._part)
+            self._worker = sink = Sink(here, model)
+            self._scenarios = Scenarios(lambda kind: kind.sink(sink))
         self._iterations = Iterations(context, point, self._scenarios, progress_bar)
         self._ceiling_rounds = CeilingRounds(
-            here, self._part, self._iterations, progress_bar, rounds=rounds_with_ceilings
+            here, self._worker, self._iterations, progress_bar, rounds=rounds_with_ceilings
         )
 
     @property
@@ -130,21 +132,18 @@ class Rounds:
         """Run the requests undisturbed, where verification compares every arm's tokens."""
         if not self._context.experiment.verify:
             return
-        part, undisturbed, tokens = self._part, None, torch.empty(0)
         self._progress_bar.announce("reference: the requests once without streaming, to compare")
-        if isinstance(part, Source):
-            undisturbed = part.undisturbed(
-                lambda phase: self._iterations.mark(f"reference {phase}")
-            )
-            tokens = tokens_of(undisturbed)
+        undisturbed = self._worker.undisturbed(
+            lambda phase: self._iterations.mark(f"reference {phase}")
+        )
+        tokens = torch.empty(0) if undisturbed is None else tokens_of(undisturbed)
         # Where the last stage finds its logits wrong, no rank may go on.
         sleeping_barrier(self._context.ranks.world, "reference")
-        if isinstance(part, Source):
-            part.write_tokens(tokens)
+        self._worker.write_tokens(tokens)
         for scenario in self._scenarios.all(self._context.runnable.arms):
             scenario.expect(undisturbed, tokens)
 
     def close(self) -> None:
         self._scenarios.close()
-        self._part.close()
+        self._worker.close()
         self._ceiling_rounds.close()

@@ -21,6 +21,7 @@ from dejavubench.records.fieldtypes import (
     RecordError,
     Size,
 )
+from dejavubench.records.iterations import RoundRecord
 from dejavubench.records.names import chunk_file_rank
 
 Ns = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
@@ -83,7 +84,7 @@ class ChunkList(Line):
         return self.prompt_parts if phase == "prompt" else self.token_parts
 
 
-class ChunkTimes(Line):
+class ChunkTimes(RoundRecord):
     """The times of one microbatch's chunks on its source, in the order of its list.
 
     All are integer nanoseconds by the source's own clock. A whole column is None where the
@@ -106,10 +107,6 @@ class ChunkTimes(Line):
     """
 
     kind: Literal["chunk-times"] = "chunk-times"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     ubatch: Count
     began_ns: Count
     ready: list[Ns]
@@ -140,7 +137,7 @@ class ChunkTimes(Line):
             yield dict(zip(columns, row, strict=True))
 
 
-class SinkChunkTimes(Line):
+class SinkChunkTimes(RoundRecord):
     """The times of one stream's chunks on the sink, in the order in which they arrived.
 
     All are integer nanoseconds by the sink's own clock, which is not that of the source.
@@ -155,10 +152,6 @@ class SinkChunkTimes(Line):
     """
 
     kind: Literal["sink-chunk-times"] = "sink-chunk-times"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     ubatch: Count
     peer: Count
     stream: Count

@@ -28,7 +28,22 @@ class PhaseStreaming(Model):
     stalls_ns: list[tuple[Count, Count]] = Field(default=[])
 
 
-class Microbatch(Line):
+class IterationRecord(Line):
+    """Base of the records of one iteration of one arm."""
+
+    kind: str  # first, so that each line of a file begins with its kind
+    point: str
+    arm: str
+    iteration: Count
+
+
+class RoundRecord(IterationRecord):
+    """Base of the records of one iteration that also name its round."""
+
+    round: Count | None
+
+
+class Microbatch(RoundRecord):
     """Times of one microbatch on one source.
 
     Attributes:
@@ -46,10 +61,6 @@ class Microbatch(Line):
     """
 
     kind: Literal["microbatch"] = "microbatch"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     ubatch: Count
     prompt_ms: PositiveMs
     token_ms: list[PositiveMs]
@@ -68,7 +79,7 @@ class Microbatch(Line):
     drain_began_ns: Count | None = None
 
 
-class Iteration(Line):
+class Iteration(RoundRecord):
     """One iteration (pipeline-depth microbatches) of one arm, written by rank 0.
 
     Attributes:
@@ -78,28 +89,20 @@ class Iteration(Line):
     """
 
     kind: Literal["iteration"] = "iteration"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     order: Count
     total_ms: PositiveMs
 
 
-class SinkActivity(Line):
+class SinkActivity(RoundRecord):
     """Bytes, messages and CPU time of one sink in one iteration of one arm."""
 
     kind: Literal["sink"] = "sink"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     nbytes: Count
     messages: Count
     cpu_s: Seconds
 
 
-class Handover(Line):
+class Handover(RoundRecord):
     """Hand-over of one iteration, on the source that sends the sinks the tokens so far.
 
     Attributes:
@@ -108,14 +111,10 @@ class Handover(Line):
     """
 
     kind: Literal["handover"] = "handover"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     ms: Ms
 
 
-class TakeOver(Line):
+class TakeOver(RoundRecord):
     """Hand-over of one iteration, on one sink.
 
     Attributes:
@@ -125,16 +124,12 @@ class TakeOver(Line):
     """
 
     kind: Literal["takeover"] = "takeover"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     waited_ms: Ms
     first_ms: Ms
     token_ms: list[Ms]
 
 
-class Swapping(Line):
+class Swapping(RoundRecord):
     """Cost of swapping on one source in one iteration.
 
     Attributes:
@@ -145,10 +140,6 @@ class Swapping(Line):
     """
 
     kind: Literal["swapping"] = "swapping"
-    point: str
-    arm: str
-    iteration: Count
-    round: Count | None
     resident: Count
     nbytes: Count
     bring_ms: Ms
@@ -187,7 +178,7 @@ class Restart(Line):
     wrong: list[str] = Field(default=[])
 
 
-class Verification(Line):
+class Verification(IterationRecord):
     """Comparison of both sides after one iteration, outside the clock.
 
     Attributes:
@@ -195,9 +186,6 @@ class Verification(Line):
     """
 
     kind: Literal["verification"] = "verification"
-    point: str
-    arm: str
-    iteration: Count
     ok: bool
     nbytes: Count
     tokens_equal: bool | None = None

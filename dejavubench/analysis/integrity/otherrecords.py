@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dejavubench.analysis.integrity.rankfiles import Layout
 from dejavubench.analysis.integrity.rounds import (
     Key,
-    OfRound,
     expected_nbytes,
     key_of,
     named,
@@ -23,6 +22,7 @@ from dejavubench.records import (
     RankInfo,
     RankLog,
     Restart,
+    RoundRecord,
     Run,
     SinkActivity,
     Swapping,
@@ -35,7 +35,7 @@ def _sinks(run: Run) -> list[RankLog]:
 
 
 def _lacking(
-    run: Run, logs: list[RankLog], record_class: type[OfRound], keys: list[Key]
+    run: Run, logs: list[RankLog], record_class: type[RoundRecord], keys: list[Key]
 ) -> Iterator[str]:
     """Yield iterations without a rank's record, except the last one of a killed rank."""
     last = [key_of(item) for _, item in run.of(Iteration)][-1:]

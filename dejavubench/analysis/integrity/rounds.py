@@ -9,15 +9,13 @@ from dejavubench.analysis.armdestinations import run_destinations
 from dejavubench.records import (
     ArmFailure,
     End,
-    Handover,
     Iteration,
+    IterationRecord,
     Microbatch,
     RankLog,
     Restart,
+    RoundRecord,
     Run,
-    SinkActivity,
-    Swapping,
-    TakeOver,
     Verification,
 )
 from dejavubench.records.destinationinfo import NO_STREAMING
@@ -28,11 +26,8 @@ Key = tuple[str, str, int]
 GIVEN_UP = ("skipped", "arm-failure")
 """Kinds of records of arms that have fewer iterations than others, or none."""
 
-OfRound = Microbatch | Iteration | SinkActivity | Handover | TakeOver | Swapping
-OfIteration = OfRound | Verification
 
-
-def key_of(record: OfIteration) -> Key:
+def key_of(record: IterationRecord) -> Key:
     return record.point, record.arm, record.iteration
 
 
@@ -90,7 +85,7 @@ def _twice(run: Run) -> Iterator[str]:
     for log in run.ranks:
         seen: set[tuple[str, Key, int]] = set()
         for where, record in log.all_placed():
-            if isinstance(record, OfIteration):
+            if isinstance(record, IterationRecord):
                 place = (
                     record.kind,
                     key_of(record),
@@ -106,7 +101,7 @@ def _rounds(run: Run) -> Iterator[str]:
     warmup = run.header.warmup
     for log in run.ranks:
         for where, record in log.all_placed():
-            if isinstance(record, OfRound):
+            if isinstance(record, RoundRecord):
                 expected = record.iteration - warmup if record.iteration >= warmup else None
                 if record.round != expected:
                     yield (
@@ -136,10 +131,12 @@ def _gaps(run: Run) -> Iterator[str]:
 
 def _complete(run: Run) -> Iterator[str]:
     """Check that all arms of a point have equally many iterations, unless the run was killed."""
+    # A resumed run goes through each arm once, from the middle of a request: it has no rounds.
     if any(True for _ in run.of(Restart)) or run.header.experiment.get("resume"):
         return
     numbers, well = _numbers(run), ended_well(run)
     skipped = given_up(run)
+    # With --precision the rounds of the experiment are the least number of rounds.
     iterations = run.header.warmup + run.header.experiment.get("rounds", 0)
     points = [p for p in run.header.points if not p.skipped and (p.id, None) not in skipped]
     reached = [point for point in points if point.id in numbers]
@@ -149,10 +146,13 @@ def _complete(run: Run) -> Iterator[str]:
             for arm in run.header.arms
             if (point.id, arm.name) not in skipped
         }
-        # A killed run was in the middle of a round: some arms have one iteration more.
-        low, high = min(counts.values(), default=0), max(counts.values(), default=0)
-        last = point is reached[-1] and not well if reached else False
-        if high - low > last or (not last and low < max(iterations, 1)):
+        fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
+        # A killed run was in the middle of a round at its last point: some arms have one iteration
+        # more, and none needs to have all of them.
+        cut_off = bool(reached) and point is reached[-1] and not well
+        uneven = most - fewest > cut_off
+        too_few = not cut_off and fewest < max(iterations, 1)
+        if uneven or too_few:
             words = ", ".join(f"{count} of {arm}" for arm, count in counts.items())
             yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
 
@@ -201,15 +201,19 @@ def _checks(run: Run) -> Iterator[str]:
     first = log_of(run, 0)
     if first is None:
         return
+    # A resumed request is verified as iteration 0, which has a Restart record and no Iteration.
     resumed = {(item.point, item.arm, 0) for _, item in run.of(Restart)}
     iterations = {key_of(item): None for item in first.of(Iteration)}
     checked = {key_of(check): check for check in first.of(Verification)}
     nbytes = expected_nbytes(run)
     for where, check in first.placed(Verification):
         expected = nbytes[check.point, check.arm]
-        if key_of(check) not in iterations and key_of(check) not in resumed:
+        of_nothing = key_of(check) not in iterations and key_of(check) not in resumed
+        # tokens_equal is None where no tokens were compared, which is no difference.
+        differs = check.where is not None or check.tokens_equal is False
+        if of_nothing:
             yield f"{where}: a verification of {named(key_of(check))}, which has no record"
-        if check.ok and (check.where is not None or check.tokens_equal is False):
+        if check.ok and differs:
             yield f"{where}: the verification of {named(key_of(check))} is ok, with a difference"
         if check.ok and check.nbytes != expected:
             yield (
@@ -220,9 +224,9 @@ def _checks(run: Run) -> Iterator[str]:
         return
     skipped = given_up(run)
     unchecked = [key for key in iterations if key not in checked and key[:2] not in skipped]
-    if unchecked and not (
-        len(unchecked) == 1 and not first.ended and unchecked[0] == list(iterations)[-1]
-    ):
+    # An iteration is recorded before it is verified, so a kill in between leaves its record alone.
+    killed_before_check = not first.ended and unchecked == list(iterations)[-1:]
+    if unchecked and not killed_before_check:
         yield f"rank-0000.jsonl: the verification of {named(unchecked[0])} is missing"
 
 

@@ -112,14 +112,14 @@ class Outgoing:
         if self._staging.on_cuda:  # chunks are packed on a stream of their own
             torch.cuda.synchronize(self._caches[0].k.device)
 
-    def stream_alone(self, arm: Arm) -> float:
-        """Stream the arm's chunks at level 3 with no compute beside them.
+    def stream_alone(self, arm: Arm, level: str) -> float:
+        """Stream the arm's chunks at a level with no compute beside them.
 
         Returns:
             Milliseconds from the first chunk until the last one is complete.
         """
         # Nothing is computed, so every layer and step is announced as ready at once.
-        managers, view = self.managers(arm, DEFAULT_LEVEL), self._here.view
+        managers, view = self.managers(arm, level), self._here.view
         began = time.perf_counter()
         for manager in managers:
             for layer in range(view.geometry.layers):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dejavubench.bench.engine.batchmaker import MarkPhase
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.config.arms import Arm
@@ -65,22 +66,41 @@ class Sink:
         self._endpoints: dict[str, SinkEndpoint] = {}
         self._receivers: dict[tuple[str, str], list[CacheReceiver]] = {}
 
-    def prepare(self, mode: str, level: str, pattern: int) -> None:
+    def undisturbed(self, mark: MarkPhase) -> None:
+        """Run nothing: sources alone have requests from the beginning."""
+
+    def write_tokens(self, generated: torch.Tensor) -> None:
+        """Record nothing: rank 0 is a source."""
+
+    def prepare(self, arm: Arm, level: str | None, pattern: int) -> None:
         """Fill the caches with a pattern and post the first receives, outside the clock."""
+        if level is None or not arm.remote:
+            return
         self.pattern = pattern
-        for cache in self.caches(mode):
+        for cache in self.caches(arm.mode):
             cache.fill(pattern)
-        for receiver in self._receivers_of(mode, level):
+        for receiver in self._receivers_of(arm.mode, level):
             for slot in receiver.slots:
                 slot.fill_(pattern)
             receiver.begin()  # after the fill: from here on a chunk may arrive at any time
 
-    def receive(self, mode: str, level: str) -> Received:
-        """Receive all that the sources stream in one iteration."""
-        receivers = self._receivers_of(mode, level)
+    @property
+    def copy_ways(self) -> dict[str, str]:
+        """Nothing: chunks leave no device here."""
+        return {}
+
+    def stream_alone(self, arm: Arm, level: str) -> None:
+        """Receive what the sources stream with no compute beside it."""
+        self.receive(arm, level)
+
+    def receive(self, arm: Arm, level: str | None) -> Received:
+        """Receive all that the sources stream to other ranks in one iteration, if they do."""
+        if level is None or not arm.remote:
+            return Received()
+        receivers = self._receivers_of(arm.mode, level)
         began, began_ns = time.process_time(), time.perf_counter_ns()
         receive_all(receivers)
-        self._endpoint(mode).finish()
+        self._endpoint(arm.mode).finish()
         return Received(
             sum(receiver.nbytes for receiver in receivers),
             sum(receiver.messages for receiver in receivers),

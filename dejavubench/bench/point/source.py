@@ -95,6 +95,13 @@ class Source:
             known = prompt.tokens.numpy() if self.model.shard.first else None
             stream.begin(known)
 
+    @property
+    def copy_ways(self) -> dict[str, str]:
+        return self.outgoing.ways
+
+    def stream_alone(self, arm: Arm, level: str) -> float:
+        return self.outgoing.stream_alone(arm, level)
+
     def write_tokens(self, generated: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
         if self.view.topology.rank == 0:

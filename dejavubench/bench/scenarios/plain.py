@@ -128,18 +128,15 @@ class PlainSink(ScenarioPart):
         self._received = Received()
 
     def prepare(self, arm: Arm, pattern: int) -> None:
-        if arm.remote and arm.level is not None:
-            self.sink.prepare(arm.mode, arm.level, pattern)
+        self.sink.prepare(arm, arm.level, pattern)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         mark("receive" if arm.remote else "idle")
         self.receive(arm)
 
     def receive(self, arm: Arm) -> None:
-        """Receive one iteration of an arm that streams to other ranks."""
-        self._received = Received()
-        if arm.remote and arm.level is not None:
-            self._received = self.sink.receive(arm.mode, arm.level)
+        """Receive one iteration of an arm, if it streams to other ranks."""
+        self._received = self.sink.receive(arm, arm.level)
 
     def record(self, arm: Arm, when: When) -> Recorded:
         self.sink.here.write(

@@ -1,17 +1,12 @@
 """The scenarios by name, and which one a run, or an arm of it, goes through."""
 
-# A new scenario is one file of this package and one line in SCENARIOS. Outside the package it needs
-# a name in `Scenario` of config/arms.py, the rule there that says which arms go through it, the
-# option that asks for it in config/options/, and perhaps a record in records/iterations.py.
-# CONTRIBUTING lists these places. Scenarios do not know how a cache is laid out: a paged layout is
-# the matter of the library's geometry and schedule, and changes nothing here.
+# CONTRIBUTING lists what a new scenario touches. Scenarios do not know how a cache is laid out:
+# that is the matter of the library's geometry and schedule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from dejavubench.bench.point.sink import Sink
-from dejavubench.bench.point.source import Source
 from dejavubench.bench.scenarios import handover, plain, restart, swap
 from dejavubench.bench.scenarios.base import ScenarioKind, ScenarioPart
 from dejavubench.config.arms import Arm, Scenario
@@ -44,19 +39,18 @@ class Scenarios:
     """This rank's parts of the scenarios at one point, each made when an arm first needs it.
 
     Args:
-        part: the source or the sink that this rank is.
+        make: makes this rank's part in a scenario of this kind.
     """
 
-    def __init__(self, part: Source | Sink) -> None:
-        self._part = part
+    def __init__(self, make: Callable[[ScenarioKind], ScenarioPart]) -> None:
+        self._make = make
         self._made: dict[Scenario, ScenarioPart] = {}
 
     def of(self, arm: Arm) -> ScenarioPart:
         """Return the scenario that the arm goes through."""
         name = arm.scenario
         if name not in self._made:
-            parts, part = SCENARIOS[name], self._part
-            self._made[name] = parts.source(part) if isinstance(part, Source) else parts.sink(part)
+            self._made[name] = self._make(SCENARIOS[name])
         return self._made[name]
 
     def all(self, arms: Sequence[Arm]) -> list[ScenarioPart]:
