@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from dejavubench.dejavulib.destinations.base import StreamingError
-from dejavubench.dejavulib.destinations.disk import destination as disk
 from dejavubench.dejavulib.destinations.disk.blockfile import Durability
 from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer, file_nbytes
 from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
@@ -274,9 +273,11 @@ def test_a_step_ends_when_its_checksums_are_known(
         threading.Event().wait(0.01)
         add(trailer, data)
 
-    monkeypatch.setattr(disk, "HASHED_BESIDE", 0)
     monkeypatch.setattr(StepTrailer, "add", slow)
-    with writing(tmp_path, schedule, durability="page-cache") as (manager, destination):
+    with writing(tmp_path, schedule, durability="page-cache", hashed_beside=0) as (
+        manager,
+        destination,
+    ):
         microbatch(manager, source)
         destination.check(manager.streams[0])
     assert all(name.startswith("checksums") for name in hashing)

@@ -168,11 +168,11 @@ def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
     cache = random_cache(stream.schedule.geometry)
     destination = FakeDestination(allowed=0)
     with streaming(destination) as streamer:
-        manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
+        manager = CacheManager(cache, [stream], LEVELS["3"], streamer, timeout=0.05)
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)
         with pytest.raises(StreamingError, match="the first missing is chunk 0"):
-            CacheManager.begin(impatient(manager))
+            manager.begin()
         assert manager.prompt.nbytes, (
             "the counts of a microbatch that is not streamed yet were lost"
         )
@@ -180,11 +180,6 @@ def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
         manager.begin()  # FakeDestination.begin refuses a stream with chunks under way
         assert manager.lag_nbytes == manager.tokens.nbytes == 0
         assert manager.prompt.stall_s > 0
-
-
-def impatient(manager: CacheManager) -> CacheManager:
-    manager._timeout = 0.05
-    return manager
 
 
 def test_a_stall_is_counted_in_the_phase_it_happens_in() -> None:

@@ -53,10 +53,14 @@ def serving(
     limit: int = LIMIT,
     timeout: float = PATIENCE,
     services: Mapping[int, Service] = SERVICES,
+    prove_within: float = unproven.PROVE_WITHIN,
+    most_peers: int = sink.MOST_PEERS,
 ) -> Iterator[tuple[TCPSinkServer, list[str]]]:
     """A sink in a thread of this process, and what it logs."""
     said: list[str] = []
-    server = TCPSinkServer(address, TOKEN.encode(), limit, timeout, said.append, services)
+    server = TCPSinkServer(
+        address, TOKEN.encode(), limit, timeout, said.append, services, prove_within, most_peers
+    )
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
@@ -156,14 +160,13 @@ def test_good_peers_get_in_among_idle_strangers() -> None:
             destination.close()
 
 
-def test_a_silent_stranger_has_2_s_whatever_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_stranger_has_2_s_whatever_the_timeout() -> None:
     assert unproven.PROVE_WITHIN == 2.0
-    monkeypatch.setattr(sink, "PROVE_WITHIN", 0.2)
-    with serving(timeout=1000.0) as (server, said):
+    with serving(timeout=1000.0, prove_within=0.2) as (server, said):
         with stranger(server.address) as silent:
             assert closed(silent)
         until(lambda: any("has been silent for 0.2 s" in line for line in said))
-        monkeypatch.setattr(sink, "PROVE_WITHIN", PATIENCE)  # this one must not hurry
+    with serving(timeout=1000.0, prove_within=PATIENCE) as (server, _):  # it must not hurry
         wire = connect(server.address, TOKEN.encode(), PATIENCE)
         until(lambda: bool(server._proven))
         (place,) = server._proven
@@ -171,9 +174,8 @@ def test_a_silent_stranger_has_2_s_whatever_the_timeout(monkeypatch: pytest.Monk
         wire.close()
 
 
-def test_proven_peers_have_places_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sink, "MOST_PEERS", 2)
-    with serving() as (server, _), ExitStack() as strangers:
+def test_proven_peers_have_places_of_their_own() -> None:
+    with serving(most_peers=2) as (server, _), ExitStack() as strangers:
         for _ in range(5):
             strangers.enter_context(stranger(server.address))
         good = [to(server, small()) for _ in range(2)]

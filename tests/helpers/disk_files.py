@@ -20,6 +20,7 @@ from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.destination import HASHED_BESIDE
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -126,6 +127,7 @@ def writing(
     level: str = "3",
     durability: Durability = "fdatasync",
     name: str = "test",
+    hashed_beside: int = HASHED_BESIDE,
 ) -> Iterator[tuple[CacheManager, DiskDestination]]:
     """A manager whose stream is kept in ``<name>-stream0.kv``; skips where O_DIRECT is refused."""
     probe = directory / "probe"
@@ -136,7 +138,7 @@ def writing(
             pytest.skip(f"the temporary folder's file system refuses O_DIRECT: {error.strerror}")
         finally:
             probe.unlink(missing_ok=True)
-    destination = DiskDestination(directory, name, durability, True, IDENTITY)
+    destination = DiskDestination(directory, name, durability, True, IDENTITY, hashed_beside)
     streamer = Streamer(destination, staging(schedule.slot_nbytes, 2))
     cache = KVCache.allocate(schedule.geometry, torch.int16)
     try:

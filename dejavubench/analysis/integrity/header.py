@@ -108,8 +108,10 @@ def _names_of(arm: ArmInfo, info: DestinationInfo | None) -> tuple[str, ...]:
 
 def _sizes(run: Run) -> Iterator[str]:
     for point in run.header.points:
+        # The last new token is never fed back, so it has no position in the cache.
         last = point.input_len + point.output_len - 1
-        if not point.skipped and (point.positions < last or point.handed_over > point.output_len):
+        too_long = point.positions < last or point.handed_over > point.output_len
+        if not point.skipped and too_long:
             yield f"run.json: point {point.id} has more tokens than positions"
         if point.streamed_nbytes != _streamed_nbytes(point):
             yield (
@@ -123,7 +125,7 @@ def _sizes(run: Run) -> Iterator[str]:
 
 def _streamed_nbytes(point: PointInfo) -> int:
     tokens = point.input_len + (point.handed_over or point.output_len) - 1
-    heads = point.kv_head_num or point.head_num
+    heads = point.kv_head_num or point.head_num  # older records name no KV heads
     token = 2 * point.layer_num * heads * point.size_per_head * ITEMSIZE[point.data_type]
     return point.ubatch_size * tokens * token
 

@@ -74,6 +74,7 @@ def _handed_over(run: Run) -> Iterator[str]:
         yield "several sources handed over the same iteration"
     for log in run.ranks:
         for where, item in log.placed(TakeOver):
+            # The sink's first token is first_ms; token_ms has the ones after it.
             steps = points[item.point].output_len - points[item.point].handed_over - 1
             if len(item.token_ms) != max(steps, 0):
                 yield (
@@ -93,15 +94,12 @@ def _swapped(run: Run) -> Iterator[str]:
 
 def _restarted(run: Run) -> Iterator[str]:
     restarts = [item for _, item in run.of(Restart)]
-    if (
-        len(
-            {
-                (item.of, item.run_id, item.point, item.arm, item.first, len(item.step_ms))
-                for item in restarts
-            }
-        )
-        > 1
-    ):
+    # Sources differ in times and bytes alone: request and steps are those of the killed run.
+    requests = {
+        (item.of, item.run_id, item.point, item.arm, item.first, len(item.step_ms))
+        for item in restarts
+    }
+    if len(requests) > 1:
         yield "the sources resume different requests: their records of restart differ"
     for log in run.ranks:
         if sum(1 for _ in log.of(Restart)) > 1:
@@ -127,6 +125,7 @@ def _ceilings(run: Run) -> Iterator[str]:
     for log in run.ranks:
         for where, item in log.placed(Ceiling):
             ceilings[log.rank, item.point, item.durability, item.name] = where, item
+            # A latency is best when it is small, a rate when it is large.
             best = min(item.samples) if item.unit == "us" else max(item.samples)
             if item.value != best:
                 yield (

@@ -48,6 +48,7 @@ class DiskDestination(LocalDestination):
         durability: option of :class:`BlockFile`; a chunk is complete when it is as durable.
         keep: leave the files, for :class:`.savedstream.SavedStream`.
         identity: goes into the header, such as run id, rank, model, weights, requests, data type.
+        hashed_beside: bytes from which a chunk is hashed in another thread while it is written.
 
     Raises:
         StorageError: a file cannot be created, or the device has no room for it.
@@ -62,12 +63,14 @@ class DiskDestination(LocalDestination):
         durability: Durability = "fdatasync",
         keep: bool = False,
         identity: Mapping[str, str] | None = None,
+        hashed_beside: int = HASHED_BESIDE,
     ) -> None:
         self._directory = directory
         self._name = name
         self._durability = durability
         self._keep = keep
         self._identity = identity or {}
+        self._hashed_beside = hashed_beside
         self._files: dict[int, _Open] = {}
         self._checksum_thread = ThreadPoolExecutor(1, "checksums", initializer=self._note_clock)
         self._beside_clock: int | None = None  # CPU clock of that thread, once it has begun
@@ -111,7 +114,7 @@ class DiskDestination(LocalDestination):
         self._complete(file, schedule, chunk)
 
     def _add(self, trailer: StepTrailer, data: memoryview) -> Future[None]:
-        if len(data) >= HASHED_BESIDE:
+        if len(data) >= self._hashed_beside:
             return self._checksum_thread.submit(trailer.add, data)
         trailer.add(data)
         done: Future[None] = Future()

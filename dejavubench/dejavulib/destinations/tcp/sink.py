@@ -49,10 +49,12 @@ class TCPSinkServer:
         address: port 0 is any that is free.
         token: the secret that sources must know.
         limit: bytes of memory for all caches and staging together.
-        timeout: seconds that a source may be silent within a frame; for a proof 2 s at most.
+        timeout: seconds that a source may be silent within a frame.
         log: called with one line about every peer.
         services: handlers of frames that the owner adds to the protocol, by kind, from
             ``FIRST_SERVICE`` on.
+        prove_within: seconds that a peer has for its proof.
+        most_peers: peers that may be connected at a time, once they have proven themselves.
 
     Raises:
         OSError: nobody can listen there.
@@ -70,6 +72,8 @@ class TCPSinkServer:
         timeout: float,
         log: Callable[[str], None],
         services: Mapping[int, Service] | None = None,
+        prove_within: float = PROVE_WITHIN,
+        most_peers: int = MOST_PEERS,
     ) -> None:
         if not token:
             raise ValueError("a sink needs a token")
@@ -81,6 +85,8 @@ class TCPSinkServer:
         self.address: Address = self._listening.getsockname()[:2]
         self._token = token
         self._timeout = timeout
+        self._prove_within = prove_within
+        self._most_peers = most_peers
         self._log = log
         self._budget = _MemoryBudget(limit)
         self._unproven = Unproven()
@@ -112,7 +118,7 @@ class TCPSinkServer:
             connected.close()
             return
         try:
-            wire = Wire(connected, peer, min(self._timeout, PROVE_WITHIN))
+            wire = Wire(connected, peer, min(self._timeout, self._prove_within))
         except OSError as error:  # the peer is gone again
             self._log(f"refused {peer}: {error.strerror or error}")
             connected.close()
@@ -200,8 +206,8 @@ class TCPSinkServer:
                 )
         wire.proven(self._timeout)
         with self._lock:
-            if len(self._proven) >= MOST_PEERS:
-                raise RefusalError(f"{MOST_PEERS} peers are connected")
+            if len(self._proven) >= self._most_peers:
+                raise RefusalError(f"{self._most_peers} peers are connected")
             self._proven.add(wire)
 
     def _read_setup(self, wire: Wire) -> TCPSetup | None:
