@@ -66,7 +66,7 @@ def columns_of(row: type[Any]) -> Iterator[Column]:
 
 
 def names_of(row: type[Any]) -> tuple[str, ...]:
-    return tuple(each.name for each in columns_of(row))
+    return tuple(column.name for column in columns_of(row))
 
 
 def flat(row: Any) -> dict[str, Any]:

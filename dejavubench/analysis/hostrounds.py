@@ -35,7 +35,7 @@ class HostRound:
 
     def per_second(self, quantity: Callable[[Window], float | None]) -> float | None:
         """Return a quantity per second of the iterations; None if some window lacks it."""
-        known = [value for each in self.windows if (value := quantity(each)) is not None]
+        known = [value for window in self.windows if (value := quantity(window)) is not None]
         if len(known) < len(self.windows) or not self.wall_s:
             return None
         return sum(known) / self.wall_s

@@ -115,7 +115,7 @@ def environment_page() -> str:
 
 def makefile() -> str:
     """Return the figures of ``make figures``, with the ranks and flags of their runs."""
-    quick = [(each.name, each.quick) for each in figures() if each.quick is not None]
+    quick = [(figure.name, figure.quick) for figure in figures() if figure.quick is not None]
     lines = [
         "# Runs of `make figures`, made by `python -m dejavubench.analysis.reference makefile`.",
         f"FIGURES := {' '.join(name for name, _ in quick)}",

@@ -135,7 +135,7 @@ class PointSamples:
     def baselines(self, quantity: str = "total") -> list[RoundValues]:
         """Return the series of the baselines that have this quantity."""
         series: list[RoundValues] = [getattr(arm, quantity) for arm in self.baseline_arms()]
-        return [each for each in series if each]
+        return [values_of_arm for values_of_arm in series if values_of_arm]
 
 
 class _Collector:

@@ -122,7 +122,7 @@ def geometric_mean(series: Sequence[Series]) -> dict[int, float]:
     # A killed run's last round may lack some arms.
     rounds = sorted(set(series[0]).intersection(*series[1:]))
     return {
-        number: float(np.exp(np.mean([np.log(each[number]) for each in series])))
+        number: float(np.exp(np.mean([np.log(values_of_arm[number]) for values_of_arm in series])))
         for number in rounds
     }
 

@@ -28,8 +28,8 @@ def notes(plan: Plan) -> list[str]:
         )
         texts += [
             f"{note}."
-            for each in durabilities
-            if (note := durability_note(place.type, each)) is not None
+            for durability in durabilities
+            if (note := durability_note(place.type, durability)) is not None
         ]
     return texts
 

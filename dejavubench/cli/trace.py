@@ -53,7 +53,7 @@ def trace(
             "\n".join([*wanted.bad, *(f"{log} is no run's folder" for log in wanted.logs)])
         )
     if len(wanted.runs) > 1:
-        listed = "\n".join(f"  {each.path}" for each in wanted.runs)
+        listed = "\n".join(f"  {run.path}" for run in wanted.runs)
         raise BadInput(f"{run} holds {len(wanted.runs)} runs. Give one of them:\n{listed}")
     try:
         timeline = build(wanted.runs[0], choose(wanted.runs[0], point, arm, which))

@@ -253,7 +253,7 @@ def _seconds_since(began: int) -> float:
 
 def _check_groups(streams: list[Stream]) -> None:
     """Raise ValueError unless groups of decode steps leave all streams at the same steps."""
-    grouped = {(each.schedule.flush_interval, each.schedule.steps) for each in streams}
+    grouped = {(stream.schedule.flush_interval, stream.schedule.steps) for stream in streams}
     if len(grouped) > 1 and max(grouped)[0] > 1:
         raise ValueError(
             "streams of one cache must have the same flush interval and decode steps: these have "

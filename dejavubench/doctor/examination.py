@@ -124,7 +124,7 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
             facts_of_rank,
             crossmemory=_read_next(facts_of_rank, ranks, [place for _, place in told]),
         )
-        links = _probe_links(together, comm, [each.host for each in ranks])
+        links = _probe_links(together, comm, [rank.host for rank in ranks])
         said = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
         part = RankPart(replace(facts_of_rank, ucx=said), host, tuple(ports), tuple(links))
         parts = together.gather(part, "the end")
@@ -153,7 +153,7 @@ def _probe_host(
 ) -> tuple[HostFacts | None, list[PortCheck]]:
     """Probe this host, on the first of its ranks. The other ranks sleep meanwhile."""
     facts_of_rank = ranks[together.rank]
-    ranks_of_host = [each.rank for each in ranks if each.host == facts_of_rank.host]
+    ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
     load = load_facts(LOAD_S)  # on every rank, so that all sleep
     folders = probe_folders(together, ranks, wanted.folders)
     listening, network, ports = probe_ports(together, ranks, wanted.port)
@@ -169,7 +169,7 @@ def _read_next(
     facts_of_rank: RankFacts, ranks: Sequence[RankFacts], places: Sequence[Readable]
 ) -> tuple[int, str | None] | None:
     """Read the memory of the next rank of this host."""
-    ranks_of_host = [each.rank for each in ranks if each.host == facts_of_rank.host]
+    ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
     after = ranks_of_host[(ranks_of_host.index(facts_of_rank.rank) + 1) % len(ranks_of_host)]
     return None if after == facts_of_rank.rank else (after, read_problem(places[after]))
 

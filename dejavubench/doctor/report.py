@@ -69,7 +69,7 @@ def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
 
 def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
     """Return findings and all facts as a JSON text."""
-    hosts = {each.rank: each.host for each in job.ranks}
+    hosts = {rank.rank: rank.host for rank in job.ranks}
     findings = [
         {
             "check": row.check,

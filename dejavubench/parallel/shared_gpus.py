@@ -89,7 +89,7 @@ def prepare_gpus(
             "as loopback on one GPU"
         )
     lowest = min(comm.allgather((version or nccl_version)()))
-    one_host = len({each.host for each in gpus}) == 1
+    one_host = len({gpu.host for gpu in gpus}) == 1
     way, variables = _loopback_variables(lowest, comm.rank, one_host)
     os.environ.update(variables)
     return LoopbackFacts(way, lowest, groups, variables)

@@ -98,7 +98,11 @@ class NCCLTransport(Transport):
         if not self.is_loopback(options) or options.device != "cuda":
             return None
         # Only this destination can share a GPU; each other one that fills GPUs needs one per rank.
-        others = [each.name for each in chosen if each.entry.device_memory and not each.loopback]
+        others = [
+            transport.name
+            for transport in chosen
+            if transport.entry.device_memory and not transport.loopback
+        ]
         if not others:
             return None
         return (

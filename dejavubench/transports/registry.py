@@ -51,7 +51,7 @@ def modes() -> tuple[str, ...]:
     Raises:
         UsageError: a plugin cannot be loaded.
     """
-    return tuple(each.name for each in transports())
+    return tuple(transport.name for transport in transports())
 
 
 def transports() -> tuple[Transport, ...]:

@@ -71,7 +71,7 @@ def _findings(host: HostRounds) -> Iterable[tuple[str, str]]:
             "DISTURBED",
             f"the hypervisor took {took:.2g} of {_cores(host)} in {_of_all(host, stolen)}",
         )
-    limits = Counter(name for each in host.rounds.values() for name in each.limits)
+    limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
     if limits:
         throttled = _marked(host, lambda each: each.limits)
         yield (
@@ -95,20 +95,22 @@ def _others(host: HostRounds) -> str | None:
 
 
 def _known(host: HostRounds) -> list[float]:
-    return [cores for each in host.rounds.values() if (cores := each.other_cores) is not None]
+    return [
+        cores for measured in host.rounds.values() if (cores := measured.other_cores) is not None
+    ]
 
 
 def _cpu_words(host: HostRounds) -> Iterable[str]:
     rounds = host.rounds.values()
-    windows = [window for each in rounds for window in each.windows]
+    windows = [window for measured in rounds for window in measured.windows]
     if known := _known(host):
         yield (
             f"other processes took {median(known):.2f} of {_cores(host)} (at most {max(known):.2f})"
         )
-    steal = middle(each.steal_cores for each in rounds)
+    steal = middle(measured.steal_cores for measured in rounds)
     if steal:
         yield f"the hypervisor {steal:.2f}"
-    waits = middle(each.per_second(lambda window: window.cpu_wait_s) for each in rounds)
+    waits = middle(measured.per_second(lambda window: window.cpu_wait_s) for measured in rounds)
     if waits is not None:
         yield f"some thread waited for a core {100 * min(1.0, waits):.0f} % of the time"
     load, mhz = middle(w.load for w in windows), middle(w.cpu_mhz for w in windows)
@@ -121,8 +123,8 @@ def _cpu_words(host: HostRounds) -> Iterable[str]:
 def _gpu_words(host: HostRounds) -> Iterable[str]:
     gpus = [
         gpu
-        for each in host.rounds.values()
-        for window in each.windows
+        for measured in host.rounds.values()
+        for window in measured.windows
         for gpu in window.gpus.values()
     ]
     parts = [
@@ -163,6 +165,6 @@ def _cores(host: HostRounds) -> str:
 def _unreadable(hosts: list[HostRounds]) -> list[str]:
     reasons: dict[str, None] = {}
     for host in hosts:
-        for why in (host.log.host.unreadable, *(each.unreadable for each in host.log.windows)):
+        for why in (host.log.host.unreadable, *(window.unreadable for window in host.log.windows)):
             reasons |= {f"{what}: {reason}": None for what, reason in why.items()}
     return [f"conditions not readable: {'; '.join(reasons)}"] if reasons else []

@@ -44,7 +44,7 @@ class Sizes:
 
     @classmethod
     def of(cls, point: PointInfo) -> Sizes:
-        return cls(**{each.name: getattr(point, each.name) for each in fields(cls)})
+        return cls(**{item.name: getattr(point, item.name) for item in fields(cls)})
 
 
 @dataclass

@@ -80,7 +80,7 @@ def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
     lanes: list[list[Event]] = []
     left_out = 0
     for event in sorted(events, key=lambda each: (each.begin, each.last)):
-        lane = next((each for each in lanes if each[-1].last <= event.begin), None)
+        lane = next((lane for lane in lanes if lane[-1].last <= event.begin), None)
         if lane is None and len(lanes) == MOST_LANES:
             left_out += 1
             continue

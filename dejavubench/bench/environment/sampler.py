@@ -105,7 +105,7 @@ class HostSampler(ConditionsSampler):
         me = members[rank]
         self._unreadable: dict[str, str] = {}
         # Ranks of other hosts that are this machine compute on the same processors.
-        neighbours = [each for each in members if each.machine == me.machine]
+        neighbours = [member for member in members if member.machine == me.machine]
         self._cpus = sorted(frozenset[int]().union(*(each.cores for each in neighbours)))
         self._pids = self._processes(me, neighbours)
         ranks = [number for number, each in enumerate(members) if each.host == me.host]

@@ -65,7 +65,7 @@ def ceilings_of(
     elif is_source:
         probes += cpu_probes(multiplied)
     meeting = None
-    if topology.has_sinks and any(each.entry.remote for each in chosen):
+    if topology.has_sinks and any(transport.entry.remote for transport in chosen):
         meeting = Meeting(comm, topology.sinks[0] if is_source else 0, is_source)
     closing = ExitStack()
     for each in chosen:
@@ -80,7 +80,7 @@ def ceilings_of(
             close=closing,
         )
         probes += sessions[each.name].probes(context)
-    pairs = [pair for each in chosen for pair in each.probe_names.held_against.items()]
+    pairs = [pair for transport in chosen for pair in transport.probe_names.held_against.items()]
     return Ceilings(probes, {**HELD_AGAINST, **dict(pairs)}, closing)
 
 

@@ -23,7 +23,9 @@ def _sink_key_without_sinks(plan: Plan) -> str | None:
 
 def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
     key = _sink_key(plan)
-    external = next((each.name for each in chosen(plan) if each.entry.external_sink), None)
+    external = next(
+        (transport.name for transport in chosen(plan) if transport.entry.external_sink), None
+    )
     return (key, external) if key and external else None
 
 
@@ -77,11 +79,11 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
     used = {*plan.experiment.streaming, *plan.experiment.swap}
     return next(
         (
-            (key, each.name)
-            for each in usable()
-            for key in each.options
+            (key, transport.name)
+            for transport in usable()
+            for key in transport.options
             # A plugin of another version may name an option that is not there.
-            if key in OPTIONS and plan.experiment.is_given(key) and each.name not in used
+            if key in OPTIONS and plan.experiment.is_given(key) and transport.name not in used
         ),
         None,
     )
@@ -89,7 +91,7 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
 
 def _conflict_of_destinations(plan: Plan) -> str | None:
     named = chosen(plan)
-    messages = (each.conflict(plan.experiment, named) for each in named)
+    messages = (transport.conflict(plan.experiment, named) for transport in named)
     return next((message for message in messages if message), None)
 
 
@@ -97,7 +99,7 @@ def _without_read_back(plan: Plan) -> str | None:
     """Return a destination that nobody can verify: no rank receives, and no source reads back."""
     if not plan.experiment.verify:
         return None
-    entries = (each.entry for each in chosen(plan))
+    entries = (transport.entry for transport in chosen(plan))
     return next((each.name for each in entries if not (each.remote or each.readable)), None)
 
 

@@ -30,7 +30,7 @@ HANDOVER = (
             plan.experiment.handoff
             and (
                 len(plan.experiment.streaming) > 1
-                or [each.hands_over for each in chosen(plan)] != [True]
+                or [transport.hands_over for transport in chosen(plan)] != [True]
                 or plan.experiment.compare
             )
         ),

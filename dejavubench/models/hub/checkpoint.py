@@ -90,7 +90,7 @@ def _open(folder: Path) -> Checkpoint:
             f"{len(weights.tensors)} tensors"
         )
     stored = _Search(family, config, spec, weights).find_all()
-    needed = {each.name: weights.tensors[each.name].path for each in stored.values()}
+    needed = {tensor.name: weights.tensors[tensor.name].path for tensor in stored.values()}
     digest = hashlib.blake2b(digest_size=8)
     for header in sorted(weights.headers, key=lambda header: header.path.name):
         digest.update(header.sample())
@@ -151,7 +151,7 @@ class _Search:
         stored = {
             ours: self._find(ours, shape, prefix) for ours, shape in self.spec.tensors.items()
         }
-        self._refuse_unused({each.name for each in stored.values()})
+        self._refuse_unused({tensor.name for tensor in stored.values()})
         self._check_tied_head(stored["embedding"].name)
         return stored
 

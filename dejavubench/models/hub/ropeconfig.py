@@ -119,7 +119,9 @@ def _window(config: Config) -> int | None:
                 f"it must name the kind of each of {layers} layers",
             )
         if others := [
-            each for each in layer_types if each not in ("full_attention", "sliding_attention")
+            layer_type
+            for layer_type in layer_types
+            if layer_type not in ("full_attention", "sliding_attention")
         ]:
             _refuse(
                 config,
