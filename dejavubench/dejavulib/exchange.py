@@ -201,6 +201,8 @@ def _pieces(
     source: Setup, target: Setup, sender: int, receiver: int, common: Region
 ) -> Iterator[RegionPair]:
     """Yield the regions that two workers share, cut by the microbatches of both."""
+    # The sides may cut the requests into microbatches of different sizes: each piece lies in one
+    # microbatch of both.
     for out_ubatch in source.ubatches(common.requests):
         held = source.part(sender, out_ubatch, common.positions)
         for in_ubatch in target.ubatches(common.requests & held.requests):
@@ -218,6 +220,7 @@ def _pieces(
 
 def _local(region: Region, part: Region) -> Region:
     """Return ``region`` counted from the beginning of ``part``; positions stay as they are."""
+    # Workers share out layers, heads and requests, never positions.
     return Region(
         region.layers.shifted(-part.layers.start),
         region.requests.shifted(-part.requests.start),

@@ -118,6 +118,7 @@ class Fig7(Figure):
         layouts, modes = (list(dict.fromkeys(frame[name])) for name in ("kv_layout", "mode"))
         labels = dict(zip(frame["level"], frame["label"], strict=True))
         order = [level for level in LEVELS if level in labels]
+        # Records of another version may have levels that this one does not know.
         order += [level for level in labels if level not in order]
         names = {level: f"{level}: {labels[level]}" for level in order}
         size = (3.4 + 4.1 * len(modes), 0.9 + (0.5 + 0.62 * len(names)) * len(layouts))

@@ -68,6 +68,7 @@ class Header:
         try:
             raw, size = _read_header(path)
             try:
+                # The library judges the file, but does not say where each tensor lies.
                 with safe_open(path, framework="np"):
                     pass
             except SafetensorError as error:
@@ -76,7 +77,7 @@ class Header:
             raise CheckpointError(f"{path}: {error.strerror or error}") from None
         entries: dict[str, Any] = json.loads(raw)
         entries.pop("__metadata__", None)
-        begin = 8 + len(raw)
+        begin = 8 + len(raw)  # offsets count from the end of the header, behind its 8-byte length
         types = {name: entry["dtype"] for name, entry in entries.items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
         spans = {name: (begin + start, begin + to) for name, (start, to) in _offsets(entries)}
@@ -145,6 +146,7 @@ def _instead_of_safetensors(first: bytes) -> str | None:
         return "this is an HTML page, perhaps a server's error message, not a safetensors file"
     if first.startswith(b"GGUF"):
         return "this is a GGUF file of llama.cpp, not a safetensors file"
+    # torch.save writes a zip archive, and wrote a bare pickle of protocol 2 before.
     if first.startswith((b"PK\x03\x04", b"\x80\x02")):
         return "this is a pickle of torch.save, not a safetensors file"
     return "the file is empty" if not first else None

@@ -99,6 +99,7 @@ class TCPSetup(_Strict):
 
     def text(self) -> str:
         """Return the setup as it is sent."""
+        # Sinks refuse keys that they do not know: an older one must not see a newer key's default.
         return self.model_dump_json(exclude_defaults=True)
 
     def torch_dtype(self) -> torch.dtype:
@@ -122,6 +123,8 @@ class TCPSetup(_Strict):
 
     def _chunks(self, stream: _Stream) -> int:
         """Return the most chunks of one group of a stream, as StreamSchedule.atoms() lists them."""
+        # Counted from numbers alone: listing the chunks of a hostile setup would take the memory
+        # that is limited here. Spans may still run backwards.
         layers, requests, heads = (
             max(0, stop - start) for start, stop in (stream.layers, stream.requests, stream.heads)
         )
