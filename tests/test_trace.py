@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 from dejavubench.analysis.trace.choice import TraceError, choose
 from dejavubench.analysis.trace.clocks import RankClock
 from dejavubench.analysis.trace.events import MOST_LANES, Event, Process, spread
+from dejavubench.analysis.trace.sinklanes import add_arrivals
 from dejavubench.bench.environment import clockoffset
 from dejavubench.bench.environment.clockoffset import RoundTrip, offset_of
 from dejavubench.cli import main
 from dejavubench.records import (
     HostClock,
     Microbatch,
+    SinkChunkTimes,
+    TimedArrivals,
     TimedChunks,
     read_chunk_times,
     read_run,
@@ -243,6 +246,30 @@ def test_a_wrong_name_gets_a_list_of_what_is_there(
     folder: Path, tmp_path: Path, flags: str, message: str
 ) -> None:
     assert usage_error(trace(folder, *args(flags), "-o", tmp_path / "x.json")) == message
+
+
+def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
+    process = Process(2, "rank 2")
+    arrivals = [TimedArrivals(2, arrived(peer, ubatch)) for peer in (0, 1) for ubatch in (0, 1)]
+    add_arrivals(process, arrivals, [], lambda at: at)
+    assert [lane.title for lane in process.lanes] == [
+        f"sink from rank {peer} of microbatch {ubatch}" for peer in (0, 1) for ubatch in (0, 1)
+    ]
+
+
+def arrived(peer: int, ubatch: int) -> SinkChunkTimes:
+    return SinkChunkTimes(
+        point="p000",
+        arm="mpi@3",
+        iteration=0,
+        round=0,
+        ubatch=ubatch,
+        peer=peer,
+        stream=ubatch,
+        began_ns=0,
+        received=[1],
+        scattered=[2],
+    )
 
 
 # ---- the choice of an iteration ----

@@ -113,6 +113,8 @@ def read(path: Path) -> Trace:
     names = [event for event in found.events if isinstance(event, Name)]
     processes = {e.pid: str(e.args["name"]) for e in names if e.name == "process_name"}
     threads = {e.tid: str(e.args["name"]) for e in names if e.name == "thread_name"}
+    titles = [(e.pid, e.args["name"]) for e in names if e.name == "thread_name"]
+    assert len(set(titles)) == len(titles), "two lanes of a process have one title"
     owner = {e.tid: e.pid for e in names if e.name == "thread_name"}
     assert len(set(processes.values())) == len(processes)
     assert 0 not in processes, "viewers take it for the idle process"

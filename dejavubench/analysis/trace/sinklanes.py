@@ -20,6 +20,8 @@ def add_arrivals(
     Args:
         sources: what the sources have sent in this iteration; it names the chunks.
     """
+    peers = {timed.times.peer for timed in arrivals}
+    ubatches = {timed.times.ubatch for timed in arrivals}
     for timed in arrivals:
         of_source = [one for one in sources if one.rank == timed.times.peer]
         chunks = [
@@ -28,8 +30,12 @@ def add_arrivals(
             for chunk in one.listed.chunks
             if (chunk.peer, chunk.stream) == (process.rank, timed.times.stream)
         ]
-        where = f" from rank {timed.times.peer}" if len(arrivals) > 1 else ""
-        process.add(f"sink{where}", _events(timed, chunks, common))
+        where = f" from rank {timed.times.peer}" if len(peers) > 1 else ""
+        which = f" of microbatch {timed.times.ubatch}" if len(ubatches) > 1 else ""
+        stream = (
+            f", stream {timed.times.stream}" if len(arrivals) > len(peers) * len(ubatches) else ""
+        )
+        process.add(f"sink{where}{which}{stream}", _events(timed, chunks, common))
 
 
 def _events(timed: TimedArrivals, chunks: list[ListedChunk], common: Common) -> Iterator[Event]:
