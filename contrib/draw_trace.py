@@ -6,6 +6,7 @@ python contrib/draw_trace.py trace.json trace.png --begin 600 --end 800
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,24 @@ ROW_INCHES = 0.32
 @click.argument("picture", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--begin", default=0.0, help="First millisecond that is drawn.")
 @click.option("--end", type=float, help="Last millisecond that is drawn. [default: the last one]")
-def draw(trace: Path, picture: Path, begin: float, end: float | None) -> None:
+@click.option("--rows", default=16, help="Rows of one lane that are drawn.", show_default=True)
+def draw(trace: Path, picture: Path, begin: float, end: float | None, rows: int) -> None:
     """Draw the lanes of TRACE, from --begin to --end, into PICTURE (.png, .pdf, .svg)."""
     document = json.loads(trace.read_text(encoding="utf-8"))
     events = document["traceEvents"]
     slices = [event for event in events if event["ph"] == "X"]
     if end is None:
         end = max(event["ts"] + event["dur"] for event in slices) / 1e3
-    lanes = _titles(events)
+    lanes = _titles(events, rows)
+    slices = [event for event in slices if event["tid"] in lanes]
     height = ROW_INCHES * len(lanes) + 1.1
     figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
-    rows = {tid: row for row, tid in enumerate(lanes)}
+    places = {tid: row for row, tid in enumerate(lanes)}
     for event in slices:
         at, length = event["ts"] / 1e3, event["dur"] / 1e3
         if at + length < begin or at > end:
             continue
-        row = rows[event["tid"]]
+        row = places[event["tid"]]
         colour = COLOURS[row % len(COLOURS)]
         # A white edge parts neighbours, but would hide a sliver.
         edge = "white" if length > (end - begin) / 200 else colour
@@ -57,14 +60,26 @@ def draw(trace: Path, picture: Path, begin: float, end: float | None) -> None:
     click.echo(str(picture))
 
 
-def _titles(events: list[dict[str, Any]]) -> dict[int, str]:
-    """Return the titles of lanes that have slices, by the lane's number."""
+def _titles(events: list[dict[str, Any]], rows: int) -> dict[int, str]:
+    """Return the titles of lanes that have slices, by the lane's number.
+
+    Args:
+        rows: a lane whose events overlap more often than this is cut; its title counts its rows.
+    """
     used = {event["tid"] for event in events if event["ph"] == "X"}
     return {
         event["tid"]: f"rank {event['pid'] - 1}  {event['args']['name']}"
         for event in events
-        if event["name"] == "thread_name" and event["tid"] in used
+        if event["name"] == "thread_name"
+        and event["tid"] in used
+        and _row(event["args"]["name"]) <= rows
     }
+
+
+def _row(title: str) -> int:
+    """Return the number of a lane's row: 3 for ``wire (3)``, 1 for ``wire``."""
+    number = re.search(r"\((\d+)\)$", title)
+    return int(number[1]) if number else 1
 
 
 if __name__ == "__main__":

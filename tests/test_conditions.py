@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis.tables import conditionnotes
+from dejavubench.analysis.tables import grantnotes
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
@@ -323,13 +323,12 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
 
 def test_hosts_that_differ_are_told_apart() -> None:
     said = [("a", "one"), ("b", "two"), ("c", "one")]
-    assert conditionnotes._by_host(said) == ["one (a, c)", "two (b)"]
+    assert grantnotes._by_host(said) == ["one (a, c)", "two (b)"]
 
 
 def test_runs_of_before_say_nothing(tmp_path: Path) -> None:
     assert (
-        conditionnotes.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2)))
-        == []
+        grantnotes.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2))) == []
     )
 
 

@@ -115,8 +115,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         ("pipeline_para_size", "staging_mib", "staging_slots", "rounds", "threads"), NO_LIST
     ),
     **dict.fromkeys(("ubatch_size", "input_len", "output_len"), LIST),
-    **dict.fromkeys(("compare", "keep", "verify", "ceilings", "confine"), SWITCH),
-    **dict.fromkeys(("handoff", "nccl_loopback", "tcp_checksums"), OFF),
+    **dict.fromkeys(("compare", "keep", "verify", "ceilings", "confine", "chunk_times"), SWITCH),
+    **dict.fromkeys(("handoff", "nccl_loopback", "tcp_checksums", "sample_extents"), OFF),
     "warmup": {**NO_LIST, "zero": 0},
     "seed": {**NO_LIST, "zero": 0, "2^31": 2**31},
     **dict.fromkeys(("max_time", "drain_timeout"), NUMBER),
@@ -312,6 +312,8 @@ def test_no_value_of_plan_is_more_than_one_line(
     flag = next(flag for flag in option.opts if flag.startswith("--"))
     rest = ["--link", "1GB/s"] if flag == "--latency" else []
     rest += [] if option.name in ("spec", "ckpt_path") else ["--model", "gpt2"]
+    # Without a format, a file's name must end in the suffix of one.
+    rest += ["--format", "csv"] if option.name == "output" else []
     counts = {
         "input_len",
         "output_len",

@@ -122,7 +122,7 @@ class Rounds:
             self._progress_bar.left.reach(width)
         if rounds < experiment.rounds:
             return False
-        # Each rank has its own clock, so rank 0 decides and the others hear of it.
+        # Each rank has its own clock, so rank 0 decides and tells the others.
         done = elapsed > experiment.max_time or (
             width is not None and width <= experiment.precision
         )

@@ -58,12 +58,12 @@ def run(config: Path | None, dry_run: bool, output: Path | None, force: bool, **
 
     plan, watchdog = agreed(read, _rank_timeout(config, overrides))
     _say_notes(plan)
-    from dejavubench.bench.session import run as run_session
+    from dejavubench.bench.run import run as run_plan
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     on_end = partial(reporting.show_results, results)
     half_width = reporting.half_width_of(plan)
-    sys.exit(run_session(plan, command, half_width, on_end, reporting.tables_of, watchdog=watchdog))
+    sys.exit(run_plan(plan, command, half_width, on_end, reporting.tables_of, watchdog=watchdog))
 
 
 def _load(

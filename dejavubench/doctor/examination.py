@@ -116,13 +116,13 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
     known = Job()
     try:
         facts_of_rank = _own_facts(together, facts)
-        told = together.share((facts_of_rank, shown()), "start")
-        ranks = [each for each, _ in told]
+        shared = together.share((facts_of_rank, shown()), "start")
+        ranks = [each for each, _ in shared]
         known = Job(tuple(ranks))
         host, ports = _probe_host(together, ranks, wanted)
         facts_of_rank = replace(
             facts_of_rank,
-            crossmemory=_read_next(facts_of_rank, ranks, [place for _, place in told]),
+            crossmemory=_read_next(facts_of_rank, ranks, [place for _, place in shared]),
         )
         links = _probe_links(together, comm, [rank.host for rank in ranks])
         said = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")

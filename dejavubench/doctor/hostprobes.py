@@ -67,10 +67,10 @@ def probe_folders(
         if firsts[facts_of_rank.host] == facts_of_rank.rank
         else []
     )
-    told = together.share(mine, "folders")
+    folders_of_ranks = together.share(mine, "folders")
     # Two ranks that write to one disk at a time would each find half of its speed.
     probers: dict[tuple[str, ...], int] = {}
-    for rank, folders in enumerate(told):
+    for rank, folders in enumerate(folders_of_ranks):
         for folder in folders:
             probers.setdefault(file_system(folder, ranks[rank].machine), rank)
     speeds: dict[tuple[str, ...], FolderFacts] = {}
@@ -114,10 +114,10 @@ def probe_ports(
         return Listening(wanted, -1), network, []
     with listening(wanted) as port:
         addresses = [each.address for each in network.interfaces if each.address]
-        told = together.share((addresses, port), "ports")
+        ports_of_ranks = together.share((addresses, port), "ports")
         ports = []
         for host, rank in firsts.items():
-            theirs, listener = told[rank]
+            theirs, listener = ports_of_ranks[rank]
             if facts_of_rank.rank == 0 and rank and listener.problem is None:
                 problem = connects(theirs, listener.port)
                 ports.append(

@@ -120,7 +120,9 @@ def _load_builtin() -> tuple[Transport, ...]:
     package = __name__.rpartition(".")[0]
     folder = import_module(package).__path__
     # Folders hold what transports import late: torch, MPI and the raw loops.
-    names = (transport.name for transport in pkgutil.iter_modules(folder) if not transport.ispkg)
+    names = (
+        module_info.name for module_info in pkgutil.iter_modules(folder) if not module_info.ispkg
+    )
     modules = [import_module(f"{package}.{name}") for name in names]
     loaded = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
     for transport in loaded:

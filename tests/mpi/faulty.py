@@ -28,8 +28,7 @@ from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
 from dejavubench.bench.scenarios import plain
 from dejavubench.bench.startup import firstrecords, workspace
-from dejavubench.cli import main, starting
-from dejavubench.cli import run as cli_run
+from dejavubench.cli import main, reporting, starting
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib import receiver
 from dejavubench.dejavulib.destinations import mpi, tcp
@@ -212,7 +211,7 @@ def fail_at_the_end() -> None:
         struck()
         raise RuntimeError("injected")
 
-    instead(cli_run, "_print_summary", lambda _: fail)
+    instead(reporting, "show_results", lambda _: fail)
 
 
 @fault

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from dejavubench.bench import session
+from dejavubench.bench import run
 from dejavubench.bench.point.models import give_memory_back
 from dejavubench.cli import main
 
@@ -27,5 +27,5 @@ def give_back_and_say() -> None:
         said.write(f"{found[1]}\n")
 
 
-mock.patch.object(session, "give_memory_back", give_back_and_say).start()
+mock.patch.object(run, "give_memory_back", give_back_and_say).start()
 main()

@@ -27,13 +27,13 @@ def corrupt(layer: str, kv: kvcache.KV, request: str, head: str, position: str) 
     byte = Region(*spans)
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
-        def arrived(self: receiver.CacheReceiver, chunk: Any, messages: int) -> None:
-            if now("receive") and chunk.region & byte == byte:
+        def arrived(self: receiver.CacheReceiver, came: Any) -> None:
+            if now("receive") and came.chunk.region & byte == byte:
                 cache = self._cache
                 vector = as_integers(cache.tensor(kv))[cache.geometry.index(kv, byte)]
                 vector[(0,) * vector.dim()] ^= 0x01
                 struck()
-            original(self, chunk, messages)
+            original(self, came)
 
         return arrived
 

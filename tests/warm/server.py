@@ -169,7 +169,7 @@ def _prepare() -> None:
 
     mpi4py.rc.initialize = False
     import dejavubench.analysis.tables.report
-    import dejavubench.bench.session
+    import dejavubench.bench.run
     import dejavubench.cli.run
     import dejavubench.models.backends.cpu.backend
     import dejavubench.records  # noqa: F401

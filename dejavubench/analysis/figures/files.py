@@ -1,4 +1,4 @@
-"""Files of a :class:`~dejavubench.analysis.figures.base.Drawing`: PNG, PDF and CSV."""
+"""Files of a :class:`~dejavubench.analysis.figures.figure.Drawing`: PNG, PDF and CSV."""
 
 from __future__ import annotations
 

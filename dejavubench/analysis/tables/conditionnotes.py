@@ -1,91 +1,170 @@
-"""Notes on what hosts and control groups granted a run, for a reader who judges its numbers."""
+"""Notes on the conditions of the hosts while a run measured, and on the ways of its bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from statistics import median
 
-from dejavubench.analysis.armdestinations import run_destinations
-from dejavubench.records import End, RankInfo, Run
+from dejavubench.analysis.hostrounds import HostRound, HostRounds, host_rounds, numbers_text
+from dejavubench.analysis.tables.hostcolumns import middle
+from dejavubench.records import Run
+
+MOST_NUMBERS = 60
+"""Characters of the numbers of rounds that a note names; longer lists are left out."""
 
 
-def notes(run: Run) -> list[str]:
-    """Return one line per finding; none for older records without these facts.
+def marks(run: Run) -> list[str]:
+    """Return one line per finding that qualifies the run's numbers; none for older records.
 
     Raises:
-        RecordError: a rank's environment has a value of another type.
+        RecordError: a host's file cannot be read, or is not of this run.
     """
-    return [*_disks(run), *_quotas(run), *_demands(run)]
+    return _by_host(host_rounds(run), _findings)
 
 
-# ---- the stream directory ----
+def facts(run: Run) -> list[str]:
+    """Return the conditions of each host, and the reasons why some are unknown.
+
+    Raises:
+        RecordError: as :func:`marks`.
+    """
+    hosts = host_rounds(run)
+    return [*_by_host(hosts, _conditions), *_unreadable(hosts)]
 
 
-def _disks(run: Run) -> list[str]:
-    known = run_destinations(run)
-    arms = [arm for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage]
-    if not arms:
-        return []
-    places = [
-        (info.host, place)
-        for _, info in run.of(RankInfo)
-        if (place := info.where.stream_dir) is not None
-    ]
-    notes = [
-        f"stream directory: {text}"
-        for text in _by_host((host, str(place)) for host, place in places)
-    ]
-    one_of_each = {place.type: place for _, place in places}
-    for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
-        for place in one_of_each.values():
-            note = place.note(durability)
-            notes += [] if note is None else [f"disk: {note}"]
-    return notes
+def cause_of_noise(run: Run) -> str | None:
+    """Say what can have made two equal arms differ; None if the run has recorded nothing of it."""
+    hosts = host_rounds(run)
+    for _, text in (finding for host in hosts for finding in _findings(host)):
+        return f"{text[0].upper()}{text[1:].partition(' (')[0]}."
+    known = [(max(cores), host) for host in hosts if (cores := _known(host))]
+    if not known:
+        return None
+    most, host = max(known, key=lambda each: each[0])
+    return (
+        f"Other processes took at most {most:.2f} of {_cores(host)} in any round, "
+        "so look for another cause."
+    )
 
 
-# ---- CPU ----
-
-
-def _quotas(run: Run) -> list[str]:
-    hosts: dict[str, dict[int, RankInfo]] = {}
-    for rank, info in run.of(RankInfo):
-        hosts.setdefault(info.host, {})[rank] = info
-    throttled = {rank: end.where.cpu_throttling for rank, end in run.of(End)}
-    said = []
-    for host, ranks in hosts.items():
-        quotas = [info.where.cpu_quota for info in ranks.values()]
-        allowed = min((quota for quota in quotas if quota is not None), default=None)
-        counted = [
-            known["measured"]
-            for rank in ranks
-            if (known := throttled.get(rank)) is not None and "measured" in known
-        ]
-        # Ranks of one control group read the same counters, so sums would count twice.
-        worst = max(counted, key=lambda each: (each.periods, each.seconds), default=None)
-        words = [] if allowed is None else [f"the control group allows {allowed:.3g} CPUs"]
-        if worst is not None and worst.periods:
-            words.append(
-                f"the control group was throttled for {worst.seconds:.3g} s in {worst.periods} "
-                "periods of the measured points"
-            )
-        elif worst is not None and words:
-            words.append("it was not throttled in the measured points")
-        if words:
-            said.append((host, f"CPU: {'; '.join(words)}"))
-    return _by_host(said)
-
-
-def _demands(run: Run) -> list[str]:
-    known = [(info.host, info.where.cpu_demand) for _, info in run.of(RankInfo)]
-    demands = [(host, demand.note()) for host, demand in known if demand is not None]
-    return _by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
-
-
-def _by_host(said: Iterable[tuple[str, str]]) -> list[str]:
-    """Return each text once, with its hosts if the hosts' texts differ."""
-    hosts: dict[str, dict[str, None]] = {}
-    for host, text in said:
-        hosts.setdefault(text, {})[host] = None
+def _by_host(
+    hosts: list[HostRounds], find: Callable[[HostRounds], Iterable[tuple[str, str]]]
+) -> list[str]:
+    """Return all hosts' notes; where there are several hosts, each note names its own."""
     return [
-        text if len(hosts) == 1 else f"{text} ({', '.join(places)})"
-        for text, places in hosts.items()
+        f"{mark}: {host.name}: {text}" if len(hosts) > 1 else f"{mark}: {text}"
+        for host in hosts
+        for mark, text in find(host)
     ]
+
+
+def _findings(host: HostRounds) -> Iterable[tuple[str, str]]:
+    """Yield the mark and the text of each finding on one host."""
+    others = _others(host)
+    if others is not None:
+        yield "DISTURBED", others
+    stolen = _marked(host, lambda each: each.disturbed_by_hypervisor)
+    if stolen:
+        took = median(each.steal_cores or 0.0 for each in stolen.values())
+        yield (
+            "DISTURBED",
+            f"the hypervisor took {took:.2g} of {_cores(host)} in {_of_all(host, stolen)}",
+        )
+    limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
+    if limits:
+        throttled = _marked(host, lambda each: each.limits)
+        yield (
+            "THROTTLED",
+            f"limits held a GPU's clock down in {_of_all(host, throttled)}: "
+            + ", ".join(f"{name} in {count}" for name, count in limits.items()),
+        )
+
+
+def _conditions(host: HostRounds) -> Iterable[tuple[str, str]]:
+    if words := [*_cpu_words(host), *_gpu_words(host)]:
+        yield "conditions, median round", "; ".join(words)
+
+
+def _others(host: HostRounds) -> str | None:
+    disturbed = _marked(host, lambda each: each.disturbed_by_others)
+    if not disturbed:
+        return None
+    took = median(each.other_cores or 0.0 for each in disturbed.values())
+    return f"other processes took {took:.2g} of {_cores(host)} in {_of_all(host, disturbed)}"
+
+
+def _known(host: HostRounds) -> list[float]:
+    return [
+        cores for measured in host.rounds.values() if (cores := measured.other_cores) is not None
+    ]
+
+
+def _cpu_words(host: HostRounds) -> Iterable[str]:
+    rounds = host.rounds.values()
+    windows = [window for measured in rounds for window in measured.windows]
+    if known := _known(host):
+        yield (
+            f"other processes took {median(known):.2f} of {_cores(host)} (at most {max(known):.2f})"
+        )
+    steal = middle(measured.steal_cores for measured in rounds)
+    if steal:
+        yield f"the hypervisor {steal:.2f}"
+    waits = middle(measured.per_second(lambda window: window.cpu_wait_s) for measured in rounds)
+    if waits is not None:
+        yield f"some thread waited for a core {100 * min(1.0, waits):.0f} % of the time"
+    load, mhz = middle(w.load for w in windows), middle(w.cpu_mhz for w in windows)
+    if load is not None:
+        yield f"load {load:.2f}"
+    if mhz is not None:
+        yield f"{mhz:.0f} MHz"
+
+
+def _gpu_words(host: HostRounds) -> Iterable[str]:
+    gpus = [
+        gpu
+        for measured in host.rounds.values()
+        for window in measured.windows
+        for gpu in window.gpus.values()
+    ]
+    parts = [
+        (middle(gpu.clock_mhz for gpu in gpus), "MHz"),
+        (middle(gpu.power_w for gpu in gpus), "W"),
+        (middle(gpu.temperature_c for gpu in gpus), "°C"),
+    ]
+    if known := [f"{value:.0f} {unit}" for value, unit in parts if value is not None]:
+        yield f"GPU {', '.join(known)}"
+
+
+def _marked(
+    host: HostRounds, by: Callable[[HostRound], object]
+) -> dict[tuple[str, int], HostRound]:
+    return {key: each for key, each in host.rounds.items() if by(each)}
+
+
+def _of_all(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
+    """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
+    count = len(host.rounds)
+    points = dict.fromkeys(point for point, _ in host.rounds)
+    numbers = {
+        point: numbers_text([number for marked_point, number in marked if marked_point == point])
+        for point in points
+    }
+    texts = [
+        f"{point} {text}" if len(points) > 1 else text for point, text in numbers.items() if text
+    ]
+    named = "; ".join(texts)
+    shown = f" ({named})" if len(marked) < count and len(named) <= MOST_NUMBERS else ""
+    return f"{len(marked)} of {count} round{'s' * (count != 1)}{shown}"
+
+
+def _cores(host: HostRounds) -> str:
+    return f"{host.cores} core{'s' * (host.cores != 1)}"
+
+
+def _unreadable(hosts: list[HostRounds]) -> list[str]:
+    reasons: dict[str, None] = {}
+    for host in hosts:
+        for why in (host.log.host.unreadable, *(window.unreadable for window in host.log.windows)):
+            reasons |= {f"{what}: {reason}": None for what, reason in why.items()}
+    return [f"conditions not readable: {'; '.join(reasons)}"] if reasons else []

@@ -1,4 +1,4 @@
-"""Columns of the conditions in which an arm was measured, and of the way that its bytes took."""
+"""Columns of the conditions in which an arm was measured, and of the path that its bytes took."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Annotated
 
+from dejavubench.analysis.bytepaths import path_of_bytes
 from dejavubench.analysis.hostrounds import HostRound, HostRounds, marked
 from dejavubench.analysis.samples import ArmSamples, PointSamples
-from dejavubench.analysis.ways import way_of
 from dejavubench.records import Run
 
 
@@ -55,7 +55,7 @@ def host_conditions(
         point.point.id,
         [host.of_arm(point.point.id, samples.arm.name) for host in hosts],
     )
-    way = way_of(run, hosts, point, samples) if samples.arm.streams else None
+    path = path_of_bytes(run, hosts, point, samples) if samples.arm.streams else None
     cpu_wait = _most(each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm)
     io_wait = _most(each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm)
     windows = [window for each in hosts_of_arm for window in each.windows]
@@ -64,7 +64,7 @@ def host_conditions(
     powers = ([gpu.power_w for gpu in each if gpu.power_w is not None] for each in gpus)
     heats = ([gpu.temperature_c for gpu in each if gpu.temperature_c is not None] for each in gpus)
     return HostConditions(
-        path=None if way is None else str(way),
+        path=None if path is None else str(path),
         disturbed_rounds=_count(hosts, point_id, lambda each: each.disturbed),
         throttled_rounds=_count(hosts, point_id, lambda each: each.limits) if any(gpus) else None,
         granted_cores=max(host.cores for host in hosts),

@@ -1,13 +1,13 @@
-"""Notes on arms whose bytes took another way than the destination's name promises."""
+"""Notes on arms whose bytes took another path than the destination's name promises."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from dejavubench.analysis.armdestinations import hosts_of, info_of, loopback_of
+from dejavubench.analysis.bytepaths import BytePath, path_of_bytes
 from dejavubench.analysis.hostrounds import host_rounds
 from dejavubench.analysis.samples import PointSamples
-from dejavubench.analysis.ways import Way, way_of
 from dejavubench.records import ArmInfo, Run
 
 MOST_OF_IT = 0.5
@@ -29,34 +29,35 @@ def notes(run: Run, points: Mapping[str, PointSamples]) -> list[str]:
     for point_id, point in points.items():
         where = f"{point_id} " if len(points) > 1 else ""
         for samples in point.arms.values():
-            way = way_of(run, hosts, point, samples) if samples.arm.streams else None
-            if way is not None and way.unreadable is None:
-                notes += [f"PATH: {where}{text}" for text in _broken(run, samples.arm, way)]
+            path = path_of_bytes(run, hosts, point, samples) if samples.arm.streams else None
+            if path is not None and path.unreadable is None:
+                notes += [f"PATH: {where}{text}" for text in _broken(run, samples.arm, path)]
     return notes
 
 
-def _broken(run: Run, arm: ArmInfo, way: Way) -> Iterable[str]:
+def _broken(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
     info, where = info_of(run, arm), hosts_of(run, arm)
     if info is None or loopback_of(run, arm) is not None:
         return
     promised = info.crossing
-    if where in BETWEEN_HOSTS and promised.between_hosts and way.between_hosts_share < MOST_OF_IT:
-        share = _percent(way.between_hosts_share)
+    if where in BETWEEN_HOSTS and promised.between_hosts and path.between_hosts_share < MOST_OF_IT:
+        share = _percent(path.between_hosts_share)
         yield (
-            f"interfaces between hosts carried {share} of the bytes of {arm.name} ({way}), "
+            f"interfaces between hosts carried {share} of the bytes of {arm.name} ({path}), "
             f"but {arm.mode} between two hosts should use them for all"
         )
     if where not in ON_ONE_HOST or promised.on_one_host is None:
         return
-    if promised.on_one_host and way.network_share < MOST_OF_IT:
+    if promised.on_one_host and path.network_share < MOST_OF_IT:
+        share = _percent(path.network_share)
         yield (
-            f"network interfaces carried {_percent(way.network_share)} of the bytes of {arm.name}, "
+            f"network interfaces carried {share} of the bytes of {arm.name}, "
             f"but {arm.mode} on one host should use one for all"
         )
-    if not promised.on_one_host and way.network_share > HARDLY_ANY:
+    if not promised.on_one_host and path.network_share > HARDLY_ANY:
         yield (
-            f"network interfaces carried {_percent(way.network_share)} of the bytes of {arm.name} "
-            f"({way}), but {arm.mode} on one host should use none"
+            f"network interfaces carried {_percent(path.network_share)} of the bytes of {arm.name} "
+            f"({path}), but {arm.mode} on one host should use none"
         )
 
 

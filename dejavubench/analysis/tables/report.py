@@ -12,7 +12,7 @@ from dejavubench.analysis.averages import DROPPED
 from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables import (
     conditionnotes,
-    hostnotes,
+    grantnotes,
     machinenotes,
     notes,
     pathnotes,
@@ -71,8 +71,8 @@ def report(run: Run) -> RunReport:
         *([f"note: {run.header.note}"] if run.header.note else []),
         *notes.why_rows_are_empty(rows),
         *precision.notes(run),
-        *notes.noise_notes(rows, hostnotes.cause_of_noise(run)),
-        *hostnotes.marks(run),
+        *notes.noise_notes(rows, conditionnotes.cause_of_noise(run)),
+        *conditionnotes.marks(run),
         *pathnotes.notes(run, points),
         *notes.too_few_rounds(rows),
         *tailcells.too_few_tokens(rows),
@@ -87,8 +87,8 @@ def report(run: Run) -> RunReport:
         *machinenotes.own_shares(run),
         *machinenotes.staging(run),
         *machinenotes.hosts(run),
-        *conditionnotes.notes(run),
-        *hostnotes.facts(run),
+        *grantnotes.notes(run),
+        *conditionnotes.facts(run),
         *machinenotes.gpu(run),
         *machinenotes.loopback(run),
     ]

@@ -293,8 +293,8 @@ def _stream_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
         blocks.append(block(TITLES["swap"], swapped, varying, SWAP_CELLS))
     if streaming:
         measured = [row for row in rows if row.ok]
-        told = any(row.conditions.path for row in streaming)  # older records do not tell
-        cells = [cell for cell in STREAM_CELLS if told or cell is not PATH_CELL]
+        has_paths = any(row.conditions.path for row in streaming)  # older records have none
+        cells = [cell for cell in STREAM_CELLS if has_paths or cell is not PATH_CELL]
         blocks.append(block(TITLES["streaming"], streaming, varying, cells))
         blocks.append(block(TITLES["rest"], measured, varying, REST_CELLS))
     return blocks

@@ -90,12 +90,12 @@ class Ranks:
             sink_stages=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
-        told = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
-        hosts = tuple(host for host, *_ in told)
+        gathered = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
+        hosts = tuple(host for host, *_ in gathered)
         on_host = frozenset[int]().union(
-            *(cores for host, cores, *_ in told if host == hosts[world.rank])
+            *(cores for host, cores, *_ in gathered if host == hosts[world.rank])
         )
-        native = all(native for _, _, native, _ in told)
+        native = all(native for _, _, native, _ in gathered)
         return cls(
             world=world,
             topology=topology,
@@ -103,7 +103,7 @@ class Ranks:
             cores=cores,
             cores_on_host=len(on_host),
             native_bf16=native,
-            first_pid=told[0][3],
+            first_pid=gathered[0][3],
         )
 
     @property

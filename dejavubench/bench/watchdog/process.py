@@ -287,7 +287,7 @@ def _open_page(pid: int, fd: int) -> LivenessPage | None:
 
 
 def main() -> None:
-    """WatchdogProcess the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
+    """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
     timeout, whole, *ranks = sys.argv[1:]
     places = {
         int(rank): tuple(map(int, place.split(":")))

@@ -31,14 +31,14 @@ def open_files(rank: RankFacts) -> Iterator[Finding]:
 
 def locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     rdma = {rank for host in job.hosts if host.network.infiniband for rank in host.ranks}
-    for told in job.ranks:
-        limit = told.limits.locked
+    for rank_facts in job.ranks:
+        limit = rank_facts.limits.locked
         seen = "unlimited" if limit == UNLIMITED else nbytes_text(limit)
-        if limit != UNLIMITED and told.rank in rdma:
+        if limit != UNLIMITED and rank_facts.rank in rdma:
             advice = "Set ulimit -l unlimited (docker run --ulimit memlock=-1): RDMA locks memory."
-            yield (told.rank,), warn(seen, advice)
+            yield (rank_facts.rank,), warn(seen, advice)
         else:
-            yield (told.rank,), ok(seen)
+            yield (rank_facts.rank,), ok(seen)
 
 
 def processes(rank: RankFacts) -> Iterator[Finding]:

@@ -58,9 +58,9 @@ def shared_memory(host: HostFacts) -> Iterator[Finding]:
 
 def cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     scopes = {rank: host.memory.ptrace_scope for host in job.hosts for rank in host.ranks}
-    for told in job.ranks:
-        if told.rank in scopes:
-            yield (told.rank,), _cross_memory(told, scopes[told.rank])
+    for rank_facts in job.ranks:
+        if rank_facts.rank in scopes:
+            yield (rank_facts.rank,), _cross_memory(rank_facts, scopes[rank_facts.rank])
 
 
 def _cross_memory(rank: RankFacts, scope: int | None) -> Finding:

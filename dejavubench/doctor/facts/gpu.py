@@ -124,12 +124,12 @@ def gpu_facts() -> GPUHostFacts:
     gpus = tuple(GPUFacts(**each) for each in probed["devices"])
     if not gpus:
         return GPUHostFacts()
-    told: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     try:
-        gpus, told["driver"] = with_smi(gpus, _smi())
-        told["links"] = matrix(output_of(["nvidia-smi", "topo", "-m"], TOOL_S))
+        gpus, answers["driver"] = with_smi(gpus, _smi())
+        answers["links"] = matrix(output_of(["nvidia-smi", "topo", "-m"], TOOL_S))
     except ProbeError as error:
-        told["smi"] = str(error)
+        answers["smi"] = str(error)
     return GPUHostFacts(
         gpus,
         driver_cuda=probed["driver_cuda"],
@@ -137,7 +137,7 @@ def gpu_facts() -> GPUHostFacts:
         peers=frozenset((one, other) for one, other in probed["peers"]),
         mps=mps_running(TOOL_S),
         nccl=nccl_facts(len(gpus)),
-        **told,
+        **answers,
     )
 
 
@@ -155,14 +155,14 @@ def _query(fields: Sequence[str]) -> list[str]:
 
 def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...], str]:
     """Return the GPUs with what ``nvidia-smi`` says of each, and the driver's version."""
-    told = {}
+    answers = {}
     for line in text.splitlines():
         values = [value.strip() for value in line.split(",")]
         if len(values) == len(QUERY):
-            told[values[0]] = values
+            answers[values[0]] = values
     with_clocks = []
     for gpu in gpus:
-        _, _, used, busy, mask, width, most = told.get(gpu.uuid, [""] * len(QUERY))
+        _, _, used, busy, mask, width, most = answers.get(gpu.uuid, [""] * len(QUERY))
         lanes = (_number(width), _number(most))
         with_clocks.append(
             replace(
@@ -173,7 +173,7 @@ def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...
                 pcie=None if lanes[0] is None or lanes[1] is None else (lanes[0], lanes[1]),
             )
         )
-    drivers = {values[1] for values in told.values()}
+    drivers = {values[1] for values in answers.values()}
     return tuple(with_clocks), ", ".join(sorted(drivers))
 
 

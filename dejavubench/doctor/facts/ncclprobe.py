@@ -47,17 +47,17 @@ def facts(gpus: int) -> dict[str, Any]:
     """Send a message between GPU 0 and GPU 1; with one GPU only start NCCL."""
     import torch
 
-    told: dict[str, Any] = dict.fromkeys(("between", "network", "problem"))
+    report: dict[str, Any] = dict.fromkeys(("between", "network", "problem"))
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
-    told["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
+    report["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
     with tempfile.NamedTemporaryFile("r", prefix="dejavubench-doctor-", errors="replace") as log:
         os.environ.update(LOG, NCCL_DEBUG_FILE=log.name)
         try:
-            told["versions"]["cupy"] = _connect(gpus)
+            report["versions"]["cupy"] = _connect(gpus)
         except Exception as error:  # noqa: BLE001 - whatever cupy, CUDA or NCCL have to say
-            told["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            report["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         lines = log.read().splitlines()
-    return {**told, "between": between(lines), "network": network(lines)}
+    return {**report, "between": between(lines), "network": network(lines)}
 
 
 def _connect(gpus: int) -> str:

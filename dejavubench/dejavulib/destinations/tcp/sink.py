@@ -57,7 +57,7 @@ class TCPSinkServer:
         most_peers: peers that may be connected at a time, once they have proven themselves.
 
     Raises:
-        OSError: nobody can listen there.
+        OSError: this address cannot be bound.
         ValueError: the token is empty, or a service has a kind of the protocol's own.
 
     Attributes:

@@ -32,7 +32,7 @@ NOWHERE = "not on a network interface"
 
 
 @dataclass(frozen=True)
-class Way:
+class BytePath:
     """Interfaces that carried an arm's bytes, with their shares.
 
     Attributes:
@@ -68,9 +68,9 @@ class Way:
         return self.network_share - self.shares.get(LOOPBACK, 0.0)
 
 
-def way_of(
+def path_of_bytes(
     run: Run, hosts: list[HostRounds], point: PointSamples, samples: ArmSamples
-) -> Way | None:
+) -> BytePath | None:
     """Return the way of an arm's bytes at a point; None if nothing was recorded to tell it."""
     sources = source_ranks(run)
     hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
@@ -78,7 +78,7 @@ def way_of(
         return None
     unreadable = {what: why for host in hosts for what, why in host.log.host.unreadable.items()}
     if "interfaces" in unreadable:
-        return Way(unreadable=unreadable["interfaces"])
+        return BytePath(unreadable=unreadable["interfaces"])
     shares: dict[str, list[float]] = defaultdict(list)
     rounds = 0
     for number, nbytes in samples.nbytes.items():
@@ -97,7 +97,9 @@ def way_of(
     for series in shares.values():
         series += [0.0] * (rounds - len(series))
     readable = not {"GPU", "GPU NVLink"} & set(unreadable)
-    return Way({name: median(series) for name, series in shares.items()}, links_readable=readable)
+    return BytePath(
+        {name: median(series) for name, series in shares.items()}, links_readable=readable
+    )
 
 
 def _carried(
