@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from dejavubench.records.fieldtypes import (
     LARGEST,
@@ -22,6 +22,7 @@ from dejavubench.records.fieldtypes import (
     Size,
 )
 from dejavubench.records.iterations import RoundRecord
+from dejavubench.records.linefile import numbered_lines, record_of
 from dejavubench.records.names import chunk_file_rank
 
 Ns = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
@@ -268,15 +269,7 @@ def _timed(path: Path, rank: int) -> Iterator[TimedChunks]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, ChunkRecord]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield number, CHUNK_RECORD.validate_json(line, strict=True)
-                except ValidationError as error:
-                    first = error.errors(include_input=False, include_url=False)[0]
-                    if not line.endswith(b"\n") and first["type"] == "json_invalid":
-                        return  # only the last line can lack its end
-                    raise RecordError(f"{path}:{number}: {first['msg']}") from None
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from None
+    for number, line in numbered_lines(path):
+        record = record_of(path, number, line, CHUNK_RECORD)
+        if record is not None:
+            yield number, record

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from dejavubench.records.fieldtypes import LONGEST_MS, Count, Line, Model, RecordError, Seconds
+from dejavubench.records.linefile import numbered_lines, record_of
 
 _FILE = re.compile(r"conditions-([0-9]{4,9})\.jsonl")
 
@@ -144,24 +145,15 @@ def read_conditions(folder: Path) -> list[HostLog]:
 
 
 def _read(path: Path) -> HostLog | None:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from None
     log: HostLog | None = None
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        try:
-            record = _LINE.validate_json(line, strict=True)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            if number == len(lines) and first["type"] == "json_invalid":
-                if log is not None:
-                    log.torn = True
-                continue
-            where = ".".join(map(str, first["loc"]))
-            raise RecordError(f"{path}:{number}: {where}: {first['msg']}") from None
+        record = record_of(path, number, line, _LINE)
+        if record is None:
+            if log is not None:
+                log.torn = True
+            continue
         if isinstance(record, Host) is (log is not None):
             raise RecordError(f"{path}:{number}: the first line, and no other, must be a host's")
         if isinstance(record, Host):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic_core import from_json
 
 from dejavubench.records.fieldtypes import Line, RecordError
 from dejavubench.records.header import SCHEMA, RunHeader
+from dejavubench.records.linefile import check_regular, first_of, numbered_lines, record_of
 from dejavubench.records.names import RUN_FILE, rank_file, rank_of
 from dejavubench.records.ranks import End, FirstExit, PhaseMark
 from dejavubench.records.schema import RECORD, Record
@@ -118,19 +118,13 @@ def read_rank(path: Path) -> RankLog:
     if rank is None:
         raise RecordError(f"{path} is not named like a rank's file, such as {rank_file(0)}")
     log, digest = RankLog(path, rank), Digest()
-    lines = _content(path).split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        try:
-            # Strict: the program wrote the file, so a number in quotes is damage.
-            record = RECORD.validate_json(line, strict=True)
-        except ValidationError as error:
-            if number == len(lines) and error.errors()[0]["type"] == "json_invalid":
-                # The file does not end in a newline: a crash cut its last write short.
-                log.torn = True
-                continue
-            raise RecordError(f"{path}:{number}: {_first_of(error)}") from None
+        record = record_of(path, number, line, RECORD)
+        if record is None:
+            log.torn = True
+            continue
         log.records.append(record)
         log.lines.append(number)
         # An End record's digest covers the lines before it, so compare before adding its own line.
@@ -197,23 +191,16 @@ def _header(path: Path, content: bytes) -> RunHeader:
     try:
         return RunHeader.model_validate(document, strict=True)
     except ValidationError as error:
-        raise RecordError(f"{path}: {_first_of(error)}") from None
+        raise RecordError(f"{path}: {first_of(error)}") from None
 
 
 def _content(path: Path) -> bytes:
-    """Return the bytes of a regular file: reading a pipe or a device might never end."""
+    """Return the bytes of a regular file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise RecordError(f"{path} is not a regular file")
+        check_regular(path)
         return path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from None
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def _read_first_exit(path: Path) -> FirstExit | None:
