@@ -147,7 +147,7 @@ def test_two_ranks_examine_their_machine(tmp_path: Path) -> None:
 def test_the_launcher_of_another_mpi_is_bad(tmp_path: Path) -> None:
     """Rank 0 reports, without MPI; rank 1 says nothing. No launcher is needed to see it."""
     vendor = subprocess.run(
-        [sys.executable, "-m", "dejavubench.doctor.facts.mpiprobe"],
+        [sys.executable, "-m", "dejavubench.machine.mpiprobe"],
         capture_output=True,
         text=True,
         check=True,

@@ -15,7 +15,6 @@ import pytest
 
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.doctor.facts import cpu, crossmemory, folders, gpu, memory, mpi, network, ucx
-from dejavubench.doctor.facts.child import ProbeError, output_of, probe
 from dejavubench.doctor.facts.diskprobe import measure
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import GPUFacts
@@ -24,6 +23,8 @@ from dejavubench.doctor.facts.ncclprobe import network as network_of
 from dejavubench.doctor.hostprobes import file_system, first_ranks, probe_folders
 from dejavubench.doctor.links import pairs
 from dejavubench.doctor.together import MissingRanksError, Together, wait_busy
+from dejavubench.machine import mpilibrary
+from dejavubench.machine.child import ProbeError, output_of, probe
 from dejavubench.machine.filesystem import Place
 from dejavubench.machine.launcher import launcher_of
 from dejavubench.machine.readings.cputime import ProcessorTime
@@ -65,7 +66,7 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
         asked.append(module)
         return {"name": "MPICH", "version": "5.0.2"}
 
-    monkeypatch.setattr(mpi, "probe", answer)
+    monkeypatch.setattr(mpilibrary, "probe", answer)
     found = mpi.foreign_launcher({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"})
     assert found is not None
     assert (found.vendor, found.size, found.started, found.thread_level) == (
@@ -167,7 +168,7 @@ def test_a_missing_program_is_not_found() -> None:
 
 
 def test_only_json_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dejavubench.doctor.facts.child.output_of", lambda *args: "words")
+    monkeypatch.setattr("dejavubench.machine.child.output_of", lambda *args: "words")
     with pytest.raises(ProbeError, match="printed no JSON"):
         probe("module", timeout=1)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from typing import NoReturn
 
-from dejavubench.machine.launcher import abort_job, launched_rank
+from dejavubench.machine.launcher import SAID_S, abort_job, launched_rank
+from dejavubench.machine.mpilibrary import ends_at_start
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
@@ -21,6 +23,8 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
     if rank is None:
         _print(text)
         sys.exit(2)
+    if "mpi4py.MPI" not in sys.modules and ends_at_start() is not None:
+        exit_without_mpi(text, speaks=rank == 0)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError):  # without MPI, the message still counts
@@ -31,6 +35,20 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
     if MPI.COMM_WORLD.rank == 0 and (rank == 0 or MPI.COMM_WORLD.size > 1):
         _print(text)
     MPI.Finalize()
+    sys.exit(2)
+
+
+def exit_without_mpi(text: str, speaks: bool) -> NoReturn:
+    """Exit with status 2 under a launcher, where MPI cannot start and so no rank can be asked.
+
+    Args:
+        speaks: this rank prints the text.
+    """
+    if speaks:
+        _print(text)
+    else:
+        # A launcher ends all ranks with the first one: the text must have been passed on by then.
+        time.sleep(SAID_S)
     sys.exit(2)
 
 

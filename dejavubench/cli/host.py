@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
-import sys
-import time
 import warnings
 
+from dejavubench.cli.errors import exit_without_mpi
 from dejavubench.errors import UsageError
-from dejavubench.machine.launcher import SAID_S, launched_rank, local_rank
+from dejavubench.machine.launcher import launched_rank, local_rank
 from dejavubench.values import one_line
 
 LEAST_FILES = 64
@@ -72,8 +71,4 @@ def raise_file_limit() -> None:
     )
     if launched_rank() is None:
         raise UsageError(message)
-    if local_rank() == 0:
-        print(f"Error: {message}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(SAID_S)
-    sys.exit(2)
+    exit_without_mpi(f"Error: {message}", speaks=local_rank() == 0)

@@ -11,6 +11,7 @@ from dejavubench.cli import host
 from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank, launched_ranks
+from dejavubench.machine.mpilibrary import ends_at_start
 from dejavubench.machine.sharedmemory import say_shortage
 from dejavubench.transports.registry import problem_of
 from dejavubench.units import count_text
@@ -33,13 +34,15 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watchdo
         rank_timeout: seconds, read from this rank's own flags; the plan may not be readable here.
 
     Raises:
-        UsageError: rank 0 could not read it, or it does not run under this many ranks. On every
-            rank.
+        UsageError: rank 0 could not read it, or it does not run under this many ranks, or MPI would
+            end this process as it starts. On every rank.
     """
     from dejavubench.bench.watchdog import heartbeat
     from dejavubench.bench.watchdog.joining import import_mpi
     from dejavubench.bench.watchdog.starting import start_watchdog
 
+    if (foreign := ends_at_start()) is not None:
+        raise UsageError(foreign.message)
     outcome = None if launched_rank() else _outcome(read)
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
     timeout = max(LEAST_START_S, heartbeat.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0

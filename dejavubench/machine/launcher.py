@@ -45,15 +45,19 @@ class Launcher:
         name: a noun phrase for it.
         variables: it has started this process if all of these are set.
         vendors: MPI libraries, by mpi4py's names, whose ranks it can connect; empty: any.
+        ends_foreign: whether another library ends its process as it starts. Off: it starts, and
+            each rank is a world of its own.
     """
 
     name: str
     variables: tuple[str, ...]
     vendors: tuple[str, ...] = ()
+    ends_foreign: bool = False
 
 
 LAUNCHERS = (
-    Launcher("Open MPI's mpirun", ("OMPI_COMM_WORLD_RANK",), ("Open MPI",)),
+    # MPICH finds Open MPI's PMIx server, cannot agree with it, and aborts.
+    Launcher("Open MPI's mpirun", ("OMPI_COMM_WORLD_RANK",), ("Open MPI",), ends_foreign=True),
     Launcher("MVAPICH's launcher", ("MV2_COMM_WORLD_RANK",), ("MVAPICH", "MVAPICH2", "MPICH")),
     Launcher("PALS", ("PALS_RANKID",)),
     # Hydra may start its helpers by srun, whose variables are then there as well.

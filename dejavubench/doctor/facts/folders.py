@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dejavubench.doctor.facts.child import ProbeError, probe
+from dejavubench.machine.child import ProbeError, probe
 from dejavubench.machine.filesystem import Place, place_of
 
 PROBE = "dejavubench.doctor.facts.diskprobe"

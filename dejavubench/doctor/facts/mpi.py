@@ -11,11 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dejavubench import __version__
-from dejavubench.doctor.facts.child import ProbeError, probe
 from dejavubench.machine.launcher import Launcher, launched_ranks, launcher_of
+from dejavubench.machine.mpilibrary import foreign_library
 
-PROBE = "dejavubench.doctor.facts.mpiprobe"
-PROBE_S = 20.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 PACKAGES = ("mpi4py", "torch", "numpy", "numba")
@@ -68,19 +66,13 @@ def foreign_launcher(environment: Mapping[str, str] = os.environ) -> MPIFacts | 
 
     The library is not started: some end the process, others make each rank a world of its own.
     """
-    launcher = launcher_of(environment)
-    if launcher is None or not launcher.vendors:
-        return None
-    try:
-        library = probe(PROBE, timeout=PROBE_S)
-    except ProbeError:
-        return None  # the import of MPI will say what is wrong
-    if library["name"] in launcher.vendors:
+    foreign = foreign_library(environment)
+    if foreign is None:
         return None
     return MPIFacts(
-        vendor=f"{library['name']} {library['version']}",
-        launcher=launcher,
-        started=launched_ranks(environment),
+        vendor=f"{foreign.name} {foreign.version}",
+        launcher=foreign.launcher,
+        started=foreign.started,
     )
 
 

@@ -1,4 +1,4 @@
-"""``python -m dejavubench.doctor.facts.mpiprobe``: the MPI library, not started, as JSON.
+"""``python -m dejavubench.machine.mpiprobe``: the MPI library, not started, as JSON.
 
 Under the launcher of another MPI, a library may end its process as it starts.
 """

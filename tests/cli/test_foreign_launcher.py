@@ -1,0 +1,94 @@
+"""A run under another MPI's launcher ends with one message, before MPI starts.
+
+CPU; no model runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dejavubench.cli import main
+from dejavubench.machine import mpilibrary
+from dejavubench.machine.launcher import LAUNCHED, SAID_S
+from helpers.jobs import QUICK
+
+MESSAGE = (
+    "Error: Open MPI's mpirun started this rank, but mpi4py uses MPICH 5.0.2, which that launcher "
+    "cannot connect. Start the ranks with MPICH's mpirun\n"
+)
+
+
+class AskedLibrary:
+    """An MPI library that is asked for its name, and must not be started."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asked = 0
+
+    def __call__(self, module: str, timeout: float) -> dict[str, str]:
+        self.asked += 1
+        return {"name": self.name, "version": "5.0.2"}
+
+
+def started(
+    monkeypatch: pytest.MonkeyPatch, library: AskedLibrary, variables: dict[str, str], *words: str
+) -> tuple[Result, list[float]]:
+    """Run the command as a rank with these variables; return its result and its sleeps."""
+    waited: list[float] = []
+    monkeypatch.setattr(mpilibrary, "probe", library)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return CliRunner().invoke(main, list(words)), waited
+
+
+def rank_of_open_mpi(rank: int) -> dict[str, str]:
+    return {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": str(rank)}
+
+
+@pytest.mark.parametrize(("rank", "printed", "sleeps"), [(0, MESSAGE, []), (1, "", [SAID_S])])
+def test_run_says_it_once_before_mpi_starts(
+    monkeypatch: pytest.MonkeyPatch, rank: int, printed: str, sleeps: list[float]
+) -> None:
+    library = AskedLibrary("MPICH")
+    result, waited = started(monkeypatch, library, rank_of_open_mpi(rank), "run", *QUICK)
+    assert (result.exit_code, result.stderr, result.stdout) == (2, printed, "")
+    # The rank that does not speak waits: the launcher ends all ranks with the first one.
+    assert waited == sleeps
+    assert library.asked
+    assert "mpi4py.MPI" not in sys.modules
+
+
+def test_a_wrong_flag_is_said_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = started(
+        monkeypatch, AskedLibrary("MPICH"), rank_of_open_mpi(0), "run", "--nonsense"
+    )
+    assert result.exit_code == 2
+    assert result.stderr.count("Error: ") == 1
+    assert "--nonsense" in result.stderr
+    assert "mpi4py.MPI" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("variables", "library", "asked"),
+    [
+        (rank_of_open_mpi(0), "Open MPI", 1),
+        # Under Hydra a foreign library starts, so nobody waits for a process that asks it.
+        ({"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}, "Open MPI", 0),
+        ({}, "MPICH", 0),
+    ],
+)
+def test_other_ranks_go_on(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], library: str, asked: int
+) -> None:
+    answers = AskedLibrary(library)
+    monkeypatch.setattr(mpilibrary, "probe", answers)
+    assert mpilibrary.ends_at_start(variables) is None
+    assert answers.asked == asked
