@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from dejavubench.machine import gpu as machine_gpu
 from helpers.fake_gpu import H200
+from helpers.paths import ROOT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process. Beside a busy core two would wait for each other."""
@@ -16,9 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "160"
 """Most tests read a table in one piece; those of the layout set their own width."""
 
-os.environ.setdefault(
-    "DEJAVUBENCH_KERNEL_CACHE", str(Path(__file__).parent.parent / ".pytest_cache" / "kernels")
-)
+os.environ.setdefault("DEJAVUBENCH_KERNEL_CACHE", str(ROOT / ".pytest_cache" / "kernels"))
 """Tests and their jobs share compiled kernels with each other, not with their user's runs."""
 
 

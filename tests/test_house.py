@@ -19,7 +19,8 @@ from pathlib import Path
 import click
 import pytest
 
-HERE = Path(__file__).resolve().parent.parent
+from helpers.paths import ROOT, TESTS
+
 PACKAGE = "dejavubench"
 
 FILE_LINES = 350
@@ -121,7 +122,7 @@ class Module:
 
 
 @cache
-def modules(root: Path = HERE) -> dict[str, Module]:
+def modules(root: Path = ROOT) -> dict[str, Module]:
     """Return every module of the package by its full name."""
     found = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
@@ -133,7 +134,7 @@ def modules(root: Path = HERE) -> dict[str, Module]:
 
 
 @cache
-def graph(root: Path = HERE) -> dict[str, set[str]]:
+def graph(root: Path = ROOT) -> dict[str, set[str]]:
     """Return the names of the modules of the package that each module imports."""
     known = modules(root)
 
@@ -176,7 +177,7 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def folders(package: str, root: Path = HERE) -> dict[str, set[str]]:
+def folders(package: str, root: Path = ROOT) -> dict[str, set[str]]:
     """Return the folders of a package that each of its folders imports; see ROOT_ABOVE_FOLDERS."""
     known = modules(root)
     edges: dict[str, set[str]] = {}
@@ -193,7 +194,7 @@ def folders(package: str, root: Path = HERE) -> dict[str, set[str]]:
     return edges
 
 
-def arrows(root: Path = HERE) -> Counter[tuple[str, str]]:
+def arrows(root: Path = ROOT) -> Counter[tuple[str, str]]:
     """Return how many imports lead from one package, or top-level module, to another one."""
     known = modules(root)
     return Counter(
@@ -204,13 +205,13 @@ def arrows(root: Path = HERE) -> Counter[tuple[str, str]]:
     )
 
 
-def top_level(root: Path = HERE) -> list[str]:
+def top_level(root: Path = ROOT) -> list[str]:
     """Return the modules that lie beside the packages."""
     own = {"__init__.py", "__main__.py"}
     return sorted(path.name for path in (root / PACKAGE).glob("*.py") if path.name not in own)
 
 
-def forbidden_arrows(root: Path = HERE) -> list[str]:
+def forbidden_arrows(root: Path = ROOT) -> list[str]:
     """Return each import that the table of arrows does not allow, as a line."""
     known = modules(root)
     ground = {Path(name).stem for name in top_level(root)} | {""}
@@ -245,11 +246,11 @@ def _long(kinds: tuple[type[ast.AST], ...], limit: int, root: Path) -> list[str]
     ]
 
 
-def long_classes(root: Path = HERE) -> list[str]:
+def long_classes(root: Path = ROOT) -> list[str]:
     return _long((ast.ClassDef,), CLASS_LINES, root)
 
 
-def long_functions(root: Path = HERE) -> list[str]:
+def long_functions(root: Path = ROOT) -> list[str]:
     return _long((ast.FunctionDef, ast.AsyncFunctionDef), FUNCTION_LINES, root)
 
 
@@ -258,21 +259,21 @@ def _long_files(paths: Iterable[Path], limit: int, root: Path) -> list[str]:
     return [f"{path.relative_to(root)}: {count} lines" for path, count in counts if count > limit]
 
 
-def long_files(root: Path = HERE) -> list[str]:
+def long_files(root: Path = ROOT) -> list[str]:
     return _long_files((root / PACKAGE).rglob("*.py"), FILE_LINES, root)
 
 
-def long_tests(root: Path = HERE) -> list[str]:
+def long_tests(root: Path = ROOT) -> list[str]:
     return _long_files((root / "tests").rglob("*.py"), TEST_FILE_LINES, root)
 
 
-def long_texts(root: Path = HERE) -> list[str]:
+def long_texts(root: Path = ROOT) -> list[str]:
     """Return the README and the guides that are too long."""
     readme = _long_files([root / "README.md"], README_LINES, root)
     return readme + _long_files((root / "docs" / "guides").glob("*.md"), GUIDE_LINES, root)
 
 
-def walk(root: Path = HERE) -> tuple[list[str], int]:
+def walk(root: Path = ROOT) -> tuple[list[str], int]:
     """Return the gaps in the walk to the clock, and the lines of its files together."""
     paths = [root / PACKAGE / name for name in WALK]
     if missing := [f"no file {path.relative_to(root)}" for path in paths if not path.exists()]:
@@ -286,14 +287,14 @@ def walk(root: Path = HERE) -> tuple[list[str], int]:
     return gaps, sum(path.read_text().count("\n") for path in paths)
 
 
-def read_on_the_walk(root: Path = HERE) -> list[str]:
+def read_on_the_walk(root: Path = ROOT) -> list[str]:
     """Return the files that the walk in ARCHITECTURE has a reader open, in its order."""
     page = (root / "docs" / "ARCHITECTURE.md").read_text()
     table = re.split(r"\n##+ ", page.partition("## The walk of one request")[2])[0]
     return re.findall(r"^\| `(\S+\.py)` \|", table, re.MULTILINE)
 
 
-def calls_of_a_step(root: Path = HERE) -> list[tuple[str, str, str]]:
+def calls_of_a_step(root: Path = ROOT) -> list[tuple[str, str, str]]:
     """Return (class, method, file) of each line of the call trees in ARCHITECTURE."""
     page = (root / "docs" / "ARCHITECTURE.md").read_text()
     return re.findall(r"^[│├└─ ]*(_?[A-Z]\w+)\.(\w+) +(\S+\.py)", page, re.MULTILINE)
@@ -309,7 +310,7 @@ def _where(module: Module, node: ast.AST, root: Path) -> str:
     return f"{module.path.relative_to(root)}:{getattr(node, 'lineno', 1)}"
 
 
-def bad_docstrings(root: Path = HERE) -> list[str]:
+def bad_docstrings(root: Path = ROOT) -> list[str]:
     """Return docstrings, of attributes as well, that begin with a word that names nothing."""
     wrong = []
     for module in modules(root).values():
@@ -336,7 +337,7 @@ def _helps(tree: ast.Module) -> Iterator[ast.Constant]:
                 yield value
 
 
-def bad_helps(root: Path = HERE) -> list[str]:
+def bad_helps(root: Path = ROOT) -> list[str]:
     """Return help texts that begin with a word that names nothing."""
     return [
         f"{_where(module, value, root)}: {str(value.value)[:60]}"
@@ -360,7 +361,7 @@ def _type_names(tree: ast.Module) -> Iterator[str]:
         yield from (name for name in names if name[0].isupper() and not name.isupper())
 
 
-def same_names(root: Path = HERE) -> list[str]:
+def same_names(root: Path = ROOT) -> list[str]:
     """Return the names that public classes and type aliases of two files share."""
     homes: dict[str, set[str]] = {}
     for module in modules(root).values():
@@ -377,7 +378,7 @@ VAGUE = ("found", "at", "of", "it", "made", "told")
 """Names that say nothing of the thing. A field of a record keeps the name that files have."""
 
 
-def vague_names(root: Path = HERE) -> list[str]:
+def vague_names(root: Path = ROOT) -> list[str]:
     """Return the variables and arguments whose names say nothing."""
     return [
         f"{_where(module, node, root)}: {name}"
@@ -405,7 +406,7 @@ def _is_field(tree: ast.Module, node: ast.AST) -> bool:
     )
 
 
-def same_basenames(root: Path = HERE) -> list[str]:
+def same_basenames(root: Path = ROOT) -> list[str]:
     """Return the names of files that are found in too many places."""
     places: dict[str, set[str]] = {}
     for path in (root / PACKAGE).rglob("*.py"):
@@ -453,7 +454,7 @@ def test_no_folder_is_in_a_circle_of_imports(package: str) -> None:
 
 @pytest.mark.parametrize("what", CHECKS)
 def test_the_house_has_no(what: str) -> None:
-    found = [each for each in CHECKS[what](HERE) if each.split(": ")[0] not in EXCEPTIONS]
+    found = [each for each in CHECKS[what](ROOT) if each.split(": ")[0] not in EXCEPTIONS]
     assert not found, "\n".join(found)
 
 
@@ -472,6 +473,14 @@ def test_the_help_of_every_option_begins_with_a_verb_or_a_noun() -> None:
     assert [f"{name}: {text}" for name, text in helps.items() if HELP.match(text)] == []
 
 
+def test_tests_lie_in_folders_named_for_packages() -> None:
+    names = Counter(path.name for path in TESTS.rglob("test_*.py"))
+    homes = {path.parent.name for path in TESTS.rglob("test_*.py") if path.parent != TESTS}
+    assert homes <= {*ARROWS, "project"}
+    assert [path.name for path in TESTS.glob("test_*.py")] == ["test_house.py"]
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_few_modules_lie_beside_the_packages() -> None:
     assert len(top_level()) <= TOP_LEVEL_MODULES, top_level()
 
@@ -488,13 +497,13 @@ def test_a_package_needs_neither_torch_nor_mpi(package: str) -> None:
         "print(*sorted({'torch', 'mpi4py'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=HERE
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.split() == []
 
 
 def test_every_package_has_its_arrows() -> None:
-    packages = {path.parent.name for path in (HERE / PACKAGE).glob("*/__init__.py")}
+    packages = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
     assert set(ARROWS) == packages
 
 
@@ -509,7 +518,7 @@ def test_a_reader_of_the_walk_opens_few_files() -> None:
     names = read_on_the_walk()
     assert set(WALK) <= set(names)
     assert len(names) <= READ_FILES
-    lines = sum((HERE / PACKAGE / name).read_text().count("\n") for name in names)
+    lines = sum((ROOT / PACKAGE / name).read_text().count("\n") for name in names)
     assert lines < WALK_LINES
 
 
@@ -517,7 +526,7 @@ def test_the_call_tree_of_a_step_names_methods_that_exist() -> None:
     calls = calls_of_a_step()
     assert len(calls) > 12
     for owner, method, name in calls:
-        tree = ast.parse((HERE / PACKAGE / name).read_text())
+        tree = ast.parse((ROOT / PACKAGE / name).read_text())
         methods = {
             function.name
             for node in ast.walk(tree)
@@ -530,7 +539,7 @@ def test_the_call_tree_of_a_step_names_methods_that_exist() -> None:
 
 def test_exceptions_are_few_and_still_needed() -> None:
     assert len(EXCEPTIONS) <= MOST_EXCEPTIONS
-    found = {each.split(": ")[0] for check in CHECKS.values() for each in check(HERE)}
+    found = {each.split(": ")[0] for check in CHECKS.values() for each in check(ROOT)}
     assert set(EXCEPTIONS) <= found, "an exception that nothing needs any more"
     assert all(len(reason.split()) > 3 for reason in EXCEPTIONS.values())
 
@@ -541,7 +550,7 @@ def test_a_circle_is_found_behind_a_lazy_import() -> None:
 
 
 def main() -> None:
-    root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else HERE
+    root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT
     verbose = len(sys.argv) > 2
     found = circles(graph(root))
     print(f"{len(found):4} circles of files: {'; '.join(' '.join(each) for each in found)}")

@@ -7,7 +7,7 @@ import sys
 
 from click.testing import Result
 
-from helpers.jobs import ROOT
+from helpers.paths import ROOT
 
 
 def usage_error(result: Result) -> str:

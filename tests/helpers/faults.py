@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dejavubench.records import Failure, Microbatch
-from helpers.jobs import GONE_WITHIN, TESTS, TINY, Job, args, processed
+from helpers.jobs import GONE_WITHIN, TINY, Job, args, processed
+from helpers.paths import DRIVERS
 
-FAULTY = (str(TESTS / "mpi" / "faulty.py"),)
+FAULTY = (str(DRIVERS / "faulty.py"),)
 
 SIZES = (*TINY, *args("--ubatch-size 2 --input-len 6 --output-len 6 --no-ceilings"))
 

@@ -23,10 +23,8 @@ from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.report import RunReport, log_report, report
 from dejavubench.records.textlog import TextLogError
+from helpers.paths import GOLDEN, RESULTS
 
-TESTS = Path(__file__).parent.parent
-RESULTS = TESTS.parent / "results"
-FOLDER = TESTS / "golden"
 MACHINES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/records")))
 
 
@@ -102,7 +100,7 @@ def _cells(block: Block) -> list[list[list[str]]]:
 
 
 def golden(machine: str) -> dict[str, str]:
-    with lzma.open(FOLDER / f"{machine}.json.xz", "rt", encoding="utf-8") as file:
+    with lzma.open(GOLDEN / f"{machine}.json.xz", "rt", encoding="utf-8") as file:
         texts: dict[str, str] = json.load(file)
     return texts
 
@@ -122,7 +120,7 @@ def _without_notes(text: str) -> str:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
+    GOLDEN.mkdir(exist_ok=True)
     for each in sys.argv[1:] or MACHINES:
-        with lzma.open(FOLDER / f"{each}.json.xz", "wt", encoding="utf-8", preset=9) as file:
+        with lzma.open(GOLDEN / f"{each}.json.xz", "wt", encoding="utf-8", preset=9) as file:
             json.dump(made(each), file, ensure_ascii=False)

@@ -24,9 +24,8 @@ from dejavubench.analysis.integrity import read_checked
 from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RankInfo, Run
+from helpers.paths import ROOT, TESTS
 
-TESTS = Path(__file__).parent.parent
-ROOT = TESTS.parent
 CLI = ("-m", "dejavubench")
 FP32 = ("--inference-data-type", "fp32")
 BF16 = ("--inference-data-type", "bf16")

@@ -21,7 +21,8 @@ from dejavubench.dejavulib.destinations.tcp.handshake import Address
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
-from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, ROOT
+from helpers.jobs import CLI, GONE_WITHIN, PATIENCE
+from helpers.paths import ROOT
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"

@@ -1,0 +1,163 @@
+"""A figure is one file and one name: nothing outside its file asks for it by its name."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from dejavubench.analysis.columns import names_of
+from dejavubench.analysis.figures import registry
+from dejavubench.analysis.figures.figure import Figure
+from dejavubench.analysis.figures.parts import shown_arms
+from dejavubench.analysis.figures.style import panels
+from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.cli.figures import figures as command
+from dejavubench.config.options.workload import WorkloadOptions
+from dejavubench.records import Run
+from dejavubench.records.destinationinfo import Destinations
+from dejavubench.records.figures import FIGURES, FigureName
+from helpers.asked_names import asked_constants
+from helpers.paths import CONFIGS, PACKAGE, RESULTS
+from helpers.synthetic_runs import write_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
+
+HOME = Path(registry.__file__).parent
+NAMES = PACKAGE / "records" / "figures.py"
+CLEAR: set[str] = {name for name in FIGURES if name != "link"}
+"""Names that mean nothing but a figure. A link is also an option and a column."""
+
+COMMON = {"captions", "drawings", "figure", "files", "parts", "registry", "style"}
+"""Modules of the package that are no figures."""
+
+
+def names_for(subject: ast.expr | None) -> set[str]:
+    """Return the names to look for beside a subject: all of them if it is called a figure."""
+    is_figure = subject is not None and "figure" in ast.unparse(subject).lower()
+    return {*FIGURES} if is_figure else CLEAR
+
+
+def places(text: str) -> list[tuple[int, str]]:
+    """Return the line and the name of each place in a source text that asks for a figure."""
+    found = asked_constants(ast.parse(text))
+    return sorted({(one.lineno, str(one.value)) for one, of in found if one.value in names_for(of)})
+
+
+def test_no_figure_is_asked_for_by_its_name() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != NAMES
+        for line, name in places(path.read_text())
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'x = figure == "fig7"',
+        'x = drawing.figure.name != "link"',
+        'x = name in ("fig2", "appendix_a")',
+        'ROWS = {"fig25": rows}',
+        'SEVERAL = {"fig2"}',
+        'match figure:\n case "link":\n  pass',
+        'match name:\n case "fig2" | "fig7":\n  pass',
+        'x = titles["fig25"]',
+        'x = name.startswith("fig7")',
+    ],
+)
+def test_a_name_is_found_in(text: str) -> None:
+    assert len(places(text)) >= 1
+
+
+def test_other_texts_are_left_alone() -> None:
+    assert places('name = "fig2"; x = row["link"]; y = experiment.get("link")') == []
+
+
+def test_each_figure_has_a_file_a_config_and_a_row_of_its_own_names() -> None:
+    files = {path.stem for path in HOME.glob("*.py")} - {"__init__"}
+    assert files - COMMON == set(FIGURES)
+    for name in FIGURES:
+        figure = registry.figure(name)
+        assert figure.name == name
+        assert (CONFIGS / "cpu" / f"{name}.toml").exists()
+        assert {*figure.keys, *figure.mixed, "run", "arm", "samples"} <= set(names_of(figure.row))
+    assert len({each.title for each in registry.figures()}) == len(FIGURES)
+
+
+def test_the_flag_takes_the_names_of_the_registry() -> None:
+    field = WorkloadOptions.model_fields["figure"]
+    assert get_args(FigureName) == FIGURES
+    for name in FIGURES:
+        assert WorkloadOptions(figure=name).figure == name
+        assert name in (field.description or "")
+
+
+def test_matplotlib_is_loaded_only_to_draw() -> None:
+    code = (
+        "import sys, dejavubench.cli.figures, dejavubench.analysis.figures.drawings as drawings;"
+        "from dejavubench.analysis.figures.registry import figures; figures();"
+        "from dejavubench.analysis.findruns import find; from pathlib import Path;"
+        "assert drawings.drawings(find([Path(sys.argv[1])]).runs)[0];"
+        "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
+    )
+    run = next(RESULTS.glob("*/records/fig25*"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@dataclass
+class ToyRow:
+    """Toy: one row per point and arm."""
+
+    run: Annotated[str, "Folder of the run."]
+    sizes: Sizes
+    arm: Annotated[str, "Name of the arm."]
+    samples: Annotated[int, "Measured rounds."]
+
+
+class Toy(Figure):
+    name = "toy"
+    title = "A toy"
+    row = ToyRow
+    method = "Rounds are counted."
+
+    def rows(self, run: Run) -> list[ToyRow]:
+        return [
+            ToyRow(run.path.name, Sizes.of(point.point), arm.arm.name, len(arm.total))
+            for point, arm in shown_arms(run)
+        ]
+
+    def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        picture, axes = panels(1, 1, (4, 3))
+        axes[0, 0].bar(frame["arm"], frame["samples"])
+        return picture
+
+
+def test_another_figure_is_a_module_and_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("toy")
+    module.__dict__["FIGURE"] = Toy()
+    monkeypatch.setitem(sys.modules, "dejavubench.analysis.figures.toy", module)
+    monkeypatch.setattr(registry, "FIGURES", (*FIGURES, "toy"))
+    folder = write_run(tmp_path / "r", rounds=3, figure="toy")
+    result = CliRunner().invoke(command, [str(folder), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "toy-gpt2.png").stat().st_size > 1000
+    table = pd.read_csv(tmp_path / "out" / "toy-gpt2.csv")
+    assert list(table["samples"]) == [3] * len(table)
+    assert list(table.columns) == list(names_of(ToyRow))

@@ -1,0 +1,120 @@
+"""Tables as lines: they fit the width by whole columns and break no word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.tables import formats
+from dejavubench.analysis.tables.layout import Block, lines, wrapped
+from dejavubench.analysis.tables.report import log_report, report
+from dejavubench.records import read_run
+from helpers.paths import RESULTS
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+
+def texts(block: Block, width: int) -> list[str]:
+    return [line.text for line in lines(block, width)]
+
+
+def table(columns: list[str], *rows: list[str], leading: int = 1) -> Block:
+    return Block("", columns, leading, [[row] for row in rows])
+
+
+def test_a_table_that_fits_is_one_part() -> None:
+    assert texts(table(["arm", "total ms"], ["none", "3.5"], ["disk@3", "12.25"]), 20) == [
+        "arm     total ms",
+        "────────────────",
+        "none         3.5",
+        "disk@3     12.25",
+    ]
+
+
+def test_headings_take_two_lines_only_where_that_is_needed() -> None:
+    block = table(["arm", "copies per prompt / token"], ["mpi@3", "12 / 1"])
+    assert texts(block, 40)[0] == "arm    copies per prompt / token"
+    assert texts(block, 30)[:2] == ["           copies per", "arm    prompt / token"]
+
+
+def test_further_parts_repeat_only_what_tells_rows_apart() -> None:
+    columns = ["point", "layout", "arm", "total ms", "verified"]
+    rows = (["p000", "hnd", "none", "3.5", "yes"], ["p001", "ft", "none", "4.5", "no"])
+    found = texts(table(columns, *rows, leading=3), 22)
+    assert [line for line in found if line.startswith("p001")] == [
+        "p001   ft      none",
+        "p001     4.5        no",
+    ]
+    roomy = texts(table(columns, *rows, leading=3), 29)
+    assert [line for line in roomy if line.startswith("p001")] == [
+        "p001   ft      none    4.5",
+        "p001   ft      none        no",
+    ]
+
+
+def test_a_cell_wider_than_a_part_is_wrapped_between_words() -> None:
+    found = texts(table(["arm", "path"], ["disk@0-batched", "not on a network interface"]), 30)
+    assert found[2:] == ["disk@0-batched   not on a", f"{'network':>25}", f"{'interface':>25}"]
+    assert texts(table(["arm", "path"], ["x", "/a/very/long/path"]), 10)[-1].split() == [
+        "x",
+        "/a/very/long/path",
+    ]
+
+
+def test_words_are_kept_whole() -> None:
+    assert wrapped("one two-three run-20261130T002356Z", 12) == [
+        "one",
+        "two-three",
+        "run-20261130T002356Z",
+    ]
+    assert wrapped("total [ ] ms", 9) == ["total [ ]", "ms"]
+    assert wrapped("a b\nc", 80, indent="  ") == ["a b", "c"]
+
+
+WORDS = {
+    "mpi@0-batched",
+    "disk@0-batched",
+    "fdatasync",
+    "page-cache",
+    "durability",
+    "mpi-windowed",
+}
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_reports_of_all_committed_runs_fit(width: int) -> None:
+    runs = find([RESULTS]).runs
+    reports = [report(run) for run in runs]
+    assert len(reports) > 20
+    shown = set()
+    for item in reports:
+        found = [line.text for line in formats.lines(item, width)]
+        assert max(map(len, found)) <= width, item.title
+        shown |= {word for line in found for word in line.split()}
+        cells = {
+            word
+            for block in item.blocks
+            for group in block.groups
+            for row in group
+            for cell in row
+            for word in cell.split()
+        }
+        assert cells <= shown
+    assert shown >= WORDS
+
+
+def test_reports_of_a_wide_sweep_and_of_a_text_log_fit(tmp_path: Path) -> None:
+    points = [
+        point(0, model="opt-13b", data_type="fp16", kv_layout="ft", sinks="tp2-pp1-b4"),
+        point(1, kv_layout="nhd", ubatch_size=8, input_len=512, handed_over=3),
+        point(2, tensor_para_size=2, pipeline_para_size=2, output_len=8),
+    ]
+    arms = [NONE, AGAIN, arm("disk", "0-batched"), arm("mpi", "0-batched")]
+    folder = write_run(tmp_path / "r", arms, points, rounds=3, logs=True)
+    run = read_run(folder)
+    for item in (report(run), log_report(folder / "p000-none.log")):
+        found = [line.text for line in formats.lines(item, 80)]
+        assert max(len(line) for line in found if str(tmp_path) not in line) <= 80
+    headings = {each.columns[0] for each in report(run).blocks}
+    assert headings == {"point"}

@@ -1,0 +1,215 @@
+"""A rank that hangs, and Ctrl-C: the job ends, and the rank at fault is named. Real mpirun jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dejavubench.cli.starting import _check_launcher
+from dejavubench.errors import UsageError
+from dejavubench.machine.launcher import LAUNCHED, RANKS
+from helpers.faults import FAULTY, SIZES, faulty, measured, phase_of, struck
+from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, Job, processed
+from helpers.paths import ROOT
+
+pytestmark = pytest.mark.mpi
+
+TIMEOUT = ("--rank-timeout", "2s")
+
+
+def under_way(job: Job, iterations: int = 1) -> None:
+    """Wait until so many iterations have been measured."""
+    job.until(
+        lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) >= iterations,
+        "an iteration",
+    )
+
+
+def split(cwd: Path, *args: object) -> Job:
+    """Two sources that never come to an end."""
+    return Job(cwd, 2, "no-fault", "run", *SIZES, "--rounds", 10**6, *args, driver=FAULTY)
+
+
+def hung(job: Job, rank: int, why: str, phase: str = r"\w+( again)?") -> None:
+    """The job was ended because of one rank, which stderr and the report name with its phase."""
+    assert job.wait(GONE_WITHIN) not in (0, None)
+    job.all_gone()
+    assert re.findall(r"dejavubench: rank (\d) failed", job.stderr) == [str(rank)], job.stderr
+    said = re.search(rf"rank {rank} failed in phase {phase}(, \w+ \S+)*: {why}", job.stderr)
+    assert said, job.stderr
+    assert "; --rank-timeout 2s ends the job" in job.stderr
+    assert "Traceback" not in job.stderr
+    report = processed(job.folder)
+    assert re.search(
+        rf"FAILED: rank {rank} \(\w+ on .*\) hung in phase {phase}.*: {why}", report
+    ), report
+    assert not list(job.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_ends_the_job(tmp_path: Path, rank: int) -> None:
+    with faulty(tmp_path, "no-fault", *TIMEOUT, rounds=10**6) as job:
+        under_way(job)
+        os.kill(job.pid(rank), signal.SIGSTOP)
+        hung(job, rank, "no heartbeat for [23] s: its process is stopped")
+
+
+@pytest.mark.parametrize("split_by", ["tensor", pytest.param("pipeline", marks=pytest.mark.drill)])
+def test_a_rank_that_stops_within_a_collective_call_ends_the_job(
+    tmp_path: Path, split_by: str
+) -> None:
+    with split(tmp_path, f"--{split_by}-para-size", 2, *TIMEOUT) as job:
+        under_way(job)
+        os.kill(job.pid(1), signal.SIGSTOP)
+        hung(job, 1, "no heartbeat for [23] s: its process is stopped")
+
+
+@pytest.mark.parametrize("phase", ["verify", pytest.param("prompt", marks=pytest.mark.drill)])
+def test_a_rank_that_gets_no_further_ends_the_job_and_the_one_that_waits_is_not_named(
+    tmp_path: Path, phase: str
+) -> None:
+    with faulty(tmp_path, f"linger:{phase}", *TIMEOUT) as job:
+        job.until(lambda: struck(job), "the phase")
+        hung(job, 0, "no progress for [34] s", phase)
+
+
+def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
+    with faulty(tmp_path, "linger:load", "--rank-timeout", "1s") as job:
+        job.until(lambda: struck(job), "the loading")
+        time.sleep(3)
+        assert job.process.poll() is None, job.stderr
+        assert "dejavubench: " not in job.stderr
+
+
+def test_ctrl_c_ends_a_rank_that_waits_within_mpi_for_a_stopped_one(tmp_path: Path) -> None:
+    with split(tmp_path, "--tensor-para-size", 2) as job:
+        under_way(job)
+        os.kill(job.pid(1), signal.SIGSTOP)
+        time.sleep(0.5)  # rank 0 has come to a call of MPI by then
+        job.interrupt()
+        assert job.wait(GONE_WITHIN) not in (0, None)
+        job.all_gone(2)
+        assert re.search(r"dejavubench: rank 0 interrupted in phase \w+", job.stderr)
+        assert "Traceback" not in job.stderr
+
+
+def watchdogs(pids: set[int]) -> list[str]:
+    """Watchdog processes of these ranks."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if any(f"={pid}:".encode() in entry.read_bytes() for pid in pids):
+                found.append(entry.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("victim", ["launcher", pytest.param("rank", marks=pytest.mark.drill)])
+def test_no_process_and_no_file_outlives_a_job_that_is_killed(tmp_path: Path, victim: str) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    places = {"TMPDIR": str(temporary)}
+    modes = ("--streaming", "disk,mpi", "--rounds", 10**6)
+    with Job(
+        tmp_path, 2, "no-fault", "run", *SIZES, *modes, driver=FAULTY, environment=places
+    ) as job:
+        under_way(job)
+        pids = {job.pid(rank) for rank in (0, 1)}
+        assert len(watchdogs(pids)) == 1
+        os.kill(job.process.pid if victim == "launcher" else job.pid(0), signal.SIGKILL)
+        job.wait(GONE_WITHIN)
+        job.all_gone(2)
+        deadline = time.monotonic() + 2
+        while watchdogs(pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not [file.name for file in temporary.iterdir() if not file.name.startswith("hydra")]
+        assert not [file.name for file in job.folder.iterdir() if file.suffix in (".kv", ".part")]
+
+
+STOPPED_IN = {
+    "source": ("load", "prompt", "tokens", "drain", "verify"),
+    "sink": ("receive", "verify"),
+}
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(
+    ("role", "phase"), [(role, phase) for role, phases in STOPPED_IN.items() for phase in phases]
+)
+def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(
+    tmp_path: Path, role: str, phase: str
+) -> None:
+    rank = ("source", "sink").index(role)
+    with faulty(tmp_path, f"linger:{phase if role == 'source' else 'prompt'}", *TIMEOUT) as job:
+        job.until(lambda: struck(job), "the phase")
+        if role == "sink" and phase == "receive":
+            job.until(lambda: phase_of(job, 1) == "receive", "the sink's waiting")
+        os.kill(job.pid(rank), signal.SIGSTOP)
+        if role == "source":
+            hung(job, rank, "no heartbeat for [23] s: its process is stopped", phase)
+        else:
+            hung(job, rank, "no heartbeat for [23] s: its process is stopped")
+
+
+# ---- another MPI's launcher ----
+
+
+@pytest.mark.parametrize(
+    ("rank", "size"),
+    [
+        ("PMI_RANK", "PMI_SIZE"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ],
+)
+def test_ranks_that_are_each_alone_are_told_from_a_job(
+    monkeypatch: pytest.MonkeyPatch, rank: str, size: str
+) -> None:
+    for variable in [*LAUNCHED, *RANKS.values()]:
+        monkeypatch.delenv(variable, raising=False)
+    _check_launcher(1, ("MPICH", (5, 0, 2)))  # nobody's
+    monkeypatch.setenv(rank, "1")
+    monkeypatch.setenv(size, "2")
+    _check_launcher(2, ("MPICH", (5, 0, 2)))
+    with pytest.raises(
+        UsageError,
+        match=r"^the launcher started 2 ranks, but this MPI knows 1: .*with MPICH's mpirun",
+    ):
+        _check_launcher(1, ("MPICH", (5, 0, 2)))
+
+
+def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -> None:
+    """Open MPI's launcher starts MPICH's ranks as single processes that seem to be one of two."""
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in (*LAUNCHED, *RANKS.values())
+    }
+    command = [sys.executable, *CLI, "run", *QUICK]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **inherited,
+                "PYTHONPATH": str(ROOT),
+                "OMPI_COMM_WORLD_RANK": str(rank),
+                "OMPI_COMM_WORLD_SIZE": "2",
+            },
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert said[0].startswith("Error: the launcher started 2 ranks, but this MPI knows 1: ")
+    assert said[0].count("\n") == 1
+    assert said[1] == ""
+    assert list(tmp_path.iterdir()) == []

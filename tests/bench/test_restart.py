@@ -1,0 +1,535 @@
+"""A killed run is resumed from what it has streamed to disk, never with a wrong key or token."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import streamfile
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.records import RUN_FILE, PhaseMark, Restart
+from helpers.caches import random_cache
+from helpers.disk_files import (
+    CUT_LAYERS,
+    DURABILITIES,
+    IDENTITY,
+    PAGE,
+    PROMPT,
+    STEPS,
+    microbatch,
+    path_of,
+    schedule_of,
+    writing,
+)
+from helpers.jobs import TINY, TYPES, Job, args, processed, run
+from helpers.paths import DRIVERS
+
+KILLED = (DRIVERS / "killed.py",)
+NEW_TOKENS = 20
+ASKED = (
+    *TINY,
+    *args("--ubatch-size 2 --input-len 8"),
+    "--output-len",
+    str(NEW_TOKENS),
+    "--no-ceilings",
+)
+STREAMED = args("--streaming disk --keep --no-verify --warmup 1 --rounds 2")
+
+
+# ---- one file ----
+
+
+def saved(schedule: StreamSchedule, directory: Path, **identity: str) -> SavedStream:
+    return SavedStream(path_of(directory), Stream(0, schedule), {**IDENTITY, **identity})
+
+
+def write_one(
+    directory: Path,
+    schedule: StreamSchedule,
+    level: str = "3",
+    durability: Durability = "fdatasync",
+) -> KVCache:
+    """A whole microbatch's file; the cache that it was streamed from."""
+    with writing(directory, schedule, level, durability) as (manager, _):
+        microbatch(manager, random_cache(schedule.geometry))
+        return manager.cache
+
+
+def restored(of: SavedStream) -> tuple[KVCache, int, str | None]:
+    cache = KVCache.allocate(of.schedule.geometry, torch.int16)
+    cache.fill(0x77)
+    back = of.restore(cache)
+    return cache, back.steps, back.wrong
+
+
+def assert_first_steps(
+    cache: KVCache, source: KVCache, schedule: StreamSchedule, steps: int
+) -> None:
+    """The first steps' positions are the source's, and all behind them are as they were."""
+    positions = schedule.positions(steps - 1).stop if steps else 0
+    put_back = schedule.geometry.region(positions=Span(0, positions))
+    behind = schedule.geometry.region(positions=Span(positions, schedule.geometry.positions))
+    for kv in BOTH:
+        assert torch.equal(cache.piece(kv, put_back), source.piece(kv, put_back))
+        assert (cache.piece(kv, behind) == 0x7777).all()
+
+
+@pytest.mark.parametrize("layout", KVLayout)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("slot", [1 << 16, CUT_LAYERS])
+def test_a_whole_file_gives_the_cache_and_the_tokens_back(
+    layout: KVLayout, level: str, slot: int, tmp_path: Path
+) -> None:
+    schedule = schedule_of(layout, slot)
+    source = write_one(tmp_path, schedule, level)
+    file = saved(schedule, tmp_path)
+    assert file.watermark == STEPS + 1
+    cache, steps, wrong = restored(file)
+    assert (steps, wrong) == (STEPS + 1, None)
+    assert_first_steps(cache, source, schedule, steps)
+    back = file.restore(cache)
+    assert np.array_equal(back.tokens[0], PROMPT)
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_files_of_every_durability_are_restored_alike(
+    durability: Durability, tmp_path: Path
+) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    source = write_one(tmp_path, schedule, durability=durability)
+    cache, steps, _ = restored(saved(schedule, tmp_path))
+    assert_first_steps(cache, source, schedule, steps)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KVCache]:
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, write_one(directory, schedule_of(KVLayout.FT))
+
+
+@given(data=st.data())
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_damage_yields_a_wrong_key(
+    whole: tuple[Path, KVCache], data: st.DataObject, tmp_path: Path
+) -> None:
+    """Bytes changed anywhere, the file cut anywhere: only what was streamed is put back."""
+    directory, source = whole
+    schedule = schedule_of(KVLayout.FT)
+    content = bytearray(path_of(directory).read_bytes())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3), "damaged bytes"):
+        content[at] ^= data.draw(st.integers(1, 255), "by")
+    cut = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content) - 1)), "cut at")
+    path_of(tmp_path).write_bytes(content[:cut])
+    try:
+        cache, steps, wrong = restored(saved(schedule, tmp_path))
+    except StreamingError:
+        return
+    assert_first_steps(cache, source, schedule, steps)
+    assert (steps == STEPS + 1) == (wrong is None)
+
+
+def test_a_damaged_step_is_named_and_those_before_are_good(
+    whole: tuple[Path, KVCache], tmp_path: Path
+) -> None:
+    schedule = schedule_of(KVLayout.FT)
+    content = bytearray(path_of(whole[0]).read_bytes())
+    content[streamfile.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
+    path_of(tmp_path).write_bytes(content)
+    cache, steps, wrong = restored(saved(schedule, tmp_path))
+    assert steps == 2
+    assert wrong == (
+        f"{path_of(tmp_path)}: checksum of step 2, layer 1 does not agree; "
+        f"of {STEPS + 1} steps under the watermark 2 are good"
+    )
+    assert_first_steps(cache, whole[1], schedule, 2)
+
+
+def test_a_file_that_was_cut_off_is_good_up_to_there(
+    whole: tuple[Path, KVCache], tmp_path: Path
+) -> None:
+    schedule = schedule_of(KVLayout.FT)
+    at = streamfile.record_offset(schedule, 3) + 5
+    path_of(tmp_path).write_bytes(path_of(whole[0]).read_bytes()[:at])
+    _, steps, wrong = restored(saved(schedule, tmp_path))
+    assert steps == 3
+    assert (
+        f"ends at byte {at}, within step 3; of {STEPS + 1} steps under the watermark 3 are good"
+        in str(wrong)
+    )
+
+
+@pytest.mark.parametrize(
+    ("identity", "says"),
+    [
+        ({"run": "r2"}, "run is r1 there, r2 here"),
+        ({"weights": "seed 1"}, "weights is seed 0 there, seed 1 here"),
+        ({"requests": "other"}, "requests is None there, other here"),
+    ],
+)
+def test_anothers_file_is_refused(
+    identity: dict[str, str], says: str, whole: tuple[Path, KVCache]
+) -> None:
+    with pytest.raises(StreamingError, match=f"does not match: {says}"):
+        saved(schedule_of(KVLayout.FT), whole[0], **identity)
+
+
+def test_another_microbatchs_file_is_refused(whole: tuple[Path, KVCache]) -> None:
+    with pytest.raises(StreamingError, match="does not match: stream is 0 there, 1 here"):
+        SavedStream(path_of(whole[0]), Stream(1, schedule_of(KVLayout.FT)), IDENTITY)
+
+
+def test_a_restored_stream_keeps_only_token_ids_in_memory(whole: tuple[Path, KVCache]) -> None:
+    cache = KVCache.allocate(schedule_of(KVLayout.FT).geometry, torch.int16)
+    back = saved(schedule_of(KVLayout.FT), whole[0]).restore(cache)
+    held = {
+        id(ids if ids.base is None else ids.base): ids if ids.base is None else ids.base
+        for ids in back.tokens
+    }
+    assert sum(each.nbytes for each in held.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4
+
+
+def test_another_geometry_is_refused(whole: tuple[Path, KVCache]) -> None:
+    with pytest.raises(
+        StreamingError, match=r"does not match: geometry\.layout is ft there, nhd here"
+    ):
+        saved(schedule_of(KVLayout.NHD), whole[0])
+
+
+def _older(content: bytearray) -> str:
+    struct.pack_into("<I", content, 8, streamfile.VERSION - 1)
+    return f"is of version {streamfile.VERSION - 1}, this program reads {streamfile.VERSION}"
+
+
+def _no_magic(content: bytearray) -> str:
+    content[:4] = b"\0\0\0\0"
+    return "is no stream's file: it does not begin with DEJAVUKV"
+
+
+def _header(content: bytearray) -> str:
+    content[20] ^= 1
+    return "its header is damaged"
+
+
+def _watermark(content: bytearray) -> str:
+    content[PAGE] ^= 1
+    return "the watermark is damaged, so that no step of it can be trusted"
+
+
+def _beyond(content: bytearray) -> str:
+    count = struct.pack("<Q", 1000)
+    content[PAGE : PAGE + 16] = count + xxhash.xxh3_64_digest(count)
+    return "the watermark is damaged"
+
+
+@pytest.mark.parametrize("damage", [_older, _no_magic, _header, _watermark, _beyond])
+def test_a_file_with_a_damaged_header_or_watermark_is_refused(
+    damage: Callable[[bytearray], str], whole: tuple[Path, KVCache], tmp_path: Path
+) -> None:
+    content = bytearray(path_of(whole[0]).read_bytes())
+    says = damage(content)
+    path_of(tmp_path).write_bytes(content)
+    with pytest.raises(StreamingError) as refused:
+        saved(schedule_of(KVLayout.FT), tmp_path)
+    assert str(path_of(tmp_path)) in str(refused.value)
+    assert says in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StreamingError, match=r"test-stream0\.kv: No such file"):
+        saved(schedule_of(KVLayout.FT), tmp_path)
+
+
+# ---- whole jobs ----
+
+
+def tokens_of(job: Job) -> list[list[int]]:
+    """New tokens of each request, as the run has written them."""
+    return [
+        json.loads(line)["tokens"]
+        for line in (job.folder / "tokens.jsonl").read_text().splitlines()
+    ]
+
+
+Undisturbed = dict[tuple[int, str], list[list[int]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Return the tokens of an undisturbed run, by pipeline depth (which is the number of
+    microbatches) and data type."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    one = args("--rounds 1 --warmup 0")
+    tokens = {}
+    for depth, data_type in ((1, "fp32"), (1, "bf16"), (2, "fp32")):
+        how = (*ASKED, *one, *TYPES[data_type], "--pipeline-para-size", depth)
+        tokens[depth, data_type] = tokens_of(
+            run(folder / f"{depth}{data_type}", depth, "run", *how)
+        )
+    return tokens
+
+
+def kill(cwd: Path, ranks: int, where: str, *args: object, asked: Sequence[str] = ASKED) -> Job:
+    """A job that is killed at a point; see mpi/killed.py."""
+    with Job(cwd, ranks, where, "run", *asked, *STREAMED, *args, driver=KILLED) as job:
+        job.wait_killed(int(where.partition(":")[0]))
+    return job
+
+
+def resume(cwd: Path, ranks: int, killed: Job, *args: object, status: int = 0) -> Job:
+    return run(cwd, ranks, "run", "--resume", killed.folder, *args, status=status)
+
+
+SPLITS: dict[int, list[tuple[str, ...]]] = {
+    1: [()],
+    2: [("--pipeline-para-size", "2"), ("--tensor-para-size", "2")],
+}
+SOME = range(10)
+"""The seeds of every day; the others are a drill."""
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(seed, marks=() if seed in SOME else pytest.mark.drill) for seed in range(50)],
+)
+def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
+    seed: int, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    draw = random.Random(seed)
+    ranks = 2 if seed % 5 == 0 else 1
+    split = draw.choice(SPLITS[ranks])
+    # Split ranks round their sums to bf16 in other places: tokens could differ.
+    data_type = "bf16" if ranks == 1 and seed % 2 else "fp32"
+    point = draw.choice(["step", "sync", "write"])
+    number = draw.randrange(3 * (NEW_TOKENS - 1) if point == "write" else NEW_TOKENS - 1)
+    where = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
+    how = ["--level", draw.choice(list(LEVELS)), "--kv-layout", draw.choice(["ft", "hnd", "nhd"])]
+    how += ["--durability", draw.choice(DURABILITIES), *TYPES[data_type]]
+    # Longer intervals write and sync less often than ``number`` says. 4 does not divide 19 steps.
+    interval = 4 if point == "step" else 1
+    how += ["--flush-interval", str(interval)]
+    killed = kill(tmp_path / "killed", ranks, where, *how, *split)
+    job = resume(tmp_path / "resumed", ranks, killed)
+    depth = 2 if "--pipeline-para-size" in split else 1
+    assert tokens_of(job) == undisturbed[depth, data_type]
+    firsts = {record.first for _, record in job.run.of(Restart)}
+    assert len(firsts) == 1
+    assert firsts <= {0, *range(0, NEW_TOKENS - 1, interval), NEW_TOKENS - 1}
+
+
+GPU = args("--device cuda --inference-data-type fp16 --size-per-head 32")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("point", "number"), [("write", 1), ("write", 20), ("sync", 0), ("sync", 9), ("sync", 17)]
+)
+def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_path: Path) -> None:
+    killed = kill(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*ASKED, *GPU))
+    job = resume(tmp_path / "resumed", 1, killed)
+    # A run with --verify writes the tokens of the undisturbed requests.
+    assert tokens_of(job) == tokens_of(resume(tmp_path / "verified", 1, killed, "--verify"))
+
+
+@pytest.mark.parametrize(
+    ("interval", "watermark"),
+    [
+        # Of steps 0 … 12, complete when it was killed first, the last one was computed again, and
+        # then two more.
+        (1, 15),
+        # The same steps were streamed, but steps 13 and 14 waited for their group, 13 … 16.
+        (4, 13),
+    ],
+)
+def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
+    interval: int, watermark: int, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    how = ("--level", "2", "--flush-interval", interval)
+    killed = kill(tmp_path / "1", 1, "0:step:12", *how)
+    with Job(
+        tmp_path / "2",
+        1,
+        "0:step:3",
+        "run",
+        "--resume",
+        killed.folder,
+        "--no-verify",
+        driver=KILLED,
+    ) as again:
+        again.wait_killed(0)
+    job = resume(tmp_path / "3", 1, again, "--verify")
+    (restart,) = (record for _, record in job.run.of(Restart))
+    assert (restart.of, restart.wrong, restart.anew_ms is not None) == (again.folder.name, [], True)
+    assert (restart.watermark, restart.first) == (watermark, watermark - 1)
+    assert len(restart.step_ms) == NEW_TOKENS - restart.first
+    table = processed(job.folder)
+    assert again.folder.name in table
+    assert "yes (1)" in table
+    assert tokens_of(job) == undisturbed[1, "fp32"]
+    assert (
+        resume(tmp_path / "4", 1, job, status=2).stderr.count(
+            "finished: there is nothing to resume"
+        )
+        == 1
+    )
+
+
+@pytest.fixture(scope="module")
+def killed_late(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return kill(
+        tmp_path_factory.mktemp("late"),
+        1,
+        "0:step:12",
+        "--level",
+        "2",
+        "--durability",
+        "page-cache",
+    )
+
+
+def copy_of(job: Job, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of its folder, and the stream's file in it."""
+    folder = tmp_path / "copy"
+    shutil.copytree(job.folder, folder)
+    (file,) = folder.glob("*.kv")
+    return folder, file
+
+
+def test_damage_costs_the_steps_behind_it_and_is_said(
+    killed_late: Job, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    folder, path = copy_of(killed_late, tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-13 * PAGE] ^= 1  # each step of a token is one page: of steps 0 … 19 the seventh
+    path.write_bytes(content)
+    job = run(tmp_path, 1, "run", "--resume", folder)
+    (restart,) = (record for _, record in job.run.of(Restart))
+    assert (restart.watermark, restart.first) == (13, 6)
+    assert len(restart.wrong) == 1
+    told = " ".join(job.stderr.split())  # a long folder's name may have broken the line
+    assert (
+        "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good"
+        in told
+    )
+    assert tokens_of(job) == undisturbed[1, "fp32"]
+
+
+def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
+    """Two ranks, or two microbatches of one, have parts of the cache with one geometry."""
+    killed = kill(tmp_path / "killed", 2, "0:step:8", "--level", "2", "--pipeline-para-size", "2")
+    for pair, says in (
+        ("rank*-stream0", "rank is 1 there, 0 here"),
+        ("rank0000*-stream*", "stream is 1 there, 0 here"),
+    ):
+        folder = tmp_path / says
+        shutil.copytree(killed.folder, folder)
+        one, other = sorted(folder.glob(f"*-{pair}.kv"))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        job = run(tmp_path, 2, "run", "--resume", folder, status=2)
+        assert f"{one} does not match: {says}" in job.stderr
+        assert len(job.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_refused_ends_the_run_before_it_begins(
+    killed_late: Job, tmp_path: Path
+) -> None:
+    folder, path = copy_of(killed_late, tmp_path)
+    path.write_bytes(path.read_bytes()[: PAGE + 3])
+    job = run(tmp_path, 1, "run", "--resume", folder, status=2)
+    assert job.stderr.startswith(
+        f"Error: resume: {path} ends at byte {PAGE + 3}, within its watermark"
+    )
+    assert len(job.stderr.splitlines()) == 1
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--seed", "1"), "does not match: requests is "),
+        (("--output-len", "21"), "does not match: steps is 19 there, 20 here"),
+        (("--flush-interval", "2"), "does not match: flush_interval is 1 there, 2 here"),
+        (("--streaming", "host"), "--resume continues one request that was streamed to disk"),
+        (("--level", "1,2"), "--resume continues one request that was streamed to disk"),
+        (
+            ("--rounds", "7"),
+            "--rounds 7 cannot be combined with --resume, which runs one request once",
+        ),
+    ],
+)
+def test_flags_that_make_another_request_of_it_are_refused(
+    flags: tuple[str, str], says: str, killed_late: Job, tmp_path: Path
+) -> None:
+    job = resume(tmp_path, 1, killed_late, *flags, status=2)
+    assert says in job.stderr
+    assert len(job.stderr.splitlines()) == 1
+
+
+def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
+    killed_late: Job, tmp_path: Path
+) -> None:
+    folder, _ = copy_of(killed_late, tmp_path)
+    header = json.loads((folder / RUN_FILE).read_text())
+    header["experiment"]["later"] = 1
+    (folder / RUN_FILE).write_text(json.dumps(header))
+    job = run(tmp_path, 1, "run", "--resume", folder, status=2)
+    assert job.stderr.startswith(f"Error: --resume: {folder / RUN_FILE}: later: ")
+    assert len(job.stderr.splitlines()) == 1
+
+
+def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
+    for flags, says in (
+        (
+            ("--streaming", "disk"),
+            "did not keep its streamed files: only a run with --keep can be resumed",
+        ),
+        (
+            ("--streaming", "host", "--keep"),
+            "ended in phase tokens of host@3: only a request that is streamed to disk",
+        ),
+    ):
+        where = tmp_path / flags[1]
+        with Job(
+            where, 1, "0:step:3", "run", *ASKED, "--no-verify", *flags, driver=KILLED
+        ) as killed:
+            killed.wait_killed(0)
+        assert list(killed.run.of(PhaseMark))
+        assert says in resume(where / "resumed", 1, killed, status=2).stderr
+
+
+def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "some.toml").write_text("rounds = 1\n")
+    (tmp_path / "resume.toml").write_text('resume = "empty"\n')
+    for flags, says in (
+        (("--resume", "empty"), "--resume: empty is not a run's folder: it has no run.json"),
+        (
+            ("some.toml", "--resume", "empty"),
+            "some.toml cannot be combined with --resume, "
+            "which takes its settings from the killed run",
+        ),
+        (("resume.toml",), "resume.toml: resume is not allowed in a file"),
+    ):
+        job = run(tmp_path, 1, "run", *flags, status=2)
+        assert says in job.stderr
+        assert len(job.stderr.splitlines()) == 1

@@ -1,0 +1,218 @@
+"""Two emulated hosts: bytes arrive, the link has its limit, and nothing is left behind.
+
+Skipped where this user may not make network namespaces, or mpirun is not MPICH's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.trace.clocks import clocks_of
+from dejavubench.cli import main
+from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
+from helpers import chrome_trace
+from helpers.jobs import GONE_WITHIN, PATIENCE, TINY, args
+from helpers.paths import ROOT, SCRIPTS
+from helpers.synthetic_runs import flat_rows
+
+SCRIPT = SCRIPTS / "two_hosts.py"
+SMALL = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --warmup 0"))
+BOTH = args("--streaming none,mpi,tcp --peer 10.77.0.2:7601 --level 0,3")
+NAMESPACES = Path("/var/run/netns")
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture(autouse=True)
+def possible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Skip where two hosts cannot be had; afterwards those that this test had must be gone."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import two_hosts
+
+    try:
+        two_hosts.mpirun_program()
+        with two_hosts.two_hosts(1e9):
+            assert len(of_process(os.getpid())) == 2
+    except two_hosts.NoHostsError as error:
+        pytest.skip(str(error))
+    yield
+    assert of_process(os.getpid()) == []
+
+
+def of_process(pid: int) -> list[str]:
+    """Namespaces that a process has made and not removed."""
+    return sorted(path.name for path in NAMESPACES.glob(f"host*-{pid}"))
+
+
+@contextmanager
+def script(cwd: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
+    """The script under way in a folder of its own, its stderr in ``stderr`` there."""
+    inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    with (cwd / "stderr").open("wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            cwd=cwd,
+            env={**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(PATIENCE)
+        assert of_process(process.pid) == []
+
+
+def ran(cwd: Path, *args: object) -> tuple[int, str]:
+    """Exit status and stderr of the script."""
+    with script(cwd, *args) as process:
+        status = process.wait(PATIENCE)
+    return status, (cwd / "stderr").read_text()
+
+
+def until(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, "the script has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def two_hosts_interface() -> str:
+    import two_hosts
+
+    return str(two_hosts.INTERFACE)
+
+
+def run_of(cwd: Path) -> Run:
+    (folder,) = (cwd / "logs").iterdir()
+    return read_run(folder)
+
+
+@pytest.mark.drill
+def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path: Path) -> None:
+    rate = 100e6  # bytes a second
+    status, errors = ran(
+        tmp_path, "--rate", "800Mbit/s", "--", "run", *SMALL, *BOTH, "--rounds", "1"
+    )
+    assert status == 0, errors
+    run = run_of(tmp_path)
+    checks = [check for _, check in run.of(Verification) if check.arm != "none"]
+    assert {check.arm for check in checks} >= {"mpi@0", "mpi@3", "tcp@0", "tcp@3"}
+    assert all(check.ok and check.tokens_equal for check in checks)
+    assert [info.host for _, info in run.of(RankInfo)] == ["host1", "host2"]
+    assert run.header.environment["hostnames"] == ["host1", "host2"]
+    rows = {row["arm"]: row for row in flat_rows(run)}
+    assert {rows[name]["hosts"] for name in ("mpi@3", "tcp@3")} == {"two hosts on one machine"}
+    for name in ("mpi@0", "mpi@3", "tcp@0", "tcp@3"):
+        interface, _, share = rows[name]["path"].partition(": ")
+        assert interface == two_hosts_interface()
+        assert int(share.removesuffix(" %")) >= 80  # 66 bytes are more than a packet's headers here
+    assert not [note for note in report(run).notes if note.startswith("PATH")]
+    (told,) = [note for note in report(run).notes if note.startswith("hosts:")]
+    assert told == (
+        "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "
+        "link between them: 800Mbit/s"
+    )
+    check_clocks(run, tmp_path / "trace.json")
+    ceilings = {item.name: item for _, item in run.of(Ceiling)}
+    for name in ("mpi-windowed", "mpi-destination", "tcp-raw", "tcp-destination"):
+        assert ceilings[name].value * 1e9 <= 1.1 * rate
+    assert {ceilings[name].unit for name in ("mpi-message", "tcp-message")} == {"us"}
+
+
+def check_clocks(run: Run, path: Path) -> None:
+    """Both hosts share one kernel, so the true offset of their clocks is 0."""
+    for environment in (info.where for _, info in run.of(RankInfo) if info.rank == 1):
+        assert environment.clock is not None
+        assert environment.clock.round_trips == 100
+    for rank, clock in clocks_of(run).items():
+        for measured in (clock.start, clock.end):
+            assert measured is not None
+            assert abs(measured.offset_ns) <= measured.error_ns
+            assert measured.reference == "host1"
+        assert clock.own == (rank == 0)
+    arguments = [str(run.path), "--arm", "mpi@3", "-o", str(path)]
+    assert CliRunner().invoke(main, ["trace", *arguments]).exit_code == 0
+    made = chrome_trace.read(path)
+    assert made.process(0) == "rank 0, source, host host1"
+    assert re.fullmatch("rank 1, sink, host host2, clock ±[0-9.e+]+ µs", made.process(1))
+    assert made.data["clocks"][1]["start"]["error_ns"] > 0
+
+
+def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> None:
+    status, errors = ran(
+        tmp_path, "--rate", "unlimited,1Gbit/s", "--", "run", *SMALL, "--streaming", "nowhere"
+    )
+    assert status == 2
+    assert errors.count("there is no destination 'nowhere'") == 1
+    assert "Traceback" not in errors
+
+
+def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+    endless = ("--rounds", "1000000", "--no-ceilings")
+    with script(tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH, *endless) as process:
+        until(
+            process,
+            lambda: any(
+                "iteration" in path.read_text() for path in tmp_path.glob("logs/*/rank-0000.jsonl")
+            ),
+        )
+        pids = {info.pid for _, info in run_of(tmp_path).of(RankInfo)}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert "ended by SIGINT" in (tmp_path / "stderr").read_text()
+    deadline = time.monotonic() + GONE_WITHIN
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            args("--rate fast -- run"),
+            "'fast' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s, nor unlimited",
+        ),
+        (
+            args("--rate 1Gbit/s -- plan"),
+            "'plan' does not run under mpirun: write -- run …, or -- doctor",
+        ),
+    ],
+)
+def test_senseless_flags_are_one_message(
+    tmp_path: Path, flags: Sequence[str], message: str
+) -> None:
+    status, errors = ran(tmp_path, *flags)
+    assert status == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_without_a_program_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    import two_hosts
+
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "tc" else f"/bin/{name}")
+    with (
+        pytest.raises(two_hosts.NoHostsError, match="two hosts need the program tc"),
+        two_hosts.two_hosts(None),
+    ):
+        pass

@@ -1,0 +1,375 @@
+"""The command line: quick help, one message a usage error, dry runs of every config."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dejavubench.cli import main
+from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
+from dejavubench.machine import gpu
+from dejavubench.machine.gpu import CudaDevice
+from dejavubench.planning import duration, fit
+from dejavubench.transports.registry import modes
+from helpers.cli_calls import heavy_after, usage_error
+from helpers.fake_gpu import H200
+from helpers.jobs import args
+from helpers.paths import CONFIGS, ROOT
+
+CONFIG_FILES = sorted(CONFIGS.glob("*/*.toml"))
+HEAVY = {"torch", "mpi4py", "pandas", "matplotlib", "numpy"}
+MPIRUN = Path(sys.executable).parent / "mpirun"
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dejavubench.machine.launcher import LAUNCHED
+
+    for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has; tests of cuda give themselves a device."""
+    _have(monkeypatch)
+
+
+def _have(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
+    monkeypatch.setattr(gpu, "cuda_devices", lambda: devices)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def refused(*arguments: str) -> str:
+    return usage_error(invoke(*arguments))
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["run"], ["plan"], ["sink"], ["process"], ["figures"]],
+    ids=lambda a: "-".join(a) or "group",
+)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    printed = heavy_after(HEAVY, *arguments, "--help")
+    assert printed.startswith("Usage: dejavubench")
+    assert printed.endswith("HEAVY []\n")
+
+
+def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> tuple[CudaDevice, ...]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(gpu, "cuda_devices", asked)
+    assert invoke("run", "--help").exit_code == 0
+
+
+def test_help_of_run_has_every_field_with_its_default() -> None:
+    text = " ".join(invoke("run", "--help").stdout.split())
+    for key in Experiment.model_fields:
+        assert "--" + key.replace("_", "-") in text
+    assert "Requests per microbatch. [default: 1]" in text
+    assert "--rounds, --times N" in text
+    assert "Compare every byte that arrived, outside the clock. [default: on]" in text
+
+
+def test_version() -> None:
+    from dejavubench import __version__
+
+    assert invoke("--version").stdout == f"dejavubench, version {__version__}\n"
+
+
+def test_python_m() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dejavubench", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout.startswith("Usage: dejavubench [OPTIONS] COMMAND")
+
+
+# ---- flags ----
+
+
+def test_hyphens_and_underscores_are_one_spelling() -> None:
+    lengths = ["--model", "gpt2", "--dry-run"]
+    one = invoke("run", "--ubatch_size", "4", "--input_len=256", "--times", "3", *lengths)
+    other = invoke("run", "--ubatch-size", "4", "--input-len=256", "--rounds", "3", *lengths)
+    assert one.exit_code == other.exit_code == 0
+    assert "2 warm-up iterations, 3 rounds" in one.stdout
+    row = next(line for line in one.stdout.splitlines() if line.startswith("p000"))
+    assert row.split()[:8] == ["p000", "gpt2", row.split()[2], "hnd", "4", "256", "32", "288"]
+    assert [line.split()[:9] for line in other.stdout.splitlines() if line.startswith("p000")] == [
+        row.split()[:9]
+    ]
+
+
+def test_level_of_the_environment_is_honoured_and_the_flag_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEJAVULIB_BASELINE", "0")
+    assert (
+        "Arms     mpi@0\n"
+        in invoke("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi").stdout
+    )
+    flag = invoke("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi", "--level", "2")
+    assert "Arms     mpi@2\n" in flag.stdout
+
+
+# ---- usage errors ----
+
+
+@pytest.mark.parametrize("rest", [(), ("--rounds", "3")])
+def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
+    message = refused("run", "--streaming", *rest)
+    known = ", ".join(("none", *modes()))
+    assert message == f"--streaming: no destination is given; choose one or more of {known}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--nonsense", "3"], "No such option '--nonsense'. (see dejavubench run --help)"),
+        (["walk"], "No such command 'walk'."),
+        (["run", "--model"], "Option '--model' requires an argument."),
+        (["run", "--model", "gpt3"], "--model: unknown model 'gpt3'; did you mean gpt2?"),
+        (["run", "--ckpt_path", "x"], "--ckpt-path: x is not a folder"),
+        (["run", "none.toml"], "none.toml: No such file or directory"),
+        (
+            ["run", *args("--model gpt2 --tensor_para_size 5")],
+            "--tensor-para-size 5 does not divide the 12 heads of gpt2",
+        ),
+        (
+            ["run", *args("--streaming mpi --level 9")],
+            "--level: there is no level '9'; levels are 0, 0-batched, 1, 2, 3",
+        ),
+        (
+            ["run", "--device", "cuda"],
+            "--device cuda: no CUDA device is found here: there is no NVIDIA driver, or it lists "
+            "none",
+        ),
+        (
+            ["run", "--streaming", "nccl"],
+            "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
+        ),
+    ],
+)
+def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
+    found = refused(*arguments)
+    if message.startswith("No such"):  # click's own words, which may carry suggestions
+        assert found.startswith(message.split("'")[0])
+        assert arguments[-1 if arguments == ["walk"] else 1] in found
+    else:
+        assert found == message
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+@pytest.mark.parametrize(
+    "flags",
+    [["--model", "gpt3"], ["--nonsense"], ["--streaming"]],
+    ids=["value", "unknown-flag", "bare-streaming"],
+)
+def test_usage_error_under_mpi_is_said_once(flags: list[str]) -> None:
+    command = [str(MPIRUN), "-n", "2", sys.executable, "-m", "dejavubench", "run", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
+    """Rank 0's environment is wrong and rank 1's is not: both end, and one of them says why."""
+    command = [str(MPIRUN)]
+    for baseline in ("9", "3"):
+        program = ["-m", "dejavubench", "run", "--streaming", "mpi", "--log-dir", str(tmp_path)]
+        command += [
+            "-n",
+            "1",
+            "env",
+            f"DEJAVULIB_BASELINE={baseline}",
+            sys.executable,
+            *program,
+            ":",
+        ]
+    done = subprocess.run(command[:-1], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "Error: DEJAVULIB_BASELINE: there is no level '9'; levels are 0, 0-batched, 1, 2, 3\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- dry runs ----
+
+
+def test_the_configs_are_there() -> None:
+    names = {path.relative_to(CONFIGS).as_posix() for path in CONFIG_FILES}
+    figures = ("fig2", "appendix_a", "fig7", "fig25")
+    assert {
+        f"{folder}/{figure}.toml" for folder in ("cpu", "h200", "paper") for figure in figures
+    } <= names
+    assert "h200/fig25_nccl_loopback.toml" in names
+
+
+@pytest.mark.parametrize(
+    "path", CONFIG_FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix()
+)
+def test_dry_run_of_every_config(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path.parent.name == "h200":
+        _have(monkeypatch, H200)
+    result = invoke("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
+    assert result.exit_code == 0
+    plan = _plan(path)
+    assert plan.experiment.figure == path.stem.removesuffix("_nccl_loopback")
+    for point in plan.points:
+        assert sum(line.startswith(f"{point.id} ") for line in result.stdout.splitlines()) in (1, 2)
+    assert ", ".join(arm.name for arm in plan.arms) in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def _plan(path: Path) -> Plan:
+    from dejavubench.config.resolve import load
+
+    return load(path, {}, {})
+
+
+def test_dry_run_shows_what_skipped_points_need() -> None:
+    result = invoke(
+        "run",
+        "--dry-run",
+        "--model",
+        "gpt2,bloom-176b",
+        "--input-len",
+        "8,2000",
+        "--streaming",
+        "none,nccl",
+    )
+    lines = result.stdout.splitlines()
+    assert "nccl@3 SKIPPED: no CUDA device" in lines
+    assert (
+        "p001 SKIPPED: --input-len 2000 and --output-len 32 take 2031 positions, but gpt2 has 1024"
+        in lines
+    )
+    assert result.exit_code == 0
+
+
+def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+
+    monkeypatch.setattr(
+        fit,
+        "reasons",
+        lambda plan, room: {"p000": "gpt2 needs 2 GiB of memory; 1 GiB are available"},
+    )
+    result = invoke("run", "--dry-run", "--model", "gpt2")
+    assert result.exit_code == 0
+    assert "p000 SKIPPED: gpt2 needs 2 GiB of memory; 1 GiB are available" in result.stdout
+    assert result.stdout.endswith("No point can run here.\n")
+
+
+@pytest.mark.parametrize("name", ["fig25", "fig25_nccl_loopback"])
+def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _have(monkeypatch)
+    result = invoke("run", str(CONFIGS / f"h200/{name}.toml"), "--dry-run")
+    assert result.exit_code == 0
+    assert "GPUs     none here; the table counts one per rank" in result.stdout
+    assert "p000 SKIPPED: opt-13b needs a CUDA device; none is found on this host" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in CONFIG_FILES if path.parent.name == "h200"],
+    ids=lambda path: path.stem,
+)
+def test_h200_configs_need_one_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _have(monkeypatch, H200)
+    monkeypatch.setattr(fit, "available_nbytes", lambda: 64 << 30)  # of the host beside the GPU
+    result = invoke("run", str(path), "--dry-run")
+    plan = _plan(path)
+    assert plan.experiment.device == "cuda"
+    assert not [arm for arm in plan.arms if arm.skipped]
+    assert [point.problem for point in plan.points if point.problem] == []
+    skipped = [line for line in result.stdout.splitlines() if " SKIPPED: " in line]
+    assert all(line.endswith("GiB of GPU memory; NVIDIA H200 has 140 GiB") for line in skipped)
+    assert {line.split()[2] for line in skipped} == ({"opt-66b"} if path.stem == "fig2" else set())
+    assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in result.stdout
+
+
+def test_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def probe() -> duration.Rates:
+        raise AssertionError("the CPU's rates say nothing of a GPU")
+
+    _have(monkeypatch, H200, H200)
+    monkeypatch.setattr(duration, "probe", probe)
+    lengths = args("--ubatch-size 8 --input-len 500 --output-len 500")
+    result = invoke("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
+    (row,) = (line for line in result.stdout.splitlines() if line.startswith("p000"))
+    assert row.split() == [
+        *("p000", "opt-13b", "fp16", "hnd", "8", "500", "500", "1024"),
+        *("3.00", "GiB", "3.00", "GiB", "6.00", "GiB", "31.9", "GiB", "6.10", "GiB", "-", "-"),
+    ]
+    assert "GPUs     2 × NVIDIA H200 (140 GiB)\n" in result.stdout
+    assert result.stdout.endswith("The time on a GPU is not estimated.\n")
+    assert "Weights of" not in result.stdout
+
+
+def test_dry_run_says_when_ranks_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _have(monkeypatch, H200)
+    arguments = ("run", *args("--dry-run --model gpt2 --streaming none,nccl"))
+    alone, loopback = invoke(*arguments), invoke(*arguments, "--nccl-loopback")
+    assert (
+        "Cannot run with all ranks on this host: --streaming nccl needs one GPU per rank"
+        in alone.stdout
+    )
+    assert "Cannot run" not in loopback.stdout
+    assert "Arms     none, none#2, nccl-loopback@3\n" in loopback.stdout
+
+
+@pytest.mark.parametrize("device", [None, H200], ids=["cpu", "cuda"])
+def test_dry_run_fits_80_columns(
+    device: CudaDevice | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _have(monkeypatch, *([device] if device else []))
+    path = CONFIGS / "paper/fig25.toml"
+    lines = invoke("run", str(path), "--dry-run").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    points = [line.split() for line in lines if line.startswith("p005") and "SKIPPED:" not in line]
+    assert points[0] == ["p005", "bloom-176b", "fp16", "ft", "8", "500", "500", "1024"]
+    assert points[1][-1] == "SKIPPED"
+
+
+def test_dry_run_does_not_import_mpi_or_torch() -> None:
+    printed = heavy_after(
+        {"torch", "mpi4py"}, "run", "--dry-run", "--model", "gpt2", "--streaming", "mpi"
+    )
+    assert printed.endswith("HEAVY []\n")
+
+
+def test_paper_fig25_is_the_papers() -> None:
+    from dejavubench.config.resolve import load
+
+    plan = load(CONFIGS / "paper/fig25.toml", {}, {})
+    assert {(p.input_len, p.output_len, p.data_type) for p in plan.points} == {(500, 500, "fp16")}
+    assert {p.spec.name for p in plan.points} == {"opt-13b", "opt-66b", "bloom-176b"}

@@ -1,0 +1,408 @@
+"""``dejavubench plan``: what it prints in every format, whose sizes it takes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dejavubench.cli import main
+from dejavubench.machine.launcher import LAUNCHED
+from helpers.cli_calls import heavy_after, usage_error
+from helpers.jobs import args
+from helpers.paths import GOLDEN
+
+TINY = [
+    *args("--model gpt2 --input-len 10 --output-len 3 --ubatch-size 2"),
+    *args("--layer-cuts 0,7,12 --sink-ubatch-size 1 --sink-tensor-para-size 2"),
+    *("--sink-pipeline-para-size", "1"),
+]
+LINK = args("--link 1GB/s --latency 5us")
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in LAUNCHED:
+        monkeypatch.delenv(variable, raising=False)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments], prog_name="dejavubench")
+
+
+def printed(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(printed(*arguments, "--format", "json"))
+    return found
+
+
+EXPECTED = (GOLDEN / "plan.txt").read_text()
+"""A source's K and V: 7 layers × 4 requests × 6 heads × 64 × 2 bytes are 43,008 bytes per position,
+in 7 × 4 × 6 × 2 = 336 extents."""
+
+
+def test_table_of_a_tiny_plan() -> None:
+    lines = [line.rstrip() for line in printed(*TINY).splitlines()]
+    assert lines == EXPECTED.splitlines()
+
+
+def test_a_link_adds_lower_bounds() -> None:
+    lines = printed(*TINY, *LINK).splitlines()
+    assert (
+        lines[3]
+        == "link: 1 GB/s in each direction of every worker, latency 5 µs; times are lower bounds"
+    )
+    rows = [line.split() for line in lines]
+    times = {tuple(row[:2]): row[-3:] for row in rows if len(row) > 2}
+    assert times["source", "0"] == ["0.865", "0.091", "1.04"]
+    assert times["sink", "1"] == ["0.742", "0.079", "0.890"]
+    assert lines[-1] == (
+        f"{EXPECTED.splitlines()[-1]}; lower bounds: prompt 0.865 ms, token 0.091 ms, all 1.04 ms"
+    )
+
+
+def test_a_narrow_terminal_gets_narrow_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = printed(*TINY, *LINK).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert sum(line.startswith("0 (0, 0)  1 (0, 1) ") for line in lines) == 3
+    assert sum(line.startswith("source 1 (1, 0) ") for line in lines) == 3
+
+
+# ---- for programs ----
+
+
+def test_json_says_what_the_table_says() -> None:
+    found = document(*TINY, *LINK)
+    assert found["sources"] == {
+        "workers": 2,
+        "pipeline_para_size": 2,
+        "tensor_para_size": 1,
+        "ubatch_size": 2,
+        "layer_cuts": [0, 7, 12],
+    }
+    assert found["sinks"]["layer_cuts"] == [0, 12]
+    assert (found["model"], found["kv_head_num"], found["requests"]) == ("gpt2", 12, 4)
+    assert found["link"] == {"bytes_per_s": 1e9, "latency_s": 5e-6}
+    last = found["pairs"][-1]
+    regions = last.pop("regions")
+    assert last == {
+        **{"source_worker": 1, "source_stage": 1, "source_tensor_rank": 0},
+        **{"sink_worker": 1, "sink_stage": 0, "sink_tensor_rank": 1},
+        **{"layer_start": 7, "layer_stop": 12, "head_start": 6, "head_stop": 12},
+        **{"request_start": 0, "request_stop": 4},
+        **{
+            "source_ubatch_start": 0,
+            "source_ubatch_stop": 2,
+            "sink_ubatch_start": 0,
+            "sink_ubatch_stop": 4,
+        },
+        **{
+            "transfers": 4,
+            "prompt_nbytes": 307_200,
+            "token_nbytes": 30_720,
+            "total_nbytes": 368_640,
+        },
+        **{"prompt_runs": 240, "token_runs": 240},
+        **{
+            "prompt_ms": pytest.approx(0.3122),
+            "token_ms": pytest.approx(0.03572),
+            "total_ms": pytest.approx(0.37364),
+        },
+    }
+    assert regions[1] == {
+        "source_ubatch": 0,
+        "sink_ubatch": 1,
+        "source_region": {
+            "layers": [0, 5],
+            "requests": [1, 2],
+            "heads": [6, 12],
+            "positions": [0, 12],
+        },
+        "sink_region": {
+            "layers": [7, 12],
+            "requests": [0, 1],
+            "heads": [0, 6],
+            "positions": [0, 12],
+        },
+    }
+
+
+@pytest.mark.parametrize("link", [[], LINK])
+def test_json_adds_up(link: list[str]) -> None:
+    found = document(*TINY, *link)
+    amounts = [
+        "transfers",
+        "prompt_nbytes",
+        "token_nbytes",
+        "total_nbytes",
+        "prompt_runs",
+        "token_runs",
+    ]
+    for key in amounts:
+        assert sum(pair[key] for pair in found["pairs"]) == found["total"][key]
+        for role in ("source", "sink"):
+            workers = [worker for worker in found["workers"] if worker["role"] == role]
+            assert sum(worker[key] for worker in workers) == found["total"][key]
+    assert [len(pair["regions"]) for pair in found["pairs"]] == [
+        pair["transfers"] for pair in found["pairs"]
+    ]
+    assert found["total"]["total_nbytes"] == 2 * 12 * 12 * 64 * 2 * 4 * 12
+    assert (found["total"]["busiest_source"], found["total"]["busiest_sink"]) == (0, 0)
+    if link:
+        for key in ("prompt_ms", "token_ms", "total_ms"):
+            assert found["total"][key] == max(worker[key] for worker in found["workers"])
+    else:
+        assert found["link"] is None
+        assert not any(key.endswith("_ms") for key in found["total"])
+
+
+def test_csv_has_the_pairs_of_json() -> None:
+    result = invoke(*TINY, *LINK, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    pairs = document(*TINY, *LINK)["pairs"]
+    for pair in pairs:
+        del pair["regions"]
+    assert rows == [{key: str(value) for key, value in pair.items()} for pair in pairs]
+    assert result.stderr == printed(*TINY, *LINK).splitlines()[-1] + "\n"
+
+
+def test_markdown() -> None:
+    lines = printed(*TINY, "--format", "markdown").splitlines()
+    assert lines[0].startswith("## gpt2, fp16, hnd: ")
+    assert (
+        "| 1 (1, 0) | 0 (0, 0) | 7–11 | 0–5 | 0–3 | 0–1 → 0–3 | 4 | 307.2 kB | 30.7 kB | 368.6 kB "
+        "| 240 | 240 |" in lines
+    )
+    assert "| sink 0 (0, 0) | 2 | 8 | 737.3 kB | 73.7 kB | 884.7 kB | 576 | 576 |" in lines
+    assert lines[-1] == EXPECTED.splitlines()[-1]
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "json", "markdown"])
+def test_a_file_has_what_stdout_would(style: str, tmp_path: Path) -> None:
+    flags = [*TINY, "--format", style]
+    assert printed(*flags, "-o", str(tmp_path / "plan")) == ""
+    assert (tmp_path / "plan").read_text() == printed(*flags)
+
+
+def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("mine")
+    assert refused(*TINY, "-o", str(path)) == f"{path} exists. Use --force to overwrite it"
+    assert path.read_text() == "mine"
+    printed(*TINY, "--format", "json", "-o", str(path), "--force")
+    assert json.loads(path.read_text())["model"] == "gpt2"
+    missing = tmp_path / "none" / "plan.csv"
+    assert refused(*TINY, "-o", str(missing)) == f"{missing}: No such file or directory"
+
+
+# ---- what is planned ----
+
+
+def test_hyphens_and_underscores_are_one_spelling() -> None:
+    other = [flag.replace("-", "_").replace("__", "--") for flag in TINY]
+    assert "--sink_tensor_para_size" in other
+    assert printed(*other, "--inference_data_type", "fp32") == printed(*TINY, "--data-type", "fp32")
+
+
+def test_sinks_are_like_the_sources_unless_told() -> None:
+    flags = args("--model opt-13b --ubatch-size 8 --tensor-para-size 2")
+    same = document(*flags, "--layer-cuts", "0,30,40")
+    assert same["sinks"] == same["sources"]
+    assert same["requests"] == 16
+    assert [(pair["source_worker"], pair["sink_worker"]) for pair in same["pairs"]] == [
+        (i, i) for i in range(4)
+    ]
+    assert {pair["transfers"] for pair in same["pairs"]} == {2}  # one for each microbatch
+    even = document(*flags, "--layer-cuts", "0,30,40", "--sink-pipeline-para-size", "2")
+    assert even["sinks"]["layer_cuts"] == [0, 20, 40]
+    cuts = document(
+        *flags, "--sink-layer-cuts", "0,1,40", "--sink-ubatch-size", "3", "--requests", "24"
+    )
+    assert (cuts["sources"]["layer_cuts"], cuts["sinks"]["layer_cuts"]) == ([0, 40], [0, 1, 40])
+    assert cuts["requests"] == 24
+    # 0–7 with 0–2, 3–5, 6–8; 8–15 with 6–8, 9–11, 12–14, 15–17; 16–23 with 15–17, 18–20, 21–23
+    assert {pair["transfers"] for pair in cuts["pairs"]} == {10}
+
+
+@pytest.mark.parametrize(
+    ("layout", "prompt", "token"), [("hnd", 48, 48), ("nhd", 80, 8), ("ft", 48, 48)]
+)
+def test_the_layout_gives_the_number_of_extents(layout: str, prompt: int, token: int) -> None:
+    """One layer of two requests, 12 heads; nhd halves each position's row, on one side only."""
+    flags = args("--model gpt2 --input-len 10 --ubatch-size 2 --sink-tensor-para-size 2")
+    total = document(*flags, "--kv-layout", layout)["total"]
+    if layout == "ft":  # a key is 8 vectors of 16 bytes, a value one piece
+        prompt, token = 24 * (8 + 1), 24 * (8 + 1)
+    assert (total["prompt_runs"], total["token_runs"]) == (12 * prompt, 12 * token)
+
+
+def llama(folder: Path, **changes: object) -> Path:
+    """Write a folder with a configuration and no weights: 32 query heads, 8 KV heads."""
+    folder.mkdir()
+    config = {
+        **{
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+        },
+        **{"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+        **{"max_position_embeddings": 8192, **changes},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_folder_needs_its_configuration_alone(tmp_path: Path) -> None:
+    folder = llama(tmp_path / "llama-8b")
+    found = document(
+        "--ckpt_path", str(folder), "--tensor-para-size", "8", "--sink-tensor-para-size", "4"
+    )
+    assert (found["model"], found["layer_num"], found["kv_head_num"], found["size_per_head"]) == (
+        "llama-8b",
+        32,
+        8,
+        128,
+    )
+    assert found["total"]["token_nbytes"] == 2 * 32 * 8 * 128 * 2
+    assert [(pair["sink_worker"], pair["head_start"]) for pair in found["pairs"]] == [
+        (i // 2, i) for i in range(8)
+    ]
+
+
+# ---- refusals ----
+
+
+def refused(*arguments: str) -> str:
+    return usage_error(invoke(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--tensor-para-size 5",
+            "sources: --tensor-para-size 5 does not divide the 12 heads of gpt2",
+        ),
+        (
+            "--sink-tensor-para-size 8",
+            "sinks: --sink-tensor-para-size 8 does not divide the 12 heads of gpt2",
+        ),
+        (
+            "--pipeline-para-size 13",
+            "--pipeline-para-size 13: gpt2 has 12 layers; they cannot be cut into 13 stages",
+        ),
+        (
+            "--sink-pipeline-para-size 13",
+            "--sink-pipeline-para-size 13: gpt2 has 12 layers; they cannot be cut into 13 stages",
+        ),
+        ("--layer-cuts 0,7,7,12", "sources: layer cuts must rise from 0: (0, 7, 7, 12)"),
+        ("--layer-cuts 0,-7,12", "sources: layer cuts must rise from 0: (0, -7, 12)"),
+        ("--sink-layer-cuts 3,12", "sinks: layer cuts must rise from 0: (3, 12)"),
+        (
+            "--layer-cuts 0,7,13",
+            "--layer-cuts 0,7,13: gpt2 has 12 layers, so the last cut must be 12",
+        ),
+        (
+            "--sink-layer-cuts 0",
+            "--sink-layer-cuts 0: gpt2 has 12 layers, so the last cut must be 12",
+        ),
+        (
+            "--layer-cuts 0,7,12 --pipeline-para-size 3",
+            "--layer-cuts 0,7,12 makes 2 stages, but --pipeline-para-size is 3",
+        ),
+        (
+            "--ubatch-size 8 --requests 12",
+            "12 requests do not fill the sources' microbatches of 8. Give --requests a multiple of "
+            "both sides' microbatches",
+        ),
+        (
+            "--ubatch-size 8 --sink-ubatch-size 3",
+            "8 requests do not fill the sinks' microbatches of 3. Give --requests a multiple of "
+            "both sides' microbatches",
+        ),
+        (
+            "--input-len 1024",
+            "sources: --input-len 1024 and --output-len 32 take 1055 positions, but gpt2 has 1024",
+        ),
+        ("--latency 5us", "--latency needs --link"),
+    ],
+)
+def test_an_impossible_plan_is_one_line_and_exit_2(flags: str, message: str) -> None:
+    assert refused("--model", "gpt2", *flags.split()) == message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--layer-cuts 0,x",
+            "Invalid value for '--layer-cuts': '0,x' is not a list of layers such as 0,7,13",
+        ),
+        ("--ubatch-size 0", "Invalid value for '--ubatch-size': must be greater than 0, not '0'"),
+        ("--requests 1.5", "Invalid value for '--requests': must be a whole number, not '1.5'"),
+        (
+            "--link 25",
+            "Invalid value for '--link': '25' is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s",
+        ),
+        (
+            "--link 1GB/s --latency 5",
+            "Invalid value for '--latency': '5' is not a latency such as 5us, 0.1ms or 0",
+        ),
+        ("--model gpt3", "Invalid value for '--model': unknown model 'gpt3'; did you mean gpt2?"),
+        (
+            "--kv-layout dnh",
+            "Invalid value for '--kv-layout': 'dnh' is not one of 'ft', 'hnd', 'nhd'.",
+        ),
+    ],
+)
+def test_values_that_cannot_be_read_point_to_the_help(flags: str, message: str) -> None:
+    assert refused("--model", "gpt2", *flags.split()) == f"{message} (see dejavubench plan --help)"
+
+
+def test_one_model_is_named(tmp_path: Path) -> None:
+    message = "give one of --model and --ckpt-path"
+    assert refused() == message
+    assert refused("--model", "gpt2", "--ckpt-path", str(llama(tmp_path / "llama"))) == message
+    assert refused("--model", "custom").startswith(
+        "Invalid value for '--model': custom has no sizes of its own"
+    )
+
+
+def test_heads_of_keys_and_values_are_what_is_shared(tmp_path: Path) -> None:
+    folder = llama(tmp_path / "llama-8b")
+    for side, flag in (("sources", "--tensor-para-size"), ("sinks", "--sink-tensor-para-size")):
+        message = f"{side}: {flag} 16 does not divide the 8 KV heads of llama-8b"
+        assert refused("--ckpt-path", str(folder), flag, "16") == message
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert refused("--ckpt-path", "nowhere") == "--ckpt-path: nowhere is not a folder"
+    other = llama(tmp_path / "other", model_type="t5")
+    assert "models of type 't5' are not supported" in refused("--ckpt-path", str(other))
+
+
+def test_a_layout_that_cannot_hold_the_heads_is_refused(tmp_path: Path) -> None:
+    folder = llama(tmp_path / "odd", head_dim=6)
+    assert refused("--ckpt-path", str(folder), "--kv-layout", "ft").startswith(
+        "sources: --kv-layout ft needs heads of a multiple of 16 bytes"
+    )
+
+
+def test_neither_mpi_nor_torch_is_imported() -> None:
+    printed = heavy_after(
+        {"torch", "mpi4py", "pandas", "matplotlib"}, "plan", "--model", "gpt2", "--link", "1GB/s"
+    )
+    assert printed.endswith("HEAVY []\n")

@@ -1,0 +1,528 @@
+"""NCCL: ranks that share a GPU, the protocol over a link made of memory, and real GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
+from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
+from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
+from dejavubench.dejavulib.destinations.nccl import source as nccl_source
+from dejavubench.dejavulib.extents import ExtentAddresses, extent_views
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout
+from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.dejavulib.waiting import wait_asleep
+from dejavubench.parallel.mps import mps_running
+from dejavubench.parallel.nccl import NCCLError, within
+from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
+from helpers.caches import INTEGERS, packed_stream, random_cache
+from helpers.fake_destination import (
+    CUT_LAYERS,
+    INPUT_LEN,
+    PATIENCE,
+    STEPS,
+    WHOLE_LAYERS,
+    schedule_of,
+    small_geometry,
+)
+from helpers.jobs import Job, run
+from helpers.paths import DRIVERS
+
+# ---- ranks that share a GPU ----
+
+
+class Ranks:
+    """What a communicator's ``allgather`` gives: what each rank of a made-up job says."""
+
+    def __init__(self, rank: int, *said: list[Any]) -> None:
+        self.rank = rank
+        self._said = iter(said)
+
+    def allgather(self, mine: Any) -> list[Any]:
+        everyone = next(self._said)
+        assert everyone[self.rank] == mine
+        return everyone
+
+
+A, B, ELSEWHERE = (
+    PhysicalGpu("one", "GPU-a"),
+    PhysicalGpu("one", "GPU-b"),
+    PhysicalGpu("two", "GPU-a"),
+)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of NCCL's variables is set, nor will be."""
+    monkeypatch.setattr(
+        os,
+        "environ",
+        {key: value for key, value in os.environ.items() if not key.startswith("NCCL_")},
+    )
+
+
+def prepared(
+    gpus: list[PhysicalGpu], rank: int, loopback: bool, versions: list[int] | None = None
+) -> Any:
+    comm = Ranks(rank, gpus, versions or [])
+    return prepare_gpus(
+        cast(MPI.Intracomm, comm), gpus[rank], loopback, lambda: (versions or [])[rank]
+    )
+
+
+def test_a_gpu_is_identified_by_host_and_uuid() -> None:
+    assert sharing([A, B, ELSEWHERE]) == []
+    assert sharing([A, B, A, ELSEWHERE, B, A]) == [[0, 2, 5], [1, 4]]
+
+
+@pytest.mark.usefixtures("environment")
+def test_ranks_with_their_own_gpus_need_nothing() -> None:
+    for loopback in (False, True):
+        assert prepared([A, B], 0, loopback) is None
+    assert not [name for name in os.environ if name.startswith("NCCL_")]
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_sharing_a_gpu_is_refused_on_every_rank(rank: int) -> None:
+    with pytest.raises(
+        SharedGpuError,
+        match=r"^ranks 0, 2 and 3 share one GPU \(GPU-a\): NCCL needs a GPU for each rank, "
+        "or --nccl-loopback",
+    ):
+        prepared([A, B, A, A], rank, loopback=False)
+
+
+@pytest.mark.usefixtures("environment")
+def test_loopback_by_fake_hosts() -> None:
+    os.environ["NCCL_BUFFSIZE"] = "1"  # the user's own
+    found = prepared([A, A], 1, True, [23203, 22809])  # the older one decides
+    assert (found.way, found.version, found.ranks) == ("fake hosts", 22809, [[0, 1]])
+    assert os.environ["NCCL_HOSTID"] == "fakehost1"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+    assert os.environ["NCCL_MAX_P2P_NCHANNELS"] == "1"
+    assert os.environ["NCCL_BUFFSIZE"] == "1"
+    assert found.variables.items() <= os.environ.items()
+    assert "NCCL_BUFFSIZE" not in found.variables
+    assert "NCCL_MULTI_RANK_GPU_ENABLE" not in os.environ
+
+
+@pytest.mark.usefixtures("environment")
+def test_loopback_over_hosts_keeps_their_network() -> None:
+    assert "NCCL_SOCKET_IFNAME" not in prepared([A, A, ELSEWHERE], 0, True, [22809] * 3).variables
+
+
+@pytest.mark.usefixtures("environment")
+def test_loopback_where_nccl_allows_it() -> None:
+    found = prepared([A, A], 0, True, [23000, 23000])
+    assert found.way == "multi-rank"
+    assert os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
+    assert "NCCL_HOSTID" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("answer", "running"),
+    [("cat >/dev/null; echo 4711", True), ("exit 1", False), ("exec sleep 30", False)],
+)
+def test_whether_mps_runs(
+    answer: str, running: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not mps_running()
+    (tmp_path / "control").touch()
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert not mps_running()
+    program = tmp_path / "nvidia-cuda-mps-control"
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert mps_running(timeout=2.0) is running
+
+
+def test_a_call_of_nccl_that_takes_too_long_is_abandoned() -> None:
+    forever = threading.Event()
+    with pytest.raises(NCCLError, match=r"a communicator: not all ranks came within 0\.05 s"):
+        within(0.05, forever.wait, "a communicator")
+    forever.set()
+    with pytest.raises(NCCLError, match="a communicator: refused"):
+        within(PATIENCE, lambda: (_ for _ in ()).throw(RuntimeError("refused")), "a communicator")
+    assert within(PATIENCE, lambda: 7, "a number") == 7
+
+
+# ---- the destination, over a link made of memory ----
+
+
+class Done:
+    def query(self) -> bool:
+        return True
+
+
+class Never:
+    def query(self) -> bool:
+        return False
+
+
+class MemoryLink:
+    """Both ends of a link within one process, matched by order alone, as NCCL's are."""
+
+    def __init__(self, lost: bool = False) -> None:
+        self.sizes: list[int] = []
+        self.groups: list[int] = []
+        self.closed = 0
+        self.aborted = threading.Event()
+        self._lost = lost
+        self._messages: queue.Queue[bytes] = queue.Queue()
+
+    def send(self, address: int, nbytes: int) -> None:
+        assert not self.aborted.is_set()
+        self.sizes.append(nbytes)
+        if not self._lost:
+            self._messages.put(ctypes.string_at(address, nbytes))
+
+    def recv(self, address: int, nbytes: int) -> None:
+        if not self._lost:
+            message = self._messages.get(timeout=PATIENCE)
+            assert len(message) == nbytes
+            ctypes.memmove(address, message, nbytes)
+
+    @contextmanager
+    def group(self) -> Iterator[None]:
+        before = len(self.sizes)
+        yield
+        if threading.current_thread() is not threading.main_thread():  # the sender
+            self.groups.append(len(self.sizes) - before)
+
+    def filled(self) -> Done | Never:
+        return self.mark()
+
+    def after(self, filled: Any) -> None:
+        assert isinstance(filled, (Done, Never))
+
+    def side_stream(self) -> Any:
+        return nullcontext()
+
+    def mark(self) -> Done | Never:
+        return Never() if self._lost else Done()
+
+    def synchronize(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@contextmanager
+def linked(
+    slot: int, link: MemoryLink, timeout: float = PATIENCE
+) -> Iterator[tuple[Streamer, NCCLSinkEndpoint]]:
+    """A source's streamer and a sink's endpoint, both this process."""
+    comm = MPI.COMM_SELF.Dup()
+    streamer = Streamer(NCCLDestination(comm, {0: link}, timeout), staging(slot, 3))
+    try:
+        yield streamer, NCCLSinkEndpoint(comm, {0: link}, timeout)
+    finally:
+        streamer.close()
+        # comm is not freed: a test that fails on purpose leaves messages in it
+
+
+class Model(threading.Thread):
+    """Writes several microbatches in turn, step by step, and tells their managers."""
+
+    def __init__(self, sources: list[KVCache], managers: list[CacheManager]) -> None:
+        super().__init__(daemon=True)
+        self.error: BaseException | None = None
+        self._sources, self._managers = sources, managers
+
+    def run(self) -> None:
+        try:
+            self._play()
+        except BaseException as error:  # noqa: BLE001 - raised by the test
+            self.error = error
+
+    def _play(self) -> None:
+        for step in range(STEPS + 1):
+            start, stop = (0, INPUT_LEN) if step == 0 else (INPUT_LEN + step - 1, INPUT_LEN + step)
+            for source, manager in zip(self._sources, self._managers, strict=True):
+                for layer in range(source.geometry.layers):
+                    k, v = (
+                        source.keys(layer, stop)[:, :, start:],
+                        source.values(layer, stop)[:, :, start:],
+                    )
+                    manager.cache.store(layer, start, k, v)
+                    if step == 0:
+                        manager.layer_ready(layer)
+                manager.step_ready(step)
+        for manager in self._managers:
+            manager.drain()
+
+
+def end(model: Model) -> None:
+    model.join(PATIENCE)
+    assert not model.is_alive()
+    if model.error is not None:
+        raise model.error
+
+
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+def test_interleaved_streams_arrive_in_place(
+    level: Level, layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two microbatches, which only the announcements tell apart; twice, with other data."""
+    monkeypatch.setattr(nccl_source, "GROUP", 16)
+    monkeypatch.setattr(nccl_sink, "GROUP", 16)
+    geometry = small_geometry(layout)
+    streams = [Stream(number, schedule_of(geometry, slot), peer=0) for number in range(2)]
+    link = MemoryLink()
+    with linked(slot, link) as (streamer, endpoint):
+        caches = [KVCache.allocate(geometry, INTEGERS[2]) for _ in streams]
+        targets = [KVCache.allocate(geometry, INTEGERS[2]) for _ in streams]
+        managers = [
+            CacheManager(cache, [stream], level, streamer, PATIENCE)
+            for cache, stream in zip(caches, streams, strict=True)
+        ]
+        receivers = [
+            CacheReceiver(target, stream, level, endpoint)
+            for target, stream in zip(targets, streams, strict=True)
+        ]
+        for microbatch in range(2):
+            sources = [random_cache(geometry, seed=2 * microbatch + number) for number in range(2)]
+            for receiver, target in zip(receivers, targets, strict=True):
+                target.fill(0x31 + microbatch)
+                for staged in receiver.slots:
+                    staged.fill_(0x41)
+                receiver.begin()
+            for manager, cache in zip(managers, caches, strict=True):
+                cache.fill(0x51)
+                manager.begin()
+            model = Model(sources, managers)
+            model.start()
+            receive_all(reversed(receivers))
+            endpoint.finish()
+            end(model)
+            for source, target, stream in zip(sources, targets, streams, strict=True):
+                assert packed_stream(target, stream.schedule) == packed_stream(
+                    source, stream.schedule
+                )
+                unused = geometry.region(
+                    positions=type(geometry.whole.positions)(INPUT_LEN + STEPS, 9)
+                )
+                for kv in BOTH:
+                    left = target.piece(kv, unused).contiguous().view(torch.uint8)
+                    assert (left == 0x31 + microbatch).all()
+    assert link.closed == 1
+    if level.buffered or level.each_complete:
+        assert not link.groups
+    else:
+        assert 1 < max(link.groups) <= 16
+    if not level.buffered:
+        sent = sum(manager.prompt.copies + manager.tokens.copies for manager in managers)
+        assert len(link.sizes) == 2 * sent, "a run is one message"
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
+    cache = random_cache(small_geometry(layout))
+    schedule = schedule_of(cache.geometry, CUT_LAYERS)
+    addresses = ExtentAddresses(cache, schedule)
+    for step in range(STEPS + 1):
+        addresses.prepare(step)
+        found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of(step)]
+        assert found == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
+
+
+def test_addresses_that_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = random_cache(small_geometry())
+    kept = ExtentAddresses(cache, schedule_of(cache.geometry))
+    monkeypatch.setattr("dejavubench.dejavulib.extents.ADDRESSES_KEPT", 1)
+    computed = ExtentAddresses(cache, schedule_of(cache.geometry))
+    for step in (2, 0, 3):
+        assert computed.of(step) == kept.of(step)
+    computed.prepare(STEPS)
+    computed.prepare(STEPS + 1)
+    assert computed.of(STEPS) == kept.of(STEPS)
+
+
+def one_stream(
+    streamer: Streamer, level: str, endpoint: NCCLSinkEndpoint, patience: float = PATIENCE
+) -> tuple[CacheManager, CacheReceiver, KVCache]:
+    geometry = small_geometry()
+    stream, source = Stream(5, schedule_of(geometry), peer=0), random_cache(geometry)
+    cache, target = (KVCache.allocate(geometry, INTEGERS[2]) for _ in range(2))
+    manager = CacheManager(cache, [stream], LEVELS[level], streamer, patience)
+    receiver = CacheReceiver(target, stream, LEVELS[level], endpoint)
+    manager.begin()
+    receiver.begin()
+    return manager, receiver, source
+
+
+def test_nothing_is_sent_before_the_sink_is_ready() -> None:
+    link = MemoryLink()
+    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+        manager, receiver, source = one_stream(streamer, "3", endpoint)
+        model = Model([source], [manager])
+        model.start()
+        time.sleep(0.1)
+        assert not link.sizes
+        assert manager.lag_nbytes > 0
+        receive_all([receiver])
+        endpoint.finish()
+        end(model)
+        assert manager.lag_nbytes == 0
+
+
+@pytest.mark.parametrize("level", ["0", "0-batched"])
+def test_a_sink_that_is_never_ready(level: str) -> None:
+    link = MemoryLink()
+    with linked(WHOLE_LAYERS, link, timeout=0.1) as (streamer, endpoint):
+        manager, _, source = one_stream(streamer, level, endpoint)
+        model = Model([source], [manager])
+        model.start()
+        with pytest.raises(
+            StreamingError, match=r"rank 0 was not ready for chunk 0 \(step 0\) of stream 5 within"
+        ):
+            end(model)
+    assert link.aborted.is_set()
+    assert not link.sizes
+    assert not link.closed
+
+
+def test_closing_gives_up_what_waits() -> None:
+    link = MemoryLink()
+    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+        manager, _, source = one_stream(streamer, "0", endpoint, patience=0.1)
+        model = Model([source], [manager])
+        model.start()
+        with pytest.raises(StreamingError, match=r"no chunk became complete within 0\.1 s"):
+            end(model)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5.0
+    assert link.aborted.is_set()
+
+
+@pytest.mark.parametrize("level", ["3", "0", "0-batched"])
+def test_a_chunk_that_was_announced_and_does_not_come_is_named(level: str) -> None:
+    link = MemoryLink(lost=True)
+    with linked(WHOLE_LAYERS, link, timeout=0.2) as (streamer, endpoint):
+        manager, receiver, source = one_stream(streamer, level, endpoint, patience=1.0)
+        model = Model([source], [manager])
+        model.start()
+        with pytest.raises(
+            StreamingError,
+            match="rank 0 announced a chunk of stream 5 that did not come within 0 s",
+        ):
+            receive_all([receiver])
+        assert link.aborted.is_set()
+        endpoint.close()
+        with pytest.raises(StreamingError):
+            end(model)
+    assert not link.closed
+
+
+def test_a_chunk_of_another_size_is_refused() -> None:
+    link = MemoryLink()
+    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+        manager, _, source = one_stream(streamer, "3", endpoint, patience=0.5)
+        receiving = endpoint.receive(
+            manager.streams[0], torch.zeros(8, dtype=torch.uint8), lambda packed: None
+        )
+        waiting = endpoint._waiting[0, 5]
+        waiting.rotate(1)  # that one comes first
+        model = Model([source], [manager])
+        model.start()
+        with pytest.raises(
+            StreamingError, match=r"rank 0 announced \d+ bytes as chunk 0 of stream 5, where 8 are"
+        ):
+            wait_asleep(receiving.done, "the announcement", PATIENCE)
+        with pytest.raises(StreamingError):
+            end(model)
+
+
+def test_a_stream_does_not_begin_anew_with_chunks_on_their_way() -> None:
+    link = MemoryLink()
+    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+        manager, _, source = one_stream(streamer, "3", endpoint, patience=0.2)
+        model = Model([source], [manager])
+        model.start()
+        with pytest.raises(StreamingError):
+            end(model)
+        with pytest.raises(StreamingError, match="stream 5 cannot begin"):
+            streamer.destination.begin(manager.streams[0])
+
+
+# ---- on GPUs ----
+
+
+def on_gpus(folder: Path, script: str, *args: object) -> str:
+    """What two ranks print."""
+    return run(folder, 2, *args, driver=("-m", "mpi4py", str(DRIVERS / script))).stdout
+
+
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+one_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@two_gpus
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize("source", [0, 1])
+def test_every_byte_arrives_on_the_other_gpu(source: int, tmp_path: Path) -> None:
+    assert on_gpus(tmp_path, "nccl_stream.py", source) == "30 streams, all well\n"
+
+
+@two_gpus
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)])
+def test_collectives(tensor: int, stages: int, tmp_path: Path) -> None:
+    assert on_gpus(tmp_path, "nccl_collectives.py", tensor, stages) == "all well\n"
+
+
+@two_gpus
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize("level", ["3", "0", "0-batched"])
+@pytest.mark.parametrize("who", ["source", "sink"])
+def test_the_other_side_ends_soon_after_a_death(who: str, level: str, tmp_path: Path) -> None:
+    """Without the launcher's help: the survivor's own deadline and abort end it."""
+    with Job(tmp_path, 2, who, level, driver=(str(DRIVERS / "nccl_killed.py"),)) as job:
+        job.until(lambda: "ended after" in job.stdout, "the survivor's end")
+        survivor = "sink" if who == "source" else "source"
+        assert f"{survivor}: StreamingError" in job.stdout
+        assert float(job.stdout.split("ended after ")[1].split()[0]) < 10.0, job.stdout
+
+
+@one_gpu
+@pytest.mark.gpu
+@pytest.mark.mpi
+def test_sharing_a_gpu_is_refused(tmp_path: Path) -> None:
+    assert "ranks 0 and 1 share one GPU" in on_gpus(tmp_path, "nccl_stream.py", 0, "--refused")
+
+
+@one_gpu
+@pytest.mark.gpu
+@pytest.mark.mpi
+def test_loopback_on_one_gpu(tmp_path: Path) -> None:
+    assert on_gpus(tmp_path, "nccl_stream.py", 0, "--loopback") == "30 streams, all well\n"

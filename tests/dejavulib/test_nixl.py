@@ -1,0 +1,285 @@
+"""The nixl destination: real jobs if NIXL is installed; without it, the messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dejavubench.config.resolve import load
+from dejavubench.dejavulib.extents import Bases, ExtentAddresses
+from dejavubench.dejavulib.kvcache import Span
+from dejavubench.errors import UsageError
+from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
+from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped
+from dejavubench.transports import nixl as transport
+from dejavubench.transports.nixl import NOT_INSTALLED as NO_NIXL
+from dejavubench.transports.nixl import has_nixl
+from helpers.caches import random_cache
+from helpers.fake_destination import schedule_of, small_geometry
+from helpers.fake_gpu import H200
+from helpers.faults import FAULTY, ended, faulty, struck
+from helpers.jobs import GONE_WITHIN, QUICK, TINY, args, processed, run
+from helpers.paths import DRIVERS
+from helpers.verifications import verified
+
+needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+PAIR = ("-m", "mpi4py", str(DRIVERS / "nixl_pair.py"))
+LEVELS = ("0", "0-batched", "1", "2", "3")
+ONCE = args("--rounds 1 --warmup 0")
+
+
+# ---- every byte ----
+
+
+@needs_nixl
+@pytest.mark.mpi
+def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> None:
+    flags = (
+        "--kv-layout",
+        "ft,hnd,nhd",
+        "--level",
+        ",".join(LEVELS),
+        *args("--rounds 2 --warmup 0"),
+    )
+    job = run(tmp_path, 2, "run", *QUICK, *flags, "--streaming", "none,nixl,mpi")
+    arms = ["none", "none#2", *(f"{mode}@{level}" for mode in ("nixl", "mpi") for level in LEVELS)]
+    assert verified(job) == {(f"p{point:03d}", arm): 2 for point in range(3) for arm in arms}
+    for item in (item for _, item in job.run.of(SinkActivity) if item.arm.startswith("nixl")):
+        twin = next(
+            one
+            for _, one in job.run.of(SinkActivity)
+            if (one.point, one.arm) == (item.point, item.arm.replace("nixl", "mpi"))
+        )
+        assert (item.nbytes, item.messages) == (twin.nbytes, twin.messages)
+    assert "NIXL" not in job.stderr, "it says nothing of its own"
+
+
+@needs_nixl
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("ranks", "flags", "peers"),
+    [
+        pytest.param(
+            3,
+            args("--kv-layout nhd --pipeline-para-size 2 --sink-pipeline-para-size 1"),
+            [[2], [2], [0, 1]],
+            id="stages-to-one",
+        ),
+        pytest.param(
+            3,
+            args("--tensor-para-size 2 --sink-tensor-para-size 1"),
+            [[2], [2], [0, 1]],
+            id="heads-to-one",
+        ),
+        pytest.param(
+            3,
+            args("--kv-layout ft --ubatch-size 3 --sink-tensor-para-size 2 --sink-ubatch-size 1"),
+            [[1, 2], [0], [0]],
+            id="one-to-heads",
+        ),
+    ],
+)
+def test_every_byte_arrives_in_sinks_of_another_setup(
+    ranks: int, flags: tuple[str, ...], peers: list[list[int]], tmp_path: Path
+) -> None:
+    levels = ("--inference-data-type", "fp32", "--level", ",".join(LEVELS))
+    job = run(tmp_path, ranks, "run", *QUICK, *ONCE, *levels, "--streaming", "nixl", *flags)
+    assert verified(job) == {
+        ("p000", arm): 1 for arm in ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
+    }
+    infos = {info.rank: info for _, info in job.run.of(RankInfo)}
+    assert [infos[rank].peers for rank in range(ranks)] == peers
+
+
+@needs_nixl
+@pytest.mark.mpi
+def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None:
+    """4 MB of cache through slots of 1 MB; and the ceiling that the arm's rate is compared with."""
+    sizes = args("--device cpu --layer-num 2 --head-num 8 --size-per-head 64 --vocab-size 101")
+    lengths = args(
+        "--ubatch-size 4 --input-len 120 --output-len 4 --staging-mib 1 --staging-slots 2"
+    )
+    job = run(
+        tmp_path,
+        2,
+        "run",
+        *sizes,
+        *lengths,
+        *ONCE,
+        *args("--inference-data-type fp32 --streaming none,nixl"),
+    )
+    assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "nixl@3")}
+    names = {ceiling.name for _, ceiling in job.run.of(Ceiling)}
+    assert {"nixl-raw", "nixl-destination", "mpi-windowed"} <= names
+    rows = {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
+    assert rows["nixl@3"]["ceiling"] == "nixl-raw"
+    assert rows["nixl@3"]["alone_gb_per_s"] > 0
+    assert rows["nixl@3"]["hosts"] == "same host"
+    assert "nixl-destination / nixl-raw" in processed(job.folder)
+
+
+@needs_nixl
+@pytest.mark.mpi
+def test_a_pair_of_agents(tmp_path: Path) -> None:
+    """A sink that takes nothing stops the source at its slots; a buffer of another size is refused.
+
+    Neither side waits on a core.
+    """
+    said = run(tmp_path, 2, driver=PAIR).stdout.splitlines()
+    assert said == ["2 of 5 begun, 0 complete", "all 5 complete", "refused", "idle"]
+
+
+@two_gpus
+@needs_nixl
+@pytest.mark.gpu
+@pytest.mark.mpi
+def test_every_byte_arrives_on_the_other_gpu(tmp_path: Path) -> None:
+    sizes = args("--layer-num 2 --head-num 4 --size-per-head 64 --vocab-size 512 --ubatch-size 2")
+    flags = (
+        *args("--input-len 8 --output-len 6 --kv-layout ft,hnd,nhd"),
+        "--level",
+        ",".join(LEVELS),
+    )
+    job = run(tmp_path, 2, "run", *sizes, *flags, *ONCE, *args("--device cuda --streaming nixl"))
+    arms = ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
+    assert verified(job) == {(f"p{point:03d}", arm): 1 for point in range(3) for arm in arms}
+
+
+# ---- faults ----
+
+
+@needs_nixl
+@pytest.mark.mpi
+@pytest.mark.parametrize("level", ["0", "3"])
+def test_a_sink_that_fails_ends_every_rank(tmp_path: Path, level: str) -> None:
+    with faulty(tmp_path, "throw:sink:receive", "--level", level, streaming="nixl") as job:
+        ended(job, 1, "receive", "RuntimeError: injected")
+
+
+@needs_nixl
+@pytest.mark.mpi
+@pytest.mark.parametrize("level", ["0", "3"])
+def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
+    with faulty(
+        tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level, streaming="nixl"
+    ) as job:
+        phase = "drain" if level == "3" else "prompt"
+        missing = "the first missing is chunk 0 (step 0)"
+        error = f"StreamingError: no chunk became complete within 2 s; {missing}"
+        ended(job, 0, phase, error)
+
+
+@needs_nixl
+@pytest.mark.mpi
+def test_a_killed_sink_takes_the_job_along(tmp_path: Path) -> None:
+    with faulty(tmp_path, "linger:tokens", streaming="nixl") as job:
+        job.until(lambda: struck(job), "the phase")
+        os.kill(job.pid(1), signal.SIGKILL)
+        assert job.wait(GONE_WITHIN) not in (0, None)
+        job.all_gone()
+        assert re.search(
+            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop,", processed(job.folder)
+        )
+
+
+# ---- where it is not installed ----
+
+
+@pytest.fixture
+def no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nixl", None)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    monkeypatch.setattr(transport, "has_nixl", lambda: True)
+
+
+@pytest.mark.usefixtures("no_nixl")
+def test_it_is_skipped_in_a_sweep_and_refused_alone() -> None:
+    arms = load(None, {"streaming": "none,nixl,host", "device": "cpu"}, {}).arms
+    assert {arm.name: arm.skipped for arm in arms[2:]} == {"nixl@3": NO_NIXL, "host@3": None}
+    with pytest.raises(UsageError, match=r"^--streaming nixl: nixl is not installed: pip install"):
+        load(None, {"streaming": "nixl", "device": "cpu"}, {})
+
+
+@pytest.mark.mpi
+def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        1,
+        "no-nixl:0",
+        "run",
+        *QUICK,
+        *ONCE,
+        "--streaming",
+        "none,nixl,host",
+        driver=FAULTY,
+    )
+    assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
+    assert {(item.arm, item.reason) for _, item in job.run.of(Skipped)} == {("nixl@3", NO_NIXL)}
+    rows = {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
+    assert (rows["nixl@3"]["status"], rows["nixl@3"]["reason"]) == ("SKIPPED", NO_NIXL)
+
+
+@needs_nixl
+@pytest.mark.mpi
+def test_a_rank_that_lacks_it_is_told_by_all_at_once(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        2,
+        "no-nixl:1",
+        "run",
+        *TINY,
+        *ONCE,
+        "--streaming",
+        "none,nixl",
+        driver=FAULTY,
+        status=2,
+    )
+    (line,) = job.stderr.splitlines()
+    assert line.startswith("Error: streaming nixl: rank 1 on ")
+    assert ": NIXL cannot be loaded: " in line
+    assert not (tmp_path / "logs").exists()
+
+
+# ---- on a GPU ----
+
+
+@pytest.mark.usefixtures("gpu", "installed")
+def test_it_needs_a_gpu_for_each_rank() -> None:
+    asked = load(None, {"model": "gpt2", "device": "cuda", "streaming": "none,nixl"}, {})
+    said = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
+    assert too_few_devices(asked, (H200,)) == said
+    assert too_few_devices(asked, (H200, H200)) is None
+    assert device_numbers(asked, 1, 1, 2) == DeviceNumbers((0,), (1,))
+    with pytest.raises(
+        UsageError, match="--nccl-loopback cannot be combined with --streaming nixl"
+    ):
+        load(None, {"device": "cuda", "streaming": "nccl,nixl", "nccl_loopback": "true"}, {})
+    on_cpu = load(None, {"model": "gpt2", "device": "cpu", "streaming": "none,nixl"}, {})
+    assert too_few_devices(on_cpu, (H200,)) is None
+
+
+# ---- what both sides must agree on ----
+
+
+def test_a_pickled_schedule_gives_the_same_addresses_elsewhere() -> None:
+    cache = random_cache(small_geometry())
+    schedule = schedule_of(cache.geometry)
+    told_schedule, bases = pickle.loads(pickle.dumps((schedule, Bases.of(cache))))
+    here, there = ExtentAddresses(cache, schedule), ExtentAddresses(bases, told_schedule)
+    for step in range(schedule.steps + 1):
+        assert there.of(step) == here.of(step)
+    assert pickle.loads(pickle.dumps(Span(2, 5))) == Span(2, 5)

@@ -1,0 +1,330 @@
+"""Microbatches that take turns in fewer caches: nothing of theirs is lost or mixed up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from dejavubench.dejavulib.copies import scatter_steps, staging
+from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.dejavulib.swapper import Swapper
+from dejavubench.dejavulib.waiting import wait_asleep
+from dejavubench.records import Swapping
+from helpers.caches import packed_bytes, random_cache, schedules
+from helpers.disk_files import DURABILITIES, IDENTITY
+from helpers.jobs import TINY, TYPES, Job, args, processed, run
+from helpers.paths import DRIVERS
+
+# ---- several steps at once ----
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+def test_steps_go_back_to_where_they_were(data: st.DataObject) -> None:
+    """However far apart steps lie, and whether layers are cut; nothing beside them changes."""
+    schedule: StreamSchedule = data.draw(schedules(longest_interval=1))
+    assume(schedule.steps)
+    first = data.draw(st.integers(1, schedule.steps))
+    steps = range(first, data.draw(st.integers(first, schedule.steps)) + 1)
+    geometry = schedule.geometry
+    source, cache, expected = (
+        random_cache(geometry, 1),
+        random_cache(geometry, 2),
+        random_cache(geometry, 2),
+    )
+    positions = Span(schedule.positions(steps[0]).start, schedule.positions(steps[-1]).stop)
+    put = replace(schedule.region, positions=positions)
+    for kv in BOTH:
+        expected.piece(kv, put).copy_(source.piece(kv, put))
+    gap = geometry.itemsize * data.draw(st.integers(0, 3))
+    each = [packed_bytes(source, schedule.atoms(step)) + bytes(gap) for step in steps]
+    packed = torch.frombuffer(bytearray(b"".join(each)), dtype=torch.uint8)
+    scatter_steps(packed, len(each[0]), cache, schedule, steps)
+    assert all(torch.equal(cache.tensor(kv), expected.tensor(kv)) for kv in BOTH)
+
+
+# ---- turns ----
+
+INPUT_LEN, STEPS = 5, 6
+
+
+def schedule_of(layout: KVLayout, slot: int = 1 << 16) -> StreamSchedule:
+    geometry = KVGeometry(3, 2, 2, 13, 16, 2, layout)
+    whole = geometry.whole
+    return StreamSchedule(geometry, whole, INPUT_LEN, STEPS, slot)
+
+
+@contextmanager
+def swapping(
+    destination: Destination,
+    schedule: StreamSchedule,
+    ubatches: int,
+    resident: int,
+    timeout: float = 30.0,
+) -> Iterator[Swapper]:
+    streamer = Streamer(destination, staging(schedule.slot_nbytes, 2) if destination.staged else ())
+    caches = [KVCache.allocate(schedule.geometry, torch.int16) for _ in range(resident)]
+    streams = [Stream(ubatch, schedule) for ubatch in range(ubatches)]
+    with closing(streamer), closing(Swapper(caches, streams, streamer, timeout)) as swapper:
+        yield swapper
+
+
+def play(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
+    """Be the model: earlier steps must be in place; positions behind are overwritten."""
+    for step in range(STEPS + 1):
+        for ubatch, (microbatch, source) in enumerate(
+            zip(swapper.microbatches, sources, strict=True)
+        ):
+            microbatch.step_begins(step)
+            cache, new = swapper.current[ubatch], schedule.positions(step)
+            before = schedule.geometry.region(positions=Span(0, new.start))
+            for kv in BOTH:
+                assert torch.equal(cache.piece(kv, before), source.piece(kv, before)), (
+                    step,
+                    ubatch,
+                )
+                behind = schedule.geometry.region(
+                    positions=Span(new.stop, schedule.geometry.positions)
+                )
+                cache.piece(kv, behind).fill_(-1 - ubatch)
+            for layer in range(schedule.geometry.layers):
+                here = schedule.geometry.region(layers=Span(layer, layer + 1), positions=new)
+                for kv in BOTH:
+                    cache.piece(kv, here).copy_(source.piece(kv, here))
+                if step == 0:
+                    microbatch.layer_ready(layer)
+            microbatch.step_ready(step)
+
+
+WHOLE, CUT = 1 << 16, 130
+TURNS = [(2, 1), (3, 1), (3, 2), (5, 2), (5, 4)]
+
+
+@pytest.mark.parametrize(
+    ("store", "ubatches", "resident", "slot", "layout"),
+    [
+        *(
+            (store, *turns, WHOLE, KVLayout.HND)
+            for store in ("host", *DURABILITIES)
+            for turns in TURNS
+        ),
+        *(
+            (store, 3, 2, slot, layout)
+            for store in ("host", "page-cache")
+            for slot in (WHOLE, CUT)
+            for layout in KVLayout
+        ),
+    ],
+)
+def test_every_microbatch_finds_what_it_left(
+    store: str, ubatches: int, resident: int, slot: int, layout: KVLayout, tmp_path: Path
+) -> None:
+    schedule = schedule_of(layout, slot)
+    sources = [random_cache(schedule.geometry, ubatch) for ubatch in range(ubatches)]
+    with swapping(make(store, tmp_path), schedule, ubatches, resident) as swapper:
+        for again in range(2):
+            for cache in swapper.current:
+                cache.fill(0x30 + again)
+            for microbatch in swapper.microbatches:
+                microbatch.begin()
+            for ubatch in range(ubatches):
+                for buffer in swapper._streamer.destination.buffers(swapper._streams[ubatch]):
+                    buffer.fill_(0x40 + again)
+            play(swapper, sources, schedule)
+            for microbatch in swapper.microbatches:
+                microbatch.drain()
+                assert microbatch.prompt.nbytes == schedule.step_nbytes(0)
+                assert microbatch.tokens.nbytes == STEPS * schedule.step_nbytes(1)
+            assert swapper.cost.nbytes == ubatches * sum(
+                schedule.step_offset(step) for step in range(1, STEPS + 1)
+            )
+            written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
+            for ubatch, source in enumerate(sources):
+                back = swapper.bring_back(ubatch)
+                assert all(
+                    torch.equal(back.piece(kv, written), source.piece(kv, written)) for kv in BOTH
+                )
+
+
+def make(store: str, tmp_path: Path) -> Destination:
+    if store == "host":
+        return HostDestination()
+    durability: Durability = store  # type: ignore[assignment]
+    return DiskDestination(tmp_path, "test", durability, False, IDENTITY)
+
+
+def test_room_for_all_is_no_swapping() -> None:
+    with (
+        pytest.raises(ValueError, match="2 microbatches find room in 2 caches"),
+        swapping(HostDestination(), schedule_of(KVLayout.HND), 2, 2),
+    ):
+        pass
+
+
+def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch_steps(self: HostDestination, stream: Stream, steps: range) -> None:
+        raise OSError("the store is gone")
+
+    monkeypatch.setattr(HostDestination, "fetch_steps", fetch_steps)
+    schedule = schedule_of(KVLayout.HND)
+    with swapping(HostDestination(), schedule, 2, 1) as swapper:
+        for microbatch in swapper.microbatches:
+            microbatch.begin()
+        with pytest.raises(
+            StreamingError, match="OSError: the store is gone; bringing back turn 2"
+        ):
+            play(
+                swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule
+            )
+
+
+def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model is late: its cache is missing, while the next turn's would be in place."""
+    fetch_steps, failures, last_came = (
+        HostDestination.fetch_steps,
+        [OSError("the store is gone")],
+        threading.Event(),
+    )
+
+    def once(self: HostDestination, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        if failures:
+            last_came.wait(10.0)  # else this is told there already
+            raise failures.pop()
+        return fetch_steps(self, stream, steps)
+
+    monkeypatch.setattr(HostDestination, "fetch_steps", once)
+    schedule = schedule_of(KVLayout.HND)
+    with swapping(HostDestination(), schedule, 3, 2) as swapper:
+        for microbatch in swapper.microbatches:
+            microbatch.begin()
+        # Turns 0 to 2 run. Turns 2, 3 and 4 take their places; bringing 3 back fails.
+        for microbatch in swapper.microbatches:
+            microbatch.step_begins(0)
+            if microbatch is swapper.microbatches[-1]:
+                last_came.set()
+            for layer in range(schedule.geometry.layers):
+                microbatch.layer_ready(layer)
+            microbatch.step_ready(0)
+        wait_asleep(
+            lambda: not swapper._thread.is_alive() or swapper._in_place == 5, "the bringer", 10.0
+        )
+        with pytest.raises(
+            StreamingError, match="OSError: the store is gone; bringing back turn 3"
+        ):
+            swapper.microbatches[0].step_begins(1)
+
+
+def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostDestination, "completed", lambda self, stream: 0)
+    schedule = schedule_of(KVLayout.HND)
+    with swapping(HostDestination(), schedule, 2, 1, timeout=0.5) as swapper:
+        for microbatch in swapper.microbatches:
+            microbatch.begin()
+        with pytest.raises(
+            StreamingError,
+            match=r"eviction of microbatch 0: nothing came within 0\.5 s|was not back",
+        ):
+            play(
+                swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule
+            )
+
+
+# ---- whole jobs ----
+
+ASKED = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --rounds 2 --warmup 1"))
+
+
+@pytest.mark.parametrize(
+    ("depth", "resident", "layout", "data_type"),
+    [(2, 1, "hnd", "fp32"), (2, 1, "ft", "bf16"), (3, 2, "nhd", "fp32")],
+)
+def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
+    depth: int, resident: int, layout: str, data_type: str, tmp_path: Path
+) -> None:
+    deep = (
+        "--layer-num",
+        depth,
+        "--pipeline-para-size",
+        depth,
+        "--kv-layout",
+        layout,
+        *TYPES[data_type],
+    )
+    itemsize = 2 if data_type == "bf16" else 4
+    job = run(
+        tmp_path,
+        depth,
+        "run",
+        *ASKED,
+        *deep,
+        "--no-ceilings",
+        "--swap",
+        "host,disk",
+        "--resident",
+        resident,
+    )
+    costs = [record for _, record in job.run.of(Swapping) if record.round is not None]
+    assert {record.arm for record in costs} == {"swap-host", "swap-disk"}
+    assert len(costs) == depth * 2 * 2  # sources, arms, rounds
+    # K and V of one layer, 2 requests, 4 heads of 16: steps 1 … 5 bring back 8, 9 … 12 positions
+    assert {record.nbytes for record in costs} == {
+        depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))
+    }
+    table = processed(job.folder)
+    assert f"{resident} of {depth}" in table
+    assert [line.split()[-2:] for line in table.splitlines() if line.strip().startswith("swap-")][
+        :2
+    ] == [["yes", "(3)"]] * 2
+    assert not list(job.folder.glob("*.kv"))
+
+
+def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
+    flags = (*ASKED, *args("--pipeline-para-size 2 --no-ceilings --swap host --resident 1"))
+    with Job(
+        tmp_path, 2, "corrupt-brought-back", "run", *flags, driver=(DRIVERS / "faulty.py",)
+    ) as job:
+        assert job.wait() == 1
+    assert (
+        "verification failed: p000 swap-host, iteration 2: rank 1: microbatch 1, layer 1, V is not"
+        in job.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ("--swap", "host"),
+            "--resident 2 holds all microbatches in flight, so nothing is swapped",
+        ),
+        (("--swap", "mpi"), "--swap: must be 'host' or 'disk'"),
+        (("--resident", "3"), "--resident 3 needs --swap"),
+        (
+            args("--swap host --pipeline-para-size 3 --handoff --streaming mpi"),
+            "--swap cannot be combined with --handoff: it measures whole requests",
+        ),
+        (("--streaming", "swap-host"), "there is no destination 'swap-host'"),
+    ],
+)
+def test_options_that_swapping_does_not_support_are_refused(
+    flags: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    job = run(tmp_path, 1, "run", *ASKED, *flags, status=2)
+    assert says in job.stderr
+    assert len(job.stderr.splitlines()) == 1

@@ -1,0 +1,177 @@
+"""``dejavubench doctor``: its output and exit status, and real examinations of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dejavubench.cli import main
+from dejavubench.doctor import examination
+from dejavubench.doctor.checks.registry import CHECKS
+from dejavubench.doctor.facts.job import Job
+from dejavubench.machine.launcher import LAUNCHED
+from helpers.cli_calls import heavy_after
+from helpers.doctor_facts import GPUS, HOST, job, two_hosts
+from helpers.jobs import PATIENCE, args, run
+from helpers.paths import ROOT
+
+
+def bad_job() -> Job:
+    return job(replace(each, mpi=replace(each.mpi, thread_level=0)) for each in job().ranks)
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Call the command with a job that is made up in place of an examination."""
+
+    def call(found: Job, *arguments: str) -> Result:
+        monkeypatch.setattr(examination, "examine", lambda wanted: found)
+        return CliRunner().invoke(main, ["doctor", *arguments], env=dict.fromkeys(LAUNCHED))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "last"),
+    [
+        (job(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
+        (two_hosts(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
+        (bad_job(), 1, "1 BAD: mend what is BAD before you measure."),
+    ],
+    ids=["healthy", "two-hosts", "bad"],
+)
+def test_the_table_and_its_status(
+    invoke: Callable[..., Result], found: Job, status: int, last: str
+) -> None:
+    result = invoke(found)
+    assert result.exit_code == status
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"doctor · dejavubench \S+ · \d ranks? · \d{4}-\d\d-\d\dT[\d:]+Z", lines[0])
+    assert lines[-1].endswith(last)
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_no_word_is_broken(
+    invoke: Callable[..., Result], columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    result = invoke(bad_job())
+    assert max(map(len, result.stdout.splitlines())) <= min(80, int(columns))
+    words = set(result.stdout.split())
+    assert {"MPI_THREAD_SINGLE:", "MPI_THREAD_MULTIPLE.", "fdatasync,", "BAD", "→"} <= words
+
+
+def test_json_has_findings_and_facts(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    found = replace(two_hosts(), hosts=(replace(HOST, ranks=(0,), gpus=GPUS),))
+    document = json.loads(invoke(found, "--format", "json").stdout)
+    assert document["schema"] == 1
+    assert document["status"] == "OK"
+    link = document["findings"][-1]
+    assert link == {
+        "check": "link",
+        "status": "OK",
+        "ranks": [0, 1],
+        "hosts": ["node1", "node2"],
+        "seen": "node1 to node2: 0.6 µs; 9 GB/s there, 8.5 GB/s back, in messages of 4.00 MiB",
+        "advice": "",
+    }
+    assert document["facts"]["links"][0]["gb_s"] == [9.0, 8.5]
+    assert document["facts"]["hosts"][0]["gpus"]["peers"] == [[0, 1], [1, 0]]
+
+
+def test_a_file_is_written_once(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    assert invoke(bad_job(), "-o", str(file)).exit_code == 1
+    assert json.loads(file.read_text())["status"] == "BAD"
+    again = invoke(job(), "-o", str(file))
+    assert again.exit_code == 2
+    assert "exists. Use --force" in again.stderr
+    assert invoke(job(), "-o", str(file), "--force").exit_code == 0
+    assert json.loads(file.read_text())["status"] == "OK"
+
+
+def test_a_job_that_ended_early_shows_what_is_known(invoke: Callable[..., Result]) -> None:
+    result = invoke(Job(job().ranks, problem="no answer from rank 1 within 30 s: start"))
+    assert result.exit_code == 1
+    assert "BAD     examination" in result.stdout
+    assert "thread level" in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    printed = heavy_after({"torch", "mpi4py", "numpy", "rich"}, "doctor", "--help")
+    assert "Check this machine" in printed
+    assert printed.endswith("HEAVY []\n")
+
+
+def test_an_examination_needs_no_torch() -> None:
+    code = (
+        "import sys, dejavubench.doctor.examination, dejavubench.doctor.report;"
+        "print([name for name in ('torch', 'mpi4py', 'numba') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
+
+
+# ---- real examinations ----
+
+
+@pytest.mark.mpi
+def test_two_ranks_examine_their_machine(tmp_path: Path) -> None:
+    """Machines differ, but what the ranks have done together must be there."""
+    done = run(tmp_path, 2, "doctor", cold=True)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(done.stdout.split())
+    assert "2 ranks on 1 host" in text
+    latency, rate = r"\S+ [µm]s( .at best \S+ [µm]s.)?", r"\S+ [GM]B/s"
+    assert re.search(rf"link all same host: {latency}; {rate} there, {rate} back", text)
+    assert re.search(r"CMA all (allowed: tried|not allowed: )", text)
+    assert re.search(r"GB/s in writes of 4.00 MiB with fdatasync, \S+ ms for 4 KiB", text)
+    named = {row.name for row in CHECKS}
+    assert {name for name in named if f" {name} " in text} >= {"launcher", "UCX", "load", "GPUs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr"}
+
+
+def test_the_launcher_of_another_mpi_is_bad(tmp_path: Path) -> None:
+    """Rank 0 reports, without MPI; rank 1 says nothing. No launcher is needed to see it."""
+    vendor = subprocess.run(
+        [sys.executable, "-m", "dejavubench.machine.mpiprobe"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    foreign = "OMPI" if json.loads(vendor.stdout)["name"] != "Open MPI" else "MV2"
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    printed = []
+    for rank in range(2):
+        variables = {f"{foreign}_COMM_WORLD_RANK": str(rank), f"{foreign}_COMM_WORLD_SIZE": "2"}
+        done = subprocess.run(
+            [sys.executable, "-m", "dejavubench", *args("doctor --format json --dir /proc/self")],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**inherited, **variables, "PYTHONPATH": str(ROOT)},
+            timeout=PATIENCE,
+        )
+        assert done.returncode == (1 if rank == 0 else 0), done.stderr
+        printed.append(done.stdout)
+    assert printed[1] == ""
+    found = {each["check"]: each for each in json.loads(printed[0])["findings"]}
+    assert found["launcher"]["status"] == "BAD"
+    assert "It started 2 ranks. MPI was not started" in found["launcher"]["seen"]
+    assert found["launcher"]["advice"].startswith("Start the ranks with the mpirun of ")

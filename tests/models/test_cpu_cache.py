@@ -1,0 +1,332 @@
+"""Compiled kernels that are kept on disk: found again, never trusted unseen, never in the way."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llvmlite import binding
+from numba import carray
+
+from dejavubench.models.backends.cpu import codecache as cpu_cache
+from dejavubench.models.backends.cpu.codecache import FOLDER_VARIABLE, Kernel, provide
+from dejavubench.models.backends.cpu.threads import kernel, struct
+from dejavubench.models.backends.cpu.threads import run as run_kernel
+from helpers.jobs import QUICK, args, run
+from helpers.paths import PACKAGE
+
+Answer = struct("Answer", "number")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for kernels."""
+    folder = tmp_path / "kernels"
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    return folder
+
+
+def compiled() -> Any:
+    @kernel(Answer)
+    def work(job):  # type: ignore[no-untyped-def]
+        carray(job, 1)[0].number = 42
+
+    return work
+
+
+def must_not_compile() -> Any:
+    pytest.fail("it was compiled anew")
+
+
+def kept(build: Callable[[], Any] = compiled, name: str = "forty-two") -> tuple[Kernel, list[str]]:
+    """A kernel that is ready, and what was said about it."""
+    said: list[str] = []
+    made = Kernel(name, build)
+    provide([made], said.append)
+    assert result(made) == 42
+    return made, said
+
+
+def result(made: Kernel) -> int:
+    job = Answer(0)
+    run_kernel(made, job)
+    return job.number
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_compiled_kernel_is_loaded_the_next_time(folder: Path) -> None:
+    _, said = kept()
+    assert len(said) == 1
+    assert said[0].startswith("compiling 1 kernel")
+    assert str(folder) in said[0]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(files(folder)) == 1, "no lock and nothing partial is left"
+    assert kept(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
+
+
+def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, "")
+    assert kept()[1] == ["compiling 1 kernel for this CPU, a few seconds each"]
+
+
+def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cpu_cache.cache_folder() == tmp_path / "dejavubench" / "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative, so it does not count")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cpu_cache.cache_folder() == Path("/home/someone/.cache/dejavubench/kernels")
+
+
+# ---- another kernel, another machine, another program ----
+
+
+def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = {cpu_cache._key("one"), cpu_cache._key("two")}
+    monkeypatch.setenv("NUMBA_OPT", "1")
+    keys.add(cpu_cache._key("one"))
+    monkeypatch.setattr(cpu_cache, "cpu_flags", lambda: frozenset({"avx2"}))
+    keys.add(cpu_cache._key("one"))
+    for name in ("numba", "llvmlite"):
+        cpu_cache._fixed.cache_clear()
+        monkeypatch.setattr(
+            cpu_cache, "version", lambda package, name=name: "0.0" if package == name else "1.0"
+        )
+        keys.add(cpu_cache._key("one"))
+    for call in ("get_host_cpu_name", "source_digest"):
+        cpu_cache._fixed.cache_clear()
+        where = binding if call == "get_host_cpu_name" else cpu_cache
+        monkeypatch.setattr(where, call, lambda: "another")
+        keys.add(cpu_cache._key("one"))
+    cpu_cache._fixed.cache_clear()
+    assert len(keys) == 8
+
+
+def test_a_helper_that_a_kernel_calls_is_looked_at(tmp_path: Path) -> None:
+    """Its file is not the kernel's own, and nothing else changes."""
+    here = Path(cpu_cache.__file__).parent
+    copy = tmp_path / "models"
+    shutil.copytree(here, copy)
+    assert cpu_cache.source_digest(copy) == cpu_cache.source_digest()
+    helper = copy / "elementwise.py"
+    helper.write_text(
+        helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(1))")
+    )
+    assert cpu_cache.source_digest(copy) != cpu_cache.source_digest()
+
+
+def test_no_module_that_kernels_import_is_left_out_of_the_digest() -> None:
+    """Their own folder is hashed as a whole; others that it imports must be named."""
+    without_numbers = {PACKAGE / "units.py", PACKAGE / "wholefile.py"}  # messages and files
+    for source in Path(cpu_cache.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "dejavubench"
+            ):
+                continue
+            module = PACKAGE.parent.joinpath(*str(node.module).split("."))
+            for name in node.names:
+                inner = module / f"{name.name}.py"
+                file = inner if inner.exists() else module.with_suffix(".py")
+                assert (
+                    file.parent == source.parent
+                    or file in cpu_cache.OUTER_SOURCES
+                    or file in without_numbers
+                    or source.name == "backend.py"  # has no compiled code
+                ), f"{source.name} imports {file}"
+
+
+@pytest.mark.drill
+def test_an_edited_helper_is_what_runs(tmp_path: Path) -> None:
+    """A copy is run, edited in a helper of the kernel, and run again with the same cache."""
+    shutil.copytree(PACKAGE, tmp_path / "dejavubench", ignore=shutil.ignore_patterns("__pycache__"))
+    script = """
+import torch
+from dejavubench.models.backends.cpu.linear import linear
+print(linear(torch.full((1, 8), -1.0), torch.ones(1, 8), None, "relu").item())
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        FOLDER_VARIABLE: str(tmp_path / "kernels"),
+    }
+
+    def relu_of_minus_8() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    assert relu_of_minus_8() == relu_of_minus_8() == "0.0"
+    helper = tmp_path / "dejavubench" / "models" / "backends" / "cpu" / "elementwise.py"
+    helper.write_text(
+        helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(3))")
+    )
+    assert relu_of_minus_8() == "3.0"
+
+
+# ---- what is not trusted ----
+
+
+@pytest.mark.parametrize("at", ["magic", "digest", "symbol", "code", "end", "all"])
+def test_a_damaged_file_is_said_and_replaced(folder: Path, at: str) -> None:
+    kept()
+    (file,) = folder.iterdir()
+    good = file.read_bytes()
+    place = {"magic": 3, "digest": 30, "symbol": 60, "code": len(good) - 500}
+    if at in place:
+        changed = bytearray(good)
+        changed[place[at]] ^= 1
+        file.write_bytes(changed)
+    else:
+        file.write_bytes(b"" if at == "all" else good[:-1])
+    _, said = kept()
+    assert "is not used: it is damaged" in said[0]
+    assert said[1].startswith("compiling")
+    assert kept(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
+
+
+def test_another_kernels_file_is_not_taken(folder: Path) -> None:
+    kept(name="another")
+    (file,) = folder.iterdir()
+    file.rename(folder / cpu_cache._key("forty-two"))
+    assert "another kernel's" in kept()[1][0]
+
+
+def test_code_that_needs_what_is_not_here_is_not_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_cache, "outer_symbols", lambda module: ["no_such_function"])
+    kept()
+    assert "calls no_such_function" in kept()[1][0]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o777])
+def test_a_folder_that_is_open_to_others_is_not_read(folder: Path, mode: int) -> None:
+    kept()
+    folder.chmod(mode)
+    _, said = kept()
+    assert f"mode {mode:04o}" in said[0]
+    assert len(files(folder)) == 1
+
+
+def test_a_folder_of_another_user_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept()
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert f"it belongs to user {owner}, not to {owner + 1}" in kept()[1][0]
+
+
+def test_a_link_in_the_folders_place_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    kept()
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert "it must be a folder" in kept()[1][0]
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "writable by others"])
+def test_a_file_that_is_not_plainly_the_users_is_not_read(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    kept()
+    (file,) = folder.iterdir()
+    if kind == "writable by others":
+        file.chmod(0o666)
+    else:
+        file.rename(tmp_path / "aside")
+        if kind == "link":
+            file.symlink_to(tmp_path / "aside")
+        elif kind == "folder":
+            file.mkdir()
+        else:
+            os.mkfifo(file)
+    assert "is not used: " in kept()[1][0]
+
+
+# ---- where nothing can be kept ----
+
+
+def test_a_folder_that_cannot_be_made_is_said(folder: Path) -> None:
+    folder.write_text("a file in its place")
+    assert kept()[1][0].startswith("compiled kernels are not kept")
+
+
+def test_a_full_disk_is_said_once_and_leaves_nothing_torn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "replace", full)
+    said: list[str] = []
+    made = [Kernel(name, compiled) for name in ("one", "two")]
+    provide(made, said.append)
+    assert [result(each) for each in made] == [42, 42]
+    assert [line.rpartition(": ")[2] for line in said[1:]] == ["No space left on device"]
+    assert files(folder) == []
+
+
+# ---- several processes ----
+
+
+def test_a_kernel_that_another_process_compiles_is_waited_for(folder: Path) -> None:
+    kept()
+    (file,) = folder.iterdir()
+    ready, lock = file.read_bytes(), folder / f"{file.name}.lock"
+    file.unlink()
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def finish() -> None:
+            file.write_bytes(ready)
+            file.chmod(0o600)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        timer = threading.Timer(0.3, finish)
+        timer.start()
+        kept(must_not_compile)
+        timer.join()
+
+
+def test_a_process_that_takes_too_long_is_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_cache, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(cpu_cache, "NOTED_S", 0.1)
+    folder.mkdir(mode=0o700)
+    with (folder / f"{cpu_cache._key('forty-two')}.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        said = kept()[1]
+    assert said.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.drill
+def test_a_job_compiles_once_and_the_next_one_not_at_all(tmp_path: Path) -> None:
+    flags = (*QUICK, *args("--tensor_para_size 2 --streaming none --rounds 1 --warmup 0"))
+    environment = {FOLDER_VARIABLE: str(tmp_path / "kernels")}
+    first = run(tmp_path / "first", 2, "run", *flags, environment=environment)
+    assert first.stderr.count("compiling ") == 1
+    second = run(tmp_path / "second", 2, "run", *flags, environment=environment)
+    assert "compiling " not in second.stderr

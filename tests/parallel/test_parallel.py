@@ -1,0 +1,117 @@
+"""Who each rank is, and a split model under a real mpirun."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dejavubench.parallel.topology import Topology
+from helpers.paths import DRIVERS, ROOT
+
+# ---- topology ----
+
+
+def test_sources_then_sinks() -> None:
+    ranks = [Topology(8, rank, tensor_size=2, stages=2) for rank in range(8)]
+    assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 4
+    assert [place.worker for place in ranks] == [0, 1, 2, 3] * 2
+    assert [place.stage for place in ranks] == [0, 0, 1, 1] * 2
+    assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1] * 2
+    assert ranks[0].has_sinks
+    assert list(ranks[0].sources) == [0, 1, 2, 3]
+    assert list(ranks[0].sinks) == [4, 5, 6, 7]
+    assert ranks[2].shard() == (1, 2, 0, 2)
+
+
+def test_sinks_of_another_setup() -> None:
+    ranks = [
+        Topology(7, rank, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
+        for rank in range(7)
+    ]
+    assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 3
+    assert [place.worker for place in ranks] == [0, 1, 2, 3, 0, 1, 2]
+    assert [place.stage for place in ranks] == [0, 0, 1, 1, 0, 1, 2]
+    assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1, 0, 0, 0]
+    assert not Topology(4, 0, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3).has_sinks
+    with pytest.raises(ValueError, match="runs on 4 ranks, or with sinks on 7; there are 8"):
+        Topology(8, 0, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
+
+
+def test_without_sinks() -> None:
+    place = Topology(4, 3, tensor_size=2, stages=2)
+    assert (place.has_sinks, place.role, len(place.sinks)) == (False, "source", 0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((3, 0, 1, 1), "runs on 1 ranks, or with sinks on 2; there are 3"),
+        ((2, 0, 2, 2), "runs on 4 ranks, or with sinks on 8; there are 2"),
+        ((0, 0, 1, 1), "there are 0"),
+        ((2, 2, 1, 1), "no rank 2 of 2"),
+        ((2, -1, 1, 1), "no rank -1"),
+        ((2, 0, 0, 1), "must be positive"),
+    ],
+)
+def test_impossible_places_are_refused(numbers: tuple[int, int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Topology(*numbers)
+
+
+# ---- under mpirun ----
+
+
+def mpirun(ranks: int, script: str, *args: object) -> str:
+    """Return the output of the script; fail with its stderr."""
+    program = shutil.which(
+        "mpirun", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    )
+    if program is None:
+        pytest.skip("no mpirun")
+    python = [sys.executable, "-m", "mpi4py"]  # an exception on one rank aborts all
+    command = [program, "-n", str(ranks), *python, str(DRIVERS / script), *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@cache
+def outcomes(tensor_size: int, stages: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """By (family, waiting policy): what the split model and the unsplit one made."""
+    lines = mpirun(tensor_size * stages, "split_model.py", tensor_size, stages).splitlines()
+    return {(found["family"], found["wait"]): found for found in map(json.loads, lines)}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("wait", ["spin", "yield"])
+@pytest.mark.parametrize("family", ["gpt2", "opt-post-norm", "bloom"])
+@pytest.mark.parametrize(("tensor_size", "stages"), [(2, 1), (1, 2), (2, 2)])
+def test_split_model_equals_the_unsplit_one(
+    tensor_size: int, stages: int, family: str, wait: str
+) -> None:
+    seen = outcomes(tensor_size, stages)[family, wait]
+    assert len(seen["tokens"]) == len(seen["logits"]) == tensor_size
+    for tokens in seen["tokens"]:  # of every tensor rank
+        assert tokens == seen["expected_tokens"]
+    expected = torch.tensor(seen["expected_logits"])  # [ubatch, B, vocabulary]
+    # Two ranks share 101 words as 51 and 50.
+    logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)
+    assert logits.shape == expected.shape == (stages, 3, 101)
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.mpi
+def test_collectives() -> None:
+    assert mpirun(4, "collectives.py") == "all well\n"

@@ -1,0 +1,156 @@
+"""`make figures…` with stand-ins for mpirun, dejavubench and MPS: their calls and leftovers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dejavubench.analysis.figures.registry import figures
+from helpers.paths import ROOT, SCRIPTS
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+
+PROGRAMS = {
+    "venv/bin/python": "exit 1",
+    "venv/bin/dejavubench": "printf '%s\\n' \"$*\" >> calls",
+    "venv/bin/mpirun": """
+        printf '%s\\n' "$* mps=${CUDA_MPS_PIPE_DIRECTORY:-none}" >> calls
+        case "$*" in *loopback*) ;; *) exit 0;; esac
+        test -d "$CUDA_MPS_PIPE_DIRECTORY" || exit 9
+        test -z "$WAIT" || sleep 30
+        exit ${END:-0}
+    """,
+    "path/nvidia-cuda-mps-control": """
+        if [ "$1" = -d ]; then echo "mps start" >> calls; exit ${MPS:-0}; fi
+        read -r what; echo "mps $what" >> calls
+    """,
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with the Makefile, an installed environment, and programs that note their calls."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / "figures.mk", tmp_path / "scripts")
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    for name, text in PROGRAMS.items():
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    for kind in ("run", "gpu"):
+        (tmp_path / f"venv/.installed-{kind}").touch()
+    (tmp_path / "tmp").mkdir()
+    return tmp_path
+
+
+def start(place: Path, target: str = "figures-gpu", **variables: str) -> subprocess.Popen[str]:
+    environment = {
+        "PATH": f"{place}/path:{os.environ['PATH']}",
+        "TMPDIR": str(place / "tmp"),
+        **variables,
+    }
+    command = ["make", target, "VENV=venv"]
+    pipe = subprocess.PIPE
+    # A job in a shell's background inherits SIGINT as ignored.
+    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            command,
+            cwd=place,
+            env=environment,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+
+
+def calls(place: Path) -> list[str]:
+    path = place / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("target", ["figures", "figures-full"])
+def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: str) -> None:
+    make = start(place, target)
+    _, errors = make.communicate(timeout=60)
+    assert make.returncode == 0, errors
+    runs = [call.split() for call in calls(place) if call.startswith("-n ")]
+    assert [(run[1], run[4].removeprefix("configs/cpu/")) for run in runs] == [
+        (str(each.quick.ranks), f"{each.name}.toml") for each in figures() if each.quick
+    ]
+    flags = [each.quick.flags for each in figures() if each.quick]
+    assert [each in " ".join(run) for each, run in zip(flags, runs, strict=True)] == [
+        target == "figures"
+    ] * len(runs)
+    assert [call.split()[0] for call in calls(place)[-2:]] == ["process", "figures"]
+
+
+def test_every_config_runs_and_mps_is_up_for_the_loopback_alone(place: Path) -> None:
+    make = start(place)
+    _, errors = make.communicate(timeout=60)
+    assert make.returncode == 0, errors
+    runs = [call.split() for call in calls(place) if call.startswith("-n ")]
+    assert [(run[1], run[4].removeprefix("configs/h200/")) for run in runs] == [
+        ("1", "fig2.toml"),
+        ("1", "appendix_a.toml"),
+        ("1", "fig7.toml"),
+        ("2", "fig25.toml"),
+        ("2", "fig25_nccl_loopback.toml"),
+    ]
+    assert [run[-1] == "mps=none" for run in runs] == [True, True, True, True, False]
+    assert all(run[6].startswith("logs/gpu-") for run in runs)
+    assert [call for call in calls(place) if call.startswith("mps")] == ["mps start", "mps quit"]
+    assert [call.split()[0] for call in calls(place)[-2:]] == ["process", "figures"]
+    assert list((place / "tmp").iterdir()) == []
+
+
+def test_a_run_that_fails_fails_the_target_and_stops_mps(place: Path) -> None:
+    make = start(place, END="3")
+    _, errors = make.communicate(timeout=60)
+    assert make.returncode == 2
+    assert "Error 3" in errors
+    assert calls(place)[-1] == "mps quit"
+    assert list((place / "tmp").iterdir()) == []
+
+
+def test_interrupted_it_stops_mps(place: Path) -> None:
+    make = start(place, WAIT="1")
+    until = time.monotonic() + 30
+    while "fig25_nccl_loopback" not in " ".join(calls(place)) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(make.pid, signal.SIGINT)  # as Ctrl-C does: everything in the foreground
+    make.communicate(timeout=60)
+    assert make.returncode != 0
+    assert calls(place)[-1] == "mps quit"
+    assert list((place / "tmp").iterdir()) == []
+
+
+def test_mps_that_does_not_start_is_an_error(place: Path) -> None:
+    make = start(place, MPS="1")
+    make.communicate(timeout=60)
+    assert make.returncode == 2
+    assert calls(place)[-1] == "mps start"
+    assert list((place / "tmp").iterdir()) == []
+
+
+def test_without_mps_nothing_is_measured(place: Path) -> None:
+    (place / "path/nvidia-cuda-mps-control").unlink()
+    make = start(place)
+    _, errors = make.communicate(timeout=60)
+    if shutil.which("nvidia-cuda-mps-control"):
+        pytest.skip("this machine has MPS")
+    assert make.returncode == 2
+    assert "nvidia-cuda-mps-control was not found" in errors
+    assert calls(place) == []

@@ -1,0 +1,68 @@
+"""No code outside the registry asks for a destination by its name."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from dejavubench.records.destinationinfo import SWAP_PREFIX
+from dejavubench.transports import registry
+from helpers.asked_names import asked_constants
+from helpers.paths import PACKAGE
+
+OWN = registry.builtin_transports()
+NAMES = {
+    *(each.name for each in OWN),
+    *(f"swap-{each.name}" for each in OWN if each.swapped_label),
+    *(each.loopback.name for each in OWN if each.loopback),
+}
+AT_HOME = ("transports/", "dejavulib/destinations/", "records/destinationinfo.py")
+"""Files that may name modes: transports, the library's entries, the table for older records."""
+
+OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
+"""Keys of a document that are no destinations: the version of the library NCCL in a record."""
+
+
+def places(text: str) -> list[tuple[int, str]]:
+    """Return the line and the name of each place in a source text that asks for a destination."""
+    found = (one for one, _ in asked_constants(ast.parse(text)))
+    wanted = NAMES | {SWAP_PREFIX}
+    return sorted({(one.lineno, str(one.value)) for one in found if one.value in wanted})
+
+
+def test_no_mode_is_named_outside_the_registry() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        where = path.relative_to(PACKAGE).as_posix()
+        if not where.startswith(AT_HOME):
+            found += [
+                f"{where}:{line}: {name}"
+                for line, name in places(path.read_text())
+                if name not in OTHER_MEANINGS.get(where, ())
+            ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'x = mode == "mpi"',
+        'x = mode in ("host", "disk")',
+        'x = mode not in {"tcp"}',
+        'REMOTE = frozenset({"nccl"})',
+        'COPY_S = {"nixl": 1e-5}',
+        'match mode:\n case "swap-disk":\n  pass',
+        'match mode:\n case "none" | "tcp":\n  pass',
+        'x = mode.startswith("nccl")',
+        'x = mode.startswith("swap-")',
+        'x = sessions["mpi"]',
+        'x = ceilings.get("host")',
+    ],
+)
+def test_a_name_is_found_in(text: str) -> None:
+    assert len(places(text)) >= 1
+
+
+def test_other_texts_are_left_alone() -> None:
+    assert places('print("mpi", "none"); x = mode == "none"; y = "tcp" + "s"') == []

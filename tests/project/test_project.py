@@ -1,0 +1,214 @@
+"""The project's own files: they parse, agree with each other, and name things that exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dejavubench import __version__
+from helpers.paths import CONTRIB, DOCS, PACKAGE, RESULTS, ROOT, SCRIPTS
+
+TEXTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
+    *sorted(RESULTS.glob("*/README.md")),
+    CONTRIB / "README.md",
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def parsed(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / name).read_text()))
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_citation_names_this_version_its_licence_and_the_paper() -> None:
+    citation = parsed("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"]
+    assert citation["title"]
+    assert citation["version"] == __version__
+    assert citation["license"] == pyproject()["project"]["license"]
+    assert [author["name"] for author in citation["authors"]] == ["the dejavubench developers"]
+    paper = citation["preferred-citation"]
+    assert paper["authors"][0]["family-names"] == "Strati"
+    assert paper["year"] == 2024
+    assert paper["url"] == "https://arxiv.org/abs/2403.01876"
+
+
+def test_the_licence_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    for section in ("1. Definitions.", "9. Accepting Warranty", "END OF TERMS AND CONDITIONS"):
+        assert section in text
+
+
+def test_the_package_ships_its_types_and_kernels() -> None:
+    data = pyproject()["tool"]["setuptools"]["package-data"]
+    assert data["dejavubench"] == ["py.typed"]
+    assert (PACKAGE / "py.typed").exists()
+    for package, patterns in data.items():
+        folder = ROOT.joinpath(*package.split("."))
+        assert all(list(folder.glob(pattern)) for pattern in patterns), package
+
+
+def test_tools_of_development_are_pinned() -> None:
+    pinned = {
+        line.partition("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    extra = pyproject()["project"]["optional-dependencies"]["dev"]
+    assert {re.split(r"[>=]", each)[0].lower() for each in extra} <= pinned
+
+
+def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
+    workflow = parsed(".github/workflows/ci.yml")
+    jobs = {
+        name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()
+    }
+    assert "make lint" in jobs["lint"]
+    assert ".ci/run" in jobs["ci"]
+    (repository,) = parsed(".pre-commit-config.yaml")["repos"]
+    on_commit = [hook for hook in repository["hooks"] if "stages" not in hook]
+    entries = {" ".join(hook["entry"].split()[:2]) for hook in on_commit}
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert entries == {
+        "ruff check",
+        "ruff format",
+        "mypy",
+        "codespell",
+        "python scripts/check_conflicts.py",
+    }
+    assert [entry for entry in entries if f"$(BIN)/{entry}" not in recipe] == []
+
+
+def test_the_workflow_runs_every_python_that_the_package_names() -> None:
+    named = [each.rpartition(" ")[2] for each in pyproject()["project"]["classifiers"]]
+    versions = [each for each in named if re.fullmatch(r"3\.\d+", each)]
+    workflow = parsed(".github/workflows/ci.yml")
+    assert workflow["jobs"]["ci"]["strategy"]["matrix"]["python"] == versions
+
+
+@pytest.mark.parametrize("mark", ["<" * 7 + " HEAD", ">" * 7 + " topic"])
+def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> None:
+    script = str(SCRIPTS / "check_conflicts.py")
+    (tmp_path / "page.md").write_text("Heading\n=======\n")
+    assert subprocess.run([sys.executable, script, str(tmp_path)]).returncode == 0
+    (tmp_path / "folder").mkdir()
+    broken = tmp_path / "folder" / "module.py"
+    broken.write_text(f"a = 1\n{mark}\n")
+    done = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"conflict markers:\n{broken}:2\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ("Say one thing", None),
+        ("Say one thing\n\nAnd why.", None),
+        ("Say one thing\n# a line of git's own", None),
+        ("x" * 73, "73 characters"),
+        ("Say one thing\nand another", "must be blank"),
+        ("# nothing else", "no subject"),
+    ],
+)
+def test_a_subject_that_a_list_would_cut_is_refused(
+    message: str, refused: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "message"
+    file.write_text(message)
+    script = str(SCRIPTS / "check_subject.py")
+    done = subprocess.run([sys.executable, script, str(file)], capture_output=True, text=True)
+    assert done.returncode == (refused is not None)
+    assert (refused or "") in done.stderr
+
+
+@pytest.mark.parametrize("name", [".ci/run", "scripts/slurm/fig25.sbatch"])
+def test_shell_scripts_parse(name: str) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
+
+
+def test_the_container_copies_what_is_there() -> None:
+    lines = (ROOT / "Containerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert copied
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
+        found.add(plain.strip().replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
+    broken = []
+    for target in LINK.findall(path.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        if not there.exists() or (anchor and anchor not in anchors(there.read_text())):
+            broken.append(target)
+    assert broken == []
+
+
+def prose(text: str) -> list[tuple[int, str]]:
+    """Return the numbered lines that can be wrapped: no code, table, picture or long address."""
+    kept, in_code = [], False
+    for number, line in enumerate(text.splitlines(), 1):
+        in_code ^= line.lstrip().startswith("```")
+        if not in_code and not line.startswith(("|", "![", "```")) and "://" not in line:
+            kept.append((number, line))
+    return kept
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_no_wider_than_code(path: Path) -> None:
+    most = pyproject()["tool"]["ruff"]["line-length"]
+    wide = [f"{number}: {line}" for number, line in prose(path.read_text()) if len(line) > most]
+    assert wide == []
+
+
+PATH_IN_TEXT = re.compile(r"`([\w./-]+\.(?:py|md|toml|sbatch)|[\w./-]+/)`")
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METHOD.md"])
+def test_files_that_a_text_names_exist(name: str) -> None:
+    named = PATH_IN_TEXT.findall((ROOT / name).read_text())
+    homes = [ROOT, PACKAGE, *(PACKAGE / each for each in ("dejavulib", "bench", "analysis"))]
+    homes.append(DOCS)
+    assert [each for each in named if not any((home / each).exists() for home in homes)] == []
+
+
+def test_the_guide_names_methods_that_the_protocols_have() -> None:
+    """Whoever writes a destination from the guide alone must not meet an AttributeError."""
+    library, transports = PACKAGE / "dejavulib", PACKAGE / "transports"
+    files = [library / "destinations" / "base.py", library / "receiver.py"]
+    files += [library / "destinations" / "registry.py", *transports.glob("*.py")]
+    known = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
+    text = (DOCS / "guides" / "writing-a-destination.md").read_text()
+    called = set(re.findall(r"`(?:\w+\.)?([a-z_]+)\(\)`", text))
+    assert "done" in called
+    assert called - known == set()
+    assert "Test" not in text

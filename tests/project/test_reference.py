@@ -1,0 +1,95 @@
+"""Pages of docs/reference, and figures.mk, against the registries that they are made from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from dejavubench.analysis.columns import UNITS, columns_of
+from dejavubench.analysis.figures.registry import figures
+from dejavubench.analysis.reference import PAGES
+from dejavubench.analysis.tables.longtables import LONG_TABLES
+from dejavubench.analysis.tables.rows import COLUMNS, Row
+from dejavubench.analysis.tables.tailcells import TAIL_CELLS
+from dejavubench.analysis.tables.textcells import SHOWN
+from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
+from helpers.paths import RESULTS, ROOT
+
+LONG = [each.row for each in LONG_TABLES]
+KINDS = (Row, *LONG, *dict.fromkeys(each.row for each in figures()))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_the_one_that_the_code_makes(page: str) -> None:
+    text = (ROOT / PAGES[page].path).read_text()
+    assert text == PAGES[page].text(), f"python -m dejavubench.analysis.reference {page}"
+
+
+def test_tables_for_people_are_made_from_known_columns() -> None:
+    known = {column.name for column in COLUMNS}
+    shown = [*SHOWN.values(), TAIL_CELLS]
+    used = {name for cells in shown for cell in cells for name in cell.columns}
+    assert used <= known
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_are_unique_and_meanings_are_sentences(kind: type[Any]) -> None:
+    columns = list(columns_of(kind))
+    assert len({column.name for column in columns}) == len(columns)
+    for column in columns:
+        assert column.meaning.endswith("."), column.name
+        assert len(column.meaning.split()) <= 25, column.name
+
+
+def test_a_longer_end_of_a_name_is_tried_before_a_shorter_one() -> None:
+    ends = list(UNITS)
+    assert not [
+        (one, two) for at, one in enumerate(ends) for two in ends[at + 1 :] if two.endswith(one)
+    ]
+
+
+def written(kind: type[BaseModel], environment: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys that were written and have no name, in nested models as well."""
+    read = kind.model_validate(environment)
+    yield from read.model_extra or {}
+    for name in read.model_fields_set:
+        value = getattr(read, name, None)
+        if isinstance(value, BaseModel):
+            yield from (f"{name}.{extra}" for extra in value.model_extra or {})
+
+
+def test_every_key_of_committed_environments_has_a_name() -> None:
+    unknown: set[str] = set()
+    for folder in RESULTS.glob("*/records/*"):
+        header = json.loads((folder / "run.json").read_text())
+        unknown |= set(written(RunEnvironment, header["environment"]))
+        for file in folder.glob("rank-*.jsonl"):
+            for line in file.read_text().splitlines():
+                if line.startswith('{"kind":"rank"'):
+                    unknown |= set(written(RankEnvironment, json.loads(line)["environment"]))
+                elif line.startswith('{"kind":"end"'):
+                    kept = json.loads(line).get("environment", {})
+                    unknown |= set(written(EndEnvironment, kept))
+    assert not unknown
+
+
+def test_analysis_loads_neither_torch_nor_mpi() -> None:
+    code = (
+        "import sys, dejavubench.analysis.tables.formats, dejavubench.analysis.figures.files;"
+        "print([name for name in ('torch', 'mpi4py') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_key_that_is_recorded_has_a_name() -> None:
+    from dejavubench.bench.environment.facts import of_rank, of_run
+
+    assert set(of_run(["a"], 1, 2)) <= set(RunEnvironment.model_fields)
+    assert set(of_rank()) <= set(RankEnvironment.model_fields)

@@ -1,0 +1,69 @@
+"""The records under results/, which older programs have written: they are read as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dejavubench.analysis.columns import flat
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.tables import runrows
+from helpers.golden_texts import MACHINES, golden, lost, made
+from helpers.paths import RESULTS
+
+COLUMNS = [
+    "prompt_ms",
+    "token_ms",
+    "total_ms",
+    "overhead_pct",
+    "noise_floor_high_pct",
+    "streamed_bytes",
+    "alone_ms",
+]
+
+
+def test_every_committed_run_keeps_to_the_rules() -> None:
+    found = find([RESULTS])
+    assert found.bad == []
+    assert len(found.runs) == len(list(RESULTS.glob("*/records/*/run.json")))
+    assert [note for run in found.runs for note in run.notes] == []
+
+
+@pytest.mark.parametrize("machine", ["xeon-2core", "h200"])
+def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
+    committed = pd.read_csv(RESULTS / machine / "tables.csv", dtype={"level": str}).set_index(
+        ["run", "point", "arm"]
+    )
+    runs = find(sorted((RESULTS / machine / "records").glob("fig25-*"))).runs
+    rows = [flat(row) for run in runs for row in runrows.run_rows(run)]
+    assert len(rows) >= 5
+    for row in rows:
+        name_of_row: Any = (row["run"], row["point"], row["arm"])
+        before = committed.loc[name_of_row]
+        for name in COLUMNS:
+            if pd.isna(before[name]):
+                assert row[name] is None
+            else:
+                assert row[name] == pytest.approx(before[name], rel=1e-9), name
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_tables_and_figures_data_are_those_of_the_earlier_program(machine: str) -> None:
+    before, now = golden(machine), made(machine)
+    assert list(now) == list(before)
+    for name, text in before.items():
+        assert lost(name, text, now[name]) is None, name
+
+
+def test_a_changed_number_or_cell_is_found() -> None:
+    assert lost("a.csv", "x,y\n1,2\n", "x,new,y\n1,0,2\n") is None
+    assert lost("a.csv", "x,y\n1,2\n", "x,y\n1,3\n") == "/0/y: '2' is now '3'"
+    assert lost("a.csv", "x\n1\n2\n", "x\n1\n") is not None
+    assert lost("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"x": 1, "y": 2}]}') is None
+    assert lost("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"y": 1}]}') is not None
+    old = '[[[[["none", "1"], ["mpi@3", "2"]]]]]'
+    assert lost("cells.json", old, '[[[[["p", "none", "1"], ["p", "mpi@3", "2"]]], []]]') is None
+    assert lost("cells.json", old, '[[[[["none", "1"], ["mpi@3", "3"]]]]]') is not None
+    assert lost("cells.json", old, '[[[[["none", "1"]], [["mpi@3", "2"]]]]]') is not None

@@ -1,0 +1,294 @@
+"""A destination from outside the package works like a built-in one, and its records without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dejavubench.records import RUN_FILE, Verification
+from dejavubench.transports.registry import VARIABLE, builtin_transports
+from helpers.jobs import QUICK, Job, args, run
+from helpers.paths import ROOT, TOY
+
+WITH_TOY = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TOY))), VARIABLE: "toy_transport"}
+ROUNDS = args("--rounds 3 --warmup 1")
+
+
+def without_toy(*args: object, cwd: Path) -> str:
+    """Run a command in an interpreter that does not have the toy; return what it prints."""
+    inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-m", "dejavubench", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**inherited, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.mpi
+def test_a_run_streams_to_the_toy_and_its_records_are_read_without_it(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        2,
+        *("run", "--streaming", "none,toy", *QUICK, *ROUNDS, "--ceilings"),
+        environment=WITH_TOY,
+        cold=True,
+    )
+    checks = [check for _, check in job.run.of(Verification) if check.arm == "toy@3"]
+    assert len(checks) == 4
+    assert all(check.ok and check.nbytes for check in checks)
+    (recorded,) = json.loads((job.folder / RUN_FILE).read_text())["destinations"].items()
+    assert recorded[0] == "toy"
+    assert recorded[1]["label"] == "toy by MPI"
+
+    runs = json.loads(without_toy("process", job.folder, "--format", "json", cwd=tmp_path))
+    (row,) = (each for each in runs[0]["rows"] if each["arm"] == "toy@3")
+    assert (row["status"], row["verified"], row["hosts"]) == ("ok", "yes (4)", "same host")
+    assert row["ceiling"] == "mpi-windowed"
+    assert row["ceiling_gb_per_s"] > 0
+    assert row["overhead_pct"] is not None
+    without_toy("figures", job.folder, "--output", tmp_path / "figures", cwd=tmp_path)
+    drawn = list((tmp_path / "figures").rglob("*.svg")) + list(
+        (tmp_path / "figures").rglob("*.pdf")
+    )
+    assert drawn
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("level", ["0", "0-batched", "1", "2"])
+def test_every_level_streams_to_the_toy(tmp_path: Path, level: str) -> None:
+    job = run(
+        tmp_path,
+        2,
+        *("run", "--streaming", "toy", "--level", level, *QUICK, *args("--rounds 1 --warmup 0")),
+        environment=WITH_TOY,
+        cold=True,
+    )
+    assert [check.ok for _, check in job.run.of(Verification)] == [True]
+
+
+@pytest.mark.mpi
+def test_verification_locates_the_byte_that_the_toy_corrupts(tmp_path: Path) -> None:
+    with Job(
+        tmp_path,
+        2,
+        *("run", "--streaming", "toy", *QUICK, *ROUNDS),
+        environment={**WITH_TOY, "TOY_CORRUPTS": "1"},
+        cold=True,
+    ) as job:
+        assert job.wait() == 1, job.stderr
+    # Chunk 1 is layer 1 of the prompt. Its last byte is that of the last value.
+    assert (
+        "verification failed: p000 toy@3, iteration 0: rank 1: layer 1, V, request 1, head 3, "
+        "position 7 (element 15) of microbatch 0 is not what the source has"
+    ) in job.stderr
+
+
+FAULTY = """
+from toy_transport import ToySession, ToyTransport
+
+from dejavubench.errors import UsageError
+
+
+class FaultySession(ToySession):
+    def facts(self):
+        if self.rank.worker == 0 and not self.rank.is_source:
+            raise UsageError("no facts here")
+        return {}
+
+
+class Missing(ToyTransport):
+    def missing(self, options):
+        raise RuntimeError("no answer")
+
+
+class Session(ToyTransport):
+    def session(self, rank):
+        if not rank.is_source:
+            raise UsageError("no session here")
+        return ToySession(rank)
+
+
+class Facts(ToyTransport):
+    def session(self, rank):
+        return FaultySession(rank)
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("kind", "status", "says"),
+    [
+        ("Missing", 1, "RuntimeError: no answer\ndejavubench: rank 0 failed in phase start\n"),
+        ("Session", 2, "Error: no session here"),
+        ("Facts", 2, "Error: no facts here"),
+    ],
+)
+def test_a_destination_that_fails_at_the_start_on_one_rank_ends_the_job(
+    kind: str, status: int, says: str, tmp_path: Path
+) -> None:
+    # Its own class takes the place that importing the toy gave to the toy's.
+    register = (
+        "from dejavubench.transports import registry\n"
+        "registry._registered.pop('toy')\n"
+        f"registry.register({kind}())\n"
+    )
+    (tmp_path / "faulty_toy.py").write_text(FAULTY + register)
+    environment = {
+        "PYTHONPATH": f"{WITH_TOY['PYTHONPATH']}{os.pathsep}{tmp_path}",
+        VARIABLE: "faulty_toy",
+    }
+    with Job(
+        tmp_path,
+        2,
+        "run",
+        "--streaming",
+        "toy",
+        *QUICK,
+        *ROUNDS,
+        environment=environment,
+        cold=True,
+    ) as job:
+        assert job.wait(60.0) == status, job.stderr
+    assert says in job.stderr
+
+
+def test_a_dry_run_knows_the_toy(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dejavubench",
+            "run",
+            "--dry-run",
+            "--streaming",
+            "none,toy",
+            *QUICK,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **WITH_TOY},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "toy@3" in done.stdout
+    assert "Ranks    2 " in done.stdout
+
+
+def test_an_entry_point_registers_the_toy(tmp_path: Path) -> None:
+    """As an installed package does: its metadata names the module."""
+    metadata = tmp_path / "toy_streams-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-streams\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[dejavubench.destinations]\ntoy = toy_transport\n")
+    paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
+    inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    command = "from dejavubench.transports.registry import modes; print(*modes())"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        capture_output=True,
+        text=True,
+        env={**inherited, "PYTHONPATH": paths},
+        check=False,
+    )
+    assert set(done.stdout.split()) == {*(each.name for each in builtin_transports()), "toy"}, (
+        done.stderr
+    )
+
+
+def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dejavubench", "run", "--streaming", "toy", "--dry-run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", VARIABLE: "broken"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") <= 3
+    assert "DEJAVUBENCH_PLUGINS names broken, which cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+UNKNOWN_OPTION = """
+from toy_transport import ToyTransport
+from dejavubench.transports.registry import register, _registered
+del _registered["toy"]
+class Wishful(ToyTransport):
+    {}
+register(Wishful())
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('options = ("wings",)', "--streaming toy: its plugin names an option 'wings', which "),
+        (
+            'missing = lambda self, options: options.value("wings")',
+            "a destination's plugin asks for an option 'wings', which ",
+        ),
+    ],
+)
+def test_a_plugin_that_names_an_unknown_option_is_a_usage_error(
+    body: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "wishful.py").write_text(UNKNOWN_OPTION.format(body))
+    paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
+    for mode, status in (("toy", 2), ("host", 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "dejavubench", "run", "--streaming", mode, "--dry-run"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": paths, VARIABLE: "wishful"},
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        expected = f"Error: {says}dejavubench does not have. Mend or uninstall the plugin\n"
+        assert done.stderr == (expected if status else "")
+
+
+def test_a_broken_plugin_does_not_keep_records_from_being_read(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: "no_such_module"}
+    for words in (["--help"], ["run", "--help"], ["process", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dejavubench", *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.mpi
+def test_a_host_without_the_plugin_is_named(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text(
+        "import os\n"
+        "if os.environ['PMI_RANK'] == '1':\n"
+        "    raise ImportError('not on this host')\n"
+        "import toy_transport\n"
+    )
+    paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
+    with Job(
+        tmp_path,
+        2,
+        *("run", "--streaming", "toy", *QUICK),
+        environment={"PYTHONPATH": paths, VARIABLE: "elsewhere"},
+        cold=True,
+    ) as job:
+        assert job.wait() == 2, job.stderr
+    assert job.stderr.startswith("Error: rank 1: DEJAVUBENCH_PLUGINS names elsewhere, which ")
+    assert "Traceback" not in job.stderr
