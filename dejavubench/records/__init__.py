@@ -21,6 +21,7 @@ from dejavubench.records.chunktimes import (
     read_extent_times,
     read_sink_times,
 )
+from dejavubench.records.digest import digest_of
 from dejavubench.records.environment import (
     EndEnvironment,
     ExternalSink,
@@ -61,7 +62,7 @@ from dejavubench.records.ranks import (
     RankInfo,
     Skipped,
 )
-from dejavubench.records.reading import Digest, RankLog, Run, digest_of, read_rank, read_run
+from dejavubench.records.reading import RankLog, Run, read_rank, read_run
 from dejavubench.records.schema import Record, to_line
 from dejavubench.records.textlog import all_token_line, prompt_line, token_line, total_line
 
@@ -80,7 +81,6 @@ __all__ = [
     "ChunkPart",
     "ChunkTimes",
     "CopyWays",
-    "Digest",
     "End",
     "EndEnvironment",
     "ExtentTimes",

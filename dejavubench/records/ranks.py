@@ -118,6 +118,8 @@ class End(Line):
         environment: facts known only at the end; :attr:`where` has the known keys with their types.
         digest: digest of the lines before this one. It shows that none was changed, lost or added.
         header_digest: digest of ``run.json``; rank 0 alone writes it.
+        file_digests: digests of the other files of records that this rank has written, by name:
+            times of chunks, and conditions of its host. None in older records.
     """
 
     kind: Literal["end"] = "end"
@@ -125,6 +127,7 @@ class End(Line):
     environment: dict[str, Any] = Field(default={})
     digest: str | None = None
     header_digest: str | None = None
+    file_digests: dict[str, str] | None = None
 
     @property
     def where(self) -> EndEnvironment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,36 +11,16 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from dejavubench.records.digest import Digest
 from dejavubench.records.fieldtypes import Line, RecordError
 from dejavubench.records.header import SCHEMA, RunHeader
 from dejavubench.records.linefile import check_regular, first_of, numbered_lines, record_of
 from dejavubench.records.names import RUN_FILE, rank_file, rank_of
 from dejavubench.records.ranks import End, FirstExit, PhaseMark
 from dejavubench.records.schema import RECORD, Record
+from dejavubench.records.seals import broken_seals
 
 T = TypeVar("T", bound=Line)
-
-
-class Digest:
-    """A digest of lines that does not depend on their line ends."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
-
-    def add(self, line: bytes) -> None:
-        """Add one line or several."""
-        for part in line.splitlines():
-            if part.strip():
-                self._hash.update(part + b"\n")
-
-    def hex(self) -> str:
-        return self._hash.hexdigest()
-
-
-def digest_of(content: bytes) -> str:
-    digest = Digest()
-    digest.add(content)
-    return digest.hex()
 
 
 @dataclass
@@ -153,7 +132,9 @@ def read_run(folder: Path) -> Run:
     ]
     first = frozenset(rank for exited in exits for rank in exited.ranks)
     hung = {rank: why for exited in exits for rank, why in exited.hung.items()}
-    notes = [*_left_out(names), *_altered(ranks, content)]
+    altered = [log.path.name for log in ranks if log.altered]
+    ends = ((log.rank, end) for log in ranks for end in log.of(End))
+    notes = [*_left_out(names), *broken_seals(folder, content, altered, ends)]
     return Run(path=folder, header=header, ranks=ranks, first_exits=first, hung=hung, notes=notes)
 
 
@@ -162,21 +143,6 @@ def _left_out(names: list[str]) -> list[str]:
         f"{name} is ignored: a rank's file is named like {rank_file(0)}"
         for name in names
         if name.endswith(".jsonl") and rank_of(name) is None
-    ]
-
-
-def _altered(ranks: list[RankLog], header: bytes) -> list[str]:
-    """Return one note for each file that was changed after the run."""
-    altered = [log.path.name for log in ranks if log.altered]
-    ends = [
-        end.header_digest for log in ranks for end in log.of(End) if end.header_digest is not None
-    ]
-    # Rank 0 alone digests run.json, which no rank file's digest covers.
-    if any(digest != digest_of(header) for digest in ends):
-        altered.insert(0, RUN_FILE)
-    return [
-        f"CHANGED: {name} was changed after the run, so its numbers may not be the measured ones"
-        for name in altered
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.records import (
     ChunkList,
     ChunkTimes,
+    End,
     Iteration,
     Microbatch,
     RecordError,
@@ -339,6 +341,20 @@ def check_times(listed: ChunkList, record: ChunkTimes) -> None:
     assert (record.moved is not None) == (mode != "host")
     assert record.copied is None
     assert record.beyond == 0
+
+
+@pytest.mark.mpi
+def test_the_files_beside_the_ranks_own_are_sealed(folder: Path, tmp_path: Path) -> None:
+    run = read_run(folder)
+    sealed = {name for _, end in run.of(End) for name in end.file_digests or {}}
+    assert sealed == {"chunks-0000.jsonl", "chunks-0001.jsonl", "conditions-0000.jsonl"}
+    assert run.notes == []
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    path = copy / "chunks-0001.jsonl"
+    path.write_text(path.read_text().replace('"scattered":[', '"scattered":[1', 1))
+    (note,) = read_run(copy).notes
+    assert note.startswith("CHANGED: chunks-0001.jsonl was changed after the run")
 
 
 @pytest.mark.mpi

@@ -21,6 +21,7 @@ from dejavubench.machine.readings.nvml import GpuReader
 from dejavubench.machine.readings.processes import pid_namespace
 from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.records.conditions import Host, Window, condition_line, conditions_file
+from dejavubench.records.linewriter import LineWriter
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -88,6 +89,11 @@ class ConditionsSampler:
         time.sleep(IDLE_S)
         self.after(IdleWhen(point=point))
 
+    @property
+    def seal(self) -> dict[str, str]:
+        """The digest of the file by its name; empty if this rank writes none."""
+        return {}
+
     def close(self) -> None:
         """Close the file."""
 
@@ -112,7 +118,7 @@ class HostSampler(ConditionsSampler):
         self._gpus = self._gpu_reader({gpu for n in ranks if (gpu := members[n].gpu) is not None})
         self._before = self._snapshot()
         self._unreadable |= self._before.unreadable
-        self._file = open(folder / conditions_file(rank), "x", encoding="utf-8")  # noqa: SIM115 - open for the run
+        self._lines = LineWriter(folder / conditions_file(rank))
         self._write(
             Host(
                 run_id=run_id,
@@ -131,8 +137,12 @@ class HostSampler(ConditionsSampler):
         new = {what: why for what, why in now.unreadable.items() if what not in self._unreadable}
         self._write(Window(**when, **now.since(self._before), unreadable=new))
 
+    @property
+    def seal(self) -> dict[str, str]:
+        return self._lines.seal
+
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
     def _processes(self, me: Member, neighbours: Sequence[Member]) -> frozenset[int]:
         """Return the job's processes on this machine; none if their numbers mean nothing here."""
@@ -156,11 +166,7 @@ class HostSampler(ConditionsSampler):
         return Snapshot.take(self._cpus, self._pids, self._gpus)
 
     def _write(self, line: Host | Window) -> None:
-        try:
-            self._file.write(condition_line(line))
-            self._file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._file.name) from None
+        self._lines.write(condition_line(line))
 
 
 def sampler_of(

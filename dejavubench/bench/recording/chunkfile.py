@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from dejavubench import records
 from dejavubench.bench.engine.batchmaker import Streamed
@@ -16,6 +15,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.transfers import PlannedChunk
 from dejavubench.records.chunktimes import ChunkRecord
+from dejavubench.records.linewriter import LineWriter
 
 
 class ChunkFile:
@@ -23,7 +23,7 @@ class ChunkFile:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / records.chunk_file(rank)
-        self._file: IO[str] | None = None
+        self._lines: LineWriter | None = None
         self._listed: set[tuple[str, str, int]] = set()
 
     def write(
@@ -77,18 +77,19 @@ class ChunkFile:
 
     def append(self, record: ChunkRecord) -> None:
         """Write one line and hand it to the kernel, which keeps it if this process dies."""
-        if self._file is None:
-            self._file = self._path.open("x", encoding="utf-8")
-        try:
-            self._file.write(record.model_dump_json() + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from None
+        if self._lines is None:
+            self._lines = LineWriter(self._path)
+        self._lines.write(record.model_dump_json() + "\n")
+
+    @property
+    def seal(self) -> dict[str, str]:
+        """The digest of the file by its name; empty if there is no file."""
+        return {} if self._lines is None else self._lines.seal
 
     def close(self) -> None:
         """Close the file, if there is one."""
-        if self._file is not None:
-            self._file.close()
+        if self._lines is not None:
+            self._lines.close()
 
 
 def _list_of(arm: Arm, point: str, ubatch: int, manager: CacheManager) -> records.ChunkList:

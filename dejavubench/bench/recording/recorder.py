@@ -12,6 +12,7 @@ from torch import Tensor
 from dejavubench import records
 from dejavubench.machine import liveness
 from dejavubench.records import Microbatch, Record
+from dejavubench.records.linewriter import LineWriter
 from dejavubench.wholefile import write_whole
 
 TOKENS_FILE = "tokens.jsonl"
@@ -30,30 +31,23 @@ class Recorder:
         self.phase_name = "load"
         self._several_points = several_points
         self._to_stdout = to_stdout
-        self._digest = records.Digest()
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / records.rank_file(rank), "x", encoding="utf-8")  # noqa: SIM115 - open for the run
+        self._lines = LineWriter(folder / records.rank_file(rank))
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the kernel, which keeps it if this process dies.
 
         An End record gets the digest of all lines before it, and on rank 0 that of ``run.json``.
         """
-        line = records.to_line(self._sealed(record) if isinstance(record, records.End) else record)
-        # The digest grows line by line; an End record takes what has come before its own line.
-        self._digest.add(line.encode())
-        try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._file.name) from None
+        sealed = self._sealed(record) if isinstance(record, records.End) else record
+        self._lines.write(records.to_line(sealed))
 
     def _sealed(self, end: records.End) -> records.End:
         header = self.folder / records.RUN_FILE
         of_header = (
             records.digest_of(header.read_bytes()) if self.rank == 0 and header.exists() else None
         )
-        return end.model_copy(update={"digest": self._digest.hex(), "header_digest": of_header})
+        return end.model_copy(update={"digest": self._lines.digest, "header_digest": of_header})
 
     def phase(self, phase: str, **where: str | int | None) -> None:
         """Record that a phase begins."""
@@ -119,10 +113,10 @@ class Recorder:
     @property
     def closed(self) -> bool:
         """True once the file is closed: nothing follows an End record."""
-        return self._file.closed
+        return self._lines.closed
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def write_header(folder: Path, header: records.RunHeader) -> None:
