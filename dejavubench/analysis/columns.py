@@ -33,12 +33,14 @@ class Column:
     """One column of csv and json.
 
     Attributes:
+        value_type: type of its values.
         group: name of the dataclass that declares the column. Its docstring says how the
             columns are computed.
     """
 
     name: str
     meaning: str
+    value_type: Any
     group: str
 
     @property
@@ -48,21 +50,23 @@ class Column:
 
 @cache
 def _fields(row: Any) -> dict[str, Any]:
-    """Return by name the meaning of each column, and the class of each group."""
+    """Return by name the type and meaning of each column, and the class of each group."""
     hints = get_type_hints(row, include_extras=True)
     return {
-        name: hint if is_dataclass(hint) else hint.__metadata__[0] for name, hint in hints.items()
+        name: hint if is_dataclass(hint) else (hint.__origin__, hint.__metadata__[0])
+        for name, hint in hints.items()
     }
 
 
 def columns_of(row: type[Any]) -> Iterator[Column]:
     """Yield the columns of a row's class in their order."""
     row_class: Any = row
-    for name, meaning in _fields(row_class).items():
-        if isinstance(meaning, str):
-            yield Column(name, meaning, row.__name__)
+    for name, declared in _fields(row_class).items():
+        if isinstance(declared, tuple):
+            value_type, meaning = declared
+            yield Column(name, meaning, value_type, row.__name__)
         else:
-            yield from columns_of(meaning)
+            yield from columns_of(declared)
 
 
 def names_of(row: type[Any]) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ def flat(row: Any) -> dict[str, Any]:
     """Return the values of a row by the names of its columns, in their order."""
     values: dict[str, Any] = {}
     row_class: Any = type(row)
-    for name, meaning in _fields(row_class).items():
+    for name, declared in _fields(row_class).items():
         value = getattr(row, name)
-        values |= {name: value} if isinstance(meaning, str) else flat(value)
+        values |= {name: value} if isinstance(declared, tuple) else flat(value)
     return values

@@ -24,6 +24,7 @@ from dejavubench.records.environment import (
     EndEnvironment,
     ExternalSink,
     Gpu,
+    HostClock,
     NcclLoopback,
     RankEnvironment,
     RunEnvironment,
@@ -62,6 +63,12 @@ they do not know.
 
 This page is made by `python -m dejavubench.analysis.reference environment`.
 """
+
+ENVIRONMENTS = (
+    *(RunEnvironment, RankEnvironment, EndEnvironment),
+    *(Gpu, ExternalSink, NcclLoopback, HostClock),
+)
+"""The models of the environment's keys, in the order of the page."""
 
 
 def headings() -> dict[str, str]:
@@ -103,7 +110,7 @@ def _titled(row: type[Any], name: str = "") -> list[str]:
 
 def environment_page() -> str:
     lines = [ENVIRONMENT_INTRODUCTION]
-    for model in (RunEnvironment, RankEnvironment, EndEnvironment, Gpu, ExternalSink, NcclLoopback):
+    for model in ENVIRONMENTS:
         rows = [
             [f"`{name}`", _sentence(field.description or "")]
             for name, field in model.model_fields.items()

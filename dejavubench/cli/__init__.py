@@ -42,6 +42,10 @@ COMMANDS = {
         "dejavubench.cli.trace:trace",
         "Write a timeline of one measured iteration, for the Perfetto UI.",
     ),
+    "schema": (
+        "dejavubench.cli.schema:schema",
+        "Print the JSON Schema of records and tables, with the meaning of every key.",
+    ),
 }
 
 

@@ -30,6 +30,7 @@ class Demand:
     """The threads of all ranks of one host, beside the cores and CPU time that they may use.
 
     Attributes:
+        ranks: number of ranks on the host.
         threads, helpers: sums over the ranks; see :class:`Asker`.
         cores: number of cores that any of the ranks may run on.
         quota: CPUs that their control groups allow together; None without a limit.

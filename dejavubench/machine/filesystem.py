@@ -102,6 +102,10 @@ class Place:
     """A folder and its mount, as records hold them. Older records have neither device nor options.
 
     Attributes:
+        path, mount: the folder, and where its file system is mounted.
+        type: type of the file system.
+        source: what is mounted.
+        options: options of the mount.
         device: name of the block device, as ``vda``; its numbers if the kernel names none.
     """
 

@@ -15,6 +15,9 @@ class Ceiling(Line):
     docs/METHOD.md lists the names.
 
     Attributes:
+        name: name of the probe.
+        unit: unit of ``value`` and ``samples``, such as GB/s.
+        samples: values of all repetitions.
         value: best of ``samples``, in ``unit``.
         shape: which of the fixed list of shapes gave the best value.
         durability: durability option of the arms that it bounds; None unless it is the disk's.
@@ -31,7 +34,12 @@ class Ceiling(Line):
 
 
 class Alone(Line):
-    """An arm's chunks at level 3 while nothing is computed, from the first chunk to the drain."""
+    """An arm's chunks at level 3 while nothing is computed, from the first chunk to the drain.
+
+    Attributes:
+        ms: time from the first chunk to the end of the drain.
+        nbytes: bytes that all sources streamed.
+    """
 
     kind: Literal["alone"] = "alone"
     point: str

@@ -33,6 +33,7 @@ class ChunkPart(Model):
     """A part of each chunk's latency. It begins where the part before it ends, the first at ready.
 
     Attributes:
+        name: name of the part.
         until: the stamp at which it ends, or ``received``, which is ``complete`` − ``sink_ns``.
     """
 
@@ -44,6 +45,8 @@ class ListedChunk(Model):
     """One chunk of a microbatch.
 
     Attributes:
+        phase: phase in which it leaves.
+        nbytes: bytes of the chunk.
         step: 0 for the prompt, n for what leaves at the end of the n-th decode step.
         layer: the first layer, counted in this worker's part of the model; None: all of its layers.
         layers: number of layers.
@@ -167,6 +170,7 @@ class ExtentTimes(Line):
     The iteration is no measurement of the arm: looking at extents slows the loop that moves them.
 
     Attributes:
+        role: ``diagnostic``: no statistics use the times.
         arm: the diagnostic arm, such as ``mpi@0-sampled``, which has no other records.
         of: the arm that it is like.
         total_ms: TOTAL of its iteration.

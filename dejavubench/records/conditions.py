@@ -57,6 +57,7 @@ class Host(Line):
     """First line of a host's file.
 
     Attributes:
+        host: name of the host.
         ranks: the ranks of this host.
         cpus: processors that any rank of the machine may run on; CPU times are of these.
         unreadable: the reason for each condition that could not be read at the start.
@@ -74,6 +75,7 @@ class Window(Line):
     """The time from before an iteration's barrier until all ranks have ended it, on one host.
 
     Attributes:
+        gpus: each GPU of the job on this host, by its identifier.
         arm: None for a window in which the job does nothing.
         round: None in warm-up.
         wall_s: length of the window.
@@ -118,7 +120,7 @@ class HostLog:
     torn: bool = False
 
 
-_LINE: TypeAdapter[Host | Window] = TypeAdapter(
+CONDITION: TypeAdapter[Host | Window] = TypeAdapter(
     Annotated[Host | Window, Field(discriminator="kind")]
 )
 
@@ -149,7 +151,7 @@ def _read(path: Path) -> HostLog | None:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        record = record_of(path, number, line, _LINE)
+        record = record_of(path, number, line, CONDITION)
         if record is None:
             if log is not None:
                 log.torn = True

@@ -24,7 +24,9 @@ class _Info(BaseModel):
 class LoopbackInfo(_Info):
     """The variant of a destination in which a source and its sink share one GPU.
 
-    ``name`` stands for the mode in tables and names of arms; the others are for figures.
+    Attributes:
+        name: stands for the mode in tables and names of arms.
+        label, colour, hatch: how figures show it.
     """
 
     name: str
@@ -36,9 +38,10 @@ class LoopbackInfo(_Info):
 class CrossingInfo(_Info):
     """The way that a destination's name promises for its bytes.
 
-    ``between_hosts``, ``on_one_host``: True if they cross a network interface or an InfiniBand
-    port where source and sink are on two hosts, or on one; False if they cross none; None without
-    a promise.
+    Attributes:
+        between_hosts: whether they cross a network interface or an InfiniBand port between two
+            hosts. None: no promise.
+        on_one_host: the same where source and sink share a host.
     """
 
     between_hosts: bool | None = None
@@ -48,17 +51,20 @@ class CrossingInfo(_Info):
 class DestinationInfo(_Info):
     """One destination of a run, or one store that caches are swapped to.
 
-    ``label``, ``colour``, ``hatch``, ``order``: how and where figures show it.
-    ``remote``: other ranks receive. ``external_sink``: a program outside the MPI job does; what a
-    source knows of it stands in its rank's environment as ``<mode>_sink``.
-    ``durabilities``: the durability options; not empty for a destination on a storage device.
-    ``ceiling``: name of the probe whose GB/s the destination cannot exceed on the run's device.
-    ``link_rate``, ``message``: names of the probes that tell the speed of its link, and how long a
-    naive message on it takes.
-    ``held_against``: probes of this program's own code, each with the raw loop measured in turn.
-    ``overhead_of``: probes of a naive loop that moves nothing, each with the loop that does.
-    ``loopback``: its variant on one GPU. ``library``: key of ``environment.gpu`` with the version
-    of the library that moves the chunks. ``crossing``: the way that its name promises.
+    Attributes:
+        label, colour, hatch, order: how and where figures show it.
+        remote: other ranks receive.
+        external_sink: a program outside the MPI job receives. What a source knows of it stands in
+            its rank's environment as ``<mode>_sink``.
+        durabilities: the durability options; not empty for a destination on a storage device.
+        ceiling: name of the probe whose GB/s the destination cannot exceed on the run's device.
+        link_rate, message: names of the probes that tell the speed of its link, and how long a
+            naive message on it takes.
+        held_against: probes of this program's own code, each with the raw loop measured in turn.
+        overhead_of: probes of a naive loop that moves nothing, each with the loop that does.
+        loopback: its variant on one GPU.
+        library: key of ``environment.gpu`` with the version of the library that moves the chunks.
+        crossing: the way that its name promises.
     """
 
     label: str

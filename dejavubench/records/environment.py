@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from dejavubench.machine.cgroups import Throttling
 from dejavubench.machine.cores import Demand
@@ -23,6 +33,21 @@ class _Facts(BaseModel):
 
 
 E = TypeVar("E", bound=BaseModel)
+
+
+class KeysOf:
+    """Annotates a dictionary whose keys a model names, for the JSON Schema alone.
+
+    Records keep the dictionary as it was written, with the unknown keys of newer programs.
+    """
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._model = model
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(self._model.__pydantic_core_schema__)
 
 
 def _from_dict(model: Any) -> BeforeValidator:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from dejavubench.records.destinationinfo import NO_STREAMING, SWAP_PREFIX, DestinationInfo
-from dejavubench.records.environment import RunEnvironment, facts
+from dejavubench.records.environment import KeysOf, RunEnvironment, facts
 from dejavubench.records.fieldtypes import Count, Model, Size
 
 SCHEMA = 1
@@ -18,6 +18,7 @@ class ArmInfo(Model):
     """One (destination, level) of a run.
 
     Attributes:
+        role: ``baseline`` (``none``), ``repeat`` (``none#2``) or ``streaming``.
         name: unique within the run: ``none``, ``none#2``, ``mpi@3``, ``disk@0-batched``.
         mode: the destination's name.
         level: None for ``none``.
@@ -45,6 +46,19 @@ class PointInfo(Model):
     """One combination of a sweep's lists.
 
     Attributes:
+        model: name of the model.
+        parameters: number of weights.
+        layer_num, head_num, size_per_head: layers, attention heads per layer, and elements per
+            head.
+        vocab_size: rows of the embedding.
+        data_type: type of the weights and of the cache.
+        kv_layout: layout of the cache in memory.
+        ubatch_size: requests per microbatch.
+        input_len, output_len: tokens per prompt, and new tokens per request.
+        positions: positions of each request that the cache can hold.
+        tensor_para_size, pipeline_para_size: tensor-parallel degree and pipeline depth of the
+            sources.
+        streamed_nbytes: cache of one microbatch over all workers.
         id: ``p000`` …
         kv_head_num: None in older records, whose models had as many KV heads as heads.
         layer_weights: elements of the matrices of all layers. None in older records, whose models
@@ -85,6 +99,17 @@ class RunHeader(Model):
     """The content of ``run.json``.
 
     Attributes:
+        schema_version: version of the schema that the run's files have.
+        name: name of the run, with which its folder's name begins.
+        run_id: identifier that all of the run's files name.
+        started_utc: time of the start in UTC.
+        command: words of the command line.
+        experiment_hash: 16 hex digits that are equal for equal measurements.
+        figure: figure that the run is made for.
+        note: the user's words on the run.
+        warmup: iterations of each arm before its first round.
+        arms: arms of each round.
+        points: combinations of the lists that the options sweep.
         experiment: all options, as validated.
         settings: as flags, the options that differ from their defaults and that neither sizes nor
             arms tell. None in older records.
@@ -108,7 +133,7 @@ class RunHeader(Model):
     points: list[PointInfo]
     destinations: dict[str, DestinationInfo] = Field(default={})
     settings: list[str] | None = None
-    environment: dict[str, Any]
+    environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
 
     @property
     def where(self) -> RunEnvironment:

@@ -13,6 +13,7 @@ class PhaseStreaming(Model):
     """Streaming in one phase (prompt, tokens or drain) of one microbatch on one source.
 
     Attributes:
+        nbytes: bytes handed to the destination.
         copies: copies or messages handed to the destination.
         stall_ms: time that the model waited for streaming.
         lag_nbytes: most bytes that were in place in the cache and not yet complete.
@@ -47,6 +48,11 @@ class Microbatch(RoundRecord):
     """Times of one microbatch on one source.
 
     Attributes:
+        prompt_ms: time from submission until the first new token was known.
+        all_token_ms: time from then until the last new token was known.
+        drain_ms: wait for the last byte.
+        prompt, tokens, drain: streaming in that phase.
+        cpu_model_s, cpu_helper_s: CPU time of the threads that compute, and of those that stream.
         iteration: counts from 0 within (point, arm), warm-ups included.
         round: None in warm-up.
         token_ms: T − 1 decode steps.
@@ -94,7 +100,13 @@ class Iteration(RoundRecord):
 
 
 class SinkActivity(RoundRecord):
-    """Bytes, messages and CPU time of one sink in one iteration of one arm."""
+    """Bytes, messages and CPU time of one sink in one iteration of one arm.
+
+    Attributes:
+        nbytes: bytes received.
+        messages: messages received.
+        cpu_s: CPU time of the process.
+    """
 
     kind: Literal["sink"] = "sink"
     nbytes: Count
@@ -150,6 +162,8 @@ class Restart(Line):
     """Restored cache of a killed run on one source, and the rest of that run's iteration.
 
     Attributes:
+        run_id: identifier of the killed run.
+        drain_ms: wait for the last byte at the end of the request.
         of: folder of the killed run; ``run_id`` is that run's.
         watermark: fewest steps that were complete in one of the killed run's files.
         first: first new token that was computed here, counted from 0.
@@ -182,6 +196,9 @@ class Verification(IterationRecord):
     """Comparison of both sides after one iteration, outside the clock.
 
     Attributes:
+        ok: whether both sides were equal.
+        nbytes: bytes that were compared.
+        tokens_equal: whether the tokens were those of the reference; None if none were compared.
         where: place of the first difference; None if there is none.
     """
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dejavubench.records.environment import EndEnvironment, RankEnvironment, facts
+from dejavubench.records.environment import EndEnvironment, KeysOf, RankEnvironment, facts
 from dejavubench.records.fieldtypes import Count, Line
 
 
@@ -14,6 +14,13 @@ class RankInfo(Line):
     """First line of each rank's file.
 
     Attributes:
+        rank: number of the rank.
+        role: ``source``, which runs the model, or ``sink``, which receives.
+        host: name of the host.
+        pid: number of the process.
+        threads: threads that compute.
+        tensor_rank, stage: place among the workers of its side.
+        peers: ranks that it streams to or receives from.
         cores: numbers of the cores that the process may run on.
         wait: how collectives wait, ``spin`` or ``yield``.
         staging_nbytes: bound of the staging memory on the host.
@@ -38,7 +45,7 @@ class RankInfo(Line):
     staging_nbytes: Count = 0
     staging_device_nbytes: Count = 0
     device: str | None = None
-    environment: dict[str, Any] = Field(default={})
+    environment: Annotated[dict[str, Any], KeysOf(RankEnvironment)] = Field(default={})
     run_id: str | None = None
 
     @property
@@ -55,6 +62,7 @@ class PhaseMark(Line):
     """Beginning of a phase, written outside the clock. The last one shows where a rank died.
 
     Attributes:
+        phase: name of the phase.
         at_ns: when it began, by the rank's own ``perf_counter_ns``; None in older records.
     """
 
@@ -67,7 +75,11 @@ class PhaseMark(Line):
 
 
 class Skipped(Line):
-    """A point (``arm`` None) or one arm of it that cannot run here."""
+    """A point (``arm`` None) or one arm of it that cannot run here.
+
+    Attributes:
+        reason: why it cannot run.
+    """
 
     kind: Literal["skipped"] = "skipped"
     point: str
@@ -76,7 +88,12 @@ class Skipped(Line):
 
 
 class Failure(Line):
-    """An error that ended the rank."""
+    """An error that ended the rank.
+
+    Attributes:
+        phase: phase that the rank was in.
+        error: error in one line.
+    """
 
     kind: Literal["failure"] = "failure"
     phase: str
@@ -87,6 +104,8 @@ class ArmFailure(Line):
     """An arm that stopped at one point because of a storage device. The other arms went on.
 
     Attributes:
+        phase: phase that rank 0 was in.
+        error: error of the storage device.
         rank: first rank on which the arm failed; the arm's times in that iteration mean nothing.
     """
 
@@ -103,6 +122,7 @@ class FirstExit(Line):
     """Ranks of one host that exited without writing an End record, in a file of its own.
 
     Attributes:
+        ranks: ranks that exited first.
         hung: ranks that had no heartbeat or made no progress, and what was seen of them.
     """
 
@@ -115,6 +135,7 @@ class End(Line):
     """Last line of a rank that finished. Older records have neither environment nor digests.
 
     Attributes:
+        status: ``failed`` after a verification that found a difference.
         environment: facts known only at the end; :attr:`where` has the known keys with their types.
         digest: digest of the lines before this one. It shows that none was changed, lost or added.
         header_digest: digest of ``run.json``; rank 0 alone writes it.
@@ -124,7 +145,7 @@ class End(Line):
 
     kind: Literal["end"] = "end"
     status: Literal["ok", "failed"] = "ok"
-    environment: dict[str, Any] = Field(default={})
+    environment: Annotated[dict[str, Any], KeysOf(EndEnvironment)] = Field(default={})
     digest: str | None = None
     header_digest: str | None = None
     file_digests: dict[str, str] | None = None

@@ -18,6 +18,7 @@ from dejavubench.analysis.tables.longtables import LONG_TABLES
 from dejavubench.analysis.tables.precision import NOT_REACHED
 from dejavubench.analysis.tables.report import RunReport
 from dejavubench.analysis.tables.rows import frame
+from dejavubench.analysis.tables.tableschema import TABLE_SCHEMA
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +54,7 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
                 "notes": item.notes,
                 "rows": [flat(row) for row in item.rows],
                 **{name: [flat(row) for row in rows] for name, rows in item.long.items()},
+                "schema_version": TABLE_SCHEMA,
             }
             for item in reports
         ]

@@ -1,0 +1,45 @@
+"""``dejavubench schema``: JSON Schema of the files that this program writes."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+NAMES = ("run", "rank", "chunks", "conditions", "table")
+"""The files of a run's folder, and the output of ``process --format json``."""
+
+
+@click.command()
+@click.argument("name", required=False, type=click.Choice(NAMES))
+def schema(name: str | None) -> None:
+    """Print the JSON Schema of records and tables, with the meaning and unit of every key.
+
+    \b
+    run         run.json of a run's folder
+    rank        one line of rank-0000.jsonl and its like
+    chunks      one line of chunks-0000.jsonl and its like
+    conditions  one line of conditions-0000.jsonl and its like
+    table       the output of process --format json
+
+    Without a name, one JSON object holds all of them. Files of older programs keep to the schemas
+    of runs; what they lack is optional there.
+    """
+    document = _schema(name) if name else {each: _schema(each) for each in NAMES}
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _schema(name: str) -> dict[str, object]:
+    from dejavubench.analysis.tables.tableschema import table_schema
+    from dejavubench.config.experiment import OPTIONS, help_of
+    from dejavubench.records.jsonschemas import file_schema
+
+    if name == "table":
+        return table_schema()
+    document = file_schema(name)
+    if name == "run":
+        # The types of options have changed with the program's versions, so they are left open.
+        document["properties"]["experiment"]["properties"] = {
+            key: {"description": help_of(key)} for key in OPTIONS
+        }
+    return document

@@ -1,0 +1,163 @@
+"""The printed JSON Schemas against committed records, a fresh run, and every key's meaning.
+
+One job: gpt of 2 layers, fp32, 1 thread per rank, 2 ranks, CPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+
+from dejavubench.analysis.columns import columns_of
+from dejavubench.analysis.reference import columns_page
+from dejavubench.analysis.tables.longtables import LONG_TABLES
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.cli import main
+from dejavubench.cli.schema import NAMES
+from dejavubench.records.jsonschemas import attributes, sentence, unit_of
+from helpers.jobs import QUICK, args, run
+
+RESULTS = Path(__file__).parents[2] / "results"
+FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "conditions-*.jsonl"}
+
+
+@cache
+def printed(name: str) -> dict[str, Any]:
+    done = CliRunner().invoke(main, ["schema", name])
+    assert done.exit_code == 0, done.output
+    made: dict[str, Any] = json.loads(done.output)
+    return made
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    Draft202012Validator.check_schema(printed(name))
+    return Draft202012Validator(printed(name))
+
+
+def wrong(name: str, document: Any) -> list[str]:
+    return [
+        f"{error.json_path}: {error.message}" for error in validator(name).iter_errors(document)
+    ]
+
+
+def keys(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every key that a schema describes, with its own schema."""
+    if isinstance(schema, dict):
+        properties = schema.get("properties", {})
+        yield from properties.items()
+        for name, value in schema.items():
+            if name != "experiment":  # its keys have the texts of the options' help
+                yield from keys(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from keys(value)
+
+
+def lines_of(folder: Path, pattern: str) -> Iterator[Any]:
+    """Yield the first and the last line of each kind of each file."""
+    for path in folder.glob(pattern):
+        chosen: dict[tuple[str, bool], str] = {}
+        for line in path.read_text().splitlines():
+            kind = line.split('"', 4)[3]
+            chosen.setdefault((kind, True), line)
+            chosen[kind, False] = line
+        yield from map(json.loads, dict.fromkeys(chosen.values()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
+    described = list(keys(printed(name)))
+    assert len(described) > 10
+    for key, value in described:
+        meaning = value.get("description", "")
+        assert meaning.endswith("."), key
+        for each in meaning.replace("; ", ". ").split(". "):
+            assert len(each.split()) <= 25, f"{key}: {each}"
+        assert value.get("unit") or unit_of(key) is None or name == "table", key
+
+
+def test_without_a_name_all_schemas_are_printed() -> None:
+    done = CliRunner().invoke(main, ["schema"])
+    assert json.loads(done.output) == {name: printed(name) for name in NAMES}
+
+
+def test_every_option_is_a_key_of_the_experiment() -> None:
+    experiment = printed("run")["properties"]["experiment"]["properties"]
+    assert {"threads", "staging_mib", "durability"} <= set(experiment)
+    assert all(option["description"] for option in experiment.values())
+
+
+def test_every_column_is_on_the_reference_page() -> None:
+    page = columns_page()
+    rows: list[type[Any]] = [Row, *(table.row for table in LONG_TABLES)]
+    for row in rows:
+        assert [c.name for c in columns_of(row) if f"| `{c.name}` |" not in page] == []
+
+
+def test_committed_records_keep_to_the_schemas() -> None:
+    folders = sorted(path.parent for path in RESULTS.glob("*/records/*/run.json"))
+    assert len(folders) > 20
+    for folder in folders:
+        assert wrong("run", json.loads((folder / "run.json").read_text())) == [], folder
+        for name, pattern in FILES.items():
+            for record in lines_of(folder, pattern):
+                assert wrong(name, record) == [], f"{folder}: {record['kind']}"
+
+
+def test_a_fresh_run_and_its_table_keep_to_the_schemas(tmp_path: Path) -> None:
+    job = run(tmp_path, 2, "run", *QUICK, *args("--streaming none,host,mpi --rounds 1 --warmup 1"))
+    header = json.loads((job.folder / "run.json").read_text())
+    assert wrong("run", header) == []
+    assert set(header) <= set(printed("run")["properties"])
+    for name, pattern in FILES.items():
+        kinds = set()
+        for record in lines_of(job.folder, pattern):
+            assert wrong(name, record) == []
+            kinds.add(record["kind"])
+        assert len(kinds) >= 2, name
+    done = CliRunner().invoke(main, ["process", str(job.folder), "--format", "json"])
+    documents = json.loads(done.stdout)
+    assert wrong("table", documents) == []
+    described = printed("table")["items"]["properties"]
+    assert set(documents[0]) == set(described)
+    assert documents[0]["schema_version"] == described["schema_version"]["const"] == 1
+
+
+def test_a_damaged_record_breaks_its_schema() -> None:
+    good = {"kind": "sink", "point": "p000", "arm": "mpi@3", "iteration": 0, "round": None}
+    good |= {"nbytes": 1, "messages": 1, "cpu_s": 0.1}
+    assert wrong("rank", good) == []
+    assert wrong("rank", good | {"nbytes": "1"})
+    assert wrong("rank", good | {"other": 1})
+    assert wrong("rank", {key: value for key, value in good.items() if key != "kind"})
+
+
+def test_meanings_come_from_docstrings_of_the_class_and_its_bases() -> None:
+    class Base:
+        """A base.
+
+        Attributes:
+            one, two: the first, and
+                the :class:`~a.second`.
+        """
+
+    class Derived(Base):
+        """A class.
+
+        Attributes:
+            two: another; None without it.
+        """
+
+    assert attributes(Derived) == {
+        "one": "The first, and the a.second.",
+        "two": "Another; null without it.",
+    }
+    assert sentence("``x`` of it") == "'x' of it."
