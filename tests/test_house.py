@@ -38,18 +38,19 @@ MOST_EXCEPTIONS = 5
 EXCEPTIONS: Mapping[str, str] = {}
 """Reasons for larger parts, by ``file``, ``file::Class`` or ``file::function``. At most five."""
 
-ENGINE = ("parallel", "models", "dejavulib", "machine", "records")
+ENGINE = ("parallel", "watchdog", "models", "dejavulib", "machine", "records")
 ARROWS: Mapping[str, tuple[str, ...]] = {
     "machine": (),
     "dejavulib": (),
     "records": ("machine",),
     "parallel": ("dejavulib", "machine"),
+    "watchdog": ("dejavulib", "machine"),
     "models": ("dejavulib", "machine"),
     "transports": ("dejavulib", "parallel", "records"),
     "config": ("dejavulib", "machine", "models", "records", "transports"),
     "planning": ("config", "dejavulib", "machine", "models"),
     "bench": (*ENGINE, "config", "planning", "transports"),
-    "doctor": ("bench", "config", "dejavulib", "machine", "parallel", "transports"),
+    "doctor": ("config", "dejavulib", "machine", "parallel", "transports", "watchdog"),
     "analysis": ("dejavulib", "records"),
     "cli": (*ENGINE, "analysis", "bench", "config", "doctor", "planning", "transports"),
 }

@@ -21,13 +21,13 @@ from dejavubench.bench.scenarios.registry import sinks_compute
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.lastrecord import write_last_record
 from dejavubench.bench.startup.start import start
-from dejavubench.bench.watchdog.starting import WatchdogProcess
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.errors import UsageError
 from dejavubench.machine import liveness
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import sleeping_barrier
+from dejavubench.watchdog.starting import WatchdogProcess
 
 
 def run(

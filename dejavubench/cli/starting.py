@@ -17,7 +17,7 @@ from dejavubench.transports.registry import problem_of
 from dejavubench.units import count_text
 
 if TYPE_CHECKING:
-    from dejavubench.bench.watchdog.starting import WatchdogProcess
+    from dejavubench.watchdog.starting import WatchdogProcess
 
 LEAST_START_S = 60.0
 """The least time for all ranks to start: imports from a busy file system take a while."""
@@ -37,9 +37,9 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watchdo
         UsageError: rank 0 could not read it, or it does not run under this many ranks, or MPI would
             end this process as it starts. On every rank.
     """
-    from dejavubench.bench.watchdog import heartbeat
-    from dejavubench.bench.watchdog.joining import import_mpi
-    from dejavubench.bench.watchdog.starting import start_watchdog
+    from dejavubench.watchdog import heartbeat
+    from dejavubench.watchdog.joining import import_mpi
+    from dejavubench.watchdog.starting import start_watchdog
 
     if (foreign := ends_at_start()) is not None:
         raise UsageError(foreign.message)

@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     )
     from .destinations.base import (
         Buffer as Buffer,
-        Capabilities as Capabilities,
         Destination as Destination,
         LocalDestination as LocalDestination,
         ReadableDestination as ReadableDestination,
@@ -91,6 +90,7 @@ if TYPE_CHECKING:
         TCPDestination as TCPDestination,
         TCPSinkServer as TCPSinkServer,
     )
+    from .destinations.registry import DestinationEntry as DestinationEntry
     from .device import (
         BounceBuffer as BounceBuffer,
         DeviceStaging as DeviceStaging,

@@ -15,7 +15,6 @@ from . import chunktimes
 from .chunktimes import LatencyPart, Stamps, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream, StreamingError
-from .destinations.registry import DestinationEntry
 from .device import DeviceExtents
 from .devicetimes import DeviceClock, DeviceMarks
 from .extents import ExtentAddresses, ExtentViews, StepExtents
@@ -100,19 +99,16 @@ class CacheManager:
                 self._steps.setdefault(chunk.step, []).append(planned)
 
     def _extents_of(self, stream: Stream) -> StepExtents:
-        if self._streamer.destination.capabilities.by_address:
+        if self._streamer.destination.by_address:
             return ExtentAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
             each_complete, bounce = self.level.each_complete, self._streamer.bounce
             return DeviceExtents(self.cache, stream.schedule, each_complete, bounce)
         return ExtentViews(self.cache, stream.schedule)
 
-    def parts(self, declared: DestinationEntry, step: int) -> tuple[LatencyPart, ...]:
-        """Return the parts of the latency of a step's chunks that can be told apart.
-
-        Args:
-            declared: the entry of the streamer's destination.
-        """
+    def parts(self, step: int) -> tuple[LatencyPart, ...]:
+        """Return the parts of the latency of a step's chunks that can be told apart."""
+        declared = self._streamer.destination.entry
         if not self.level.buffered:
             return declared.extent_parts
         device = self._streamer.device
@@ -123,7 +119,7 @@ class CacheManager:
     @property
     def _ready_on_host(self) -> bool:
         """Whether chunks go to the destination from where the cache is."""
-        return not self.cache.k.is_cuda or self._streamer.destination.capabilities.device_memory
+        return not self.cache.k.is_cuda or self._streamer.destination.device_memory
 
     def reset(self) -> None:
         """Set the counters of all phases to zero, and forget the chunks' times."""
@@ -264,10 +260,11 @@ def _check_groups(streams: list[Stream]) -> None:
 def _check_slots(cache: KVCache, streams: list[Stream], streamer: Streamer) -> None:
     """Raise ValueError if the largest chunk does not fit the staging on its way."""
     largest = max((stream.schedule.slot_nbytes for stream in streams), default=0)
-    if streamer.destination.staged and largest > streamer.slot_nbytes:
+    destination = streamer.destination
+    if destination.entry.staged and largest > streamer.slot_nbytes:
         raise ValueError(
             f"chunks of up to {largest} bytes do not fit staging slots of {streamer.slot_nbytes}"
         )
-    through_host = cache.k.is_cuda and not streamer.destination.capabilities.device_memory
+    through_host = cache.k.is_cuda and not destination.device_memory
     if through_host and (streamer.device is None or largest > streamer.device.slot_nbytes):
         raise ValueError(f"a cache on a CUDA device needs staging slots of {largest} bytes there")

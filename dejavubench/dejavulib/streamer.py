@@ -54,8 +54,8 @@ class Streamer:
         holds_failure: bool = False,
         timed: bool = True,
     ) -> None:
-        if destination.staged and not slots:
-            raise ValueError(f"{destination.name} needs at least one staging slot")
+        if destination.entry.staged and not slots:
+            raise ValueError(f"{destination.entry.name} needs at least one staging slot")
         self.destination = destination
         self.timed = destination.timed = timed
         self.device = device
@@ -164,8 +164,9 @@ class Streamer:
             self.destination.give_up()  # ends whatever the helper waits for
         self._thread.join(CLOSING)
         if self._thread.is_alive():
+            name = self.destination.entry.name
             raise StreamingError(
-                f"the {self.destination.name} helper thread did not stop within {CLOSING:g} s; "
+                f"the {name} helper thread did not stop within {CLOSING:g} s; "
                 f"{self._first_missing()}"
             )
         if self._error is not None and self.device is not None:
@@ -214,7 +215,7 @@ class Streamer:
             return True  # extents move from the cache itself and take no slot
         if transfer.ready is not None and self.device is not None and not self.device.has_room:
             return False
-        return bool(self._slots) or not self.destination.staged
+        return bool(self._slots) or not self.destination.entry.staged
 
     def _start(self, transfer: Transfer) -> None:
         transfer.stamp("begun")

@@ -83,7 +83,7 @@ class Swapper:
                 "there is nothing to swap"
             )
         if not isinstance(streamer.destination, LocalDestination):
-            raise ValueError(f"{streamer.destination.name} cannot be read in this process")
+            raise ValueError(f"{streamer.destination.entry.name} cannot be read in this process")
         if any(stream.schedule.flush_interval > 1 for stream in streams):
             # A turn ends with its cache evicted: what has not left by then would be lost.
             raise ValueError("microbatches that are swapped need a flush interval of 1")

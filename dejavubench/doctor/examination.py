@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dejavubench.bench.watchdog import heartbeat
-from dejavubench.bench.watchdog.joining import import_mpi
 from dejavubench.config.experiment import Experiment
 from dejavubench.doctor.facts.cpu import load_facts
 from dejavubench.doctor.facts.crossmemory import Readable, read_problem, shown
@@ -34,6 +32,8 @@ from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank
 from dejavubench.machine.sharedmemory import say_shortage
 from dejavubench.transports.registry import transports
+from dejavubench.watchdog import heartbeat
+from dejavubench.watchdog.joining import import_mpi
 
 if TYPE_CHECKING:
     from mpi4py import MPI

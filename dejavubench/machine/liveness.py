@@ -1,7 +1,7 @@
 """The liveness of a rank: heartbeats, progress, state and phase, in a page that the watchdog reads.
 
 Each report is a store of one integer in a page of memory. The watchdog process reads the page once
-:mod:`dejavubench.bench.watchdog.heartbeat` shares it; before that nobody reads it. From then on
+:mod:`dejavubench.watchdog.heartbeat` shares it; before that nobody reads it. From then on
 this module is also the library's :class:`~dejavubench.dejavulib.progress.ProgressListener`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import threading
-from collections.abc import Iterator
+from types import TracebackType
 
 WORKING, WAITING, PATIENT = range(3)
 """States of the main thread.
@@ -74,18 +74,39 @@ def waiting(patient: bool) -> contextlib.AbstractContextManager[None]:
     return during(PATIENT if patient else WAITING)
 
 
-@contextlib.contextmanager
-def during(state: int) -> Iterator[None]:
+def during(state: int) -> contextlib.AbstractContextManager[None]:
     """Show the main thread's state meanwhile; the end is progress. No effect in other threads."""
-    # A helper's wait says nothing about the rank: the main thread alone owns the state.
-    if threading.get_ident() != threading.main_thread().ident:
-        yield
-        return
-    words = page.words
-    before = words[STATE]
-    words[STATE] = max(before, state)  # a wait within something that may take long may take long
-    try:
-        yield
-    finally:
-        words[STATE] = before
-        words[PROGRESS] += 1
+    return _During(state)
+
+
+class _During:
+    """The context of :func:`during`.
+
+    A class, because a layer's sum over ranks enters one: a generator costs twice as much.
+    """
+
+    __slots__ = ("_before", "_state")
+
+    def __init__(self, state: int) -> None:
+        self._state = state
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        # A helper's wait says nothing about the rank: the main thread alone owns the state.
+        # Asked each time, since a fork makes its own thread the main one.
+        if threading.get_ident() == threading.main_thread().ident:
+            words = page.words
+            self._before = words[STATE]
+            # A wait within something that may take long may take long as well.
+            words[STATE] = max(self._before, self._state)
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._before is not None:
+            words = page.words
+            words[STATE] = self._before
+            words[PROGRESS] += 1

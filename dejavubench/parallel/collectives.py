@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dejavubench.dejavulib.waiting import wait_asleep, wait_yielding
 from dejavubench.machine import liveness
-from dejavubench.machine.liveness import STATE, WAITING, WORKING
+from dejavubench.machine.liveness import WAITING
 from dejavubench.parallel.topology import Topology
 
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -78,12 +78,11 @@ class MPICollectives:
         if self.topology.tensor_size == 1:
             return x
         total = x.contiguous().float() if x.element_size() < 4 else x.contiguous()
-        liveness.page.words[STATE] = WAITING
-        if self.spin:
-            self._tensor.Allreduce(MPI.IN_PLACE, total.numpy())
-        else:
-            wait_yielding(self._tensor.Iallreduce(MPI.IN_PLACE, total.numpy()).Test)
-        liveness.page.words[STATE] = WORKING
+        with liveness.during(WAITING):
+            if self.spin:
+                self._tensor.Allreduce(MPI.IN_PLACE, total.numpy())
+            else:
+                wait_yielding(self._tensor.Iallreduce(MPI.IN_PLACE, total.numpy()).Test)
         return total.to(x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -92,12 +91,11 @@ class MPICollectives:
             return x.unsqueeze(0)
         mine = x.contiguous()
         everyone = mine.new_empty((self.topology.tensor_size, *x.shape))
-        liveness.page.words[STATE] = WAITING
-        if self.spin:
-            self._tensor.Allgather(_bits(mine), _bits(everyone))
-        else:
-            wait_yielding(self._tensor.Iallgather(_bits(mine), _bits(everyone)).Test)
-        liveness.page.words[STATE] = WORKING
+        with liveness.during(WAITING):
+            if self.spin:
+                self._tensor.Allgather(_bits(mine), _bits(everyone))
+            else:
+                wait_yielding(self._tensor.Iallgather(_bits(mine), _bits(everyone)).Test)
         return everyone
 
     # ---- between stages: ranks of equal tensor rank ----
@@ -126,10 +124,9 @@ class MPICollectives:
 
     def finish(self) -> None:
         """Wait until every message that was sent has been received."""
-        liveness.page.words[STATE] = WAITING
-        for request, _ in self._sending:
-            self._wait(request)
-        liveness.page.words[STATE] = WORKING
+        with liveness.during(WAITING):
+            for request, _ in self._sending:
+                self._wait(request)
         self._sending.clear()
 
     def close(self) -> None:
@@ -146,12 +143,11 @@ class MPICollectives:
 
     def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
         x = torch.empty(*shape, dtype=dtype)
-        liveness.page.words[STATE] = WAITING
-        if self.spin:
-            self._pipeline.Recv(_bits(x), stage, tag)
-        else:
-            self._wait(self._pipeline.Irecv(_bits(x), stage, tag))
-        liveness.page.words[STATE] = WORKING
+        with liveness.during(WAITING):
+            if self.spin:
+                self._pipeline.Recv(_bits(x), stage, tag)
+            else:
+                self._wait(self._pipeline.Irecv(_bits(x), stage, tag))
         return x
 
     def _wait(self, request: MPI.Request) -> None:

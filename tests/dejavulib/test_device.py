@@ -16,7 +16,6 @@ from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
-from dejavubench.dejavulib.destinations.registry import HOST
 from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.devicetimes import DeviceClock
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout
@@ -59,7 +58,7 @@ def streaming(
     staged = [torch.empty(slot, dtype=torch.uint8, device="cuda") for _ in range(slots)]
     device = DeviceStaging(staged, {"prompt": Choice(way), "token": Choice(way)})
     streamer = Streamer(
-        destination, staging(slot, slots, pinned=True) if destination.staged else [], device
+        destination, staging(slot, slots, pinned=True) if destination.entry.staged else [], device
     )
     try:
         yield streamer
@@ -215,7 +214,7 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
         error = manager._device_clock.error_ns
         assert manager.times.finished == manager.times.chunks
         for planned, times in zip(manager.chunks, manager.times.each(), strict=True):
-            parts = manager.parts(HOST, planned.chunk.step)
+            parts = manager.parts(planned.chunk.step)
             lengths = cut(parts, times)
             known = [times[name] for name in ("ready", "complete")]
             assert known == sorted(known, key=lambda time: time or 0)

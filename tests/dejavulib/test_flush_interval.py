@@ -23,7 +23,7 @@ from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination, SavedStream, streamfile
 from dejavubench.dejavulib.destinations.host import HostDestination
-from dejavubench.dejavulib.destinations.tcp.setup import TCPSetup, read_setup, schedules
+from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
 from dejavubench.dejavulib.extents import ExtentAddresses, ExtentViews
 from dejavubench.dejavulib.geometry import KVGeometry
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
@@ -385,23 +385,23 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
 # ---- tcp: what the two sides agree on ----
 
 
-def test_the_setup_of_interval_1_is_the_text_that_older_sinks_take() -> None:
+def test_the_offer_of_interval_1_is_the_text_that_older_sinks_take() -> None:
     stream = Stream(0, schedule_of(1))
-    assert "flush_interval" not in TCPSetup.of([stream], torch.int16).text()
+    assert "flush_interval" not in TCPOffer.of([stream], torch.int16).text()
     for interval in INTERVALS:
         stream = Stream(0, schedule_of(interval, CUT_LAYERS))
-        setup = read_setup(TCPSetup.of([stream], torch.int16).text())
-        (there,) = schedules(setup).values()
+        offer = read_offer(TCPOffer.of([stream], torch.int16).text())
+        (there,) = schedules(offer).values()
         for level in LEVELS.values():
             assert list(there.all_chunks(level)) == list(stream.schedule.all_chunks(level))
 
 
 @pytest.mark.parametrize("interval", [0, -1, 1 << 32])
-def test_a_setup_with_an_impossible_interval_is_refused(interval: int) -> None:
-    setup = json.loads(TCPSetup.of([Stream(0, schedule_of(2))], torch.int16).text())
-    setup["streams"][0]["flush_interval"] = interval
-    with pytest.raises(ValueError, match=r"setup: streams\.0\.flush_interval: "):
-        read_setup(json.dumps(setup))
+def test_an_offer_with_an_impossible_interval_is_refused(interval: int) -> None:
+    offer = json.loads(TCPOffer.of([Stream(0, schedule_of(2))], torch.int16).text())
+    offer["streams"][0]["flush_interval"] = interval
+    with pytest.raises(ValueError, match=r"offer: streams\.0\.flush_interval: "):
+        read_offer(json.dumps(offer))
 
 
 # ---- planning and prediction ----

@@ -76,7 +76,9 @@ def swapping(
     resident: int,
     timeout: float = 30.0,
 ) -> Iterator[Swapper]:
-    streamer = Streamer(destination, staging(schedule.slot_nbytes, 2) if destination.staged else ())
+    streamer = Streamer(
+        destination, staging(schedule.slot_nbytes, 2) if destination.entry.staged else ()
+    )
     caches = [KVCache.allocate(schedule.geometry, torch.int16) for _ in range(resident)]
     streams = [Stream(ubatch, schedule) for ubatch in range(ubatches)]
     with closing(streamer), closing(Swapper(caches, streams, streamer, timeout)) as swapper:

@@ -20,7 +20,7 @@ from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import handshake
 from dejavubench.dejavulib.destinations.tcp.handshake import connect
 from dejavubench.dejavulib.destinations.tcp.held import DIRECT
-from dejavubench.dejavulib.destinations.tcp.setup import TCPSetup, read_setup, schedules
+from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
 from dejavubench.dejavulib.destinations.tcp.wire import (
     MOST_TEXT,
     Frame,
@@ -275,8 +275,8 @@ def proven(sink: SinkProcess) -> Wire:
 
 
 def why_refused(wire: Wire, text: str) -> str:
-    """What the sink says of a setup."""
-    wire.send_frame(Frame(FrameKind.SETUP, nbytes=len(text)), text.encode())
+    """What the sink says of an offer."""
+    wire.send_frame(Frame(FrameKind.OFFER, nbytes=len(text)), text.encode())
     with pytest.raises(RefusedError) as refusal:
         wire.receive_reply()
     wire.close()
@@ -284,19 +284,19 @@ def why_refused(wire: Wire, text: str) -> str:
 
 
 def announced(**changes: object) -> str:
-    """The small stream's setup with some of its geometry changed."""
-    setup = TCPSetup.of([small_stream()], torch.int16).model_dump(mode="json")
+    """The small stream's offer with some of its geometry changed."""
+    offer = TCPOffer.of([small_stream()], torch.int16).model_dump(mode="json")
     for key, value in changes.items():
         of_stream = isinstance(value, list) or key in ("input_len", "slot_nbytes", "more")
-        (setup["streams"][0] if of_stream else setup if key == "dtype" else setup["geometry"])[
+        (offer["streams"][0] if of_stream else offer if key == "dtype" else offer["geometry"])[
             key
         ] = value
-    return json.dumps(setup)
+    return json.dumps(offer)
 
 
-def test_a_setup_is_the_same_at_both_ends() -> None:
+def test_an_offer_is_the_same_at_both_ends() -> None:
     streams = [small_stream(KVLayout.FT, CUT_LAYERS)]
-    found = schedules(read_setup(TCPSetup.of(streams, torch.int16).model_dump_json()))
+    found = schedules(read_offer(TCPOffer.of(streams, torch.int16).model_dump_json()))
     assert {0: vars(streams[0].schedule)} == {
         number: vars(schedule) for number, schedule in found.items()
     }
@@ -317,22 +317,22 @@ def test_a_setup_is_the_same_at_both_ends() -> None:
         ({"head_size": 1.5}, "geometry.head_size"),
         ({"layout": "xyz"}, "geometry.layout"),
         ({"dtype": "float32"}, "float32 does not have 2 bytes per element"),
-        ({"dtype": "__class__"}, "setup: dtype"),
+        ({"dtype": "__class__"}, "offer: dtype"),
     ],
     ids=str,
 )
-def test_a_setup_that_cannot_be_is_refused_before_anything_is_made(
+def test_an_offer_that_cannot_be_is_refused_before_anything_is_made(
     sink: SinkProcess, changes: dict[str, object], why: str
 ) -> None:
     assert why in why_refused(proven(sink), announced(**changes))
 
 
-def test_texts_that_are_no_setups(sink: SinkProcess) -> None:
-    assert "setup" in why_refused(proven(sink), '{"geometry": ')
+def test_texts_that_are_no_offers(sink: SinkProcess) -> None:
+    assert "offer" in why_refused(proven(sink), '{"geometry": ')
     assert "extra" in why_refused(proven(sink), announced(more=1)).lower()
     wire = proven(sink)
     # The sink allocates nothing for a size that it refuses.
-    wire.send(struct.pack(HEAD, FrameKind.SETUP, 0, 0, 0, 1 << 40, 0))
+    wire.send(struct.pack(HEAD, FrameKind.OFFER, 0, 0, 0, 1 << 40, 0))
     assert closed(wire.socket)
     wire.close()
     sink.says(rf"announces a text of {1 << 40} bytes; {MOST_TEXT} are allowed")

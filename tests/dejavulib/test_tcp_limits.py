@@ -23,7 +23,7 @@ from dejavubench.dejavulib.destinations.tcp import TCPDestination, places, sink,
 from dejavubench.dejavulib.destinations.tcp.connection import Service
 from dejavubench.dejavulib.destinations.tcp.handshake import Address, address_text, connect
 from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
-from dejavubench.dejavulib.destinations.tcp.setup import CONNECTION_NBYTES, TCPSetup
+from dejavubench.dejavulib.destinations.tcp.offer import CONNECTION_NBYTES, TCPOffer
 from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
 from dejavubench.dejavulib.destinations.tcp.unproven import (
     MOST_OF_ADDRESS,
@@ -268,12 +268,12 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
         on_sink.extent(0, 2)
 
     objects = (
-        TCPSetup.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
+        TCPOffer.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
     )
     assert peak(every_way) < objects
 
 
-def test_a_setup_of_many_chunks_is_refused_by_its_memory() -> None:
+def test_an_offer_of_many_chunks_is_refused_by_its_memory() -> None:
     geometry = KVGeometry(1, 1, 1, MANY, 1, 2)
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, MANY, 0, 16))
     why = r"needs \d\.\d\d GiB, but only 0\.06 GiB of the 0\.06 GiB limit"

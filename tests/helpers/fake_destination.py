@@ -15,6 +15,7 @@ from dejavubench.dejavulib.destinations.base import (
     ReadableDestination,
     Stream,
 )
+from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -54,7 +55,7 @@ class FakeDestination(Destination):
         polls: how often it is asked before another chunk is complete.
     """
 
-    name = "memory"
+    entry = DestinationEntry("memory")
 
     def __init__(self, allowed: int = 1 << 30, polls: int = 1) -> None:
         self.allowed = allowed
@@ -119,7 +120,7 @@ class FakeDestination(Destination):
 def streaming(
     destination: Destination, slot: int = WHOLE_LAYERS, slots: int = 2
 ) -> Iterator[Streamer]:
-    streamer = Streamer(destination, staging(slot, slots if destination.staged else 0))
+    streamer = Streamer(destination, staging(slot, slots if destination.entry.staged else 0))
     try:
         yield streamer
     finally:

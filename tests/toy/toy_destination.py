@@ -18,6 +18,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.base import RemoteDestination, Stream
+from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.dejavulib.schedule import Chunk
 
 CORRUPTS = "TOY_CORRUPTS"
@@ -39,7 +40,7 @@ def _ack_tag(stream: Stream) -> int:
 class ToyDestination(RemoteDestination[tuple[list[MPI.Request], MPI.Request]]):
     """The source's side. One helper thread calls it, the chunks of a stream in order."""
 
-    name = "toy"
+    entry = DESTINATIONS["toy"]
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         super().__init__()

@@ -17,11 +17,11 @@ LIBRARY_PART = '''
 """``tiny``: chunks are thrown away."""
 
 from .base import Destination
+from .registry import DESTINATIONS
 
 
 class TinyDestination(Destination):
-    name = "tiny"
-    staged = False
+    entry = DESTINATIONS["tiny"]
 
     def begin(self, stream, tokens=None): ...
     def flush(self, stream, chunk, packed): ...

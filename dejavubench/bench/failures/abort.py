@@ -11,12 +11,12 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from dejavubench.bench.recording.recorder import Recorder
-from dejavubench.bench.watchdog.heartbeat import INTERRUPTED
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import BROKEN_PIPE, DataError, OutputError
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure, RecordError
+from dejavubench.watchdog.heartbeat import INTERRUPTED
 
 
 def in_words(error: BaseException) -> str:

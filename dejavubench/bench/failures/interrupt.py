@@ -19,9 +19,9 @@ from typing import NoReturn
 from dejavubench.bench.failures.abort import in_words, report, say
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks
-from dejavubench.bench.watchdog.heartbeat import INTERRUPTED, TURN_S, say_last
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure
+from dejavubench.watchdog.heartbeat import INTERRUPTED, TURN_S, say_last
 
 TABLES_S = 2.0
 """The longest time to make the tables of what was measured."""

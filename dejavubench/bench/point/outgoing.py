@@ -212,11 +212,11 @@ class SourceStaging:
     def streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
         """Make the helper thread of a destination, with the staging that it needs."""
         timed = self._here.experiment.chunk_times
-        if destination.capabilities.device_memory:
+        if destination.device_memory:
             return Streamer(destination, self.slots("cuda"), timed=timed)
         if self.on_cuda and self._on_device is None:
             self._on_device = self._stage_on_device()
-        slots = self.slots("cpu") if destination.staged else ()
+        slots = self.slots("cpu") if destination.entry.staged else ()
         return Streamer(
             destination,
             slots,

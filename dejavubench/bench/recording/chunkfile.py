@@ -93,14 +93,12 @@ class ChunkFile:
 
 
 def _list_of(arm: Arm, point: str, ubatch: int, manager: CacheManager) -> records.ChunkList:
-    assert arm.destination is not None
-    entry = arm.destination.entry
     return records.ChunkList(
         point=point,
         arm=arm.name,
         ubatch=ubatch,
-        prompt_parts=_parts(manager.parts(entry, 0)),
-        token_parts=_parts(manager.parts(entry, 1)),
+        prompt_parts=_parts(manager.parts(0)),
+        token_parts=_parts(manager.parts(1)),
         chunks=[_listed(planned) for planned in manager.chunks[:MOST]],
         more=max(0, len(manager.chunks) - MOST),
     )

@@ -20,12 +20,12 @@ from dejavubench.bench.startup.firstrecords import write_first_records
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.bench.startup.saved import open_saved
 from dejavubench.bench.startup.workspace import Workspace
-from dejavubench.bench.watchdog.starting import WatchdogProcess
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
 from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
 from dejavubench.planning import fit
+from dejavubench.watchdog.starting import WatchdogProcess
 
 
 def start(

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from ..chunktimes import Receipt
 from ..schedule import Chunk, StreamSchedule
+from .registry import DestinationEntry
 
 BLOCK = 256
 """Extents after which an unbuffered chunk counts as moving."""
@@ -31,19 +32,6 @@ class StorageError(StreamingError):
 
 class WrongBytesError(StreamingError):
     """The destination does not hold what was written to it."""
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """Memory that an open destination takes chunks from; the registry has its other abilities.
-
-    Attributes:
-        device_memory: takes chunks from a CUDA device's memory. Off: from host memory only.
-        by_address: takes single extents as (address, bytes). Off: as views of host memory.
-    """
-
-    device_memory: bool = False
-    by_address: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,18 +75,22 @@ class Destination(ABC):
     Packed buffers that were given to :meth:`flush` stay untouched until their chunk is complete.
 
     Attributes:
-        name: the destination's name in the registry.
+        entry: name and abilities of the destination, as the registry has them. Where it is not
+            ``staged``, :meth:`place` always gives the final place.
+        by_address: takes single extents as (address, bytes). Off: as views of host memory.
         moved: blocks of extents moved so far. It shows that a long unbuffered chunk still moves.
         timed: chunks get a :meth:`receipt`. The streamer switches it on.
-        staged: chunks go through staging slots, in device memory if the destination takes chunks
-            from there, else in host memory. Off: :meth:`place` always gives the final place.
     """
 
-    name: str
-    capabilities = Capabilities()
+    entry: ClassVar[DestinationEntry]
+    by_address = False
     moved = 0
     timed = False
-    staged = True
+
+    @property
+    def device_memory(self) -> bool:
+        """Whether it takes chunks from a CUDA device's memory, else from host memory only."""
+        return self.entry.device_memory
 
     @abstractmethod
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
@@ -147,7 +139,7 @@ class Destination(ABC):
         Returns when all are issued.
 
         Args:
-            extents: views of host memory, or (address, bytes) if ``capabilities.by_address``.
+            extents: views of host memory, or (address, bytes) if :attr:`by_address`.
             each_complete: an extent is complete before the next one begins.
         """
 

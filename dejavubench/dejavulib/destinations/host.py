@@ -10,6 +10,7 @@ import torch
 from ..copies import aligned_buffer, pinned_buffer
 from ..schedule import Chunk
 from .base import Buffer, LocalDestination, Stream
+from .registry import HOST
 
 
 class HostDestination(LocalDestination):
@@ -19,8 +20,7 @@ class HostDestination(LocalDestination):
         pinned: use pinned memory, as a cache on a CUDA device needs.
     """
 
-    name = "host"
-    staged = False
+    entry = HOST
 
     def __init__(self, pinned: bool = False) -> None:
         self._pinned = pinned

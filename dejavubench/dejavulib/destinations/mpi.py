@@ -17,6 +17,7 @@ from .. import chunktimes
 from ..chunktimes import Receipt
 from ..schedule import Chunk
 from ..waiting import wait_asleep
+from . import registry
 from .base import RemoteDestination, Stream, StreamingError
 
 
@@ -69,7 +70,7 @@ class MPIDestination(RemoteDestination[_Sending]):
         StreamingError: the MPI library does not let a second thread call it.
     """
 
-    name = "mpi"
+    entry = registry.MPI
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:

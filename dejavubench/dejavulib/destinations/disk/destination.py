@@ -18,6 +18,7 @@ from ...chunktimes import Receipt
 from ...copies import PAGE
 from ...schedule import Chunk, StreamSchedule
 from ..base import Buffer, LocalDestination, Stream, WrongBytesError
+from ..registry import DISK
 from . import streamfile
 from .blockfile import BlockFile, Durability, FileRegion
 from .streamfile import StepTrailer
@@ -54,7 +55,7 @@ class DiskDestination(LocalDestination):
         StorageError: a file cannot be created, or the device has no room for it.
     """
 
-    name = "disk"
+    entry = DISK
 
     def __init__(
         self,

@@ -15,7 +15,8 @@ from ... import chunktimes
 from ...chunktimes import Receipt
 from ...schedule import Chunk
 from ...waiting import DeadlineError, wait_asleep
-from ..base import Capabilities, RemoteDestination, Stream, StreamingError
+from ..base import RemoteDestination, Stream, StreamingError
+from ..registry import NCCL
 from .link import (
     ACK,
     ANNOUNCE,
@@ -83,8 +84,8 @@ class NCCLDestination(RemoteDestination[_Sending]):
         StreamingError: the MPI library does not let a second thread call it.
     """
 
-    name = "nccl"
-    capabilities = Capabilities(device_memory=True, by_address=True)
+    entry = NCCL
+    by_address = True
 
     def __init__(
         self, comm: MPI.Intracomm, links: Mapping[int, NCCLLink], timeout: float = 60.0

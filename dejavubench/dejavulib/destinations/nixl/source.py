@@ -16,7 +16,8 @@ from ...chunktimes import Receipt
 from ...extents import Bases, ExtentAddresses
 from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
-from ..base import Capabilities, RemoteDestination, Stream, StreamingError
+from ..base import RemoteDestination, Stream, StreamingError
+from ..registry import NIXL
 from .agent import Agent, Notification
 
 GROUP = 2048
@@ -62,17 +63,23 @@ class NIXLDestination(RemoteDestination[_Sending]):
         StreamingError: NIXL cannot be used, or a sink did not connect.
     """
 
-    name = "nixl"
+    entry = NIXL
+    by_address = True
 
     def __init__(
         self, comm: MPI.Intracomm, sinks: Sequence[int], memory: Sequence[torch.Tensor]
     ) -> None:
         super().__init__()
-        self.capabilities = Capabilities(device_memory=memory[0].is_cuda, by_address=True)
+        self._on_device = memory[0].is_cuda
         self.agent = Agent(comm, memory, dict.fromkeys(sinks))
         self._remote_extents: dict[tuple[int | None, int], ExtentAddresses] = {}
         self._numbers: Counter[tuple[int | None, int]] = Counter()
         self._given_up = threading.Event()
+
+    @property
+    def device_memory(self) -> bool:
+        """Whether the registered memory is a device's: NIXL moves from either kind to its like."""
+        return self.entry.uses_device_memory(self._on_device)
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         sending = self._add(stream)

@@ -12,7 +12,7 @@ from ...copies import aligned_buffer, scatter
 from ...geometry import Region, Span
 from ...schedule import Chunk
 from .held import HeldStream, RefusalError
-from .setup import TCPSetup, schedules
+from .offer import TCPOffer, schedules
 from .wire import DURATION_NBYTES, REGION, Frame, FrameKind, Wire
 
 Service = Callable[["Connection", Frame, HeldStream], None]
@@ -30,7 +30,7 @@ class Connection:
         services: handlers by the kind of their frames, from ``FIRST_SERVICE`` on.
 
     Raises:
-        RefusalError: the numbers of the setup do not fit together.
+        RefusalError: the numbers of the offer do not fit together.
 
     Attributes:
         wire: this side's end of the connection.
@@ -38,25 +38,25 @@ class Connection:
         nbytes, chunks: counters of what has come.
     """
 
-    def __init__(self, wire: Wire, setup: TCPSetup, services: Mapping[int, Service]) -> None:
+    def __init__(self, wire: Wire, offer: TCPOffer, services: Mapping[int, Service]) -> None:
         self.wire = wire
         self._services = services
         try:
-            by_stream, dtype = schedules(setup), setup.torch_dtype()
+            by_stream, dtype = schedules(offer), offer.torch_dtype()
         except ValueError as error:
-            raise RefusalError(f"setup: {error}") from None
+            raise RefusalError(f"offer: {error}") from None
         self._streams = {
             stream_id: HeldStream(stream_id, schedule, dtype)
             for stream_id, schedule in by_stream.items()
         }
         largest = max(schedule.nbytes for schedule in by_stream.values())
-        self._slot_nbytes = min(setup.slot_nbytes, largest)
+        self._slot_nbytes = min(offer.slot_nbytes, largest)
         self._slot: torch.Tensor | None = None
         self.nbytes = self.chunks = 0
         self._received = 0  # when the chunk under way had come, or the first of its extents
         streams = "1 stream" if len(by_stream) == 1 else f"{len(by_stream)} streams"
         self.summary = (
-            f"{streams}, caches of {setup.geometry.layout} {setup.dtype}, {setup.nbytes >> 20} MiB"
+            f"{streams}, caches of {offer.geometry.layout} {offer.dtype}, {offer.nbytes >> 20} MiB"
         )
 
     def serve(self) -> None:

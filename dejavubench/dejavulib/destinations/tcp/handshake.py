@@ -17,7 +17,7 @@ The machine is a digest that identifies the running kernel; the network, one tha
 network namespace on it. Two sides in one network of one machine are never called remote, and two
 networks of one machine are told apart from two machines.
 
-Then the source announces its :class:`~.setup.TCPSetup`, a JSON text of bounded length and numbers.
+Then the source makes its :class:`~.offer.TCPOffer`, a JSON text of bounded length and numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import struct
 from pathlib import Path
 from typing import Literal
 
-from .setup import TCPSetup
+from .offer import TCPOffer
 from .wire import MOST_TEXT, ClosedError, Frame, FrameKind, TokenError, Wire, WireError, set_buffers
 
 VERSION = 4
@@ -140,17 +140,17 @@ def _network_digest() -> bytes:
     return hashlib.sha256(machine_digest() + known).digest()
 
 
-def announce(wire: Wire, setup: TCPSetup) -> None:
-    """Announce the source's setup to the sink.
+def make_offer(wire: Wire, offer: TCPOffer) -> None:
+    """Offer the source's caches and streams to the sink.
 
     Raises:
         RefusedError: the sink does not take such caches.
     """
-    text = setup.text().encode()
-    wire.send_frame(Frame(FrameKind.SETUP, nbytes=len(text)), text)
+    text = offer.text().encode()
+    wire.send_frame(Frame(FrameKind.OFFER, nbytes=len(text)), text)
     reply = wire.receive_reply()
     if reply.kind != FrameKind.ACCEPTED:
-        raise WireError(f"{wire.peer} answers a setup with a frame of kind {reply.kind}")
+        raise WireError(f"{wire.peer} answers an offer with a frame of kind {reply.kind}")
 
 
 def leave(wire: Wire) -> None:

@@ -18,7 +18,7 @@ import torch
 from .connection import Connection, Service
 from .handshake import Address, address_text, welcome
 from .held import RefusalError
-from .setup import TEXT_TIMES, TCPSetup, read_setup
+from .offer import TEXT_TIMES, TCPOffer, read_offer
 from .unproven import MOST_UNPROVEN, PROVE_WITHIN, Unproven
 from .wire import (
     FIRST_SERVICE,
@@ -160,13 +160,13 @@ class TCPSinkServer:
         connection: Connection | None = None
         try:
             self._let_in(wire)
-            setup = self._read_setup(wire)
-            if setup is None:
+            offer = self._read_offer(wire)
+            if offer is None:
                 self._log(f"ended {wire.peer}: it only tested the connection")
                 return
-            self._budget.take(setup.nbytes)
-            needed = setup.nbytes
-            connection = Connection(wire, setup, self._services)
+            self._budget.take(offer.nbytes)
+            needed = offer.nbytes
+            connection = Connection(wire, offer, self._services)
             wire.send_frame(Frame(FrameKind.ACCEPTED))
             self._log(f"accepted {wire.peer}: {connection.summary}")
             verb = "dropped"
@@ -210,17 +210,17 @@ class TCPSinkServer:
                 raise RefusalError(f"{self._most_peers} peers are connected")
             self._proven.add(wire)
 
-    def _read_setup(self, wire: Wire) -> TCPSetup | None:
+    def _read_offer(self, wire: Wire) -> TCPOffer | None:
         frame = wire.receive_head()
         if frame.kind == FrameKind.BYE:
             return None
-        if frame.kind != FrameKind.SETUP:
-            raise RefusalError(f"a frame of kind {frame.kind} came before the setup")
+        if frame.kind != FrameKind.OFFER:
+            raise RefusalError(f"a frame of kind {frame.kind} came before the offer")
         # Parsing takes many times the text's bytes, so it counts against the limit, too.
         reading = TEXT_TIMES * min(frame.nbytes, MOST_TEXT)
         self._budget.take(reading)
         try:
-            return read_setup(wire.receive_text(frame))
+            return read_offer(wire.receive_text(frame))
         except ValueError as error:
             raise RefusalError(str(error)) from None
         finally:

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from ...chunktimes import Receipt
 from ...schedule import Chunk
 from ..base import ReadableDestination, RemoteDestination, Stream
-from .handshake import Address, announce, connect, leave
-from .setup import TCPSetup
+from ..registry import TCP
+from .handshake import Address, connect, leave, make_offer
+from .offer import TCPOffer
 from .wire import DURATION_NBYTES, MOST_TEXT, REGION, Frame, FrameKind, RefusedError, WireError
 
 _STREAMED = (FrameKind.CHUNK, FrameKind.EXTENT, FrameKind.BATCHED_EXTENT)
@@ -43,7 +44,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         wire: this side's end of the connection.
     """
 
-    name = "tcp"
+    entry = TCP
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         super().__init__()
         self._checksums = checksums
         try:
-            setup = TCPSetup.of(streams, dtype)
+            offer = TCPOffer.of(streams, dtype)
         except ValidationError as error:
             raise RefusedError(
                 f"no sink takes such caches: {error.errors(include_url=False)[0]['msg']}"
@@ -69,7 +70,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         self._alone = threading.Lock()
         self._given_up = False
         try:
-            announce(self.wire, setup)
+            make_offer(self.wire, offer)
         except BaseException:
             self.wire.close()
             raise

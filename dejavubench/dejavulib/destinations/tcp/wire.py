@@ -25,7 +25,7 @@ REGION = struct.Struct("<8I")
 """Payload of READ: start and stop of layers, requests, heads and positions."""
 
 MOST_TEXT = 512 << 10
-"""Bytes of the longest text: a setup, a reason for refusal, or the answer of a service."""
+"""Bytes of the longest text: an offer, a reason for refusal, or the answer of a service."""
 
 SOCKET_BUFFER = 1 << 20
 """Asked of the kernel for each direction. Several times as much would outgrow the CPU's caches."""
@@ -43,7 +43,7 @@ LEAST_RATE = 1 << 20
 class FrameKind(IntEnum):
     """Kinds of frames. ``number`` is that of the chunk unless said otherwise."""
 
-    SETUP = 1  # source: JSON; the sink answers ACCEPTED
+    OFFER = 1  # source: JSON; the sink answers ACCEPTED
     ACCEPTED = 2
     REFUSED = 3  # sink: the reason, as text; it ends the connection
     BEGIN = 4  # source: a microbatch begins; the sink answers BEGUN

@@ -6,11 +6,11 @@ import time
 import warnings
 from typing import TYPE_CHECKING
 
-from dejavubench.bench.watchdog import heartbeat
 from dejavubench.errors import UsageError
+from dejavubench.watchdog import heartbeat
 
 if TYPE_CHECKING:
-    from dejavubench.bench.watchdog.heartbeat import Heartbeat
+    from dejavubench.watchdog.heartbeat import Heartbeat
 
 
 def import_mpi(rank_heartbeat: Heartbeat, timeout: float) -> None:

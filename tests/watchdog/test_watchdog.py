@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.watchdog.process import Judge
-from dejavubench.bench.watchdog.starting import RankProcess, WatchdogProcess
 from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib import progress
@@ -32,6 +30,8 @@ from dejavubench.machine.liveness import (
     WORKING,
     LivenessPage,
 )
+from dejavubench.watchdog.process import Judge
+from dejavubench.watchdog.starting import RankProcess, WatchdogProcess
 from helpers.paths import ROOT
 
 TIMEOUT = 10.0
@@ -222,7 +222,7 @@ def test_a_phase_of_any_length_is_shown() -> None:
 RANK = """
 import sys, time
 from dejavubench.machine import liveness
-from dejavubench.bench.watchdog.heartbeat import no_thread_runs, start_heartbeat
+from dejavubench.watchdog.heartbeat import no_thread_runs, start_heartbeat
 heartbeat = start_heartbeat("rank 0")
 heartbeat.every = 0.1
 liveness.begin_phase("load")

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.bench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS
 from dejavubench.machine.launcher import PASS_ON_S
 from dejavubench.machine.liveness import (
     HEARTBEATS,
@@ -32,6 +31,7 @@ from dejavubench.machine.liveness import (
     WAITING,
     LivenessPage,
 )
+from dejavubench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS
 from dejavubench.wholefile import write_whole
 
 ELSEWHERE = 4.0

@@ -1,6 +1,6 @@
 """The heartbeat thread of a rank, which also ends the rank where nothing else can.
 
-Its page of memory is shared with :mod:`~dejavubench.bench.watchdog.process`.
+Its page of memory is shared with :mod:`~dejavubench.watchdog.process`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The setup that a source announces to a ``tcp`` sink: its caches and the schedules of its streams.
+"""The offer that a source makes a ``tcp`` sink: its caches and the schedules of its streams.
 
 A sink sizes nothing from what a source says before it has checked the numbers here, and compared
-:attr:`TCPSetup.nbytes` with its limit.
+:attr:`TCPOffer.nbytes` with its limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHUNK_NBYTES = 2 << 10
 """Memory of the Python objects per chunk of a step, in the few lists of chunks made at a time."""
 
 TEXT_TIMES = 64
-"""Bytes that parsing a setup takes per byte of its text."""
+"""Bytes that parsing an offer takes per byte of its text."""
 
 _Size = Annotated[int, Field(ge=1, le=1 << 31)]
 _Edge = Annotated[int, Field(ge=0, le=1 << 31)]
@@ -59,10 +59,10 @@ class _Stream(_Strict):
     input_len: _Size
     steps: _Edge
     slot_nbytes: _Size
-    flush_interval: _Size = 1  # sinks of before there was an interval take a setup without it
+    flush_interval: _Size = 1  # sinks of before there was an interval take an offer without it
 
 
-class TCPSetup(_Strict):
+class TCPOffer(_Strict):
     """Geometry and data type of the caches, and each stream's schedule. A JSON text on the wire.
 
     The sink has a cache per stream. The level is no part of it: frames say how each chunk comes,
@@ -74,8 +74,8 @@ class TCPSetup(_Strict):
     streams: Annotated[tuple[_Stream, ...], Field(min_length=1, max_length=MOST_STREAMS)]
 
     @classmethod
-    def of(cls, streams: list[Stream], dtype: torch.dtype) -> TCPSetup:
-        """Return the setup of streams whose caches have one geometry.
+    def of(cls, streams: list[Stream], dtype: torch.dtype) -> TCPOffer:
+        """Return the offer of streams whose caches have one geometry.
 
         Raises:
             pydantic.ValidationError: a number is beyond what a sink takes.
@@ -98,7 +98,7 @@ class TCPSetup(_Strict):
         return cls.model_validate({**named, "streams": tuple(announced)})
 
     def text(self) -> str:
-        """Return the setup as it is sent."""
+        """Return the offer as it is sent."""
         # Sinks refuse keys that they do not know: an older one must not see a newer key's default.
         return self.model_dump_json(exclude_defaults=True)
 
@@ -123,7 +123,7 @@ class TCPSetup(_Strict):
 
     def _chunks(self, stream: _Stream) -> int:
         """Return the most chunks of one group of a stream, as StreamSchedule.atoms() lists them."""
-        # Counted from numbers alone: listing the chunks of a hostile setup would take the memory
+        # Counted from numbers alone: listing the chunks of a hostile offer would take the memory
         # that is limited here. Spans may still run backwards.
         layers, requests, heads = (
             max(0, stop - start) for start, stop in (stream.layers, stream.requests, stream.heads)
@@ -142,30 +142,30 @@ class TCPSetup(_Strict):
         return max(stream.slot_nbytes for stream in self.streams)
 
 
-def read_setup(text: str) -> TCPSetup:
-    """Parse a setup.
+def read_offer(text: str) -> TCPOffer:
+    """Parse an offer.
 
     Raises:
-        ValueError: the text is no setup; the message says where, in one line.
+        ValueError: the text is no offer; the message says where, in one line.
     """
     try:
-        return TCPSetup.model_validate_json(text)
+        return TCPOffer.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"setup: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"offer: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def schedules(setup: TCPSetup) -> dict[int, StreamSchedule]:
-    """Return the streams' schedules by id, once the sink has agreed to :attr:`TCPSetup.nbytes`.
+def schedules(offer: TCPOffer) -> dict[int, StreamSchedule]:
+    """Return the streams' schedules by id, once the sink has agreed to :attr:`TCPOffer.nbytes`.
 
     Raises:
         ValueError: the numbers do not fit together; the message says which.
     """
-    if setup.torch_dtype().itemsize != setup.geometry.itemsize:
-        raise ValueError(f"{setup.dtype} does not have {setup.geometry.itemsize} bytes per element")
-    geometry = KVGeometry(**{**dict(setup.geometry), "layout": KVLayout(setup.geometry.layout)})
+    if offer.torch_dtype().itemsize != offer.geometry.itemsize:
+        raise ValueError(f"{offer.dtype} does not have {offer.geometry.itemsize} bytes per element")
+    geometry = KVGeometry(**{**dict(offer.geometry), "layout": KVLayout(offer.geometry.layout)})
     by_stream: dict[int, StreamSchedule] = {}
-    for stream in setup.streams:
+    for stream in offer.streams:
         if stream.id in by_stream:
             raise ValueError(f"stream {stream.id} is announced twice")
         region = Region(

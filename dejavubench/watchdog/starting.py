@@ -11,19 +11,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dejavubench.bench.watchdog.heartbeat import Heartbeat
-from dejavubench.bench.watchdog.process import heartbeat_interval
+from dejavubench.watchdog.heartbeat import Heartbeat
+from dejavubench.watchdog.process import heartbeat_interval
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 READY_S = 10.0
 """The longest time to wait for the process; the job goes on without it."""
 
 PROGRAM = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-    "from dejavubench.bench.watchdog.process import main; main()"
+    "from dejavubench.watchdog.process import main; main()"
 )
 
 
