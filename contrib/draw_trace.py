@@ -33,20 +33,32 @@ def draw(trace: Path, picture: Path, begin: float, end: float | None, rows: int)
     slices = [event for event in events if event["ph"] == "X"]
     if end is None:
         end = max(event["ts"] + event["dur"] for event in slices) / 1e3
-    lanes = _titles(events, rows)
+    # Times of the file are microseconds.
+    slices = [
+        event
+        for event in slices
+        if event["ts"] + event["dur"] >= begin * 1e3 and event["ts"] <= end * 1e3
+    ]
+    lanes = _titles(events, slices, rows)
+    colours = _colours(lanes)
     slices = [event for event in slices if event["tid"] in lanes]
     height = ROW_INCHES * len(lanes) + 1.1
     figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
     places = {tid: row for row, tid in enumerate(lanes)}
     for event in slices:
-        at, length = event["ts"] / 1e3, event["dur"] / 1e3
-        if at + length < begin or at > end:
-            continue
-        row = places[event["tid"]]
-        colour = COLOURS[row % len(COLOURS)]
+        start, length = event["ts"] / 1e3, event["dur"] / 1e3
+        colour = colours[event["tid"]]
         # A white edge parts neighbours, but would hide a sliver.
         edge = "white" if length > (end - begin) / 200 else colour
-        axes.barh(row, length, left=at, height=0.7, color=colour, edgecolor=edge, linewidth=0.6)
+        axes.barh(
+            places[event["tid"]],
+            length,
+            left=start,
+            height=0.7,
+            color=colour,
+            edgecolor=edge,
+            linewidth=0.6,
+        )
     axes.set(
         xlim=(begin, end),
         ylim=(len(lanes) - 0.5, -0.5),
@@ -60,19 +72,30 @@ def draw(trace: Path, picture: Path, begin: float, end: float | None, rows: int)
     click.echo(str(picture))
 
 
-def _titles(events: list[dict[str, Any]], rows: int) -> dict[int, str]:
-    """Return the titles of lanes that have slices, by the lane's number.
+def _titles(
+    events: list[dict[str, Any]], slices: list[dict[str, Any]], rows: int
+) -> dict[int, str]:
+    """Return the titles of the lanes of ``slices``, by the lane's number.
 
     Args:
         rows: a lane whose events overlap more often than this is cut; its title counts its rows.
     """
-    used = {event["tid"] for event in events if event["ph"] == "X"}
+    used = {event["tid"] for event in slices}
     return {
         event["tid"]: f"rank {event['pid'] - 1}  {event['args']['name']}"
         for event in events
         if event["name"] == "thread_name"
         and event["tid"] in used
         and _row(event["args"]["name"]) <= rows
+    }
+
+
+def _colours(titles: dict[int, str]) -> dict[int, str]:
+    """Return each lane's colour. The rows of one lane share theirs: ``wire`` and ``wire (2)``."""
+    names = list(dict.fromkeys(re.sub(r" \(\d+\)$", "", title) for title in titles.values()))
+    return {
+        lane: COLOURS[names.index(re.sub(r" \(\d+\)$", "", title)) % len(COLOURS)]
+        for lane, title in titles.items()
     }
 
 
