@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 
 from dejavubench import records
-from dejavubench.bench.extentsamples import sample_extents
+from dejavubench.bench.extentsamples import ExtentSampling, sample_extents
 from dejavubench.bench.iteration import Iterations, nothing_collected
 from dejavubench.bench.point.pointworker import PointWorker
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.choose import ceilings_of
+from dejavubench.bench.probes.probed import ProbedModel, ProbedRank
 from dejavubench.bench.recording.progressbar import ProgressBar
 from dejavubench.bench.scenarios.registry import measured_without_compute
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
-from dejavubench.models.dtypes import dtype_of
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast, sleeping_gather
+from dejavubench.transports.contexts import FileContext
 
 ROUNDS_WITH_CEILINGS = 5
 """Rounds of the first point that are followed by ceilings and destinations without compute."""
@@ -32,6 +33,7 @@ class CeilingRounds:
     """One rank's part in what is measured after some rounds of one point.
 
     Args:
+        sampling: this side of the iterations that time single extents.
         rounds: number of rounds that are followed by such measurements.
     """
 
@@ -39,12 +41,15 @@ class CeilingRounds:
         self,
         here: RankAtPoint,
         worker: PointWorker,
+        sampling: ExtentSampling,
         iterations: Iterations,
         progress_bar: ProgressBar,
         rounds: int,
     ) -> None:
         self._here = here
+        self._experiment, self._arms, self._point = here.experiment, here.arms, here.point
         self._worker = worker
+        self._sampling = sampling
         self._iterations = iterations
         self._progress_bar = progress_bar
         self._rounds = rounds
@@ -53,11 +58,10 @@ class CeilingRounds:
 
     def prepare(self) -> None:
         """Make the probes, once the model has taken what memory it needs. Collective."""
-        context, point = self._here.context, self._here.view.point
-        if all(arm.streams for arm in context.runnable.arms):
+        if all(arm.streams for arm in self._arms):
             # No arm will show what the machine carries without streaming.
-            context.sampler.idle(self._here.world, point.id)
-        if self._here.experiment.ceilings:
+            self._iterations.idle()
+        if self._experiment.ceilings:
             self._ceilings = _make_ceilings(self._here, self._progress_bar)
 
     def after(self, round_number: int) -> None:
@@ -81,10 +85,9 @@ class CeilingRounds:
 
         What is measured only once comes now.
         """
-        if self._here.experiment.sample_extents:
-            left = self._iterations.failures.left(self._here.context.runnable.arms)
-            sample_extents(self._worker, self._iterations, left)
-        write, point = self._here.write, self._here.view.point
+        if self._experiment.sample_extents:
+            sample_extents(self._sampling, self._iterations, self._arms_left())
+        write, point = self._here.write, self._point
         if self._ceilings is not None:
             for ceiling in self._ceilings.records(point.id):
                 write(ceiling)
@@ -97,10 +100,12 @@ class CeilingRounds:
 
     def _destinations(self) -> list[Arm]:
         """Return the last arm of each destination that has not failed."""
-        arms = self._iterations.failures.left(self._here.context.runnable.arms)
-        streaming = filter(measured_without_compute, arms)
+        streaming = filter(measured_without_compute, self._arms_left())
         # A dict keeps the last value of a key: the last arm of each destination.
         return list({arm.opens: arm for arm in streaming}.values())
+
+    def _arms_left(self) -> list[Arm]:
+        return self._iterations.failures.left(self._arms)
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
@@ -122,33 +127,34 @@ class CeilingRounds:
 
     def _record_without_compute(self, measured: Arm, ms: float) -> None:
         """Record the time for every level of the destination: it is the bound of them all."""
-        point = self._here.view.point
+        point = self._point
         nbytes = point.streamed_nbytes * point.pipeline_para_size
-        for arm in self._here.context.runnable.arms:
+        for arm in self._arms:
             if arm.opens == measured.opens:
                 self._here.write(records.Alone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes))
 
 
 def _make_ceilings(here: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:
     """Make this rank's probes: rank 0 and the first sink measure, the others have none."""
-    context, view = here.context, here.view
-    durabilities: dict[str, dict[str, None]] = {}  # a dict keeps the order of the arms
-    for arm in context.runnable.on_disk:
-        if arm.destination is not None and arm.durability is not None:
-            durabilities.setdefault(arm.destination.name, {})[arm.durability] = None
-    dtype = dtype_of(view.point.data_type)
-    return ceilings_of(
-        sessions=context.sessions,
-        durabilities=durabilities,
-        topology=context.ranks.topology,
-        comm=context.comms.verification,
-        device=context.devices.own,
-        dtype=dtype,
-        multiplied=context.devices.compute_dtype(dtype),
+    view = here.view
+    if view.topology.worker != 0:
+        return Ceilings(())
+    model = ProbedModel(
+        dtype=here.dtype,
+        multiplied=here.devices.compute_dtype(here.dtype),
         geometry=view.geometry,
-        input_len=view.point.input_len,
+        input_len=here.point.input_len,
         slot_nbytes=view.slot_nbytes,
-        folder=context.workspace.stream_dir,
-        file_name=f"{context.workspace.run_id}-{view.point.id}",
-        say=progress_bar.say,
     )
+    rank = ProbedRank(view.topology, here.comms.verification, here.device)
+    return ceilings_of(rank, model, here.sessions, _probe_files(here), progress_bar.say)
+
+
+def _probe_files(here: RankAtPoint) -> dict[str, list[FileContext]]:
+    """Return the files of each durability of the arms, by destination, in the arms' order."""
+    files: dict[str, dict[str, FileContext]] = {}
+    for arm in here.arms:
+        if arm.destination is not None and arm.durability is not None:
+            by_durability = files.setdefault(arm.destination.name, {})
+            by_durability[arm.durability] = here.probe_files(arm.durability)
+    return {name: list(by_durability.values()) for name, by_durability in files.items()}

@@ -37,12 +37,14 @@ class Iterations:
         self, context: RunContext, point: Point, scenarios: Scenarios, progress_bar: ProgressBar
     ) -> None:
         self.done: list[records.Iteration] = []
-        self.failures = ArmFailures(context.ranks.world, self._note_failure)
+        self.failures = ArmFailures(context.world, self._note_failure)
         self._context = context
+        self._world, self._rank, self._recorder = context.world, context.rank, context.recorder
+        self._sampler = context.sampler
         self._point = point
         self._scenarios = scenarios
         self._progress_bar = progress_bar
-        self._count = {arm.name: 0 for arm in context.runnable.arms}
+        self._count = {arm.name: 0 for arm in context.arms}
 
     def run(self, arm: Arm, round_number: int | None, order: int) -> None:
         """Run one iteration, unless the arm has failed before.
@@ -56,13 +58,13 @@ class Iterations:
         """
         if arm.name in self.failures.names:
             return
-        scenario, world = self._scenarios.of(arm), self._context.ranks.world
+        scenario = self._scenarios.of(arm)
         self.mark("prepare", arm)
         if not self.prepared(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
-        self._context.sampler.before()
+        self._sampler.before()
         with nothing_collected():
-            sleeping_barrier(world, "start")
+            sleeping_barrier(self._world, "start")
             scenario.run(arm, lambda phase: self.mark(phase, arm))
         if self.has_failed(arm):  # its times are those of a request that stopped streaming
             return
@@ -70,13 +72,13 @@ class Iterations:
         when = When(point=self._point.id, arm=arm.name, iteration=iteration, round=round_number)
         recorded = scenario.record(arm, when)
         self._record_total(recorded.total_ms, when, order)
-        self._context.sampler.after(when)  # all ranks have come to the end of the iteration
+        self._sampler.after(when)  # all ranks have come to the end of the iteration
         if self._context.experiment.verify and not self._verified(arm, scenario):
             return
-        if recorded.ubatches and self._context.ranks.rank == 0:
+        if recorded.ubatches and self._rank == 0:
             # only now: the times of wrong bytes are not reported
             assert recorded.total_ms is not None
-            self._context.workspace.recorder.text(recorded.ubatches, recorded.total_ms)
+            self._recorder.text(recorded.ubatches, recorded.total_ms)
         self._count[arm.name] += 1
         if round_number is not None:
             self._progress_bar.tally.count(arm.name)
@@ -89,7 +91,15 @@ class Iterations:
         where: dict[str, str | int] = {}
         if arm is not None:
             where = {"arm": arm.name, "iteration": self._count[arm.name]}
-        self._context.workspace.recorder.phase(phase, point=self._point.id, **where)
+        self._recorder.phase(phase, point=self._point.id, **where)
+
+    def meet(self, phase: str) -> None:
+        """Wait, asleep, until all ranks are here."""
+        sleeping_barrier(self._world, phase)
+
+    def idle(self) -> None:
+        """Record a window in which the job does nothing, as where every arm streams."""
+        self._sampler.idle(self._world, self._point.id)
 
     def prepared(self, arm: Arm, prepare: Callable[[int], None]) -> bool:
         """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""
@@ -108,7 +118,7 @@ class Iterations:
 
     def _pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""
-        number = self._context.runnable.arms.index(arm)
+        number = self._context.arms.index(arm)
         # From 0x11 to 0x3e: a number of any type made of it is small and finite, so that it cannot
         # poison a sum. Neither 5 nor 3 shares a factor with 46 (0x2E): an arm gets a byte again
         # after 46 iterations, and up to 19 arms have different bytes in one iteration and the next.
@@ -118,14 +128,13 @@ class Iterations:
     def _note_failure(self, arm: Arm, rank: int, why: str) -> None:
         """Take the arm out from now on; what was measured of the others stays."""
         self._scenarios.of(arm).close_failed(arm)
-        recorder = self._context.workspace.recorder
-        if self._context.ranks.rank == 0:
-            recorder.write(
+        if self._rank == 0:
+            self._recorder.write(
                 records.ArmFailure(
                     point=self._point.id,
                     arm=arm.name,
                     iteration=self._count[arm.name],
-                    phase=recorder.phase_name,
+                    phase=self._recorder.phase_name,
                     rank=rank,
                     error=why,
                 )
@@ -136,12 +145,12 @@ class Iterations:
 
     def _record_total(self, own_ms: float | None, when: When, order: int) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
-        totals = sleeping_gather(self._context.ranks.world, own_ms)
+        totals = sleeping_gather(self._world, own_ms)
         known = [total for total in totals or [] if total is not None]
         if known:
             iteration = records.Iteration(**when, order=order, total_ms=max(known))
             self.done.append(iteration)
-            self._context.workspace.recorder.write(iteration)
+            self._recorder.write(iteration)
 
     # ---- verification ----
 
@@ -152,7 +161,6 @@ class Iterations:
             VerificationError: on every rank, if they differ.
         """
         self.mark("verify", arm)
-        world = self._context.ranks.world
         difference, tokens_equal = None, None
         with Attempt(arm) as attempt:
             difference = scenario.verify(arm)
@@ -160,8 +168,8 @@ class Iterations:
             wrong = first_wrong_token(scenario.generated, scenario.expected_part())
             tokens_equal = wrong is None
             difference = difference or wrong
-        sleeping_barrier(world, "verification")  # whoever compares may take long
-        findings = world.allgather((difference, tokens_equal, attempt.problem))
+        sleeping_barrier(self._world, "verification")  # whoever compares may take long
+        findings = self._world.allgather((difference, tokens_equal, attempt.problem))
         if self.failures.settle(arm, [problem for *_, problem in findings]):
             return False
         differences = [
@@ -169,7 +177,7 @@ class Iterations:
             for rank, (difference, *_) in enumerate(findings)
             if difference
         ]
-        if self._context.ranks.rank == 0:
+        if self._rank == 0:
             known = [equal for _, equal, _ in findings if equal is not None]
             self._record_verification(arm, differences, all(known) if known else None)
         if differences:
@@ -183,7 +191,7 @@ class Iterations:
         self, arm: Arm, differences: list[str], tokens_equal: bool | None
     ) -> None:
         streamed = self._point.streamed_nbytes * self._point.pipeline_para_size
-        self._context.workspace.recorder.write(
+        self._recorder.write(
             records.Verification(
                 point=self._point.id,
                 arm=arm.name,

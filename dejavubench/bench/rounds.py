@@ -10,6 +10,7 @@ import torch
 from dejavubench import records
 from dejavubench.bench.ceilingrounds import CeilingRounds
 from dejavubench.bench.engine.batchmaker import tokens_of
+from dejavubench.bench.extentsamples import ExtentSampling, SinkSampling, SourceSampling
 from dejavubench.bench.iteration import Iterations
 from dejavubench.bench.orders import orders
 from dejavubench.bench.point.pointworker import PointWorker
@@ -52,13 +53,15 @@ class Rounds:
         if context.ranks.is_source:
             assert model is not None
             self._worker = source = Source(here, model)
-            self._scenarios = Scenarios(lambda kind: kind.source(source))
+            self._scenarios = Scenarios(lambda scenario: scenario.source(source))
+            sampling: ExtentSampling = SourceSampling(source)
         else:
             self._worker = sink = Sink(here, model)
-            self._scenarios = Scenarios(lambda kind: kind.sink(sink))
+            self._scenarios = Scenarios(lambda scenario: scenario.sink(sink))
+            sampling = SinkSampling(sink)
         self._iterations = Iterations(context, point, self._scenarios, progress_bar)
         self._ceiling_rounds = CeilingRounds(
-            here, self._worker, self._iterations, progress_bar, rounds=rounds_with_ceilings
+            here, self._worker, sampling, self._iterations, progress_bar, rounds_with_ceilings
         )
 
     @property
@@ -75,7 +78,7 @@ class Rounds:
         Raises:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
         """
-        arms = self._context.runnable.arms
+        arms = self._context.arms
         if registry.single_pass(arms):
             self._find_expected()
             for position, arm in enumerate(arms):
@@ -89,14 +92,14 @@ class Rounds:
             self._ceiling_rounds.record()
 
     def _warm_up(self) -> None:
-        experiment, arms = self._context.experiment, self._context.runnable.arms
+        experiment, arms = self._context.experiment, self._context.arms
         order = orders(len(arms), experiment.seed)
         for _ in range(experiment.warmup):
             for position, number in enumerate(next(order)):
                 self._iterations.run(arms[number], None, position)
 
     def _measure_rounds(self, half_width: HalfWidth | None) -> None:
-        arms, left = self._context.runnable.arms, self._progress_bar.left
+        arms, left = self._context.arms, self._progress_bar.left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         order = orders(len(arms), self._context.experiment.seed + 1)
         began, done = time.monotonic(), 0
@@ -111,13 +114,13 @@ class Rounds:
 
     def _finished(self, rounds: int, elapsed: float, half_width: HalfWidth | None) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
-        experiment, arms = self._context.experiment, self._context.runnable.arms
+        experiment, arms = self._context.experiment, self._context.arms
         if not self._iterations.failures.left(arms):
             return True
         if half_width is None or experiment.precision is None:
             return rounds >= experiment.rounds
         width = None
-        if rounds and self._context.ranks.rank == 0:
+        if rounds and self._context.rank == 0:
             width = half_width(self._iterations.done, self.failed)
             self._progress_bar.left.reach(width)
         if rounds < experiment.rounds:
@@ -126,7 +129,7 @@ class Rounds:
         done = elapsed > experiment.max_time or (
             width is not None and width <= experiment.precision
         )
-        return sleeping_bcast(self._context.ranks.world, done)
+        return sleeping_bcast(self._context.world, done)
 
     def _find_expected(self) -> None:
         """Run the requests undisturbed, where verification compares every arm's tokens."""
@@ -138,9 +141,9 @@ class Rounds:
         )
         tokens = torch.empty(0) if undisturbed is None else tokens_of(undisturbed)
         # Where the last stage finds its logits wrong, no rank may go on.
-        sleeping_barrier(self._context.ranks.world, "reference")
+        sleeping_barrier(self._context.world, "reference")
         self._worker.write_tokens(tokens)
-        for scenario in self._scenarios.all(self._context.runnable.arms):
+        for scenario in self._scenarios.all(self._context.arms):
             scenario.expect(undisturbed, tokens)
 
     def close(self) -> None:

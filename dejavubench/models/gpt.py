@@ -88,6 +88,7 @@ class GPT:
     ) -> None:
         self.spec, self.shard, self.dtype, self.compute_dtype = spec, shard, dtype, compute_dtype
         self.collectives, self.device = collectives, torch.device(device)
+        self.is_first_stage, self.is_last_stage = shard.is_first_stage, shard.is_last_stage
         self.backend = backend_for(self.device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
         weights = WeightSlots(
@@ -99,10 +100,10 @@ class GPT:
             backend=self.backend,
         )
 
-        self.embedding = Embedding(weights, spec, compute_dtype) if shard.first else None
+        self.embedding = Embedding(weights, spec, compute_dtype) if self.is_first_stage else None
         self.layers = [_layer(weights, number, spec) for number in range(*shard.layers(spec))]
         self.head: OutputHead | None = None
-        if shard.last:
+        if self.is_last_stage:
             table = self.embedding.table if self.embedding is not None else None
             self.head = OutputHead(weights, spec, self.vocab, table)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -72,6 +72,24 @@ class RankContext:
 
 
 @dataclass(frozen=True)
+class FileContext:
+    """The files of one durability option, for a destination on a storage device.
+
+    Attributes:
+        durability: the option in force.
+        folder, name: folder of the files, and beginning of their names.
+        keep: they stay when they are closed.
+        identity: entries about the run that the header of each file must have.
+    """
+
+    durability: str
+    folder: Path
+    name: str
+    keep: bool = False
+    identity: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SourceContext:
     """One source at one point of a sweep.
 
@@ -82,9 +100,7 @@ class SourceContext:
         slots: returns the staging slots on ``"cpu"`` or ``"cuda"``, which all destinations share.
         device: device that holds the caches.
         timeout: seconds without progress after which a wait fails.
-        durability: the option in force, for a destination on a storage device.
-        folder, file_name, keep: folder of files, beginning of their names, and if they stay.
-        identity: entries about the run that the header of a file must have.
+        files: the files to write; None for a destination that is on no storage device.
     """
 
     caches: Sequence[KVCache]
@@ -93,11 +109,7 @@ class SourceContext:
     slots: Callable[[str], list[torch.Tensor]]
     device: torch.device
     timeout: float
-    durability: str | None
-    folder: Path
-    file_name: str
-    keep: bool
-    identity: Mapping[str, str]
+    files: FileContext | None = None
 
 
 @dataclass(frozen=True)
@@ -142,8 +154,7 @@ class ProbeContext:
         meeting: turn-taking of these two ranks; None if nothing is streamed to ranks.
         is_source: this is rank 0.
         device: device of this rank.
-        durabilities: the options that some arm of the destination has.
-        folder, file_name: folder of files, and beginning of their names.
+        files: the files to write, for each durability option that some arm of the destination has.
         say: prints one line for the user.
         close: stack of things to close with the probes.
     """
@@ -151,8 +162,6 @@ class ProbeContext:
     meeting: Meeting | None
     is_source: bool
     device: torch.device
-    durabilities: Sequence[str]
-    folder: Path
-    file_name: str
+    files: Sequence[FileContext]
     say: Callable[[str], None]
     close: ExitStack

@@ -20,12 +20,14 @@ class DiskSession(Session):
         from dejavubench.dejavulib.destinations.disk import DiskDestination
         from dejavubench.dejavulib.destinations.disk.blockfile import durability_of
 
+        files = context.files
+        assert files is not None  # the entry has durability options
         return DiskDestination(
-            directory=context.folder,
-            name=context.file_name,
-            durability=durability_of(context.durability),
-            keep=context.keep,
-            identity=dict(context.identity),
+            directory=files.folder,
+            name=files.name,
+            durability=durability_of(files.durability),
+            keep=files.keep,
+            identity=files.identity,
         )
 
     def stored_nbytes(self, stream: Stream) -> int:
@@ -46,11 +48,10 @@ class DiskSession(Session):
         from dejavubench.transports.loops.disk import DiskLoops, write_overhead
 
         probes: list[Probe] = []
-        for durability in context.durabilities if context.is_source else ():
+        for files in context.files if context.is_source else ():
+            durability = durability_of(files.durability)
             try:
-                loops = DiskLoops(
-                    context.folder, f"{context.file_name}-{durability}", durability_of(durability)
-                )
+                loops = DiskLoops(files.folder, files.name, durability)
             except (OSError, StorageError) as error:
                 why = getattr(error, "strerror", None) or error
                 context.say(f"dejavubench: no ceiling of disk ({durability}): {why}")

@@ -74,9 +74,7 @@ def run(
 ) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
     journal.check = check
-    whole = cast(
-        GPT, SimpleNamespace(shard=SimpleNamespace(first=True, last=True), dtype=torch.float16)
-    )
+    whole = cast(GPT, SimpleNamespace(is_first_stage=True, is_last_stage=True, dtype=torch.float16))
     alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
     maker = BatchMaker(whole, journal, alone, [torch.zeros(1, PROMPT, dtype=torch.long)], new)
     (clock,), _ = maker.run([journal], journal.calls.append)

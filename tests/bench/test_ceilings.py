@@ -20,10 +20,11 @@ from dejavubench.bench.probes.gpuprobes import (
     buffer_nbytes,
     gather_layers,
 )
+from dejavubench.bench.probes.probed import ProbedModel
 from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
 from dejavubench.records import OVERHEAD_OF
-from dejavubench.transports.contexts import ProbeContext, RankContext
+from dejavubench.transports.contexts import FileContext, ProbeContext, RankContext
 from dejavubench.transports.probe import Probe, Sample
 from dejavubench.transports.registry import transport
 
@@ -111,7 +112,9 @@ def test_nothing_of_a_device_is_asked_without_one() -> None:
 def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     geometry = KVGeometry(4, 8, 16, 320, 128, 2, layout)
-    probes = DeviceProbes(device, torch.float16, geometry, 256, 16 << 20)
+    probes = DeviceProbes(
+        device, ProbedModel(torch.float16, torch.float16, geometry, 256, 16 << 20)
+    )
     ceilings = Ceilings(probes.probes())
     ceilings.run()
     found = {item.name: item for item in ceilings.records("p000")}
@@ -229,9 +232,7 @@ def test_a_disk_without_room_has_no_probes_and_says_why(tmp_path: Path) -> None:
             meeting=None,
             is_source=True,
             device=torch.device("cpu"),
-            durabilities=["page-cache"],
-            folder=tmp_path / "missing",
-            file_name="run-p000",
+            files=[FileContext("page-cache", tmp_path / "missing", "run-p000-page-cache")],
             say=said.append,
             close=close,
         )
@@ -258,9 +259,10 @@ def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
             meeting=None,
             is_source=True,
             device=torch.device("cpu"),
-            durabilities=["page-cache", "fdatasync"],
-            folder=tmp_path,
-            file_name="run-p000",
+            files=[
+                FileContext(durability, tmp_path, f"run-p000-{durability}")
+                for durability in ("page-cache", "fdatasync")
+            ],
             say=pytest.fail,
             close=close,
         )

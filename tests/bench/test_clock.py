@@ -124,10 +124,14 @@ class Messages:
 
 
 def model(first: bool, last: bool) -> GPT:
-    shard = SimpleNamespace(first=first, last=last)
-    spec = SimpleNamespace(hidden=8)
-    made = SimpleNamespace(shard=shard, spec=spec, dtype=torch.float16, compute_dtype=torch.float16)
-    return cast(GPT, made)
+    stand_in = SimpleNamespace(
+        is_first_stage=first,
+        is_last_stage=last,
+        spec=SimpleNamespace(hidden=8),
+        dtype=torch.float16,
+        compute_dtype=torch.float16,
+    )
+    return cast(GPT, stand_in)
 
 
 def iterate(

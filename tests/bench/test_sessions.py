@@ -17,7 +17,13 @@ from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.errors import UsageError
-from dejavubench.transports.contexts import PointContext, RankContext, SinkContext, SourceContext
+from dejavubench.transports.contexts import (
+    FileContext,
+    PointContext,
+    RankContext,
+    SinkContext,
+    SourceContext,
+)
 from dejavubench.transports.registry import builtin_transports, transport
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.caches import random_cache
@@ -58,11 +64,7 @@ def context(tmp_path: Path) -> SourceContext:
         slots=lambda device: slots if device == "cpu" else pytest.fail(device),
         device=CPU,
         timeout=5.0,
-        durability="page-cache",
-        folder=tmp_path,
-        file_name="run-p000",
-        keep=False,
-        identity={"run": "abc"},
+        files=FileContext("page-cache", tmp_path, "run-p000", identity={"run": "abc"}),
     )
 
 

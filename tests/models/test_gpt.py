@@ -193,15 +193,17 @@ def test_shards_cover_everything_once() -> None:
             Shard(s, stages, t, tensor_size) for s in range(stages) for t in range(tensor_size)
         ]
         for of in (Shard.heads, Shard.ffn, Shard.vocab):
-            covered = [i for shard in shards if shard.first for i in range(*of(shard, GPT2))]
+            covered = [
+                i for shard in shards if shard.is_first_stage for i in range(*of(shard, GPT2))
+            ]
             assert covered == list(range({"heads": 4, "ffn": 128, "vocab": VOCAB}[of.__name__]))
         layers = [
             i for shard in shards if shard.tensor_rank == 0 for i in range(*shard.layers(GPT2))
         ]
         assert layers == [0, 1, 2]
         assert (
-            sum(shard.first for shard in shards)
-            == sum(shard.last for shard in shards)
+            sum(shard.is_first_stage for shard in shards)
+            == sum(shard.is_last_stage for shard in shards)
             == tensor_size
         )
     # The shards are those of torch.tensor_split.

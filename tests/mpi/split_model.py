@@ -66,7 +66,7 @@ def split(
     caches = [cache_for(model, layout) for _ in ubatches]
     tokens: Tokens = [[] for _ in ubatches]
     logits: list[torch.Tensor] = []
-    first, last = model.shard.first, model.shard.last
+    first, last = model.is_first_stage, model.is_last_stage
     for step in range(STEPS):
         n, position = (PROMPT, 0) if step == 0 else (1, PROMPT + step - 1)
         for ubatch in ubatches:

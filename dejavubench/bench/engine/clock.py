@@ -201,20 +201,21 @@ class LaterStage:
     def __init__(
         self, model: GPT, steps: Steps, collectives: Collectives, prompts: Sequence[Tensor]
     ) -> None:
-        self._model = model
+        self._is_last_stage = model.is_last_stage
+        self._hidden, self._dtype = model.spec.hidden, model.compute_dtype
         self._steps = steps
         self._collectives = collectives
         self._prompts = prompts
 
     def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
         requests, positions = self._prompts[ubatch].shape
-        shape = (requests, 1 if step else positions, self._model.spec.hidden)
-        hidden = self._collectives.recv_hidden(shape, self._model.compute_dtype, ubatch)
+        shape = (requests, 1 if step else positions, self._hidden)
+        hidden = self._collectives.recv_hidden(shape, self._dtype, ubatch)
         clock.submit()
         return hidden
 
     def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
-        if self._model.shard.last:
+        if self._is_last_stage:
             self._collectives.send_tokens(out, ubatch)
         else:
             self._collectives.send_hidden(out, ubatch)
@@ -222,7 +223,7 @@ class LaterStage:
     def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
         # The wait counts as this stage's time: on a device the step was only launched so far.
         tokens = self._steps.wait(ubatch)
-        if self._model.shard.last:
+        if self._is_last_stage:
             clock.tokens.append(tokens)
         clock.returned()
 
@@ -234,8 +235,8 @@ def stage_of(
     model: GPT, steps: Steps, collectives: Collectives, prompts: Sequence[Tensor]
 ) -> Stage:
     """Return the case of this worker; ``prompts``: token ids [B, P] of each microbatch."""
-    if model.shard.first and model.shard.last:
+    if model.is_first_stage and model.is_last_stage:
         return AheadStage(steps, prompts) if steps.ahead else WaitingStage(steps, prompts)
-    if model.shard.first:
+    if model.is_first_stage:
         return FirstStage(collectives, prompts)
     return LaterStage(model, steps, collectives, prompts)

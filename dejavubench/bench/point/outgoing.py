@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 import torch
 
 from dejavubench.bench.point.rank import RankAtPoint
+from dejavubench.bench.point.sourcestaging import SourceStaging
 from dejavubench.config.arms import Arm
-from dejavubench.config.interrupted import stream_name
-from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream
-from dejavubench.dejavulib.device import BounceBuffer, DeviceStaging
 from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.transports.contexts import SourceContext
@@ -69,6 +67,7 @@ class Outgoing:
         files: Files = STREAMED,
     ) -> None:
         self._here = here
+        self._view = here.view
         self._caches = caches
         self._staging = staging
         self._files = files
@@ -76,8 +75,7 @@ class Outgoing:
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
-        view = self._here.view
-        return view.remote() if arm.remote else view.local()
+        return self._view.remote() if arm.remote else self._view.local()
 
     def managers(self, arm: Arm, level: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""
@@ -119,7 +117,7 @@ class Outgoing:
             Milliseconds from the first chunk until the last one is complete.
         """
         # Nothing is computed, so every layer and step is announced as ready at once.
-        managers, view = self.managers(arm, level), self._here.view
+        managers, view = self.managers(arm, level), self._view
         began = time.perf_counter()
         for manager in managers:
             for layer in range(view.geometry.layers):
@@ -169,87 +167,19 @@ class Outgoing:
         return self._opened[arm.opens]
 
     def _destination(self, arm: Arm) -> Destination:
-        here, view = self._here, self._here.view
-        experiment, workspace = here.experiment, here.context.workspace
-        suffix = f"{self._files.prefix}{arm.durability}"
+        here, experiment = self._here, self._here.experiment
+        files = None
+        if arm.durability is not None:
+            keep = experiment.keep and self._files.may_stay
+            files = here.stream_files(arm.durability, self._files.prefix, keep)
         return here.session(arm).open_source(
             SourceContext(
                 caches=self._caches,
                 streams=self.streams(arm),
-                peers=view.peers(),
+                peers=self._view.peers(),
                 slots=self._staging.slots,
                 device=self._caches[0].k.device,
                 timeout=experiment.drain_timeout,
-                durability=arm.durability,
-                folder=workspace.stream_dir,
-                file_name=stream_name(workspace.run_id, view.point.id, view.topology.rank, suffix),
-                keep=experiment.keep and self._files.may_stay,
-                identity=here.identity,
+                files=files,
             )
         )
-
-
-class SourceStaging:
-    """The staging memory of one source, shared by all its arms: only one works at a time."""
-
-    def __init__(self, here: RankAtPoint, cache: KVCache) -> None:
-        self._here = here
-        self._cache = cache
-        self._device = cache.k.device
-        self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on
-        self._on_device: DeviceStaging | None = None
-        self._bounce = BounceBuffer()
-        self._fetched: torch.Tensor | None = None
-
-    @property
-    def on_cuda(self) -> bool:
-        return self._device.type == "cuda"
-
-    @property
-    def ways(self) -> dict[str, str]:
-        return {} if self._on_device is None else self._on_device.ways
-
-    def streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
-        """Make the helper thread of a destination, with the staging that it needs."""
-        timed = self._here.experiment.chunk_times
-        if destination.device_memory:
-            return Streamer(destination, self.slots("cuda"), timed=timed)
-        if self.on_cuda and self._on_device is None:
-            self._on_device = self._stage_on_device()
-        slots = self.slots("cpu") if destination.entry.staged else ()
-        return Streamer(
-            destination,
-            slots,
-            self._on_device,
-            self._bounce,
-            holds_failure=holds_failure,
-            timed=timed,
-        )
-
-    def fetched(self) -> torch.Tensor:
-        """Return a slot of its own for what verification reads back."""
-        if self._fetched is None:
-            self._fetched = staging(self._here.view.slot_nbytes, 1, self.on_cuda)[0]
-        return self._fetched
-
-    def slots(self, memory: str) -> list[torch.Tensor]:
-        """Return the staging slots on a type of device, ``cpu`` or ``cuda``."""
-        if memory not in self._slots:
-            nbytes, slots = self._here.view.slot_nbytes, self._count
-            self._slots[memory] = (
-                device_staging(nbytes, slots, self._device)
-                if memory == "cuda"
-                else staging(nbytes, slots, self.on_cuda)
-            )
-        return self._slots[memory]
-
-    @property
-    def _count(self) -> int:
-        return self._here.experiment.staging_slots
-
-    def _stage_on_device(self) -> DeviceStaging:
-        nbytes = self._here.view.slot_nbytes
-        on_device = DeviceStaging(device_staging(nbytes, self._count, self._device))
-        whole = self._here.view.local()[0][0].schedule
-        on_device.calibrate(self._cache, whole.all_chunks(LEVELS[DEFAULT_LEVEL]))
-        return on_device

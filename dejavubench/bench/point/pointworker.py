@@ -8,14 +8,11 @@ import torch
 
 from dejavubench.bench.engine.batchmaker import MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
-from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.config.arms import Arm
 
 
 class PointWorker(Protocol):
     """A source or a sink at one point. All ranks call the same methods in the same order."""
-
-    here: RankAtPoint
 
     @property
     def copy_ways(self) -> dict[str, str]:

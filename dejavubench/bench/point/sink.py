@@ -24,7 +24,6 @@ from dejavubench.dejavulib.receiver import (
     receive_all,
     receiving_slots,
 )
-from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.transports.contexts import SinkContext
 
@@ -112,18 +111,16 @@ class Sink:
     def record_times(self, arm: Arm, when: When, received: Received) -> None:
         """Write when each chunk of an iteration came and was in its place."""
         if self.here.experiment.chunk_times:
-            file = self.here.context.workspace.chunk_file
-            file.write_arrivals(arm, when, received.began_ns, received.receivers)
+            self.here.chunk_file.write_arrivals(arm, when, received.began_ns, received.receivers)
 
     def caches(self, mode: str) -> list[KVCache]:
         """Return the cache of each microbatch on the device that the mode brings it to."""
         # Modes that bring the cache to the same device share it: only one arm works at a time.
         device = self._device_of(mode)
         if device.type not in self._caches:
-            dtype = dtype_of(self.view.point.data_type)
+            geometry, dtype = self.view.geometry, self.here.dtype
             self._caches[device.type] = [
-                KVCache.allocate(self.view.geometry, dtype, device)
-                for _ in range(self.view.ubatches)
+                KVCache.allocate(geometry, dtype, device) for _ in range(self.view.ubatches)
             ]
         return self._caches[device.type]
 
@@ -133,8 +130,7 @@ class Sink:
             endpoint.close()
 
     def _device_of(self, mode: str) -> torch.device:
-        own_device = self.here.context.devices.own
-        return own_device if DESTINATIONS[mode].device_memory else torch.device("cpu")
+        return self.here.device if DESTINATIONS[mode].device_memory else torch.device("cpu")
 
     def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
         device = self._device_of(mode)
@@ -161,7 +157,7 @@ class Sink:
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
-            self._endpoints[mode] = self.here.context.sessions[mode].open_sink(
+            self._endpoints[mode] = self.here.sessions[mode].open_sink(
                 SinkContext(
                     self._streams(mode),
                     self.view.peers(),

@@ -10,8 +10,9 @@ from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, NoStreami
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
-from dejavubench.bench.point.outgoing import Outgoing, SourceStaging
+from dejavubench.bench.point.outgoing import Outgoing
 from dejavubench.bench.point.rank import RankAtPoint
+from dejavubench.bench.point.sourcestaging import SourceStaging
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
@@ -29,7 +30,7 @@ class Source:
     """
 
     def __init__(self, here: RankAtPoint, model: GPT) -> None:
-        plan, view = here.context.plan, here.view
+        plan, view = here.plan, here.view
         self.here = here
         self.view = view
         self.model = model
@@ -48,26 +49,26 @@ class Source:
         before_step: Callable[[int, int], None] | None = None,
     ) -> BatchMaker:
         """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`."""
-        plan, workers = self.here.context.plan, self.here.context.workers
+        plan, workers = self.here.plan, self.here.workers
         assert workers is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         prompt_tokens = [each.tokens for each in self.prompts]
-        output_len = self.view.point.output_len
         return BatchMaker(
             self.model,
             steps,
             workers,
             prompt_tokens,
-            output_len=output_len,
+            output_len=self.here.point.output_len,
             before_step=before_step,
         )
 
     def undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock]:
         """Run one iteration without streaming; its tokens are what every arm must give."""
         # The checks of every step are kept, which takes time, but nothing is measured yet.
-        self.maker.steps.thorough = True
+        steps = self.maker.steps
+        steps.thorough = True
         clocks, _ = self.maker.run(self.silent(), mark)
-        self.maker.steps.thorough = False
+        steps.thorough = False
         return clocks
 
     def streams(self, arm: Arm, level: str | None) -> list[Streamed]:
@@ -92,7 +93,7 @@ class Source:
     def begin(self, streams: Sequence[Streamed]) -> None:
         """Begin a microbatch on each stream, with its prompt where this stage embeds it."""
         for stream, prompt in zip(streams, self.prompts, strict=True):
-            known = prompt.tokens.numpy() if self.model.shard.first else None
+            known = prompt.tokens.numpy() if self.model.is_first_stage else None
             stream.begin(known)
 
     @property
@@ -106,8 +107,7 @@ class Source:
         """Record, on rank 0, each request's prompt and its new tokens."""
         if self.view.topology.rank == 0:
             prompt_ids = [each.unpadded() for each in self.prompts]
-            recorder = self.here.context.workspace.recorder
-            recorder.generated(self.view.point.id, prompt_ids, generated)
+            self.here.recorder.generated(self.here.point.id, prompt_ids, generated)
 
     def close(self) -> None:
         self.outgoing.close()

@@ -2,86 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
-from mpi4py import MPI
 
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.cpuprobes import cpu_probes
-from dejavubench.dejavulib.kvcache import KVGeometry
-from dejavubench.parallel.topology import Topology
+from dejavubench.bench.probes.probed import ProbedModel, ProbedRank
 from dejavubench.records import HELD_AGAINST
 from dejavubench.transports.base import Transport
-from dejavubench.transports.contexts import ProbeContext
-from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.transports.contexts import FileContext, ProbeContext
 from dejavubench.transports.probe import Probe
 from dejavubench.transports.registry import transport
 from dejavubench.transports.session import Session
 
 
 def ceilings_of(
-    *,
+    rank: ProbedRank,
+    model: ProbedModel,
     sessions: Mapping[str, Session],
-    durabilities: Mapping[str, Iterable[str]],
-    topology: Topology,
-    comm: MPI.Intracomm,
-    device: torch.device,
-    dtype: torch.dtype,
-    multiplied: torch.dtype,
-    geometry: KVGeometry,
-    input_len: int,
-    slot_nbytes: int,
-    folder: Path,
-    file_name: str,
+    files: Mapping[str, Sequence[FileContext]],
     say: Callable[[str], None],
 ) -> Ceilings:
-    """Return this rank's probes. Rank 0 and the first sink measure; the others have none.
+    """Return the probes of rank 0, or of the first sink. Other ranks have none.
 
     Args:
         sessions: this rank's part in each destination, by its name.
-        durabilities: durability options of the arms, by destination.
-        comm: a communicator on which nothing else is under way while probes run.
-        dtype: the type of the cache.
-        multiplied: the type that the model multiplies in.
-        geometry: geometry of this worker's cache.
-        input_len: positions of the prompt.
-        slot_nbytes: bytes of a staging slot.
-        folder, file_name: folder of the probes' files, and the beginning of their names.
+        files: the files of each durability of the arms, by destination.
         say: prints a line for the user.
     """
-    if topology.worker != 0:
-        return Ceilings(())
-    is_source = topology.role == "source"
     chosen = sorted(map(transport, sessions), key=_order)
-    probes: list[Probe] = []
-    if is_source and device.type == "cuda":
-        # Imported here: torch's CUDA libraries are loaded where there is a device, not before.
-        from dejavubench.bench.probes.gpuprobes import DeviceProbes
-
-        probes += DeviceProbes(device, dtype, geometry, input_len, slot_nbytes=slot_nbytes).probes()
-    elif is_source:
-        probes += cpu_probes(multiplied)
-    meeting = None
-    if topology.has_sinks and any(transport.entry.remote for transport in chosen):
-        meeting = Meeting(comm, topology.sinks[0] if is_source else 0, is_source)
     closing = ExitStack()
-    for each in chosen:
+    links = rank.topology.has_sinks and any(transport.entry.remote for transport in chosen)
+    meeting = rank.meeting() if links else None
+    probes = _machine_probes(rank.device, model) if rank.is_source else []
+    for destination in chosen:
         context = ProbeContext(
             meeting=meeting,
-            is_source=is_source,
-            device=device,
-            durabilities=list(durabilities.get(each.name, ())),
-            folder=folder,
-            file_name=file_name,
+            is_source=rank.is_source,
+            device=rank.device,
+            files=files.get(destination.name, ()),
             say=say,
             close=closing,
         )
-        probes += sessions[each.name].probes(context)
-    pairs = [pair for transport in chosen for pair in transport.probe_names.held_against.items()]
-    return Ceilings(probes, {**HELD_AGAINST, **dict(pairs)}, closing)
+        probes += sessions[destination.name].probes(context)
+    held_against = dict(HELD_AGAINST)
+    for destination in chosen:
+        held_against |= destination.probe_names.held_against
+    return Ceilings(probes, held_against, closing)
+
+
+def _machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:
+    """Return the probes of the device that the model runs on."""
+    if device.type != "cuda":
+        return cpu_probes(model.multiplied)
+    # Imported here: torch's CUDA libraries are loaded where there is a device, not before.
+    from dejavubench.bench.probes.gpuprobes import DeviceProbes
+
+    return DeviceProbes(device, model).probes()
 
 
 def _order(transport: Transport) -> tuple[bool, bool, int, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dejavubench.bench.probes.probed import ProbedModel
 from dejavubench.bench.probes.tohost import ExtentCopies, WayToHost
 from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, Span
@@ -85,20 +86,11 @@ class DeviceProbes:
 
     Args:
         device: the device that the model runs on.
-        dtype: the type that the model computes in.
-        geometry: geometry of this source's cache, whose layout and sizes ``gather`` has.
-        input_len: positions of the prompt, of which ``gather`` packs one layer.
-        slot_nbytes: bytes of a staging slot.
+        model: ``gather`` packs one layer of its prompt, in the layout of its cache.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        geometry: KVGeometry,
-        input_len: int,
-        slot_nbytes: int,
-    ) -> None:
+    def __init__(self, device: torch.device, model: ProbedModel) -> None:
+        dtype, geometry, input_len = model.dtype, model.geometry, model.input_len
         known = torch.cuda.get_device_properties(device)
         free, _ = torch.cuda.mem_get_info(device)
         nbytes = buffer_nbytes(known.L2_cache_size, free)
@@ -110,7 +102,7 @@ class DeviceProbes:
         self._products = _Products.of(device, dtype, free // SHARE)
         layers = gather_layers(geometry, input_len, known.L2_cache_size, free, nbytes)
         self._gathers = _Gathers.of(device, dtype, geometry, input_len, layers) if layers else None
-        self._way = WayToHost(device, dtype, geometry, slot_nbytes)
+        self._way = WayToHost(device, model)
         self._extents = ExtentCopies(device)
 
     def probes(self) -> list[Probe]:

@@ -13,10 +13,11 @@ from dataclasses import replace
 import torch
 
 from dejavubench.bench.probes.cpuprobes import EXTENT_NBYTES, EXTENTS, STRIDE
+from dejavubench.bench.probes.probed import ProbedModel
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceStaging
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
+from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
@@ -35,10 +36,9 @@ LARGE = 64 << 20
 class WayToHost:
     """Chunks of a staging slot's size into pinned memory: raw copies, and the library's own way."""
 
-    def __init__(
-        self, device: torch.device, dtype: torch.dtype, geometry: KVGeometry, slot_nbytes: int
-    ) -> None:
-        one = replace(geometry, layers=1, requests=1)
+    def __init__(self, device: torch.device, model: ProbedModel) -> None:
+        slot_nbytes = model.slot_nbytes
+        one = replace(model.geometry, layers=1, requests=1)
         positions = slot_nbytes // one.token_nbytes
         # One position more than is moved keeps the heads apart, as in a cache that is not full.
         one = replace(one, positions=positions + 1)
@@ -47,7 +47,7 @@ class WayToHost:
         )
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
         self._moved = Stream(0, schedule)
-        self._cache = KVCache.allocate(one, dtype, device)
+        self._cache = KVCache.allocate(one, model.dtype, device)
         self._device = device
         self._packing = Packing(self._cache, self._chunk.region)
         self._nbytes = self._chunk.nbytes

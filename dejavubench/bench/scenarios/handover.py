@@ -55,7 +55,7 @@ class HandoverSource(PlainSource):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._topology = source.view.topology
-        self._comm = source.here.context.comms.handover
+        self._comm = self.here.comms.handover
         self._sends = self._topology.rank == token_sender(self._topology)
         self._under_way: list[MPI.Request] = []
         self._handed_over_ms: float | None = None
@@ -63,7 +63,7 @@ class HandoverSource(PlainSource):
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         super().expect(undisturbed, tokens)
         # Sinks have not run these requests, so they get the tokens to compare theirs with.
-        sleeping_bcast(self.source.here.world, tokens)
+        sleeping_bcast(self.here.world, tokens)
 
     def expected_part(self) -> torch.Tensor:
         return self.expected[..., : self.generated.shape[-1]]
@@ -71,9 +71,8 @@ class HandoverSource(PlainSource):
     def iterate(
         self, streams: list[Streamed], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
-        return self.source.maker.run(
-            streams, mark, self.source.view.point.generated, self._send_tokens
-        )
+        generated = self.here.point.generated
+        return self.source.maker.run(streams, mark, generated, self._send_tokens)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         super().run(arm, mark)
@@ -82,8 +81,7 @@ class HandoverSource(PlainSource):
 
     def record(self, arm: Arm, when: When) -> Recorded:
         if self._handed_over_ms is not None:
-            write = self.source.here.write
-            write(records.Handover(**when, ms=self._handed_over_ms))
+            self.here.write(records.Handover(**when, ms=self._handed_over_ms))
         return super().record(arm, when)
 
     def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
@@ -131,7 +129,7 @@ class HandoverSink(PlainSink):
         self._taken = SinkTimes()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
-        known = sleeping_bcast(self.sink.here.world, None)
+        known = sleeping_bcast(self.here.world, None)
         super().expect(undisturbed, known.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -151,7 +149,7 @@ class HandoverSink(PlainSink):
     def record(self, arm: Arm, when: When) -> Recorded:
         recorded = super().record(arm, when)
         taken = self._taken
-        self.sink.here.write(
+        self.here.write(
             records.TakeOver(
                 **when,
                 waited_ms=taken.waited_ms,
@@ -162,7 +160,7 @@ class HandoverSink(PlainSink):
         return recorded
 
     def self_written_positions(self) -> Span:
-        point = self.sink.view.point
+        point = self.here.point
         return Span(point.streamed, point.written)
 
 
@@ -174,8 +172,8 @@ class SinkModel:
     """
 
     def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
-        context, view = sink.here.context, sink.view
-        model, workers, plan = sink.model, context.workers, context.plan
+        here, view = sink.here, sink.view
+        model, workers, plan = sink.model, here.workers, here.plan
         assert model is not None
         assert workers is not None
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
@@ -190,7 +188,7 @@ class SinkModel:
             prompts=prompts,
             output_len=view.point.output_len,
         )
-        self._view, self._comm = view, context.comms.handover
+        self._view, self._point, self._comm = view, view.point, here.comms.handover
         self._silent: list[Streamed] = [NoStreaming() for _ in caches]
 
     def run(self, began: float) -> SinkTimes:
@@ -199,7 +197,7 @@ class SinkModel:
         Args:
             began: the beginning of the iteration, by ``perf_counter``.
         """
-        topology, point = self._view.topology, self._view.point
+        topology, point = self._view.topology, self._point
         clocks = self._maker.clocks()
         if topology.rank in token_receivers(topology):
             self._receive_tokens(clocks)
@@ -216,7 +214,7 @@ class SinkModel:
 
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Put the sources' tokens where this stage would have put its own."""
-        point = self._view.point
+        point = self._point
         known = torch.empty(point.requests, point.generated, dtype=torch.long)
         message = self._comm.Irecv(known.numpy(), token_sender(self._view.topology), _TOKENS)
         wait_asleep(message.Test, "the sources' tokens")
@@ -224,7 +222,7 @@ class SinkModel:
             clock.tokens = list(known[prompts.numbers].unbind(1))
 
     def _tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
-        new = self._view.point.output_len - self._view.point.generated
+        new = self._point.output_len - self._point.generated
         if len(clocks[0].tokens) < new:
             return torch.empty(0)
         return torch.cat([torch.stack(clock.tokens[-new:], dim=1) for clock in clocks])

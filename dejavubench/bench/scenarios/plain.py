@@ -41,6 +41,7 @@ class PlainSource(ScenarioPart):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source = source
+        self.here = source.here
         self.outgoing = source.outgoing
         self._pattern = 0
         self._newest = SourceIteration([], 0.0, 0.0, 0.0)
@@ -78,7 +79,7 @@ class PlainSource(ScenarioPart):
         return self.outgoing.cpu_seconds(arm)
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        newest, write = self._newest, self.source.here.write
+        newest, write = self._newest, self.here.write
         ubatches = [
             microbatch_record(when, number, clock, stream, newest.cpu_s, newest.helper_cpu_s)
             for number, (clock, stream) in enumerate(
@@ -87,8 +88,7 @@ class PlainSource(ScenarioPart):
         ]
         for timed in ubatches:
             write(timed)
-        chunk_file = self.source.here.context.workspace.chunk_file
-        chunk_file.write(arm, when, newest.clocks, self.streams(arm))
+        self.here.chunk_file.write(arm, when, newest.clocks, self.streams(arm))
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
         only = newest.clocks[0] if len(newest.clocks) == 1 else None
         total = newest.makespan_ms if only is None else only.total_ms
@@ -100,9 +100,9 @@ class PlainSource(ScenarioPart):
         managers = self.outgoing.managers(arm, arm.level)
         if arm.remote:  # the sinks compare, and this side sends what it has
             held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
-            serve_pieces(self.source.here.context.comms.verification, held)
+            serve_pieces(self.here.comms.verification, held)
             return None
-        session, outgoing = self.source.here.session(arm), self.outgoing
+        session, outgoing = self.here.session(arm), self.outgoing
         destination, buffer = outgoing.streamer(arm).destination, outgoing.fetch_buffer()
         for ubatch, manager in enumerate(managers):
             difference = check_destination(
@@ -125,6 +125,7 @@ class PlainSink(ScenarioPart):
     def __init__(self, sink: Sink) -> None:
         super().__init__()
         self.sink = sink
+        self.here = sink.here
         self._received = Received()
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -139,7 +140,7 @@ class PlainSink(ScenarioPart):
         self._received = self.sink.receive(arm, arm.level)
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        self.sink.here.write(
+        self.here.write(
             records.SinkActivity(
                 **when,
                 nbytes=self._received.nbytes,
@@ -153,13 +154,15 @@ class PlainSink(ScenarioPart):
     def verify(self, arm: Arm) -> str | None:
         if not arm.remote:
             return None
-        comm = self.sink.here.context.comms.verification
-        caches = self.sink.caches(arm.mode)
         return check_sink_caches(
-            caches, self.sink.view, comm, self.sink.pattern, self.self_written_positions()
+            self.sink.caches(arm.mode),
+            self.sink.view,
+            self.here.comms.verification,
+            self.sink.pattern,
+            self.self_written_positions(),
         )
 
     def self_written_positions(self) -> Span:
         """Return the positions that this sink has written itself."""
-        streamed = self.sink.view.point.streamed
+        streamed = self.here.point.streamed
         return Span(streamed, streamed)

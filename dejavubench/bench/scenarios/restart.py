@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mpi4py import MPI
 
 from dejavubench import records
 from dejavubench.bench.engine.batchmaker import MarkPhase, Streamed, tokens_of
@@ -21,7 +22,6 @@ from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
-from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.destinations.disk.savedstream import Restored, SavedStream
 from dejavubench.dejavulib.kvcache import KVCache
@@ -88,7 +88,7 @@ def _drop_unknown_steps(restored: Restored, file: SavedStream) -> None:
         del restored.tokens[unknown:]
 
 
-def _agree_on_first(context: RunContext, steps: int | None) -> int:
+def _agree_on_first(world: MPI.Intracomm, steps: int | None) -> int:
     """Return the first step that is computed again, on every rank. Collective.
 
     Args:
@@ -96,7 +96,7 @@ def _agree_on_first(context: RunContext, steps: int | None) -> int:
     """
     # A stage cannot compute a step whose hidden states the stage before does not send again, so the
     # rank with the fewest steps decides for all.
-    everywhere = context.ranks.world.allgather(steps)
+    everywhere = world.allgather(steps)
     # The new token of the last step is not known: that step is computed again.
     return max(min(step for step in everywhere if step is not None) - 1, 0)
 
@@ -118,11 +118,11 @@ class RestartSource(PlainSource):
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         source = self.source
-        context, embeds = source.here.context, source.model.shard.first
+        world, embeds = self.here.world, source.model.is_first_stage
         mark("restore")
-        self._back = put_back(context.saved, source.caches, embeds)
-        sleeping_barrier(context.ranks.world, "restore")
-        self._first = _agree_on_first(context, self._back.steps)
+        self._back = put_back(self.here.saved, source.caches, embeds)
+        sleeping_barrier(world, "restore")
+        self._first = _agree_on_first(world, self._back.steps)
         streams = self.streams(arm)
         self._again_ms = 0.0
         if self._first == 0:  # nothing to go on from: from the beginning
@@ -134,8 +134,8 @@ class RestartSource(PlainSource):
     def _go_on(self, streams: list[Streamed], mark: MarkPhase) -> list[MicrobatchClock]:
         """Stream what was put back, then take every microbatch to its end."""
         source, first = self.source, self._first
-        clocks = source.maker.clocks()
-        if source.model.shard.first:
+        clocks, layers = source.maker.clocks(), source.view.geometry.layers
+        if source.model.is_first_stage:
             for clock, tokens in zip(clocks, self._back.tokens(first), strict=True):
                 clock.tokens = list(tokens)
         # The killed run's files are only read. This run's own files get the old steps as well, so
@@ -143,7 +143,7 @@ class RestartSource(PlainSource):
         mark("stream again")
         began = time.perf_counter()
         for stream, clock in zip(streams, clocks, strict=True):
-            for layer in range(source.view.geometry.layers):
+            for layer in range(layers):
                 stream.layer_ready(layer)
             for step in range(first):
                 known = clock.tokens[step - 1].numpy() if step and clock.tokens else None
@@ -156,17 +156,17 @@ class RestartSource(PlainSource):
         return clocks
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        context, back, clocks = self.source.here.context, self._back, self._clocks
-        interrupted = context.plan.interrupted
+        here, back, clocks = self.here, self._back, self._clocks
+        interrupted = here.plan.interrupted
         assert interrupted is not None
         before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
-        context.workspace.recorder.write(
+        here.write(
             records.Restart(
                 point=when["point"],
                 arm=arm.name,
                 of=interrupted.folder.name,
                 run_id=interrupted.run_id,
-                watermark=min(file.watermark for file in context.saved),
+                watermark=min(file.watermark for file in here.saved),
                 first=self._first,
                 nbytes=back.nbytes,
                 restore_ms=back.ms,
@@ -177,7 +177,7 @@ class RestartSource(PlainSource):
                 wrong=back.wrong,
             )
         )
-        if not context.experiment.verify:  # else the undisturbed tokens are recorded already
+        if not here.experiment.verify:  # else the undisturbed tokens are recorded already
             self.source.write_tokens(self.generated)
         return Recorded(note=f"resumed at new token {self._first}")
 
@@ -190,10 +190,10 @@ class RestartSink(PlainSink):
         self._first = 0
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
-        context = self.sink.here.context
+        world = self.here.world
         mark("restore")
-        sleeping_barrier(context.ranks.world, "restore")
-        self._first = _agree_on_first(context, None)
+        sleeping_barrier(world, "restore")
+        self._first = _agree_on_first(world, None)
 
     def record(self, arm: Arm, when: When) -> Recorded:
         return Recorded(note=f"resumed at new token {self._first}")

@@ -41,7 +41,7 @@ class SwapSource(PlainSource):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.outgoing = Outgoing(source.here, source.caches, source.staging, SWAPPED)
+        self.outgoing = Outgoing(self.here, source.caches, source.staging, SWAPPED)
         self._swaps: dict[str, Swap] = {}
         # Host memory and disk as stores share these caches: only one arm works at a time.
         self._resident: list[KVCache] = []
@@ -49,7 +49,7 @@ class SwapSource(PlainSource):
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         super().expect(undisturbed, tokens)
-        written = self.source.view.point.written
+        written = self.here.point.written
         self._digests = [digests(cache, written) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -76,11 +76,10 @@ class SwapSource(PlainSource):
     def record(self, arm: Arm, when: When) -> Recorded:
         recorded = super().record(arm, when)
         cost = self._swap(arm).swapper.cost
-        context = self.source.here.context
-        context.workspace.recorder.write(
+        self.here.write(
             records.Swapping(
                 **when,
-                resident=context.experiment.resident,
+                resident=self.here.experiment.resident,
                 nbytes=cost.nbytes,
                 bring_ms=cost.bring_s * 1e3,
                 wait_ms=cost.wait_s * 1e3,
@@ -110,7 +109,7 @@ class SwapSource(PlainSource):
 
     def _swap(self, arm: Arm) -> Swap:
         if arm.mode not in self._swaps:
-            source, experiment = self.source, self.source.here.experiment
+            source, experiment = self.source, self.here.experiment
             if not self._resident:
                 dtype, geometry = source.caches[0].k.dtype, source.view.geometry
                 self._resident = [

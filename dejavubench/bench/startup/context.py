@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mpi4py import MPI
+
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import WorkerView, view_of
+from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.communicators import Communicators
 from dejavubench.bench.startup.destinationsessions import Sessions
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.bench.startup.workspace import Workspace
+from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
@@ -53,6 +57,26 @@ class RunContext:
     def experiment(self) -> Experiment:
         """The options of the run."""
         return self.runnable.experiment
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms that run."""
+        return self.runnable.arms
+
+    @property
+    def world(self) -> MPI.Intracomm:
+        """The communicator of all ranks, for control messages between measurements."""
+        return self.ranks.world
+
+    @property
+    def rank(self) -> int:
+        """This rank's number."""
+        return self.ranks.rank
+
+    @property
+    def recorder(self) -> Recorder:
+        """This rank's records."""
+        return self.workspace.recorder
 
     @property
     def computes(self) -> bool:

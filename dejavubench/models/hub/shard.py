@@ -36,11 +36,11 @@ class Shard:
             )
 
     @property
-    def first(self) -> bool:
+    def is_first_stage(self) -> bool:
         return self.stage == 0
 
     @property
-    def last(self) -> bool:
+    def is_last_stage(self) -> bool:
         return self.stage == self.stages - 1
 
     def layers(self, spec: ModelSpec) -> Span:
@@ -91,11 +91,11 @@ class Shard:
         head is the embedding's rows: a worker that is first and last holds them once.
         """
         cuts: dict[str, Cut] = {}
-        if self.first:
+        if self.is_first_stage:
             cuts |= {name: _whole(shape) for name, shape in spec.first_tensors.items()}
-        if self.last:
+        if self.is_last_stage:
             cuts |= {name: _whole(shape) for name, shape in spec.last_tensors.items()}
-            if not (self.first and spec.tied):
+            if not (self.is_first_stage and spec.tied):
                 width = Span(0, spec.embed_size or spec.hidden)
                 cuts["embedding" if spec.tied else "head"] = (self.vocab(spec), width)
         return cuts

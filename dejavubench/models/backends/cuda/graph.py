@@ -31,7 +31,7 @@ class DecodeGraph:
     def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
         self._model, self._cache, self._sampler = model, cache, sampler
         requests = len(sampler.requests)
-        first, width = model.shard.first, model.spec.hidden
+        first, width = model.is_first_stage, model.spec.hidden
         shape, dtype = (
             ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
         )
@@ -51,14 +51,13 @@ class DecodeGraph:
         torch.cuda.current_stream(model.device).wait_stream(side_stream)
 
     def _step(self) -> tuple[Tensor, Tensor | None]:
-        shard = self._model.shard
         out = self._model.forward(self.x, self._cache, self.position)
         # On the device, within the graph: a replay reads no number from the host.
         self.position.add_(1)
-        if not shard.last:
+        if not self._model.is_last_stage:
             return out, None
         chosen = self._sampler(out, self.position)
-        if shard.first:
+        if self._model.is_first_stage:
             self.x.copy_(chosen.tokens.unsqueeze(1))
         return chosen
 
@@ -70,7 +69,7 @@ class DecodeGraph:
             tokens: input of the step [B], if the model is whole.
         """
         self.position.fill_(position)
-        if tokens is not None and self._model.shard.last and self._model.shard.first:
+        if tokens is not None and self._model.is_last_stage and self._model.is_first_stage:
             self.x.copy_(tokens.unsqueeze(1))
 
     def replay(self) -> None:
