@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dejavubench.analysis.samples import PointSamples
+from dejavubench.analysis.samples import ArmSamples, PointSamples
 from dejavubench.analysis.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.dejavulib.chunktimes import cut
 from dejavubench.dejavulib.levels import LEVELS
@@ -110,10 +110,11 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
                 f"times of chunks of point {times.point}, arm {times.arm}, on rank {rank}: "
                 "no such arm was measured"
             )
-        if times.round not in point.arms[times.arm].total:
+        number = _round_of(times, point.arms[times.arm])
+        if number is None:
             continue
         for phase in ("prompt", "tokens"):
-            _read(phases[times.point, times.arm, phase], phase, listed, times, times.round)
+            _read(phases[times.point, times.arm, phase], phase, listed, times, number)
     order = [
         (point, arm, phase)
         for point, samples in points.items()
@@ -126,6 +127,13 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         for key in order
         if key in phases and phases[key].counts
     ]
+
+
+def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:
+    """Return the measured round of an iteration; None if it does not count."""
+    if arm.restarts:  # a run that resumes a request runs it once, which is no warm-up
+        return 0
+    return times.round if times.round in arm.total else None
 
 
 def _read(into: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int) -> None:

@@ -35,6 +35,8 @@ class CacheManager:
         streamer: the process's helper thread.
         timeout: seconds without any progress after which a wait fails.
         sampler: times some of the extents at the levels that move them one by one.
+        times: block that managers of the same streams over other caches share: each of them moves
+            some of a microbatch's chunks. Without it, the manager has its own.
 
     Raises:
         ValueError: the streams' chunks do not fit the streamer's staging slots, or their decode
@@ -55,6 +57,7 @@ class CacheManager:
         streamer: Streamer,
         timeout: float = 60.0,
         sampler: ExtentSampler | None = None,
+        times: TimesBlock | None = None,
     ) -> None:
         if level.buffered:
             _check_slots(cache, streams, streamer)
@@ -75,7 +78,7 @@ class CacheManager:
         self.chunks: list[PlannedChunk] = []
         for stream in streams:
             self._plan(stream)
-        self.times = TimesBlock(len(self.chunks)) if streamer.timed else None
+        self.times = (times or TimesBlock(len(self.chunks))) if streamer.timed else None
         timed_on_device = streamer.timed and cache.k.is_cuda
         self._device_clock = DeviceClock(cache.k.device) if timed_on_device else None
         self.reset()

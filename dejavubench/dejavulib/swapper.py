@@ -92,15 +92,7 @@ class Swapper:
         self._streamer = streamer
         self._destination = streamer.destination
         self._timeout = timeout
-        self._managers = [
-            [
-                CacheManager(
-                    cache=cache, streams=[stream], level=_LEVEL, streamer=streamer, timeout=timeout
-                )
-                for cache in resident
-            ]
-            for stream in streams
-        ]
+        self._managers = [self._managers_of(stream) for stream in streams]
         first = streams[0].schedule
         self._prompts: list[list[tuple[Chunk, Packing]]] = [
             [(chunk, Packing(cache, chunk.region)) for chunk in first.chunks(_LEVEL, 0)]
@@ -119,6 +111,23 @@ class Swapper:
         self._thread = start_helper(
             "swapper", self._work, self._fail, lambda: f"bringing back turn {self._in_place}"
         )
+
+    def _managers_of(self, stream: Stream) -> list[CacheManager]:
+        """Return the managers of a microbatch, one for each resident cache that its turns take."""
+        managers: list[CacheManager] = []
+        for cache in self._resident:
+            managers.append(
+                CacheManager(
+                    cache=cache,
+                    streams=[stream],
+                    level=_LEVEL,
+                    streamer=self._streamer,
+                    timeout=self._timeout,
+                    # Each chunk leaves from the cache of its turn, so one block holds all times.
+                    times=managers[0].times if managers else None,
+                )
+            )
+        return managers
 
     # ---- the model's side ----
 
@@ -141,7 +150,10 @@ class Swapper:
         return self._managers[ubatch][self._turn(ubatch, step) % len(self._resident)]
 
     def managers(self, ubatch: int) -> list[CacheManager]:
-        """Return the managers that have streamed a microbatch, one per resident cache."""
+        """Return the managers that have streamed a microbatch, one per resident cache.
+
+        All have the same chunks, and share the times of these.
+        """
         return self._managers[ubatch]
 
     def step_begins(self, ubatch: int, step: int) -> None:

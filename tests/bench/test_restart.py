@@ -16,6 +16,8 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dejavubench.analysis.samples import collect
+from dejavubench.analysis.tables.chunkrows import chunk_rows
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import streamfile
 from dejavubench.dejavulib.destinations.disk.blockfile import Durability
@@ -23,7 +25,7 @@ from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.records import RUN_FILE, PhaseMark, Restart
+from dejavubench.records import RUN_FILE, PhaseMark, Restart, read_chunk_times
 from helpers.caches import random_cache
 from helpers.disk_files import (
     CUT_LAYERS,
@@ -380,6 +382,7 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     assert (restart.of, restart.wrong, restart.anew_ms is not None) == (again.folder.name, [], True)
     assert (restart.watermark, restart.first) == (watermark, watermark - 1)
     assert len(restart.step_ms) == NEW_TOKENS - restart.first
+    check_chunks(job, restart)
     table = processed(job.folder)
     assert again.folder.name in table
     assert "yes (1)" in table
@@ -390,6 +393,17 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
         )
         == 1
     )
+
+
+def check_chunks(job: Job, restart: Restart) -> None:
+    """All chunks are timed; those of what was put back left before the first step began."""
+    ((_, listed, times),) = read_chunk_times(job.folder)
+    assert (times.arm, times.round) == (restart.arm, None)
+    for chunk, ready in zip(listed.chunks, times.ready, strict=True):
+        assert (ready < 0) == (chunk.step < restart.first)
+    rows = chunk_rows(job.run, collect(job.run))
+    assert {(row.arm, row.samples) for row in rows} == {(restart.arm, 1)}
+    assert {row.phase for row in rows} == {"prompt", "tokens"}
 
 
 @pytest.fixture(scope="module")

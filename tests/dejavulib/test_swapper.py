@@ -13,6 +13,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from dejavubench.analysis.samples import collect
+from dejavubench.analysis.tables.chunkrows import chunk_rows
 from dejavubench.dejavulib.copies import scatter_steps, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
@@ -23,7 +25,7 @@ from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper
 from dejavubench.dejavulib.waiting import wait_asleep
-from dejavubench.records import Swapping
+from dejavubench.records import Microbatch, Swapping, read_chunk_times
 from helpers.caches import packed_bytes, random_cache, schedules
 from helpers.disk_files import DURABILITIES, IDENTITY
 from helpers.jobs import TINY, TYPES, Job, args, processed, run
@@ -154,6 +156,11 @@ def test_every_microbatch_finds_what_it_left(
             assert swapper.cost.nbytes == ubatches * sum(
                 schedule.step_offset(step) for step in range(1, STEPS + 1)
             )
+            for ubatch in range(ubatches):  # each chunk left from the cache of its own turn
+                first, *others = swapper.managers(ubatch)
+                assert first.times is not None
+                assert first.times.finished == len(first.chunks)
+                assert all(other.times is first.times for other in others)
             written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
             for ubatch, source in enumerate(sources):
                 back = swapper.bring_back(ubatch)
@@ -288,12 +295,40 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
     assert {record.nbytes for record in costs} == {
         depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))
     }
+    check_chunks(job)
     table = processed(job.folder)
     assert f"{resident} of {depth}" in table
     assert [line.split()[-2:] for line in table.splitlines() if line.strip().startswith("swap-")][
         :2
     ] == [["yes", "(3)"]] * 2
     assert not list(job.folder.glob("*.kv"))
+
+
+def check_chunks(job: Job) -> None:
+    """Every chunk of every microbatch is timed once, and the table has them."""
+    phases = {
+        (rank, each.arm, each.iteration, each.ubatch): (each.prompt, each.tokens)
+        for rank, each in job.run.of(Microbatch)
+        if each.arm.startswith("swap-")
+    }
+    timed = {
+        (rank, times.arm, times.iteration, times.ubatch): (listed, times)
+        for rank, listed, times in read_chunk_times(job.folder)
+    }
+    assert set(timed) == set(phases)
+    for key, (listed, times) in timed.items():
+        for name, counted in zip(("prompt", "tokens"), phases[key], strict=True):
+            nbytes = [chunk.nbytes for chunk in listed.chunks if chunk.phase == name]
+            assert (sum(nbytes), len(nbytes)) == (counted.nbytes, counted.copies)
+        for stamps in times.stamps():
+            known = [stamps[name] for name in ("ready", "begun", "gathered", "posted", "complete")]
+            assert known == sorted(known, key=lambda each: each or 0)
+            assert stamps["ready"] != stamps["complete"]
+    rows = chunk_rows(job.run, collect(job.run))
+    assert {row.arm for row in rows} == {"swap-host", "swap-disk"}
+    assert {row.part for row in rows if row.arm == "swap-disk"} == {
+        *("latency", "queue", "gather", "write", "sync")
+    }
 
 
 def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:

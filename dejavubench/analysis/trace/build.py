@@ -122,8 +122,8 @@ def _notes(
 ) -> list[str]:
     arm = next(each for each in run.header.arms if each.name == choice.arm)
     notes = []
-    if arm.swaps:
-        notes.append("chunks of caches that take turns are not timed: no lanes of chunks")
+    if arm.swaps and not timed:
+        notes.append("the run recorded no times of caches that take turns: no lanes of chunks")
     elif arm.streams and not timed:
         notes.append("the run recorded no times of chunks (--no-chunk-times): no lanes of chunks")
     for clock in clocks:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.config.arms import Arm
@@ -31,16 +30,18 @@ class ChunkFile:
         arm: Arm,
         when: When,
         clocks: Sequence[MicrobatchClock],
-        streams: Sequence[Streamed],
+        managers: Sequence[CacheManager],
     ) -> None:
         """Append the times of each microbatch's chunks, where they were taken.
 
         Before an arm's first times at a point, its chunks are listed.
+
+        Args:
+            managers: one per microbatch, with the times of all its chunks.
         """
-        for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
-            # A baseline has no chunks, and a swap's are those of whichever cache has the turn.
-            if isinstance(stream, CacheManager) and stream.times is not None:
-                self._write(arm, when, ubatch, clock, stream)
+        for ubatch, (clock, manager) in enumerate(zip(clocks, managers, strict=True)):
+            if manager.times is not None:
+                self._write(arm, when, ubatch, clock, manager)
 
     def _write(
         self, arm: Arm, when: When, ubatch: int, clock: MicrobatchClock, manager: CacheManager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dejavubench import records
@@ -17,6 +18,7 @@ from dejavubench.bench.recording.microbatches import When, microbatch_record
 from dejavubench.bench.scenarios.base import Recorded, ScenarioPart
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import Span
+from dejavubench.dejavulib.manager import CacheManager
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class PlainSource(ScenarioPart):
         """Return the streaming of each microbatch in flight."""
         return self.source.streams(arm, arm.level)
 
+    def managers(self, arm: Arm) -> Sequence[CacheManager]:
+        """Return the manager of each microbatch that has the times of its chunks."""
+        return [] if arm.level is None else self.outgoing.managers(arm, arm.level)
+
+    def record_chunks(self, arm: Arm, when: When, clocks: Sequence[MicrobatchClock]) -> None:
+        """Write the times of the chunks of an iteration with these clocks, if the arm has any."""
+        if managers := self.managers(arm):
+            self.here.chunk_file.write(arm, when, clocks, managers)
+
     def helper_cpu_s(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the threads that stream."""
         return self.outgoing.cpu_seconds(arm)
@@ -88,7 +99,7 @@ class PlainSource(ScenarioPart):
         ]
         for timed in ubatches:
             write(timed)
-        self.here.chunk_file.write(arm, when, newest.clocks, self.streams(arm))
+        self.record_chunks(arm, when, newest.clocks)
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
         only = newest.clocks[0] if len(newest.clocks) == 1 else None
         total = newest.makespan_ms if only is None else only.total_ms

@@ -177,6 +177,8 @@ class RestartSource(PlainSource):
                 wrong=back.wrong,
             )
         )
+        # What was put back left before the clock of the first step began: those times are negative.
+        self.record_chunks(arm, when, clocks)
         if not here.experiment.verify:  # else the undisturbed tokens are recorded already
             self.source.write_tokens(self.generated)
         return Recorded(note=f"resumed at new token {self._first}")

@@ -22,6 +22,7 @@ from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.swapper import Swapper
 
 # Where a device fails, caches of waiting microbatches are lost: there is no request to go on with.
@@ -67,6 +68,11 @@ class SwapSource(PlainSource):
 
     def streams(self, arm: Arm) -> list[Streamed]:
         return list[Streamed](self._swap(arm).swapper.microbatches)
+
+    def managers(self, arm: Arm) -> Sequence[CacheManager]:
+        swapper = self._swap(arm).swapper
+        # Managers of a microbatch share its times: each has the chunks of its own turns.
+        return [swapper.managers(ubatch)[0] for ubatch in range(len(swapper.microbatches))]
 
     def helper_cpu_s(self, arm: Arm) -> float:
         swap = self._swaps.get(arm.mode)
