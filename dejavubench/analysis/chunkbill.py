@@ -8,8 +8,9 @@ time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from dejavubench.analysis.samples import ArmSamples, PointSamples
 from dejavubench.analysis.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.dejavulib.chunktimes import cut
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.records import ChunkList, ChunkTimes, RecordError, TimedChunks
+from dejavubench.records import (
+    ChunkList,
+    ChunkTimes,
+    RecordError,
+    SampledExtents,
+    TimedChunks,
+    read_source_times,
+)
 
 FEWEST_CHUNKS = FEWEST_TOKENS
 """A p99 of chunks needs as many times as one of tokens."""
@@ -71,6 +79,14 @@ class Bill:
     parts: list[PartTime]
 
 
+@dataclass(frozen=True)
+class ChunkFiles:
+    """The content of a run's chunk files, as far as a report needs it."""
+
+    bills: list[Bill]
+    extents: list[SampledExtents]
+
+
 @dataclass
 class _Phase:
     """The times of one arm and phase that were read so far.
@@ -92,6 +108,25 @@ class _Phase:
 
     def add(self, number: int, name: str, total: int) -> None:
         self.sums[name][number] = self.sums[name].get(number, 0) + total
+
+
+def read_chunk_files(folder: Path, points: Mapping[str, PointSamples]) -> ChunkFiles:
+    """Read a run's chunk files in one pass; both lists are empty for older folders.
+
+    Raises:
+        RecordError: a file cannot be read, or does not belong to the run.
+    """
+    extents: list[SampledExtents] = []
+
+    def chunks() -> Iterator[TimedChunks]:
+        for item in read_source_times(folder):
+            if isinstance(item, TimedChunks):
+                yield item
+            else:
+                extents.append(item)
+
+    # The times of all chunks can be larger than memory: they pass one by one into the sums.
+    return ChunkFiles(bills(chunks(), points), extents)
 
 
 def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> list[Bill]:

@@ -1,8 +1,27 @@
-"""Notes on how a run ended: ranks without an End record, failures and torn files."""
+"""Part of a report: how a run ended, with ranks without an End record, failures and torn files."""
 
 from __future__ import annotations
 
-from dejavubench.records import ArmFailure, End, Failure, PhaseMark, RankInfo, RankLog, Run
+from dejavubench.analysis import integrity
+from dejavubench.analysis.tables.reportpart import RunPart, only_notes
+from dejavubench.records import (
+    ArmFailure,
+    End,
+    Failure,
+    Note,
+    NoteKind,
+    PhaseMark,
+    RankInfo,
+    RankLog,
+    Run,
+)
+from dejavubench.records.notes import CHANGED
+
+INTERRUPTED = NoteKind("interrupted", "error")
+FAILED = NoteKind("failed", "error")
+INCOMPLETE = NoteKind("incomplete", "error")
+UNFINISHED = NoteKind("unfinished", "warning")
+TORN_LINE = NoteKind("torn-line", "warning")
 
 
 def complete(run: Run) -> bool:
@@ -10,16 +29,19 @@ def complete(run: Run) -> bool:
     return bool(run.ranks) and all(log.ended for log in run.ranks) and not _absent(run)
 
 
-def notes(run: Run) -> list[str]:
-    """Return one line per finding, the most important first; none for a run that ended well."""
+def notes(run: Run) -> list[Note]:
+    """Return one note per finding, the most important first; none for a run that ended well."""
     if not run.ranks:
-        return ["INCOMPLETE: no rank has written a record", *run.notes]
+        return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *run.notes]
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
-    notes = [f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}" for log in interrupted[:1]]
+    notes = [
+        INTERRUPTED.note(f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}")
+        for log in interrupted[:1]
+    ]
     notes += [
-        f"FAILED: {_name(log)}, {failure.phase}: {failure.error}"
+        FAILED.note(f"FAILED: {_name(log)}, {failure.phase}: {failure.error}")
         for log, failure in failed
         if not _is_interrupt(failure)
     ]
@@ -31,18 +53,25 @@ def notes(run: Run) -> list[str]:
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:
         if log.rank in run.hung:
-            notes.append(
-                f"FAILED: {_name(log)} hung {_where(log.last_phase)}: {run.hung[log.rank]}"
-            )
+            hung = f"hung {_where(log.last_phase)}: {run.hung[log.rank]}"
+            notes.append(FAILED.note(f"FAILED: {_name(log)} {hung}"))
             continue
         how = "was the first to stop," if log.rank in first else "stopped"
-        where = _where(log.last_phase)
-        notes.append(f"INCOMPLETE: {_name(log)} {how} {where}, without an End record")
-    notes += [f"INCOMPLETE: rank {rank} has no file" for rank in sorted(_absent(run))]
-    if silent and not interrupted:
-        notes.append("The run is still going or was killed. The numbers are those recorded so far.")
+        where = f"{how} {_where(log.last_phase)}, without an End record"
+        notes.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {where}"))
     notes += [
-        f"{log.path.name}: the last line is cut off, as its process ended while writing it"
+        INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file") for rank in sorted(_absent(run))
+    ]
+    if silent and not interrupted:
+        notes.append(
+            UNFINISHED.note(
+                "The run is still going or was killed. The numbers are those recorded so far."
+            )
+        )
+    notes += [
+        TORN_LINE.note(
+            f"{log.path.name}: the last line is cut off, as its process ended while writing it"
+        )
         for log in run.ranks
         if log.torn
     ]
@@ -51,14 +80,18 @@ def notes(run: Run) -> list[str]:
         any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
     )
     if unexplained:
-        notes.append("FAILED: a rank ended with status failed; see the failed verification below")
+        notes.append(
+            FAILED.note(
+                "FAILED: a rank ended with status failed; see the failed verification below"
+            )
+        )
     return notes + run.notes
 
 
 def brief(run: Run) -> str:
     """Return a caption's words on a run; empty if it ended well and its files are unchanged."""
-    changed = [note for note in run.notes if note.startswith("CHANGED")]
-    return " ".join([*_cut(run), *(f"{run.path.name}: {note}." for note in changed)])
+    changed = [note.text for note in run.notes if note.kind == CHANGED.name]
+    return " ".join([*_cut(run), *(f"{run.path.name}: {text}." for text in changed)])
 
 
 def _cut(run: Run) -> list[str]:
@@ -93,3 +126,11 @@ def _where(mark: PhaseMark | None) -> str:
         None if mark.iteration is None else f"iteration {mark.iteration}",
     ]
     return f"in phase {mark.phase}" + "".join(f", {place}" for place in places if place)
+
+
+ENDING = RunPart(
+    "ending",
+    "how the run ended",
+    only_notes(lambda data: notes(data.run)),
+    (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, TORN_LINE, *integrity.KINDS),
+)

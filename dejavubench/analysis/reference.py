@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import Column, columns_of
 from dejavubench.analysis.figures.registry import figures
-from dejavubench.analysis.tables.longtables import LONG_TABLES
+from dejavubench.analysis.tables.reportorder import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.tailcells import TAIL_CELLS
 from dejavubench.analysis.tables.textcells import SHOWN
@@ -92,8 +92,8 @@ def columns_page() -> str:
         table = markdown.table(("column", "unit", "heading", "meaning"), rows, left=4)
         lines += [f"## {_title(group)}", "", _paragraph(_summary(_KINDS[group])), "", *table, ""]
     lines.append(LONG_INTRODUCTION)
-    for long_table in LONG_TABLES:
-        lines += _titled(long_table.row, f" (`{long_table.name}`)")
+    for name, row_class in ROW_CLASSES.items():
+        lines += _titled(row_class, f" (`{name}`)")
     lines.append(FIGURES_INTRODUCTION)
     for row in dict.fromkeys(figure.row for figure in figures()):
         lines += _titled(row)

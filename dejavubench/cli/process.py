@@ -10,8 +10,25 @@ from dejavubench.cli.output import BadInput, name_left_out, table_options
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ARMS, write_reports
 
-TABLES = (ARMS, "overhead", "chunks", "extents")
-"""The rows of points and arms, and the tables with rows of their own."""
+
+class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """A table of csv: ``arms``, or a part of the report with rows of its own.
+
+    The names come from the registry of parts. It is loaded when a name is read, not for ``--help``,
+    which would become slow.
+    """
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == ARMS:
+            return value
+        from dejavubench.analysis.tables.reportorder import ROW_CLASSES
+
+        names = (ARMS, *ROW_CLASSES)
+        if value not in names:
+            self.fail(f"{value!r} is not one of {', '.join(names)}.", param, ctx)
+        return value
 
 
 @click.command()
@@ -19,10 +36,11 @@ TABLES = (ARMS, "overhead", "chunks", "extents")
 @table_options("Format: table and markdown show the main columns, csv and json every column.")
 @click.option(
     "--table",
-    type=click.Choice(TABLES),
-    default=TABLES[0],
+    type=TableName(),
+    default=ARMS,
     show_default=True,
-    help="Rows of csv: arms, parts of overheads or of chunks' times, or single extents.",
+    help="Rows of csv: arms, overhead (its parts), chunks (parts of their times), extents (single "
+    "ones), or another part of the report that has rows.",
 )
 def process(
     paths: tuple[Path, ...], style: str, output: Path | None, force: bool, table: str
@@ -34,12 +52,12 @@ def process(
     the exit status is then 1.
     """
     from dejavubench.analysis.findruns import find
-    from dejavubench.analysis.tables import notes
+    from dejavubench.analysis.tables.armtables import HOW_TIMES_ARE_MADE
     from dejavubench.analysis.tables.report import RunReport, log_report, report
     from dejavubench.records import RecordError
     from dejavubench.records.textlog import TextLogError
 
-    if table != TABLES[0] and style != "csv":
+    if table != ARMS and style != "csv":
         raise click.UsageError(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )
@@ -61,8 +79,9 @@ def process(
     write_reports(reports, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
         for item in reports:
-            # docs/reference/columns.md says how overheads are paired.
-            said = [note for note in item.notes if notes.PAIRED not in note]
-            if said:
-                click.echo("\n".join([f"{item.title}:", *(f"  {note}" for note in said)]), err=True)
+            # docs/reference/columns.md says how the columns of csv are made.
+            notes = [note for note in item.notes if note.kind != HOW_TIMES_ARE_MADE.name]
+            if notes:
+                lines = [f"{item.title}:", *(f"  {note.text}" for note in notes)]
+                click.echo("\n".join(lines), err=True)
     name_left_out(wanted.bad)

@@ -14,12 +14,14 @@ from dejavubench.records.chunktimes import (
     ChunkTimes,
     ExtentTimes,
     ListedChunk,
+    SampledExtents,
     SinkChunkTimes,
     TimedArrivals,
     TimedChunks,
     read_chunk_times,
     read_extent_times,
     read_sink_times,
+    read_source_times,
 )
 from dejavubench.records.digest import digest_of
 from dejavubench.records.environment import (
@@ -53,6 +55,7 @@ from dejavubench.records.names import (
     rank_of,
     text_log,
 )
+from dejavubench.records.notes import Note, NoteKind, Severity
 from dejavubench.records.ranks import (
     ArmFailure,
     End,
@@ -94,6 +97,8 @@ __all__ = [
     "IterationRecord",
     "ListedChunk",
     "Microbatch",
+    "Note",
+    "NoteKind",
     "PhaseMark",
     "PhaseStreaming",
     "PointInfo",
@@ -107,6 +112,8 @@ __all__ = [
     "Run",
     "RunEnvironment",
     "RunHeader",
+    "SampledExtents",
+    "Severity",
     "SinkActivity",
     "SinkChunkTimes",
     "Skipped",
@@ -127,6 +134,7 @@ __all__ = [
     "read_rank",
     "read_run",
     "read_sink_times",
+    "read_source_times",
     "text_log",
     "to_line",
     "token_line",

@@ -211,6 +211,13 @@ class TimedChunks(NamedTuple):
     times: ChunkTimes
 
 
+class SampledExtents(NamedTuple):
+    """Times of single extents on one source."""
+
+    rank: int
+    times: ExtentTimes
+
+
 class TimedArrivals(NamedTuple):
     """One stream of one iteration on one sink."""
 
@@ -218,8 +225,8 @@ class TimedArrivals(NamedTuple):
     times: SinkChunkTimes
 
 
-def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
-    """Read the times of a run's chunks, one microbatch after the other; none in older folders.
+def read_source_times(folder: Path) -> Iterator[TimedChunks | SampledExtents]:
+    """Read what a run's sources have timed, in one pass over its files; nothing in older folders.
 
     A torn last line is left out, as a crash leaves it.
 
@@ -227,23 +234,25 @@ def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
         RecordError: a file, or a line other than a torn last one, cannot be read.
     """
     for path, rank in _files(folder):
-        yield from _timed(path, rank)
+        yield from _of_source(path, rank)
+
+
+def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
+    """Read the times of a run's chunks, microbatch by microbatch, as :func:`read_source_times`."""
+    return (item for item in read_source_times(folder) if isinstance(item, TimedChunks))
+
+
+def read_extent_times(folder: Path) -> Iterator[SampledExtents]:
+    """Read the times of single extents that a run sampled, as :func:`read_source_times`."""
+    return (item for item in read_source_times(folder) if isinstance(item, SampledExtents))
 
 
 def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:
-    """Read the times that the sinks of a run have noted, as :func:`read_chunk_times`."""
+    """Read the times that the sinks of a run have noted, as :func:`read_source_times`."""
     for path, rank in _files(folder):
         for _, record in _records(path):
             if isinstance(record, SinkChunkTimes):
                 yield TimedArrivals(rank, record)
-
-
-def read_extent_times(folder: Path) -> Iterator[tuple[int, ExtentTimes]]:
-    """Read (rank, times) of single extents that a run has sampled, as :func:`read_chunk_times`."""
-    for path, rank in _files(folder):
-        for _, record in _records(path):
-            if isinstance(record, ExtentTimes):
-                yield rank, record
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, int]]:
@@ -253,9 +262,11 @@ def _files(folder: Path) -> Iterator[tuple[Path, int]]:
             yield path, rank
 
 
-def _timed(path: Path, rank: int) -> Iterator[TimedChunks]:
+def _of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
     lists: dict[tuple[str, str, int], ChunkList] = {}
     for number, record in _records(path):
+        if isinstance(record, ExtentTimes):
+            yield SampledExtents(rank, record)
         key = record.point, record.arm, record.ubatch
         if isinstance(record, ChunkList):
             lists[key] = record

@@ -68,6 +68,13 @@ def file_schema(name: str) -> dict[str, Any]:
     return {"$schema": DIALECT, "title": title, "schema_version": SCHEMA, **document}
 
 
+def described_schema(described: type[Any]) -> dict[str, Any]:
+    """Return the schema of a class whose docstring tells the meaning of each key."""
+    document = TypeAdapter(described).json_schema(schema_generator=_Described)
+    document.pop("title", None)
+    return document
+
+
 def unit_of(key: str) -> str | None:
     """Return the unit that the end of a key's name tells."""
     return UNITS.get(key.rpartition("_")[2])

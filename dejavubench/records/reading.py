@@ -16,6 +16,7 @@ from dejavubench.records.fieldtypes import Line, RecordError
 from dejavubench.records.header import SCHEMA, RunHeader
 from dejavubench.records.linefile import check_regular, first_of, numbered_lines, record_of
 from dejavubench.records.names import RUN_FILE, rank_file, rank_of
+from dejavubench.records.notes import IGNORED_FILE, Note
 from dejavubench.records.ranks import End, FirstExit, PhaseMark
 from dejavubench.records.schema import RECORD, Record
 from dejavubench.records.seals import broken_seals
@@ -80,7 +81,7 @@ class Run:
     ranks: list[RankLog]
     first_exits: frozenset[int] = frozenset()
     hung: dict[int, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def of(self, record_class: type[T]) -> Iterator[tuple[int, T]]:
         """Yield (rank, record) of one kind over all ranks."""
@@ -138,9 +139,9 @@ def read_run(folder: Path) -> Run:
     return Run(path=folder, header=header, ranks=ranks, first_exits=first, hung=hung, notes=notes)
 
 
-def _left_out(names: list[str]) -> list[str]:
+def _left_out(names: list[str]) -> list[Note]:
     return [
-        f"{name} is ignored: a rank's file is named like {rank_file(0)}"
+        IGNORED_FILE.note(f"{name} is ignored: a rank's file is named like {rank_file(0)}")
         for name in names
         if name.endswith(".jsonl") and rank_of(name) is None
     ]

@@ -13,6 +13,7 @@ from dejavubench.records.conditions import conditions_file
 from dejavubench.records.digest import Digest, digest_of
 from dejavubench.records.linefile import numbered_lines
 from dejavubench.records.names import RUN_FILE, chunk_file
+from dejavubench.records.notes import CHANGED, Note
 from dejavubench.records.ranks import End
 
 _CHANGED = "was changed after the run, so its numbers may not be the measured ones"
@@ -22,7 +23,7 @@ _LOST = "was removed after the run, so what it held is not in the report"
 
 def broken_seals(
     folder: Path, header: bytes, altered: Iterable[str], ends: Iterable[tuple[int, End]]
-) -> Iterator[str]:
+) -> Iterator[Note]:
     """Yield one note for each file that is not as the run has left it.
 
     Args:
@@ -44,7 +45,7 @@ def broken_seals(
             yield from _beside(folder, rank, end.file_digests)
 
 
-def _beside(folder: Path, rank: int, digests: dict[str, str]) -> Iterator[str]:
+def _beside(folder: Path, rank: int, digests: dict[str, str]) -> Iterator[Note]:
     """Yield the notes on the files that a rank has written beside its own."""
     for name in (chunk_file(rank), conditions_file(rank)):
         path, digest = folder / name, digests.get(name)
@@ -57,8 +58,8 @@ def _beside(folder: Path, rank: int, digests: dict[str, str]) -> Iterator[str]:
             yield _note(name, _LOST)
 
 
-def _note(name: str, change: str) -> str:
-    return f"CHANGED: {name} {change}"
+def _note(name: str, change: str) -> Note:
+    return CHANGED.note(f"CHANGED: {name} {change}")
 
 
 def _digest_of_file(path: Path) -> str:

@@ -158,11 +158,11 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
     assert "NVIDIA H200, 2 CPU cores" in found.title
     assert (
         "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, "
-        "MPI takes host memory only" in found.notes
+        "MPI takes host memory only" in found.note_texts
     )
     assert (
         "how chunks leave the GPU: hnd prompt: strided DMA (0.97 of the kernel's time)"
-        in found.notes
+        in found.note_texts
     )
 
 
@@ -193,7 +193,7 @@ def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
     measured(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
     assert rawloops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
-    assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).notes)
+    assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).note_texts)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     assert ("remote GPU" in label) == (shown == "nccl")
     assert ("loopback\non one GPU" in label) == loopback
     assert ("Both ranks share the GPU" in drawing.caption) == loopback
-    assert any("no rate of a remote GPU" in note for note in report(run).notes) == loopback
+    assert any("no rate of a remote GPU" in note for note in report(run).note_texts) == loopback
 
 
 def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
@@ -237,7 +237,7 @@ def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     path.write_text("".join([*others, *map(to_line, times)]))
     (note,) = (
         note
-        for note in report(read_run(tmp_path / "r")).notes
+        for note in report(read_run(tmp_path / "r")).note_texts
         if "hardly fits behind the model" in note
     )
     assert note.startswith("p000 disk@3 ")
@@ -249,7 +249,7 @@ def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_dev
     infos = [on_gpu() | {"staging_nbytes": 10**6, "staging_device_nbytes": 2 * 10**6}, on_gpu()]
     write_run(tmp_path / "r", [NONE], rounds=1, infos=infos, environment=GPU_ENVIRONMENT)
     measured(tmp_path / "r", "matmul", "GFLOP/s", 750_300.0)
-    notes = report(read_run(tmp_path / "r")).notes
+    notes = report(read_run(tmp_path / "r")).note_texts
     assert any("matmul 750.3 TFLOP/s" in note for note in notes)
     assert "staging memory, at most: 1.0 MB per source, 2.0 MB per source on its device" in notes
 
@@ -257,7 +257,7 @@ def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_dev
 def test_a_shared_gpu_without_mps_is_warned_of(tmp_path: Path) -> None:
     environment = GPU_ENVIRONMENT | {"gpu": GPU | {"mps": False}}
     run = gpu_run(tmp_path / "r", [NONE, LOOPBACK], rounds=1, environment=environment)
-    assert any(note.startswith("NO MPS") for note in report(run).notes)
+    assert any(note.startswith("NO MPS") for note in report(run).note_texts)
 
 
 def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
     assert found[1].median == pytest.approx(1.0)
     assert found[1].samples == 3
     assert any(
-        "mpi-destination / mpi-windowed 100.0 [" in note for note in report(read_run(folder)).notes
+        "mpi-destination / mpi-windowed 100.0 [" in note
+        for note in report(read_run(folder)).note_texts
     )
 
 
@@ -231,7 +232,8 @@ def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -
     assert row["ceiling_gb_per_s"] == 10.0
     assert row["ceiling_share_pct"] is None
     assert any(
-        "not every source measured the ceiling" in note for note in report(read_run(folder)).notes
+        "not every source measured the ceiling" in note
+        for note in report(read_run(folder)).note_texts
     )
 
 
@@ -267,7 +269,7 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]) + '{"kind":"sink","poi')
     run = read_run(folder)
-    notes = health.notes(run)
+    notes = [note.text for note in health.notes(run)]
     assert notes[0] == (
         "INCOMPLETE: rank 1 (sink on node-a) stopped in phase tokens, point p000, arm mpi@3, "
         "iteration 3, without an End record"
@@ -283,11 +285,13 @@ def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", ended=False)
     append(folder, 0, to_line(Failure(phase="drain", error="OSError: no space left")))
     (folder / "rank-0001.jsonl").unlink()
-    notes = health.notes(read_run(folder))
+    notes = [note.text for note in health.notes(read_run(folder))]
     assert notes[0] == "FAILED: rank 0 (source on node-a), drain: OSError: no space left"
     assert "INCOMPLETE: rank 1 has no file" in notes
     (folder / "rank-0000.jsonl").unlink()
-    assert health.notes(read_run(folder)) == ["INCOMPLETE: no rank has written a record"]
+    assert [(note.kind, note.severity) for note in health.notes(read_run(folder))] == [
+        ("incomplete", "error")
+    ]
 
 
 def test_a_good_run_has_no_notes(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
     assert parts_of(found)[LATENCY] == pytest.approx((STEPS * 200 + 1100) / 1e3)
     assert found.parts[0].median_us == pytest.approx(200)
     assert bills_of(folder)["mpi@3", "prompt"].beyond == 0
-    assert any("Chunks beyond 65,536" in note for note in report(read_run(folder)).notes)
+    assert any("Chunks beyond 65,536" in note for note in report(read_run(folder)).note_texts)
 
 
 def test_parts_are_those_that_the_library_cuts() -> None:
@@ -273,9 +273,9 @@ def call(*arguments: object) -> str:
 
 def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:
     made = report(read_run(write_run(tmp_path / "r")))
-    assert made.long["chunks"] == []
+    assert made.rows_of_parts["chunks"] == []
     assert not any("chunk" in block.title for block in made.blocks)
-    assert not any("chunk's latency" in note for note in made.notes)
+    assert not any("chunk's latency" in note for note in made.note_texts)
 
 
 def test_a_damaged_file_of_times_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
         ns=[5 * US] * 49 + [70 * US] + [2 * US] * 147 + [30 * US] * 3,
     )
     write(folder, [listed(which.name), timed(0, which.name), sampled])
-    prompt, tokens = report(read_run(folder)).long["extents"]
+    prompt, tokens = report(read_run(folder)).rows_of_parts["extents"]
     assert (prompt.arm, prompt.of_arm, prompt.phase) == ("mpi@0-sampled", "mpi@0", "prompt")
     assert (prompt.timed_extents, prompt.extent_bytes, prompt.median_us) == (50, 64, 5)
     assert (prompt.p99_us, prompt.max_us) == (None, 70)

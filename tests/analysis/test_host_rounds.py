@@ -88,7 +88,7 @@ def add_host(
 
 
 def notes_of(folder: Path, first: str) -> list[str]:
-    return [note for note in report(read_run(folder)).notes if note.startswith(first)]
+    return [note for note in report(read_run(folder)).note_texts if note.startswith(first)]
 
 
 # ---- rounds that are marked ----
@@ -177,7 +177,7 @@ def test_stolen_time_and_limits_of_a_gpu_mark_rounds(tmp_path: Path) -> None:
 def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:
     run_ = read_run(write_run(tmp_path / "run", rounds=2))
     found = report(run_)
-    assert not [note for note in found.notes if note.startswith(("DISTURBED", "conditions"))]
+    assert not [note for note in found.note_texts if note.startswith(("DISTURBED", "conditions"))]
     assert {flat_rows(run_)[0][name] for name in ("path", "disturbed_rounds", "load_average")} == {
         None
     }

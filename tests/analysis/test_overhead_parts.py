@@ -13,11 +13,10 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.overheadparts import MEASURED, PARTS, PHASES, overhead_parts
-from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues, collect
-from dejavubench.analysis.tables.longtables import LONG_TABLES
-from dejavubench.analysis.tables.partrows import PartRow, part_rows
+from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues
+from dejavubench.analysis.tables.partrows import PartRow
 from dejavubench.analysis.tables.report import report
-from dejavubench.cli.process import TABLES, process
+from dejavubench.cli.process import process
 from dejavubench.records import ArmInfo, Microbatch, PhaseStreaming, Verification, read_run, to_line
 from helpers.synthetic_runs import (
     AGAIN,
@@ -101,7 +100,7 @@ def test_parts_of_every_phase_add_up_where_rounds_are_equal() -> None:
 def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}, rounds=20))
     (row,) = [each for each in flat_rows(run) if each["arm"] == "mpi@3"]
-    found = {(each.phase, each.part): each for each in long_rows(tmp_path / "r")}
+    found = {(each.arm_phase.phase, each.part): each for each in long_rows(tmp_path / "r")}
     total = found["total", "overhead"]
     assert total.part_pct == pytest.approx(row["overhead_pct"])
     assert total.part_low_pct == pytest.approx(row["overhead_low_pct"])
@@ -117,7 +116,7 @@ def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: P
 
 
 def long_rows(folder: Path) -> list[PartRow]:
-    rows: list[PartRow] = report(read_run(folder)).long["overhead"]
+    rows: list[PartRow] = report(read_run(folder)).rows_of_parts["overhead"]
     return rows
 
 
@@ -126,8 +125,8 @@ def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Pat
     bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
     arms = [NONE, AGAIN, arm("host"), arm("mpi")]
     found = long_rows(write_run(tmp_path / "bad", arms, bad=bad))
-    assert {each.arm for each in found} == {"host@3"}
-    text = "\n".join(report(read_run(tmp_path / "alone")).notes)
+    assert {each.arm_phase.arm for each in found} == {"host@3"}
+    text = "\n".join(report(read_run(tmp_path / "alone")).note_texts)
     assert "wait + drain + rest" not in text
 
 
@@ -154,17 +153,12 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
             extra += to_line(one.model_copy(update={"ubatch": 1, **longer}))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], extra, lines[-1]]))
-    found = {(each.phase, each.part): each.part_ms for each in part_rows_of(folder)}
+    found = {(each.arm_phase.phase, each.part): each.part_ms for each in long_rows(folder)}
     assert found["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
     assert found["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
     assert found["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
     drains = [one.drain_ms for _, one in run.of(Microbatch) if one.arm == "mpi@3" and one.round]
     assert found["total", "drain"] == pytest.approx(2.0 + drains[0], rel=0.5)
-
-
-def part_rows_of(folder: Path) -> list[PartRow]:
-    run = read_run(folder)
-    return part_rows(run, collect(run))
 
 
 def call(*arguments: object) -> str:
@@ -177,7 +171,6 @@ def test_csv_json_and_the_tables_hold_the_same_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert ("arms", *(table.name for table in LONG_TABLES)) == TABLES
     folder = write_run(tmp_path / "r", points=[point(0), point(1, input_len=512)])
     text = call(folder, "--format", "csv", "--table", "overhead")
     table = list(csv.DictReader(io.StringIO(text)))
@@ -212,7 +205,7 @@ def test_intervals_are_shown_where_two_arms_are_subtracted(tmp_path: Path) -> No
 def test_a_gpu_report_says_that_wait_may_be_hidden(tmp_path: Path) -> None:
     infos = [on_gpu(), on_gpu("bbbb")]
     folder = write_run(tmp_path / "g", environment=GPU_ENVIRONMENT, infos=infos)
-    notes = report(read_run(folder)).notes
+    notes = report(read_run(folder)).note_texts
     assert any("in the library while the device computes" in note for note in notes)
-    notes = report(read_run(write_run(tmp_path / "c"))).notes
+    notes = report(read_run(write_run(tmp_path / "c"))).note_texts
     assert not any("while the device computes" in note for note in notes)

@@ -98,7 +98,7 @@ ASKED = {"target_overhead": None, "precision": 0.01, "max_time": 60.0}
 
 
 def precision_of(item: RunReport) -> list[str]:
-    return [note for note in item.notes if note.startswith("precision")]
+    return [note for note in item.note_texts if note.startswith("precision")]
 
 
 def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
@@ -158,12 +158,14 @@ def interrupted(tmp_path: Path) -> RunReport:
 
 
 def test_an_interrupted_run_says_so_once(interrupted: RunReport) -> None:
-    assert interrupted.notes[0] == (
+    assert interrupted.note_texts[0] == (
         "INTERRUPTED: rank 0 (source on node-a), in phase prepare, point p003, arm none, "
         "iteration 8"
     )
     assert not any(
-        word in note for note in interrupted.notes[1:] for word in ("INTERRUPTED", "INCOMPLETE")
+        word in note
+        for note in interrupted.note_texts[1:]
+        for word in ("INTERRUPTED", "INCOMPLETE")
     )
 
 
@@ -178,4 +180,4 @@ def test_points_that_were_not_reached_are_one_line(interrupted: RunReport) -> No
 def test_a_run_without_any_round_has_no_table(tmp_path: Path) -> None:
     item = report(read_run(write_run(tmp_path / "r", rounds=0, ended=False)))
     assert item.blocks == []
-    assert "no rounds: the run ended before a measured round of this arm (p000)" in item.notes
+    assert "no rounds: the run ended before a measured round of this arm (p000)" in item.note_texts

@@ -116,13 +116,13 @@ def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
     assert cells["none#2"][-1].startswith("noise ")
     assert "[" in cells["mpi@3"][-1]
     assert cells["mpi@3"][0] == "186"
-    assert not any("a p99 needs" in note for note in made.notes)
+    assert not any("a p99 needs" in note for note in made.note_texts)
     row = flat_rows(long)[2]
     assert row["token_p50_ms"] < row["token_p90_ms"] < row["token_p99_ms"] <= row["token_max_ms"]
     short = read_run(write_run(tmp_path / "short", rounds=6))
     assert flat_rows(short)[2]["token_p99_ms"] is None
     assert flat_rows(short)[2]["token_max_ms"] > 0
-    assert any("Only 30 tokens: a p99 needs 100" in note for note in report(short).notes)
+    assert any("Only 30 tokens: a p99 needs 100" in note for note in report(short).note_texts)
 
 
 def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def told(
             with (folder / f"rank-{rank:04d}.jsonl").open("a") as file:
                 mine = end | {"seconds": end["seconds"] - 0.01 * rank}  # read a little earlier
                 file.write(to_line(End(environment={"cpu_throttling": {"measured": mine}})))
-    return report(read_run(folder)).notes
+    return report(read_run(folder)).note_texts
 
 
 def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:

@@ -361,7 +361,7 @@ def test_records_of_a_compared_run(tmp_path: Path) -> None:
     assert job.run.notes == []  # and so nothing was changed
     file = job.folder / "rank-0001.jsonl"
     file.write_text(file.read_text().replace('"cpu_s":0', '"cpu_s":1', 1))
-    assert [note.split(" was changed")[0] for note in job.run.notes] == ["CHANGED: rank-0001.jsonl"]
+    assert [note.text.split(" was")[0] for note in job.run.notes] == ["CHANGED: rank-0001.jsonl"]
 
 
 def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
         interface, _, share = rows[name]["path"].partition(": ")
         assert interface == two_hosts_interface()
         assert int(share.removesuffix(" %")) >= 80  # 66 bytes are more than a packet's headers here
-    assert not [note for note in report(run).notes if note.startswith("PATH")]
-    (told,) = [note for note in report(run).notes if note.startswith("hosts:")]
+    assert not [note for note in report(run).note_texts if note.startswith("PATH")]
+    (told,) = [note for note in report(run).note_texts if note.startswith("hosts:")]
     assert told == (
         "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "
         "link between them: 800Mbit/s"

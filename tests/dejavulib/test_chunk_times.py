@@ -354,7 +354,7 @@ def test_the_files_beside_the_ranks_own_are_sealed(folder: Path, tmp_path: Path)
     path = copy / "chunks-0001.jsonl"
     path.write_text(path.read_text().replace('"scattered":[', '"scattered":[1', 1))
     (note,) = read_run(copy).notes
-    assert note.startswith("CHANGED: chunks-0001.jsonl was changed after the run")
+    assert note.text.startswith("CHANGED: chunks-0001.jsonl was changed after the run")
 
 
 @pytest.mark.mpi

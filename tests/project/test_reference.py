@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from dejavubench.analysis.columns import UNITS, columns_of
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
-from dejavubench.analysis.tables.longtables import LONG_TABLES
+from dejavubench.analysis.tables.reportorder import ROW_CLASSES
 from dejavubench.analysis.tables.rows import COLUMNS, Row
 from dejavubench.analysis.tables.tailcells import TAIL_CELLS
 from dejavubench.analysis.tables.textcells import SHOWN
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT
 
-LONG = [each.row for each in LONG_TABLES]
+LONG = list(ROW_CLASSES.values())
 KINDS = (Row, *LONG, *dict.fromkeys(each.row for each in figures()))
 
 

@@ -171,7 +171,7 @@ def test_killed_runs_are_shown_wherever_they_ended(tmp_path: Path) -> None:
         (whole / rank_file(1)).write_text("".join(of_sink[: 1 + 2 * iterations]))
         found = find([whole])
         assert found.bad == []
-        assert any("INCOMPLETE" in note for note in report(found.runs[0]).notes)
+        assert any("INCOMPLETE" in note for note in report(found.runs[0]).note_texts)
 
 
 def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_file_that_was_changed_lost_or_added_is_named(
 ) -> None:
     damage(folder)
     (note,) = read_run(folder).notes
-    assert note.startswith(f"CHANGED: {name} {words}")
+    assert note.text.startswith(f"CHANGED: {name} {words}")
 
 
 def test_nothing_is_said_of_files_of_older_programs(folder: Path) -> None:

@@ -21,9 +21,11 @@ from dejavubench.analysis.integrity import (
     rounds,
     textlogs,
 )
-from dejavubench.records import RecordError, Run, read_run
+from dejavubench.records import Note, NoteKind, RecordError, Run, read_run
+from dejavubench.records.notes import CHANGED, IGNORED_FILE
 
 IntegrityRule = Callable[[Run], Iterator[str]]
+NotingRule = Callable[[Run], Iterator[Note]]
 
 STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
     header.RULES,
@@ -34,7 +36,10 @@ STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
 )
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 
-NOTED: tuple[IntegrityRule, ...] = header.NOTED + microbatches.NOTED + textlogs.NOTED
+NOTED: tuple[NotingRule, ...] = header.NOTED + microbatches.NOTED + textlogs.NOTED
+
+KINDS: tuple[NoteKind, ...] = (IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
+"""Kinds of the notes on a run's files, of these rules and of reading."""
 
 ENOUGH = 100
 """Number of findings after which a check stops."""
@@ -55,7 +60,7 @@ def read_checked(folder: Path) -> Run:
                 or_more = "" if len(complaints) < ENOUGH else " or more"
                 more = f" (and {len(complaints) - 1}{or_more} further findings)"
                 raise RecordError(f"{folder}: {complaints[0]}{more if len(complaints) > 1 else ''}")
-        run.notes += [finding for rule in NOTED for finding in islice(rule(run), 1)]
+        run.notes += [note for rule in NOTED for note in islice(rule(run), 1)]
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None
     return run

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dejavubench.analysis.armdestinations import run_destinations
-from dejavubench.records import ArmInfo, PointInfo, RankInfo, Run, RunEnvironment
+from dejavubench.records import ArmInfo, Note, PointInfo, RankInfo, Run, RunEnvironment
 from dejavubench.records.destinationinfo import NO_STREAMING, DestinationInfo
+from dejavubench.records.notes import CHANGED
 from dejavubench.units import ITEMSIZE
 
 NOT_HASHED = ("name", "note", "log_dir", "ckpt_path", "prompts", "peer")
@@ -130,14 +131,14 @@ def _streamed_nbytes(point: PointInfo) -> int:
     return point.ubatch_size * tokens * token
 
 
-def _other_experiment(run: Run) -> Iterator[str]:
+def _other_experiment(run: Run) -> Iterator[Note]:
     """Compare the experiment with its hash in older records, which have no digest."""
     older = not any(info.run_id for _, info in run.of(RankInfo))
     experiment = run.header.experiment
     # The content of these files was hashed, too.
     from_files = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
     if older and not from_files and experiment_hash(experiment) != run.header.experiment_hash:
-        yield "CHANGED: run.json: the experiment does not match its experiment_hash"
+        yield CHANGED.note("CHANGED: run.json: the experiment does not match its experiment_hash")
 
 
 def experiment_hash(experiment: dict[str, Any]) -> str:

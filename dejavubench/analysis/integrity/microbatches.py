@@ -14,7 +14,19 @@ from dejavubench.analysis.integrity.rounds import (
     key_of,
     named,
 )
-from dejavubench.records import Iteration, Microbatch, PointInfo, RankInfo, RankLog, Run
+from dejavubench.records import (
+    Iteration,
+    Microbatch,
+    Note,
+    NoteKind,
+    PointInfo,
+    RankInfo,
+    RankLog,
+    Run,
+)
+from dejavubench.records.notes import CHANGED
+
+LONG_TIME = NoteKind("long-time", "warning")
 
 TOLERANCE = 1e-6
 """Largest relative difference of sums that should be equal."""
@@ -172,7 +184,7 @@ def _totals(run: Run) -> Iterator[str]:
                 )
 
 
-def _copies(run: Run) -> Iterator[str]:
+def _copies(run: Run) -> Iterator[Note]:
     """Note a number of copies that differs between iterations of one arm."""
     known: dict[MicrobatchKey, tuple[int, int, int]] = {}
     for log in run.ranks:
@@ -180,13 +192,13 @@ def _copies(run: Run) -> Iterator[str]:
             place = log.rank, item.point, item.arm, item.ubatch
             copies = item.prompt.copies, item.tokens.copies, item.drain.copies
             if known.setdefault(place, copies) != copies:
-                yield (
+                yield CHANGED.note(
                     f"CHANGED: {where}: {named(key_of(item))} was streamed in {sum(copies)} "
                     f"copies, but an earlier one in {sum(known[place])}"
                 )
 
 
-def _long(run: Run) -> Iterator[str]:
+def _long(run: Run) -> Iterator[Note]:
     """Note times far longer than their parts: a busy machine stops a rank only for a moment."""
     microbatches = _by_iteration(run)
     for log in run.ranks:
@@ -199,7 +211,7 @@ def _long(run: Run) -> Iterator[str]:
             if _in_flight(run) == 1:
                 pairs.append((item.all_token_ms, sum(item.token_ms), "ALL-TOKEN"))
             yield from (
-                f"{where}: {words}"
+                LONG_TIME.note(f"{where}: {words}")
                 for long, short, what in pairs
                 for words in _longer(long, short, what)
             )
@@ -208,7 +220,9 @@ def _long(run: Run) -> Iterator[str]:
                 item.total_ms for items in microbatches[key_of(whole)].values() for item in items
             )
             yield from (
-                f"{where}: {words}" for words in _longer(whole.total_ms, totals, "TOTAL") if totals
+                LONG_TIME.note(f"{where}: {words}")
+                for words in _longer(whole.total_ms, totals, "TOTAL")
+                if totals
             )
 
 

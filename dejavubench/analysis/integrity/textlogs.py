@@ -11,6 +11,7 @@ from dejavubench.records import (
     End,
     Iteration,
     Microbatch,
+    Note,
     RankLog,
     Run,
     all_token_line,
@@ -19,12 +20,13 @@ from dejavubench.records import (
     token_line,
     total_line,
 )
+from dejavubench.records.notes import CHANGED
 
 ANY = ""
 """Placeholder for a line that the records do not determine."""
 
 
-def _other_times(run: Run) -> Iterator[str]:
+def _other_times(run: Run) -> Iterator[Note]:
     """Note a text log that differs from the records; a killed run may lack its last iteration."""
     first = log_of(run, 0)
     if first is None or any(end.digest is not None for end in first.of(End)):
@@ -45,7 +47,7 @@ def _other_times(run: Run) -> Iterator[str]:
                 and expected != ANY
                 and not (missing and (not well or (point, arm) in short))
             ):
-                yield (
+                yield CHANGED.note(
                     f"CHANGED: {first.path.name} and {path.name}, line {number}, have different "
                     f"times of {point} {arm}"
                 )

@@ -1,10 +1,16 @@
 """Tables of runs and text logs: rows of columns, cells for people, notes, and file formats.
 
-To add a table to the report of a run:
+To add a part to the report of a run:
 
-1. Write ``def blocks(run: Run, rows: list[Row]) -> list[Block]`` in a file of its own. It returns
-   no block where a record lacks what it needs, as older records do.
-2. Add the function to :data:`~dejavubench.analysis.tables.report.MORE_BLOCKS`.
+1. Write a function from :class:`~dejavubench.analysis.tables.reportpart.RunData` to
+   :class:`~dejavubench.analysis.tables.reportpart.PartContent` in a file of its own. It returns no
+   content where a record lacks what it needs, as older records do. ``data.content(OTHER)`` is the
+   content of another part, such as its rows.
+2. Make a :data:`~dejavubench.analysis.tables.reportpart.RunPart` of it at the end of the file.
+   Declare the kinds of its notes there, and describe them in docs/reference/notes.md.
+3. Name the part in :data:`~dejavubench.analysis.tables.reportorder.REPORT_PARTS`, in its place.
+
+Tables, markdown, csv, json, ``process --table`` and docs/reference/columns.md follow from there.
 
 A table with one row per point and arm takes its numbers from columns: add a group of columns at
 the end of :class:`~dejavubench.analysis.tables.rows.Row`, name the cells in

@@ -1,18 +1,23 @@
-"""Table of the bill of chunks: one row for each point, arm, phase and part of the latency."""
+"""Part of a report: the bill of chunks, by point, arm, phase and part of the latency."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from dejavubench.analysis.chunkbill import FEWEST_CHUNKS, LATENCY, Bill, PartTime, bills
+from dejavubench.analysis.chunkbill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
 from dejavubench.analysis.numbertexts import counted, four_digits, ms, nbytes, value_or_dash
-from dejavubench.analysis.samples import PointSamples
+from dejavubench.analysis.tables.armcolumns import ArmPhase
 from dejavubench.analysis.tables.layout import Block
-from dejavubench.analysis.tables.rows import Row, Sizes
+from dejavubench.analysis.tables.reportpart import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.textcells import ARM_CELL, varying_cells
-from dejavubench.records import Run, read_chunk_times
+from dejavubench.records import Note, NoteKind
+
+CHUNK_LATENCY = NoteKind("chunk-latency", "info")
+FEW_CHUNKS = NoteKind("few-chunks", "info")
+CHUNKS_IN_SUMS = NoteKind("chunks-in-sums", "info")
 
 CHUNKS_TITLE = "chunks, per iteration"
 PARTS_TITLE = "where a chunk's time goes"
@@ -26,14 +31,7 @@ class ChunkRow:
     it. Sums are over all sources and microbatches of an iteration, median over rounds.
     """
 
-    run: Annotated[str, "Folder of the run."]
-    point: Annotated[str, "Point of the sweep, such as p000."]
-    sizes: Sizes
-    arm: Annotated[str, "Name of the arm: a destination and a level."]
-    mode: Annotated[str, "Destination."]
-    level: Annotated[str | None, "Level of DéjàVuLib's optimisations."]
-    durability: Annotated[str | None, "Condition on which a chunk counts as written."]
-    phase: Annotated[str, "prompt or tokens (all steps together)."]
+    arm_phase: ArmPhase
     part: Annotated[str, "latency, or the name of one of its parts."]
     samples: Annotated[int, "Measured rounds."]
     chunks: Annotated[int, "Chunks of one iteration."]
@@ -50,30 +48,18 @@ class ChunkRow:
     beyond_chunks: Annotated[int, "Chunks of which only sums are known: those beyond 65,536."]
 
 
-def chunk_rows(run: Run, points: Mapping[str, PointSamples]) -> list[ChunkRow]:
-    """Return the rows of a run; none of a run that recorded no times of chunks.
-
-    Raises:
-        RecordError: a file of chunks' times cannot be read, or does not belong to the run.
-    """
+def _rows(data: RunData) -> list[ChunkRow]:
+    """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
-        _row(run, points[bill.point], bill, part)
-        for bill in bills(read_chunk_times(run.path), points)
+        _row(ArmPhase.of(data.run, data.points[bill.point].arms[bill.arm], bill.phase), bill, part)
+        for bill in data.chunk_files.bills
         for part in bill.parts
     ]
 
 
-def _row(run: Run, point: PointSamples, bill: Bill, part: PartTime) -> ChunkRow:
-    arm = point.arms[bill.arm].arm
+def _row(arm_phase: ArmPhase, bill: Bill, part: PartTime) -> ChunkRow:
     return ChunkRow(
-        run=run.path.name,
-        point=bill.point,
-        sizes=Sizes.of(point.point),
-        arm=bill.arm,
-        mode=arm.mode,
-        level=arm.level,
-        durability=arm.durability,
-        phase=bill.phase,
+        arm_phase=arm_phase,
         part=part.name,
         samples=bill.rounds,
         chunks=bill.chunks,
@@ -88,7 +74,7 @@ def _row(run: Run, point: PointSamples, bill: Bill, part: PartTime) -> ChunkRow:
     )
 
 
-def chunk_blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
+def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     """Return the tables for people: chunks of each arm and phase, and the parts of their time."""
     if not parts:
         return []
@@ -99,14 +85,18 @@ def chunk_blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     timed = ["sum ms", "median µs", "p99 µs", "share %"]
     bill = Block(PARTS_TITLE, [*headings, "part", *timed], len(headings) + 1)
     for row in rows:
-        of_arm = [each for each in parts if (each.point, each.arm) == (row.point, row.arm)]
+        of_arm = [
+            each
+            for each in parts
+            if (each.arm_phase.point, each.arm_phase.arm) == (row.point, row.arm)
+        ]
         names = [cell.write(row) for cell in leading]
         if of_arm:
             whole = [each for each in of_arm if each.part == LATENCY]
-            chunks.groups.append([[*names, each.phase, *_sized(each)] for each in whole])
+            chunks.groups.append([[*names, each.arm_phase.phase, *_sized(each)] for each in whole])
             bill.groups.append(
                 [
-                    [*names, each.phase, each.part, *_timed(each)]
+                    [*names, each.arm_phase.phase, each.part, *_timed(each)]
                     for each in of_arm
                     if each.part != LATENCY
                 ]
@@ -139,13 +129,30 @@ LATENCY_NOTE = (
 )
 
 
-def chunk_notes(run: Run, parts: Sequence[ChunkRow]) -> list[str]:
+def _notes(parts: Sequence[ChunkRow]) -> list[Note]:
     """Say how the parts of a chunk's time are made, and which of them are missing."""
     if not parts:
         return []
-    notes = [LATENCY_NOTE]
+    notes = [CHUNK_LATENCY.note(LATENCY_NOTE)]
     if any(row.p99_us is None for row in parts):
-        notes.append(f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together.")
+        needed = f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together."
+        notes.append(FEW_CHUNKS.note(needed))
     if any(row.beyond_chunks for row in parts):
-        notes.append("Chunks beyond 65,536 of a microbatch are in the sums alone.")
+        notes.append(
+            CHUNKS_IN_SUMS.note("Chunks beyond 65,536 of a microbatch are in the sums alone.")
+        )
     return notes
+
+
+def _content(data: RunData) -> PartContent:
+    rows = _rows(data)
+    return PartContent(blocks=_blocks(data.reached_rows, rows), notes=_notes(rows), rows=rows)
+
+
+CHUNKS = RunPart(
+    "chunks",
+    PARTS_TITLE,
+    _content,
+    (CHUNK_LATENCY, FEW_CHUNKS, CHUNKS_IN_SUMS),
+    row=ChunkRow,
+)

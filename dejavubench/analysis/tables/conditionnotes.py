@@ -1,42 +1,38 @@
-"""Notes on the conditions of the hosts while a run measured, and on the ways of its bytes."""
+"""Parts of a report: the conditions of the hosts while a run measured."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from statistics import median
+from typing import NamedTuple
 
-from dejavubench.analysis.hostrounds import HostRound, HostRounds, host_rounds, numbers_text
+from dejavubench.analysis.hostrounds import HostRound, HostRounds, numbers_text
 from dejavubench.analysis.tables.hostcolumns import middle
-from dejavubench.records import Run
+from dejavubench.analysis.tables.reportpart import RunPart, only_notes
+from dejavubench.records import Note, NoteKind
+
+DISTURBED = NoteKind("disturbed", "warning")
+THROTTLED = NoteKind("throttled", "warning")
+CONDITIONS = NoteKind("conditions", "info")
+UNREADABLE = NoteKind("conditions-unreadable", "info")
 
 MOST_NUMBERS = 60
 """Characters of the numbers of rounds that a note names; longer lists are left out."""
 
 
-def marks(run: Run) -> list[str]:
-    """Return one line per finding that qualifies the run's numbers; none for older records.
+class _Finding(NamedTuple):
+    """A sentence on one host. ``mark`` begins the note, before the host's name."""
 
-    Raises:
-        RecordError: a host's file cannot be read, or is not of this run.
-    """
-    return _by_host(host_rounds(run), _findings)
-
-
-def facts(run: Run) -> list[str]:
-    """Return the conditions of each host, and the reasons why some are unknown.
-
-    Raises:
-        RecordError: as :func:`marks`.
-    """
-    hosts = host_rounds(run)
-    return [*_by_host(hosts, _conditions), *_unreadable(hosts)]
+    kind: NoteKind
+    mark: str
+    text: str
 
 
-def cause_of_noise(run: Run) -> str | None:
+def cause_of_noise(hosts: list[HostRounds]) -> str | None:
     """Say what can have made two equal arms differ; None if the run has recorded nothing of it."""
-    hosts = host_rounds(run)
-    for _, text in (finding for host in hosts for finding in _findings(host)):
+    for text in (finding.text for host in hosts for finding in _findings(host)):
+        # Without the rounds, which stand in brackets at the end of the finding's own note.
         return f"{text[0].upper()}{text[1:].partition(' (')[0]}."
     known = [(max(cores), host) for host in hosts if (cores := _known(host))]
     if not known:
@@ -49,41 +45,43 @@ def cause_of_noise(run: Run) -> str | None:
 
 
 def _by_host(
-    hosts: list[HostRounds], find: Callable[[HostRounds], Iterable[tuple[str, str]]]
-) -> list[str]:
+    hosts: list[HostRounds], find: Callable[[HostRounds], Iterable[_Finding]]
+) -> list[Note]:
     """Return all hosts' notes; where there are several hosts, each note names its own."""
     return [
-        f"{mark}: {host.name}: {text}" if len(hosts) > 1 else f"{mark}: {text}"
+        kind.note(f"{mark}: {host.name}: {text}" if len(hosts) > 1 else f"{mark}: {text}")
         for host in hosts
-        for mark, text in find(host)
+        for kind, mark, text in find(host)
     ]
 
 
-def _findings(host: HostRounds) -> Iterable[tuple[str, str]]:
-    """Yield the mark and the text of each finding on one host."""
+def _findings(host: HostRounds) -> Iterable[_Finding]:
+    """Yield the findings that qualify the numbers measured on one host."""
     others = _others(host)
     if others is not None:
-        yield "DISTURBED", others
+        yield _Finding(DISTURBED, "DISTURBED", others)
     stolen = _marked(host, lambda each: each.disturbed_by_hypervisor)
     if stolen:
         took = median(each.steal_cores or 0.0 for each in stolen.values())
-        yield (
+        yield _Finding(
+            DISTURBED,
             "DISTURBED",
             f"the hypervisor took {took:.2g} of {_cores(host)} in {_of_all(host, stolen)}",
         )
     limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
     if limits:
         throttled = _marked(host, lambda each: each.limits)
-        yield (
+        yield _Finding(
+            THROTTLED,
             "THROTTLED",
             f"limits held a GPU's clock down in {_of_all(host, throttled)}: "
             + ", ".join(f"{name} in {count}" for name, count in limits.items()),
         )
 
 
-def _conditions(host: HostRounds) -> Iterable[tuple[str, str]]:
+def _conditions(host: HostRounds) -> Iterable[_Finding]:
     if words := [*_cpu_words(host), *_gpu_words(host)]:
-        yield "conditions, median round", "; ".join(words)
+        yield _Finding(CONDITIONS, "conditions, median round", "; ".join(words))
 
 
 def _others(host: HostRounds) -> str | None:
@@ -162,9 +160,26 @@ def _cores(host: HostRounds) -> str:
     return f"{host.cores} core{'s' * (host.cores != 1)}"
 
 
-def _unreadable(hosts: list[HostRounds]) -> list[str]:
+def _unreadable(hosts: list[HostRounds]) -> list[Note]:
     reasons: dict[str, None] = {}
     for host in hosts:
         for why in (host.log.host.unreadable, *(window.unreadable for window in host.log.windows)):
             reasons |= {f"{what}: {reason}": None for what, reason in why.items()}
-    return [f"conditions not readable: {'; '.join(reasons)}"] if reasons else []
+    text = f"conditions not readable: {'; '.join(reasons)}"
+    return [UNREADABLE.note(text)] if reasons else []
+
+
+# ---- the parts ----
+
+DISTURBANCES = RunPart(
+    "disturbances",
+    "rounds in which others took time or a limit held a GPU's clock down",
+    only_notes(lambda data: _by_host(data.hosts, _findings)),
+    (DISTURBED, THROTTLED),
+)
+HOST_CONDITIONS = RunPart(
+    "conditions",
+    "conditions of the hosts",
+    only_notes(lambda data: [*_by_host(data.hosts, _conditions), *_unreadable(data.hosts)]),
+    (CONDITIONS, UNREADABLE),
+)

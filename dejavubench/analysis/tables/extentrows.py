@@ -1,20 +1,20 @@
-"""Table of single extents that ``run --sample-extents`` timed: one row per point, arm and phase."""
+"""Part of a report: single extents that ``run --sample-extents`` timed, by point, arm and phase."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 
 from dejavubench.analysis.numbertexts import counted, four_digits, nbytes
-from dejavubench.analysis.samples import PointSamples
 from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.reportpart import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row, Sizes
 from dejavubench.analysis.tables.textcells import varying_cells
 from dejavubench.analysis.tails import FEWEST_TOKENS, P99, percentile
-from dejavubench.records import ExtentTimes, RecordError, Run, read_extent_times
+from dejavubench.records import ExtentTimes, RecordError
 
 TITLE = "single extents, sampled in an iteration of their own"
 
@@ -40,14 +40,15 @@ class ExtentRow:
     max_us: Annotated[float, "Time of the slowest one."]
 
 
-def extent_rows(run: Run, points: Mapping[str, PointSamples]) -> list[ExtentRow]:
+def _rows(data: RunData) -> list[ExtentRow]:
     """Return the rows of a run; none of a run that sampled no extents.
 
     Raises:
-        RecordError: a file of times cannot be read, or names a point or an arm of no iteration.
+        RecordError: a record names a point or an arm of no iteration.
     """
+    run, points = data.run, data.points
     by_arms: dict[tuple[str, str, str], list[ExtentTimes]] = {}
-    for rank, times in read_extent_times(run.path):
+    for rank, times in data.chunk_files.extents:
         if times.point not in points or times.of not in points[times.point].arms:
             raise RecordError(
                 f"{run.path}: times of extents of point {times.point}, arm {times.of}, on rank "
@@ -83,7 +84,7 @@ def _row(identity: tuple[str, str, Sizes, str, str, str], sampled: np.ndarray) -
     )
 
 
-def extent_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
+def _blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
     """Return the table for people: a line for each diagnostic arm and phase."""
     if not extents:
         return []
@@ -107,3 +108,11 @@ def extent_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
         if lines:
             block.groups.append(lines)
     return [block]
+
+
+def _content(data: RunData) -> PartContent:
+    rows = _rows(data)
+    return PartContent(blocks=_blocks(data.reached_rows, rows), rows=rows)
+
+
+EXTENTS = RunPart("extents", TITLE, _content, row=ExtentRow)

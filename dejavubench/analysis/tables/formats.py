@@ -8,41 +8,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.tables import layout
 from dejavubench.analysis.tables.layout import TextLine, wrapped
-from dejavubench.analysis.tables.longtables import LONG_TABLES
-from dejavubench.analysis.tables.precision import NOT_REACHED
 from dejavubench.analysis.tables.report import RunReport
+from dejavubench.analysis.tables.reportorder import ROW_CLASSES
 from dejavubench.analysis.tables.rows import frame
 from dejavubench.analysis.tables.tableschema import TABLE_SCHEMA
+from dejavubench.records import Severity
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-WARNINGS = (
-    "FAILED",
-    "INTERRUPTED",
-    "INCOMPLETE",
-    "CHANGED",
-    "LOST",
-    "NOISY",
-    "NO MPS",
-    NOT_REACHED,
-    *("DISTURBED", "THROTTLED", "PATH"),
-)
-"""First words of notes that are shown in red."""
+STYLES: dict[Severity, str] = {"error": "red", "warning": "red", "info": ""}
+"""Styles of notes on a terminal."""
 
 
 def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "arms") -> None:
     """Write reports as ``csv``, ``json`` or ``markdown``; :func:`show` prints tables.
 
     Args:
-        table: rows of csv: ``arms``, or the name of one of the long tables. json has all of them.
+        table: rows of csv: ``arms``, or the name of a part that has rows. json has all of them.
     """
     if style == "csv":
         out.write(_csv(reports, table))
@@ -51,9 +41,10 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
             {
                 "run": item.title,
                 "header": item.header,
-                "notes": item.notes,
+                "notes": item.note_texts,
                 "rows": [flat(row) for row in item.rows],
-                **{name: [flat(row) for row in rows] for name, rows in item.long.items()},
+                **{name: [flat(row) for row in rows] for name, rows in item.rows_of_parts.items()},
+                "notes_by_kind": [asdict(note) for note in item.notes],
                 "schema_version": TABLE_SCHEMA,
             }
             for item in reports
@@ -67,20 +58,23 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
 def _csv(reports: Sequence[RunReport], table: str) -> str:
     if table == "arms":
         return frame(row for item in reports for row in item.rows).to_csv(index=False)
-    row_class = next(each.row for each in LONG_TABLES if each.name == table)
-    rows = (row for item in reports for row in item.long.get(table, []))
-    return frame(rows, row_class).to_csv(index=False)
+    rows = (row for item in reports for row in item.rows_of_parts.get(table, []))
+    return frame(rows, ROW_CLASSES[table]).to_csv(index=False)
 
 
 def as_markdown(item: RunReport) -> str:
     lines = [f"## {item.title}", ""]
     if item.settings:
         lines += [f"Settings: `{item.settings}`", ""]
-    for block in item.blocks:
-        rows = [cells for group in block.groups for cells in group]
-        table = markdown.table(block.columns, rows, block.leading)
-        lines += [f"**{block.title}**", "", *table, ""]
-    return "\n".join([*lines, *(f"- {note}" for note in item.notes)]) + "\n"
+    for part, content in item.parts:
+        if content.sentences:
+            lines += [f"**{part.heading}**", "", *(f"- {each}" for each in content.sentences)]
+            lines.append("")
+        for block in content.blocks:
+            rows = [cells for group in block.groups for cells in group]
+            table = markdown.table(block.columns, rows, block.leading)
+            lines += [f"**{block.title}**", "", *table, ""]
+    return "\n".join([*lines, *(f"- {note.text}" for note in item.notes)]) + "\n"
 
 
 def show(reports: Sequence[RunReport], screen: Console) -> None:
@@ -94,9 +88,15 @@ def lines(item: RunReport, width: int) -> list[TextLine]:
     shown = [TextLine(text, "bold") for text in wrapped(item.title, width)]
     if item.settings:
         shown += map(TextLine, wrapped(f"settings: {item.settings}", width, indent="  "))
-    for block in item.blocks:
-        shown += [*layout.lines(block, width), TextLine("")]
+    for part, content in item.parts:
+        if content.sentences:
+            shown.append(TextLine(part.heading, "bold"))
+            for sentence in content.sentences:
+                shown += map(TextLine, wrapped(sentence, width, indent="  "))
+            shown.append(TextLine(""))
+        for block in content.blocks:
+            shown += [*layout.lines(block, width), TextLine("")]
     for note in item.notes:
-        style = "red" if note.startswith(WARNINGS) else ""
-        shown += [TextLine(text, style) for text in wrapped(note, width, indent="  ")]
+        texts = wrapped(note.text, width, indent="  ")
+        shown += [TextLine(text, STYLES[note.severity]) for text in texts]
     return shown

@@ -1,15 +1,21 @@
-"""Notes on what hosts and control groups granted a run, for a reader who judges its numbers."""
+"""Part of a report: what hosts and control groups granted a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from dejavubench.analysis.armdestinations import run_destinations
-from dejavubench.records import End, RankInfo, Run
+from dejavubench.analysis.tables.reportpart import RunPart, only_notes
+from dejavubench.records import End, Note, NoteKind, RankInfo, Run
+
+STREAM_DIRECTORY = NoteKind("stream-directory", "info")
+DURABILITY = NoteKind("durability", "info")
+CPU_QUOTA = NoteKind("cpu-quota", "info")
+CROWDED = NoteKind("crowded", "warning")
 
 
-def notes(run: Run) -> list[str]:
-    """Return one line per finding; none for older records without these facts.
+def notes(run: Run) -> list[Note]:
+    """Return one note per finding; none for older records without these facts.
 
     Raises:
         RecordError: a rank's environment has a value of another type.
@@ -20,7 +26,7 @@ def notes(run: Run) -> list[str]:
 # ---- the stream directory ----
 
 
-def _disks(run: Run) -> list[str]:
+def _disks(run: Run) -> list[Note]:
     known = run_destinations(run)
     arms = [arm for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage]
     if not arms:
@@ -31,21 +37,21 @@ def _disks(run: Run) -> list[str]:
         if (place := info.where.stream_dir) is not None
     ]
     notes = [
-        f"stream directory: {text}"
+        STREAM_DIRECTORY.note(f"stream directory: {text}")
         for text in _by_host((host, str(place)) for host, place in places)
     ]
     one_of_each = {place.type: place for _, place in places}
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
         for place in one_of_each.values():
             note = place.note(durability)
-            notes += [] if note is None else [f"disk: {note}"]
+            notes += [] if note is None else [DURABILITY.note(f"disk: {note}")]
     return notes
 
 
 # ---- CPU ----
 
 
-def _quotas(run: Run) -> list[str]:
+def _quotas(run: Run) -> list[Note]:
     hosts: dict[str, dict[int, RankInfo]] = {}
     for rank, info in run.of(RankInfo):
         hosts.setdefault(info.host, {})[rank] = info
@@ -71,13 +77,14 @@ def _quotas(run: Run) -> list[str]:
             words.append("it was not throttled in the measured points")
         if words:
             said.append((host, f"CPU: {'; '.join(words)}"))
-    return _by_host(said)
+    return [CPU_QUOTA.note(text) for text in _by_host(said)]
 
 
-def _demands(run: Run) -> list[str]:
+def _demands(run: Run) -> list[Note]:
     known = [(info.host, info.where.cpu_demand) for _, info in run.of(RankInfo)]
     demands = [(host, demand.note()) for host, demand in known if demand is not None]
-    return _by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
+    texts = _by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
+    return [CROWDED.note(text) for text in texts]
 
 
 def _by_host(said: Iterable[tuple[str, str]]) -> list[str]:
@@ -89,3 +96,11 @@ def _by_host(said: Iterable[tuple[str, str]]) -> list[str]:
         text if len(hosts) == 1 else f"{text} ({', '.join(places)})"
         for text, places in hosts.items()
     ]
+
+
+GRANTS = RunPart(
+    "grants",
+    "what hosts and control groups granted",
+    only_notes(lambda data: notes(data.run)),
+    (STREAM_DIRECTORY, DURABILITY, CPU_QUOTA, CROWDED),
+)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dejavubench.analysis.averages import DROPPED
-from dejavubench.analysis.tables.rows import Cpu, Overhead, Row, Sizes
+from dejavubench.analysis.tables.rows import TOO_SHORT, Cpu, Overhead, Row, Sizes
 from dejavubench.analysis.tables.runrows import spread_of, timed
 from dejavubench.records.textlog import RankTimes, TextLog, TextLogError
 
@@ -40,7 +40,7 @@ def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
         cpu=Cpu(statistic=statistic),
     )
     if len(times.totals) <= DROPPED:
-        row.status, row.reason = "too short", f"rank {rank} has {len(times.totals)} TOTAL lines"
+        row.status, row.reason = TOO_SHORT, f"rank {rank} has {len(times.totals)} TOTAL lines"
         return row
     steps = [item[DROPPED:] for item in times.tokens[DROPPED:] if len(item) > DROPPED]
     row.times = timed(

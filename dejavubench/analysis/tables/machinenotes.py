@@ -1,14 +1,25 @@
-"""Notes under the tables, from the records: ceilings, GPU, hosts and staging memory."""
+"""Parts of a report on the machine: ceilings, GPU, hosts and staging memory."""
 
 from __future__ import annotations
 
 from dejavubench.analysis import rawloops, sourceranks
 from dejavubench.analysis.armdestinations import loopback_of, run_destinations
 from dejavubench.analysis.numbertexts import nbytes
-from dejavubench.records import Ceiling, CopyWays, RankInfo, Run
+from dejavubench.analysis.tables.reportpart import RunPart, only_notes
+from dejavubench.records import Ceiling, CopyWays, Note, NoteKind, RankInfo, Run
+
+CEILINGS = NoteKind("ceilings", "info")
+RAW_LOOPS = NoteKind("raw-loops", "info")
+OWN_SHARES = NoteKind("own-shares", "info")
+STAGING = NoteKind("staging", "info")
+HOSTS = NoteKind("hosts", "info")
+GPU = NoteKind("gpu", "info")
+COPY_WAYS = NoteKind("copy-ways", "info")
+LOOPBACK = NoteKind("loopback", "warning")
+NO_MPS = NoteKind("no-mps", "warning")
 
 
-def ceilings(run: Run) -> list[str]:
+def _ceilings(run: Run) -> list[Note]:
     best: dict[tuple[str, str | None], Ceiling] = {}
     for _, item in run.of(Ceiling):
         known = best.get((item.name, item.durability))
@@ -18,7 +29,8 @@ def ceilings(run: Run) -> list[str]:
             best[item.name, item.durability] = item
     if not best:
         return []
-    return ["ceilings: " + "; ".join(f"{i.name} {_measured(i)} ({i.shape})" for i in best.values())]
+    words = [f"{item.name} {_measured(item)} ({item.shape})" for item in best.values()]
+    return [CEILINGS.note(f"ceilings: {'; '.join(words)}")]
 
 
 def _measured(item: Ceiling) -> str:
@@ -27,7 +39,7 @@ def _measured(item: Ceiling) -> str:
     return f"{item.value:.4g} {item.unit.replace('us', 'µs')}"
 
 
-def against_raw(run: Run) -> list[str]:
+def _against_raw(run: Run) -> list[Note]:
     words = [
         f"{what} {100 * item.median:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}] % "
         f"({item.samples} pairs)"
@@ -35,17 +47,19 @@ def against_raw(run: Run) -> list[str]:
     ]
     if not words:
         return []
-    return [f"library's rate relative to a raw loop measured in turn with it: {'; '.join(words)}"]
+    text = f"library's rate relative to a raw loop measured in turn with it: {'; '.join(words)}"
+    return [RAW_LOOPS.note(text)]
 
 
-def own_shares(run: Run) -> list[str]:
+def _own_shares(run: Run) -> list[Note]:
     words = [f"{name} {share:.0f} %" for name, share in rawloops.own_shares(run).items()]
     if not words:
         return []
-    return [f"program's own share of each copy or message at the naive levels: {', '.join(words)}"]
+    text = f"program's own share of each copy or message at the naive levels: {', '.join(words)}"
+    return [OWN_SHARES.note(text)]
 
 
-def gpu(run: Run) -> list[str]:
+def _gpu(run: Run) -> list[Note]:
     """Say what drives the GPU, and how chunks leave it."""
     if not sourceranks.on_gpu(run):
         return []
@@ -67,23 +81,30 @@ def gpu(run: Run) -> list[str]:
         ways |= dict.fromkeys(
             f"{layouts[record.point]} {phase}: {way}" for phase, way in record.ways.items()
         )
-    notes = ["GPU: " + ", ".join(word for word in words if word)] if any(words) else []
-    return notes + ([f"how chunks leave the GPU: {'; '.join(ways)}"] if ways else [])
+    known_words = ", ".join(word for word in words if word)
+    notes = [GPU.note(f"GPU: {known_words}")] if known_words else []
+    if ways:
+        notes.append(COPY_WAYS.note(f"how chunks leave the GPU: {'; '.join(ways)}"))
+    return notes
 
 
-def loopback(run: Run) -> list[str]:
+def _loopback(run: Run) -> list[Note]:
     if all(loopback_of(run, arm) is None for arm in run.header.arms):
         return []
-    shared = [
-        "loopback on one GPU: both ranks share its processors and memory, so this is no rate of a "
-        "remote GPU"
+    notes = [
+        LOOPBACK.note(
+            "loopback on one GPU: both ranks share its processors and memory, so this is no rate "
+            "of a remote GPU"
+        )
     ]
     if run.header.where.gpu.mps is False:
-        shared.append("NO MPS: the ranks take turns on the GPU, which itself slows the model")
-    return shared
+        notes.append(
+            NO_MPS.note("NO MPS: the ranks take turns on the GPU, which itself slows the model")
+        )
+    return notes
 
 
-def hosts(run: Run) -> list[str]:
+def _hosts(run: Run) -> list[Note]:
     """Say which ranks are on which host, and the rate that the link is limited to."""
     ranks: dict[str, list[str]] = {}
     for rank, info in run.of(RankInfo):
@@ -99,14 +120,37 @@ def hosts(run: Run) -> list[str]:
     words += [f"{mode} to {peer}" for mode in external for peer in peers]
     link = run.header.experiment.get("link")
     said = f"; link between them: {link}" if link else ""
-    return [f"hosts: {'; '.join(words)}{said}"] if len(ranks) > 1 or link else []
+    note = HOSTS.note(f"hosts: {'; '.join(words)}{said}")
+    return [note] if len(ranks) > 1 or link else []
 
 
-def staging(run: Run) -> list[str]:
+def _staging(run: Run) -> list[Note]:
     words = []
     for where, bound in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
         largest: dict[str, int] = {}
         for _, info in run.of(RankInfo):
             largest[info.role] = max(largest.get(info.role, 0), getattr(info, bound))
         words += [f"{nbytes(size)} per {role}{where}" for role, size in largest.items() if size]
-    return [f"staging memory, at most: {', '.join(words)}"] if words else []
+    return [STAGING.note(f"staging memory, at most: {', '.join(words)}")] if words else []
+
+
+# ---- the parts ----
+
+MACHINE = RunPart(
+    "machine",
+    "ceilings, staging memory and hosts",
+    only_notes(
+        lambda data: [
+            note
+            for find in (_ceilings, _against_raw, _own_shares, _staging, _hosts)
+            for note in find(data.run)
+        ]
+    ),
+    (CEILINGS, RAW_LOOPS, OWN_SHARES, STAGING, HOSTS),
+)
+DEVICE = RunPart(
+    "gpu",
+    "the GPU",
+    only_notes(lambda data: [*_gpu(data.run), *_loopback(data.run)]),
+    (GPU, COPY_WAYS, LOOPBACK, NO_MPS),
+)

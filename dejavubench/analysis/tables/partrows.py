@@ -1,4 +1,4 @@
-"""Table of the parts of each overhead: one row for each point, arm, phase and part."""
+"""Part of a report: the parts of each overhead, by point, arm, phase and part."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from dejavubench.analysis.overheadparts import (
     OverheadPart,
     overhead_parts,
 )
-from dejavubench.analysis.samples import PointSamples
 from dejavubench.analysis.sourceranks import on_gpu
+from dejavubench.analysis.tables.armcolumns import ArmPhase
 from dejavubench.analysis.tables.layout import Block
-from dejavubench.analysis.tables.rows import Row, Sizes
+from dejavubench.analysis.tables.reportpart import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.runrows import spread
 from dejavubench.analysis.tables.textcells import ARM_CELL, varying_cells
-from dejavubench.records import Run
+from dejavubench.records import Note, NoteKind, Run
+
+OVERHEAD_PARTS = NoteKind("overhead-parts", "info")
+WAIT_BESIDE_GPU = NoteKind("wait-beside-gpu", "info")
 
 TITLE = "where the overhead comes from, % of the total without streaming"
 
@@ -33,14 +37,7 @@ class PartRow:
     not add up to the overhead.
     """
 
-    run: Annotated[str, "Folder of the run."]
-    point: Annotated[str, "Point of the sweep, such as p000."]
-    sizes: Sizes
-    arm: Annotated[str, "Name of the arm: a destination and a level."]
-    mode: Annotated[str, "Destination."]
-    level: Annotated[str | None, "Level of DéjàVuLib's optimisations."]
-    durability: Annotated[str | None, "Condition on which a chunk counts as written."]
-    phase: Annotated[str, "prompt, tokens (all steps together) or total."]
+    arm_phase: ArmPhase
     part: Annotated[str, "overhead, wait (in the library), drain, or rest (overhead less both)."]
     samples: Annotated[int, "Rounds that the arm and its baselines have in common."]
     part_ms: Annotated[float, "The part in one request."]
@@ -51,29 +48,21 @@ class PartRow:
     part_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
 
 
-def part_rows(run: Run, points: Mapping[str, PointSamples]) -> list[PartRow]:
+def _rows(data: RunData) -> list[PartRow]:
     """Return the rows of a run; an arm that failed or has no baseline has none."""
     return [
-        _row(run, point, name, part)
-        for point in points.values()
-        for name, samples in point.arms.items()
+        _row(ArmPhase.of(data.run, samples, part.phase), part)
+        for point in data.points.values()
+        for samples in point.arms.values()
         if samples.why_failed is None
         for part in overhead_parts(point, samples)
     ]
 
 
-def _row(run: Run, point: PointSamples, name: str, part: OverheadPart) -> PartRow:
-    arm = point.arms[name].arm
+def _row(arm_phase: ArmPhase, part: OverheadPart) -> PartRow:
     in_ms, in_pct = spread(part.ms), spread(part.share, 100)
     return PartRow(
-        run=run.path.name,
-        point=point.point.id,
-        sizes=Sizes.of(point.point),
-        arm=name,
-        mode=arm.mode,
-        level=arm.level,
-        durability=arm.durability,
-        phase=part.phase,
+        arm_phase=arm_phase,
         part=part.part,
         samples=part.ms.samples,
         part_ms=part.ms.median,
@@ -85,14 +74,16 @@ def _row(run: Run, point: PointSamples, name: str, part: OverheadPart) -> PartRo
     )
 
 
-def part_blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
+def _blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
     """Return the table for people: a line for each arm and phase, a column for each part.
 
     Wait and drain are measured by themselves, so the table has room for the other intervals alone.
     """
     by_arm: dict[tuple[str | None, str, str], dict[str, PartRow]] = {}
     for row in parts:
-        by_arm.setdefault((row.point, row.arm, row.phase), {})[row.part] = row
+        by_arm.setdefault((row.arm_phase.point, row.arm_phase.arm, row.arm_phase.phase), {})[
+            row.part
+        ] = row
     if not by_arm:
         return []
     leading = [*varying_cells(rows), ARM_CELL]
@@ -120,11 +111,12 @@ BESIDE_THE_GPU = (
 )
 
 
-def part_notes(run: Run, parts: Sequence[PartRow]) -> list[str]:
+def _notes(run: Run, parts: Sequence[PartRow]) -> list[Note]:
     """Say how the parts of an overhead are made."""
     if not parts:
         return []
-    return [SUMMED, BESIDE_THE_GPU] if on_gpu(run) else [SUMMED]
+    notes = [OVERHEAD_PARTS.note(SUMMED)]
+    return [*notes, WAIT_BESIDE_GPU.note(BESIDE_THE_GPU)] if on_gpu(run) else notes
 
 
 def _texts(parts: Mapping[str, PartRow]) -> list[str]:
@@ -138,3 +130,12 @@ def _texts(parts: Mapping[str, PartRow]) -> list[str]:
         else:
             texts.append(with_interval(row.part_pct, row.part_low_pct, row.part_high_pct))
     return texts
+
+
+def _content(data: RunData) -> PartContent:
+    rows = _rows(data)
+    notes = _notes(data.run, rows)
+    return PartContent(blocks=_blocks(data.reached_rows, rows), notes=notes, rows=rows)
+
+
+OVERHEAD = RunPart("overhead", TITLE, _content, (OVERHEAD_PARTS, WAIT_BESIDE_GPU), row=PartRow)

@@ -1,14 +1,15 @@
-"""Notes on arms whose bytes took another path than the destination's name promises."""
+"""Part of a report: arms whose bytes took another path than the destination's name promises."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from dejavubench.analysis.armdestinations import hosts_of, info_of, loopback_of
 from dejavubench.analysis.bytepaths import BytePath, path_of_bytes
-from dejavubench.analysis.hostrounds import host_rounds
-from dejavubench.analysis.samples import PointSamples
-from dejavubench.records import ArmInfo, Run
+from dejavubench.analysis.tables.reportpart import RunData, RunPart, only_notes
+from dejavubench.records import ArmInfo, Note, NoteKind, Run
+
+OTHER_PATH = NoteKind("other-path", "warning")
 
 MOST_OF_IT = 0.5
 """Least share of the bytes that must cross an interface where the name promises that."""
@@ -20,9 +21,9 @@ BETWEEN_HOSTS = ("different hosts", "two hosts on one machine")
 ON_ONE_HOST = ("same host", "local")
 
 
-def notes(run: Run, points: Mapping[str, PointSamples]) -> list[str]:
-    """Return one line for each broken promise; none for older records, which do not tell."""
-    hosts = host_rounds(run)
+def _notes(data: RunData) -> list[Note]:
+    """Return one note for each broken promise; none for older records, which do not tell."""
+    run, points, hosts = data.run, data.points, data.hosts
     if not hosts:
         return []
     notes = []
@@ -31,7 +32,10 @@ def notes(run: Run, points: Mapping[str, PointSamples]) -> list[str]:
         for samples in point.arms.values():
             path = path_of_bytes(run, hosts, point, samples) if samples.arm.streams else None
             if path is not None and path.unreadable is None:
-                notes += [f"PATH: {where}{text}" for text in _broken(run, samples.arm, path)]
+                notes += [
+                    OTHER_PATH.note(f"PATH: {where}{text}")
+                    for text in _broken(run, samples.arm, path)
+                ]
     return notes
 
 
@@ -63,3 +67,8 @@ def _broken(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
 
 def _percent(share: float) -> str:
     return f"{min(100, int(100 * share))} %"
+
+
+PATHS = RunPart(
+    "paths", "bytes that took another path than promised", only_notes(_notes), (OTHER_PATH,)
+)

@@ -1,20 +1,21 @@
-"""Note on how exactly the overheads are known, where ``--precision`` asked for more."""
+"""Part of a report: how exactly the overheads are known, where ``--precision`` asked for more."""
 
 from __future__ import annotations
 
 from dejavubench.analysis import health, stats
-from dejavubench.records import ArmFailure, ArmInfo, Iteration, Run, Skipped
+from dejavubench.analysis.tables.reportpart import RunPart, only_notes
+from dejavubench.records import ArmFailure, ArmInfo, Iteration, Note, NoteKind, Run, Skipped
 from dejavubench.units import count_text, seconds_text
 
-NOT_REACHED = "precision not reached"
+NOT_REACHED = NoteKind("precision-not-reached", "warning")
 
 
-def notes(run: Run) -> list[str]:
-    """Return one line if some point was not measured as exactly as was asked; else none."""
+def _notes(run: Run) -> list[Note]:
+    """Return one note if some point was not measured as exactly as was asked; else none."""
     asked = run.header.experiment.get("precision")
     if asked is None:
         return []
-    notes = []
+    widths = []
     for point, series in stats.totals_by_arm(item for _, item in run.of(Iteration)).items():
         arms = _arms(run, point)
         width = stats.half_width_of(series, arms)
@@ -23,14 +24,15 @@ def notes(run: Run) -> list[str]:
         known = "no interval" if width is None else f"±{100 * width:.2g} %"
         rounds = min(len(series.get(arm.name, ())) for arm in arms)
         where = f"{point} " if len(run.header.points) > 1 else ""
-        notes.append(f"{where}{known} after {count_text(rounds, 'round')}")
-    if not notes:
+        widths.append(f"{where}{known} after {count_text(rounds, 'round')}")
+    if not widths:
         return []
     why = "when the run was cut"
     if health.complete(run):
         limit = run.header.experiment.get("max_time")
         why = f"stopped by --max-time{f' {seconds_text(limit)}' if limit else ''}"
-    return [f"{NOT_REACHED}: {', '.join(notes)}, {why}; ±{100 * asked:g} % was asked for"]
+    asked_for = f"±{100 * asked:g} % was asked for"
+    return [NOT_REACHED.note(f"precision not reached: {', '.join(widths)}, {why}; {asked_for}")]
 
 
 def _arms(run: Run, point: str) -> list[ArmInfo]:
@@ -38,3 +40,11 @@ def _arms(run: Run, point: str) -> list[ArmInfo]:
     out = {item.arm for _, item in run.of(ArmFailure) if item.point == point}
     out |= {item.arm for _, item in run.of(Skipped) if item.point == point and item.arm}
     return [arm for arm in run.header.arms if arm.name not in out]
+
+
+PRECISION = RunPart(
+    "precision",
+    "the precision that was asked for",
+    only_notes(lambda data: _notes(data.run)),
+    (NOT_REACHED,),
+)

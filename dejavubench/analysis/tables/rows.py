@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NO_ROUNDS = "no rounds"
 """Status of an arm that the run ended before."""
+TOO_SHORT = "too short"
+"""Status of a rank of a text log with too few iterations."""
 
 
 @dataclass

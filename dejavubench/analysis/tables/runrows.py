@@ -37,18 +37,23 @@ STATISTIC = "median over rounds of the maximum over sources"
 NOT_REACHED = "the run ended before a measured round of this arm"
 
 
-def run_rows(run: Run, points: Mapping[str, PointSamples] | None = None) -> list[Row]:
+def run_rows(
+    run: Run,
+    points: Mapping[str, PointSamples] | None = None,
+    hosts: list[HostRounds] | None = None,
+) -> list[Row]:
     """Return one row for each point and arm of the header, measured or not.
 
     Args:
         points: the run's samples, where they have been collected already.
+        hosts: the conditions of its hosts, where they have been read already.
 
     Raises:
         RecordError: a record names a point or an arm that the header does not have.
     """
     points = collect(run) if points is None else points
     reasons = {(item.point, item.arm): item.reason for _, item in run.of(Skipped)}
-    hosts = host_rounds(run)
+    hosts = host_rounds(run) if hosts is None else hosts
     rows = []
     for point in run.header.points:
         whole = point.skipped or reasons.get((point.id, None))

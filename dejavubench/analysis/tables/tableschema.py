@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dejavubench.analysis.columns import columns_of
-from dejavubench.analysis.tables.longtables import LONG_TABLES
+from dejavubench.analysis.tables.reportorder import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.records.jsonschemas import DIALECT, file_schema
+from dejavubench.records import Note
+from dejavubench.records.jsonschemas import DIALECT, described_schema, file_schema
 
 TABLE_SCHEMA = 1
 """Version of the documents. It rises only where an older reader would misread them."""
@@ -25,9 +26,10 @@ def table_schema() -> dict[str, Any]:
         del header[key]
     header["properties"]["path"] = _text("Folder of the run.")
     definitions["RunHeader"] = header
-    rows: list[type[Any]] = [Row, *(table.row for table in LONG_TABLES)]
+    rows: list[type[Any]] = [Row, *ROW_CLASSES.values()]
     for row in rows:
         definitions[row.__name__] = _rows(row, definitions)
+    definitions["Note"] = described_schema(Note)
     properties = {
         "run": _text("Name and folder of the run, its machine and start; path of a text log."),
         "header": {
@@ -36,14 +38,16 @@ def table_schema() -> dict[str, Any]:
         },
         "notes": {"description": "Notes for people, the most important first.", **_TEXTS},
         "rows": _list(Row, "Rows of the points and arms, or of a text log's ranks."),
-        **{
-            table.name: _list(table.row, f"Rows of the table {table.name}.")
-            for table in LONG_TABLES
+        **{name: _list(row, f"Rows of the table {name}.") for name, row in ROW_CLASSES.items()},
+        "notes_by_kind": {
+            "description": "The notes again, each with its severity and kind.",
+            "type": "array",
+            "items": {"$ref": "#/$defs/Note"},
         },
         "schema_version": {"description": "Version of this schema.", "const": TABLE_SCHEMA},
     }
     # A text log has rows of its own kind alone.
-    optional = {table.name for table in LONG_TABLES}
+    optional = set(ROW_CLASSES)
     return {
         "$schema": DIALECT,
         "title": "output of process --format json",

@@ -1,13 +1,12 @@
-"""Table of single tokens for people: one line for each arm with measured tokens."""
+"""Part of a report: the tails of single tokens, one line for each arm with measured tokens."""
 
 from __future__ import annotations
 
 from dejavubench.analysis.numbertexts import ms, value_or_dash, with_interval
 from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.reportpart import PartContent, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.textcells import Cell, block, varying_cells
-from dejavubench.analysis.tails import FEWEST_TOKENS
-from dejavubench.records import Run
 from dejavubench.records.destinationinfo import NO_STREAMING
 
 TITLE = "single tokens, over all rounds"
@@ -43,7 +42,7 @@ TAIL_CELLS = (
 )
 
 
-def blocks(run: Run, rows: list[Row]) -> list[Block]:
+def _blocks(rows: list[Row]) -> list[Block]:
     """Return the table of runs that stream; without streaming there is nothing to compare."""
     timed = [row for row in rows if row.tails.token_samples]
     if not any(row.streams for row in timed):
@@ -51,12 +50,4 @@ def blocks(run: Run, rows: list[Row]) -> list[Block]:
     return [block(TITLE, timed, varying_cells(rows), TAIL_CELLS)]
 
 
-def too_few_tokens(rows: list[Row]) -> list[str]:
-    """Say why a p99 is missing."""
-    counts = [row.tails.token_samples for row in rows if row.tails.token_samples]
-    if not counts or min(counts) >= FEWEST_TOKENS:
-        return []
-    return [
-        f"Only {min(counts)} tokens: a p99 needs {FEWEST_TOKENS}. Give more --rounds, or a larger "
-        "--output-len."
-    ]
+TAILS = RunPart("tails", TITLE, lambda data: PartContent(blocks=_blocks(data.reached_rows)))

@@ -1,4 +1,4 @@
-"""Tables for people: which cells they show, under which headings, of which rows."""
+"""Cells of tables for people: their headings, the columns that they show, and their texts."""
 
 from __future__ import annotations
 
@@ -253,20 +253,6 @@ SHOWN: dict[str, tuple[Cell, ...]] = {
 # ---- the tables ----
 
 
-def blocks(rows: list[Row]) -> list[Block]:
-    """Return the tables of one run that are made from its rows alone."""
-    varying, common = varying_cells(rows), common_sizes(rows)
-    if restarted := [row for row in rows if row.resumed.resumed_run]:
-        return [block(common, restarted, varying, RESTART_CELLS)]
-    against = _model_blocks(rows, varying)
-    if not any(row.streams for row in rows):
-        return [block(common, rows, varying, TIME_CELLS + SPREAD_CELLS), *against]
-    verdicts = any(row.overhead.verdict for row in rows)
-    overheads = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
-    times = block(common, rows, varying, TIME_CELLS + overheads)
-    return [times, *_stream_blocks(rows, varying), *against]
-
-
 def varying_cells(rows: list[Row]) -> list[Cell]:
     """Return the cells that tell a run's points apart: id and sizes; none if there is one point."""
     several = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
@@ -282,33 +268,6 @@ def common_sizes(rows: list[Row]) -> str:
         for name, values in sizes.items()
         if len(values) == 1 and (value := next(iter(values)))
     )
-
-
-def _stream_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
-    blocks = []
-    streaming = [row for row in rows if row.streams and row.ok]
-    if handed := [row for row in streaming if row.handed.handover_ms is not None]:
-        blocks.append(block(TITLES["handover"], handed, varying, HANDOVER_CELLS))
-    if swapped := [row for row in streaming if row.swap.resident_caches is not None]:
-        blocks.append(block(TITLES["swap"], swapped, varying, SWAP_CELLS))
-    if streaming:
-        measured = [row for row in rows if row.ok]
-        has_paths = any(row.conditions.path for row in streaming)  # older records have none
-        cells = [cell for cell in STREAM_CELLS if has_paths or cell is not PATH_CELL]
-        blocks.append(block(TITLES["streaming"], streaming, varying, cells))
-        blocks.append(block(TITLES["rest"], measured, varying, REST_CELLS))
-    return blocks
-
-
-def _model_blocks(rows: list[Row], varying: list[Cell]) -> list[Block]:
-    """Return one row per point, of the first baseline; its ceilings are in the notes."""
-    alone = [
-        row for row in rows if row.arm == NO_STREAMING and row.speed.prompt_tflop_per_s is not None
-    ]
-    if not alone:
-        return []
-    events = EVENT_CELLS if any(row.events.prompt_event_ms is not None for row in alone) else ()
-    return [block(TITLES["model"], alone, varying, events + MODEL_CELLS)]
 
 
 def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]) -> Block:

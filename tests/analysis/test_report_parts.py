@@ -1,0 +1,141 @@
+"""The registry of report parts: kinds of notes, and a part that is added to it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.tables import formats, partrows
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.logparts import LOG_PARTS
+from dejavubench.analysis.tables.report import RunReport, log_report, report
+from dejavubench.analysis.tables.reportorder import REPORT_PARTS, ROW_CLASSES
+from dejavubench.analysis.tables.reportpart import PartContent, ReportPart, RunData, RunPart
+from dejavubench.records import NoteKind, read_run
+from helpers.paths import RESULTS, ROOT
+from helpers.synthetic_runs import write_run
+
+ALL_PARTS: tuple[ReportPart[Any], ...] = (*REPORT_PARTS, *LOG_PARTS)
+
+
+def kinds() -> set[NoteKind]:
+    return {kind for part in ALL_PARTS for kind in part.kinds}
+
+
+def test_parts_and_kinds_of_notes_have_names_of_their_own() -> None:
+    names = [part.name for part in REPORT_PARTS]
+    assert len(set(names)) == len(names)
+    assert len({kind.name for kind in kinds()}) == len(kinds())
+    assert set(ROW_CLASSES) <= set(names)
+
+
+def test_the_page_of_notes_names_every_kind_with_its_severity() -> None:
+    page = (ROOT / "docs/reference/notes.md").read_text()
+    lines = re.findall(r"^\| `([a-z-]+)` \| (info|warning|error) \| \S", page, re.MULTILINE)
+    assert sorted(lines) == sorted((kind.name, kind.severity) for kind in kinds())
+
+
+def wrong_notes(item: RunReport) -> list[str]:
+    """Return the notes that are not of a kind that their part declares."""
+    return [
+        note.text
+        for part, content in item.parts
+        for note in content.notes
+        if NoteKind(note.kind, note.severity) not in part.kinds
+    ]
+
+
+def test_every_note_on_committed_runs_is_of_a_kind_of_its_part() -> None:
+    runs = find([RESULTS / machine / "records" for machine in ("h200", "epyc-bf16-2core")]).runs
+    reports = [report(run) for run in runs]
+    assert [text for item in reports for text in wrong_notes(item)] == []
+    seen = {note.kind for item in reports for note in item.notes}
+    assert {"times", "ceilings", "noise-floor", "chunk-latency", "conditions"} <= seen
+    log = next(path for run in runs for path in sorted(run.path.glob("*none.log")))
+    assert wrong_notes(log_report(log)) == []
+
+
+# ---- a part that is added ----
+
+TOY_NOTE = NoteKind("toy", "error")
+
+
+@dataclass
+class ToyRow:
+    """Toys: one row for each arm."""
+
+    arm: Annotated[str, "Name of the arm."]
+    toy_ms: Annotated[float, "Time of its total overhead."]
+
+
+def toy(data: RunData) -> PartContent:
+    parts: list[partrows.PartRow] = data.content(partrows.OVERHEAD).rows
+    rows = [
+        ToyRow(row.arm_phase.arm, row.part_ms)
+        for row in parts
+        if (row.arm_phase.phase, row.part) == ("total", "overhead")
+    ]
+    table = Block("the toy's table", ["arm", "toy"], 1, [[[row.arm, "7"] for row in rows]])
+    return PartContent(["The toy says no."], [table], [TOY_NOTE.note("TOY: broken")], rows)
+
+
+TOY = RunPart("toy", "the toy's heading", toy, (TOY_NOTE,), row=ToyRow)
+
+
+@pytest.fixture
+def toyed(tmp_path: Path) -> RunReport:
+    run = read_run(write_run(tmp_path / "r", rounds=6))
+    return report(run, (TOY, *REPORT_PARTS))
+
+
+def test_a_part_is_shown_in_its_place(toyed: RunReport) -> None:
+    lines = formats.lines(toyed, 80)
+    texts = [line.text for line in lines]
+    assert texts[1:4] == ["the toy's heading", "The toy says no.", ""]
+    assert texts[4] == "the toy's table"
+    (note,) = [line for line in lines if line.text == "TOY: broken"]
+    assert note.style == "red"
+    assert lines.index(note) > texts.index("single tokens, over all rounds")
+    markdown = formats.as_markdown(toyed)
+    assert "**the toy's heading**\n\n- The toy says no.\n\n**the toy's table**" in markdown
+    assert "- TOY: broken" in markdown
+
+
+def test_a_part_with_rows_is_a_key_of_json(toyed: RunReport) -> None:
+    out = io.StringIO()
+    formats.write([toyed], "json", out)
+    (document,) = json.loads(out.getvalue())
+    assert [row["arm"] for row in document["toy"]] == ["mpi@3"]
+    assert document["notes"][0] == "TOY: broken"
+    assert document["notes_by_kind"][0] == {
+        "severity": "error",
+        "kind": "toy",
+        "text": "TOY: broken",
+    }
+    assert [note["text"] for note in document["notes_by_kind"]] == document["notes"]
+
+
+def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = RunData(read_run(write_run(tmp_path / "r", rounds=6)))
+    assert data.content(partrows.OVERHEAD) is data.content(partrows.OVERHEAD)
+    read: list[str] = []
+    opened = Path.open
+
+    def noting(path: Path, *args: Any, **options: Any) -> Any:
+        read.append(path.name)
+        return opened(path, *args, **options)
+
+    folder = next(RESULTS.glob("h200-x2/records/fig25-*"))
+    run = read_run(folder)
+    monkeypatch.setattr(Path, "open", noting)
+    report(run)
+    beside = [name for name in read if name.startswith(("chunks-", "conditions-"))]
+    assert len(beside) > 1
+    assert sorted(beside) == sorted(set(beside))
