@@ -16,8 +16,8 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables.chunkrows import chunk_rows
+from dejavubench.analysis.tables.reportpart import RunData
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import streamfile
 from dejavubench.dejavulib.destinations.disk.blockfile import Durability
@@ -401,9 +401,9 @@ def check_chunks(job: Job, restart: Restart) -> None:
     assert (times.arm, times.round) == (restart.arm, None)
     for chunk, ready in zip(listed.chunks, times.ready, strict=True):
         assert (ready < 0) == (chunk.step < restart.first)
-    rows = chunk_rows(job.run, collect(job.run))
-    assert {(row.arm, row.samples) for row in rows} == {(restart.arm, 1)}
-    assert {row.phase for row in rows} == {"prompt", "tokens"}
+    rows = chunk_rows(RunData(job.run))
+    assert {(row.arm_phase.arm, row.samples) for row in rows} == {(restart.arm, 1)}
+    assert {row.arm_phase.phase for row in rows} == {"prompt", "tokens"}
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables.chunkrows import chunk_rows
+from dejavubench.analysis.tables.reportpart import RunData
 from dejavubench.dejavulib.copies import scatter_steps, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
@@ -324,9 +324,9 @@ def check_chunks(job: Job) -> None:
             known = [stamps[name] for name in ("ready", "begun", "gathered", "posted", "complete")]
             assert known == sorted(known, key=lambda each: each or 0)
             assert stamps["ready"] != stamps["complete"]
-    rows = chunk_rows(job.run, collect(job.run))
-    assert {row.arm for row in rows} == {"swap-host", "swap-disk"}
-    assert {row.part for row in rows if row.arm == "swap-disk"} == {
+    rows = chunk_rows(RunData(job.run))
+    assert {row.arm_phase.arm for row in rows} == {"swap-host", "swap-disk"}
+    assert {row.part for row in rows if row.arm_phase.arm == "swap-disk"} == {
         *("latency", "queue", "gather", "write", "sync")
     }
 

@@ -48,7 +48,7 @@ class ChunkRow:
     beyond_chunks: Annotated[int, "Chunks of which only sums are known: those beyond 65,536."]
 
 
-def _rows(data: RunData) -> list[ChunkRow]:
+def chunk_rows(data: RunData) -> list[ChunkRow]:
     """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
         _row(ArmPhase.of(data.run, data.points[bill.point].arms[bill.arm], bill.phase), bill, part)
@@ -145,7 +145,7 @@ def _notes(parts: Sequence[ChunkRow]) -> list[Note]:
 
 
 def _content(data: RunData) -> PartContent:
-    rows = _rows(data)
+    rows = chunk_rows(data)
     return PartContent(blocks=_blocks(data.reached_rows, rows), notes=_notes(rows), rows=rows)
 
 

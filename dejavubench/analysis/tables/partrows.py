@@ -48,7 +48,7 @@ class PartRow:
     part_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
 
 
-def _rows(data: RunData) -> list[PartRow]:
+def part_rows(data: RunData) -> list[PartRow]:
     """Return the rows of a run; an arm that failed or has no baseline has none."""
     return [
         _row(ArmPhase.of(data.run, samples, part.phase), part)
@@ -133,7 +133,7 @@ def _texts(parts: Mapping[str, PartRow]) -> list[str]:
 
 
 def _content(data: RunData) -> PartContent:
-    rows = _rows(data)
+    rows = part_rows(data)
     notes = _notes(data.run, rows)
     return PartContent(blocks=_blocks(data.reached_rows, rows), notes=notes, rows=rows)
 
