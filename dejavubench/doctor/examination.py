@@ -48,6 +48,8 @@ LONGEST_S = 120.0
 """Seconds after which a rank ends itself, whatever it waits for."""
 
 LOAD_S = 1.0
+"""Seconds in which all ranks sleep, so that other programs alone keep the cores busy."""
+
 LINKS_S = 8.0
 """Seconds for all links together. Links that are left then are not probed."""
 
@@ -85,6 +87,7 @@ def examine(wanted: Wanted) -> Job | None:
         MissingRanksError: on other ranks than 0, where rank 0 does not answer.
     """
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
+    # Before MPI starts: UCX reads its variables once, as it is loaded.
     log, heartbeat_of_rank = UCXLog(), heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
     alone = foreign_launcher()
     if alone is None:
@@ -111,13 +114,15 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
         # Communicators of their own: no message of a step meets one of another.
         comm, facts = MPI.COMM_WORLD.Dup(), mpi_facts()
     together = Together(comm, STEP_S)
+    # A rank that another MPI's launcher has started is a world of its own, and its number in MPI is
+    # 0. By the launcher's number all but one of them keep quiet.
     if together.size == 1 and launched_rank():
         return None
-    known = Job()
+    known = Job()  # what rank 0 can still report if a rank does not answer
     try:
         facts_of_rank = _own_facts(together, facts)
         shared = together.share((facts_of_rank, shown()), "start")
-        ranks = [each for each, _ in shared]
+        ranks = [rank_facts for rank_facts, _ in shared]
         known = Job(tuple(ranks))
         host, ports = _probe_host(together, ranks, wanted)
         facts_of_rank = replace(
@@ -125,6 +130,7 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
             crossmemory=_read_next(facts_of_rank, ranks, [place for _, place in shared]),
         )
         links = _probe_links(together, comm, [rank.host for rank in ranks])
+        # Read last: UCX logs a connection when its first message makes it.
         said = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
         part = RankPart(replace(facts_of_rank, ucx=said), host, tuple(ports), tuple(links))
         parts = together.gather(part, "the end")
@@ -157,6 +163,7 @@ def _probe_host(
     load = load_facts(LOAD_S)  # on every rank, so that all sleep
     folders = probe_folders(together, ranks, wanted.folders)
     listening, network, ports = probe_ports(together, ranks, wanted.port)
+    # All probes above are collective. What follows is the first rank's alone, and may take a while.
     if facts_of_rank.rank != ranks_of_host[0]:
         together.meet("probes of hosts")
         return None, ports
@@ -170,6 +177,7 @@ def _read_next(
 ) -> tuple[int, str | None] | None:
     """Read the memory of the next rank of this host."""
     ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
+    # In a ring, so that each rank is read once: a rank may be the only one that is protected.
     after = ranks_of_host[(ranks_of_host.index(facts_of_rank.rank) + 1) % len(ranks_of_host)]
     return None if after == facts_of_rank.rank else (after, read_problem(places[after]))
 

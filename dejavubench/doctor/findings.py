@@ -59,6 +59,7 @@ def merged(rows: Iterable[FindingRow]) -> list[FindingRow]:
     """Join rows that differ in their ranks alone. The first of equal rows gives the place."""
     rows_of_finding: dict[tuple[str, Finding], FindingRow] = {}
     for row in rows:
+        # Equal text means equal numbers: a finding with a number of its own stays a row of its own.
         key = row.check, row.finding
         known = rows_of_finding.get(key)
         ranks = row.ranks if known is None else tuple(sorted({*known.ranks, *row.ranks}))
@@ -80,10 +81,10 @@ def ranks_text(ranks: Sequence[int], size: int) -> str:
     """
     if len(ranks) == size:
         return "all"
-    runs: list[list[int]] = []
+    rows: list[list[int]] = []  # of consecutive ranks
     for rank in ranks:
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
+        if rows and rank == rows[-1][-1] + 1:
+            rows[-1].append(rank)
         else:
-            runs.append([rank])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+            rows.append([rank])
+    return ", ".join(f"{row[0]}-{row[-1]}" if len(row) > 1 else str(row[0]) for row in rows)

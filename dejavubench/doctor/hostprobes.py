@@ -69,6 +69,7 @@ def probe_folders(
     )
     folders_of_ranks = together.share(mine, "folders")
     # Two ranks that write to one disk at a time would each find half of its speed.
+    # A file system of a network is one for all hosts; others are one per machine.
     probers: dict[tuple[str, ...], int] = {}
     for rank, folders in enumerate(folders_of_ranks):
         for folder in folders:
@@ -76,6 +77,7 @@ def probe_folders(
     speeds: dict[tuple[str, ...], FolderFacts] = {}
     for folder in mine:
         key = file_system(folder, facts_of_rank.machine)
+        # Several of this host's folders may lie on one file system: it is probed once.
         if probers[key] == facts_of_rank.rank and key not in speeds:
             speeds[key] = probed(folder)
     merged: dict[tuple[str, ...], FolderFacts] = {}
@@ -87,6 +89,7 @@ def probe_folders(
 
 def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     """Return a key that folders on one file system share."""
+    # A local device's numbers mean something on its machine alone.
     place = folder.place
     file_system = None if place is None else nature(place.type)
     if place is not None and file_system is not None and file_system.text == NETWORK:
@@ -109,11 +112,12 @@ def probe_ports(
     facts_of_rank, firsts = ranks[together.rank], first_ranks(ranks)
     network = network_facts()
     if firsts[facts_of_rank.host] != facts_of_rank.rank:
+        # The same two collective steps as below, with nothing to say.
         together.share(([], Listening(wanted, -1)), "ports")
         together.meet("connections")
         return Listening(wanted, -1), network, []
     with listening(wanted) as port:
-        addresses = [each.address for each in network.interfaces if each.address]
+        addresses = [interface.address for interface in network.interfaces if interface.address]
         ports_of_ranks = together.share((addresses, port), "ports")
         ports = []
         for host, rank in firsts.items():
@@ -123,5 +127,6 @@ def probe_ports(
                 ports.append(
                     PortCheck((0, rank), (facts_of_rank.host, host), wanted, listener.port, problem)
                 )
+        # Listeners stay open until rank 0's host has tried them all.
         together.meet("connections")
     return port, network, ports

@@ -23,6 +23,8 @@ LATENCY_S = 0.1
 """Seconds of ping-pong, after as many rounds as :data:`WARM_ROUNDS`."""
 
 WARM_ROUNDS = 20
+"""First rounds, which do not count: they make the connection and wake both cores."""
+
 BANDWIDTH_S = 0.15
 """Seconds of large messages in each direction."""
 
@@ -83,6 +85,7 @@ def pairs(hosts: Sequence[str], most: int = MOST_PAIRS) -> list[tuple[int, int]]
     every = [(one, other) for one in ranks for other in ranks if one < other]
     if len(every) <= most:
         return every
+    # Every host is in it, and every pair of neighbours: stages of a pipeline are neighbours.
     firsts = [hosts.index(host) for host in dict.fromkeys(hosts)]
     chosen = [(0, first) for first in firsts if first]
     chosen += [(rank, rank + 1) for rank in ranks[:-1]]
@@ -106,6 +109,7 @@ class LinkProbe:
         peer = pair[1] if first else pair[0]
         try:
             self._begin(peer)
+            # Both ranks take the same steps: a deadline on either of them ends the probe of both.
             took = self._ping_pong(peer, first)
             nbytes = self._pace(peer, first)
             forth = self._stream(peer, first, nbytes)
@@ -115,7 +119,8 @@ class LinkProbe:
             return Link(pair, hosts, problem=problem) if first else None
         if not first:
             return None
-        latency, least = (1e6 * each / 2 for each in (statistics.median(took), min(took)))
+        # Half of a round trip: the times of two hosts are never subtracted.
+        latency, least = (1e6 * round_s / 2 for round_s in (statistics.median(took), min(took)))
         return Link(pair, hosts, latency, least, (forth, back), nbytes)
 
     def _begin(self, peer: int) -> None:
@@ -149,7 +154,7 @@ class LinkProbe:
         while goes_on:
             began = time.perf_counter()
             goes_on = began < end or len(took) <= WARM_ROUNDS
-            data[0] = goes_on
+            data[0] = goes_on  # the answering rank has no clock of its own to end by
             self._send(data, peer)
             self._receive(data, peer)
             took.append(time.perf_counter() - began)
@@ -192,6 +197,7 @@ class LinkProbe:
                 goes_on[0] = time.perf_counter() < end or len(took) < WINDOWS - 1
                 self._send(goes_on, peer)
             took.append(time.perf_counter() - began)
+        # The first window may still connect; WINDOWS of them are sent in any case.
         return WINDOW * nbytes / min(took[1:]) / 1e9
 
 

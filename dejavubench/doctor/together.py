@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TO_RANK_0, _FROM_RANK_0 = 1, 2
+_TO_RANK_0, _FROM_RANK_0 = 1, 2  # tags
 
 NAPS = Naps(1 / 8, 5e-3)
 """Long naps: ranks that wait must not disturb a probe beside them."""
@@ -78,11 +78,13 @@ class Together:
         if self.rank:
             self._complete(self._comm.isend(value, 0, _TO_RANK_0), 0, phase)
             return None
+        # One by one and not MPI's gather, which would wait for ever for a rank that hangs.
         values, missing = {0: value}, set(range(1, self.size))
 
         def all_came() -> bool:
             for rank in sorted(missing):
                 assert self._comm is not None
+                # Matched as it is probed, so no other message of this rank is received instead.
                 message = self._comm.improbe(rank, _TO_RANK_0)
                 if message is not None:
                     values[rank] = message.recv()

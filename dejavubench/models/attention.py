@@ -6,6 +6,8 @@ Letters in shapes as in :mod:`.gpt`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +33,24 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.tensor(slopes)
 
 
+class QKV(NamedTuple):
+    """Queries [B, H, n, D], keys and values [B, G, n, D] of n new positions."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class CachedStep:
+    """One step of a microbatch over its cache. Attributes as the arguments of ``GPT.forward``."""
+
+    cache: KVCache
+    position: int | Tensor
+    prompt_start: Tensor | None = None
+    on_layer: Callable[[int], None] | None = None
+
+
 class Attention:
     """The attention of one worker's heads.
 
@@ -53,36 +73,29 @@ class Attention:
             self._slopes = alibi_slopes(spec.head_num)[heads.slice].to(device)
         self._bias_table = torch.empty(1, 0, BLOCK, 0)
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cache: KVCache,
-        layer: int,
-        position: int | Tensor,
-        prompt_start: Tensor | None = None,
-        on_layer: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        """Put new keys and values in the cache, and attend to it. Arguments as of ``GPT.forward``.
+    def __call__(self, qkv: QKV, layer: int, step: CachedStep) -> Tensor:
+        """Put new keys and values in the cache, and attend to it.
 
         Args:
-            q: [B, H, n, D]; k, v: [B, G, n, D].
+            layer: its number among the layers of this worker.
 
         Returns:
             [B, n, H·D].
         """
-        if isinstance(position, Tensor):
+        (q, k, v), cache, position = qkv, step.cache, step.position
+        if isinstance(position, Tensor):  # a step that is captured as a CUDA graph
             return self._backend.store_and_attend(q, k, v, cache, layer, position, self._slopes)
         cache.store(layer, position, k, v)
-        if on_layer is not None:
-            on_layer(layer)  # what follows only reads the cache
+        if step.on_layer is not None:
+            # Streaming may read the layer from now on: what follows only reads the cache, too.
+            step.on_layer(layer)
+        prompt_start = step.prompt_start
         n, stop = q.shape[2], position + q.shape[2]
         if n == 1:
-            # reads the cache in its own type; below it is converted to the queries' type
+            # This reads the cache in its own type; below it is converted to the queries' type
             return self._backend.attend_one(q, cache, layer, stop, self._slopes, prompt_start)
         k, v = (x.to(self._dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
-        # without biases torch's causal attention needs no table, and is faster
+        # Without biases torch's causal attention needs no table, and is faster
         if prompt_start is None and self._slopes is None and position == 0:
             out = self._backend.attend(q, k, v, causal=True)
         else:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
-from dejavubench.models.attention import Attention
+from dejavubench.models.attention import QKV, Attention, CachedStep
 from dejavubench.models.backends.protocol import ACTIVATIONS, KernelNeeds, Say, identity
 from dejavubench.models.backends.select import backend_for
 from dejavubench.models.ends import Embedding, OutputHead
@@ -158,19 +158,20 @@ class GPT:
             self.rotary.reserve(cache.geometry.positions)
         if self.embedding is not None:
             x = self.embedding(x, position, prompt_start)  # [B, n, hidden]
+        step = CachedStep(cache, position, prompt_start, on_layer)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
-            attended = self.attention(q, k, v, cache, number, position, prompt_start, on_layer)
-            # of norms before and after, one is the identity; the residual joins inside of _sum
+            qkv = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
+            attended = self.attention(qkv, number, step)
+            # Of norms before and after, one is the identity; the residual joins inside of _sum
             x = layer.after_attention(self._sum(layer.out, attended, x))
             inner = self._inner(layer, layer.before_mlp(x))  # [B, n, ffn]
             x = layer.after_mlp(self._sum(layer.down, inner, x))
         if self.head is None:
             return x
-        # only the newest position's logits choose a token
+        # Only the newest position's logits choose a token
         return self.head(x[:, -1])
 
-    def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> tuple[Tensor, ...]:
+    def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
         """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
         keys = self.heads.size
         requests, new, _ = qkv.shape
@@ -179,7 +180,7 @@ class GPT:
         q, k = layer.query_norm(q), layer.key_norm(k)
         if self.rotary is not None:
             q, k = self.rotary(q, position), self.rotary(k, position)
-        return q, k, v
+        return QKV(q, k, v)
 
     def _inner(self, layer: Layer, x: Tensor) -> Tensor:
         """Return the activated inner columns of the MLP, [B, n, ffn]."""

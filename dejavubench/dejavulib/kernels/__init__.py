@@ -29,6 +29,7 @@ WAYS = ("true", "false")
 THREADS, EACH = 256, 4
 """Threads of a block, and vectors of a thread (``EACH`` in ``regions.cu``)."""
 
+# The fields named "_" pad each struct to a multiple of its largest field, as C++ does.
 DIVIDER = np.dtype([("divisor", "u4"), ("multiplier", "u4"), ("shift", "u4"), ("_", "u4")])
 KIND = np.dtype(
     [(name, "i8") for name in ("first", "layer", "axis0", "axis1", "axis2", "packed")]
@@ -88,6 +89,7 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
         fields["axis0"], fields["axis1"], fields["axis2"] = (
             stride // vector for stride in piece.strides
         )
+        # A layer's K comes first in the packed buffer, so V begins behind it.
         fields["packed"], fields["size"] = sum(sizes[:number]) // vector, size // vector
         fields["row"] = divider(piece.row // vector)
         fields["inner"], fields["middle"] = divider(piece.counts[2]), divider(piece.counts[1])

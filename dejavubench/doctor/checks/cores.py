@@ -19,10 +19,13 @@ BUSY_SHARE = 0.02
 """Share of a host's cores that other programs may keep busy."""
 
 STEAL_SHARE = 0.02
+"""Share of the time that a hypervisor may give to other machines."""
 
 
 def affinity(rank: RankFacts) -> Iterator[Finding]:
     granted, machine = len(rank.cores.granted), rank.cores.machine
+    # Launchers bind a rank to one core unless they are told otherwise. The helper thread would then
+    # take its time from the model, and every overhead would show it.
     if granted == 1 < machine:
         yield warn(
             f"bound to 1 core of {machine}, which model and helper thread share",
@@ -40,9 +43,12 @@ def quota(rank: RankFacts) -> Iterator[Finding]:
         yield ok("none")
         return
     waited = ""
+    # The counters run since the group was made, so they tell of earlier programs as well.
     if throttling is not None and throttling.periods:
         waited = f"; waited {throttling.seconds:.3g} s in {throttling.periods} periods so far"
     seen = f"{limit.cpus:.3g} CPUs for {count_text(len(rank.cores.granted), 'core')}{waited}"
+    # A quota above the cores cannot be used up. Below, all threads of the group stop at once until
+    # the next period, mostly 100 ms long: that is longer than many a token takes.
     if limit.cpus < len(rank.cores.granted):
         advice = "Raise it (docker run --cpus, or the pod's limit): ranks pause when it is used up."
         yield warn(seen, advice)
@@ -52,19 +58,21 @@ def quota(rank: RankFacts) -> Iterator[Finding]:
 
 def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """One computing thread per rank is the least that a run has."""
-    on: dict[str, list[RankFacts]] = defaultdict(list)
+    ranks_by_machine: dict[str, list[RankFacts]] = defaultdict(list)
     for rank in job.ranks:
-        on[rank.machine].append(rank)  # hosts of one machine share its cores
-    for ranks_of_host in on.values():
-        ranks = tuple(each.rank for each in ranks_of_host)
+        ranks_by_machine[rank.machine].append(rank)  # hosts of one machine share its cores
+    for neighbours in ranks_by_machine.values():
+        ranks = tuple(rank.rank for rank in neighbours)
+        # One computing thread and one helper each. Sinks need less, but which ranks will be sinks
+        # is known to a run alone.
         demand = Demand.of(
-            [Asker(1, 1, frozenset(each.cores.granted), each.cores.quota) for each in ranks_of_host]
+            [Asker(1, 1, frozenset(rank.cores.granted), rank.cores.quota) for rank in neighbours]
         )
         note = demand.note()
         if note is not None:
             yield ranks, warn(note, "Start fewer ranks here, or grant them more cores.")
         else:
-            most = demand.cores // demand.ranks
+            most = demand.cores // demand.ranks  # helpers are asleep most of the time
             yield (
                 ranks,
                 ok(
@@ -90,6 +98,7 @@ def load(host: HostFacts) -> Iterator[Finding]:
 
 def busy(facts: LoadFacts) -> bool:
     """Return whether other programs take enough of a host to be seen in a measurement."""
+    # On many cores some daemon is always at work somewhere; it rarely meets a rank.
     return facts.busy > max(LEAST_BUSY, BUSY_SHARE * facts.cores)
 
 

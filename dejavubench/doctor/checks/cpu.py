@@ -14,20 +14,25 @@ SAVING = ("powersave", "ondemand", "conservative")
 
 def features(host: HostFacts) -> Iterator[Finding]:
     cpu = host.cpu
-    has = [("AVX2", cpu.avx2), ("AVX-512", cpu.avx512), ("bf16", cpu.native_bf16)]
-    has.append(("AMX", cpu.amx))
-    present = (
-        ", ".join(name for name, present_here in has if present_here)
-        or "none of AVX2, AVX-512, bf16, AMX"
-    )
-    missing = ", ".join(name for name, present_here in has if not present_here)
-    seen = f"{cpu.model}: {present}" + (f"; not {missing}" if missing and present[0] != "n" else "")
+    known = {
+        "AVX2": cpu.avx2,
+        "AVX-512": cpu.avx512,
+        "bf16": cpu.native_bf16,
+        "AMX": cpu.amx,
+    }
+    present = [name for name, has in known.items() if has]
+    missing = [name for name, has in known.items() if not has]
+    seen = f"{cpu.model}: {', '.join(present) or 'none of ' + ', '.join(missing)}"
+    if present and missing:
+        seen += f"; not {', '.join(missing)}"
     if not cpu.native_bf16:
         seen += ". bf16 models compute in fp32"
     yield ok(seen)
 
 
 def same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    # A dict keeps the order of the hosts. Ranks of one model wait for each other in every layer, so
+    # the slower host sets the pace of all.
     models = dict.fromkeys(host.cpu.model for host in job.hosts)
     if len(models) > 1:
         yield (
@@ -41,7 +46,7 @@ def same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 def governor(host: HostFacts) -> Iterator[Finding]:
     policy = host.cpu.governor
-    if policy is None:
+    if policy is None:  # as in most virtual machines, where the host's kernel decides
         yield ok("policy not shown by the kernel")
     elif policy in SAVING:
         advice = "Set it to performance: cpupower frequency-set -g performance."

@@ -12,8 +12,13 @@ from dejavubench.machine.filesystem import durability_note
 from dejavubench.units import nbytes_text
 
 LEAST_FREE = 1 << 30
+"""Bytes of room below which a run of a small model may fill the disk."""
+
 SLOW_GB_S = 0.1
+"""Rate of large durable writes below which streaming waits for the disk: that of a hard disk."""
+
 SLOW_SYNC_MS = 10.0
+"""Time of a small durable write above which each token waits for the disk."""
 
 
 def file_systems(host: HostFacts) -> Iterator[Finding]:
@@ -31,6 +36,8 @@ def _judged(folder: FolderFacts) -> Finding:
     speed = folder.speed
     if speed is not None:
         seen += f"; {speed_text(speed)}"
+    # A file system in memory, or behind a network that caches, is fast as it promises less. So its
+    # weakness is judged before its speed.
     weak = None if place is None else durability_note(place.type, "fdatasync")
     if weak is not None:
         return warn(f"{seen}. {weak[0].upper()}{weak[1:]}", "Use --stream-dir on a local disk.")

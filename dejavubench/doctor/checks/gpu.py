@@ -56,6 +56,7 @@ def driver(host: HostFacts) -> Iterator[Finding]:
             f"{seen}; torch is built for CPUs, so GPUs are not used",
             "Install a CUDA build of torch, or measure with --device cpu.",
         )
+    # Within one major version, CUDA's libraries run on older drivers.
     elif _major(facts.torch_cuda) > _major(facts.driver_cuda):
         yield bad(
             f"{seen}; torch is built for CUDA {facts.torch_cuda}",
@@ -96,6 +97,7 @@ def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
     for bit, reason in SLOWED.items():
         if gpu.throttle is not None and gpu.throttle & bit:
             yield f"{name} is slowed: {reason}"
+    # The link's speed falls while a GPU is idle, but its width stays: fewer lanes are a fault.
     if gpu.pcie is not None and gpu.pcie[0] < gpu.pcie[1]:
         yield f"{name} has {gpu.pcie[0]} of {gpu.pcie[1]} PCIe lanes"
 
@@ -109,14 +111,14 @@ def nvlink(host: HostFacts) -> Iterator[Finding]:
     if not facts.links:
         yield ok(f"not readable: {facts.smi or 'nvidia-smi topo -m has no matrix'}")
         return
-    by: dict[str, list[str]] = {}
+    pairs_of_link: dict[str, list[str]] = {}
     for one, other, link in facts.links:
-        by.setdefault(link, []).append(f"{one}-{other}")
-    pairs = len(facts.links)
+        pairs_of_link.setdefault(link, []).append(f"{one}-{other}")
+    count = len(facts.links)
     yield ok(
         "; ".join(
-            f"{link}: {'all pairs' if len(width) == pairs else ' '.join(width)}"
-            for link, width in by.items()
+            f"{link}: {'all pairs' if len(pairs) == count else ' '.join(pairs)}"
+            for link, pairs in pairs_of_link.items()
         )
     )
 
@@ -125,6 +127,7 @@ def peer_access(host: HostFacts) -> Iterator[Finding]:
     facts, count = host.gpus, len(host.gpus.gpus)
     if count < 2:
         return
+    # Access is asked for in both directions: some boards grant it in one alone.
     lacking = [
         f"{one}-{other}"
         for one in range(count)
@@ -144,6 +147,7 @@ def mps(host: HostFacts) -> Iterator[Finding]:
     facts, ranks = host.gpus, len(host.ranks)
     if not facts.gpus:
         return
+    # Without the service, kernels of two processes never overlap: they take turns.
     runs = "runs" if facts.mps else "does not run"
     if ranks > len(facts.gpus) and not facts.mps:
         sharing = f"{count_text(ranks, 'rank')} would take turns on {len(facts.gpus)}"

@@ -11,6 +11,7 @@ from dejavubench.doctor.findings import Finding, ok, warn
 
 def nccl(host: HostFacts) -> Iterator[Finding]:
     facts = host.gpus.nccl
+    # Without a GPU nothing was probed, and nothing is missing.
     if not host.gpus.gpus or facts is None:
         yield ok("not needed without a GPU")
         return
@@ -38,7 +39,7 @@ def nixl(host: HostFacts) -> Iterator[Finding]:
             f"{facts.version} cannot be loaded: {facts.problem}",
             "Install it anew: pip install 'dejavubench[nixl]'.",
         )
-    elif not facts.backends:
+    elif not facts.backends:  # it loads, but could move nothing: a run would fail at its start
         yield warn(
             f"{facts.version}: its agent has no backend; plug-ins {', '.join(facts.plugins)}",
             "Set NIXL_PLUGIN_DIR to the folder that holds libplugin_UCX.so.",
@@ -67,6 +68,7 @@ def ucx_tool(host: HostFacts) -> Iterator[Finding]:
 def destinations(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     if not job.missing:
         return
+    # No destination that is missing is a fault: which ones a user wants is not known here.
     can = [name for name, reason in job.missing.items() if reason is None]
     cannot = [f"{name}: {reason}" for name, reason in job.missing.items() if reason is not None]
     seen = f"can run here: {', '.join(can)}"

@@ -14,10 +14,14 @@ LEAST_FILES = 64
 """Open files that a rank needs."""
 
 WANTED_FILES = 1024
+"""Open files that suffice for many ranks and destinations: connections count, too."""
+
 LEAST_PROCESSES = 512
+"""Processes and threads of this user that a host of many ranks may need."""
 
 
 def open_files(rank: RankFacts) -> Iterator[Finding]:
+    # The hard limit counts: a process may raise its soft one up to that.
     now, most = rank.limits.files, rank.limits.files_most
     seen = _number(now) if now == most else f"{_number(now)}, may be raised to {_number(most)}"
     advice = f"Raise the hard limit: ulimit -Hn {WANTED_FILES}, or in limits.conf."
@@ -30,6 +34,7 @@ def open_files(rank: RankFacts) -> Iterator[Finding]:
 
 
 def locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    # Only adapters that read memory by themselves need it locked; elsewhere the limit is no matter.
     rdma = {rank for host in job.hosts if host.network.infiniband for rank in host.ranks}
     for rank_facts in job.ranks:
         limit = rank_facts.limits.locked

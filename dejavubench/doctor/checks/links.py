@@ -22,9 +22,10 @@ SLOW_BETWEEN_GB_S = 0.12
 """Bandwidth between hosts: that of 1 Gbit/s."""
 
 LATE_INFINIBAND_US = 20.0
+"""Latency that sockets have even on fast networks, and InfiniBand has not."""
 
 SCATTER = 3.0
-"""Ratio of the median latency to the least one from which both are told."""
+"""Ratio of the median latency to the least one from which both are shown."""
 
 
 def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
@@ -35,8 +36,9 @@ def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     }
     loaded = {host.host for host in job.hosts if busy(host.load)}
     for link in job.links:
-        known = Surroundings(set(link.hosts) <= adapters, not loaded.isdisjoint(link.hosts))
-        yield link.ranks, _judged(link, known)
+        # A link can use InfiniBand only if both ends have it.
+        surroundings = Surroundings(set(link.hosts) <= adapters, not loaded.isdisjoint(link.hosts))
+        yield link.ranks, _judged(link, surroundings)
     left = job.pairs - len(job.links)
     if left and job.links:
         yield job.everyone, ok(f"{left} other pairs of ranks were not probed")
@@ -50,7 +52,7 @@ class Surroundings:
     loaded: bool
 
 
-def _judged(link: Link, known: Surroundings) -> Finding:
+def _judged(link: Link, surroundings: Surroundings) -> Finding:
     where = "same host" if link.same_host else f"{link.hosts[0]} to {link.hosts[1]}"
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
@@ -60,12 +62,14 @@ def _judged(link: Link, known: Surroundings) -> Finding:
         f"{where}: {latencies_text(link)}; {forth} there, {back} back, in messages of "
         f"{nbytes_text(link.nbytes)}"
     )
+    # Within a host, shared memory takes a microsecond or two: what takes 50 goes another way, or
+    # waits for a core.
     if link.same_host and (link.latency_us > LATE_US or min(link.gb_s) < SLOW_GB_S):
         why = "MPI may take sockets, or ranks share a core: see UCX, CMA and cores for ranks above."
-        if known.loaded:
+        if surroundings.loaded:
             why = "Other programs have the cores: see load above. End them and look again."
         return warn(f"{seen}: slow for one host", why)
-    if not link.same_host and known.infiniband and link.latency_us > LATE_INFINIBAND_US:
+    if not link.same_host and surroundings.infiniband and link.latency_us > LATE_INFINIBAND_US:
         return warn(
             f"{seen}: late for InfiniBand, so MPI may use another network",
             "Choose the adapter: UCX_NET_DEVICES=mlx5_0:1, or your MPI's own option.",

@@ -13,6 +13,8 @@ LEAST_PER_RANK = 512 << 20
 """Bytes that a rank takes before it has a model: Python, torch and MPI."""
 
 SMALL_PER_RANK = 2 << 30
+"""Bytes per rank that a small model takes, with its caches."""
+
 NCCL_SHM = 512 << 20
 """Bytes of ``/dev/shm`` below which NCCL may fail: it takes tens of MiB per pair of GPUs there."""
 
@@ -47,6 +49,8 @@ def shared_memory(host: HostFacts) -> Iterator[Finding]:
     facts = host.memory
     seen = f"{nbytes_text(facts.shm_free)} free of {nbytes_text(facts.shm_size)}"
     advice = "Make it larger (docker run --shm-size=1g), or remove files of ended jobs in it."
+    # The kernel grants pages of /dev/shm when they are touched. So a job starts in too small a
+    # folder, and is killed in its first large message.
     if facts.shm_free < facts.shm_needed:
         needed = nbytes_text(facts.shm_needed)
         yield bad(f"{seen}: MPI may need {needed}, or ranks die of a bus error", advice)
@@ -57,6 +61,7 @@ def shared_memory(host: HostFacts) -> Iterator[Finding]:
 
 
 def cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    # Only ranks whose host was probed are judged: the others' kernels were not asked.
     scopes = {rank: host.memory.ptrace_scope for host in job.hosts for rank in host.ranks}
     for rank_facts in job.ranks:
         if rank_facts.rank in scopes:

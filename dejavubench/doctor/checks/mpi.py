@@ -23,29 +23,30 @@ def library(rank: RankFacts) -> Iterator[Finding]:
 
 
 def launcher(rank: RankFacts) -> Iterator[Finding]:
-    mpi, by = rank.mpi, rank.mpi.launcher
+    mpi, program = rank.mpi, rank.mpi.launcher
     if mpi.problem is not None:
         return
-    if by is None:
+    if program is None:
         yield ok("none: started alone, as one rank")
         return
     name = mpi.vendor.rpartition(" ")[0]
     advice = f"Start the ranks with the mpirun of {mpi.vendor}, which mpi4py uses here."
-    if by.vendors and name not in by.vendors:
+    # A launcher of several MPIs, such as srun, names none: then the count below decides.
+    if program.vendors and name not in program.vendors:
         count = "" if mpi.started is None else f" It started {count_text(mpi.started, 'rank')}."
         yield bad(
-            f"{by.name} does not belong to {mpi.vendor}: each rank ends at once, or is a world of "
-            f"its own.{count} MPI was not started",
+            f"{program.name} does not belong to {mpi.vendor}: each rank ends at once, or is a "
+            f"world of its own.{count} MPI was not started",
             advice,
         )
     elif mpi.started is not None and mpi.started > mpi.size:
         yield bad(
-            f"{by.name} started {count_text(mpi.started, 'rank')}, but {mpi.vendor} knows "
+            f"{program.name} started {count_text(mpi.started, 'rank')}, but {mpi.vendor} knows "
             f"{mpi.size}: each rank is a world of its own",
             advice,
         )
     else:
-        yield ok(f"{by.name}: {count_text(mpi.size, 'rank')}")
+        yield ok(f"{program.name}: {count_text(mpi.size, 'rank')}")
 
 
 def thread_level(rank: RankFacts) -> Iterator[Finding]:
@@ -64,20 +65,21 @@ def thread_level(rank: RankFacts) -> Iterator[Finding]:
 def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     if not job.ranks:
         return
-    on: dict[str, list[int]] = defaultdict(list)
+    ranks_of_host: dict[str, list[int]] = defaultdict(list)
     for rank in job.ranks:
-        on[rank.host].append(rank.rank)
-    size = len(job.ranks)
+        ranks_of_host[rank.host].append(rank.rank)
+    size, several = len(job.ranks), len(ranks_of_host) > 1
+    # One more than there are, so that ranks are listed by number and never as "all".
     where = ", ".join(
-        host if len(on) == 1 else f"{host} ({ranks_text(ranks, size + 1)})"
-        for host, ranks in on.items()
+        f"{host} ({ranks_text(ranks, size + 1)})" if several else host
+        for host, ranks in ranks_of_host.items()
     )
-    noun = "1 host" if len(on) == 1 else f"{len(on)} hosts"
+    noun = f"{len(ranks_of_host)} hosts" if several else "1 host"
     seen = f"{count_text(size, 'rank')} on {noun}: {where}"
-    machines: dict[str, set[str]] = defaultdict(set)
+    hosts_of_machine: dict[str, set[str]] = defaultdict(set)
     for rank in job.ranks:
-        machines[rank.machine].add(rank.host)
-    shared = [sorted(names) for names in machines.values() if len(names) > 1]
+        hosts_of_machine[rank.machine].add(rank.host)
+    shared = [sorted(names) for names in hosts_of_machine.values() if len(names) > 1]
     if shared:
         names = " and ".join(shared[0])
         yield (
@@ -94,14 +96,15 @@ def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     if not job.ranks:
         return
-    first = job.ranks[0].software.versions
+    # Objects travel between ranks by pickle, and compiled kernels differ by version.
+    expected = job.ranks[0].software.versions
     for rank in job.ranks:
         versions = rank.software.versions
         missing = [name for name, version in versions.items() if version == "missing"]
         other = [
-            f"{name} {version} (rank 0: {first.get(name)})"
+            f"{name} {version} (rank 0: {expected.get(name)})"
             for name, version in versions.items()
-            if version != first.get(name)
+            if version != expected.get(name)
         ]
         if missing:
             advice = "Install dejavubench with its dependencies in this environment."

@@ -10,11 +10,13 @@ from dejavubench.doctor.facts.network import Interface
 from dejavubench.doctor.findings import Finding, ok, warn
 
 MOST_SHOWN = 4
+"""Interfaces that are listed by name; hosts of containers have dozens."""
 
 
 def interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     for host in job.hosts:
-        usable = [each for each in host.network.interfaces if each.address]
+        # Without an address it carries no connection: such are the ports of a bridge.
+        usable = [interface for interface in host.network.interfaces if interface.address]
         shown = "; ".join(map(_text, usable[:MOST_SHOWN]))
         more = len(usable) - MOST_SHOWN
         if usable:
@@ -49,7 +51,7 @@ def port(host: HostFacts) -> Iterator[Finding]:
         yield warn(
             f"{port.wanted}: {port.problem}", "Choose another port: dejavubench sink --listen."
         )
-    elif port.taken:
+    elif port.taken:  # no fault: it may be the very sink that the user wants to stream to
         yield ok(f"{port.wanted} is in use, by a sink or another program")
     else:
         yield ok(f"{port.wanted} is free, for dejavubench sink")

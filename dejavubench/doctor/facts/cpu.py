@@ -86,6 +86,7 @@ def load_between(
     before: ProcessorTime, after: ProcessorTime, seconds: float, cores: int, average: float
 ) -> LoadFacts:
     """Return the load between two readings of a host's processors."""
+    # Interrupts count as work of others: they take the core from whoever computes there.
     busy = after.busy_s - before.busy_s + after.interrupt_s - before.interrupt_s
     steal = after.steal_s - before.steal_s
     return LoadFacts(cores, seconds, busy / seconds, steal / seconds / cores, average)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 SECRET = b"readable"
+"""Bytes that each rank offers, to tell a rank's memory from a stranger's."""
 
 
 class _Piece(ctypes.Structure):
@@ -24,6 +25,7 @@ class Readable:
     address: int
 
 
+# Kept for the life of the process: another rank reads it while this one does something else.
 _shown = ctypes.create_string_buffer(SECRET, len(SECRET))
 
 

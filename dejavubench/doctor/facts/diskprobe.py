@@ -16,7 +16,11 @@ import time
 from typing import Any
 
 LARGE = 4 << 20
+"""Bytes of a large write, as of a prompt's chunk."""
+
 SMALL = 4 << 10
+"""Bytes of a small write: what a token's chunk of a small model takes, and a page."""
+
 LENGTH = 128 << 20
 """Bytes of the file, over which the large writes go in circles."""
 
@@ -24,13 +28,14 @@ LENGTH = 128 << 20
 def measure(folder: str, seconds: float) -> dict[str, Any]:
     """Write for half the time in large pieces, for the other half in small ones."""
     room = os.statvfs(folder)
+    # A quarter of the room at most: the probe must not fill a disk that others use.
     length = min(LENGTH, room.f_bavail * room.f_frsize // 4) // LARGE * LARGE
     if not length:
         return {"problem": f"less than {4 * LARGE >> 20} MiB are free"}
     file, name = tempfile.mkstemp(prefix=".dejavubench-doctor-", dir=folder)
     os.unlink(name)
     try:
-        data = mmap.mmap(-1, LARGE)
+        data = mmap.mmap(-1, LARGE)  # begins at a page, as direct writes would need
         data.write(os.urandom(LARGE))  # a file system that compresses must not shine
         view = memoryview(data)
         large = _timed(file, view, length, seconds / 2)

@@ -11,6 +11,8 @@ from dejavubench.machine.filesystem import Place, place_of
 
 PROBE = "dejavubench.doctor.facts.diskprobe"
 PROBE_S = 2.0
+"""Seconds of writing, half of it in large pieces."""
+
 TIMEOUT = 6.0
 """Seconds after which the file system is said not to answer."""
 
@@ -55,6 +57,7 @@ class FolderFacts:
 
 def folder_facts(path: Path) -> FolderFacts:
     """Find a folder's file system. Nothing is written."""
+    # A run makes its folders, so the nearest one that exists tells where they will be.
     existing = path.absolute()
     while not existing.is_dir() and existing != existing.parent:
         existing = existing.parent

@@ -18,7 +18,10 @@ NCCL_PROBE = "dejavubench.doctor.facts.ncclprobe"
 NIXL_PROBE = "dejavubench.doctor.facts.nixlprobe"
 
 TIMEOUT = 15.0
+"""Seconds for a probe in a process of its own: it imports torch or NCCL, and initialises CUDA."""
+
 TOOL_S = 5.0
+"""Seconds for a command-line tool, which hangs where a driver does."""
 
 QUERY = (
     *("uuid", "driver_version", "memory.used", "utilization.gpu"),
@@ -121,7 +124,7 @@ def gpu_facts() -> GPUHostFacts:
         return GPUHostFacts(problem=str(error))
     if "problem" in probed:
         return GPUHostFacts(problem=probed["problem"])
-    gpus = tuple(GPUFacts(**each) for each in probed["devices"])
+    gpus = tuple(GPUFacts(**device) for device in probed["devices"])
     if not gpus:
         return GPUHostFacts()
     answers: dict[str, Any] = {}
@@ -145,7 +148,7 @@ def _smi() -> str:
     """Ask ``nvidia-smi`` for :data:`QUERY`, in the words that its version understands."""
     try:
         return output_of(_query(QUERY), TOOL_S)
-    except ProbeError:
+    except ProbeError:  # it refuses the whole query for one name that it does not know
         return output_of(_query([OLDER.get(name, name) for name in QUERY]), TOOL_S)
 
 
@@ -160,6 +163,7 @@ def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...
         values = [value.strip() for value in line.split(",")]
         if len(values) == len(QUERY):
             answers[values[0]] = values
+    # By UUID: nvidia-smi lists all GPUs, and CUDA_VISIBLE_DEVICES may have reordered ours.
     with_clocks = []
     for gpu in gpus:
         _, _, used, busy, mask, width, most = answers.get(gpu.uuid, [""] * len(QUERY))
@@ -187,6 +191,7 @@ def matrix(text: str) -> tuple[tuple[int, int, str], ...]:
     for line in lines:
         if line and re.fullmatch(r"GPU\d+", line[0]) and line != heading:
             one = int(line[0][3:])
+            # Not strict: columns of network adapters and CPU affinity follow those of the GPUs.
             for name, link in zip(columns, line[1:], strict=False):
                 if one < int(name[3:]):
                     links.append((one, int(name[3:]), link))

@@ -35,12 +35,13 @@ def facts() -> dict[str, Any]:
 
 
 def _version(driver: Any) -> str:
-    number = ctypes.c_int()
+    number = ctypes.c_int()  # 12040 is 12.4
     driver.cuDriverGetVersion(ctypes.byref(number))
     return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
 def _peer(driver: Any, one: int, other: int) -> bool:
+    # The driver is initialised already, by cuda_devices().
     answer = ctypes.c_int()
     error = driver.cuDeviceCanAccessPeer(ctypes.byref(answer), one, other)
     return error == 0 and bool(answer.value)

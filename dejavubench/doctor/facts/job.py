@@ -91,7 +91,7 @@ class Job:
 
     @property
     def everyone(self) -> tuple[int, ...]:
-        return tuple(each.rank for each in self.ranks)
+        return tuple(rank.rank for rank in self.ranks)
 
     @property
     def pairs(self) -> int:

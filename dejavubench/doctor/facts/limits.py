@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
 
 UNLIMITED = -1
+"""Stands for the kernel's RLIM_INFINITY, whose value differs between systems."""
 
 
 @dataclass(frozen=True)

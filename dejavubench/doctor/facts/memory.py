@@ -48,6 +48,7 @@ def memory_facts(
         size = room.f_blocks * room.f_frsize
     except OSError:
         size = 0
+    # Absent, not 0, in kernels without Yama: then any process of this user may read another.
     scope = _text(root / "proc/sys/kernel/yama/ptrace_scope")
     total, rooms = _total(root), memory_room(root)
     return MemoryFacts(

@@ -82,6 +82,7 @@ def mpi_facts(environment: Mapping[str, str] = os.environ) -> MPIFacts:
 
     lines = [line.strip() for line in MPI.Get_library_version().splitlines() if line.strip()]
     name, release = MPI.get_vendor()
+    # MPICH names the network library that it was built for; other libraries have no such line.
     device = next((line for line in lines if line.startswith("MPICH Device:")), "")
     return MPIFacts(
         library=" ".join(lines[0].split()) if lines else "",

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from typing import Any
 
+# Without these subsystems the log does not say how it connects; with all of them it is megabytes.
 LOG = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,P2P,SHM"}
 
 _BETWEEN = re.compile(r"\[\d+\] -> \d+\[\d+\](?: \[\w+\])? via (\S+)")
@@ -23,7 +24,8 @@ _NETWORK = re.compile(r"NET/(IB|Socket) : Using (.*)|Using network (\S+)")
 def between(lines: Iterable[str]) -> str | None:
     """Return how NCCL connected two GPUs, such as ``P2P/CUMEM``; None if it connected none."""
     matches = (_BETWEEN.search(line) for line in lines)
-    return next((each[1].removesuffix("/read") for each in matches if each is not None), None)
+    # "/read" says which side issues the copies, not which way they take.
+    return next((match[1].removesuffix("/read") for match in matches if match is not None), None)
 
 
 def network(lines: Iterable[str]) -> str | None:
@@ -51,6 +53,7 @@ def facts(gpus: int) -> dict[str, Any]:
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
     report["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
     with tempfile.NamedTemporaryFile("r", prefix="dejavubench-doctor-", errors="replace") as log:
+        # Before cupy's NCCL is loaded, which reads them once.
         os.environ.update(LOG, NCCL_DEBUG_FILE=log.name)
         try:
             report["versions"]["cupy"] = _connect(gpus)
@@ -72,13 +75,14 @@ def _connect(gpus: int) -> str:
         for device in range(2):
             with cupy.cuda.Device(device):
                 buffers.append(cupy.zeros(1 << 20, dtype=cupy.uint8))
+        # In a group, as one process drives both GPUs: a send alone would wait for its receive.
         nccl.groupStart()
         for device, call in ((0, comms[0].send), (1, comms[1].recv)):
             with cupy.cuda.Device(device):
                 data = buffers[device]
                 call(data.data.ptr, data.size, nccl.NCCL_UINT8, 1 - device, 0)
         nccl.groupEnd()
-        for device in range(2):
+        for device in range(2):  # connections are made, and logged, by the first message
             cupy.cuda.Device(device).synchronize()
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 

@@ -59,6 +59,7 @@ def network_facts(root: Path = ROOT) -> NetworkFacts:
     interfaces = tuple(
         _interface(file.parent)
         for file in folders
+        # Tunnels and some virtual interfaces report "unknown" while they work.
         if file.parent.name != "lo" and file.read_text().strip() in ("up", "unknown")
     )
     ports = sorted((root / "sys/class/infiniband").glob("*/ports/*"))
@@ -85,6 +86,7 @@ def _address(name: str) -> str:
             answer = fcntl.ioctl(asked.fileno(), SIOCGIFADDR, request)
         except OSError:
             return ""
+    # struct ifreq: 16 bytes of name, then a sockaddr_in: family and port, 2 bytes each.
     return socket.inet_ntoa(answer[20:24])
 
 
@@ -97,7 +99,7 @@ def _port(folder: Path) -> InfiniBandPort:
 
     return InfiniBandPort(
         f"{folder.parents[1].name} port {folder.name}",
-        text("state").partition(": ")[2] or text("state"),
+        text("state").partition(": ")[2] or text("state"),  # "4: ACTIVE"
         text("rate"),
     )
 

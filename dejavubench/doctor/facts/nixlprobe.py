@@ -12,6 +12,7 @@ def facts() -> dict[str, Any]:
     """Make an agent as the destination does, and ask it."""
     from nixl import _api
 
+    # Without its own thread, as in the destination: the caller polls.
     config = _api.nixl_agent_config(enable_prog_thread=False)
     agent = _api.nixl_agent("doctor", config)
     return {"plugins": sorted(agent.get_plugin_list()), "backends": sorted(agent.backends)}

@@ -164,7 +164,7 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Any:
     It adds the products of ``count`` keys' pieces of ``size`` elements with that of the query.
     """
     itemsize = dtype.itemsize
-    # neighbouring keys' pieces lie in one line in ``ft``: they are no streams of their own
+    # In ``ft``, neighbouring keys' pieces lie in one line: they are no streams of their own.
     once = STREAMS if in_vectors else 1
     lanes = min(LANES, FT_VECTOR_BYTES // itemsize) if in_vectors else LANES
     most = dots(dtype, STREAMS, 1, lanes, fetches=1 if in_vectors else STREAMS)
@@ -181,7 +181,7 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Any:
             if s >= turn:
                 ahead = beyond
             most(k + s * apart, between * apart, q, 0, size, scores + s * 4, 0, between * 4, ahead)
-        # The rest of the division, at most STREAMS − 1 keys.
+        # The rest of the division, at most STREAMS − 1 keys; too few to fetch ahead for.
         for s in range(part * STREAMS, count):
             one(k + s * apart, 0, q, 0, size, scores + s * 4, 0, 4, 0)
 
@@ -265,12 +265,12 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
             count = stop - start
             keys = job.k + request * job.k_request + head * job.k_head + start * job.k_position
             rows = job.v + request * job.v_request + head * job.v_head + start * job.v_position
-            # the first query brings keys to the cache of the CPU, the others find them there
+            # The first query brings keys to the cache of the CPU, the others find them there.
             for m in range(group):
                 probabilities(job, request, head, m, keys, count, query, scores + m * row, rows)
             following = 0
             if number + 1 < end:
-                # the next head's keys; if they are another request's, its padding differs a little
+                # The next head's keys; if they are another request's, its padding differs a little.
                 after, its_head = (number + 1) // heads, (number + 1) % heads
                 following = job.k + after * job.k_request + its_head * job.k_head
                 following += start * job.k_position

@@ -2,6 +2,16 @@
 
 Types of two bytes are widened to fp32 as they are read, which is exact, or multiplied in pairs;
 sums are in fp32. Addresses and distances are in bytes.
+
+Arguments of the kernels. A distance named ``apart`` leads from one row to the next::
+
+    dots     w [rows, n], ``apart``          the weights or keys that are read from memory
+             x [columns, n], ``x_apart``     the inputs or query, in the CPU's caches
+             out [columns, rows], ``out_apart`` between columns, ``after`` between rows   fp32
+    blend    p [streams · part]              a factor for each row, contiguous            fp32
+             v [streams · part, n], ``apart``
+             out [n], contiguous                                                         fp32
+    both     ``ahead``: bytes from what is read to the line that memory is asked for
 """
 
 from __future__ import annotations
@@ -99,7 +109,7 @@ def dots(
 
 @dataclass(frozen=True)
 class _Dots:
-    """Writes the sums of :func:`dots`; ``job`` are that function's arguments."""
+    """Writes the sums of :func:`dots`; ``job`` holds that function's nine arguments in order."""
 
     dtype: torch.dtype
     rows: int
@@ -113,21 +123,22 @@ class _Dots:
         """Write the loop over steps of ``width`` elements, and add its totals to ``out``."""
         paired = self.x_dtype != torch.float32 and unit == 2 * LANES
         lanes = unit // 2 if paired else unit
-        # several totals for each sum: a single one would wait for its last addition
+        # Several totals for each sum: a single one would wait for its last addition. All of them
+        # together must fit in registers.
         apiece = min(max(1, TOTALS // (self.rows * self.columns)), width // unit)
         totals = {
             (q, r): [emit.variable(lanes) for _ in range(apiece)]
             for q in range(self.columns)
             for r in range(self.rows)
         }
+        w, apart, _, _, _, out, out_apart, after, ahead = job
         with emit.steps(begin, stop, width) as k:
             for r in range(self.fetches):
-                emit.fetch(emit.at(job[0], (job[1], r), (k, self.dtype.itemsize)), ahead=job[8])
+                emit.fetch(emit.at(w, (apart, r), (k, self.dtype.itemsize)), ahead)
             # Totals take turns, so that additions that follow one another are independent.
             for number, start in enumerate(range(0, width, unit)):
                 turn = {place: mine[number % apiece] for place, mine in totals.items()}
                 self._products(emit, turn, k, start, lanes, paired, job)
-        out, out_apart, after = job[5:8]
         for (q, r), mine in totals.items():
             emit.add_to(emit.at(out, (out_apart, q), (after, r)), emit.reduced(mine, lanes))
 

@@ -5,6 +5,9 @@ what comes next from memory while it computes, nor keep several rows' sums in re
 whole width of AVX-512.
 
 Addresses and distances are in bytes, as integers; nothing is checked.
+
+Methods of :class:`Emitter` write instructions when they are called and compute nothing: a
+:data:`Value` stands for a register of the code to come. A Python loop around them unrolls.
 """
 
 from __future__ import annotations
@@ -60,8 +63,9 @@ class Emitter:
     def at(self, base: Value, *steps: tuple[Value | int, Value | int]) -> Value:
         """Return ``base`` plus the product of each pair."""
         for step in steps:
-            one, other = (INT64(each) if isinstance(each, int) else each for each in step)
-            base = self._builder.add(base, self._builder.mul(one, other))
+            # LLVM folds products of constants, so unrolled offsets cost no instruction.
+            count, distance = (INT64(term) if isinstance(term, int) else term for term in step)
+            base = self._builder.add(base, self._builder.mul(count, distance))
         return base
 
     def half(self, value: Value) -> Value:
@@ -87,6 +91,7 @@ class Emitter:
         begin: Value = INT64(0)
         for width in widths:
             left = self._builder.sub(n, begin)
+            # Rounded down to whole steps; what is left over is the next width's.
             whole = self._builder.sub(left, self._builder.urem(left, INT64(width)))
             stop = self._builder.add(begin, whole)
             with self._builder.if_then(self._builder.icmp_signed("<", begin, stop)):
@@ -105,13 +110,15 @@ class Emitter:
     def fetch(self, address: Value, ahead: Value) -> None:
         """Ask memory for the line that lies ``ahead`` bytes on."""
         pointer = self.pointer(self._builder.add(address, ahead), BYTE)
-        # to read, data; into the second cache, for the first one has no room beside x
+        # The arguments say: to read (0), into the second-level cache (2), data (1). The first level
+        # has no room beside x.
         self.call("llvm.prefetch.p0", pointer, INT32(0), INT32(2), INT32(1))
 
     def widened(self, address: Value, dtype: torch.dtype, lanes: int) -> Value:
         """Read neighbouring elements of ``dtype`` as a vector of fp32, which is exact."""
         read = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
         pointer = self.pointer(address, ir.VectorType(read, lanes))
+        # Rows of a cache begin anywhere: without ``align`` LLVM would assume a whole vector's.
         value = self._builder.load(pointer, align=dtype.itemsize)
         if read is HALF:
             return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
@@ -138,6 +145,7 @@ class Emitter:
     def variable(self, lanes: int) -> Value:
         """Return a vector of zeros, which the compiler keeps in a register."""
         vector = ir.VectorType(FLOAT, lanes)
+        # In the function's entry block, whence LLVM promotes it to a register.
         slot = cgutils.alloca_once(self._builder, vector)
         self._builder.store(ir.Constant(vector, [0.0] * lanes), slot)
         return slot
@@ -166,6 +174,7 @@ class Emitter:
         function = self._declared(
             "llvm.vector.reduce.fadd", FLOAT, [FLOAT, ir.VectorType(FLOAT, lanes)], lanes
         )
+        # Without "reassoc" LLVM must add the lanes one after another.
         return self._builder.call(function, [FLOAT(0.0), first], fastmath=("reassoc",))
 
     def add_to(self, address: Value, value: Value) -> None:

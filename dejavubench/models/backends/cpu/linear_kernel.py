@@ -149,11 +149,11 @@ def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any
 
     @compiled
     def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
-        # the weight is cut into as many parts as there are streams: one row of each at a time
+        # The weight is cut into as many parts as there are streams: one row of each at a time
         part, row = columns // streams, ins * itemsize
         for n in range(part):
             turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_apart, part * 4)
-        # rows of the weight that are left over, one by one
+        # Rows of the weight that are left over, one by one
         for n in range(part * streams, columns):
             for m in range(rows):
                 x_row = x + m * ins * x_itemsize
@@ -174,8 +174,8 @@ def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
     def turns(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
         row, m = ins * x_itemsize, 0
         ahead = max(AHEAD_NBYTES, 2 * ins * itemsize) if several else AHEAD_NBYTES
-        # the first turn asks memory for the first half of the streams, the second for the others;
-        # from the third on nothing is left to ask for
+        # The first turn asks memory for the first half of the streams, the second for the others.
+        # From the third on nothing is left to ask for.
         following = ahead + fetches * apart if several else 0
         while m <= rows - tile:
             x_rows, into = x + m * row, sums + m * sums_apart
@@ -234,11 +234,12 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any
     def product_of_rows(jobs):  # type: ignore[no-untyped-def]
         job = carray(jobs, 1)[0]
         x, rows, ins, outs = job.x, job.rows, job.ins, job.outs
+        # Whole groups of STREAMS rows, so that a thread has single rows left over at the end only.
         begin, stop = share(outs, STREAMS)
         columns = stop - begin  # this thread's rows of the weight
         sums_nbytes = _sums_nbytes(rows, columns, bf16)
         memory = scratch(sums_nbytes + _widened_nbytes(rows, ins, widens))
-        # fp32 results are summed where they belong, bf16 results in fp32 beside
+        # fp32 results are summed where they belong, bf16 results in fp32 beside them.
         sums, apart = (memory, columns * 4) if bf16 else (job.out + begin * 4, outs * 4)
         for m in range(rows):
             row = carray(floats(sums + m * apart), columns)

@@ -2,7 +2,27 @@
 
 Positions are read on the device, so that a captured step serves any position. See :mod:`.launch`.
 
-Letters in shapes: B requests, H heads of queries, G of keys and values, D elements of a head.
+Letters in shapes: B requests, H heads of queries, G of keys and values, D elements of a head,
+S positions that the cache holds, x elements of a vector of ``ft``.
+
+Names in the kernels. A stride is counted in elements and named ``<tensor>_<axis>``::
+
+    tensor           shape                           strides                       type
+    q                [B, H, D]                       q_b, q_h                      fp16 or bf16
+    k_new, v_new     [B, G, D]                       k_b, k_h, v_b, v_h            as q
+    keys             [B, G, S, D] in some order,     keys_b, keys_h, keys_s        as q
+                     ft: [B, G, D/x, S, x]           and keys_x, between vectors
+    values           [B, G, S, D] in some order      values_b, values_h, values_s  as q
+    position_at      [1], the new position                                         int64
+    slopes           [H], ALiBi's                                                  fp32
+    out              [B · H, D], contiguous                                        as q
+    partial          [B · H, splits, padded + 2], contiguous                       fp32
+    arrived          [B · H], parts that have ended; 0 between launches            int32
+
+``size`` is D, and ``padded`` the next power of two, as Triton's ranges need one. ``within`` counts
+a head's elements, ``spots`` positions. ``vector`` is x, or 0 where a key lies in one piece. A block
+of threads serves one *pair* of request and query's head, and one *split* of the positions. It reads
+``block`` positions at once. ``group`` is H / G.
 """
 
 from __future__ import annotations
@@ -97,8 +117,8 @@ def _scores(  # type: ignore[no-untyped-def]
     base,
     spots,
     real,
-    ks,
-    kv,
+    keys_s,
+    keys_x,
     size: tl.constexpr,
     padded: tl.constexpr,
     vector: tl.constexpr,
@@ -109,13 +129,13 @@ def _scores(  # type: ignore[no-untyped-def]
         lanes = tl.arange(0, vector)[None, None, :]
         inside = pieces * vector < size
         q = tl.load(query + pieces * vector + lanes, mask=inside, other=0.0).to(tl.float32)
-        places = base + pieces * kv + (spots * ks)[None, :, None] + lanes
+        places = base + pieces * keys_x + (spots * keys_s)[None, :, None] + lanes
         k = tl.load(places, mask=inside & real[None, :, None], other=0.0).to(tl.float32)
         return tl.sum(tl.sum(q * k, 2), 0)
     else:
         within = tl.arange(0, padded)[None, :]
         q = tl.load(query + within, mask=within < size, other=0.0).to(tl.float32)
-        places = base + (spots * ks)[:, None] + within
+        places = base + (spots * keys_s)[:, None] + within
         k = tl.load(places, mask=(within < size) & real[:, None], other=0.0).to(tl.float32)
         return tl.sum(q * k, 1)
 
@@ -174,7 +194,7 @@ def _merge_parts(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _ask_for_first(  # type: ignore[no-untyped-def]
-    base_k, base_v, first, stop, ks, vs, position,
+    base_k, base_v, first, stop, keys_s, values_s, position,
     block: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr,
 ):  # fmt: skip
     """Bring the first block of positions to the L2 cache, before the previous kernel has ended."""
@@ -185,14 +205,14 @@ def _ask_for_first(  # type: ignore[no-untyped-def]
     lines = tl.arange(0, (padded + 63) // 64) * 64
     safe = tl.where(real, spots, tl.maximum(position - 1, 0))
     if not vector:
-        ask_for(base_k + (safe * ks)[:, None] + lines[None, :])
-    ask_for(base_v + (safe * vs)[:, None] + lines[None, :])
+        ask_for(base_k + (safe * keys_s)[:, None] + lines[None, :])
+    ask_for(base_v + (safe * values_s)[:, None] + lines[None, :])
 
 
 @triton.jit
 def _attend(  # type: ignore[no-untyped-def]
     q, k_new, v_new, keys, values, position_at, slopes, out, partial, arrived, heads, scale,
-    q_b, q_h, k_b, k_h, v_b, v_h, kb, kh, ks, kv, vb, vh, vs,
+    q_b, q_h, k_b, k_h, v_b, v_h, keys_b, keys_h, keys_s, keys_x, values_b, values_h, values_s,
     size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
     splits: tl.constexpr, stages: tl.constexpr, alibi: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
@@ -201,8 +221,8 @@ def _attend(  # type: ignore[no-untyped-def]
     kv_head = head // group
     within = tl.arange(0, padded)
     inside = within < size
-    base_k = keys + request * kb + kv_head * kh
-    base_v = values + request * vb + kv_head * vh
+    base_k = keys + request * keys_b + kv_head * keys_h
+    base_v = values + request * values_b + kv_head * values_h
     # Released first: the next kernel's blocks prefetch from now on, and wait for this one later.
     gdc_launch_dependents()
     position = tl.load(position_at).to(tl.int32)
@@ -213,7 +233,7 @@ def _attend(  # type: ignore[no-untyped-def]
         return
     first = split * share
     stop = tl.minimum(first + share, position)
-    _ask_for_first(base_k, base_v, first, stop, ks, vs, position, block, padded, vector)
+    _ask_for_first(base_k, base_v, first, stop, keys_s, values_s, position, block, padded, vector)
     gdc_wait()
 
     query = q + request * q_b + head * q_h
@@ -224,18 +244,18 @@ def _attend(  # type: ignore[no-untyped-def]
     if split == parts - 1:  # the newest position, whose distance is 0
         most, newest = _store_newest(
             query, k_new + request * k_b + kv_head * k_h, v_new + request * v_b + kv_head * v_h,
-            base_k + position * ks, base_v + position * vs,
+            base_k + position * keys_s, base_v + position * values_s,
             head % group == 0,  # the group's other heads never read it from the cache
-            scale, within, inside, vector, kv,
+            scale, within, inside, vector, keys_x,
         )  # fmt: skip
         weight = 1.0
         total += newest
     for start in tl.range(first, stop, block, num_stages=stages):
         spots = start + tl.arange(0, block)
         real = spots < stop
-        places = base_v + (spots * vs)[:, None] + within[None, :]
+        places = base_v + (spots * values_s)[:, None] + within[None, :]
         value = tl.load(places, mask=real[:, None] & inside[None, :], other=0.0)
-        scores = _scores(query, base_k, spots, real, ks, kv, size, padded, vector) * scale
+        scores = _scores(query, base_k, spots, real, keys_s, keys_x, size, padded, vector) * scale
         if alibi:
             scores += slope * (spots - position)
         scores = tl.where(real, scores, float("-inf"))

@@ -14,15 +14,19 @@ from dejavubench.models.backends.cuda.launch import overlaps
 def _layer_norm(  # type: ignore[no-untyped-def]
     x, weight, bias, out, x_row, width, eps, block: tl.constexpr
 ):  # fmt: skip
+    # x [M, width] has rows ``x_row`` elements apart; out is contiguous. One block of threads
+    # serves a row, and holds all of it in registers: ``block`` is the next power of two of width.
     row = tl.program_id(0)
     columns = tl.arange(0, block)
     real = columns < width
     gdc_launch_dependents()
+    # Weight and bias are no output of the kernel before, so they are read while it still runs.
     scale = tl.load(weight + columns, mask=real, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask=real, other=0.0).to(tl.float32)
     gdc_wait()
     values = tl.load(x + row * x_row + columns, mask=real, other=0.0).to(tl.float32)
     mean = tl.sum(values, 0) / width
+    # Masked again: beyond the row, 0 − mean would count in the variance.
     centred = tl.where(real, values - mean, 0.0)
     variance = tl.sum(centred * centred, 0) / width
     result = centred * tl.rsqrt(variance + eps) * scale + shift

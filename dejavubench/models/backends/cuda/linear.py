@@ -1,6 +1,20 @@
 """A linear of few rows in Triton, which reads the weight once; see :mod:`.launch`.
 
 Letters in shapes: M rows (at most 16), K inputs, N outputs.
+
+Names in the kernels; strides are counted in elements::
+
+    x          [M, K], row stride x_row              fp16 or bf16
+    weight     [N, K], contiguous; ``tiles`` is its descriptor, by which whole tiles are loaded
+    bias       [N]                                   as x
+    residual   [M, N], row stride residual_row       as x
+    out        [M, N], contiguous                    as x
+    partial    [tiles, splits, 16, block_outs], contiguous        fp32
+    arrived    [tiles], parts that have ended; 0 between launches  int32
+
+``row_count``, ``width`` and ``out_count`` are M, K and N. A block of threads serves one *tile* of
+``block_outs`` rows of the weight and one *split* of its columns: ``steps`` pieces of ``block_ins``.
+Sums are transposed, [outs, rows], as the tensor cores want at least 64 rows of their first factor.
 """
 
 from __future__ import annotations
@@ -51,9 +65,8 @@ def tiling(outs: int, ins: int, processors: int) -> GpuTiling:
     """Return the tiling of a weight [outs, ins], from what was measured on Hopper."""
     tiles = triton.cdiv(outs, TILE)
     splits = 1
-    # two blocks fit on a processor: tiles that fill most of these places are left whole; others are
-    # cut so that the blocks come near a multiple of the processors, each of which then reads as
-    # much
+    # Two blocks fit on a processor: tiles that fill most of these places are left whole. Others are
+    # cut so that the blocks come near a multiple of the processors. Each then reads as much.
     if tiles < 1.4 * processors:
 
         def worth(splits: int) -> float:
@@ -99,13 +112,14 @@ def _linear(  # type: ignore[no-untyped-def]
     rows = tl.arange(0, block_rows)
     first = split * steps * block_ins
     gdc_launch_dependents()
-    # the kernel before writes x, never the weight: its first columns can be asked for already
+    # The kernel before writes x, never the weight: its first columns can be asked for already.
     if ahead > 0:
         lines = first + tl.arange(0, ahead // 64) * 64
         weight_rows = weight + tl.minimum(outs, out_count - 1).to(tl.int64)[:, None] * width
         ask_for(weight_rows + tl.minimum(lines, width - 1)[None, :])
     gdc_wait()
 
+    # Rows beyond M are read as zeros: the tensor cores take ``block_rows`` rows in any case.
     x_rows = x + rows[:, None] * x_row
     present = (rows < row_count)[:, None]
     total = tl.zeros((block_outs, block_rows), tl.float32)
@@ -132,7 +146,7 @@ def _linear(  # type: ignore[no-untyped-def]
     kept = (rows < row_count)[None, :]
     tl.store(places + split * size, total, mask=kept)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
-    # whichever part arrives last adds all of them, in their order: equal inputs give equal bits
+    # Whichever part arrives last adds all of them, in their order: equal inputs give equal bits
     if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == splits - 1:
         total = tl.zeros((block_outs, block_rows), tl.float32)
         for other in tl.static_range(splits):
@@ -140,7 +154,7 @@ def _linear(  # type: ignore[no-untyped-def]
         _finish(
             total, outs, rows, bias, residual, residual_row, out, row_count, out_count, activation
         )
-        tl.store(arrived + tile, 0)
+        tl.store(arrived + tile, 0)  # for the next launch or replay: nothing else resets it
 
 
 def linear(
