@@ -73,7 +73,8 @@ class Iterations:
         recorded = scenario.record(arm, when)
         self._record_total(recorded.total_ms, when, order)
         self._sampler.after(when)  # all ranks have come to the end of the iteration
-        if self._context.experiment.verify and not self._verified(arm, scenario):
+        to_verify = self._context.experiment.verify and arm.has_cache_to_verify
+        if to_verify and not self._verified(arm, scenario):
             return
         if recorded.ubatches and self._rank == 0:
             # only now: the times of wrong bytes are not reported

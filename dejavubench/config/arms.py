@@ -78,6 +78,11 @@ class Arm:
         return self.destination is not None and self.destination.entry.remote
 
     @property
+    def has_cache_to_verify(self) -> bool:
+        """Whether what arrives can be compared with a cache; a yardstick moves other bytes."""
+        return self.destination is None or self.destination.entry.moves_cache
+
+    @property
     def to_device(self) -> bool:
         """Whether the cache of a GPU goes to another GPU without passing host memory."""
         return self.destination is not None and self.destination.entry.device_memory

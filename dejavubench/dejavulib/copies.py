@@ -95,6 +95,14 @@ class Packing:
         ]
 
 
+class NoPacking(Packing):
+    """The packing of a yardstick, which moves as many bytes and none of the region's."""
+
+    def gather(self, packed: torch.Tensor) -> None:
+        """Leave ``packed`` as it is."""
+        self._checked(packed)
+
+
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides, in elements, of a contiguous tensor."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))

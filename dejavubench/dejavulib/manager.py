@@ -13,7 +13,7 @@ import torch
 
 from . import chunktimes
 from .chunktimes import LatencyPart, Stamps, TimesBlock
-from .copies import Packing
+from .copies import NoPacking, Packing
 from .destinations.base import Stream, StreamingError
 from .device import DeviceExtents
 from .devicetimes import DeviceClock, DeviceMarks
@@ -89,8 +89,9 @@ class CacheManager:
         extents = None if level.buffered else self._extents_of(stream)
         if extents is not None and self._sampler is not None:
             extents = self._sampler.over(extents)
+        pack = Packing if self._streamer.destination.entry.moves_cache else NoPacking
         for chunk in stream.schedule.all_chunks(level):
-            packing = Packing(self.cache, chunk.region) if level.buffered else None
+            packing = pack(self.cache, chunk.region) if level.buffered else None
             planned = PlannedChunk(
                 stream, chunk, packing, extents, level.each_complete, len(self.chunks)
             )

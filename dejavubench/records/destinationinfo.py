@@ -65,6 +65,8 @@ class DestinationInfo(_Info):
         loopback: its variant on one GPU.
         library: key of ``environment.gpu`` with the version of the library that moves the chunks.
         crossing: the way that its name promises.
+        moves_cache: its chunks hold keys and values. False for a yardstick, whose arms are not
+            verified.
     """
 
     label: str
@@ -82,6 +84,7 @@ class DestinationInfo(_Info):
     loopback: LoopbackInfo | None = None
     library: str | None = None
     crossing: CrossingInfo = CrossingInfo()
+    moves_cache: bool = True
 
     @property
     def local(self) -> bool:

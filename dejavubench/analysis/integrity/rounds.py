@@ -72,6 +72,14 @@ def remote_arms(run: Run) -> set[str]:
     return {arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].remote}
 
 
+def yardsticks(run: Run) -> set[str]:
+    """Return the arms that move no cache, so that nothing of theirs is verified."""
+    known = run_destinations(run)
+    return {
+        arm.name for arm in run.header.arms if arm.mode in known and not known[arm.mode].moves_cache
+    }
+
+
 def _names(run: Run) -> Iterator[str]:
     points, arms = {point.id for point in run.header.points}, {arm.name for arm in run.header.arms}
     for log in run.ranks:
@@ -222,8 +230,12 @@ def _checks(run: Run) -> Iterator[str]:
             )
     if not checked and not run.header.experiment.get("verify"):
         return
-    skipped = given_up(run)
-    unchecked = [key for key in iterations if key not in checked and key[:2] not in skipped]
+    skipped, yardstick_arms = given_up(run), yardsticks(run)
+    unchecked = [
+        key
+        for key in iterations
+        if key not in checked and key[:2] not in skipped and key[1] not in yardstick_arms
+    ]
     # An iteration is recorded before it is verified, so a kill in between leaves its record alone.
     killed_before_check = not first.ended and unchecked == list(iterations)[-1:]
     if unchecked and not killed_before_check:

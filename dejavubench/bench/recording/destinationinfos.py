@@ -31,6 +31,7 @@ def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
         loopback=_loopback(transport),
         library=transport.library,
         crossing=CrossingInfo(**asdict(transport.crossing)),
+        moves_cache=transport.entry.moves_cache,
     )
 
 

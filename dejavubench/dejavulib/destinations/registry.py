@@ -39,6 +39,8 @@ class DestinationEntry:
         extent_parts: the same for a chunk whose extents move one by one.
         issues_groups: at ``0-batched``, extents are issued in groups, so that none has a time of
             its own.
+        moves_cache: its chunks hold keys and values. False for a yardstick: its chunks have the
+            sizes of the others', but nothing is gathered, and there is nothing to verify.
     """
 
     name: str
@@ -52,6 +54,7 @@ class DestinationEntry:
     parts: tuple[LatencyPart, ...] = (QUEUE, GATHER, POST, JOINT)
     extent_parts: tuple[LatencyPart, ...] = (QUEUE, LatencyPart("move", "complete"))
     issues_groups: bool = False
+    moves_cache: bool = True
 
     @property
     def on_storage(self) -> bool:

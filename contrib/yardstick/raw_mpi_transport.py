@@ -1,0 +1,88 @@
+"""``raw-mpi``: a yardstick for ``mpi``, as an arm of the same rounds.
+
+    PYTHONPATH=contrib/yardstick DEJAVUBENCH_PLUGINS=raw_mpi_transport \\
+        mpirun -n 2 dejavubench run configs/cpu/fig25.toml --streaming none,mpi,raw-mpi
+
+It sends as many bytes in the same chunks, beside the same model, with as little as possible: one
+thread on the source and one MPI message per chunk. Compared with ``mpi``, it does *not*
+
+- gather: a chunk's bytes come from a buffer, not from the cache;
+- scatter: the sink leaves them in the buffer that they were received in;
+- acknowledge: a chunk counts as complete once its buffer is free on the source. So the drain does
+  not wait for the sink;
+- carry keys and values: nothing can be verified, and its arms never are.
+
+What it costs is what the link and the second process cost by themselves. ``raw-mpi`` has two
+variants: ``raw-mpi`` blocks in ``MPI_Send``; ``raw-mpi-posted`` begins to send and looks only when
+the next chunk comes. Both run at the buffered levels, on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dejavubench.dejavulib.destinations.registry import DestinationEntry
+from dejavubench.transports.base import Style, Transport
+from dejavubench.transports.contexts import Options, RankContext, SinkContext, SourceContext
+from dejavubench.transports.registry import register
+from dejavubench.transports.session import RankSession
+
+if TYPE_CHECKING:
+    from raw_mpi_destination import RawDestination, RawSink
+
+BLOCKING = DestinationEntry("raw-mpi", remote=True, moves_cache=False)
+POSTED = DestinationEntry("raw-mpi-posted", remote=True, moves_cache=False)
+
+UNBUFFERED = ("0", "0-batched")
+
+
+class RawSession(RankSession):
+    """One rank's part in a run. ``comm`` is a communicator of its own."""
+
+    def __init__(self, rank: RankContext, entry: DestinationEntry) -> None:
+        super().__init__(rank)
+        self._entry = entry
+
+    def open_source(self, context: SourceContext) -> RawDestination:
+        from raw_mpi_destination import BlockingDestination, PostedDestination
+
+        return (BlockingDestination if self._entry is BLOCKING else PostedDestination)(self.comm)
+
+    def open_sink(self, context: SinkContext) -> RawSink:
+        from raw_mpi_destination import RawSink
+
+        return RawSink(self.comm)
+
+
+class RawTransport(Transport):
+    """The variant that blocks in ``MPI_Send``."""
+
+    entry = BLOCKING
+    label = "raw loop of MPI"
+    help = "a yardstick"
+    style = Style("#117733", "--")
+    order = 200
+
+    def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
+        if options.device != "cpu":
+            return f"--streaming {self.name} needs --device cpu"
+        if set(UNBUFFERED) & set(options.value("level")):
+            return f"--streaming {self.name} moves whole chunks: use --level 1, 2 or 3"
+        return None
+
+    def session(self, rank: RankContext) -> RawSession:
+        return RawSession(rank, self.entry)
+
+
+class PostedTransport(RawTransport):
+    """The variant that only begins to send."""
+
+    entry = POSTED
+    label = "raw loop of MPI, posted"
+    style = Style("#999933", "++")
+    order = 201
+
+
+register(RawTransport())
+register(PostedTransport())

@@ -1,0 +1,68 @@
+"""The raw loop of ``contrib/yardstick`` moves as many bytes as ``mpi``, and is never verified.
+
+On a CPU, fp32, with 1 thread per rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from dejavubench.records import Microbatch, SinkActivity, Verification
+from dejavubench.transports.registry import VARIABLE
+from helpers.jobs import QUICK, Job, args, processed, run
+from helpers.paths import ROOT
+
+YARDSTICK = ROOT / "contrib" / "yardstick"
+WITH_RAW = {
+    "PYTHONPATH": os.pathsep.join((str(ROOT), str(YARDSTICK))),
+    VARIABLE: "raw_mpi_transport",
+}
+RAW = ("raw-mpi@3", "raw-mpi-posted@3")
+
+
+@pytest.mark.mpi
+def test_the_raw_loop_is_an_arm_of_the_same_rounds(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        2,
+        *("run", "--streaming", "none,mpi,raw-mpi,raw-mpi-posted", *QUICK),
+        *args("--rounds 2 --warmup 1"),
+        environment=WITH_RAW,
+        cold=True,
+    )
+    # The verdict on bytes is left to the arm that moves the cache.
+    checks = [check for _, check in job.run.of(Verification) if check.nbytes]
+    assert {check.arm for check in checks} == {"mpi@3"}
+    received = defaultdict(set)
+    for _, item in job.run.of(SinkActivity):
+        if item.nbytes:
+            received[item.nbytes, item.messages].add(item.arm)
+    handed = defaultdict(set)
+    for _, each in job.run.of(Microbatch):
+        if each.tokens.nbytes:
+            handed[each.tokens.nbytes, each.prompt.copies, each.tokens.copies].add(each.arm)
+    assert [*received.values(), *handed.values()] == [{"mpi@3", *RAW}] * 2
+
+    # Its records are read where the yardstick is not installed, and nothing is missing in them.
+    (records,) = json.loads(processed(job.folder, "json"))
+    rows = {row["arm"]: row for row in records["rows"]}
+    assert [rows[arm]["verified"] for arm in ("mpi@3", *RAW)] == ["yes (3)", "no", "no"]
+    assert [rows[arm]["status"] for arm in RAW] == ["ok", "ok"]
+
+
+@pytest.mark.mpi
+def test_single_extents_are_refused(tmp_path: Path) -> None:
+    with Job(
+        tmp_path,
+        1,
+        *("run", "--streaming", "raw-mpi", "--level", "0", *QUICK, "--dry-run"),
+        environment=WITH_RAW,
+        cold=True,
+    ) as job:
+        assert job.wait() == 2, job.stderr
+    assert "raw-mpi moves whole chunks: use --level 1, 2 or 3" in job.stderr
