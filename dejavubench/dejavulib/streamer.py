@@ -164,10 +164,9 @@ class Streamer:
             self.destination.give_up()  # ends whatever the helper waits for
         self._thread.join(CLOSING)
         if self._thread.is_alive():
-            name = self.destination.entry.name
             raise StreamingError(
-                f"the {name} helper thread did not stop within {CLOSING:g} s; "
-                f"{self._first_missing()}"
+                f"the {self.destination.entry.name} helper thread did not stop within "
+                f"{CLOSING:g} s; {self._first_missing()}"
             )
         if self._error is not None and self.device is not None:
             self.device.give_up()  # other streamers use it, too
@@ -177,8 +176,7 @@ class Streamer:
 
     def _work(self) -> None:
         while not self._closing:
-            transfer = self._next()
-            if transfer is not None:
+            if (transfer := self._next()) is not None:
                 self._start(transfer)
             if self._under_way:
                 self._collect()
@@ -232,19 +230,22 @@ class Streamer:
         if transfer.ready is None:
             packing.gather(packed)
             transfer.stamp("gathered")
-            _flush(self.destination, transfer, packed)
+            self._post(transfer, packed)
         elif self._side_stream is not None:
             with self._side_stream.gathering(transfer, packing, packed):
-                _flush(self.destination, transfer, packed)
+                self._post(transfer, packed)
         else:
             assert self.device is not None
             self.device.begin(transfer, packing, packed)
+
+    def _post(self, transfer: Transfer, packed: torch.Tensor) -> None:
+        _flush(self.destination, transfer, packed)
 
     def _collect(self) -> None:
         """Pass on what has come from the device; take the slots of complete chunks back."""
         if self.device is not None:
             for transfer, packed in self.device.arrived():
-                _flush(self.destination, transfer, packed)
+                self._post(transfer, packed)
         # Chunks of a stream complete in order, so one count per stream tells which are. It is asked
         # for once per stream and look, because completed() may do work: issue what can go, read
         # notifications. By id(), because stream.key would build and hash a tuple per transfer; the
@@ -275,8 +276,7 @@ class Streamer:
             self._wake_model.set()
 
     def _first_missing(self) -> str:
-        transfer = next(iter([*self._under_way, *self._inbox]), None)
-        return "no chunk is under way" if transfer is None else _missing(transfer)
+        return _missing(next(iter([*self._under_way, *self._inbox]), None))
 
 
 def _flush(destination: Destination, transfer: Transfer, packed: torch.Tensor) -> None:
@@ -322,6 +322,8 @@ def _announce(destination: Destination, transfer: Transfer) -> None:
         destination.step(stream, chunk.step, transfer.tokens)
 
 
-def _missing(transfer: Transfer) -> str:
+def _missing(transfer: Transfer | None) -> str:
+    if transfer is None:
+        return "no chunk is under way"
     chunk, stream = transfer.planned.chunk, transfer.planned.stream
     return f"the first missing is chunk {chunk.index} (step {chunk.step}) of stream {stream.id}"

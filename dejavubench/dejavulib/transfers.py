@@ -123,6 +123,12 @@ class PlannedChunk:
     row: int = 0
 
     @property
+    def layer(self) -> int | None:
+        """The first layer of the chunk; None if it has all layers of its cache."""
+        layers = self.chunk.region.layers
+        return None if layers.size == self.stream.schedule.geometry.layers else layers.start
+
+    @property
     def extents_count(self) -> int:
         """Contiguous pieces of the cache that the chunk is gathered from, or moved as."""
         schedule, step = self.stream.schedule, self.chunk.step

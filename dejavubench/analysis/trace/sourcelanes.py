@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from dejavubench.analysis.trace.events import Counter, Event, Process
 from dejavubench.dejavulib.chunktimes import cut
-from dejavubench.records import ChunkTimes, ListedChunk, Microbatch, PhaseMark, TimedChunks
+from dejavubench.dejavulib.titles import chunk_title, layer_title, step_title
+from dejavubench.records import (
+    ChunkTimes,
+    ListedChunk,
+    Microbatch,
+    PhaseMark,
+    TimedChunks,
+    lanes,
+)
 
 Common = Callable[[int], int]
 """Brings a time of the rank to the clock of the trace."""
@@ -19,7 +27,7 @@ _DERIVED = "derived: {}"
 def add_marks(process: Process, marks: Iterable[PhaseMark], common: Common) -> None:
     """Add the moments at which phases began, outside the clocks of the phases."""
     process.add(
-        "phase marks",
+        lanes.PHASES,
         [Event(mark.phase, common(mark.at_ns), None) for mark in marks if mark.at_ns is not None],
     )
 
@@ -28,21 +36,21 @@ def add_model(process: Process, ubatches: Sequence[Microbatch], common: Common) 
     """Add prompt, tokens and drain of each microbatch, and the waits of the model's thread."""
     for each in ubatches:
         which = f" of microbatch {each.ubatch}" if len(ubatches) > 1 else ""
-        process.add(f"model{which}", _steps(each, common))
-    process.add("stall", [event for each in ubatches for event in _stalls(each, common)])
+        process.add(f"{lanes.MODEL}{which}", _steps(each, common))
+    process.add(lanes.STALL, [event for each in ubatches for event in _stalls(each, common)])
 
 
 def _steps(ubatch: Microbatch, common: Common) -> list[Event]:
     assert ubatch.began_ns is not None
     assert ubatch.drain_began_ns is not None
-    names = ["prompt", *(f"token {step}" for step in range(1, len(ubatch.token_ms) + 1))]
+    names = [step_title(step) for step in range(len(ubatch.token_ms) + 1)]
     begins = [ubatch.began_ns + each for each in ubatch.steps_began_ns]
     begins.append(ubatch.began_ns + ubatch.drain_began_ns)
     lengths = [ubatch.prompt_ms, *ubatch.token_ms, ubatch.drain_ms]
     devices = [ubatch.prompt_event_ms, *ubatch.token_event_ms]
     events = []
     for number, (name, begin, ms) in enumerate(
-        zip([*names, "drain"], begins, lengths, strict=True)
+        zip([*names, lanes.DRAIN], begins, lengths, strict=True)
     ):
         end = begin + round(ms * 1e6)
         if number + 1 < len(begins):  # begins and lengths are rounded to nanoseconds one by one
@@ -58,7 +66,7 @@ def _stalls(ubatch: Microbatch, common: Common) -> Iterator[Event]:
     for name in ("prompt", "tokens", "drain"):
         for begin, end in getattr(ubatch, name).stalls_ns:
             yield Event(
-                f"wait in the library ({name})",
+                lanes.wait_title(name),
                 common(ubatch.began_ns + begin),
                 common(ubatch.began_ns + end),
                 {"microbatch": ubatch.ubatch},
@@ -69,7 +77,7 @@ def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -
     """Add layers of the prompt, the parts of each chunk's latency, and the lag."""
     for each in timed:
         which = f" of microbatch {each.times.ubatch}" if len(timed) > 1 else ""
-        process.add(f"layers in place{which}", _layers(each, common))
+        process.add(f"{lanes.LAYERS}{which}", _layers(each, common))
     parts: dict[str, list[Event]] = defaultdict(list)
     for each in timed:
         for name, event in _parts(each, common):
@@ -94,11 +102,11 @@ def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
         for chunk, ready in zip(timed.listed.chunks, times.ready, strict=True)
         if chunk.phase == "prompt" and chunk.layer is not None
     }
-    begins = [(None, 0), *sorted(ready.items(), key=lambda each: each[1])]
-    for (before, begin), (layer, end) in pairwise(begins):
-        since = "the prompt was submitted" if before is None else "the layer before was in place"
+    begin = 0
+    for layer, end in sorted(ready.items(), key=lambda each: each[1]):
+        since = "the layer before was in place" if begin else "the prompt was submitted"
         yield Event(
-            f"layer {layer}",
+            layer_title(layer),
             common(times.began_ns + min(begin, end)),
             common(times.began_ns + end),
             {
@@ -106,6 +114,7 @@ def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
                 "end is": "keys and values are in place, before the layer's attention",
             },
         )
+        begin = end
 
 
 def _parts(timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
@@ -142,10 +151,7 @@ def _facts(chunk: ListedChunk, times: ChunkTimes, latency_ns: int) -> dict[str, 
 
 def title(chunk: ListedChunk) -> str:
     """Return the content of a chunk, in words."""
-    if chunk.phase == "tokens":
-        layer = "" if chunk.layer is None else f", layer {chunk.layer}"
-        return f"token {chunk.step}{layer}"
-    return "prompt" if chunk.layer is None else f"layer {chunk.layer}"
+    return chunk_title(chunk.step, chunk.layer)
 
 
 def _lag(timed: Sequence[TimedChunks], common: Common) -> Counter:

@@ -13,6 +13,7 @@ from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.outgoing import Outgoing
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sourcestaging import SourceStaging
+from dejavubench.bench.profiling.nvtx import batch_maker_class
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
@@ -53,7 +54,7 @@ class Source:
         assert workers is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         prompt_tokens = [each.tokens for each in self.prompts]
-        return BatchMaker(
+        return batch_maker_class(self.here.experiment)(
             self.model,
             steps,
             workers,

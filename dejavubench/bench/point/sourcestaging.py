@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dejavubench.bench.point.rank import RankAtPoint
+from dejavubench.bench.profiling.nvtx import streamer_class
 from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Destination
 from dejavubench.dejavulib.device import BounceBuffer, DeviceStaging
@@ -19,6 +20,7 @@ class SourceStaging:
     def __init__(self, here: RankAtPoint, cache: KVCache) -> None:
         self._slot_nbytes, self._count = here.view.slot_nbytes, here.experiment.staging_slots
         self._timed = here.experiment.chunk_times
+        self._make_streamer = streamer_class(here.experiment)
         self._whole = here.view.local()[0][0].schedule  # of a stream of the whole cache
         self._cache = cache
         self._device = cache.k.device
@@ -39,11 +41,11 @@ class SourceStaging:
         """Make the helper thread of a destination, with the staging that it needs."""
         timed = self._timed
         if destination.device_memory:
-            return Streamer(destination, self.slots("cuda"), timed=timed)
+            return self._make_streamer(destination, self.slots("cuda"), timed=timed)
         if self.on_cuda and self._on_device is None:
             self._on_device = self._stage_on_device()
         slots = self.slots("cpu") if destination.entry.staged else ()
-        return Streamer(
+        return self._make_streamer(
             destination,
             slots,
             self._on_device,

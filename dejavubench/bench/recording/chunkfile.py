@@ -110,13 +110,12 @@ def _parts(parts: tuple[LatencyPart, ...]) -> list[records.ChunkPart]:
 
 
 def _listed(planned: PlannedChunk) -> records.ListedChunk:
-    chunk, layers = planned.chunk, planned.chunk.region.layers
-    whole = layers.size == planned.stream.schedule.geometry.layers
+    chunk = planned.chunk
     return records.ListedChunk(
         phase="tokens" if chunk.step else "prompt",
         step=chunk.step,
-        layer=None if whole else layers.start,
-        layers=layers.size,
+        layer=planned.layer,
+        layers=chunk.region.layers.size,
         nbytes=chunk.nbytes,
         extents=planned.extents_count,
         peer=planned.stream.peer,

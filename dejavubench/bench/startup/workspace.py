@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from dejavubench import records
 from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.profiling.nvtx import recorder_class
 from dejavubench.bench.recording.chunkfile import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
@@ -116,6 +117,7 @@ def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int) -> Recorder:
     points = len(runnable.plan.points)
     alone = len(runnable.plan.arms) == points == 1
     try:
-        return Recorder(folder, rank, several_points=points > 1, to_stdout=rank == 0 and alone)
+        make = recorder_class(runnable.experiment)
+        return make(folder, rank, several_points=points > 1, to_stdout=rank == 0 and alone)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None

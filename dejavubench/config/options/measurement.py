@@ -72,6 +72,14 @@ class MeasurementOptions(BaseModel):
         measured=False,
         reset_when_resumed=True,
     )
+    nvtx: bool = _option(
+        False,
+        "",
+        "Push NVTX ranges for phases, steps, layers, chunks and waits, named like the lanes of "
+        "'dejavubench trace', for a profiler such as Nsight Systems. Needs a GPU.",
+        measured=False,
+        reset_when_resumed=True,
+    )
     log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
         Path("logs"),
         "DIR",

@@ -97,6 +97,13 @@ MODEL = (
         lambda plan, _: NO_FP32_ON_CUDA,
     ),
     rule(
+        lambda plan: plan.experiment.nvtx and plan.experiment.device != "cuda",
+        lambda plan, _: (
+            f"--nvtx needs --device cuda, not {plan.experiment.device}: profilers of a GPU read "
+            "the ranges. 'dejavubench trace' shows the same lanes of every run. Drop --nvtx"
+        ),
+    ),
+    rule(
         lambda plan: plan.experiment.ckpt_path is not None and plan.experiment.is_given("model"),
         lambda plan, _: (
             f"--model {listed(plan.experiment.model)} cannot be combined with --ckpt-path, which "

@@ -1,0 +1,1 @@
+"""Names for a profiler: NVTX ranges around what the threads of a rank do."""

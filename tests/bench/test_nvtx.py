@@ -1,0 +1,301 @@
+"""NVTX ranges: balanced and nested on each thread, and named like the lanes of a trace.
+
+CPU, int16 caches, one thread beside the helper; a fake recorder of ranges stands for NVTX. The test
+on a GPU runs a job in fp16 with 1 rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dejavubench.analysis.trace import sourcelanes
+from dejavubench.analysis.trace.events import Process
+from dejavubench.bench.engine.batchmaker import BatchMaker
+from dejavubench.bench.profiling import nvtx
+from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
+from dejavubench.bench.profiling.rangedrecorder import RangedRecorder
+from dejavubench.bench.recording.chunkfile import ChunkFile
+from dejavubench.bench.recording.microbatches import When, microbatch_record
+from dejavubench.bench.recording.recorder import Recorder
+from dejavubench.cli import main
+from dejavubench.config.arms import Arm
+from dejavubench.config.experiment import Experiment
+from dejavubench.dejavulib.copies import staging
+from dejavubench.dejavulib.destinations.base import Destination, Stream
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.rangedstreamer import RangedStreamer, within
+from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import Collectives
+from dejavubench.records import lanes, read_chunk_times
+from helpers.caches import random_cache
+from helpers.fake_destination import (
+    INPUT_LEN,
+    PATIENCE,
+    STEPS,
+    WHOLE_LAYERS,
+    FakeDestination,
+    schedule_of,
+    small_geometry,
+)
+from helpers.jobs import QUICK, args, run
+from helpers.paths import DRIVERS
+
+LAYERS = 3
+MODEL_THREAD, HELPER = "MainThread", "streamer"
+
+
+class FakeRanges:
+    """A recorder of ranges: for each thread, the names at each depth, in the order of their begin.
+
+    Attributes:
+        seen: (depth, name) of each range by the name of its thread.
+        open: names of the ranges that have not ended, by the name of their thread.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        self.open: dict[str, list[str]] = defaultdict(list)
+
+    def push(self, name: str) -> None:
+        thread = threading.current_thread().name
+        self.seen[thread].append((len(self.open[thread]), name))
+        self.open[thread].append(name)
+
+    def pop(self) -> None:
+        self.open[threading.current_thread().name].pop()  # an IndexError if none is open
+
+
+class FakeSteps:
+    """Steps that compute nothing; a prompt reports its layers."""
+
+    ahead = False
+    thorough = True
+
+    def run(
+        self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None
+    ) -> torch.Tensor:
+        for layer in range(LAYERS if on_layer else 0):
+            assert on_layer is not None
+            on_layer(layer)
+        return torch.empty(0)
+
+    def go_on(self, ubatch: int, position: int, tokens: torch.Tensor | None) -> None:
+        raise AssertionError("no request begins in the middle")
+
+    def wait(self, ubatch: int) -> torch.Tensor:
+        return torch.zeros(2, dtype=torch.long)
+
+    def event_ms(self, ubatch: int) -> list[float]:
+        return []
+
+    def checks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
+        return []
+
+
+MODEL = cast(
+    GPT,
+    SimpleNamespace(
+        is_first_stage=True, is_last_stage=True, dtype=torch.float16, layers=range(LAYERS)
+    ),
+)
+ALONE = cast(Collectives, SimpleNamespace(finish=lambda: None))
+
+
+def traced(
+    destination: Destination, level: str, tmp_path: Path
+) -> tuple[FakeRanges, dict[str, set[str]]]:
+    """Run a microbatch with ranges; return them, and the events of its trace by lane."""
+    ranges = FakeRanges()
+    stream = Stream(0, schedule_of(small_geometry()))
+    streamer = RangedStreamer(destination, staging(WHOLE_LAYERS, 2), ranges=ranges)
+    try:
+        cache = random_cache(stream.schedule.geometry)
+        manager = CacheManager(cache, [stream], LEVELS[level], streamer, PATIENCE)
+        prompt = torch.zeros(2, INPUT_LEN, dtype=torch.long)
+        maker = RangedBatchMaker(MODEL, FakeSteps(), ALONE, [prompt], STEPS + 1, ranges=ranges)
+        manager.begin()
+        (clock,), _ = maker.run([manager], lambda phase: None)
+    finally:
+        streamer.close()
+    when = When(point="p000", arm="fake", iteration=0, round=0)
+    file = ChunkFile(tmp_path, 0)
+    file.write(Arm("fake", "fake", level), when, [clock], [manager])
+    file.close()
+    process = Process(0, "rank 0")
+    record = microbatch_record(when, 0, clock, manager, 0.0, 0.0)
+    sourcelanes.add_model(process, [record], lambda ns: ns)
+    sourcelanes.add_chunks(process, list(read_chunk_times(tmp_path)), lambda ns: ns)
+    drawn: dict[str, set[str]] = defaultdict(set)
+    for lane in process.lanes:
+        # What overlaps takes further rows, such as "queue (2)".
+        drawn[re.sub(r" \(\d+\)$", "", lane.title)] |= {event.name for event in lane.events}
+    return ranges, drawn
+
+
+TOKENS = [f"token {step}" for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize("level", ["0", "1", "2", "3"])
+def test_ranges_are_balanced_and_named_like_the_lanes(level: str, tmp_path: Path) -> None:
+    ranges, drawn = traced(FakeDestination(), level, tmp_path)
+    assert set(ranges.seen) == {MODEL_THREAD, HELPER}
+    assert not any(ranges.open.values())
+    named: dict[str, set[str]] = defaultdict(set)
+    for seen in ranges.seen.values():
+        for _, name in seen:
+            lane, _, title = name.partition(": ")
+            named[lane].add(title)
+    assert set(named) <= set(drawn) | {lanes.LAYERS}
+    assert named[lanes.MODEL] == drawn[lanes.MODEL] == {"prompt", *TOKENS, "drain"}
+    # The drain has a range of the model's. Its wait in the library has none beside it.
+    assert named[lanes.STALL] | {lanes.wait_title("drain")} == drawn[lanes.STALL]
+    assert named[lanes.LAYERS] == {f"layer {layer}" for layer in range(LAYERS)}
+    for lane in set(named) - {lanes.MODEL, lanes.STALL, lanes.LAYERS}:
+        assert named[lane] == drawn[lane], lane
+
+
+@pytest.mark.parametrize("level", ["1", "3"])
+def test_the_models_ranges_nest(level: str, tmp_path: Path) -> None:
+    ranges, _ = traced(FakeDestination(), level, tmp_path)
+    wait = lanes.wait_title("prompt")
+    in_prompt = [
+        each
+        for layer in range(LAYERS)
+        for each in ((1, f"layers in place: layer {layer}"), (1, f"stall: {wait}"))
+    ]
+    steps = [
+        each
+        for token in TOKENS
+        for each in ((0, f"model: {token}"), (0, f"stall: {lanes.wait_title('tokens')}"))
+    ]
+    assert ranges.seen[MODEL_THREAD] == [
+        (0, "model: prompt"),
+        *in_prompt,
+        (0, f"stall: {wait}"),
+        *steps,
+        (0, "model: drain"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("level", "parts"), [("0", ["move"]), ("1", ["gather", "post"]), ("3", ["gather", "post"])]
+)
+def test_the_helper_has_a_range_for_each_part_of_each_chunk(
+    level: str, parts: list[str], tmp_path: Path
+) -> None:
+    ranges, _ = traced(FakeDestination(), level, tmp_path)
+    prompt = [f"layer {layer}" for layer in range(LAYERS)] if level == "3" else ["prompt"]
+    expected = [(0, f"{part}: {title}") for title in [*prompt, *TOKENS] for part in parts]
+    assert ranges.seen[HELPER] == expected
+
+
+def test_parts_are_those_that_the_destination_declares(tmp_path: Path) -> None:
+    disk = DiskDestination(tmp_path, "test", "page-cache", False, {})
+    ranges, _ = traced(disk, "3", tmp_path)
+    assert {name.partition(":")[0] for _, name in ranges.seen[HELPER]} == {"gather", "write"}
+
+
+class Failing(FakeDestination):
+    def flush(self, *_: object) -> None:
+        raise ValueError("no")
+
+
+def test_ranges_end_where_streaming_fails(tmp_path: Path) -> None:
+    ranges = FakeRanges()
+    with pytest.raises(Exception, match="ValueError: no"):
+        # The streamer is closed on the way, so its thread has ended.
+        _fail(ranges)
+    assert ranges.seen[HELPER]
+    assert not ranges.open[HELPER]
+
+
+def _fail(ranges: FakeRanges) -> None:
+    stream = Stream(0, schedule_of(small_geometry()))
+    streamer = RangedStreamer(Failing(), staging(WHOLE_LAYERS, 2), ranges=ranges)
+    try:
+        cache = random_cache(stream.schedule.geometry)
+        manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
+        manager.begin()
+        manager.step_ready(0)
+    finally:
+        streamer.close()
+
+
+def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
+    ranges = FakeRanges()
+    recorder = RangedRecorder(tmp_path, 0, False, False, ranges=ranges)
+    recorder.phase("load", point="p000")
+    for iteration in range(2):
+        for phase in ("prepare", "prompt"):
+            recorder.phase(phase, point="p000", arm="mpi@3", iteration=iteration)
+            with within(ranges, "model: prompt"):
+                pass
+    recorder.phase("end")
+    recorder.close()
+    assert ranges.open == {MODEL_THREAD: []}
+    in_iteration = [
+        *((1, "phase marks: prepare"), (2, "model: prompt")),
+        *((1, "phase marks: prompt"), (2, "model: prompt")),
+    ]
+    assert ranges.seen[MODEL_THREAD] == [
+        (0, "phase marks: load"),
+        (0, "p000 mpi@3, iteration 0"),
+        *in_iteration,
+        (0, "p000 mpi@3, iteration 1"),
+        *in_iteration,
+        (0, "phase marks: end"),
+    ]
+    written = (tmp_path / "rank-0000.jsonl").read_text().splitlines()
+    assert len(written) == 6
+
+
+def test_without_nvtx_the_plain_classes_run() -> None:
+    off, on = Experiment(), Experiment(nvtx=True)
+    made = (nvtx.recorder_class, nvtx.batch_maker_class, nvtx.streamer_class)
+    assert [make(off) for make in made] == [Recorder, BatchMaker, Streamer]
+    assert not {make(on) for make in made} & {Recorder, BatchMaker, Streamer}
+    assert on.settings() == ["--nvtx"]
+
+
+def test_on_a_cpu_it_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["run", *QUICK, "--nvtx", "--dry-run"], env=dict.fromkeys(LAUNCHED)
+    )
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: --nvtx needs --device cuda, not cpu: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_job_on_a_gpu_pushes_its_ranges(tmp_path: Path) -> None:
+    device = args("--device cuda --inference-data-type fp16 --size-per-head 32 --nvtx")
+    flags = (*QUICK, *device, *args("--streaming none,host --warmup 0 --rounds 1"))
+    job = run(tmp_path, 1, "run", *flags, driver=(DRIVERS / "ranged.py",))
+    assert "--nvtx" in (job.run.header.settings or [])
+    seen = json.loads((tmp_path / "ranges-0.json").read_text())
+    assert set(seen) >= {MODEL_THREAD, HELPER}
+    names = {name for events in seen.values() for _, name in events}
+    expected = {"model: prompt", "model: token 1", "model: drain", "phase marks: tokens"}
+    assert expected <= names
+    assert {"layers in place: layer 0", "layers in place: layer 1"} <= names
+    assert any(name.endswith("host@3, iteration 0") for name in names)
+    assert any("copy to host: token 1" in name for name in names)
+    assert "post: token 1" in names
+    depths = [depth for depth, _ in seen[HELPER]]
+    assert set(depths) == {0}
