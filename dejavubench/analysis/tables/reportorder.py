@@ -10,6 +10,7 @@ from typing import Any
 
 from dejavubench.analysis import health
 from dejavubench.analysis.tables import (
+    answerpart,
     armtables,
     chunkrows,
     conditionnotes,
@@ -25,7 +26,9 @@ from dejavubench.analysis.tables import (
 from dejavubench.analysis.tables.reportpart import RunPart
 
 REPORT_PARTS: tuple[RunPart, ...] = (
-    # What qualifies the numbers comes first.
+    # The answer in words, above all tables.
+    answerpart.ANSWER,
+    # What qualifies the numbers comes before the numbers.
     health.ENDING,
     rownotes.LABEL,
     rownotes.EMPTY_ARMS,

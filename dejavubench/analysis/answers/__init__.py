@@ -1,0 +1,5 @@
+"""Answers in words: what each arm costs, which arm costs less, and what limits it.
+
+Numbers come from :mod:`~dejavubench.analysis.stats`, sentences from here. docs/method/answers.md
+states each rule with its reason.
+"""

@@ -1,0 +1,94 @@
+"""The answers of one run: the cost and the limit of each arm, and the pairs of arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.answers.gathering import evidence_of
+from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
+from dejavubench.analysis.answers.limits import NOTHING, Limit, limit_of
+from dejavubench.analysis.answers.pairs import Pair, pairs_of
+from dejavubench.analysis.chunkbill import Bill
+from dejavubench.analysis.hostrounds import HostRounds
+from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.records import Run
+
+NO_COST = Limit(NOTHING, "no cost is shown", "")
+
+
+@dataclass(frozen=True)
+class ArmAnswer:
+    """Answer about one streaming arm at one point.
+
+    Attributes:
+        cost: its overhead; None without a baseline.
+        limit: what limits it; None where nothing is decided about its cost.
+        target: the largest overhead that was asked for, as a fraction.
+    """
+
+    point: str
+    arm: str
+    cost: Difference | None
+    limit: Limit | None = None
+    target: float | None = None
+
+    @property
+    def judgement(self) -> Judgement | None:
+        return None if self.cost is None else self.cost.judgement
+
+    @property
+    def verdict(self) -> stats.Verdict | None:
+        return None if self.cost is None else stats.verdict(self.cost.estimate, self.target)
+
+
+@dataclass(frozen=True)
+class RunAnswers:
+    """All answers of a run, point by point, in the order of its arms."""
+
+    arms: list[ArmAnswer] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def points(self) -> list[str]:
+        return list(dict.fromkeys(each.point for each in self.arms))
+
+
+def answers_of(
+    run: Run,
+    points: Mapping[str, PointSamples],
+    hosts: Sequence[HostRounds],
+    bills: Sequence[Bill],
+) -> RunAnswers:
+    """Answer from the samples of a run; arms without a measured round have no answer."""
+    answers = RunAnswers()
+    for point in points.values():
+        for samples in point.arms.values():
+            if samples.arm.streams and samples.why_failed is None and samples.total:
+                mine = [each for each in bills if (each.point, each.arm) == _key(samples)]
+                answers.arms.append(_arm(run, hosts, point, samples, mine))
+        answers.pairs.extend(pairs_of(point))
+    return answers
+
+
+def _key(samples: ArmSamples) -> tuple[str, str]:
+    return samples.point.id, samples.arm.name
+
+
+def _arm(
+    run: Run,
+    hosts: Sequence[HostRounds],
+    point: PointSamples,
+    samples: ArmSamples,
+    bills: Sequence[Bill],
+) -> ArmAnswer:
+    cost = cost_of(point, samples)
+    limit = None
+    if cost is not None and cost.judgement in (Judgement.WITHIN_NOISE, Judgement.OPEN):
+        limit = NO_COST
+    elif cost is not None and cost.judgement is Judgement.SLOWER:
+        evidence = evidence_of(run, hosts, point, samples, bills)
+        limit = None if evidence is None else limit_of(evidence)
+    target = run.header.experiment.get("target_overhead")
+    return ArmAnswer(*_key(samples), cost, limit, target)

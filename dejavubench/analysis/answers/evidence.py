@@ -1,0 +1,255 @@
+"""Measured facts about one arm at one point, from which a rule may say what limits it.
+
+A fact that the records lack is None. No rule may then use it. docs/method/answers.md names the
+source of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+MOST = 0.5
+"""Least share of a time that one cause must hold to be named."""
+
+APART = 1.5
+"""Least ratio of two sizes of chunks whose times tell latency from rate."""
+
+
+FLUSH = "sync"
+"""The second part of a write to a disk."""
+
+NO_TIME_LEFT = 0.9
+"""Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
+
+
+class PartKind(StrEnum):
+    """Kinds of parts of a chunk's latency. Destinations join some parts under one name."""
+
+    GATHER = "gather"
+    COPY = "copy to host"
+    POST = "post"
+    WIRE = "wire"
+    SINK = "acknowledgement"
+    DISK = "write"
+    MOVE = "move"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, name: str) -> PartKind:
+        """Return the kind of a part by its name; a joint part is of its slowest kind."""
+        # A strided copy gathers on its way to the host: the bus bounds it.
+        if name.endswith(cls.COPY):
+            return cls.COPY
+        first = name.partition(" + ")[0]
+        if first == FLUSH:
+            return cls.DISK
+        return cls(first) if first in list(cls) else cls.OTHER
+
+
+@dataclass(frozen=True)
+class CostFacts:
+    """An arm's overhead in ms per request, and the parts of it.
+
+    Attributes:
+        total: the paired overhead.
+        lost: wait and drain, in which the model stands still. On a GPU at level 3 it is the drain
+            alone: the device computes while the model's thread is in the library.
+        drain: wait at the end for the last byte.
+        slowed: the rest, in which the model itself ran slower.
+        request: TOTAL without streaming.
+        prompt_pct, tokens_pct: slow-down of each phase, of its own time.
+        packed: overhead of the same destination's arm with packed chunks and the same waits.
+    """
+
+    total: float
+    lost: float
+    drain: float
+    slowed: float
+    request: float
+    prompt_pct: float | None = None
+    tokens_pct: float | None = None
+    packed: float | None = None
+
+    @property
+    def waiting(self) -> float:
+        """The wait that is part of the cost.
+
+        The wait that older records have of a GPU includes what was still being computed.
+        """
+        return min(self.lost, self.total)
+
+    @property
+    def mostly_waiting(self) -> bool:
+        """Whether the model stands still in most of the cost."""
+        return self.lost >= MOST * self.total
+
+    @property
+    def mostly_slowed(self) -> bool:
+        """Whether most of the cost is the model itself running slower."""
+        return self.slowed >= MOST * self.total
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """The way of an arm's bytes.
+
+    Attributes:
+        naive: whether extents move one by one.
+        overlapped: whether nothing waits until the end of the request.
+        on_gpu: whether the model ran on a GPU.
+        local: whether the bytes stay with the source's rank.
+        same_host: whether a sink shares the source's host.
+        on_storage: whether chunks are written to a storage device.
+        sending_kernels: names whose kernels on the model's GPU send chunks; None if copy engines
+            or a CPU do.
+        gathering_kernel: whether a kernel on the model's GPU gathers the prompt's chunks.
+        nbytes: bytes of one request.
+        copies: naive copies or messages of one request; 0 at other levels.
+        alone_ms: T_alone.
+        ceiling, ceiling_gb_per_s: name and rate of the probe that bounds the destination.
+        naive_us: time of one naive message, copy or write, by a probe.
+    """
+
+    naive: bool = False
+    overlapped: bool = True
+    on_gpu: bool = False
+    local: bool = False
+    same_host: bool = False
+    on_storage: bool = False
+    sending_kernels: str | None = None
+    gathering_kernel: bool = False
+    nbytes: float = 0.0
+    copies: float = 0.0
+    alone_ms: float | None = None
+    ceiling: str | None = None
+    ceiling_gb_per_s: float | None = None
+    naive_us: float | None = None
+
+    @property
+    def least_ms(self) -> float | None:
+        """Time of the bytes at the rate of the ceiling, or else of the stream alone."""
+        if self.ceiling_gb_per_s:
+            return self.nbytes / self.ceiling_gb_per_s / 1e6
+        return self.alone_ms
+
+
+@dataclass(frozen=True)
+class LongestPart:
+    """One part of the latency of an arm's chunks.
+
+    Attributes:
+        name: as in the table of chunks.
+        share: of all parts but the queue, in which a chunk waits for other chunks.
+        in_prompt: whether more of it falls on the prompt's chunks than on the tokens'.
+        prompt_us, token_us: of single chunks of a phase, median.
+    """
+
+    name: str
+    kind: PartKind
+    share: float
+    prompt_us: float | None = None
+    token_us: float | None = None
+    in_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class ChunkFacts:
+    """The chunks of an arm.
+
+    Attributes:
+        largest: the largest part of their latency but the queue.
+        prompt_nbytes, token_nbytes: mean size of a phase's chunks.
+        extents, extent_us: extents of one request, and the time of one at a naive level.
+    """
+
+    largest: LongestPart
+    prompt_nbytes: float | None = None
+    token_nbytes: float | None = None
+    extents: int = 0
+    extent_us: float | None = None
+
+    def each(self, in_prompt: bool) -> tuple[float, float] | None:
+        """Return the time in µs of the largest part of one chunk, and the chunk's bytes.
+
+        The chunk is of the prompt or of a token, as far as it is known.
+        """
+        part = self.largest
+        known = [(part.prompt_us, self.prompt_nbytes), (part.token_us, self.token_nbytes)]
+        for us, size in known if in_prompt else reversed(known):
+            if us is not None and size:
+                return us, size
+        return None
+
+    @property
+    def fixed_us(self) -> float | None:
+        """Time of the largest part that does not depend on the size of a chunk.
+
+        A line through the chunks of both phases: time = fixed + bytes / rate. None if their sizes
+        are too alike, or only one phase is known.
+        """
+        part, large, small = self.largest, self.prompt_nbytes, self.token_nbytes
+        if part.prompt_us is None or part.token_us is None or not large or not small:
+            return None
+        if max(large, small) < APART * min(large, small):
+            return None
+        per_byte = (part.prompt_us - part.token_us) / (large - small)
+        # A smaller chunk may come out slower by noise: then its time is fixed as a whole.
+        return part.token_us if per_byte <= 0 else max(0.0, part.token_us - per_byte * small)
+
+    @property
+    def mostly_fixed(self) -> bool | None:
+        """Whether a small chunk's time hardly depends on its size; None if that is unknown."""
+        fixed, token = self.fixed_us, self.largest.token_us
+        return None if fixed is None or token is None else fixed >= MOST * token
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """The source's host while the arm ran.
+
+    Attributes:
+        copy_gb_per_s: the probe ``memory-copy``.
+        read_pct: rate at which the model's tokens read memory, of the probe ``memory-read``.
+        cores: cores granted to the job.
+        busy_cores: cores that model, helpers and sinks of this host took, on average.
+        other_cores: cores that other processes took.
+        waited_pct, waited_without_pct: share of the time in which some thread waited for a core,
+            with this arm and without streaming.
+    """
+
+    copy_gb_per_s: float | None = None
+    read_pct: float | None = None
+    cores: int | None = None
+    busy_cores: float | None = None
+    other_cores: float | None = None
+    waited_pct: float | None = None
+    waited_without_pct: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All facts about one arm; ``chunks`` is None without times of chunks."""
+
+    cost: CostFacts
+    stream: StreamFacts = field(default_factory=StreamFacts)
+    chunks: ChunkFacts | None = None
+    machine: MachineFacts = field(default_factory=MachineFacts)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the stream alone takes about as long as the request, or longer."""
+        alone = self.stream.alone_ms
+        return alone is not None and alone >= NO_TIME_LEFT * self.cost.request
+
+    @property
+    def copies_ms(self) -> float | None:
+        """Least time of the copies in memory that the stream makes on the source's host.
+
+        One packs a chunk. A second one puts it into the page cache, or into the sink's cache. None
+        without the probe ``memory-copy``.
+        """
+        if not self.machine.copy_gb_per_s:
+            return None
+        count = 2 if self.stream.on_storage or self.stream.same_host else 1
+        return count * self.stream.nbytes / self.machine.copy_gb_per_s / 1e6

@@ -1,0 +1,265 @@
+"""Records → the evidence about one arm."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.answers.evidence import (
+    ChunkFacts,
+    CostFacts,
+    Evidence,
+    LongestPart,
+    MachineFacts,
+    PartKind,
+    StreamFacts,
+)
+from dejavubench.analysis.armdestinations import hosts_of, info_of, loopback_of
+from dejavubench.analysis.ceilingshares import ceiling_of, share_of_ceiling
+from dejavubench.analysis.chunkbill import LATENCY, QUEUE, Bill
+from dejavubench.analysis.hostrounds import HostRound, HostRounds
+from dejavubench.analysis.leastwork import work
+from dejavubench.analysis.overheadparts import PartName, overhead_parts
+from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues
+from dejavubench.analysis.sourceranks import on_gpu, sources
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records import CopyWays, Run
+from dejavubench.records.destinationinfo import DestinationInfo
+
+COPY_LOOP = "run-copy"
+"""Probe of a naive copy in memory, for destinations without a naive message of their own."""
+
+SAME_HOST = "same host"
+
+KERNEL = "kernel"
+"""First word of a recorded way of chunks that a kernel gathers."""
+
+
+def evidence_of(
+    run: Run,
+    hosts: Sequence[HostRounds],
+    point: PointSamples,
+    samples: ArmSamples,
+    bills: Sequence[Bill],
+) -> Evidence | None:
+    """Return the facts about an arm; None without a baseline or a common round.
+
+    Args:
+        hosts: conditions of the run's hosts; empty for older records.
+        bills: those of this arm at this point; empty for older records.
+    """
+    gpu = on_gpu(run)
+    cost = _cost(point, samples, gpu)
+    if cost is None:
+        return None
+    stream = _stream(run, point, samples, gpu)
+    return Evidence(
+        cost, stream, _chunks(bills), _machine(run, hosts, point, samples, stream.same_host)
+    )
+
+
+def _cost(point: PointSamples, samples: ArmSamples, gpu: bool) -> CostFacts | None:
+    parts: dict[PartName, float] = {
+        each.part: each.ms.median
+        for each in overhead_parts(point, samples)
+        if each.phase == "total"
+    }
+    if not parts:
+        return None
+    total, drain = parts["overhead"], parts["drain"]
+    lost, slowed = parts["wait"] + drain, parts["rest"]
+    level = LEVELS.get(str(samples.arm.level))
+    # The device computes on while the thread hands chunks over. Swapping does make it wait.
+    if gpu and level is not None and level.overlapped and not samples.arm.swaps:
+        lost, slowed = drain, total - drain
+    request = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
+    return CostFacts(
+        total,
+        lost,
+        drain,
+        slowed,
+        request,
+        _percent(samples.prompt, point.baselines("prompt")),
+        _percent(samples.tokens, point.baselines("tokens")),
+        _packed(point, samples),
+    )
+
+
+def _packed(point: PointSamples, samples: ArmSamples) -> float | None:
+    """Return the overhead in ms of a naive arm's destination where chunks are packed first."""
+    mine = LEVELS.get(str(samples.arm.level))
+    if mine is None or mine.buffered:
+        return None
+    for other in point.arms.values():
+        level = LEVELS.get(str(other.arm.level))
+        same = (other.arm.mode, other.arm.durability) == (samples.arm.mode, samples.arm.durability)
+        if not same or level is None or other.why_failed is not None:
+            continue
+        # Level 1 differs from the naive levels in packing alone.
+        if level.buffered and not level.layerwise and not level.overlapped:
+            for part in overhead_parts(point, other):
+                if (part.phase, part.part) == ("total", "overhead"):
+                    return part.ms.median
+    return None
+
+
+def _percent(times: RoundValues, baselines: Sequence[RoundValues]) -> float | None:
+    overhead = stats.paired_overhead(times, baselines)
+    return None if overhead is None else 100 * overhead.median
+
+
+def _stream(run: Run, point: PointSamples, samples: ArmSamples, gpu: bool) -> StreamFacts:
+    info, level = info_of(run, samples.arm), LEVELS.get(str(samples.arm.level))
+    name = info.ceiling if info else None
+    durability, where = samples.arm.durability, point.point.id
+    ceiling = ceiling_of(run, name, where, durability) if name else None
+    # A sum over some of the sources bounds no stream of all of them.
+    whole = ceiling is not None and ceiling[1] == len(sources(run))
+    naive = level is not None and not level.buffered
+    steps = point.point.output_len - 1
+    copies = _median(samples.prompt_copies) + steps * _median(samples.token_copies)
+    probe = _naive_probe(info)
+    # The probe waits for each message, as level 0 does. Level 0-batched waits once.
+    waits_each = level is not None and level.each_complete
+    message = ceiling_of(run, probe, where, durability, "us") if waits_each and probe else None
+    return StreamFacts(
+        naive=naive,
+        overlapped=level is not None and level.overlapped,
+        on_gpu=gpu,
+        local=info is not None and info.local,
+        same_host=hosts_of(run, samples.arm) == SAME_HOST,
+        on_storage=info is not None and info.on_storage,
+        sending_kernels=_sending_kernels(run, samples, info),
+        gathering_kernel=_gathering_kernel(run, point),
+        nbytes=_median(samples.nbytes),
+        copies=copies if naive else 0.0,
+        alone_ms=samples.alone[0] if samples.alone else None,
+        ceiling=name if whole else None,
+        ceiling_gb_per_s=ceiling[0] if ceiling is not None and whole else None,
+        naive_us=message[0] / message[1] if message else None,
+    )
+
+
+def _naive_probe(info: DestinationInfo | None) -> str | None:
+    """Return the probe that times one naive message, write or copy of a destination."""
+    if info is None:
+        return None
+    if info.message is not None:
+        return info.message
+    if info.on_storage:
+        return next(iter(info.overhead_of.values()), None)
+    return COPY_LOOP if info.local else None
+
+
+def _sending_kernels(run: Run, samples: ArmSamples, info: DestinationInfo | None) -> str | None:
+    if loopback_of(run, samples.arm) is not None:
+        return "source and sink on one GPU"
+    return info.library if info is not None else None
+
+
+def _gathering_kernel(run: Run, point: PointSamples) -> bool:
+    # Chunks of tokens may leave another way, but only a prompt is bound by arithmetic.
+    ways = [each.ways for _, each in run.of(CopyWays) if each.point == point.point.id]
+    return any(each.get("prompt", "").startswith(KERNEL) for each in ways)
+
+
+# ---- chunks ----
+
+
+def _chunks(bills: Sequence[Bill]) -> ChunkFacts | None:
+    sums: dict[PartKind, dict[str, float]] = defaultdict(dict)
+    names: dict[tuple[str, PartKind], list[str]] = defaultdict(list)
+    singles: dict[tuple[str, PartKind], float] = {}
+    for bill in bills:
+        for part in bill.parts:
+            if part.name in (LATENCY, QUEUE):
+                continue
+            kind = PartKind.of(part.name)
+            sums[kind][bill.phase] = sums[kind].get(bill.phase, 0.0) + part.sum_ms
+            names[bill.phase, kind].append(part.name)
+            if part.median_us is not None:
+                singles[bill.phase, kind] = singles.get((bill.phase, kind), 0.0) + part.median_us
+    totals = {kind: sum(phases.values()) for kind, phases in sums.items()}
+    if not any(totals.values()):
+        return None
+    largest = max(totals, key=lambda kind: totals[kind])
+    sizes = {
+        bill.phase: bill.extents * bill.extent_nbytes / bill.chunks for bill in bills if bill.chunks
+    }
+    each = [bill.extent_us for bill in bills if bill.extent_us is not None]
+    return ChunkFacts(
+        LongestPart(
+            " + ".join(next(names[phase, largest] for phase in sums[largest])),
+            largest,
+            totals[largest] / sum(totals.values()),
+            singles.get(("prompt", largest)),
+            singles.get(("tokens", largest)),
+            sums[largest].get("prompt", 0.0) > sums[largest].get("tokens", 0.0),
+        ),
+        sizes.get("prompt"),
+        sizes.get("tokens"),
+        sum(bill.extents for bill in bills),
+        each[-1] if each else None,
+    )
+
+
+# ---- the machine ----
+
+
+def _machine(
+    run: Run,
+    hosts: Sequence[HostRounds],
+    point: PointSamples,
+    samples: ArmSamples,
+    same_host: bool,
+) -> MachineFacts:
+    where = point.point.id
+    copy = ceiling_of(run, "memory-copy", where, None)
+    host = _busiest(hosts, where, samples.arm.name)
+    without = [
+        each
+        for arm in point.baseline_arms()
+        for each in [_busiest(hosts, where, arm.arm.name)]
+        if each is not None
+    ]
+    waits = [share for each in without if (share := _waited(each)) is not None]
+    return MachineFacts(
+        copy_gb_per_s=copy[0] if copy else None,
+        read_pct=_read_pct(run, point),
+        cores=max((each.cores for each in hosts), default=run.header.where.cores or None),
+        busy_cores=_busy_cores(samples, same_host),
+        other_cores=None if host is None else host.other_cores,
+        waited_pct=None if host is None else _waited(host),
+        waited_without_pct=sum(waits) / len(waits) if waits else None,
+    )
+
+
+def _busiest(hosts: Sequence[HostRounds], point: str, arm: str) -> HostRound | None:
+    """Return the arm's iterations on the host where other processes took most."""
+    known = [each for host in hosts if (each := host.of_arm(point, arm)).windows]
+    return max(known, key=lambda each: each.other_cores or 0.0, default=None)
+
+
+def _waited(host: HostRound) -> float | None:
+    share = host.per_second(lambda window: window.cpu_wait_s)
+    return None if share is None else 100 * min(1.0, share)
+
+
+def _read_pct(run: Run, point: PointSamples) -> float | None:
+    token = [_median(arm.token) for arm in point.baseline_arms()]
+    least = work(run, point.point).token_nbytes
+    if not token or not token[0] or least is None or point.point.pipeline_para_size > 1:
+        return None
+    return share_of_ceiling(run, "memory-read", point.point.id, least / token[0] / 1e6)
+
+
+def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
+    seconds = _median(samples.cpu_model) + _median(samples.cpu_helper)
+    seconds += _median(samples.cpu_sink) if same_host else 0.0
+    total = _median(samples.total)
+    return 1e3 * seconds / total if total else None
+
+
+def _median(series: RoundValues) -> float:
+    return stats.estimate(series.values()).median if series else 0.0

@@ -1,0 +1,127 @@
+"""Judgement of a difference of two arms: shown, or not told from noise.
+
+The rule is METHOD's: a difference counts only if its interval excludes 0 and it exceeds the largest
+difference that two identical arms showed in the same run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.samples import ArmSamples, PointSamples
+
+POWER = 0.84 / 1.96
+"""Distance, in half-widths, that lets four of five repetitions show a difference: the normal
+distribution's 80 % point over its 97.5 % point."""
+
+MOST_ROUNDS = 1000
+"""More rounds than this are not proposed: a machine's drift ends the square-root law long before.
+"""
+
+
+class Judgement(StrEnum):
+    """Relation of a difference to the noise."""
+
+    SLOWER = "slower"
+    FASTER = "faster"
+    WITHIN_NOISE = "within noise"
+    OPEN = "sign unknown"
+    TOO_FEW = "too few rounds"
+    NOISE_UNKNOWN = "noise unknown"
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a difference."""
+        return self in (Judgement.SLOWER, Judgement.FASTER)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The relative difference of an arm's TOTAL from another time, as fractions.
+
+    Attributes:
+        reach: largest difference of two identical arms, as a fraction; None without a second none.
+    """
+
+    estimate: stats.Estimate
+    reach: float | None
+
+    @property
+    def judgement(self) -> Judgement:
+        return judge(self.estimate, self.reach)
+
+    @property
+    def more_rounds(self) -> int | None:
+        """Rounds that would be needed beside those measured, to show a difference of this size."""
+        return more_rounds(self.estimate, self.reach)
+
+
+def judge(difference: stats.Estimate, reach: float | None) -> Judgement:
+    """Return whether a difference is told from noise.
+
+    Args:
+        reach: largest difference of two identical arms; None if it is unknown.
+    """
+    # The bootstrap of fewer rounds is narrower than 95 %, so it must decide nothing.
+    if difference.samples < stats.COVERING_ROUNDS:
+        return Judgement.TOO_FEW
+    if reach is None:
+        return Judgement.NOISE_UNKNOWN
+    if abs(difference.median) <= reach:
+        return Judgement.WITHIN_NOISE
+    if difference.low <= 0 <= difference.high:
+        return Judgement.OPEN
+    return Judgement.SLOWER if difference.median > 0 else Judgement.FASTER
+
+
+def more_rounds(difference: stats.Estimate, reach: float | None) -> int | None:
+    """Return how many more rounds would show the difference, if it stays; None if it is shown.
+
+    Intervals and the noise of identical arms shrink with the square root of the rounds. The number
+    is that with which four of five repetitions would show the difference. It is rounded up to one
+    digit, or None where it is unknown or above :data:`MOST_ROUNDS`.
+    """
+    judgement = judge(difference, reach)
+    size = abs(difference.median)
+    if judgement.shown or reach is None or judgement is Judgement.TOO_FEW or size == 0:
+        return None
+    # Only the side towards 0 decides; the intervals of medians are often lopsided.
+    towards_zero = difference.median - difference.low
+    if difference.median < 0:
+        towards_zero = difference.high - difference.median
+    needed = max(towards_zero * (1 + POWER), reach + POWER * towards_zero)
+    more = difference.samples * ((needed / size) ** 2 - 1)
+    return None if more > MOST_ROUNDS else _one_digit(max(more, 1.0))
+
+
+def _one_digit(number: float) -> int:
+    """Round up to one significant digit."""
+    scale = 10 ** math.floor(math.log10(number))
+    return math.ceil(number / scale) * int(scale)
+
+
+def reach_of(point: PointSamples) -> float | None:
+    """Return the farther end of the noise floor's interval at a point; None if it is unknown."""
+    floor = stats.noise_floor(point.baselines())
+    if floor is None or floor.samples < stats.COVERING_ROUNDS:
+        return None
+    return stats.noise_reach(floor.low, floor.high)
+
+
+def cost_of(point: PointSamples, samples: ArmSamples) -> Difference | None:
+    """Return an arm's overhead; None without a baseline or a common round."""
+    overhead = stats.paired_overhead(samples.total, point.baselines())
+    return None if overhead is None else Difference(overhead, reach_of(point))
+
+
+def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Difference | None:
+    """Return the difference of an arm from another one, paired round by round.
+
+    Both were measured in the same rounds, so their ratio needs no baseline. It divides one time by
+    one time, as the noise floor does.
+    """
+    ratio = stats.paired_overhead(arm.total, [other.total])
+    return None if ratio is None else Difference(ratio, reach_of(point))

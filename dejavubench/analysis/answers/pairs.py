@@ -1,0 +1,97 @@
+"""Pairs of arms that a reader wants to compare: the levels of a destination, and destinations.
+
+A run of ten arms has 45 pairs. Two questions are asked of them: what does each level of one
+destination buy, and which destination costs least at the same level?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+from dejavubench.analysis.answers.judgement import Difference, against, cost_of
+from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+
+ALL_PAIRS = 3
+"""Destinations of which every pair is compared. Of more, each is compared with the cheapest."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms of a point, and how much slower the first is.
+
+    Attributes:
+        destination: mode whose levels are compared, with its durability; None for a pair of
+            destinations.
+    """
+
+    point: str
+    arm: str
+    other: str
+    difference: Difference
+    destination: str | None = None
+
+
+def pairs_of(point: PointSamples) -> list[Pair]:
+    """Return the pairs of a point: those of levels, destination by destination, then the others.
+
+    Without a baseline arms can be compared as well; the noise is then unknown.
+    """
+    measured = [
+        arm
+        for arm in point.arms.values()
+        if arm.arm.streams and arm.why_failed is None and arm.total
+    ]
+    return [*_of_levels(point, measured), *_of_destinations(point, measured)]
+
+
+def _of_levels(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
+    """Yield each level against the one below it."""
+    order = list(LEVELS)
+    ladders: dict[str, list[ArmSamples]] = {}
+    for arm in arms:
+        if arm.arm.level in order:
+            ladders.setdefault(_destination(arm), []).append(arm)
+    for name, ladder in ladders.items():
+        ladder.sort(key=lambda arm: order.index(str(arm.arm.level)))
+        for lower, higher in pairwise(ladder):
+            yield from _pair(point, higher, lower, name)
+
+
+def _of_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
+    levels = {arm.arm.level for arm in arms}
+    level = DEFAULT_LEVEL if DEFAULT_LEVEL in levels else max(levels, key=str, default=None)
+    same = [arm for arm in arms if arm.arm.level == level]
+    if len(same) <= ALL_PAIRS:
+        for one, other in combinations(same, 2):
+            yield from _pair(point, one, other)
+        return
+    costs = {arm.arm.name: cost_of(point, arm) for arm in same}
+    known = [arm for arm in same if costs[arm.arm.name] is not None]
+    if known:
+        cheapest = min(known, key=lambda arm: _median(costs[arm.arm.name]))
+        for arm in known:
+            if arm is not cheapest:
+                yield from _pair(point, arm, cheapest)
+
+
+def _median(cost: Difference | None) -> float:
+    assert cost is not None
+    return cost.estimate.median
+
+
+def _destination(arm: ArmSamples) -> str:
+    """Return an arm's name without its level: ``mpi``, or ``disk/page-cache`` of several."""
+    name, _, rest = arm.arm.name.partition("@")
+    return "/".join([name, *rest.split("/")[1:]])
+
+
+def _pair(
+    point: PointSamples, arm: ArmSamples, other: ArmSamples, destination: str | None = None
+) -> Iterator[Pair]:
+    """Yield a pair; nothing if the arms have no round in common."""
+    difference = against(point, arm, other)
+    if difference is not None:
+        yield Pair(point.point.id, arm.arm.name, other.arm.name, difference, destination)

@@ -1,0 +1,241 @@
+"""Answers: told from noise or not, arms paired with arms, and the sentences of a whole run.
+
+Pure: synthetic records and numbers; no device, no thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.answers.answers import RunAnswers, answers_of
+from dejavubench.analysis.answers.differencetexts import reach_text, with_range
+from dejavubench.analysis.answers.judgement import Difference, Judgement, judge, more_rounds
+from dejavubench.analysis.answers.pairs import pairs_of
+from dejavubench.analysis.answers.summary import summary
+from dejavubench.analysis.samples import collect
+from dejavubench.analysis.stats import Estimate
+from dejavubench.records import ArmInfo, PointInfo, read_run
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+
+def percent(median: float, low: float, high: float, samples: int = 20) -> Estimate:
+    return Estimate(median / 100, low / 100, high / 100, 0.0, samples)
+
+
+def answers(
+    folder: Path, arms: Sequence[ArmInfo], points: Sequence[PointInfo] | None = None, **how: object
+) -> RunAnswers:
+    run = read_run(write_run(folder, arms, points, **how))  # type: ignore[arg-type]
+    return answers_of(run, collect(run), [], [])
+
+
+def sentences(found: RunAnswers) -> list[str]:
+    return summary(found, {point: point for point in found.points})
+
+
+# ---- told from noise ----
+
+
+@pytest.mark.parametrize(
+    ("difference", "reach", "judgement"),
+    [
+        (percent(2.5, 1.4, 4.9), 2.8, Judgement.WITHIN_NOISE),  # a trial's own case
+        (percent(3.0, 1.4, 4.9), 2.8, Judgement.SLOWER),
+        (percent(-3.0, -4.9, -1.4), 2.8, Judgement.FASTER),
+        (percent(6.0, -9.0, 16.0), 2.8, Judgement.OPEN),
+        (percent(75.0, 67.0, 92.0, samples=5), 0.4, Judgement.TOO_FEW),
+        (percent(3.0, 1.4, 4.9), None, Judgement.NOISE_UNKNOWN),
+    ],
+)
+def test_a_difference_counts_beyond_noise_and_zero(
+    difference: Estimate, reach: float | None, judgement: Judgement
+) -> None:
+    reach = None if reach is None else reach / 100
+    assert judge(difference, reach) is judgement
+    assert judgement.shown == (judgement in (Judgement.SLOWER, Judgement.FASTER))
+
+
+def test_identical_arms_are_seldom_told_apart() -> None:
+    """Of 300 runs whose arms are all alike, at most 1 in 20 shows a cost."""
+    rng = np.random.default_rng(5)
+    shown = 0
+    for _ in range(300):
+        none, again, streaming = (
+            dict(enumerate(np.exp(rng.normal(0.0, 0.02, 12)))) for _ in range(3)
+        )
+        floor = stats.noise_floor([none, again])
+        overhead = stats.paired_overhead(streaming, [none, again])
+        assert floor is not None
+        assert overhead is not None
+        shown += judge(overhead, stats.noise_reach(floor.low, floor.high)).shown
+    assert shown <= 15
+
+
+# ---- how many more rounds ----
+
+
+def test_more_rounds_follow_the_square_root_law() -> None:
+    """Twice the interval around the same difference needs four times the rounds."""
+    one = more_rounds(percent(1.0, -1.0, 3.0), 0.005)
+    other = more_rounds(percent(1.0, -3.0, 5.0), 0.005)
+    assert one == 200  # 20 · ((2 · 1.43)² − 1) = 143
+    assert other == 700  # 20 · ((4 · 1.43)² − 1) = 634
+    assert more_rounds(percent(1.0, 0.5, 1.5), 0.005) is None  # shown already
+    assert more_rounds(percent(0.1, -3.0, 3.0), 0.005) is None  # would take far too many
+    assert more_rounds(percent(1.0, -1.0, 3.0), None) is None
+
+
+def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
+    """Of runs with the proposed rounds, four of five are meant to rank the arms."""
+    rng = np.random.default_rng(11)
+    true, noise, rounds = 0.02, 0.05, 16
+
+    def run(rounds: int) -> tuple[Estimate, float]:
+        none, again, one, other = np.exp(rng.normal(0.0, noise, (4, rounds)))
+        floor = stats.estimate(again / none).shifted(-1)
+        pair = stats.estimate((1 + true) * one / other).shifted(-1)
+        return pair, stats.noise_reach(floor.low, floor.high)
+
+    # The proposal rests on the difference and the noise that are typical of so few rounds.
+    runs = [run(rounds) for _ in range(60)]
+    low = float(np.median([pair.low for pair, _ in runs])) + true
+    typical = Estimate(true, low - true, 3 * true - low, 0.0, rounds)
+    more = more_rounds(typical, float(np.median([reach for _, reach in runs])))
+    assert more is not None
+    ranked = np.mean([judge(*run(rounds + more)).shown for _ in range(60)])
+    assert ranked >= 0.6
+    assert ranked > np.mean([judge(*each).shown for each in runs]) + 0.3
+
+
+# ---- which pairs ----
+
+
+def test_three_destinations_are_compared_with_each_other_and_more_with_the_cheapest(
+    tmp_path: Path,
+) -> None:
+    three = [NONE, AGAIN, arm("host"), arm("disk"), arm("mpi")]
+    found = answers(tmp_path / "three", three)
+    assert [(pair.arm, pair.other) for pair in found.pairs] == [
+        ("host@3", "disk@3"),
+        ("host@3", "mpi@3"),
+        ("disk@3", "mpi@3"),
+    ]
+    factors = {"host@3": 1.1, "disk@3": 1.2, "mpi@3": 1.02, "tcp@3": 1.3}
+    found = answers(tmp_path / "four", [*three, arm("tcp")], factors=factors)
+    assert [(pair.arm, pair.other) for pair in found.pairs] == [
+        (f"{mode}@3", "mpi@3") for mode in ("host", "disk", "tcp")
+    ]
+
+
+def test_levels_are_compared_step_by_step(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, *(arm("mpi", level) for level in ("3", "0", "0-batched", "1"))]
+    found = answers(tmp_path / "r", arms)
+    assert [(pair.arm, pair.other) for pair in found.pairs] == [
+        ("mpi@0-batched", "mpi@0"),
+        ("mpi@1", "mpi@0-batched"),
+        ("mpi@3", "mpi@1"),
+    ]
+
+
+def test_arms_are_paired_within_their_rounds(tmp_path: Path) -> None:
+    """Each round drifts by 15 %, which all of its arms share."""
+    factors = {"host@3": 1.03, "mpi@3": 1.05}
+    run = read_run(write_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("mpi")], None, factors))
+    (samples,) = collect(run).values()
+    (pair,) = pairs_of(samples)
+    assert pair.difference.estimate.median == pytest.approx(1.03 / 1.05 - 1, abs=0.002)
+    assert pair.difference.judgement is Judgement.FASTER
+
+
+# ---- sentences ----
+
+
+def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    target = {"target_overhead": 0.02}
+    found = answers(tmp_path / "r", arms, factors={"mpi@3": 1.05}, experiment=target)
+    host, mpi, pair, *limits = sentences(found)
+    assert host.startswith("host@3: ")
+    assert "within this machine's noise (±" in host
+    assert host.endswith("no cost shown; target ≤ 2 %: met.")
+    assert mpi.startswith("mpi@3: +5.")
+    assert ": a cost, beyond this machine's noise (±" in mpi
+    assert mpi.endswith("; target ≤ 2 %: missed.")
+    assert pair.startswith("host@3 against mpi@3: −4.")
+    assert pair.endswith(": host@3 is faster.")
+    assert [text.partition(":")[0] for text in limits] == [
+        "limit not known",
+        "limited by nothing measurable",
+    ]
+
+
+def test_the_words_of_the_trial() -> None:
+    within = Difference(percent(2.52, 1.35, 4.93), 0.0283)
+    assert (with_range(within), reach_text(within)) == ("+2.5 % (1.4 to 4.9)", "±2.8 %")
+    assert with_range(Difference(percent(1.4, -0.2, 3.1), 0.02)) == "+1.4 % (−0.2 to +3.1)"
+    assert with_range(Difference(percent(-2.3, -3.4, -0.04), 0.02)) == "−2.30 % (−3.40 to −0.04)"
+    assert with_range(Difference(percent(9150, 9000, 9400), 0.02)) == "+9,150 % (9,000 to 9,400)"
+    assert with_range(Difference(percent(7, 5, 9, samples=3), 0.02)) == (
+        "+7.0 % (5.0 to 9.0 over 3 rounds)"
+    )
+
+
+def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    found = answers(tmp_path / "r", arms, factors={"mpi@3": 1.02}, noise=0.05, rounds=20)
+    (pair,) = (text for text in sentences(found) if " against " in text)
+    more = found.pairs[0].difference.more_rounds
+    assert more is not None
+    assert pair.endswith(f": cannot be ranked; some {more:,} more rounds would.")
+
+
+def test_few_rounds_decide_nothing(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    found = answers(tmp_path / "r", arms, factors={"mpi@3": 2.0}, rounds=5)
+    assert all("needs 6 rounds" in text for text in sentences(found))
+    assert len(sentences(found)) == 3  # and no limit
+
+
+def test_without_a_second_none_the_noise_is_unknown(tmp_path: Path) -> None:
+    found = answers(tmp_path / "r", [NONE, arm("mpi")], factors={"mpi@3": 2.0})
+    (text,) = sentences(found)
+    assert text.endswith("undecided, as the noise is unknown without a second arm none.")
+
+
+def test_without_a_baseline_the_cost_is_unknown_and_the_remedy_said(tmp_path: Path) -> None:
+    (text,) = sentences(answers(tmp_path / "r", [arm("mpi")]))
+    assert text.startswith("What streaming costs is unknown")
+    assert "none" in text
+
+
+def test_an_arm_that_is_faster_than_none_is_not_called_free(tmp_path: Path) -> None:
+    found = answers(tmp_path / "r", [NONE, AGAIN, arm("mpi")], factors={"mpi@3": 0.8})
+    (text,) = sentences(found)
+    assert "faster than without streaming. Something else differs" in text
+
+
+def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
+    points = [point(number, input_len=32 * (number + 1)) for number in range(12)]
+    arms = [NONE, AGAIN, arm("host", "1"), arm("host"), arm("disk"), arm("mpi")]
+    factors = {"disk@3": 1.3, "host@1": 1.5}
+    found = answers(tmp_path / "r", arms, points, factors=factors, noise=0.01)
+    texts = sentences(found)
+    assert len(texts) == 10
+    # The default level comes first.
+    assert [text.partition(":")[0] for text in texts[:4]] == ["host@3", "disk@3", "mpi@3", "host@1"]
+    assert texts[0].startswith("host@3: no cost shown at 12 of 12 points (")
+    assert texts[1].startswith("disk@3: a cost at 12 of 12 points (+29 to +31 %)")
+    assert "; most at p0" in texts[1]
+    assert texts[4].startswith("host by level: 3 faster than 1 at 12 of 12 points (")
+    assert texts[7].startswith("disk@3 against mpi@3: slower at 12 of 12 points (")
+    assert texts[8].startswith("limited by ") or texts[8].startswith("limit not known: ")
+    assert texts[-1] == "limited by nothing measurable: host@3, mpi@3 (no cost is shown)."
+
+
+def test_a_run_without_streaming_has_no_sentences(tmp_path: Path) -> None:
+    assert sentences(answers(tmp_path / "r", [NONE, AGAIN])) == []

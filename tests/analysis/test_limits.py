@@ -1,0 +1,203 @@
+"""Rules that name what limits an arm, on made-up evidence. Pure: no device, no thread, no data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dejavubench.analysis.answers.evidence import (
+    ChunkFacts,
+    CostFacts,
+    Evidence,
+    LongestPart,
+    MachineFacts,
+    PartKind,
+    StreamFacts,
+)
+from dejavubench.analysis.answers.limits import NOT_KNOWN, RULES, limit_of
+
+WAITS = CostFacts(total=100.0, lost=90.0, drain=1.0, slowed=10.0, request=1000.0)
+DRAINS = CostFacts(total=100.0, lost=95.0, drain=94.0, slowed=5.0, request=1000.0)
+SLOWED = CostFacts(
+    total=100.0, lost=5.0, drain=1.0, slowed=95.0, request=1000.0, prompt_pct=30.0, tokens_pct=2.0
+)
+LEVEL_1 = StreamFacts(overlapped=False, nbytes=1e9)
+LEVEL_0 = StreamFacts(overlapped=False, naive=True, nbytes=1e9, copies=1e6)
+CEILING: dict[str, Any] = {"ceiling": "a-probe", "ceiling_gb_per_s": 11.0}
+
+
+def chunks(
+    kind: PartKind, prompt_us: float | None, token_us: float | None, extent_us: float | None = None
+) -> ChunkFacts:
+    """Chunks of 10 MB in the prompt and 1 MB in a token, with one large part."""
+    part = LongestPart(str(kind), kind, 0.8, prompt_us, token_us)
+    return ChunkFacts(part, 1e7, 1e6, extents=1000, extent_us=extent_us)
+
+
+RISING, CONSTANT = (1000.0, 100.0), (110.0, 100.0)
+"""Times of a large and a small chunk: in proportion to bytes, and nearly the same."""
+
+BUSY = MachineFacts(cores=2, busy_cores=1.1, other_cores=0.9)
+WAITING = MachineFacts(
+    cores=2, busy_cores=1.1, other_cores=0.0, waited_pct=8.0, waited_without_pct=0.5
+)
+READING = MachineFacts(copy_gb_per_s=10.0, read_pct=90.0)
+
+CASES: dict[str, tuple[str, Evidence]] = {
+    "disk behind": (
+        "disk rate",
+        Evidence(
+            DRAINS,
+            StreamFacts(on_storage=True, nbytes=1e10, alone_ms=1050.0, ceiling_gb_per_s=11.0),
+        ),
+    ),
+    "memory": ("memory bandwidth", Evidence(WAITS, replace(LEVEL_1, local=True, **CEILING))),
+    "link": ("link rate", Evidence(WAITS, replace(LEVEL_1, **CEILING))),
+    "extents by chunks": (
+        "descriptors/extents",
+        Evidence(WAITS, LEVEL_0, chunks(PartKind.MOVE, 90e3, 90e3, 8.0)),
+    ),
+    "slow disk": (
+        "disk rate",
+        Evidence(WAITS, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *RISING)),
+    ),
+    "late disk": (
+        "disk latency",
+        Evidence(WAITS, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *CONSTANT)),
+    ),
+    "disk of one size": (
+        "disk, rate or latency",
+        Evidence(WAITS, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, None, 100.0)),
+    ),
+    "slow wire": ("link rate", Evidence(WAITS, LEVEL_1, chunks(PartKind.WIRE, *RISING))),
+    "late wire": ("link latency", Evidence(WAITS, LEVEL_1, chunks(PartKind.WIRE, *CONSTANT))),
+    "wire of one size": (
+        "link, rate or latency",
+        Evidence(WAITS, LEVEL_1, chunks(PartKind.WIRE, 100.0, None)),
+    ),
+    "slow gather": ("gather", Evidence(WAITS, LEVEL_1, chunks(PartKind.GATHER, *RISING))),
+    "posting": (
+        "descriptors/extents",
+        Evidence(WAITS, LEVEL_1, chunks(PartKind.POST, *CONSTANT)),
+    ),
+    "late sink": ("sink", Evidence(WAITS, LEVEL_1, chunks(PartKind.SINK, *CONSTANT))),
+    "kernels send": (
+        "GPU SMs",
+        Evidence(SLOWED, StreamFacts(on_gpu=True, sending_kernels="a library")),
+    ),
+    "a kernel gathers": (
+        "GPU SMs",
+        Evidence(SLOWED, StreamFacts(on_gpu=True, gathering_kernel=True)),
+    ),
+    "other programs": ("shared cores", Evidence(SLOWED, machine=BUSY)),
+    "threads wait": ("shared cores", Evidence(SLOWED, machine=WAITING)),
+    "copies": (
+        "memory bandwidth",
+        Evidence(SLOWED, StreamFacts(nbytes=1e9, same_host=True), machine=READING),
+    ),
+}
+"""Name of the limit and evidence for it. There is one case for each rule, in the rules' order."""
+
+
+@pytest.mark.parametrize("number", range(len(RULES)), ids=list(CASES))
+def test_each_rule_fires_on_its_evidence(number: int) -> None:
+    """The first rule that holds is the one of the case, so rules do not hide each other."""
+    name, evidence = list(CASES.values())[number]
+    assert [rule.holds(evidence) for rule in RULES].index(True) == number
+    limit = limit_of(evidence)
+    assert limit.name == name
+    assert limit.remedy
+    # Two numbers at least say so.
+    assert sum(word[:1].isdigit() for word in limit.numbers.replace("+", "").split()) >= 2
+
+
+def test_there_is_a_case_for_every_rule() -> None:
+    assert [name for name, _ in CASES.values()] == [rule.name for rule in RULES]
+
+
+@pytest.mark.parametrize("cost", [WAITS, DRAINS, SLOWED])
+def test_no_rule_fires_without_evidence(cost: CostFacts) -> None:
+    limit = limit_of(Evidence(cost))
+    assert (limit.name, limit.remedy) == (NOT_KNOWN, "")
+
+
+LACKING: dict[str, dict[str, dict[str, Any]]] = {
+    "disk behind": {"stream": {"alone_ms": 500.0}},
+    "memory": {"stream": {"ceiling_gb_per_s": 1000.0}},
+    "link": {"cost": {"lost": 10.0, "slowed": 90.0}},
+    "extents by chunks": {"stream": {"naive": False}},
+    "slow wire": {"cost": {"lost": 40.0}},
+    "slow gather": {"cost": {"lost": 40.0}},
+    "kernels send": {"cost": {"tokens_pct": 25.0}},
+    "a kernel gathers": {"stream": {"on_gpu": False}},
+    "other programs": {"machine": {"other_cores": 0.05}},
+    "threads wait": {"machine": {"waited_without_pct": 7.9}},
+    "copies": {"machine": {"read_pct": 20.0}},
+}
+"""Facts that contradict a case: its rule must then be silent."""
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_a_rule_is_silent_where_a_fact_contradicts_it(case: str) -> None:
+    name, evidence = CASES[case]
+    changed = {
+        part: replace(getattr(evidence, part), **facts) for part, facts in LACKING[case].items()
+    }
+    assert limit_of(replace(evidence, **changed)).name != name
+
+
+def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
+    probed = Evidence(WAITS, replace(LEVEL_0, naive_us=0.07))
+    assert "1,000,000 extents at 0.07 µs each" in limit_of(probed).numbers
+    packed = Evidence(replace(WAITS, packed=20.0), LEVEL_0)
+    assert "the same bytes packed cost 20.00 ms" in limit_of(packed).numbers
+    assert {limit_of(each).name for each in (probed, packed)} == {"descriptors/extents"}
+    # A probe that explains a tenth of the wait, and a packed arm that costs as much, say nothing.
+    small = Evidence(replace(WAITS, packed=95.0), replace(LEVEL_0, naive_us=0.01))
+    assert limit_of(small).name == NOT_KNOWN
+
+
+def test_a_slow_link_comes_before_its_extents() -> None:
+    evidence = Evidence(replace(WAITS, packed=90.0), replace(LEVEL_0, naive_us=0.07, **CEILING))
+    assert limit_of(evidence).name == "link rate"
+
+
+def test_without_a_ceiling_the_stream_alone_is_no_evidence_of_a_rate() -> None:
+    """A stream that each chunk's latency slows down alone must not count as a slow link."""
+    stream = replace(LEVEL_1, alone_ms=95.0)
+    assert limit_of(Evidence(WAITS, stream, chunks(PartKind.SINK, *CONSTANT))).name == "sink"
+
+
+def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
+    drained = Evidence(DRAINS, StreamFacts(alone_ms=300.0), chunks(PartKind.WIRE, *RISING))
+    assert limit_of(drained).remedy.startswith("longer requests")
+    assert limit_of(drained).numbers.startswith("drain 95.00 of 100.0 ms; wire is 80 %")
+    behind = replace(drained, stream=StreamFacts(alone_ms=1100.0, nbytes=1e9))
+    assert "the stream alone takes 1100.0 ms" in limit_of(behind).numbers
+    assert "longer requests" not in limit_of(behind).remedy
+
+
+def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
+    fixed = chunks(PartKind.WIRE, 190.0, 100.0)
+    assert fixed.fixed_us == pytest.approx(90.0)  # 10 µs for each MB beside it
+    assert fixed.mostly_fixed
+    alike = replace(fixed, prompt_nbytes=1.2e6)
+    assert (alike.fixed_us, alike.mostly_fixed) == (None, None)
+    assert chunks(PartKind.WIRE, 80.0, 100.0).fixed_us == 100.0  # the larger one came out faster
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("gather", PartKind.GATHER),
+        ("gather + copy to host", PartKind.COPY),
+        ("copy to host", PartKind.COPY),
+        ("wire + acknowledgement", PartKind.WIRE),
+        ("sync", PartKind.DISK),
+        ("a plug-in's own part", PartKind.OTHER),
+    ],
+)
+def test_names_of_parts_have_kinds(name: str, kind: PartKind) -> None:
+    assert PartKind.of(name) is kind
