@@ -114,6 +114,7 @@ class CacheReceiver:
         slots: staging of at least :func:`largest_chunk` bytes each, in the memory of the cache.
             Receivers that do not work at the same time may share it. Without it, the receiver has
             :func:`receiving_slots` of its own.
+        timed: note when each chunk came and was in its place.
 
     Attributes:
         slots: the staging; the owner may overwrite it before :meth:`begin`.
@@ -129,10 +130,12 @@ class CacheReceiver:
         level: Level,
         endpoint: SinkEndpoint,
         slots: Sequence[torch.Tensor] = (),
+        timed: bool = True,
     ) -> None:
         self._cache = cache
         self.stream = stream
         self.arrivals: list[Arrived] = []
+        self._most_arrivals = MOST if timed else 0
         self._level = level
         self._endpoint = endpoint
         self.slots = slots
@@ -233,7 +236,7 @@ class CacheReceiver:
 
     def _arrived(self, came: _Coming) -> None:
         self._endpoint.acknowledge(self.stream)
-        if len(self.arrivals) < MOST:
+        if len(self.arrivals) < self._most_arrivals:
             received = getattr(came.request, "received", None)
             self.arrivals.append(Arrived(received, chunktimes.now()))
         progress.listener.count_progress()

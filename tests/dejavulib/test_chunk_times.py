@@ -23,6 +23,7 @@ from dejavubench.dejavulib.extentsamples import ExtentSampler
 from dejavubench.dejavulib.kvcache import KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.receiver import Arrived, CacheReceiver
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
@@ -272,6 +273,48 @@ def test_an_untimed_streamer_notes_nothing(clock: MadeUpClock) -> None:
         assert manager.times is None
     finally:
         untimed.close()
+
+
+class Come:
+    """A chunk that has come."""
+
+    received = 1_000
+
+    def done(self) -> bool:
+        return True
+
+
+class EverythingThere:
+    """The sink's side of a destination whose chunks have all come."""
+
+    by_address = False
+
+    def receive(self, *_: object) -> Come:
+        return Come()
+
+    def receive_extents(self, *_: object) -> Come:
+        return Come()
+
+    def acknowledge(self, stream: Stream) -> None:
+        return
+
+    def finish(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_an_untimed_sink_keeps_no_arrivals(timed: bool, clock: MadeUpClock) -> None:
+    stream = Stream(0, schedule_of(small_geometry()))
+    cache, level = random_cache(stream.schedule.geometry), LEVELS["3"]
+    receiver = CacheReceiver(cache, stream, level, EverythingThere(), timed=timed)
+    receiver.begin()
+    while not receiver.done:
+        assert receiver.poll()
+    chunks = stream.schedule.count(level)
+    assert receiver.arrivals == [Arrived(1_000, clock.now)] * (chunks if timed else 0)
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))

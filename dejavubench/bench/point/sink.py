@@ -178,6 +178,7 @@ class Sink:
                     level=LEVELS[level],
                     endpoint=self._endpoint(mode),
                     slots=own_slots,
+                    timed=self.here.experiment.chunk_times,
                 )
                 for (cache, stream), own_slots in zip(pairs, slots, strict=True)
             ]
