@@ -1,5 +1,7 @@
 """The errors that the command line turns into one line and an exit status."""
 
+from enum import IntEnum
+
 
 class UsageError(Exception):
     """The command cannot run as asked. The message is one line: the key, flag or file, and why."""
@@ -16,5 +18,16 @@ class OutputError(Exception):
     """
 
 
-BROKEN_PIPE = 141
-"""Exit status of a process that SIGPIPE ends, as shells count: 128 + 13."""
+class ExitStatus(IntEnum):
+    """All exit statuses; docs/reference/exit-statuses.md says what each command means by them.
+
+    Signals are counted as shells do: 128 + SIGINT, 128 + SIGPIPE.
+    """
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNRESOLVED = 3
+    WORSE = 4
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141

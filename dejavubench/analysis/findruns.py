@@ -37,7 +37,7 @@ def find(paths: Iterable[Path]) -> FoundRuns:
         try:
             path_kind = _kind(path)
             if path_kind == "folder":
-                for folder in _run_folders(path):
+                for folder in run_folders(path):
                     folders.setdefault(os.path.realpath(folder), folder)
             else:
                 logs.setdefault(os.path.realpath(path), path)
@@ -75,7 +75,12 @@ def _kind(path: Path) -> str:
     return "log"
 
 
-def _run_folders(folder: Path) -> list[Path]:
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folder itself if it is a run's, else the folders of runs below it, sorted.
+
+    Raises:
+        RecordError: there is none.
+    """
     if (folder / RUN_FILE).is_symlink() or (folder / RUN_FILE).exists():
         return [folder]
     folders = sorted(

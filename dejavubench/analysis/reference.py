@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import Column, columns_of
+from dejavubench.analysis.comparison.changerows import ComparisonRow
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.tables.reportorder import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
@@ -46,6 +47,13 @@ LONG_INTRODUCTION = """\
 
 These tables have several rows for each arm. In json, each stands under its name beside `rows`.
 `process --format csv --table NAME` writes one of them.
+"""
+
+COMPARISON_INTRODUCTION = """\
+# Columns of comparisons
+
+`dejavubench compare --format csv` writes one row for each arm that both sides have. In json these
+rows stand under `rows`.
 """
 
 FIGURES_INTRODUCTION = """\
@@ -94,6 +102,7 @@ def columns_page() -> str:
     lines.append(LONG_INTRODUCTION)
     for name, row_class in ROW_CLASSES.items():
         lines += _titled(row_class, f" (`{name}`)")
+    lines += [COMPARISON_INTRODUCTION, *_titled(ComparisonRow)]
     lines.append(FIGURES_INTRODUCTION)
     for row in dict.fromkeys(figure.row for figure in figures()):
         lines += _titled(row)

@@ -6,7 +6,7 @@ that was measured. Of several sources, the one with the largest percentile count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,19 +95,12 @@ def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None
     rounds = sorted(set(arm).intersection(*baselines))
     if not baselines or not rounds:
         return None
-    sources = {len(each[number]) for each in (arm, *baselines) for number in rounds}
-    if len(sources) != 1:  # a killed run's last round
-        return None
-    above = [_Pooled([arm], rounds, source) for source in range(*sources)]
-    below = [_Pooled(baselines, rounds, source) for source in range(*sources)]
-    if any(pooled.count < FEWEST_TOKENS for pooled in above):
+    above, below = pooled_p99([arm], rounds), pooled_p99(baselines, rounds)
+    if above is None or below is None:
         return None
 
     def ratios(weights: np.ndarray) -> np.ndarray:
-        one, other = (
-            np.max([pooled.p99(weights) for pooled in each], axis=0) for each in (above, below)
-        )
-        return np.asarray(one / other - 1)
+        return np.asarray(above(weights) / below(weights) - 1)
 
     overhead = float(ratios(np.ones((1, len(rounds))))[0])
     if len(rounds) == 1:
@@ -116,6 +109,23 @@ def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None
     drawn = rng.multinomial(len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES)
     low, lower, upper, high = np.percentile(ratios(drawn), [2.5, 25, 75, 97.5])
     return stats.Estimate(overhead, float(low), float(high), float(upper - lower), len(rounds))
+
+
+def pooled_p99(
+    arms: Sequence[Tokens], rounds: Sequence[int]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return a function of weights [n, rounds]: p99 if rounds count as often as each row says.
+
+    The tokens of all arms are taken together; of several sources the largest p99 counts. None with
+    too few tokens, or with sources that lack a round.
+    """
+    sources = {len(arm[number]) for arm in arms for number in rounds}
+    if len(sources) != 1:  # a killed run's last round
+        return None
+    pooled = [_Pooled(arms, rounds, source) for source in range(*sources)]
+    if any(each.count < FEWEST_TOKENS for each in pooled):
+        return None
+    return lambda weights: np.max([each.p99(weights) for each in pooled], axis=0)
 
 
 class _Pooled:

@@ -23,7 +23,7 @@ from dejavubench.bench.startup.lastrecord import write_last_record
 from dejavubench.bench.startup.start import start
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
-from dejavubench.errors import UsageError
+from dejavubench.errors import ExitStatus, UsageError
 from dejavubench.machine import liveness
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import sleeping_barrier
@@ -76,7 +76,7 @@ def run(
         interruption.end(error)
     except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
         abort(workspace.recorder, error)
-    return 0 if verified else 1
+    return ExitStatus.OK if verified else ExitStatus.FAILED
 
 
 def _measure_all(

@@ -13,7 +13,7 @@ import click
 from dejavubench import __version__
 from dejavubench.cli.errors import end_all_ranks, fail_usage
 from dejavubench.cli.streams import guard, status_of
-from dejavubench.errors import OutputError, UsageError
+from dejavubench.errors import ExitStatus, OutputError, UsageError
 from dejavubench.machine.launcher import launched_rank
 
 COMMANDS = {
@@ -33,6 +33,10 @@ COMMANDS = {
     "process": (
         "dejavubench.cli.process:process",
         "Show tables of recorded runs, and of the original's logs.",
+    ),
+    "compare": (
+        "dejavubench.cli.compare:compare",
+        "Compare two runs, and judge the change: a gate for continuous integration.",
     ),
     "figures": (
         "dejavubench.cli.figures:figures",
@@ -111,7 +115,7 @@ class LazyGroup(click.Group):
             sys.exit(error.exit_code)
         except click.Abort:
             print("interrupted", file=sys.stderr, flush=True)
-            end_all_ranks(130)
+            end_all_ranks(ExitStatus.INTERRUPTED)
         except OutputError:
             raise
         except Exception:  # noqa: BLE001 - the other ranks must not wait for this one
@@ -119,8 +123,8 @@ class LazyGroup(click.Group):
             rank = launched_rank()
             last = "" if rank is None else f"dejavubench: rank {rank} failed in phase start\n"
             print(traceback.format_exc() + last, end="", file=sys.stderr, flush=True)
-            end_all_ranks(1)
-        sys.exit(status if isinstance(status, int) else 0)
+            end_all_ranks(ExitStatus.FAILED)
+        sys.exit(status if isinstance(status, int) else ExitStatus.OK)
 
 
 @click.group(

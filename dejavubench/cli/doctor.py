@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dejavubench.cli.errors import end_all_ranks
+from dejavubench.cli.errors import agreed_status, end_all_ranks
 from dejavubench.cli.output import write_to
 from dejavubench.cli.params import PATH
+from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
     from dejavubench.doctor.facts.job import Job
@@ -63,8 +64,8 @@ def doctor(
         job = examine(Wanted(chosen, port))
     except MissingRanksError as error:
         click.echo(f"dejavubench: doctor: {error}", err=True)
-        end_all_ranks(1)
-    status = 0
+        end_all_ranks(ExitStatus.FAILED)
+    status: int = ExitStatus.OK
     if job is not None:
         try:
             status = _report(job, style, output, force)
@@ -72,8 +73,9 @@ def doctor(
             error.show()
             status = error.exit_code
     if job is not None and (job.problem or any(link.problem for link in job.links)):
-        end_all_ranks(1)  # some rank or message is stuck, so MPI could not end by itself
-    sys.exit(_agreed(status))
+        # Some rank or message is stuck, so MPI could not end by itself.
+        end_all_ranks(ExitStatus.FAILED)
+    sys.exit(agreed_status(status))
 
 
 def _report(job: Job, style: str | None, output: Path | None, force: bool) -> int:
@@ -90,10 +92,4 @@ def _report(job: Job, style: str | None, output: Path | None, force: bool) -> in
         write_to(output, force, lambda file: file.write(as_json(job, rows) + "\n"))
     else:
         write_to(output, force, lambda file: show(job, rows, console(file=file)))
-    return int(worst(rows) is Status.BAD)
-
-
-def _agreed(status: int) -> int:
-    """Return rank 0's status on every rank: some launchers report a rank that differs."""
-    mpi = sys.modules.get("mpi4py.MPI")
-    return status if mpi is None else int(mpi.COMM_WORLD.bcast(status))
+    return ExitStatus.FAILED if worst(rows) is Status.BAD else ExitStatus.OK

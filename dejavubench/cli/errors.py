@@ -7,6 +7,7 @@ import sys
 import time
 from typing import NoReturn
 
+from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import SAID_S, abort_job, launched_rank
 from dejavubench.machine.mpilibrary import ends_at_start
 
@@ -22,7 +23,7 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
     rank = launched_rank()
     if rank is None:
         _print(text)
-        sys.exit(2)
+        sys.exit(ExitStatus.USAGE)
     if "mpi4py.MPI" not in sys.modules and ends_at_start() is not None:
         exit_without_mpi(text, speaks=rank == 0)
     try:
@@ -30,12 +31,12 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
     except (ImportError, RuntimeError):  # without MPI, the message still counts
         if rank == 0:
             _print(text)
-        sys.exit(2)
+        sys.exit(ExitStatus.USAGE)
     # Under the launcher of another MPI each rank is alone, and rank 0 of its own world.
     if MPI.COMM_WORLD.rank == 0 and (rank == 0 or MPI.COMM_WORLD.size > 1):
         _print(text)
     MPI.Finalize()
-    sys.exit(2)
+    sys.exit(ExitStatus.USAGE)
 
 
 def exit_without_mpi(text: str, speaks: bool) -> NoReturn:
@@ -49,7 +50,7 @@ def exit_without_mpi(text: str, speaks: bool) -> NoReturn:
     else:
         # A launcher ends all ranks with the first one: the text must have been passed on by then.
         time.sleep(SAID_S)
-    sys.exit(2)
+    sys.exit(ExitStatus.USAGE)
 
 
 def end_all_ranks(status: int) -> NoReturn:
@@ -67,6 +68,12 @@ def end_all_ranks(status: int) -> NoReturn:
     ):
         abort_job(mpi.COMM_WORLD, status)
     sys.exit(status)
+
+
+def agreed_status(status: int) -> int:
+    """Return rank 0's status on every rank: some launchers report a rank that differs."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return status if mpi is None else int(mpi.COMM_WORLD.bcast(status))
 
 
 def _print(text: str) -> None:

@@ -50,7 +50,7 @@ status is then 1.
 def figures(
     paths: tuple[Path, ...], folder: Path, together: bool, name: str | None, force: bool
 ) -> None:
-    from dejavubench.analysis.compare import NotComparableError
+    from dejavubench.analysis.comparison.comparable import NotComparableError
     from dejavubench.analysis.figures.drawings import drawings
     from dejavubench.analysis.findruns import find
 

@@ -11,6 +11,7 @@ from typing import IO, Any
 import click
 
 from dejavubench.cli.params import PATH
+from dejavubench.errors import ExitStatus
 from dejavubench.wholefile import whole_file
 
 STYLES = ("table", "csv", "json", "markdown")
@@ -27,7 +28,7 @@ BY_SUFFIX = {
 class BadInput(click.ClickException):
     """Input that cannot be used: one message, exit status 2."""
 
-    exit_code = 2
+    exit_code = ExitStatus.USAGE
 
 
 class _Style(click.Choice[str]):
@@ -123,4 +124,4 @@ def name_left_out(bad: Sequence[str]) -> None:
     for message in bad:
         click.echo(f"left out: {message}", err=True)
     if bad:
-        sys.exit(1)
+        sys.exit(ExitStatus.FAILED)

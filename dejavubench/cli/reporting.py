@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from dejavubench.cli.results import ResultFile
+from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
+    from dejavubench.analysis.tables.rows import Row
     from dejavubench.config.plan import Plan
     from dejavubench.records import Iteration
 
@@ -43,8 +45,29 @@ def tables_of(folder: Path) -> str:
     return "\n".join(line.text for line in shown)
 
 
-def show_results(results: ResultFile | None, folder: Path) -> None:
-    """Print a run's tables on stderr, and write them to the file that was asked for."""
+class FinalReport:
+    """The report at the end of a run: tables on stderr, a file if one was asked for, the gate.
+
+    Attributes:
+        status: exit status that the gate asks for, once the report was shown on this rank.
+    """
+
+    def __init__(self, results: ResultFile | None, gate: bool) -> None:
+        self._results, self._gate = results, gate
+        self.status = ExitStatus.OK
+
+    def show(self, folder: Path) -> None:
+        """Print a run's tables on stderr, and write them to the file that was asked for."""
+        rows = _show_results(self._results, folder)
+        if self._gate:
+            from dejavubench.analysis.comparison.gate import STATUSES, of_targets
+
+            verdict, text = of_targets(rows)
+            click.echo(f"gate: {text}", err=True)
+            self.status = STATUSES[verdict]
+
+
+def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:
     from dejavubench.analysis.tables.formats import show
     from dejavubench.analysis.tables.report import report
     from dejavubench.cli.console import console
@@ -56,3 +79,4 @@ def show_results(results: ResultFile | None, folder: Path) -> None:
     if results is not None:
         results.write(made_report)
         click.echo(f"results: {results.path}", err=True)
+    return made_report.rows

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dejavubench.cli import host, reporting
+from dejavubench.cli.errors import agreed_status
 from dejavubench.cli.fieldoption import GroupedCommand, field_options
 from dejavubench.cli.output import BY_SUFFIX
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ResultFile
 from dejavubench.config.options.machine import RANK_TIMEOUT
-from dejavubench.errors import UsageError
+from dejavubench.errors import ExitStatus, UsageError
 from dejavubench.machine.launcher import launched_rank
 
 if TYPE_CHECKING:
@@ -36,7 +37,19 @@ if TYPE_CHECKING:
     f"{', '.join(BY_SUFFIX)}.",
 )
 @click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
-def run(config: Path | None, dry_run: bool, output: Path | None, force: bool, **flags: Any) -> None:
+@click.option(
+    "--gate",
+    is_flag=True,
+    help="Exit with 4 if an arm missed --target-overhead, with 3 if one is unresolved.",
+)
+def run(
+    config: Path | None,
+    dry_run: bool,
+    output: Path | None,
+    force: bool,
+    gate: bool,
+    **flags: Any,
+) -> None:
     """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
 
     Options that take a list sweep: a,b,c here, or a list in CONFIG. One mpirun measures every
@@ -49,7 +62,7 @@ def run(config: Path | None, dry_run: bool, output: Path | None, force: bool, **
     """
     overrides = {key: value for key, value in flags.items() if value is not None}
     results = None if output is None else ResultFile(output, force)
-    read = partial(_load, config, overrides, results, planned=dry_run)
+    read = partial(_load, config, overrides, results, gate, planned=dry_run)
     if dry_run:
         _describe(read)
         return
@@ -61,19 +74,44 @@ def run(config: Path | None, dry_run: bool, output: Path | None, force: bool, **
     from dejavubench.bench.run import run as run_plan
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    on_end = partial(reporting.show_results, results)
+    final = reporting.FinalReport(results, gate)
     half_width = reporting.half_width_of(plan)
-    sys.exit(run_plan(plan, command, half_width, on_end, reporting.tables_of, watchdog=watchdog))
+    status = run_plan(plan, command, half_width, final.show, reporting.tables_of, watchdog=watchdog)
+    # Rank 0 alone has read the records. A job that failed keeps its own status.
+    sys.exit(agreed_status(final.status) if gate and status == ExitStatus.OK else status)
 
 
 def _load(
-    config: Path | None, overrides: dict[str, Any], results: ResultFile | None, planned: bool
+    config: Path | None,
+    overrides: dict[str, Any],
+    results: ResultFile | None,
+    gate: bool,
+    planned: bool,
 ) -> Plan:
     from dejavubench.config.resolve import load
 
     if results is not None:
         results.check()
-    return load(config, overrides, os.environ, planned)
+    plan = load(config, overrides, os.environ, planned)
+    if gate:
+        _require_targets(plan)
+    return plan
+
+
+def _require_targets(plan: Plan) -> None:
+    """Refuse a gate that could never pass.
+
+    Raises:
+        UsageError: there is no target, or no arm whose overhead could be held against it.
+    """
+    if plan.experiment.target_overhead is None:
+        raise UsageError("--gate needs a target. Add --target-overhead, such as 2%")
+    streaming = [arm for arm in plan.running if arm.streams]
+    if not streaming or len(streaming) == len(plan.running):
+        raise UsageError(
+            "--gate needs overheads: an arm that streams and baselines beside it. Add "
+            + ("--compare" if streaming else "--streaming, such as host")
+        )
 
 
 def _rank_timeout(config: Path | None, overrides: dict[str, Any]) -> float:

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO, cast
 
-from dejavubench.errors import BROKEN_PIPE, OutputError
+from dejavubench.errors import ExitStatus, OutputError
 
 PLAIN = {
     **{
@@ -185,6 +185,6 @@ def status_of(error: OutputError) -> int:
     """Say, unless a reader has just gone away, why standard output failed; the exit status."""
     sys.stdout = _nowhere()  # Python flushes standard output when it exits, which would fail again
     if isinstance(error.__cause__, BrokenPipeError):
-        return BROKEN_PIPE
+        return ExitStatus.BROKEN_PIPE
     print(f"Error: cannot write to {error}", file=sys.stderr, flush=True)
-    return 1
+    return ExitStatus.FAILED

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from dejavubench.dejavulib import progress
+from dejavubench.errors import ExitStatus
 from dejavubench.machine import liveness
 from dejavubench.machine.launcher import PASS_ON_S
 from dejavubench.machine.liveness import HEARTBEATS, NBYTES, PATIENT, STATE, LivenessPage
@@ -32,9 +33,6 @@ call of MPI blocks; then this thread says them."""
 
 GRACE_S = 8.0
 """Seconds after Ctrl-C until this process ends, whatever the main thread does."""
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C."""
 
 
 class Heartbeat:
@@ -104,7 +102,7 @@ class Heartbeat:
     def _end_interrupted(self, more: str) -> None:
         self._end(
             f"interrupted in phase {self.page.phase}, in a call that did not return{more}",
-            INTERRUPTED,
+            ExitStatus.INTERRUPTED,
         )
 
     def _end(self, why: str, status: int) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from dejavubench.analysis.comparison import words
 from dejavubench.analysis.findruns import find
 from dejavubench.analysis.tables import formats, partrows
 from dejavubench.analysis.tables.layout import Block
@@ -26,7 +27,7 @@ ALL_PARTS: tuple[ReportPart[Any], ...] = (*REPORT_PARTS, *LOG_PARTS)
 
 
 def kinds() -> set[NoteKind]:
-    return {kind for part in ALL_PARTS for kind in part.kinds}
+    return {kind for part in ALL_PARTS for kind in part.kinds} | set(words.KINDS)
 
 
 def test_parts_and_kinds_of_notes_have_names_of_their_own() -> None:

@@ -14,7 +14,7 @@ from dejavubench.bench.recording.recorder import Recorder, write_header
 from dejavubench.cli.streams import Closed, Guarded
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
-from dejavubench.errors import BROKEN_PIPE, OutputError
+from dejavubench.errors import ExitStatus, OutputError
 from dejavubench.records import Microbatch, PhaseMark
 from helpers.failing_stream import Failing
 from helpers.jobs import small_disk
@@ -89,7 +89,11 @@ def microbatch() -> Microbatch:
             "No space left on device",
             1,
         ),
-        (Guarded(Failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME), None, BROKEN_PIPE),
+        (
+            Guarded(Failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME),
+            None,
+            ExitStatus.BROKEN_PIPE,
+        ),
         (Closed(io.StringIO(), NAME), "it is closed", 1),
     ],
     ids=["full", "broken", "closed"],

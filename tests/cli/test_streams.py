@@ -14,7 +14,7 @@ import pytest
 
 from dejavubench.cli import host
 from dejavubench.cli.streams import Guarded, Messages
-from dejavubench.errors import BROKEN_PIPE, OutputError, UsageError
+from dejavubench.errors import ExitStatus, OutputError, UsageError
 from dejavubench.machine.launcher import LAUNCHED
 from helpers.failing_stream import Failing
 from helpers.jobs import QUICK, args, run
@@ -120,7 +120,7 @@ def test_a_reader_that_went_away_ends_it_without_a_word(command: str) -> None:
         )
     finally:
         os.close(writing)
-    assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
+    assert (done.returncode, done.stderr) == (ExitStatus.BROKEN_PIPE, b"")
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times", "process_total_times"])

@@ -183,6 +183,8 @@ def write_run(
     events: bool = False,
     sealed: bool = True,
     logs: bool = False,
+    seed: int = 7,
+    drift: float = 0.15,
     **changes: Any,
 ) -> Path:
     """A run with rank 0 as source and rank 1 as sink on one host.
@@ -193,11 +195,13 @@ def write_run(
         events: CUDA events have timed the prompt and the steps as well, a hundredth less each.
         sealed: the ranks name their run and end with a digest, which older records do not.
         logs: the text logs are written, too.
+        seed: of drift and noise.
+        drift: standard deviation of each round's own factor, in logarithms.
         changes: fields of the header.
     """
     points = [point()] if points is None else list(points)
     top = header(arms, points, **changes)
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(seed)
     run_id = {"run_id": top.run_id} if sealed else {}
     source: list[Record] = [_info(0, "source", [1], **(run_id | dict(infos[0])))]
     sink: list[Record] = [_info(1, "sink", [0], **(run_id | dict(infos[1])))]
@@ -205,7 +209,7 @@ def write_run(
     source += list(skipped)
     for where in points:
         for iteration in range(-top.warmup, rounds):
-            drift = float(np.exp(rng.normal(0.0, 0.15)))
+            slower = float(np.exp(rng.normal(0.0, drift)))
             for order, which in enumerate(arms):
                 if (
                     where.skipped
@@ -215,7 +219,7 @@ def write_run(
                     continue
                 by = (factors or {}).get(which.name, 1.0) * float(np.exp(rng.normal(0.0, noise)))
                 number = iteration if iteration >= 0 else None
-                one = microbatch(where, which, iteration + top.warmup, number, drift, by)
+                one = microbatch(where, which, iteration + top.warmup, number, slower, by)
                 if events:
                     timed = {
                         "prompt_event_ms": 0.99 * one.prompt_ms,

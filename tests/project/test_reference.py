@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from dejavubench.analysis.columns import UNITS, columns_of
+from dejavubench.analysis.comparison.changerows import ComparisonRow
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
 from dejavubench.analysis.tables.reportorder import ROW_CLASSES
@@ -22,7 +23,7 @@ from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT
 
 LONG = list(ROW_CLASSES.values())
-KINDS = (Row, *LONG, *dict.fromkeys(each.row for each in figures()))
+KINDS = (Row, ComparisonRow, *LONG, *dict.fromkeys(each.row for each in figures()))
 
 
 @pytest.mark.parametrize("page", PAGES)

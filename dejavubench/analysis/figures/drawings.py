@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.compare import NotComparableError, require_comparable
+from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import destinations_of

@@ -11,7 +11,7 @@ import numpy as np
 from dejavubench.analysis import prediction, stats
 from dejavubench.analysis.armdestinations import info_of
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.compare import NotComparableError
+from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.figures import captions, style
 from dejavubench.analysis.figures.figure import Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import (

@@ -13,10 +13,9 @@ from mpi4py import MPI
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
-from dejavubench.errors import BROKEN_PIPE, DataError, OutputError
+from dejavubench.errors import DataError, ExitStatus, OutputError
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure, RecordError
-from dejavubench.watchdog.heartbeat import INTERRUPTED
 
 
 def in_words(error: BaseException) -> str:
@@ -52,8 +51,9 @@ def report(error: BaseException, rank: int, phase: str) -> str:
 def status_of(error: BaseException) -> int:
     """Return the exit status of a job that the error ends."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    return BROKEN_PIPE if isinstance(error, OutputError) and _reader_left(error) else 1
+        return ExitStatus.INTERRUPTED
+    reader_left = isinstance(error, OutputError) and _reader_left(error)
+    return ExitStatus.BROKEN_PIPE if reader_left else ExitStatus.FAILED
 
 
 def _reader_left(error: OutputError) -> bool:

@@ -19,9 +19,10 @@ from typing import NoReturn
 from dejavubench.bench.failures.abort import in_words, report, say
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks
+from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure
-from dejavubench.watchdog.heartbeat import INTERRUPTED, TURN_S, say_last
+from dejavubench.watchdog.heartbeat import TURN_S, say_last
 
 TABLES_S = 2.0
 """The longest time to make the tables of what was measured."""
@@ -73,8 +74,8 @@ class Interruption:
             self._let_rank_0_speak()
         say(f"{report(error, self._ranks.rank, phase)}{self._measured_lines()}\n")
         say(f"{self._tables() or self._command()}\n")
-        abort_job(self._ranks.world, INTERRUPTED)
-        raise SystemExit(INTERRUPTED)  # not reached; for the type checker
+        abort_job(self._ranks.world, ExitStatus.INTERRUPTED)
+        raise SystemExit(ExitStatus.INTERRUPTED)  # not reached; for the type checker
 
     def words_of_heartbeat(self) -> str | None:
         """Return the last words of a rank whose main thread does not return from a call."""

@@ -32,6 +32,11 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
             (run, sorted({getattr(point, name) for point in run.header.points})) for run in runs
         ]
         differences += _difference(name, values)
+    refuse(differences)
+
+
+def refuse(differences: Sequence[str]) -> None:
+    """Raise NotComparableError if there is a difference."""
     if differences:
         raise NotComparableError(
             "these runs cannot be compared. They differ in " + "; ".join(differences)
@@ -42,10 +47,13 @@ def _difference(name: str, values: Sequence[tuple[Run, object]]) -> list[str]:
     first = values[0][1]
     if all(value == first for _, value in values):
         return []
-    return [f"{name}: " + ", ".join(f"{_shown(value)} ({run.path.name})" for run, value in values)]
+    return [
+        f"{name}: " + ", ".join(f"{value_text(value)} ({run.path.name})" for run, value in values)
+    ]
 
 
-def _shown(value: object) -> str:
+def value_text(value: object) -> str:
+    """Return a fact as text; one that was not recorded is unknown."""
     if isinstance(value, list):
         return "/".join(map(str, value))
     return "unknown" if value is None else str(value)

@@ -1,0 +1,7 @@
+"""Comparison of two runs: which arms changed by how much, and whether a gate lets them pass.
+
+- :mod:`.operands` reads what A and B name; :mod:`.comparable` refuses what cannot be compared.
+- :mod:`.pairing` finds how the two were measured: in the same rounds, in turns, or apart.
+- :mod:`.timings` makes samples of an arm's times; :mod:`.comparison` makes the rows.
+- :mod:`.gate` judges rows; :mod:`.document` writes them for people and for programs.
+"""

@@ -1,0 +1,161 @@
+"""Samples of an arm in A and in B, and the changes of its time and overhead that they show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dejavubench.analysis.comparison.matching import CellPair
+from dejavubench.analysis.comparison.metric import Metric
+from dejavubench.analysis.comparison.operands import Operand
+from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.comparison.timings import Timing, baseline_of, timing_of
+from dejavubench.analysis.roundchanges import (
+    Change,
+    RoundSample,
+    median_of,
+    paired_change,
+    unpaired_change,
+)
+from dejavubench.analysis.samples import PointSamples
+from dejavubench.records import ArmInfo, PointInfo
+
+
+@dataclass(frozen=True)
+class PairedSamples:
+    """A quantity in A and in B, in logarithms.
+
+    Attributes:
+        ratio: of B over A, where the rounds or runs of both are paired. None: they are apart.
+    """
+
+    a: RoundSample
+    b: RoundSample
+    ratio: RoundSample | None = None
+
+    def change(self, confidence: float) -> Change:
+        if self.ratio is None:
+            return unpaired_change(self.a, self.b, confidence)
+        return paired_change(self.ratio, confidence)
+
+
+@dataclass(frozen=True)
+class ArmChanges:
+    """The samples of one pair of arms; their intervals wait for the number of judged rows.
+
+    Attributes:
+        rounds: measured rounds of A and of B, in all runs.
+        overhead: None for baselines, and without one.
+        baseline: time of the point's baselines.
+    """
+
+    pair: CellPair
+    rounds: tuple[int, int]
+    time: PairedSamples
+    overhead: PairedSamples | None
+    baseline: PairedSamples | None
+
+
+class _Cell(NamedTuple):
+    """One arm of one run, with the baselines of its point if it has any."""
+
+    arm: Timing
+    base: Timing | None
+
+    def time(self) -> RoundSample | None:
+        return self.arm.alone(sorted(self.arm.rounds))
+
+    def overhead(self) -> RoundSample | None:
+        shared = sorted(self.arm.rounds & self.base.rounds) if self.base else []
+        return self.arm.over(self.base, shared) if self.base and shared else None
+
+
+def arm_changes(
+    a: Operand, b: Operand, pair: CellPair, metric: Metric, pairing: Pairing
+) -> ArmChanges | None:
+    """Return the samples of one pair of arms; None where an operand did not measure the metric."""
+    cells_a = _cells(a, pair.point_a, pair.arm_a, metric)
+    cells_b = _cells(b, pair.point_b, pair.arm_b, metric)
+    if cells_a is None or cells_b is None:
+        return None
+    if pairing is Pairing.ROUNDS:
+        return _of_rounds(pair, cells_a[0], cells_b[0])
+    combine = _of_runs if pairing is Pairing.TURNS else _apart
+    time = combine([cell.time() for cell in cells_a], [cell.time() for cell in cells_b])
+    if time is None:
+        return None
+    rounds = [sum(len(cell.arm.rounds) for cell in cells) for cells in (cells_a, cells_b)]
+    return ArmChanges(
+        pair,
+        (rounds[0], rounds[1]),
+        time,
+        combine([cell.overhead() for cell in cells_a], [cell.overhead() for cell in cells_b]),
+        combine([_base_time(cell) for cell in cells_a], [_base_time(cell) for cell in cells_b]),
+    )
+
+
+def _cells(
+    operand: Operand, point: PointInfo, arm: ArmInfo | None, metric: Metric
+) -> list[_Cell] | None:
+    """Return the cell of each run; None where a run lacks it or measured it wrongly."""
+    cells = [_cell(points[point.id], arm, metric) for points in operand.samples]
+    known = [cell for cell in cells if cell is not None]
+    return known if len(known) == len(cells) else None
+
+
+def _cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | None:
+    base = baseline_of(point, metric)
+    if arm is None:
+        return _Cell(base, None) if base and base.rounds else None
+    samples = point.arms.get(arm.name)
+    if samples is None or samples.why_failed is not None:
+        return None
+    timing = timing_of(samples, metric)
+    return _Cell(timing, base) if timing and timing.rounds else None
+
+
+def _base_time(cell: _Cell) -> RoundSample | None:
+    return cell.base.alone(sorted(cell.base.rounds)) if cell.base and cell.base.rounds else None
+
+
+def _of_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
+    """Compare two arms of one point round by round; their baselines are the same and cancel."""
+    rounds = sorted(a.arm.rounds & b.arm.rounds)
+    if not rounds:
+        return None
+    times = a.arm.alone(rounds), b.arm.alone(rounds)
+    ratio = b.arm.over(a.arm, rounds)
+    if times[0] is None or times[1] is None or ratio is None:
+        return None
+    overheads = a.overhead(), b.overhead()
+    overhead = None
+    if overheads[0] is not None and overheads[1] is not None:
+        overhead = PairedSamples(overheads[0], overheads[1], ratio)
+    count = len(rounds), len(rounds)
+    return ArmChanges(pair, count, PairedSamples(times[0], times[1], ratio), overhead, None)
+
+
+def _apart(
+    a: Sequence[RoundSample | None], b: Sequence[RoundSample | None]
+) -> PairedSamples | None:
+    """Return the samples of two single runs."""
+    one, other = a[0], b[0]
+    return None if one is None or other is None else PairedSamples(one, other)
+
+
+def _of_runs(
+    a: Sequence[RoundSample | None], b: Sequence[RoundSample | None]
+) -> PairedSamples | None:
+    """Return one value per run and one ratio per pair. The runs' own rounds count no more.
+
+    Rounds of one run are alike in what differs from run to run, so pairs of runs are the sample.
+    """
+    logs = [
+        np.array([sample.log for sample in operand if sample is not None]) for operand in (a, b)
+    ]
+    if len(logs[0]) < len(a) or len(logs[1]) < len(b):
+        return None
+    return PairedSamples(median_of(logs[0]), median_of(logs[1]), median_of(logs[1] - logs[0]))

@@ -1,0 +1,199 @@
+"""Differences between the runs of A and B: in settings, machine and versions.
+
+Each option of ``run`` is in one of four groups. An option of :data:`COMPARED` may be the very thing
+that is compared; one of :data:`HARMLESS` changes no time; those of :data:`IN_CELLS` show in the
+points and arms, which :mod:`.matching` pairs; those of :data:`FIXED` must be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
+from dejavubench.records import RunEnvironment, RunHeader
+
+COMPARED = (
+    "threads",
+    "staging_mib",
+    "staging_slots",
+    "flush_interval",
+    "confine",
+    "weights_data_type",
+    "tcp_checksums",
+    "stream_dir",
+    "link",
+    "resident",
+    "chunk_times",
+    "nvtx",
+    "sample_extents",
+)
+HARMLESS = (
+    "name",
+    "figure",
+    "note",
+    "log_dir",
+    "ckpt_path",
+    "seed",
+    "peer",
+    "keep",
+    "drain_timeout",
+    "rank_timeout",
+    "rounds",
+    "warmup",
+    "precision",
+    "max_time",
+    "target_overhead",
+    "verify",
+    "ceilings",
+)
+IN_CELLS = (
+    "model",
+    "inference_data_type",
+    "kv_layout",
+    "ubatch_size",
+    "input_len",
+    "output_len",
+    "tensor_para_size",
+    "pipeline_para_size",
+    "sink_tensor_para_size",
+    "sink_pipeline_para_size",
+    "sink_ubatch_size",
+    "handoff",
+    "handoff_tokens",
+    "swap",
+    "streaming",
+    "level",
+    "durability",
+    "compare",
+)
+FIXED = (
+    "device",
+    "layer_num",
+    "head_num",
+    "size_per_head",
+    "vocab_size",
+    "max_seq_len",
+    "prompts",
+    "resume",
+    "temperature",
+    "top_k",
+    "top_p",
+    "nccl_loopback",
+)
+
+UNSHOWN = ("name", "log_dir", "note", "figure")
+"""Options that tell runs apart and say nothing of them."""
+
+ENVIRONMENT: Mapping[str, Callable[[RunEnvironment], object]] = {
+    "source revision": lambda where: where.source_revision,
+    "MPI library": lambda where: where.mpi_library or None,
+    "MPI thread level": lambda where: where.mpi_thread_level,
+    "GPU-aware MPI": lambda where: where.cuda_aware_mpi,
+    "kernel": lambda where: where.kernel,
+    "vector instructions": lambda where: where.cpu_capability or None,
+    "bf16 by the CPU": lambda where: where.native_bf16,
+    "logical processors": lambda where: where.cpus,
+    "ranks": lambda where: where.ranks or None,
+    "hosts": lambda where: where.hostnames,
+    "machine": lambda where: where.machine or None,
+    "GPU driver": lambda where: where.gpu.driver or None,
+    "CUDA": lambda where: where.gpu.cuda,
+    "NCCL": lambda where: where.gpu.nccl or None,
+    "MPS": lambda where: where.gpu.mps,
+}
+"""Facts of the environment that are listed where they differ, by their names in the list."""
+
+
+@dataclass(frozen=True)
+class RunDifference:
+    """One difference between A and B.
+
+    Attributes:
+        kind: ``setting``, ``machine``, ``version`` or ``arm``.
+        name: of an option, or of the fact.
+    """
+
+    kind: str
+    name: str
+    a: str
+    b: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.a} → {self.b}"
+
+
+def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
+    """Return the options in which two runs differ, apart from those of points and arms."""
+    names = [
+        name
+        for name in dict.fromkeys((*a.experiment, *b.experiment))
+        if name not in IN_CELLS and name not in UNSHOWN
+    ]
+    differing = [(name, *_values(name, a, b)) for name in names]
+    return [
+        RunDifference("setting", name, value_text(one), value_text(other))
+        for name, one, other in differing
+        if one != other
+    ]
+
+
+def _values(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
+    """Return an option's two values. Where an older program lacked it, it had its default there."""
+    one, other = a.experiment.get(name), b.experiment.get(name)
+    if name in a.experiment and name in b.experiment:
+        return one, other
+    newer = b if name in b.experiment else a
+    flags = (f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}")
+    given = any(setting.split(" ")[0] in flags for setting in newer.settings or ())
+    if not given:  # the newer run has the default, too
+        return None, None
+    return ("not an option yet", other) if newer is b else (one, "not an option yet")
+
+
+def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifference]:
+    """Return those differences that may be the thing that is compared.
+
+    Raises:
+        NotComparableError: an option differs that must be equal.
+    """
+    settings = [each for each in differences if each.kind == "setting"]
+    # An option that this table does not know may change any time: it must be equal as well.
+    refuse([str(each) for each in settings if each.name not in (*COMPARED, *HARMLESS)])
+    return [each for each in settings if each.name in COMPARED]
+
+
+def require_one(compared: Iterable[RunDifference]) -> RunDifference | None:
+    """Return the one difference that is compared; None if there is none.
+
+    Raises:
+        NotComparableError: there are several, so that a change could not be told to be of one.
+    """
+    several = list(compared)
+    if len(several) > 1:
+        raise NotComparableError(
+            f"A and B differ in {len(several)} settings: {'; '.join(map(str, several))}. A change "
+            "could be due to each of them. Compare runs that differ in one"
+        )
+    return several[0] if several else None
+
+
+def environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
+    """Return in which facts of machine and software two runs differ."""
+    here, there = a.where, b.where
+    facts = [(name, fact(here), fact(there)) for name, fact in ENVIRONMENT.items()]
+    versions = [
+        (name, here.versions.get(name), there.versions.get(name))
+        for name in dict.fromkeys((*here.versions, *there.versions))
+    ]
+    variables = [
+        (f"${name}", here.variables.get(name), there.variables.get(name))
+        for name in dict.fromkeys((*here.variables, *there.variables))
+    ]
+    return [
+        RunDifference(kind, name, value_text(one), value_text(other))
+        for kind, group in (("machine", [*facts, *variables]), ("version", versions))
+        for name, one, other in group
+        if one != other
+    ]

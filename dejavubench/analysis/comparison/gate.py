@@ -1,0 +1,131 @@
+"""The gate: verdicts of single rows and of a whole comparison, by docs/method/compare.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.roundchanges import Change, fewest_rounds
+from dejavubench.analysis.stats import CONFIDENCE, Verdict
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.errors import ExitStatus
+
+
+class GateVerdict(StrEnum):
+    """Relation of a change to the limit."""
+
+    PASS = "pass"
+    REGRESSION = "regression"
+    UNRESOLVED = "unresolved"
+
+
+MOST_DRIFT = 0.05
+"""Change of the baseline from which on the overheads of two runs apart say nothing of a change.
+
+An overhead is a share of the baseline. It rises where the baseline alone gets faster.
+"""
+
+
+@dataclass(frozen=True)
+class GateJudgement:
+    """A verdict, and the reason where the interval alone does not give it."""
+
+    verdict: GateVerdict
+    reason: str | None = None
+
+
+def joint_confidence(judged: int) -> float:
+    """Return the confidence of each of several intervals, so that all hold together with 95 %."""
+    return 1 - (1 - CONFIDENCE) / max(1, judged)
+
+
+def by_interval(change: Change, limit: float) -> GateJudgement:
+    """Judge a change by its interval alone."""
+    if not change.decides:
+        fewest = fewest_rounds(change.confidence)
+        return GateJudgement(
+            GateVerdict.UNRESOLVED, f"{change.samples} of at least {fewest} rounds or pairs"
+        )
+    if change.low > limit:
+        return GateJudgement(GateVerdict.REGRESSION)
+    return GateJudgement(GateVerdict.PASS if change.high <= limit else GateVerdict.UNRESOLVED)
+
+
+def of_runs_apart(
+    time: Change | None, overhead: Change | None, baseline: Change | None, limit: float
+) -> GateJudgement:
+    """Judge an arm of two runs that were measured apart, by its overhead.
+
+    The time of a run holds the state of the machine in it, which one run each cannot tell from
+    a change. The overhead does not, as long as the baseline is the same.
+
+    Args:
+        baseline: change of the baselines' time.
+    """
+    if time is None or overhead is None or baseline is None:
+        return GateJudgement(
+            GateVerdict.UNRESOLVED,
+            "without a baseline, one run each cannot tell a change from the machine's drift",
+        )
+    judgement = by_interval(overhead, limit)
+    if judgement.verdict is GateVerdict.UNRESOLVED:
+        return judgement
+    if abs(baseline.middle) > MOST_DRIFT:
+        return GateJudgement(
+            GateVerdict.UNRESOLVED,
+            f"none itself changed by {100 * baseline.middle:+.1f} %, so overheads do not compare",
+        )
+    if judgement.verdict is GateVerdict.PASS and time.low > limit:
+        return GateJudgement(
+            GateVerdict.UNRESOLVED,
+            "its overhead passes, but its time rose: the model or the machine is slower",
+        )
+    return judgement
+
+
+def overall(verdicts: Iterable[GateVerdict]) -> GateVerdict:
+    """Return the verdict of all rows together: one regression is enough, a pass takes all."""
+    known = set(verdicts)
+    if GateVerdict.REGRESSION in known:
+        return GateVerdict.REGRESSION
+    return GateVerdict.PASS if known == {GateVerdict.PASS} else GateVerdict.UNRESOLVED
+
+
+STATUSES = {
+    GateVerdict.PASS: ExitStatus.OK,
+    GateVerdict.UNRESOLVED: ExitStatus.UNRESOLVED,
+    GateVerdict.REGRESSION: ExitStatus.WORSE,
+}
+"""Exit status of each verdict, unless a job or its records failed."""
+
+_OF_TARGETS = {
+    Verdict.MET: GateVerdict.PASS,
+    Verdict.UNRESOLVED: GateVerdict.UNRESOLVED,
+    Verdict.MISSED: GateVerdict.REGRESSION,
+}
+
+
+def of_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
+    """Judge a single run by its arms' targets; return the verdict and a sentence on it.
+
+    Arms that could not run here count as little as in the run's own status.
+    """
+    judged = [(row, row.overhead.verdict) for row in rows if row.streams and row.ok]
+    verdict = overall(
+        GateVerdict.UNRESOLVED if own is None else _OF_TARGETS[own] for _, own in judged
+    )
+    if verdict is GateVerdict.PASS:
+        return verdict, "each arm met its target"
+    wanted = Verdict.MISSED if verdict is GateVerdict.REGRESSION else Verdict.UNRESOLVED
+    names = [row.arm for row, own in judged if (own or Verdict.UNRESOLVED) is wanted]
+    return verdict, f"{wanted}: {', '.join(dict.fromkeys(names)) or 'no arm was measured'}"
+
+
+JUDGED_BY = {
+    Pairing.ROUNDS: "time",
+    Pairing.TURNS: "time",
+    Pairing.APART: "overhead",
+}
+"""Change that the gate judges, by how A and B were measured."""

@@ -1,0 +1,176 @@
+"""Pairs of points and arms that A and B have, and what differs within such a pair.
+
+Points with equal sizes belong together, and arms with equal destination, level and durability.
+Where A and B have a single point or arm each, and these differ in one of them, that difference is
+what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dejavubench.analysis.armdestinations import hosts_of
+from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
+from dejavubench.analysis.comparison.differences import RunDifference
+from dejavubench.analysis.comparison.operands import Operand
+from dejavubench.analysis.tables.rows import POINT_COLUMNS
+from dejavubench.records import ArmInfo, PointInfo
+from dejavubench.records.destinationinfo import NO_STREAMING
+
+POINT_COMPARED = ("kv_layout",)
+"""Sizes of a point that may be what is compared. The work is the same with each of their values."""
+
+ARM_COLUMNS = ("mode", "level", "durability")
+
+
+@dataclass(frozen=True)
+class CellPair:
+    """A point and an arm of each operand; without an arm, the baselines of both points."""
+
+    point_a: PointInfo
+    point_b: PointInfo
+    arm_a: ArmInfo | None = None
+    arm_b: ArmInfo | None = None
+
+    @property
+    def arm_name(self) -> str:
+        names = [arm.name if arm else NO_STREAMING for arm in (self.arm_a, self.arm_b)]
+        return " → ".join(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The pairs of A and B, in the order of B.
+
+    Attributes:
+        compared: differences between points or arms that were paired nevertheless.
+        only: names of points and arms that A or B alone has, by its name.
+    """
+
+    pairs: list[CellPair]
+    compared: list[RunDifference]
+    only: dict[str, list[str]] = field(default_factory=dict)
+
+
+def match(a: Operand, b: Operand) -> Matching:
+    """Pair the points and arms of A and B.
+
+    Raises:
+        NotComparableError: they have no point or no arm in common.
+    """
+    points, point_differences = _points(a, b)
+    arms, arm_differences = _arms(a, b)
+    only = {
+        operand.name: _only(operand, place, points, arms) for place, operand in enumerate((a, b))
+    }
+    _require_same_places(a, b, arms)
+    baselines = a.arm is None and b.arm is None and _has_baseline(a) and _has_baseline(b)
+    pairs = []
+    for point_a, point_b in points:
+        if baselines:
+            pairs.append(CellPair(point_a, point_b))
+        pairs += [CellPair(point_a, point_b, *pair) for pair in arms]
+    if not pairs:
+        raise NotComparableError("A and B have no arm in common: one of them has no arm at all")
+    return Matching(pairs, [*point_differences, *arm_differences], only)
+
+
+def _points(
+    a: Operand, b: Operand
+) -> tuple[list[tuple[PointInfo, PointInfo]], list[RunDifference]]:
+    points_a, points_b = a.points(), b.points()
+    for operand, points in ((a, points_a), (b, points_b)):
+        _require_distinct(operand, points)
+    by_sizes = {_sizes(point): point for point in points_a}
+    pairs = [(by_sizes[_sizes(point)], point) for point in points_b if _sizes(point) in by_sizes]
+    if pairs:
+        return pairs, []
+    if len(points_a) != 1 or len(points_b) != 1:
+        raise NotComparableError(
+            f"A and B have no point of equal sizes: {len(points_a)} against {len(points_b)} points "
+            "that could run. Name one point of each, as in FOLDER:p000"
+        )
+    differences = _differences("setting", points_a[0], points_b[0], POINT_COLUMNS)
+    refuse([str(each) for each in differences if each.name not in POINT_COMPARED])
+    return [(points_a[0], points_b[0])], differences
+
+
+def _require_distinct(operand: Operand, points: Sequence[PointInfo]) -> None:
+    ids: dict[tuple[object, ...], str] = {}
+    for point in points:
+        other = ids.setdefault(_sizes(point), point.id)
+        if other != point.id:
+            raise NotComparableError(
+                f"points {other} and {point.id} of {operand.name} have equal sizes. Name one of "
+                f"them, as in FOLDER:{other}"
+            )
+
+
+def _sizes(point: PointInfo) -> tuple[object, ...]:
+    return tuple(getattr(point, name) for name in POINT_COLUMNS)
+
+
+def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[RunDifference]]:
+    arms_a, arms_b = a.arms(), b.arms()
+    by_key = {_key(arm): arm for arm in arms_a}
+    pairs = [(by_key[_key(arm)], arm) for arm in arms_b if _key(arm) in by_key]
+    if pairs or not arms_a or not arms_b:
+        return pairs, []
+    if len(arms_a) != 1 or len(arms_b) != 1:
+        raise NotComparableError(
+            f"A and B have no arm in common: {_names(arms_a)} against {_names(arms_b)}. Name one "
+            "arm of each, as in FOLDER:mpi@3"
+        )
+    differences = _differences("arm", arms_a[0], arms_b[0], ARM_COLUMNS)
+    # The durability is the disk's alone: against another destination it says nothing more.
+    if arms_a[0].mode != arms_b[0].mode:
+        differences = [each for each in differences if each.name != "durability"]
+    return [(arms_a[0], arms_b[0])], differences
+
+
+def _key(arm: ArmInfo) -> tuple[object, ...]:
+    return tuple(getattr(arm, name) for name in ARM_COLUMNS)
+
+
+def _names(arms: Sequence[ArmInfo]) -> str:
+    return ", ".join(arm.name for arm in arms)
+
+
+def _differences(
+    kind: str, one: PointInfo | ArmInfo, other: PointInfo | ArmInfo, names: Sequence[str]
+) -> list[RunDifference]:
+    shown = {"mode": "destination"}
+    return [
+        RunDifference(kind, shown.get(name, name), value_text(before), value_text(after))
+        for name in names
+        if (before := getattr(one, name)) != (after := getattr(other, name))
+    ]
+
+
+def _has_baseline(operand: Operand) -> bool:
+    return any(not arm.streams for arm in operand.header.arms)
+
+
+def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, ArmInfo]]) -> None:
+    """Refuse arms of one destination that went to the same host in A or B alone."""
+    differing = []
+    for arm_a, arm_b in arms:
+        places = hosts_of(a.runs[0], arm_a), hosts_of(b.runs[0], arm_b)
+        if arm_a.mode == arm_b.mode and places[0] != places[1]:
+            differing.append(f"the place of {arm_b.name}: {' → '.join(map(value_text, places))}")
+    refuse(differing)
+
+
+def _only(
+    operand: Operand,
+    place: int,
+    points: Sequence[tuple[PointInfo, PointInfo]],
+    arms: Sequence[tuple[ArmInfo, ArmInfo]],
+) -> list[str]:
+    paired_points = {pair[place].id for pair in points}
+    paired_arms = {pair[place].name for pair in arms}
+    return [
+        *(point.id for point in operand.points() if point.id not in paired_points),
+        *(arm.name for arm in operand.arms() if arm.name not in paired_arms),
+    ]

@@ -1,0 +1,142 @@
+"""A and B of a comparison: what A and B name on the command line, read.
+
+``FOLDER`` is a run's folder, or a folder of runs. ``FOLDER:p001`` takes one point of it,
+``FOLDER:mpi@3`` one arm, ``FOLDER:p001:mpi@3`` one arm of one point.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dejavubench.analysis import health
+from dejavubench.analysis.comparison.comparable import NotComparableError
+from dejavubench.analysis.findruns import run_folders
+from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.samples import PointSamples, collect
+from dejavubench.records import ArmInfo, PointInfo, RecordError, Run, RunHeader
+
+POINT_ID = re.compile(r"p[0-9]{3,}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One operand as it was typed: a folder, and a point or an arm of it."""
+
+    path: Path
+    point: str | None = None
+    arm: str | None = None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand of a comparison: runs of equal settings, in the order of their starts.
+
+    Attributes:
+        name: ``A`` or ``B``.
+        point, arm: the ones that were asked for; None takes all.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    point: str | None = None
+    arm: str | None = None
+
+    @property
+    def header(self) -> RunHeader:
+        """The header of the first run; those of the others have the same points and arms."""
+        return self.runs[0].header
+
+    @property
+    def title(self) -> str:
+        """The folders, as far as a line has room for them, and what was selected."""
+        first = self.runs[0].path.name
+        names = first if len(self.runs) == 1 else f"{len(self.runs)} runs, the first {first}"
+        return ":".join([names, *(each for each in (self.point, self.arm) if each)])
+
+    def points(self) -> list[PointInfo]:
+        """Return the points that were asked for and could run."""
+        return [
+            point
+            for point in self.header.points
+            if self.point in (None, point.id) and point.skipped is None
+        ]
+
+    def arms(self) -> list[ArmInfo]:
+        """Return the streaming arms that were asked for."""
+        return [arm for arm in self.header.arms if arm.streams and self.arm in (None, arm.name)]
+
+    @cached_property
+    def samples(self) -> tuple[dict[str, PointSamples], ...]:
+        """The samples of each run by point."""
+        return tuple(collect(run) for run in self.runs)
+
+    def complaints(self) -> list[str]:
+        """Return one line for each job that did not end well, and for each arm that failed."""
+        texts = [
+            f"{run.path}: {health.notes(run)[0].text}"
+            for run in self.runs
+            if not health.complete(run)
+        ]
+        for run, points in zip(self.runs, self.samples, strict=True):
+            texts += [
+                f"{run.path}: FAILED: point {point.point.id}, arm {arm.arm.name}: {why}"
+                for point in points.values()
+                for arm in point.arms.values()
+                if (why := arm.why_failed) is not None
+            ]
+        return texts
+
+
+def selection_of(text: str) -> Selection:
+    """Read one operand as typed.
+
+    Raises:
+        NotComparableError: no such folder, or more names after it than a point and an arm.
+    """
+    head = text
+    names: list[str] = []
+    # A folder's own name may hold a colon, so names are split off only while no folder is there.
+    while not Path(head).exists() and ":" in head and len(names) < 2:
+        head, _, name = head.rpartition(":")
+        names.append(name)
+    if not head or not Path(head).exists():
+        raise NotComparableError(f"{text} does not exist")
+    if not Path(head).is_dir():
+        raise NotComparableError(f"{head} is a file. Give the folder of a run")
+    points = [name for name in names if POINT_ID.fullmatch(name)]
+    arms = [name for name in names if name not in points]
+    if len(points) > 1 or len(arms) > 1:
+        raise NotComparableError(
+            f"{text}: name at most one point and one arm after the folder, as in "
+            f"{head}:p000:{arms[0] if arms else 'ARM'}"
+        )
+    return Selection(Path(head), points[0] if points else None, arms[0] if arms else None)
+
+
+def read_operand(name: str, selection: Selection) -> Operand:
+    """Read the runs of one operand.
+
+    Raises:
+        NotComparableError: the folder holds no run, or no run of it has the point or the arm.
+        RecordError: a run's records are damaged.
+    """
+    try:
+        folders = run_folders(selection.path)
+    except RecordError as error:
+        raise NotComparableError(str(error)) from None
+    runs = sorted(map(read_checked, folders), key=lambda run: (run.header.started_utc, run.path))
+    operand = Operand(name, tuple(runs), selection.point, selection.arm)
+    for run in runs:
+        _require(run, "point", selection.point, [point.id for point in run.header.points])
+        arms = [arm.name for arm in run.header.arms if arm.streams]
+        _require(run, "streaming arm", selection.arm, arms)
+    return operand
+
+
+def _require(run: Run, what: str, wanted: str | None, known: list[str]) -> None:
+    if wanted is not None and wanted not in known:
+        listed = ", ".join(known) or "none"
+        raise NotComparableError(f"{run.path} has no {what} {wanted!r}. It has {listed}")

@@ -1,0 +1,115 @@
+"""Times that a comparison can be about, as samples of rounds.
+
+A :class:`Timing` is one arm of one run, or the baselines of a point together: their geometric mean
+in each round, or for p99 all their tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.comparison.metric import Metric
+from dejavubench.analysis.roundchanges import RoundSample, median_of
+from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.tails import Tokens, pooled_p99
+
+
+class Timing(ABC):
+    """The times of one arm, or of the baselines of one point, in one metric."""
+
+    @property
+    @abstractmethod
+    def rounds(self) -> frozenset[int]:
+        """Numbers of the rounds that were measured."""
+
+    @abstractmethod
+    def alone(self, rounds: Sequence[int]) -> RoundSample | None:
+        """Return the time in ms; None where the rounds hold too few tokens for the metric."""
+
+    @abstractmethod
+    def over(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+        """Return the time relative to another timing of the same metric, in the same rounds.
+
+        None as for :meth:`alone`.
+        """
+
+
+@dataclass(frozen=True)
+class SeriesTiming(Timing):
+    """One time in ms per round; of several rounds the median counts."""
+
+    series: stats.Series
+
+    @property
+    def rounds(self) -> frozenset[int]:
+        return frozenset(self.series)
+
+    def alone(self, rounds: Sequence[int]) -> RoundSample | None:
+        return median_of(self._logs(rounds))
+
+    def over(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+        assert isinstance(base, SeriesTiming)
+        # The ratio of each round, then the median: what both had in a round cancels.
+        return median_of(self._logs(rounds) - base._logs(rounds))
+
+    def _logs(self, rounds: Sequence[int]) -> np.ndarray:
+        return np.log([self.series[each] for each in rounds])
+
+
+@dataclass(frozen=True)
+class TailTiming(Timing):
+    """Single tokens of one arm or more, taken together; of several rounds their p99 counts."""
+
+    arms: tuple[Tokens, ...]
+
+    @property
+    def rounds(self) -> frozenset[int]:
+        return frozenset(set(self.arms[0]).intersection(*self.arms[1:]))
+
+    def alone(self, rounds: Sequence[int]) -> RoundSample | None:
+        p99 = pooled_p99(self.arms, rounds)
+        return None if p99 is None else RoundSample(len(rounds), _log_of_draws(p99))
+
+    def over(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+        above, below = self.alone(rounds), base.alone(rounds)
+        if above is None or below is None:
+            return None
+        # Both of the same draw of rounds, so that what they had in common cancels.
+        return RoundSample(len(rounds), lambda draws: above.log_of(draws) - below.log_of(draws))
+
+
+def _log_of_draws(
+    p99: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Turn a function of how often each round counts into one of the rounds that were drawn."""
+
+    def log_of(draws: np.ndarray) -> np.ndarray:
+        count, rounds = draws.shape
+        # [resamples, rounds]: draws of one resample get numbers of its own, to be counted at once.
+        places = draws + rounds * np.arange(count)[:, None]
+        weights = np.bincount(places.ravel(), minlength=count * rounds).reshape(count, rounds)
+        return np.asarray(np.log(p99(weights)))
+
+    return log_of
+
+
+def timing_of(samples: ArmSamples, metric: Metric) -> Timing | None:
+    """Return the times of an arm; None if the run did not measure them."""
+    if metric is Metric.P99:
+        return TailTiming((samples.steps,)) if samples.steps else None
+    series: stats.Series = getattr(samples, metric)
+    return SeriesTiming(series) if series else None
+
+
+def baseline_of(point: PointSamples, metric: Metric) -> Timing | None:
+    """Return the times of a point's baselines together; None without a baseline."""
+    if metric is Metric.P99:
+        arms = tuple(arm.steps for arm in point.baseline_arms() if arm.steps)
+        return TailTiming(arms) if arms else None
+    baselines = point.baselines(metric)
+    return SeriesTiming(stats.geometric_mean(baselines)) if baselines else None

@@ -1,0 +1,165 @@
+"""Sentences of a comparison: the result first, then what differs, then what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dejavubench.analysis.comparison.changerows import ComparisonRow
+from dejavubench.analysis.comparison.comparison import Comparison
+from dejavubench.analysis.comparison.gate import GateVerdict, joint_confidence
+from dejavubench.analysis.comparison.metric import MEANINGS
+from dejavubench.analysis.comparison.operands import Operand
+from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.numbertexts import signed_percent
+from dejavubench.analysis.roundchanges import fewest_rounds
+from dejavubench.records import Note, NoteKind
+
+FAILED_JOB = NoteKind("failed-job", "error")
+UNDECIDED = NoteKind("undecided", "warning")
+DECIDING = NoteKind("deciding", "info")
+PAIRING = NoteKind("pairing", "info")
+CONFIDENCE = NoteKind("confidence", "info")
+ONE_ALONE = NoteKind("one-alone", "info")
+
+KINDS = (FAILED_JOB, UNDECIDED, DECIDING, PAIRING, CONFIDENCE, ONE_ALONE)
+"""Kinds of notes on a comparison."""
+
+PAIRINGS = {
+    Pairing.ROUNDS: "Both arms ran in every round, so times are paired round by round.",
+    Pairing.TURNS: (
+        "The runs took turns. Neighbours are a pair, and the pairs are the sample. So intervals "
+        "hold what differs from run to run."
+    ),
+    Pairing.APART: (
+        "One run each, at different times. The gate judges overheads, from which the machine's "
+        "state cancels. Intervals of times leave out what differs from run to run."
+    ),
+}
+
+
+def title(comparison: Comparison) -> str:
+    """Return the heading: what is compared, in which metric."""
+    what = comparison.compared
+    subject = "B against A" if what is None else f"{what.name} {what.b} against {what.a}"
+    return f"{subject}: {MEANINGS[comparison.metric]}"
+
+
+def operand_line(operand: Operand) -> str:
+    """Return one line on an operand: its folders, its program and its start."""
+    header, where = operand.header, operand.header.where
+    words = [
+        where.source_revision and f"source {where.source_revision}",
+        header.started_utc,
+    ]
+    return f"{operand.name}: {operand.title}, {', '.join(word for word in words if word)}"
+
+
+def result(comparison: Comparison) -> str:
+    """Return the result in one sentence or two, with the arms that it rests on."""
+    judged = [row for row in comparison.rows if row.gate.judged_by is not None]
+    if not comparison.gated:
+        return _without_gate(judged)
+    limit = f"{100 * comparison.limit:g} %"
+    match comparison.verdict:
+        case GateVerdict.REGRESSION:
+            worse = [row for row in judged if row.gate.verdict is GateVerdict.REGRESSION]
+            return f"REGRESSION: slower by more than {limit}: {_listed(worse)}."
+        case GateVerdict.PASS:
+            return f"PASS: no arm is slower by more than {limit}: {_listed(judged)}."
+        case GateVerdict.UNRESOLVED:
+            open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
+            return (
+                f"UNRESOLVED: neither shown to be slower by more than {limit}, nor shown not to "
+                f"be: {_listed(open_rows)}."
+            )
+
+
+def _without_gate(judged: Iterable[ComparisonRow]) -> str:
+    slower: list[ComparisonRow] = []
+    faster: list[ComparisonRow] = []
+    rest: list[ComparisonRow] = []
+    for row in judged:
+        _, low, high = judged_change(row)
+        # A reason says why the interval tells nothing: few rounds, or another baseline.
+        if low is None or high is None or row.gate.reason is not None:
+            rest.append(row)
+        else:
+            (slower if low > 0 else faster if high < 0 else rest).append(row)
+    named = (("Slower", slower), ("Faster", faster), ("No change shown", rest))
+    return " ".join(f"{word}: {_listed(rows)}." for word, rows in named if rows)
+
+
+def _listed(rows: Iterable[ComparisonRow]) -> str:
+    return "; ".join(_change_text(row) for row in rows)
+
+
+def _change_text(row: ComparisonRow) -> str:
+    middle, low, high = judged_change(row)
+    name = row.arm if row.point_a == row.point_b == "p000" else f"{row.point_b} {row.arm}"
+    if middle is None:
+        return name
+    ends = (
+        "" if low is None or high is None else f" ({signed_percent(low)} to {signed_percent(high)})"
+    )
+    return f"{name} {signed_percent(middle)} %{ends}"
+
+
+def judged_change(row: ComparisonRow) -> tuple[float | None, float | None, float | None]:
+    """Return the change that the gate judges, with its ends, in percent."""
+    if row.gate.judged_by == "overhead" and row.overhead.overhead_change_pct is not None:
+        change = row.overhead
+        return (
+            change.overhead_change_pct,
+            change.overhead_change_low_pct,
+            change.overhead_change_high_pct,
+        )
+    time = row.time
+    return time.time_change_pct, time.time_change_low_pct, time.time_change_high_pct
+
+
+def notes(comparison: Comparison) -> list[Note]:
+    """Return the notes, those that qualify the result first."""
+    reasons: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        if row.gate.reason is not None:
+            reasons.setdefault(row.gate.reason, []).append(row.arm)
+    return [
+        *(FAILED_JOB.note(complaint) for complaint in comparison.complaints),
+        *(
+            UNDECIDED.note(f"{', '.join(dict.fromkeys(arms))}: {reason}.")
+            for reason, arms in reasons.items()
+        ),
+        *_deciding(comparison),
+        PAIRING.note(PAIRINGS[comparison.pairing]),
+        CONFIDENCE.note(_confidence(comparison.rows)),
+        *(
+            ONE_ALONE.note(f"Only {name} has {', '.join(items)}.")
+            for name, items in comparison.only.items()
+            if items
+        ),
+    ]
+
+
+def _confidence(rows: Sequence[ComparisonRow]) -> str:
+    judged = sum(row.gate.judged_by is not None for row in rows)
+    if judged < 2:
+        return "[ ] is a 95 % interval."
+    confidence = rows[0].gate.confidence_pct or 0.0
+    return (
+        f"Each interval holds with {confidence:.4g} %, so all {judged} that are judged hold "
+        "together with 95 %."
+    )
+
+
+def _deciding(comparison: Comparison) -> list[Note]:
+    """Return a note on the measurement that would decide an unresolved comparison."""
+    if not comparison.gated or comparison.verdict is not GateVerdict.UNRESOLVED:
+        return []
+    if comparison.pairing is Pairing.APART:
+        # In turns the baselines are judged, too: each row of the table needs that many pairs.
+        pairs = fewest_rounds(joint_confidence(len(comparison.rows)))
+        more = f"more rounds, or at least {pairs} runs each that take turns (A B A B)."
+    else:
+        what = "rounds" if comparison.pairing is Pairing.ROUNDS else "pairs of runs"
+        more = f"more {what}. Four times as many halve an interval."
+    return [DECIDING.note(f"To decide: {more}")]

@@ -1,0 +1,94 @@
+"""``dejavubench compare``: two runs → what changed, and a gate for continuous integration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from dejavubench import units
+from dejavubench.analysis.comparison.metric import Metric
+from dejavubench.cli.output import BadInput, table_options, write_to
+from dejavubench.cli.params import ParsedType
+from dejavubench.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from dejavubench.analysis.comparison.operands import Operand
+
+
+def _limit(value: object) -> float:
+    """Return a percentage or fraction; 0 as well, which forbids any slow-down that is shown."""
+    return 0.0 if str(value).strip() in ("0", "0%", "0 %") else units.fraction(value)
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option(
+    "--metric",
+    type=click.Choice([str(each) for each in Metric]),
+    default=str(Metric.TOTAL),
+    show_default=True,
+    help="Time to compare: the whole request, its prompt, one token, or the 99th percentile.",
+)
+@click.option(
+    "--fail-above",
+    "limit",
+    metavar="P%",
+    type=ParsedType("limit", _limit),
+    help="Judge the change: exit with 4 if an arm is shown to be slower by more than P%, with 0 if "
+    "all are shown not to be, else with 3.",
+)
+@table_options("Format: csv and json hold every column; markdown is for a pull request.")
+def compare(
+    a: str,
+    b: str,
+    metric: str,
+    limit: float | None,
+    style: str,
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Show how B differs from A, arm by arm, and judge the change.
+
+    A and B are folders of a run each. They can also be folders of equally many runs, which were
+    measured in turns (A B A B). FOLDER:mpi@3 takes one arm of a run, FOLDER:p001 one point.
+
+    Runs of other machines, models or sizes are refused. One setting may differ, such as threads:
+    it is then what is compared.
+    """
+    from dejavubench.analysis.comparison import document
+    from dejavubench.analysis.comparison.comparable import NotComparableError
+    from dejavubench.analysis.comparison.comparison import compare as compare_operands
+    from dejavubench.cli.console import console
+
+    try:
+        comparison = compare_operands(_operand("A", a), _operand("B", b), Metric(metric), limit)
+    except NotComparableError as error:
+        raise BadInput(str(error)) from None
+
+    def write(file: IO[str]) -> None:
+        if style == "table":
+            document.show(comparison, console(file=file))
+        else:
+            document.write(comparison, style, file)
+
+    write_to(output, force, write)
+    status = document.status_of(comparison)
+    if style == "csv" or output is not None:  # the result does not stand in what was printed
+        click.echo(document.result_line(comparison), err=True)
+    sys.exit(status)
+
+
+def _operand(name: str, text: str) -> Operand:
+    """Read one operand; damaged records end the command with status 1, whatever the gate says."""
+    from dejavubench.analysis.comparison.operands import read_operand, selection_of
+    from dejavubench.records import RecordError
+
+    try:
+        return read_operand(name, selection_of(text))
+    except RecordError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(ExitStatus.FAILED)

@@ -1,0 +1,382 @@
+"""Comparisons of made-up runs whose change is known. Records of a bf16 cache on a CPU."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dejavubench.analysis.columns import columns_of
+from dejavubench.analysis.comparison.changerows import ComparisonRow
+from dejavubench.analysis.comparison.comparable import NotComparableError
+from dejavubench.analysis.comparison.comparison import Comparison, compare
+from dejavubench.analysis.comparison.differences import COMPARED, FIXED, HARMLESS, IN_CELLS
+from dejavubench.analysis.comparison.gate import GateVerdict
+from dejavubench.analysis.comparison.metric import Metric
+from dejavubench.analysis.comparison.operands import read_operand, selection_of
+from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.cli import main
+from dejavubench.config.experiment import Experiment
+from dejavubench.records import Verification
+from helpers.cli_calls import usage_error
+from helpers.paths import DOCS, ROOT
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
+
+MPI, DISK, HOST = arm("mpi"), arm("disk"), arm("host")
+ALL = {"none": 1.0, "none#2": 1.0, "mpi@3": 1.0, "disk@3": 1.0}
+
+
+def made(folder: Path, seed: int, times: float = 1.0, **changes: Any) -> Path:
+    """A run whose arms all take ``times`` as long, and those of ``factors`` longer still."""
+    factors: Mapping[str, float] = changes.pop("factors", {})
+    known = {name: times * factors.get(name, 1.0) for name in ALL}
+    return write_run(folder, factors=known, seed=seed, **({"rounds": 20, "drift": 0.01} | changes))
+
+
+def compared(
+    a: Path | str, b: Path | str, metric: str = "total", limit: float | None = 0.0
+) -> Comparison:
+    operands = [read_operand(name, selection_of(str(text))) for name, text in (("A", a), ("B", b))]
+    return compare(operands[0], operands[1], Metric(metric), limit)
+
+
+def verdicts(comparison: Comparison) -> dict[str, GateVerdict | None]:
+    return {row.arm: row.gate.verdict for row in comparison.rows}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+
+
+# ---- runs apart ----
+
+
+def test_a_slower_arm_is_found_although_the_machine_was_another_that_day(tmp_path: Path) -> None:
+    a = made(tmp_path / "a", 1)
+    b = made(tmp_path / "b", 2, times=0.98, factors={"mpi@3": 1.02})
+    comparison = compared(a, b)
+    assert comparison.pairing is Pairing.APART
+    assert verdicts(comparison) == {"none": None, "mpi@3": GateVerdict.REGRESSION}
+    change = comparison.rows[1].overhead
+    assert change.overhead_change_low_pct is not None
+    assert change.overhead_change_high_pct is not None
+    assert change.overhead_change_low_pct < 2 < change.overhead_change_high_pct
+    assert compared(b, a).verdict is GateVerdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"),
+    [
+        (0.0, GateVerdict.REGRESSION),
+        (0.02, GateVerdict.UNRESOLVED),
+        (0.05, GateVerdict.PASS),
+    ],
+)
+def test_the_interval_is_held_against_the_limit(
+    tmp_path: Path, limit: float, verdict: GateVerdict
+) -> None:
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    assert compared(a, b, limit=limit).verdict is verdict
+
+
+def test_a_model_that_is_slower_does_not_pass_and_one_of_another_speed_decides_nothing(
+    tmp_path: Path,
+) -> None:
+    a = made(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI), noise=1e-4)
+    slower = made(tmp_path / "b", 2, times=0.5)
+    comparison = compared(a, slower)
+    assert comparison.verdict is GateVerdict.UNRESOLVED
+    reason = comparison.rows[1].gate.reason
+    assert reason is None or "none itself changed" in reason
+    assert "none itself changed" in (compared(slower, a, limit=0.05).rows[1].gate.reason or "")
+
+
+def test_runs_without_a_baseline_are_shown_and_never_judged_by_their_times(tmp_path: Path) -> None:
+    a, b = (
+        made(tmp_path / name, seed, arms=(MPI,), times=times)
+        for name, seed, times in (("a", 1, 1.0), ("b", 2, 1.5))
+    )
+    comparison = compared(a, b)
+    assert verdicts(comparison) == {"mpi@3": GateVerdict.UNRESOLVED}
+    assert "without a baseline" in (comparison.rows[0].gate.reason or "")
+
+
+def test_too_few_rounds_decide_nothing(tmp_path: Path) -> None:
+    a = made(tmp_path / "a", 1, rounds=5)
+    b = made(tmp_path / "b", 2, rounds=5, factors={"mpi@3": 1.5})
+    comparison = compared(a, b)
+    assert comparison.verdict is GateVerdict.UNRESOLVED
+    assert comparison.rows[1].gate.reason == "5 of at least 6 rounds or pairs"
+
+
+def test_more_judged_arms_get_wider_intervals_each(tmp_path: Path) -> None:
+    for arms, confidence in (((MPI,), 95), ((MPI, DISK), 97.5)):
+        a, b = (
+            made(tmp_path / f"{len(arms)}{seed}", seed, arms=(NONE, AGAIN, *arms))
+            for seed in (1, 2)
+        )
+        assert compared(a, b).rows[1].gate.confidence_pct == pytest.approx(confidence)
+
+
+# ---- rounds and runs in turns ----
+
+
+def test_two_arms_of_one_run_are_paired_by_round(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", 1, arms=(NONE, AGAIN, MPI, DISK), factors={"disk@3": 1.01})
+    comparison = compared(f"{run}:mpi@3", f"{run}:disk@3")
+    assert comparison.pairing is Pairing.ROUNDS
+    (row,) = comparison.rows
+    assert (row.arm, row.pairs) == ("mpi@3 → disk@3", 20)
+    assert row.time.time_change_pct == pytest.approx(1, abs=0.2)
+    assert row.gate.verdict is GateVerdict.REGRESSION
+    assert str(comparison.compared) == "destination: mpi → disk"
+
+
+def in_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple[Path, Path]:
+    """Runs of A and B that alternate, on a machine that gets slower all the time."""
+    for turn in range(pairs):
+        for place, operand in enumerate("ab"):
+            run = folder / operand / f"run{turn}"
+            minute = f"2025-01-02T03:{2 * turn + place:02d}:00Z"
+            slower = 1.1**turn * (times if operand == "b" else 1.0)
+            made(run, 10 * turn + place, slower, rounds=6, started_utc=minute, **changes)
+    return folder / "a", folder / "b"
+
+
+def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
+    a, b = in_turns(tmp_path, 16, 1.3)
+    comparison = compared(a, b)
+    assert comparison.pairing is Pairing.TURNS
+    assert verdicts(comparison) == {
+        "none": GateVerdict.REGRESSION,
+        "mpi@3": GateVerdict.REGRESSION,
+    }
+    assert comparison.rows[0].pairs == 16
+    assert comparison.rows[0].samples_a == 96
+    assert compared(b, a).verdict is GateVerdict.PASS
+
+
+def test_few_pairs_of_runs_decide_nothing(tmp_path: Path) -> None:
+    a, b = in_turns(tmp_path, 6, 1.3)
+    comparison = compared(a, b)
+    assert comparison.verdict is GateVerdict.UNRESOLVED
+    assert comparison.rows[0].gate.reason == "6 of at least 7 rounds or pairs"
+
+
+def test_runs_that_took_no_turns_are_refused(tmp_path: Path) -> None:
+    a, b = in_turns(tmp_path, 2, 1.0)
+    (b / "run0").rename(tmp_path / "moved")
+    with pytest.raises(NotComparableError, match="A has 2 runs and B has 1"):
+        compared(a, b)
+    made(b / "run9", 99, rounds=6, started_utc="2025-01-02T04:00:00Z")
+    (a / "run1").rename(a / "run8")
+    with pytest.raises(NotComparableError, match="by their starts they go AABB"):
+        compared(a, b)
+
+
+def test_a_side_whose_runs_differ_is_refused(tmp_path: Path) -> None:
+    a, b = in_turns(tmp_path, 1, 1.0, experiment={"threads": 1})
+    for operand, threads, start in ((a, 2, "2025-01-02T05:00:00Z"), (b, 1, "2025-01-02T05:01:00Z")):
+        made(operand / "run1", 5, rounds=6, experiment={"threads": threads}, started_utc=start)
+    with pytest.raises(NotComparableError, match="the runs of A differ in threads: 1 → 2"):
+        compared(a, b)
+
+
+# ---- what may differ ----
+
+
+def settings(tmp_path: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
+    made(tmp_path / "a", 1, experiment=dict(a))
+    made(tmp_path / "b", 2, experiment=dict(b))
+    return compared(tmp_path / "a", tmp_path / "b")
+
+
+def test_one_setting_that_may_differ_is_what_is_compared(tmp_path: Path) -> None:
+    comparison = settings(
+        tmp_path, {"threads": 1, "rounds": 10, "name": "x"}, {"threads": 2, "rounds": 20}
+    )
+    assert str(comparison.compared) == "threads: 1 → 2"
+    assert [str(each) for each in comparison.differences] == ["rounds: 10 → 20"]
+
+
+def test_two_settings_and_settings_of_other_work_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotComparableError, match="differ in 2 settings: threads: 1 → 2; staging"):
+        settings(
+            tmp_path / "two", {"threads": 1, "staging_mib": 16}, {"threads": 2, "staging_mib": 8}
+        )
+    with pytest.raises(NotComparableError, match="max_seq_len: 300 → 400"):
+        settings(tmp_path / "fixed", {"max_seq_len": 300}, {"max_seq_len": 400})
+    with pytest.raises(NotComparableError, match="of_tomorrow: 1 → 2"):
+        settings(tmp_path / "new", {"of_tomorrow": 1}, {"of_tomorrow": 2})
+
+
+def test_an_option_that_an_older_program_lacked_had_its_default(tmp_path: Path) -> None:
+    made(tmp_path / "old", 1, experiment={"threads": 1})
+    new = {"threads": 1, "flush_interval": 1}
+    made(tmp_path / "new", 2, experiment=new, settings=[])
+    assert compared(tmp_path / "old", tmp_path / "new").compared is None
+    new = {"threads": 1, "flush_interval": 4}
+    made(tmp_path / "set", 3, experiment=new, settings=["--flush-interval 4"])
+    comparison = compared(tmp_path / "old", tmp_path / "set")
+    assert str(comparison.compared) == "flush_interval: not an option yet → 4"
+
+
+def test_every_option_of_run_is_in_one_group() -> None:
+    grouped = [*COMPARED, *HARMLESS, *IN_CELLS, *FIXED]
+    assert sorted(grouped) == sorted(Experiment.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"environment": ENVIRONMENT | {"cores": 4}}, "cores: 2 (a), 4 (b)"),
+        ({"points": [point(model="opt-125m")]}, "model: gpt2 → opt-125m"),
+        ({"points": [point(input_len=128)]}, "input_len: 256 → 128"),
+        ({"arms": (NONE, AGAIN, DISK, HOST)}, "no arm in common: mpi@3 against disk@3, host@3"),
+    ],
+)
+def test_other_work_is_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    made(tmp_path / "a", 1)
+    write_run(tmp_path / "b", **changes)
+    assert words in usage_error(call(tmp_path / "a", tmp_path / "b"))
+
+
+def test_the_layout_and_the_level_can_be_what_is_compared(tmp_path: Path) -> None:
+    a = made(tmp_path / "a", 1, points=[point(kv_layout="ft")])
+    b = made(tmp_path / "b", 2, points=[point(kv_layout="nhd")])
+    assert str(compared(a, b).compared) == "kv_layout: ft → nhd"
+    c = made(tmp_path / "c", 3, arms=(NONE, AGAIN, arm("mpi", "1")), points=[point(kv_layout="ft")])
+    comparison = compared(a, c)
+    assert str(comparison.compared) == "level: 3 → 1"
+    assert [row.arm for row in comparison.rows] == ["none", "mpi@3 → mpi@1"]
+
+
+def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
+    a = made(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI, DISK))
+    b = made(tmp_path / "b", 2, points=[point(), point(1, input_len=128)])
+    comparison = compared(a, b)
+    assert comparison.only == {"A": ["disk@3"], "B": ["p001"]}
+    assert [row.arm for row in comparison.rows] == ["none", "mpi@3"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ("run", "run", "A and B are the same"),
+        ("run", "run:mpi@3", "A and B are the same"),
+        ("run", "nothing", "nothing does not exist"),
+        ("run", "run:tcp@3", "no streaming arm 'tcp@3'. It has mpi@3"),
+        ("run", "run:p007", "no point 'p007'. It has p000"),
+        ("run:p000:p001", "run", "at most one point and one arm"),
+        ("run/run.json", "run", "is a file. Give the folder of a run"),
+    ],
+)
+def test_a_side_that_names_nothing_new_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a: str, b: str, words: str
+) -> None:
+    made(tmp_path / "run", 1)
+    monkeypatch.chdir(tmp_path)
+    assert words in usage_error(call(a, b))
+
+
+# ---- metrics, formats and statuses ----
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_each_metric_finds_the_change(tmp_path: Path, metric: Metric) -> None:
+    points = [point(output_len=20)]
+    a = made(tmp_path / "a", 1, points=points)
+    b = made(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.05})
+    row = compared(a, b, metric).rows[1]
+    assert row.overhead.overhead_change_pct == pytest.approx(5, abs=0.5)
+    assert row.gate.verdict is GateVerdict.REGRESSION
+
+
+def test_a_p99_of_few_tokens_is_not_compared(tmp_path: Path) -> None:
+    a, b = (made(tmp_path / name, seed, rounds=6) for name, seed in (("a", 1), ("b", 2)))
+    assert "was measured in p99" in usage_error(call(a, b, "--metric", "p99"))
+
+
+def test_the_statuses_of_the_gate(tmp_path: Path) -> None:
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    limits = {"0": 4, "2%": 3, "5%": 0}
+    assert {each: call(a, b, "--fail-above", each).exit_code for each in limits} == limits
+    assert call(a, b).exit_code == 0
+    assert call(a, b, "--fail-above", "-1%").exit_code == 2
+
+
+def test_failed_jobs_arms_and_records_end_with_status_1_whatever_the_gate_says(
+    tmp_path: Path,
+) -> None:
+    good = made(tmp_path / "good", 1)
+    cut = made(tmp_path / "cut", 2, ended=False)
+    place: dict[str, Any] = {"point": "p000", "arm": "mpi@3", "iteration": 5}
+    wrong = made(tmp_path / "wrong", 3, bad=Verification(ok=False, nbytes=1, **place))
+    for other, words in ((cut, "INCOMPLETE"), (wrong, "FAILED: point p000, arm mpi@3")):
+        result = call(good, other, "--fail-above", "50%")
+        assert (result.exit_code, words in result.stdout) == (1, True)
+        assert call(other, good).exit_code == 1
+    damaged = made(tmp_path / "damaged", 4)
+    (damaged / "rank-0000.jsonl").write_text("{}\n")
+    result = call(good, damaged)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+def test_every_format_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    table = call(a, b, "--fail-above", "0")
+    assert max(map(len, table.stdout.splitlines())) <= 80
+    document = json.loads(call(a, b, "--fail-above", "0", "--format", "json").stdout)
+    assert (document["verdict"], document["exit_status"]) == ("regression", 4)
+    assert document["result"].startswith("REGRESSION: slower by more than 0 %: mpi@3 +")
+    names = [column.name for column in columns_of(ComparisonRow)]
+    assert list(document["rows"][1]) == names
+    rows = list(csv.DictReader(io.StringIO(call(a, b, "--format", "csv").stdout)))
+    assert list(rows[0]) == names
+    assert [row["arm"] for row in rows] == ["none", "mpi@3"]
+    markdown = call(a, b, "--fail-above", "0", "--format", "md").stdout
+    assert document["result"] in markdown
+    change = document["rows"][1]["overhead_change_pct"]
+    assert f"+{change:.2f}" in table.stdout
+    assert f"+{change:.2f}" in markdown
+
+
+def test_a_file_gets_the_format_of_its_suffix_and_the_result_goes_to_stderr(
+    tmp_path: Path,
+) -> None:
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    result = call(a, b, "--fail-above", "0", "-o", tmp_path / "change.md")
+    assert result.exit_code == 4
+    assert result.stdout == ""
+    assert result.stderr.startswith("REGRESSION: ")
+    assert (tmp_path / "change.md").read_text().startswith("## B against A: time of the whole")
+    assert "--force" in usage_error(call(a, b, "-o", tmp_path / "change.md"))
+
+
+def test_the_guide_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    guide = (DOCS / "guides" / "compare.md").read_text()
+    typed, printed = re.findall(r"((?:    .*\n)+)\n```\n(.*?)\n…\n```", guide, re.DOTALL)[0]
+    words = typed.replace("\\\n", " ").split()
+    operands = [ROOT / word for word in words[2:4]]
+    assert call(*operands, *words[4:]).stdout.startswith(printed)
+
+
+def test_without_a_gate_the_arms_are_sorted_into_slower_faster_and_unknown(tmp_path: Path) -> None:
+    arms = (NONE, AGAIN, MPI, DISK, HOST)
+    a = made(tmp_path / "a", 1, arms=arms)
+    b = made(tmp_path / "b", 2, arms=arms, factors={"mpi@3": 1.02, "disk@3": 0.97})
+    result = call(a, b).stdout
+    assert "Slower: mpi@3 +" in result
+    assert "Faster: disk@3 −" in result
+    assert "No change shown: host@3 " in result

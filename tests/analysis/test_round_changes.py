@@ -1,0 +1,78 @@
+"""Changes with intervals, of made-up rounds whose drift is known. float64, on one thread."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dejavubench.analysis import stats
+from dejavubench.analysis.roundchanges import (
+    block_length,
+    fewest_rounds,
+    median_of,
+    paired_change,
+    ratio_change,
+    unpaired_change,
+)
+
+
+def test_a_known_change_lies_in_its_interval_and_drift_that_both_share_cancels() -> None:
+    rng = np.random.default_rng(1)
+    drift = np.exp(np.cumsum(rng.normal(0, 0.05, 20)))
+    one = {number: 100 * each for number, each in enumerate(drift)}
+    other = {number: 1.02 * ms * np.exp(rng.normal(0, 0.001)) for number, ms in one.items()}
+    change = ratio_change(one, other)
+    assert change is not None
+    assert change.low < 0.02 < change.high
+    assert change.half_width < 0.002
+    assert change.samples == 20
+
+
+def test_only_rounds_that_both_have_count() -> None:
+    change = ratio_change({1: 10.0, 2: 10.0}, {2: 11.0, 3: 5.0})
+    assert change is not None
+    assert change.samples == 1
+    assert change.middle == pytest.approx(0.1)
+    assert np.isnan(change.low)
+    assert not change.decides
+    assert ratio_change({1: 10.0}, {2: 10.0}) is None
+
+
+def test_the_fewest_rounds_are_those_of_the_verdicts_and_grow_with_the_confidence() -> None:
+    assert fewest_rounds(0.95) == stats.COVERING_ROUNDS
+    for confidence in (0.95, 0.99, 0.999):
+        rounds, tail = fewest_rounds(confidence), (1 - confidence) / 2
+        assert 0.5**rounds <= tail < 0.5 ** (rounds - 1)
+
+
+def test_drift_within_a_run_widens_the_interval_of_runs_apart() -> None:
+    """Two states that last: rounds drawn one by one would take them for noise that averages out."""
+    states = np.repeat([0.0, 0.03] * 3, 8)
+    shuffled = np.random.default_rng(2).permutation(states)
+    drifting, mixed = (
+        unpaired_change(median_of(each), median_of(each)).half_width
+        for each in (states + np.arange(48) * 1e-5, shuffled + np.arange(48) * 1e-5)
+    )
+    assert drifting >= mixed
+    assert block_length(48) == 4
+
+
+def test_rounds_that_alternate_do_not_narrow_the_interval() -> None:
+    """A block of two such rounds always has one of each, which would look like no noise at all."""
+    logs = np.tile([-0.01, 0.01], 12) + np.linspace(0, 1e-4, 24)
+    change = paired_change(median_of(logs))
+    assert change.half_width > 0.005
+
+
+def test_equal_records_give_the_same_interval_every_time() -> None:
+    logs = np.random.default_rng(3).normal(0, 0.01, 12)
+    assert paired_change(median_of(logs)) == paired_change(median_of(logs))
+    apart = unpaired_change(median_of(logs), median_of(logs))
+    assert apart.middle == 0
+    assert apart.low < 0 < apart.high
+
+
+def test_a_higher_confidence_gives_a_wider_interval() -> None:
+    logs = np.random.default_rng(4).normal(0, 0.01, 40)
+    narrow, wide = (paired_change(median_of(logs), each) for each in (0.95, 0.999))
+    assert wide.low < narrow.low < narrow.high < wide.high
