@@ -62,6 +62,7 @@ class Iterations:
         self.mark("prepare", arm)
         if not self.prepared(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
+        # Counters are read ahead of the barrier, so that no rank reads them within the iteration.
         self._sampler.before()
         with nothing_collected():
             sleeping_barrier(self._world, "start")
@@ -69,10 +70,12 @@ class Iterations:
         if self.has_failed(arm):  # its times are those of a request that stopped streaming
             return
         iteration = self._count[arm.name]
+        # From here on the clock has stopped: records, comparison and text cost the arm nothing.
         when = When(point=self._point.id, arm=arm.name, iteration=iteration, round=round_number)
         recorded = scenario.record(arm, when)
         self._record_total(recorded.total_ms, when, order)
         self._sampler.after(when)  # all ranks have come to the end of the iteration
+        # After the window is written, since comparing moves bytes, too.
         to_verify = self._context.experiment.verify and arm.has_cache_to_verify
         if to_verify and not self._verified(arm, scenario):
             return
@@ -147,6 +150,7 @@ class Iterations:
     def _record_total(self, own_ms: float | None, when: When, order: int) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
         totals = sleeping_gather(self._world, own_ms)
+        # Each source has a TOTAL of its own clock; the slowest one is what the requests waited for.
         known = [total for total in totals or [] if total is not None]
         if known:
             iteration = records.Iteration(**when, order=order, total_ms=max(known))
@@ -170,6 +174,7 @@ class Iterations:
             tokens_equal = wrong is None
             difference = difference or wrong
         sleeping_barrier(self._world, "verification")  # whoever compares may take long
+        # Every rank learns every difference, so that all raise or none does.
         findings = self._world.allgather((difference, tokens_equal, attempt.problem))
         if self.failures.settle(arm, [problem for *_, problem in findings]):
             return False

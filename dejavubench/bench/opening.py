@@ -27,7 +27,7 @@ def rounds_with_ceilings(number: int) -> int:
 
 def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     experiment, points = runnable.experiment, runnable.points
-    passes = experiment.warmup + experiment.rounds
+    passes = experiment.warmup + experiment.rounds  # over all arms, at each point
     asked = experiment.precision
     left = TimeLeft(
         [_size(point, experiment.device) for point in points],

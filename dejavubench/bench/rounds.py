@@ -84,6 +84,8 @@ class Rounds:
             for position, arm in enumerate(arms):
                 self._iterations.run(arm, None, position)
             return
+        # Probes are made after warm-up, when the model has taken its memory, and before the first
+        # round, whose end they follow.
         with self._context.conditions.measuring():
             self._find_expected()
             self._warm_up()
@@ -99,6 +101,7 @@ class Rounds:
                 self._iterations.run(arms[number], None, position)
 
     def _measure_rounds(self, half_width: HalfWidth | None) -> None:
+        # A failed arm keeps its place in the orders: every rank skips it.
         arms, left = self._context.arms, self._progress_bar.left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         order = orders(len(arms), self._context.experiment.seed + 1)

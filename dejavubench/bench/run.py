@@ -105,7 +105,7 @@ def _measure_all(
                 return False
             verified = verified and not rounds.failed
             rounds.close()
-            del rounds
+            del rounds  # else its caches would live until the next point's are made
             give_memory_back()
     return verified
 

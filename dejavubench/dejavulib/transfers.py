@@ -100,7 +100,7 @@ class HeldSteps:
         self.nbytes, self._tokens = 0, []
         if len(tokens) <= 1:  # every step, where each leaves at its own end
             return tokens[0] if tokens else None
-        known = [each for each in tokens if each is not None]
+        known = [ids for ids in tokens if ids is not None]
         return np.stack(known, axis=1) if len(known) == len(tokens) else None
 
 

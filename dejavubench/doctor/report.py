@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -92,7 +91,7 @@ def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
     return json.dumps(document, indent=1, default=_listed)
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     """Return a set as a list: JSON has none."""
     if isinstance(value, frozenset):
         return sorted(value)

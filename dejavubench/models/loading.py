@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,6 +48,13 @@ def load_checkpoint(
             raise CheckpointError(f"{path}: tensor {stored.name}: {error}") from None
 
 
+class StoredSlice(Protocol):
+    """A tensor of an open safetensors file, of which only what is asked for is read."""
+
+    def get_shape(self) -> list[int]: ...
+    def __getitem__(self, cut: tuple[slice, ...]) -> Tensor: ...
+
+
 def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Tensor]]:
     """Yield the cut of a slot as it is kept, some rows at a time, with their place in the slot."""
     rows, *columns = slot.cut
@@ -56,7 +63,7 @@ def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Ten
         step = max(1, step // stored.interleaved) * stored.interleaved
     for first in range(rows.start, rows.stop, step):
         last = min(first + step, rows.stop)
-        # opened anew each time: what was read of a mapped file counts as this process's memory
+        # Opened anew each time: what was read of a mapped file counts as this process's memory
         # while it is open
         with safe_open(path, framework="pt", device="cpu") as file:
             yield (
@@ -65,7 +72,7 @@ def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Ten
             )
 
 
-def _read(kept: Any, stored: Stored, first: int, last: int, columns: list[slice]) -> Tensor:
+def _read(kept: StoredSlice, stored: Stored, first: int, last: int, columns: list[slice]) -> Tensor:
     """Return the rows [first, last) of our tensor."""
     if stored.part is not None and stored.interleaved:
         size = stored.interleaved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,16 +15,20 @@ from dejavubench.machine import liveness
 from dejavubench.machine.liveness import WAITING
 from dejavubench.parallel.topology import Topology
 
+T = TypeVar("T")
+
+# MPI only moves bytes here, so any integer of the size will do.
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _HIDDEN, _TOKENS = 0, 1  # kinds of messages: the last bit of a tag
 
 
-def _bits(x: Tensor) -> np.ndarray[Any, Any]:
+def _bits(x: Tensor) -> np.ndarray:
     """Return a contiguous tensor's memory as integers: MPI has no type for bf16."""
     return x.view(_SAME_SIZE[x.element_size()]).numpy()
 
 
 def _tag(ubatch: int, message: int) -> int:
+    # Two kinds of messages of one microbatch may be under way between the same two ranks.
     return 2 * ubatch + message
 
 
@@ -77,6 +81,7 @@ class MPICollectives:
         """
         if self.topology.tensor_size == 1:
             return x
+        # MPI cannot sum halves; in fp32 the result is also rounded once, and not at every rank.
         total = x.contiguous().float() if x.element_size() < 4 else x.contiguous()
         with liveness.during(WAITING):
             if self.spin:
@@ -136,7 +141,7 @@ class MPICollectives:
         self._pipeline.Free()
 
     def _send(self, x: Tensor, stage: int, tag: int) -> None:
-        # a buffer is kept until its message has been received
+        # A buffer is kept until its message has been received
         self._sending = [(request, kept) for request, kept in self._sending if not request.Test()]
         x = x.contiguous()
         self._sending.append((self._pipeline.Isend(_bits(x), stage, tag), x))
@@ -171,13 +176,14 @@ def sleeping_barrier(
     wait_asleep(comm.Ibarrier().Test, what, timeout)
 
 
-def sleeping_bcast(comm: MPI.Intracomm, value: Any, root: int = 0) -> Any:
-    """Return ``root``'s small Python object on every rank."""
+def sleeping_bcast(comm: MPI.Intracomm, value: T | None, root: int = 0) -> T:
+    """Return ``root``'s small Python object on every rank; the others may give None."""
     sleeping_barrier(comm, "broadcast")  # once all are here, the blocking call takes no time
-    return comm.bcast(value, root)
+    shared: T = comm.bcast(value, root)
+    return shared
 
 
-def sleeping_gather(comm: MPI.Intracomm, value: Any, root: int = 0) -> list[Any] | None:
+def sleeping_gather(comm: MPI.Intracomm, value: T, root: int = 0) -> list[T] | None:
     """Return every rank's small Python object in order of rank on ``root``; None elsewhere."""
     sleeping_barrier(comm, "gather")
     return comm.gather(value, root)

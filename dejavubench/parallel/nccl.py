@@ -8,15 +8,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
+T = TypeVar("T")
+
 MAKING_S = 60.0
 """Seconds within which the other ranks must come to the making of a communicator."""
 
+# NCCL's numbers of its types, ncclDataType_t.
 _TYPES = {
     torch.int8: 0,
     torch.uint8: 1,
@@ -28,6 +31,34 @@ _TYPES = {
     torch.bfloat16: 9,
 }
 _UINT8, _SUM = 1, 0
+
+
+class _CupyCommunicator(Protocol):
+    """``cupy.cuda.nccl.NcclCommunicator``: the calls that are used. Types are NCCL's numbers."""
+
+    def send(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None: ...
+    def recv(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None: ...
+    def allReduce(  # noqa: N802 - cupy's name
+        self, source: int, target: int, count: int, dtype: int, operation: int, stream: int
+    ) -> None: ...
+    def allGather(  # noqa: N802 - cupy's name
+        self, source: int, target: int, count: int, dtype: int, stream: int
+    ) -> None: ...
+    def check_async_error(self) -> None: ...
+    def abort(self) -> None: ...
+    def destroy(self) -> None: ...
+
+
+class _CupyNCCL(Protocol):
+    """The module ``cupy.cuda.nccl``."""
+
+    def get_version(self) -> int: ...
+    def get_unique_id(self) -> tuple[int, ...]: ...
+    def NcclCommunicator(  # noqa: N802 - cupy's name
+        self, size: int, unique_id: tuple[int, ...], rank: int
+    ) -> _CupyCommunicator: ...
+    def groupStart(self) -> None: ...  # noqa: N802 - cupy's name
+    def groupEnd(self) -> None: ...  # noqa: N802 - cupy's name
 
 
 class NCCLError(Exception):
@@ -43,14 +74,15 @@ def nccl_version() -> int:
     return int(_nccl().get_version())
 
 
-def _nccl() -> Any:
+def _nccl() -> _CupyNCCL:
     try:
         from cupy.cuda import nccl
     except ImportError as error:
         raise NCCLError(f"cupy is missing: {error}") from None
     if not nccl.available:
         raise NCCLError("cupy finds no NCCL")
-    return nccl
+    module: _CupyNCCL = nccl
+    return module
 
 
 class NCCLCommunicator:
@@ -82,14 +114,14 @@ class NCCLCommunicator:
             self._nccl = _nccl()
         except (NCCLError, RuntimeError) as mistake:
             error = str(mistake)
-        # all ranks or none: a rank alone in NCCL's initialisation would wait for the others
+        # All ranks or none: a rank alone in NCCL's initialisation would wait for the others
         failed = [f"rank {rank}: {said}" for rank, said in enumerate(comm.allgather(error)) if said]
         if failed:
             raise NCCLError("; ".join(failed))
         unique_id = comm.bcast(unique_id)
 
-        def make() -> Any:
-            torch.cuda.set_device(device)
+        def make() -> _CupyCommunicator:
+            torch.cuda.set_device(device)  # a new thread begins on device 0
             return self._nccl.NcclCommunicator(comm.size, unique_id, comm.rank)
 
         self._comm = within(timeout, make, f"an NCCL communicator of {comm.size} ranks")
@@ -160,14 +192,14 @@ class NCCLCommunicator:
         self._comm.destroy()
 
 
-def within(timeout: float, make: Callable[[], Any], what: str) -> Any:
+def within(timeout: float, make: Callable[[], T], what: str) -> T:
     """Return ``make()``, which is called in a thread that is left behind after ``timeout`` seconds.
 
     Raises:
         NCCLError: it took longer, or it failed; the message begins with ``what``.
     """
     # cupy has no non-blocking initialisation that could be given up without a thread
-    results: list[Any] = []
+    results: list[T] = []
     failed: list[Exception] = []
 
     def work() -> None:
@@ -176,6 +208,7 @@ def within(timeout: float, make: Callable[[], Any], what: str) -> Any:
         except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
             failed.append(error)
 
+    # A daemon: the interpreter may end although it still waits.
     thread = threading.Thread(target=work, name="nccl-make", daemon=True)
     thread.start()
     thread.join(timeout)

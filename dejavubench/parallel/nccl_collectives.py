@@ -54,6 +54,7 @@ class NCCLCollectives:
         self._tensor = (
             self._stage_communicator(sources, timeout) if topology.tensor_size > 1 else None
         )
+        # Each worker is connected with the one of equal tensor rank in the next stage.
         width = topology.tensor_size
         pairs = [(worker, worker + width) for worker in range(topology.workers - width)]
         others = connect_pairs(sources, pairs, device, timeout)
@@ -75,6 +76,7 @@ class NCCLCollectives:
         """Return the sum over the group in x's own type; in place if x is contiguous."""
         if self._tensor is None:
             return x
+        # In its own type, of which half as many bytes move as of fp32.
         total = x.contiguous()
         self._tensor.all_reduce(total)
         return total
@@ -97,6 +99,7 @@ class NCCLCollectives:
         """
         assert self._next is not None, "the last stage has no next one"
         hidden = hidden.contiguous()
+        # The pair's stream waits for the kernels that compute `hidden`; the host waits for nothing.
         self._next.after(self._next.filled())
         self._next.send(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         hidden.record_stream(self._next.stream)  # keeps its memory until it is sent
@@ -105,7 +108,7 @@ class NCCLCollectives:
         """Return the previous stage's hidden of this microbatch."""
         assert self._previous is not None, "the first stage has no previous one"
         hidden = torch.empty(*shape, dtype=dtype, device=self.device)
-        # kernels that were issued may still read the memory that ``hidden`` was given
+        # Kernels that were issued may still read the memory that ``hidden`` was given
         self._previous.after(self._previous.filled())
         self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         torch.cuda.current_stream(self.device).wait_event(self._previous.mark())
@@ -147,4 +150,5 @@ class NCCLCollectives:
             communicator.close()
 
     def _communicators(self) -> list[NCCLCommunicator | NCCLPair]:
-        return [each for each in (self._tensor, self._previous, self._next) if each is not None]
+        communicators = (self._tensor, self._previous, self._next)
+        return [communicator for communicator in communicators if communicator is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -35,7 +34,7 @@ class NCCLPair:
         """Move one byte: the first message connects, and waits on the host for the other rank's."""
 
         def meet() -> None:
-            torch.cuda.set_device(self._communicator.device)
+            torch.cuda.set_device(self._communicator.device)  # this is another thread
             self.stream.wait_stream(torch.cuda.current_stream())
             (self._communicator.send if sends else self._communicator.recv)(
                 byte, self._other, self.stream
@@ -66,8 +65,9 @@ class NCCLPair:
         """Begin the operations that are issued from now on after ``event``."""
         self.stream.wait_event(event)
 
-    def side_stream(self) -> AbstractContextManager[Any]:
+    def side_stream(self) -> AbstractContextManager[object]:
         """Make a stream beside the pair's torch's current one, after all receives issued so far."""
+        # Receives go on meanwhile: a scatter waits for those before it and delays none behind it.
         self._side_stream.wait_event(self.mark())
         return torch.cuda.stream(self._side_stream)
 
@@ -106,11 +106,11 @@ def connect_pairs(
         pairs: (sending rank, receiving rank) of all pairs, any number per rank.
     """
     mine: dict[int, NCCLPair] = {}
-    # one order for all ranks: no two of them wait for each other in a circle
+    # One order for all ranks: no two of them wait for each other in a circle
     for number, (source, sink) in enumerate(sorted(pairs)):
         if comm.rank not in (source, sink):
             continue
-        # collective over these two alone: other ranks may be elsewhere
+        # Collective over these two alone: other ranks may be elsewhere
         both = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)
         other = sink if comm.rank == source else source
         mine[other] = NCCLPair(NCCLCommunicator(both, device, timeout), sends=comm.rank == source)

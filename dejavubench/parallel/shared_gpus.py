@@ -88,6 +88,7 @@ def prepare_gpus(
             + ": NCCL needs a GPU for each rank, or --nccl-loopback, which labels every result "
             "as loopback on one GPU"
         )
+    # The oldest library decides: a variable that it does not know would leave its rank refused.
     lowest = min(comm.allgather((version or nccl_version)()))
     one_host = len({gpu.host for gpu in gpus}) == 1
     way, variables = _loopback_variables(lowest, comm.rank, one_host)
@@ -111,7 +112,7 @@ def _loopback_variables(
         }
         return "multi-rank", {**_unset(tuned), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
     tuned = {
-        # two are no faster by sockets, and take twice the multiprocessors from the model
+        # Two are no faster by sockets, and take twice the multiprocessors from the model
         "NCCL_MAX_P2P_NCHANNELS": "1",
         "NCCL_IB_DISABLE": "1",
         "NCCL_SOCKET_NTHREADS": "8",

@@ -100,5 +100,6 @@ class Topology:
 
     def shard(self) -> tuple[int, int, int, int]:
         """Return (stage, stages, tensor rank, tensor size) of this worker's part of the model."""
+        # A sink's part is cut by its own side's setup, which may differ from the sources'.
         side = self.own_side()
         return side.stage, side.stages, side.tensor_rank, side.tensor_size

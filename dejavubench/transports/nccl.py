@@ -43,6 +43,7 @@ class NCCLSession(RankSession):
     def connect(self, point: PointContext) -> None:
         from dejavubench.parallel.nccl_pairs import connect_pairs
 
+        # Anew for each point, as its setup may pair other ranks.
         self.links = connect_pairs(self.rank.world, list(point.pairs), self.rank.device)
 
     def open_source(self, context: SourceContext) -> Destination:

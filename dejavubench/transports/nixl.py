@@ -61,6 +61,7 @@ class NIXLSession(RankSession):
     def open_sink(self, context: SinkContext) -> NIXLSinkEndpoint:
         from dejavubench.dejavulib.destinations.nixl import NIXLSinkEndpoint
 
+        # By identity: streams of several sources fill one cache, which is registered once.
         filled = {id(cache): cache for cache, _ in context.streams}.values()
         caches = [tensor for cache in filled for tensor in (cache.k, cache.v)]
         memory = [*caches, *(slot for slots in context.slots() for slot in slots)]

@@ -67,6 +67,7 @@ class Probe:
             if not self.may_fail:
                 raise
             why = getattr(error, "strerror", None) or error
+            # A full disk stays full: said once, and not after each of the rounds.
             known, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"
             return None if known else self.problem
         return None
@@ -87,6 +88,7 @@ def paced(bytes_per_s: float, messages: int) -> int:
     Args:
         bytes_per_s: the speed of the link.
     """
+    # Halved, not computed: powers of two, so that two sessions over one link measure one size.
     nbytes = MESSAGE
     while nbytes > LEAST_MESSAGE and messages * nbytes > bytes_per_s * PROBE_S:
         nbytes //= 2
@@ -99,6 +101,7 @@ def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE
     from dejavubench.dejavulib.kvcache import KVGeometry
     from dejavubench.dejavulib.schedule import StreamSchedule
 
+    # One layer is a chunk: 2 (K and V) · positions · width · 4 bytes make `nbytes`.
     width = 256
     geometry = KVGeometry(
         layers=messages,

@@ -39,8 +39,10 @@ def register(transport: Transport) -> None:
     name = transport.name
     if not _NAME.fullmatch(name) or name == NO_STREAMING or name.startswith(SWAP_PREFIX):
         raise ValueError(f"{name!r} cannot be the name of a destination")
+    # The same module may be imported twice, under two names or by two tests: that is no conflict.
     if name in _registered and type(_registered[name]) is not type(transport):
         raise ValueError(f"there is a destination {name!r} already")
+    # The library first: it refuses a name whose entry differs, and then nothing is registered here.
     library.register(transport.entry)
     _registered[name] = transport
 
@@ -58,7 +60,7 @@ def transports() -> tuple[Transport, ...]:
     """Return all destinations, in their order. Raises UsageError: a plugin cannot be loaded."""
     _load_builtin()
     _load_plugins(os.environ.get(VARIABLE, ""))
-    return tuple(sorted(_registered.values(), key=lambda each: (each.order, each.name)))
+    return tuple(sorted(_registered.values(), key=_place))
 
 
 def usable() -> tuple[Transport, ...]:
@@ -66,7 +68,12 @@ def usable() -> tuple[Transport, ...]:
     try:
         return transports()
     except UsageError:  # a run that names the destination gets this error
-        return tuple(sorted(_registered.values(), key=lambda each: (each.order, each.name)))
+        return tuple(sorted(_registered.values(), key=_place))
+
+
+def _place(transport: Transport) -> tuple[int, str]:
+    # The name decides between plugins that chose one order, so that tables of two runs agree.
+    return transport.order, transport.name
 
 
 def transport(mode: str) -> Transport:
@@ -111,7 +118,7 @@ def problem_of(names: Iterable[str]) -> str | None:
 
 def builtin_transports() -> tuple[Transport, ...]:
     """Return the destinations of this package, in their order; no plugin is looked for."""
-    return tuple(sorted(_load_builtin(), key=lambda each: each.order))
+    return tuple(sorted(_load_builtin(), key=_place))
 
 
 @cache
@@ -144,6 +151,7 @@ def _load_plugins(named: str) -> None:
 
 
 def _load_plugin(name: str, who: str) -> ModuleType:
+    # A plugin that was imported before, as by a test, registers nothing now: its classes tell.
     before = set(_registered)
     try:
         module = import_module(name)
@@ -152,7 +160,9 @@ def _load_plugin(name: str, who: str) -> ModuleType:
             f"{who}, which cannot be loaded: {type(error).__name__}: {error}. "
             "Mend or uninstall the plugin, or take its name out"
         ) from None
-    own_names = {each.name for each in _registered.values() if type(each).__module__ == name}
+    own_names = {
+        transport.name for transport in _registered.values() if type(transport).__module__ == name
+    }
     if set(_registered) == before and not own_names:
         raise UsageError(f"{who}, which registers no destination: it must call register()")
     return module

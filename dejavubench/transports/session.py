@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dejavubench.transports.contexts import (
     Outside,
@@ -90,7 +90,7 @@ class Session:
         """Return the raw loops that bound the destination, and its own code measured alone."""
         return ()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return the facts on the destination for this rank's record."""
         return {}
 
@@ -106,6 +106,7 @@ class RankSession(Session):
     comm: MPI.Intracomm
 
     def meet(self) -> None:
+        # Collective, so the order of the destinations must be the same on all ranks.
         self.comm = self.rank.world.Dup()
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:

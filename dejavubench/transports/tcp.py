@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import TCP
 from dejavubench.transports.base import Crossing, Missing, ProbeNames, Style, Transport
@@ -38,6 +38,7 @@ class TCPSession(Session):
         if self.rank.is_source:
             value = self.rank.options.value
             peers = value("peer")
+            # One address for all sources, or one for each, by the source's number.
             peer = peers[self.rank.worker % len(peers)]
             self.peer = TCPPeer.find(peer, value("drain_timeout"), value("tcp_checksums"))
 
@@ -50,7 +51,8 @@ class TCPSession(Session):
 
         wanted = [(list(point.streams), point.dtype)]
         if point.probes:  # their caches need room at the same time
-            wanted += [([each], torch.float32) for each in (whole_messages(), small_messages())]
+            wanted += [([stream], torch.float32) for stream in (whole_messages(), small_messages())]
+        # All are asked, also after a refusal: each one reserves room until `held` is closed.
         refusals = (self.peer.refusal(*caches, held) for caches in wanted)
         return next((why for why in list(refusals) if why is not None), None)
 
@@ -74,7 +76,7 @@ class TCPSession(Session):
         context.close.callback(loops.close)
         return loops.probes()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         return {} if self.peer is None else {"tcp_sink": asdict(self.peer)}
 
 

@@ -63,6 +63,7 @@ class Heartbeat:
         self.last_words: Callable[[], str | None] | None = None
         self._deadline: tuple[float, str] | None = None
         self._interrupted: float | None = None
+        # Non-blocking: a signal that comes while the pipe is full is dropped, and nobody waits.
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         try:
@@ -87,6 +88,7 @@ class Heartbeat:
             self._end_if_due(time.monotonic())
 
     def _end_if_due(self, now: float) -> None:
+        # Taken away first, so that the words are said once, however long that takes.
         words, self.last_words = self.last_words, None
         if words is not None and self._interrupted and now - self._interrupted > TURN_S:
             said = words()

@@ -75,6 +75,7 @@ class WatchdogProcess:
         if not hasattr(os, "pidfd_open"):  # Linux has it
             _unwatched("this system has no pidfd_open")
             return
+        # -I and -S keep site packages out: the process must start fast and need nothing of them.
         places = [f"{rank}={place.pid}:{place.fd}" for rank, place in ranks.items()]
         try:
             self._process = subprocess.Popen(

@@ -55,6 +55,7 @@ def compare(
     """
     geometry = got.geometry
     first: str | None = None
+    # The pattern's byte, repeated over one element, as the integer that such an element is read as.
     fill = int.from_bytes(bytes([pattern]) * geometry.itemsize, "little", signed=True)
     # Allocated once: touching new pages would cost as much as comparing.
     reused = {kv: torch.empty_like(as_integers(got.tensor(kv)[0])) for kv in BOTH}
@@ -85,6 +86,8 @@ def _first_difference(
 ) -> str:
     """Locate the first difference within one layer's K or V."""
     wrong = torch.nonzero((received != expected).flatten()).flatten()
+    # A wrong byte inside a stream's region was sent wrong or lost. One outside was written by a
+    # stream that has no business there.
     streamed = torch.zeros_like(received, dtype=torch.bool)
     for stream in inside:
         streamed[view.geometry.index(kv, stream.schedule.region)[1:]] = True

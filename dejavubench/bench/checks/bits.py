@@ -42,6 +42,7 @@ def difference_text(
         inside: true if it lies in a region that was streamed.
         count: number of elements of the same layer that differ.
     """
+    # This worker's numbers first, then those of the whole model, which a user can look up.
     layer, request, head, position, within = view.geometry.locate(kv, element)
     layer, head = view.locate(layer, head)
     fault = "is not what the source has" if inside else "was written outside the streamed region"

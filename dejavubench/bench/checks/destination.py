@@ -84,6 +84,7 @@ def compare_packed(
             # [layers, elements]: a chunk has K, then V, of each layer in turn
             pieces = [as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH]
             expected = torch.cat(pieces, dim=1)
+            # As integers: a NaN is unequal to itself, and −0 equals 0.
             packed = as_integers(fetch(stream, chunk).view(cache.k.dtype))
             held = packed.to(expected.device).view_as(expected)
             if not torch.equal(held, expected):
@@ -96,9 +97,10 @@ def _first_difference(
     wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, ubatch: int
 ) -> str:
     """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
+    # Layers count from the chunk's first one here, and from the model's first one in the message.
     layer = int(wrong.any(1).nonzero()[0])
     by_kv = wrong[layer].split(widths)
-    differ, kv = next((each, kv) for each, kv in zip(by_kv, BOTH, strict=True) if each.any())
+    differ, kv = next((part, kv) for part, kv in zip(by_kv, BOTH, strict=True) if part.any())
     region = chunk.region.layer(chunk.region.layers.start + layer)
     element = element_of(view.geometry, kv, region, int(differ.nonzero()[0]))
     return difference_text(view, ubatch, kv, element, True, int(differ.sum()))

@@ -25,6 +25,8 @@ def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) ->
     streams = {stream.key: (cache, stream.schedule.region) for cache, stream in held}
     request = np.empty(3, dtype=np.int64)
     status = MPI.Status()
+    # Every sink asks for K and V of each layer of each of its streams, so the number of requests is
+    # known: no message has to say that a sink is done.
     for _ in range(sum(2 * region.layers.size for _, region in streams.values())):
         wait_asleep(lambda: comm.Iprobe(MPI.ANY_SOURCE, _ASK, status), "verification")
         peer = status.Get_source()
@@ -33,6 +35,7 @@ def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) ->
         cache, region = streams[peer, number]
         one_layer = region.layer(region.layers.start + layer)
         piece = as_integers(cache.piece(BOTH[kv], one_layer).contiguous()).cpu()
+        # One after another, so that only one copy of a piece waits in MPI's buffers.
         for part in _messages(piece):
             wait_asleep(comm.Isend(part.numpy(), peer, _PIECE).Test, "verification")
 
@@ -54,6 +57,7 @@ def received_pieces(
         piece = reused[shape]
         layer = region.layers.start - stream.schedule.region.layers.start
         asking = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
+        # Not waited for yet: the source answers it, and its answer is the proof that it has come.
         sent = comm.Isend(asking, stream.peer, _ASK)
         for part in _messages(piece):
             wait_asleep(comm.Irecv(part.numpy(), stream.peer, _PIECE).Test, "verification")

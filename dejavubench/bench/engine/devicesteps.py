@@ -36,6 +36,8 @@ class DeviceSteps:
         microbatch = self._ubatches[ubatch]
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
+        # A prompt is launched kernel by kernel, since its layers are streamed one by one, and the
+        # host must know when each is launched. A graph would hide that.
         if position == 0:
             out = self._prompt(microbatch, x, on_layer)
         else:

@@ -33,6 +33,8 @@ class Prompts:
     @classmethod
     def of(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
         """Pad prompts of up to ``input_len`` tokens."""
+        # On the left, so that the last prompt token, whose logits choose the first new one, has the
+        # same position in every request.
         tokens = torch.tensor([[PADDING] * (input_len - len(ids)) + list(ids) for ids in prompts])
         prompt_start = torch.tensor([input_len - len(ids) for ids in prompts])
         # None lets the model skip the mask where no prompt is padded.
@@ -55,11 +57,11 @@ def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...])
     if given:
         requests = list(islice(cycle(given), ubatches * size))
         return [
-            Prompts.of([requests[n] for n in each.tolist()], each, point.input_len)
-            for each in numbers
+            Prompts.of([requests[n] for n in of_ubatch.tolist()], of_ubatch, point.input_len)
+            for of_ubatch in numbers
         ]
     generator = torch.Generator().manual_seed(seed)
     shape = (ubatches * size, point.input_len)
     # One draw for all: a request asks the same however requests are grouped into microbatches.
     drawn = torch.randint(point.spec.vocab_size, shape, generator=generator)
-    return [Prompts(drawn[each], each) for each in numbers]
+    return [Prompts(drawn[of_ubatch], of_ubatch) for of_ubatch in numbers]

@@ -70,12 +70,13 @@ def steps_of(
 ) -> Steps:
     """Return the steps for the model's device; caches and prompts are those in flight."""
     samplers = [
-        Sampler(model, sampling, each.numbers.to(model.device), each.tokens.shape[1])
-        for each in prompts
+        # By the requests' own numbers, so that a draw does not depend on the microbatch.
+        Sampler(model, sampling, prompt.numbers.to(model.device), prompt.tokens.shape[1])
+        for prompt in prompts
     ]
     if model.device.type == "cuda":
         return DeviceSteps(model, caches, samplers)
-    return HostSteps(model, caches, samplers, [each.prompt_start for each in prompts])
+    return HostSteps(model, caches, samplers, [prompt.prompt_start for prompt in prompts])
 
 
 class HostSteps:
@@ -101,9 +102,10 @@ class HostSteps:
         self._checks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
 
     def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+        # Looked up in every step: a swapper has put another cache in the list since.
         out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._starts[ubatch])
         if self._model.is_last_stage:
-            next_position = position + x.shape[1]
+            next_position = position + x.shape[1]  # of the token that is chosen now
             out, check = self._samplers[ubatch](out, next_position)
             self._checks[ubatch].append((next_position, check))
         self._out[ubatch] = out

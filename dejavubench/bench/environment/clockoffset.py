@@ -32,7 +32,7 @@ class RoundTrip(NamedTuple):
 
 def offset_of(reference: str, trips: Sequence[RoundTrip]) -> HostClock:
     """Return the offset that is to be added to this host's times, from the shortest round trip."""
-    best = min(trips, key=lambda each: each.back - each.sent)
+    best = min(trips, key=lambda trip: trip.back - trip.sent)
     middle, odd = divmod(best.sent + best.back, 2)
     return HostClock(
         reference=reference,
@@ -50,6 +50,7 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
     Args:
         hosts: the host of each rank.
     """
+    # One rank per host measures. The hosts take turns: a second one would make rank 0 answer late.
     first, reference = hosts.index(hosts[comm.rank]), hosts[0]
     leaders = sorted({hosts.index(host) for host in hosts} - {0})
     host_clock = HostClock(

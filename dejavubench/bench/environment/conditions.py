@@ -76,6 +76,7 @@ class Conditions:
         """Count the throttling inside, by the control group's counters at both ends."""
         # Called once per point: what is throttled while models load between them does not count.
         before = cpu_throttling()
+        # What `before` says of the run is the reading ahead of its first point.
         self._before = self._before or before
         yield
         self._after = cpu_throttling()
@@ -90,4 +91,4 @@ class Conditions:
         if self._before is None or self._after is None:
             return {}
         counted = {"before": self._before, "after": self._after, "measured": self._measured}
-        return {"cpu_throttling": {when: asdict(each) for when, each in counted.items()}}
+        return {"cpu_throttling": {when: asdict(counter) for when, counter in counted.items()}}

@@ -112,10 +112,11 @@ class HostSampler(ConditionsSampler):
         self._unreadable: dict[str, str] = {}
         # Ranks of other hosts that are this machine compute on the same processors.
         neighbours = [member for member in members if member.machine == me.machine]
-        self._cpus = sorted(frozenset[int]().union(*(each.cores for each in neighbours)))
+        self._cpus = sorted(frozenset[int]().union(*(member.cores for member in neighbours)))
         self._pids = self._processes(me, neighbours)
-        ranks = [number for number, each in enumerate(members) if each.host == me.host]
+        ranks = [number for number, member in enumerate(members) if member.host == me.host]
         self._gpus = self._gpu_reader({gpu for n in ranks if (gpu := members[n].gpu) is not None})
+        # The first reading shows what cannot be read at all: said once, and not in every window.
         self._before = self._snapshot()
         self._unreadable |= self._before.unreadable
         self._lines = LineWriter(folder / conditions_file(rank))
@@ -146,12 +147,13 @@ class HostSampler(ConditionsSampler):
 
     def _processes(self, me: Member, neighbours: Sequence[Member]) -> frozenset[int]:
         """Return the job's processes on this machine; none if their numbers mean nothing here."""
-        if me.namespace is None or {each.namespace for each in neighbours} != {me.namespace}:
+        # A process number means another process in another namespace, whose time would be counted.
+        if me.namespace is None or {member.namespace for member in neighbours} != {me.namespace}:
             self._unreadable["CPU time of the job"] = (
                 "its ranks on this machine are in different process namespaces"
             )
             return frozenset()
-        return frozenset[int]().union(*(each.pids for each in neighbours))
+        return frozenset[int]().union(*(member.pids for member in neighbours))
 
     def _gpu_reader(self, uuids: set[str]) -> GpuReader | None:
         if not uuids:
@@ -173,5 +175,6 @@ def sampler_of(
     folder: Path, run_id: str, rank: int, members: Sequence[Member]
 ) -> ConditionsSampler:
     """Return this rank's sampler."""
-    first = min(n for n, each in enumerate(members) if each.host == members[rank].host)
+    own_host = members[rank].host
+    first = min(number for number, member in enumerate(members) if member.host == own_host)
     return HostSampler(folder, run_id, rank, members) if rank == first else ConditionsSampler()

@@ -59,22 +59,33 @@ class Snapshot:
                 unreadable[what] = str(error)
                 return None
 
+        # GPUs first: the driver takes milliseconds, during which the other counters would age.
         readings = {} if gpus is None else gpus.read()
         for reading in readings.values():
             unreadable |= {f"GPU {what}": why for what, why in reading.unreadable.items()}
-        counters: dict[str, Any] = {
-            "processors": tried("CPU time", lambda: processor_time(cpus)),
-            "own_cpu_s": tried("CPU time of the job", lambda: processes.cpu_seconds(pids))
-            if pids
-            else None,
-            "cpu_wait_s": tried("CPU pressure", lambda: pressure.waited_seconds("cpu")),
-            "io_wait_s": tried("I/O pressure", lambda: pressure.waited_seconds("io")),
-            "load": tried("load", load.load_average),
-            "cpu_mhz": tried("CPU clock", lambda: frequency.mean_mhz(cpus)),
-            "traffic": tried("interfaces", interfaces.interface_traffic),
-        }
-        now = time.perf_counter()
-        return cls(**counters, at_s=now, cost_s=now - began, gpus=readings, unreadable=unreadable)
+        processors = tried("CPU time", lambda: processor_time(cpus))
+        own_cpu_s = (
+            tried("CPU time of the job", lambda: processes.cpu_seconds(pids)) if pids else None
+        )
+        cpu_wait_s = tried("CPU pressure", lambda: pressure.waited_seconds("cpu"))
+        io_wait_s = tried("I/O pressure", lambda: pressure.waited_seconds("io"))
+        load_average = tried("load", load.load_average)
+        cpu_mhz = tried("CPU clock", lambda: frequency.mean_mhz(cpus))
+        traffic = tried("interfaces", interfaces.interface_traffic)
+        now = time.perf_counter()  # after all of them: the window begins where the reading ends
+        return cls(
+            at_s=now,
+            cost_s=now - began,
+            load=load_average,
+            processors=processors,
+            own_cpu_s=own_cpu_s,
+            cpu_wait_s=cpu_wait_s,
+            io_wait_s=io_wait_s,
+            cpu_mhz=cpu_mhz,
+            traffic=traffic,
+            gpus=readings,
+            unreadable=unreadable,
+        )
 
     def since(self, before: Snapshot) -> dict[str, Any]:
         """Return the fields of a window that began with an earlier snapshot and ended with this."""
@@ -123,13 +134,13 @@ class Snapshot:
 
     def _ways(self) -> dict[str, InterfaceCounts] | None:
         """Return the traffic of the interfaces and, as one more, of all NVLinks together."""
-        links = [each.links for each in self.gpus.values() if each.links is not None]
+        links = [gpu.links for gpu in self.gpus.values() if gpu.links is not None]
         if self.traffic is None:
             return None
         if not links:
             return dict(self.traffic)
-        out = sum(each.out_nbytes for each in links)
-        received = sum(each.in_nbytes for each in links)
+        out = sum(link.out_nbytes for link in links)
+        received = sum(link.in_nbytes for link in links)
         return {**self.traffic, NVLINK: InterfaceCounts(out, 0, received, 0)}
 
 
@@ -150,6 +161,7 @@ def _gpu_since(now: GpuReading, before: GpuReading, wall_s: float) -> GpuWindow:
     return GpuWindow(
         clock_mhz=now.clock_mhz,
         temperature_c=now.temperature_c,
+        # The mean power of the window, by the energy counter: a sample of power is of one moment.
         power_w=None if energy is None or not wall_s else energy / wall_s,
         limited_s=limited,
         reasons=now.reasons,

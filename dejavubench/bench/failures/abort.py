@@ -30,6 +30,7 @@ def is_expected(error: BaseException) -> bool:
 
     A disk, a network, another process or a user can cause such an error.
     """
+    # A helper thread's error comes wrapped: what it stems from decides.
     if isinstance(error, StreamingError) and error.__cause__ is not None:
         return is_expected(error.__cause__)
     if isinstance(error, OSError):

@@ -70,6 +70,7 @@ class ArmFailures:
 
     def settle(self, arm: Arm, problems: list[str | None]) -> bool:
         """Return whether the arm fails, where every rank's problem is known by now."""
+        # The lowest rank speaks for all, so that every rank reports the same failure.
         first = next(((rank, why) for rank, why in enumerate(problems) if why is not None), None)
         if first is None:
             return False

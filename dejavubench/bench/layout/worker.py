@@ -73,6 +73,7 @@ class WorkerView:
         """Yield microbatch, region, the other side's geometry and its rank, in the plan's order."""
         point, worker = self.point, self.topology.worker
         sources, sinks = setups(point)
+        # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:
             for out in stream_out(sources, sinks, worker, everything(point)):
                 other = geometry_of(point, sinks, out.target)
@@ -113,5 +114,6 @@ def view_of(
     experiment: Experiment, point: Point, topology: Topology, rank: int | None = None
 ) -> WorkerView:
     """Return the part of this rank, or of another one, at a point."""
+    # Another rank's part follows from its number alone, so no rank has to be asked.
     place = topology if rank is None else replace(topology, rank=rank)
     return WorkerView(point, place, slot_nbytes(experiment))

@@ -30,6 +30,7 @@ class Models:
 
     def of(self, point: Point) -> GPT:
         """Return the point's model, loaded and compiled."""
+        # Points that differ in batch or lengths alone share the weights.
         key = (point.spec, point.data_type)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # give its memory back before the next one is made
@@ -39,6 +40,7 @@ class Models:
             self._progress_bar.announce(f"loading {point.spec.name}, {point.data_type}: {weights}")
             self._loaded = (key, load_model(self._context, point))
         model = self._loaded[1]
+        # A decode step has a row per request, a prompt one per request and position.
         requests = self._context.view(point).sizes.ubatch_size
         layout = KVLayout(point.kv_layout)
         model.compile(layout, requests, requests * point.input_len, say=self._progress_bar.say)

@@ -80,6 +80,7 @@ class Outgoing:
     def managers(self, arm: Arm, level: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""
         opened = self._open(arm)
+        # Levels of a destination share its helper thread, but not the lists of chunks.
         if level not in opened.managers:
             streams, timeout = self.streams(arm), self._here.experiment.drain_timeout
             opened.managers[level] = [
@@ -160,6 +161,7 @@ class Outgoing:
 
     def _open(self, arm: Arm) -> OpenDestination:
         if arm.opens not in self._opened:
+            # Opened outside the clock, when an arm is first prepared: it may connect or allocate.
             destination = self._destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.streamer(destination, holds_failure)

@@ -97,8 +97,10 @@ class Sink:
         if level is None or not arm.remote:
             return Received()
         receivers = self._receivers_of(arm.mode, level)
+        # CPU time of all threads: receiving may have helpers of its own.
         began, began_ns = time.process_time(), time.perf_counter_ns()
         receive_all(receivers)
+        # Acknowledgements may still be leaving: the sources' drain waits for them.
         self._endpoint(arm.mode).finish()
         return Received(
             sum(receiver.nbytes for receiver in receivers),
@@ -135,6 +137,7 @@ class Sink:
     def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
         device = self._device_of(mode)
         if device.type not in self._slots:
+            # A slot per chunk under way, each as large as the largest chunk of its stream.
             slots = receiving_slots(device)
             largest = [largest_chunk(stream) for _, stream in self._streams(mode)]
             self._slots[device.type] = [

@@ -53,7 +53,7 @@ class Source:
         plan, workers = self.here.plan, self.here.workers
         assert workers is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
-        prompt_tokens = [each.tokens for each in self.prompts]
+        prompt_tokens = [prompt.tokens for prompt in self.prompts]
         return batch_maker_class(self.here.experiment)(
             self.model,
             steps,
@@ -87,6 +87,7 @@ class Source:
         streams = self.streams(arm, level)
         for cache in self.caches:
             cache.fill(pattern)
+        # The streams begin before the fill: a destination has its buffers from then on.
         self.begin(streams)
         if level is not None:
             self.outgoing.fill(arm, pattern)
@@ -107,7 +108,7 @@ class Source:
     def write_tokens(self, generated: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
         if self.view.topology.rank == 0:
-            prompt_ids = [each.unpadded() for each in self.prompts]
+            prompt_ids = [prompt.unpadded() for prompt in self.prompts]
             self.here.recorder.generated(self.here.point.id, prompt_ids, generated)
 
     def close(self) -> None:

@@ -40,8 +40,11 @@ class SourceStaging:
     def streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
         """Make the helper thread of a destination, with the staging that it needs."""
         timed = self._timed
+        # Chunks that leave from device memory are packed there, and no host slot is needed.
         if destination.device_memory:
             return self._make_streamer(destination, self.slots("cuda"), timed=timed)
+        # All others leave through host memory: from a GPU by slots on the device, whose way to the
+        # host is measured once.
         if self.on_cuda and self._on_device is None:
             self._on_device = self._stage_on_device()
         slots = self.slots("cpu") if destination.entry.staged else ()

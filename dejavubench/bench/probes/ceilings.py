@@ -52,6 +52,7 @@ class Ceilings:
             for (name, durability), probe in self._probes.items()
             if name in self._held_against
         ]
+        # By identity: a probe changes as it measures, so it has no hash.
         in_pairs = [id(probe) for pair in pairs for probe in pair]
         once = [probe for probe in self._probes.values() if id(probe) not in in_pairs]
         problems = [_measured(probe) for probe in once]

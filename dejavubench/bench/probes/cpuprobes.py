@@ -51,6 +51,7 @@ class CPUMemory:
     """
 
     def __init__(self) -> None:
+        # Two buffers of fp32: an eighth of the free memory each.
         elements = (
             min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
         )

@@ -39,19 +39,21 @@ GATHERS = 20
 MATMUL_SIDES = (4096, 8192)
 
 _READ = r"""
+// Each thread reads vectors that lie a whole grid apart, so neighbouring threads read neighbouring
+// vectors. Four loads are in flight before the first is used.
 extern "C" __global__ void read_all(
     const uint4* __restrict__ from, unsigned long long count, unsigned int* out) {
     const unsigned long long stride = (unsigned long long)gridDim.x * blockDim.x;
-    unsigned long long at = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
+    unsigned long long number = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
     unsigned int seen = 0;
-    for (; at + 3 * stride < count; at += 4 * stride) {
-        const uint4 a = from[at], b = from[at + stride];
-        const uint4 c = from[at + 2 * stride], d = from[at + 3 * stride];
+    for (; number + 3 * stride < count; number += 4 * stride) {
+        const uint4 a = from[number], b = from[number + stride];
+        const uint4 c = from[number + 2 * stride], d = from[number + 3 * stride];
         seen ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w;
         seen ^= c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
     }
-    for (; at < count; at += stride) {
-        const uint4 a = from[at];
+    for (; number < count; number += stride) {
+        const uint4 a = from[number];
         seen ^= a.x ^ a.y ^ a.z ^ a.w;
     }
     // Hardly ever true, but the compiler cannot know that, so it must keep the loads.
@@ -72,6 +74,7 @@ def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buff
 
     They are so many that none is in L2 any more when its turn comes.
     """
+    # Each layer must fit its share of free memory, and all packed layers one buffer together.
     layer = geometry.nbytes // geometry.layers
     gathered = layer * input_len // geometry.positions
     return min(

@@ -62,7 +62,7 @@ class ChunkFile:
             receivers: each with the number of its microbatch.
         """
         for ubatch, receiver in receivers:
-            received = [each.received for each in receiver.arrivals]
+            received = [arrival.received for arrival in receiver.arrivals]
             record = records.SinkChunkTimes(
                 **when,
                 ubatch=ubatch,
@@ -71,8 +71,8 @@ class ChunkFile:
                 began_ns=began_ns,
                 received=None
                 if None in received
-                else [each - began_ns for each in received if each is not None],
-                scattered=[each.scattered - began_ns for each in receiver.arrivals],
+                else [moment - began_ns for moment in received if moment is not None],
+                scattered=[arrival.scattered - began_ns for arrival in receiver.arrivals],
             )
             self.append(record)
 
@@ -130,6 +130,7 @@ def _times_of(
     assert times is not None
     if times.finished != times.chunks:
         raise ValueError(f"{times.finished} of {times.chunks} chunks are complete")
+    # Counted from the prompt's submission: small numbers, and the same zero as the steps have.
     began = round(clock.steps_began_s[0] * 1e9)
     return records.ChunkTimes.model_validate(
         {

@@ -14,6 +14,7 @@ def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
     Args:
         on_gpu: the model of the run is on a GPU, which has other ceilings.
     """
+    # All that analysis asks of a transport: a plugin need not be installed where records are read.
     names = transport.probe_names
     return DestinationInfo(
         label=transport.label or transport.name,

@@ -34,6 +34,7 @@ def microbatch_record(
         cpu_s: CPU seconds of the model.
         helper_cpu_s: CPU seconds of the helper threads.
     """
+    # Other times are kept as differences from this one: small numbers, and the host's clock once.
     began_ns = round(clock.steps_began_s[0] * 1e9)
     return Microbatch(
         **when,

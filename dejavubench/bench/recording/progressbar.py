@@ -33,6 +33,7 @@ class ProgressBar:
         self._said = float("-inf")
         self._bar = None
         if shown and sys.stderr.isatty():
+            # Imported only for a bar: under mpirun stderr is mostly a pipe, and rich takes a while.
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar

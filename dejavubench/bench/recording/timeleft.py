@@ -82,6 +82,7 @@ class TimeLeft:
         now = self._clock()
         self._took.append(now - self._mark)
         self._mark = now
+        # The first point's lead has the program's own start in it: it tells nothing of later ones.
         if len(self._took) == 1 and self._point > 0:
             lead = self._rounds_began - self._began
             self._other_lead = max(0.0, lead - self._warmup * self._took[0])
@@ -127,12 +128,13 @@ class TimeLeft:
             return None
         later = range(self._point + 1, len(self._sizes))
         rounds_s = [unit * self._sizes[number] for number in later]
-        after = sum(self._lead_s(each) + self._rounds * each for each in rounds_s)
+        after = sum(self._lead_s(round_s) + self._rounds * round_s for round_s in rounds_s)
         after += sum(self._ceilings[number] for number in later) * self._ceiling_s()
         return self._here_s(unit * self._sizes[self._point]) + after
 
     def _here_s(self, round_s: float) -> float:
         """Return the time left at this point."""
+        # Each part is at least 0, so that a slow round does not make the estimate negative.
         rounds = max(0, self._rounds - len(self._took))
         ceilings = self._ceilings[self._point] - len(self._ceilings_took)
         spared = max(0.0, self._ceilings_s - sum(self._ceilings_took))

@@ -90,6 +90,7 @@ class HandoverSource(PlainSource):
         if not self._sends:
             return
         tokens = torch.cat([torch.stack(clock.tokens, dim=1) for clock in clocks])
+        # Kept alive by its requests until the sinks have answered.
         message = np.ascontiguousarray(tokens.numpy())  # [requests, tokens]
         self._under_way = [
             self._comm.Isend(message, rank, _TOKENS) for rank in token_receivers(self._topology)
@@ -130,7 +131,7 @@ class HandoverSink(PlainSink):
         self._taken = SinkTimes()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
-        known = sleeping_bcast(self.here.world, None)
+        known: torch.Tensor = sleeping_bcast(self.here.world, None)
         super().expect(undisturbed, known.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -181,7 +182,7 @@ class SinkModel:
         sink_point = replace(view.point, ubatch_size=view.sizes.ubatch_size)
         self._prompts = make_prompts(sink_point, view.ubatches, plan.experiment.seed, plan.prompts)
         steps = steps_of(model, caches, self._prompts, plan.sampling)
-        prompts = [each.tokens for each in self._prompts]
+        prompts = [prompt.tokens for prompt in self._prompts]
         self._maker = batch_maker_class(plan.experiment)(
             model=model,
             steps=steps,
@@ -220,6 +221,7 @@ class SinkModel:
         message = self._comm.Irecv(known.numpy(), token_sender(self._view.topology), _TOKENS)
         wait_asleep(message.Test, "the sources' tokens")
         for clock, prompts in zip(clocks, self._prompts, strict=True):
+            # By the requests' numbers: this side may cut them into other microbatches.
             clock.tokens = list(known[prompts.numbers].unbind(1))
 
     def _tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:

@@ -43,12 +43,12 @@ class PutBack:
     @property
     def steps(self) -> int:
         """Number of steps that all microbatches have."""
-        return min(each.steps for each in self.restored)
+        return min(stream.steps for stream in self.restored)
 
     @property
     def wrong(self) -> list[str]:
         """Why files hold fewer good steps than they say, for each such file."""
-        return [each.wrong for each in self.restored if each.wrong is not None]
+        return [stream.wrong for stream in self.restored if stream.wrong is not None]
 
     def tokens(self, steps: int) -> list[list[torch.Tensor]]:
         """Return for each microbatch the new tokens [B] of the first ``steps`` steps.
@@ -57,10 +57,10 @@ class PutBack:
         """
         return [
             [
-                torch.from_numpy(each.tokens[step + 1][:, 0].astype(np.int64))
+                torch.from_numpy(stream.tokens[step + 1][:, 0].astype(np.int64))
                 for step in range(steps)
             ]
-            for each in self.restored
+            for stream in self.restored
         ]
 
 
@@ -72,8 +72,8 @@ def put_back(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> P
         for file, stream in zip(files, restored, strict=True):
             _drop_unknown_steps(stream, file)
     nbytes = sum(
-        sum(map(file.schedule.step_nbytes, range(each.steps)))
-        for file, each in zip(files, restored, strict=True)
+        sum(map(file.schedule.step_nbytes, range(stream.steps)))
+        for file, stream in zip(files, restored, strict=True)
     )
     return PutBack(restored, nbytes, (time.perf_counter() - began) * 1e3)
 

@@ -96,6 +96,7 @@ class SwapSource(PlainSource):
     def verify(self, arm: Arm) -> str | None:
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
         view, swapper = self.source.view, self._swap(arm).swapper
+        # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
         for ubatch, expected in enumerate(self._digests):
             hashes = digests(swapper.bring_back(ubatch), view.point.written)
             if differs := digests_differ(hashes, expected, view, ubatch):

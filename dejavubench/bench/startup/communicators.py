@@ -48,6 +48,7 @@ def connect_workers(
     comms: Communicators, ranks: Ranks, device: torch.device, spin: bool
 ) -> Collectives:
     """Connect the workers of this side, which hold parts of one model. Collective on the side."""
+    # Alone, a worker sends nothing: NCCL, which takes seconds to start, is left out.
     side = ranks.topology.own_side()
     if device.type == "cuda" and side.workers > 1:
         return NCCLCollectives(comms.side, side, spin, device)

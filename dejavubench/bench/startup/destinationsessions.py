@@ -37,7 +37,9 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
     )
 
     def load() -> Sessions:
-        sessions = {name: each.session(rank) for name, each in runnable.transports.items()}
+        sessions = {
+            name: transport.session(rank) for name, transport in runnable.transports.items()
+        }
         for session in sessions.values():
             session.load()
         return sessions
@@ -57,14 +59,14 @@ def meet_other_sides(sessions: Sessions, ranks: Ranks) -> None:
 
 def refused_points(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     """Announce every point to the other sides; return why points are refused. Collective."""
-    if all(type(each).refusal is Session.refusal for each in sessions.values()):
+    if all(type(session).refusal is Session.refusal for session in sessions.values()):
         return {}  # nobody is asked, so that ranks need not wait for each other at every point
     refused: dict[str, str] = {}
     for point in runnable.points:
         context = point_context(runnable.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
         with ExitStack() as held:
-            refusals = [partial(each.refusal, context, held) for each in sessions.values()]
+            refusals = [partial(session.refusal, context, held) for session in sessions.values()]
             refused |= agree_on_reasons(ranks.world, partial(_first_refusal, point, refusals))
         ranks.world.Barrier()  # all have given it back before the next point is announced
     return refused
@@ -78,6 +80,7 @@ def _first_refusal(point: Point, refusals: Sequence[Callable[[], str | None]]) -
 
 def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointContext:
     """Describe a point to a destination."""
+    # The same list on every rank, in the same order: connecting may be collective.
     topology = ranks.topology
     pairs = [
         (rank, sink)

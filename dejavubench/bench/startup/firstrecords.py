@@ -32,6 +32,7 @@ def write_first_records(context: RunContext, command: list[str], spin: bool) -> 
 def _write_rank(context: RunContext, spin: bool) -> None:
     topology, workspace = context.ranks.topology, context.workspace
     environment = facts.of_rank(context.devices.number) | context.conditions.facts()
+    # Measured at the start and at the end: clocks of hosts drift apart meanwhile.
     environment |= clockoffset.measure(context.comms.verification, context.ranks.hosts)
     if context.devices.loopback is not None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)

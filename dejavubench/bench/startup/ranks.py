@@ -133,6 +133,7 @@ class Ranks:
     def confine(self) -> None:
         """Keep this source, with the helper thread it will start, on one core (``--confine``)."""
         if self.is_source:
+            # Ranks of one host take different cores, as long as there are enough.
             cores = sorted(os.sched_getaffinity(0))
             before = self.on_this_host(range(self.rank))
             os.sched_setaffinity(0, {cores[before % len(cores)]})

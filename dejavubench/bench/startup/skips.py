@@ -25,6 +25,7 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     if not runnable.on_disk or not ranks.is_source:
         return reasons
     directory = experiment.stream_dir or experiment.log_dir
+    # The folder itself may not be there yet: the nearest one above it is on the same disk.
     existing = next(
         folder for folder in (directory, *directory.absolute().parents) if folder.exists()
     )

@@ -59,6 +59,7 @@ def start(
     workspace = Workspace.open(runnable, ranks)
     if watchdog is not None:
         watchdog.note_in(workspace.folder / records.first_exit_file(ranks.rank))
+    # Duplicates of the world after every destination has made its own, in one order on all ranks.
     comms = Communicators.make(ranks)
     spin = may_spin(ranks, experiment.threads)
     computes = ranks.is_source or sinks_compute

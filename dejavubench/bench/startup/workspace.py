@@ -60,6 +60,7 @@ class Workspace:
     def bring_together(self, ranks: Ranks) -> None:
         """Copy the whole files of ranks on other hosts to rank 0's folder. Collective."""
         self.chunk_file.close()
+        # Every rank goes through the same files: the gather is collective.
         for name_of in (records.rank_file, records.chunk_file, conditions_file):
             mine = self.folder / name_of(ranks.rank)
             # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.

@@ -10,12 +10,11 @@ import json
 import sys
 from dataclasses import asdict
 from itertools import permutations
-from typing import Any
 
 from dejavubench.machine.gpu import CUDA_DRIVER, cuda_devices
 
 
-def facts() -> dict[str, Any]:
+def facts() -> dict[str, object]:
     """Return devices, versions and pairs with peer access; ``problem`` if the driver fails."""
     try:
         devices = cuda_devices()
@@ -34,13 +33,13 @@ def facts() -> dict[str, Any]:
     }
 
 
-def _version(driver: Any) -> str:
+def _version(driver: ctypes.CDLL) -> str:
     number = ctypes.c_int()  # 12040 is 12.4
     driver.cuDriverGetVersion(ctypes.byref(number))
     return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
-def _peer(driver: Any, one: int, other: int) -> bool:
+def _peer(driver: ctypes.CDLL, one: int, other: int) -> bool:
     # The driver is initialised already, by cuda_devices().
     answer = ctypes.c_int()
     error = driver.cuDeviceCanAccessPeer(ctypes.byref(answer), one, other)

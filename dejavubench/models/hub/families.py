@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from dejavubench.models.hub.modelconfig import Config
 from dejavubench.models.hub.modelspec import ModelSpec
@@ -51,7 +50,7 @@ class Family:
     names: Callable[[str, int], Stored]
     prefixes: tuple[str, ...]
     spared: re.Pattern[str]
-    requires: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, object] = field(default_factory=dict)
 
 
 # ---- the families ----

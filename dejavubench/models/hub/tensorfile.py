@@ -186,7 +186,7 @@ def _entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
         if str(dtype).startswith(("F4", "F6", "F8")):
             return None
         return f"is stored as {dtype!r}, a type that the safetensors library does not know"
-    if not all(isinstance(each, int) and each >= 0 for each in shape):
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
         return f"has the impossible shape {shape}"
     nbytes = prod(shape) * BITS[dtype] // 8
     if nbytes != stop - start:

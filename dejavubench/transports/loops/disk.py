@@ -34,6 +34,7 @@ class DiskLoops:
 
     def __init__(self, directory: Path, name: str, durability: Durability) -> None:
         self.durability = durability
+        # Page-aligned, as writes past the page cache need it.
         self._data = aligned_buffer(MESSAGE).fill_(1)
         self._destination = DiskDestination(
             directory=directory,
@@ -61,7 +62,7 @@ class DiskLoops:
     def _write_raw(self) -> None:
         for number in range(DISK_CHUNKS):
             done = 0
-            while done < MESSAGE:
+            while done < MESSAGE:  # a write may be cut short where the disk fills up
                 done += os.pwrite(
                     self._raw, self._data.numpy().data[done:], number * MESSAGE + done
                 )

@@ -58,6 +58,7 @@ class MPILoops:
         The source tries the link once and tells the sink how large messages will be.
         """
         if not self._message:
+            # Both sides must know the size before the first message of it.
             first, answer = self._slots[0].numpy()[:PACED_BY], bytearray(8)
             self._meeting.begin()
             if self._is_source:
@@ -104,6 +105,7 @@ class MPILoops:
         answer, messages = bytearray(1), self._messages()
         self._meeting.begin()
         began = time.perf_counter()
+        # The byte back keeps the source from running ahead: eager sends would measure a copy.
         for _ in range(MESSAGES // WINDOW):
             if self._is_source:
                 MPI.Request.Waitall([self._comm.Isend(message, self._peer) for message in messages])

@@ -27,7 +27,7 @@ class NCCLLoop:
         self._slots = [
             torch.zeros(MESSAGE, dtype=torch.uint8, device=device) for _ in range(WINDOW)
         ]
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # the link has a stream of its own, beside that of the zeros
 
     def probes(self) -> list[Probe]:
         return [Probe("nccl-send", "GB/s", self.send)]

@@ -48,6 +48,7 @@ class NIXLLoops:
         self._destination = NIXLDestination(comm, [peer], self._slots) if source else None
         self._endpoint = None if source else NIXLSinkEndpoint(comm, [peer], self._slots)
         slots = [(slot.data_ptr(), MESSAGE) for slot in self._slots]
+        # Each with the other side's: a write is one-sided, so its target must be known here.
         self._pairs = list(zip(slots, comm.sendrecv(slots, peer, source=peer), strict=True))
 
     def probes(self) -> list[Probe]:

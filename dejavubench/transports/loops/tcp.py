@@ -97,6 +97,7 @@ class TCPLoops:
         destination, stream = self._destination, self._stream
         _begin(destination, stream)
         began = time.perf_counter()
+        # At most WINDOW chunks are under way: a slot is sent from until its chunk is complete.
         for chunk in self._chunks:
             _wait(destination, stream, chunk.index - WINDOW)
             destination.flush(stream, chunk, self._slots[chunk.index % WINDOW])

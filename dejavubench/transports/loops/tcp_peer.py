@@ -49,6 +49,7 @@ class TCPPeer:
             ) from None
         except StreamingError as error:
             raise UsageError(f"--peer {peer}: {error}") from None
+        # Found is enough: each destination makes a connection of its own, with its caches.
         leave(wire)
         wire.close()
         return cls(

@@ -90,6 +90,7 @@ def _raw(connection: Connection, frame: Frame, held: HeldStream) -> None:
         raise RefusalError("a raw loop has no bytes of its own")
     connected = connection.wire.socket
     for chunk in held.schedule.all_chunks(LEVELS["3"]):
+        # Straight into the cache where the chunk lies in few pieces, as its own frames would go.
         for place in held.places(chunk) or iter([connection.staging(chunk.nbytes).numpy().data]):
             got = 0
             while got < len(place):
@@ -133,6 +134,7 @@ def _changed(
         if inside is not None:
             changed[_overlap(block, inside, tensor.shape)] = False
         if changed.any():
+            # Blocks follow one another as elements do: the first one that differs has the first.
             if first is None:
                 index = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
                 where = [int(i) + cut.start for i, cut in zip(index, block, strict=True)]

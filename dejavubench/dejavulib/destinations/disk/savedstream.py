@@ -7,7 +7,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +123,7 @@ _WITHOUT = {"flush_interval": 1}
 """Entries that a header may lack, and what it means without them."""
 
 
-def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> None:
+def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, object]) -> None:
     """Raise StreamingError unless page 0 is an undamaged header with the expected content."""
     packed = page.tobytes()
     if not packed.startswith(streamfile.MAGIC):
@@ -153,9 +152,9 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, Any]) -> 
             )
 
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return the values by dotted name, so that a message can name one that differs."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in document.items():
         flat |= (
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

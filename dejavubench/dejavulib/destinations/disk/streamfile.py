@@ -21,7 +21,6 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -85,7 +84,7 @@ def file_nbytes(schedule: StreamSchedule) -> int:
     return record_offset(schedule, schedule.steps + 1)
 
 
-def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, Any]:
+def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, object]:
     """Return the header of a stream's file as a JSON object."""
     schedule = stream.schedule
     # Left out at 1: those files are the same as before there was an interval.

@@ -39,7 +39,7 @@ class NCCLLink(Protocol):
     def recv(self, address: int, nbytes: int) -> None:
         """Issue a receive on the link."""
 
-    def group(self) -> AbstractContextManager[Any]:
+    def group(self) -> AbstractContextManager[object]:
         """Return a context; what is issued inside becomes one operation."""
 
     def filled(self) -> StreamMark:
@@ -48,7 +48,7 @@ class NCCLLink(Protocol):
     def after(self, filled: Any) -> None:
         """Let what is issued on the link from now on begin after a mark of :meth:`filled`."""
 
-    def side_stream(self) -> AbstractContextManager[Any]:
+    def side_stream(self) -> AbstractContextManager[object]:
         """Return a context in which torch's current stream follows everything received so far."""
 
     def mark(self) -> StreamMark:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,12 @@ PEER_FIRST_S = 3.0
 The failed peer reports the cause. Waiting gives the launcher time to end this process before it
 prints a second, less useful error.
 """
+
+
+class Write(Protocol):
+    """NIXL's handle of a write."""
+
+    def release(self) -> None: ...
 
 
 class Notification(IntEnum):
@@ -105,7 +111,7 @@ class Agent:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], share: Mapping[int, Any]
+        self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], share: Mapping[int, object]
     ) -> None:
         nixl, device = load(), memory[0].device
         self.peers = sorted(share)
@@ -127,7 +133,7 @@ class Agent:
         except DeadlineError as error:
             raise StreamingError(f"NIXL: {error}") from None
 
-    def _connect(self, comm: MPI.Intracomm, share: Mapping[int, Any]) -> dict[int, Any]:
+    def _connect(self, comm: MPI.Intracomm, share: Mapping[int, object]) -> dict[int, Any]:
         """Exchange metadata; everyone sends before anyone waits, so nobody waits in a circle."""
         metadata, shared = self._agent.get_agent_metadata(), {}
         sent = [
@@ -188,7 +194,7 @@ class Agent:
     @_reports_lost_peer
     def write(
         self, stream: Stream, source: Pieces, target: Pieces, number: int | None = None
-    ) -> Any:
+    ) -> Write:
         """Begin one write of pieces of memory; return its handle, for :meth:`done`.
 
         Args:
@@ -204,7 +210,7 @@ class Agent:
         theirs = self._agent.get_xfer_descs(self._table(target, peer), self._kind)
         return self._begin(self._agent.initialize_xfer("WRITE", sources, theirs, peer, message))
 
-    def write_each(self, stream: Stream, source: Pieces, target: Pieces) -> Iterator[Any]:
+    def write_each(self, stream: Stream, source: Pieces, target: Pieces) -> Iterator[Write]:
         """Yield a write per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
         sources = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(source), self._kind)
@@ -219,12 +225,12 @@ class Agent:
         return np.array([(address, nbytes, device) for address, nbytes in extents], dtype=np.uint64)
 
     @_reports_lost_peer
-    def _begin(self, write: Any) -> Any:
+    def _begin(self, write: Write) -> Write:
         self._agent.transfer(write)  # NIXL's name for starting a prepared operation
         return write
 
     @_reports_lost_peer
-    def done(self, write: Any) -> bool:
+    def done(self, write: Write) -> bool:
         """Return whether a write's bytes are in the peer's memory.
 
         Raises:

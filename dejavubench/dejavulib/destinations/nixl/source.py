@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -18,7 +17,7 @@ from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
 from ..base import RemoteDestination, Stream, StreamingError
 from ..registry import NIXL
-from .agent import Agent, Notification
+from .agent import Agent, Notification, Write
 
 GROUP = 2048
 """Most extents of one NIXL write, if they are not waited for one by one."""
@@ -44,7 +43,7 @@ class _Sending:
     number: int
     packed: torch.Tensor | None = None
     filled: torch.cuda.Event | None = None
-    write: Any = None
+    write: Write | None = None
     written: bool = False
     moved: int | None = None
     sink_ns: int | None = None
@@ -180,7 +179,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
             self._remote_extents[stream.key] = ExtentAddresses(bases, schedule)
         return self._remote_extents[stream.key]
 
-    def _finish(self, write: Any, stream: Stream, chunk: Chunk) -> None:
+    def _finish(self, write: Write, stream: Stream, chunk: Chunk) -> None:
         """Wait for one write without sleeping: level 0 has nothing else to do meanwhile."""
         while not self.agent.done(write):
             self._check_going_on(stream, chunk)

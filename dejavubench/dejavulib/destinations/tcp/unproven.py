@@ -57,7 +57,7 @@ class Unproven:
             counts: dict[str, int] = {}
             for place in self._places.values():
                 counts[place.address] = counts.get(place.address, 0) + 1
-            crowded = max(counts, key=lambda each: counts[each])
+            crowded = max(counts, key=lambda address: counts[address])
             oldest = next(place for place in self._places.values() if place.address == crowded)
             if _age(oldest) < YOUNG:
                 return YOUNG / 20

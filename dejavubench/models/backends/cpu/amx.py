@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from numba import carray
@@ -20,7 +19,7 @@ from numba.extending import intrinsic
 from dejavubench.machine.cpu import cpu_flags
 from dejavubench.models.backends.cpu.elementwise import floats, halves, words
 from dejavubench.models.backends.cpu.emitter import BYTE, INT64, Emitter, Value, emitting
-from dejavubench.models.backends.cpu.threads import compiled, released, scratch
+from dejavubench.models.backends.cpu.threads import Compiled, compiled, released, scratch
 
 ROWS = 16
 """Rows of a tile, and the most rows of x that meet it at once."""
@@ -48,7 +47,7 @@ def takes(rows: int, ins: int) -> bool:
     return rows <= ROWS and ins % DEPTH == 0 and usable()
 
 
-def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Any:
+def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compiled:
     """Return ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, for use in compiled code.
 
     It writes out[r, q] = Σₖ w[r, k] · x[q, k], k < n, in fp32.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,8 @@ from dejavubench.models.backends.cpu.dotkernels import (
 )
 from dejavubench.models.backends.cpu.elementwise import floats, integers, softmax
 from dejavubench.models.backends.cpu.threads import (
+    Compiled,
+    Loaded,
     address,
     compiled,
     kernel,
@@ -158,7 +159,7 @@ def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped
     return turn, soon * apart, following - (base + turn * apart)
 
 
-def _score(dtype: torch.dtype, in_vectors: bool) -> Any:
+def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     """Return ``score(q, k, apart, count, size, scores, following)``, compiled.
 
     It adds the products of ``count`` keys' pieces of ``size`` elements with that of the query.
@@ -188,7 +189,7 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Any:
     return score
 
 
-def _weighted(dtype: torch.dtype) -> Any:
+def _weighted(dtype: torch.dtype) -> Compiled:
     """Return ``weighted(p, v, apart, count, size, out, following)``, compiled.
 
     It writes the sum of ``count`` values, each by its factor, to ``out``.
@@ -225,7 +226,7 @@ def _start_scores(scores, slope):  # type: ignore[no-untyped-def]
         scores[s] = slope * np.float32(s + 1 - len(scores))
 
 
-def _compile(dtype: torch.dtype, in_vectors: bool) -> Any:
+def _compile(dtype: torch.dtype, in_vectors: bool) -> Loaded:
     score, weighted = _score(dtype, in_vectors), _weighted(dtype)
 
     @compiled

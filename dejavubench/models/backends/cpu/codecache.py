@@ -64,7 +64,7 @@ class Kernel:
     def __init__(self, name: str, build: Callable[[], Any]) -> None:
         self.name = name
         self._build = build
-        self._owner: Any = None  # frees the code when it is freed
+        self._owner: object = None  # frees the code when it is freed
 
     @functools.cached_property
     def address(self) -> int:
@@ -115,7 +115,7 @@ class Kernel:
             content = _pack(function._wrapper_name, outer_symbols(library._final_module), code, key)
             write_whole(folder / key, content, mode=0o600)
 
-    def _take(self, owner: Any, address: int) -> None:
+    def _take(self, owner: object, address: int) -> None:
         if not address:
             raise UntrustedError("its code has no such function")
         self._owner = owner
@@ -307,11 +307,10 @@ def source_digest(kernels: Path = Path(__file__).parent) -> str:
     return digest.hexdigest()
 
 
-def outer_symbols(module: Any) -> list[str]:
+def outer_symbols(module: binding.ModuleRef) -> list[str]:
     """Return the names of outer functions and variables in compiled code."""
-    named = [
-        each.name for each in (*module.functions, *module.global_variables) if each.is_declaration
-    ]
+    symbols = (*module.functions, *module.global_variables)
+    named = [symbol.name for symbol in symbols if symbol.is_declaration]
     return [name for name in named if not name.startswith("llvm.")]  # those are instructions
 
 
@@ -343,6 +342,6 @@ def _define_numbas_symbols() -> None:
     rtsys.initialize(cpu_target.target_context)
 
 
-def _target() -> Any:
+def _target() -> binding.TargetMachine:
     """Return a new description of this machine, for one engine to keep."""
     return binding.Target.from_default_triple().create_target_machine()

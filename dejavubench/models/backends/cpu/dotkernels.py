@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from llvmlite import binding
@@ -26,7 +25,7 @@ from numba.extending import intrinsic
 
 from dejavubench.machine.cpu import cpu_flags
 from dejavubench.models.backends.cpu.emitter import Emitter, Value, emitting
-from dejavubench.models.backends.cpu.threads import LINE_NBYTES
+from dejavubench.models.backends.cpu.threads import LINE_NBYTES, Compiled
 
 AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"))
 
@@ -72,7 +71,7 @@ def dots(
     lanes: int = LANES,
     x_dtype: torch.dtype = torch.float32,
     fetches: int | None = None,
-) -> Any:
+) -> Compiled:
     """Return ``f(w, apart, x, x_apart, n, out, out_apart, after, ahead)`` for compiled code.
 
     It adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for ``rows`` rows of w and ``columns`` rows
@@ -170,7 +169,7 @@ class _Dots:
                     emit.add_product(totals[q, r], of_w[r], of_x, lanes)
 
 
-def blend(dtype: torch.dtype, streams: int) -> Any:
+def blend(dtype: torch.dtype, streams: int) -> Compiled:
     """Return ``f(p, v, apart, part, begin, stop, n, out, ahead)``, for use in compiled code.
 
     It adds Σₛ p[s] · v[s, d] to out[d], d < n. v is cut into ``streams`` parts of ``part`` rows;

@@ -5,21 +5,21 @@ Arrays are in fp32; bf16 is seen as uint16.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core.typing import Signature
 from numba.extending import intrinsic
 
-from dejavubench.models.backends.cpu.emitter import FLOAT, INT16, INT32, INT64, as_pointer
-from dejavubench.models.backends.cpu.threads import compiled
+from dejavubench.models.backends.cpu.emitter import FLOAT, INT16, INT32, INT64, Emit, as_pointer
+from dejavubench.models.backends.cpu.threads import Compiled, compiled
 
 
-def _seen_as(element: Any, scalar: Any) -> Any:
+def _seen_as(element: types.Type, scalar: ir.Type) -> Compiled:
     """Return an intrinsic that types an address as one of such elements, for ``carray``."""
 
     @intrinsic
-    def function(typing: Any, address: Any) -> Any:
+    def function(typing: object, address: types.Type) -> tuple[Signature, Emit]:
         return types.CPointer(element)(types.intp), as_pointer(scalar)
 
     return function

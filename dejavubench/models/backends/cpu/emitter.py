@@ -14,30 +14,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.base import BaseContext
+from numba.core.typing import Signature
 
 BYTE, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
 
-Value = Any
+Value: TypeAlias = ir.Value
 """A value of llvmlite's, which has no types of its own to check by."""
 
 
-def as_pointer(pointed: Any) -> Any:
+Emit = Callable[[BaseContext, ir.IRBuilder, Signature, Sequence[Value]], Value]
+"""The code generator of an intrinsic, as numba calls it."""
+
+
+def as_pointer(pointed: ir.Type) -> Emit:
     """Return the code generator that turns an integer into the address of such elements."""
 
-    def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
+    def emit(
+        context: BaseContext, builder: ir.IRBuilder, signature: Signature, values: Sequence[Value]
+    ) -> Value:
         return builder.inttoptr(values[0], pointed.as_pointer())
 
     return emit
 
 
-def emitting(arguments: int, body: Callable[[Emitter, Sequence[Value]], None]) -> Any:
+def emitting(
+    arguments: int, body: Callable[[Emitter, Sequence[Value]], None]
+) -> tuple[Signature, Emit]:
     """Return the signature and the code generator of an intrinsic, as numba asks for them.
 
     Args:
@@ -45,7 +55,9 @@ def emitting(arguments: int, body: Callable[[Emitter, Sequence[Value]], None]) -
         body: writes the instructions, given the arguments.
     """
 
-    def emit(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
+    def emit(
+        context: BaseContext, builder: ir.IRBuilder, signature: Signature, values: Sequence[Value]
+    ) -> Value:
         body(Emitter(builder), values)
         return context.get_dummy_value()
 
@@ -55,7 +67,7 @@ def emitting(arguments: int, body: Callable[[Emitter, Sequence[Value]], None]) -
 class Emitter:
     """Writes the instructions of one function."""
 
-    def __init__(self, builder: Any) -> None:
+    def __init__(self, builder: ir.IRBuilder) -> None:
         self._builder = builder
 
     # ---- addresses and loops ----
@@ -71,7 +83,7 @@ class Emitter:
     def half(self, value: Value) -> Value:
         return self._builder.lshr(value, INT64(1))
 
-    def pointer(self, address: Value, to: Any) -> Value:
+    def pointer(self, address: Value, to: ir.Type) -> Value:
         return self._builder.inttoptr(address, to.as_pointer())
 
     @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +35,8 @@ from dejavubench.models.backends.cpu.elementwise import (
     widen,
 )
 from dejavubench.models.backends.cpu.threads import (
+    Compiled,
+    Loaded,
     address,
     compiled,
     kernel,
@@ -137,7 +138,7 @@ def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Kern
 
 
 @cache
-def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
+def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
     """Return ``product(x, rows, ins, weight, columns, sums, sums_apart)``, compiled.
 
     It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_apart`` bytes
@@ -162,7 +163,7 @@ def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any
     return product
 
 
-def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
+def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
     """Return the compiled loop over all rows of x, a tile at a time, for one row of each stream."""
     tile, streams, several = tiling.rows, tiling.streams, tiling.several
     itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
@@ -190,7 +191,7 @@ def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
     return turns
 
 
-def _finish(bf16: bool, plus: Any, as_elements: Any) -> Any:
+def _finish(bf16: bool, plus: Compiled, as_elements: Compiled) -> Compiled:
     """Return ``finish(sums, activation, residual, out)``, compiled, for one row of sums."""
 
     @compiled
@@ -221,7 +222,7 @@ def _widened_nbytes(rows: int, ins: int, widens: bool) -> int:
     return rows * ins * 4 if widens else 0
 
 
-def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Any:
+def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Loaded:
     itemsize, x_itemsize, bf16 = dtype.itemsize, x_dtype.itemsize, x_dtype == torch.bfloat16
     widens = bf16 and not (tiling.amx or multiplies_pairs(dtype, x_dtype))
     product = amx.product

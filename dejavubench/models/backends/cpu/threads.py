@@ -43,7 +43,10 @@ _aligned = types.ExternalFunction("aligned_alloc", types.intp(types.intp, types.
 released = types.ExternalFunction("free", types.void(types.intp))
 """Gives back what :func:`scratch` took."""
 
-COMPILED: Any = {
+Compiled = Any
+"""A function that numba has compiled, and that compiled code may call. It has no types to check."""
+
+COMPILED: dict[str, object] = {
     "boundscheck": False,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz"},
@@ -65,11 +68,11 @@ class Loaded(Protocol):
 def struct(name: str, *fields: str) -> type[ctypes.Structure]:
     """Return the type of a kernel's job: int64 numbers, addresses and distances."""
     return type(
-        name, (ctypes.Structure,), {"_fields_": [(each, ctypes.c_int64) for each in fields]}
+        name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields]}
     )
 
 
-def kernel(job: type[ctypes.Structure]) -> Callable[[Any], Any]:
+def kernel(job: type[ctypes.Structure]) -> Callable[[Compiled], Loaded]:
     """Return a decorator that compiles ``f(jobs)``, ``jobs`` being the address of one such job."""
     return cfunc(types.void(types.CPointer(from_dtype(np.dtype(job)))), **COMPILED)
 
