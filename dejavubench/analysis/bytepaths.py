@@ -74,14 +74,14 @@ def path_of_bytes(
     """Return the way of an arm's bytes at a point; None if nothing was recorded to tell it."""
     sources = source_ranks(run)
     hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
-    if not hosts or not samples.nbytes:
+    if not hosts or not samples.stream.nbytes:
         return None
     unreadable = {what: why for host in hosts for what, why in host.log.host.unreadable.items()}
     if "interfaces" in unreadable:
         return BytePath(unreadable=unreadable["interfaces"])
     shares: dict[str, list[float]] = defaultdict(list)
     rounds = 0
-    for number, nbytes in samples.nbytes.items():
+    for number, nbytes in samples.stream.nbytes.items():
         carried = [_carried(host, point, samples.arm.name, number) for host in hosts]
         if not nbytes or None in carried:
             continue

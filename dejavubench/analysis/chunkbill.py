@@ -168,7 +168,7 @@ def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:
     """Return the measured round of an iteration; None if it does not count."""
     if arm.restarts:  # a run that resumes a request runs it once, which is no warm-up
         return 0
-    return times.round if times.round in arm.total else None
+    return times.round if times.round in arm.times.total else None
 
 
 def _read(into: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int) -> None:

@@ -55,7 +55,7 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
         baselines = point.baselines(phase)
         if not baselines:
             continue
-        parts = _of_rounds(getattr(samples, phase), baselines, _waits(samples, phase))
+        parts = _of_rounds(samples.times.of(phase), baselines, _waits(samples, phase))
         estimates += _estimates(phase, parts, whole)
     return estimates
 
@@ -64,11 +64,11 @@ def _waits(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
     """Return the measured parts of a phase by round."""
     match phase:
         case "prompt":
-            return {"wait": samples.prompt_wait}
+            return {"wait": samples.waits.prompt}
         case "tokens":
-            return {"wait": samples.tokens_wait}
+            return {"wait": samples.waits.tokens}
         case "total":
-            return {"wait": samples.stall, "drain": samples.drains}
+            return {"wait": samples.waits.stall, "drain": samples.waits.drain}
 
 
 def _of_rounds(

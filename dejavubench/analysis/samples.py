@@ -8,9 +8,13 @@ CPU seconds are sums.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal, NamedTuple, TypeVar
 
+from dejavubench.analysis.scenarios.handover import HandoverSamples
+from dejavubench.analysis.scenarios.swap import SwapSamples
 from dejavubench.records import (
     Alone,
     ArmFailure,
@@ -21,6 +25,7 @@ from dejavubench.records import (
     PointInfo,
     RecordError,
     Restart,
+    RoundRecord,
     Run,
     SinkActivity,
     Swapping,
@@ -29,72 +34,113 @@ from dejavubench.records import (
 )
 
 RoundValues = dict[int, float]
+"""Values by the number of the round."""
+
+Quantity = Literal["total", "prompt", "token", "tokens"]
+"""Series of :class:`PhaseTimes` that arms are compared by."""
+
+
+@dataclass
+class PhaseTimes:
+    """Times by round, in ms.
+
+    Attributes:
+        total: the whole request; with several microbatches in flight, the makespan.
+        prompt, token, tokens: the prompt, one step, and all steps together, from the begin of the
+            first one to the last token.
+        drain: the wait at the end of one microbatch.
+        steps: every single step, one list for each source.
+        prompt_event, token_event: times between CUDA events; empty on a CPU.
+    """
+
+    total: RoundValues = field(default_factory=dict)
+    prompt: RoundValues = field(default_factory=dict)
+    token: RoundValues = field(default_factory=dict)
+    tokens: RoundValues = field(default_factory=dict)
+    drain: RoundValues = field(default_factory=dict)
+    steps: dict[int, list[list[float]]] = field(default_factory=dict)
+    prompt_event: RoundValues = field(default_factory=dict)
+    token_event: RoundValues = field(default_factory=dict)
+
+    def of(self, quantity: Quantity) -> RoundValues:
+        """Return the series of a quantity by its name."""
+        series: RoundValues = getattr(self, quantity)
+        return series
+
+
+@dataclass
+class Waits:
+    """Times by round that the model waited for streaming, in ms.
+
+    Attributes:
+        stall: wait of a whole iteration, the drain apart.
+        prompt, tokens: wait in one microbatch's prompt, and in all of its steps.
+        drain: wait at the end, over all microbatches of a source.
+    """
+
+    stall: RoundValues = field(default_factory=dict)
+    prompt: RoundValues = field(default_factory=dict)
+    tokens: RoundValues = field(default_factory=dict)
+    drain: RoundValues = field(default_factory=dict)
+
+
+@dataclass
+class StreamSamples:
+    """Bytes and copies of one iteration, by round.
+
+    Attributes:
+        nbytes: bytes that all sources streamed.
+        prompt_copies: copies or messages for one microbatch's prompt.
+        token_copies: copies or messages for one step.
+        lag_nbytes: largest lag of all rounds and sources.
+    """
+
+    nbytes: RoundValues = field(default_factory=dict)
+    prompt_copies: RoundValues = field(default_factory=dict)
+    token_copies: RoundValues = field(default_factory=dict)
+    lag_nbytes: int = 0
+
+
+@dataclass
+class CpuSeconds:
+    """CPU seconds of one iteration by round, summed over the ranks of a role."""
+
+    model: RoundValues = field(default_factory=dict)
+    helper: RoundValues = field(default_factory=dict)
+    sink: RoundValues = field(default_factory=dict)
+
+
+class AloneTime(NamedTuple):
+    """The arm's chunks at level 3 without compute: the slowest source's time, all bytes."""
+
+    ms: float
+    nbytes: int
 
 
 @dataclass
 class ArmSamples:
-    """Measurements of one arm at one point.
+    """Measurements of one arm at one point, in groups.
 
     Attributes:
-        total, prompt, token, drain: ms by round; ``token`` is one step.
-        tokens: ms by round of all steps together, from the first one's begin to the last token.
-        steps: ms of every single step by round, one list for each source.
-        stall: ms by round that the model waited for streaming, the drain apart.
-        prompt_wait, tokens_wait: the same for one microbatch's prompt, and for all of its steps.
-        drains: ms by round that a source waited at the end, over all its microbatches.
-        prompt_event, token_event: ms by round between CUDA events; empty on a CPU.
-        handover: ms by round, from the end of the sources' last computation until a sink's first
-            token was reported to them.
-        sink_waited, sink_first, sink_token: ms by round on the slowest sink; empty unless sinks
-            take over.
-        nbytes: bytes that all sources streamed in one iteration.
-        prompt_copies: copies or messages for one microbatch's prompt.
-        token_copies: copies or messages for one step.
-        cpu_model, cpu_helper, cpu_sink: CPU seconds of one iteration, all ranks of that role.
-        swap_nbytes: bytes that all sources brought back.
-        swap_bring, swap_wait: ms by round, of the slowest source.
-        resident: caches that were in place; None unless the arm swaps.
         restarts: one per source, of a run that resumes a killed one.
-        lag_nbytes: largest lag of all rounds and sources.
         warmups: iterations that were recorded as warm-up.
         checks: verifications in the order of the records.
-        alone: T_alone in ms (maximum over sources of their best) and its bytes (sum over sources).
+        alone: T_alone, of the best pass of each source.
         failure: reason why the arm stopped while the run went on.
     """
 
     point: PointInfo
     arm: ArmInfo
-    total: RoundValues = field(default_factory=dict)
-    prompt: RoundValues = field(default_factory=dict)
-    token: RoundValues = field(default_factory=dict)
-    drain: RoundValues = field(default_factory=dict)
-    tokens: RoundValues = field(default_factory=dict)
-    steps: dict[int, list[list[float]]] = field(default_factory=dict)
-    stall: RoundValues = field(default_factory=dict)
-    prompt_wait: RoundValues = field(default_factory=dict)
-    tokens_wait: RoundValues = field(default_factory=dict)
-    drains: RoundValues = field(default_factory=dict)
-    prompt_event: RoundValues = field(default_factory=dict)
-    token_event: RoundValues = field(default_factory=dict)
-    handover: RoundValues = field(default_factory=dict)
-    sink_waited: RoundValues = field(default_factory=dict)
-    sink_first: RoundValues = field(default_factory=dict)
-    sink_token: RoundValues = field(default_factory=dict)
-    nbytes: RoundValues = field(default_factory=dict)
-    prompt_copies: RoundValues = field(default_factory=dict)
-    token_copies: RoundValues = field(default_factory=dict)
-    cpu_model: RoundValues = field(default_factory=dict)
-    cpu_helper: RoundValues = field(default_factory=dict)
-    cpu_sink: RoundValues = field(default_factory=dict)
-    swap_nbytes: RoundValues = field(default_factory=dict)
-    swap_bring: RoundValues = field(default_factory=dict)
-    swap_wait: RoundValues = field(default_factory=dict)
-    resident: int | None = None
+    times: PhaseTimes = field(default_factory=PhaseTimes)
+    waits: Waits = field(default_factory=Waits)
+    stream: StreamSamples = field(default_factory=StreamSamples)
+    cpu: CpuSeconds = field(default_factory=CpuSeconds)
+    handover: HandoverSamples = field(default_factory=HandoverSamples)
+    swap: SwapSamples = field(default_factory=SwapSamples)
     restarts: list[Restart] = field(default_factory=list)
-    lag_nbytes: int = 0
     warmups: int = 0
     checks: list[Verification] = field(default_factory=list)
-    alone: tuple[float, int] | None = None
+    alone: AloneTime | None = None
     failure: ArmFailure | None = None
 
     @property
@@ -132,10 +178,13 @@ class PointSamples:
         arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
         return [arm for arm in arms if arm.why_failed is None]
 
-    def baselines(self, quantity: str = "total") -> list[RoundValues]:
+    def baselines(self, quantity: Quantity = "total") -> list[RoundValues]:
         """Return the series of the baselines that have this quantity."""
-        series: list[RoundValues] = [getattr(arm, quantity) for arm in self.baseline_arms()]
-        return [values_of_arm for values_of_arm in series if values_of_arm]
+        all_series = [arm.times.of(quantity) for arm in self.baseline_arms()]
+        return [series for series in all_series if series]
+
+
+RoundT = TypeVar("RoundT", bound=RoundRecord)
 
 
 class _Collector:
@@ -150,6 +199,16 @@ class _Collector:
         samples = self.points[point]
         return samples.arms.setdefault(arm, ArmSamples(samples.point, self.arms[arm]))
 
+    def in_rounds(self, record_class: type[RoundT]) -> Iterator[tuple[ArmSamples, int, RoundT]]:
+        """Yield the records of one kind in whole rounds, with the arm's samples and the round.
+
+        Warm-ups have no round. A round without rank 0's Iteration was cut short by a kill.
+        """
+        for _, record in self.run.of(record_class):
+            samples = self.of(record.point, record.arm)
+            if record.round is not None and record.round in samples.times.total:
+                yield samples, record.round, record
+
 
 def collect(run: Run) -> dict[str, PointSamples]:
     """Return the samples of every point of a run by its id, in the header's order.
@@ -163,13 +222,10 @@ def collect(run: Run) -> dict[str, PointSamples]:
         if item.round is None:
             samples.warmups += 1
         else:
-            samples.total[item.round] = item.total_ms
+            samples.times.total[item.round] = item.total_ms
     _add_microbatches(collector)
     _add_sinks(collector)
-    _add_hand_overs(collector)
-    _add_swapping(collector)
-    for _, restart in run.of(Restart):
-        collector.of(restart.point, restart.arm).restarts.append(restart)
+    _add_scenarios(collector)
     for _, check in run.of(Verification):
         collector.of(check.point, check.arm).checks.append(check)
     _add_alone(collector)
@@ -192,96 +248,84 @@ def _add_microbatches(collector: _Collector) -> None:
     for (point, arm, number), sources in rounds.items():
         samples = collector.of(point, arm)
         # Rank 0 writes the iteration last: a round without it was cut short on some source.
-        if number in samples.total:
+        if number in samples.times.total:
             _add_round(samples, number, list(sources.values()))
 
 
 def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]) -> None:
+    """Add one round.
+
+    Args:
+        sources: the microbatches in flight [source, microbatch], equally many for each source.
+    """
     everything = [item for source in sources for item in source]
     in_flight = max(len(source) for source in sources)
     steps = max(len(item.token_ms) for item in everything)
+    times, waits, stream = samples.times, samples.waits, samples.stream
 
     # The slowest source: the others wait for it, in collectives or for its hidden states.
-    samples.prompt[number] = max(median(item.prompt_ms for item in source) for source in sources)
-    samples.drain[number] = max(median(item.drain_ms for item in source) for source in sources)
+    times.prompt[number] = max(median(item.prompt_ms for item in source) for source in sources)
+    times.drain[number] = max(median(item.drain_ms for item in source) for source in sources)
     # A source computes its microbatches one after another, so their stalls add up.
-    samples.stall[number] = max(
-        sum(i.prompt.stall_ms + i.tokens.stall_ms for i in source) for source in sources
+    waits.stall[number] = max(
+        sum(item.prompt.stall_ms + item.tokens.stall_ms for item in source) for source in sources
     )
-    samples.prompt_wait[number] = max(median(i.prompt.stall_ms for i in s) for s in sources)
+    waits.prompt[number] = max(median(i.prompt.stall_ms for i in source) for source in sources)
     # Drains come one after another as well, when all tokens are known.
-    samples.drains[number] = max(sum(item.drain_ms for item in source) for source in sources)
+    waits.drain[number] = max(sum(item.drain_ms for item in source) for source in sources)
     if steps:
-        samples.steps[number] = [[ms for i in source for ms in i.token_ms] for source in sources]
-        samples.tokens[number] = max(median(i.all_token_ms for i in s) for s in sources)
-        samples.tokens_wait[number] = max(median(i.tokens.stall_ms for i in s) for s in sources)
-        samples.token[number] = max(
-            median(ms for item in source for ms in item.token_ms) for source in sources
-        )
-        samples.token_copies[number] = sum(item.tokens.copies for item in everything) / (
-            steps * in_flight
-        )
-    _add_events(samples, number, sources)
-    samples.nbytes[number] = sum(
-        i.prompt.nbytes + i.tokens.nbytes + i.drain.nbytes for i in everything
+        times.steps[number] = [
+            [ms for item in source for ms in item.token_ms] for source in sources
+        ]
+        times.tokens[number] = max(median(i.all_token_ms for i in source) for source in sources)
+        times.token[number] = max(map(median, times.steps[number]))
+        waits.tokens[number] = max(median(i.tokens.stall_ms for i in source) for source in sources)
+        # Each source copies its own part of a step's keys and values, so copies add up over
+        # sources; over microbatches and steps they are an average.
+        copies = sum(item.tokens.copies for item in everything)
+        stream.token_copies[number] = copies / (steps * in_flight)
+    _add_events(times, number, sources)
+    # What is still under way after the last token is counted in the drain.
+    stream.nbytes[number] = sum(
+        item.prompt.nbytes + item.tokens.nbytes + item.drain.nbytes for item in everything
     )
-    samples.prompt_copies[number] = sum(item.prompt.copies for item in everything) / in_flight
-    samples.cpu_model[number] = sum(item.cpu_model_s for item in everything)
-    samples.cpu_helper[number] = sum(item.cpu_helper_s for item in everything)
+    stream.prompt_copies[number] = sum(item.prompt.copies for item in everything) / in_flight
+    samples.cpu.model[number] = sum(item.cpu_model_s for item in everything)
+    samples.cpu.helper[number] = sum(item.cpu_helper_s for item in everything)
     lag = max(
         phase.lag_nbytes for item in everything for phase in (item.prompt, item.tokens, item.drain)
     )
-    samples.lag_nbytes = max(samples.lag_nbytes, lag)
+    stream.lag_nbytes = max(stream.lag_nbytes, lag)
 
 
-def _add_events(samples: ArmSamples, number: int, sources: list[list[Microbatch]]) -> None:
+def _add_events(times: PhaseTimes, number: int, sources: list[list[Microbatch]]) -> None:
     prompts = [
         [i.prompt_event_ms for i in source if i.prompt_event_ms is not None] for source in sources
     ]
     tokens = [[ms for item in source for ms in item.token_event_ms] for source in sources]
     # Only if every source has events: a maximum over some of them would be too small.
     if all(prompts):
-        samples.prompt_event[number] = max(map(median, prompts))
+        times.prompt_event[number] = max(map(median, prompts))
     if all(tokens):
-        samples.token_event[number] = max(map(median, tokens))
+        times.token_event[number] = max(map(median, tokens))
 
 
 def _add_sinks(collector: _Collector) -> None:
-    for _, item in collector.run.of(SinkActivity):
-        samples = collector.of(item.point, item.arm)
+    for samples, number, item in collector.in_rounds(SinkActivity):
         # Without bytes the rank was idle: the destination is no rank.
-        if item.round in samples.total and item.nbytes:
-            samples.cpu_sink[item.round] = samples.cpu_sink.get(item.round, 0.0) + item.cpu_s
+        if item.nbytes:
+            samples.cpu.sink[number] = samples.cpu.sink.get(number, 0.0) + item.cpu_s
 
 
-def _add_hand_overs(collector: _Collector) -> None:
-    for _, item in collector.run.of(Handover):
-        samples = collector.of(item.point, item.arm)
-        if item.round in samples.total:
-            samples.handover[item.round] = item.ms
-    for _, taken in collector.run.of(TakeOver):
-        samples = collector.of(taken.point, taken.arm)
-        if taken.round not in samples.total:
-            continue
-        of_sink = [(samples.sink_waited, taken.waited_ms), (samples.sink_first, taken.first_ms)]
-        if taken.token_ms:
-            of_sink.append((samples.sink_token, median(taken.token_ms)))
-        for series, ms in of_sink:
-            series[taken.round] = max(ms, series.get(taken.round, 0.0))
-
-
-def _add_swapping(collector: _Collector) -> None:
-    for _, item in collector.run.of(Swapping):
-        samples = collector.of(item.point, item.arm)
-        if item.round in samples.total:
-            samples.resident = item.resident
-            # Bytes add up over sources, which bring caches back side by side: times do not.
-            samples.swap_nbytes[item.round] = samples.swap_nbytes.get(item.round, 0) + item.nbytes
-            for series, ms in (
-                (samples.swap_bring, item.bring_ms),
-                (samples.swap_wait, item.wait_ms),
-            ):
-                series[item.round] = max(ms, series.get(item.round, 0.0))
+def _add_scenarios(collector: _Collector) -> None:
+    for samples, number, handover in collector.in_rounds(Handover):
+        samples.handover.add_source(number, handover)
+    for samples, number, taken in collector.in_rounds(TakeOver):
+        samples.handover.add_sink(number, taken)
+    for samples, number, swapping in collector.in_rounds(Swapping):
+        samples.swap.add(number, swapping)
+    for _, restart in collector.run.of(Restart):
+        collector.of(restart.point, restart.arm).restarts.append(restart)
 
 
 def _add_alone(collector: _Collector) -> None:
@@ -293,7 +337,6 @@ def _add_alone(collector: _Collector) -> None:
             best[item.point, item.arm][rank] = item
     for (point, arm), sources in best.items():
         items = sources.values()
-        collector.of(point, arm).alone = (
-            max(item.ms for item in items),
-            sum(item.nbytes for item in items),
+        collector.of(point, arm).alone = AloneTime(
+            max(item.ms for item in items), sum(item.nbytes for item in items)
         )

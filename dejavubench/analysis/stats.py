@@ -61,6 +61,16 @@ class Estimate:
         )
 
 
+def median_of(series: Series) -> float | None:
+    """Return the median over rounds; None of an empty series."""
+    return float(np.median(list(series.values()))) if series else None
+
+
+def whole_median_of(series: Series) -> int | None:
+    """Return the median over rounds of whole numbers, rounded; None of an empty series."""
+    return round(float(np.median(list(series.values())))) if series else None
+
+
 class Verdict(StrEnum):
     """Relation of an overhead to its target."""
 

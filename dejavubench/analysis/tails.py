@@ -50,7 +50,7 @@ def tail(samples: ArmSamples) -> Tail | None:
 
 def sorted_tokens(samples: ArmSamples) -> np.ndarray:
     """Return the tokens of all rounds, sorted; at each place the source with the longest time."""
-    rounds = list(samples.steps.values())
+    rounds = list(samples.times.steps.values())
     count = max(map(len, rounds), default=0)
     sources = [
         np.sort(np.concatenate([lists[source] for lists in rounds if source < len(lists)]))
@@ -78,7 +78,7 @@ def p99_overhead(point: PointSamples, samples: ArmSamples) -> stats.Estimate | N
     The interval resamples whole rounds, the same ones of arm and baselines. None without a
     baseline, and with too few tokens.
     """
-    return _overhead(samples.steps, _baselines(point))
+    return _overhead(samples.times.steps, _baselines(point))
 
 
 def p99_noise(point: PointSamples) -> stats.Estimate | None:
@@ -88,7 +88,7 @@ def p99_noise(point: PointSamples) -> stats.Estimate | None:
 
 
 def _baselines(point: PointSamples) -> list[Tokens]:
-    return [arm.steps for arm in point.baseline_arms() if arm.steps]
+    return [arm.times.steps for arm in point.baseline_arms() if arm.times.steps]
 
 
 def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None:

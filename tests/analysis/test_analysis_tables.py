@@ -187,7 +187,7 @@ def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
         folder, 0, to_line(last.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9}))
     )
     samples = collect(read_run(folder))["p000"].arms["none"]
-    assert sorted(samples.prompt) == sorted(samples.total) == [0, 1, 2, 3, 4]
+    assert sorted(samples.times.prompt) == sorted(samples.times.total) == [0, 1, 2, 3, 4]
 
 
 def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.chunkbill import LATENCY, Bill, bills
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.samples import ArmSamples, PhaseTimes, PointSamples, collect
 from dejavubench.analysis.tables.chunkrows import ChunkRow
 from dejavubench.analysis.tables.report import report
 from dejavubench.cli.process import process
@@ -221,7 +221,7 @@ def test_parts_are_those_that_the_library_cuts() -> None:
 
 
 def _measured(rounds: int) -> dict[str, PointSamples]:
-    samples = ArmSamples(point(), arm("mpi"), total=dict.fromkeys(range(rounds), 1.0))
+    samples = ArmSamples(point(), arm("mpi"), PhaseTimes(total=dict.fromkeys(range(rounds), 1.0)))
     return {"p000": PointSamples(point(), {"mpi@3": samples})}
 
 

@@ -43,11 +43,12 @@ def sampled(which: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
     drain, rest = added.get("drain", 0.0), added.get("rest", 0.0)
     made = ArmSamples(point(), which)
     base = rounds(1.0, grows=True)
-    made.prompt = {n: PROMPT * by + wait_prompt for n, by in base.items()}
-    made.tokens = {n: TOKENS * by + wait_tokens + rest for n, by in base.items()}
-    made.total = {n: made.prompt[n] + made.tokens[n] + drain for n in base}
-    made.prompt_wait, made.tokens_wait = rounds(wait_prompt), rounds(wait_tokens)
-    made.stall, made.drains = rounds(wait_prompt + wait_tokens), rounds(drain)
+    times, waits = made.times, made.waits
+    times.prompt = {n: PROMPT * by + wait_prompt for n, by in base.items()}
+    times.tokens = {n: TOKENS * by + wait_tokens + rest for n, by in base.items()}
+    times.total = {n: times.prompt[n] + times.tokens[n] + drain for n in base}
+    waits.prompt, waits.tokens = rounds(wait_prompt), rounds(wait_tokens)
+    waits.stall, waits.drain = rounds(wait_prompt + wait_tokens), rounds(drain)
     return made
 
 

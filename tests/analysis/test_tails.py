@@ -19,7 +19,7 @@ from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 
 def sampled(which: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
     made = ArmSamples(point(), which)
-    made.steps = rounds
+    made.times.steps = rounds
     return made
 
 

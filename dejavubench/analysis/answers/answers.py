@@ -65,7 +65,7 @@ def answers_of(
     answers = RunAnswers()
     for point in points.values():
         for samples in point.arms.values():
-            if samples.arm.streams and samples.why_failed is None and samples.total:
+            if samples.arm.streams and samples.why_failed is None and samples.times.total:
                 mine = [each for each in bills if (each.point, each.arm) == _key(samples)]
                 answers.arms.append(_arm(run, hosts, point, samples, mine))
         answers.pairs.extend(pairs_of(point))

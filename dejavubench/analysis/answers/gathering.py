@@ -80,8 +80,8 @@ def _cost(point: PointSamples, samples: ArmSamples, gpu: bool) -> CostFacts | No
         drain,
         slowed,
         request,
-        _percent(samples.prompt, point.baselines("prompt")),
-        _percent(samples.tokens, point.baselines("tokens")),
+        _percent(samples.times.prompt, point.baselines("prompt")),
+        _percent(samples.times.tokens, point.baselines("tokens")),
         _packed(point, samples),
     )
 
@@ -118,7 +118,7 @@ def _stream(run: Run, point: PointSamples, samples: ArmSamples, gpu: bool) -> St
     whole = ceiling is not None and ceiling[1] == len(sources(run))
     naive = level is not None and not level.buffered
     steps = point.point.output_len - 1
-    copies = _median(samples.prompt_copies) + steps * _median(samples.token_copies)
+    copies = _median(samples.stream.prompt_copies) + steps * _median(samples.stream.token_copies)
     probe = _naive_probe(info)
     # The probe waits for each message, as level 0 does. Level 0-batched waits once.
     waits_each = level is not None and level.each_complete
@@ -132,9 +132,9 @@ def _stream(run: Run, point: PointSamples, samples: ArmSamples, gpu: bool) -> St
         on_storage=info is not None and info.on_storage,
         sending_kernels=_sending_kernels(run, samples, info),
         gathering_kernel=_gathering_kernel(run, point),
-        nbytes=_median(samples.nbytes),
+        nbytes=_median(samples.stream.nbytes),
         copies=copies if naive else 0.0,
-        alone_ms=samples.alone[0] if samples.alone else None,
+        alone_ms=samples.alone.ms if samples.alone else None,
         ceiling=name if whole else None,
         ceiling_gb_per_s=ceiling[0] if ceiling is not None and whole else None,
         naive_us=message[0] / message[1] if message else None,
@@ -247,7 +247,7 @@ def _waited(host: HostRound) -> float | None:
 
 
 def _read_pct(run: Run, point: PointSamples) -> float | None:
-    token = [_median(arm.token) for arm in point.baseline_arms()]
+    token = [_median(arm.times.token) for arm in point.baseline_arms()]
     least = work(run, point.point).token_nbytes
     if not token or not token[0] or least is None or point.point.pipeline_para_size > 1:
         return None
@@ -255,11 +255,11 @@ def _read_pct(run: Run, point: PointSamples) -> float | None:
 
 
 def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
-    seconds = _median(samples.cpu_model) + _median(samples.cpu_helper)
-    seconds += _median(samples.cpu_sink) if same_host else 0.0
-    total = _median(samples.total)
+    seconds = _median(samples.cpu.model) + _median(samples.cpu.helper)
+    seconds += _median(samples.cpu.sink) if same_host else 0.0
+    total = _median(samples.times.total)
     return 1e3 * seconds / total if total else None
 
 
 def _median(series: RoundValues) -> float:
-    return stats.estimate(series.values()).median if series else 0.0
+    return stats.median_of(series) or 0.0

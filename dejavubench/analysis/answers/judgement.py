@@ -113,7 +113,7 @@ def reach_of(point: PointSamples) -> float | None:
 
 def cost_of(point: PointSamples, samples: ArmSamples) -> Difference | None:
     """Return an arm's overhead; None without a baseline or a common round."""
-    overhead = stats.paired_overhead(samples.total, point.baselines())
+    overhead = stats.paired_overhead(samples.times.total, point.baselines())
     return None if overhead is None else Difference(overhead, reach_of(point))
 
 
@@ -123,5 +123,5 @@ def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Differen
     Both were measured in the same rounds, so their ratio needs no baseline. It divides one time by
     one time, as the noise floor does.
     """
-    ratio = stats.paired_overhead(arm.total, [other.total])
+    ratio = stats.paired_overhead(arm.times.total, [other.times.total])
     return None if ratio is None else Difference(ratio, reach_of(point))

@@ -42,7 +42,7 @@ def pairs_of(point: PointSamples) -> list[Pair]:
     measured = [
         arm
         for arm in point.arms.values()
-        if arm.arm.streams and arm.why_failed is None and arm.total
+        if arm.arm.streams and arm.why_failed is None and arm.times.total
     ]
     return [*_of_levels(point, measured), *_of_destinations(point, measured)]
 

@@ -7,7 +7,7 @@ in each round, or for p99 all their tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,15 @@ import numpy as np
 from dejavubench.analysis import stats
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.roundchanges import RoundSample, median_of
-from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.tails import Tokens, pooled_p99
+
+QUANTITIES: Mapping[Metric, Quantity] = {
+    Metric.TOTAL: "total",
+    Metric.PROMPT: "prompt",
+    Metric.TOKEN: "token",
+}
+"""The metrics that have one time per round."""
 
 
 class Timing(ABC):
@@ -101,15 +108,15 @@ def _log_of_draws(
 def timing_of(samples: ArmSamples, metric: Metric) -> Timing | None:
     """Return the times of an arm; None if the run did not measure them."""
     if metric is Metric.P99:
-        return TailTiming((samples.steps,)) if samples.steps else None
-    series: stats.Series = getattr(samples, metric)
+        return TailTiming((samples.times.steps,)) if samples.times.steps else None
+    series = samples.times.of(QUANTITIES[metric])
     return SeriesTiming(series) if series else None
 
 
 def baseline_of(point: PointSamples, metric: Metric) -> Timing | None:
     """Return the times of a point's baselines together; None without a baseline."""
     if metric is Metric.P99:
-        arms = tuple(arm.steps for arm in point.baseline_arms() if arm.steps)
+        arms = tuple(arm.times.steps for arm in point.baseline_arms() if arm.times.steps)
         return TailTiming(arms) if arms else None
-    baselines = point.baselines(metric)
+    baselines = point.baselines(QUANTITIES[metric])
     return SeriesTiming(stats.geometric_mean(baselines)) if baselines else None

@@ -76,11 +76,13 @@ class Fig2(Figure):
     def rows(self, run: Run) -> list[PromptTokenRow]:
         rows = []
         for point, arm in shown_arms(run):
-            if arm.arm.role != "baseline" or not arm.prompt:
+            if arm.arm.role != "baseline" or not arm.times.prompt:
                 continue
-            ratios = stats.paired_ratios(arm.prompt, [arm.token]) if arm.token else ()
-            prompt, prompt_low, prompt_high = ends(estimate(arm.prompt))
-            token, token_low, token_high = ends(estimate(arm.token))
+            ratios = (
+                stats.paired_ratios(arm.times.prompt, [arm.times.token]) if arm.times.token else ()
+            )
+            prompt, prompt_low, prompt_high = ends(estimate(arm.times.prompt))
+            token, token_low, token_high = ends(estimate(arm.times.token))
             ratio, ratio_low, ratio_high = ends(stats.estimate(ratios) if len(ratios) else None)
             rows.append(
                 PromptTokenRow(
@@ -88,7 +90,7 @@ class Fig2(Figure):
                     point=point.point.id,
                     sizes=Sizes.of(point.point),
                     arm=arm.arm.name,
-                    samples=len(arm.total),
+                    samples=len(arm.times.total),
                     prompt_ms=prompt,
                     prompt_low_ms=prompt_low,
                     prompt_high_ms=prompt_high,

@@ -72,15 +72,17 @@ class Fig25(Figure):
         rows = []
         for point, arm in shown_arms(run):
             streaming = arm.arm.role == "streaming"
-            overhead = stats.paired_overhead(arm.total, point.baselines()) if streaming else None
-            total, low, high = ends(estimate(arm.total))
+            overhead = (
+                stats.paired_overhead(arm.times.total, point.baselines()) if streaming else None
+            )
+            total, low, high = ends(estimate(arm.times.total))
             rows.append(
                 TotalRow(
                     run=run.path.name,
                     point=point.point.id,
                     sizes=Sizes.of(point.point),
                     arm=arm_columns(run, arm),
-                    samples=len(arm.total),
+                    samples=len(arm.times.total),
                     total_ms=total,
                     total_low_ms=low,
                     total_high_ms=high,

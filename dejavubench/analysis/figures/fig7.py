@@ -23,6 +23,7 @@ from dejavubench.analysis.figures.parts import (
 )
 from dejavubench.analysis.figures.style import GRID, errors_of, legend_of, panels, tick_at
 from dejavubench.analysis.numbertexts import slowdown
+from dejavubench.analysis.samples import Quantity
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
-PHASES = ("total", "prompt", "token")
+PHASES: tuple[Quantity, ...] = ("total", "prompt", "token")
 PHASE_STYLE = {
     "total": ("TOTAL", "#0072B2", ""),
     "prompt": ("prompt", "#E69F00", "///"),
@@ -93,7 +94,7 @@ class Fig7(Figure):
             if arm.arm.level is None:
                 continue
             for phase in PHASES:
-                overhead = stats.paired_overhead(getattr(arm, phase), point.baselines(phase))
+                overhead = stats.paired_overhead(arm.times.of(phase), point.baselines(phase))
                 if overhead is None:
                     continue
                 slowdown, low, high = ends(overhead.shifted(1.0))

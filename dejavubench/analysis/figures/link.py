@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from dejavubench.analysis.figures.parts import (
 )
 from dejavubench.analysis.numbertexts import MINUS, three_digits
 from dejavubench.analysis.prediction import LEAVES_PCT
-from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
 from dejavubench.records.destinationinfo import Destinations, shown
@@ -98,7 +99,7 @@ class LinkFigure(Figure):
         rows = []
         for point, arm in shown_arms(run):
             info = info_of(run, arm.arm)
-            overhead = stats.paired_overhead(arm.total, point.baselines())
+            overhead = stats.paired_overhead(arm.times.total, point.baselines())
             if info is None or info.link_rate is None or overhead is None:
                 continue
             if point.point.tensor_para_size * point.point.pipeline_para_size > 1:
@@ -177,9 +178,10 @@ def _link_row(
 ) -> LinkRow:
     """Return a row without its prediction; ``speed`` in GB/s."""
     prompt_nbytes, step_nbytes, steps = prediction.split_nbytes(point.point)
-    none_ms = {name: _over_both(point, name) for name in ("prompt", "total")}
-    tokens_ms = none_ms["total"] - none_ms["prompt"]
-    messages = _middle(arm.prompt_copies) + steps * (_middle(arm.token_copies) if steps else 0.0)
+    prompt_ms = _over_both(point, "prompt")
+    tokens_ms = _over_both(point, "total") - prompt_ms
+    stream = arm.stream
+    step_messages = steps * median(stream.token_copies.values()) if steps else 0.0
     return LinkRow(
         run=run.path.name,
         point=point.point.id,
@@ -193,11 +195,11 @@ def _link_row(
         layers=point.point.layer_num,
         steps=steps,
         flush_interval=run.header.experiment.get("flush_interval", 1),
-        none_prompt_ms=none_ms["prompt"],
+        none_prompt_ms=prompt_ms,
         none_token_ms=tokens_ms / steps if steps else 0.0,
         prompt_bytes=prompt_nbytes,
         step_bytes=step_nbytes,
-        messages=messages,
+        messages=median(stream.prompt_copies.values()) + step_messages,
         message_us=message_us,
     )
 
@@ -210,14 +212,10 @@ def _predict(row: LinkRow, rate: float) -> None:
         row.predicted_overhead_pct = request.overhead_pct(level, rate)
 
 
-def _over_both(point: PointSamples, quantity: str) -> float:
+def _over_both(point: PointSamples, quantity: Quantity) -> float:
     return stats.estimate(
         ms for series in point.baselines(quantity) for ms in series.values()
     ).median
-
-
-def _middle(series: Mapping[int, float]) -> float:
-    return stats.estimate(series.values()).median
 
 
 def _level(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from dejavubench.analysis import stats
 from dejavubench.analysis.armdestinations import hosts_of, run_destinations, shown_name
-from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity, collect
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
 from dejavubench.records.destinationinfo import DestinationInfo
@@ -55,7 +55,7 @@ def shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
         (point, arm)
         for point in collect(run).values()
         for arm in point.arms.values()
-        if arm.total and arm.why_failed is None and not point.point.skipped
+        if arm.times.total and arm.why_failed is None and not point.point.skipped
     ]
 
 
@@ -71,7 +71,7 @@ def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
     )
 
 
-def noise_columns(point: PointSamples, quantity: str = "total") -> NoiseColumns:
+def noise_columns(point: PointSamples, quantity: Quantity = "total") -> NoiseColumns:
     return NoiseColumns(*ends(stats.noise_floor(point.baselines(quantity)), 100))
 
 

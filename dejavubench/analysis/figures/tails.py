@@ -59,7 +59,7 @@ class TailsFigure(Figure):
                 point=point.point.id,
                 sizes=Sizes.of(point.point),
                 arm=arm_columns(run, arm),
-                samples=len(arm.total),
+                samples=len(arm.times.total),
                 tokens=times.size,
                 at_least_pct=100 * (place + 1) / times.size,
                 token_ms=float(times[place]),

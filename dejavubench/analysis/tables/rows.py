@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis.columns import columns_of, flat, names_of
+from dejavubench.analysis.scenarios.handover import HandoverTimes
+from dejavubench.analysis.scenarios.restart import RestartTotals
+from dejavubench.analysis.scenarios.swap import SwapTotals
 from dejavubench.analysis.stats import Verdict
 from dejavubench.analysis.tables.hostcolumns import HostConditions
 from dejavubench.records import PointInfo
@@ -168,52 +171,6 @@ class Events:
 
     prompt_event_ms: Annotated[float | None, "The prompt phase between CUDA events."] = None
     token_event_ms: Annotated[float | None, "One decode step between CUDA events."] = None
-
-
-@dataclass
-class HandoverTimes:
-    """Hand-over of requests to the sinks; missing unless the sinks go on with them."""
-
-    handover_ms: Annotated[
-        float | None,
-        "Time from the end of the sources' last computation to the first token of a sink.",
-    ] = None
-    sink_waited_ms: Annotated[
-        float | None, "Time until the slowest sink had its whole cache and the tokens so far."
-    ] = None
-    sink_first_ms: Annotated[
-        float | None, "Time from then until the slowest sink's first token."
-    ] = None
-    sink_token_ms: Annotated[float | None, "Time of one later decode step on the slowest sink."] = (
-        None
-    )
-
-
-@dataclass
-class SwapTotals:
-    """Swapping of caches; missing unless the arm swaps."""
-
-    resident_caches: Annotated[int | None, "Caches that stay in place."] = None
-    brought_back_bytes: Annotated[int | None, "Bytes that all sources brought back."] = None
-    bring_ms: Annotated[float | None, "Time of bringing them back, on the slowest source."] = None
-    swap_wait_ms: Annotated[
-        float | None, "Time that the model waited for caches; part of stall_ms."
-    ] = None
-
-
-@dataclass
-class RestartTotals:
-    """Restart of a killed run's request; missing unless the run restarts one."""
-
-    resumed_run: Annotated[str | None, "Folder of the killed run."] = None
-    resumed_at_token: Annotated[int | None, "First new token that was computed here, from 0."] = (
-        None
-    )
-    restored_bytes: Annotated[int | None, "Bytes that all sources read, checked and put back."] = (
-        None
-    )
-    restore_ms: Annotated[float | None, "Time of putting them back, on the slowest source."] = None
-    anew_ms: Annotated[float | None, "Time of computing the earlier steps again instead."] = None
 
 
 @dataclass

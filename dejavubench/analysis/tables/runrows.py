@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from dejavubench.analysis import sourceranks, stats
 from dejavubench.analysis.armdestinations import hosts_of, info_of
 from dejavubench.analysis.ceilingshares import ceiling_of, share_of_ceiling
 from dejavubench.analysis.hostrounds import HostRounds, host_rounds
 from dejavubench.analysis.leastwork import work
 from dejavubench.analysis.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.scenarios import restart
+from dejavubench.analysis.stats import median_of, whole_median_of
 from dejavubench.analysis.tables.hostcolumns import host_conditions
 from dejavubench.analysis.tables.rows import (
     NO_ROUNDS,
     Cpu,
     Events,
-    HandoverTimes,
     Overhead,
-    RestartTotals,
     Row,
     Sizes,
     Speed,
     StreamRates,
     StreamTotals,
-    SwapTotals,
     Tails,
     Times,
 )
@@ -84,7 +81,7 @@ def _row(
     elif samples is not None and (why := samples.why_failed) is not None:
         row.status, row.reason = "FAILED", why
         row.verified = None if samples.failure else "FAILED"
-    elif samples is None or not (samples.total or samples.restarts):
+    elif samples is None or not (samples.times.total or samples.restarts):
         row.status, row.reason = NO_ROUNDS, NOT_REACHED
     elif samples.restarts:
         row.verified, row.overhead.baseline = _verified(samples), "no baseline"
@@ -105,49 +102,32 @@ def _verified(samples: ArmSamples) -> str | None:
 
 def _add_restart(row: Row, samples: ArmSamples) -> None:
     """Add what all sources put back, and the times of the slowest, which are of one iteration."""
-    restarts = samples.restarts
-    steps = [max(each) for each in zip(*(restart.step_ms for restart in restarts), strict=True)]
-    anew = [restart.anew_ms for restart in restarts if restart.anew_ms is not None]
-    row.times.token_ms = float(np.median(steps))
-    row.times.drain_ms = max(restart.drain_ms for restart in restarts)
-    row.resumed = RestartTotals(
-        resumed_run=restarts[0].of,
-        resumed_at_token=restarts[0].first,
-        restored_bytes=sum(restart.nbytes for restart in restarts),
-        restore_ms=max(restart.restore_ms for restart in restarts),
-        anew_ms=max(anew, default=None),
-    )
+    row.times.token_ms = restart.token_ms(samples.restarts)
+    row.times.drain_ms = restart.drain_ms(samples.restarts)
+    row.resumed = restart.restart_columns(samples.restarts)
 
 
 def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) -> None:
     row.times = _times(samples)
     row.overhead = _overhead(point, samples, run)
-    row.events = Events(_median(samples.prompt_event), _median(samples.token_event))
-    row.handed = HandoverTimes(
-        handover_ms=_median(samples.handover),
-        sink_waited_ms=_median(samples.sink_waited),
-        sink_first_ms=_median(samples.sink_first),
-        sink_token_ms=_median(samples.sink_token),
-    )
-    row.swap = SwapTotals(
-        resident_caches=samples.resident,
-        brought_back_bytes=_whole(samples.swap_nbytes),
-        bring_ms=_median(samples.swap_bring),
-        swap_wait_ms=_median(samples.swap_wait),
-    )
-    row.cpu.cpu_model_s = _median(samples.cpu_model)
+    times = samples.times
+    row.events = Events(median_of(times.prompt_event), median_of(times.token_event))
+    row.handed = samples.handover.columns()
+    row.swap = samples.swap.columns()
+    row.cpu.cpu_model_s = median_of(samples.cpu.model)
     row.tails = _tails(point, samples)
     if not samples.arm.streams:
         row.speed = _speed(run, point, samples)
         return
-    row.cpu.cpu_helper_s = _median(samples.cpu_helper)
-    row.cpu.cpu_sink_s = _median(samples.cpu_sink)
+    stream = samples.stream
+    row.cpu.cpu_helper_s = median_of(samples.cpu.helper)
+    row.cpu.cpu_sink_s = median_of(samples.cpu.sink)
     row.streaming = StreamTotals(
-        stall_ms=_median(samples.stall),
-        largest_lag_bytes=samples.lag_nbytes,
-        streamed_bytes=_whole(samples.nbytes),
-        copies_per_prompt=_whole(samples.prompt_copies),
-        copies_per_token=_median(samples.token_copies),
+        stall_ms=median_of(samples.waits.stall),
+        largest_lag_bytes=stream.lag_nbytes,
+        streamed_bytes=whole_median_of(stream.nbytes),
+        copies_per_prompt=whole_median_of(stream.prompt_copies),
+        copies_per_token=median_of(stream.token_copies),
     )
     row.rates = _rates(run, point, samples)
 
@@ -203,12 +183,12 @@ def timed(
 
 def _times(samples: ArmSamples) -> Times:
     return timed(
-        spread_of(samples.prompt.values()),
-        spread_of(samples.token.values()),
-        spread_of(samples.total.values()),
-        len(samples.total),
+        spread_of(samples.times.prompt.values()),
+        spread_of(samples.times.token.values()),
+        spread_of(samples.times.total.values()),
+        len(samples.times.total),
         samples.warmups,
-        _median(samples.drain),
+        median_of(samples.times.drain),
     )
 
 
@@ -221,10 +201,10 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     if samples.arm.role != "streaming":
         overhead.baseline = "is a baseline"
         return overhead
-    item = stats.paired_overhead(samples.total, baselines)
+    item = stats.paired_overhead(samples.times.total, baselines)
     target = run.header.experiment.get("target_overhead")
     total = spread(item, 100)
-    token = spread(stats.paired_overhead(samples.token, point.baselines("token")), 100)
+    token = spread(stats.paired_overhead(samples.times.token, point.baselines("token")), 100)
     overhead.overhead_pct, overhead.overhead_low_pct, overhead.overhead_high_pct, _ = total
     overhead.token_overhead_pct, overhead.token_overhead_low_pct = token.middle, token.low
     overhead.token_overhead_high_pct = token.high
@@ -252,7 +232,7 @@ def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
 
 def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     rates = StreamRates(hidden_pct=_hidden(point, samples))
-    total, nbytes = _median(samples.total), _median(samples.nbytes)
+    total, nbytes = median_of(samples.times.total), median_of(samples.stream.nbytes)
     if total and nbytes:
         rates.total_gb_per_s = nbytes / total / 1e6
     info = info_of(run, samples.arm)
@@ -261,8 +241,8 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     if ceiling is not None:
         rates.ceiling, rates.ceiling_gb_per_s = name, ceiling[0]
     if samples.alone is not None:
-        alone_ms, alone_nbytes = samples.alone
-        rates.alone_ms, rates.alone_gb_per_s = alone_ms, alone_nbytes / alone_ms / 1e6
+        alone = samples.alone
+        rates.alone_ms, rates.alone_gb_per_s = alone.ms, alone.nbytes / alone.ms / 1e6
         # The rate sums all sources; a ceiling that some of them did not measure would be too low.
         if ceiling is not None and ceiling[1] == len(sourceranks.sources(run)):
             rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / ceiling[0]
@@ -275,7 +255,7 @@ def _speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     if point.point.pipeline_para_size > 1:
         return speed
     least, point_id = work(run, point.point), point.point.id
-    prompt, token = _median(samples.prompt), _median(samples.token)
+    prompt, token = median_of(samples.times.prompt), median_of(samples.times.token)
     if prompt:
         gflop_per_s = least.prompt_flop / prompt / 1e6
         speed.prompt_tflop_per_s = gflop_per_s / 1e3
@@ -294,19 +274,11 @@ def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
     """
     baselines = point.baselines()
     floor = stats.noise_floor(baselines)
-    overhead = stats.paired_overhead(samples.total, baselines)
+    overhead = stats.paired_overhead(samples.times.total, baselines)
     if samples.alone is None or floor is None or overhead is None or floor.samples < 2:
         return None
     none_ms = stats.estimate(value for series in baselines for value in series.values()).median
-    alone_ms = samples.alone[0]
+    alone_ms = samples.alone.ms
     if alone_ms <= none_ms * stats.noise_reach(floor.low, floor.high):
         return None
     return 100 * (1 - overhead.median * none_ms / alone_ms)
-
-
-def _median(series: Mapping[int, float]) -> float | None:
-    return stats.estimate(series.values()).median if series else None
-
-
-def _whole(series: Mapping[int, float]) -> int | None:
-    return round(stats.estimate(series.values()).median) if series else None

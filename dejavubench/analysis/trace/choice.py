@@ -72,14 +72,14 @@ def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIt
         arm=chosen.arm.name,
         round=number,
         iteration=iteration,
-        total_ms=chosen.total[number],
+        total_ms=chosen.times.total[number],
         overhead=overheads.get(number),
         how=how,
     )
 
 
 def _measured(samples: PointSamples) -> dict[str, ArmSamples]:
-    return {name: each for name, each in samples.arms.items() if each.total}
+    return {name: each for name, each in samples.arms.items() if each.times.total}
 
 
 def _named(kind: str, name: str | None, known: Iterable[str]) -> str | None:
@@ -97,7 +97,7 @@ def _costliest(samples: PointSamples, arms: dict[str, ArmSamples]) -> str:
     streaming = [name for name in fine if arms[name].arm.streams]
 
     def cost(name: str) -> float:
-        overhead = stats.paired_overhead(arms[name].total, samples.baselines())
+        overhead = stats.paired_overhead(arms[name].times.total, samples.baselines())
         return float("-inf") if overhead is None else overhead.median
 
     return max(streaming, key=cost) if streaming else fine[0]
@@ -109,11 +109,11 @@ def _overheads(samples: PointSamples, chosen: ArmSamples) -> RoundValues:
     if not baselines or not chosen.arm.streams:
         return {}
     means = stats.geometric_mean(baselines)
-    return {n: ms / means[n] - 1 for n, ms in chosen.total.items() if n in means}
+    return {n: ms / means[n] - 1 for n, ms in chosen.times.total.items() if n in means}
 
 
 def _round(chosen: ArmSamples, overheads: RoundValues, which: str) -> tuple[int, str]:
-    ordered = sorted(chosen.total, key=lambda n: (chosen.total[n], n))
+    ordered = sorted(chosen.times.total, key=lambda n: (chosen.times.total[n], n))
     if which == "median":
         # Of an even number of rounds the lower one: a mean of two is no iteration.
         return ordered[(len(ordered) - 1) // 2], f"median TOTAL of {len(ordered)} rounds"
@@ -123,7 +123,7 @@ def _round(chosen: ArmSamples, overheads: RoundValues, which: str) -> tuple[int,
     if which == "worst":
         return ordered[-1], f"largest TOTAL of {len(ordered)} rounds, as none has a baseline"
     number = int(which) - 1
-    if number not in chosen.total:
-        rounds = ", ".join(str(n + 1) for n in sorted(chosen.total))
+    if number not in chosen.times.total:
+        rounds = ", ".join(str(n + 1) for n in sorted(chosen.times.total))
         raise TraceError(f"{chosen.arm.name} has no measured round {which}. It has: {rounds}")
     return number, "as asked"

@@ -1,0 +1,66 @@
+"""Hand-over of requests to the sinks: its series and columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Annotated
+
+from dejavubench.analysis.stats import median_of
+from dejavubench.records import Handover, TakeOver
+
+
+@dataclass
+class HandoverSamples:
+    """Series of an arm whose sinks go on with the requests; empty for other arms.
+
+    Attributes:
+        handover: ms by round, from the end of the sources' last computation until a sink's first
+            token was reported to them.
+        waited, first, token: ms by round on the slowest sink; ``token`` is one later step.
+    """
+
+    handover: dict[int, float] = field(default_factory=dict)
+    waited: dict[int, float] = field(default_factory=dict)
+    first: dict[int, float] = field(default_factory=dict)
+    token: dict[int, float] = field(default_factory=dict)
+
+    def add_source(self, number: int, record: Handover) -> None:
+        """Add a round's record of the source that hands over."""
+        self.handover[number] = record.ms
+
+    def add_sink(self, number: int, record: TakeOver) -> None:
+        """Add a round's record of one sink."""
+        times = [(self.waited, record.waited_ms), (self.first, record.first_ms)]
+        if record.token_ms:
+            times.append((self.token, median(record.token_ms)))
+        # A request goes on when the slowest of its sinks does.
+        for series, ms in times:
+            series[number] = max(ms, series.get(number, 0.0))
+
+    def columns(self) -> HandoverTimes:
+        return HandoverTimes(
+            handover_ms=median_of(self.handover),
+            sink_waited_ms=median_of(self.waited),
+            sink_first_ms=median_of(self.first),
+            sink_token_ms=median_of(self.token),
+        )
+
+
+@dataclass
+class HandoverTimes:
+    """Hand-over of requests to the sinks; missing unless the sinks go on with them."""
+
+    handover_ms: Annotated[
+        float | None,
+        "Time from the end of the sources' last computation to the first token of a sink.",
+    ] = None
+    sink_waited_ms: Annotated[
+        float | None, "Time until the slowest sink had its whole cache and the tokens so far."
+    ] = None
+    sink_first_ms: Annotated[
+        float | None, "Time from then until the slowest sink's first token."
+    ] = None
+    sink_token_ms: Annotated[float | None, "Time of one later decode step on the slowest sink."] = (
+        None
+    )

@@ -1,0 +1,53 @@
+"""Swapping of caches that take turns: its series and columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from dejavubench.analysis.stats import median_of, whole_median_of
+from dejavubench.records import Swapping
+
+
+@dataclass
+class SwapSamples:
+    """Series of an arm that swaps; empty for other arms.
+
+    Attributes:
+        nbytes: bytes by round that all sources brought back.
+        bring, wait: ms by round, of the slowest source.
+        resident: caches that were in place; None unless the arm swaps.
+    """
+
+    nbytes: dict[int, float] = field(default_factory=dict)
+    bring: dict[int, float] = field(default_factory=dict)
+    wait: dict[int, float] = field(default_factory=dict)
+    resident: int | None = None
+
+    def add(self, number: int, record: Swapping) -> None:
+        """Add a round's record of one source."""
+        self.resident = record.resident
+        # Bytes add up over sources, which bring caches back side by side: times do not.
+        self.nbytes[number] = self.nbytes.get(number, 0) + record.nbytes
+        for series, ms in ((self.bring, record.bring_ms), (self.wait, record.wait_ms)):
+            series[number] = max(ms, series.get(number, 0.0))
+
+    def columns(self) -> SwapTotals:
+        return SwapTotals(
+            resident_caches=self.resident,
+            brought_back_bytes=whole_median_of(self.nbytes),
+            bring_ms=median_of(self.bring),
+            swap_wait_ms=median_of(self.wait),
+        )
+
+
+@dataclass
+class SwapTotals:
+    """Swapping of caches; missing unless the arm swaps."""
+
+    resident_caches: Annotated[int | None, "Caches that stay in place."] = None
+    brought_back_bytes: Annotated[int | None, "Bytes that all sources brought back."] = None
+    bring_ms: Annotated[float | None, "Time of bringing them back, on the slowest source."] = None
+    swap_wait_ms: Annotated[
+        float | None, "Time that the model waited for caches; part of stall_ms."
+    ] = None
