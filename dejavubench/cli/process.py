@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dejavubench.cli.output import BadInput, name_left_out, table_options
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ARMS, write_reports
+
+if TYPE_CHECKING:
+    from dejavubench.analysis.tables.report import RunReport
+    from dejavubench.analysis.tables.reportpart import RunPart
 
 
 class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -42,8 +48,19 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
     help="Rows of csv: arms, overhead (its parts), chunks (parts of their times), extents (single "
     "ones), or another part of the report that has rows.",
 )
+@click.option(
+    "--against",
+    metavar="shipped|PATH",
+    help="Say where each stream falls among measured machines: those of this package, of the runs "
+    "in a folder, or of a table made by scripts/make_shipped.py.",
+)
 def process(
-    paths: tuple[Path, ...], style: str, output: Path | None, force: bool, table: str
+    paths: tuple[Path, ...],
+    style: str,
+    output: Path | None,
+    force: bool,
+    table: str,
+    against: str | None,
 ) -> None:
     """Show prompt, token and total times of runs, and their overheads.
 
@@ -52,8 +69,7 @@ def process(
     the exit status is then 1.
     """
     from dejavubench.analysis.findruns import find
-    from dejavubench.analysis.tables.armtables import HOW_TIMES_ARE_MADE
-    from dejavubench.analysis.tables.report import RunReport, log_report, report
+    from dejavubench.analysis.tables.report import log_report, report
     from dejavubench.records import RecordError
     from dejavubench.records.textlog import TextLogError
 
@@ -61,11 +77,12 @@ def process(
         raise click.UsageError(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )
+    parts = _parts(against)
     wanted = find(paths)
     reports: list[RunReport] = []
     for run in wanted.runs:
         try:
-            reports.append(report(run))
+            reports.append(report(run, parts))
         except RecordError as error:
             wanted.bad.append(f"{run.path}: {error}")
     for log in wanted.logs:
@@ -78,10 +95,35 @@ def process(
 
     write_reports(reports, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
-        for item in reports:
-            # docs/reference/columns.md says how the columns of csv are made.
-            notes = [note for note in item.notes if note.kind != HOW_TIMES_ARE_MADE.name]
-            if notes:
-                lines = [f"{item.title}:", *(f"  {note.text}" for note in notes)]
-                click.echo("\n".join(lines), err=True)
+        _echo_notes(reports)
     name_left_out(wanted.bad)
+
+
+def _echo_notes(reports: Sequence[RunReport]) -> None:
+    """Print the notes on stderr, because csv has no place for them."""
+    from dejavubench.analysis.tables.armtables import HOW_TIMES_ARE_MADE
+
+    for item in reports:
+        # docs/reference/columns.md says how the columns of csv are made.
+        notes = [note for note in item.notes if note.kind != HOW_TIMES_ARE_MADE.name]
+        if notes:
+            lines = [f"{item.title}:", *(f"  {note.text}" for note in notes)]
+            click.echo("\n".join(lines), err=True)
+
+
+def _parts(against: str | None) -> tuple[RunPart, ...]:
+    """Return the parts of the reports.
+
+    Raises:
+        BadInput: there is no table of machines at ``against``, and no run.
+    """
+    from dejavubench.analysis.tables.normaltables import table_of
+    from dejavubench.analysis.tables.reportorder import REPORT_PARTS, parts_against
+    from dejavubench.records import RecordError
+
+    if against is None:
+        return REPORT_PARTS
+    try:
+        return parts_against(table_of(against))
+    except RecordError as error:
+        raise BadInput(f"--against: {error}") from None

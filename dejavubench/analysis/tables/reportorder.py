@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dejavubench.analysis import health
+from dejavubench.analysis.normal.machinetable import MachineTable
 from dejavubench.analysis.tables import (
     answerpart,
     armtables,
@@ -17,6 +18,7 @@ from dejavubench.analysis.tables import (
     extentrows,
     grantnotes,
     machinenotes,
+    normalpart,
     partrows,
     pathnotes,
     precision,
@@ -26,8 +28,9 @@ from dejavubench.analysis.tables import (
 from dejavubench.analysis.tables.reportpart import RunPart
 
 REPORT_PARTS: tuple[RunPart, ...] = (
-    # The answer in words, above all tables.
+    # The answers in words, above all tables.
     answerpart.ANSWER,
+    normalpart.NORMAL,
     # What qualifies the numbers comes before the numbers.
     health.ENDING,
     rownotes.LABEL,
@@ -61,3 +64,9 @@ ROW_CLASSES: dict[str, type[Any]] = {
     part.name: part.row for part in REPORT_PARTS if part.row is not None
 }
 """The dataclass of rows of each part that has rows of its own in csv and json, by its name."""
+
+
+def parts_against(table: MachineTable) -> tuple[RunPart, ...]:
+    """Return the parts of a report that also compares with a table of measured machines."""
+    compared = normalpart.normal_part(table)
+    return tuple(compared if part is normalpart.NORMAL else part for part in REPORT_PARTS)

@@ -219,6 +219,22 @@ class Tails:
 
 
 @dataclass
+class NoiseJudgement:
+    """Whether an overhead is told from noise; missing for baselines and older text logs.
+
+    It is told from noise if its interval excludes 0, and if it exceeds the largest difference of
+    two identical arms. With fewer than 6 rounds nothing is decided.
+    """
+
+    noise_reach_pct: Annotated[
+        float | None, "The farther end of the noise floor's interval, with 6 rounds or more."
+    ] = None
+    told_from_noise: Annotated[
+        bool | None, "Whether overhead_pct is told from noise; missing if that is undecided."
+    ] = None
+
+
+@dataclass
 class Row:
     """Identity of a row: its run, point and arm, and whether it was measured."""
 
@@ -253,6 +269,7 @@ class Row:
         str | None,
         "Options that differ from their defaults and have no column, as flags; empty if none does.",
     ] = None
+    judged: NoiseJudgement = field(default_factory=NoiseJudgement)
 
     @property
     def ok(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from dejavubench.analysis import sourceranks, stats
+from dejavubench.analysis.answers.judgement import Judgement, cost_of
 from dejavubench.analysis.armdestinations import hosts_of, info_of
 from dejavubench.analysis.ceilingshares import ceiling_of, share_of_ceiling
 from dejavubench.analysis.hostrounds import HostRounds, host_rounds
@@ -18,6 +19,7 @@ from dejavubench.analysis.tables.rows import (
     NO_ROUNDS,
     Cpu,
     Events,
+    NoiseJudgement,
     Overhead,
     Row,
     Sizes,
@@ -110,6 +112,7 @@ def _add_restart(row: Row, samples: ArmSamples) -> None:
 def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) -> None:
     row.times = _times(samples)
     row.overhead = _overhead(point, samples, run)
+    row.judged = _judged(point, samples)
     times = samples.times
     row.events = Events(median_of(times.prompt_event), median_of(times.token_event))
     row.handed = samples.handover.columns()
@@ -212,6 +215,17 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     overhead.target_pct = None if target is None else 100 * target
     overhead.verdict = stats.verdict(item, target)
     return overhead
+
+
+def _judged(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
+    cost = cost_of(point, samples) if samples.arm.streams else None
+    if cost is None:
+        return NoiseJudgement()
+    undecided = cost.judgement in (Judgement.TOO_FEW, Judgement.NOISE_UNKNOWN)
+    return NoiseJudgement(
+        None if cost.reach is None else 100 * cost.reach,
+        None if undecided else cost.judgement.shown,
+    )
 
 
 def _tails(point: PointSamples, samples: ArmSamples) -> Tails:

@@ -1,0 +1,29 @@
+"""Make the table of measured machines that the package ships, from the runs under ``results/``.
+
+``python scripts/make_shipped.py`` writes dejavubench/analysis/normal/shipped.json anew.
+``python scripts/make_shipped.py FOLDER FILE`` makes a table of other runs, for ``process
+--against FILE``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.normal import machinetable
+from dejavubench.analysis.tables.normaltables import arms_of
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+SHIPPED = Path(machinetable.__file__).parent / machinetable.FILE
+
+
+def table_text(folder: Path) -> str:
+    """Return the text of the table of all runs below a folder."""
+    runs = find([folder]).runs
+    return machinetable.text_of(arms_of(sorted(runs, key=lambda run: str(run.path))))
+
+
+if __name__ == "__main__":
+    folder, file = (Path(word) for word in sys.argv[1:]) if sys.argv[1:] else (RESULTS, SHIPPED)
+    file.write_text(table_text(folder), encoding="utf-8")

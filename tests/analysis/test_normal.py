@@ -1,0 +1,195 @@
+"""Is it normal: an arm beside measured machines of its path and class. Pure: made-up tables, and
+the committed records; no device, no thread."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.normal.machinetable import (
+    SHIPPED,
+    MachineTable,
+    MeasuredArm,
+    read_table,
+    shipped_table,
+    text_of,
+)
+from dejavubench.analysis.normal.verdicts import RangePlace, normality_of, sentence, sentences
+from dejavubench.analysis.tables.normaltables import arms_of, table_of
+from dejavubench.cli.process import process
+from dejavubench.records import RecordError
+from helpers.cli_calls import usage_error
+from helpers.paths import ROOT
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, write_run
+
+RESULTS = ROOT / "results"
+XEON = next((RESULTS / "xeon-2core" / "records").glob("fig25-*"))
+
+
+def measured(machine: str, share: float | None, **changes: Any) -> MeasuredArm:
+    known: dict[str, Any] = {
+        "machine": machine,
+        "processor": "a CPU",
+        "date": "2026-11-25",
+        "run": "r",
+        "run_id": f"id of {machine}",
+        "arm": "mpi@3",
+        "model": "gpt2",
+        "on_gpu": False,
+        "mode": "mpi",
+        "hosts": "same host",
+        "chunk_bytes": 786e3,
+        "ceiling": "mpi-windowed",
+        "share_pct": share,
+        "overhead_pct": 5.0,
+    }
+    return MeasuredArm(**(known | changes))
+
+
+MINE = measured("mine", 23.0)
+
+
+def among(*others: MeasuredArm) -> RangePlace:
+    return normality_of(MINE, MachineTable("made up", others)).place
+
+
+def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
+    one, two, three = measured("a", 31), measured("b", 34), measured("c", 38)
+    assert among(one, two, three) is RangePlace.LOW
+    assert among(measured("a", 20), two, three) is RangePlace.WITHIN
+    assert among(*(measured(name, 20) for name in "abc")) is RangePlace.HIGH
+    assert among(one, two) is RangePlace.NO_VERDICT
+    assert among() is RangePlace.NO_VERDICT
+    assert normality_of(measured("x", None), MachineTable("t", [one, two, three])).place is (
+        RangePlace.NO_VERDICT
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run_id": "id of mine"},
+        {"machine": "mine"},
+        {"hosts": "different hosts"},
+        {"on_gpu": True},
+        {"mode": "tcp"},
+        {"durability": "direct"},
+        {"ceiling": "another"},
+        {"chunk_bytes": 786e3 * 5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_another_class_the_own_run_and_other_chunks_are_left_out(changes: dict[str, Any]) -> None:
+    others = [measured(name, 35.0).model_copy(update=changes) for name in "abc"]
+    assert normality_of(MINE, MachineTable("t", others)).others == []
+
+
+def test_a_machine_counts_once_with_all_of_its_runs() -> None:
+    later = measured("a", 40.0, date="2026-11-30", run_id="another")
+    item = normality_of(MINE, MachineTable("t", [measured("a", 31.0), later]))
+    assert sentence(item) == (
+        "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; one machine measured "
+        "31–40 % on a (2026-11-25 to 2026-11-30): no verdict."
+    )
+
+
+def test_a_verdict_names_machines_and_dates() -> None:
+    table = MachineTable("t", [measured("a", 38), measured("b", 31), measured("c", 34)])
+    assert sentence(normality_of(MINE, table)) == (
+        "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
+        "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25))."
+    )
+
+
+def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None:
+    table = MachineTable("t", [])
+    items = [normality_of(measured("m", share), table) for share in (30.0, 25.0, 28.0)]
+    unknown = normality_of(measured("m", None, arm="host@3"), table)
+    lowest, missing, paper = sentences([*items, unknown])
+    assert lowest.startswith("mpi@3, same host: 25 % of")
+    assert missing.startswith("host@3: nothing is compared")
+    assert "2 × A100-80GB" in paper
+    assert "second-hand" in paper
+    assert paper.endswith("Here, gpt2 on a CPU: mpi@3 +5.00 %, host@3 +5.00 %.")
+
+
+# ---- the shipped table ----
+
+
+def processed(*arguments: object) -> Result:
+    return CliRunner().invoke(process, [str(argument) for argument in arguments])
+
+
+def test_the_shipped_table_is_made_of_the_committed_results() -> None:
+    """Runs of one point are computed anew; of the others, the identity is compared."""
+    shipped = shipped_table().arms
+    quick = sorted(
+        folder for name in ("fig25*", "four-*") for folder in RESULTS.glob(f"*/records/{name}")
+    )
+    names = {folder.name for folder in quick}
+    assert arms_of(find(quick).runs) == sorted(
+        (each for each in shipped if each.run in names),
+        key=lambda each: [folder.name for folder in quick].index(each.run),
+    )
+    for each in shipped:
+        header = json.loads(
+            (RESULTS / each.machine / "records" / each.run / "run.json").read_text()
+        )
+        assert each.run_id == header["run_id"]
+
+
+def test_a_run_is_held_against_the_shipped_table() -> None:
+    done = processed(XEON, "--against", SHIPPED, "--format", "json")
+    (document,) = json.loads(done.stdout)
+    rows = {row["arm"]: row for row in document["normal"]}
+    assert list(rows) == ["host@3", "disk@3", "mpi@3"]
+    mpi = rows["mpi@3"]
+    assert mpi["ceiling_share_pct"] == pytest.approx(38.2, abs=0.1)
+    assert (mpi["machines"], mpi["range_place"]) == (1, "no verdict")
+    assert "on epyc-2core (2026-11-25 to 2026-11-26): no verdict." in mpi["sentence"]
+    assert "xeon-2core" not in mpi["sentence"]  # its own machine
+
+
+def test_without_against_nothing_is_compared() -> None:
+    (document,) = json.loads(processed(XEON, "--format", "json").stdout)
+    assert document["normal"] == []
+
+
+# ---- other tables ----
+
+
+def test_a_folder_of_runs_and_a_file_are_tables(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("mpi")]
+    for name in "abc":
+        where = ENVIRONMENT | {"cpu_model": name}
+        write_run(tmp_path / "runs" / name, arms, environment=where, run_id=f"{name:0>16}")
+    of_runs = table_of(str(tmp_path / "runs"))
+    assert [each.machine for each in of_runs.arms] == [f"node-a, {name}" for name in "abc"]
+    file = tmp_path / "table.json"
+    file.write_text(text_of(of_runs.arms))
+    assert read_table(file).arms == of_runs.arms
+    assert table_of(str(file)).arms == of_runs.arms
+    mine = of_runs.arms[0].model_copy(update={"share_pct": 1.0, "run_id": "x", "machine": "x"})
+    assert normality_of(mine, of_runs).place is RangePlace.LOW
+
+
+@pytest.mark.parametrize("text", ["{}", "[{}]", "no json", '[{"machine": 1}]'])
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "table.json"
+    file.write_text(text)
+    with pytest.raises(RecordError, match="is no table of machines"):
+        read_table(file)
+
+
+def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:
+    done = processed(XEON, "--against", tmp_path / "nowhere")
+    assert usage_error(done) == f"--against: {tmp_path / 'nowhere'} does not exist"
+
+
+def test_the_shipped_table_can_be_read() -> None:
+    assert {each.machine for each in shipped_table().arms} >= {"epyc-2core", "h200", "xeon-2core"}
