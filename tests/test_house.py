@@ -11,8 +11,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,8 +18,7 @@ import click
 import pytest
 
 from helpers.paths import ROOT, TESTS
-
-PACKAGE = "dejavubench"
+from helpers.sourcetree import PACKAGE, Module, circles, graph, modules
 
 FILE_LINES = 350
 CLASS_LINES = 250
@@ -30,12 +27,16 @@ TEST_FILE_LINES = 600
 TOP_LEVEL_MODULES = 5
 README_LINES = 130
 GUIDE_LINES = 80
+ARGUMENTS = 8
+HOPS = 3
 WALK_FILES = 8
 READ_FILES = 13
 WALK_LINES = 2000
 MOST_EXCEPTIONS = 5
 
-EXCEPTIONS: Mapping[str, str] = {}
+EXCEPTIONS: Mapping[str, str] = {
+    "dejavubench/config/options/field.py::option": "its keywords are what an option may say",
+}
 """Reasons for larger parts, by ``file``, ``file::Class`` or ``file::function``. At most five."""
 
 ENGINE = ("parallel", "watchdog", "models", "dejavulib", "machine", "records")
@@ -85,97 +86,7 @@ WALK = (
 )
 """The files that one request passes from the command line to the clock, in order."""
 
-# ---- reading the source ----
-
-
-@dataclass(frozen=True)
-class Module:
-    """A source file. ``imports`` holds the lazy imports and those for type checkers, too."""
-
-    name: str
-    path: Path
-    text: str = field(repr=False)
-    tree: ast.Module = field(repr=False)
-
-    @property
-    def lines(self) -> int:
-        return self.text.count("\n")
-
-    @property
-    def room(self) -> str:
-        """The package or top-level module below ``dejavubench`` that the file belongs to."""
-        parts = self.name.split(".")
-        return parts[1] if len(parts) > 1 else ""
-
-    def imported(self) -> Iterator[str]:
-        """Yield the full name of each thing that the file imports, as ``package.module.name``."""
-        is_package = self.path.name == "__init__.py"
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                base = node.module or ""
-                if node.level:
-                    parents = self.name.split(".")
-                    parents = parents[: len(parents) - node.level + is_package]
-                    base = ".".join([*parents, *([node.module] if node.module else [])])
-                yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-@cache
-def modules(root: Path = ROOT) -> dict[str, Module]:
-    """Return every module of the package by its full name."""
-    found = {}
-    for path in sorted((root / PACKAGE).rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        text = path.read_text()
-        found[name] = Module(name, path, text, ast.parse(text))
-    return found
-
-
-@cache
-def graph(root: Path = ROOT) -> dict[str, set[str]]:
-    """Return the names of the modules of the package that each module imports."""
-    known = modules(root)
-
-    def module_of(full: str) -> str | None:
-        while full and full not in known:
-            full = full.rpartition(".")[0]
-        return full or None
-
-    return {
-        name: {at for each in module.imported() if (at := module_of(each)) and at != name}
-        for name, module in known.items()
-    }
-
-
-def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """Return the groups of modules that import each other, by Tarjan's algorithm."""
-    number: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(node: str) -> None:
-        number[node] = low[node] = len(number)
-        stack.append(node)
-        for after in sorted(edges.get(node, ())):
-            if after not in number:
-                visit(after)
-                low[node] = min(low[node], low[after])
-            elif after in stack:
-                low[node] = min(low[node], number[after])
-        if low[node] == number[node]:
-            group = stack[stack.index(node) :]
-            del stack[stack.index(node) :]
-            if len(group) > 1:
-                found.append(sorted(group))
-
-    for node in sorted(edges):
-        if node not in number:
-            visit(node)
-    return found
+# ---- imports ----
 
 
 def folders(package: str, root: Path = ROOT) -> dict[str, set[str]]:
@@ -299,6 +210,48 @@ def calls_of_a_step(root: Path = ROOT) -> list[tuple[str, str, str]]:
     """Return (class, method, file) of each line of the call trees in ARCHITECTURE."""
     page = (root / "docs" / "ARCHITECTURE.md").read_text()
     return re.findall(r"^[│├└─ ]*(_?[A-Z]\w+)\.(\w+) +(\S+\.py)", page, re.MULTILINE)
+
+
+COMPILED = re.compile(r"(jit|compiled|kernel|intrinsic)\b")
+"""Decorators of functions that run in compiled code, where an object would cost a copy."""
+
+
+def many_arguments(root: Path = ROOT) -> list[str]:
+    """Return the functions that take too many arguments; what belongs together should be one."""
+    return [
+        f"{module.path.relative_to(root)}::{node.name}: {count} arguments"
+        for module in modules(root).values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not any(COMPILED.search(ast.unparse(decorator)) for decorator in node.decorator_list)
+        and (count := _arguments(node)) > ARGUMENTS
+    ]
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    return sum(argument.arg not in ("self", "cls") for argument in arguments)
+
+
+def long_chains(root: Path = ROOT) -> list[str]:
+    """Return the chains of attributes that reach too far: ``a.b.c.d.e`` knows five objects."""
+    return [
+        f"{_where(module, node, root)}: {'.'.join(names)}"
+        for module in modules(root).values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute)
+        and (names := _chain(node))
+        and len(names) - (names[0] == "self") > HOPS + 1
+    ]
+
+
+def _chain(node: ast.expr) -> list[str]:
+    """Return the names of a chain that begins with a name; none of any other expression."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    if isinstance(node, ast.Attribute) and (before := _chain(node.value)):
+        return [*before, node.attr]
+    return []
 
 
 # ---- texts ----
@@ -441,6 +394,8 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "class or alias names of two files": same_names,
     f"files of one name in more than {MOST_PLACES} places": same_basenames,
     f"variables named {', '.join(VAGUE)}": vague_names,
+    f"functions of more than {ARGUMENTS} arguments": many_arguments,
+    f"chains of more than {HOPS} dots": long_chains,
 }
 
 

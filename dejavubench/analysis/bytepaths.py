@@ -76,7 +76,8 @@ def path_of_bytes(
     hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
     if not hosts or not samples.stream.nbytes:
         return None
-    unreadable = {what: why for host in hosts for what, why in host.log.host.unreadable.items()}
+    logs = [host.log.host for host in hosts]
+    unreadable = {what: why for log in logs for what, why in log.unreadable.items()}
     if "interfaces" in unreadable:
         return BytePath(unreadable=unreadable["interfaces"])
     shares: dict[str, list[float]] = defaultdict(list)

@@ -151,9 +151,9 @@ class Iterations:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
         totals = sleeping_gather(self._world, own_ms)
         # Each source has a TOTAL of its own clock; the slowest one is what the requests waited for.
-        known = [total for total in totals or [] if total is not None]
-        if known:
-            iteration = records.Iteration(**when, order=order, total_ms=max(known))
+        source_totals = [total for total in totals or [] if total is not None]
+        if source_totals:
+            iteration = records.Iteration(**when, order=order, total_ms=max(source_totals))
             self.done.append(iteration)
             self._recorder.write(iteration)
 
@@ -184,8 +184,8 @@ class Iterations:
             if difference
         ]
         if self._rank == 0:
-            known = [equal for _, equal, _ in findings if equal is not None]
-            self._record_verification(arm, differences, all(known) if known else None)
+            answers = [equal for _, equal, _ in findings if equal is not None]
+            self._record_verification(arm, differences, all(answers) if answers else None)
         if differences:
             iteration = self._count[arm.name]
             raise VerificationError(

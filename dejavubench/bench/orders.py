@@ -14,10 +14,12 @@ def williams(arms: int) -> list[list[int]]:
     Aust. J. Sci. Res. A 2 (1949): the first order is 0, 1, n−1, 2, n−2, …; the others add 1, 2, …
     modulo n. For odd n the reversed orders are needed as well.
     """
-    first = [(place + 1) // 2 if place % 2 else (arms - place // 2) % arms for place in range(arms)]
-    # For even n, all differences between neighbours in `first` are distinct modulo n. So over all
-    # shifts each arm follows each other one once.
-    orders = [[(arm + shift) % arms for arm in first] for shift in range(arms)]
+    first_order = [
+        (place + 1) // 2 if place % 2 else (arms - place // 2) % arms for place in range(arms)
+    ]
+    # For even n, all differences between neighbours in `first_order` are distinct modulo n. So over
+    # all shifts each arm follows each other one once.
+    orders = [[(arm + shift) % arms for arm in first_order] for shift in range(arms)]
     return orders + [order[::-1] for order in orders] if arms % 2 else orders
 
 

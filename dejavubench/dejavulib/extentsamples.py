@@ -58,9 +58,9 @@ class _SampledSteps:
         self._extents.prepare(step)
 
     def of(self, step: int) -> Sequence[Any]:
-        extents, first = self._extents.of(step), self._sampler.seen
+        extents, first_number = self._extents.of(step), self._sampler.seen
         self._sampler.seen += len(extents)
-        return _Sampled(extents, self._sampler, step, first)
+        return _Sampled(extents, self._sampler, step, first_number)
 
 
 class _Sampled(Sequence[Any]):

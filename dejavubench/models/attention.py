@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, Span
-from dejavubench.models.backends.protocol import Backend
+from dejavubench.models.backends.protocol import QKV, Backend
 from dejavubench.models.hub.modelspec import ModelSpec
 
 BLOCK = 128
@@ -31,14 +30,6 @@ def alibi_slopes(heads: int) -> Tensor:
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (heads - power), 2)]
     return torch.tensor(slopes)
-
-
-class QKV(NamedTuple):
-    """Queries [B, H, n, D], keys and values [B, G, n, D] of n new positions."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class Attention:
         """
         (q, k, v), cache, position = qkv, step.cache, step.position
         if isinstance(position, Tensor):  # a step that is captured as a CUDA graph
-            return self._backend.store_and_attend(q, k, v, cache, layer, position, self._slopes)
+            return self._backend.store_and_attend(qkv, cache, layer, position, self._slopes)
         cache.store(layer, position, k, v)
         if step.on_layer is not None:
             # Streaming may read the layer from now on: what follows only reads the cache, too.

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
-from dejavubench.models.attention import QKV, Attention, CachedStep
-from dejavubench.models.backends.protocol import ACTIVATIONS, KernelNeeds, Say, identity
+from dejavubench.models.attention import Attention, CachedStep
+from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, KernelNeeds, Say, identity
 from dejavubench.models.backends.select import backend_for
 from dejavubench.models.ends import Embedding, OutputHead
 from dejavubench.models.hub.modelspec import ModelSpec
@@ -205,8 +205,8 @@ class GPT:
         if self.shard.tensor_size == 1:
             return ChosenTokens(index, value)
         # one message holds both: values and tokens are exact in fp64
-        mine = torch.stack([value.double(), (index + self.vocab.start).double()])
-        all_ranks = self.collectives.all_gather(mine)  # [tensor_size, 2, B]
+        own_best = torch.stack([value.double(), (index + self.vocab.start).double()])
+        all_ranks = self.collectives.all_gather(own_best)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
         return ChosenTokens(all_ranks[:, 1].gather(0, winner)[0].long(), value)
 

@@ -61,27 +61,27 @@ def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Ten
     step = max(1, PIECE // (slot.into.element_size() * slot.into[0].numel()))
     if stored.interleaved:  # whole heads
         step = max(1, step // stored.interleaved) * stored.interleaved
-    for first in range(rows.start, rows.stop, step):
-        last = min(first + step, rows.stop)
+    for begin in range(rows.start, rows.stop, step):
+        end = min(begin + step, rows.stop)
         # Opened anew each time: what was read of a mapped file counts as this process's memory
         # while it is open
         with safe_open(path, framework="pt", device="cpu") as file:
             yield (
-                slice(first - rows.start, last - rows.start),
-                _read(file.get_slice(stored.name), stored, first, last, columns),
+                slice(begin - rows.start, end - rows.start),
+                _read(file.get_slice(stored.name), stored, begin, end, columns),
             )
 
 
-def _read(kept: StoredSlice, stored: Stored, first: int, last: int, columns: list[slice]) -> Tensor:
+def _read(kept: StoredSlice, stored: Stored, begin: int, end: int, columns: list[slice]) -> Tensor:
     """Return the rows [first, last) of our tensor."""
     if stored.part is not None and stored.interleaved:
         size = stored.interleaved
-        theirs = kept[(slice(3 * first, 3 * last), *columns)]
+        theirs = kept[(slice(3 * begin, 3 * end), *columns)]
         return theirs.unflatten(0, (-1, 3, size))[:, stored.part].flatten(0, 1)
     if stored.part is not None:
         third = kept.get_shape()[-1 if stored.transposed else 0] // 3
-        first, last = (row + stored.part * third for row in (first, last))
-    rows = slice(first, last)
+        begin, end = (row + stored.part * third for row in (begin, end))
+    rows = slice(begin, end)
     return kept[(*columns, rows)].T if stored.transposed else kept[(rows, *columns)]
 
 

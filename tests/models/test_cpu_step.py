@@ -29,7 +29,7 @@ from dejavubench.models.backends.cpu import (
 )
 from dejavubench.models.backends.cpu import linear as linear_ways
 from dejavubench.models.backends.cpu.backend import CpuBackend
-from dejavubench.models.backends.protocol import ACTIVATIONS, Activation
+from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, Activation
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.specs import custom
@@ -336,7 +336,7 @@ def test_a_position_on_the_device_is_stored_and_attended_to_like_a_number() -> N
     exact = CpuBackend().attend_one(q, cache, 0, 8)
     cache.store(0, 7, drawn(2, 3, 1, 8, seed=3), drawn(2, 3, 1, 8, seed=4))
     newest = k[:, :, 7:8], v[:, :, 7:8]
-    ours = CpuBackend().store_and_attend(q, *newest, cache, 0, torch.tensor([7]))
+    ours = CpuBackend().store_and_attend(QKV(q, *newest), cache, 0, torch.tensor([7]))
     assert torch.equal(ours, exact)
     assert torch.equal(cache.keys(0, 20), k)
 

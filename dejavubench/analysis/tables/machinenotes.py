@@ -97,7 +97,8 @@ def _loopback(run: Run) -> list[Note]:
             "of a remote GPU"
         )
     ]
-    if run.header.where.gpu.mps is False:
+    where = run.header.where
+    if where.gpu.mps is False:
         notes.append(
             NO_MPS.note("NO MPS: the ranks take turns on the GPU, which itself slows the model")
         )

@@ -27,16 +27,17 @@ def check_sink_caches(
     written_here: Span = NOTHING,
 ) -> str | None:
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
-    first = None
+    first_difference = None
     for ubatch, (cache, streams) in enumerate(zip(caches, view.remote(), strict=True)):
         piece = received_pieces(comm, cache)
         difference = compare(cache, streams, piece, pattern, view, ubatch, written_here)
-        first = first or difference  # the sources send all they have, so every cache is compared
-    return first
+        # The sources send all they have, so every cache is compared.
+        first_difference = first_difference or difference
+    return first_difference
 
 
 def compare(
-    got: KVCache,
+    cache: KVCache,
     streams: Sequence[Stream],
     piece: Piece,
     pattern: int,
@@ -53,16 +54,16 @@ def compare(
     Returns:
         None, or where the first difference is, in the whole model's numbers.
     """
-    geometry = got.geometry
-    first: str | None = None
+    geometry = cache.geometry
+    first_difference: str | None = None
     # The pattern's byte, repeated over one element, as the integer that such an element is read as.
     fill = int.from_bytes(bytes([pattern]) * geometry.itemsize, "little", signed=True)
     # Allocated once: touching new pages would cost as much as comparing.
-    reused = {kv: torch.empty_like(as_integers(got.tensor(kv)[0])) for kv in BOTH}
+    reused = {kv: torch.empty_like(as_integers(cache.tensor(kv)[0])) for kv in BOTH}
     for layer in range(geometry.layers):
         inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
         for kv in BOTH:
-            received, expected = as_integers(got.tensor(kv)[layer]), reused[kv].fill_(fill)
+            received, expected = as_integers(cache.tensor(kv)[layer]), reused[kv].fill_(fill)
             for stream in inside:
                 region = stream.schedule.region
                 place = expected[geometry.index(kv, region)[1:]]
@@ -70,9 +71,11 @@ def compare(
             written = geometry.index(kv, geometry.region(positions=written_here))[1:]
             expected[written] = received[written]  # equal by definition, so never a difference
             # Go on after a difference: the source sends all that it has.
-            if first is None and not torch.equal(received, expected):
-                first = _first_difference(received, expected, inside, view, ubatch, layer, kv)
-    return first
+            if first_difference is None and not torch.equal(received, expected):
+                first_difference = _first_difference(
+                    received, expected, inside, view, ubatch, layer, kv
+                )
+    return first_difference
 
 
 def _first_difference(

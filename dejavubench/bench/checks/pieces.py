@@ -55,7 +55,8 @@ def received_pieces(
         if shape not in reused:
             reused[shape] = as_integers(torch.empty(shape, dtype=cache.tensor(kv).dtype))
         piece = reused[shape]
-        layer = region.layers.start - stream.schedule.region.layers.start
+        streamed = stream.schedule.region
+        layer = region.layers.start - streamed.layers.start
         asking = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
         # Not waited for yet: the source answers it, and its answer is the proof that it has come.
         sent = comm.Isend(asking, stream.peer, _ASK)

@@ -157,8 +157,8 @@ class BatchMaker:
         """
         for ubatch, (clock, prompts) in enumerate(zip(clocks, self.prompts, strict=True)):
             # The prompt fills P positions and step k position P + k − 1: we go on there.
-            known = clock.tokens[-1] if self.model.is_first_stage else None
-            self.steps.go_on(ubatch, prompts.shape[1] + first_step - 1, known)
+            newest_tokens = clock.tokens[-1] if self.model.is_first_stage else None
+            self.steps.go_on(ubatch, prompts.shape[1] + first_step - 1, newest_tokens)
         for step in range(first_step, stop):
             for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
                 self._step(step, ubatch, clock, stream)
@@ -187,8 +187,10 @@ class BatchMaker:
         self._stage.launched(ubatch, clock, out)
         # The streams of the first stage also keep the token ids that went into each step. The token
         # of step − 1 is known even where steps run ahead: launched() has just waited for it.
-        known = clock.tokens[step - 1].numpy() if step and self.model.is_first_stage else None
-        stream.step_ready(step, known)
+        input_tokens = (
+            clock.tokens[step - 1].numpy() if step and self.model.is_first_stage else None
+        )
+        stream.step_ready(step, input_tokens)
         self._stage.streamed(step, ubatch, clock)
 
     def _finish_steps(self, clocks: list[MicrobatchClock]) -> None:

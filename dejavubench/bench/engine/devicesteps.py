@@ -96,8 +96,8 @@ class DeviceSteps:
     def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
         microbatch = self._ubatches[ubatch]
         checks, microbatch.checks = microbatch.checks, []
-        last, microbatch.last = microbatch.last, None
-        return checks if last is None else [*checks, last]
+        newest, microbatch.last = microbatch.last, None
+        return checks if newest is None else [*checks, newest]
 
 
 @dataclass

@@ -51,7 +51,7 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
         hosts: the host of each rank.
     """
     # One rank per host measures. The hosts take turns: a second one would make rank 0 answer late.
-    first, reference = hosts.index(hosts[comm.rank]), hosts[0]
+    leader_here, reference = hosts.index(hosts[comm.rank]), hosts[0]
     leaders = sorted({hosts.index(host) for host in hosts} - {0})
     host_clock = HostClock(
         reference=reference, offset_ns=0, error_ns=0, at_ns=perf_counter_ns(), round_trips=0
@@ -62,7 +62,7 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
         elif comm.rank == leader:
             host_clock = offset_of(reference, list(_trips(comm)))
     if leaders:  # the first rank of each host has measured for the others
-        host_clock = comm.allgather(host_clock)[first]
+        host_clock = comm.allgather(host_clock)[leader_here]
     return {"clock": host_clock.model_dump()}
 
 

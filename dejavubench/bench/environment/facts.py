@@ -94,17 +94,17 @@ def cuda_aware_mpi() -> bool:
 
 def of_device(device: int) -> dict[str, Any]:
     """Describe the CUDA device of a rank and the software that drives it."""
-    known = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device)
     return {
-        "name": known.name,
-        "uuid": str(known.uuid),
-        "memory_nbytes": known.total_memory,
-        "l2_nbytes": known.L2_cache_size,
-        "multiprocessors": known.multi_processor_count,
+        "name": properties.name,
+        "uuid": str(properties.uuid),
+        "memory_nbytes": properties.total_memory,
+        "l2_nbytes": properties.L2_cache_size,
+        "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
         "mps": mps_running(),
-        **_driver_facts(str(known.uuid)),
+        **_driver_facts(str(properties.uuid)),
     }
 
 
@@ -181,10 +181,10 @@ def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    mine = of_rank(device)
+    own_facts = of_rank(device)
     return {
-        **mine,
-        **({"gpus": [mine["gpu"]["name"]]} if device is not None else {}),
+        **own_facts,
+        **({"gpus": [own_facts["gpu"]["name"]]} if device is not None else {}),
         "cores": cores,
         "hostnames": sorted(set(hosts)),
         "ranks": len(hosts),

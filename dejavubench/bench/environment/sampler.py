@@ -176,5 +176,5 @@ def sampler_of(
 ) -> ConditionsSampler:
     """Return this rank's sampler."""
     own_host = members[rank].host
-    first = min(number for number, member in enumerate(members) if member.host == own_host)
-    return HostSampler(folder, run_id, rank, members) if rank == first else ConditionsSampler()
+    first_here = min(number for number, member in enumerate(members) if member.host == own_host)
+    return HostSampler(folder, run_id, rank, members) if rank == first_here else ConditionsSampler()

@@ -71,9 +71,11 @@ class ArmFailures:
     def settle(self, arm: Arm, problems: list[str | None]) -> bool:
         """Return whether the arm fails, where every rank's problem is known by now."""
         # The lowest rank speaks for all, so that every rank reports the same failure.
-        first = next(((rank, why) for rank, why in enumerate(problems) if why is not None), None)
-        if first is None:
+        first_failure = next(
+            ((rank, why) for rank, why in enumerate(problems) if why is not None), None
+        )
+        if first_failure is None:
             return False
         self.names.add(arm.name)
-        self._on_failure(arm, *first)
+        self._on_failure(arm, *first_failure)
         return True

@@ -95,8 +95,8 @@ class Source:
     def begin(self, streams: Sequence[Streamed]) -> None:
         """Begin a microbatch on each stream, with its prompt where this stage embeds it."""
         for stream, prompt in zip(streams, self.prompts, strict=True):
-            known = prompt.tokens.numpy() if self.model.is_first_stage else None
-            stream.begin(known)
+            prompt_ids = prompt.tokens.numpy() if self.model.is_first_stage else None
+            stream.begin(prompt_ids)
 
     @property
     def copy_ways(self) -> dict[str, str]:

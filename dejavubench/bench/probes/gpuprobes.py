@@ -94,16 +94,16 @@ class DeviceProbes:
 
     def __init__(self, device: torch.device, model: ProbedModel) -> None:
         dtype, geometry, input_len = model.dtype, model.geometry, model.input_len
-        known = torch.cuda.get_device_properties(device)
+        properties = torch.cuda.get_device_properties(device)
         free, _ = torch.cuda.mem_get_info(device)
-        nbytes = buffer_nbytes(known.L2_cache_size, free)
+        nbytes = buffer_nbytes(properties.L2_cache_size, free)
         self._device = device
         self._from = torch.empty(nbytes // 4, device=device).normal_().view(torch.uint8)
         self._to = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-        self._blocks = known.multi_processor_count * READ_BLOCKS
+        self._blocks = properties.multi_processor_count * READ_BLOCKS
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
         self._products = _Products.of(device, dtype, free // SHARE)
-        layers = gather_layers(geometry, input_len, known.L2_cache_size, free, nbytes)
+        layers = gather_layers(geometry, input_len, properties.L2_cache_size, free, nbytes)
         self._gathers = _Gathers.of(device, dtype, geometry, input_len, layers) if layers else None
         self._way = WayToHost(device, model)
         self._extents = ExtentCopies(device)

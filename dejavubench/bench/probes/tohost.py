@@ -38,16 +38,20 @@ class WayToHost:
 
     def __init__(self, device: torch.device, model: ProbedModel) -> None:
         slot_nbytes = model.slot_nbytes
-        one = replace(model.geometry, layers=1, requests=1)
-        positions = slot_nbytes // one.token_nbytes
+        one_request = replace(model.geometry, layers=1, requests=1)
+        positions = slot_nbytes // one_request.token_nbytes
         # One position more than is moved keeps the heads apart, as in a cache that is not full.
-        one = replace(one, positions=positions + 1)
+        one_request = replace(one_request, positions=positions + 1)
         schedule = StreamSchedule(
-            geometry=one, region=one.whole, input_len=positions, steps=0, slot_nbytes=slot_nbytes
+            geometry=one_request,
+            region=one_request.whole,
+            input_len=positions,
+            steps=0,
+            slot_nbytes=slot_nbytes,
         )
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
         self._moved = Stream(0, schedule)
-        self._cache = KVCache.allocate(one, model.dtype, device)
+        self._cache = KVCache.allocate(one_request, model.dtype, device)
         self._device = device
         self._packing = Packing(self._cache, self._chunk.region)
         self._nbytes = self._chunk.nbytes

@@ -111,12 +111,12 @@ class TimeLeft:
         """Say how exactly overheads are known: nobody knows how many rounds that takes."""
         if not self._took:
             return f"±{100 * asked:g} % asked"
-        known = "" if self._half_width is None else f"±{100 * self._half_width:.2g} % so far, "
+        reached = "" if self._half_width is None else f"±{100 * self._half_width:.2g} % so far, "
         most = self._max_time - (self._clock() - self._rounds_began)
         most = max(0.0, most, self._here_s(self._round_s()))
         later = len(self._sizes) - 1 - self._point
         more = f", {count_text(later, 'more point')}" if later else ""
-        return f"{known}±{100 * asked:g} % asked; at most {seconds_text(most)} left here{more}"
+        return f"{reached}±{100 * asked:g} % asked; at most {seconds_text(most)} left here{more}"
 
     def seconds(self) -> float | None:
         """Return the time left until the last round has ended; None while it is not known."""

@@ -131,8 +131,8 @@ class HandoverSink(PlainSink):
         self._taken = SinkTimes()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
-        known: torch.Tensor = sleeping_bcast(self.here.world, None)
-        super().expect(undisturbed, known.flatten(0, 1))  # this side has microbatches of its own
+        expected: torch.Tensor = sleeping_bcast(self.here.world, None)
+        super().expect(undisturbed, expected.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         if self._sink_model is None:
@@ -207,22 +207,26 @@ class SinkModel:
         # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
         # and gives the sinks' first one. It is step_ms[0] below, hence the [1:].
         self._maker.go_on(clocks, self._silent, point.generated, point.generated + 1)
-        first = time.perf_counter()
+        first_token_s = time.perf_counter()
         if topology.rank == first_answerer(topology):
             self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON)
         self._maker.go_on(clocks, self._silent, point.generated + 1, point.output_len)
         rest = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
-        return SinkTimes((ready - began) * 1e3, (first - ready) * 1e3, rest, self._tokens(clocks))
+        return SinkTimes(
+            (ready - began) * 1e3, (first_token_s - ready) * 1e3, rest, self._tokens(clocks)
+        )
 
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Put the sources' tokens where this stage would have put its own."""
         point = self._point
-        known = torch.empty(point.requests, point.generated, dtype=torch.long)
-        message = self._comm.Irecv(known.numpy(), token_sender(self._view.topology), _TOKENS)
+        source_tokens = torch.empty(point.requests, point.generated, dtype=torch.long)
+        message = self._comm.Irecv(
+            source_tokens.numpy(), token_sender(self._view.topology), _TOKENS
+        )
         wait_asleep(message.Test, "the sources' tokens")
         for clock, prompts in zip(clocks, self._prompts, strict=True):
             # By the requests' numbers: this side may cut them into other microbatches.
-            clock.tokens = list(known[prompts.numbers].unbind(1))
+            clock.tokens = list(source_tokens[prompts.numbers].unbind(1))
 
     def _tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
         new = self._point.output_len - self._point.generated

@@ -146,8 +146,8 @@ class RestartSource(PlainSource):
             for layer in range(layers):
                 stream.layer_ready(layer)
             for step in range(first):
-                known = clock.tokens[step - 1].numpy() if step and clock.tokens else None
-                stream.step_ready(step, known)
+                input_tokens = clock.tokens[step - 1].numpy() if step and clock.tokens else None
+                stream.step_ready(step, input_tokens)
         self._again_ms = (time.perf_counter() - began) * 1e3
         mark("tokens")
         source.maker.go_on(clocks, streams, first, source.maker.output_len)

@@ -62,10 +62,10 @@ class Workspace:
         self.chunk_file.close()
         # Every rank goes through the same files: the gather is collective.
         for name_of in (records.rank_file, records.chunk_file, conditions_file):
-            mine = self.folder / name_of(ranks.rank)
+            own_file = self.folder / name_of(ranks.rank)
             # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.
-            elsewhere = ranks.host != ranks.hosts[0] and mine.exists()
-            others = sleeping_gather(ranks.world, mine.read_bytes() if elsewhere else None)
+            elsewhere = ranks.host != ranks.hosts[0] and own_file.exists()
+            others = sleeping_gather(ranks.world, own_file.read_bytes() if elsewhere else None)
             for rank, content in enumerate(others or []):
                 path = self.folder / name_of(rank)
                 if content is not None and not path.exists():

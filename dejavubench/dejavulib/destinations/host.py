@@ -68,8 +68,8 @@ class HostDestination(LocalDestination):
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         schedule = stream.schedule
-        first, end = schedule.step_offset(steps.start), schedule.step_offset(steps.stop)
-        return self._buffers[stream.id][first:end], schedule.step_nbytes(steps.start)
+        begin, end = schedule.step_offset(steps.start), schedule.step_offset(steps.stop)
+        return self._buffers[stream.id][begin:end], schedule.step_nbytes(steps.start)
 
     def close(self) -> None:
         self._buffers.clear()

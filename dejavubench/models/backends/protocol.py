@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,14 @@ class KernelNeeds:
     layout: KVLayout
     rows: Sequence[int]
     widths: Sequence[int]
+
+
+class QKV(NamedTuple):
+    """Queries [B, H, n, D], keys and values [B, G, n, D] of n new positions."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
 
 
 class Backend(Protocol):
@@ -115,9 +123,7 @@ class Backend(Protocol):
 
     def store_and_attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        qkv: QKV,
         cache: KVCache,
         layer: int,
         position: Tensor,
@@ -126,7 +132,7 @@ class Backend(Protocol):
         """Put the keys and values of one position in the cache, and attend to [0, position].
 
         Args:
-            q: [B, H, 1, D]; k, v: [B, G, 1, D].
+            qkv: of one new position.
             position: an int64 tensor [1] on the device, so that a captured step serves any
                 position.
 

@@ -160,7 +160,7 @@ def _gpt2_name(name: str, size: int) -> Stored:
         return Stored(f"ln_f.{parameter}")
     if part in _QKV:
         return Stored(f"h.{layer}.attn.c_attn.{parameter}", parameter == "weight", _QKV[part])
-    theirs = {
+    stored_name = {
         "norm1": "ln_1",
         "out": "attn.c_proj",
         "norm2": "ln_2",
@@ -168,7 +168,8 @@ def _gpt2_name(name: str, size: int) -> Stored:
         "down": "mlp.c_proj",
     }[part]
     return Stored(
-        f"h.{layer}.{theirs}.{parameter}", parameter == "weight" and not part.startswith("norm")
+        f"h.{layer}.{stored_name}.{parameter}",
+        parameter == "weight" and not part.startswith("norm"),
     )
 
 
@@ -181,12 +182,12 @@ def _opt_name(name: str, size: int) -> Stored:
         return Stored(
             f"{'final_layer_norm' if part == 'final_norm' else part}.{parameter}"
         )  # project_in, project_out
-    theirs = {
+    stored_name = {
         **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
         **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
         **{"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
     }[part]
-    return Stored(f"layers.{layer}.{theirs}.{parameter}")
+    return Stored(f"layers.{layer}.{stored_name}.{parameter}")
 
 
 def _bloom_name(name: str, size: int) -> Stored:
@@ -194,13 +195,13 @@ def _bloom_name(name: str, size: int) -> Stored:
         return Stored("word_embeddings.weight")
     layer, part, parameter = _split(name)
     if layer is None:
-        theirs = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
-        return Stored(f"{theirs}.{parameter}")
+        stored_name = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
+        return Stored(f"{stored_name}.{parameter}")
     if part in _QKV:
         return Stored(
             f"h.{layer}.self_attention.query_key_value.{parameter}", False, _QKV[part], size
         )
-    theirs = {
+    stored_name = {
         **{
             "norm1": "input_layernorm",
             "out": "self_attention.dense",
@@ -208,7 +209,7 @@ def _bloom_name(name: str, size: int) -> Stored:
         },
         **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
     }[part]
-    return Stored(f"h.{layer}.{theirs}.{parameter}")
+    return Stored(f"h.{layer}.{stored_name}.{parameter}")
 
 
 def _llama_name(name: str, size: int) -> Stored:
@@ -218,7 +219,7 @@ def _llama_name(name: str, size: int) -> Stored:
     layer, part, parameter = _split(name)
     if layer is None:
         return Stored(f"model.norm.{parameter}")
-    theirs = {
+    stored_name = {
         **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
         **{
             "query_norm": "self_attn.q_norm",
@@ -228,7 +229,7 @@ def _llama_name(name: str, size: int) -> Stored:
         **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
         **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
     }[part]
-    return Stored(f"model.layers.{layer}.{theirs}.{parameter}")
+    return Stored(f"model.layers.{layer}.{stored_name}.{parameter}")
 
 
 def _split(name: str) -> tuple[int | None, str, str]:

@@ -21,11 +21,11 @@ FILL_NBYTES = 4 << 20
 
 def durability_of(name: str | None) -> Durability:
     """Return the durability of a name. Raises ValueError: there is none."""
-    known: tuple[Durability, ...] = get_args(Durability)
-    for durability in known:
+    options: tuple[Durability, ...] = get_args(Durability)
+    for durability in options:
         if durability == name:
             return durability
-    raise ValueError(f"there is no durability {name!r}: there are {', '.join(known)}")
+    raise ValueError(f"there is no durability {name!r}: there are {', '.join(options)}")
 
 
 def open_flags(durability: Durability) -> int:

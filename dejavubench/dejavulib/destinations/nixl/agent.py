@@ -142,8 +142,8 @@ class Agent:
         for peer in share:
             what = f"the metadata of rank {peer}'s agent"
             wait_asleep(partial(comm.iprobe, peer, _TAG), what, CONNECT_S)
-            theirs, self._device_of[str(peer)], shared[peer] = comm.recv(None, peer, _TAG)
-            self._agent.add_remote_agent(theirs)
+            their_metadata, self._device_of[str(peer)], shared[peer] = comm.recv(None, peer, _TAG)
+            self._agent.add_remote_agent(their_metadata)
         wait_asleep(
             lambda: bool(MPI.Request.testall(sent)[0]), "sending this agent's metadata", CONNECT_S
         )
@@ -207,17 +207,17 @@ class Agent:
             message = _NOTIFICATION.pack(Notification.WRITTEN, stream.id, number, 0, 0)
         peer = str(stream.peer)
         sources = self._agent.get_xfer_descs(self._table(source), self._kind)
-        theirs = self._agent.get_xfer_descs(self._table(target, peer), self._kind)
-        return self._begin(self._agent.initialize_xfer("WRITE", sources, theirs, peer, message))
+        targets = self._agent.get_xfer_descs(self._table(target, peer), self._kind)
+        return self._begin(self._agent.initialize_xfer("WRITE", sources, targets, peer, message))
 
     def write_each(self, stream: Stream, source: Pieces, target: Pieces) -> Iterator[Write]:
         """Yield a write per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
         sources = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(source), self._kind)
-        theirs = self._agent.prep_xfer_dlist(peer, self._table(target, peer), self._kind)
+        targets = self._agent.prep_xfer_dlist(peer, self._table(target, peer), self._kind)
         make = self._agent.make_prepped_xfer
         for number in range(len(source)):
-            yield self._begin(make("WRITE", sources, [number], theirs, [number]))
+            yield self._begin(make("WRITE", sources, [number], targets, [number]))
 
     def _table(self, extents: Pieces, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
         """Return (address, bytes, device number) of each piece, uint64 [n, 3]."""

@@ -124,7 +124,7 @@ class Connection:
         self._complete(frame, held, chunk.nbytes)
 
     def _extent(self, frame: Frame, held: HeldStream) -> None:
-        place, last = held.extent(frame.number, frame.nbytes)
+        place, is_last = held.extent(frame.number, frame.nbytes)
         if not self.wire.receive_payload(frame, [place]):
             raise RefusalError(
                 f"extent {held.extents - 1} of chunk {frame.number} of stream {held.id}: its hash "
@@ -134,7 +134,7 @@ class Connection:
             self._received = chunktimes.now()
         if frame.kind == FrameKind.EXTENT:
             self.reply(FrameKind.TAKEN, frame)
-        if last:
+        if is_last:
             step = held.schedule.last_step(frame.number)  # chunk n is group n: unbuffered
             self._complete(frame, held, held.schedule.step_nbytes(step))
 
@@ -152,7 +152,7 @@ class Connection:
         numbers = REGION.unpack(edges)
         try:
             region = Region(
-                *(Span(*numbers[first : first + 2]) for first in range(0, len(numbers), 2))
+                *(Span(*numbers[edge : edge + 2]) for edge in range(0, len(numbers), 2))
             )
         except ValueError as error:
             raise RefusalError(str(error)) from None

@@ -136,8 +136,8 @@ def _network_digest() -> bytes:
     """Return a digest that all processes of one network namespace of one kernel share."""
     namespace = Path("/proc/self/ns/net")
     # A kernel without namespaces has one network.
-    known = os.readlink(namespace).encode() if namespace.is_symlink() else b""
-    return hashlib.sha256(machine_digest() + known).digest()
+    network_name = os.readlink(namespace).encode() if namespace.is_symlink() else b""
+    return hashlib.sha256(machine_digest() + network_name).digest()
 
 
 def make_offer(wire: Wire, offer: TCPOffer) -> None:

@@ -151,8 +151,8 @@ def read_offer(text: str) -> TCPOffer:
     try:
         return TCPOffer.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"offer: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"offer: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
 def schedules(offer: TCPOffer) -> dict[int, StreamSchedule]:

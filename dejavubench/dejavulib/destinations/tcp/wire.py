@@ -265,8 +265,8 @@ class Wire:
         self.socket.close()
 
 
-def _too_slow(peer: str, got: int, wanted: int) -> str:
-    return f"{peer} is too slow: {got} of {wanted} bytes came in time"
+def _too_slow(peer: str, received: int, wanted: int) -> str:
+    return f"{peer} is too slow: {received} of {wanted} bytes came in time"
 
 
 def set_buffers(unconnected: socket.socket) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.backends.cpu import attention_kernel, codecache, linear
-from dejavubench.models.backends.protocol import Activation, KernelNeeds, Say
+from dejavubench.models.backends.protocol import QKV, Activation, KernelNeeds, Say
 
 BLOCK = 256
 """Elements of a row that :func:`largest` takes at once."""
@@ -53,17 +53,15 @@ class CpuBackend:
 
     def store_and_attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        qkv: QKV,
         cache: KVCache,
         layer: int,
         position: Tensor,
         slopes: Tensor | None = None,
     ) -> Tensor:
         newest = int(position)
-        cache.store(layer, newest, k, v)
-        return self.attend_one(q, cache, layer, newest + 1, slopes)
+        cache.store(layer, newest, qkv.k, qkv.v)
+        return self.attend_one(qkv.q, cache, layer, newest + 1, slopes)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return largest(x)

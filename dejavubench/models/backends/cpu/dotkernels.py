@@ -136,10 +136,10 @@ class _Dots:
                 emit.fetch(emit.at(w, (apart, r), (k, self.dtype.itemsize)), ahead)
             # Totals take turns, so that additions that follow one another are independent.
             for number, start in enumerate(range(0, width, unit)):
-                turn = {place: mine[number % apiece] for place, mine in totals.items()}
+                turn = {place: own_totals[number % apiece] for place, own_totals in totals.items()}
                 self._products(emit, turn, k, start, lanes, paired, job)
-        for (q, r), mine in totals.items():
-            emit.add_to(emit.at(out, (out_apart, q), (after, r)), emit.reduced(mine, lanes))
+        for (q, r), own_totals in totals.items():
+            emit.add_to(emit.at(out, (out_apart, q), (after, r)), emit.reduced(own_totals, lanes))
 
     def _products(
         self,
@@ -179,9 +179,14 @@ def blend(dtype: torch.dtype, streams: int) -> Compiled:
     units = {PIECES * LANES: LANES, LANES: LANES, 1: 1}
 
     def sums(
-        emit: Emitter, width: int, lanes: int, first: Value, stop: Value, job: Sequence[Value]
+        emit: Emitter,
+        width: int,
+        lanes: int,
+        first_element: Value,
+        stop: Value,
+        job: Sequence[Value],
     ) -> None:
-        with emit.steps(first, stop, width) as d:
+        with emit.steps(first_element, stop, width) as d:
             piece(emit, width, lanes, d, job)
 
     def piece(emit: Emitter, width: int, lanes: int, d: Value, job: Sequence[Value]) -> None:

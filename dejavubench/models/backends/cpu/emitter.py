@@ -162,13 +162,13 @@ class Emitter:
         self._builder.store(ir.Constant(vector, [0.0] * lanes), slot)
         return slot
 
-    def add_product(self, total: Value, one: Value, other: Value, lanes: int) -> None:
+    def add_product(self, total: Value, factor: Value, other_factor: Value, lanes: int) -> None:
         vector = ir.VectorType(FLOAT, lanes)
         function = self._declared("llvm.fmuladd", vector, [vector] * 3, lanes)
-        product = self._builder.call(function, [one, other, self._builder.load(total)])
+        product = self._builder.call(function, [factor, other_factor, self._builder.load(total)])
         self._builder.store(product, total)
 
-    def add_pairs(self, total: Value, one: Value, other: Value) -> None:
+    def add_pairs(self, total: Value, pairs: Value, other_pairs: Value) -> None:
         """Add to each fp32 of ``total`` the sum of two products of bf16, by AVX512-BF16."""
         vector, words = ir.VectorType(FLOAT, 16), ir.VectorType(INT32, 16)
         add = cgutils.get_or_insert_function(
@@ -176,7 +176,9 @@ class Emitter:
             ir.FunctionType(vector, [vector, words, words]),
             "llvm.x86.avx512bf16.dpbf16ps.512",
         )
-        self._builder.store(self._builder.call(add, [self._builder.load(total), one, other]), total)
+        self._builder.store(
+            self._builder.call(add, [self._builder.load(total), pairs, other_pairs]), total
+        )
 
     def reduced(self, totals: Sequence[Value], lanes: int) -> Value:
         """Return the sum of all lanes of all totals."""

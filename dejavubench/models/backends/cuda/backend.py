@@ -9,7 +9,7 @@ from torch import Tensor
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.backends.cuda import attention, layer_norm, linear
 from dejavubench.models.backends.cuda.launch import ROWS, TYPES
-from dejavubench.models.backends.protocol import ACTIVATIONS, Activation, KernelNeeds, Say
+from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, Activation, KernelNeeds, Say
 
 
 class CudaBackend:
@@ -75,15 +75,13 @@ class CudaBackend:
 
     def store_and_attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        qkv: QKV,
         cache: KVCache,
         layer: int,
         position: Tensor,
         slopes: Tensor | None = None,
     ) -> Tensor:
-        q, k, v = (x[:, :, 0] for x in (q, k, v))
+        q, k, v = (x[:, :, 0] for x in qkv)
         return attention.attend(q, k, v, cache, layer, position, slopes).unsqueeze(1)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:

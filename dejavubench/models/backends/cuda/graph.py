@@ -31,9 +31,11 @@ class DecodeGraph:
     def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
         self._model, self._cache, self._sampler = model, cache, sampler
         requests = len(sampler.requests)
-        first, width = model.is_first_stage, model.spec.hidden
+        takes_tokens, width = model.is_first_stage, model.spec.hidden
         shape, dtype = (
-            ((requests, 1), torch.long) if first else ((requests, 1, width), model.compute_dtype)
+            ((requests, 1), torch.long)
+            if takes_tokens
+            else ((requests, 1, width), model.compute_dtype)
         )
         self.x = torch.zeros(shape, dtype=dtype, device=model.device)
         self.position = torch.zeros(1, dtype=torch.long, device=model.device)
