@@ -31,7 +31,7 @@ from dejavubench.analysis.stats import Estimate, estimate
 from dejavubench.bench.scenarios.plain import PlainSource
 from dejavubench.cli import main as dejavubench
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.chunktimes import Receipt, Stamps, TimesBlock
+from dejavubench.dejavulib.chunktimes import BEGUN, GATHERED, POSTED, Receipt, TimesBlock
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.geometry import KVGeometry
@@ -58,7 +58,7 @@ class Noted(HostDestination):
     """A destination that has a receipt for every chunk, as one between ranks has."""
 
     def receipt(self, stream: Stream) -> Receipt:
-        return Receipt(0, 0)
+        return 0, 0
 
 
 def nanoseconds_per_chunk() -> float:
@@ -79,10 +79,10 @@ def _loop(timed: bool) -> int:
     for _ in range(CHUNKS):
         transfer = Transfer(planned, progress, stats)
         if block is not None:  # as CacheManager does, which has read the clock for the stall
-            transfer.times, transfer.stamps = block, Stamps(0)
-        transfer.stamp("begun")
-        transfer.stamp("gathered")
-        transfer.stamp("posted")
+            transfer.take_times(block, 0)
+        transfer.stamp(BEGUN)
+        transfer.stamp(GATHERED)
+        transfer.stamp(POSTED)
         _note_complete(destination, transfer)
     return time.thread_time_ns() - began
 

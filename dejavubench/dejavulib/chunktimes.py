@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter_ns as now
 from typing import Literal, NamedTuple, Protocol, get_args
 
-__all__ = ["MOST", "LatencyPart", "PartEnd", "Receipt", "Stamps", "TimesBlock", "cut", "now"]
+__all__ = ["MOST", "LatencyPart", "PartEnd", "Receipt", "StampName", "TimesBlock", "cut", "now"]
 
 MOST = 65_536
 """Chunks of one microbatch whose times are kept singly. Of the others, only sums are kept."""
@@ -33,10 +33,14 @@ host memory. ``posted``: ``flush`` has returned. ``moved``: it has left this pro
 arrival at the sink until it was in its place there.
 """
 
+READY, BEGUN, GATHERED, COPIED, POSTED, MOVED, COMPLETE, SINK_NS = range(len(STAMPS))
+"""Places of the stamps in a row of a :class:`TimesBlock`."""
+
 PartEnd = Literal["begun", "gathered", "copied", "posted", "moved", "received", "complete"]
 """Ends of parts: a stamp, or ``received``, which is ``complete`` less ``sink_ns``."""
 
 _ABSENT = -1
+_WIDTH = len(STAMPS)
 
 
 class LatencyPart(NamedTuple):
@@ -46,29 +50,12 @@ class LatencyPart(NamedTuple):
     until: PartEnd
 
 
-class Receipt(NamedTuple):
-    """Times of a complete chunk that only its destination knows.
+Receipt = tuple[int | None, int | None]
+"""Times of a complete chunk that only its destination knows; None for one that it does not.
 
-    Attributes:
-        moved: when it had left this process, by :func:`now`.
-        sink_ns: nanoseconds from its arrival at the sink until it was in its place.
-    """
-
-    moved: int | None = None
-    sink_ns: int | None = None
-
-
-class Stamps:
-    """The times of one transfer, in nanoseconds of :func:`now`; see :data:`STAMPS`."""
-
-    # Defaults of the class, so that making one sets a single attribute on the model's thread.
-    begun = gathered = posted = complete = 0
-    copied: int | None = None
-    moved: int | None = None
-    sink_ns: int | None = None
-
-    def __init__(self, ready: int) -> None:
-        self.ready = ready
+First when the chunk had left this process, by :func:`now`. Then the nanoseconds from its arrival at
+the sink until it was in its place. A plain tuple: making one costs the least.
+"""
 
 
 class NamedPart(Protocol):
@@ -113,6 +100,8 @@ def _end(until: str, stamps: Mapping[str, int | None], began: int, complete: int
 class TimesBlock:
     """The times of one microbatch's chunks: a preallocated block that one manager owns.
 
+    A chunk's row is written in place, a stamp at a time: nothing is made or copied for a chunk.
+
     Args:
         chunks: number of chunks of a microbatch. Up to :data:`MOST` have a row each.
 
@@ -125,7 +114,8 @@ class TimesBlock:
     def __init__(self, chunks: int) -> None:
         self.chunks = chunks
         self.rows = min(chunks, MOST)
-        self._columns = {name: array("q", [_ABSENT]) * self.rows for name in STAMPS}
+        # Row by row, so that the stamps of one chunk share a cache line.
+        self._values = array("q", [_ABSENT]) * (self.rows * _WIDTH)
         self.reset()
 
     def reset(self) -> None:
@@ -133,28 +123,27 @@ class TimesBlock:
         self.finished = self.beyond = 0
         self.beyond_ns: dict[str, int] = dict.fromkeys(STAMPS[1:], 0)
 
-    def add(self, row: int, stamps: Stamps) -> None:
-        """Keep the times of a chunk that is complete. The helper thread calls it."""
-        self.finished += 1
-        if row >= self.rows:
-            self._sum(stamps)
-            return
-        columns = self._columns
-        columns["ready"][row] = stamps.ready
-        columns["begun"][row] = stamps.begun
-        columns["gathered"][row] = stamps.gathered
-        columns["copied"][row] = _ABSENT if stamps.copied is None else stamps.copied
-        columns["posted"][row] = stamps.posted
-        columns["moved"][row] = _ABSENT if stamps.moved is None else stamps.moved
-        columns["complete"][row] = stamps.complete
-        columns["sink_ns"][row] = _ABSENT if stamps.sink_ns is None else stamps.sink_ns
+    def row(self, number: int) -> tuple[array[int], int]:
+        """Return where the stamps of a chunk go: an array, and the place of ``ready`` in it."""
+        if number < self.rows:
+            return self._values, number * _WIDTH
+        return array("q", [_ABSENT]) * _WIDTH, 0
 
-    def _sum(self, stamps: Stamps) -> None:
+    def count(self, number: int, values: array[int]) -> None:
+        """Count a chunk that is complete. The helper thread calls it.
+
+        Args:
+            values: the array that :meth:`row` gave for this chunk.
+        """
+        self.finished += 1
+        if number >= self.rows:
+            self._sum(values)
+
+    def _sum(self, values: array[int]) -> None:
         self.beyond += 1
-        for name in self.beyond_ns:
-            value = getattr(stamps, name)
-            if value is not None:
-                self.beyond_ns[name] += value if name == "sink_ns" else value - stamps.ready
+        for name, value in zip(STAMPS[1:], values[1:], strict=True):
+            if value != _ABSENT:
+                self.beyond_ns[name] += value if name == "sink_ns" else value - values[READY]
 
     def columns(self, origin: int = 0) -> dict[StampName, list[int]]:
         """Return the stamps of every row, less ``origin``, without stamps that a row does not have.
@@ -163,14 +152,14 @@ class TimesBlock:
         """
         return {
             name: [value - (0 if name == "sink_ns" else origin) for value in values]
-            for name, values in self._columns.items()
-            if _ABSENT not in values
+            for place, name in enumerate(STAMPS)
+            if _ABSENT not in (values := self._values[place::_WIDTH])
         }
 
     def each(self) -> Iterator[dict[str, int | None]]:
         """Yield the stamps of each row by name, as :func:`cut` takes them."""
-        for row in zip(*self._columns.values(), strict=True):
+        for first in range(0, len(self._values), _WIDTH):
             yield {
                 name: None if value == _ABSENT else value
-                for name, value in zip(STAMPS, row, strict=True)
+                for name, value in zip(STAMPS, self._values[first : first + _WIDTH], strict=True)
             }

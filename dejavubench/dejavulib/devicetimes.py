@@ -6,10 +6,12 @@ one event per microbatch is waited for, outside any clock: the *anchor*.
 
 from __future__ import annotations
 
+from array import array
+
 import torch
 
 from . import chunktimes
-from .chunktimes import StampName, Stamps
+from .chunktimes import READY, STAMPS, StampName
 
 ANCHORS = 5
 """Events that an anchor is the best of. The host sees an event some microseconds late."""
@@ -71,10 +73,14 @@ class DeviceMarks:
         event.record(stream)
         self.add(name, event)
 
-    def fill(self, stamps: Stamps) -> None:
-        """Turn all events into stamps. All have been reached: the chunk is complete."""
+    def fill(self, stamps: array[int], first: int) -> None:
+        """Turn all events into stamps. All have been reached: the chunk is complete.
+
+        Args:
+            stamps, first: the chunk's row of times: an array, and where it begins.
+        """
         (_, ready), *others = self._events
-        stamps.ready = self._clock.at(ready)
+        stamps[first + READY] = since = self._clock.at(ready)
         for name, event in others:
             # CUDA gives a single-precision float: over a short time its error is small.
-            setattr(stamps, name, stamps.ready + round(ready.elapsed_time(event) * 1e6))
+            stamps[first + STAMPS.index(name)] = since + round(ready.elapsed_time(event) * 1e6)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import chunktimes
-from .chunktimes import LatencyPart, Stamps, TimesBlock
+from .chunktimes import LatencyPart, TimesBlock
 from .copies import NoPacking, Packing
 from .destinations.base import Stream, StreamingError
 from .device import DeviceExtents
@@ -241,7 +241,7 @@ class CacheManager:
         if times is not None:
             # The clock was read for the stall: the model's thread reads it no second time.
             for transfer in transfers:
-                transfer.times, transfer.stamps = times, Stamps(began)
+                transfer.take_times(times, began)
                 if ready is not None and self._device_clock is not None:
                     transfer.marks = DeviceMarks(self._device_clock, ready)
         self._streamer.submit(transfers)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from . import chunktimes, progress
 from .chunktimes import MOST
-from .copies import Packing, device_staging, scatter, staging
+from .copies import Packing, device_staging, staging
 from .destinations.base import Stream
 from .extents import ExtentAddresses, ExtentViews, StepExtents
-from .geometry import Region
 from .kvcache import KVCache
 from .levels import LEVELS, Level
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
 from .waiting import EAGER, LAZY, wait_asleep
+
+LONGEST_FIRST_NAP = 10e-3
+"""Most seconds by which a chunk may be taken late when chunks begin to come faster."""
 
 
 class Receive(Protocol):
@@ -119,6 +121,7 @@ class CacheReceiver:
     Attributes:
         slots: the staging; the owner may overwrite it before :meth:`begin`.
         stream: the stream that is received.
+        left: chunks of the microbatch that have not arrived.
         nbytes, messages: counters of what has arrived since :meth:`begin`.
         arrivals: times of each chunk since then, up to :data:`~.chunktimes.MOST` of them.
     """
@@ -150,7 +153,7 @@ class CacheReceiver:
             self._extents = ExtentViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
         self._coming: deque[_Coming] = deque()
-        self._left = self.nbytes = self.messages = 0
+        self.left = self.nbytes = self.messages = 0
 
     def _make_slots(self) -> list[torch.Tensor]:
         nbytes, device = largest_chunk(self.stream), self._cache.k.device
@@ -159,14 +162,9 @@ class CacheReceiver:
         return staging(nbytes, HOST_SLOTS)
 
     def _make_scatters(self) -> list[Callable[[torch.Tensor], None]]:
-        """Return the scatter of each chunk. On a device it is prepared beforehand."""
+        """Return the scatter of each chunk, prepared beforehand."""
         chunks = self.stream.schedule.all_chunks(self._level)
-        if self._cache.k.is_cuda:
-            return [Packing(self._cache, chunk.region).scatter for chunk in chunks]
-        return [partial(self._scatter, chunk.region) for chunk in chunks]
-
-    def _scatter(self, region: Region, packed: torch.Tensor) -> None:
-        scatter(packed, self._cache, region)
+        return [Packing(self._cache, chunk.region).scatter for chunk in chunks]
 
     def begin(self) -> None:
         """Prepare for a microbatch, outside the clock: ask for the first chunks."""
@@ -175,7 +173,7 @@ class CacheReceiver:
             # and the slots comes first.
             torch.cuda.synchronize(self._cache.k.device)
         self._chunks = self.stream.schedule.all_chunks(self._level)
-        self._left = self.stream.schedule.count(self._level)
+        self.left = self.stream.schedule.count(self._level)
         self.nbytes = self.messages = 0
         self.arrivals = []
         if self._level.buffered:
@@ -187,7 +185,7 @@ class CacheReceiver:
     @property
     def done(self) -> bool:
         """Whether all chunks of the microbatch are in their place."""
-        return self._left == 0
+        return self.left == 0
 
     @property
     def is_waited_for(self) -> bool:
@@ -199,7 +197,7 @@ class CacheReceiver:
         """The chunk that is waited for, in words."""
         total = self.stream.schedule.count(self._level)
         return (
-            f"chunk {total - self._left} of {total} of stream {self.stream.id} "
+            f"chunk {total - self.left} of {total} of stream {self.stream.id} "
             f"from rank {self.stream.peer}"
         )
 
@@ -240,7 +238,7 @@ class CacheReceiver:
             received = getattr(came.request, "received", None)
             self.arrivals.append(Arrived(received, chunktimes.now()))
         progress.listener.count_progress()
-        self._left -= 1
+        self.left -= 1
         self.nbytes += came.chunk.nbytes
         self.messages += came.messages
 
@@ -252,7 +250,18 @@ def receive_all(receivers: Iterable[CacheReceiver]) -> None:
     def poll() -> bool:
         return sum(receiver.poll() for receiver in pending) > 0  # each gets its turn
 
+    took = 0.0
     while pending:
-        naps = EAGER if any(receiver.is_waited_for for receiver in pending) else LAZY
-        wait_asleep(poll, "chunks", naps=naps)
+        waited_for = any(receiver.is_waited_for for receiver in pending)
+        # Decode steps take about as long as the ones before. The first part of such a wait is slept
+        # through, unless somebody waits for the chunk: a drain waits for the last one.
+        to_the_end = waited_for or any(receiver.left == 1 for receiver in pending)
+        began = time.monotonic()
+        wait_asleep(
+            poll,
+            "chunks",
+            naps=EAGER if waited_for else LAZY,
+            first_nap=0.0 if to_the_end else min(took / 2, LONGEST_FIRST_NAP),
+        )
+        took = time.monotonic() - began
         pending = [receiver for receiver in pending if not receiver.done]

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from . import progress
+from . import chunktimes, progress
+from .chunktimes import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SINK_NS
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
 from .helper import cpu_seconds, start_helper
@@ -21,7 +22,11 @@ from .transfers import ByteProgress, Transfer
 from .waiting import NAP, Wake
 
 NAP_BESIDE_COMPUTE = 500e-6
-"""Seconds between two looks at what is under way while the model computes: 1 % of a core."""
+"""Seconds between two looks at what is under way while a device computes: 1 % of a core."""
+
+NAP_BESIDE_CPU = 1e-3
+"""The same where the model computes on cores of this host. Each look takes Python's lock, and the
+model's thread then sleeps until it gets the lock back, which takes longer than the look."""
 
 CLOSING = 30.0
 """Seconds that closing waits for a destination that is in the middle of something."""
@@ -61,10 +66,11 @@ class Streamer:
         self.device = device
         self.bounce = bounce or BounceBuffer()
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
-        self._slots = deque(slots)
+        self._slots = list(slots)  # the last one freed is taken first: it is in this core's cache
         on_device = bool(slots) and slots[0].is_cuda
         # Slots on a device are filled on this stream, beside the model's.
         self._side_stream = SideStream(slots[0].device) if on_device else None
+        self._nap = NAP_BESIDE_COMPUTE if on_device or device is not None else NAP_BESIDE_CPU
         # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
@@ -194,7 +200,7 @@ class Streamer:
                 return self._inbox.popleft()
             nap = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
-                nap = NAP if self._waits_for else NAP_BESIDE_COMPUTE
+                nap = NAP if self._waits_for else self._nap
             elif self._ahead is not None:
                 # The model computes now. Addresses found here cost the next step no time.
                 planned, self._ahead = self._ahead.planned, None
@@ -202,9 +208,7 @@ class Streamer:
                 planned.extents.prepare(planned.stream.schedule.step_after(planned.chunk.step))
                 continue
             self._wake_helper.wait(nap)
-            # Collect first, even if more has come meanwhile: it may wait for a slot that a complete
-            # chunk still holds.
-            if self._under_way:
+            if self._under_way:  # collect first: what has come meanwhile may wait for its slot
                 return None
         return None
 
@@ -216,7 +220,7 @@ class Streamer:
         return bool(self._slots) or not self.destination.entry.staged
 
     def _start(self, transfer: Transfer) -> None:
-        transfer.stamp("begun")
+        transfer.stamp(BEGUN)
         planned = transfer.planned
         packing, chunk = planned.packing, planned.chunk
         if packing is None:
@@ -225,11 +229,11 @@ class Streamer:
             return
         packed = self.destination.place(planned.stream, chunk)
         if packed is None:  # the destination has no memory of its own to gather into
-            transfer.slot = self._slots.popleft()
+            transfer.slot = self._slots.pop()
             packed = transfer.slot[: chunk.nbytes]
         if transfer.ready is None:
             packing.gather(packed)
-            transfer.stamp("gathered")
+            transfer.stamp(GATHERED)
             self._post(transfer, packed)
         elif self._side_stream is not None:
             with self._side_stream.gathering(transfer, packing, packed):
@@ -283,7 +287,7 @@ def _flush(destination: Destination, transfer: Transfer, packed: torch.Tensor) -
     _announce(destination, transfer)
     planned = transfer.planned
     destination.flush(planned.stream, planned.chunk, packed)
-    transfer.stamp("posted")
+    transfer.stamp(POSTED)
     transfer.stats.copies += 1
 
 
@@ -295,24 +299,28 @@ def _move_extents(destination: Destination, transfer: Transfer) -> None:
         transfer.ready.synchronize()
     _announce(destination, transfer)
     extents = planned.extents.of(planned.chunk.step)
-    transfer.stamp("gathered")
+    transfer.stamp(GATHERED)
     destination.flush_extents(planned.stream, planned.chunk, extents, planned.each_complete)
-    transfer.stamp("posted")
+    transfer.stamp(POSTED)
     transfer.stats.copies += len(extents)
 
 
 def _note_complete(destination: Destination, transfer: Transfer) -> None:
     """Keep the times of a chunk that is complete, if it is timed."""
-    times, stamps, planned = transfer.times, transfer.stamps, transfer.planned
+    times, stamps, first = transfer.times, transfer.stamps, transfer.first_stamp
     if times is None or stamps is None:
         return
-    transfer.stamp("complete")
+    stamps[first + COMPLETE] = chunktimes.now()
     if transfer.marks is not None:
-        transfer.marks.fill(stamps)
-    receipt = destination.receipt(planned.stream)
+        transfer.marks.fill(stamps, first)
+    receipt = destination.receipt(transfer.planned.stream)
     if receipt is not None:
-        stamps.moved, stamps.sink_ns = receipt
-    times.add(planned.row, stamps)
+        moved, sink_ns = receipt
+        if moved is not None:
+            stamps[first + MOVED] = moved
+        if sink_ns is not None:
+            stamps[first + SINK_NS] = sink_ns
+    times.count(transfer.planned.row, stamps)
 
 
 def _announce(destination: Destination, transfer: Transfer) -> None:

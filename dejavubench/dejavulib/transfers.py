@@ -5,13 +5,14 @@ A manager hands transfers to a streamer. Both sides know these classes and not e
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from . import chunktimes
-from .chunktimes import MOST, StampName, Stamps, TimesBlock
+from .chunktimes import MOST, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream
 from .devicetimes import DeviceMarks
@@ -151,7 +152,7 @@ class Transfer:
         ready: CUDA event after which the chunk's keys and values are in place on the device.
         slot: the staging slot that it holds until it is complete.
         times: its manager's block of times; None where chunks are not timed.
-        stamps: its own times, if chunks are timed.
+        stamps, first_stamp: its row of times, if chunks are timed: an array, and where it begins.
         marks: its events on a CUDA device, if chunks are timed.
     """
 
@@ -162,10 +163,22 @@ class Transfer:
     ready: torch.cuda.Event | None = None
     slot: torch.Tensor | None = None
     times: TimesBlock | None = None
-    stamps: Stamps | None = None
+    stamps: array[int] | None = None
+    first_stamp: int = 0
     marks: DeviceMarks | None = None
 
-    def stamp(self, name: StampName) -> None:
-        """Note that this happens to the chunk now, if chunks are timed."""
-        if self.stamps is not None:
-            setattr(self.stamps, name, chunktimes.now())
+    def take_times(self, times: TimesBlock, ready: int) -> None:
+        """Let the chunk be timed; ``ready``: when its keys and values were in place."""
+        self.times = times
+        self.stamps, self.first_stamp = times.row(self.planned.row)
+        self.stamps[self.first_stamp] = ready
+
+    def stamp(self, place: int) -> None:
+        """Note that this happens to the chunk now, if chunks are timed.
+
+        Args:
+            place: such as :data:`.chunktimes.BEGUN`.
+        """
+        stamps = self.stamps
+        if stamps is not None:
+            stamps[self.first_stamp + place] = chunktimes.now()

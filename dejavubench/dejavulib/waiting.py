@@ -69,7 +69,11 @@ class DeadlineError(Exception):
 
 
 def wait_asleep(
-    test: Callable[[], bool], what: str, timeout: float | None = None, naps: Naps = EAGER
+    test: Callable[[], bool],
+    what: str,
+    timeout: float | None = None,
+    naps: Naps = EAGER,
+    first_nap: float = 0.0,
 ) -> None:
     """Call ``test`` until it is true. Sleep in between, the longer the longer it takes.
 
@@ -77,6 +81,7 @@ def wait_asleep(
         what: name of the awaited thing, for the message.
         timeout: seconds; None waits for ever.
         naps: how long the sleeps become.
+        first_nap: seconds before the second test, of a wait that is known to take longer.
 
     Raises:
         DeadlineError: ``test`` was not true within ``timeout``.
@@ -85,6 +90,8 @@ def wait_asleep(
     if test():
         return
     with progress.listener.waiting(patient=False):
+        if first_nap:
+            time.sleep(first_nap)
         while not test():
             waited = time.monotonic() - began
             if timeout is not None and waited > timeout:

@@ -14,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib import chunktimes
-from dejavubench.dejavulib.chunktimes import STAMPS, LatencyPart, Receipt, Stamps, TimesBlock, cut
+from dejavubench.dejavulib.chunktimes import (
+    BEGUN,
+    COMPLETE,
+    GATHERED,
+    POSTED,
+    READY,
+    SINK_NS,
+    STAMPS,
+    LatencyPart,
+    Receipt,
+    TimesBlock,
+    cut,
+)
 from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -137,7 +149,7 @@ class SlowDestination(FakeDestination):
         return super().completed(stream)
 
     def receipt(self, stream: Stream) -> Receipt:
-        return Receipt(self._clock.now - SINKING, SINKING)
+        return self._clock.now - SINKING, SINKING
 
 
 @pytest.fixture
@@ -236,12 +248,17 @@ def test_chunks_without_a_row_are_counted_and_summed(monkeypatch: pytest.MonkeyP
     for microbatch in range(2):
         block.reset()
         for row in range(4):
-            one = Stamps(10 * row)
-            one.begun, one.gathered, one.posted, one.complete = (
-                10 * row + after for after in (1, 2, 3, 9 + microbatch)
-            )
-            one.sink_ns = 4
-            block.add(row, one)
+            stamps, first = block.row(row)
+            stamps[first + READY] = 10 * row
+            for place, after in (
+                (BEGUN, 1),
+                (GATHERED, 2),
+                (POSTED, 3),
+                (COMPLETE, 9 + microbatch),
+            ):
+                stamps[first + place] = 10 * row + after
+            stamps[first + SINK_NS] = 4
+            block.count(row, stamps)
     assert block.finished == 4
     assert block.beyond == 2
     assert block.columns()["complete"] == [10, 20]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from itertools import accumulate
+from typing import cast
 
 import pytest
 
 from dejavubench.dejavulib import waiting
+from dejavubench.dejavulib.receiver import LONGEST_FIRST_NAP, CacheReceiver, receive_all
 from dejavubench.dejavulib.waiting import EAGER, LAZY, NAP, Naps, Wake
 
 
@@ -82,3 +86,78 @@ def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
     for wait_s in (5e-3, 20e-3, 60e-3):
         _, late = _looks_and_lateness(EAGER, wait_s, monkeypatch)
         assert late <= max(EAGER.share * wait_s, NAP) + 10e-6
+
+
+class Chunks:
+    """Receives chunks that come one after the other, each so many seconds after the one before."""
+
+    def __init__(self, gaps: list[float], clock: Callable[[], float], waited_for: bool) -> None:
+        self._due = list(accumulate(gaps))
+        self._clock = clock
+        self.is_waited_for = waited_for
+        self.looks, self.late = 0, list[float]()
+
+    @property
+    def left(self) -> int:
+        return len(self._due) - len(self.late)
+
+    @property
+    def done(self) -> bool:
+        return self.left == 0
+
+    def poll(self) -> bool:
+        self.looks += 1
+        if self.done or self._clock() < self._due[len(self.late)]:
+            return False
+        self.late.append(self._clock() - self._due[len(self.late)])
+        return True
+
+
+def _received(
+    gaps: list[float], monkeypatch: pytest.MonkeyPatch, waited_for: bool = False
+) -> Chunks:
+    """Return chunks that were all received in made-up time."""
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-6
+        return now
+
+    chunks = Chunks(gaps, lambda: now, waited_for)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", sleep)
+        patch.setattr(time, "monotonic", clock)
+        receive_all([cast("CacheReceiver", chunks)])
+    return chunks
+
+
+def test_a_sink_sleeps_through_half_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = _received([17e-3], monkeypatch)
+    steady = _received([17e-3] * 21, monkeypatch)
+    assert steady.looks < 21 * one.looks / 2
+    assert max(steady.late) <= LAZY.longest + 20e-6
+
+
+def test_a_sink_is_late_by_a_bounded_time_when_steps_become_shorter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The last chunk is the one that a drain waits for, and it is taken as early as any other.
+    chunks = _received([90e-3] * 3 + [1e-3], monkeypatch)
+    assert chunks.late[-1] <= LAZY.longest
+    chunks = _received([90e-3] * 3 + [1e-3] * 30, monkeypatch)
+    assert LAZY.longest < max(chunks.late) <= LONGEST_FIRST_NAP
+    # What has come meanwhile is taken at once, so it is late no longer.
+    assert max(chunks.late[-15:]) <= LAZY.longest
+
+
+def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chunks = _received([90e-3] * 3 + [1e-3] * 30, monkeypatch, waited_for=True)
+    for gap, late in zip([90e-3] * 3 + [1e-3] * 30, chunks.late, strict=True):
+        assert late <= max(EAGER.share * gap, NAP) + 20e-6

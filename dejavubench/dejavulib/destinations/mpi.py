@@ -14,7 +14,6 @@ import torch
 from mpi4py import MPI
 
 from .. import chunktimes
-from ..chunktimes import Receipt
 from ..schedule import Chunk
 from ..waiting import wait_asleep
 from . import registry
@@ -115,7 +114,7 @@ class MPIDestination(RemoteDestination[_Sending]):
             done = under_way.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append(Receipt(done.moved, done.sink_ns))
+                self._receipts[stream.key].append((done.moved, done.sink_ns))
         return self._completed[stream.key]
 
 

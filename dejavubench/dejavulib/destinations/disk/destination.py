@@ -140,7 +140,7 @@ class DiskDestination(LocalDestination):
 
     def _note_written(self, file: _Open) -> None:
         if self.timed:
-            file.receipts.append(Receipt(moved=chunktimes.now()))
+            file.receipts.append((chunktimes.now(), None))
 
     def receipt(self, stream: Stream) -> Receipt:
         return self._files[stream.id].receipts.popleft()

@@ -12,7 +12,6 @@ import torch
 from mpi4py import MPI
 
 from ... import chunktimes
-from ...chunktimes import Receipt
 from ...schedule import Chunk
 from ...waiting import DeadlineError, wait_asleep
 from ..base import RemoteDestination, Stream, StreamingError
@@ -149,7 +148,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
             done, took = under_way.popleft(), acknowledged.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append(Receipt(done.moved, took))
+                self._receipts[stream.key].append((done.moved, took))
         return self._completed[stream.key]
 
     def give_up(self) -> None:

@@ -11,7 +11,6 @@ import torch
 from mpi4py import MPI
 
 from ... import chunktimes
-from ...chunktimes import Receipt
 from ...extents import Bases, ExtentAddresses
 from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
@@ -123,7 +122,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
             done = under_way.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append(Receipt(done.moved, done.sink_ns))
+                self._receipts[stream.key].append((done.moved, done.sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from ...chunktimes import Receipt
 from ...schedule import Chunk
 from ..base import ReadableDestination, RemoteDestination, Stream
 from ..registry import TCP
@@ -194,7 +193,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             under_way.popleft()
             self._completed[key] += 1
             if self.timed:
-                self._receipts[key].append(Receipt(sink_ns=int.from_bytes(took, "little")))
+                self._receipts[key].append((None, int.from_bytes(took, "little")))
         return reply
 
     def _receive(self, reply: Frame, into: memoryview) -> None:
