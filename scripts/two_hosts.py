@@ -41,6 +41,7 @@ from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 """Addresses of the source's host and the sink's, on a network of their own."""
 
+DRIVER = (sys.executable, "-m", "dejavubench")
 PORT = 7601
 INTERFACE = "link0"
 UNDER_MPIRUN = ("run", "doctor")
@@ -227,11 +228,12 @@ esac
     return script
 
 
-def run(rate: str, arguments: Sequence[str]) -> int:
+def run(rate: str, arguments: Sequence[str], driver: Sequence[str] = DRIVER) -> int:
     """Run ``dejavubench`` with ``arguments`` under mpirun, one rank per host; return its status.
 
     Args:
         rate: rate of the link, as ``500Mbit/s``, or ``unlimited``.
+        driver: the command that each rank runs.
 
     Raises:
         NoHostsError: this user or this machine cannot make two hosts.
@@ -245,10 +247,9 @@ def run(rate: str, arguments: Sequence[str]) -> int:
         "UCX_TLS": "tcp,self",  # no shared memory between the "hosts"
         "UCX_NET_DEVICES": INTERFACE,
     }
-    driver = [sys.executable, "-m", "dejavubench"]
     with _signals_raise(), two_hosts(limit) as hosts, tempfile.TemporaryDirectory() as folder:
         first, second = hosts
-        sink = second.command(*driver, "sink", "--listen", f"{second.address}:{PORT}")
+        sink = second.command(*DRIVER, "sink", "--listen", f"{second.address}:{PORT}")
         there = ["-launcher", "ssh", "-launcher-exec", str(launcher(Path(folder), hosts))]
         ranks = ["-hosts", ",".join(ADDRESSES), "-n", "2", "-ppn", "1"]
         job = [program, "-genvall", *there, *ranks, *driver, *arguments]

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-import slowed  # noqa: F401 - puts its faults in FAULTS
+import busycore  # noqa: F401 - puts its fault in FAULTS
+import slowed  # noqa: F401 - likewise
+import throttled  # noqa: F401 - likewise
 import wrong_bytes  # noqa: F401 - likewise
 from injection import FAULTS, RANK, Now, fault, instead, now, struck
 
