@@ -26,7 +26,7 @@ from .transfers import ByteProgress, HeldSteps, PlannedChunk, StreamStats, Trans
 
 
 class CacheManager:
-    """The streaming of one microbatch slot's cache to one or several targets.
+    """The streaming of one microbatch's cache to one or several targets.
 
     Args:
         cache: the model writes and reads it.

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 START_S = 60.0
 """Seconds for all ranks to start, as for a run."""
 
-STEP_S = 30.0
-"""Seconds in which all ranks must come to the next step."""
+PHASE_S = 30.0
+"""Seconds in which all ranks must come to the next phase."""
 
 LONGEST_S = 120.0
 """Seconds after which a rank ends itself, whatever it waits for."""
@@ -111,9 +111,9 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
     if facts is None:
         from mpi4py import MPI
 
-        # Communicators of their own: no message of a step meets one of another.
+        # Communicators of their own: no message of a phase meets one of another.
         comm, facts = MPI.COMM_WORLD.Dup(), mpi_facts()
-    together = Together(comm, STEP_S)
+    together = Together(comm, PHASE_S)
     # A rank that another MPI's launcher has started is a world of its own, and its number in MPI is
     # 0. By the launcher's number all but one of them keep quiet.
     if together.size == 1 and launched_rank():

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SMALL = 8
-"""Bytes of a ping-pong message. The first one says whether another round follows."""
+"""Bytes of a ping-pong message. The first one says whether another exchange follows."""
 
 LATENCY_S = 0.1
-"""Seconds of ping-pong, after as many rounds as :data:`WARM_ROUNDS`."""
+"""Seconds of ping-pong, after as many exchanges as :data:`WARM_EXCHANGES`."""
 
-WARM_ROUNDS = 20
-"""First rounds, which do not count: they make the connection and wake both cores."""
+WARM_EXCHANGES = 20
+"""First exchanges, which do not count: they make the connection and wake both cores."""
 
 BANDWIDTH_S = 0.15
 """Seconds of large messages in each direction."""
@@ -140,7 +140,7 @@ class LinkProbe:
         wait_busy(lambda: bool(request.Test()), ANSWER_S)
 
     def _ping_pong(self, peer: int, leads: bool) -> list[float]:
-        """Return the time of each round; none on the rank that answers."""
+        """Return the time of each exchange; none on the rank that answers."""
         data = bytearray(SMALL)
         if not leads:
             while True:
@@ -153,12 +153,12 @@ class LinkProbe:
         goes_on = True
         while goes_on:
             began = time.perf_counter()
-            goes_on = began < end or len(took) <= WARM_ROUNDS
+            goes_on = began < end or len(took) <= WARM_EXCHANGES
             data[0] = goes_on  # the answering rank has no clock of its own to end by
             self._send(data, peer)
             self._receive(data, peer)
             took.append(time.perf_counter() - began)
-        return took[WARM_ROUNDS:]
+        return took[WARM_EXCHANGES:]
 
     def _pace(self, peer: int, leads: bool) -> int:
         """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""

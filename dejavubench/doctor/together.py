@@ -31,7 +31,7 @@ class MissingRanksError(Exception):
 
     Attributes:
         ranks: their numbers.
-        phase: the step in which they did not answer, in words.
+        phase: the part of the examination in which they did not answer, in words.
     """
 
     def __init__(self, ranks: list[int], phase: str, seconds: float) -> None:
@@ -46,7 +46,7 @@ class Together:
 
     Args:
         comm: nothing else may be under way there; None without MPI.
-        deadline: seconds that rank 0 waits for the others in one step.
+        deadline: seconds that rank 0 waits for the others in one phase.
     """
 
     def __init__(self, comm: MPI.Intracomm | None, deadline: float) -> None:

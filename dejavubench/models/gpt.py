@@ -28,8 +28,8 @@ from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.layers import LayerPart, Linear
 from dejavubench.models.rope import Rotary
-from dejavubench.models.slots import WeightSlots
 from dejavubench.models.tensorparallel import SingleRank, TensorParallel
+from dejavubench.models.weightplaces import WeightPlaces
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class GPT:
         self.is_first_stage, self.is_last_stage = shard.is_first_stage, shard.is_last_stage
         self.backend = backend_for(self.device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
-        weights = WeightSlots(
+        weights = WeightPlaces(
             spec=spec,
             shard=shard,
             dtype=dtype,
@@ -107,7 +107,7 @@ class GPT:
             table = self.embedding.table if self.embedding is not None else None
             self.head = OutputHead(weights, spec, self.vocab, table)
 
-        self.slots = weights.slots
+        self.weight_places = weights.places
         self.attention = Attention(
             backend=self.backend,
             spec=spec,
@@ -232,7 +232,7 @@ class GPT:
     @property
     def parameters(self) -> int:
         """How many weights this worker holds; a tied head counts once."""
-        return sum(slot.into.numel() for slot in self.slots)
+        return sum(place.into.numel() for place in self.weight_places)
 
     def load(self, full: Callable[[str], Tensor], rounded_to: torch.dtype | None = None) -> None:
         """Copy this worker's cuts out of full tensors, one tensor at a time.
@@ -241,8 +241,10 @@ class GPT:
             full: returns the full tensor of a name.
             rounded_to: a type that the weights are rounded to first.
         """
-        for slot in self.slots:
-            slot.into.copy_(full(slot.name)[slot.cut].to(rounded_to or self.dtype).to(self.dtype))
+        for place in self.weight_places:
+            place.into.copy_(
+                full(place.name)[place.cut].to(rounded_to or self.dtype).to(self.dtype)
+            )
 
     def compile(self, layout: KVLayout, *rows: int, say: Say = lambda text: None) -> None:
         """Make ready what steps of ``rows`` positions at once need, so that no step waits for it.
@@ -294,7 +296,7 @@ class GPT:
         )
 
 
-def _layer(weights: WeightSlots, number: int, spec: ModelSpec) -> Layer:
+def _layer(weights: WeightPlaces, number: int, spec: ModelSpec) -> Layer:
     """Return layer ``number`` of the whole model, with weights of its own."""
     prefix = f"layers.{number}"
     norms = weights.norm(f"{prefix}.norm1"), weights.norm(f"{prefix}.norm2")

@@ -15,7 +15,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import Checkpoint
 from dejavubench.models.hub.families import Stored
 from dejavubench.models.hub.tensorfile import CheckpointError
-from dejavubench.models.slots import Slot
+from dejavubench.models.weightplaces import WeightPlace
 
 PIECE = 32 << 20
 """Bytes of a tensor that are read at once. Loading takes a few times as many beside the weights."""
@@ -34,16 +34,16 @@ def load_checkpoint(
         CheckpointError: a file changed or cannot be read since it was looked at, or a value is
             NaN or infinite, there or once it is rounded.
     """
-    for slot in model.slots:
-        stored = checkpoint.stored[slot.name]
+    for place in model.weight_places:
+        stored = checkpoint.stored[place.name]
         path = checkpoint.files[stored.name]
         try:
-            for rows, piece in _pieces(slot, path, stored):
+            for rows, piece in _pieces(place, path, stored):
                 held = piece if rounded_to is None else piece.to(rounded_to)
-                slot.into[rows].copy_(held.to(model.dtype))
+                place.into[rows].copy_(held.to(model.dtype))
                 del piece, held
-            if not _finite(slot.into):
-                raise CheckpointError(_not_finite(slot, path, stored, [rounded_to, model.dtype]))
+            if not _finite(place.into):
+                raise CheckpointError(_not_finite(place, path, stored, [rounded_to, model.dtype]))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {stored.name}: {error}") from None
 
@@ -55,10 +55,10 @@ class StoredSlice(Protocol):
     def __getitem__(self, cut: tuple[slice, ...]) -> Tensor: ...
 
 
-def _pieces(slot: Slot, path: Path, stored: Stored) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the cut of a slot as it is kept, some rows at a time, with their place in the slot."""
-    rows, *columns = slot.cut
-    step = max(1, PIECE // (slot.into.element_size() * slot.into[0].numel()))
+def _pieces(place: WeightPlace, path: Path, stored: Stored) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the cut as it is kept, some rows at a time, each with its rows in ``place.into``."""
+    rows, *columns = place.cut
+    step = max(1, PIECE // (place.into.element_size() * place.into[0].numel()))
     if stored.interleaved:  # whole heads
         step = max(1, step // stored.interleaved) * stored.interleaved
     for begin in range(rows.start, rows.stop, step):
@@ -90,17 +90,19 @@ def _finite(values: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
-def _not_finite(slot: Slot, path: Path, stored: Stored, types: list[torch.dtype | None]) -> str:
+def _not_finite(
+    place: WeightPlace, path: Path, stored: Stored, types: list[torch.dtype | None]
+) -> str:
     """Return the message for a tensor whose loaded values are not all finite."""
     where = f"{path}: tensor {stored.name}"
     bad, largest = 0, 0.0
-    for _, piece in _pieces(slot, path, stored):
+    for _, piece in _pieces(place, path, stored):
         bad += int(piece.isfinite().logical_not().sum())
         if not bad:
             largest = max(largest, float(piece.abs().max()))
     if bad:
         return (
-            f"{where}: {bad} of {slot.into.numel()} values are NaN or infinite in the file: "
+            f"{where}: {bad} of {place.into.numel()} values are NaN or infinite in the file: "
             "it is damaged"
         )
     narrow = next(

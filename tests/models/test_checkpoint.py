@@ -79,12 +79,12 @@ def test_every_worker_reads_its_own_cuts(
 ) -> None:
     """However small the pieces in which they are read."""
     folder = saved(family, tmp_path / "model")
-    whole = {slot.name: slot.into for slot in loaded(folder).slots}
+    whole = {place.name: place.into for place in loaded(folder).weight_places}
     monkeypatch.setattr(loading, "PIECE", piece)
     for stage in range(2):
         for tensor_rank in range(2):
-            for slot in loaded(folder, Shard(stage, 2, tensor_rank, 2)).slots:
-                assert torch.equal(slot.into, whole[slot.name][slot.cut]), slot.name
+            for place in loaded(folder, Shard(stage, 2, tensor_rank, 2)).weight_places:
+                assert torch.equal(place.into, whole[place.name][place.cut]), place.name
 
 
 def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
     checkpoint = open_checkpoint(folder)
     exact, rounded = loaded(folder), GPT(checkpoint.spec, Shard(), torch.float32, torch.float32)
     load_checkpoint(rounded, checkpoint, torch.bfloat16)
-    for slot, other in zip(exact.slots, rounded.slots, strict=True):
-        assert torch.equal(slot.into.bfloat16().float(), other.into)
+    for place, other in zip(exact.weight_places, rounded.weight_places, strict=True):
+        assert torch.equal(place.into.bfloat16().float(), other.into)
 
 
 # ---- jobs ----

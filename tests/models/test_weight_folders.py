@@ -203,7 +203,11 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
         edit(folder, partial(dict[str, torch.Tensor].update, **stale), file)
     model = loaded(folder)
     full = dict(
-        zip((slot.name for slot in model.slots), (slot.into for slot in model.slots), strict=True)
+        zip(
+            (place.name for place in model.weight_places),
+            (place.into for place in model.weight_places),
+            strict=True,
+        )
     )
     assert torch.equal(full["embedding"], whole[EMBEDDING])
     assert torch.equal(full["layers.0.query.weight"], whole[QUERY])

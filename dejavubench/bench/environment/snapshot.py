@@ -121,7 +121,7 @@ class Snapshot:
         }
 
     def _carried_since(self, before: Snapshot) -> dict[str, Carried] | None:
-        earlier, now = before._ways(), self._ways()
+        earlier, now = before._carriers(), self._carriers()
         if earlier is None or now is None:
             return None
         # An interface that came or went in between, or was reset, says nothing of this window.
@@ -132,7 +132,7 @@ class Snapshot:
             if min(asdict(traffic).values()) >= 0 and traffic.out_nbytes + traffic.in_nbytes
         }
 
-    def _ways(self) -> dict[str, InterfaceCounts] | None:
+    def _carriers(self) -> dict[str, InterfaceCounts] | None:
         """Return the traffic of the interfaces and, as one more, of all NVLinks together."""
         links = [gpu.links for gpu in self.gpus.values() if gpu.links is not None]
         if self.traffic is None:

@@ -55,7 +55,7 @@ class TimeLeft:
         self._half_width: float | None = None
         self._took: list[float] = []  # rounds of this point
         self._ceilings_took: list[float] = []  # measurements of the machine at this point
-        self._began = self._rounds_began = self._mark = 0.0
+        self._began = self._rounds_began = self._newest_end = 0.0
         self._in_rounds = False
         self._unit: float | None = None  # seconds of a round of size 1, from the last point
         self._last_ceiling_s = 0.0
@@ -74,14 +74,14 @@ class TimeLeft:
 
     def begin_rounds(self) -> None:
         """Note that the reference and warm-up of the point are over."""
-        self._rounds_began = self._mark = self._clock()
+        self._rounds_began = self._newest_end = self._clock()
         self._in_rounds = True
 
     def end_round(self) -> None:
         """Note that every arm has run once more."""
         now = self._clock()
-        self._took.append(now - self._mark)
-        self._mark = now
+        self._took.append(now - self._newest_end)
+        self._newest_end = now
         # The first point's lead has the program's own start in it: it tells nothing of later ones.
         if len(self._took) == 1 and self._point > 0:
             lead = self._rounds_began - self._began
@@ -91,8 +91,8 @@ class TimeLeft:
         """Note that what follows a round has ended."""
         now = self._clock()
         if len(self._ceilings_took) < self._ceilings[self._point]:
-            self._ceilings_took.append(now - self._mark)
-        self._mark = now
+            self._ceilings_took.append(now - self._newest_end)
+        self._newest_end = now
 
     def reach(self, half_width: float | None) -> None:
         """Note how exactly the point's overheads are known so far, as a fraction."""
@@ -140,7 +140,7 @@ class TimeLeft:
         spared = max(0.0, self._ceilings_s - sum(self._ceilings_took))
         left = rounds * round_s + min(ceilings * self._ceiling_s(), spared)
         if self._in_rounds:
-            return max(0.0, left - min(self._clock() - self._mark, round_s))
+            return max(0.0, left - min(self._clock() - self._newest_end, round_s))
         return left + max(0.0, self._lead_s(round_s) - (self._clock() - self._began))
 
     def _lead_s(self, round_s: float) -> float:

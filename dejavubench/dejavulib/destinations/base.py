@@ -36,7 +36,7 @@ class WrongBytesError(StreamingError):
 
 @dataclass(frozen=True)
 class Stream:
-    """One microbatch slot's cache between this worker and one target.
+    """One microbatch's cache between this worker and one target.
 
     Attributes:
         id: unique among the streams between two ranks.

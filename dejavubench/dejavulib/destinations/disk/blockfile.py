@@ -166,7 +166,7 @@ class BlockFile:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
 
 
-class FileRegion:
+class FilePart:
     """The bytes of a :class:`BlockFile` from ``start``, the beginning of a page, to its end."""
 
     def __init__(self, file: BlockFile, start: int) -> None:

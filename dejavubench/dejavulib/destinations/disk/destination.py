@@ -20,7 +20,7 @@ from ...schedule import Chunk, StreamSchedule
 from ..base import Buffer, LocalDestination, Stream, WrongBytesError
 from ..registry import DISK
 from . import streamfile
-from .blockfile import BlockFile, Durability, FileRegion
+from .blockfile import BlockFile, Durability, FilePart
 from .streamfile import StepTrailer
 
 HASHED_BESIDE = 256 << 10
@@ -94,7 +94,7 @@ class DiskDestination(LocalDestination):
         # The first chunk's sync() makes the header durable, before the watermark moves.
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
-        return [FileRegion(self._files[stream.id].blocks, streamfile.DATA)]
+        return [FilePart(self._files[stream.id].blocks, streamfile.DATA)]
 
     # ---- writing ----
 

@@ -158,9 +158,9 @@ class Emitter:
         """Return a vector of zeros, which the compiler keeps in a register."""
         vector = ir.VectorType(FLOAT, lanes)
         # In the function's entry block, whence LLVM promotes it to a register.
-        slot = cgutils.alloca_once(self._builder, vector)
-        self._builder.store(ir.Constant(vector, [0.0] * lanes), slot)
-        return slot
+        total = cgutils.alloca_once(self._builder, vector)
+        self._builder.store(ir.Constant(vector, [0.0] * lanes), total)
+        return total
 
     def add_product(self, total: Value, factor: Value, other_factor: Value, lanes: int) -> None:
         vector = ir.VectorType(FLOAT, lanes)

@@ -15,15 +15,21 @@ from dejavubench.models.layers import LayerNorm, Linear, RMSNorm
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The place of the cut of one full tensor."""
+class WeightPlace:
+    """The memory that one cut of a full tensor goes to.
+
+    Attributes:
+        name: name of the full tensor.
+        into: this worker's memory, often a part of a larger tensor.
+        cut: where the cut lies in the full tensor.
+    """
 
     name: str
     into: Tensor
     cut: tuple[slice, ...]
 
 
-class WeightSlots:
+class WeightPlaces:
     """Allocates the weights of a shard by name; their values are undefined.
 
     Args:
@@ -32,7 +38,7 @@ class WeightSlots:
 
     Attributes:
         backend: computes with the weights.
-        slots: slots of all requested weights, in the order of requests.
+        places: the places of all requested weights, in the order of requests.
 
     Raises:
         ValueError: the model cannot be split like this.
@@ -47,7 +53,7 @@ class WeightSlots:
         device: torch.device,
         backend: Backend,
     ) -> None:
-        self.slots: list[Slot] = []
+        self.places: list[WeightPlace] = []
         self.backend = backend
         self._spec = spec
         self._dtype, self._compute_dtype, self._device = dtype, compute_dtype, device
@@ -64,12 +70,12 @@ class WeightSlots:
         """Return one new tensor of the cuts of all ``names``, their rows one below the other."""
         cuts = [self._cuts[name] for name in names]
         rows, columns = sum(cut[0].size for cut in cuts), [span.size for span in cuts[0][1:]]
-        # one tensor for queries, keys and values lets one product serve all three
+        # One tensor for queries, keys and values lets one product serve all three
         dtype = self._dtype if columns else self._compute_dtype
         whole = torch.empty((rows, *columns), dtype=dtype, device=self._device)
         parts = whole.split([cut[0].size for cut in cuts])
         for name, part, cut in zip(names, parts, cuts, strict=True):
-            self.slots.append(Slot(name, part, tuple(span.slice for span in cut)))
+            self.places.append(WeightPlace(name, part, tuple(span.slice for span in cut)))
         return whole
 
     def linear(self, *names: str) -> Linear:
