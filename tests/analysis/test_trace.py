@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from dejavubench.analysis.trace.choice import TraceError, choose
 from dejavubench.analysis.trace.clocks import RankClock
-from dejavubench.analysis.trace.events import MOST_LANES, Event, Process, spread
+from dejavubench.analysis.trace.document import events_of
+from dejavubench.analysis.trace.events import MOST_LANES, Event, Passage, Process, spread
 from dejavubench.analysis.trace.sinklanes import add_arrivals
 from dejavubench.bench.environment import clockoffset
 from dejavubench.bench.environment.clockoffset import RoundTrip, offset_of
@@ -202,12 +204,21 @@ def test_the_sink_has_each_chunk_after_it_was_gathered(
     parts = {title for title in made.lanes[made.process(0)] if title.startswith("queue")}
     sent = {event.name for title in parts for event in made.slices(0, title)}
     assert {event.name for event in events} == sent
+    # An arrow leads to each of them from the call that sent it.
+    call = "move" if name == "mpi@0" else "post"
+    posted = made.slices(0, call)
+    assert len(made.arrows) == len(events)
+    for begin, end in made.arrows:
+        assert begin in posted
+        assert end in events
+        assert begin.name == end.name
 
 
 @pytest.mark.mpi
 def test_an_arm_whose_chunks_stay_leaves_the_sink_empty(traces: dict[str, Trace]) -> None:
     for name in ("none", "host@3"):
         made = traces[name]
+        assert made.arrows == []
         assert [mark.name for mark in made.moments(1, "phase marks")] == ["idle"]
         assert set(made.lanes[made.process(1)]) == {"phase marks"}
 
@@ -440,3 +451,20 @@ def test_without_an_offset_another_hosts_times_cannot_be_placed() -> None:
     assert once.common(5) == 1005
     assert "drift since is not known" in once.facts()["said"]
     assert RankClock(1, "a", "a", None, None).common(5) == 5
+
+
+def test_an_arrow_needs_both_ends_in_order() -> None:
+    """Of two hosts, a clock's error can let a chunk arrive before it has left."""
+    passages = [Passage(0, 1, 0, number) for number in range(3)]
+    source, sink = Process(0, "rank 0, source"), Process(1, "rank 1, sink")
+    source.add("post", [Event("a", 10, 20, leaves=passages[0])])
+    source.add("post", [Event("b", 50, 60, leaves=passages[1])])
+    sink.add("sink", [Event("a", 15, 30, arrives=passages[0])])
+    sink.add("sink", [Event("b", 40, 45, arrives=passages[1])])  # before it has left
+    sink.add("sink", [Event("c", 70, 80, arrives=passages[2])])  # nobody has sent it
+    made = cast(Any, SimpleNamespace(processes=[source, sink], zero=0))
+    ends = [event for event in events_of(made) if event["ph"] in "sf"]
+    assert [(each["ph"], each["id"], each["ts"], each["pid"]) for each in ends] == [
+        ("s", 1, 0.01, 1),
+        ("f", 1, 0.015, 2),
+    ]

@@ -51,6 +51,27 @@ class Instant(_Event):
     args: dict[str, Any]
 
 
+class FlowBegin(_Event):
+    """The beginning of an arrow, in the slice around it."""
+
+    ph: Literal["s"]
+    cat: str
+    id: int
+    tid: int
+    ts: Us = Field(ge=0)
+
+
+class FlowEnd(_Event):
+    """The end of an arrow. ``bp``: it sticks to the slice around it, not to the next one."""
+
+    ph: Literal["f"]
+    bp: Literal["e"]
+    cat: str
+    id: int
+    tid: int
+    ts: Us = Field(ge=0)
+
+
 class Count(_Event):
     """A counter's new values."""
 
@@ -78,7 +99,9 @@ class Document(BaseModel):
 
     unit: Literal["ms", "ns"] = Field(alias="displayTimeUnit")
     data: dict[str, Any] = Field(alias="otherData")
-    events: list[Complete | Instant | Count | Name] = Field(alias="traceEvents")
+    events: list[Complete | Instant | FlowBegin | FlowEnd | Count | Name] = Field(
+        alias="traceEvents"
+    )
 
 
 @dataclass
@@ -88,6 +111,7 @@ class Trace:
     data: dict[str, Any]
     lanes: dict[str, dict[str, list[Complete | Instant]]]
     counters: dict[str, dict[str, list[Count]]]
+    arrows: list[tuple[Complete, Complete]]
 
     def process(self, rank: int) -> str:
         """The title of a rank's process."""
@@ -123,13 +147,33 @@ def read(path: Path) -> Trace:
     for event in found.events:
         if isinstance(event, Count):
             counters[processes[event.pid]][event.name].append(event)
-        elif not isinstance(event, Name):
+        elif isinstance(event, Complete | Instant):
             assert owner[event.tid] == event.pid
             lanes[processes[event.pid]].setdefault(threads[event.tid], []).append(event)
     for process in lanes.values():
         for events in process.values():
             check_apart(events)
-    return Trace(found.data, lanes, counters)
+    return Trace(found.data, lanes, counters, list(arrows_of(found.events)))
+
+
+def arrows_of(events: list[Any]) -> Iterator[tuple[Complete, Complete]]:
+    """Yield the two slices that each arrow connects; it has both ends, in order."""
+    slices = [event for event in events if isinstance(event, Complete)]
+
+    def around(end: FlowBegin | FlowEnd) -> Complete:
+        (found,) = [
+            each
+            for each in slices
+            if (each.pid, each.tid) == (end.pid, end.tid) and each.ts <= end.ts < each.end
+        ]
+        return found
+
+    begins = {event.id: event for event in events if isinstance(event, FlowBegin)}
+    ends = [event for event in events if isinstance(event, FlowEnd)]
+    assert sorted(begins) == sorted(event.id for event in ends)
+    for end in ends:
+        assert begins[end.id].ts <= end.ts
+        yield around(begins[end.id]), around(end)
 
 
 def check_apart(events: list[Complete | Instant]) -> None:

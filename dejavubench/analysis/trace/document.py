@@ -7,11 +7,11 @@ Times are microseconds with three decimals, so no nanosecond is lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from dejavubench.analysis.trace.build import Trace
-from dejavubench.analysis.trace.events import Event, Process
+from dejavubench.analysis.trace.events import Event, Passage, Process
 
 LANES_OF_A_PROCESS = 1000
 """Numbers of lanes begin here for the first rank, so that no two lanes have the same."""
@@ -48,12 +48,27 @@ def metadata(trace: Trace) -> dict[str, Any]:
 
 def events_of(trace: Trace) -> Iterator[dict[str, Any]]:
     """Yield the events of all processes, each with the names that its viewer shows."""
+    arrows = _arrows(trace.processes)
     for process in trace.processes:
         # Viewers take process 0 for the idle one.
-        yield from _process(process, process.rank + 1, trace.zero)
+        yield from _process(process, process.rank + 1, trace.zero, arrows)
 
 
-def _process(process: Process, pid: int, zero: int) -> Iterator[dict[str, Any]]:
+def _arrows(processes: Iterable[Process]) -> dict[Passage, int]:
+    """Number the passages of chunks that both sides show.
+
+    Left out are those that would arrive before they left: clocks of two hosts differ by so much.
+    """
+    shown = [event for process in processes for lane in process.lanes for event in lane.events]
+    left = {event.leaves: event.begin for event in shown if event.leaves is not None}
+    came = {event.arrives: event.begin for event in shown if event.arrives is not None}
+    whole = (passage for passage in left if left[passage] <= came.get(passage, -1))
+    return {passage: number for number, passage in enumerate(whole, start=1)}
+
+
+def _process(
+    process: Process, pid: int, zero: int, arrows: Mapping[Passage, int]
+) -> Iterator[dict[str, Any]]:
     yield _name("process_name", pid, 0, name=process.title)
     yield _name("process_sort_index", pid, 0, sort_index=process.rank)
     for number, lane in enumerate(process.lanes, start=pid * LANES_OF_A_PROCESS):
@@ -61,6 +76,7 @@ def _process(process: Process, pid: int, zero: int) -> Iterator[dict[str, Any]]:
         yield _name("thread_sort_index", pid, number, sort_index=number)
         for event in lane.events:
             yield {**_event(event, zero), "pid": pid, "tid": number}
+            yield from _ends(event, zero, pid, number, arrows)
     for counter in process.counters:
         for moment, value in counter.values:
             yield {
@@ -81,6 +97,16 @@ def _event(event: Event, zero: int) -> dict[str, Any]:
     if event.end is None:
         return {**shared, "ph": "i", "s": "t", "args": dict(event.args)}
     return {**shared, "ph": "X", "dur": _us(event.end - event.begin), "args": dict(event.args)}
+
+
+def _ends(
+    event: Event, zero: int, pid: int, tid: int, arrows: Mapping[Passage, int]
+) -> Iterator[dict[str, Any]]:
+    """Yield the beginning or the end of a chunk's arrow, which sticks to the slice around it."""
+    for passage, end in ((event.leaves, {"ph": "s"}), (event.arrives, {"ph": "f", "bp": "e"})):
+        if passage is not None and passage in arrows:
+            where = {"ts": _us(event.begin - zero), "pid": pid, "tid": tid}
+            yield {"name": "chunk", "cat": "dejavubench", **end, "id": arrows[passage], **where}
 
 
 def _us(ns: int) -> float:

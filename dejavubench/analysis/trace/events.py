@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MOST_LANES = 16
 """Events that overlap more than this deep are left out of the trace, and counted."""
+
+
+class Passage(NamedTuple):
+    """A chunk's way from a source to a sink, which the trace shows as an arrow.
+
+    Attributes:
+        number: the chunk's number within its stream, which is unique between the two ranks.
+    """
+
+    source: int
+    sink: int
+    stream: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -16,6 +29,7 @@ class Event:
 
     Attributes:
         end: None for a moment.
+        leaves, arrives: the chunk that goes to a sink in this event, or has come by it.
         args: what a reader sees on a click. ``begin is`` and ``end is`` say how an end that was
             not measured itself was derived.
     """
@@ -24,6 +38,8 @@ class Event:
     begin: int
     end: int | None
     args: Mapping[str, Any] = field(default_factory=dict)
+    leaves: Passage | None = None
+    arrives: Passage | None = None
 
     @property
     def last(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dejavubench.analysis.trace.events import Event, Process
+from dejavubench.analysis.trace.events import Event, Passage, Process
 from dejavubench.analysis.trace.sourcelanes import Common, title
 from dejavubench.records import ListedChunk, TimedArrivals, TimedChunks
 
@@ -35,19 +35,23 @@ def add_arrivals(
         stream = (
             f", stream {timed.times.stream}" if len(arrivals) > len(peers) * len(ubatches) else ""
         )
-        process.add(f"sink{where}{which}{stream}", _events(timed, chunks, common))
+        process.add(f"sink{where}{which}{stream}", _events(process.rank, timed, chunks, common))
 
 
-def _events(timed: TimedArrivals, chunks: list[ListedChunk], common: Common) -> Iterator[Event]:
+def _events(
+    rank: int, timed: TimedArrivals, chunks: list[ListedChunk], common: Common
+) -> Iterator[Event]:
     times = timed.times
     received: Sequence[int | None] = times.received or [None] * len(times.scattered)
     # Chunks of a stream arrive in the order in which they were listed.
     named = [title(chunk) for chunk in chunks[: len(received)]]
     named += ["chunk"] * (len(received) - len(named))
-    for name, came, placed in zip(named, received, times.scattered, strict=True):
+    arrived = zip(named, received, times.scattered, strict=True)
+    for number, (name, came, placed) in enumerate(arrived):
         end = common(times.began_ns + placed)
         if came is None:
             yield Event(name, end, None, {"moment": "in its place; its arrival is not known"})
         else:
             args = {"begin is": "seen to have come", "end is": "in its place"}
-            yield Event(name, common(times.began_ns + came), end, args)
+            passage = Passage(times.peer, rank, times.stream, number)
+            yield Event(name, common(times.began_ns + came), end, args, arrives=passage)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counted
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
-from dejavubench.analysis.trace.events import Counter, Event, Process
+from dejavubench.analysis.trace.events import Counter, Event, Passage, Process
 from dejavubench.dejavulib.chunktimes import cut
 from dejavubench.dejavulib.titles import chunk_title, layer_title, step_title
 from dejavubench.records import (
@@ -80,7 +81,7 @@ def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -
         process.add(f"{lanes.LAYERS}{which}", _layers(each, common))
     parts: dict[str, list[Event]] = defaultdict(list)
     for each in timed:
-        for name, event in _parts(each, common):
+        for name, event in _parts(process.rank, each, common):
             parts[name].append(event)
     for name, events in parts.items():
         process.add(name, events)
@@ -117,9 +118,15 @@ def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
         begin = end
 
 
-def _parts(timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
+def _parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
     listed, times = timed.listed, timed.times
+    numbers: Counted[tuple[int | None, int]] = Counted()
     for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
+        passage = None
+        if chunk.peer is not None:
+            # Chunks of a stream are listed in the order in which they arrive.
+            passage = Passage(rank, chunk.peer, chunk.stream, numbers[chunk.peer, chunk.stream])
+            numbers[chunk.peer, chunk.stream] += 1
         declared = listed.parts(chunk.phase)
         lengths = cut(declared, stamps)
         facts = _facts(chunk, times, sum(lengths))
@@ -130,7 +137,9 @@ def _parts(timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
             if not length:
                 continue  # what is not known, or came out of order, belongs to the next part
             args = {**facts, "begin is": _stamp(before), "end is": _stamp(until)}
-            yield part.name, Event(title(chunk), common(begin), common(reached), args)
+            # The sink may have the chunk, or extents of it, before the call that sends it returns.
+            leaves = passage if until == "posted" else None
+            yield part.name, Event(title(chunk), common(begin), common(reached), args, leaves)
 
 
 def _stamp(name: str) -> str:
