@@ -37,11 +37,8 @@ def test_interval_holds_the_median_and_stays_within_the_samples(samples: list[fl
 
 
 @given(st.lists(times, min_size=1, max_size=20), st.floats(min_value=0.5, max_value=2.0))
-def test_an_estimate_scales_with_its_samples_and_repeats_itself(
-    samples: list[float], factor: float
-) -> None:
+def test_an_estimate_scales_with_its_samples(samples: list[float], factor: float) -> None:
     one, other = estimate(samples), estimate([factor * value for value in samples])
-    assert estimate(samples) == one or len(samples) == 1
     assert other.median == pytest.approx(factor * one.median)
     assert other.iqr == pytest.approx(factor * one.iqr)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.findruns import find
 from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.layout import Block, lines, wrapped
 from dejavubench.analysis.tables.report import log_report, report
 from dejavubench.records import read_run
-from helpers.paths import RESULTS
+from helpers.committed_runs import committed, report_of
 from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
 
 
@@ -84,8 +83,7 @@ WORDS = {
 
 @pytest.mark.parametrize("width", [80, 60])
 def test_reports_of_all_committed_runs_fit(width: int) -> None:
-    runs = find([RESULTS]).runs
-    reports = [report(run) for run in runs]
+    reports = [report_of(run) for run in committed().runs]
     assert len(reports) > 20
     shown = set()
     for item in reports:

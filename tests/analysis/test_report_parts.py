@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import pytest
 
 from dejavubench.analysis.comparison import words
-from dejavubench.analysis.findruns import find
 from dejavubench.analysis.tables import formats, partrows
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.logparts import LOG_PARTS
@@ -20,6 +19,7 @@ from dejavubench.analysis.tables.report import RunReport, log_report, report
 from dejavubench.analysis.tables.reportorder import REPORT_PARTS, ROW_CLASSES
 from dejavubench.analysis.tables.reportpart import PartContent, ReportPart, RunData, RunPart
 from dejavubench.records import NoteKind, read_run
+from helpers.committed_runs import report_of, runs_of
 from helpers.paths import RESULTS, ROOT
 from helpers.synthetic_runs import write_run
 
@@ -54,8 +54,8 @@ def wrong_notes(item: RunReport) -> list[str]:
 
 
 def test_every_note_on_committed_runs_is_of_a_kind_of_its_part() -> None:
-    runs = find([RESULTS / machine / "records" for machine in ("h200", "epyc-bf16-2core")]).runs
-    reports = [report(run) for run in runs]
+    runs = [run for machine in ("h200", "epyc-bf16-2core") for run in runs_of(machine)]
+    reports = [report_of(run) for run in runs]
     assert [text for item in reports for text in wrong_notes(item)] == []
     seen = {note.kind for item in reports for note in item.notes}
     assert {"times", "ceilings", "noise-floor", "chunk-latency", "conditions"} <= seen

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.findruns import find
 from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.layout import Block
-from dejavubench.analysis.tables.report import RunReport, log_report, report
+from dejavubench.analysis.tables.report import RunReport, log_report
 from dejavubench.records.textlog import TextLogError
+from helpers.committed_runs import report_of, runs_of
 from helpers.paths import GOLDEN, RESULTS
 
 MACHINES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/records")))
@@ -33,8 +33,8 @@ def made(machine: str) -> dict[str, str]:
 
     Notes and headings are written for people and may change; they are left out.
     """
-    runs = find([RESULTS / machine / "records"]).runs
-    reports = [report(run) for run in runs]
+    runs = runs_of(machine)
+    reports = [report_of(run) for run in runs]
     logs = [path for run in runs for path in sorted(run.path.glob("*none.log"))]
     texts = {
         "process.csv": _written(reports, "csv"),

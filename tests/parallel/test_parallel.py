@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,11 @@ import pytest
 import torch
 
 from dejavubench.parallel.topology import Topology
-from helpers.paths import DRIVERS, ROOT
+from helpers.jobs import run
+from helpers.paths import DRIVERS
+
+Outcomes = dict[tuple[str, str], dict[str, Any]]
+"""What the split model and the unsplit one made, by family and waiting policy."""
 
 # ---- topology ----
 
@@ -70,28 +71,24 @@ def test_impossible_places_are_refused(numbers: tuple[int, int, int, int], messa
 # ---- under mpirun ----
 
 
-def mpirun(ranks: int, script: str, *args: object) -> str:
+def output(folder: Path, ranks: int, script: str, *args: object) -> str:
     """Return the output of the script; fail with its stderr."""
-    program = shutil.which(
-        "mpirun", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    )
-    if program is None:
-        pytest.skip("no mpirun")
-    python = [sys.executable, "-m", "mpi4py"]  # an exception on one rank aborts all
-    command = [program, "-n", str(ranks), *python, str(DRIVERS / script), *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    driver = ("-m", "mpi4py", str(DRIVERS / script))  # an exception on one rank aborts all
+    return run(folder, ranks, *args, driver=driver).stdout
 
 
-@cache
-def outcomes(tensor_size: int, stages: int) -> dict[tuple[str, str], dict[str, Any]]:
-    """By (family, waiting policy): what the split model and the unsplit one made."""
-    lines = mpirun(tensor_size * stages, "split_model.py", tensor_size, stages).splitlines()
-    return {(found["family"], found["wait"]): found for found in map(json.loads, lines)}
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Outcomes]:
+    """Return a function that runs a setup's job once; see :data:`Outcomes`."""
+
+    @cache
+    def of_setup(tensor_size: int, stages: int) -> Outcomes:
+        folder = tmp_path_factory.mktemp("split")
+        lines = output(folder, tensor_size * stages, "split_model.py", tensor_size, stages)
+        documents = map(json.loads, lines.splitlines())
+        return {(document["family"], document["wait"]): document for document in documents}
+
+    return of_setup
 
 
 @pytest.mark.mpi
@@ -99,7 +96,11 @@ def outcomes(tensor_size: int, stages: int) -> dict[tuple[str, str], dict[str, A
 @pytest.mark.parametrize("family", ["gpt2", "opt-post-norm", "bloom"])
 @pytest.mark.parametrize(("tensor_size", "stages"), [(2, 1), (1, 2), (2, 2)])
 def test_split_model_equals_the_unsplit_one(
-    tensor_size: int, stages: int, family: str, wait: str
+    tensor_size: int,
+    stages: int,
+    family: str,
+    wait: str,
+    outcomes: Callable[[int, int], Outcomes],
 ) -> None:
     seen = outcomes(tensor_size, stages)[family, wait]
     assert len(seen["tokens"]) == len(seen["logits"]) == tensor_size
@@ -113,5 +114,5 @@ def test_split_model_equals_the_unsplit_one(
 
 
 @pytest.mark.mpi
-def test_collectives() -> None:
-    assert mpirun(4, "collectives.py") == "all well\n"
+def test_collectives(tmp_path: Path) -> None:
+    assert output(tmp_path, 4, "collectives.py") == "all well\n"

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.findruns import find
 from dejavubench.analysis.tables import runrows
+from helpers.committed_runs import committed, runs_of
 from helpers.golden_texts import MACHINES, golden, lost, made
 from helpers.paths import RESULTS
 
@@ -25,7 +25,7 @@ COLUMNS = [
 
 
 def test_every_committed_run_keeps_to_the_rules() -> None:
-    found = find([RESULTS])
+    found = committed()
     assert found.bad == []
     assert len(found.runs) == len(list(RESULTS.glob("*/records/*/run.json")))
     assert [note for run in found.runs for note in run.notes] == []
@@ -36,7 +36,7 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
     committed = pd.read_csv(RESULTS / machine / "tables.csv", dtype={"level": str}).set_index(
         ["run", "point", "arm"]
     )
-    runs = find(sorted((RESULTS / machine / "records").glob("fig25-*"))).runs
+    runs = [run for run in runs_of(machine) if run.path.name.startswith("fig25-")]
     rows = [flat(row) for run in runs for row in runrows.run_rows(run)]
     assert len(rows) >= 5
     for row in rows:

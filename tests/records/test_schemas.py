@@ -23,8 +23,8 @@ from dejavubench.cli import main
 from dejavubench.cli.schema import NAMES
 from dejavubench.records.jsonschemas import attributes, sentence, unit_of
 from helpers.jobs import QUICK, args, run
+from helpers.paths import RESULTS
 
-RESULTS = Path(__file__).parents[2] / "results"
 FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "conditions-*.jsonl"}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from helpers.paths import ROOT, TOY
 
 WITH_TOY = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TOY))), VARIABLE: "toy_transport"}
 ROUNDS = args("--rounds 3 --warmup 1")
+LEVELS = ("0", "0-batched", "1", "2", "3")
 
 
 def without_toy(*args: object, cwd: Path) -> str:
@@ -39,12 +41,14 @@ def test_a_run_streams_to_the_toy_and_its_records_are_read_without_it(tmp_path: 
     job = run(
         tmp_path,
         2,
-        *("run", "--streaming", "none,toy", *QUICK, *ROUNDS, "--ceilings"),
+        *("run", "--streaming", "none,toy", "--level", ",".join(LEVELS), *QUICK, *ROUNDS),
+        "--ceilings",
         environment=WITH_TOY,
         cold=True,
     )
-    checks = [check for _, check in job.run.of(Verification) if check.arm == "toy@3"]
-    assert len(checks) == 4
+    checks = [check for _, check in job.run.of(Verification) if check.arm.startswith("toy")]
+    arms = Counter(check.arm for check in checks)
+    assert arms == {f"toy@{level}": 4 for level in LEVELS}
     assert all(check.ok and check.nbytes for check in checks)
     (recorded,) = json.loads((job.folder / RUN_FILE).read_text())["destinations"].items()
     assert recorded[0] == "toy"
@@ -64,26 +68,12 @@ def test_a_run_streams_to_the_toy_and_its_records_are_read_without_it(tmp_path: 
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("level", ["0", "0-batched", "1", "2"])
-def test_every_level_streams_to_the_toy(tmp_path: Path, level: str) -> None:
-    job = run(
-        tmp_path,
-        2,
-        *("run", "--streaming", "toy", "--level", level, *QUICK, *args("--rounds 1 --warmup 0")),
-        environment=WITH_TOY,
-        cold=True,
-    )
-    assert [check.ok for _, check in job.run.of(Verification)] == [True]
-
-
-@pytest.mark.mpi
 def test_verification_locates_the_byte_that_the_toy_corrupts(tmp_path: Path) -> None:
     with Job(
         tmp_path,
         2,
         *("run", "--streaming", "toy", *QUICK, *ROUNDS),
         environment={**WITH_TOY, "TOY_CORRUPTS": "1"},
-        cold=True,
     ) as job:
         assert job.wait() == 1, job.stderr
     # Chunk 1 is layer 1 of the prompt. Its last byte is that of the last value.
@@ -96,7 +86,13 @@ def test_verification_locates_the_byte_that_the_toy_corrupts(tmp_path: Path) -> 
 FAULTY = """
 from toy_transport import ToySession, ToyTransport
 
+from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.errors import UsageError
+from dejavubench.transports.registry import register
+
+
+class FaultyTransport(ToyTransport):
+    entry = DestinationEntry("faulty", remote=True)
 
 
 class FaultySession(ToySession):
@@ -106,19 +102,19 @@ class FaultySession(ToySession):
         return {}
 
 
-class Missing(ToyTransport):
+class Missing(FaultyTransport):
     def missing(self, options):
         raise RuntimeError("no answer")
 
 
-class Session(ToyTransport):
+class Session(FaultyTransport):
     def session(self, rank):
         if not rank.is_source:
             raise UsageError("no session here")
         return ToySession(rank)
 
 
-class Facts(ToyTransport):
+class Facts(FaultyTransport):
     def session(self, rank):
         return FaultySession(rank)
 """
@@ -136,28 +132,13 @@ class Facts(ToyTransport):
 def test_a_destination_that_fails_at_the_start_on_one_rank_ends_the_job(
     kind: str, status: int, says: str, tmp_path: Path
 ) -> None:
-    # Its own class takes the place that importing the toy gave to the toy's.
-    register = (
-        "from dejavubench.transports import registry\n"
-        "registry._registered.pop('toy')\n"
-        f"registry.register({kind}())\n"
-    )
-    (tmp_path / "faulty_toy.py").write_text(FAULTY + register)
+    (tmp_path / "faulty_toy.py").write_text(f"{FAULTY}\nregister({kind}())\n")
     environment = {
         "PYTHONPATH": f"{WITH_TOY['PYTHONPATH']}{os.pathsep}{tmp_path}",
         VARIABLE: "faulty_toy",
     }
-    with Job(
-        tmp_path,
-        2,
-        "run",
-        "--streaming",
-        "toy",
-        *QUICK,
-        *ROUNDS,
-        environment=environment,
-        cold=True,
-    ) as job:
+    words = ("run", "--streaming", "faulty", *QUICK, *ROUNDS)
+    with Job(tmp_path, 2, *words, environment=environment) as job:
         assert job.wait(60.0) == status, job.stderr
     assert says in job.stderr
 
@@ -222,10 +203,11 @@ def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None
 
 
 UNKNOWN_OPTION = """
+from dejavubench.dejavulib.destinations.registry import DestinationEntry
+from dejavubench.transports.registry import register
 from toy_transport import ToyTransport
-from dejavubench.transports.registry import register, _registered
-del _registered["toy"]
 class Wishful(ToyTransport):
+    entry = DestinationEntry("wishful", remote=True)
     {}
 register(Wishful())
 """
@@ -234,7 +216,7 @@ register(Wishful())
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ('options = ("wings",)', "--streaming toy: its plugin names an option 'wings', which "),
+        ('options = ("wings",)', "--streaming wishful: its plugin names an option 'wings', which "),
         (
             'missing = lambda self, options: options.value("wings")',
             "a destination's plugin asks for an option 'wings', which ",
@@ -246,7 +228,7 @@ def test_a_plugin_that_names_an_unknown_option_is_a_usage_error(
 ) -> None:
     (tmp_path / "wishful.py").write_text(UNKNOWN_OPTION.format(body))
     paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
-    for mode, status in (("toy", 2), ("host", 0)):
+    for mode, status in (("wishful", 2), ("host", 0)):
         done = subprocess.run(
             [sys.executable, "-m", "dejavubench", "run", "--streaming", mode, "--dry-run"],
             capture_output=True,
@@ -287,7 +269,6 @@ def test_a_host_without_the_plugin_is_named(tmp_path: Path) -> None:
         2,
         *("run", "--streaming", "toy", *QUICK),
         environment={"PYTHONPATH": paths, VARIABLE: "elsewhere"},
-        cold=True,
     ) as job:
         assert job.wait() == 2, job.stderr
     assert job.stderr.startswith("Error: rank 1: DEJAVUBENCH_PLUGINS names elsewhere, which ")

@@ -123,6 +123,9 @@ def _run(argv: list[str], environment: dict[str, str], cwd: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
+    # The interpreter reads PYTHONPATH only at its start: a rank's own may name folders of plugins.
+    folders = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [folder for folder in folders if folder and folder not in sys.path]
     os.chdir(cwd)
     status = 0
     try:

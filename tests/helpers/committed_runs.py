@@ -1,0 +1,32 @@
+"""The runs under ``results/``, each read and reported once for all tests of a session."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from dejavubench.analysis.findruns import FoundRuns, find
+from dejavubench.analysis.tables.report import RunReport, report
+from dejavubench.records import Run
+from helpers.paths import RESULTS
+
+
+@cache
+def committed() -> FoundRuns:
+    """Return all runs. No test may change one."""
+    return find([RESULTS])
+
+
+def runs_of(machine: str) -> list[Run]:
+    """Return the runs of one machine, in the order of their folders."""
+    return [run for run in committed().runs if run.path.is_relative_to(RESULTS / machine)]
+
+
+@cache
+def _report(folder: Path) -> RunReport:
+    return report(next(run for run in committed().runs if run.path == folder))
+
+
+def report_of(run: Run) -> RunReport:
+    """Return the report of a committed run."""
+    return _report(run.path)
