@@ -39,7 +39,14 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
-@table_options("Format: table and markdown show the main columns, csv and json every column.")
+@table_options("Format: table shows the main tables, markdown all, csv and json every column.")
+@click.option(
+    "--long",
+    "is_long",
+    is_flag=True,
+    help="Show all tables: also streaming, the model, parts of overheads and of chunks' times, "
+    "single tokens, and notes on the machine.",
+)
 @click.option(
     "--table",
     type=TableName(),
@@ -59,6 +66,7 @@ def process(
     style: str,
     output: Path | None,
     force: bool,
+    is_long: bool,
     table: str,
     against: str | None,
 ) -> None:
@@ -68,16 +76,30 @@ def process(
     DéjàVu's [BENCHMARK] lines, of the original too. Damaged input is left out and named on stderr;
     the exit status is then 1.
     """
+    if table != ARMS and style != "csv":
+        raise click.UsageError(
+            f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
+        )
+    reports, bad = _reports(paths, _parts(against))
+    if not reports:
+        raise BadInput("\n".join(bad))
+
+    shown = [item.short() for item in reports] if style == "table" and not is_long else reports
+    write_reports(shown, style, output, force, table)
+    if style == "csv":  # the other formats carry the notes themselves
+        _echo_notes(reports)
+    name_left_out(bad)
+
+
+def _reports(
+    paths: tuple[Path, ...], parts: tuple[RunPart, ...]
+) -> tuple[list[RunReport], list[str]]:
+    """Return the reports of all runs and logs, and a message for each that cannot be read."""
     from dejavubench.analysis.findruns import find
     from dejavubench.analysis.tables.report import log_report, report
     from dejavubench.records import RecordError
     from dejavubench.records.textlog import TextLogError
 
-    if table != ARMS and style != "csv":
-        raise click.UsageError(
-            f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
-        )
-    parts = _parts(against)
     wanted = find(paths)
     reports: list[RunReport] = []
     for run in wanted.runs:
@@ -90,13 +112,7 @@ def process(
             reports.append(log_report(log))
         except TextLogError as error:
             wanted.bad.append(str(error))
-    if not reports:
-        raise BadInput("\n".join(wanted.bad))
-
-    write_reports(reports, style, output, force, table)
-    if style == "csv":  # the other formats carry the notes themselves
-        _echo_notes(reports)
-    name_left_out(wanted.bad)
+    return reports, wanted.bad
 
 
 def _echo_notes(reports: Sequence[RunReport]) -> None:

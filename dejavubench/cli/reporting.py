@@ -41,7 +41,7 @@ def tables_of(folder: Path) -> str:
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    shown = lines(report(read_run(folder)), console(stderr=True).width)
+    shown = lines(report(read_run(folder)).short(), console(stderr=True).width)
     return "\n".join(line.text for line in shown)
 
 
@@ -73,10 +73,11 @@ def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    made_report = report(read_run(folder))
-    show([made_report], console(stderr=True))
+    whole = report(read_run(folder))
+    # A file is kept, so it holds all tables; a screen shows what a user needs now.
+    show([whole.short()], console(stderr=True))
     click.echo(f"records: {folder}", err=True)
     if results is not None:
-        results.write(made_report)
+        results.write(whole)
         click.echo(f"results: {results.path}", err=True)
-    return made_report.rows
+    return whole.rows

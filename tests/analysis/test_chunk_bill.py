@@ -244,7 +244,7 @@ def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.M
             *(timed(number) for number in range(6)),
         ],
     )
-    lines = call(folder).splitlines()
+    lines = call(folder, "--long").splitlines()
     start = lines.index("where a chunk's time goes")
     assert " ".join(lines[start + 1].split()) == "arm phase part sum ms median µs p99 µs share %"
     assert "mpi@3   tokens  acknowledgement   0.200       40.0       –     20.0" in lines

@@ -181,7 +181,7 @@ def test_csv_json_and_the_tables_hold_the_same_parts(
     assert [row["part_ms"] for row in document["overhead"]] == pytest.approx(
         [float(row["part_ms"]) for row in table]
     )
-    shown = call(folder)
+    shown = call(folder, "--long")
     assert "where the overhead comes from" in shown
     assert max(map(len, shown.splitlines())) <= 80
     markdown = call(folder, "--format", "markdown")

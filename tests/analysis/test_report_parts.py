@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from click.testing import CliRunner
 
 from dejavubench.analysis.comparison import words
 from dejavubench.analysis.tables import formats, partrows
@@ -18,6 +19,7 @@ from dejavubench.analysis.tables.logparts import LOG_PARTS
 from dejavubench.analysis.tables.report import RunReport, log_report, report
 from dejavubench.analysis.tables.reportorder import REPORT_PARTS, ROW_CLASSES
 from dejavubench.analysis.tables.reportpart import PartContent, ReportPart, RunData, RunPart
+from dejavubench.cli.process import process
 from dejavubench.records import NoteKind, read_run
 from helpers.committed_runs import report_of, runs_of
 from helpers.paths import RESULTS, ROOT
@@ -140,3 +142,44 @@ def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     beside = [name for name in read if name.startswith(("chunks-", "conditions-"))]
     assert len(beside) > 1
     assert sorted(beside) == sorted(set(beside))
+
+
+# ---- short and long ----
+
+
+def printed(*words: object) -> str:
+    result = CliRunner().invoke(process, list(map(str, words)), env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_process_is_short_and_names_what_it_leaves_out() -> None:
+    run = next(RESULTS.glob("h200-x2/records/fig7-*"))
+    short, whole = printed(run).splitlines(), printed(run, "--long").splitlines()
+    assert len(short) < 110
+    assert len(whole) > 6 * len(short)
+    # The path alone is wider than 80 columns, so the command is broken between its words.
+    assert " ".join(" ".join(short).split()).endswith(f"dejavubench process {run} --long")
+    assert "more tables (streaming, " in "\n".join(short)
+    # The tables that both have are the same.
+    streaming = whole.index("streaming, per iteration")
+    assert streaming > 50
+    assert short[:streaming] == whole[:streaming]
+
+
+@pytest.mark.parametrize("style", ["csv", "json", "markdown"])
+def test_what_is_kept_is_whole_without_long(style: str) -> None:
+    run = next(RESULTS.glob("h200-x2/records/fig7-*"))
+    assert printed(run, "--format", style) == printed(run, "--format", style, "--long")
+
+
+def test_warnings_of_long_parts_are_in_the_short_report(tmp_path: Path) -> None:
+    part = RunPart("toy", "toys", toy, (TOY_NOTE,), row=ToyRow, long=True)
+    item = report(read_run(write_run(tmp_path / "r", rounds=6)), (part,)).short()
+    assert [line.text for line in formats.lines(item, 200)][1:] == [
+        "TOY: broken",
+        "more tables (toys):",
+        f"  dejavubench process {tmp_path / 'r'} --long",
+    ]
+    assert len(item.rows_of_parts["toy"]) == 1
+    assert [note.kind for note in item.notes] == ["toy"]

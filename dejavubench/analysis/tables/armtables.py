@@ -114,17 +114,19 @@ def _times_content(data: RunData) -> PartContent:
 TIMES = RunPart("times", "times and overheads", _times_content, (HOW_TIMES_ARE_MADE,))
 HANDOVER = RunPart(
     "hand-over",
-    TITLES["handover"],
+    "hand-over",
     lambda data: PartContent(blocks=_handover_table(data.reached_rows)),
 )
-SWAP = RunPart(
-    "swap", TITLES["swap"], lambda data: PartContent(blocks=_swap_table(data.reached_rows))
-)
+SWAP = RunPart("swap", "swapping", lambda data: PartContent(blocks=_swap_table(data.reached_rows)))
 STREAMING = RunPart(
     "streaming",
-    TITLES["streaming"],
+    "streaming",
     lambda data: PartContent(blocks=_stream_tables(data.reached_rows)),
+    long=True,
 )
 MODEL = RunPart(
-    "model", TITLES["model"], lambda data: PartContent(blocks=_model_table(data.reached_rows))
+    "model",
+    TITLES["model"],
+    lambda data: PartContent(blocks=_model_table(data.reached_rows)),
+    long=True,
 )

@@ -155,4 +155,5 @@ CHUNKS = RunPart(
     _content,
     (CHUNK_LATENCY, FEW_CHUNKS, CHUNKS_IN_SUMS),
     row=ChunkRow,
+    long=True,
 )

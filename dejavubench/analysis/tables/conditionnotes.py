@@ -182,4 +182,5 @@ HOST_CONDITIONS = RunPart(
     "conditions of the hosts",
     only_notes(lambda data: [*_by_host(data.hosts, _conditions), *_unreadable(data.hosts)]),
     (CONDITIONS, UNREADABLE),
+    long=True,
 )

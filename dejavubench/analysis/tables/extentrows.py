@@ -115,4 +115,4 @@ def _content(data: RunData) -> PartContent:
     return PartContent(blocks=_blocks(data.reached_rows, rows), rows=rows)
 
 
-EXTENTS = RunPart("extents", TITLE, _content, row=ExtentRow)
+EXTENTS = RunPart("extents", "single extents", _content, row=ExtentRow)

@@ -1,7 +1,8 @@
 """Reports as tables for people, as markdown, csv or json.
 
-Tables and markdown show two narrow blocks or more per run, and the notes. json holds every
-column of every table, csv those of one table.
+Tables and markdown show narrow blocks and the notes: those of the whole report, or of a short
+one (:meth:`~dejavubench.analysis.tables.report.RunReport.short`). json holds every column of every
+table, csv those of one table.
 """
 
 from __future__ import annotations
@@ -99,4 +100,5 @@ def lines(item: RunReport, width: int) -> list[TextLine]:
     for note in item.notes:
         texts = wrapped(note.text, width, indent="  ")
         shown += [TextLine(text, STYLES[note.severity]) for text in texts]
+    shown += map(TextLine, wrapped(item.more, width, indent="  ") if item.more else ())
     return shown

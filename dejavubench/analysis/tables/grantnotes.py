@@ -103,4 +103,5 @@ GRANTS = RunPart(
     "what hosts and control groups granted",
     only_notes(lambda data: notes(data.run)),
     (STREAM_DIRECTORY, DURABILITY, CPU_QUOTA, CROWDED),
+    long=True,
 )

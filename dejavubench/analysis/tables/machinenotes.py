@@ -148,10 +148,12 @@ MACHINE = RunPart(
         ]
     ),
     (CEILINGS, RAW_LOOPS, OWN_SHARES, STAGING, HOSTS),
+    long=True,
 )
 DEVICE = RunPart(
     "gpu",
     "the GPU",
     only_notes(lambda data: [*_gpu(data.run), *_loopback(data.run)]),
     (GPU, COPY_WAYS, LOOPBACK, NO_MPS),
+    long=True,
 )

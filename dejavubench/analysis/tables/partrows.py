@@ -138,4 +138,11 @@ def _content(data: RunData) -> PartContent:
     return PartContent(blocks=_blocks(data.reached_rows, rows), notes=notes, rows=rows)
 
 
-OVERHEAD = RunPart("overhead", TITLE, _content, (OVERHEAD_PARTS, WAIT_BESIDE_GPU), row=PartRow)
+OVERHEAD = RunPart(
+    "overhead",
+    "where the overhead comes from",
+    _content,
+    (OVERHEAD_PARTS, WAIT_BESIDE_GPU),
+    row=PartRow,
+    long=True,
+)

@@ -5,8 +5,9 @@ Public names: :func:`report`, :func:`log_report`, :class:`RunReport`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class RunReport:
     Attributes:
         parts: each part with its content, in order.
         settings: options that differ from their defaults and are stated nowhere else, as flags.
+        more: names the tables that a short report leaves out, and the command that prints them.
     """
 
     title: str
@@ -35,6 +37,17 @@ class RunReport:
     parts: list[tuple[ReportPart[Any], PartContent]]
     header: dict[str, Any] | None = None
     settings: str = ""
+    more: str = ""
+
+    def short(self) -> RunReport:
+        """Return the report without long tables. Warnings and errors of their parts remain."""
+        left_out = [part.heading for part, content in self.parts if part.long and content.blocks]
+        more = ""
+        if left_out and self.header is not None:
+            command = f"dejavubench process {shlex.quote(str(self.header['path']))} --long"
+            more = f"more tables ({', '.join(left_out)}):\n  {command}"
+        parts = [(part, part.short(content)) for part, content in self.parts]
+        return replace(self, parts=parts, more=more)
 
     @property
     def blocks(self) -> list[Block]:

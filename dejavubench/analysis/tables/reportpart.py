@@ -52,6 +52,7 @@ class ReportPart(Generic[DataT]):
         kinds: kinds of the notes that it may write.
         row: dataclass of its rows, whose fields are the columns of csv and json; None if it has no
             rows of its own.
+        long: whether its tables, and its notes of severity info, are in the long report alone.
     """
 
     name: str
@@ -59,6 +60,14 @@ class ReportPart(Generic[DataT]):
     content: Callable[[DataT], PartContent]
     kinds: tuple[NoteKind, ...] = ()
     row: type[Any] | None = None
+    long: bool = False
+
+    def short(self, content: PartContent) -> PartContent:
+        """Return the content for the short report."""
+        if not self.long:
+            return content
+        notes = [note for note in content.notes if note.severity != "info"]
+        return PartContent(notes=notes, rows=content.rows)
 
 
 def only_notes(make: Callable[[DataT], list[Note]]) -> Callable[[DataT], PartContent]:

@@ -50,4 +50,6 @@ def _blocks(rows: list[Row]) -> list[Block]:
     return [block(TITLE, timed, varying_cells(rows), TAIL_CELLS)]
 
 
-TAILS = RunPart("tails", TITLE, lambda data: PartContent(blocks=_blocks(data.reached_rows)))
+TAILS = RunPart(
+    "tails", "single tokens", lambda data: PartContent(blocks=_blocks(data.reached_rows)), long=True
+)
