@@ -230,7 +230,7 @@ def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
     assert [text.partition(":")[0] for text in texts[:4]] == ["host@3", "disk@3", "mpi@3", "host@1"]
     assert texts[0].startswith("host@3: no cost shown at 12 of 12 points (")
     assert texts[1].startswith("disk@3: a cost at 12 of 12 points (+29 to +31 %)")
-    assert "; most at p0" in texts[1]
+    assert "; largest cost of a request at p0" in texts[1]
     assert texts[4].startswith("host by level: 3 faster than 1 at 12 of 12 points (")
     assert texts[7].startswith("disk@3 against mpi@3: slower at 12 of 12 points (")
     assert texts[8].startswith("limited by ") or texts[8].startswith("limit not known: ")

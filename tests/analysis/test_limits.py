@@ -159,6 +159,14 @@ def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
     assert limit_of(small).name == NOT_KNOWN
 
 
+def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
+    """One of eight cores is busy, but the program took as much time as the model has lost."""
+    machine = MachineFacts(cores=8, busy_cores=1.0, other_cores=0.5, other_ms=80.0)
+    assert limit_of(Evidence(SLOWED, machine=machine)).name == "shared cores"
+    idle = replace(machine, other_ms=20.0)
+    assert limit_of(Evidence(SLOWED, machine=idle)).name == NOT_KNOWN
+
+
 def test_a_slow_link_comes_before_its_extents() -> None:
     evidence = Evidence(replace(WAITS, packed=90.0), replace(LEVEL_0, naive_us=0.07, **CEILING))
     assert limit_of(evidence).name == "link rate"

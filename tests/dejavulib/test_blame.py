@@ -22,10 +22,14 @@ from statistics import median, quantiles
 
 import pytest
 
+from dejavubench.analysis.answers.gathering import evidence_of
+from dejavubench.analysis.answers.limits import limit_of
+from dejavubench.analysis.chunkbill import bills
+from dejavubench.analysis.hostrounds import HostRounds, host_rounds
 from dejavubench.analysis.overheadparts import overhead_parts
 from dejavubench.analysis.samples import collect
 from dejavubench.dejavulib.chunktimes import cut
-from dejavubench.records import read_chunk_times
+from dejavubench.records import read_chunk_times, read_run
 from dejavubench.records.conditions import read_conditions
 from helpers.faults import FAULTY
 from helpers.jobs import PATIENCE, QUICK, TINY, args, run
@@ -66,6 +70,33 @@ def quartile(values: list[int]) -> float:
     return quantiles(values, n=4)[0]
 
 
+def limits(folder: Path) -> dict[str, str]:
+    """Return by arm what limits it in the injected rounds, as the report's rules say."""
+    run_of_folder = read_run(folder)
+    points = collect(run_of_folder)
+    hosts = [
+        HostRounds(replace(each.log, windows=[w for w in each.log.windows if _odd(w.round)]))
+        for each in host_rounds(run_of_folder)
+    ]
+    (point,) = points.values()
+    for name, arm in point.arms.items():
+        total = {number: ms for number, ms in arm.times.total.items() if _odd(number)}
+        point.arms[name] = replace(arm, times=replace(arm.times, total=total))
+    known = bills(read_chunk_times(folder), points)
+    named = {}
+    for name, arm in point.arms.items():
+        mine = [bill for bill in known if bill.arm == name]
+        if arm.arm.streams:
+            evidence = evidence_of(run_of_folder, hosts, point, arm, mine)
+            assert evidence is not None
+            named[name] = limit_of(evidence).name
+    return named
+
+
+def _odd(number: int | None) -> bool:
+    return number is not None and number % 2 == 1
+
+
 @pytest.fixture(scope="module")
 def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with a slow gather, a slow disk and a late sink, each in its own arms."""
@@ -93,6 +124,16 @@ def test_the_slow_part_is_blamed(
     assert found[blamed] >= HELD * sum(found.values()), found
 
 
+def test_the_answer_names_the_slow_part(slowed: Path) -> None:
+    """At level 1 the model waits for each chunk, so every delay is a cost."""
+    named = limits(slowed)
+    assert {arm: named[f"{arm}@1"] for arm in ("host", "disk", "mpi")} == {
+        "host": "gather",
+        "disk": "disk latency",
+        "mpi": "sink",
+    }
+
+
 def test_a_throttled_link_is_blamed_on_the_wire(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +159,7 @@ def test_a_throttled_link_is_blamed_on_the_wire(
         blamed = added(folder, arm, ("tokens",))
         assert blamed["wire"] > 0
         assert blamed["wire"] >= HELD * sum(blamed.values()), (arm, blamed)
+    assert limits(folder) == {"mpi@1": "link rate", "tcp@1": "link rate"}
 
 
 # ---- a busy core ----
@@ -170,6 +212,7 @@ def test_a_busy_core_is_in_the_rest_and_blamed_on_no_part(tmp_path: Path) -> Non
     assert set(grown) <= {"queue", "gather", "post", "wire", "acknowledgement"}
     assert all(ms <= (1 - HELD) * overhead for ms in grown.values()), (grown, overhead)
     check_conditions(job.folder, tmp_path, injected)
+    assert limits(job.folder) == {"mpi@3": "shared cores"}
 
 
 def summed(folder: Path, arm: str, injected: bool) -> Counter[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dejavubench.analysis import stats
 from dejavubench.analysis.answers.gathering import evidence_of
@@ -12,10 +12,14 @@ from dejavubench.analysis.answers.limits import NOTHING, Limit, limit_of
 from dejavubench.analysis.answers.pairs import Pair, pairs_of
 from dejavubench.analysis.chunkbill import Bill
 from dejavubench.analysis.hostrounds import HostRounds
+from dejavubench.analysis.overheadparts import Phase
 from dejavubench.analysis.samples import ArmSamples, PointSamples
 from dejavubench.records import Run
 
 NO_COST = Limit(NOTHING, "no cost is shown", "")
+
+UNSHOWN = (Judgement.WITHIN_NOISE, Judgement.OPEN)
+"""Judgements that there may be no difference at all."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class ArmAnswer:
 
     Attributes:
         cost: its overhead; None without a baseline.
+        token: the overhead of its median token; None without a baseline or a token.
         limit: what limits it; None where nothing is decided about its cost.
         target: the largest overhead that was asked for, as a fraction.
     """
@@ -31,12 +36,25 @@ class ArmAnswer:
     point: str
     arm: str
     cost: Difference | None
+    token: Difference | None = None
     limit: Limit | None = None
     target: float | None = None
 
     @property
     def judgement(self) -> Judgement | None:
         return None if self.cost is None else self.cost.judgement
+
+    @property
+    def in_tokens(self) -> bool:
+        """Whether the request shows no cost, but its tokens do.
+
+        A long prompt, or its noise, can hide the cost of the tokens after it.
+        """
+        return (
+            self.judgement in UNSHOWN
+            and self.token is not None
+            and self.token.judgement is Judgement.SLOWER
+        )
 
     @property
     def verdict(self) -> stats.Verdict | None:
@@ -83,12 +101,13 @@ def _arm(
     samples: ArmSamples,
     bills: Sequence[Bill],
 ) -> ArmAnswer:
-    cost = cost_of(point, samples)
-    limit = None
-    if cost is not None and cost.judgement in (Judgement.WITHIN_NOISE, Judgement.OPEN):
-        limit = NO_COST
-    elif cost is not None and cost.judgement is Judgement.SLOWER:
-        evidence = evidence_of(run, hosts, point, samples, bills)
-        limit = None if evidence is None else limit_of(evidence)
+    cost, token = cost_of(point, samples), cost_of(point, samples, "token")
     target = run.header.experiment.get("target_overhead")
-    return ArmAnswer(*_key(samples), cost, limit, target)
+    answer = ArmAnswer(*_key(samples), cost, token, target=target)
+    phase: Phase | None = "tokens" if answer.in_tokens else None
+    if answer.judgement is Judgement.SLOWER:
+        phase = "total"
+    if phase is not None:
+        evidence = evidence_of(run, hosts, point, samples, bills, phase)
+        return answer if evidence is None else replace(answer, limit=limit_of(evidence))
+    return replace(answer, limit=NO_COST) if answer.judgement in UNSHOWN else answer

@@ -8,7 +8,7 @@ from dejavubench.analysis import stats
 from dejavubench.analysis.answers.judgement import Difference, Judgement
 from dejavubench.analysis.numbertexts import MINUS
 
-DECIMALS = ((10.0, 0), (0.3, 1), (0.015, 2))
+DECIMALS = ((5.0, 0), (0.3, 1), (0.015, 2))
 """Least half-width of an interval, in percent, for each number of decimals."""
 
 REACH_DECIMALS = ((10.0, 0), (1.0, 1), (0.01, 2))
@@ -24,7 +24,11 @@ def signed(percent: float, decimals: int) -> str:
 
 def decimals_of(estimate: stats.Estimate) -> int:
     """Return the decimals of percentages that an interval justifies, so that its ends differ."""
-    half = 100 * (estimate.high - estimate.low) / 2
+    # Of a lopsided interval the narrower side tells how exactly the median is known.
+    sides = estimate.high - estimate.median, estimate.median - estimate.low
+    half = 100 * (min(sides) or (estimate.high - estimate.low) / 2)
+    if abs(estimate.median) >= 1:  # a request takes twice as long, or more
+        return 0
     if math.isnan(half):
         half = abs(estimate.median)
     return next((decimals for least, decimals in DECIMALS if half >= least), MOST_DECIMALS)

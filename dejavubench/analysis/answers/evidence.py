@@ -214,6 +214,7 @@ class MachineFacts:
         cores: cores granted to the job.
         busy_cores: cores that model, helpers and sinks of this host took, on average.
         other_cores: cores that other processes took.
+        other_ms: CPU time of other processes in one iteration, beyond that without streaming.
         waited_pct, waited_without_pct: share of the time in which some thread waited for a core,
             with this arm and without streaming.
     """
@@ -223,6 +224,7 @@ class MachineFacts:
     cores: int | None = None
     busy_cores: float | None = None
     other_cores: float | None = None
+    other_ms: float | None = None
     waited_pct: float | None = None
     waited_without_pct: float | None = None
 

@@ -20,7 +20,7 @@ from dejavubench.analysis.ceilingshares import ceiling_of, share_of_ceiling
 from dejavubench.analysis.chunkbill import LATENCY, QUEUE, Bill
 from dejavubench.analysis.hostrounds import HostRound, HostRounds
 from dejavubench.analysis.leastwork import work
-from dejavubench.analysis.overheadparts import PartName, overhead_parts
+from dejavubench.analysis.overheadparts import PartName, Phase, overhead_parts
 from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.sourceranks import on_gpu, sources
 from dejavubench.dejavulib.levels import LEVELS
@@ -42,32 +42,33 @@ def evidence_of(
     point: PointSamples,
     samples: ArmSamples,
     bills: Sequence[Bill],
+    phase: Phase = "total",
 ) -> Evidence | None:
     """Return the facts about an arm; None without a baseline or a common round.
 
     Args:
         hosts: conditions of the run's hosts; empty for older records.
         bills: those of this arm at this point; empty for older records.
+        phase: the phase whose cost is in question, the total or all tokens together.
     """
     gpu = on_gpu(run)
-    cost = _cost(point, samples, gpu)
+    cost = _cost(point, samples, gpu, phase)
     if cost is None:
         return None
-    stream = _stream(run, point, samples, gpu)
+    stream = _stream(run, point, samples, gpu, phase)
+    bills = [bill for bill in bills if phase in ("total", bill.phase)]
     return Evidence(
         cost, stream, _chunks(bills), _machine(run, hosts, point, samples, stream.same_host)
     )
 
 
-def _cost(point: PointSamples, samples: ArmSamples, gpu: bool) -> CostFacts | None:
+def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> CostFacts | None:
     parts: dict[PartName, float] = {
-        each.part: each.ms.median
-        for each in overhead_parts(point, samples)
-        if each.phase == "total"
+        each.part: each.ms.median for each in overhead_parts(point, samples) if each.phase == phase
     }
     if not parts:
         return None
-    total, drain = parts["overhead"], parts["drain"]
+    total, drain = parts["overhead"], parts.get("drain", 0.0)
     lost, slowed = parts["wait"] + drain, parts["rest"]
     level = LEVELS.get(str(samples.arm.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
@@ -82,11 +83,11 @@ def _cost(point: PointSamples, samples: ArmSamples, gpu: bool) -> CostFacts | No
         request,
         _percent(samples.times.prompt, point.baselines("prompt")),
         _percent(samples.times.tokens, point.baselines("tokens")),
-        _packed(point, samples),
+        _packed(point, samples, phase),
     )
 
 
-def _packed(point: PointSamples, samples: ArmSamples) -> float | None:
+def _packed(point: PointSamples, samples: ArmSamples, phase: Phase) -> float | None:
     """Return the overhead in ms of a naive arm's destination where chunks are packed first."""
     mine = LEVELS.get(str(samples.arm.level))
     if mine is None or mine.buffered:
@@ -99,7 +100,7 @@ def _packed(point: PointSamples, samples: ArmSamples) -> float | None:
         # Level 1 differs from the naive levels in packing alone.
         if level.buffered and not level.layerwise and not level.overlapped:
             for part in overhead_parts(point, other):
-                if (part.phase, part.part) == ("total", "overhead"):
+                if (part.phase, part.part) == (phase, "overhead"):
                     return part.ms.median
     return None
 
@@ -109,7 +110,9 @@ def _percent(times: RoundValues, baselines: Sequence[RoundValues]) -> float | No
     return None if overhead is None else 100 * overhead.median
 
 
-def _stream(run: Run, point: PointSamples, samples: ArmSamples, gpu: bool) -> StreamFacts:
+def _stream(
+    run: Run, point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase
+) -> StreamFacts:
     info, level = info_of(run, samples.arm), LEVELS.get(str(samples.arm.level))
     name = info.ceiling if info else None
     durability, where = samples.arm.durability, point.point.id
@@ -117,28 +120,44 @@ def _stream(run: Run, point: PointSamples, samples: ArmSamples, gpu: bool) -> St
     # A sum over some of the sources bounds no stream of all of them.
     whole = ceiling is not None and ceiling[1] == len(sources(run))
     naive = level is not None and not level.buffered
-    steps = point.point.output_len - 1
-    copies = _median(samples.stream.prompt_copies) + steps * _median(samples.stream.token_copies)
+    overlapped = level is not None and level.overlapped
+    # At level 3 the tokens share the link with the prompt's chunks: all bytes count.
+    part = 1.0 if phase == "total" or overlapped else _share_of_tokens(point)
     probe = _naive_probe(info)
     # The probe waits for each message, as level 0 does. Level 0-batched waits once.
     waits_each = level is not None and level.each_complete
     message = ceiling_of(run, probe, where, durability, "us") if waits_each and probe else None
     return StreamFacts(
         naive=naive,
-        overlapped=level is not None and level.overlapped,
+        overlapped=overlapped,
         on_gpu=gpu,
         local=info is not None and info.local,
         same_host=hosts_of(run, samples.arm) == SAME_HOST,
         on_storage=info is not None and info.on_storage,
         sending_kernels=_sending_kernels(run, samples, info),
         gathering_kernel=_gathering_kernel(run, point),
-        nbytes=_median(samples.stream.nbytes),
-        copies=copies if naive else 0.0,
-        alone_ms=samples.alone.ms if samples.alone else None,
+        nbytes=part * _median(samples.stream.nbytes),
+        copies=_copies(run, point, samples, phase) if naive else 0.0,
+        alone_ms=part * samples.alone.ms if samples.alone else None,
         ceiling=name if whole else None,
         ceiling_gb_per_s=ceiling[0] if ceiling is not None and whole else None,
         naive_us=message[0] / message[1] if message else None,
     )
+
+
+def _share_of_tokens(point: PointSamples) -> float:
+    sizes = point.point
+    steps = sizes.output_len - 1
+    return steps / (sizes.input_len + steps)
+
+
+def _copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Phase) -> float:
+    """Return the naive copies or messages of one source, for all its microbatches in flight."""
+    stream, sizes = samples.stream, point.point
+    copies = (sizes.output_len - 1) * _median(stream.token_copies)
+    if phase == "total":
+        copies += _median(stream.prompt_copies)
+    return sizes.pipeline_para_size * copies / max(1, len(sources(run)))
 
 
 def _naive_probe(info: DestinationInfo | None) -> str | None:
@@ -230,6 +249,7 @@ def _machine(
         cores=max((each.cores for each in hosts), default=run.header.where.cores or None),
         busy_cores=_busy_cores(samples, same_host),
         other_cores=None if host is None else host.other_cores,
+        other_ms=_added_ms(host, without),
         waited_pct=None if host is None else _waited(host),
         waited_without_pct=sum(waits) / len(waits) if waits else None,
     )
@@ -239,6 +259,18 @@ def _busiest(hosts: Sequence[HostRounds], point: str, arm: str) -> HostRound | N
     """Return the arm's iterations on the host where other processes took most."""
     known = [each for host in hosts if (each := host.of_arm(point, arm)).windows]
     return max(known, key=lambda each: each.other_cores or 0.0, default=None)
+
+
+def _added_ms(host: HostRound | None, without: Sequence[HostRound]) -> float | None:
+    """Return the CPU time of other processes per iteration, less that without streaming."""
+    mine = None if host is None else _other_ms(host)
+    others = [ms for each in without if (ms := _other_ms(each)) is not None]
+    return mine - sum(others) / len(others) if mine is not None and others else None
+
+
+def _other_ms(host: HostRound) -> float | None:
+    times = [window.other_cpu_s for window in host.windows if window.other_cpu_s is not None]
+    return 1e3 * sum(times) / len(times) if times else None
 
 
 def _waited(host: HostRound) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity
 
 POWER = 0.84 / 1.96
 """Distance, in half-widths, that lets four of five repetitions show a difference: the normal
@@ -103,18 +103,20 @@ def _one_digit(number: float) -> int:
     return math.ceil(number / scale) * int(scale)
 
 
-def reach_of(point: PointSamples) -> float | None:
+def reach_of(point: PointSamples, quantity: Quantity = "total") -> float | None:
     """Return the farther end of the noise floor's interval at a point; None if it is unknown."""
-    floor = stats.noise_floor(point.baselines())
+    floor = stats.noise_floor(point.baselines(quantity))
     if floor is None or floor.samples < stats.COVERING_ROUNDS:
         return None
     return stats.noise_reach(floor.low, floor.high)
 
 
-def cost_of(point: PointSamples, samples: ArmSamples) -> Difference | None:
+def cost_of(
+    point: PointSamples, samples: ArmSamples, quantity: Quantity = "total"
+) -> Difference | None:
     """Return an arm's overhead; None without a baseline or a common round."""
-    overhead = stats.paired_overhead(samples.times.total, point.baselines())
-    return None if overhead is None else Difference(overhead, reach_of(point))
+    overhead = stats.paired_overhead(samples.times.of(quantity), point.baselines(quantity))
+    return None if overhead is None else Difference(overhead, reach_of(point, quantity))
 
 
 def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Difference | None:

@@ -93,10 +93,15 @@ def gathering(e: Evidence) -> str:
 
 def other_programs(e: Evidence) -> str:
     busy, machine = e.machine.busy_cores or 0.0, e.machine
-    return (
+    words = (
         f"{_slower(e)}; other processes took {machine.other_cores:.2f} and this job {busy:.2f} of "
         f"{machine.cores} cores"
     )
+    if machine.other_ms is not None and machine.other_ms > 0:
+        words += (
+            f", {ms(machine.other_ms)} ms of CPU time per iteration more than without streaming"
+        )
+    return words
 
 
 def waited(e: Evidence) -> str:

@@ -113,7 +113,7 @@ def _arithmetic_suffers(e: Evidence) -> bool:
 
 
 def _other_programs(e: Evidence) -> bool:
-    """The model runs slower, and other programs took a share of cores that were nearly all busy."""
+    """The model runs slower, and other programs took nearly all cores, or as much CPU time."""
     machine = e.machine
     if (
         machine.other_cores is None
@@ -123,7 +123,9 @@ def _other_programs(e: Evidence) -> bool:
     ):
         return False
     busy = machine.other_cores + (machine.busy_cores or 0.0)
-    return machine.other_cores >= OTHERS_CORES and busy >= BUSY * machine.cores
+    # A program that shares the model's core alone leaves other cores idle.
+    added = machine.other_ms is not None and machine.other_ms >= MOST * e.cost.slowed
+    return machine.other_cores >= OTHERS_CORES and (added or busy >= BUSY * machine.cores)
 
 
 def _shared_cores(e: Evidence) -> bool:

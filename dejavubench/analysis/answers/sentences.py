@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.answers.answers import ArmAnswer
+from dejavubench.analysis.answers.answers import UNSHOWN, ArmAnswer
 from dejavubench.analysis.answers.differencetexts import reach_text, with_range
 from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judgement
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING, Limit
@@ -14,16 +14,27 @@ def cost_sentence(answer: ArmAnswer) -> str:
     """Say what an arm costs, and whether that is told from noise."""
     if answer.cost is None:
         return f"{answer.arm}: its cost is unknown without an arm none."
-    return f"{answer.arm}: {_cost(answer.cost)}{_target(answer)}."
+    return f"{answer.arm}: {_cost(answer.cost)}{_tokens(answer)}{_target(answer)}."
+
+
+def _tokens(answer: ArmAnswer) -> str:
+    """Say that the tokens cost something where the whole request does not show it."""
+    if answer.token is None or answer.cost is None:
+        return ""
+    if answer.in_tokens:
+        noise = f"noise {reach_text(answer.token)}"
+        return f", but its tokens cost {with_range(answer.token)}, beyond their {noise}"
+    more = answer.cost.more_rounds
+    if answer.judgement not in UNSHOWN or more is None or answer.cost.estimate.median <= 0:
+        return ""
+    return f" (some {more:,} more rounds would show one of this size)"
 
 
 def _cost(cost: Difference) -> str:
     text = with_range(cost)
     match cost.judgement:
         case Judgement.WITHIN_NOISE:
-            more = cost.more_rounds if cost.estimate.median > 0 else None
-            hint = f" (some {more:,} more rounds would show one of this size)" if more else ""
-            return f"{text}, within this machine's noise ({reach_text(cost)}): no cost shown{hint}"
+            return f"{text}, within this machine's noise ({reach_text(cost)}): no cost shown"
         case Judgement.OPEN:
             return f"{text}, noise {reach_text(cost)}: the interval contains 0, so no cost is shown"
         case Judgement.SLOWER:

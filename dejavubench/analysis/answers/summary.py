@@ -57,6 +57,8 @@ def _grouped(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
     return groups
 
 
+TOKENS_ALONE = "a cost of tokens alone"
+
 PHRASES = {
     Judgement.SLOWER: "a cost",
     Judgement.WITHIN_NOISE: "no cost shown",
@@ -73,15 +75,18 @@ def _cost_over_points(arm: str, group: list[ArmAnswer], labels: Mapping[str, str
         where = f", at {labels[group[0].point]} alone" if len(group) == 1 else ""
         return cost_sentence(group[0]).replace(arm, f"{arm}{where}", 1)
     counts: dict[str, list[Difference]] = {}
-    for _, cost in known:
-        counts.setdefault(PHRASES[cost.judgement], []).append(cost)
+    for answer, cost in known:
+        if answer.in_tokens and answer.token is not None:
+            counts.setdefault(TOKENS_ALONE, []).append(answer.token)
+        else:
+            counts.setdefault(PHRASES[cost.judgement], []).append(cost)
     parts = [
         f"{phrase} at {len(costs)} of {len(group)} points ({_range(costs)})"
         for phrase, costs in sorted(counts.items(), key=lambda item: -len(item[1]))
     ]
     worst, cost = max(known, key=lambda item: item[1].estimate.median)
     noise = f", noise {reach_text(cost)}" if cost.reach is not None else ""
-    most = f"most at {labels[worst.point]}: {with_range(cost)}{noise}"
+    most = f"largest cost of a request at {labels[worst.point]}: {with_range(cost)}{noise}"
     return f"{arm}: {', '.join(parts)}; {most}{_targets(group)}."
 
 
@@ -173,12 +178,12 @@ def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
     nothing = groups.pop(NOTHING, [])
     texts = []
     for group in groups.values():
-        worst = max(group, key=_median)
-        assert worst.limit is not None
-        names = list(dict.fromkeys(each.arm for each in group))
-        words = [f"most: {worst.arm}"] if len(names) > 1 else []
-        words += [f"at {labels[worst.point]}"] if several else []
-        texts.append(limit_sentence(worst.limit, ", ".join(names), " ".join(words)))
+        shown = _example(group)
+        assert shown.limit is not None
+        names = list(dict.fromkeys(map(_name, group)))
+        words = [f"numbers of {_name(shown)}"] if len(names) > 1 else []
+        words += [f"at {labels[shown.point]}"] if several else []
+        texts.append(limit_sentence(shown.limit, ", ".join(names), " ".join(words)))
     # An arm with a cost at some point has its sentence above.
     costly = {each.arm for group in groups.values() for each in group}
     free = [each for each in nothing if each.arm not in costly]
@@ -186,6 +191,16 @@ def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
         names = list(dict.fromkeys(each.arm for each in free))
         texts.append(limit_sentence(free[0].limit, ", ".join(names)))
     return texts
+
+
+def _name(answer: ArmAnswer) -> str:
+    return f"{answer.arm} (tokens)" if answer.in_tokens else answer.arm
+
+
+def _example(group: Sequence[ArmAnswer]) -> ArmAnswer:
+    """Return the answer whose numbers are shown: the costliest, of the default level if any is."""
+    default = [each for each in group if _level(each.arm) == DEFAULT_LEVEL]
+    return max(default or group, key=_median)
 
 
 def _median(answer: ArmAnswer) -> float:

@@ -52,6 +52,10 @@ class AnswerRow:
     more_rounds: Annotated[
         int | None, "Rounds that would show the difference, if it stays as it is."
     ] = None
+    token_difference_pct: Annotated[float | None, "The same difference of token_ms; of costs."] = (
+        None
+    )
+    token_judgement: Annotated[str | None, "Judgement of the token's difference."] = None
     limited_by: Annotated[
         str | None, "Cause of a cost, not known, or nothing measurable; missing for comparisons."
     ] = None
@@ -71,6 +75,9 @@ def _cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
     row = AnswerRow(run, answer.point, COST, answer.arm, sentence=cost_sentence(answer))
     if answer.cost is not None:
         _add(row, answer.cost)
+    if answer.token is not None:
+        row.token_difference_pct = 100 * answer.token.estimate.median
+        row.token_judgement = str(answer.token.judgement)
     if answer.limit is not None:
         row.limited_by, row.limit_evidence = answer.limit.name, answer.limit.numbers
         row.limit_remedy = answer.limit.remedy or None

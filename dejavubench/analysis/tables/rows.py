@@ -232,6 +232,9 @@ class NoiseJudgement:
     told_from_noise: Annotated[
         bool | None, "Whether overhead_pct is told from noise; missing if that is undecided."
     ] = None
+    token_told_from_noise: Annotated[
+        bool | None, "The same of token_overhead_pct, by the noise of tokens."
+    ] = None
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from dejavubench.analysis import sourceranks, stats
-from dejavubench.analysis.answers.judgement import Judgement, cost_of
+from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
 from dejavubench.analysis.armdestinations import hosts_of, info_of
 from dejavubench.analysis.ceilingshares import ceiling_of, share_of_ceiling
 from dejavubench.analysis.hostrounds import HostRounds, host_rounds
@@ -221,11 +221,15 @@ def _judged(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
     cost = cost_of(point, samples) if samples.arm.streams else None
     if cost is None:
         return NoiseJudgement()
-    undecided = cost.judgement in (Judgement.TOO_FEW, Judgement.NOISE_UNKNOWN)
-    return NoiseJudgement(
-        None if cost.reach is None else 100 * cost.reach,
-        None if undecided else cost.judgement.shown,
-    )
+    reach = None if cost.reach is None else 100 * cost.reach
+    return NoiseJudgement(reach, _told(cost), _told(cost_of(point, samples, "token")))
+
+
+def _told(cost: Difference | None) -> bool | None:
+    """Return whether a cost is told from noise; None if that is undecided."""
+    if cost is None or cost.judgement in (Judgement.TOO_FEW, Judgement.NOISE_UNKNOWN):
+        return None
+    return cost.judgement.shown
 
 
 def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
