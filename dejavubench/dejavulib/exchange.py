@@ -66,13 +66,14 @@ class Setup:
     def heads_of(self, worker: int) -> Span:
         """Return the KV heads of the whole model that a worker holds."""
         share = self.heads // self.tensor_parallel
-        first = worker % self.tensor_parallel * share
-        return Span(first, first + share)
+        start = worker % self.tensor_parallel * share
+        return Span(start, start + share)
 
     def partners(self, other: Setup, worker: int) -> list[int]:
         """Return this side's workers that share layers and heads with a worker of ``other``."""
         layers, heads = other.layers(worker), other.heads_of(worker)
         share = self.heads // self.tensor_parallel
+        # Found by bisection, so that plans of thousands of workers take no time.
         stages = range(
             bisect_right(self.layer_cuts, layers.start) - 1,
             bisect_left(self.layer_cuts, layers.stop),
@@ -101,10 +102,10 @@ class Setup:
 
     def part(self, worker: int, ubatch: int, positions: Span) -> Region:
         """Return a worker's part of one microbatch, in coordinates of the whole model."""
-        first = ubatch * self.ubatch_size
+        start = ubatch * self.ubatch_size
         return Region(
             self.layers(worker),
-            Span(first, first + self.ubatch_size),
+            Span(start, start + self.ubatch_size),
             self.heads_of(worker),
             positions,
         )

@@ -39,7 +39,7 @@ class ExtentSampler:
 
     def begin(self, extents: int, most: int = MOST_SAMPLES) -> None:
         """Begin anew, with at most ``most`` samples of a microbatch of so many extents."""
-        self.every = max(1, -(-extents // most))
+        self.every = max(1, -(-extents // most))  # rounded up: never more than `most` samples
         self.seen = 0
         self.samples: list[ExtentSample] = []
 
@@ -87,6 +87,8 @@ class _Sampled(Sequence[Any]):
     def __getitem__(self, which: int | slice) -> Any:
         if not isinstance(which, slice):
             return self._extents[which]
+        # The loop cuts extents into blocks before it goes through them. A block keeps the number of
+        # its first extent, so that every n-th one of the whole microbatch is timed.
         first = self._first + which.indices(len(self))[0]
         return _Sampled(self._extents[which], self._sampler, self._step, first, block=True)
 
@@ -100,7 +102,7 @@ class _Sampled(Sequence[Any]):
                 yield extent
                 continue
             began = chunktimes.now()
-            yield extent
+            yield extent  # comes back when the loop asks for the next one
             took = chunktimes.now() - began
             samples.append(ExtentSample(self._step, _nbytes(extent), took))
 

@@ -82,7 +82,7 @@ class Span(tuple[int, int]):
         return Span(self[0] * by, self[1] * by)
 
     def __and__(self, other: Span) -> Span:
-        start = max(self[0], other[0])
+        start = max(self[0], other[0])  # intervals that do not meet give an empty one there
         return Span(start, max(start, min(self[1], other[1])))
 
     def cut(self, most: int) -> Iterator[Span]:
@@ -247,6 +247,7 @@ class KVGeometry:
 
     def strides(self, kv: KV) -> tuple[int, ...]:
         """Return the bytes from one to the next along each axis of the K or V tensor."""
+        # The tensors are contiguous: an axis strides over all that lies behind it.
         shape = self.shape(kv)
         return tuple(prod(shape[axis + 1 :]) * self.itemsize for axis in range(len(shape)))
 
@@ -286,6 +287,8 @@ class KVGeometry:
         if region.layers.size != 1:
             raise ValueError("extents are those of one layer")
         rows = self.rows(kv, region, other)
+        # int64, as a cache may have more than 4 GiB. Each axis multiplies the offsets, outermost
+        # first: that is the packed order.
         offsets = np.full(1, rows.first, dtype=np.int64)
         for count, stride in rows.axes:
             offsets = (offsets[:, None] + np.arange(count, dtype=np.int64) * stride).ravel()
@@ -316,6 +319,7 @@ class KVGeometry:
         axes = tuple(
             (len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True)
         )
+        # Axes inside the row start at 0, unless the row's own axis is cut.
         first = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))
         return Rows(first, axes, len(cuts[inner]) * strides[inner])
 
@@ -329,6 +333,7 @@ class KVGeometry:
         if self.layout is KVLayout.NHD:
             layer, request, position, head, element = index
         elif self.layout is KVLayout.FT and kv == "k":
+            # An element of a head is in one of D/x vectors, which lie S vectors apart.
             layer, request, head, vector, position, within = index
             element = vector * self.vector + within
         else:

@@ -60,6 +60,7 @@ class KVCache:
                 raise ValueError(
                     f"{kv} has elements of {tensor.element_size()} bytes, not {geometry.itemsize}"
                 )
+        # Extents are computed from the geometry alone, so the tensors must be as it says.
         self.geometry = geometry
         self.k = k
         self.v = v
@@ -109,6 +110,7 @@ class KVCache:
                 self.k[layer, :, :, position:stop] = k
                 self.v[layer, :, :, position:stop] = v
             case KVLayout.FT:
+                # The positions come between the two parts of D, so a head's vectors are spread.
                 vectors = k.unflatten(-1, (-1, self.geometry.vector))  # [B, H, n, D/x, x]
                 self.k[layer, :, :, :, position:stop] = vectors.transpose(2, 3)
                 self.v[layer, :, :, position:stop] = v

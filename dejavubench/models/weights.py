@@ -107,13 +107,13 @@ def random_weights(
         recipe = known[name]
         if recipe.std == 0.0:
             return torch.full(recipe.shape, recipe.fill, device=device, dtype=dtype)
-        # a generator for each tensor: the order of loading, and the split, do not matter
+        # A generator for each tensor: the order of loading, and the split, do not matter
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         *rows, columns = recipe.shape
         width = (columns + 1) // 2 if recipe.opposed else columns
         drawn = torch.empty(*rows, width, device=device, dtype=dtype)
-        # uniform on ±1: variance 1/3
+        # Uniform on ±1 has a variance of 1/3.
         drawn.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)
         return (
             torch.stack((drawn, -drawn), dim=-1).flatten(-2)[..., :columns]

@@ -88,6 +88,7 @@ class Crossing:
     on_one_host: bool | None = None
 
 
+# The second name is the raw loop: a destination's rate is given relative to it.
 LINK_HELD_AGAINST: Mapping[str, str] = {"mpi-destination": "mpi-windowed"}
 LINK_OVERHEAD_OF: Mapping[str, str] = {"mpi-message-overhead": "mpi-message"}
 """Probes of the link by MPI, which every destination between ranks has beside its own."""
@@ -115,6 +116,7 @@ class Transport(ABC):
         crossing: whether the bytes cross a network interface, as the name promises.
     """
 
+    # Class attributes, so that help texts and plans can read them without making a session.
     entry: ClassVar[DestinationEntry]
     order: ClassVar[int] = 100
     label: ClassVar[str | None] = None
@@ -150,6 +152,7 @@ class Transport(ABC):
 
     def is_loopback(self, options: Options) -> bool:
         """Whether this run's sources and sinks share a GPU."""
+        # By the option, and not by the GPUs: rank 0 asks before any rank knows its device.
         return self.loopback is not None and bool(options.value(self.loopback.option))
 
     def waits_for_storage(self, durability: str | None) -> bool:

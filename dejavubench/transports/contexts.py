@@ -106,6 +106,7 @@ class SourceContext:
     caches: Sequence[KVCache]
     streams: Sequence[Sequence[Stream]]
     peers: Sequence[int]
+    # A function: a destination that needs no slots must not have them allocated.
     slots: Callable[[str], list[torch.Tensor]]
     device: torch.device
     timeout: float

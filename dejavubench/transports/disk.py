@@ -68,8 +68,8 @@ class DiskTransport(Transport):
     help = "a file"
     style = Style("#E69F00", "\\\\")
     options = ("durability",)
-    copy_s = 3e-6
-    sync_s = 4e-4
+    copy_s = 3e-6  # a write into the page cache
+    sync_s = 4e-4  # fdatasync on an NVMe SSD
     swapped_label = "swapped to disk"
     resumes = True
     probe_names = ProbeNames(
@@ -81,7 +81,7 @@ class DiskTransport(Transport):
 
     # Both the raw loop and the destination have a file of this many chunks, and a little more.
     probe_nbytes = 2 * DISK_CHUNKS * MESSAGE + (1 << 20)
-    crossing = Crossing(on_one_host=False)
+    crossing = Crossing(on_one_host=False)  # a file system of a network is a case of its own
 
     def session(self, rank: RankContext) -> Session:
         return DiskSession(rank)

@@ -17,6 +17,7 @@ class HostSession(Session):
     def open_source(self, context: SourceContext) -> Destination:
         from dejavubench.dejavulib.destinations.host import HostDestination
 
+        # A copy from a GPU into pageable memory would wait for the host.
         return HostDestination(pinned=context.device.type == "cuda")
 
 
@@ -25,7 +26,7 @@ class HostTransport(Transport):
     order = 10
     help = "this rank's memory"
     style = Style("#56B4E9", "//")
-    copy_s = 1e-6
+    copy_s = 1e-6  # one slice assignment of a memoryview
     swapped_label = "swapped to host memory"
     probe_names = ProbeNames(ceiling="memory-copy", ceiling_on_gpu="pcie-d2h")
     crossing = Crossing(on_one_host=False)

@@ -38,7 +38,7 @@ class MPITransport(Transport):
     order = 30
     help = "a remote CPU"
     style = Style("#009E73", "..")
-    copy_s = 1e-5
+    copy_s = 1e-5  # a synchronous send of a few bytes within a host
     hands_over = True
     probe_names = ProbeNames(
         ceiling="mpi-windowed",
@@ -48,6 +48,7 @@ class MPITransport(Transport):
         held_against=LINK_HELD_AGAINST,
         overhead_of=LINK_OVERHEAD_OF,
     )
+    # Within a host MPI chooses shared memory or a loopback device: no promise.
     crossing = Crossing(between_hosts=True)
 
     def session(self, rank: RankContext) -> MPISession:

@@ -72,7 +72,7 @@ class NCCLTransport(Transport):
     help = "a remote GPU"
     style = Style("#CC79A7", "xx")
     options = ("nccl_loopback",)
-    copy_s = 1e-5
+    copy_s = 1e-5  # a send kernel, and the grant before it
     loopback = LoopbackVariant(
         "nccl_loopback", "nccl-loopback", "loopback on one GPU (NCCL)", Style("#D55E00", "oo")
     )
@@ -82,6 +82,7 @@ class NCCLTransport(Transport):
         held_against=LINK_HELD_AGAINST,
         overhead_of=LINK_OVERHEAD_OF,
     )
+    # Within a host NCCL goes by NVLink, PCIe or shared memory.
     crossing = Crossing(between_hosts=True, on_one_host=False)
 
     def session(self, rank: RankContext) -> NCCLSession:
@@ -90,6 +91,7 @@ class NCCLTransport(Transport):
     def missing(self, options: Options) -> Missing | None:
         if options.device == "cuda":
             return None
+        # By the option: whether this host has a device is asked later, on each rank.
         return Missing(
             "no CUDA device",
             "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",

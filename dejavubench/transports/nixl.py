@@ -71,6 +71,7 @@ class NIXLSession(RankSession):
         from dejavubench.transports.loops.nixl import NIXLLoops
 
         probes = list(super().probes(context))
+        # Agents of their own: the destination's notifications must not be taken for the probes'.
         if context.meeting is not None:
             loops = NIXLLoops(self.comm, context.meeting, context.device)
             context.close.callback(loops.close)
@@ -84,7 +85,7 @@ class NIXLTransport(Transport):
     label = "NIXL"
     help = "by NVIDIA's NIXL: a remote CPU, or GPU to GPU"
     style = Style("#0072B2", "++")
-    copy_s = 1.5e-5
+    copy_s = 1.5e-5  # a one-sided write by UCX, until it is done
     probe_names = ProbeNames(
         ceiling="nixl-raw",
         ceiling_on_gpu="nixl-raw",

@@ -35,6 +35,7 @@ class Session:
     same order, so each may be collective.
     """
 
+    # No library is loaded here: sessions are made before it is known which of them can run.
     def __init__(self, rank: RankContext) -> None:
         self.rank = rank
 

@@ -86,7 +86,7 @@ class TCPTransport(Transport):
     help = "a remote CPU, no MPI"
     style = Style("#F0E442", "--")
     options = ("peer", "tcp_checksums")
-    copy_s = 3e-5
+    copy_s = 3e-5  # a frame to a sink within the host, and its answer
     probe_names = ProbeNames(
         ceiling="tcp-raw",
         ceiling_on_gpu="tcp-raw",
@@ -94,6 +94,7 @@ class TCPTransport(Transport):
         message="tcp-message",
         held_against={"tcp-destination": "tcp-raw"},
     )
+    # A socket goes through an interface in any case; within a host it is the loopback one.
     crossing = Crossing(between_hosts=True, on_one_host=True)
 
     def session(self, rank: RankContext) -> TCPSession:
@@ -108,7 +109,7 @@ class TCPTransport(Transport):
         )
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
-        peers = len(options.value("peer"))
+        peers = len(options.value("peer"))  # 0: missing() says so
         if peers in (0, 1, options.sources):
             return None
         return (

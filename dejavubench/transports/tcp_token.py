@@ -16,6 +16,7 @@ def read_token() -> bytes:
     Raises:
         UsageError: it is not set.
     """
+    # As bytes, so that a token in any encoding is the same on both sides.
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(

@@ -181,6 +181,7 @@ def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    # Cores are taken from the argument below: by now this rank may be confined to one.
     own_facts = of_rank(device)
     return {
         **own_facts,

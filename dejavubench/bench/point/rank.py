@@ -64,6 +64,7 @@ class RankAtPoint:
     def connect(cls, context: RunContext, point: Point) -> RankAtPoint:
         """Connect this rank with the other side, for every destination. Collective."""
         described = point_context(context.experiment, point, context.ranks)
+        # In one order on all ranks, as connecting may be collective.
         for session in context.sessions.values():
             session.connect(described)
         workspace, run_id = context.workspace, context.workspace.run_id

@@ -26,6 +26,7 @@ def point_info(point: Point, skipped: str | None = None) -> PointInfo:
         skipped: why it does not run.
     """
     spec = point.spec
+    # Sizes are written out, so that records stay readable when a model's spec changes.
     return PointInfo(
         id=point.id,
         model=spec.name,

@@ -63,6 +63,7 @@ class Recorder:
 
         If there is only one arm, they go to stdout as well.
         """
+        # DéjàVu's own format counts microbatches over the whole run, not within an iteration.
         lines = []
         for ubatch in ubatches:
             number = ubatch.iteration * len(ubatches) + ubatch.ubatch

@@ -58,6 +58,7 @@ class PlainSource(ScenarioPart):
         self.source.prepare(arm, arm.level, pattern)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
+        # Read at both ends of the iteration: the helper's thread goes on from one to the next.
         cpu, helper = time.process_time(), self.helper_cpu_s(arm)
         clocks, makespan_ms = self.iterate(self.streams(arm), arm, mark)
         helper = self.helper_cpu_s(arm) - helper

@@ -95,6 +95,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
     )
     write_header(context.workspace.folder, header)
     write = context.workspace.recorder.write
+    # An arm that cannot run has no samples, so a record says that it was asked for, and why not.
     for arm in context.plan.arms:
         if arm.skipped:
             for info in points:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from ..chunktimes import LatencyPart
 
+# Each part ends at a stamp of chunktimes.STAMPS, and begins where the one before it ends.
 QUEUE, GATHER, POST = (
     LatencyPart("queue", "begun"),
     LatencyPart("gather", "gathered"),
@@ -82,6 +83,7 @@ def register(entry: DestinationEntry) -> DestinationEntry:
     Raises:
         ValueError: another destination has this name.
     """
+    # An equal entry is no conflict: a module may be imported under two names.
     if _entries.setdefault(entry.name, entry) != entry:
         raise ValueError(f"there is a destination {entry.name!r} already")
     return entry
@@ -104,6 +106,8 @@ DISK = register(
         parts=(QUEUE, GATHER, LatencyPart("write", "moved"), LatencyPart("sync", "complete")),
     )
 )
+# Between processes, the sink's acknowledgement says how long it had the chunk. So the wire is told
+# apart from the sink's own work, by durations alone: no two clocks are compared.
 _ACKNOWLEDGED = (QUEUE, GATHER, POST, *TOLD_APART)
 _MOVED_SINGLY = (QUEUE, LatencyPart("move", "posted"), JOINT)
 MPI = register(

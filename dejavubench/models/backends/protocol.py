@@ -31,6 +31,7 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+# SiLU and ReLU are torch's own; GELU is not, as its default is the exact one.
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": identity,
     "gelu": gelu,

@@ -84,6 +84,7 @@ def _open(folder: Path) -> Checkpoint:
     family, config, spec = _family_and_spec(folder)
     weights = find_weights(folder)
     refuse_types(weights.headers, family.spared)
+    # Before the tensors of each layer are listed: a damaged number would make billions of names.
     if spec.layer_num > len(weights.tensors):
         raise CheckpointError(
             f"{config.path}: it says {spec.layer_num} layers, but the files hold only "
@@ -92,6 +93,7 @@ def _open(folder: Path) -> Checkpoint:
     stored = _Search(family, config, spec, weights).find_all()
     needed = {tensor.name: weights.tensors[tensor.name].path for tensor in stored.values()}
     digest = hashlib.blake2b(digest_size=8)
+    # By name, so that the order in which a folder lists its files does not count.
     for header in sorted(weights.headers, key=lambda header: header.path.name):
         digest.update(header.sample())
     return Checkpoint(
@@ -111,6 +113,7 @@ def _family_and_spec(folder: Path) -> tuple[Family, Config, ModelSpec]:
     family = FAMILIES.get(str(model_type))
     if family is None:
         raise unsupported_type(config, FAMILIES)
+    # Refused here, and not ignored: the tokens would be wrong without any error.
     for key, wanted in family.requires.items():
         value = config.content.get(key, wanted)
         if value != wanted:
@@ -159,6 +162,7 @@ class _Search:
         tensors = self.weights.tensors
         short = self.family.names(ours, self.spec.size_per_head)
         stored = replace(short, name=prefix + short.name)
+        # Some folders keep a tied matrix under the head's name alone.
         if (
             ours == "embedding"
             and self.spec.tied

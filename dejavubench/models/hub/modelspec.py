@@ -138,6 +138,7 @@ class ModelSpec:
             shapes["project_in.weight"] = (hidden, embed)
         if self.position == "learned":
             assert self.context is not None
+            # OPT's table has rows before position 0, which are never used.
             shapes["position"] = (self.context + self.position_offset, hidden)
         if self.embed_norm:
             _add(shapes, "embed_norm", hidden, bias=not self.rms)
@@ -209,7 +210,7 @@ class ModelSpec:
 
 def even_cuts(length: int, parts: int) -> tuple[int, ...]:
     """Return the boundaries of ``parts`` even pieces of ``length``, the first ones the longer."""
-    shortest, more = divmod(length, parts)
+    shortest, more = divmod(length, parts)  # the first ``more`` pieces have one more
     return tuple(part * shortest + min(part, more) for part in range(parts + 1))
 
 

@@ -43,6 +43,7 @@ class DiskLoops:
             keep=False,
             identity={},
         )
+        # The same flags as the destination's file: both go past the page cache, or neither does.
         self._raw = os.open(directory / f"{name}-raw", open_flags(self.durability), 0o600)
         os.unlink(directory / f"{name}-raw")  # a killed process leaves nothing
         self._stream = message_stream(DISK_CHUNKS)
@@ -81,6 +82,7 @@ class DiskLoops:
         self._destination.begin(self._stream)
         for buffer in self._destination.buffers(self._stream):
             buffer.fill_(0)  # allocates the file's blocks
+        # Level 2 issues one chunk per layer, of exactly one message.
         chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         began = time.perf_counter()
         for chunk in chunks:

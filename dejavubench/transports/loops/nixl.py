@@ -74,7 +74,7 @@ class NIXLLoops:
                 ]
                 for write in begun:
                     while not agent.done(write):
-                        pass
+                        pass  # asking is what moves bytes: the agent has no thread
             agent.notify(self._raw_stream, Notification.WRITTEN, number)
         elif self._endpoint is not None:
             while not self._endpoint.written(self._raw_stream, number):

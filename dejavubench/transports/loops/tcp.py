@@ -136,6 +136,7 @@ def _begin(destination: MeasuredTCPDestination, stream: Stream) -> None:
 
 def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk: int) -> None:
     """Wait without sleep until a chunk is complete. Raises WireError: the sink is silent."""
+    # A deadline, as a sink that hangs would hold up the whole run.
     wire = destination.wire
     deadline = time.monotonic() + wire.timeout
     while destination.completed(stream) <= chunk:

@@ -71,6 +71,7 @@ class _SinkCache:
 
 def _fill(connection: Connection, frame: Frame, held: HeldStream) -> None:
     _check(frame)
+    # Answered after the fill, so that no chunk of the next arm is overwritten.
     held.cache.fill(frame.number)
     connection.reply(FILL, frame)
 

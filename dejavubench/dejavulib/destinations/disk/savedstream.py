@@ -61,6 +61,7 @@ class SavedStream:
 
     def restore(self, cache: KVCache) -> Restored:
         """Put keys and values of the complete steps in their place, as far as checksums agree."""
+        # The packed order does not depend on the level, so any buffered one reads the file.
         level, restored = LEVELS[DEFAULT_LEVEL], Restored()
         for step in map(self.schedule.last_step, range(self.schedule.group(self.watermark))):
             try:
@@ -84,6 +85,7 @@ class SavedStream:
     def _watermark(self) -> int:
         page = self._read(streamfile.WATERMARK, PAGE, "its watermark")
         (steps,) = struct.unpack_from("<Q", page.data)
+        # It moves by whole groups, and a count in the middle of one cannot have been written.
         within = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)
         beyond = steps > self.schedule.steps + 1
         if within or beyond or not np.array_equal(page, streamfile.watermark_page(steps)):
@@ -139,6 +141,8 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, object]) 
     text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
     if xxhash.xxh3_64_digest(text) != digest:
         raise StreamingError(f"{path}: its header is damaged")
+    # Every entry is compared, also one that this version does not know: a newer program may mean
+    # something else by the same bytes.
     stored = _WITHOUT | _flat(json.loads(text))
     # By JSON, so that tuples become lists here too.
     wanted = _WITHOUT | _flat(json.loads(json.dumps(expected)))

@@ -74,6 +74,7 @@ class _Receiving:
             return False
         if not self.received and self._arrived.query():
             self.received = chunktimes.now()
+        # The scatter's mark lies behind the receive's, but on another stream: both are asked.
         if self.received and self.scattered.query():
             return True
         self._endpoint.check_arrival(self._stream, MPI.Wtime() - self._issued)
@@ -146,6 +147,7 @@ class NCCLSinkEndpoint:
         """Grant and issue the packed chunks that are announced next and have a buffer."""
         peer = stream.peer_rank
         announced, link = self._listen(peer), self._links[peer]
+        # Only the oldest announcement may be granted: NCCL matches messages by their order.
         while (
             announced
             and announced[0].kind == PACKED

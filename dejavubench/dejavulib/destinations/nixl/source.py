@@ -118,6 +118,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
     def completed(self, stream: Stream) -> int:
         self._issue(stream)
         under_way = self._under_way[stream.key]
+        # In order, although a later chunk may be done already: slots are given back in order.
         while under_way and self._is_complete(stream, under_way[0]):
             done = under_way.popleft()
             self._completed[stream.key] += 1
@@ -172,6 +173,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
         return True
 
     def _remote_extents_of(self, stream: Stream) -> ExtentAddresses:
+        # The sink has sent its schedule and the addresses of its cache with its metadata.
         if stream.key not in self._remote_extents:
             plan: SinkCaches = self.agent.shared[stream.peer_rank]
             schedule, bases = plan[stream.id]

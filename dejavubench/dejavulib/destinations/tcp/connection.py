@@ -85,6 +85,8 @@ class Connection:
                     f"this sink has no use for frames of kind {frame.kind} for stream "
                     f"{frame.stream}"
                 )
+            # BEGIN starts the next microbatch; every other frame belongs to the one under way. So a
+            # frame that was delayed or repeated cannot write into a later microbatch's cache.
             expected = held.microbatch + (frame.kind == FrameKind.BEGIN)
             if frame.microbatch != expected or not expected:
                 raise RefusalError(
@@ -98,6 +100,7 @@ class Connection:
 
     def staging(self, nbytes: int) -> torch.Tensor:
         """Return the first ``nbytes`` bytes of the connection's staging slot."""
+        # Made when it is first needed: streams whose chunks go straight into the cache need none.
         if self._slot is None:
             self._slot = aligned_buffer(self._slot_nbytes)
         return self._slot[:nbytes]

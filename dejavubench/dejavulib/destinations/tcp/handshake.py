@@ -79,6 +79,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
             raise TokenError(f"{where} does not accept this token: it has another one") from None
         if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, of_sink)):
             raise TokenError(f"{where} does not know this token")
+        # A connection from an address to itself never leaves the machine, whatever /proc says.
         own_address = connected.getsockname()[0] == connected.getpeername()[0]
         wire.same_machine = machine == machine_digest() or own_address
         wire.same_host = network == _network_digest() or own_address
@@ -98,6 +99,7 @@ def welcome(wire: Wire, token: bytes) -> None:
     of_source, nonce, proof = _hello(wire), secrets.token_bytes(32), memoryview(bytearray(32))
     wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
     wire.receive_into(proof)
+    # In constant time, so that a stranger cannot find a proof byte by byte.
     if not hmac.compare_digest(proof, _proof(token, b"source", of_source, nonce)):
         raise WireError(f"{wire.peer} does not know the token")
     wire.send(_proof(token, b"sink", of_source, nonce), machine_digest(), _network_digest())

@@ -113,6 +113,7 @@ class TCPOffer(_Strict):
 
         It looks at numbers alone, which need not fit together yet.
         """
+        # Python's integers do not overflow: hostile sizes give a huge number, and are refused.
         sizes = self.geometry
         per_head = 2 * sizes.layers * sizes.requests * sizes.positions * sizes.head_size
         cache = per_head * sizes.heads * sizes.itemsize

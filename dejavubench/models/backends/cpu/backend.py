@@ -46,6 +46,7 @@ class CpuBackend:
         slopes: Tensor | None = None,
         prompt_start: Tensor | None = None,
     ) -> Tensor:
+        # The kernel sums in fp32 whatever the cache's type is, so the query comes in fp32.
         out = attention_kernel.attend(
             q.squeeze(2).float(), cache, layer, stop, slopes, prompt_start
         )
@@ -85,6 +86,6 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     if whole < x.shape[-1]:
         blocks.append(x[:, whole:].amax(-1, keepdim=True))
     value, block = torch.cat(blocks, dim=-1).max(-1)
-    # the place within the first block that has the maximum; a last block may be short
+    # The place within the first block that has the maximum; a last block may be short
     within = torch.arange(BLOCK) + block.unsqueeze(-1) * BLOCK
     return value, block * BLOCK + x.gather(-1, within.clamp_(max=x.shape[-1] - 1)).argmax(-1)
