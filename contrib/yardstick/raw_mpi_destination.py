@@ -6,11 +6,17 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from mpi4py import MPI
-from raw_mpi_transport import BLOCKING, POSTED
+from raw_mpi_transport import BLOCKING, NOTHING, POSTED
 
-from dejavubench.dejavulib.destinations.base import RemoteDestination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import (
+    Destination,
+    RemoteDestination,
+    Stream,
+    StreamingError,
+)
 from dejavubench.dejavulib.schedule import Chunk
 
 
@@ -56,9 +62,32 @@ class PostedDestination(RawDestination):
         under_way.append(self._comm.Isend(message, stream.peer_rank, stream.id))
         self._completed[stream.key] += 1
 
-    def begin(self, stream: Stream, tokens: object = None) -> None:
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         MPI.Request.Waitall(list(self._under_way.pop(stream.key, deque())))
         super().begin(stream)
+
+
+class Nothing(Destination):
+    """Takes chunks, and moves none of them."""
+
+    entry = NOTHING
+
+    def __init__(self) -> None:
+        self._completed: dict[tuple[int | None, int], int] = {}
+
+    def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
+        self._completed[stream.key] = 0
+
+    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        self._completed[stream.key] += 1
+
+    def flush_extents(
+        self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
+    ) -> None:
+        raise StreamingError(f"{self.entry.name} moves whole chunks")
+
+    def completed(self, stream: Stream) -> int:
+        return self._completed[stream.key]
 
 
 class RawSink:

@@ -12,27 +12,31 @@ thread on the source and one MPI message per chunk. Compared with ``mpi``, it do
   not wait for the sink;
 - carry keys and values: nothing can be verified, and its arms never are.
 
-What it costs is what the link and the second process cost by themselves. ``raw-mpi`` has two
-variants: ``raw-mpi`` blocks in ``MPI_Send``; ``raw-mpi-posted`` begins to send and looks only when
-the next chunk comes. Both run at the buffered levels, on a CPU.
+What it costs is what the link and the second process cost by themselves. Three destinations take
+less and less of it, at the buffered levels, on a CPU:
+
+- ``raw-mpi`` blocks in ``MPI_Send``;
+- ``raw-mpi-posted`` begins to send, and looks only when the next chunk comes;
+- ``raw-nothing`` moves nothing and has no sink. It wakes the helper thread for each chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.transports.base import Style, Transport
 from dejavubench.transports.contexts import Options, RankContext, SinkContext, SourceContext
 from dejavubench.transports.registry import register
-from dejavubench.transports.session import RankSession
+from dejavubench.transports.session import RankSession, Session
 
 if TYPE_CHECKING:
-    from raw_mpi_destination import RawDestination, RawSink
+    from raw_mpi_destination import Nothing, RawDestination, RawSink
 
 BLOCKING = DestinationEntry("raw-mpi", remote=True, moves_cache=False)
 POSTED = DestinationEntry("raw-mpi-posted", remote=True, moves_cache=False)
+NOTHING = DestinationEntry("raw-nothing", moves_cache=False)
 
 UNBUFFERED = ("0", "0-batched")
 
@@ -40,19 +44,29 @@ UNBUFFERED = ("0", "0-batched")
 class RawSession(RankSession):
     """One rank's part in a run. ``comm`` is a communicator of its own."""
 
-    def __init__(self, rank: RankContext, entry: DestinationEntry) -> None:
-        super().__init__(rank)
-        self._entry = entry
-
     def open_source(self, context: SourceContext) -> RawDestination:
-        from raw_mpi_destination import BlockingDestination, PostedDestination
+        from raw_mpi_destination import BlockingDestination
 
-        return (BlockingDestination if self._entry is BLOCKING else PostedDestination)(self.comm)
+        return BlockingDestination(self.comm)
 
     def open_sink(self, context: SinkContext) -> RawSink:
         from raw_mpi_destination import RawSink
 
         return RawSink(self.comm)
+
+
+class PostedSession(RawSession):
+    def open_source(self, context: SourceContext) -> RawDestination:
+        from raw_mpi_destination import PostedDestination
+
+        return PostedDestination(self.comm)
+
+
+class NothingSession(Session):
+    def open_source(self, context: SourceContext) -> Nothing:
+        from raw_mpi_destination import Nothing
+
+        return Nothing()
 
 
 class RawTransport(Transport):
@@ -63,6 +77,7 @@ class RawTransport(Transport):
     help = "a yardstick"
     style = Style("#117733", "--")
     order = 200
+    session_type: ClassVar[type[Session]] = RawSession
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
         if options.device != "cpu":
@@ -71,8 +86,8 @@ class RawTransport(Transport):
             return f"--streaming {self.name} moves whole chunks: use --level 1, 2 or 3"
         return None
 
-    def session(self, rank: RankContext) -> RawSession:
-        return RawSession(rank, self.entry)
+    def session(self, rank: RankContext) -> Session:
+        return self.session_type(rank)
 
 
 class PostedTransport(RawTransport):
@@ -82,7 +97,19 @@ class PostedTransport(RawTransport):
     label = "raw loop of MPI, posted"
     style = Style("#999933", "++")
     order = 201
+    session_type = PostedSession
+
+
+class NothingTransport(RawTransport):
+    """The variant that wakes the helper thread alone."""
+
+    entry = NOTHING
+    label = "helper thread alone"
+    style = Style("#88CCEE", "oo")
+    order = 202
+    session_type = NothingSession
 
 
 register(RawTransport())
 register(PostedTransport())
+register(NothingTransport())

@@ -17,10 +17,15 @@ from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kvcache import KVCache
 from .levels import LEVELS, Level
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
-from .waiting import EAGER, LAZY, wait_asleep
+from .waiting import EAGER, LAZY, Naps, wait_asleep
 
 LONGEST_FIRST_NAP = 10e-3
 """Most seconds by which a chunk may be taken late when chunks begin to come faster."""
+
+NAP_SHARE, LONGEST_NAP = 1 / 40, 5e-3
+"""Most time by which a chunk that comes as the one before did is taken late: a share of the step,
+and seconds.
+"""
 
 
 class Receive(Protocol):
@@ -250,18 +255,17 @@ def receive_all(receivers: Iterable[CacheReceiver]) -> None:
     def poll() -> bool:
         return sum(receiver.poll() for receiver in pending) > 0  # each gets its turn
 
-    took = 0.0
+    took = 0.0  # seconds that the chunk before took to come
     while pending:
         waited_for = any(receiver.is_waited_for for receiver in pending)
-        # Decode steps take about as long as the ones before. The first part of such a wait is slept
-        # through, unless somebody waits for the chunk: a drain waits for the last one.
-        to_the_end = waited_for or any(receiver.left == 1 for receiver in pending)
+        # A step takes about as long as the one before it. The first part of such a wait is slept
+        # through, and looks become rarer, unless somebody waits: a drain does for the last chunk.
+        if waited_for or any(receiver.left == 1 for receiver in pending):
+            first_nap, naps = 0.0, EAGER if waited_for else LAZY
+        else:
+            longest = min(max(took * NAP_SHARE, LAZY.longest), LONGEST_NAP)
+            first_nap, naps = min(took / 2, LONGEST_FIRST_NAP), Naps(LAZY.share, longest)
         began = time.monotonic()
-        wait_asleep(
-            poll,
-            "chunks",
-            naps=EAGER if waited_for else LAZY,
-            first_nap=0.0 if to_the_end else min(took / 2, LONGEST_FIRST_NAP),
-        )
+        wait_asleep(poll, "chunks", naps=naps, first_nap=first_nap)
         took = time.monotonic() - began
         pending = [receiver for receiver in pending if not receiver.done]
