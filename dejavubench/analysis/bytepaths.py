@@ -48,10 +48,12 @@ class BytePath:
     def __str__(self) -> str:
         if self.unreadable is not None:
             return f"not readable: {self.unreadable}"
+        # Largest first; of equal shares the name decides, so that texts are stable.
         shown = sorted(
             ((share, name) for name, share in self.shares.items() if share >= SHOWN_SHARE),
             reverse=True,
         )
+        # Rounded down, since the text says "at least".
         words = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown]
         if not words:
             words = [NOWHERE] if self.links_readable else [NOWHERE, "NVLink not readable"]
@@ -73,6 +75,7 @@ def path_of_bytes(
 ) -> BytePath | None:
     """Return the way of an arm's bytes at a point; None if nothing was recorded to tell it."""
     sources = source_ranks(run)
+    # Sent bytes count at the source; the sink's host would count them a second time.
     hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
     if not hosts or not samples.stream.nbytes:
         return None
@@ -84,6 +87,7 @@ def path_of_bytes(
     rounds = 0
     for number, nbytes in samples.stream.nbytes.items():
         carried = [_carried(host, point, samples.arm.name, number) for host in hosts]
+        # A round without windows on some host would show too small a share.
         if not nbytes or None in carried:
             continue
         rounds += 1
@@ -113,17 +117,19 @@ def _carried(
     paired = [
         each for name in baselines if (each := host.window(point_id, name, number)) is not None
     ]
+    # Without baselines: what the machine sent while the job did nothing.
     paired = paired or host.idle(point_id)
     if mine is None or mine.carried is None or not paired:
         return None
     idle_s = sum(each.wall_s for each in paired)
     return {
-        name: _payload(traffic) - mine.wall_s / idle_s * sum(_of(each, name) for each in paired)
+        name: _payload(traffic)
+        - mine.wall_s / idle_s * sum(_payload_on(each, name) for each in paired)
         for name, traffic in mine.carried.items()
     }
 
 
-def _of(window: Window, name: str) -> float:
+def _payload_on(window: Window, name: str) -> float:
     traffic = (window.carried or {}).get(name)
     return 0.0 if traffic is None else _payload(traffic)
 

@@ -23,7 +23,9 @@ def ceiling_of(
         best: dict[int, float] = {}
         for rank, item in measured:
             if item.point == where:
+                # A ceiling is the best rate: anything slower was disturbed.
                 best[rank] = max(best.get(rank, 0.0), item.value)
+        # Ranks measure side by side, so their rates add up.
         if best:
             return sum(best.values()), len(best)
     return None

@@ -149,7 +149,7 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         if number is None:
             continue
         for phase in ("prompt", "tokens"):
-            _read(phases[times.point, times.arm, phase], phase, listed, times, number)
+            _add_microbatch(phases[times.point, times.arm, phase], phase, listed, times, number)
     order = [
         (point, arm, phase)
         for point, samples in points.items()
@@ -171,15 +171,18 @@ def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:
     return times.round if times.round in arm.times.total else None
 
 
-def _read(into: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int) -> None:
+def _add_microbatch(
+    phase_times: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int
+) -> None:
     """Add one microbatch's chunks of one phase."""
+    # Places in the list are also places in the columns of times.
     chosen = [place for place, chunk in enumerate(listed.chunks) if chunk.phase == phase]
     # Chunks are listed in their order, so those beyond the list are of decode steps.
     beyond = times.beyond if phase == "tokens" else 0
     if not chosen and not beyond:
         return
     chunks = [listed.chunks[place] for place in chosen]
-    into.count(
+    phase_times.count(
         number,
         len(chunks),
         sum(chunk.extents for chunk in chunks),
@@ -187,20 +190,24 @@ def _read(into: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number
         beyond,
     )
     parts = listed.parts(phase)
-    lengths = _cut(times, chosen, [part.until for part in parts])
-    of_sums = cut(parts, _of_sums(times)) if beyond else [0] * len(parts)
+    # lengths: [parts, chunks], ns. Each column sums to the chunk's latency.
+    lengths = _part_lengths(times, chosen, [part.until for part in parts])
+    # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
+    beyond_lengths = cut(parts, _sums_as_stamps(times)) if beyond else [0] * len(parts)
     names = [part.name for part in parts]
-    for name, length, more in zip(names, lengths, of_sums, strict=True):
-        into.singles[name].append(length)
-        into.add(number, name, int(length.sum()) + more)
-    into.singles[LATENCY].append(lengths.sum(axis=0))
+    for name, length, more in zip(names, lengths, beyond_lengths, strict=True):
+        phase_times.singles[name].append(length)
+        phase_times.add(number, name, int(length.sum()) + more)
+    phase_times.singles[LATENCY].append(lengths.sum(axis=0))
+    # In the queue no extent moves, so its time is none of theirs.
     under_way = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
+    # A chunk that moves as a whole is one extent.
     extents = np.array([max(1, chunk.extents) for chunk in chunks])
-    into.of_extent.append(np.sum(under_way, axis=0) / extents)
-    into.add(number, LATENCY, int(lengths.sum()) + sum(of_sums))
+    phase_times.of_extent.append(np.sum(under_way, axis=0) / extents)
+    phase_times.add(number, LATENCY, int(lengths.sum()) + sum(beyond_lengths))
 
 
-def _cut(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
+def _part_lengths(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
     """Return the ns of each part of each chunk [parts, chunks], as ``chunktimes.cut`` does."""
 
     def column(values: list[int] | None) -> np.ndarray | None:
@@ -213,25 +220,31 @@ def _cut(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
     for end in ends:
         if end == "received":
             sink = column(times.sink_ns)
+            # The sink's clock has another origin: only its duration is used, counted back from
+            # complete.
             stamp = None if sink is None else complete - sink
         else:
             stamp = column(getattr(times, end))
+        # A stamp that is missing or out of order gives a part of length 0, so the sum stays exact.
         until = began if stamp is None else np.minimum(np.maximum(stamp, began), complete)
         lengths.append(until - began)
         began = until
     return np.array(lengths)
 
 
-def _of_sums(times: ChunkTimes) -> dict[str, int | None]:
+def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
     """Return the summed durations of the chunks beyond as if they were stamps of one chunk."""
     names = ("begun", "gathered", "copied", "posted", "moved", "complete", "sink_ns")
+    # Durations from ready, so ready is the origin.
     return {"ready": 0, **{name: times.beyond_ns.get(name) for name in names}}
 
 
 def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
+    # counts: round → [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
     chunks, extents, nbytes, beyond = (
         int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
     )
+    # Over all rounds at once: a share of sums, so slow rounds weigh more than fast ones.
     whole = sum(phase.sums[LATENCY].values())
     names = [LATENCY, *(name for name in phase.sums if name != LATENCY)]
     parts = [
@@ -239,6 +252,7 @@ def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
         for name in names
     ]
     of_extent = np.concatenate(phase.of_extent)
+    # Packed extents move as one chunk, so a time per extent would mean nothing.
     packed = level in LEVELS and LEVELS[level].buffered
     return Bill(
         *key,

@@ -91,15 +91,15 @@ def notes(run: Run) -> list[Note]:
 def brief(run: Run) -> str:
     """Return a caption's words on a run; empty if it ended well and its files are unchanged."""
     changed = [note.text for note in run.notes if note.kind == CHANGED.name]
-    return " ".join([*_cut(run), *(f"{run.path.name}: {text}." for text in changed)])
+    return " ".join([*_incomplete_ranks(run), *(f"{run.path.name}: {text}." for text in changed)])
 
 
-def _cut(run: Run) -> list[str]:
+def _incomplete_ranks(run: Run) -> list[str]:
     if not run.ranks or complete(run):
         return []
-    cut = sum(not log.ended for log in run.ranks) + len(_absent(run))
+    lacking = sum(not log.ended for log in run.ranks) + len(_absent(run))
     count = len(run.ranks) + len(_absent(run))
-    return [f"INCOMPLETE: {cut} of {count} ranks of {run.path.name} wrote no End record."]
+    return [f"INCOMPLETE: {lacking} of {count} ranks of {run.path.name} wrote no End record."]
 
 
 def _is_interrupt(failure: Failure) -> bool:

@@ -36,6 +36,7 @@ class HostRound:
     def per_second(self, quantity: Callable[[Window], float | None]) -> float | None:
         """Return a quantity per second of the iterations; None if some window lacks it."""
         known = [value for window in self.windows if (value := quantity(window)) is not None]
+        # A sum over some windows, over the time of all, would be too small.
         if len(known) < len(self.windows) or not self.wall_s:
             return None
         return sum(known) / self.wall_s
@@ -80,6 +81,7 @@ class HostRound:
         }
 
     def _exceeds(self, cores: float | None, bound: float) -> bool:
+        # Two ticks of the kernel per iteration: less can be rounding of its counters.
         enough = TICKS_S * len(self.windows)
         return cores is not None and cores > bound and cores * self.wall_s > enough
 
@@ -107,6 +109,7 @@ class HostRounds:
         """Return each measured round by its point and number."""
         by_round: dict[tuple[str, int], list[Window]] = defaultdict(list)
         for window in self.log.windows:
+            # Neither warm-ups nor idle windows mark a round.
             if window.round is not None and window.arm is not None:
                 by_round[window.point, window.round].append(window)
         return {key: HostRound(tuple(windows)) for key, windows in by_round.items()}

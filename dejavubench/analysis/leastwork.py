@@ -29,12 +29,18 @@ def work(run: Run, point: PointInfo) -> Work:
     """Compute the work from a point's sizes."""
     queries, batch = point.head_num * point.size_per_head, point.ubatch_size
     keys = (point.kv_head_num or point.head_num) * point.size_per_head
+    # 12 h² weights per layer: 4 h² of attention, 8 h² of an MLP that is four times as wide. Records
+    # of other families state layer_weights.
     layers = point.layer_weights or 12 * point.layer_num * queries**2
     # Older records have no head_weights.
+    # A head that is tied to the embedding counts, too: it is read for each token.
     head = point.head_weights or min(point.vocab_size * queries, point.parameters - layers)
+    # QKᵀ and PV: 2 products of P² · h multiply-adds each, halved by causality. The 2 of flop = 2 ·
+    # multiply-adds comes below.
     attention = point.layer_num * queries * point.input_len**2
     # The first decode step sees P + 1 positions, the last one P + T − 1.
     seen = point.input_len + point.output_len / 2
+    # Bytes of one position in one request: K and V of all layers.
     cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
     itemsize = weights_itemsize(run, point)
     return Work(

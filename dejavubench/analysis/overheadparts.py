@@ -55,6 +55,7 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
         baselines = point.baselines(phase)
         if not baselines:
             continue
+        # Baselines hand over no chunks, so all of the arm's wait and drain is added time.
         parts = _of_rounds(samples.times.of(phase), baselines, _waits(samples, phase))
         estimates += _estimates(phase, parts, whole)
     return estimates
@@ -83,6 +84,7 @@ def _of_rounds(
             parts["overhead"][number] = added
             for part, ms in waited.items():
                 parts[part][number] = ms
+            # Negative where the wait hides behind the device, as on a GPU.
             parts["rest"][number] = added - sum(waited.values())
     return parts
 
@@ -98,6 +100,7 @@ def _estimates(
             phase,
             part,
             stats.estimate(series[number] for number in rounds),
+            # Of TOTAL for each phase, so that shares of prompt and tokens can be compared.
             stats.estimate(series[number] / whole[number] for number in rounds),
         )
         for part, series in parts.items()

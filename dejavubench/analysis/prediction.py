@@ -61,6 +61,7 @@ class StreamedRequest:
         each_step = self.token_ms + self.step_nbytes / rate
         if level == "2":
             return self._streamed_ms(rate, 0) + self.steps * each_step
+        # Level 0 moves the same bytes as level 1, and pays for each message beside.
         whole = self.prompt_ms + self.prompt_nbytes / rate + self.steps * each_step
         return whole + (self.messages * self.message_ms if level == "0" else 0.0)
 
@@ -73,7 +74,9 @@ class StreamedRequest:
                 max(idle, self.prompt_ms * layer / self.layers)
                 + self.prompt_nbytes / self.layers / rate
             )
+        # Steps of a group leave together, when the last of them is over.
         for first in range(0, steps, self.flush_interval):
+            # The last group may be shorter.
             together = min(self.flush_interval, steps - first)
             ready = self.prompt_ms + (first + together) * self.token_ms
             idle = max(idle, ready) + together * self.step_nbytes / rate
@@ -81,6 +84,7 @@ class StreamedRequest:
 
     def overhead_pct(self, level: str, rate: float) -> float:
         """Return the overhead of TOTAL over that without streaming."""
+        # Over the compute alone, as measured overheads are over `none`.
         return 100 * (self.predicted_ms(level, rate) / self.total_ms - 1)
 
     def leaves_zero(self, level: str) -> float | None:
@@ -88,6 +92,7 @@ class StreamedRequest:
 
         None if no link is fast enough.
         """
+        # Level 0 pays for messages on any link.
         if self.overhead_pct(level, FASTEST) > LEAVES_PCT:
             return None
         # Overhead never rises with the rate, so halving finds the border. Rates span decades, so
@@ -117,6 +122,7 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
     return StreamedRequest(
         layers=first["layers"],
         steps=first["steps"],
+        # Sessions differ in compute times by noise; sizes are equal by `require_comparable`.
         prompt_ms=median(row["none_prompt_ms"] for row in rows),
         token_ms=median(row["none_token_ms"] for row in rows),
         prompt_nbytes=first["prompt_bytes"],

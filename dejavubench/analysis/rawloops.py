@@ -25,7 +25,9 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
         if raw is not None:
             what = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
             ratios.setdefault(what, []).extend(
-                a / b for a, b in zip(ceiling.samples, raw.samples, strict=True)
+                # Sample n of both was measured in one turn, so their ratio is free of drift.
+                a / b
+                for a, b in zip(ceiling.samples, raw.samples, strict=True)
             )
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 
@@ -35,6 +37,7 @@ def own_shares(run: Run) -> dict[str, float]:
     best: dict[tuple[str, str | None], float] = {}
     for _, item in run.of(Ceiling):
         key = (item.name, item.durability)
+        # These probes are times in µs, so the smallest is the best.
         best[key] = min(best.get(key, item.value), item.value)
     shares = {}
     for overhead, loop in (OVERHEAD_OF | overhead_of(run_destinations(run).values())).items():

@@ -105,11 +105,13 @@ def estimate(samples: Iterable[float]) -> Estimate:
 def _estimate(samples: bytes) -> Estimate:
     values = np.frombuffer(samples)
     median = float(np.median(values))
+    # The spread of the samples themselves, beside the interval of their median.
     lower, upper = np.percentile(values, [25, 75])
     # Resamples of one value are all equal: an interval of width 0 would look exact.
     if values.size == 1:
         return Estimate(median=median, low=float("nan"), high=float("nan"), iqr=0.0, samples=1)
     medians = _resampled_medians(values)
+    # Percentile bootstrap (Efron 1979): the ends of the middle 95 % of the resampled medians.
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(medians, [tail, 100 - tail])
     return Estimate(
@@ -125,6 +127,7 @@ def _resampled_medians(values: np.ndarray) -> np.ndarray:
     """Return medians of resamples. Drawn at once, those of long logs would take gigabytes."""
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(SEED)
+    # picks: [resamples at once, samples].
     at_once = max(1, PICKS_AT_ONCE // values.size)
     parts = []
     for begin in range(0, RESAMPLES, at_once):
@@ -144,6 +147,7 @@ def geometric_mean(series: Sequence[Series]) -> dict[int, float]:
     # A killed run's last round may lack some arms.
     rounds = sorted(set(series[0]).intersection(*series[1:]))
     return {
+        # In logs: a ratio to this mean is the mean of the ratios to each baseline.
         number: float(np.exp(np.mean([np.log(values_of_arm[number]) for values_of_arm in series])))
         for number in rounds
     }
@@ -155,6 +159,8 @@ def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     Raises:
         ValueError: no baseline was given.
     """
+    # Divided round by round before the median: drift between rounds cancels, which a ratio of
+    # two medians would keep.
     means = geometric_mean(baselines)
     return np.array([arm[each] / mean for each, mean in means.items() if each in arm])
 
@@ -172,11 +178,13 @@ def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None
 
 def noise_floor(baselines: Sequence[Series]) -> Estimate | None:
     """Return the overhead of the second ``none`` over the first; None unless there are two."""
+    # Against the first alone: with itself in the mean its difference would be halved.
     return paired_overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
 
 
 def noise_reach(low: float, high: float) -> float:
     """Return the largest difference of identical arms: the farther end of the noise's interval."""
+    # Which of the two runs first is chance, so its sign says nothing.
     return max(abs(low), abs(high))
 
 
@@ -191,6 +199,7 @@ def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
     # The bootstrap of so few rounds is narrower than 95 %, so it must decide nothing.
     if overhead.samples < COVERING_ROUNDS:
         return Verdict.UNRESOLVED
+    # The whole interval must be on one side; a median alone decides nothing.
     if overhead.high <= target:
         return Verdict.MET
     return Verdict.MISSED if overhead.low > target else Verdict.UNRESOLVED

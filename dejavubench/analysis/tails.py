@@ -53,12 +53,14 @@ def sorted_tokens(samples: ArmSamples) -> np.ndarray:
     rounds = list(samples.times.steps.values())
     count = max(map(len, rounds), default=0)
     sources = [
+        # rounds: one entry per round, [source][step] in ms.
         np.sort(np.concatenate([lists[source] for lists in rounds if source < len(lists)]))
         for source in range(count)
     ]
     # Sources of one iteration take equally many steps, unless the run was killed in it.
     most = max((times.size for times in sources), default=0)
     whole = [times for times in sources if times.size == most]
+    # Place by place: the k-th slowest token of the slowest source, not of one token on all.
     return np.max(whole, axis=0) if whole else np.empty(0)
 
 
@@ -102,10 +104,13 @@ def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None
     def ratios(weights: np.ndarray) -> np.ndarray:
         return np.asarray(above(weights) / below(weights) - 1)
 
+    # Each round once: the overhead of the tokens as they were measured.
     overhead = float(ratios(np.ones((1, len(rounds))))[0])
     if len(rounds) == 1:
         return stats.Estimate(overhead, float("nan"), float("nan"), 0.0, 1)
     rng = np.random.default_rng(stats.SEED)
+    # How often each round is drawn, [resamples, rounds]. Whole rounds, since tokens of a round are
+    # not independent of each other.
     drawn = rng.multinomial(len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES)
     low, lower, upper, high = np.percentile(ratios(drawn), [2.5, 25, 75, 97.5])
     return stats.Estimate(overhead, float(low), float(high), float(upper - lower), len(rounds))
@@ -143,9 +148,11 @@ class _Pooled:
 
     def p99(self, weights: np.ndarray) -> np.ndarray:
         """Return p99 if rounds count as often as the weights [n, rounds] say, by bisection."""
+        # The last row of reached counts all tokens of each round, so this is the resample's size.
         needed = _needed(P99 * (weights @ self._reached[-1]))
         low = np.zeros(len(weights), dtype=np.int64)
         high = np.full(len(weights), self.count - 1)
+        # All resamples search at once, each within its own low and high.
         while np.any(low < high):
             middle = (low + high) // 2
             enough = (weights * self._reached[middle]).sum(axis=1) >= needed

@@ -267,6 +267,7 @@ def _of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
     for number, record in _records(path):
         if isinstance(record, ExtentTimes):
             yield SampledExtents(rank, record)
+        # A list comes before the times of its chunks and holds for all iterations of its arm.
         key = record.point, record.arm, record.ubatch
         if isinstance(record, ChunkList):
             lists[key] = record

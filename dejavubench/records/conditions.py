@@ -156,6 +156,7 @@ def _read(path: Path) -> HostLog | None:
             if log is not None:
                 log.torn = True
             continue
+        # True for a second host line, and for a window before the first one.
         if isinstance(record, Host) is (log is not None):
             raise RecordError(f"{path}:{number}: the first line, and no other, must be a host's")
         if isinstance(record, Host):

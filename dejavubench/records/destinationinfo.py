@@ -189,6 +189,7 @@ def destinations_of(recorded: Destinations, on_gpu: bool) -> Destinations:
         recorded: ``destinations`` of its ``run.json``; empty in older records.
         on_gpu: the model ran on a GPU.
     """
+    # A newer record names all of its destinations, so the frozen table must add none.
     if recorded:
         return recorded
     ceilings = _FROZEN_ON_GPU if on_gpu else {}
@@ -207,6 +208,7 @@ def shown(name: str, among: Destinations) -> DestinationInfo:
         return among[name]
     for info in among.values():
         if info.loopback is not None and info.loopback.name == name:
+            # Figures give a loopback a style of its own: it is no remote GPU.
             style = info.loopback
             changed = {"label": style.label, "colour": style.colour, "hatch": style.hatch}
             return info.model_copy(update={**changed, "loopback": None})

@@ -107,14 +107,14 @@ class TextLog:
         entries: complete records, in the order of the file.
         heads: beginnings of records without the rest.
         tails: ends of records without the rest.
-        torn: line number of the first such piece.
+        torn_line: number of the first such piece.
     """
 
     path: Path
     entries: list[Entry] = field(default_factory=list)
     heads: int = 0
     tails: int = 0
-    torn: int = 0
+    torn_line: int = 0
 
     @property
     def lost(self) -> int:
@@ -132,10 +132,14 @@ class TextLog:
             match entry.what:
                 case "PROMPT":
                     times.prompts.append(entry.ms)
+                    # A number that comes again begins another microbatch: the steps before it were
+                    # cut off.
                     times.cut += len(open_tokens.pop(place, []))
                 case "TOKEN":
                     open_tokens.setdefault(place, []).append(entry.ms)
                 case "ALL-TOKEN":
+                    # ALL-TOKEN closes a microbatch, so its steps can be told from those of the
+                    # others in flight.
                     times.tokens.append(open_tokens.pop(place, []))
                     times.all_tokens.append(entry.ms)
                 case "TOTAL":
@@ -147,16 +151,16 @@ class TextLog:
 
     def notes(self, of_rank: int | None = None) -> list[str]:
         """Return notes on lines that are missing from the log."""
-        lost = []
+        notes = []
         if self.lost:
-            lost.append(
+            notes.append(
                 f"LOST: {counted(self.lost, '[BENCHMARK] record')}, torn or empty, the first in "
-                f"line {self.torn}; samples are missing"
+                f"line {self.torn_line}; samples are missing"
             )
         for rank, times in sorted(self.ranks.items()):
             if of_rank is None or rank == of_rank:
-                lost += [f"LOST: RANK {rank}: {what}" for what in _gaps(times)]
-        return lost
+                notes += [f"LOST: RANK {rank}: {what}" for what in _gaps(times)]
+        return notes
 
 
 def _gaps(times: RankTimes) -> Iterator[str]:
@@ -176,6 +180,7 @@ def _gaps(times: RankTimes) -> Iterator[str]:
                 f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; "
                 "a time may be damaged"
             )
+    # Requests of one run have equally many new tokens.
     steps = sorted({len(tokens) for tokens in times.tokens})
     if len(steps) > 1:
         yield f"its iterations have {steps[0]} to {steps[-1]} TOKEN lines; some may be missing"
@@ -205,32 +210,36 @@ def read_log(path: Path) -> TextLog:
     if empty:
         raise TextLogError(f"{path} is empty")
     if not log.entries:
-        pieces = f"; {counted(log.lost, 'piece')} of such lines, from line {log.torn} on"
+        pieces = f"; {counted(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
         torn = pieces if log.lost else ""
         raise TextLogError(f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}")
     return log
 
 
 def _read_line(log: TextLog, number: int, line: str) -> None:
+    # The fast way first: a log can have millions of lines.
     whole = WHOLE.fullmatch(line)
     if whole is not None:
         rank, ubatch, what, ms = whole.groups()
         log.entries.append(Entry(int(rank), int(ubatch), what, float(ms)))
         return
-    end, left = 0, []
+    end, unmatched = 0, []
     for match in RECORD.finditer(line):
         time = _time(match["ms"], log.path, number)
         log.entries.append(
             Entry(int(match["rank"]), int(match["number"]), match["what"].split()[0], time)
         )
-        left.append(line[end : match.start()])
+        # The text between whole records may hold the pieces of a torn one.
+        unmatched.append(line[end : match.start()])
         end = match.end()
-    left.append(line[end:])
-    for text in left:
+    unmatched.append(line[end:])
+    for text in unmatched:
+        # A piece that begins a record lost its end; what is before the first beginning lost its
+        # begin.
         before, *begun = HEAD.split(text)
         tails = int(TAIL.search(before) is not None)
         if begun or tails:
-            log.torn = log.torn or number
+            log.torn_line = log.torn_line or number
         log.heads += len(begun)
         log.tails += tails
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def _said(frame: pd.DataFrame) -> list[str]:
+def _named_sizes(frame: pd.DataFrame) -> list[str]:
     """Return the sizes that the caption names: sinks only if they differ from the sources."""
+    # "" and 0 mean: as the sources, and no hand-over.
     usual = {name for name in ("sinks", "handed_over") if not frame[name].any()}
     return [name for name in POINT_COLUMNS if name not in {"model", *usual}]
 
@@ -39,9 +40,10 @@ def caption(
         error_bars: the figure draws intervals.
     """
     sentences = [
+        # Runs that are drawn together are of one machine: drawings.py refuses others.
         machine_text(runs[0]),
         f"Model {_models(runs, frame)}, "
-        + ", ".join(f"{SIZE_HEADINGS[name]} {_values(frame, name)}" for name in _said(frame))
+        + ", ".join(f"{SIZE_HEADINGS[name]} {_values(frame, name)}" for name in _named_sizes(frame))
         + ".",
         _settings(runs),
         f"{method} {_rounds(frame) if error_bars else ''}".rstrip(),
@@ -59,10 +61,12 @@ def _settings(runs: Sequence[Run]) -> str:
     """Return the options that differ from their defaults, run by run where runs differ in them."""
     by_run = {run.path.name: " ".join(run.header.settings or []) for run in runs}
     if len(set(by_run.values())) > 1:
-        words = [f"{run}: {said or 'none'}" for run, said in by_run.items()]
+        # A run without settings among others is named too, or a reader would take theirs for its
+        # own.
+        words = [f"{run}: {flags or 'none'}" for run, flags in by_run.items()]
         return f"Settings: {'; '.join(words)}."
-    said = next(iter(by_run.values()))
-    return f"Settings: {said}." if said else ""
+    flags = next(iter(by_run.values()))
+    return f"Settings: {flags}." if flags else ""
 
 
 LONGEST_NOTE = 1000
@@ -98,6 +102,7 @@ def _libraries(run: Run) -> list[str]:
     """Return the libraries that move chunks, with the versions recorded for the GPU."""
     infos = [info_of(run, arm) for arm in run.header.arms]
     names = dict.fromkeys(info.library for info in infos if info is not None and info.library)
+    # Keys of the environment have the library's name, so a plugin's library is found as well.
     versions = {name: getattr(run.header.where.gpu, name, None) for name in names}
     return [f"{name.upper()} {version}" for name, version in versions.items() if version]
 
@@ -112,6 +117,7 @@ def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def _models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    # The frame has only points with rounds; parameters stand in the header alone.
     sizes = {point.model: point.parameters for run in runs for point in run.header.points}
     return "/".join(
         f"{model} ({sizes[model] / 1e6:,.1f} M parameters)"
@@ -159,7 +165,9 @@ def noise(frame: pd.DataFrame) -> str:
     """Return the noise floor of TOTAL; empty if it was not measured."""
     if not has_noise(frame):
         return ""
+    # Fig 7 has a floor for each phase; the caption states that of TOTAL.
     part = frame[frame["phase"] == "total"] if "phase" in frame else frame
+    # Of several points, the range that covers all of their intervals.
     low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()
     return (
         f"Noise floor of TOTAL (none#2 / none): {signed_percent(low)} to {signed_percent(high)} %."

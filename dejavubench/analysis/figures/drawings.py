@@ -82,10 +82,13 @@ def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
         raise NothingToDrawError(
             f"{', '.join(run.path.name for run in runs)}: no measured round for {figure.name}"
         )
+    # One frame for all runs: the caption and the checks see what is drawn.
     frame = pd.DataFrame(rows)
     _refuse_twice(frame, figure.keys)
     figure.check(frame)
+    # Sizes that the figure cannot show side by side give drawings of their own.
     parts = [part for _, part in frame.groupby(held, sort=False)] if held else [frame]
+    # Only sizes that differ are in file names, so that a single drawing has a short one.
     varying = [name for name in held if name != "model" and frame[name].nunique() > 1]
     return [_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
 

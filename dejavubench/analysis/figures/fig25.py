@@ -93,6 +93,7 @@ class Fig25(Figure):
         return rows if any(row.arm.role == "streaming" for row in rows) else []
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        # The second baseline is the grey band below, not a bar of its own.
         frame = frame[frame["role"] != "repeat"]
         points = [part for _, part in frame.groupby([*self.mixed, "run", "point"], sort=False)]
         arms = max(len(part) for part in points)
@@ -106,6 +107,7 @@ class Fig25(Figure):
             above.set_title(captions.panel(part, self.mixed), loc="left", fontweight="bold")
             _total_bars(above, part, destinations)
             _overheads(below, part, destinations)
+            # The level is named only where a destination has several.
             several = part["mode"].duplicated(keep=False)
             below.set_xticks(
                 range(len(part)),

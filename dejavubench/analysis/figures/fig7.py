@@ -94,9 +94,12 @@ class Fig7(Figure):
             if arm.arm.level is None:
                 continue
             for phase in PHASES:
+                # Each phase is paired with the same phase of the baselines: TOTAL's noise says
+                # nothing of a token's.
                 overhead = stats.paired_overhead(arm.times.of(phase), point.baselines(phase))
                 if overhead is None:
                     continue
+                # An overhead is ratio − 1. A log axis needs the ratio itself.
                 slowdown, low, high = ends(overhead.shifted(1.0))
                 rows.append(
                     LevelRow(
@@ -126,13 +129,19 @@ class Fig7(Figure):
         picture, axes = panels(len(layouts), len(modes), size, sharex=True, sharey=True)
         for row, layout in zip(axes, layouts, strict=True):
             for ax, mode in zip(row, modes, strict=True):
+                # Empty where one run has a destination that another lacks: the panel keeps its
+                # place.
                 part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
                 info = shown(mode, destinations)
+                # A label with brackets, such as "remote GPU (NCCL)", and a place in brackets become
+                # one pair.
                 title = f"KV layout {layout}, {_to(mode, destinations)}{_where(part, info)}"
                 ax.set_title(title.replace(") (", ", "), loc="left", fontweight="bold")
                 _level_bars(ax, part, names)
         for ax in axes[-1]:
             ax.set_xlabel("slowdown over none (×, log)")
+        # One round has no interval, so its bar ends at the median. Axes are shared: one pair of
+        # ends.
         top = frame["slowdown_high"].fillna(frame["slowdown"]).max()
         low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
         _slowdown_axis(axes[0, 0], low, top)
@@ -147,8 +156,10 @@ class Fig7(Figure):
 
 def _slowdown_axis(ax: Axes, low: float, top: float) -> None:
     """Make room for the values behind the bars, and ticks also within one decade of a log axis."""
+    # Power, not product: room of 30 % of the axis's length, which is a logarithm.
     right = max(1.1, top) ** 1.3
     ticks = next(ticks for reach, ticks in _TICKS if right > reach)
+    # Below ten the ticks are absolute values; above, they repeat in each decade.
     decades = [1.0] if right <= 10 else [10.0**power for power in range(int(np.log10(right)) + 1)]
     known = sorted({tick * decade for tick in ticks for decade in decades})
     ax.set_xlim(min(0.98, 0.98 * low), right)
@@ -174,6 +185,7 @@ def _level_bars(ax: Axes, part: pd.DataFrame, names: Mapping[str, str]) -> None:
         if bars.empty:
             continue
         name, colour, hatch = PHASE_STYLE[phase]
+        # Three phases: the middle one is centred on the level's tick, the others one height aside.
         places = [order.index(level) + (number - 1) * height for level in bars["level"]]
         values = bars["slowdown"].to_numpy(dtype=float)
         style: dict[str, Any] = {
@@ -182,11 +194,13 @@ def _level_bars(ax: Axes, part: pd.DataFrame, names: Mapping[str, str]) -> None:
             "edgecolor": "black",
             "linewidth": 0.5,
         }
+        # A log axis has no zero. A bar is its excess over 1, and reaches left if an arm was faster.
         ax.barh(places, values - 1, left=1.0, height=height, label=name, **style)
         errors = errors_of(bars, "slowdown")
         ax.errorbar(
             values, places, xerr=errors, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.8
         )
+        # errors: [2, bars], distances to the lower and the upper end; NaN with one round.
         for place, value, reach in zip(places, values, np.nan_to_num(errors[1]), strict=True):
             ax.annotate(
                 slowdown(value),
@@ -198,6 +212,7 @@ def _level_bars(ax: Axes, part: pd.DataFrame, names: Mapping[str, str]) -> None:
             )
     ax.axvline(1.0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(names)), list(names.values()))
+    # Upside down: level 0 at the top, as in the paper.
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(axis="x", **GRID)
 

@@ -81,6 +81,7 @@ def ends(
     """Return median and interval; the interval of a single sample is NaN."""
     if item is None:
         return None, None, None
+    # NaN, not None: matplotlib skips it and csv leaves it empty.
     return scale * item.median, scale * item.low, scale * item.high
 
 

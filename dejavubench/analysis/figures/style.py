@@ -26,6 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "hatch.linewidth": 0.5,
+    # TrueType, which journals accept and viewers can search; matplotlib's default is Type 3.
     "pdf.fonttype": 42,
     "text.parse_math": False,  # a dollar in a note is a dollar
     "text.usetex": False,
@@ -71,6 +72,7 @@ def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
     middle = frame[f"{name}{unit}"].to_numpy(dtype=float)
     low = frame[f"{name}_low{unit}"].to_numpy(dtype=float)
     high = frame[f"{name}_high{unit}"].to_numpy(dtype=float)
+    # A median of few samples can lie outside its bootstrap interval by rounding: no negative bars.
     return np.clip(np.stack([middle - low, high - middle]), 0, None)
 
 

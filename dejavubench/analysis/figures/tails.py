@@ -61,6 +61,7 @@ class TailsFigure(Figure):
                 arm=arm_columns(run, arm),
                 samples=len(arm.times.total),
                 tokens=times.size,
+                # Sorted from the slowest: place + 1 tokens took at least this long.
                 at_least_pct=100 * (place + 1) / times.size,
                 token_ms=float(times[place]),
             )
@@ -106,6 +107,7 @@ def _shown(tokens: int) -> Iterator[int]:
     place = 0
     while place < tokens - 1:
         yield place
+        # Steps of 2 % of the place: evenly spaced on the log axis, and small files.
         place += 1 if place < ALL_OF_THE_SLOWEST else place // 50
     if tokens:
         yield tokens - 1

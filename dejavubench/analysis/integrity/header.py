@@ -67,6 +67,7 @@ def _names(run: Run) -> Iterator[str]:
 
 def _roles(run: Run) -> Iterator[str]:
     for arm in run.header.arms:
+        # Exactly the arms that stream nothing are baselines.
         if (arm.mode == NO_STREAMING) == (arm.role == "streaming"):
             yield f"run.json: arm {arm.name} of mode {arm.mode} cannot have the role {arm.role}"
     for role, times in Counter(
@@ -136,6 +137,7 @@ def _other_experiment(run: Run) -> Iterator[Note]:
     older = not any(info.run_id for _, info in run.of(RankInfo))
     experiment = run.header.experiment
     # The content of these files was hashed, too.
+    # The hash covered what the files held, which run.json does not have.
     from_files = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
     if older and not from_files and experiment_hash(experiment) != run.header.experiment_hash:
         yield CHANGED.note("CHANGED: run.json: the experiment does not match its experiment_hash")

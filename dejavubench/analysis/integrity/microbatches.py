@@ -65,6 +65,8 @@ def _missing(run: Run) -> Iterator[str]:
     iterations = [key_of(item) for _, item in run.of(Iteration)]
     for key in iterations:
         for log in _sources(run):
+            # A pipeline of depth d has d microbatches in flight, numbered 0 … d − 1 on every
+            # source.
             numbers = sorted(item.ubatch for item in microbatches[key][log.rank])
             if numbers != wanted and not _may_lack(log, key, iterations[-1]):
                 yield (
@@ -81,16 +83,16 @@ def _unfinished(run: Run) -> Iterator[str]:
     """Allow microbatches without an iteration only of killed runs and skipped arms."""
     iterations, skipped = {key_of(item) for _, item in run.of(Iteration)}, given_up(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
-    well = ended_well(run)
+    ended = ended_well(run)
     left = {
         key_of(item): None
         for rank, item in run.of(Microbatch)
         if key_of(item) not in iterations
-        and (well or rank == 0)
+        and (ended or rank == 0)
         and (item.point, item.arm) not in skipped
     }
     # A killed run may hold one iteration that had no time to be completed.
-    for key in list(left)[0 if well else 1 :]:
+    for key in list(left)[0 if ended else 1 :]:
         yield f"rank-0000.jsonl: microbatches of {named(key)} exist, but its record is missing"
 
 
@@ -113,6 +115,7 @@ def _within(item: Microbatch, point: PointInfo) -> Iterator[str]:
             f"total_ms is {item.total_ms:g}, but prompt_ms, all_token_ms and drain_ms together are "
             f"{whole:g}"
         )
+    # Steps may leave gaps, never overlap: clocks of one microbatch follow each other.
     if sum(item.token_ms) > item.all_token_ms * (1 + TOLERANCE) + TOLERANCE:
         yield (
             f"all_token_ms is {item.all_token_ms:g}, but the steps in token_ms together are "
@@ -131,6 +134,7 @@ def _events(run: Run) -> Iterator[str]:
     for log in run.ranks:
         items = list(log.placed(Microbatch))
         timed = [item.prompt_event_ms is not None for _, item in items]
+        # Only a device has events; a CPU's record with some was altered.
         on_cpu = any(info.device is None for info in log.of(RankInfo))
         if any(timed) and (on_cpu or not all(timed)):
             yield (
@@ -151,6 +155,7 @@ def _bytes(run: Run) -> Iterator[str]:
     nbytes = expected_nbytes(run)
     for key, ranks in _by_iteration(run).items():
         items = [item for each in ranks.values() for item in each]
+        # Incomplete iterations are another rule's business, or a killed run's.
         if len(items) != layout.sources * in_flight:
             continue
         streamed = sum(
@@ -175,6 +180,8 @@ def _totals(run: Run) -> Iterator[str]:
             totals = [each.total_ms for items in ranks.values() for each in items]
             if len(totals) != layout.sources * in_flight:
                 continue
+            # With several in flight TOTAL is a makespan: no less than any microbatch, but of
+            # unknown length.
             slowest = max(totals)
             if item.total_ms < slowest * (1 - TOLERANCE) or (
                 in_flight == 1 and item.total_ms > slowest * (1 + TOLERANCE)

@@ -42,6 +42,7 @@ def _lacking(
     for log in logs:
         recorded = {key_of(record) for record in log.records if isinstance(record, record_class)}
         for key in keys:
+            # Rank 0 may have written the last iteration before this rank was killed.
             if key not in recorded and (log.ended or [key] != last):
                 name = record_class.model_fields["kind"].default
                 yield f"{log.path.name}: {named(key)} has no {name} record of this rank"
@@ -56,7 +57,9 @@ def _received(run: Run) -> Iterator[str]:
         received[key_of(item)].append(item.nbytes)
     streamed = expected_nbytes(run)
     for key, nbytes in received.items():
+        # Sinks of a local arm take part in its rounds and receive nothing.
         expected = streamed[key[0], key[1]] if key[1] in remote else 0
+        # Sums count only when every sink has written its part of the iteration.
         if len(nbytes) == layout.sinks and sum(nbytes) != expected:
             yield f"{named(key)}: the sinks received {sum(nbytes)} of {expected} bytes"
 
@@ -70,6 +73,7 @@ def _handed_over(run: Run) -> Iterator[str]:
     ]
     yield from _lacking(run, _sinks(run) if handed else [], TakeOver, handed)
     sent = [key_of(item) for _, item in run.of(Handover)]
+    # One source sends the sinks the tokens so far, once for each iteration.
     if len(set(sent)) < len(sent):
         yield "several sources handed over the same iteration"
     for log in run.ranks:
@@ -109,6 +113,7 @@ def _restarted(run: Run) -> Iterator[str]:
 def _alone(run: Run) -> Iterator[str]:
     nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     for rank, item in run.of(Alone):
+        # Later passes overwrite earlier ones: each moves the same chunks.
         nbytes[item.point, item.arm][rank] = item.nbytes
     streamed = expected_nbytes(run)
     for (point, arm), by_rank in nbytes.items():
@@ -134,6 +139,7 @@ def _ceilings(run: Run) -> Iterator[str]:
                 )
     loops = raw_loops(run)
     for (rank, point, durability, name), (where, ceiling) in ceilings.items():
+        # Both loops take turns, so a ratio needs equally many samples of each.
         raw = ceilings.get((rank, point, durability, loops.get(name, "")))
         if raw is not None and len(raw[1].samples) != len(ceiling.samples):
             counts = len(ceiling.samples), len(raw[1].samples)

@@ -90,6 +90,7 @@ def _identity(run: Run) -> Iterator[str]:
     ranks, hosts = run.header.environment.get("ranks"), run.header.environment.get("hostnames")
     for log in run.ranks:
         name = log.path.name
+        # A folder that was written twice keeps the files of the larger run.
         if ranks and log.rank >= ranks:
             yield f"{name} is left over from another run: this one has {ranks} ranks"
         for info in log.of(RankInfo):

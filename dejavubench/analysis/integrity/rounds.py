@@ -110,6 +110,7 @@ def _rounds(run: Run) -> Iterator[str]:
     for log in run.ranks:
         for where, record in log.all_placed():
             if isinstance(record, RoundRecord):
+                # Iterations count from 0 with warm-ups; rounds count from 0 after them.
                 expected = record.iteration - warmup if record.iteration >= warmup else None
                 if record.round != expected:
                     yield (
@@ -129,6 +130,7 @@ def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
 def _gaps(run: Run) -> Iterator[str]:
     for point, arms in _numbers(run).items():
         for arm, numbers in arms.items():
+            # In the order of the file: a line that was moved is found like one that was lost.
             if numbers != list(range(len(numbers))):
                 missing = next((n for n in range(len(numbers)) if n not in numbers), len(numbers))
                 yield (
@@ -142,13 +144,13 @@ def _complete(run: Run) -> Iterator[str]:
     # A resumed run goes through each arm once, from the middle of a request: it has no rounds.
     if any(True for _ in run.of(Restart)) or run.header.experiment.get("resume"):
         return
-    numbers, well = _numbers(run), ended_well(run)
+    numbers, ended = _numbers(run), ended_well(run)
     skipped = given_up(run)
     # With --precision the rounds of the experiment are the least number of rounds.
     iterations = run.header.warmup + run.header.experiment.get("rounds", 0)
     points = [p for p in run.header.points if not p.skipped and (p.id, None) not in skipped]
     reached = [point for point in points if point.id in numbers]
-    for point in points if well else reached:
+    for point in points if ended else reached:
         counts = {
             arm.name: len(numbers[point.id][arm.name])
             for arm in run.header.arms
@@ -157,7 +159,7 @@ def _complete(run: Run) -> Iterator[str]:
         fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
         # A killed run was in the middle of a round at its last point: some arms have one iteration
         # more, and none needs to have all of them.
-        cut_off = bool(reached) and point is reached[-1] and not well
+        cut_off = bool(reached) and point is reached[-1] and not ended
         uneven = most - fewest > cut_off
         too_few = not cut_off and fewest < max(iterations, 1)
         if uneven or too_few:
@@ -194,6 +196,7 @@ def _failed_arms(run: Run) -> Iterator[str]:
 
 def _orders(run: Run) -> Iterator[str]:
     """Check that no two arms have the same place in a round."""
+    # A round is a permutation of the arms, so each place is taken once.
     taken: Counter[tuple[str, int, int]] = Counter(
         (i.point, i.iteration, i.order) for _, i in run.of(Iteration)
     )

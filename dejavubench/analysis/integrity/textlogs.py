@@ -32,7 +32,7 @@ def _other_times(run: Run) -> Iterator[Note]:
     if first is None or any(end.digest is not None for end in first.of(End)):
         return
     # An iteration whose check failed has no lines.
-    well, short = ended_well(run), given_up(run)
+    ended, unfinished = ended_well(run), given_up(run)
     for (point, arm), wanted in _lines(first).items():
         path = run.path / text_log(point, arm, len(run.header.points) > 1)
         if not path.is_file():
@@ -45,7 +45,7 @@ def _other_times(run: Run) -> Iterator[Note]:
             if (
                 line != expected
                 and expected != ANY
-                and not (missing and (not well or (point, arm) in short))
+                and not (missing and (not ended or (point, arm) in unfinished))
             ):
                 yield CHANGED.note(
                     f"CHANGED: {first.path.name} and {path.name}, line {number}, have different "

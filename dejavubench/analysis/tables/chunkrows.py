@@ -78,6 +78,7 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     """Return the tables for people: chunks of each arm and phase, and the parts of their time."""
     if not parts:
         return []
+    # Two tables of one set of rows: sizes stand once per arm and phase, times once per part.
     leading = [*varying_cells(rows), ARM_CELL]
     headings = [*(cell.heading for cell in leading), "phase"]
     sized = ["chunks", "extents", "bytes per extent", "latency median µs", "µs per extent"]

@@ -34,9 +34,10 @@ def cause_of_noise(hosts: list[HostRounds]) -> str | None:
     for text in (finding.text for host in hosts for finding in _findings(host)):
         # Without the rounds, which stand in brackets at the end of the finding's own note.
         return f"{text[0].upper()}{text[1:].partition(' (')[0]}."
-    known = [(max(cores), host) for host in hosts if (cores := _known(host))]
+    known = [(max(cores), host) for host in hosts if (cores := _cores_of_others(host))]
     if not known:
         return None
+    # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
     most, host = max(known, key=lambda each: each[0])
     return (
         f"Other processes took at most {most:.2f} of {_cores(host)} in any round, "
@@ -57,24 +58,24 @@ def _by_host(
 
 def _findings(host: HostRounds) -> Iterable[_Finding]:
     """Yield the findings that qualify the numbers measured on one host."""
-    others = _others(host)
+    others = _time_of_others(host)
     if others is not None:
         yield _Finding(DISTURBED, "DISTURBED", others)
-    stolen = _marked(host, lambda each: each.disturbed_by_hypervisor)
+    stolen = _marked_rounds(host, lambda each: each.disturbed_by_hypervisor)
     if stolen:
         took = median(each.steal_cores or 0.0 for each in stolen.values())
         yield _Finding(
             DISTURBED,
             "DISTURBED",
-            f"the hypervisor took {took:.2g} of {_cores(host)} in {_of_all(host, stolen)}",
+            f"the hypervisor took {took:.2g} of {_cores(host)} in {_rounds_text(host, stolen)}",
         )
     limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
     if limits:
-        throttled = _marked(host, lambda each: each.limits)
+        throttled = _marked_rounds(host, lambda each: each.limits)
         yield _Finding(
             THROTTLED,
             "THROTTLED",
-            f"limits held a GPU's clock down in {_of_all(host, throttled)}: "
+            f"limits held a GPU's clock down in {_rounds_text(host, throttled)}: "
             + ", ".join(f"{name} in {count}" for name, count in limits.items()),
         )
 
@@ -84,15 +85,15 @@ def _conditions(host: HostRounds) -> Iterable[_Finding]:
         yield _Finding(CONDITIONS, "conditions, median round", "; ".join(words))
 
 
-def _others(host: HostRounds) -> str | None:
-    disturbed = _marked(host, lambda each: each.disturbed_by_others)
+def _time_of_others(host: HostRounds) -> str | None:
+    disturbed = _marked_rounds(host, lambda each: each.disturbed_by_others)
     if not disturbed:
         return None
     took = median(each.other_cores or 0.0 for each in disturbed.values())
-    return f"other processes took {took:.2g} of {_cores(host)} in {_of_all(host, disturbed)}"
+    return f"other processes took {took:.2g} of {_cores(host)} in {_rounds_text(host, disturbed)}"
 
 
-def _known(host: HostRounds) -> list[float]:
+def _cores_of_others(host: HostRounds) -> list[float]:
     return [
         cores for measured in host.rounds.values() if (cores := measured.other_cores) is not None
     ]
@@ -101,7 +102,7 @@ def _known(host: HostRounds) -> list[float]:
 def _cpu_words(host: HostRounds) -> Iterable[str]:
     rounds = host.rounds.values()
     windows = [window for measured in rounds for window in measured.windows]
-    if known := _known(host):
+    if known := _cores_of_others(host):
         yield (
             f"other processes took {median(known):.2f} of {_cores(host)} (at most {max(known):.2f})"
         )
@@ -134,13 +135,13 @@ def _gpu_words(host: HostRounds) -> Iterable[str]:
         yield f"GPU {', '.join(known)}"
 
 
-def _marked(
+def _marked_rounds(
     host: HostRounds, by: Callable[[HostRound], object]
 ) -> dict[tuple[str, int], HostRound]:
     return {key: each for key, each in host.rounds.items() if by(each)}
 
 
-def _of_all(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
+def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
     """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
     count = len(host.rounds)
     points = dict.fromkeys(point for point, _ in host.rounds)
@@ -152,6 +153,7 @@ def _of_all(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
         f"{point} {text}" if len(points) > 1 else text for point, text in numbers.items() if text
     ]
     named = "; ".join(texts)
+    # All rounds need no numbers; a long list would bury the sentence.
     shown = f" ({named})" if len(marked) < count and len(named) <= MOST_NUMBERS else ""
     return f"{len(marked)} of {count} round{'s' * (count != 1)}{shown}"
 

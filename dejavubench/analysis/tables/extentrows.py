@@ -63,6 +63,7 @@ def _rows(data: RunData) -> list[ExtentRow]:
                     (size, ns)
                     for each in records
                     for step, size, ns in zip(each.step, each.nbytes, each.ns, strict=True)
+                    # Step 0 is the prompt.
                     if (step > 0) == (phase == "tokens")
                 ]
             )

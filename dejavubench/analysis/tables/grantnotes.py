@@ -40,6 +40,7 @@ def _disks(run: Run) -> list[Note]:
         STREAM_DIRECTORY.note(f"stream directory: {text}")
         for text in _by_host((host, str(place)) for host, place in places)
     ]
+    # A durability means the same on all file systems of one type.
     one_of_each = {place.type: place for _, place in places}
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
         for place in one_of_each.values():
@@ -56,9 +57,10 @@ def _quotas(run: Run) -> list[Note]:
     for rank, info in run.of(RankInfo):
         hosts.setdefault(info.host, {})[rank] = info
     throttled = {rank: end.where.cpu_throttling for rank, end in run.of(End)}
-    said = []
+    texts = []
     for host, ranks in hosts.items():
         quotas = [info.where.cpu_quota for info in ranks.values()]
+        # Ranks may be in different groups; the tightest one slows all, as they wait for each other.
         allowed = min((quota for quota in quotas if quota is not None), default=None)
         counted = [
             known["measured"]
@@ -76,8 +78,8 @@ def _quotas(run: Run) -> list[Note]:
         elif worst is not None and words:
             words.append("it was not throttled in the measured points")
         if words:
-            said.append((host, f"CPU: {'; '.join(words)}"))
-    return [CPU_QUOTA.note(text) for text in _by_host(said)]
+            texts.append((host, f"CPU: {'; '.join(words)}"))
+    return [CPU_QUOTA.note(text) for text in _by_host(texts)]
 
 
 def _demands(run: Run) -> list[Note]:
@@ -87,10 +89,10 @@ def _demands(run: Run) -> list[Note]:
     return [CROWDED.note(text) for text in texts]
 
 
-def _by_host(said: Iterable[tuple[str, str]]) -> list[str]:
+def _by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
     """Return each text once, with its hosts if the hosts' texts differ."""
     hosts: dict[str, dict[str, None]] = {}
-    for host, text in said:
+    for host, text in texts:
         hosts.setdefault(text, {})[host] = None
     return [
         text if len(hosts) == 1 else f"{text} ({', '.join(places)})"

@@ -127,6 +127,7 @@ class _Column:
             return
         narrowest = max(self._cells_width, *(len(word) for _, word in _words(self.text)), 1)
         for width in range(narrowest, len(self.text)):
+            # The narrowest width that still gives two lines: words decide, so try each.
             folded = wrapped(self.text, width)
             if len(folded) <= HEADING_LINES:
                 self.heading = folded
@@ -148,6 +149,7 @@ def _parts(block: Block, columns: Sequence[_Column], width: int) -> list[list[in
     """Return the numbers of the columns of each part."""
     if _width(columns) <= width:
         return [list(range(len(columns)))]
+    # Cheapest first: two lines of headings, then narrower keys, then several parts.
     for column in columns:
         column.fold_heading()
     if _width(columns) <= width:
@@ -158,6 +160,8 @@ def _parts(block: Block, columns: Sequence[_Column], width: int) -> list[list[in
     for number, column in enumerate(columns):
         if number not in keys:
             column.shrink(room)
+    # Parts that repeat the fewest columns are narrow; parts that repeat all leading ones read
+    # better. So the latter win unless they need more parts.
     by_keys = _partition(columns, keys, block.breaks, width)
     leading = list(range(block.leading))
     widest = max((each.width for each in columns[block.leading :]), default=0)
@@ -198,6 +202,7 @@ def _partition(
         if number in repeated:
             continue
         wider = sorted([*parts[-1], number])
+        # A part holds at least one column of its own, however wide that is.
         full = number in breaks or _width([columns[each] for each in wider]) > width
         if full and len(parts[-1]) > len(repeated):
             wider = sorted([*repeated, number])

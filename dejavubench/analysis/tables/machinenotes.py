@@ -26,6 +26,7 @@ def _ceilings(run: Run) -> list[Note]:
         if known is None or (
             item.value < known.value if item.unit == "us" else item.value > known.value
         ):
+            # Of all ranks and points the best: a ceiling is what the machine can do.
             best[item.name, item.durability] = item
     if not best:
         return []
@@ -120,8 +121,8 @@ def _hosts(run: Run) -> list[Note]:
     words = [f"{', '.join(ranks_of_host)} on {host}" for host, ranks_of_host in ranks.items()]
     words += [f"{mode} to {peer}" for mode in external for peer in peers]
     link = run.header.experiment.get("link")
-    said = f"; link between them: {link}" if link else ""
-    note = HOSTS.note(f"hosts: {'; '.join(words)}{said}")
+    link_text = f"; link between them: {link}" if link else ""
+    note = HOSTS.note(f"hosts: {'; '.join(words)}{link_text}")
     return [note] if len(ranks) > 1 or link else []
 
 
@@ -130,6 +131,7 @@ def _staging(run: Run) -> list[Note]:
     for where, bound in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
         largest: dict[str, int] = {}
         for _, info in run.of(RankInfo):
+            # Ranks of one role may hold different layers, so the largest bounds them all.
             largest[info.role] = max(largest.get(info.role, 0), getattr(info, bound))
         words += [f"{nbytes(size)} per {role}{where}" for role, size in largest.items() if size]
     return [STAGING.note(f"staging memory, at most: {', '.join(words)}")] if words else []

@@ -125,6 +125,7 @@ def _texts(parts: Mapping[str, PartRow]) -> list[str]:
         row = parts.get(part)
         if row is None:
             texts.append("–")
+        # Wait and drain need no interval of their own: a clock measured them.
         elif part in MEASURED:
             texts.append(f"{row.part_pct:.2f}")
         else:

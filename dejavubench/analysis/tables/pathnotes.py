@@ -41,6 +41,7 @@ def _notes(data: RunData) -> list[Note]:
 
 def _broken(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
     info, where = info_of(run, arm), hosts_of(run, arm)
+    # Two ranks on one GPU: the name promises two GPUs, so it promises nothing here.
     if info is None or loopback_of(run, arm) is not None:
         return
     promised = info.crossing
@@ -50,6 +51,7 @@ def _broken(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
             f"interfaces between hosts carried {share} of the bytes of {arm.name} ({path}), "
             f"but {arm.mode} between two hosts should use them for all"
         )
+    # "some on the same host" gives no promise either way.
     if where not in ON_ONE_HOST or promised.on_one_host is None:
         return
     if promised.on_one_host and path.network_share < MOST_OF_IT:

@@ -19,6 +19,7 @@ def _notes(run: Run) -> list[Note]:
     for point, series in stats.totals_by_arm(item for _, item in run.of(Iteration)).items():
         arms = _arms(run, point)
         width = stats.half_width_of(series, arms)
+        # No arms left: all were skipped or failed, and other notes say so.
         if not arms or (width is not None and width <= asked):
             continue
         known = "no interval" if width is None else f"±{100 * width:.2g} %"

@@ -45,6 +45,7 @@ def why_rows_are_empty(rows: list[Row]) -> list[Note]:
     places_by_reason: dict[tuple[str, str | None], list[str | int]] = {}
     for point, rows_of_point in points.items():
         reasons = [None if row.ok else (row.status, row.reason) for row in rows_of_point]
+        # All arms for one reason: the point's name is enough.
         whole = reasons[0] is not None and point is not None and len(set(reasons)) == 1
         for row, reason in zip(rows_of_point, reasons, strict=True):
             places = places_by_reason.setdefault(reason, []) if reason is not None else []
@@ -70,6 +71,7 @@ def _joined(places: list[str | int], names: list[str]) -> list[str]:
         if isinstance(first, str):
             words.append(first)
         else:
+            # Numbers that rise by one with their places are a range.
             while last + 1 < len(places) and places[last + 1] == first + last + 1 - start:
                 last += 1
             group = names[first : first + last - start + 1]
@@ -157,6 +159,7 @@ def _noise_floor(floors: dict[str | None, Row]) -> Note:
         for row in floors.values()
         if row.overhead.noise_floor_pct is not None
     )
+    # Points would fill lines; the column overhead % holds the floor of each.
     low, high = signed_percent(medians[0]), signed_percent(medians[-1])
     return NOISE_FLOOR.note(
         f"noise floor (none#2 against none): medians from {low} to {high} % over {len(floors)} "

@@ -55,9 +55,10 @@ def run_rows(
     hosts = host_rounds(run) if hosts is None else hosts
     rows = []
     for point in run.header.points:
-        whole = point.skipped or reasons.get((point.id, None))
+        # A point is skipped in the header, before the run, or by a record without an arm.
+        point_reason = point.skipped or reasons.get((point.id, None))
         for arm in run.header.arms:
-            skipped = whole or reasons.get((point.id, arm.name))
+            skipped = point_reason or reasons.get((point.id, arm.name))
             rows.append(_row(run, hosts, points[point.id], arm, skipped))
     return rows
 
@@ -78,6 +79,7 @@ def _row(
         settings=None if run.header.settings is None else " ".join(run.header.settings),
     )
     samples = point.arms.get(arm.name)
+    # The order matters: an arm that failed a check has rounds, too, but must not show them.
     if skipped is not None:
         row.status, row.reason = "SKIPPED", skipped
     elif samples is not None and (why := samples.why_failed) is not None:
@@ -252,6 +254,7 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     rates = StreamRates(hidden_pct=_hidden(point, samples))
     total, nbytes = median_of(samples.times.total), median_of(samples.stream.nbytes)
     if total and nbytes:
+        # Bytes per ms / 10⁶ = GB/s.
         rates.total_gb_per_s = nbytes / total / 1e6
     info = info_of(run, samples.arm)
     name, durability = info.ceiling if info else None, samples.arm.durability
@@ -270,11 +273,13 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
 def _speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     """Hold the model alone against the machine, unless stages of a pipeline take turns."""
     speed = Speed()
+    # With a pipeline, prompt_ms is no time of computing alone: stages wait for each other.
     if point.point.pipeline_para_size > 1:
         return speed
     least, point_id = work(run, point.point), point.point.id
     prompt, token = median_of(samples.times.prompt), median_of(samples.times.token)
     if prompt:
+        # Operations per ms / 10⁶ = GFLOP/s, the unit of the ceiling.
         gflop_per_s = least.prompt_flop / prompt / 1e6
         speed.prompt_tflop_per_s = gflop_per_s / 1e3
         speed.prompt_share_pct = share_of_ceiling(run, "matmul", point_id, gflop_per_s, "GFLOP/s")
@@ -295,8 +300,10 @@ def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
     overhead = stats.paired_overhead(samples.times.total, baselines)
     if samples.alone is None or floor is None or overhead is None or floor.samples < 2:
         return None
+    # Of both baselines' rounds together, as the overhead is over both.
     none_ms = stats.estimate(value for series in baselines for value in series.values()).median
     alone_ms = samples.alone.ms
     if alone_ms <= none_ms * stats.noise_reach(floor.low, floor.high):
         return None
+    # T_arm − T_none = overhead · T_none.
     return 100 * (1 - overhead.median * none_ms / alone_ms)

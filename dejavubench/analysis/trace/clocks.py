@@ -40,6 +40,7 @@ class RankClock:
     @property
     def error_ns(self) -> int:
         """The larger error of both measurements."""
+        # The worse of both bounds the times between them.
         errors = [each.error_ns for each in (self.start, self.end) if each is not None]
         return 0 if self.own else max(errors, default=0)
 
@@ -49,6 +50,7 @@ class RankClock:
             return at_ns
         offset = float(self.start.offset_ns)
         if self.end is not None and self.end.at_ns > self.start.at_ns:
+            # The drift is taken as even, so the offset lies on a line between both measurements.
             passed = (at_ns - self.start.at_ns) / (self.end.at_ns - self.start.at_ns)
             offset += passed * (self.end.offset_ns - self.start.offset_ns)
         return at_ns + round(offset)
