@@ -58,7 +58,7 @@ class Iterations:
         """
         if arm.name in self.failures.names:
             return
-        scenario = self._scenarios.of(arm)
+        scenario = self._scenarios.part_of(arm)
         self.mark("prepare", arm)
         if not self.prepared(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
@@ -118,7 +118,7 @@ class Iterations:
 
     def has_failed(self, arm: Arm) -> bool:
         """Return whether the arm's streaming failed in this iteration, here or elsewhere."""
-        return self.failures.fails(arm, self._scenarios.of(arm).failure(arm))
+        return self.failures.fails(arm, self._scenarios.part_of(arm).failure(arm))
 
     def _pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""
@@ -131,7 +131,7 @@ class Iterations:
 
     def _note_failure(self, arm: Arm, rank: int, why: str) -> None:
         """Take the arm out from now on; what was measured of the others stays."""
-        self._scenarios.of(arm).close_failed(arm)
+        self._scenarios.part_of(arm).close_failed(arm)
         if self._rank == 0:
             self._recorder.write(
                 records.ArmFailure(

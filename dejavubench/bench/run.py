@@ -117,7 +117,7 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
     else:  # a sink without a model records nothing of loading; it waits for the others
         liveness.begin_phase(f"load, point {point.id}")
     with liveness.during(liveness.PATIENT):  # however long it takes, here or on another host
-        model = models.of(point) if context.computes else None
+        model = models.loaded(point) if context.computes else None
         sleeping_barrier(context.ranks.world, "load")
     return model
 

@@ -221,7 +221,7 @@ class DeviceExtents:
         if step <= self._schedule.steps:
             self._ahead = {step: self._find(step)}
 
-    def of(self, step: int) -> Sequence[memoryview]:
+    def of_step(self, step: int) -> Sequence[memoryview]:
         """Return the extents of a step whose keys and values are in place.
 
         With ``each_complete``, an extent is copied when an iteration comes to it. Without, all of

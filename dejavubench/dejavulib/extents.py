@@ -28,7 +28,7 @@ class StepExtents(Protocol):
     def prepare(self, step: int) -> None:
         """Find the extents of a step ahead of time."""
 
-    def of(self, step: int) -> Sequence[Any]:
+    def of_step(self, step: int) -> Sequence[Any]:
         """Return the extents of a step, in packed order."""
 
 
@@ -67,7 +67,7 @@ class ExtentViews:
         if len(self._kept) <= step <= self._schedule.steps:
             self._ahead = {step: self._cut(step)}
 
-    def of(self, step: int) -> list[memoryview]:
+    def of_step(self, step: int) -> list[memoryview]:
         """Return the views of a step, in packed order."""
         if step < len(self._kept):
             return self._kept[step]
@@ -126,7 +126,7 @@ class ExtentAddresses:
         if len(self._kept) <= step <= self._schedule.steps:
             self._ahead = {step: self._find(step)}
 
-    def of(self, step: int) -> list[tuple[int, int]]:
+    def of_step(self, step: int) -> list[tuple[int, int]]:
         """Return (address, bytes) of each extent of a step, in packed order."""
         if step < len(self._kept):
             return self._kept[step]

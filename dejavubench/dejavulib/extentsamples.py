@@ -57,8 +57,8 @@ class _SampledSteps:
     def prepare(self, step: int) -> None:
         self._extents.prepare(step)
 
-    def of(self, step: int) -> Sequence[Any]:
-        extents, first_number = self._extents.of(step), self._sampler.seen
+    def of_step(self, step: int) -> Sequence[Any]:
+        extents, first_number = self._extents.of_step(step), self._sampler.seen
         self._sampler.seen += len(extents)
         return _Sampled(extents, self._sampler, step, first_number)
 

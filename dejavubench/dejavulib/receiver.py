@@ -233,7 +233,7 @@ class CacheReceiver:
         chunk = next(self._chunks, None)
         if chunk is not None:
             assert self._extents is not None
-            extents, each_complete = self._extents.of(chunk.step), self._level.each_complete
+            extents, each_complete = self._extents.of_step(chunk.step), self._level.each_complete
             request = self._endpoint.receive_extents(self.stream, extents, each_complete)
             self._coming.append(_Coming(request, chunk, None, len(extents)))
 

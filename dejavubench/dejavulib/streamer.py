@@ -298,7 +298,7 @@ def _move_extents(destination: Destination, transfer: Transfer) -> None:
         # Whoever reads single extents does not wait for the event, so this thread does.
         transfer.ready.synchronize()
     _announce(destination, transfer)
-    extents = planned.extents.of(planned.chunk.step)
+    extents = planned.extents.of_step(planned.chunk.step)
     transfer.stamp(GATHERED)
     destination.flush_extents(planned.stream, planned.chunk, extents, planned.each_complete)
     transfer.stamp(POSTED)

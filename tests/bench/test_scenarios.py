@@ -38,18 +38,18 @@ def test_every_scenario_that_arms_can_name_is_registered() -> None:
 
 def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
     scenarios = scenarios_of(a_sink())
-    assert scenarios.of(BASELINE) is scenarios.of(STREAMING)
-    assert type(scenarios.of(STREAMING)) is PlainSink
-    assert type(scenarios.of(SWAPPING)) is SwapSink
+    assert scenarios.part_of(BASELINE) is scenarios.part_of(STREAMING)
+    assert type(scenarios.part_of(STREAMING)) is PlainSink
+    assert type(scenarios.part_of(SWAPPING)) is SwapSink
     assert scenarios.all([BASELINE, SWAPPING, STREAMING]) == [
-        scenarios.of(BASELINE),
-        scenarios.of(SWAPPING),
+        scenarios.part_of(BASELINE),
+        scenarios.part_of(SWAPPING),
     ]
 
 
 def test_a_hand_over_gives_sinks_a_model() -> None:
     handed_over = Arm("mpi@3", "mpi", "3", scenario="handover")
-    assert type(scenarios_of(a_sink()).of(handed_over)) is HandoverSink
+    assert type(scenarios_of(a_sink()).part_of(handed_over)) is HandoverSink
     assert registry.sinks_compute([handed_over])
     assert not registry.sinks_compute([BASELINE, STREAMING, SWAPPING])
 

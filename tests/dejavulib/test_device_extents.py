@@ -56,7 +56,7 @@ def test_each_extent_is_copied_and_waited_for_when_the_iteration_comes_to_it(
     extents = DeviceExtents(cache, schedule, True, BounceBuffer())
     for step in range(STEPS + 1):
         expected = extent_views(cache, schedule.extents(step))
-        found = extents.of(step)
+        found = extents.of_step(step)
         runtime.calls.clear()
         assert len(found) == len(expected)
         assert not runtime.calls  # nothing is copied before it is asked for
@@ -77,7 +77,7 @@ def test_batched_extents_are_all_copied_then_waited_for_once(runtime: Runtime) -
     for step in range(STEPS + 1):
         expected = extent_views(cache, schedule.extents(step))
         runtime.calls.clear()
-        found = extents.of(step)
+        found = extents.of_step(step)
         assert runtime.calls == ["copy"] * len(expected) + ["wait"]
         assert [bytes(view) for view in found] == [bytes(view) for view in expected]
         extents.prepare(step + 1)

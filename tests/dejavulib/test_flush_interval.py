@@ -137,12 +137,12 @@ def test_extents_are_found_ahead_for_the_next_group(
     for step in leaving(2):
         expected = b"".join(views._cut(step))
         assert len(expected) == schedule.step_nbytes(step)
-        assert b"".join(views.of(step)) == expected
-        assert addresses.of(step) == addresses._find(step)
+        assert b"".join(views.of_step(step)) == expected
+        assert addresses.of_step(step) == addresses._find(step)
         views.prepare(schedule.step_after(step))
         addresses.prepare(schedule.step_after(step))
         assert kept or list(views._ahead) == ([schedule.step_after(step)] if step < 3 else [3])
-    assert (views.of(1), addresses.of(1)) == ([], [])  # nothing leaves at its end
+    assert (views.of_step(1), addresses.of_step(1)) == ([], [])  # nothing leaves at its end
 
 
 # ---- lag and waits ----
@@ -387,10 +387,10 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
 
 def test_the_offer_of_interval_1_is_the_text_that_older_sinks_take() -> None:
     stream = Stream(0, schedule_of(1))
-    assert "flush_interval" not in TCPOffer.of([stream], torch.int16).text()
+    assert "flush_interval" not in TCPOffer.for_streams([stream], torch.int16).text()
     for interval in INTERVALS:
         stream = Stream(0, schedule_of(interval, CUT_LAYERS))
-        offer = read_offer(TCPOffer.of([stream], torch.int16).text())
+        offer = read_offer(TCPOffer.for_streams([stream], torch.int16).text())
         (there,) = schedules(offer).values()
         for level in LEVELS.values():
             assert list(there.all_chunks(level)) == list(stream.schedule.all_chunks(level))
@@ -398,7 +398,7 @@ def test_the_offer_of_interval_1_is_the_text_that_older_sinks_take() -> None:
 
 @pytest.mark.parametrize("interval", [0, -1, 1 << 32])
 def test_an_offer_with_an_impossible_interval_is_refused(interval: int) -> None:
-    offer = json.loads(TCPOffer.of([Stream(0, schedule_of(2))], torch.int16).text())
+    offer = json.loads(TCPOffer.for_streams([Stream(0, schedule_of(2))], torch.int16).text())
     offer["streams"][0]["flush_interval"] = interval
     with pytest.raises(ValueError, match=r"offer: streams\.0\.flush_interval: "):
         read_offer(json.dumps(offer))

@@ -349,7 +349,7 @@ def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
     addresses = ExtentAddresses(cache, schedule)
     for step in range(STEPS + 1):
         addresses.prepare(step)
-        found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of(step)]
+        found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)]
         assert found == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
 
 
@@ -359,10 +359,10 @@ def test_addresses_that_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dejavubench.dejavulib.extents.ADDRESSES_KEPT", 1)
     computed = ExtentAddresses(cache, schedule_of(cache.geometry))
     for step in (2, 0, 3):
-        assert computed.of(step) == kept.of(step)
+        assert computed.of_step(step) == kept.of_step(step)
     computed.prepare(STEPS)
     computed.prepare(STEPS + 1)
-    assert computed.of(STEPS) == kept.of(STEPS)
+    assert computed.of_step(STEPS) == kept.of_step(STEPS)
 
 
 def one_stream(

@@ -281,5 +281,5 @@ def test_a_pickled_schedule_gives_the_same_addresses_elsewhere() -> None:
     told_schedule, bases = pickle.loads(pickle.dumps((schedule, Bases.of(cache))))
     here, there = ExtentAddresses(cache, schedule), ExtentAddresses(bases, told_schedule)
     for step in range(schedule.steps + 1):
-        assert there.of(step) == here.of(step)
+        assert there.of_step(step) == here.of_step(step)
     assert pickle.loads(pickle.dumps(Span(2, 5))) == Span(2, 5)

@@ -285,7 +285,7 @@ def why_refused(wire: Wire, text: str) -> str:
 
 def announced(**changes: object) -> str:
     """The small stream's offer with some of its geometry changed."""
-    offer = TCPOffer.of([small_stream()], torch.int16).model_dump(mode="json")
+    offer = TCPOffer.for_streams([small_stream()], torch.int16).model_dump(mode="json")
     for key, value in changes.items():
         of_stream = isinstance(value, list) or key in ("input_len", "slot_nbytes", "more")
         (offer["streams"][0] if of_stream else offer if key == "dtype" else offer["geometry"])[
@@ -296,7 +296,7 @@ def announced(**changes: object) -> str:
 
 def test_an_offer_is_the_same_at_both_ends() -> None:
     streams = [small_stream(KVLayout.FT, CUT_LAYERS)]
-    found = schedules(read_offer(TCPOffer.of(streams, torch.int16).model_dump_json()))
+    found = schedules(read_offer(TCPOffer.for_streams(streams, torch.int16).model_dump_json()))
     assert {0: vars(streams[0].schedule)} == {
         number: vars(schedule) for number, schedule in found.items()
     }

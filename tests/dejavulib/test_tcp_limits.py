@@ -268,7 +268,9 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
         on_sink.extent(0, 2)
 
     objects = (
-        TCPOffer.of([Stream(0, schedule)], torch.int16).nbytes - geometry.nbytes - CONNECTION_NBYTES
+        TCPOffer.for_streams([Stream(0, schedule)], torch.int16).nbytes
+        - geometry.nbytes
+        - CONNECTION_NBYTES
     )
     assert peak(every_way) < objects
 
@@ -303,7 +305,7 @@ def test_offsets_equal_the_librarys_extents(
     schedule = schedule_of(geometry, slot, replace(geometry.whole, heads=Span(1, 2)))
     for step in range(schedule.steps + 1):
         found = [bytes(place) for place in places.extent_places(cache, iter(schedule.atoms(step)))]
-        assert found == [bytes(view) for view in ExtentViews(cache, schedule).of(step)]
+        assert found == [bytes(view) for view in ExtentViews(cache, schedule).of_step(step)]
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))

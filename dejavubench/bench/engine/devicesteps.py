@@ -26,7 +26,7 @@ class DeviceSteps:
     def __init__(self, model: GPT, caches: Sequence[KVCache], samplers: list[Sampler]) -> None:
         self._model, self.ahead = model, model.is_first_stage and model.is_last_stage
         self._ubatches = [
-            _OnDevice.of(model, cache, sampler)
+            _OnDevice.captured(model, cache, sampler)
             for cache, sampler in zip(caches, samplers, strict=True)
         ]
 
@@ -121,7 +121,7 @@ class _OnDevice:
     begun: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)
 
     @classmethod
-    def of(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _OnDevice:
+    def captured(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _OnDevice:
         """Capture the microbatch's decode step."""
         from dejavubench.models.backends.cuda.graph import DecodeGraph
 

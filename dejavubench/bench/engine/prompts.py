@@ -31,7 +31,7 @@ class Prompts:
     prompt_start: Tensor | None = None
 
     @classmethod
-    def of(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
+    def padded(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
         """Pad prompts of up to ``input_len`` tokens."""
         # On the left, so that the last prompt token, whose logits choose the first new one, has the
         # same position in every request.
@@ -57,7 +57,7 @@ def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...])
     if given:
         requests = list(islice(cycle(given), ubatches * size))
         return [
-            Prompts.of([requests[n] for n in of_ubatch.tolist()], of_ubatch, point.input_len)
+            Prompts.padded([requests[n] for n in of_ubatch.tolist()], of_ubatch, point.input_len)
             for of_ubatch in numbers
         ]
     generator = torch.Generator().manual_seed(seed)

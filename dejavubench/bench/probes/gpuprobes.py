@@ -102,7 +102,7 @@ class DeviceProbes:
         self._to = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         self._blocks = properties.multi_processor_count * READ_BLOCKS
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
-        self._products = _Products.of(device, dtype, free // SHARE)
+        self._products = _Products.within(device, dtype, free // SHARE)
         layers = gather_layers(geometry, input_len, properties.L2_cache_size, free, nbytes)
         self._gathers = _Gathers.of(device, dtype, geometry, input_len, layers) if layers else None
         self._way = WayToHost(device, model)
@@ -225,7 +225,7 @@ class _Products:
     works: dict[int, Callable[[], object]]
 
     @classmethod
-    def of(cls, device: torch.device, dtype: torch.dtype, room: int) -> _Products:
+    def within(cls, device: torch.device, dtype: torch.dtype, room: int) -> _Products:
         """Those whose three matrices take no more than ``room`` bytes; the smallest in any case."""
         works: dict[int, Callable[[], object]] = {}
         for side in MATMUL_SIDES:

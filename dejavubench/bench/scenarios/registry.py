@@ -46,7 +46,7 @@ class Scenarios:
         self._make = make
         self._made: dict[Scenario, ScenarioPart] = {}
 
-    def of(self, arm: Arm) -> ScenarioPart:
+    def part_of(self, arm: Arm) -> ScenarioPart:
         """Return the scenario that the arm goes through."""
         name = arm.scenario
         if name not in self._made:
@@ -55,7 +55,7 @@ class Scenarios:
 
     def all(self, arms: Sequence[Arm]) -> list[ScenarioPart]:
         """Return each scenario that some arm goes through, in the same order on every rank."""
-        return list(dict.fromkeys(map(self.of, arms)))
+        return list(dict.fromkeys(map(self.part_of, arms)))
 
     def close(self) -> None:
         for scenario in self._made.values():

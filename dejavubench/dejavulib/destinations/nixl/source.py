@@ -96,7 +96,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
     ) -> None:
         """Write extents, given as (address, bytes), into their place in the sink's cache."""
         sending = self._add(stream)
-        places = self._remote_extents_of(stream).of(chunk.step)
+        places = self._remote_extents_of(stream).of_step(chunk.step)
         self._await_buffer(stream, chunk, sending.number)
         if each_complete:
             writes = self.agent.write_each(stream, extents, places)

@@ -74,7 +74,7 @@ class TCPOffer(_Strict):
     streams: Annotated[tuple[_Stream, ...], Field(min_length=1, max_length=MOST_STREAMS)]
 
     @classmethod
-    def of(cls, streams: list[Stream], dtype: torch.dtype) -> TCPOffer:
+    def for_streams(cls, streams: list[Stream], dtype: torch.dtype) -> TCPOffer:
         """Return the offer of streams whose caches have one geometry.
 
         Raises:

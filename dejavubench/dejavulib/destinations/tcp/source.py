@@ -57,7 +57,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         super().__init__()
         self._checksums = checksums
         try:
-            offer = TCPOffer.of(streams, dtype)
+            offer = TCPOffer.for_streams(streams, dtype)
         except ValidationError as error:
             raise RefusedError(
                 f"no sink takes such caches: {error.errors(include_url=False)[0]['msg']}"
