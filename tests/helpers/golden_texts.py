@@ -31,7 +31,7 @@ MACHINES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/records")))
 def made(machine: str) -> dict[str, str]:
     """Return by name the tables, csv, json and figures' data of one machine's runs.
 
-    Notes and headings are written for people and may change; they are left out.
+    Notes, answers in words and headings are written for people and may change; they are left out.
     """
     runs = runs_of(machine)
     reports = [report_of(run) for run in runs]
@@ -115,6 +115,9 @@ def _without_notes(text: str) -> str:
     documents = json.loads(text)
     for document in documents:
         document["notes"] = []
+        for row in document["answers"]:
+            for key in ("sentence", "limit_evidence", "limit_remedy"):
+                del row[key]
         document["header"]["path"] = document["header"]["path"].removeprefix(f"{RESULTS}/")
     return json.dumps(documents, indent=2, ensure_ascii=False)
 

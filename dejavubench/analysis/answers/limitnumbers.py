@@ -5,6 +5,9 @@ from __future__ import annotations
 from dejavubench.analysis.answers.evidence import Evidence
 from dejavubench.analysis.numbertexts import counted, ms, nbytes, rate, signed_percent
 
+SLOW_GB_PER_S = 0.1
+"""Rates below it are written in MB/s."""
+
 NEARLY_ALL = 0.9
 """Share of a wait from which it is called by one name: wait, or drain."""
 
@@ -20,14 +23,16 @@ def _lost_text(e: Evidence) -> str:
         words = "drain"
     elif e.cost.drain <= (1 - NEARLY_ALL) * e.cost.lost:
         words = "wait"
-    return f"{words} {ms(e.cost.waiting)} of {ms(e.cost.total)} ms"
+    return f"{ms(e.cost.waiting)} of its {ms(e.cost.total)} ms are {words}"
 
 
 def rates(e: Evidence) -> str:
     stream = e.stream
     if stream.overlapped and stream.alone_ms is not None:
         text = _speed(stream.nbytes, stream.alone_ms)
-        bound = f" ({stream.ceiling} {rate(stream.ceiling_gb_per_s, 2)})" if stream.ceiling else ""
+        bound = ""
+        if stream.ceiling and stream.ceiling_gb_per_s:
+            bound = f" ({stream.ceiling}: {_rate(stream.ceiling_gb_per_s)})"
         took = f"the stream alone takes {ms(stream.alone_ms)} ms{text}{bound}"
         return f"{took}, a request {ms(e.cost.request)} ms"
     least = stream.least_ms or 0.0
@@ -36,7 +41,13 @@ def rates(e: Evidence) -> str:
 
 
 def _speed(size: float, time: float) -> str:
-    return f" at {rate(size / time / 1e6, 2)} GB/s"
+    return f" at {_rate(size / time / 1e6)}"
+
+
+def _rate(gb_per_s: float) -> str:
+    if gb_per_s < SLOW_GB_PER_S:
+        return f"{1e3 * gb_per_s:.3g} MB/s"
+    return f"{rate(gb_per_s, 2)} GB/s"
 
 
 def part(e: Evidence) -> str:
@@ -56,7 +67,7 @@ def part(e: Evidence) -> str:
     words += f", {ms(us / 1e3)} ms per {nbytes(size)}"
     if e.chunks.mostly_fixed:
         return f"{words}, of it {ms((fixed or 0.0) / 1e3)} ms whatever the size"
-    return f"{words} ({rate(size / us / 1e3, 2)} GB/s)"
+    return f"{words} ({_rate(size / us / 1e3)})"
 
 
 def extents(e: Evidence) -> str:
@@ -76,19 +87,20 @@ def _phases(e: Evidence) -> str:
         for phase, percent in (("prompt", e.cost.prompt_pct), ("tokens", e.cost.tokens_pct))
         if percent is not None
     ]
-    return f"{' and '.join(texts)} of their own time" if texts else ""
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _slower(e: Evidence) -> str:
-    return f"the model itself is slower by {ms(e.cost.slowed)} of {ms(e.cost.total)} ms"
+    slowed = f"{ms(e.cost.slowed)} of its {ms(e.cost.total)} ms"
+    return f"{slowed} are the model itself running slower{_phases(e)}"
 
 
 def sending(e: Evidence) -> str:
-    return f"{_slower(e)} while kernels send chunks ({e.stream.sending_kernels}); {_phases(e)}"
+    return f"{_slower(e)} while kernels send chunks ({e.stream.sending_kernels})"
 
 
 def gathering(e: Evidence) -> str:
-    return f"{_slower(e)} while a kernel gathers chunks; {_phases(e)}"
+    return f"{_slower(e)} while a kernel gathers chunks"
 
 
 def other_programs(e: Evidence) -> str:
@@ -124,8 +136,5 @@ def whereabouts(e: Evidence) -> str:
         if e.chunks is not None:
             return part(e)
         return f"{_lost_text(e)}; the records have no times of chunks"
-    words = [_slower(e)]
-    if e.cost.lost >= (1 - NEARLY_ALL) * e.cost.total:
-        words.append(f", {_lost_text(e)}")
-    phases = _phases(e)
-    return "".join([*words, f"; {phases}" if phases else ""])
+    lost = f"; {_lost_text(e)}" if e.cost.lost >= (1 - NEARLY_ALL) * e.cost.total else ""
+    return f"{_slower(e)}{lost}"

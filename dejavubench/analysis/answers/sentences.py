@@ -22,8 +22,8 @@ def _tokens(answer: ArmAnswer) -> str:
     if answer.token is None or answer.cost is None:
         return ""
     if answer.in_tokens:
-        noise = f"noise {reach_text(answer.token)}"
-        return f", but its tokens cost {with_range(answer.token)}, beyond their {noise}"
+        noise = f"their noise ({reach_text(answer.token)})"
+        return f", but its tokens cost {with_range(answer.token)}, beyond {noise}"
     more = answer.cost.more_rounds
     if answer.judgement not in UNSHOWN or more is None or answer.cost.estimate.median <= 0:
         return ""

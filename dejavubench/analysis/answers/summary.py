@@ -14,7 +14,7 @@ from itertools import groupby
 from dejavubench.analysis.answers.answers import ArmAnswer, RunAnswers
 from dejavubench.analysis.answers.differencetexts import reach_text, signed, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement
-from dejavubench.analysis.answers.limits import NOTHING
+from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.sentences import cost_sentence, limit_sentence, pair_sentence
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
@@ -177,10 +177,11 @@ def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
     several = len({each.point for each in arms}) > 1
     nothing = groups.pop(NOTHING, [])
     texts = []
-    for group in groups.values():
+    # Known limits come first.
+    for _, group in sorted(groups.items(), key=lambda item: item[0] == NOT_KNOWN):
         shown = _example(group)
         assert shown.limit is not None
-        names = list(dict.fromkeys(map(_name, group)))
+        names = _names(group)
         words = [f"numbers of {_name(shown)}"] if len(names) > 1 else []
         words += [f"at {labels[shown.point]}"] if several else []
         texts.append(limit_sentence(shown.limit, ", ".join(names), " ".join(words)))
@@ -195,6 +196,12 @@ def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
 
 def _name(answer: ArmAnswer) -> str:
     return f"{answer.arm} (tokens)" if answer.in_tokens else answer.arm
+
+
+def _names(group: Sequence[ArmAnswer]) -> list[str]:
+    """Return each arm once; with its tokens alone only if that holds at all points."""
+    whole = {each.arm for each in group if not each.in_tokens}
+    return list(dict.fromkeys(each.arm if each.arm in whole else _name(each) for each in group))
 
 
 def _example(group: Sequence[ArmAnswer]) -> ArmAnswer:

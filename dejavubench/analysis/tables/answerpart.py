@@ -11,7 +11,7 @@ from dejavubench.analysis.answers.judgement import Difference
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
 from dejavubench.analysis.answers.summary import summary
-from dejavubench.analysis.numbertexts import ms, nbytes
+from dejavubench.analysis.numbertexts import ms, nbytes, three_digits
 from dejavubench.analysis.tables.reportpart import PartContent, ReportPart, RunData
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.runrows import spread
@@ -144,7 +144,7 @@ def _of_model(rows: Sequence[Row]) -> list[str]:
 
 
 def _from_to(times: Sequence[float]) -> str:
-    return f"{_ends(map(ms, times))} ms"
+    return f"{_ends(map(three_digits, times))} ms"
 
 
 def _ends(texts: Iterable[str]) -> str:
